@@ -1,0 +1,1 @@
+"""Functions, serverless, on machines that you own."""

@@ -1,0 +1,255 @@
+"""The exceptions that Atoll raises, by who must act.
+
+Each error says what happened in its message, and what to do next in `hint`. `code` is stable: programs and
+other processes may rely on it. Between processes an error travels as data (`to_data`, `from_data`), never as a
+pickle, since the daemon does not unpickle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class AtollError(Exception):
+    """The root of every error that Atoll itself raises.
+
+    Args:
+        message: what happened; lower case, no full stop, values in backticks.
+        hint: the next step for who reads it; empty where there is none.
+        details: values of JSON's types that belong to the error (exit status, versions, paths).
+    """
+
+    code: ClassVar[str] = "atoll_error"
+
+    def __init__(self, message: str = "", *, hint: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.hint, self.details, self.__dict__)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the error as JSON-compatible data; `from_data` is its inverse."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "details": self.details}
+
+
+def _rebuild(
+    cls: type[AtollError], message: str, hint: str, details: dict[str, Any], state: dict[str, Any]
+) -> AtollError:
+    error = cls(message, hint=hint, **details)
+    error.__dict__.update(state)
+    return error
+
+
+# --- the caller's to mend ---------------------------------------------------------------------------------------
+
+
+class CallerError(AtollError):
+    """Something in the caller's program or input must change."""
+
+    code = "caller_error"
+
+
+class EnvironmentBuildError(CallerError):
+    """Requirements do not exist, conflict or fail to build; `log` has the builder's words."""
+
+    code = "environment_build"
+
+    @property
+    def log(self) -> str:
+        """The last lines that the builder printed."""
+        return str(self.details.get("log", ""))
+
+
+class SerializationError(CallerError):
+    """An argument, a result or an exception cannot travel between the processes."""
+
+    code = "serialization"
+
+
+class RemoteError(CallerError):
+    """The function raised an exception of a type that this process cannot import."""
+
+    code = "remote"
+
+    @property
+    def type_name(self) -> str:
+        """The qualified name of the exception's type, as the worker knows it."""
+        return str(self.details.get("type_name", ""))
+
+    @property
+    def traceback_text(self) -> str:
+        """The remote traceback, formatted where it happened."""
+        return str(self.details.get("traceback_text", ""))
+
+
+class WorkerDied(CallerError):
+    """The worker ended before it answered the call."""
+
+    code = "worker_died"
+
+    @property
+    def exit_status(self) -> int | None:
+        """The status that the worker exited with, or None when a signal ended it."""
+        status = self.details.get("exit_status")
+        return None if status is None else int(status)
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the worker, or None."""
+        number = self.details.get("signal")
+        return None if number is None else int(number)
+
+    @property
+    def last_output(self) -> str:
+        """The end of what the call printed."""
+        return str(self.details.get("last_output", ""))
+
+
+class OutOfMemory(WorkerDied):
+    """The worker used more memory than it may; limit and peak are in bytes."""
+
+    code = "out_of_memory"
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The limit that was enforced."""
+        limit = self.details.get("limit_bytes")
+        return None if limit is None else int(limit)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that was measured."""
+        peak = self.details.get("peak_bytes")
+        return None if peak is None else int(peak)
+
+
+class CallTimeout(CallerError, TimeoutError):
+    """The call took longer than its `timeout`."""
+
+    code = "call_timeout"
+
+
+class CallCancelled(CallerError):
+    """The call was cancelled after it had started."""
+
+    code = "call_cancelled"
+
+
+class PythonVersionMismatch(CallerError):
+    """A pickled function cannot run on another minor version of Python than its caller's."""
+
+    code = "python_version_mismatch"
+
+
+class ResourcesUnavailable(CallerError):
+    """The call asks for more than this host can ever give it."""
+
+    code = "resources_unavailable"
+
+
+class SyncError(CallerError, OSError):
+    """A directory could not be mirrored; the target is as it was."""
+
+    code = "sync"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class SourceNotFound(SyncError, FileNotFoundError):
+    """The directory to upload does not exist."""
+
+    code = "sync_source_not_found"
+
+
+class QuotaExceeded(CallerError, OSError):
+    """The volume would grow over what its user may store."""
+
+    code = "quota_exceeded"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+# --- the operator's to mend -------------------------------------------------------------------------------------
+
+
+class OperatorError(AtollError):
+    """The machine, its disk or its permissions must change."""
+
+    code = "operator_error"
+
+
+class SandboxUnavailable(OperatorError):
+    """No sandbox can be made here: no bwrap, or no user namespaces."""
+
+    code = "sandbox_unavailable"
+
+
+class DiskFull(OperatorError, OSError):
+    """The state or the volume has no space left."""
+
+    code = "disk_full"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class StateUnusable(OperatorError, OSError):
+    """The state below `ATOLL_HOME` cannot be read or written."""
+
+    code = "state_unusable"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class HostUnreachable(OperatorError, ConnectionError):
+    """The daemon or the server does not answer."""
+
+    code = "host_unreachable"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class ProtocolMismatch(OperatorError):
+    """The two sides speak versions that are too far apart."""
+
+    code = "protocol_mismatch"
+
+
+# --- ours to mend -----------------------------------------------------------------------------------------------
+
+
+class InternalError(AtollError):
+    """Atoll broke its own promise; please report it with the details."""
+
+    code = "internal"
+
+
+def _subclasses(root: type[AtollError]) -> list[type[AtollError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _subclasses(child))]
+
+
+_BY_CODE = {cls.code: cls for cls in _subclasses(AtollError)}
+
+
+def from_data(data: dict[str, Any]) -> AtollError:
+    """Rebuild an error from `AtollError.to_data`; an unknown code gives an `InternalError` that names it."""
+    code = data.get("code")
+    cls = _BY_CODE.get(code) if isinstance(code, str) else None
+    message = str(data.get("message", ""))
+    details = data.get("details")
+    details = {str(name): value for name, value in details.items()} if isinstance(details, dict) else {}
+    details.pop("message", None)
+    details.pop("hint", None)
+    if cls is None:
+        return InternalError(f"unknown error `{code}`: {message}", hint="upgrade the older side", **details)
+    return cls(message, hint=str(data.get("hint", "")), **details)

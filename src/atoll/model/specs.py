@@ -1,0 +1,218 @@
+"""What a function asks for, as values: its environment, and the worker that may run it.
+
+All of them turn into JSON-compatible data and back (`to_data`, `from_data`), since the daemon receives them from
+clients that it does not trust: `from_data` checks every type and raises `ValueError` with the field's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+NETWORKS = ("host",)
+"""The network policies that a sandbox can have so far."""
+
+
+def _text(data: Mapping[str, Any], name: str, default: str = "") -> str:
+    value = data.get(name, default)
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"`{name}` must be text without NUL")
+    return value
+
+
+def _texts(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = data.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+        raise ValueError(f"`{name}` must be a list of texts")
+    return tuple(value)
+
+
+def _pairs(data: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
+    value = data.get(name, {})
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(item, str) and "\0" not in key + item for key, item in value.items()
+    ):
+        raise ValueError(f"`{name}` must map texts to texts")
+    return tuple(sorted(value.items()))
+
+
+def _seconds(data: Mapping[str, Any], name: str, default: float) -> float:
+    value = data.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError(f"`{name}` must be a number of seconds of at least 0")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """The environment that a function asks for, before anything is resolved.
+
+    Args:
+        kind: `virtualenv`.
+        requirements: PEP 508 strings, pip options such as `--index-url URL`, absolute local paths, VCS addresses;
+            in the caller's order, without those that the sandbox itself satisfies.
+        python_version: the version asked for (`3.11`, `3.11.7`); empty means the interpreter below.
+        interpreter: absolute path of the caller's base interpreter; the one to use when its version fits.
+        index: the caller's variables that decide where packages come from (`settings.INDEX_VARIABLES`). They may
+            hold credentials: kept in memory, never written or logged.
+    """
+
+    kind: str = "virtualenv"
+    requirements: tuple[str, ...] = ()
+    python_version: str = ""
+    interpreter: str = ""
+    index: tuple[tuple[str, str], ...] = ()
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "requirements": list(self.requirements),
+            "python_version": self.python_version,
+            "interpreter": self.interpreter,
+            "index": dict(self.index),
+        }
+
+    @classmethod
+    def from_data(cls, data: Any) -> EnvironmentSpec:
+        if not isinstance(data, dict):
+            raise ValueError("`environment` must be an object")
+        kind = _text(data, "kind", "virtualenv")
+        if kind != "virtualenv":
+            raise ValueError(f"`kind` must be `virtualenv`, is `{kind}`")
+        interpreter = _text(data, "interpreter")
+        if interpreter and not interpreter.startswith("/"):
+            raise ValueError("`interpreter` must be an absolute path")
+        return cls(
+            kind, _texts(data, "requirements"), _text(data, "python_version"), interpreter, _pairs(data, "index")
+        )
+
+
+@dataclass(frozen=True)
+class SandboxKey:
+    """What makes two calls share a sandbox: one user, one environment, one view of the machine.
+
+    Args:
+        user: the owner's name.
+        environment: the environment's key.
+        network: one of `NETWORKS`.
+        mounts: pairs of the path inside and the host's directory, shown read-only.
+    """
+
+    user: str
+    environment: str
+    network: str = "host"
+    mounts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerKey:
+    """What makes two calls share a worker: the sandbox, the variables, and the version of the project's modules.
+
+    Args:
+        sandbox: where the worker lives.
+        env: environment variables of the call, sorted by name.
+        sources: digest of the project modules that the worker has imported or may import; empty for none.
+    """
+
+    sandbox: SandboxKey
+    env: tuple[tuple[str, str], ...] = ()
+    sources: str = ""
+
+
+@dataclass(frozen=True)
+class LeaseSpec:
+    """What a client asks the daemon for: a worker that can run a function.
+
+    Args:
+        environment: the environment to find or build.
+        function: the function's name, for status and logs only.
+        env, sources: as in `WorkerKey`.
+        network: a policy of `NETWORKS`; empty means the host's default.
+        mounts: as in `SandboxKey`.
+        keep_alive_seconds: how long the worker may idle.
+    """
+
+    environment: EnvironmentSpec
+    function: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    sources: str = ""
+    network: str = ""
+    mounts: tuple[tuple[str, str], ...] = ()
+    keep_alive_seconds: float = 10.0
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "environment": self.environment.to_data(),
+            "function": self.function,
+            "env": dict(self.env),
+            "sources": self.sources,
+            "network": self.network,
+            "mounts": dict(self.mounts),
+            "keep_alive_seconds": self.keep_alive_seconds,
+        }
+
+    @classmethod
+    def from_data(cls, data: Any) -> LeaseSpec:
+        if not isinstance(data, dict):
+            raise ValueError("a lease must be an object")
+        network = _text(data, "network")
+        if network and network not in NETWORKS:
+            raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, is `{network}`")
+        env = _pairs(data, "env")
+        if any(not name or "=" in name for name, _ in env):
+            raise ValueError("`env` has a name that is empty or holds `=`")
+        return cls(
+            EnvironmentSpec.from_data(data.get("environment")),
+            _text(data, "function"),
+            env,
+            _text(data, "sources"),
+            network,
+            _pairs(data, "mounts"),
+            _seconds(data, "keep_alive_seconds", 10.0),
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One invocation as a value: everything that is needed to run it when its caller is long gone.
+
+    Args:
+        id: unique among all calls.
+        function: the function's bytes, in the format that `serializer` names.
+        arguments: positional and keyword arguments, pickled; its out-of-band buffers are `buffers`.
+        serializer: how `function` was made; `cloudpickle` so far.
+        reusable: the function's bytes say all of its state, and that state cannot change: a worker that has
+            unpickled the same bytes before may use what it has.
+        sources: digest of the project modules that belong to it (the bundle itself travels beside).
+    """
+
+    id: str
+    function: bytes
+    arguments: bytes
+    buffers: tuple[Any, ...] = ()
+    serializer: str = "cloudpickle"
+    reusable: bool = False
+    sources: str = ""
+
+
+def digest(value: Any, length: int = 32) -> str:
+    """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, whatever its order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What `atoll status` says of one worker; times are seconds since the epoch."""
+
+    id: str
+    sandbox: str
+    function: str
+    state: str
+    pid: int = 0
+    started_at: float = 0.0
+    memory_bytes: int = 0
+    calls: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,185 @@
+"""Child processes: the only user of `subprocess`.
+
+A child is started from the event loop's own thread, which lives as long as the daemon: the kernel's parent-death
+signal, which bubblewrap's `--die-with-parent` relies on, fires when the *thread* that started the child ends. The
+end of a child is learned from its pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import IO, Any, Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished child left: its status (negative for a signal) and its output."""
+
+    status: int
+    output: str
+
+
+class Child:
+    """A running child process, which is ended and waited for when it is no longer wanted.
+
+    Args:
+        argv: the program and its arguments.
+        env: its whole environment; nothing is inherited.
+        descriptors: descriptors that the child keeps under the same numbers.
+        stdin, stdout, stderr: as `subprocess.Popen` takes them; `/dev/null` by default.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        descriptors: Sequence[int] = (),
+        cwd: str = "/",
+        stdin: int | IO[Any] = subprocess.DEVNULL,
+        stdout: int | IO[Any] = subprocess.DEVNULL,
+        stderr: int | IO[Any] = subprocess.DEVNULL,
+    ) -> None:
+        self._process = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            cwd=cwd,
+            pass_fds=tuple(descriptors),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self.stdout = self._process.stdout
+        self._pidfd = os.pidfd_open(self.pid)
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        status = self._process.poll()
+        if status is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.done()
+
+    async def wait(self) -> int:
+        """Wait for the end; return the exit status, negative for a signal."""
+        return await asyncio.shield(self._ended)
+
+    def signal(self, number: int) -> None:
+        """Send a signal; a child that has ended is left alone."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def stop(self, grace_seconds: float = 0.5) -> int:
+        """Send SIGTERM, wait a grace, send SIGKILL, wait for the end."""
+        self.signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(self.wait(), grace_seconds)
+        except asyncio.TimeoutError:
+            return await self.kill()
+
+    async def kill(self) -> int:
+        """Send SIGKILL and wait for the end."""
+        self.signal(signal.SIGKILL)
+        return await self.wait()
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    descriptors: Sequence[int] = (),
+    on_line: Callable[[str], None] | None = None,
+    timeout_seconds: float | None = None,
+) -> Completed:
+    """Run a child to its end with stdout and stderr together; a cancelled caller kills it.
+
+    Args:
+        on_line: is called with each line (or `\\r` piece) of output as it comes, without its end.
+
+    Raises:
+        OSError: the program cannot be started.
+        asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
+    """
+    loop = asyncio.get_running_loop()
+    child = Child(argv, env=env, descriptors=descriptors, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.stdout is not None
+    reader = asyncio.StreamReader(limit=1 << 22)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
+    pieces: list[bytes] = []
+
+    async def drain() -> int:
+        pending = b""
+        while data := await reader.read(1 << 16):
+            pieces.append(data)
+            if on_line is not None:
+                *lines, pending = (pending + data).replace(b"\r", b"\n").split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        on_line(line.decode("utf-8", "replace"))
+        if on_line is not None and pending.strip():
+            on_line(pending.decode("utf-8", "replace"))
+        return await child.wait()
+
+    try:
+        status = await asyncio.wait_for(drain(), timeout_seconds)
+    finally:
+        if child.running:
+            await child.kill()
+        transport.close()
+    return Completed(status, b"".join(pieces).decode("utf-8", "replace"))
+
+
+def check(argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float = 30.0) -> Completed:
+    """Run a short child to its end, blocking; for probes outside of an event loop.
+
+    Raises:
+        OSError: the program cannot be started.
+        subprocess.TimeoutExpired: it took too long; it has been killed.
+    """
+    done = subprocess.run(
+        list(argv),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    return Completed(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+def start_detached(argv: Sequence[str], *, env: Mapping[str, str], descriptors: Sequence[int], log: int) -> int:
+    """Start a program that outlives this one, with stdout and stderr to the descriptor `log`; return its pid.
+
+    The caller must reap the pid if the program ends first.
+    """
+    process = subprocess.Popen(
+        list(argv),
+        env=dict(env),
+        cwd="/",
+        pass_fds=tuple(descriptors),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    process.returncode = 0  # not ours to wait for: the interpreter must not warn about it
+    return process.pid

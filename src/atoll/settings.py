@@ -1,0 +1,202 @@
+"""Paths and options: the only module that reads the process's environment.
+
+Options come from `settings.toml` below `ATOLL_HOME`; each has a default that suits a workstation. Units are in the
+names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Mapping
+
+from atoll.errors import StateUnusable
+
+INDEX_VARIABLES = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_INDEX_STRATEGY",
+    "UV_KEYRING_PROVIDER",
+    "UV_OFFLINE",
+    "UV_NATIVE_TLS",
+    "UV_SYSTEM_CERTS",
+    "UV_INSECURE_HOST",
+    "UV_HTTP_TIMEOUT",
+    "UV_EXCLUDE_NEWER",
+    "UV_PRERELEASE",
+    "UV_CONFIG_FILE",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "NETRC",
+)
+"""The variables of the caller that decide where packages come from and how that connection is trusted."""
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How much of the machine the embedded daemon uses.
+
+    Args:
+        slots: calls that compute at the same time; 0 means one for each core that this process may use.
+        max_workers: live workers over all sandboxes, idle and nested ones included; 0 means by memory.
+        max_sandboxes: live sandboxes; 0 means by memory.
+        worker_memory_bytes: the most that the processes of one worker may use; 0 means nine tenths of the machine.
+        daemon_idle_seconds: how long the daemon stays with nothing to do.
+    """
+
+    slots: int = 0
+    max_workers: int = 0
+    max_sandboxes: int = 0
+    worker_memory_bytes: int = 0
+    daemon_idle_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class SandboxSettings:
+    """What every sandbox gets.
+
+    Args:
+        tmp_bytes: size of `/tmp` and of the home directory, each; memory of the machine while it is used.
+        shm_bytes: size of `/dev/shm`.
+        first_uid, uid_count: host uids for functions when the daemon runs as root; 0 means found on this machine.
+        bwrap: path of the bubblewrap program; empty means the newest of the packaged one and the system's.
+    """
+
+    tmp_bytes: int = 4 << 30
+    shm_bytes: int = 4 << 30
+    first_uid: int = 0
+    uid_count: int = 0
+    bwrap: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where Atoll keeps its state, and its options."""
+
+    home: Path
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+
+    @property
+    def run_directory(self) -> Path:
+        """Sockets, locks and process ids of what runs now; private to the owner."""
+        return self.home / "run"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the daemon listens; may be longer than a socket's name can be (see `wire.channel`)."""
+        return self.run_directory / "daemon.sock"
+
+    @property
+    def logs_directory(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def environments_directory(self) -> Path:
+        """Built environments, their records, and the package cache that they share files with."""
+        return self.home / "environments"
+
+    @property
+    def volumes_directory(self) -> Path:
+        """One directory per user; see `storage.volume`."""
+        return self.home / "volumes"
+
+    @property
+    def agents_directory(self) -> Path:
+        """One copy of agent, SDK and cloudpickle per version of the package."""
+        return self.home / "agents"
+
+
+def default_home() -> Path:
+    """Return `ATOLL_HOME`, or the platform's user data directory with `atoll` below it."""
+    given = os.environ.get("ATOLL_HOME")
+    if given:
+        return Path(os.path.abspath(os.path.expanduser(given)))
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "atoll"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "atoll"
+    data = os.environ.get("XDG_DATA_HOME") or ""
+    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "atoll"
+
+
+def load(home: Path | None = None) -> Settings:
+    """Read the settings below `home` (default: `default_home`).
+
+    Raises:
+        StateUnusable: the file cannot be read, is not TOML, or has an unknown or wrongly typed option.
+    """
+    home = default_home() if home is None else home
+    path = home / "settings.toml"
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return Settings(home)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateUnusable(f"cannot read `{path}`: {error}", hint="mend or remove the file") from error
+    import tomllib
+
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StateUnusable(f"`{path}` is not TOML: {error}", hint="mend or remove the file") from error
+    groups: dict[str, type[Any]] = {"pool": PoolSettings, "sandbox": SandboxSettings}
+    unknown = sorted(set(data) - set(groups))
+    if unknown:
+        raise StateUnusable(f"`{path}` has an unknown group `{unknown[0]}`", hint=f"known: {', '.join(groups)}")
+    read = {name: _group(path, name, cls, data[name]) for name, cls in groups.items() if name in data}
+    return Settings(home, **read)
+
+
+def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise StateUnusable(f"`{path}`: `{name}` must be a table", hint=f"write `[{name}]` above its options")
+    defaults = cls()
+    known = {option.name for option in fields(cls)}
+    for option, value in data.items():
+        if option not in known:
+            raise StateUnusable(
+                f"`{path}` has an unknown option `{name}.{option}`", hint=f"known: {', '.join(sorted(known))}"
+            )
+        want = type(getattr(defaults, option))
+        fits = isinstance(value, (int, float)) if want is float else type(value) is want
+        if not fits or (want is not str and value < 0):
+            raise StateUnusable(
+                f"`{path}`: `{name}.{option}` must be a {want.__name__} of at least 0, is `{value}`",
+                hint="mend the value or remove it",
+            )
+    return cls(**data)
+
+
+def index_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return those of `INDEX_VARIABLES` that the caller's environment sets and that are not empty."""
+    source = os.environ if environment is None else environment
+    return {name: source[name] for name in INDEX_VARIABLES if source.get(name)}
+
+
+def user_config_directory() -> Path:
+    """Return the user's configuration directory (`XDG_CONFIG_HOME`, else `~/.config`)."""
+    given = os.environ.get("XDG_CONFIG_HOME") or ""
+    return Path(given) if os.path.isabs(given) else Path.home() / ".config"
+
+
+def search_path() -> str:
+    """Return the caller's `PATH`, or the usual system directories."""
+    return os.environ.get("PATH") or "/usr/local/bin:/usr/bin:/bin"

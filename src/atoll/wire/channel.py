@@ -1,0 +1,164 @@
+"""Frames over a Unix socket, file descriptors included; blocking.
+
+A socket's name has at most 107 bytes while `ATOLL_HOME` may be longer: `connect` and `listen` go through the
+directory's descriptor (`/proc/self/fd`), so that only the last component counts.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import threading
+from typing import Any, Sequence
+
+from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, Message, encode
+
+MAX_DESCRIPTORS = 16
+_IOV_MAX = 512
+_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) if hasattr(socket, "CMSG_SPACE") else 0
+
+
+class ChannelClosed(ConnectionError):
+    """The peer has closed the channel, or it broke in the middle of a frame."""
+
+
+def write_pieces(sock: socket.socket, pieces: list[Any]) -> None:
+    """Write all pieces of a frame to a blocking socket."""
+    if len(pieces) == 1:
+        sock.sendall(pieces[0])
+        return
+    views = [memoryview(piece).cast("B") for piece in pieces]
+    first = 0
+    while first < len(views):
+        sent = sock.sendmsg(views[first : first + _IOV_MAX])
+        while first < len(views) and sent >= views[first].nbytes:
+            sent -= views[first].nbytes
+            first += 1
+        if sent:
+            views[first] = views[first][sent:]
+
+
+class Channel:
+    """One end of a stream of frames.
+
+    Sending is safe from several threads; receiving belongs to one thread at a time. The channel owns its socket
+    and the descriptors that it has received and that nobody has taken yet.
+    """
+
+    def __init__(self, sock: socket.socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
+        self.socket = sock
+        self.descriptors: list[int] = []
+        self._decoder = Decoder(max_buffer_bytes)
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
+        """Send one message; `descriptors` are duplicated to the peer and stay open here.
+
+        Raises:
+            ChannelClosed: the peer is gone.
+            FrameError: the message is too large for a frame.
+        """
+        pieces = encode(header, buffers)
+        try:
+            with self._sending:
+                if descriptors:
+                    first = memoryview(pieces[0])
+                    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+                    pieces[0] = first[self.socket.sendmsg([first], [rights]) :]
+                write_pieces(self.socket, pieces)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed("the peer has closed the channel") from error
+
+    def receive(self) -> Message:
+        """Wait for the next message; descriptors that came with it are in `descriptors`, in order.
+
+        Raises:
+            ChannelClosed: the stream has ended.
+            FrameError: the peer sent something else than frames.
+        """
+        decoder = self._decoder
+        while not decoder.messages:
+            self._fill()
+        return decoder.messages.pop(0)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `receive` would return at once with what has been read already."""
+        return bool(self._decoder.messages)
+
+    def _fill(self) -> None:
+        space = self._decoder.space()
+        try:
+            count, ancillary, _flags, _address = self.socket.recvmsg_into(
+                [space], _SPACE, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            )
+        except ConnectionResetError as error:
+            raise ChannelClosed("the peer has closed the channel") from error
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(data[: len(data) - len(data) % received.itemsize])
+                self.descriptors.extend(received)
+        if count == 0:
+            raise ChannelClosed("the peer has closed the channel")
+        self._decoder.wrote(count)
+
+    def fill(self) -> bool:
+        """Read once what is there (the socket is readable); return whether a message is complete."""
+        self._fill()
+        return bool(self._decoder.messages)
+
+    def take_descriptors(self, count: int) -> list[int]:
+        """Return the oldest `count` received descriptors; the caller owns them.
+
+        Raises:
+            ChannelClosed: fewer have come.
+        """
+        if len(self.descriptors) < count:
+            raise ChannelClosed(f"{count} descriptors were announced and {len(self.descriptors)} came")
+        taken, self.descriptors = self.descriptors[:count], self.descriptors[count:]
+        return taken
+
+    def close(self) -> None:
+        self.socket.close()
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = []
+
+
+@contextlib.contextmanager
+def short_name(path: str | os.PathLike[str]) -> Any:
+    """Give a name for the Unix socket `path` that fits, whatever the length of its directory."""
+    directory, name = os.path.split(os.fspath(path))
+    descriptor = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
+
+
+def connect(path: str | os.PathLike[str]) -> socket.socket:
+    """Connect to the Unix socket at `path`, of any length.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_name(path) as name:
+            sock.connect(name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected stream sockets."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
