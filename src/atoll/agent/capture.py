@@ -1,0 +1,61 @@
+"""Where a worker's output goes: descriptors 1 and 2, so that subprocesses and C code are captured as well."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+
+def open_streams() -> None:
+    """Make `sys.stdin`, `sys.stdout` and `sys.stderr` anew over descriptors 0 to 2, unbuffered."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
+    sys.stdout = sys.__stdout__ = _writer(1, "strict")
+    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")
+    _unbuffer_c()
+
+
+def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
+    raw: Any = io.FileIO(descriptor, "w", closefd=False)
+    raw.mode = "wb"
+    stream = io.TextIOWrapper(raw, "utf-8", errors, write_through=True)
+    stream.mode = "w"
+    return stream
+
+
+def _unbuffer_c() -> None:
+    """Let C code in the worker's own process print without the C library's buffer."""
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        for name in ("stdout", "stderr"):
+            libc.setvbuf(ctypes.c_void_p.in_dll(libc, name), None, 2, 0)
+
+
+def point(stdout: int, stderr: int) -> None:
+    """Send output to these descriptors, which are closed here."""
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.close(stdout)
+    os.close(stderr)
+
+
+def point_nowhere() -> None:
+    """Send output to `/dev/null`, so that who reads the pipes sees their end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def flush() -> None:
+    """Flush what the function may have put in place of the standard streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -1,0 +1,175 @@
+"""The agent: the first process of a sandbox below bubblewrap's reaper.
+
+It imports what every worker needs, once, and forks a worker when the daemon asks. It stays single-threaded, so that
+a fork is always safe. A page of memory shared with its workers says which lease's call each of them is running:
+when the daemon reports that a lease's client is gone, the agent kills the worker if it is still busy for it, and
+leaves an idle one alone. When a worker ends, the processes that it left behind are killed with it.
+
+Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`.
+To the daemon: `exited`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+from atoll.agent import worker
+from atoll.wire.channel import Channel, ChannelClosed
+
+MAX_WORKERS = 1024
+RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
+"""When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
+
+
+class Agent:
+    """Forks, reaps and kills the workers of one sandbox, as the daemon at the other end of `channel` says."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._poll = select.poll()
+        self._busy = mmap.mmap(-1, MAX_WORKERS * 8)
+        self._free = list(range(MAX_WORKERS - 1, -1, -1))
+        self._workers: dict[str, tuple[int, int, int]] = {}  # id -> pid, pidfd, index of its busy word
+        self._by_pidfd: dict[int, str] = {}
+        self._checks: list[tuple[float, str, int]] = []
+
+    def run(self) -> None:
+        """Serve until the daemon closes the channel."""
+        self._poll.register(self._channel, select.POLLIN)
+        while True:
+            for descriptor, _ in self._poll.poll(self._milliseconds()):
+                if descriptor == self._channel.fileno():
+                    if not self._channel.fill():
+                        continue
+                    while self._channel.pending:
+                        self._handle(self._channel.receive().header)
+                elif descriptor in self._by_pidfd:
+                    self._reap(self._by_pidfd[descriptor])
+            self._check_released()
+
+    def _milliseconds(self) -> float | None:
+        if not self._checks:
+            return None
+        return max(0.0, (min(self._checks)[0] - time.monotonic()) * 1000) + 1
+
+    def _handle(self, message: dict[str, object]) -> None:
+        kind, name = message.get("type"), str(message.get("worker"))
+        if kind == "fork":
+            self._fork(name, message)
+        elif kind == "release":
+            epoch = int(str(message["epoch"]))
+            now = time.monotonic()
+            self._checks.extend((now + delay, name, epoch) for delay in RELEASE_CHECKS_SECONDS)
+        elif kind == "kill":
+            self._kill(name)
+
+    def _fork(self, name: str, message: dict[str, object]) -> None:
+        descriptors = self._channel.take_descriptors(4)
+        index = self._free.pop()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(name, index, message, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        pidfd = os.pidfd_open(pid)
+        self._workers[name] = (pid, pidfd, index)
+        self._by_pidfd[pidfd] = name
+        self._poll.register(pidfd, select.POLLIN)
+
+    def _become_worker(
+        self, name: str, index: int, message: dict[str, object], descriptors: list[int]
+    ) -> NoReturn:
+        status = 70
+        try:
+            self._channel.close()
+            for _, pidfd, _ in self._workers.values():
+                os.close(pidfd)
+            env = message.get("env")
+            os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
+            os.environ["ATOLL_WORKER_ID"] = name
+            os.setsid()
+            busy = memoryview(self._busy)[index * 8 : index * 8 + 8].cast("Q")
+            status = worker.Worker(busy, Channel(socket.socket(fileno=descriptors[0]))).run(message, descriptors[1:])
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def _check_released(self) -> None:
+        now = time.monotonic()
+        due = [check for check in self._checks if check[0] <= now]
+        if due:
+            self._checks = [check for check in self._checks if check[0] > now]
+            for _, name, epoch in due:
+                known = self._workers.get(name)
+                if known is not None and self._epoch(known[2]) == epoch:
+                    self._kill(name)
+
+    def _epoch(self, index: int) -> int:
+        return int.from_bytes(self._busy[index * 8 : index * 8 + 8], sys.byteorder)
+
+    def _kill(self, name: str) -> None:
+        if name in self._workers:
+            pid, pidfd, _ = self._workers[name]
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            kill_left_behind(name, pid)
+
+    def _reap(self, name: str) -> None:
+        pid, pidfd, index = self._workers.pop(name)
+        _, status = os.waitpid(pid, 0)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        del self._by_pidfd[pidfd]
+        self._busy[index * 8 : index * 8 + 8] = bytes(8)
+        self._free.append(index)
+        kill_left_behind(name, pid)
+        self._channel.send({"type": "exited", "worker": name, "status": os.waitstatus_to_exitcode(status)})
+
+
+def kill_left_behind(name: str, session: int) -> None:
+    """Kill the processes that worker `name` started and that outlived it: those of its session, and those that
+    carry its mark in their environment."""
+    mark = f"ATOLL_WORKER_ID={name}\0".encode()
+    for _ in range(3):  # a process may be forking while we look
+        found = False
+        for entry in os.listdir("/proc"):
+            pid = int(entry) if entry.isdigit() else 0
+            if pid in (0, 1, os.getpid(), session):
+                continue
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as stat:
+                    state, _parent, _group, of_session = stat.read().rsplit(b") ", 1)[1].split()[:4]
+                belongs = int(of_session) == session
+                if not belongs:
+                    with open(f"/proc/{entry}/environ", "rb") as environ:
+                        belongs = mark in environ.read() + b"\0"
+                if belongs and state not in (b"Z", b"X"):
+                    found = True
+                    os.kill(pid, signal.SIGKILL)
+            except (OSError, ValueError, IndexError):
+                continue
+        if not found:
+            return
+
+
+def main() -> None:
+    """Run the agent on the channel whose descriptor is the first argument."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    worker.prepare()
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(ChannelClosed):
+        Agent(channel).run()
+    os._exit(0)

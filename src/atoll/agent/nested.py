@@ -1,0 +1,43 @@
+"""How code in a worker reaches the daemon: over the worker's own control channel.
+
+There is no socket of the daemon in a sandbox. For each connection that the SDK in a worker needs, one end of a fresh
+socket pair is sent to the daemon, which serves it as a client whose user and parent call it knows.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from atoll.wire.channel import Channel, pair
+
+_control: tuple[int, Channel] | None = None
+
+
+def use(control: Channel) -> None:
+    """Let `connect` go over this channel; called by the worker, once."""
+    global _control
+    _control = (os.getpid(), control)
+
+
+def inside() -> bool:
+    """Whether this process is a worker, or a child that a worker forked."""
+    return _control is not None
+
+
+def connect() -> socket.socket:
+    """Return a fresh connection to the daemon.
+
+    Raises:
+        ChannelClosed: the daemon is gone.
+    """
+    assert _control is not None, "only a worker has a channel to the daemon"
+    ours, theirs = pair()
+    try:
+        _control[1].send({"type": "connect"}, descriptors=[theirs.fileno()])
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours

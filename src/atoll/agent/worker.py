@@ -1,0 +1,219 @@
+"""The worker: one process that serves one call at a time, for one lease at a time.
+
+Theory of operation. A lease brings three descriptors: a data socket to the client, and the write ends of two pipes
+that become stdout and stderr. Calls arrive on the data socket; before a call begins, the lease's epoch is written to
+a word of memory that the agent shares, and zero after its answer has been sent. By then all that the function
+printed is in the pipes.
+
+A lease ends in three ways. The client closes the socket: the worker tells the daemon `idle` and waits for the next
+lease. The daemon reclaims it because others wait: between two calls the worker says `revoked` on the data socket, so
+that a client whose call crossed that message knows that it has not started, then `idle`. `keep_alive` passes without
+a call: the worker says `revoked` and ends. A lease that is reclaimed before its first call is honoured for
+`FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
+
+Data messages in: `sources`, `call`. Out: `result`, `error`, `revoked`, `exiting`.
+Control messages in: `lease`, `reclaim`. Out: `idle`, `connect` (see `agent.nested`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+import types
+from typing import Any, NoReturn
+
+from atoll.agent import capture, nested
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError, Message
+
+FIRST_CALL_SECONDS = 5.0
+SOURCES_DIRECTORY = "/tmp/.atoll-sources"
+
+
+def prepare() -> None:
+    """Import, once and before any fork, what every worker needs."""
+    from atoll.agent import exceptions, payload, pickling, sources  # noqa: F401 - imported for the forks
+
+    pickling.cloudpickle()
+
+
+class Worker:
+    """Serves calls until its lease's `keep_alive` passes or the daemon is gone.
+
+    Args:
+        busy: one unsigned word, shared with the agent: the epoch of the lease whose call runs, else 0.
+        control: the channel to the daemon.
+    """
+
+    def __init__(self, busy: memoryview, control: Channel) -> None:
+        self._busy = busy
+        self._control = control
+        self._data: Channel | None = None
+        self._epoch = 0
+        self._served = False
+        self._reclaimed = False
+        self._idle_seconds = 10.0
+        self._deadline = 0.0
+        self._poll = select.poll()
+        self._pid = os.getpid()
+
+    def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
+        """Serve, beginning with the lease that came with the fork; return the exit status."""
+        capture.open_streams()
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        nested.use(self._control)
+        self._poll.register(self._control, select.POLLIN)
+        self._begin(lease, descriptors)
+        with contextlib.suppress(ChannelClosed):
+            while self._serve_once():
+                pass
+        return 0
+
+    def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
+        import socket
+
+        data, stdout, stderr = descriptors
+        capture.point(stdout, stderr)
+        self._data = Channel(socket.socket(fileno=data))
+        self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
+        self._epoch = int(lease["epoch"])
+        self._served = self._reclaimed = False
+        self._rest(float(lease["keep_alive_seconds"]))
+
+    def _rest(self, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
+        self._deadline = time.monotonic() + max(idle_seconds, 0.0 if self._served else FIRST_CALL_SECONDS)
+
+    def _end(self, *, revoke: bool) -> None:
+        """Give the lease up."""
+        data = self._data
+        if data is None:
+            return
+        self._data = None
+        self._poll.unregister(data)
+        if revoke:
+            with contextlib.suppress(OSError, ChannelClosed):
+                data.send({"type": "revoked", "epoch": self._epoch})
+        data.close()
+        capture.flush()
+        capture.point_nowhere()
+
+    def _serve_once(self) -> bool:
+        """Wait for one event and serve it; return whether to go on."""
+        timeout = (self._deadline - time.monotonic()) * 1000
+        events = dict(self._poll.poll(timeout)) if timeout > 0 else {}
+        if not events:
+            return self._pass_time()
+        if self._control.fileno() in events:
+            self._listen()
+        data = self._data
+        if data is not None and data.fileno() in events:
+            if events[data.fileno()] & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):
+                self._leave()  # the client is gone: what it still sent has nobody to answer to
+            else:
+                self._receive(data)
+        return True
+
+    def _pass_time(self) -> bool:
+        if time.monotonic() < self._deadline:
+            return True
+        self._end(revoke=True)
+        return False
+
+    def _leave(self) -> None:
+        self._end(revoke=False)
+        self._control.send({"type": "idle", "epoch": self._epoch})
+
+    def _listen(self) -> None:
+        if not self._control.fill():
+            return
+        while self._control.pending:
+            message = self._control.receive().header
+            if message.get("type") == "lease":
+                self._end(revoke=True)
+                self._begin(message, self._control.take_descriptors(3))
+            elif message.get("type") == "reclaim" and message.get("epoch") == self._epoch:
+                self._reclaimed = True
+                self._yield()
+
+    def _yield(self) -> None:
+        """Give a reclaimed lease up once it has served a call."""
+        if self._reclaimed and self._served and self._data is not None:
+            self._end(revoke=True)
+            self._control.send({"type": "idle", "epoch": self._epoch})
+
+    def _receive(self, data: Channel) -> None:
+        try:
+            data.fill()  # a large message comes in pieces, and the daemon's word is heard between them
+            while data.pending and self._data is data:
+                self._handle(data, data.receive())
+        except (ChannelClosed, FrameError):
+            if self._data is data:
+                self._leave()
+
+    def _handle(self, data: Channel, message: Message) -> None:
+        kind = message.type
+        if kind == "call":
+            self._busy[0] = self._epoch
+            try:
+                self._call(data, message)
+            finally:
+                self._busy[0] = 0
+            self._served = True
+            self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
+            if self._reclaimed:
+                self._yield()
+        elif kind == "sources":
+            from atoll.agent import sources
+
+            self._busy[0] = self._epoch
+            try:
+                sources.install(message.header, message.buffers, SOURCES_DIRECTORY)
+            finally:
+                self._busy[0] = 0
+
+    def _call(self, data: Channel, message: Message) -> None:
+        header, buffers = message
+        if header.get("epoch") != self._epoch:
+            data.send({"type": "revoked", "epoch": header.get("epoch")})
+            return
+        answer, pieces = self._answer(header, buffers)
+        if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
+            capture.flush()
+            os._exit(0)
+        capture.flush()
+        data.send(answer, pieces)
+
+    def _answer(self, header: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], list[Any]]:
+        from atoll.agent import exceptions, payload
+
+        call = header.get("call")
+        try:
+            function = payload.loads_function(buffers[0], bool(header.get("reusable")))
+            args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
+            del buffers[:]
+            value = function(*args, **kwargs)
+            data, pieces = payload.dumps_result(value)
+            return {"type": "result", "call": call}, [data, *pieces]
+        except SystemExit as error:
+            self._exit(call, error.code)
+        except BaseException as error:
+            described, pieces = exceptions.dumps(error)
+            return {"type": "error", "call": call, "error": described}, pieces
+
+    def _exit(self, call: Any, code: object) -> NoReturn:
+        """End as `sys.exit(code)` in a program would, and say that this is why."""
+        if os.getpid() == self._pid:
+            status = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
+            if code is not None and not isinstance(code, int):
+                with contextlib.suppress(Exception):
+                    print(code, file=sys.stderr)
+            capture.flush()
+            if self._data is not None:
+                with contextlib.suppress(OSError, ChannelClosed):
+                    self._data.send({"type": "exiting", "call": call, "status": status})
+            os._exit(status)
+        os._exit(0)

@@ -1,0 +1,111 @@
+"""The same channel for an event loop: frames and descriptors over a non-blocking Unix socket."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import socket
+from typing import Any, Sequence
+
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import Message, encode
+
+CONTROL_BUFFER_BYTES = 1 << 20
+"""The daemon's channels carry no payloads: what is larger is refused before it is allocated."""
+
+
+class AsyncChannel:
+    """One end of a stream of frames, served by the running event loop; one task receives, any may send."""
+
+    def __init__(self, sock: socket.socket, max_buffer_bytes: int = CONTROL_BUFFER_BYTES) -> None:
+        sock.setblocking(False)
+        self._channel = Channel(sock, max_buffer_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
+        self._closed = False
+
+    async def receive(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+            ChannelClosed: the stream has ended, or was closed here.
+            FrameError: the peer sent something else than frames.
+        """
+        while not self._channel.pending:
+            if self._closed:
+                raise ChannelClosed("the channel was closed")
+            try:
+                self._channel.fill()
+            except BlockingIOError:
+                await self._wait_readable()
+        return self._channel.receive()
+
+    async def _wait_readable(self) -> None:
+        descriptor = self._channel.fileno()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._readable = ready
+        self._loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(descriptor)
+
+    _readable: asyncio.Future[None] | None = None
+
+    async def send(self, header: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send one message, waiting while the peer does not read.
+
+        Raises:
+            ChannelClosed: the peer is gone.
+        """
+        async with self._sending:
+            if self._closed:
+                raise ChannelClosed("the channel was closed")
+            data = memoryview(b"".join(encode(header)))
+            try:
+                data = data[self._send_some(data, descriptors) :]
+                if data:
+                    await self._loop.sock_sendall(self._channel.socket, data)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ChannelClosed("the peer has closed the channel") from error
+
+    def post(self, header: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send one small message at once.
+
+        Raises:
+            ChannelClosed: the peer is gone, or has not read for so long that the message does not fit.
+        """
+        data = memoryview(b"".join(encode(header)))
+        try:
+            if self._closed or self._send_some(data, descriptors) != len(data):
+                raise ChannelClosed("the peer does not read")
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError) as error:
+            raise ChannelClosed("the peer does not take messages") from error
+
+    def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        if not descriptors:
+            try:
+                return self._channel.socket.send(data)
+            except BlockingIOError:
+                return 0
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        return self._channel.socket.sendmsg([data], [rights])
+
+    def take_descriptors(self, count: int) -> list[int]:
+        """Return the oldest `count` received descriptors; the caller owns them."""
+        return self._channel.take_descriptors(count)
+
+    def peer_uid(self) -> int:
+        """Return the uid of the process that made the other end, as the kernel knows it."""
+        data = self._channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return array.array("i", data)[1]
+
+    def close(self) -> None:
+        """Close the channel; a task that waits in `receive` gets `ChannelClosed`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._readable is not None and not self._readable.done():
+            self._loop.remove_reader(self._channel.fileno())
+            self._readable.set_exception(ChannelClosed("the channel was closed"))
+        self._channel.close()
