@@ -1,0 +1,139 @@
+"""From two trees to the operations that turn one into the other: no I/O.
+
+The result of a plan is a whole tree. Whoever applies it builds that tree beside the old one, out of contents that
+arrive, copies of what the target has, and links to what stays, and switches over once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Container, Iterator
+
+from atoll.errors import SyncError
+from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, parent_of, printable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What changes at the target; every path that is named nowhere stays as it is.
+
+    Args:
+        drop: paths that go, each one named (what is below a dropped directory too).
+        put: entries that come or change.
+        copy: those paths of `put` whose content stands at the target already, under another mode.
+        keeps: whether something stays that the source does not have.
+    """
+
+    drop: frozenset[str] = frozenset()
+    put: Tree = field(default_factory=dict)
+    copy: frozenset[str] = frozenset()
+    keeps: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.drop or self.put)
+
+    @property
+    def send(self) -> list[str]:
+        """The paths of files whose content must travel, in the order in which it does."""
+        return sorted(path for path, entry in self.put.items() if entry.kind == FILE and path not in self.copy)
+
+    @property
+    def send_bytes(self) -> int:
+        """How much content travels."""
+        return sum(self.put[path].size for path in self.send)
+
+    def lines(self) -> Iterator[str]:
+        """Describe the plan for people, one operation a line, in the order of the paths."""
+        send = set(self.send)
+        for path in sorted(self.drop | self.put.keys()):
+            name = printable(path) or "."
+            if path in send:
+                yield f"send    {name}  ({self.put[path].size} bytes)"
+            elif path in self.put:
+                entry = self.put[path]
+                yield f"{_VERBS[entry.kind]}{name}" + (f" -> {printable(entry.target)}" if entry.target else "")
+            else:
+                yield f"remove  {name}"
+
+
+_VERBS = {FILE: "mode    ", DIRECTORY: "mkdir   ", "l": "link    "}
+
+
+def apply(plan: Plan, target: Tree) -> Tree:
+    """Return the tree that the plan makes of `target`."""
+    result = {path: entry for path, entry in target.items() if path not in plan.drop}
+    result.update(plan.put)
+    return result
+
+
+def check_whole(tree: Tree) -> None:
+    """Check that a tree can exist: its root is a directory and so is every parent.
+
+    Raises:
+        ValueError: it cannot; the message names the path.
+    """
+    for path in tree:
+        parent = tree.get(parent_of(path))
+        if parent is None or parent.kind != DIRECTORY:
+            raise ValueError(f"`{printable(path)}` has no directory above it")
+
+
+def plan(
+    source: Tree,
+    target: Tree,
+    *,
+    delete: bool = True,
+    kept: Callable[[str, bool], bool] = lambda path, is_directory: False,
+    suspect: Container[str] = frozenset(),
+) -> Plan:
+    """Decide what turns `target` into a mirror of `source`.
+
+    Args:
+        source: what is wanted; has a root.
+        target: what stands there; empty when nothing does.
+        delete: whether what the source does not have goes.
+        kept: whether a path that the source does not have stays all the same, with everything below it; asked with
+            the path and whether it is a directory, parents first.
+        suspect: files whose content may differ although size and modification time agree.
+
+    Raises:
+        SyncError: the source has something else where the target has a directory with names that must stay.
+    """
+    put: Tree = {}
+    copy: set[str] = set()
+    for path, entry in source.items():
+        old = target.get(path)
+        if old != entry:
+            put[path] = entry
+            if old is not None and _same_content(entry, old) and path not in suspect and old.mode & 0o400:
+                copy.add(path)
+        elif entry.kind == FILE and path in suspect:
+            put[path] = entry
+    extra = sorted(path for path in target if path not in source)
+    stays: set[str] = set()
+    for path in extra:
+        # Sorted, so that the parent has been decided before.
+        if not delete or parent_of(path) in stays or kept(path, target[path].kind == DIRECTORY):
+            stays.add(path)
+    return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays))
+
+
+def _same_content(new: Entry, old: Entry) -> bool:
+    return new.kind == old.kind == FILE and (new.size, new.mtime_ns) == (old.size, old.mtime_ns)
+
+
+def _drops(source: Tree, extra: list[str], stays: set[str]) -> frozenset[str]:
+    """Return what goes; a directory above a path that stays does not go, and cannot become something else."""
+    needed: set[str] = set()
+    for path in stays:
+        parent = parent_of(path)
+        while parent not in needed:
+            needed.add(parent)
+            if parent in source and source[parent].kind != DIRECTORY:
+                raise SyncError(
+                    f"`{printable(parent)}` is a directory at the target that keeps `{printable(path)}`,"
+                    " and something else in the source",
+                    hint="remove or rename one of the two, or do not exclude what is below it",
+                )
+            parent = parent_of(parent)
+    return frozenset(path for path in extra if path not in stays and path not in needed)

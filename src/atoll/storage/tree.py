@@ -1,0 +1,157 @@
+"""Trees as values: what a scan finds, what a plan makes, what travels between client and peer.
+
+A path is relative to the tree's root, with `/` between components and without `.` or `..`; the root itself is the
+empty path. Names are text in which bytes that are not UTF-8 are surrogates (`surrogateescape`), on every platform
+and whatever the locale.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from typing import Any, Iterable, Iterator, NamedTuple
+
+FILE, DIRECTORY, SYMLINK = "f", "d", "l"
+BATCH_ENTRIES = 20_000
+MODE_BITS = 0o7777
+
+
+class Entry(NamedTuple):
+    """What is mirrored of one path besides a file's content.
+
+    Args:
+        kind: `FILE`, `DIRECTORY` or `SYMLINK`.
+        mode: permission bits; 0 for a symlink, which has none of its own.
+        size: bytes of a file; 0 for the others.
+        mtime_ns: modification time, nanoseconds since the epoch.
+        target: where a symlink points, as it is stored.
+    """
+
+    kind: str
+    mode: int
+    size: int
+    mtime_ns: int
+    target: str = ""
+
+
+Tree = dict[str, Entry]
+
+
+class SpecialFile(ValueError):
+    """A path is neither a file, nor a directory, nor a symlink; the message says what."""
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+
+
+def entry_of(mode: int, size: int, mtime_ns: int, target: str = "") -> Entry:
+    """Make the entry of what `lstat` found.
+
+    Raises:
+        SpecialFile: it cannot be mirrored.
+    """
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFREG:
+        return Entry(FILE, mode & MODE_BITS, size, mtime_ns)
+    if kind == stat.S_IFDIR:
+        return Entry(DIRECTORY, mode & MODE_BITS, 0, mtime_ns)
+    if kind == stat.S_IFLNK:
+        return Entry(SYMLINK, 0, 0, mtime_ns, target)
+    raise SpecialFile(_SPECIAL.get(kind, "special file"))
+
+
+def parent_of(path: str) -> str:
+    """Return the path of the directory that holds `path`; the root's parent is the root."""
+    return path.rpartition("/")[0]
+
+
+def check_path(path: Any) -> str:
+    """Return `path` if it names something inside a tree (the root included).
+
+    Raises:
+        ValueError: it is absolute, or a component is empty, `.`, `..` or holds NUL.
+    """
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError("a path must be text without NUL")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"`{printable(path)}` is not a path inside a tree")
+    return path
+
+
+def check_entry(item: Any) -> tuple[str, Entry]:
+    """Return path and entry of one received item; `pack` is its inverse.
+
+    Raises:
+        ValueError: a field has a wrong type or value.
+    """
+    if not isinstance(item, list) or len(item) != 6:
+        raise ValueError("an entry must have six fields")
+    path, kind, mode, size, mtime_ns, target = item
+    if kind not in (FILE, DIRECTORY, SYMLINK) or not isinstance(target, str) or "\0" in target:
+        raise ValueError(f"the entry of `{path}` is malformed")
+    if not all(type(number) is int for number in (mode, size, mtime_ns)):
+        raise ValueError(f"the entry of `{path}` is malformed")
+    if not 0 <= mode <= MODE_BITS or not 0 <= size < 1 << 63:
+        raise ValueError(f"the entry of `{path}` is malformed")
+    return check_path(path), Entry(kind, mode, size, mtime_ns, target)
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+def pack(items: Iterable[Any]) -> Iterator[bytes]:
+    """Turn a sequence of JSON-compatible items into buffers of bounded size, each a JSON list."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == BATCH_ENTRIES:
+            yield _encode(batch).encode("ascii")
+            batch = []
+    if batch:
+        yield _encode(batch).encode("ascii")
+
+
+def unpack(buffer: bytes | bytearray) -> list[Any]:
+    """Return the items of one buffer that `pack` made.
+
+    Raises:
+        ValueError: it is not a JSON list.
+    """
+    items = json.loads(buffer)
+    if not isinstance(items, list):
+        raise ValueError("a batch must be a list")
+    return items
+
+
+def pack_tree(tree: Tree) -> Iterator[bytes]:
+    """Turn a tree into buffers; `unpack_tree` takes one back."""
+    return pack((path, *entry) for path, entry in tree.items())
+
+
+def unpack_tree(buffer: bytes | bytearray) -> Tree:
+    """Return the part of a tree that one buffer holds.
+
+    Raises:
+        ValueError: an entry is malformed.
+    """
+    return dict(check_entry(item) for item in unpack(buffer))
+
+
+def printable(name: str) -> str:
+    """Return a name for people: control characters, surrogates and the like as escapes, so that no name can act
+    on a terminal."""
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def _escape(char: str) -> str:
+    number = ord(char)
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    return repr(char)[1:-1] if number < 0x10000 and not 0xD800 <= number <= 0xDFFF else f"\\U{number:08x}"
