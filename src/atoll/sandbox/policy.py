@@ -1,0 +1,172 @@
+"""What a sandbox sees, as a value: an allow-list, and nothing else.
+
+`confine` adds to the caller's wishes the base that every sandbox gets. It is pure: the machine's part comes in as a
+`Machine`, and what bubblewrap is told follows from the `Policy` alone (`bwrap.arguments`).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import Iterable, Sequence
+
+from atoll.model.places import Bind, Identity
+from atoll.sandbox.machine import Machine, Symlink
+
+HOME = "/home/user"
+
+PRIVATE = ("/proc", "/dev", "/sys", "/etc", "/run")
+"""Below these nothing of the host may be shown by a caller's bind."""
+
+LOADER_VARIABLES = ("LD_", "GLIBC_", "GCONV_PATH", "LOCPATH", "NLSPATH", "MALLOC_")
+"""Variables that make a program load code. As root, the program that drops uid 0 is started with the sandbox's
+variables, so that they must not reach it; a worker's own variables are set later, in the worker."""
+
+
+@dataclass(frozen=True)
+class SyntheticFile:
+    """A read-only file that exists inside only."""
+
+    target: str
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """A directory in memory, of a bounded size."""
+
+    target: str
+    size_bytes: int
+    mode: int = 0o1777
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that decides what a confined command sees and may do.
+
+    Args:
+        command: the program, by its path inside, and its arguments.
+        identity: whom the command runs as.
+        system: the machine's own directories and files, read-only; one that has gone is left out.
+        binds: what the caller shows; one that is missing makes the launch fail.
+        files, tmpfs, directories, links: what exists inside only. Directories have mode 0755.
+        environment: the whole environment, as pairs.
+        network: `host` shares the machine's network, abstract Unix sockets included.
+        devices: device nodes of the host, at the same paths.
+        sysfs: whether `/sys` is shown, read-only.
+        workdir: the directory in which the command starts.
+        hostname: the name in the sandbox's own UTS namespace.
+    """
+
+    command: tuple[str, ...]
+    identity: Identity
+    system: tuple[Bind, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    files: tuple[SyntheticFile, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    directories: tuple[str, ...] = ()
+    links: tuple[Symlink, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    network: str = "host"
+    devices: tuple[str, ...] = ()
+    sysfs: bool = False
+    workdir: str = "/"
+    hostname: str = "atoll"
+
+
+def confine(
+    command: Sequence[str],
+    *,
+    machine: Machine,
+    identity: Identity,
+    binds: Iterable[Bind] = (),
+    files: Iterable[SyntheticFile] = (),
+    environment: Iterable[tuple[str, str]] = (),
+    network: str = "host",
+    devices: Iterable[str] = (),
+    sysfs: bool = False,
+    tmp_bytes: int = 4 << 30,
+    shm_bytes: int = 4 << 30,
+    workdir: str = HOME,
+    hostname: str = "atoll",
+) -> Policy:
+    """Return the policy of a command that sees the common base and what is named here.
+
+    The base is: the machine's system libraries and public `/etc`, a `passwd` and `group` of three names, `/proc`
+    and `/dev` of its own, and `/tmp`, `/dev/shm` and the home directory in memory.
+
+    Args:
+        binds: shown beside the base; one that the base shows already, read-only at the same path, is dropped.
+        environment: added to, and stronger than, `HOME`, `PATH`, `USER`, `LOGNAME`, `LANG` and `TMPDIR`.
+        tmp_bytes: size of `/tmp` and of the home directory, each.
+
+    Raises:
+        ValueError: an identity of root, a bind that would replace a part of the base, or a variable that would
+            make the launcher load code.
+    """
+    if identity.uid <= 0 or identity.gid <= 0:
+        raise ValueError("a sandbox's command never runs as root")
+    pairs = {
+        "HOME": HOME,
+        "PATH": machine.search_path,
+        "USER": identity.name,
+        "LOGNAME": identity.name,
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+    } | dict(environment)
+    for name in pairs:
+        if not name or "=" in name or name.startswith(LOADER_VARIABLES):
+            raise ValueError(f"`{name}` cannot be set for a whole sandbox")
+    tmpfs = (Tmpfs("/tmp", tmp_bytes), Tmpfs("/dev/shm", shm_bytes), Tmpfs(HOME, tmp_bytes, 0o777))
+    shown = tuple(_admitted(binds, machine, tmpfs))
+    return Policy(
+        command=tuple(command),
+        identity=identity,
+        system=machine.system,
+        binds=shown,
+        files=(*accounts(identity), *files),
+        tmpfs=tmpfs,
+        links=machine.links,
+        environment=tuple(sorted(pairs.items())),
+        network=network,
+        devices=tuple(devices),
+        sysfs=sysfs,
+        workdir=workdir,
+        hostname=hostname,
+    )
+
+
+def _admitted(binds: Iterable[Bind], machine: Machine, tmpfs: Iterable[Tmpfs]) -> Iterable[Bind]:
+    links = [link.path for link in machine.links]
+    taken = {mount.target for mount in tmpfs} | {"/"}
+    for bind in binds:
+        target = bind.target
+        if not posixpath.isabs(target) or posixpath.normpath(target) != target or not posixpath.isabs(bind.source):
+            raise ValueError(f"a bind needs absolute, normal paths: `{bind.source}` at `{target}`")
+        covered = any(beneath(target, base.target) for base in machine.system)
+        if covered and bind.source == target and not bind.writable:
+            continue
+        if covered or target in taken or any(beneath(target, path) for path in (*PRIVATE, *links)):
+            raise ValueError(f"`{target}` belongs to the sandbox itself and cannot be replaced")
+        if any(beneath(path, target) for path in (*PRIVATE, *links, *(base.target for base in machine.system))):
+            raise ValueError(f"`{target}` would hide a part of the sandbox itself")
+        taken.add(target)
+        yield bind
+
+
+def accounts(identity: Identity) -> tuple[SyntheticFile, SyntheticFile]:
+    """Return the `passwd` and `group` that know root, the identity and nobody."""
+    name, uid, gid = identity.name, identity.uid, identity.gid
+    passwd = (
+        "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+        f"{name}:x:{uid}:{gid}:{name}:{HOME}:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    )
+    group = f"root:x:0:\n{name}:x:{gid}:\nnogroup:x:65534:\n"
+    return SyntheticFile("/etc/passwd", passwd.encode()), SyntheticFile("/etc/group", group.encode())
+
+
+def beneath(path: str, directory: str) -> bool:
+    """Return whether `path` is `directory` or lies below it; both are normal and absolute."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")

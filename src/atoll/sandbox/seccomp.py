@@ -1,0 +1,125 @@
+"""The system calls that no sandboxed process may make.
+
+A deny list, so that NumPy, TensorFlow, PyTorch, threads and multiprocessing meet nothing unusual. Its sources are
+Flatpak's list (`setup_seccomp` in `common/flatpak-run.c`, 1.14) and what Docker's default profile leaves out
+(`profiles/seccomp/default.json` of moby, 24.0); the reason of each group stands beside it. What needs a capability
+is denied too although no process here has one: the filter is the second lock on the same door.
+
+The filter is compiled by libseccomp (`python -m atoll.sandbox.compile_filters`) and shipped as BPF, one file for
+each architecture, so that libseccomp is not needed where Atoll runs. Calls of a foreign ABI (i386 and x32 on
+x86_64, 32-bit ARM on aarch64) kill the process: they would go round the numbers that the filter knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.errors import SandboxUnavailable
+
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of one argument: equal to `value` under `mask`, or not equal to it when `negated`."""
+
+    argument: int
+    value: int
+    mask: int = (1 << 64) - 1
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One denied call: fails with `error` when the condition holds; always, when there is none."""
+
+    call: str
+    error: int = errno.EPERM
+    condition: Condition | None = None
+
+
+def _denied(*calls: str, error: int = errno.EPERM) -> tuple[Rule, ...]:
+    return tuple(Rule(call, error) for call in calls)
+
+
+# <linux/sched.h>
+CLONE_FLAGS = {
+    "CLONE_NEWTIME": 0x00000080,
+    "CLONE_NEWNS": 0x00020000,
+    "CLONE_NEWCGROUP": 0x02000000,
+    "CLONE_NEWUTS": 0x04000000,
+    "CLONE_NEWIPC": 0x08000000,
+    "CLONE_NEWUSER": 0x10000000,
+    "CLONE_NEWPID": 0x20000000,
+    "CLONE_NEWNET": 0x40000000,
+}
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # <asm-generic/ioctls.h>
+AF_VSOCK = 40  # <linux/socket.h>
+
+RULES: tuple[Rule, ...] = (
+    # Reaching into other processes.
+    *_denied("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
+    # New namespaces, which would give capabilities over a wide part of the kernel. `clone` has its flags in a
+    # register; those of `clone3` are behind a pointer that a filter cannot read: libcs take ENOSYS as "use clone".
+    *(Rule("unshare", condition=Condition(0, flag, flag)) for flag in CLONE_FLAGS.values()),
+    *(
+        Rule("clone", condition=Condition(0, flag, flag))
+        for name, flag in CLONE_FLAGS.items()
+        if name != "CLONE_NEWTIME"  # in `clone` this bit is a part of the exit signal's number
+    ),
+    *_denied("clone3", error=errno.ENOSYS),
+    *_denied("setns"),
+    # Mounts, by the old interface and the new one.
+    *_denied("mount", "umount", "umount2", "pivot_root", "chroot"),
+    *_denied(
+        *("fsopen", "fsconfig", "fsmount", "fspick", "move_mount", "open_tree", "mount_setattr"), error=errno.ENOSYS
+    ),
+    # Keyrings are not namespaced.
+    *_denied("keyctl", "add_key", "request_key"),
+    # Interfaces into the kernel with a history of escalations; io_uring also goes round any filter.
+    *_denied("bpf", "perf_event_open", "userfaultfd", "lookup_dcookie", "fanotify_init"),
+    *_denied("io_uring_setup", "io_uring_enter", "io_uring_register", error=errno.ENOSYS),
+    # Files by handle: leads out of a mount namespace.
+    *_denied("open_by_handle_at"),
+    # The machine itself: kernel images and modules, power, swap, clocks, accounting, ports, logs.
+    *_denied("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module"),
+    *_denied("create_module", "query_module", "get_kernel_syms", "nfsservctl", "_sysctl", "uselib"),
+    *_denied("reboot", "swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "syslog", "vhangup"),
+    *_denied("settimeofday", "clock_settime", "stime", "sethostname", "setdomainname"),
+    *_denied("iopl", "ioperm", "modify_ldt", "vm86", "vm86old"),
+    # Other execution domains bring old bugs and turn off address randomisation.
+    Rule("personality", condition=Condition(0, 0, negated=True)),
+    # Input pushed into the terminal of whoever started the sandbox. The kernel looks at the lower 32 bits only.
+    Rule("ioctl", condition=Condition(1, TIOCSTI, 0xFFFFFFFF)),
+    Rule("ioctl", condition=Condition(1, TIOCLINUX, 0xFFFFFFFF)),
+    # Sockets to the hypervisor are in no network namespace.
+    Rule("socket", errno.EAFNOSUPPORT, Condition(0, AF_VSOCK, 0xFFFFFFFF)),
+)
+
+
+def filter_path(architecture: str) -> Path:
+    """Return where the compiled filter of an architecture is shipped."""
+    return Path(__file__).parent / "filters" / f"{architecture}.bpf"
+
+
+@functools.cache
+def program(architecture: str) -> bytes:
+    """Return the compiled filter, as `struct sock_filter` records.
+
+    Raises:
+        SandboxUnavailable: there is none for this architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise SandboxUnavailable(
+            f"no system call filter is shipped for `{architecture}`",
+            hint=f"use a machine with one of {', '.join(ARCHITECTURES)}",
+        )
+    try:
+        return filter_path(architecture).read_bytes()
+    except OSError as error:
+        raise SandboxUnavailable(
+            f"the system call filter for `{architecture}` cannot be read: {error}", hint="reinstall `atoll`"
+        ) from error
