@@ -1,1 +1,43 @@
-"""Functions, serverless, on machines that you own."""
+"""Functions, serverless, on machines that you own, with a `/data` that stays.
+
+The names are imported on first use, so that `import atoll` stays cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from atoll.host.local import LocalHost as LocalHost
+    from atoll.host.local import local as local
+    from atoll.sdk.function import IsolatedFunction as IsolatedFunction
+    from atoll.sdk.function import isolated as isolated
+    from atoll.sdk.sync import sync_dir as sync_dir
+
+_WHERE = {
+    "isolated": "atoll.sdk.function",
+    "IsolatedFunction": "atoll.sdk.function",
+    "sync_dir": "atoll.sdk.sync",
+    "local": "atoll.host.local",
+    "LocalHost": "atoll.host.local",
+}
+
+__all__ = ["IsolatedFunction", "LocalHost", "__version__", "errors", "isolated", "local", "sync_dir"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module("atoll.errors")
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module `atoll` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

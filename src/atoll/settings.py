@@ -200,3 +200,9 @@ def user_config_directory() -> Path:
 def search_path() -> str:
     """Return the caller's `PATH`, or the usual system directories."""
     return os.environ.get("PATH") or "/usr/local/bin:/usr/bin:/bin"
+
+
+def daemon_environment() -> dict[str, str]:
+    """Return what the daemon is started with: who the user is and where programs are, and nothing else."""
+    names = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    return {name: os.environ[name] for name in (*names, "XDG_RUNTIME_DIR") if name in os.environ}

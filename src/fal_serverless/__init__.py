@@ -1,0 +1,25 @@
+"""The same objects as `atoll`, under the import that existing programs use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atoll import LocalHost as LocalHost
+    from atoll import isolated as isolated
+    from atoll import local as local
+    from atoll import sync_dir as sync_dir
+
+__all__ = ["LocalHost", "isolated", "local", "sync_dir"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import atoll
+
+        return getattr(atoll, name)
+    raise AttributeError(f"module `fal_serverless` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

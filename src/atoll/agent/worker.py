@@ -11,8 +11,8 @@ that a client whose call crossed that message knows that it has not started, the
 a call: the worker says `revoked` and ends. A lease that is reclaimed before its first call is honoured for
 `FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
 
-Data messages in: `sources`, `call`. Out: `result`, `error`, `revoked`, `exiting`.
-Control messages in: `lease`, `reclaim`. Out: `idle`, `connect` (see `agent.nested`).
+Data messages in: `sources`, `call`. Out: `result`, `error`, `revoked`, `need` (sources), `exiting`.
+Control messages in: `lease`, `reclaim`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`).
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Worker:
         self._idle_seconds = 10.0
         self._deadline = 0.0
         self._poll = select.poll()
+        self._sources = ""
         self._pid = os.getpid()
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
@@ -67,6 +68,7 @@ class Worker:
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
         self._begin(lease, descriptors)
+        self._control.send({"type": "hello"})
         with contextlib.suppress(ChannelClosed):
             while self._serve_once():
                 pass
@@ -121,6 +123,7 @@ class Worker:
         if time.monotonic() < self._deadline:
             return True
         self._end(revoke=True)
+        self._control.send({"type": "expired", "epoch": self._epoch})
         return False
 
     def _leave(self) -> None:
@@ -172,6 +175,7 @@ class Worker:
             self._busy[0] = self._epoch
             try:
                 sources.install(message.header, message.buffers, SOURCES_DIRECTORY)
+                self._sources = str(message.header["digest"])
             finally:
                 self._busy[0] = 0
 
@@ -179,6 +183,9 @@ class Worker:
         header, buffers = message
         if header.get("epoch") != self._epoch:
             data.send({"type": "revoked", "epoch": header.get("epoch")})
+            return
+        if header.get("sources") and header["sources"] != self._sources:
+            data.send({"type": "need", "sources": header["sources"]})
             return
         answer, pieces = self._answer(header, buffers)
         if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker

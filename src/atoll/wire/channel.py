@@ -10,6 +10,7 @@ import array
 import contextlib
 import os
 import socket
+import sys
 import threading
 from typing import Any, Sequence
 
@@ -17,7 +18,9 @@ from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, Message, encode
 
 MAX_DESCRIPTORS = 16
 _IOV_MAX = 512
-_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) if hasattr(socket, "CMSG_SPACE") else 0
+_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(12) if hasattr(socket, "CMSG_SPACE") else 0
+_SCM_CREDENTIALS = 2
+_SO_PASSCRED = 16
 
 
 class ChannelClosed(ConnectionError):
@@ -50,11 +53,17 @@ class Channel:
     def __init__(self, sock: socket.socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
         self.socket = sock
         self.descriptors: list[int] = []
+        self.sender_pid = 0
+        """The pid, in this process's namespace, of who sent the last message; 0 unless `learn_sender` was called."""
         self._decoder = Decoder(max_buffer_bytes)
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def learn_sender(self) -> None:
+        """Have the kernel say who sends: for peers that live in a pid namespace of their own."""
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
 
     def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """Send one message; `descriptors` are duplicated to the peer and stay open here.
@@ -104,6 +113,8 @@ class Channel:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 self.descriptors.extend(received)
+            elif level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
+                self.sender_pid = int.from_bytes(data[:4], sys.byteorder)
         if count == 0:
             raise ChannelClosed("the peer has closed the channel")
         self._decoder.wrote(count)

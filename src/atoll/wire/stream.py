@@ -91,6 +91,15 @@ class AsyncChannel:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
         return self._channel.socket.sendmsg([data], [rights])
 
+    def learn_sender(self) -> None:
+        """See `Channel.learn_sender`."""
+        self._channel.learn_sender()
+
+    @property
+    def sender_pid(self) -> int:
+        """See `Channel.sender_pid`."""
+        return self._channel.sender_pid
+
     def take_descriptors(self, count: int) -> list[int]:
         """Return the oldest `count` received descriptors; the caller owns them."""
         return self._channel.take_descriptors(count)

@@ -1,0 +1,237 @@
+"""What a client may ask of the daemon, and who may ask it.
+
+A connection opens with `hello`, which carries the client's version; another version's client is told so and starts a
+daemon of its own. Then the connection does one thing: it holds a lease (`lease`), carries one request (`request`),
+or opens a storage peer (`storage`). A connection that comes from inside a sandbox is bound to the sandbox's user,
+and may ask for leases and storage only, without naming anything of the host's file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Callable
+
+from atoll import __version__, errors
+from atoll.model.specs import LeaseSpec
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError
+from atoll.wire.stream import AsyncChannel
+
+if TYPE_CHECKING:
+    from atoll.daemon.main import Daemon
+    from atoll.engine.pool import Lease
+
+log = logging.getLogger("atoll.api")
+
+HELLO_SECONDS = 10.0
+POSITION_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end: a user, and the worker whose call it is for a nested connection."""
+
+    user: str
+    worker: str | None = None
+
+    @property
+    def nested(self) -> bool:
+        return self.worker is not None
+
+
+class Connection:
+    """Serves one client connection to its end."""
+
+    def __init__(self, daemon: Daemon, channel: AsyncChannel, peer: Peer) -> None:
+        self._daemon = daemon
+        self._channel = channel
+        self._peer = peer
+
+    async def serve(self) -> None:
+        try:
+            hello = await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)
+            version = hello.header.get("version")
+            if hello.type != "hello" or not isinstance(version, str):
+                raise errors.ProtocolMismatch("the first message is not a greeting", hint="use the atoll package")
+            if version != __version__ and hello.header.get("purpose") != "control":
+                await self._channel.send({"type": "mismatch", "version": __version__, "pid": os.getpid()})
+                return
+            await self._channel.send({"type": "welcome", "version": __version__, "pid": os.getpid()})
+            message = (await self._channel.receive()).header
+            match message.get("type"):
+                case "lease":
+                    await self._lease(message)
+                case "storage":
+                    await self._storage()
+                case "request":
+                    await self._request(message)
+                case kind:
+                    raise errors.ProtocolMismatch(f"unknown message `{kind}`", hint="upgrade the older side")
+        except (ChannelClosed, asyncio.TimeoutError):
+            pass
+        except FrameError as error:
+            log.warning("client_sent_no_frames error=%s", error)
+        except errors.AtollError as error:
+            await self._fail(error)
+        except ValueError as error:
+            await self._fail(errors.ProtocolMismatch(f"malformed message: {error}", hint="upgrade the older side"))
+        except Exception as error:
+            log.exception("connection_failed")
+            await self._fail(
+                errors.InternalError(f"the daemon failed: {error!r}", hint="please report it with `atoll logs`")
+            )
+        finally:
+            self._channel.close()
+
+    async def _fail(self, error: errors.AtollError) -> None:
+        with contextlib.suppress(ChannelClosed):
+            await self._channel.send({"type": "failed", "error": error.to_data()})
+
+    def _progress(self) -> Callable[[str], None]:
+        """Return a function that tells the client a line; lines that the client does not take are dropped."""
+
+        def tell(line: str) -> None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"type": "progress", "line": line[:4000]})
+
+        return tell
+
+    async def _until_gone(self, work: Any) -> Any:
+        """Run `work` to its end, or cancel it when the client closes the connection."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._channel.receive())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            gone.result()
+            raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
+        finally:
+            for one in (task, gone):
+                one.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    async def _lease(self, message: dict[str, Any]) -> None:
+        spec = self._checked(LeaseSpec.from_data(message.get("spec")))
+        store = self._daemon.node.environments
+        environment = await self._until_gone(store.ensure(spec.environment, self._progress()))
+        lease = self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
+        try:
+            await self._wait_granted(lease)
+            header = {"type": "granted", "epoch": lease.epoch, "fresh": lease.fresh, "worker": lease.worker}
+            await self._channel.send(header, lease.descriptors)
+            self._daemon.pool.close_descriptors(lease)
+            await self._hold(lease)
+        finally:
+            self._daemon.pool.release(lease)
+
+    async def _wait_granted(self, lease: Lease) -> None:
+        if lease.granted.done():
+            lease.granted.result()
+            return
+        gone = asyncio.ensure_future(self._channel.receive())
+        told = None
+        try:
+            while not lease.granted.done():
+                await asyncio.wait({lease.granted, gone}, timeout=POSITION_SECONDS, return_when="FIRST_COMPLETED")
+                if gone.done():
+                    gone.result()
+                position = self._daemon.pool.position(lease)
+                if position >= 0 and position != told and not lease.granted.done():
+                    told = position
+                    self._channel.post({"type": "waiting", "position": position})
+            lease.granted.result()
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+
+    async def _hold(self, lease: Lease) -> None:
+        """Keep the lease until the client leaves, kills the call, or the worker is gone."""
+        message = asyncio.ensure_future(self._channel.receive())
+        try:
+            while not lease.ended.done():
+                await asyncio.wait({lease.ended, message}, return_when=asyncio.FIRST_COMPLETED)
+                if message.done():
+                    if message.result().type == "kill":
+                        self._daemon.pool.kill(lease)
+                    message = asyncio.ensure_future(self._channel.receive())
+            await self._channel.send({"type": "ended", "error": lease.ended.result()})
+        finally:
+            message.cancel()
+            await asyncio.gather(message, return_exceptions=True)
+
+    def _checked(self, spec: LeaseSpec) -> LeaseSpec:
+        """Refuse what this peer may not ask for."""
+        if not self._peer.nested:
+            for target, source in spec.mounts:
+                _check_mount(target, source)
+            return spec
+        if spec.mounts:
+            raise errors.ResourcesUnavailable(
+                "a function called from inside a sandbox cannot have `mounts`",
+                hint="call it from the program itself, or put the data below `/data`",
+            )
+        local = [entry for entry in spec.environment.requirements if _names_host_path(entry)]
+        if local:
+            raise errors.EnvironmentBuildError(
+                f"requirement `{local[0]}` names a local path, which a call from inside a sandbox cannot do",
+                hint="call the function once from the program itself, or publish the package",
+            )
+        return replace(spec, environment=replace(spec.environment, interpreter=self._interpreter(), index=()))
+
+    def _interpreter(self) -> str:
+        return self._daemon.pool.interpreter_of(self._peer.worker or "")
+
+    # --- everything else --------------------------------------------------------------------------------------------
+
+    async def _storage(self) -> None:
+        async with self._daemon.node.open_storage(self._peer.user) as descriptor:
+            await self._channel.send({"type": "granted"}, [descriptor])
+            with contextlib.suppress(ChannelClosed):
+                await self._channel.receive()
+
+    async def _request(self, message: dict[str, Any]) -> None:
+        if self._peer.nested:
+            raise errors.ResourcesUnavailable("a function cannot control the daemon", hint="use the command line")
+        name, arguments = message.get("name"), message.get("arguments")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError("a request has a `name` and `arguments`")
+        answer = await self._until_gone(self._daemon.answer(name, arguments, self._progress()))
+        await self._channel.send({"type": "answer", "value": answer})
+        if name in ("stop", "drain"):
+            self._daemon.leave(at_once=name == "stop")
+
+
+def _names_host_path(requirement: str) -> bool:
+    text = requirement.strip()
+    words = text.split()
+    return (
+        text.startswith(("/", ".", "~", "-e", "--editable", "-r", "--requirement", "-c", "--constraint", "-f", "--find"))
+        or "file:" in text
+        or any(word.startswith(("/", "./", "../", "~")) for word in words)
+    )
+
+
+RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
+
+
+def _check_mount(target: str, source: str) -> None:
+    path = os.path.normpath(target)
+    if not target.startswith("/") or path == "/" or ".." in target.split("/"):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}` must be an absolute path below `/`", hint="for example `/datasets`"
+        )
+    if any(path == taken or path.startswith(taken + "/") for taken in (*RESERVED_TARGETS, "/tmp", "/run")):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}` would hide a part of the sandbox", hint="choose a path of its own, such as `/datasets`"
+        )
+    if not os.path.isabs(source) or not os.path.isdir(source):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}`: `{source}` is not a directory of this machine", hint="give an existing directory"
+        )

@@ -1,0 +1,254 @@
+"""The daemon: started by the first call, listens on a Unix socket only, leaves when it has been idle.
+
+Theory of operation. Who starts a daemon holds `run/daemon.lock`, so that of ten scripts one starts it; the daemon
+itself binds its socket under a temporary name and renames it, so that a path which exists can be connected to. It
+tells its starter over a pipe that it is ready, or why it cannot be. To leave, it takes the same lock, removes the
+socket, and looks once more for clients that came in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from atoll import __version__, errors, settings
+from atoll.daemon.api import Connection, Peer
+from atoll.engine.node import Node
+from atoll.engine.pool import Pool
+from atoll.environments import service as environments_service
+from atoll.settings import Settings
+from atoll.wire.channel import short_name
+from atoll.wire.stream import AsyncChannel
+
+log = logging.getLogger("atoll.daemon")
+
+LOCAL_USER = "local"
+"""The one user of the embedded daemon: who started it."""
+
+
+class Daemon:
+    """One running daemon.
+
+    Args:
+        options: where its state is, and its options.
+    """
+
+    def __init__(self, options: Settings) -> None:
+        self.settings = options
+        self.node = Node(options)
+        self.pool = Pool(self.node, self.node.bounds(), self.node.worker_memory_bytes(), self._connected_from_worker)
+        self.started_at = time.time()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self._left = asyncio.Event()
+        self._busy_until = time.monotonic()
+        self._volume_was_used = True
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Listen until told to stop or idle for long enough; then end everything that was started."""
+        self._listen()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.leave)
+        tasks = [
+            asyncio.ensure_future(self._accept()),
+            asyncio.ensure_future(self._watch_idle()),
+            asyncio.ensure_future(self.pool.watch_memory()),
+        ]
+        log.info("daemon_started version=%s pid=%s", __version__, os.getpid())
+        ready()
+        tasks.append(asyncio.ensure_future(self.node.settle()))
+        try:
+            await self._left.wait()
+        finally:
+            self._stop_listening()
+            for task in tasks:
+                task.cancel()
+            await self.pool.close()
+            for task in list(self._connections):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._connections, return_exceptions=True)
+            await self.node.close()
+            log.info("daemon_left pid=%s", os.getpid())
+
+    def leave(self, *, at_once: bool = True) -> None:
+        """End now, or take no new clients and end with the last one."""
+        if at_once:
+            self._left.set()
+        else:
+            self._stop_listening()
+            self._busy_until = 0.0
+
+    # --- the socket -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        path = self.settings.socket_path
+        temporary = path.with_name(f"daemon-{os.getpid()}.sock")
+        temporary.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with short_name(temporary) as name:
+            listener.bind(name)
+        os.chmod(temporary, 0o600)
+        listener.listen(1024)
+        listener.setblocking(False)
+        os.rename(temporary, path)
+        self._socket_id = _file_id(path)
+        self._listener = listener
+        state = {"pid": os.getpid(), "version": __version__, "started_at": self.started_at}
+        (self.settings.run_directory / "daemon.json").write_text(json.dumps(state))
+
+    def _stop_listening(self) -> None:
+        """Remove the socket, if it is still this daemon's."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        path = self.settings.socket_path
+        with contextlib.suppress(OSError):
+            if _file_id(path) == self._socket_id:
+                path.unlink()
+                (self.settings.run_directory / "daemon.json").unlink(missing_ok=True)
+        with contextlib.suppress(Exception):
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._listener is not None:
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if self._listener is None:
+                    return
+                log.warning("accept_failed error=%s", error)
+                await asyncio.sleep(0.1)
+                continue
+            channel = AsyncChannel(client)
+            if channel.peer_uid() not in (os.getuid(), 0):
+                log.warning("client_refused uid=%s", channel.peer_uid())
+                channel.close()
+                continue
+            self._serve(channel, Peer(LOCAL_USER))
+
+    def _serve(self, channel: AsyncChannel, peer: Peer) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(Connection(self, channel, peer).serve())
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        return task
+
+    async def _connected_from_worker(self, connection: socket.socket, user: str, worker: str) -> None:
+        await self._serve(AsyncChannel(connection), Peer(user, worker))
+
+    # --- leaving when idle ------------------------------------------------------------------------------------------
+
+    async def _watch_idle(self) -> None:
+        idle_seconds = self.settings.pool.daemon_idle_seconds
+        while True:
+            await asyncio.sleep(min(1.0, max(idle_seconds / 4, 0.05)))
+            now = time.monotonic()
+            if not self.pool.idle:
+                self._volume_was_used = True
+            elif self._volume_was_used:
+                self._volume_was_used = False
+                await self.node.collect(LOCAL_USER)
+            if self._connections or not self.pool.idle:
+                if self._listener is not None:
+                    self._busy_until = now
+            elif now - self._busy_until >= idle_seconds and self._can_leave():
+                self._left.set()
+                return
+
+    def _can_leave(self) -> bool:
+        """Remove the socket under the starters' lock, unless a client is just connecting."""
+        if self._listener is None:
+            return True
+        with open(self.settings.run_directory / "daemon.lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if self._connections:
+                return False
+            with contextlib.suppress(OSError):
+                if _file_id(self.settings.socket_path) == self._socket_id:
+                    self.settings.socket_path.unlink()
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return True
+            self._serve(AsyncChannel(client), Peer(LOCAL_USER))
+            return False
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def answer(self, name: str, arguments: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+        """Answer a request of the owner's.
+
+        Raises:
+            ProtocolMismatch: there is no such request.
+        """
+        if name == "status":
+            return self._status()
+        if name in ("stop", "drain"):
+            return {}
+        if name.startswith("environments."):
+            return await environments_service.handle(self.node.environments, name, arguments, progress)
+        raise errors.ProtocolMismatch(f"unknown request `{name}`", hint="upgrade the older side")
+
+    def _status(self) -> dict[str, Any]:
+        sandboxes, workers = self.pool.status()
+        return {
+            "daemon": {
+                "pid": os.getpid(),
+                "version": __version__,
+                "started_at": self.started_at,
+                "home": str(self.settings.home),
+                "leases": self.pool.calls_leased,
+            },
+            "sandboxes": sandboxes,
+            "workers": workers,
+        }
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def main() -> int:
+    """Run a daemon for the state directory that the first argument names; the second is the ready pipe."""
+    home, ready = Path(sys.argv[1]), int(sys.argv[2])
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(ready, text.encode())
+            os.close(ready)
+
+    async def run() -> None:
+        daemon = Daemon(settings.load(home))
+        await daemon.run(lambda: say("ready"))
+
+    try:
+        os.umask(0o077)
+        asyncio.run(run())
+    except Exception as error:
+        known = error if isinstance(error, errors.AtollError) else None
+        if known is None:
+            log.exception("daemon_failed")
+            known = errors.StateUnusable(
+                f"the daemon cannot run: {error!r}", hint=f"see `{home / 'logs' / 'daemon.log'}`"
+            )
+        say(json.dumps(known.to_data()))
+        return 1
+    return 0

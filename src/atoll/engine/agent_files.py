@@ -1,0 +1,87 @@
+"""What is mounted at `/opt/atoll/lib`: this version's own copy of the package and of cloudpickle.
+
+A copy for each version, named by its contents, so that an upgrade of the package changes nothing that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from atoll import __version__
+from atoll.process import Child
+
+LAUNCHER = "from atoll.agent.main import main\n\nmain()\n"
+CLOUDPICKLE = "_atoll_cloudpickle.py"
+_PACKAGES = ("atoll", "fal_serverless")
+_COLD_PATH = ("atoll/__init__.py", "atoll/errors.py", "atoll/agent/", "atoll/wire/", CLOUDPICKLE)
+"""What an agent imports before it can serve: compiled before the first use."""
+
+
+def _sources() -> dict[str, Path]:
+    root = Path(__file__).parents[2]
+    found = {
+        str(path.relative_to(root)): path
+        for package in _PACKAGES
+        for path in (root / package).rglob("*")
+        if path.is_file() and path.suffix in (".py", ".typed")
+    }
+    spec = importlib.util.find_spec("cloudpickle")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("cloudpickle is not installed")
+    found[CLOUDPICKLE] = Path(spec.origin).with_name("cloudpickle.py")
+    return found
+
+
+def prepare(directory: Path) -> Path:
+    """Return the directory of this version's files below `directory`, complete; made if it is not there."""
+    sources = _sources()
+    digest = hashlib.blake2b(LAUNCHER.encode(), digest_size=8)
+    contents = {}
+    for name, path in sorted(sources.items()):
+        contents[name] = path.read_bytes()
+        digest.update(name.encode() + b"\0" + len(contents[name]).to_bytes(8, "big") + contents[name])
+    target = directory / f"{__version__}-{digest.hexdigest()}"
+    if target.is_dir():
+        return target
+    directory.mkdir(mode=0o755, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=directory))
+    try:
+        for name, content in {**contents, "_atoll_agent.py": LAUNCHER.encode()}.items():
+            path = stage / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            if name.startswith(_COLD_PATH):
+                _compile(path, f"/opt/atoll/lib/{name}")
+        for path in [stage, *stage.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        with contextlib.suppress(FileExistsError, OSError):
+            os.rename(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return target
+
+
+def _compile(path: Path, shown_as: str) -> None:
+    import py_compile
+
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(path), dfile=shown_as, doraise=True, invalidation_mode=mode)
+
+
+async def compile_rest(directory: Path) -> None:
+    """Compile what `prepare` left, in a process of its own."""
+    code = "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, " \
+        "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"
+    marker = directory / ".compiled"
+    if not marker.exists():
+        child = Child([sys.executable, "-I", "-S", "-c", code, str(directory)], env={})
+        if await child.wait() == 0:
+            with contextlib.suppress(OSError):
+                marker.touch()

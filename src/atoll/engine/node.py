@@ -1,0 +1,277 @@
+"""One machine: its environments, volumes, limits and sandboxes, behind what the engine asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any, AsyncIterator, Callable, Mapping, Sequence
+
+from atoll import errors
+from atoll.engine import agent_files
+from atoll.engine.schedule import Bounds
+from atoll.environments.interpreter import Interpreter, probe
+from atoll.environments.store import Environment, EnvironmentStore
+from atoll.model.places import Bind, Identity
+from atoll.model.specs import SandboxKey
+from atoll.process import Completed
+from atoll.sandbox.identity import Identities, give
+from atoll.sandbox.launch import Launcher, Sandbox
+from atoll.sandbox.limits import Limits
+from atoll.sandbox.policy import Policy, confine
+from atoll.settings import Settings
+from atoll.wire.channel import Channel, pair
+from atoll.wire.stream import AsyncChannel
+
+log = logging.getLogger("atoll.node")
+
+LIBRARY = "/opt/atoll/lib"
+ENVIRONMENT = "/opt/atoll/env"
+CACHE_VARIABLES = {
+    "XDG_CACHE_HOME": "/data/.cache",
+    "HF_HOME": "/data/.cache/huggingface",
+    "TORCH_HOME": "/data/.cache/torch",
+    "KERAS_HOME": "/data/.cache/keras",
+    "NLTK_DATA": "/data/.cache/nltk",
+    "TFHUB_CACHE_DIR": "/data/.cache/tfhub",
+    "SENTENCE_TRANSFORMERS_HOME": "/data/.cache/sentence_transformers",
+    "MPLCONFIGDIR": "/data/.cache/matplotlib",
+    "PIP_CACHE_DIR": "/data/.cache/pip",
+    "UV_CACHE_DIR": "/data/.cache/uv",
+}
+"""Where libraries keep what they download, so that it is there at the next call."""
+
+MEMORY_OF_A_WORKER = 96 << 20
+"""What a live worker is counted with when the number of workers is bounded by memory, in bytes."""
+
+
+class NodeSandbox:
+    """A sandbox with its agent, and the channel to it."""
+
+    def __init__(self, channel: AsyncChannel, sandbox: Sandbox | None, hold: Any, failed: errors.AtollError | None):
+        self.channel = channel
+        self._sandbox = sandbox
+        self._hold = hold
+        self._failed = failed
+
+    @property
+    def pid(self) -> int:
+        return self._sandbox.pid if self._sandbox is not None else 0
+
+    async def kill(self) -> None:
+        """End every process of the sandbox, and wait until they are gone."""
+        self.channel.close()
+        if self._sandbox is not None:
+            await self._sandbox.kill()
+
+    async def failure(self) -> errors.AtollError | None:
+        """Wait for the end; return why the sandbox could not be made, if it could not."""
+        if self._sandbox is None:
+            return self._failed
+        return await self._sandbox.failure()
+
+    def close(self) -> None:
+        """Let the environment go; the sandbox has ended."""
+        self._hold.close()
+
+
+class Node:
+    """The machine that the daemon runs on.
+
+    Args:
+        options: where its state is, and its options.
+
+    Raises:
+        StateUnusable, DiskFull: the state cannot be prepared.
+    """
+
+    def __init__(self, options: Settings) -> None:
+        self._settings = options
+        self._launcher = Launcher(options)
+        self._identities = Identities(options)
+        self.limits = Limits(options)
+        self._library = agent_files.prepare(options.agents_directory)
+        self.environments = EnvironmentStore(
+            options.environments_directory, self._confine_builder, self._identities.builder()
+        )
+        self._interpreter: Interpreter | None = None
+
+    def bounds(self) -> Bounds:
+        """Return how much this machine runs at a time."""
+        pool = self._settings.pool
+        workers = pool.max_workers or max(32, memory_bytes() // MEMORY_OF_A_WORKER)
+        return Bounds(
+            slots=pool.slots or len(os.sched_getaffinity(0)),
+            workers=workers,
+            sandboxes=pool.max_sandboxes or max(16, workers // 2),
+        )
+
+    def worker_memory_bytes(self) -> int:
+        """Return the most that the processes of one worker may use."""
+        return self._settings.pool.worker_memory_bytes or memory_bytes() // 10 * 9
+
+    def volume(self, user: str) -> tuple[Path, Identity]:
+        """Return the directory of a user's volume and its owner; made if it is not there."""
+        identity = self._identities.user(user)
+        directory = self._settings.volumes_directory / user
+        try:
+            self._settings.volumes_directory.mkdir(mode=0o711, exist_ok=True)
+            for path in (directory, directory / "data", directory / "staging"):
+                path.mkdir(mode=0o700, exist_ok=True)
+                if path.stat().st_uid != identity.uid:
+                    give(path, identity, 0o700)
+        except OSError as error:
+            raise errors.StateUnusable(
+                f"cannot prepare the volume at `{directory}`: {error}", hint="mend the directory's permissions"
+            ) from error
+        return directory, identity
+
+    async def settle(self) -> None:
+        """Do at leisure what need not be done before the first call."""
+        with contextlib.suppress(OSError):
+            await agent_files.compile_rest(self._library)
+
+    async def close(self) -> None:
+        """Let go of what the node holds; its sandboxes have ended."""
+        self.limits.close()
+
+    def _policy(
+        self, command: Sequence[str], identity: Identity, binds: Sequence[Bind], environment: Mapping[str, str]
+    ) -> Policy:
+        options = self._settings.sandbox
+        return confine(
+            command,
+            machine=self._launcher.machine,
+            identity=identity,
+            binds=binds,
+            environment=tuple(environment.items()),
+            tmp_bytes=options.tmp_bytes,
+            shm_bytes=options.shm_bytes,
+        )
+
+    # --- sandboxes of functions -------------------------------------------------------------------------------------
+
+    def start_sandbox(self, key: SandboxKey, environment: Environment) -> NodeSandbox:
+        """Start a sandbox with an agent; what goes wrong shows as the end of its channel and in `failure`."""
+        ours, theirs = pair()
+        channel = AsyncChannel(ours)
+        hold = self.environments.hold(environment)
+        try:
+            sandbox = self._launcher.launch(
+                self._function_policy(key, environment, theirs.fileno()),
+                descriptors=[theirs.fileno()],
+                stderr=self._log_file("sandboxes.log"),
+            )
+            return NodeSandbox(channel, sandbox, hold, None)
+        except errors.AtollError as error:
+            return NodeSandbox(channel, None, hold, error)
+        except (OSError, ValueError) as error:
+            failed = errors.SandboxUnavailable(f"the sandbox cannot be started: {error}", hint="run `atoll doctor`")
+            return NodeSandbox(channel, None, hold, failed)
+        finally:
+            theirs.close()
+
+    def function_binds(self, key: SandboxKey, environment: Environment) -> tuple[list[Bind], Identity]:
+        """Return what a function's sandbox shows beside the system, and whose it is."""
+        volume, identity = self.volume(key.user)
+        binds = [
+            Bind(str(self._library), LIBRARY),
+            Bind(str(environment.path), ENVIRONMENT),
+            *environment.interpreter.binds,
+            Bind(str(volume / "data"), "/data", writable=True),
+            *(Bind(source, target) for target, source in key.mounts),
+        ]
+        return binds, identity
+
+    def _function_policy(self, key: SandboxKey, environment: Environment, descriptor: int) -> Policy:
+        binds, identity = self.function_binds(key, environment)
+        command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(descriptor)]
+        return self._policy(command, identity, binds, self.function_variables())
+
+    def function_variables(self) -> dict[str, str]:
+        """Return the variables that every function finds."""
+        return {
+            **CACHE_VARIABLES,
+            "PATH": f"{ENVIRONMENT}/bin:{self._launcher.machine.search_path}",
+            "VIRTUAL_ENV": ENVIRONMENT,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def _log_file(self, name: str) -> IO[Any] | int:
+        try:
+            return open(self._settings.logs_directory / name, "ab")
+        except OSError:
+            return subprocess.DEVNULL
+
+    # --- builds -----------------------------------------------------------------------------------------------------
+
+    async def _confine_builder(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None] | None = None,
+    ) -> Completed:
+        policy = self._policy(command, self._identities.builder(), binds, environment)
+        return await self._launcher.run(policy, on_line=on_line)
+
+    # --- storage ----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def open_storage(self, user: str) -> AsyncIterator[int]:
+        """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end."""
+        ours, theirs = pair()
+        try:
+            sandbox = await self._start_storage(user, theirs)
+            try:
+                yield ours.fileno()
+            finally:
+                await sandbox.kill()
+        finally:
+            ours.close()
+
+    async def _start_storage(self, user: str, end: socket.socket) -> Sandbox:
+        volume, identity = self.volume(user)
+        if self._interpreter is None:
+            self._interpreter = await probe(getattr(sys, "_base_executable", None) or sys.executable)
+        binds = [
+            Bind(str(self._library), LIBRARY),
+            *self._interpreter.binds,
+            Bind(str(volume), "/volume", writable=True),
+        ]
+        code = f"import sys; sys.path.insert(0, {LIBRARY!r}); from atoll.storage.peer import main; sys.exit(main())"
+        command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
+        policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"})
+        try:
+            return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=self._log_file("storage.log"))
+        finally:
+            end.close()
+
+    async def collect(self, user: str) -> None:
+        """Remove the trees that syncs have replaced; no sandbox of the user is alive."""
+        if not any((self._settings.volumes_directory / user / "staging").glob("*")):
+            return
+        with contextlib.suppress(errors.AtollError, OSError):
+            async with self.open_storage(user) as descriptor:
+                channel = Channel(socket.socket(fileno=os.dup(descriptor)))
+                try:
+                    await asyncio.to_thread(_collect, channel)
+                finally:
+                    channel.close()
+
+
+def _collect(channel: Channel) -> None:
+    channel.send({"type": "collect"})
+    channel.receive()
+
+
+def memory_bytes() -> int:
+    """Return the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,454 @@
+"""The embedded engine: carries out what the schedule decides, on one node.
+
+Everything runs in the daemon's event loop. Sockets and pipes of a lease are made when it is granted, so that the
+client may write its call before the worker has even been forked: the kernel keeps it until the worker reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, Awaitable, Callable
+
+from atoll import errors
+from atoll.engine.node import Node, NodeSandbox
+from atoll.engine.schedule import (
+    Action,
+    Bounds,
+    EndSandbox,
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Reclaim,
+    Refuse,
+    Release,
+    Request,
+    Schedule,
+    StartSandbox,
+)
+from atoll.environments.store import Environment
+from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
+from atoll.wire.channel import ChannelClosed, pair
+from atoll.wire.frames import FrameError
+from atoll.wire.stream import AsyncChannel
+
+log = logging.getLogger("atoll.pool")
+
+LIMIT_POLL_SECONDS = 0.1
+
+
+@dataclass
+class Lease:
+    """A client's hold on a worker.
+
+    `descriptors` are the client's ends (data socket, stdout, stderr): whoever takes them owns them. `ended` gets why
+    the lease is over: an error as data, or None when the worker gave it up between two calls.
+    """
+
+    id: str
+    user: str
+    worker: str = ""
+    epoch: int = 0
+    fresh: bool = True
+    descriptors: tuple[int, ...] = ()
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ended: asyncio.Future[dict[str, Any] | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+@dataclass
+class _Worker:
+    id: str
+    sandbox: str
+    key: WorkerKey
+    control: AsyncChannel
+    task: asyncio.Task[None]
+    forked: bool = False
+    pid: int = 0
+    limit: Any = None
+    function: str = ""
+    started_at: float = field(default_factory=time.time)
+    leases: int = 0
+    lease: Lease | None = None
+    expired: bool = False
+
+
+@dataclass
+class _Sandbox:
+    id: str
+    key: SandboxKey
+    node: NodeSandbox
+    task: asyncio.Task[None]
+    started_at: float = field(default_factory=time.time)
+
+
+Connect = Callable[[Any, str, str], Awaitable[None]]
+"""Serves a nested connection: its socket, the user, the worker whose call makes it."""
+
+
+class Pool:
+    """Lends workers to calls.
+
+    Args:
+        node: where sandboxes run.
+        bounds: how much there may be at a time.
+        worker_memory_bytes: the most that the processes of one worker may use.
+        on_connect: serves the connections that code inside workers opens.
+    """
+
+    def __init__(self, node: Node, bounds: Bounds, worker_memory_bytes: int, on_connect: Connect) -> None:
+        self._node = node
+        self._schedule = Schedule(bounds)
+        self._bounds = bounds
+        self._worker_memory_bytes = worker_memory_bytes
+        self._on_connect = on_connect
+        self._environments: dict[str, Environment] = {}
+        self._leases: dict[str, Lease] = {}
+        self._functions: dict[str, tuple[str, float]] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._sandboxes: dict[str, _Sandbox] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self.calls_leased = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is alive and nothing waits."""
+        return self._schedule.idle and not self._sandboxes
+
+    def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None) -> Lease:
+        """Ask for a worker; the lease's `granted` says when it is there.
+
+        `granted` fails with `ResourcesUnavailable` when the lease can never be.
+        """
+        self._count += 1
+        self.calls_leased += 1
+        sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
+        key = WorkerKey(sandbox, spec.env, spec.sources)
+        lease = Lease(f"l{self._count}", user)
+        self._leases[lease.id] = lease
+        self._environments[environment.key] = environment
+        self._functions[lease.id] = (spec.function, spec.keep_alive_seconds)
+        self._perform(self._schedule.ask(_now(), Request(lease.id, key, spec.keep_alive_seconds, parent)))
+        return lease
+
+    def position(self, lease: Lease) -> int:
+        """Return how many requests are before this one; -1 once it is granted."""
+        return self._schedule.position(lease.id)
+
+    def release(self, lease: Lease) -> None:
+        """End a lease, waiting or granted: a call that runs under it is killed, an idle worker is kept."""
+        self._leases.pop(lease.id, None)
+        self._functions.pop(lease.id, None)
+        self.close_descriptors(lease)
+        if not lease.granted.done():
+            lease.granted.cancel()
+        self._perform(self._schedule.withdraw(_now(), lease.id))
+
+    def kill(self, lease: Lease) -> None:
+        """Kill the lease's worker, whatever it does."""
+        worker = self._workers.get(lease.worker)
+        if worker is not None and worker.lease is lease:
+            self._tell(worker.sandbox, {"type": "kill", "worker": worker.id})
+
+    def interpreter_of(self, worker: str) -> str:
+        """Return the path of the interpreter that a worker runs, which code in it may ask for again."""
+        known = self._workers.get(worker)
+        environment = self._environments.get(known.key.sandbox.environment) if known is not None else None
+        return environment.interpreter.executable if environment is not None else ""
+
+    def users_with_sandboxes(self) -> set[str]:
+        return {sandbox.key.user for sandbox in self._sandboxes.values()}
+
+    async def close(self) -> None:
+        """End every sandbox and wait until they are gone."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*(sandbox.node.kill() for sandbox in self._sandboxes.values()), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def status(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return what lives, as JSON-compatible lists of sandboxes and workers; times are seconds since the epoch."""
+        sandboxes = [
+            {
+                "id": one.id,
+                "user": one.key.user,
+                "environment": one.key.environment,
+                "pid": one.node.pid,
+                "started_at": one.started_at,
+                "workers": sum(1 for worker in self._workers.values() if worker.sandbox == one.id),
+            }
+            for one in self._sandboxes.values()
+        ]
+        workers = [
+            {
+                "id": one.id,
+                "sandbox": one.sandbox,
+                "function": one.function,
+                "state": self._state(one.id),
+                "pid": one.pid,
+                "started_at": one.started_at,
+                "memory_bytes": one.limit.memory_bytes() if one.limit is not None else 0,
+                "leases": one.leases,
+            }
+            for one in self._workers.values()
+        ]
+        return sandboxes, workers
+
+    def _state(self, worker: str) -> str:
+        with contextlib.suppress(KeyError):
+            return self._schedule.state_of(worker)
+        return "ending"
+
+    # --- actions --------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartSandbox():
+                    self._start_sandbox(action)
+                case ForkWorker():
+                    self._prepare_worker(action)
+                case Grant():
+                    self._grant(action)
+                case Reclaim():
+                    worker = self._workers.get(action.worker)
+                    if worker is not None:
+                        self._post(worker, {"type": "reclaim", "epoch": action.epoch})
+                case Release():
+                    worker = self._workers.get(action.worker)
+                    if worker is not None:
+                        worker.lease = None
+                        self._tell(
+                            worker.sandbox, {"type": "release", "worker": action.worker, "epoch": action.epoch}
+                        )
+                case EndWorker():
+                    worker = self._workers.get(action.worker)
+                    if worker is not None:
+                        self._tell(worker.sandbox, {"type": "kill", "worker": action.worker})
+                case EndSandbox():
+                    sandbox = self._sandboxes.get(action.sandbox)
+                    if sandbox is not None:
+                        self._spawn(sandbox.node.kill())
+                case Refuse():
+                    lease = self._leases.pop(action.request, None)
+                    if lease is not None and not lease.granted.done():
+                        lease.granted.set_exception(
+                            errors.ResourcesUnavailable(
+                                f"the call can never start: {action.reason}",
+                                hint="make the chain of nested calls shorter, or raise `pool.max_workers`",
+                            )
+                        )
+        self._schedule_tick()
+
+    def _schedule_tick(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._schedule.next_deadline()
+        if deadline is not None and not self._closing:
+            delay = max(0.0, deadline - _now())
+            self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self._schedule.tick(_now()))
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _start_sandbox(self, action: StartSandbox) -> None:
+        environment = self._environments[action.key.environment]
+        node = self._node.start_sandbox(action.key, environment)
+        sandbox = _Sandbox(action.sandbox, action.key, node, self._spawn(self._watch_sandbox(action.sandbox, node)))
+        self._sandboxes[action.sandbox] = sandbox
+        log.info("sandbox_started id=%s user=%s environment=%s", sandbox.id, action.key.user, environment.key)
+
+    def _prepare_worker(self, action: ForkWorker) -> None:
+        ours, theirs = pair()
+        control = AsyncChannel(ours)
+        control.learn_sender()
+        task = self._spawn(self._listen(action.worker, control))
+        worker = _Worker(action.worker, action.sandbox, action.key, control, task)
+        self._workers[action.worker] = worker
+        self._control_end = theirs
+
+    def _grant(self, action: Grant) -> None:
+        lease, worker = self._leases[action.request], self._workers[action.worker]
+        name, keep_alive = self._functions.pop(lease.id)
+        client, inside = pair()
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
+        lease.descriptors = (client.detach(), out_read, err_read)
+        message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": keep_alive}
+        descriptors = [inside.fileno(), out_write, err_write]
+        worker.lease, worker.function = lease, name
+        worker.leases += 1
+        if worker.forked:
+            self._post(worker, message, descriptors)
+        else:
+            worker.forked = True
+            fork = {**message, "type": "fork", "worker": worker.id, "env": dict(worker.key.env)}
+            self._tell(worker.sandbox, fork, [self._control_end.fileno(), *descriptors])
+            self._control_end.close()
+        inside.close()
+        os.close(out_write)
+        os.close(err_write)
+        if not lease.granted.done():
+            lease.granted.set_result(None)
+
+    def _tell(self, sandbox: str, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        """Send to a sandbox's agent; one that does not take messages is ended."""
+        known = self._sandboxes.get(sandbox)
+        if known is None:
+            return
+        try:
+            known.node.channel.post(message, descriptors or [])
+        except ChannelClosed:
+            self._spawn(known.node.kill())
+
+    def _post(self, worker: _Worker, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        try:
+            worker.control.post(message, descriptors or [])
+        except ChannelClosed:
+            self._tell(worker.sandbox, {"type": "kill", "worker": worker.id})
+
+    def close_descriptors(self, lease: Lease) -> None:
+        """Close the client's ends here: they have been handed over, or nobody wants them."""
+        for descriptor in lease.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        lease.descriptors = ()
+
+    # --- what sandboxes and workers say -----------------------------------------------------------------------------
+
+    async def _watch_sandbox(self, name: str, node: NodeSandbox) -> None:
+        """Serve the agent's messages until the sandbox is gone."""
+        try:
+            while True:
+                message = (await node.channel.receive()).header
+                if message.get("type") == "exited":
+                    self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))))
+        except (ChannelClosed, FrameError, ValueError):
+            pass
+        finally:
+            node.channel.close()
+        await node.kill()
+        failure = await node.failure()
+        if failure is not None:
+            log.warning("sandbox_failed id=%s error=%s", name, failure)
+        for worker in [one for one in self._workers.values() if one.sandbox == name]:
+            died = failure or errors.WorkerDied(
+                "the sandbox of the call has ended, and its worker with it",
+                hint="call again: a new one is started",
+                signal=9,
+            )
+            self._end_worker(worker, died)
+        self._sandboxes.pop(name, None)
+        node.close()
+        log.info("sandbox_ended id=%s", name)
+        self._perform(self._schedule.sandbox_ended(_now(), name))
+
+    def _worker_exited(self, name: str, status: int) -> None:
+        worker = self._workers.get(name)
+        if worker is None:
+            return
+        exceeded = worker.limit.exceeded() if worker.limit is not None else None
+        self._end_worker(worker, _why(worker.function, status, exceeded))
+        self._perform(self._schedule.worker_ended(_now(), name, expired=worker.expired))
+
+    def _end_worker(self, worker: _Worker, error: errors.AtollError) -> None:
+        self._workers.pop(worker.id, None)
+        self._end_lease(worker, None if worker.expired else error)
+        worker.control.close()
+        if worker.limit is not None:
+            worker.limit.close()
+
+    def _end_lease(self, worker: _Worker, error: errors.AtollError | None) -> None:
+        lease, worker.lease = worker.lease, None
+        if lease is not None:
+            self._leases.pop(lease.id, None)
+            if not lease.ended.done():
+                lease.ended.set_result(error.to_data() if error is not None else None)
+
+    async def _listen(self, name: str, control: AsyncChannel) -> None:
+        """Serve one worker's own messages until it is gone."""
+        with contextlib.suppress(ChannelClosed, FrameError, ValueError, KeyError):
+            while True:
+                message = (await control.receive()).header
+                worker = self._workers[name]
+                match message.get("type"):
+                    case "hello":
+                        worker.pid = control.sender_pid
+                        worker.limit = self._node.limits.open(f"{name}-{worker.pid}", self._worker_memory_bytes)
+                        worker.limit.add(worker.pid)
+                    case "idle":
+                        epoch = int(message["epoch"])
+                        if worker.lease is None or worker.lease.epoch == epoch:
+                            self._end_lease(worker, None)
+                            self._perform(self._schedule.worker_idle(_now(), name, epoch))
+                    case "expired":
+                        worker.expired = True
+                    case "connect":
+                        import socket
+
+                        (descriptor,) = control.take_descriptors(1)
+                        user = worker.key.sandbox.user
+                        self._spawn(self._on_connect(socket.socket(fileno=descriptor), user, name))
+
+    async def watch_memory(self) -> None:
+        """Let the limits look at what workers use, where the kernel does not do it; runs until cancelled."""
+        while self._node.limits.needs_polling:
+            await asyncio.sleep(LIMIT_POLL_SECONDS)
+            for worker in list(self._workers.values()):
+                if worker.limit is not None:
+                    worker.limit.poll()
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
+    """Say why a worker's process has ended."""
+    details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
+    if exceeded is not None:
+        limit, peak = exceeded
+        return errors.OutOfMemory(
+            f"`{function}` used more memory than its worker may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
+            hint="use less memory at a time, or raise `pool.worker_memory_bytes` in settings.toml",
+            limit_bytes=limit,
+            peak_bytes=peak,
+            **details,
+        )
+    if status >= 0:
+        return errors.WorkerDied(
+            f"the worker of `{function}` exited with status {status} before it answered",
+            hint="the function, or a library it uses, ended the process: see its last output",
+            **details,
+        )
+    import signal
+
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return errors.WorkerDied(
+        f"the worker of `{function}` was ended by {name} before it answered",
+        hint="a crash in native code, or someone killed it: see its last output",
+        **details,
+    )

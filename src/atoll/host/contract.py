@@ -1,0 +1,100 @@
+"""What a host promises to the SDK.
+
+A host moves calls and answers as bytes: it neither pickles nor unpickles. Implementations are safe to use from
+several threads at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Protocol
+
+from atoll.errors import CallCancelled
+from atoll.model.specs import Call, LeaseSpec
+from atoll.wire.channel import Channel
+from atoll.wire.frames import Message
+
+
+class Output(Protocol):
+    """Takes what a call prints, as it comes; called from the thread that waits for the call."""
+
+    def stdout(self, data: bytes) -> None: ...
+
+    def stderr(self, data: bytes) -> None: ...
+
+    def notice(self, line: str) -> None:
+        """Take a line that says what the caller waits for."""
+
+    def tail(self) -> str:
+        """Return the end of what was printed."""
+
+
+class Bundle(Protocol):
+    """The project's modules that travel with a call."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def message(self) -> tuple[dict[str, Any], list[Any]]:
+        """Return the header and buffers of the `sources` message."""
+
+
+class Ticket:
+    """Lets another thread stop a call, before or after it has started."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Stop the call; without effect once it has been answered."""
+        with self._lock:
+            self.cancelled = True
+            if self._stop is not None:
+                self._stop()
+
+    def arm(self, stop: Callable[[], None] | None) -> None:
+        """Say how to stop from now on.
+
+        Raises:
+            CallCancelled: `cancel` was called already.
+        """
+        with self._lock:
+            self._stop = stop
+            if self.cancelled and stop is not None:
+                raise CallCancelled("the call was cancelled", hint="nothing to do: it was asked for")
+
+
+class Host(Protocol):
+    """A place that runs functions."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(
+        self,
+        spec: LeaseSpec,
+        call: Call,
+        bundle: Bundle | None,
+        output: Output,
+        ticket: Ticket | None = None,
+    ) -> Message:
+        """Run a call to its answer: a `result` or an `error` message, which the caller unpickles.
+
+        The call is delivered at most once. When the waiting thread is interrupted, the call is killed.
+
+        Raises:
+            EnvironmentBuildError: the environment cannot be built.
+            WorkerDied: the worker ended before it answered.
+            CallCancelled: the ticket was cancelled.
+            OperatorError: the host cannot run anything now.
+        """
+
+    def open_storage(self) -> Channel:
+        """Return a channel to a storage peer that serves the caller's volume until the channel is closed."""
+
+    def request(
+        self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Have the host do something that is not a call; its answer is JSON-compatible data."""

@@ -1,0 +1,209 @@
+"""A connection to the local daemon, which is started when there is none.
+
+Whoever finds no daemon takes `run/daemon.lock`, looks again, and starts one: of ten scripts that begin together one
+does. A daemon of another version of the package is told to take no new clients, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+from atoll import __version__, errors, settings
+from atoll.agent import nested
+from atoll.settings import Settings
+from atoll.wire.channel import Channel, ChannelClosed, connect
+from atoll.wire.frames import FrameError
+
+ATTEMPTS = 5
+START_SECONDS = 30.0
+
+
+def open_connection(options: Settings) -> Channel:
+    """Return a channel to the daemon, past the greeting; starts a daemon if there is none.
+
+    Raises:
+        HostUnreachable: the daemon does not answer.
+        StateUnusable, DiskFull: the state directory cannot be used.
+    """
+    if nested.inside():
+        return _nested()
+    if sys.platform != "linux":
+        raise errors.HostUnreachable(
+            "functions run on this machine only where it is Linux", hint="give a server: `host=Host(\"https://…\")`"
+        )
+    for _ in range(ATTEMPTS):
+        try:
+            channel = Channel(connect(options.socket_path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            start(options)
+            continue
+        except OSError as error:
+            raise errors.HostUnreachable(
+                f"cannot connect to `{options.socket_path}`: {error}", hint="run `atoll doctor`"
+            ) from error
+        reply = _greet(channel)
+        if reply is None:
+            continue
+        if reply.get("type") == "welcome":
+            return channel
+        if reply.get("type") == "mismatch":
+            replace(options)
+            continue
+        raise errors.from_data(reply.get("error") or {})
+    raise errors.HostUnreachable(
+        "the daemon does not answer", hint=f"run `atoll stop`, then see `{options.logs_directory / 'daemon.log'}`"
+    )
+
+
+def _nested() -> Channel:
+    try:
+        channel = Channel(nested.connect())
+        reply = _greet(channel)
+    except ChannelClosed:
+        reply = None
+    if reply is None:
+        raise errors.HostUnreachable("the daemon has ended", hint="call again from the program")
+    return channel
+
+
+def _greet(channel: Channel, purpose: str = "") -> dict[str, Any] | None:
+    """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
+    reply: dict[str, Any] | None = None
+    try:
+        channel.send({"type": "hello", "version": __version__, "purpose": purpose})
+        reply = channel.receive().header
+    except (ChannelClosed, OSError):
+        pass
+    except FrameError as error:
+        raise errors.ProtocolMismatch(f"the daemon does not speak Atoll's protocol: {error}", hint="`atoll stop`")
+    finally:
+        if reply is None or reply.get("type") != "welcome":
+            channel.close()
+    return reply
+
+
+def control_connection(options: Settings) -> Channel | None:
+    """Return a channel to a running daemon of any version, or None; starts nothing."""
+    try:
+        channel = Channel(connect(options.socket_path))
+    except OSError:
+        return None
+    reply = _greet(channel, "control")
+    return channel if reply is not None and reply.get("type") == "welcome" else None
+
+
+def replace(options: Settings) -> None:
+    """Have a daemon of another version take no new clients; it ends with its last one."""
+    channel = control_connection(options)
+    if channel is None:
+        return
+    with contextlib.suppress(ChannelClosed, FrameError):
+        channel.send({"type": "request", "name": "drain", "arguments": {}})
+        channel.receive()
+        with contextlib.suppress(ChannelClosed):
+            channel.receive()  # its end: by then the socket is free
+    channel.close()
+
+
+def prepare_home(options: Settings) -> None:
+    """Make the state directories, private to their owner.
+
+    Raises:
+        StateUnusable, DiskFull: they cannot be made.
+    """
+    try:
+        for directory in (options.home, options.run_directory, options.logs_directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = options.run_directory / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        if options.home.stat().st_uid != os.getuid():
+            raise errors.StateUnusable(
+                f"`{options.home}` belongs to another user", hint="set ATOLL_HOME to a directory of your own"
+            )
+    except errors.AtollError:
+        raise
+    except OSError as error:
+        raise unusable(options.home, error) from error
+
+
+def unusable(home: Path, error: OSError) -> errors.OperatorError:
+    """Say why the state directory cannot be used."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.DiskFull(f"no space left for `{home}`", hint="free some space, or set ATOLL_HOME elsewhere")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return errors.StateUnusable(
+        f"cannot write to `{home}`: {reason.lower()}", hint="set ATOLL_HOME to a directory that you can write"
+    )
+
+
+@contextlib.contextmanager
+def _start_lock(options: Settings) -> Iterator[None]:
+    import fcntl
+
+    with open(options.run_directory / "daemon.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def start(options: Settings) -> None:
+    """Start a daemon unless one is listening by now.
+
+    Raises:
+        StateUnusable, DiskFull: the state directory cannot be used.
+        HostUnreachable: the daemon did not come up; the hint names its log.
+    """
+    from atoll import process
+
+    prepare_home(options)
+    log_path = options.logs_directory / "daemon.log"
+    with _start_lock(options):
+        with contextlib.suppress(OSError):
+            connect(options.socket_path).close()
+            return
+        read, write = os.pipe()
+        try:
+            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                process.start_detached(
+                    _command(options, write), env=settings.daemon_environment(), descriptors=[write], log=log
+                )
+            finally:
+                os.close(log)
+                os.close(write)
+            answer = _read_ready(read)
+        except OSError as error:
+            raise errors.HostUnreachable(f"cannot start the daemon: {error}", hint="run `atoll doctor`") from error
+        finally:
+            os.close(read)
+    if answer == "ready":
+        return
+    if answer.startswith("{"):
+        raise errors.from_data(json.loads(answer))
+    raise errors.HostUnreachable("the daemon did not start", hint=f"see `{log_path}`")
+
+
+def _command(options: Settings, ready: int) -> list[str]:
+    package = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {package!r}); from atoll.daemon.main import main; sys.exit(main())"
+    if not sys.executable:
+        raise errors.HostUnreachable("this Python does not know its own program", hint="run it as `python`")
+    return [sys.executable, "-P", "-c", code, str(options.home), str(ready)]
+
+
+def _read_ready(descriptor: int) -> str:
+    import select
+
+    pieces = []
+    while select.select([descriptor], [], [], START_SECONDS)[0]:
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        pieces.append(data)
+    return b"".join(pieces).decode()

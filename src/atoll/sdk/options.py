@@ -1,0 +1,194 @@
+"""The options of `@isolated`, checked when the function is defined."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Iterable, Mapping
+
+from atoll import errors
+from atoll.model.specs import NETWORKS
+
+if TYPE_CHECKING:
+    from atoll.host.contract import Host
+
+LATER = ("machine_type", "timeout", "retries", "max_concurrency", "setup_function", "secrets", "results", "serve")
+"""Options of the reference that this version does not have yet."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a function asks for; each field is an option of `@isolated` of the same name.
+
+    Args:
+        kind: `virtualenv`.
+        requirements: PEP 508 strings, pip options, local paths, VCS addresses.
+        python_version: None means the caller's.
+        keep_alive: seconds that an idle worker is kept.
+        env: environment variables of the call.
+        network: `host`, or None for the host's default.
+        mounts: path inside -> directory of this machine, shown read-only.
+        local_modules: names or paths of the project's modules that travel; None means found automatically.
+        host: where it runs; None means the local host.
+    """
+
+    kind: str = "virtualenv"
+    requirements: tuple[str, ...] = ()
+    python_version: str | None = None
+    keep_alive: float = 10.0
+    env: tuple[tuple[str, str], ...] = ()
+    network: str | None = None
+    mounts: tuple[tuple[str, str], ...] = ()
+    local_modules: tuple[str, ...] | None = None
+    host: Host | None = None
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Options:
+        """Return these options with some changed, as a user gives them.
+
+        Raises:
+            TypeError: an option is unknown or of the wrong type; names the nearest valid one.
+            ValueError: its value is out of range.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise TypeError(_unknown(name, known))
+        return replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if name in LATER:
+        return f"option `{name}` is not in this version of Atoll yet; it has {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"the options are {', '.join(known)}"
+    return f"unknown option `{name}`; {hint}"
+
+
+def _kind(value: Any) -> str:
+    if value == "virtualenv":
+        return "virtualenv"
+    if not isinstance(value, str):
+        raise TypeError(f"`kind` must be a text, is {value!r}")
+    if value == "conda":
+        raise ValueError('kind `conda` is not in this version of Atoll yet; use `"virtualenv"`')
+    raise ValueError(f'unknown kind `{value}`; the kinds are `"virtualenv"`')
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a list of texts, is {value!r}; write `{name}=[{value!r}]`")
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, str) or "\0" in item:
+            raise TypeError(f"`{name}` must be a list of texts, and has {item!r}")
+    return items
+
+
+def _requirements(value: Any) -> tuple[str, ...]:
+    return tuple(_absolute(entry.strip()) for entry in _texts("requirements", value or ()) if entry.strip())
+
+
+def _absolute(entry: str) -> str:
+    """Make a local path absolute: the daemon has another working directory."""
+    for option in ("-e ", "--editable ", "-r ", "--requirement ", "-c ", "--constraint "):
+        if entry.startswith(option):
+            return option + os.path.abspath(os.path.expanduser(entry[len(option) :].strip()))
+    if entry.startswith(("./", "../", "~/")) or entry in (".", ".."):
+        return os.path.abspath(os.path.expanduser(entry))
+    return entry
+
+
+def _python_version(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value or None
+    raise TypeError(f'`python_version` must be a text such as "3.11", is {value!r}')
+
+
+def _keep_alive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`keep_alive` must be a number of seconds, is {value!r}")
+    if not 0 <= value < 1e9:
+        raise ValueError(f"`keep_alive` must be at least 0 seconds, is {value}")
+    return float(value)
+
+
+def _pairs(name: str, value: Any) -> dict[str, str]:
+    pairs = dict(value or {})
+    for key, item in pairs.items():
+        if not isinstance(key, str) or not isinstance(item, (str, os.PathLike)):
+            raise TypeError(f"`{name}` must map texts to texts, and has {key!r}: {item!r}")
+        if "\0" in key or "\0" in os.fspath(item):
+            raise ValueError(f"`{name}` has a NUL in {key!r}")
+    return {key: os.fspath(item) for key, item in pairs.items()}
+
+
+def _env(value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = _pairs("env", value)
+    for name in pairs:
+        if not name or "=" in name:
+            raise ValueError(f"`env` has the name {name!r}, which no variable can have")
+    return tuple(sorted(pairs.items()))
+
+
+def _network(value: Any) -> str | None:
+    if value is None or value in NETWORKS:
+        return value  # type: ignore[no-any-return]  # one of the texts in NETWORKS
+    if value in ("outbound", "none"):
+        raise errors.ResourcesUnavailable(
+            f"network `{value}` is not in this version of Atoll yet, and a policy that is given is never weakened",
+            hint="leave `network` out, or give `host`",
+        )
+    raise ValueError(f"unknown network {value!r}; the policies are {', '.join(NETWORKS)}")
+
+
+def _mounts(value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = _pairs("mounts", value)
+    return tuple(
+        sorted((target, os.path.abspath(os.path.expanduser(source))) for target, source in pairs.items())
+    )
+
+
+def _local_modules(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    return _texts("local_modules", value)
+
+
+def _host(value: Any) -> Any:
+    if value is None or callable(getattr(value, "run", None)):
+        return value
+    raise TypeError(f"`host` must be a host such as `local`, is {value!r}")
+
+
+_CHECKS: dict[str, Any] = {
+    "kind": _kind,
+    "requirements": _requirements,
+    "python_version": _python_version,
+    "keep_alive": _keep_alive,
+    "env": _env,
+    "network": _network,
+    "mounts": _mounts,
+    "local_modules": _local_modules,
+    "host": _host,
+}
+
+
+def check_python_version(wanted: str | None) -> None:
+    """Refuse another minor version for a function that travels as a pickle.
+
+    Raises:
+        PythonVersionMismatch: names both versions.
+    """
+    ours = sys.version_info[:2]
+    parts = (wanted or "").strip().split(".")
+    if len(parts) >= 2 and all(part.isdigit() for part in parts[:2]) and (int(parts[0]), int(parts[1])) != ours:
+        raise errors.PythonVersionMismatch(
+            f"the function asks for Python {wanted}, and is pickled by Python {ours[0]}.{ours[1]}",
+            hint=f"run the program with Python {parts[0]}.{parts[1]}, or leave `python_version` out",
+            wanted=wanted,
+            found=f"{ours[0]}.{ours[1]}",
+        )
