@@ -5,7 +5,7 @@ its own in a tmpfs, and stays twice: outside as the parent that reports the end,
 end when their parent does (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
 
 A plain user gets a user namespace in which the user has the same ids as outside, so that files belong to the
-user. Root gets none: mounts are made with root's own capabilities, all but three are dropped, and `setpriv`
+user. Root gets none: mounts are made with root's own capabilities, all but four are dropped, and `setpriv`
 uses these to become the identity and to drop them for good. That change of ids clears the command's parent-death
 signal, which is why pid 1 stays bubblewrap's reaper (`--as-pid-1` would let a sandbox outlive its parent).
 
@@ -17,15 +17,16 @@ machine, and those of pid 1 by the sandbox. Mounts are sorted by target, so that
 from __future__ import annotations
 
 import posixpath
-from typing import Mapping
+from collections.abc import Mapping
 
 from atoll.sandbox.policy import Policy, beneath
 
 NETWORK: Mapping[str, tuple[str, ...]] = {"host": ()}
 """What each network policy adds; sharing the host's network is bubblewrap's default."""
 
-NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
-"""What `setpriv` needs, and drops, to become the identity."""
+NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_DAC_READ_SEARCH")
+"""What `setpriv` needs, and drops, to become the identity; the last lets bubblewrap enter a working directory that
+is the identity's alone."""
 
 
 def arguments(

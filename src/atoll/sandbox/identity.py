@@ -11,8 +11,8 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Iterable, Iterator
 
 from atoll.errors import SandboxUnavailable, StateUnusable
 from atoll.model.places import Identity

@@ -13,7 +13,8 @@ import json
 import os
 import signal
 import subprocess
-from typing import IO, Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
 from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, run
@@ -235,7 +236,7 @@ class Launcher:
             argv, own = stack.enter_context(self._command(policy, null))
             try:
                 done = await run(argv, env={}, descriptors=own, timeout_seconds=10.0)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return SandboxUnavailable("the sandbox could not be made the first time", hint="try again")
         return explain(done.output, as_root=os.geteuid() == 0)
 

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Sequence
 
 from atoll.model.places import Bind, Identity
 from atoll.sandbox.machine import Machine, Symlink

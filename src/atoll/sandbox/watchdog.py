@@ -1,0 +1,117 @@
+"""Memory limits where the kernel gives none to this user: measure, and end what is over.
+
+A process belongs to a worker when it descends from it. One that was seen below the worker stays counted when its
+parent ends before it. Between two polls a worker can pass its limit, so this protects a machine less well than a
+cgroup does; and files in `/tmp` and `/dev/shm` are not counted, which have limits of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class Watchdog:
+    """Measure the processes of one worker at each `poll`, and kill them all when they are over the limit.
+
+    Args:
+        limit_bytes: of memory that is theirs; pages shared with other processes count in proportion.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._members: dict[int, int] = {}
+        self._peak_bytes = 0
+        self._record: tuple[int, int] | None = None
+
+    def add(self, host_pid: int) -> None:
+        """Count a process and those that it will start; one that has ended is ignored."""
+        started = started_at(host_pid)
+        if started:
+            self._members[host_pid] = started
+
+    def memory_bytes(self) -> int:
+        """Return what the processes use now, shared pages in proportion."""
+        self._follow()
+        return sum(_proportional_bytes(pid) for pid in self._members)
+
+    def exceeded(self) -> tuple[int, int] | None:
+        """Return the limit and the peak when this watchdog has killed the processes."""
+        return self._record
+
+    def poll(self) -> None:
+        """Measure once; kill every process of the worker when they use more than the limit together."""
+        self._follow()
+        used = sum(_resident_bytes(pid) for pid in self._members)
+        if used > self.limit_bytes:  # an upper bound, cheap to read; the exact sum is not
+            used = sum(_proportional_bytes(pid) for pid in self._members)
+        self._peak_bytes = max(self._peak_bytes, used)
+        if used > self.limit_bytes:
+            self._record = (self.limit_bytes, self._peak_bytes)
+            self._kill()
+
+    def remove(self) -> bool:
+        """Forget the processes."""
+        self._members.clear()
+        return True
+
+    def _follow(self) -> None:
+        """Drop members that have ended, and take in the children of the others."""
+        self._members = {pid: started for pid, started in self._members.items() if started_at(pid) == started}
+        waiting = list(self._members)
+        while waiting:
+            for child in _children(waiting.pop()):
+                if child not in self._members and (started := started_at(child)):
+                    self._members[child] = started
+                    waiting.append(child)
+
+    def _kill(self) -> None:
+        for pid, started in self._members.items():
+            with contextlib.suppress(OSError):
+                descriptor = os.pidfd_open(pid)
+                try:
+                    if started_at(pid) == started:
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                finally:
+                    os.close(descriptor)
+
+
+def started_at(pid: int) -> int:
+    """Return when a process started, in the kernel's ticks; 0 when it has ended. Tells a reused number apart."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += [int(word) for word in file.read().split()]
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return _resident_bytes(pid)
