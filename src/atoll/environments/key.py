@@ -1,0 +1,67 @@
+"""What makes two environments the same: pure.
+
+The key is a digest of canonical JSON, so that no two fields can run into each other. Everything that decides the
+result is in it; what only decides how it is fetched (credentials, proxies, certificates) is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from atoll.environments.interpreter import Interpreter
+from atoll.environments.requirements import Requirements, strip_credentials, without_query
+from atoll.model.specs import digest
+
+BUILDER_VERSION = 1
+"""Raised when the same request would give another directory than before."""
+
+_INDEX_OPTIONS = frozenset({"--index-url", "--extra-index-url", "--find-links"})
+_FETCH_ONLY = frozenset({"--trusted-host", "--prefer-binary"})
+
+
+def facts(
+    kind: str,
+    requirements: Requirements,
+    interpreter: Interpreter,
+    *,
+    index: Mapping[str, Any],
+    contents: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what the key is the digest of.
+
+    Args:
+        index: what the caller's index settings decide, credentials stripped (see `index.Index.facts`).
+        contents: for each local path its content's digest; a path of equal content elsewhere is the same.
+    """
+    return {
+        "builder": BUILDER_VERSION,
+        "kind": kind,
+        "packages": [strip_credentials(package) for package in requirements.packages],
+        "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
+        "options": [
+            [name, without_query(value) if name in _INDEX_OPTIONS else value]
+            for name, value in requirements.options
+            if name not in _FETCH_ONLY
+        ],
+        # an environment without packages is the same wherever packages would have come from
+        "index": {} if requirements.empty else dict(index),
+        "python": [
+            interpreter.implementation,
+            interpreter.version,
+            interpreter.abi,
+            interpreter.platform,
+            interpreter.executable,
+        ],
+    }
+
+
+def key(
+    kind: str,
+    requirements: Requirements,
+    interpreter: Interpreter,
+    *,
+    index: Mapping[str, Any],
+    contents: Mapping[str, str],
+) -> str:
+    """Return the environment's key: 32 hexadecimal digits."""
+    return digest(facts(kind, requirements, interpreter, index=index, contents=contents))

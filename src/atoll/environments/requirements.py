@@ -1,0 +1,254 @@
+"""Requirements as their author wrote them, read into values: packages, local paths, options.
+
+Pure. Two lists that say the same give equal values, so that they share one environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+import shlex
+from dataclasses import dataclass, field
+from typing import Iterable
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from atoll.errors import EnvironmentBuildError
+
+SATISFIED = frozenset({"atoll", "fal-serverless"})
+"""Canonical names of what every sandbox has already."""
+
+_VALUE_OPTIONS = {
+    "-i": "--index-url",
+    "--index-url": "--index-url",
+    "--default-index": "--index-url",
+    "--extra-index-url": "--extra-index-url",
+    "--index": "--extra-index-url",
+    "-f": "--find-links",
+    "--find-links": "--find-links",
+    "--trusted-host": "--trusted-host",
+    "--no-binary": "--no-binary",
+    "--only-binary": "--only-binary",
+}
+_FLAGS = frozenset({"--pre", "--no-index", "--no-deps", "--prefer-binary", "--require-hashes"})
+_FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints"})
+_ARCHIVE = re.compile(r"\.(whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar\.zst)$", re.IGNORECASE)
+_PATH = re.compile(r"^(?P<path>/.*?)(?:\[(?P<extras>[^\]/]*)\])?$")
+
+
+@dataclass(frozen=True, order=True)
+class LocalPath:
+    """A requirement on this machine's disk: a source tree, a wheel or an archive.
+
+    Args:
+        path: absolute.
+        extras: canonical, sorted.
+        name: the package's name where the requirement says it.
+    """
+
+    path: str
+    extras: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def is_wheel(self) -> bool:
+        return self.path.lower().endswith(".whl")
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What to install.
+
+    Args:
+        packages: PEP 508 strings and addresses in their normal form, sorted, without repetition. Addresses may hold
+            credentials: see `redacted`.
+        paths: local paths, sorted.
+        options: pairs of a pip option's long name and its value (empty for flags), in the author's order.
+    """
+
+    packages: tuple[str, ...] = field(default=(), repr=False)
+    paths: tuple[LocalPath, ...] = ()
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def empty(self) -> bool:
+        return not self.packages and not self.paths
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the packages that are named leave no choice of version (what they depend on may)."""
+        return all(_is_pinned(package) for package in self.packages)
+
+    @property
+    def may_need_building(self) -> bool:
+        """Whether wheels alone cannot be enough, known without asking anyone."""
+        return (
+            any(not path.is_wheel for path in self.paths)
+            or any(_is_source_address(package) for package in self.packages)
+            or any(name == "--no-binary" and value != ":none:" for name, value in self.options)
+        )
+
+    def values(self, option: str) -> list[str]:
+        """Return the values of one option, in order."""
+        return [value for name, value in self.options if name == option]
+
+    def redacted(self) -> list[str]:
+        """Return what a record or a message may show: no credentials."""
+        shown = [redact(package) for package in self.packages]
+        shown += [path.path + (f"[{','.join(path.extras)}]" if path.extras else "") for path in self.paths]
+        shown += [f"{name} {redact(value)}".strip() for name, value in self.options]
+        return shown
+
+
+def parse(entries: Iterable[str]) -> Requirements:
+    """Read requirements as a function's author writes them.
+
+    Raises:
+        EnvironmentBuildError: an entry is none that can be installed; the message names it.
+    """
+    packages: set[str] = set()
+    paths: set[LocalPath] = set()
+    options: list[tuple[str, str]] = []
+    waiting = ""
+    for entry in entries:
+        text = re.sub(r"(^|\s)#.*$", "", entry).strip()
+        if waiting:
+            options.append((waiting, text))
+            waiting = ""
+        elif text.startswith(("-e ", "--editable ", "--editable=")):
+            paths.add(_local(entry, re.split(r"[ =]", text, maxsplit=1)[1].strip()))
+        elif text.startswith("-"):
+            waiting = _read_options(entry, text, options)
+        elif text.startswith("file:") or _PATH.match(text):
+            paths.add(_local(entry, text))
+        elif re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", text) or re.match(r"^(git|hg|svn|bzr)\+", text):
+            packages.add(text)
+        elif text:
+            found = _named(entry, text)
+            if isinstance(found, LocalPath):
+                paths.add(found)
+            elif found:
+                packages.add(found)
+    if waiting:
+        raise EnvironmentBuildError(f"the option `{waiting}` in `requirements` has no value", hint="add its value")
+    return Requirements(tuple(sorted(packages)), tuple(sorted(paths)), tuple(options))
+
+
+def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
+    """Append the options of one entry; return the one that waits for its value in the next entry."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise _bad(entry, str(error).lower()) from error
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name in _FILES:
+            raise EnvironmentBuildError(
+                f"`{redact(entry)}` in `requirements` names a file", hint="give the lines of the file as the list"
+            )
+        if name in _FLAGS and not equals:
+            options.append((name, ""))
+        elif name in _VALUE_OPTIONS:
+            if not equals and not words:
+                return _VALUE_OPTIONS[name]
+            options.append((_VALUE_OPTIONS[name], value if equals else words.pop(0)))
+        else:
+            near = difflib.get_close_matches(name, [*_VALUE_OPTIONS, *_FLAGS], n=1)
+            raise EnvironmentBuildError(
+                f"unknown option `{name}` in `requirements`",
+                hint=f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted({*_VALUE_OPTIONS, *_FLAGS}))}",
+            )
+    return ""
+
+
+def _named(entry: str, text: str) -> str | LocalPath:
+    """Return a PEP 508 requirement's normal form, empty when the sandbox satisfies it."""
+    text, *hashes = re.split(r"\s+--hash[=\s]", text.replace("\\\n", " "))
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        raise _bad(entry, str(error).splitlines()[0].lower()) from error
+    name = canonicalize_name(requirement.name)
+    if name in SATISFIED:
+        return ""
+    extras = sorted(canonicalize_name(extra) for extra in requirement.extras)
+    if requirement.url and urlsplit(requirement.url).scheme == "file":
+        return LocalPath(_file_path(entry, requirement.url), tuple(extras), name)
+    normal = name + (f"[{','.join(extras)}]" if extras else "")
+    if requirement.url:
+        normal += f" @ {requirement.url}"
+    elif requirement.specifier:
+        normal += ",".join(sorted(str(part) for part in requirement.specifier))
+    if requirement.marker:
+        normal += f" ; {requirement.marker}" if requirement.url else f"; {requirement.marker}"
+    return normal + "".join(f" --hash={value.strip()}" for value in sorted(hashes))
+
+
+def _local(entry: str, text: str) -> LocalPath:
+    if text.startswith("file:"):
+        return LocalPath(_file_path(entry, text))
+    match = _PATH.match(text)
+    if match is None:
+        raise EnvironmentBuildError(
+            f"`{entry}` in `requirements` is not an absolute path", hint="give the path from the root on"
+        )
+    extras = sorted(canonicalize_name(extra) for extra in (match["extras"] or "").split(",") if extra.strip())
+    return LocalPath(posixpath.normpath(match["path"]), tuple(extras))
+
+
+def _file_path(entry: str, address: str) -> str:
+    parts = urlsplit(address)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise EnvironmentBuildError(f"`{entry}` in `requirements` is not a path on this machine")
+    return posixpath.normpath(unquote(parts.path))
+
+
+def _bad(entry: str, why: str) -> EnvironmentBuildError:
+    return EnvironmentBuildError(
+        f"`{redact(entry)}` in `requirements` cannot be read: {redact(why)}",
+        hint='write a name with an optional version, as in `"numpy>=2"`',
+    )
+
+
+def _is_pinned(package: str) -> bool:
+    head = package.split(";")[0]
+    if "://" in head:
+        return bool(re.search(r"@[0-9a-f]{40}\b", head) or _ARCHIVE.search(head.split("#")[0].strip()))
+    return bool(re.search(r"===?[^=*,]+$", head.split(" --hash")[0].strip()))
+
+
+def _is_source_address(package: str) -> bool:
+    match = re.search(r"[a-zA-Z0-9+.-]+://\S+", package)
+    return match is not None and not urlsplit(match[0]).path.lower().endswith(".whl")
+
+
+def strip_credentials(text: str) -> str:
+    """Return `text` with the user information of every address in it removed."""
+    return re.sub(r"(?<=://)[^/\s@]*@", "", text)
+
+
+def redact(text: str) -> str:
+    """Return `text` as a record, a log or a message may show it: addresses without user information and query."""
+    return re.sub(r"(://[^\s?#]*)\?[^\s#]*", r"\1", strip_credentials(text))
+
+
+def secrets_in(text: str) -> set[str]:
+    """Return the passwords, tokens and names that the addresses in `text` carry."""
+    found: set[str] = set()
+    for user_information in re.findall(r"://([^/\s@]+)@", text):
+        name, _, password = user_information.partition(":")
+        for secret in (password, unquote(password), *(() if password else (name, unquote(name)))):
+            if len(secret) > 2:
+                found.add(secret)
+    return found - {"git"}
+
+
+def without_query(address: str) -> str:
+    """Return an index's address as the key knows it: where it is, not how one is let in."""
+    parts = urlsplit(address)
+    if not parts.scheme:
+        return address
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

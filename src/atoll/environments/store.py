@@ -1,0 +1,462 @@
+"""The environments of one machine: each complete or absent, built once, never removed while it is used.
+
+An environment is built in the builder's workshop and moved to its directory, where `record.json` is written last:
+without it the directory counts as absent and is removed at the next start or request. Whoever builds or removes holds
+the environment's lock exclusively, sandboxes hold it shared. In one process all who ask share one task; in another
+process they wait for the lock, reading along in the log.
+
+An environment whose requirements leave a choice of versions stays as it was built, also when it is pruned and built
+again (`.pins`), until `upgrade` builds its next generation beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Callable, Iterator
+
+from atoll import settings
+from atoll.environments import index, interpreter, key, locks, lockfile, records, requirements, trees
+from atoll.environments.records import Environment, EnvironmentRecord
+from atoll.environments.virtualenv import Builder, Confinement, Request
+from atoll.errors import AtollError, CallerError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
+from atoll.model.places import Identity
+from atoll.model.specs import EnvironmentSpec
+
+Progress = Callable[[str], None]
+_TOUCH_SECONDS = 60.0
+
+
+def _silent(_line: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `prune` removed or would remove, and what it had to leave since a sandbox uses it."""
+
+    removed: tuple[EnvironmentRecord, ...] = ()
+    in_use: tuple[EnvironmentRecord, ...] = ()
+
+
+@dataclass
+class _Build:
+    """A build that several tasks wait for; it is cancelled when the last of them is."""
+
+    task: asyncio.Task[Environment]
+    listeners: list[Progress] = field(default_factory=list)
+
+
+class EnvironmentStore:
+    """Finds and builds environments below one directory; several processes may use it at the same time.
+
+    Its methods belong to one event loop. `OSError`s of the state's own files come as `DiskFull` or `StateUnusable`.
+
+    Args:
+        directory: `ATOLL_HOME/environments`.
+        confinement: runs the builder's commands in a sandbox.
+        builder_identity: whom they run as, and who owns what is built.
+        logs: where build logs are kept.
+    """
+
+    def __init__(
+        self, directory: Path, confinement: Confinement, builder_identity: Identity, *, logs: Path | None = None
+    ) -> None:
+        self.directory = directory
+        self._logs = directory.parent / "logs" if logs is None else logs
+        self._locks = directory / ".locks"
+        self._pins = directory / ".pins"
+        self._builder = Builder(directory / ".cache", confinement, builder_identity)
+        self._builds: dict[str, _Build] = {}
+        self._prepared = False
+
+    # --- finding and building -----------------------------------------------------------------------------------
+
+    async def ensure(self, spec: EnvironmentSpec, progress: Progress = _silent) -> Environment:
+        """Return the environment, which is built if it is absent.
+
+        Args:
+            progress: is called with lines that say what is being done; not at all when the environment is there.
+
+        Raises:
+            EnvironmentBuildError: it cannot be built as asked.
+            DiskFull, StateUnusable: the state cannot be written.
+        """
+        with _translated(self.directory):
+            self.prepare()
+            request = await self._request(spec)
+            current = self._current(request.key)
+            if current is not None:
+                self._touch(current)
+                return self._environment(current, request)
+            return await self._join(request.key, request, progress)
+
+    async def upgrade(self, spec: EnvironmentSpec, progress: Progress = _silent) -> tuple[Environment, bool]:
+        """Build anew with the newest versions that fit; return the environment and whether any version changed.
+
+        The old one stays for the sandboxes that use it and goes with the last of them. When nothing has changed the
+        old one stays.
+        """
+        with _translated(self.directory):
+            self.prepare()
+            request = replace(await self._request(spec), constraints=(), refresh=True)
+            old = self._current(request.key)
+            if old is None:
+                environment = await self._join(request.key, request, progress)
+                return environment, True
+            generation = (records.split(old) or ("", 1))[1] + 1
+            environment = await self._join(records.name_of(request.key, generation), request, progress, instead_of=old)
+            self._remove_superseded(request.key)
+            return environment, environment.key != old
+
+    async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
+        """Return the lines that pin what the environment has: names, versions, hashes; no download addresses.
+
+        Hashes are there for what comes from an index as wheels.
+        """
+        with _translated(self.directory):
+            environment = await self.ensure(spec, progress)
+            path = environment.directory / "requirements.lock"
+            text = path.read_text("utf-8")
+            request = await self._request(spec)
+            if "--hash=" in text or request.requirements.empty:
+                return text
+            request = replace(request, constraints=tuple(lockfile.constraints(text)))
+            name = f"lock-{environment.key}"
+            with await locks.wait_exclusive(self._locks / name, lambda: None):
+                try:
+                    await asyncio.to_thread(shutil.rmtree, self._builder.place(name), True)
+                    hashed = lockfile.with_hashes(text, await self._builder.resolve(name, request, progress))
+                except CallerError:
+                    return text  # sources and repositories have no hashes of wheels
+            _write_text(path, hashed)
+            return hashed
+
+    async def _request(self, spec: EnvironmentSpec) -> Request:
+        if spec.kind != "virtualenv":
+            raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
+        parsed = requirements.parse(spec.requirements)
+        python = await interpreter.find(spec)
+        contents = {
+            path.path: await asyncio.to_thread(trees.content_digest, path.path) for path in parsed.paths
+        }
+        sources = index.read(
+            dict(spec.index),
+            parsed,
+            home=Path.home(),
+            configuration=settings.user_config_directory(),
+            system=Path("/etc"),
+        )
+        found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
+        constraints: tuple[str, ...] = ()
+        with contextlib.suppress(FileNotFoundError):
+            constraints = tuple(lockfile.constraints((self._pins / found).read_text("utf-8")))
+        return Request(found, parsed, python, sources, constraints)
+
+    async def _join(self, name: str, request: Request, progress: Progress, instead_of: str = "") -> Environment:
+        """Wait for the build of `name`, which is started unless this process is at it already."""
+        build = self._builds.get(name)
+        if build is None:
+            listeners: list[Progress] = []
+
+            def publish(line: str) -> None:
+                for listener in list(listeners):
+                    listener(line)
+
+            task = asyncio.create_task(self._build_locked(name, request, publish, instead_of), name=f"build {name}")
+            build = self._builds[name] = _Build(task, listeners)
+            task.add_done_callback(lambda _: self._builds.pop(name, None))
+        build.listeners.append(progress)
+        try:
+            return await asyncio.shield(build.task)
+        finally:
+            build.listeners.remove(progress)
+            if not build.listeners and not build.task.done():
+                build.task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await build.task
+
+    async def _build_locked(self, name: str, request: Request, publish: Progress, instead_of: str) -> Environment:
+        asked = time.time()
+        log_path = self._logs / f"environment-{name}.log"
+        other = locks.Tail(log_path)
+        waited = False
+
+        def read_along() -> None:
+            nonlocal waited
+            if not waited:
+                publish(f"Waiting for another process that builds environment {name[:8]}")
+            waited = True
+            for line in other.lines():
+                publish(line)
+
+        with await locks.wait_exclusive(self._locks / name, read_along) as lock:
+            if records.complete(self.directory / name):
+                return self._environment(name, request)
+            if waited and (failure := lock.failure_since(asked)) is not None:
+                raise failure
+            lock.note_failure(None)
+            with contextlib.suppress(FileNotFoundError):
+                log_path.unlink()  # a new inode tells those who read along that this is another build
+            with open(log_path, "w", encoding="utf-8", opener=_private_opener) as log:
+
+                def note(line: str) -> None:
+                    print(line, file=log, flush=True)
+                    publish(line)
+
+                try:
+                    return await self._build(name, request, note, instead_of)
+                except AtollError as error:
+                    print(f"failed: {error}", file=log)
+                    lock.note_failure(error)
+                    raise
+                finally:
+                    await asyncio.to_thread(self._drop_leftovers, name)
+
+    async def _build(self, name: str, request: Request, note: Progress, instead_of: str) -> Environment:
+        started = time.monotonic()
+        shown = request.requirements.redacted()
+        if shown:
+            note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
+        await asyncio.to_thread(self._drop_leftovers, name)
+        try:
+            place = await self._builder.build(name, request, note)
+        except EnvironmentBuildError as error:
+            if request.constraints:
+                error.hint += "; `atoll env upgrade` forgets the versions that were locked"
+            raise
+        text = await asyncio.to_thread(lockfile.installed, place / "env")
+        if instead_of and text == _names_and_versions(self.directory / instead_of / "requirements.lock"):
+            note("Nothing is newer")
+            return self._environment(instead_of, request)
+        directory = self.directory / name
+        directory.mkdir(mode=0o755)
+        (place / "env").rename(directory / "env")
+        size = await asyncio.to_thread(_size_bytes, directory / "env")
+        _write_text(directory / "requirements.lock", text)
+        seconds = time.monotonic() - started
+        if shown:
+            note(f"Built environment {name[:8]} in {seconds:.1f} s")
+            shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
+            if not request.requirements.pinned or instead_of:
+                _write_text(self._pins / request.key, text)
+        record = EnvironmentRecord(
+            key=name,
+            kind="virtualenv",
+            requirements=tuple(shown),
+            python_version=request.interpreter.version,
+            interpreter=request.interpreter.executable,
+            size_bytes=size,
+            created=time.time(),
+            build_seconds=round(seconds, 3),
+            builder=f"{key.BUILDER_VERSION}",
+        )
+        records.write(directory, record)
+        return self._environment(name, request)
+
+    # --- using --------------------------------------------------------------------------------------------------
+
+    def hold(self, environment: Environment) -> locks.Lock:
+        """Keep the environment from being removed until the returned lock is released.
+
+        Raises:
+            StateUnusable: it has been removed since it was ensured; ensure it again.
+        """
+        deadline = time.monotonic() + 1.0
+        while (lock := locks.try_lock(self._locks / environment.key, exclusive=False)) is None:
+            if not records.complete(environment.directory) or time.monotonic() > deadline:
+                break
+            time.sleep(0.002)  # `list` looks at locks by taking them, for microseconds
+        if lock is not None and records.complete(environment.directory):
+            self._touch(environment.key)
+            return lock
+        if lock is not None:
+            lock.release()
+        raise StateUnusable(f"environment `{environment.key[:8]}` has just been removed", hint="call again")
+
+    def list(self) -> list[EnvironmentRecord]:
+        """Return the complete environments, the most recently used first."""
+        found = []
+        for name in self._names():
+            record = records.read(self.directory / name)
+            if record is not None:
+                lock = locks.try_lock(self._locks / name, exclusive=True)
+                if lock is not None:
+                    lock.release()
+                newest = self._current((records.split(name) or (name, 1))[0])
+                found.append(replace(record, in_use=lock is None, superseded=newest != name))
+        return sorted(found, key=lambda record: -record.last_used)
+
+    def find(self, prefix: str) -> EnvironmentRecord:
+        """Return the one environment whose key starts with `prefix`.
+
+        Raises:
+            EnvironmentBuildError: there is none, or more than one.
+        """
+        found = [record for record in self.list() if record.key.startswith(prefix)] if prefix else []
+        exact = [record for record in found if record.key == prefix]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        raise EnvironmentBuildError(
+            f"`{prefix}` names {'more than one environment' if found else 'no environment'}",
+            hint="`atoll env list` shows their keys",
+        )
+
+    def text(self, name: str, file: str) -> str:
+        """Return `build.log` or `requirements.lock` of an environment, empty where it has none."""
+        try:
+            return (self.directory / name / file).read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    # --- removing -----------------------------------------------------------------------------------------------
+
+    def prune(self, *, unused_seconds: float = 0.0, dry_run: bool = False) -> Removed:
+        """Remove environments that nobody uses and that were last used at least `unused_seconds` ago.
+
+        Superseded generations go whatever their last use. What a sandbox holds stays.
+        """
+        with _translated(self.directory):
+            self.prepare()
+            removed, in_use = [], []
+            for record in self.list():
+                if record.superseded or time.time() - record.last_used >= unused_seconds:
+                    done = not record.in_use if dry_run else self._remove(record.key)
+                    (removed if done else in_use).append(record)
+            return Removed(tuple(removed), tuple(in_use))
+
+    def remove(self, name: str) -> bool:
+        """Remove one environment; return False when a sandbox uses it or it is being built."""
+        with _translated(self.directory):
+            return self._remove(name)
+
+    async def clear_cache(self) -> None:
+        """Remove the packages that are kept for further builds; the environments stay as they are."""
+        with _translated(self.directory):
+            self.prepare()
+            await self._builder.clear_cache()
+
+    def prepare(self) -> None:
+        """Make the directories and, once in a process, remove what builds and removals left that were killed."""
+        if self._prepared and self._locks.is_dir():
+            return
+        for directory in (self.directory, self._logs, self._locks, self._pins):
+            mode = 0o755 if directory == self.directory else 0o700
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        self.directory.chmod(0o755)  # whatever the umask: functions of other users read below it
+        self._builder.prepare()
+        self._prepared = True
+        work = [path.name for path in (self._builder.workshop / "work").iterdir()]
+        for name in {*work, *(name for name in self._names() if not records.complete(self.directory / name))}:
+            lock = locks.try_lock(self._locks / name, exclusive=True)
+            if lock is not None:
+                with lock:
+                    self._drop_leftovers(name)
+
+    def _remove(self, name: str) -> bool:
+        lock = locks.try_lock(self._locks / name, exclusive=True)
+        if lock is None:
+            return False
+        with lock:
+            with contextlib.suppress(FileNotFoundError):
+                (self.directory / name / "record.json").unlink()
+            self._drop_leftovers(name)
+        return True
+
+    def _remove_superseded(self, found: str) -> None:
+        current = self._current(found)
+        for name in self._names():
+            if name != current and (records.split(name) or ("", 0))[0] == found:
+                self._remove(name)
+
+    def _drop_leftovers(self, name: str) -> None:
+        """Remove what is not complete under this name; the caller holds its lock."""
+        shutil.rmtree(self._builder.place(name), ignore_errors=True)
+        directory = self.directory / name
+        if not (directory / "record.json").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def _names(self) -> Iterator[str]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
+            yield from [entry.name for entry in entries if records.split(entry.name) is not None]
+
+    def _current(self, found: str) -> str | None:
+        """Return the name of the newest complete generation."""
+        generations = sorted(
+            (pair[1] for name in self._names() if (pair := records.split(name)) is not None and pair[0] == found),
+            reverse=True,
+        )
+        for generation in generations:
+            name = records.name_of(found, generation)
+            if records.complete(self.directory / name):
+                return name
+        return None
+
+    def _environment(self, name: str, request: Request) -> Environment:
+        directory = self.directory / name
+        return Environment(name, directory, directory / "env", request.interpreter)
+
+    def _touch(self, name: str) -> None:
+        path = self.directory / name / "record.json"
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
+                os.utime(path)
+
+
+@contextlib.contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    """Turn errors of the state's own files into named ones."""
+    import errno
+
+    try:
+        yield
+    except AtollError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space is left below `{directory}`", hint="make space, for example with `atoll env prune --cache`"
+            ) from error
+        raise StateUnusable(
+            f"cannot use `{error.filename or directory}`: {error.strerror or error}",
+            hint="check the permissions below `ATOLL_HOME`",
+        ) from error
+    except (UnicodeDecodeError, shutil.Error) as error:
+        raise InternalError(f"building an environment failed: {error}") from error
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, "utf-8")
+    temporary.rename(path)
+
+
+def _names_and_versions(path: Path) -> str:
+    try:
+        return lockfile.without_hashes(path.read_text("utf-8"))
+    except OSError:
+        return ""
+
+
+def _size_bytes(directory: Path) -> int:
+    seen: set[int] = set()
+    total = 0
+    for parent, _inner, names in os.walk(directory):
+        for name in names:
+            status = os.lstat(os.path.join(parent, name))
+            if stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_size
+    return total

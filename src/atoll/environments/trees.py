@@ -1,0 +1,91 @@
+"""What is in a local path that a requirement names: its digest, so that an edit gives another environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from atoll.errors import EnvironmentBuildError
+
+_SKIPPED = frozenset(
+    ".git .hg .svn .venv venv .tox .nox node_modules __pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis "
+    ".idea .vscode .DS_Store .eggs".split()
+)
+
+
+def skipped(name: str) -> bool:
+    """Whether a file or directory of this name is there only by the tree's use, and not part of what is installed."""
+    return name in _SKIPPED or name.endswith((".pyc", ".egg-info"))
+
+
+_known: dict[str, tuple[str, str]] = {}
+
+
+def content_digest(path: str) -> str:
+    """Return the digest of a file or tree: names, kinds, executable bits and contents.
+
+    Files are read again only when something in the tree has another size, time or inode than at the last reading.
+
+    Raises:
+        EnvironmentBuildError: the path cannot be read.
+    """
+    try:
+        entries = _entries(path)
+        signature = hashlib.blake2b(repr(entries).encode(), digest_size=16).hexdigest()
+        known = _known.get(path)
+        if known is not None and known[0] == signature:
+            return known[1]
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr(os.path.basename(path) if not os.path.isdir(path) else "").encode())
+        for name, mode, *_ in entries:
+            full = os.path.join(path, name) if name else path
+            digest.update(repr((name, stat.S_IFMT(mode), bool(mode & 0o100))).encode())
+            if stat.S_ISLNK(mode):
+                digest.update(repr(os.readlink(full)).encode())
+            elif stat.S_ISREG(mode):
+                with open(full, "rb") as file:
+                    content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+                digest.update(content.digest())
+    except FileNotFoundError as error:
+        raise EnvironmentBuildError(
+            f"there is nothing at `{error.filename}`, which `requirements` names", hint="check the path"
+        ) from error
+    except OSError as error:
+        raise EnvironmentBuildError(
+            f"cannot read `{error.filename or path}`, which `requirements` names: {error.strerror}",
+            hint="check its permissions",
+        ) from error
+    _known[path] = (signature, digest.hexdigest())
+    return _known[path][1]
+
+
+def _entries(path: str) -> list[tuple[str, int, int, int, int, int]]:
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return [_entry("", status)]
+    entries = []
+    for directory, inner, names in os.walk(path, onerror=_raise):
+        inner[:] = [name for name in inner if not skipped(name)]
+        for name in (*inner, *names):
+            if not skipped(name):
+                full = Path(directory, name)
+                entries.append(_entry(os.path.relpath(full, path), full.lstat()))
+    return sorted(entries)
+
+
+def _entry(name: str, status: os.stat_result) -> tuple[str, int, int, int, int, int]:
+    directory = stat.S_ISDIR(status.st_mode)
+    return (
+        name,
+        status.st_mode,
+        0 if directory else status.st_size,
+        0 if directory else status.st_mtime_ns,
+        0 if directory else status.st_ctime_ns,
+        status.st_ino,
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise error

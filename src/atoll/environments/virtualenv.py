@@ -1,0 +1,435 @@
+"""Build a virtual environment: the only module that knows uv.
+
+Theory of operation. Functions see an environment read-only at `/opt/atoll/env`, so that is where the build sandbox
+has it too, and the scripts' first lines are right. uv links files from its cache by hard links, which work within
+one mount only; the cache is shared by all environments, and the environment in work must not show the others.
+Therefore the *workshop* (cache and environments in work) is one bind, and `/opt/atoll` is a small read-only
+directory in which `env` is a symlink into it.
+
+There are two phases (docs/decisions/0003-wheels-first.md). *Wheels*: nothing is built, so no code of any package runs,
+and the shared cache can be written. *Sources*, only where wheels are not enough: code of packages runs, in a sandbox
+that sees this one environment and a private cache that is thrown away. Bytecode is compiled by the base interpreter
+without `site`, since a `.pth` file of the environment is code of a package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Mapping, Protocol, Sequence
+
+from atoll import process
+from atoll.environments import diagnosis
+from atoll.environments.index import Index
+from atoll.environments.interpreter import Interpreter
+from atoll.environments.requirements import Requirements, redact
+from atoll.errors import EnvironmentBuildError
+from atoll.model.places import Bind, Identity
+
+INSIDE = "/opt/atoll/env"
+"""Where every sandbox has its environment."""
+
+PYTHON = f"{INSIDE}/bin/python"
+_INPUT = "/opt/atoll/input"
+_UV = "/opt/atoll-uv"
+_WORKSHOP = "/opt/atoll-workshop"
+
+_COMPILE = """
+import compileall, os, sys
+found = []
+for directory, inner, names in os.walk(sys.argv[1]):
+    inner[:] = [name for name in inner if name != "__pycache__"]
+    for name in names:
+        if name.endswith(".py"):
+            path = os.path.join(directory, name)
+            try:
+                found.append((os.stat(path).st_size, path))
+            except OSError:
+                pass
+found.sort(reverse=True)
+total = sum(size for size, path in found)
+workers = min(len(os.sched_getaffinity(0)), 16) if total > 300000 else 1
+children = []
+for part in range(1, workers):
+    pid = os.fork()
+    if pid == 0:
+        break
+    children.append(pid)
+else:
+    part = 0
+try:
+    for size, path in found[part::workers]:
+        try:
+            compileall.compile_file(path, quiet=2, force=True)
+        except Exception:
+            pass
+finally:
+    if part:
+        os._exit(0)
+for pid in children:
+    os.waitpid(pid, 0)
+"""
+
+
+class Confinement(Protocol):
+    """Runs a command as the builder's identity in a sandbox: the system's libraries, `/tmp`, the network, the binds."""
+
+    async def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Completed: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build.
+
+    Args:
+        key: names the environment in messages.
+        requirements, interpreter, index: as they were read.
+        constraints: versions to keep to where a package is needed, as lines of a requirements file.
+        refresh: ask the index again for what is cached of its answers.
+    """
+
+    key: str
+    requirements: Requirements
+    interpreter: Interpreter
+    index: Index
+    constraints: tuple[str, ...] = ()
+    refresh: bool = False
+
+
+def create(directory: Path, interpreter: Interpreter) -> None:
+    """Make an environment without packages at `directory`, which must not exist; no process is started."""
+    site_packages = directory / "lib" / f"python{interpreter.minor}" / "site-packages"
+    if interpreter.implementation == "pypy":
+        site_packages = directory / "lib" / f"pypy{interpreter.minor}" / "site-packages"
+    site_packages.mkdir(parents=True)
+    (directory / "bin").mkdir()
+    (directory / "lib64").symlink_to("lib")
+    (directory / "bin" / "python").symlink_to(interpreter.executable)
+    for name in ("python3", f"python{interpreter.minor}"):
+        (directory / "bin" / name).symlink_to("python")
+    (directory / "pyvenv.cfg").write_text(
+        f"home = {os.path.dirname(interpreter.executable)}\n"
+        f"implementation = {interpreter.implementation}\n"
+        f"version_info = {interpreter.version}\n"
+        "include-system-site-packages = false\n"
+    )
+
+
+def site_packages(directory: Path) -> Path:
+    """Return where the packages of the environment at `directory` are."""
+    return next(iter(sorted(directory.glob("lib/*/site-packages"))))
+
+
+class Builder:
+    """Builds environments in a workshop directory; several at a time.
+
+    Args:
+        workshop: holds uv's shared cache and the environments in work; owned by the builder's identity. On the same
+            file system as where environments are moved to.
+        confinement: how commands run.
+        identity: whom they run as.
+    """
+
+    def __init__(self, workshop: Path, confinement: Confinement, identity: Identity) -> None:
+        self.workshop = workshop
+        self._confinement = confinement
+        self._identity = identity
+
+    def place(self, name: str) -> Path:
+        """Return the directory in which `name` is built; `env` in it is the environment."""
+        return self.workshop / "work" / name
+
+    def prepare(self) -> None:
+        """Make the workshop's directories."""
+        for directory in (self.workshop, self.workshop / "uv", self.workshop / "work"):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.own(directory)
+
+    def own(self, path: Path) -> None:
+        """Give a file or directory to the builder's identity, where this process may."""
+        if os.geteuid() == 0:
+            os.chown(path, self._identity.uid, self._identity.gid, follow_symlinks=False)
+
+    async def build(self, name: str, request: Request, log: Callable[[str], None]) -> Path:
+        """Build into `place(name)`, which must be empty or absent; return the directory that holds `env`; the caller moves it away.
+
+        Args:
+            log: is called with each line that the builder prints, without secrets.
+
+        Raises:
+            EnvironmentBuildError: the requirements cannot be installed.
+            DiskFull: there is no space for them.
+        """
+        place = self.place(name)
+        place.mkdir(mode=0o755)
+        self.own(place)
+        create(place / "env", request.interpreter)
+        self._own_tree(place / "env")
+        if request.requirements.empty:
+            return place
+        await asyncio.to_thread(self._write_inputs, place, request)
+        clean = _Cleaner(request.index.secrets, log)
+        attempt = _Attempt(self, place, request, clean)
+        if request.requirements.may_need_building or not await attempt.wheels():
+            await attempt.sources()
+        self._check_shape(place / "env", request)
+        await attempt.compile()
+        return place
+
+    def _check_shape(self, environment: Path, request: Request) -> None:
+        """Refuse an environment that a build has turned into something else; its processes have ended."""
+        packages = site_packages(environment) if environment.is_dir() else environment
+        parts = [environment, *(environment / part for part in packages.relative_to(environment).parents), packages]
+        python = environment / "bin" / "python"
+        if any(not stat.S_ISDIR(part.lstat().st_mode) for part in parts) or not (
+            python.is_symlink() and os.readlink(python) == request.interpreter.executable
+        ):
+            raise EnvironmentBuildError(
+                f"could not build environment `{request.key[:8]}`: a package's build changed the environment's shape",
+                hint="look at what the build of its packages does",
+            )
+
+    async def resolve(self, name: str, request: Request, log: Callable[[str], None]) -> str:
+        """Return the lines of a lock with hashes for what `request` with its constraints gives; wheels only.
+
+        Raises:
+            EnvironmentBuildError: the index cannot be asked.
+        """
+        place = self.place(name)
+        place.mkdir(mode=0o755)
+        try:
+            self.own(place)
+            create(place / "env", request.interpreter)
+            self._own_tree(place / "env")
+            await asyncio.to_thread(self._write_inputs, place, request)
+            attempt = _Attempt(self, place, request, _Cleaner(request.index.secrets, log))
+            return await attempt.compile_lock()
+        finally:
+            await asyncio.to_thread(shutil.rmtree, place, True)
+
+    async def clear_cache(self) -> None:
+        """Remove every package from the shared cache; builds that run now are waited for.
+
+        Raises:
+            EnvironmentBuildError: the cache cannot be removed.
+        """
+        cache = f"{_WORKSHOP}/uv"
+        binds = [Bind(str(self.workshop), _WORKSHOP, writable=True), Bind(uv_program(), f"{_UV}/uv")]
+        command = [f"{_UV}/uv", "cache", "clean", "--cache-dir", cache, "--no-config", "--color", "never"]
+        done = await self.run(command, binds=binds, environment=_ENVIRONMENT)
+        if done.status != 0:
+            raise EnvironmentBuildError("could not remove the cache", hint="see the log", log=done.output[-4000:])
+        self.prepare()
+
+    def _own_tree(self, directory: Path) -> None:
+        for parent, inner, names in os.walk(directory):
+            for name in (*inner, *names):
+                self.own(Path(parent, name))
+        self.own(directory)
+
+    def _write_inputs(self, place: Path, request: Request) -> None:
+        """Put what the builder reads into `input`, which only its identity can read."""
+        inside = place / "inside"
+        inside.mkdir()
+        for part in ("env", "input"):
+            (inside / part).symlink_to(f"{_WORKSHOP}/work/{place.name}/{part}")
+        directory = place / "input"
+        directory.mkdir(mode=0o700)
+        lines = list(request.requirements.packages)
+        for number, path in enumerate(request.requirements.paths):
+            source = Path(path.path)
+            copy = directory / f"source-{number}" / source.name
+            copy.parent.mkdir()
+            copy_source(source, copy)
+            extras = f"[{','.join(path.extras)}]" if path.extras else ""
+            shown = f"{_INPUT}/source-{number}/{source.name}"
+            lines.append(f"{path.name}{extras} @ file://{shown}" if path.name else f"{shown}{extras}")
+        (directory / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
+        (directory / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints))
+        for variable, text in request.index.private:
+            (directory / variable).write_text(text)
+        self._own_tree(directory)
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Completed:
+        """Run a command confined, with files readable for everyone."""
+        return await self._confinement(
+            ["/bin/sh", "-c", 'umask 022; exec "$@"', "sh", *command],
+            binds=binds,
+            environment=environment,
+            on_line=on_line,
+        )
+
+
+class _Cleaner:
+    """Passes lines on without the secrets in them, and remembers them."""
+
+    def __init__(self, secrets: frozenset[str], log: Callable[[str], None]) -> None:
+        self._secrets = sorted(secrets, key=len, reverse=True)
+        self._log = log
+
+    def __call__(self, line: str) -> None:
+        self._log(self.text(line))
+
+    def text(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "****")
+        return redact(text)
+
+
+class _Attempt:
+    """The commands of one build."""
+
+    def __init__(self, builder: Builder, place: Path, request: Request, log: _Cleaner) -> None:
+        self._builder = builder
+        self._place = place
+        self._request = request
+        self._log = log
+
+    async def wheels(self) -> bool:
+        """Install wheels; return False when a package has none."""
+        command = [*self._install(f"{_WORKSHOP}/uv"), "--no-build", "--link-mode", "hardlink"]
+        done = await self._run(command, shared=True)
+        if done.status != 0 and diagnosis.needs_building(done.output):
+            return False
+        self._check(done)
+        return True
+
+    async def sources(self) -> None:
+        """Install with building allowed, from an empty environment."""
+        self._log("Building from source, apart from the shared cache")
+        environment = self._place / "env"
+        await asyncio.to_thread(shutil.rmtree, environment)
+        create(environment, self._request.interpreter)
+        self._builder._own_tree(environment)
+        self._check(await self._run([*self._install("/opt/atoll/cache"), "--link-mode", "hardlink"], shared=False))
+
+    async def compile(self) -> None:
+        """Compile bytecode; a file that does not compile is left as it is."""
+        command = [self._request.interpreter.executable, "-I", "-S", "-c", _COMPILE, f"{INSIDE}/lib"]
+        done = await self._builder.run(
+            command, binds=[*self._request.interpreter.binds, self._private()], environment=_ENVIRONMENT
+        )
+        if done.status != 0:
+            self._check(done)
+
+    async def compile_lock(self) -> str:
+        """Resolve with hashes; return the lines."""
+        command = [f"{_UV}/uv", "pip", "compile", *self._common(f"{_WORKSHOP}/uv"), "--no-build", "--quiet"]
+        command += ["--python", PYTHON, "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
+        command += ["--no-emit-find-links", "--constraints", f"{_INPUT}/constraints.txt", *self._options()]
+        done = await self._run([*command, f"{_INPUT}/requirements.txt"], shared=True, quiet=True)
+        self._check(done)
+        return done.output
+
+    def _common(self, cache: str) -> list[str]:
+        return ["--cache-dir", cache, "--color", "never", "--no-python-downloads", "--no-progress"]
+
+    def _install(self, cache: str) -> list[str]:
+        command = [f"{_UV}/uv", "pip", "install", *self._common(cache), "--python", PYTHON, *self._options()]
+        if self._request.refresh:
+            command.append("--refresh")
+        if self._request.constraints:
+            command += ["--constraints", f"{_INPUT}/constraints.txt"]
+        return [*command, "--requirements", f"{_INPUT}/requirements.txt"]
+
+    def _options(self) -> list[str]:
+        words: list[str] = []
+        for name, value in self._request.requirements.options:
+            if name in ("--no-binary", "--only-binary"):
+                words += [name, value]
+            elif name == "--trusted-host":
+                words += ["--allow-insecure-host", value]
+            elif name == "--pre":
+                words += ["--prerelease", "allow"]
+            elif name in ("--no-index", "--no-deps", "--require-hashes"):
+                words.append(name)
+        return words
+
+    def _private(self) -> Bind:
+        """This environment and nothing else of the workshop."""
+        return Bind(str(self._place), "/opt/atoll", writable=True)
+
+    async def _run(self, command: Sequence[str], *, shared: bool, quiet: bool = False) -> process.Completed:
+        request = self._request
+        environment = {**_ENVIRONMENT, **request.index.variables}
+        if shared:
+            places = [
+                Bind(str(self._builder.workshop), _WORKSHOP, writable=True),
+                Bind(str(self._place / "inside"), "/opt/atoll"),
+            ]
+        else:
+            places = [self._private()]
+        environment["UV_NO_CONFIG"] = "1"
+        for variable, _ in request.index.private:
+            environment[variable] = f"{_INPUT}/{variable}"
+            if variable == "UV_CONFIG_FILE":
+                del environment["UV_NO_CONFIG"]
+        binds = [*request.interpreter.binds, *places, Bind(uv_program(), f"{_UV}/uv"), *request.index.binds]
+        done = await self._builder.run(
+            command, binds=binds, environment=environment, on_line=None if quiet else self._log
+        )
+        return process.Completed(done.status, self._log.text(done.output))
+
+    def _check(self, done: process.Completed) -> None:
+        if done.status != 0:
+            raise diagnosis.explain(self._request.key, done.status, done.output)
+
+
+_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
+
+def uv_program() -> str:
+    """Return the path of the uv program.
+
+    Raises:
+        EnvironmentBuildError: the package `uv` is not complete.
+    """
+    import uv
+
+    try:
+        return os.path.realpath(uv.find_uv_bin())
+    except FileNotFoundError as error:
+        raise EnvironmentBuildError(
+            "the program `uv` is missing", hint="install the package `uv` again: `pip install --force-reinstall uv`"
+        ) from error
+
+
+def copy_source(source: Path, copy: Path) -> None:
+    """Copy a file or source tree for a build, which may write into it; what is in it only by its use is left out."""
+    from atoll.environments.trees import skipped
+
+    if source.is_dir():
+        shutil.copytree(
+            source,
+            copy,
+            symlinks=True,
+            ignore=lambda directory, names: {name for name in names if skipped(name) and name != ".git"},
+        )
+    else:
+        shutil.copy2(source, copy)
+    with contextlib.suppress(OSError):
+        copy.chmod(copy.stat().st_mode | 0o500)
