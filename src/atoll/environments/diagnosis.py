@@ -12,15 +12,18 @@ LOG_CHARACTERS = 4000
 """How much of the log's end an error carries."""
 
 WELL_KNOWN = (
-    "accelerate aiohttp anyio beautifulsoup4 bokeh boto3 catboost celery click cryptography cython dash dask datasets "
-    "diffusers django duckdb fastapi fastparquet flask fsspec gensim geopandas gradio grpcio h5py httpx huggingface-hub "
-    "hypothesis jax jaxlib jinja2 joblib jupyter keras langchain librosa lightgbm lightning lxml matplotlib networkx "
-    "nltk notebook numba numpy onnx onnxruntime openai opencv-python openpyxl optuna orjson pandas pillow plotly polars "
-    "prophet protobuf psutil psycopg2-binary pyarrow pydantic pyjokes pymongo pytest python-dateutil pytorch-lightning "
-    "pyyaml ray redis requests rich ruff safetensors scikit-image scikit-learn scipy seaborn sentence-transformers "
-    "setuptools shapely soundfile spacy sqlalchemy starlette statsmodels streamlit sympy tensorboard tensorflow "
-    "tiktoken tokenizers torch torchaudio torchvision tqdm transformers trl typer uvicorn wandb xarray xgboost"
-).split()
+    "accelerate aiohttp anyio beautifulsoup4 bokeh boto3 catboost celery click cryptography cython dash dask "
+    "datasets diffusers django duckdb fastapi fastparquet flask fsspec gensim geopandas gradio grpcio h5py httpx "
+    "huggingface-hub hypothesis jax jaxlib jinja2 joblib jupyter keras langchain librosa lightgbm lightning lxml "
+    "matplotlib networkx nltk notebook numba numpy onnx onnxruntime openai opencv-python openpyxl optuna orjson "
+    "pandas pillow plotly polars prophet protobuf psutil psycopg2-binary pyarrow pydantic pyjokes pymongo pytest "
+    "python-dateutil pytorch-lightning pyyaml ray redis requests rich ruff safetensors scikit-image scikit-learn "
+    "scipy seaborn sentence-transformers setuptools shapely soundfile spacy sqlalchemy starlette statsmodels "
+    "streamlit sympy tensorboard tensorflow tiktoken tokenizers torch torchaudio torchvision tqdm transformers trl "
+    "typer uvicorn wandb xarray xgboost"
+)
+"""Popular names that a missing one may be a slip of; separated by spaces."""
+
 _RENAMED = {
     "sklearn": "scikit-learn",
     "cv2": "opencv-python",
@@ -31,7 +34,9 @@ _RENAMED = {
     "dateutil": "python-dateutil",
 }
 
-_WHEELS_ONLY = re.compile(r"building\s+(source\s+distributions|from\s+source)\b.{0,120}?\bdisabled", re.I | re.S)
+_WHEELS_ONLY = re.compile(
+    r"building\s+(source\s+distributions|from\s+source)\b.{0,120}?\bdisabled", re.IGNORECASE | re.DOTALL
+)
 
 
 def needs_building(log: str) -> bool:
@@ -100,8 +105,10 @@ def _read(log: str, status: int) -> tuple[str, str]:
     if failed or "Call to `" in log or "Build backend" in log:
         return (
             f"{f'`{failed}`' if failed else 'a package'} failed to build from its source",
-            "the log says why; a version with wheels for this Python needs no build, and builds may need "
-            "system packages (compilers, headers)",
+            (
+                "the log says why; a version with wheels for this Python needs no build, and builds may need "
+                "system packages (compilers, headers)"
+            ),
         )
     absent = _first(r"there (?:is|are) no versions? of (\S+)", log)
     if absent:
@@ -134,4 +141,4 @@ def _sentence(text: str) -> str:
 
 def _near(name: str) -> str:
     known = _RENAMED.get(name.lower())
-    return known or next(iter(difflib.get_close_matches(name.lower(), WELL_KNOWN, n=1, cutoff=0.8)), "")
+    return known or next(iter(difflib.get_close_matches(name.lower(), WELL_KNOWN.split(), n=1, cutoff=0.8)), "")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import configparser
 import hashlib
+import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from atoll.environments.requirements import Requirements, secrets_in, without_query
@@ -108,7 +110,7 @@ def read(
     if netrc:
         private.append(("NETRC", netrc))
         fields = netrc.split()
-        secrets |= {value for name, value in zip(fields, fields[1:]) if name == "password" and len(value) > 2}
+        secrets |= {value for name, value in itertools.pairwise(fields) if name == "password" and len(value) > 2}
     facts = {
         "default": [without_query(address) for address in default],
         "extra": [without_query(address) for address in extra],

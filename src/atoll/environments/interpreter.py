@@ -93,8 +93,7 @@ def fits(version: str, wanted: str) -> bool:
         return True
     try:
         if wanted[0].isdigit():
-            if wanted.endswith(".*"):
-                wanted = wanted[:-2]
+            wanted = wanted.removesuffix(".*")
             if Version(wanted).is_prerelease or len(Version(wanted).release) > 2:
                 return Version(version) == Version(wanted)
             return Version(version) in SpecifierSet(f"=={wanted}.*", prereleases=True)

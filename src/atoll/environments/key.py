@@ -6,7 +6,8 @@ result is in it; what only decides how it is fetched (credentials, proxies, cert
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from atoll.environments.interpreter import Interpreter
 from atoll.environments.requirements import Requirements, strip_credentials, without_query

@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Callable
+from typing import Self
 
 from atoll import errors
 
@@ -43,7 +44,7 @@ class Lock:
         except (ValueError, TypeError, KeyError):
             return None
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -9,8 +9,8 @@ import difflib
 import posixpath
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -159,7 +159,9 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
             near = difflib.get_close_matches(name, [*_VALUE_OPTIONS, *_FLAGS], n=1)
             raise EnvironmentBuildError(
                 f"unknown option `{name}` in `requirements`",
-                hint=f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted({*_VALUE_OPTIONS, *_FLAGS}))}",
+                hint=f"did you mean `{near[0]}`?"
+                if near
+                else f"known: {', '.join(sorted({*_VALUE_OPTIONS, *_FLAGS}))}",
             )
     return ""
 

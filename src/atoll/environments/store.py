@@ -17,12 +17,13 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import IO
 
 from atoll import settings
-from atoll.environments import index, interpreter, key, locks, lockfile, records, requirements, trees
+from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, trees
 from atoll.environments.records import Environment, EnvironmentRecord
 from atoll.environments.virtualenv import Builder, Confinement, Request
 from atoll.errors import AtollError, CallerError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
@@ -143,9 +144,7 @@ class EnvironmentStore:
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
         python = await interpreter.find(spec)
-        contents = {
-            path.path: await asyncio.to_thread(trees.content_digest, path.path) for path in parsed.paths
-        }
+        contents = {path.path: await asyncio.to_thread(trees.content_digest, path.path) for path in parsed.paths}
         sources = index.read(
             dict(spec.index),
             parsed,
@@ -166,7 +165,7 @@ class EnvironmentStore:
             listeners: list[Progress] = []
 
             def publish(line: str) -> None:
-                for listener in list(listeners):
+                for listener in listeners:
                     listener(line)
 
             task = asyncio.create_task(self._build_locked(name, request, publish, instead_of), name=f"build {name}")
@@ -204,7 +203,7 @@ class EnvironmentStore:
             lock.note_failure(None)
             with contextlib.suppress(FileNotFoundError):
                 log_path.unlink()  # a new inode tells those who read along that this is another build
-            with open(log_path, "w", encoding="utf-8", opener=_private_opener) as log:
+            with _open_log(log_path) as log:
 
                 def note(line: str) -> None:
                     print(line, file=log, flush=True)
@@ -324,7 +323,8 @@ class EnvironmentStore:
         """
         with _translated(self.directory):
             self.prepare()
-            removed, in_use = [], []
+            removed: list[EnvironmentRecord] = []
+            in_use: list[EnvironmentRecord] = []
             for record in self.list():
                 if record.superseded or time.time() - record.last_used >= unused_seconds:
                     done = not record.in_use if dry_run else self._remove(record.key)
@@ -433,8 +433,8 @@ def _translated(directory: Path) -> Iterator[None]:
         raise InternalError(f"building an environment failed: {error}") from error
 
 
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _open_log(path: Path) -> IO[str]:
+    return open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _write_text(path: Path, text: str) -> None:

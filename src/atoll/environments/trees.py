@@ -9,15 +9,15 @@ from pathlib import Path
 
 from atoll.errors import EnvironmentBuildError
 
-_SKIPPED = frozenset(
-    ".git .hg .svn .venv venv .tox .nox node_modules __pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis "
-    ".idea .vscode .DS_Store .eggs".split()
+_SKIPPED = (
+    " .git .hg .svn .venv venv .tox .nox node_modules __pycache__ .mypy_cache .pytest_cache .ruff_cache .hypothesis "
+    ".idea .vscode .DS_Store .eggs "
 )
 
 
 def skipped(name: str) -> bool:
     """Whether a file or directory of this name is there only by the tree's use, and not part of what is installed."""
-    return name in _SKIPPED or name.endswith((".pyc", ".egg-info"))
+    return f" {name} " in _SKIPPED or name.endswith((".pyc", ".egg-info"))
 
 
 _known: dict[str, tuple[str, str]] = {}

@@ -19,9 +19,10 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Mapping, Protocol, Sequence
+from typing import Protocol
 
 from atoll import process
 from atoll.environments import diagnosis
