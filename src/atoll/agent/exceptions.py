@@ -1,0 +1,143 @@
+"""Exceptions as data, on their way from the worker to the caller.
+
+An exception and all that its chain reaches (`__cause__`, `__context__`, the members of groups) become nodes of a
+list, the raised one first. Each node is pickled on its own, so that one that cannot be is replaced and the others
+arrive; what it was is said in plain data beside the pickle, for a caller that cannot unpickle it:
+
+    {"exceptions": [{"type": name, "text": str(exc), "pickle": first buffer or -1, "buffers": count,
+                     "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to], ...],
+                     "cause": node or -1, "context": node or -1, "suppress": bool, "notes": [...],
+                     "members": [node, ...] or null}, ...]}
+
+Nothing that an exception's own methods raise gets out of here.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+from types import TracebackType
+from typing import Any, Iterator
+
+from atoll.agent import pickling, sources
+from atoll.agent.payload import first_line, type_name
+
+MOST_NODES = 500
+MOST_FRAMES = 200
+"""Frames of one exception, from either end; a deeper recursion loses its middle."""
+_MOST_TEXT = 20_000
+_MOST_TOTAL = 1_000_000
+"""Characters over all nodes; a frame's header is bounded at four times that in bytes."""
+
+
+def dumps(exc: BaseException) -> tuple[dict[str, Any], list[Any]]:
+    """Return the exception as JSON-compatible data and the buffers with its pickles."""
+    nodes = _reachable(exc)
+    numbers = {id(node): number for number, node in enumerate(nodes)}
+    room = [_MOST_TOTAL]
+    buffers: list[Any] = []
+    described = [_describe(node, numbers, buffers, room) for node in nodes]
+    return {"exceptions": described}, buffers
+
+
+def _members(exc: BaseException) -> tuple[BaseException, ...]:
+    return exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+
+
+def _reachable(exc: BaseException) -> list[BaseException]:
+    found = [exc]
+    seen = {id(exc)}
+    for one in found:
+        for other in (*_members(one), one.__cause__, one.__context__):
+            if other is not None and id(other) not in seen and len(found) < MOST_NODES:
+                seen.add(id(other))
+                found.append(other)
+    return found
+
+
+def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int]) -> dict[str, Any]:
+    group = isinstance(exc, BaseExceptionGroup)
+    node: dict[str, Any] = {
+        "type": type_name(exc),
+        "text": _clip(_text(exc), room),
+        "frames": _frames(exc.__traceback__, room),
+        "cause": numbers.get(id(exc.__cause__), -1),
+        "context": numbers.get(id(exc.__context__), -1),
+        "suppress": exc.__suppress_context__,
+        "notes": _notes(exc, room),
+        "members": [numbers[id(one)] for one in _members(exc) if id(one) in numbers] if group else None,
+        "pickle": -1,
+        "buffers": 0,
+        "refused": "",
+    }
+    try:
+        if isinstance(exc, BaseExceptionGroup):  # its members are nodes of their own
+            data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))
+        else:
+            data, pieces = pickling.dumps(exc)
+            if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
+                raise TypeError("it does not come back as its own type")
+    except BaseException as error:
+        node["refused"] = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        node["pickle"], node["buffers"] = len(buffers), 1 + len(pieces)
+        buffers.extend((data, *pieces))
+    return node
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except BaseException:
+        return "<exception str() failed>"
+
+
+def _clip(text: str, room: list[int]) -> str:
+    most = max(min(_MOST_TEXT, room[0]), 200)
+    room[0] -= min(len(text), most)
+    return text if len(text) <= most else text[:most] + f"... ({len(text)} characters)"
+
+
+def _notes(exc: BaseException, room: list[int]) -> list[str]:
+    notes = getattr(exc, "__notes__", None)
+    return [_clip(note, room) for note in notes[:100] if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+# --- frames -----------------------------------------------------------------------------------------------------
+
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def _frames(traceback: TracebackType | None, room: list[int]) -> list[list[Any]]:
+    entries = list(_walk(traceback))
+    first = 0
+    while first < len(entries) and _is_own(entries[first]):
+        first += 1
+    entries = entries[first:]
+    if len(entries) > 2 * MOST_FRAMES:
+        entries = entries[:MOST_FRAMES] + entries[-MOST_FRAMES:]
+    return [_frame(entry, room) for entry in entries]
+
+
+def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_own(entry: TracebackType) -> bool:
+    code = entry.tb_frame.f_code
+    return code.co_filename.startswith(_OWN) or code.co_filename == getattr(pickling.cloudpickle(), "__file__", "")
+
+
+def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
+    code = entry.tb_frame.f_code
+    line, end, start, stop = entry.tb_lineno, None, None, None
+    for index, position in enumerate(code.co_positions()):
+        if index == entry.tb_lasti // 2:
+            if position[0] == line:
+                _, end, start, stop = position
+            break
+    file = code.co_filename
+    source = linecache.getline(file, line, entry.tb_frame.f_globals) if line else ""
+    return [_clip(sources.original(file), room), line, code.co_name[:500], _clip(source.rstrip("\n"), room), end, start, stop]

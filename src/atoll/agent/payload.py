@@ -1,0 +1,121 @@
+"""The worker's side of a call's payload: unpickle the function and its arguments, pickle the result.
+
+A function whose bytes say all of its state, and that cannot change it, is kept from one call to the next: that is
+the difference between a microsecond and the unpickling of its code. The client decides which those are
+(`sdk.captures`); everything else is unpickled anew, so that no call sees what another left in a global.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+from typing import Any, Callable, Sequence
+
+from atoll.agent import pickling
+from atoll.errors import SerializationError
+
+_KEPT = 16
+_functions: dict[bytes, Any] = {}
+
+
+def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
+    """Return the function that `sdk.payload.FunctionPickler` pickled.
+
+    Args:
+        reusable: as the pickler said; the same bytes then give the same object again.
+
+    Raises:
+        SerializationError: it cannot be unpickled here; a missing module is named.
+    """
+    key = bytes(data)
+    if reusable:
+        found = _functions.get(key)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    try:
+        function = pickling.loads(key)
+    except Exception as error:
+        raise _unpickling_failed("the function", error) from error
+    if reusable:
+        while len(_functions) >= _KEPT:
+            del _functions[next(iter(_functions))]
+        _functions[key] = function
+    return function  # type: ignore[no-any-return]
+
+
+def loads_arguments(data: Any, buffers: Sequence[Any] = ()) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return `args` and `kwargs`; arrays use the buffers' memory and are writable where the buffers are.
+
+    Raises:
+        SerializationError: they cannot be unpickled here; a missing module is named.
+    """
+    try:
+        args, kwargs = pickling.loads(data, buffers)
+    except Exception as error:
+        raise _unpickling_failed("the arguments", error) from error
+    return args, kwargs
+
+
+def dumps_result(value: Any) -> tuple[bytes, list[Any]]:
+    """Pickle what the function returned; the buffers are views of memory that `value` owns.
+
+    Raises:
+        SerializationError: it cannot be pickled; its type is named.
+    """
+    try:
+        if pickling.is_plain(value):
+            return pickle.dumps(value, pickling.PROTOCOL), []
+        return pickling.dumps(value)
+    except Exception as error:
+        raise SerializationError(
+            f"the result cannot be sent back: a `{type_name(value)}`: {first_line(error)}",
+            hint="return plain data or objects that pickle, or write to `/data` and return the path",
+        ) from error
+
+
+def type_name(value: Any) -> str:
+    """Return the qualified name of the value's type, without `builtins`."""
+    cls = value if isinstance(value, type) else type(value)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what the error says, on one line of bounded length, whatever its `__str__` does."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:
+        lines = []
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _unpickling_failed(what: str, error: Exception) -> SerializationError:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return SerializationError(
+            f"{what} cannot be unpickled by the worker: its environment has no module `{error.name}`",
+            hint=f"add what provides `{error.name}` to `requirements`; a module of your own to `local_modules`",
+            module=error.name,
+        )
+    return SerializationError(
+        f"{what} cannot be unpickled by the worker: {type(error).__name__}: {first_line(error)}",
+        hint="the versions of the packages in `requirements` must fit those that the caller has",
+    )
+
+
+def import_function(module: str, qualname: str) -> Any:
+    """Return a function by its name, as it is before `@isolated` wrapped it; pickles name this function.
+
+    A chain of wrappers is followed to the isolated one: to call that would be another call, without an end.
+    """
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = inspect.getattr_static(found, part) if isinstance(found, type) else getattr(found, part)
+        if isinstance(found, (staticmethod, classmethod)):
+            found = found.__func__
+    inner = found
+    while inner is not None:
+        wrapped = getattr(inner, "__wrapped__", None)
+        if type(inner).__module__ == "atoll.sdk.function" and wrapped is not None:
+            return wrapped
+        inner = wrapped
+    return found

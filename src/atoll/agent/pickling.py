@@ -1,0 +1,233 @@
+"""Pickling on both sides of a call, with a cloudpickle that is Atoll's own.
+
+The user's environment may hold another release of cloudpickle, whose pickles ours could not read, or none. So each
+version of the package carries its copy, and both sides know it as `_atoll_cloudpickle`: pickles name that module.
+In a sandbox it is a file on `sys.path`; in a client it is loaded from the installed package's file, without
+importing the public `cloudpickle`.
+
+What is mended here, since a function's program should not notice that it was pickled: exceptions are rebuilt
+without calling their `__init__` (whose signature need not fit `args`); `functools.lru_cache` and
+`cached_property` travel by value as the functions in them do; class bodies inside a function count as readers of
+its globals.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import pickle
+import sys
+import threading
+from types import FunctionType
+from typing import Any, Callable, Iterable
+
+NAME = "_atoll_cloudpickle"
+PROTOCOL = 5
+OUT_OF_BAND_BYTES = 2048
+"""Smaller buffers stay in the pickle: a piece of a frame costs more than the copy of so few bytes."""
+MAX_BUFFERS = 32_000
+"""Buffers of one pickle that travel out of band; a frame holds 65,536."""
+
+_lock = threading.Lock()
+_module: Any = None
+
+
+def cloudpickle() -> Any:
+    """Return the private cloudpickle module; the first use loads it.
+
+    Modules that the user has given to the public `cloudpickle.register_pickle_by_value` count here too.
+    """
+    global _module
+    if _module is None:
+        with _lock:
+            if _module is None:
+                _module = _adapt(_load())
+    public = sys.modules.get("cloudpickle.cloudpickle")
+    registered = getattr(public, "_PICKLE_BY_VALUE_MODULES", None)
+    if registered is not None and _module._PICKLE_BY_VALUE_MODULES is not registered:
+        _module._PICKLE_BY_VALUE_MODULES = registered
+    return _module
+
+
+def _load() -> Any:
+    found = sys.modules.get(NAME)
+    if found is not None:
+        return found
+    if importlib.util.find_spec(NAME) is not None:
+        return importlib.import_module(NAME)
+    package = importlib.util.find_spec("cloudpickle")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("`cloudpickle` is not installed", name="cloudpickle")
+    path = os.path.join(package.submodule_search_locations[0], "cloudpickle.py")
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return sys.modules.setdefault(NAME, module)
+
+
+def _adapt(module: Any) -> Any:
+    """Have names that a class body inside a function reads (`LOAD_NAME`) captured like the function's own globals."""
+    opcodes = module.opcode.opmap
+    wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
+    module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
+    return module
+
+
+# --- plain data -------------------------------------------------------------------------------------------------
+
+_ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
+_SEQUENCES = frozenset({tuple, list, set, frozenset})
+_PLAIN_ITEMS = 128
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` is small and made of exact built-in types only, so that the C pickler alone can do it."""
+    pending = [value]
+    for item in pending:
+        kind = type(item)
+        if kind in _ATOMS:
+            continue
+        if kind in _SEQUENCES:
+            if len(item) + len(pending) > _PLAIN_ITEMS:
+                return False
+            pending.extend(item)
+        elif kind is dict:
+            if 2 * len(item) + len(pending) > _PLAIN_ITEMS:
+                return False
+            pending.extend(item)
+            pending.extend(item.values())
+        else:
+            return False
+    return True
+
+
+# --- the pickler ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _pickler_class() -> Any:
+    module = cloudpickle()
+    base: Any = module.Pickler
+
+    class Pickler(base):  # type: ignore[misc]  # the module is found at run time
+        def __init__(self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None) -> None:
+            super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
+            self._by_value = by_value
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            if kind is FunctionType:
+                if obj.__module__ in self._by_value:
+                    return self._dynamic_function_reduce(obj)
+            elif isinstance(obj, type):
+                if self._by_value and getattr(obj, "__module__", None) in self._by_value:
+                    return module._dynamic_class_reduce(obj)
+            elif isinstance(obj, BaseException):
+                reduced = reduce_exception(obj)
+                if reduced is not None:
+                    return reduced
+            elif kind is functools._lru_cache_wrapper:
+                wrapped = obj.__wrapped__
+                if type(wrapped) is FunctionType and self._is_by_value(wrapped):
+                    return rebuild_lru_cache, (wrapped, dict(obj.cache_parameters())), dict(vars(obj))
+            elif kind is functools.cached_property:
+                return rebuild_cached_property, (obj.func, obj.attrname, obj.__doc__)
+            return super().reducer_override(obj)
+
+        def _is_by_value(self, function: Any) -> bool:
+            name = function.__module__
+            if name in self._by_value or name in ("__main__", None) or "<locals>" in function.__qualname__:
+                return True
+            owner = sys.modules.get(name)
+            return owner is None or bool(module._is_registered_pickle_by_value(owner))
+
+    return Pickler
+
+
+def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True) -> tuple[bytes, list[Any]]:
+    """Pickle `value`; return the pickle and its out-of-band buffers, which are views of memory that `value` owns.
+
+    Args:
+        by_value: modules whose functions and classes travel by value, as those of `__main__` always do.
+        out_of_band: False keeps everything in the pickle.
+
+    Raises:
+        Exception: whatever the value's own reducers raise.
+    """
+    buffers: list[Any] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if view.nbytes < OUT_OF_BAND_BYTES or len(buffers) >= MAX_BUFFERS:
+            return True
+        buffers.append(view)
+        return False
+
+    with io.BytesIO() as file:
+        _pickler_class()(file, by_value, keep_in_band if out_of_band else None).dump(value)
+        return file.getvalue(), buffers
+
+
+def loads(data: Any, buffers: Iterable[Any] = ()) -> Any:
+    """Unpickle what `dumps` made; classes that came by value before are brought up to date."""
+    if _module is None:
+        cloudpickle()
+    return pickle.loads(data, buffers=buffers)
+
+
+# --- rebuilding: pickles name these functions, so they keep their names and signatures --------------------------
+
+
+def rebuild_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def rebuild_cached_property(function: Any, name: str | None, doc: str | None) -> Any:
+    rebuilt: Any = functools.cached_property(function)
+    rebuilt.attrname = name
+    rebuilt.__doc__ = doc
+    return rebuilt
+
+
+_HEAP_TYPE = 1 << 9
+_HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+
+
+def _static_base(cls: type) -> Any:
+    """The nearest base that is written in C: it decides the object's layout and its fields."""
+    return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+
+
+def reduce_exception(exc: BaseException) -> tuple[Any, ...] | None:
+    """Reduce an exception so that `__init__` is not called again; None when its type says how to pickle it."""
+    cls = type(exc)
+    base = _static_base(cls)
+    if cls is base or any(getattr(cls, hook, None) is not getattr(base, hook, None) for hook in _HOOKS):
+        return None
+    if hasattr(cls, "__getnewargs__") or hasattr(cls, "__getnewargs_ex__"):
+        return None
+    args = base.__reduce__(exc)[1]
+    keywords = {}
+    if issubclass(base, ImportError):
+        keywords = {"name": exc.name, "path": exc.path}  # type: ignore[attr-defined]
+    elif issubclass(base, (NameError, AttributeError)):
+        keywords = {"name": exc.name}  # type: ignore[attr-defined]
+    return rebuild_exception, (cls, args, keywords), dict(vars(exc)), None, None, restore_exception
+
+
+def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], keywords: dict[str, Any]) -> BaseException:
+    base = _static_base(cls)
+    exc: BaseException = base.__new__(cls, *args)
+    base.__init__(exc, *args, **keywords)
+    return exc
+
+
+def restore_exception(exc: BaseException, state: dict[str, Any]) -> None:
+    vars(exc).update(state)

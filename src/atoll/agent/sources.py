@@ -1,0 +1,125 @@
+"""The project's modules in the worker: unpacked below a directory that is on `sys.path`.
+
+The `sources` message, whose buffers are the files' contents in the order of `files`:
+
+    {"type": "sources", "digest": hexadecimal, "files": [[path, bytes, mode], ...], "origins": {top: directory}}
+
+`path` is relative, with `/`, as an import needs it (`package/module.py`); `mode` is 420 or 493 (0644, 0755).
+`origins` names, for the first component of each path, the caller's directory that holds it: tracebacks show the
+caller's paths.
+
+Workers of one sandbox share what they have unpacked: a bundle appears whole under its digest, by a rename.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from typing import Any, Sequence
+
+_DIGEST = re.compile(r"[0-9a-f]{8,128}\Z")
+_FORBIDDEN = ("", ".", "..")
+
+_directory = ""
+_origins: dict[str, str] = {}
+
+
+def install(header: dict[str, Any], buffers: Sequence[Any], directory: str) -> str:
+    """Unpack a bundle below `directory` and let this process import from it; return where it is.
+
+    Its place on `sys.path` is after Atoll's own library and before everything else, so that it wins over packages
+    of the environment as the project's directory does in the caller. A bundle that was installed before leaves
+    `sys.path`.
+
+    Raises:
+        ValueError: the message is not as described above.
+        OSError: the files cannot be written.
+    """
+    global _directory, _origins
+    digest = header.get("digest")
+    if not isinstance(digest, str) or not _DIGEST.match(digest):
+        raise ValueError("`digest` must be hexadecimal")
+    files = _checked(header.get("files"), buffers)
+    origins = header.get("origins")
+    if not isinstance(origins, dict) or not all(isinstance(value, str) for value in origins.values()):
+        raise ValueError("`origins` must map names to directories")
+    target = os.path.join(directory, digest)
+    if not os.path.isdir(target):
+        _unpack(files, buffers, directory, target)
+    if _directory in sys.path:
+        sys.path.remove(_directory)
+    sys.path.insert(_place(), target)
+    _directory, _origins = target, dict(origins)
+    importlib.invalidate_caches()
+    return target
+
+
+def installed() -> str:
+    """Return the directory of the bundle that this process imports from; empty for none."""
+    return _directory
+
+
+def origins() -> dict[str, str]:
+    """Return the caller's directory of each top-level name in the bundle."""
+    return _origins
+
+
+def original(path: str) -> str:
+    """Return the caller's path of a file of the bundle; any other path as it is."""
+    if not _directory or not path.startswith(_directory + os.sep):
+        return path
+    relative = path[len(_directory) + 1 :]
+    base = _origins.get(relative.split(os.sep, 1)[0])
+    if base is None:
+        return path
+    return base.rstrip("/\\") + ("\\" if "\\" in base and "/" not in base else "/") + relative
+
+
+def _checked(files: Any, buffers: Sequence[Any]) -> list[tuple[str, int]]:
+    if not isinstance(files, list) or len(files) != len(buffers):
+        raise ValueError("`files` must be a list with one entry for each buffer")
+    checked = []
+    for entry, buffer in zip(files, buffers, strict=True):
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise ValueError("an entry of `files` must be path, size and mode")
+        path, size, mode = entry
+        if not isinstance(path, str) or "\0" in path or "\\" in path:
+            raise ValueError(f"`{path!r}` is not a relative path")
+        if any(part in _FORBIDDEN for part in path.split("/")):
+            raise ValueError(f"`{path}` is not a relative path without `.` and `..`")
+        if size != memoryview(buffer).nbytes or mode not in (0o644, 0o755):
+            raise ValueError(f"`{path}` has a wrong size or mode")
+        checked.append((path, mode))
+    return checked
+
+
+def _unpack(files: list[tuple[str, int]], buffers: Sequence[Any], directory: str, target: str) -> None:
+    os.makedirs(directory, 0o700, exist_ok=True)
+    staging = tempfile.mkdtemp(prefix=".staging-", dir=directory)
+    try:
+        made = {staging}
+        for (path, mode), buffer in zip(files, buffers, strict=True):
+            full = os.path.join(staging, *path.split("/"))
+            parent = os.path.dirname(full)
+            if parent not in made:
+                os.makedirs(parent, exist_ok=True)
+                made.add(parent)
+            descriptor = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+            with open(descriptor, "wb") as file:
+                file.write(buffer)
+        try:
+            os.rename(staging, target)
+        except OSError:
+            if not os.path.isdir(target):  # else another worker was first
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _place() -> int:
+    library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return sys.path.index(library) + 1 if library in sys.path else 0
