@@ -31,6 +31,11 @@ PROFILE = (
 DEBIAN = "run `sudo sysctl -w kernel.unprivileged_userns_clone=1`"
 LIMIT = "run `sudo sysctl -w user.max_user_namespaces=28633`"
 
+# The beginnings and words of bubblewrap's own messages (0.8 to 0.11).
+_PATHS = ("Can't find source path", "Can't mkdir", "Can't create file", "Can't chdir", "Can't get type of source")
+_NAMESPACES = ("namespace", "uid map", "gid map", "unshare", "Unexpected capabilities")
+_MOUNTS = ("mount", "newroot", "pivot", "remount", "slave", "oldroot", "chdir")
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -39,7 +44,7 @@ class Surroundings:
     apparmor_restricts: bool = False
     debian_forbids: bool = False
     no_user_namespaces: bool = False
-    container: bool = False
+    in_container: bool = False
     selinux: bool = False
 
 
@@ -50,7 +55,7 @@ def look() -> Surroundings:
         debian_forbids=_value("/proc/sys/kernel/unprivileged_userns_clone") == "0",
         no_user_namespaces=_value("/proc/sys/user/max_user_namespaces") == "0"
         or not os.path.exists("/proc/self/ns/user"),
-        container=_in_container(),
+        in_container=_in_container(),
         selinux=_value("/sys/fs/selinux/enforce") == "1",
     )
 
@@ -66,26 +71,24 @@ def explain(output: str, *, as_root: bool, around: Surroundings | None = None, b
     around = look() if around is None else around
     said = next((line for line in output.splitlines() if line.startswith("bwrap:")), "bwrap: no message")
     said = said.removeprefix("bwrap:").strip()
-    denied = any(word in said for word in ("Operation not permitted", "Permission denied", "No space left", "Invalid"))
-    namespaces = denied and any(
-        word in said for word in ("namespace", "uid map", "gid map", "loopback", "unshare", "setting up")
-    )
-    mounts = denied and any(word in said for word in ("mount", "pivot_root", "slave"))
-    if "execvp" in said:
-        return SandboxUnavailable(f"the sandbox's command cannot be started: {said}", hint="see `atoll doctor`")
-    if "find source path" in said or "Can't mkdir" in said or "Can't create file" in said:
-        return SandboxUnavailable(f"a path that the sandbox needs is missing: {said}", hint="check the mounts")
-    if namespaces or mounts:
-        cause, hint = _cause(around, as_root=as_root, mounts=mounts and not namespaces, bwrap=bwrap)
-        return SandboxUnavailable(f"{cause}: {said}", hint=hint)
+    if said.startswith("execvp"):
+        return SandboxUnavailable(f"the sandbox's command cannot be started: {said}", hint="check that it is there")
+    if said.startswith(_PATHS):
+        return SandboxUnavailable(
+            f"a path of the sandbox cannot be shown: {said}", hint="check that it exists, and who may read it"
+        )
+    if any(word in said for word in _NAMESPACES + _MOUNTS):
+        mounts = not any(word in said for word in _NAMESPACES)
+        cause, hint = _cause(around, as_root=as_root, mounts=mounts, bwrap=bwrap)
+        return SandboxUnavailable(f"{cause} ({said})", hint=hint)
     return SandboxUnavailable(f"bubblewrap could not make a sandbox: {said}", hint="see `atoll doctor`")
 
 
 def _cause(around: Surroundings, *, as_root: bool, mounts: bool, bwrap: str) -> tuple[str, str]:
     if as_root:
-        if around.container:
+        if around.in_container:
             return "this container may not make namespaces and mounts", DOCKER_ROOT
-        return "root lacks the capability to make namespaces here", "run Atoll as a plain user, or give CAP_SYS_ADMIN"
+        return "root may not make namespaces here", "give the process CAP_SYS_ADMIN, or run Atoll as a plain user"
     if around.no_user_namespaces:
         return "user namespaces are switched off", LIMIT
     if around.debian_forbids:
@@ -93,7 +96,7 @@ def _cause(around: Surroundings, *, as_root: bool, mounts: bool, bwrap: str) -> 
     if around.apparmor_restricts:
         profile = PROFILE.format(bwrap=bwrap or "/usr/bin/bwrap")
         return "AppArmor keeps user namespaces from programs without a profile", UBUNTU.format(profile=profile)
-    if around.container:
+    if around.in_container:
         return "this container may not make user namespaces", DOCKER_USER
     if around.selinux:
         return "SELinux may forbid it", "see `sudo ausearch -m avc -c bwrap`, and allow what it names"

@@ -175,7 +175,9 @@ class Group:
         return self._record
 
     def poll(self) -> None:
-        """Do nothing: the kernel watches."""
+        """End the rest of the group when the kernel has killed a part of it; version 2 does so by itself."""
+        if self._version == 1 and self._record is None and self.exceeded():
+            _kill(self._directory)
 
     def remove(self) -> bool:
         """Remove the group; return False while processes are in it. What `exceeded` says stays."""
@@ -206,6 +208,12 @@ def remove(directory: Path) -> bool:
     return True
 
 
+def _kill(directory: Path) -> None:
+    for pid in _text(directory / "cgroup.procs").split():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
     """End and remove what daemons that are gone have left below `base`; return what is still busy.
 
@@ -217,9 +225,7 @@ def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
     with contextlib.suppress(OSError):
         for daemon in [path for path in base.iterdir() if path.is_dir() and path.name not in keep]:
             for group in [path for path in daemon.iterdir() if path.is_dir()]:
-                for pid in _text(group / "cgroup.procs").split():
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(int(pid), signal.SIGKILL)
+                _kill(group)
                 if not remove(group):
                     busy.append(group)
             if not remove(daemon):

@@ -192,7 +192,7 @@ class Launcher:
             raise
         finally:
             os.close(status_fd)
-        return Sandbox(child, report, lambda: self._explain(policy, descriptors))
+        return Sandbox(child, report, lambda: self._explain(policy))
 
     async def run(
         self,
@@ -225,11 +225,11 @@ class Launcher:
         finally:
             os.close(report)
         if b'"exit-code"' not in text and done.status > 0:
-            raise explain(done.output, as_root=os.geteuid() == 0)
+            raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
 
-    async def _explain(self, policy: Policy, descriptors: Sequence[int]) -> SandboxUnavailable:
-        """Make the sandbox once more to hear why it cannot be made."""
+    async def _explain(self, policy: Policy) -> SandboxUnavailable:
+        """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
         with contextlib.ExitStack() as stack:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
@@ -238,7 +238,7 @@ class Launcher:
                 done = await run(argv, env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
                 return SandboxUnavailable("the sandbox could not be made the first time", hint="try again")
-        return explain(done.output, as_root=os.geteuid() == 0)
+        return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
 
     @contextlib.contextmanager
     def _command(self, policy: Policy, status_fd: int) -> Any:
