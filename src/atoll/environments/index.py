@@ -87,15 +87,18 @@ def read(
                 return (text.replace(",", " ") if name == "UV_FIND_LINKS" else text).split()
         return pip.get(pip_name, "").split()
 
+    result = {name: variables[name] for name in _PASSED if variables.get(name)}
     asked = requirements.values("--index-url")
     default = asked[-1:] or words("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", pip_name="index-url")[:1]
     extra = requirements.values("--extra-index-url")
     extra += words("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL", pip_name="extra-index-url")
     links = requirements.values("--find-links")
     links += words("UV_FIND_LINKS", "PIP_FIND_LINKS", pip_name="find-links")
+    if extra and not variables.get("UV_INDEX") and not variables.get("UV_EXTRA_INDEX_URL"):
+        # pip's own words mean what they mean to pip: the indexes are one, and the best version of all wins
+        result.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     extra, links = list(dict.fromkeys(extra)), list(dict.fromkeys(links))
 
-    result = {name: variables[name] for name in _PASSED if variables.get(name)}
     for name, value in (("UV_DEFAULT_INDEX", default), ("UV_INDEX", extra), ("UV_FIND_LINKS", links)):
         if value:
             result[name] = ("," if name == "UV_FIND_LINKS" else " ").join(value)
@@ -115,7 +118,7 @@ def read(
         "default": [without_query(address) for address in default],
         "extra": [without_query(address) for address in extra],
         "links": [without_query(address) for address in links],
-        "settings": [[name, variables[name]] for name in _DECIDING if variables.get(name)],
+        "settings": [[name, result[name]] for name in _DECIDING if result.get(name)],
         "file": hashlib.blake2b(uv_file.encode(), digest_size=16).hexdigest() if uv_file else "",
     }
     return Index(result, tuple(binds), tuple(private), facts, frozenset(secrets))

@@ -166,7 +166,7 @@ async def find(spec: EnvironmentSpec) -> Interpreter:
     known = _found.get(wanted)
     if known is not None and os.path.exists(known):
         return await probe(known)
-    for candidate in await _uv("find", wanted):
+    for candidate in [line for line in await _uv("find", wanted) if line.startswith("/")]:
         found = await probe(candidate)
         if fits(found.version, wanted):
             _found[wanted] = candidate
@@ -181,14 +181,14 @@ async def find(spec: EnvironmentSpec) -> Interpreter:
 
 
 async def _uv(verb: str, *arguments: str) -> list[str]:
-    """Return the lines that `uv python VERB` prints, none when it fails."""
+    """Return the lines that `uv python VERB` prints, warnings included; none when it fails."""
     from uv import find_uv_bin
 
     home = Path.home()
     # pyenv's shims only work where its own shell functions chose a version
     search = [part for part in settings.search_path().split(":") if not part.endswith("/.pyenv/shims")]
     search += sorted(str(path) for path in home.glob(".pyenv/versions/*/bin"))
-    options = ["--no-python-downloads", "--no-project", "--no-config", "--no-cache", "--color", "never", "--quiet"]
+    options = ["--no-python-downloads", "--no-project", "--no-config", "--no-cache", "--color", "never"]
     if verb == "find":
         options.append("--system")
     try:
@@ -203,9 +203,9 @@ async def _uv(verb: str, *arguments: str) -> list[str]:
 
 
 async def _installed() -> list[str]:
-    lines = await _uv("list", "--only-installed", "--output-format", "json")
-    try:
-        return [str(entry["version"]) for entry in json.loads("\n".join(lines))]
+    text = "\n".join(await _uv("list", "--only-installed", "--output-format", "json"))
+    try:  # warnings come before the data
+        return [str(entry["version"]) for entry in json.loads(text[text.index("[{") :])]
     except (ValueError, TypeError, KeyError):
         return []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,9 @@ class EnvironmentRecord:
     last_used: float = 0.0
     in_use: bool = False
     superseded: bool = False
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_data(self) -> dict[str, Any]:
-        data = asdict(self)
-        del data["facts"]
-        return data
+        return asdict(self)
 
 
 def split(name: str) -> tuple[str, int] | None:

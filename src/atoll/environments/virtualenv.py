@@ -187,6 +187,7 @@ class Builder:
             await attempt.sources()
         self._check_shape(place / "env", request)
         await attempt.compile()
+        (place / "env" / ".lock").unlink(missing_ok=True)  # uv's own
         return place
 
     def _check_shape(self, environment: Path, request: Request) -> None:
