@@ -14,18 +14,20 @@ def open_streams() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
-    sys.stdout = sys.__stdout__ = _writer(1, "strict")
-    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")
+    stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
+    for name, stream in (
+        ("stdin", stdin),
+        ("stdout", _writer(1, "strict")),
+        ("stderr", _writer(2, "backslashreplace")),
+    ):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     _unbuffer_c()
 
 
 def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
     raw: Any = io.FileIO(descriptor, "w", closefd=False)
-    raw.mode = "wb"
-    stream = io.TextIOWrapper(raw, "utf-8", errors, write_through=True)
-    stream.mode = "w"
-    return stream
+    return io.TextIOWrapper(raw, "utf-8", errors, write_through=True)
 
 
 def _unbuffer_c() -> None:

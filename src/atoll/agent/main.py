@@ -5,8 +5,8 @@ a fork is always safe. A page of memory shared with its workers says which lease
 when the daemon reports that a lease's client is gone, the agent kills the worker if it is still busy for it, and
 leaves an idle one alone. When a worker ends, the processes that it left behind are killed with it.
 
-Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`.
-To the daemon: `exited`.
+Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`, `usage`.
+To the daemon: `exited`, `usage`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from atoll.agent import worker
 from atoll.wire.channel import Channel, ChannelClosed
 
 MAX_WORKERS = 1024
+WORDS = 2
+"""Unsigned words of shared memory for each worker: the epoch that it is busy for, and the calls it has served."""
 RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
 
@@ -36,7 +38,8 @@ class Agent:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._poll = select.poll()
-        self._busy = mmap.mmap(-1, MAX_WORKERS * 8)
+        self._memory = mmap.mmap(-1, MAX_WORKERS * WORDS * 8)
+        self._words = memoryview(self._memory).cast("Q")
         self._free = list(range(MAX_WORKERS - 1, -1, -1))
         self._workers: dict[str, tuple[int, int, int]] = {}  # id -> pid, pidfd, index of its busy word
         self._by_pidfd: dict[int, str] = {}
@@ -71,6 +74,8 @@ class Agent:
             self._checks.extend((now + delay, name, epoch) for delay in RELEASE_CHECKS_SECONDS)
         elif kind == "kill":
             self._kill(name)
+        elif kind == "usage":
+            self._channel.send({"type": "usage", "workers": self._usage()})
 
     def _fork(self, name: str, message: dict[str, object]) -> None:
         descriptors = self._channel.take_descriptors(4)
@@ -85,9 +90,7 @@ class Agent:
         self._by_pidfd[pidfd] = name
         self._poll.register(pidfd, select.POLLIN)
 
-    def _become_worker(
-        self, name: str, index: int, message: dict[str, object], descriptors: list[int]
-    ) -> NoReturn:
+    def _become_worker(self, name: str, index: int, message: dict[str, object], descriptors: list[int]) -> NoReturn:
         status = 70
         try:
             self._channel.close()
@@ -97,8 +100,8 @@ class Agent:
             os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
             os.environ["ATOLL_WORKER_ID"] = name
             os.setsid()
-            busy = memoryview(self._busy)[index * 8 : index * 8 + 8].cast("Q")
-            status = worker.Worker(busy, Channel(socket.socket(fileno=descriptors[0]))).run(message, descriptors[1:])
+            words = self._words[index * WORDS : (index + 1) * WORDS]
+            status = worker.Worker(words, Channel(socket.socket(fileno=descriptors[0]))).run(message, descriptors[1:])
         except BaseException:
             import traceback
 
@@ -113,11 +116,14 @@ class Agent:
             self._checks = [check for check in self._checks if check[0] > now]
             for _, name, epoch in due:
                 known = self._workers.get(name)
-                if known is not None and self._epoch(known[2]) == epoch:
+                if known is not None and self._words[known[2] * WORDS] == epoch:
                     self._kill(name)
 
-    def _epoch(self, index: int) -> int:
-        return int.from_bytes(self._busy[index * 8 : index * 8 + 8], sys.byteorder)
+    def _usage(self) -> dict[str, dict[str, int]]:
+        return {
+            name: {"busy": self._words[index * WORDS], "calls": self._words[index * WORDS + 1]}
+            for name, (_, _, index) in self._workers.items()
+        }
 
     def _kill(self, name: str) -> None:
         if name in self._workers:
@@ -132,7 +138,8 @@ class Agent:
         self._poll.unregister(pidfd)
         os.close(pidfd)
         del self._by_pidfd[pidfd]
-        self._busy[index * 8 : index * 8 + 8] = bytes(8)
+        for word in range(index * WORDS, (index + 1) * WORDS):
+            self._words[word] = 0
         self._free.append(index)
         kill_left_behind(name, pid)
         self._channel.send({"type": "exited", "worker": name, "status": os.waitstatus_to_exitcode(status)})

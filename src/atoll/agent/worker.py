@@ -44,12 +44,12 @@ class Worker:
     """Serves calls until its lease's `keep_alive` passes or the daemon is gone.
 
     Args:
-        busy: one unsigned word, shared with the agent: the epoch of the lease whose call runs, else 0.
+        words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served.
         control: the channel to the daemon.
     """
 
-    def __init__(self, busy: memoryview, control: Channel) -> None:
-        self._busy = busy
+    def __init__(self, words: memoryview, control: Channel) -> None:
+        self._words = words
         self._control = control
         self._data: Channel | None = None
         self._epoch = 0
@@ -160,11 +160,12 @@ class Worker:
     def _handle(self, data: Channel, message: Message) -> None:
         kind = message.type
         if kind == "call":
-            self._busy[0] = self._epoch
+            self._words[0] = self._epoch
             try:
                 self._call(data, message)
             finally:
-                self._busy[0] = 0
+                self._words[0] = 0
+            self._words[1] += 1
             self._served = True
             self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
             if self._reclaimed:
@@ -172,12 +173,12 @@ class Worker:
         elif kind == "sources":
             from atoll.agent import sources
 
-            self._busy[0] = self._epoch
+            self._words[0] = self._epoch
             try:
                 sources.install(message.header, message.buffers, SOURCES_DIRECTORY)
                 self._sources = str(message.header["digest"])
             finally:
-                self._busy[0] = 0
+                self._words[0] = 0
 
     def _call(self, data: Channel, message: Message) -> None:
         header, buffers = message

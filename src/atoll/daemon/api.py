@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable
 
 from atoll import __version__, errors
-from atoll.model.specs import LeaseSpec
+from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -67,6 +67,8 @@ class Connection:
                     await self._lease(message)
                 case "storage":
                     await self._storage()
+                case "shell":
+                    await self._shell(message)
                 case "request":
                     await self._request(message)
                 case kind:
@@ -102,8 +104,8 @@ class Connection:
 
     async def _until_gone(self, work: Any) -> Any:
         """Run `work` to its end, or cancel it when the client closes the connection."""
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(self._channel.receive())
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(self._channel.receive())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -135,7 +137,7 @@ class Connection:
         if lease.granted.done():
             lease.granted.result()
             return
-        gone = asyncio.ensure_future(self._channel.receive())
+        gone: asyncio.Future[Any] = asyncio.ensure_future(self._channel.receive())
         told = None
         try:
             while not lease.granted.done():
@@ -153,7 +155,7 @@ class Connection:
 
     async def _hold(self, lease: Lease) -> None:
         """Keep the lease until the client leaves, kills the call, or the worker is gone."""
-        message = asyncio.ensure_future(self._channel.receive())
+        message: asyncio.Future[Any] = asyncio.ensure_future(self._channel.receive())
         try:
             while not lease.ended.done():
                 await asyncio.wait({lease.ended, message}, return_when=asyncio.FIRST_COMPLETED)
@@ -196,6 +198,33 @@ class Connection:
             with contextlib.suppress(ChannelClosed):
                 await self._channel.receive()
 
+    async def _shell(self, message: dict[str, Any]) -> None:
+        """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""
+        if self._peer.nested:
+            raise errors.ResourcesUnavailable("a function cannot open a shell", hint="run it from the command line")
+        descriptors = self._channel.take_descriptors(3)
+        try:
+            spec = self._checked(LeaseSpec.from_data(message.get("spec")))
+            environment = await self._until_gone(
+                self._daemon.node.environments.ensure(spec.environment, self._progress())
+            )
+            key = SandboxKey(self._peer.user, environment.key, spec.network or "host", spec.mounts)
+            shell = self._daemon.node.start_shell(
+                key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
+            )
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        try:
+            await self._channel.send({"type": "granted"})
+            status = await self._until_gone(shell.wait())
+        finally:
+            await shell.kill()
+        failure = await shell.failure()
+        if failure is not None:
+            raise failure
+        await self._channel.send({"type": "answer", "value": {"status": status}})
+
     async def _request(self, message: dict[str, Any]) -> None:
         if self._peer.nested:
             raise errors.ResourcesUnavailable("a function cannot control the daemon", hint="use the command line")
@@ -212,7 +241,9 @@ def _names_host_path(requirement: str) -> bool:
     text = requirement.strip()
     words = text.split()
     return (
-        text.startswith(("/", ".", "~", "-e", "--editable", "-r", "--requirement", "-c", "--constraint", "-f", "--find"))
+        text.startswith(
+            ("/", ".", "~", "-e", "--editable", "-r", "--requirement", "-c", "--constraint", "-f", "--find")
+        )
         or "file:" in text
         or any(word.startswith(("/", "./", "../", "~")) for word in words)
     )

@@ -196,22 +196,25 @@ class Daemon:
             ProtocolMismatch: there is no such request.
         """
         if name == "status":
-            return self._status()
+            return await self._status()
         if name in ("stop", "drain"):
             return {}
         if name.startswith("environments."):
-            return await environments_service.handle(self.node.environments, name, arguments, progress)
+            answer: dict[str, Any] = await environments_service.handle(
+                self.node.environments, name, arguments, progress
+            )
+            return answer
         raise errors.ProtocolMismatch(f"unknown request `{name}`", hint="upgrade the older side")
 
-    def _status(self) -> dict[str, Any]:
-        sandboxes, workers = self.pool.status()
+    async def _status(self) -> dict[str, Any]:
+        sandboxes, workers = await self.pool.status()
         return {
             "daemon": {
                 "pid": os.getpid(),
                 "version": __version__,
                 "started_at": self.started_at,
                 "home": str(self.settings.home),
-                "leases": self.pool.calls_leased,
+                "waiting": self.pool.waiting,
             },
             "sandboxes": sandboxes,
             "workers": workers,
@@ -226,9 +229,7 @@ def _file_id(path: Path) -> tuple[int, int]:
 def main() -> int:
     """Run a daemon for the state directory that the first argument names; the second is the ready pipe."""
     home, ready = Path(sys.argv[1]), int(sys.argv[2])
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def say(text: str) -> None:
         with contextlib.suppress(OSError):

@@ -77,8 +77,10 @@ def _compile(path: Path, shown_as: str) -> None:
 
 async def compile_rest(directory: Path) -> None:
     """Compile what `prepare` left, in a process of its own."""
-    code = "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, " \
+    code = (
+        "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, "
         "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"
+    )
     marker = directory / ".compiled"
     if not marker.exists():
         child = Child([sys.executable, "-I", "-S", "-c", code, str(directory)], env={})

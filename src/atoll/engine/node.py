@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any, AsyncIterator, Callable, Mapping, Sequence
@@ -16,7 +16,8 @@ from atoll import errors
 from atoll.engine import agent_files
 from atoll.engine.schedule import Bounds
 from atoll.environments.interpreter import Interpreter, probe
-from atoll.environments.store import Environment, EnvironmentStore
+from atoll.environments.records import Environment
+from atoll.environments.store import EnvironmentStore
 from atoll.model.places import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.process import Completed
@@ -45,6 +46,18 @@ CACHE_VARIABLES = {
     "UV_CACHE_DIR": "/data/.cache/uv",
 }
 """Where libraries keep what they download, so that it is there at the next call."""
+
+_SHELL = """
+import fcntl, json, os, sys, termios
+if sys.argv[1]:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.environ.update(json.loads(sys.argv[2]))
+os.environ.setdefault("TERM", "xterm-256color")
+os.environ["PS1"] = r"(atoll) \\w \\$ "
+shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else [shell])
+"""
+"""Takes the terminal and becomes a shell; run by the environment's own Python."""
 
 MEMORY_OF_A_WORKER = 96 << 20
 """What a live worker is counted with when the number of workers is bounded by memory, in bytes."""
@@ -161,12 +174,11 @@ class Node:
         ours, theirs = pair()
         channel = AsyncChannel(ours)
         hold = self.environments.hold(environment)
+        command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno())]
         try:
-            sandbox = self._launcher.launch(
-                self._function_policy(key, environment, theirs.fileno()),
-                descriptors=[theirs.fileno()],
-                stderr=self._log_file("sandboxes.log"),
-            )
+            policy = self._function_policy(key, environment, command, {})
+            with self._log_file("sandboxes.log") as log_file:
+                sandbox = self._launcher.launch(policy, descriptors=[theirs.fileno()], stderr=log_file)
             return NodeSandbox(channel, sandbox, hold, None)
         except errors.AtollError as error:
             return NodeSandbox(channel, None, hold, error)
@@ -176,8 +188,9 @@ class Node:
         finally:
             theirs.close()
 
-    def function_binds(self, key: SandboxKey, environment: Environment) -> tuple[list[Bind], Identity]:
-        """Return what a function's sandbox shows beside the system, and whose it is."""
+    def _function_policy(
+        self, key: SandboxKey, environment: Environment, command: Sequence[str], variables: Mapping[str, str]
+    ) -> Policy:
         volume, identity = self.volume(key.user)
         binds = [
             Bind(str(self._library), LIBRARY),
@@ -186,12 +199,22 @@ class Node:
             Bind(str(volume / "data"), "/data", writable=True),
             *(Bind(source, target) for target, source in key.mounts),
         ]
-        return binds, identity
+        return self._policy(command, identity, binds, {**self.function_variables(), **variables})
 
-    def _function_policy(self, key: SandboxKey, environment: Environment, descriptor: int) -> Policy:
-        binds, identity = self.function_binds(key, environment)
-        command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(descriptor)]
-        return self._policy(command, identity, binds, self.function_variables())
+    def start_shell(
+        self,
+        key: SandboxKey,
+        environment: Environment,
+        variables: Mapping[str, str],
+        descriptors: Sequence[int],
+        *,
+        terminal: bool,
+    ) -> Sandbox:
+        """Start an interactive shell in a function's sandbox, on these descriptors for stdin, stdout and stderr."""
+        command = [environment.python, "-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables))]
+        policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY})
+        stdin, stdout, stderr = descriptors
+        return self._launcher.launch(policy, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def function_variables(self) -> dict[str, str]:
         """Return the variables that every function finds."""
@@ -203,11 +226,11 @@ class Node:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    def _log_file(self, name: str) -> IO[Any] | int:
+    def _log_file(self, name: str) -> IO[Any]:
         try:
             return open(self._settings.logs_directory / name, "ab")
         except OSError:
-            return subprocess.DEVNULL
+            return open(os.devnull, "ab")
 
     # --- builds -----------------------------------------------------------------------------------------------------
 
@@ -250,7 +273,8 @@ class Node:
         command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
         policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"})
         try:
-            return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=self._log_file("storage.log"))
+            with self._log_file("storage.log") as log_file:
+                return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=log_file)
         finally:
             end.close()
 

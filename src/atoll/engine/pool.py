@@ -30,7 +30,7 @@ from atoll.engine.schedule import (
     Schedule,
     StartSandbox,
 )
-from atoll.environments.store import Environment
+from atoll.environments.records import Environment
 from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
@@ -39,6 +39,7 @@ from atoll.wire.stream import AsyncChannel
 log = logging.getLogger("atoll.pool")
 
 LIMIT_POLL_SECONDS = 0.1
+USAGE_SECONDS = 0.5
 
 
 @dataclass
@@ -85,6 +86,7 @@ class _Sandbox:
     node: NodeSandbox
     task: asyncio.Task[None]
     started_at: float = field(default_factory=time.time)
+    usage: asyncio.Future[dict[str, Any]] | None = None
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -116,12 +118,16 @@ class Pool:
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
-        self.calls_leased = 0
 
     @property
     def idle(self) -> bool:
         """Nothing is alive and nothing waits."""
         return self._schedule.idle and not self._sandboxes
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._schedule.waiting)
 
     def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None) -> Lease:
         """Ask for a worker; the lease's `granted` says when it is there.
@@ -129,7 +135,6 @@ class Pool:
         `granted` fails with `ResourcesUnavailable` when the lease can never be.
         """
         self._count += 1
-        self.calls_leased += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
         key = WorkerKey(sandbox, spec.env, spec.sources)
         lease = Lease(f"l{self._count}", user)
@@ -177,8 +182,9 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def status(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    async def status(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return what lives, as JSON-compatible lists of sandboxes and workers; times are seconds since the epoch."""
+        usage = await self._usage()
         sandboxes = [
             {
                 "id": one.id,
@@ -195,19 +201,37 @@ class Pool:
                 "id": one.id,
                 "sandbox": one.sandbox,
                 "function": one.function,
-                "state": self._state(one.id),
+                "state": self._state(one.id, usage.get(one.id, {})),
                 "pid": one.pid,
                 "started_at": one.started_at,
                 "memory_bytes": one.limit.memory_bytes() if one.limit is not None else 0,
-                "leases": one.leases,
+                "calls": usage.get(one.id, {}).get("calls", 0),
             }
             for one in self._workers.values()
         ]
         return sandboxes, workers
 
-    def _state(self, worker: str) -> str:
+    async def _usage(self) -> dict[str, Any]:
+        """Ask the agents what their workers have done; one that does not answer in time is left out."""
+        asked = {}
+        for sandbox in self._sandboxes.values():
+            if sandbox.usage is None or sandbox.usage.done():
+                sandbox.usage = asyncio.get_running_loop().create_future()
+                self._tell(sandbox.id, {"type": "usage"})
+            asked[sandbox.id] = sandbox.usage
+        if asked:
+            await asyncio.wait(asked.values(), timeout=USAGE_SECONDS)
+        found: dict[str, Any] = {}
+        for answer in asked.values():
+            if answer.done() and not answer.cancelled():
+                found |= answer.result()
+        return found
+
+    def _state(self, worker: str, usage: dict[str, Any]) -> str:
+        """Return `busy`, `leased` (between two calls), `lending` (waits for a nested call), `idle` or `ending`."""
         with contextlib.suppress(KeyError):
-            return self._schedule.state_of(worker)
+            state = self._schedule.state_of(worker)
+            return "busy" if state == "leased" and usage.get("busy") else state
         return "ending"
 
     # --- actions --------------------------------------------------------------------------------------------------
@@ -229,9 +253,7 @@ class Pool:
                     worker = self._workers.get(action.worker)
                     if worker is not None:
                         worker.lease = None
-                        self._tell(
-                            worker.sandbox, {"type": "release", "worker": action.worker, "epoch": action.epoch}
-                        )
+                        self._tell(worker.sandbox, {"type": "release", "worker": action.worker, "epoch": action.epoch})
                 case EndWorker():
                     worker = self._workers.get(action.worker)
                     if worker is not None:
@@ -343,6 +365,10 @@ class Pool:
                 message = (await node.channel.receive()).header
                 if message.get("type") == "exited":
                     self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))))
+                elif message.get("type") == "usage":
+                    pending = self._sandboxes[name].usage
+                    if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
+                        pending.set_result(message["workers"])
         except (ChannelClosed, FrameError, ValueError):
             pass
         finally:
@@ -395,7 +421,7 @@ class Pool:
                     case "hello":
                         worker.pid = control.sender_pid
                         worker.limit = self._node.limits.open(f"{name}-{worker.pid}", self._worker_memory_bytes)
-                        worker.limit.add(worker.pid)
+                        await asyncio.to_thread(worker.limit.add, worker.pid)
                     case "idle":
                         epoch = int(message["epoch"])
                         if worker.lease is None or worker.lease.epoch == epoch:
@@ -411,12 +437,10 @@ class Pool:
                         self._spawn(self._on_connect(socket.socket(fileno=descriptor), user, name))
 
     async def watch_memory(self) -> None:
-        """Let the limits look at what workers use, where the kernel does not do it; runs until cancelled."""
-        while self._node.limits.needs_polling:
-            await asyncio.sleep(LIMIT_POLL_SECONDS)
-            for worker in list(self._workers.values()):
-                if worker.limit is not None:
-                    worker.limit.poll()
+        """Let the limits look at what workers use and finish what they began; runs until cancelled."""
+        while True:
+            await asyncio.sleep(LIMIT_POLL_SECONDS if self._workers else 10 * LIMIT_POLL_SECONDS)
+            self._node.limits.poll()
 
 
 def _now() -> float:

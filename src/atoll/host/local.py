@@ -330,6 +330,21 @@ class LocalHost:
             raise
         return _StorageChannel(socket.socket(fileno=descriptor), control)
 
+    def run_shell(
+        self,
+        spec: LeaseSpec,
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_progress: Callable[[str], None],
+        on_start: Callable[[], None],
+    ) -> int:
+        """Run a shell in the function's sandbox on these descriptors; return its exit status."""
+        control = start.open_connection(self.settings)
+        control.send({"type": "shell", "spec": spec.to_data(), "terminal": terminal}, descriptors=descriptors)
+        answer = _answers(control, on_progress, on_start)
+        return int(answer["status"])
+
     def request(
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
@@ -367,6 +382,17 @@ def _ask(
 ) -> dict[str, Any]:
     try:
         channel.send({"type": "request", "name": name, "arguments": arguments})
+    except ChannelClosed as error:
+        channel.close()
+        raise errors.HostUnreachable("the daemon ended before it answered", hint="try again") from error
+    return _answers(channel, on_progress)
+
+
+def _answers(
+    channel: Channel, on_progress: Callable[[str], None] | None, on_granted: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Wait for the answer to what has been asked on this channel, which is closed then."""
+    try:
         while True:
             header = channel.receive().header
             match header.get("type"):
@@ -375,6 +401,8 @@ def _ask(
                     return value if isinstance(value, dict) else {}
                 case "progress" if on_progress is not None:
                     on_progress(str(header.get("line", "")))
+                case "granted" if on_granted is not None:
+                    on_granted()
                 case "failed":
                     raise errors.from_data(header.get("error") or {})
     except ChannelClosed as error:

@@ -35,7 +35,7 @@ def open_connection(options: Settings) -> Channel:
         return _nested()
     if sys.platform != "linux":
         raise errors.HostUnreachable(
-            "functions run on this machine only where it is Linux", hint="give a server: `host=Host(\"https://…\")`"
+            "functions run on this machine only where it is Linux", hint='give a server: `host=Host("https://…")`'
         )
     for _ in range(ATTEMPTS):
         try:

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+from dataclasses import replace
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable, Generic, Iterable, Iterator, ParamSpec, TypeVar, overload
@@ -71,6 +72,11 @@ class IsolatedFunction(Generic[P, R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IsolatedFunction, (self.__wrapped__, self._options)
+
+    @property
+    def __atoll_function__(self) -> Callable[P, R]:
+        """The plain function, for pickles that name it by its module."""
+        return self.__wrapped__
 
     @property
     def options(self) -> Options:
@@ -142,6 +148,19 @@ class IsolatedFunction(Generic[P, R]):
             tuple(sorted(settings.index_variables().items())),
         )
 
+    def lease_spec(self) -> LeaseSpec:
+        """Return what a call of the function asks its host for, without the project's modules."""
+        check_python_version(self._options.python_version)
+        return LeaseSpec(
+            self.environment_spec(),
+            _name(self.__wrapped__),
+            self._options.env,
+            "",
+            self._options.network or "",
+            self._options.mounts,
+            self._options.keep_alive,
+        )
+
     # --- a call -----------------------------------------------------------------------------------------------------
 
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
@@ -150,14 +169,12 @@ class IsolatedFunction(Generic[P, R]):
 
         prepared = self._prepared
         if prepared is None:
-            prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.environment_spec())
+            prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec())
         bundle = prepared.sources.current()
         function, reusable = prepared.pickler.dumps()
         arguments, buffers = payload.dumps_arguments(args, kwargs)
         sources = bundle.digest if bundle is not None else ""
-        call = Call(
-            f"{_token}-{next(_counter)}", function, arguments, tuple(buffers), "cloudpickle", reusable, sources
-        )
+        call = Call(f"{_token}-{next(_counter)}", function, arguments, tuple(buffers), "cloudpickle", reusable, sources)
         message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
         if message.type == "result":
             value: R = payload.loads_result(message.buffers[0], message.buffers[1:])
@@ -172,30 +189,18 @@ class IsolatedFunction(Generic[P, R]):
 class _Prepared:
     """What stays the same from call to call of one function."""
 
-    def __init__(self, function: Callable[..., Any], options: Options, environment: EnvironmentSpec) -> None:
+    def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec) -> None:
         from atoll.host.local import local
         from atoll.sdk.payload import FunctionPickler
         from atoll.sdk.sources import Sources
 
-        check_python_version(options.python_version)
         self.host = options.host if options.host is not None else local
         self.pickler = FunctionPickler(function)
         self.sources = Sources(function, options.local_modules)
-        self._spec = LeaseSpec(
-            environment,
-            _name(function),
-            options.env,
-            "",
-            options.network or "",
-            options.mounts,
-            options.keep_alive,
-        )
-        self._last = self._spec
+        self._spec = self._last = spec
 
     def lease_spec(self, sources: str) -> LeaseSpec:
         if self._last.sources != sources:
-            from dataclasses import replace
-
             self._last = replace(self._spec, sources=sources)
         return self._last
 

@@ -44,7 +44,7 @@ class AsyncChannel:
         descriptor = self._channel.fileno()
         ready: asyncio.Future[None] = self._loop.create_future()
         self._readable = ready
-        self._loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+        self._loop.add_reader(descriptor, _wake, ready)
         try:
             await ready
         finally:
@@ -118,3 +118,8 @@ class AsyncChannel:
             self._loop.remove_reader(self._channel.fileno())
             self._readable.set_exception(ChannelClosed("the channel was closed"))
         self._channel.close()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

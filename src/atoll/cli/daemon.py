@@ -1,0 +1,124 @@
+"""`atoll status`, `atoll stop` and `atoll logs`: the daemon behind the local host."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import select
+import time
+from collections import deque
+from typing import Annotated, Any
+
+import cyclopts
+
+from atoll import errors
+from atoll.host.local import local
+
+STOP_SECONDS = 20.0
+
+
+def status(*, json: bool = False) -> int:
+    """Show what runs: the daemon, its sandboxes and workers. Starts nothing.
+
+    Parameters
+    ----------
+    json: bool
+        Print an object with `daemon`, `sandboxes` and `workers`.
+    """
+    found = local.request_running("status", {})
+    if json:
+        print(json_module.dumps(found or {"daemon": None, "sandboxes": [], "workers": []}, indent=2))
+        return 0
+    if found is None:
+        print("no daemon is running; the first call starts one")
+        return 0
+    _print(found)
+    return 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    daemon = found["daemon"]
+    console.print(
+        f"daemon {daemon['pid']}, version {daemon['version']}, since {_ago(daemon['started_at'])}, "
+        f"{daemon['waiting']} waiting, state in {daemon['home']}",
+        markup=False,
+        highlight=False,
+    )
+    for title, rows, columns in (
+        ("sandboxes", found["sandboxes"], ("id", "environment", "user", "pid", "since", "workers")),
+        ("workers", found["workers"], ("id", "sandbox", "function", "state", "pid", "since", "memory", "calls")),
+    ):
+        if not rows:
+            console.print(f"no {title}")
+            continue
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column)
+        for row in rows:
+            shown = {
+                **row,
+                "since": _ago(row["started_at"]),
+                "memory": f"{row.get('memory_bytes', 0) / (1 << 20):.0f} MiB",
+            }
+            table.add_row(*(Text(str(shown[column])) for column in columns))
+        console.print(table)
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, int(time.time() - moment))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def stop() -> int:
+    """Stop the daemon, and every call, worker and sandbox with it."""
+    found = local.request_running("status", {})
+    if found is None:
+        print("no daemon is running")
+        return 0
+    pid = int(found["daemon"]["pid"])
+    pidfd = os.pidfd_open(pid)
+    try:
+        local.request_running("stop", {})
+        if not select.select([pidfd], [], [], STOP_SECONDS)[0]:
+            raise errors.HostUnreachable(f"daemon {pid} does not end", hint=f"end it with `kill -9 {pid}`")
+    finally:
+        os.close(pidfd)
+    print(f"stopped daemon {pid}")
+    return 0
+
+
+def logs(
+    *,
+    lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 50,
+    follow: Annotated[bool, cyclopts.Parameter(alias="-f")] = False,
+) -> int:
+    """Print the end of the daemon's log.
+
+    Parameters
+    ----------
+    lines: int
+        How many lines.
+    follow: bool
+        Go on with what is written, until interrupted.
+    """
+    path = local.settings.logs_directory / "daemon.log"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in deque(file, max(0, lines)):
+                print(line, end="")
+            while follow:
+                line = file.readline()
+                print(line, end="", flush=True)
+                if not line:
+                    time.sleep(0.2)
+    except FileNotFoundError:
+        print(f"no log yet: `{path}` is written by the daemon")
+    return 0

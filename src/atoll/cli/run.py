@@ -1,0 +1,57 @@
+"""`atoll run FILE.py::FUNC --arg value`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import cyclopts
+
+from atoll import errors
+from atoll.cli import program
+
+
+def run(
+    target: str,
+    /,
+    *arguments: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
+) -> int:
+    """Run one function in its environment; its options come from its signature.
+
+    The result is printed unless it is None. See a function's options with `atoll run FILE.py::FUNC --help`.
+
+    Parameters
+    ----------
+    target: str
+        FILE.py::FUNC, or FILE.py when it defines one isolated function.
+    arguments: str
+        The function's own options: --name value, or values in order.
+    """
+    function = program.load(target)
+    parser = cyclopts.App(
+        name=f"atoll run {target}",
+        help=function.__doc__ or "",
+        help_format="plaintext",
+        version_flags=[],
+        result_action="return_value",
+    )
+    parser.default(function.__wrapped__)
+    try:
+        command, bound, _ = parser.parse_args(list(arguments), exit_on_error=False, print_error=True)
+    except cyclopts.CycloptsError:
+        return 2
+    if command is not parser.default_command:
+        command(*bound.args, **bound.kwargs)  # --help
+        return 0
+    try:
+        result = function(*bound.args, **bound.kwargs)
+    except errors.AtollError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        return 1
+    if result is not None:
+        print(result)
+    sys.stdout.flush()
+    return 0

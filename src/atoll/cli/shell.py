@@ -1,0 +1,85 @@
+"""`atoll shell [FILE.py::FUNC]`: a shell where the function would run.
+
+On a terminal the shell gets a pseudo terminal of its own, whose other end is copied to and from the caller's: the
+caller's own terminal is never in a sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from typing import Any
+
+from atoll.cli import program
+from atoll.host.local import LocalHost, local
+from atoll.model.specs import LeaseSpec
+from atoll.sdk.function import isolated
+
+
+def shell(target: str = "", /) -> int:
+    """Open an interactive shell in a function's environment and sandbox, with `/data`.
+
+    Parameters
+    ----------
+    target: str
+        FILE.py::FUNC; without it, an environment without requirements.
+    """
+    function = program.load(target) if target else isolated(_nothing)
+    host = function.options.host if isinstance(function.options.host, LocalHost) else local
+    spec = function.lease_spec()
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return _on_terminal(host, spec)
+    return _run(host, spec, (0, 1, 2), terminal=False)
+
+
+def _nothing() -> None:
+    """Stand for a function without requirements."""
+
+
+def _run(
+    host: LocalHost, spec: LeaseSpec, descriptors: tuple[int, int, int], *, terminal: bool, on_start: Any = None
+) -> int:
+    def tell(line: str) -> None:
+        print(f"atoll: {line}", file=sys.stderr, flush=True)
+
+    return host.run_shell(spec, descriptors, terminal=terminal, on_progress=tell, on_start=on_start or (lambda: None))
+
+
+def _on_terminal(host: LocalHost, spec: LeaseSpec) -> int:
+    import fcntl
+    import pty
+    import signal
+    import termios
+    import tty
+
+    ours, theirs = pty.openpty()
+
+    def resize(*_: Any) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
+
+    resize()
+    signal.signal(signal.SIGWINCH, resize)
+    before = termios.tcgetattr(0)
+
+    def begin() -> None:
+        tty.setraw(0)
+        threading.Thread(target=_copy, args=(0, ours), daemon=True).start()
+
+    reader = threading.Thread(target=_copy, args=(ours, 1), daemon=True)
+    reader.start()
+    try:
+        return _run(host, spec, (theirs, theirs, theirs), terminal=True, on_start=begin)
+    finally:
+        os.close(theirs)
+        reader.join(1.0)
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _copy(source: int, target: int) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(source, 65536):
+            while data:
+                data = data[os.write(target, data) :]
