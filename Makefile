@@ -1,0 +1,75 @@
+# Everything a person or a continuous integration needs, from a fresh clone with Python, git and make.
+#
+# The first target that needs it makes `.venv` from the lock files in requirements/ (names, versions, hashes), and
+# again when a lock file changes. `make PYTHON=/path/to/python3.12 …` chooses the interpreter.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+SUITE ?= calls
+PYTEST ?=
+TESTS ?= tests
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt pyproject.toml .ci/install
+	@.ci/install '$(VENV)' '$(PYTHON)'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
+	@echo "== installing what the benchmarks compare with"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## make .venv from the lock files
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed ## run the three first examples
+	@$(BIN)/python -u examples/quickstart.py
+
+.PHONY: check
+check: $(VENV)/.installed ## format, lint, types, layers
+	@echo "== ruff format"; $(BIN)/ruff format --check
+	@echo "== ruff check"; $(BIN)/ruff check
+	@echo "== mypy"; $(BIN)/mypy --strict src tests
+	@echo "== lint-imports"; $(BIN)/lint-imports --no-cache
+
+.PHONY: format
+format: $(VENV)/.installed ## mend what ruff can mend
+	@$(BIN)/ruff check --fix; $(BIN)/ruff format
+
+.PHONY: test
+test: test-here $(if $(filter 0,$(shell id -u)),test-user) ## the test suite; root runs it as root, then as a plain user
+
+# The two never at the same time, also with `make -j`.
+test-user: | $(if $(filter test,$(MAKECMDGOALS)),test-here)
+
+.PHONY: test-here
+test-here: $(VENV)/.installed ## the test suite as who calls
+	@echo "== the test suite as $$(id -un 2>/dev/null || id -u)"
+	@$(BIN)/python -m pytest $(PYTEST) $(TESTS)
+
+.PHONY: test-user
+test-user: $(VENV)/.installed ## root only: the test suite as a plain user, in a copy of this directory
+	@.ci/as-plain-user test-here PYTEST='$(PYTEST)' TESTS='$(TESTS)'
+
+.PHONY: bench
+bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE=calls)
+	@$(BIN)/python -u benchmarks/$(SUITE).py $(BENCH)
+
+.PHONY: lock
+lock: $(VENV)/.installed ## resolve requirements/*.in anew
+	@.ci/lock $(BIN)/uv
+
+.PHONY: clean
+clean: ## remove what the targets above made; functions' state stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
