@@ -216,7 +216,7 @@ def _bad(entry: str, why: str) -> EnvironmentBuildError:
 
 
 def _is_pinned(package: str) -> bool:
-    head = package.split(";")[0]
+    head = package.partition(";")[0]
     if "://" in head:
         return bool(re.search(r"@[0-9a-f]{40}\b", head) or _ARCHIVE.search(head.split("#")[0].strip()))
     return bool(re.search(r"===?[^=*,]+$", head.split(" --hash")[0].strip()))

@@ -113,7 +113,7 @@ class EnvironmentStore:
                 return environment, True
             generation = (records.split(old) or ("", 1))[1] + 1
             environment = await self._join(records.name_of(request.key, generation), request, progress, instead_of=old)
-            self._remove_superseded(request.key)
+            await asyncio.to_thread(self._remove_superseded, request.key)
             return environment, environment.key != old
 
     async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
@@ -316,7 +316,7 @@ class EnvironmentStore:
 
     # --- removing -----------------------------------------------------------------------------------------------
 
-    def prune(self, *, unused_seconds: float = 0.0, dry_run: bool = False) -> Removed:
+    async def prune(self, *, unused_seconds: float = 0.0, dry_run: bool = False) -> Removed:
         """Remove environments that nobody uses and that were last used at least `unused_seconds` ago.
 
         Superseded generations go whatever their last use. What a sandbox holds stays.
@@ -327,7 +327,7 @@ class EnvironmentStore:
             in_use: list[EnvironmentRecord] = []
             for record in self.list():
                 if record.superseded or time.time() - record.last_used >= unused_seconds:
-                    done = not record.in_use if dry_run else self._remove(record.key)
+                    done = not record.in_use if dry_run else await asyncio.to_thread(self._remove, record.key)
                     (removed if done else in_use).append(record)
             return Removed(tuple(removed), tuple(in_use))
 

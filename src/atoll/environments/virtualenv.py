@@ -429,7 +429,7 @@ def copy_source(source: Path, copy: Path) -> None:
             source,
             copy,
             symlinks=True,
-            ignore=lambda directory, names: {name for name in names if skipped(name) and name != ".git"},
+            ignore=lambda _directory, names: {name for name in names if skipped(name) and name != ".git"},
         )
     else:
         shutil.copy2(source, copy)
