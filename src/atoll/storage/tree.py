@@ -8,10 +8,14 @@ and whatever the locale.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from typing import Any, Iterable, Iterator, NamedTuple
 
 FILE, DIRECTORY, SYMLINK = "f", "d", "l"
+SPECIAL = "s"
+"""A fifo, socket or device: a target may have them, a source may not."""
+
 BATCH_ENTRIES = 20_000
 MODE_BITS = 0o7777
 
@@ -20,7 +24,7 @@ class Entry(NamedTuple):
     """What is mirrored of one path besides a file's content.
 
     Args:
-        kind: `FILE`, `DIRECTORY` or `SYMLINK`.
+        kind: `FILE`, `DIRECTORY`, `SYMLINK` or `SPECIAL`.
         mode: permission bits; 0 for a symlink, which has none of its own.
         size: bytes of a file; 0 for the others.
         mtime_ns: modification time, nanoseconds since the epoch.
@@ -37,11 +41,8 @@ class Entry(NamedTuple):
 Tree = dict[str, Entry]
 
 
-class SpecialFile(ValueError):
-    """A path is neither a file, nor a directory, nor a symlink; the message says what."""
-
-
-_SPECIAL = {
+_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
+_SPECIAL_NAMES = {
     stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "character device",
@@ -49,20 +50,17 @@ _SPECIAL = {
 }
 
 
-def entry_of(mode: int, size: int, mtime_ns: int, target: str = "") -> Entry:
-    """Make the entry of what `lstat` found.
+def entry_of(found: os.stat_result, target: str = "") -> Entry:
+    """Make the entry of what `lstat` found; `target` is where a symlink points."""
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode), SPECIAL)
+    if kind == SYMLINK:
+        return Entry(kind, 0, 0, found.st_mtime_ns, target)
+    return Entry(kind, found.st_mode & MODE_BITS, found.st_size if kind == FILE else 0, found.st_mtime_ns)
 
-    Raises:
-        SpecialFile: it cannot be mirrored.
-    """
-    kind = stat.S_IFMT(mode)
-    if kind == stat.S_IFREG:
-        return Entry(FILE, mode & MODE_BITS, size, mtime_ns)
-    if kind == stat.S_IFDIR:
-        return Entry(DIRECTORY, mode & MODE_BITS, 0, mtime_ns)
-    if kind == stat.S_IFLNK:
-        return Entry(SYMLINK, 0, 0, mtime_ns, target)
-    raise SpecialFile(_SPECIAL.get(kind, "special file"))
+
+def special_name(mode: int) -> str:
+    """Say what kind of special file `mode` is."""
+    return _SPECIAL_NAMES.get(stat.S_IFMT(mode), "special file")
 
 
 def parent_of(path: str) -> str:
@@ -92,7 +90,7 @@ def check_entry(item: Any) -> tuple[str, Entry]:
     if not isinstance(item, list) or len(item) != 6:
         raise ValueError("an entry must have six fields")
     path, kind, mode, size, mtime_ns, target = item
-    if kind not in (FILE, DIRECTORY, SYMLINK) or not isinstance(target, str) or "\0" in target:
+    if kind not in (FILE, DIRECTORY, SYMLINK, SPECIAL) or not isinstance(target, str) or "\0" in target:
         raise ValueError(f"the entry of `{path}` is malformed")
     if not all(type(number) is int for number in (mode, size, mtime_ns)):
         raise ValueError(f"the entry of `{path}` is malformed")

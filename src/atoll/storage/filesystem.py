@@ -1,0 +1,365 @@
+"""What a storage peer does to a volume's file system below the level of trees. Linux only, standard library only.
+
+Functions write into the volume while a peer works, so no path is ever handed to the kernel whole: `locate` walks one
+component at a time, each opened relative to the one before and without following symlinks, and resolves symlinks
+itself, as a function sees them: `/data` is the volume's data, and nothing else exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import select
+import stat
+from collections import deque
+from dataclasses import dataclass
+from typing import Callable, Iterator
+
+from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
+from atoll.storage.tree import printable
+
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
+_MAX_DEPTH = 100
+_LOCK_POLL_MS = 50
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
+NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+class VolumeRoot:
+    """A volume's directories, open.
+
+    Args:
+        path: the volume's directory; `data` and `staging` are made where they are missing.
+
+    Raises:
+        StateUnusable: they cannot be made or opened, or are on different file systems.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            for name, mode in (("data", 0o755), ("staging", 0o700), ("staging/locks", 0o700)):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(f"{path}/{name}", mode)
+            self.data = os.open(f"{path}/data", OPEN_DIRECTORY)
+            self.staging = os.open(f"{path}/staging", OPEN_DIRECTORY)
+            self.locks = os.open(f"{path}/staging/locks", OPEN_DIRECTORY)
+        except OSError as error:
+            raise StateUnusable(
+                f"the volume cannot be opened: {error.strerror}",
+                hint="check that its disk is mounted writable and that the volume belongs to its user",
+            ) from error
+        if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
+            raise StateUnusable("`data` and `staging` of the volume are on different file systems")
+
+    def temporary_name(self, kind: str) -> str:
+        """Return a new name below `staging`."""
+        return f"{kind}-{secrets.token_hex(8)}"
+
+    def discard(self, parent: int, name: str) -> None:
+        """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""
+        trash = self.temporary_name("trash")
+        try:
+            move(parent, name, self.staging, trash)
+        except FileNotFoundError:
+            return
+        remove_tree(self.staging, trash)
+
+
+@dataclass
+class Place:
+    """Where a path of the volume leads.
+
+    Args:
+        parent: the deepest directory on the way that exists, open; owned by the place.
+        name: the last component; empty for the volume's root itself.
+        path: the path with all symlinks resolved, relative to the root.
+        missing: directories between `parent` and `name` that do not exist.
+        found: what stands there, not followed; None when nothing does.
+    """
+
+    parent: int
+    name: str
+    path: str
+    missing: tuple[str, ...]
+    found: os.stat_result | None
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.parent)
+
+    @property
+    def is_directory(self) -> bool:
+        return self.found is not None and stat.S_ISDIR(self.found.st_mode)
+
+    def existing(self) -> os.stat_result:
+        """Return what stands there.
+
+        Raises:
+            FileNotFoundError: nothing does.
+        """
+        if self.found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        return self.found
+
+    def make_parents(self) -> None:
+        """Make the missing directories, durably; another process may do the same."""
+        for name in self.missing:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=self.parent)
+                sync_directory(self.parent)
+            below = os.open(name, OPEN_DIRECTORY, dir_fd=self.parent)
+            os.close(self.parent)
+            self.parent = below
+        self.missing = ()
+
+
+def locate(data: int, path: str, *, follow: bool) -> Place:
+    """Find out where `path`, relative to the volume's root, leads.
+
+    Args:
+        follow: whether a symlink at the last component is followed too.
+
+    Raises:
+        PermissionError: a symlink on the way leads out of `/data`.
+        NotADirectoryError: something on the way is not a directory.
+        OSError: the way cannot be followed otherwise.
+    """
+    todo = deque(path.split("/") if path else [])
+    opened, names, links = [os.dup(data)], list[str](), 0
+    try:
+        while todo:
+            name = todo.popleft()
+            if name == "..":
+                if not names:
+                    raise _leads_out(path)
+                os.close(opened.pop())
+                names.pop()
+                continue
+            try:
+                found = os.stat(name, dir_fd=opened[-1], follow_symlinks=False)
+            except FileNotFoundError:
+                if ".." in todo:
+                    raise
+                below = [name, *todo]
+                return Place(opened.pop(), below[-1], "/".join([*names, *below]), tuple(below[:-1]), None)
+            if stat.S_ISLNK(found.st_mode) and (todo or follow):
+                links += 1
+                if links > _MAX_SYMLINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                target = os.readlink(name, dir_fd=opened[-1])
+                parts = [part for part in target.split("/") if part not in ("", ".")]
+                if target.startswith("/"):
+                    if parts[:1] != ["data"]:
+                        raise _leads_out(path)
+                    parts = parts[1:]
+                    while len(opened) > 1:
+                        os.close(opened.pop())
+                    names.clear()
+                todo.extendleft(reversed(parts))
+            elif not todo:
+                return Place(opened.pop(), name, "/".join([*names, name]), (), found)
+            else:
+                if not stat.S_ISDIR(found.st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "/".join([*names, name]))
+                opened.append(os.open(name, OPEN_PLACE, dir_fd=opened[-1]))
+                names.append(name)
+        if not names:
+            return Place(opened.pop(), "", "", (), os.fstat(data))
+        # The path ended in `..` of a symlink: name the directory from above.
+        name = names.pop()
+        os.close(opened.pop())
+        found = os.stat(name, dir_fd=opened[-1], follow_symlinks=False)
+        return Place(opened.pop(), name, "/".join([*names, name]), (), found)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _leads_out(path: str) -> PermissionError:
+    return PermissionError(errno.EPERM, "a symlink on the way leads out of `/data`", path)
+
+
+def exchange(old_parent: int, old: str, new_parent: int, new: str) -> None:
+    """Swap two names of one file system in one step (renameat2, Linux 3.15).
+
+    Raises:
+        OSError: with an errno of `NO_EXCHANGE` when the file system cannot.
+    """
+    _renameat2(old_parent, old, new_parent, new, _RENAME_EXCHANGE)
+
+
+def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
+    """Rename unless `new` exists.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    try:
+        _renameat2(old_parent, old, new_parent, new, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new, dir_fd=new_parent, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+
+
+def _renameat2(old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+    import ctypes
+
+    call = ctypes.CDLL(None, use_errno=True).renameat2
+    if call(old_parent, os.fsencode(old), new_parent, os.fsencode(new), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), new)
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """Make everything that was written to the descriptor's file system durable (syncfs).
+
+    Raises:
+        OSError: something could not be written.
+    """
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def sync_directory(descriptor: int) -> None:
+    """Make the names in a directory durable; the descriptor may be one that cannot be read itself."""
+    readable = os.open(".", OPEN_DIRECTORY, dir_fd=descriptor)
+    try:
+        os.fsync(readable)
+    finally:
+        os.close(readable)
+
+
+def write_all(descriptor: int, content: bytes | bytearray) -> None:
+    """Write all of `content`."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def move(old_parent: int, old: str, new_parent: int, new: str) -> None:
+    """Rename; a directory that its owner may not write is made writable first, since moving one changes its `..`."""
+    try:
+        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+    except PermissionError:
+        make_writable(old_parent, old)
+        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+
+
+def make_writable(parent: int, name: str) -> None:
+    """Give the owner of a directory all access to it; anything else is left alone."""
+    descriptor = os.open(name, OPEN_PLACE, dir_fd=parent)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{descriptor}", mode | 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(parent: int, name: str) -> None:
+    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
+
+    `parent` must be private to peers (`staging`): directories that are nested too deeply are moved up into it.
+    """
+    pending = [name]
+    while pending:
+        _remove(parent, pending.pop(), parent, pending, 0)
+
+
+def _remove(parent: int, name: str, top: int, pending: list[str], depth: int) -> None:
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+        make_writable(parent, name)
+        if depth >= _MAX_DEPTH:
+            moved = f"trash-{secrets.token_hex(8)}"
+            os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
+            pending.append(moved)
+            return
+        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        try:
+            for below in os.listdir(descriptor):
+                _remove(descriptor, below, top, pending, depth + 1)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=parent)
+
+
+@contextlib.contextmanager
+def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bool] | None) -> Iterator[bool]:
+    """Hold the lock file `name`, which exists only while somebody does.
+
+    Args:
+        wait: is asked again and again while another holds the lock, and says whether to go on; None does not wait.
+
+    Returns:
+        whether the lock is held.
+    """
+    descriptor = -1
+    operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+    try:
+        while True:
+            if descriptor < 0:
+                descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            try:
+                fcntl.flock(descriptor, operation)
+            except BlockingIOError:
+                if wait is None or not wait():
+                    yield False
+                    return
+                continue
+            if os.fstat(descriptor).st_nlink:
+                break
+            os.close(descriptor)  # the last holder has removed the file: its name means another one now
+            descriptor = -1
+        yield True
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=directory)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def still_connected(descriptor: int) -> bool:
+    """Wait a moment for the other end of a socket to go away; return whether it is still there."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return not poll.poll(_LOCK_POLL_MS)
+
+
+def translated(error: Exception, what: str) -> AtollError:
+    """Return the named error for a failure of the volume's file system while `what` was done."""
+    if isinstance(error, AtollError):
+        return error
+    if not isinstance(error, OSError):
+        return SyncError(f"{what}: {error}")
+    text = (error.strerror or str(error)).lower()
+    if error.errno == errno.ENOSPC:
+        return DiskFull(f"{what}: the volume's disk is full", hint="free some space there and try again")
+    if error.errno == errno.EDQUOT:
+        return QuotaExceeded(f"{what}: the volume's quota is used up", hint="remove something and try again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EIO):
+        return StateUnusable(f"{what}: {text}", hint="check that the volume's disk is sound and mounted writable")
+    where = f" (`{printable(os.fsdecode(error.filename))}`)" if isinstance(error.filename, (str, bytes)) else ""
+    return SyncError(f"{what}: {text}{where}")

@@ -1,0 +1,434 @@
+"""The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
+
+    python -m atoll.storage.peer FD [ROOT]
+
+FD is an inherited socket that carries frames; ROOT is the volume (default `/volume`). The peer ends when the client
+closes the socket. Several peers may work on one volume: syncs of the same target, or of one target inside another,
+take turns.
+
+A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
+
+    client: sync(path)                 peer: [waiting] tree... (entries of the target)
+    client: plan | end                 peer: ready (what an interrupted sync left)
+    client: files... chunk... commit | abort        peer: done
+
+After an error the rest of a conversation is read and thrown away, up to its `commit` or `abort`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import socket
+import stat
+import sys
+import time
+from typing import Any, Callable, Iterator
+
+from atoll.errors import SyncError
+from atoll.storage import filesystem, tree
+from atoll.storage.apply import Stage, retire
+from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
+from atoll.storage.plan import Plan
+from atoll.storage.scan import scan_target
+from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
+from atoll.storage.tree import check_path, pack, pack_tree, unpack, unpack_tree
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import Message
+
+MAX_MESSAGE_BYTES = 1 << 30
+ABANDONED_SECONDS = 24 * 3600.0
+"""How long what an interrupted sync has received is kept for the next one to its target."""
+
+_OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
+
+
+class Peer:
+    """Serve requests on one volume until the client goes.
+
+    Args:
+        volume: the volume's directories.
+        channel: the client.
+    """
+
+    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+        self._volume = volume
+        self._channel = channel
+        self._requests: dict[str, Callable[[dict[str, Any]], None]] = {
+            "stat": self._stat,
+            "list": self._list,
+            "scan": self._scan,
+            "read": self._read,
+            "fetch": self._fetch,
+            "write": self._write,
+            "remove": self._remove,
+            "collect": self._collect,
+            "sync": self._sync,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the channel ends."""
+        with contextlib.suppress(ChannelClosed):
+            while True:
+                message = self._channel.receive()
+                self._buffers = message.buffers
+                request = self._requests.get(message.type)
+                try:
+                    if request is None:
+                        raise SyncError(f"unknown request `{message.type}`")
+                    request(message.header)
+                except ChannelClosed:
+                    raise
+                except (OSError, ValueError, TypeError, KeyError) as error:
+                    self._fail(error, message.type)
+
+    _buffers: list[bytearray] = []
+    _conversing = False
+
+    def _fail(self, error: Exception, request: str) -> None:
+        """Report an error: those of the volume's file system by name, others with their number."""
+        if request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
+            named = filesystem.translated(error, "cannot sync" if request == "sync" else f"cannot {request}")
+            self._channel.send({"type": "error", "error": named.to_data()})
+        elif getattr(error, "to_data", None) is not None:
+            self._channel.send({"type": "error", "error": error.to_data()})  # type: ignore[attr-defined]
+        else:
+            text = error.strerror or str(error)
+            self._channel.send({"type": "error", "errno": error.errno or errno.EIO, "text": text})
+
+    def _locate(self, header: dict[str, Any], *, follow: bool = True) -> Place:
+        return locate(self._volume.data, check_path(header["path"]), follow=follow)
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def _stat(self, header: dict[str, Any]) -> None:
+        with self._locate(header, follow=bool(header.get("follow", True))) as place:
+            info = place.existing()
+            target = os.readlink(place.name, dir_fd=place.parent) if stat.S_ISLNK(info.st_mode) else ""
+            self._channel.send({"type": "done", "entry": list(tree.entry_of(info, target))})
+
+    def _list(self, header: dict[str, Any]) -> None:
+        with self._locate(header) as place, _opened(place) as descriptor, os.scandir(descriptor) as found:
+            items = []
+            for item in found:
+                with contextlib.suppress(FileNotFoundError):
+                    info = item.stat(follow_symlinks=False)
+                    target = os.readlink(item.name, dir_fd=descriptor) if item.is_symlink() else ""
+                    items.append((item.name, *tree.entry_of(info, target)))
+        for buffer in pack(sorted(items)):
+            self._channel.send({"type": "entries"}, [buffer])
+        self._channel.send({"type": "done"})
+
+    def _scan(self, header: dict[str, Any]) -> None:
+        with self._locate(header) as place, _opened(place) as descriptor:
+            for buffer in pack_tree(scan_target(descriptor).tree):
+                self._channel.send({"type": "entries"}, [buffer])
+        self._channel.send({"type": "done"})
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def _read(self, header: dict[str, Any]) -> None:
+        offset, length = int(header.get("offset", 0)), header.get("length")
+        with self._locate(header) as place:
+            info = place.existing()
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            descriptor = os.open(place.name, _READ, dir_fd=place.parent)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not an ordinary file")
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            left = int(length) if length is not None else 1 << 62
+            while left > 0 and (content := os.read(descriptor, min(left, CHUNK_BYTES))):
+                self._channel.send({"type": "data"}, [content])
+                left -= len(content)
+        finally:
+            os.close(descriptor)
+        self._channel.send({"type": "done"})
+
+    def _fetch(self, header: dict[str, Any]) -> None:
+        """Send the contents of many files below one directory; the buffers list their paths and sizes."""
+        wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in _joined(self._buffers)]
+        with self._locate(header) as place, _opened(place) as descriptor:
+            reader = FileReader(lambda path, flags: os.open(path, flags, dir_fd=descriptor))
+            send_files(wanted, reader, self._channel.send)
+        self._channel.send({"type": "done"})
+
+    def _write(self, header: dict[str, Any]) -> None:
+        """Replace a file in one step by what follows in `data` messages, up to `commit`."""
+        name, descriptor = self._volume.temporary_name("file"), -1
+        staging = self._volume.staging
+        try:
+            try:
+                descriptor = self._new_file(name)
+                while (message := self._channel.receive()).type == "data":
+                    for content in message.buffers:
+                        filesystem.write_all(descriptor, content)
+            except OSError as error:
+                if isinstance(error, ChannelClosed):
+                    raise
+                self._fail(error, "write")
+                self._drain()
+                return
+            if message.type == "commit":
+                with self._locate(header) as place:
+                    self._replace(place, name, descriptor, header.get("mode"), header.get("mtime_ns"))
+            self._channel.send({"type": "done"})
+        finally:
+            if descriptor >= 0:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=staging)
+                os.close(descriptor)
+
+    def _new_file(self, name: str) -> int:
+        """Create a file in staging, locked for as long as it is open, so that nobody takes it for a leftover."""
+        while True:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=self._volume.staging)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)
+
+    def _replace(self, place: Place, name: str, descriptor: int, mode: Any, mtime_ns: Any) -> None:
+        if place.is_directory:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if mode is None:
+            mode = stat.S_IMODE(place.found.st_mode) if place.found is not None else 0o644
+        os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
+        if mtime_ns is not None:
+            os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
+        os.fsync(descriptor)
+        place.make_parents()
+        os.rename(name, place.name, src_dir_fd=self._volume.staging, dst_dir_fd=place.parent)
+        filesystem.sync_directory(place.parent)
+
+    def _drain(self) -> None:
+        """Throw away the rest of a conversation that has failed."""
+        while self._channel.receive().type not in _LAST:
+            pass
+
+    def _remove(self, header: dict[str, Any]) -> None:
+        """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
+        with self._locate(header, follow=False) as place:
+            info = place.existing()
+            if not place.name:
+                raise PermissionError(errno.EPERM, "`/data` itself cannot be removed")
+            if not stat.S_ISDIR(info.st_mode):
+                os.unlink(place.name, dir_fd=place.parent)
+            elif header.get("recursive"):
+                self._volume.discard(place.parent, place.name)
+            else:
+                os.rmdir(place.name, dir_fd=place.parent)
+        self._channel.send({"type": "done"})
+
+    def _collect(self, header: dict[str, Any]) -> None:
+        """Remove trees that were replaced (before a moment, where one is given) and what dead peers left."""
+        before = header.get("before_ns")
+        clean(self._volume)
+        removed = 0
+        for name in os.listdir(self._volume.staging):
+            found = _OLD.fullmatch(name)
+            if found and (before is None or int(found[1]) < before):
+                self._volume.discard(self._volume.staging, name)
+                removed += 1
+            elif name.startswith(("stage-", "partial-")):
+                self._drop_abandoned(name)
+        self._channel.send({"type": "done", "removed": removed})
+
+    def _drop_abandoned(self, name: str) -> None:
+        with filesystem.holding(self._volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
+            with contextlib.suppress(FileNotFoundError):
+                age_seconds = time.time() - os.stat(name, dir_fd=self._volume.staging).st_mtime
+                if held and age_seconds > ABANDONED_SECONDS:
+                    self._volume.discard(self._volume.staging, name)
+
+    # --- syncing ------------------------------------------------------------------------------------------------
+
+    def _sync(self, header: dict[str, Any]) -> None:
+        self._conversing = True
+        try:
+            clean(self._volume)
+            with contextlib.ExitStack() as stack:
+                self._converse(self._locked(stack, header))
+            self._channel.send({"type": "done"})
+        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+            if isinstance(error, ChannelClosed):
+                raise
+            self._fail(error, "sync")
+            if self._conversing:
+                self._drain()
+
+    def _locked(self, stack: contextlib.ExitStack, header: dict[str, Any]) -> Place:
+        """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
+        place = stack.enter_context(self._locate(header))
+        if not place.name:
+            raise SyncError("the target is `/data` itself", hint="name a directory below it")
+        waited = False
+
+        def wait() -> bool:
+            nonlocal waited
+            if not waited:
+                self._channel.send({"type": "waiting"})
+                waited = True
+            if not filesystem.still_connected(self._channel.fileno()):
+                raise ChannelClosed("the client has gone")
+            return True
+
+        parts = place.path.split("/")
+        for depth in range(1, len(parts) + 1):
+            name, last = _key("/".join(parts[:depth])), depth == len(parts)
+            stack.enter_context(filesystem.holding(self._volume.locks, name, exclusive=last, wait=wait))
+        if not waited:
+            return place
+        again = stack.enter_context(self._locate(header))  # another sync has replaced it meanwhile
+        if again.path != place.path:
+            raise SyncError("the target moved while another sync was waited for", hint="sync again", retry=True)
+        return again
+
+    def _converse(self, place: Place) -> None:
+        old, standing = -1, tree.Tree()
+        unlocked: list[tuple[str, int]] = []
+
+        def unlock(path: str, mode: int) -> None:
+            _chmod_below(old, path, mode | 0o700)
+            unlocked.append((path, mode))
+
+        try:
+            if place.found is not None:
+                if not place.is_directory:
+                    raise SyncError(
+                        f"`/data/{tree.printable(place.path)}` is a file, not a directory",
+                        hint="remove it first, or sync to another path",
+                    )
+                old = os.open(place.name, filesystem.OPEN_PLACE, dir_fd=place.parent)
+                standing = scan_target(old, unlock).tree
+            for buffer in pack_tree(standing):
+                self._channel.send({"type": "tree"}, [buffer])
+            self._channel.send({"type": "scanned", "path": place.path})
+            message = self._channel.receive()
+            if message.type == "plan":
+                plan, atomic = _plan(message)
+                key = _key(place.path)
+                self._build(Stage(self._volume, key, place, old if old >= 0 else None, standing, plan, atomic))
+                unlocked.clear()
+            else:
+                self._conversing = False
+        finally:
+            for path, mode in reversed(unlocked):
+                with contextlib.suppress(OSError):
+                    _chmod_below(old, path, mode)
+            if old >= 0:
+                os.close(old)
+
+    def _build(self, stage: Stage) -> None:
+        """Receive contents and switch; what was received stays when the client gives up, and goes when we fail."""
+        try:
+            self._channel.send({"type": "ready"}, list(pack(stage.resume())))
+            while (message := self._channel.receive()).type in ("files", "chunk"):
+                header = message.header
+                if message.type == "files":
+                    stage.receive_files(header["items"], message.buffers)
+                else:
+                    stage.receive_chunk(header["number"], header["offset"], message.buffers[0], header["last"])
+            self._conversing = False
+            if message.type == "commit":
+                stage.commit()
+        except ChannelClosed:
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                stage.drop()
+            raise
+        finally:
+            stage.close()
+
+
+_LAST = frozenset({"commit", "abort", "end"})
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+def clean(volume: VolumeRoot) -> None:
+    """Remove what dead peers left in staging: half-written files, and trees that were about to be switched become
+    old ones. What an interrupted sync has received stays for the next one to its target."""
+    for name in os.listdir(volume.staging):
+        kind, _, key = name.partition("-")
+        if kind == "trash":
+            with contextlib.suppress(OSError):  # another peer may be at it
+                filesystem.remove_tree(volume.staging, name)
+        elif kind == "file":
+            with contextlib.suppress(OSError):
+                descriptor = os.open(name, _READ, dir_fd=volume.staging)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=volume.staging)
+                finally:
+                    os.close(descriptor)
+        elif kind == "switch":
+            with filesystem.holding(volume.locks, key, exclusive=True, wait=None) as held:
+                if held:
+                    retire(volume, name)
+
+
+def _key(path: str) -> str:
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _plan(message: Message) -> tuple[Plan, bool]:
+    header = message.header
+    drops = int(header["drop"])
+    puts = drops + int(header["put"])
+    put = {path: entry for buffer in message.buffers[drops:puts] for path, entry in unpack_tree(buffer).items()}
+    drop = frozenset(check_path(path) for path in _joined(message.buffers[:drops]))
+    copy = frozenset(check_path(path) for path in _joined(message.buffers[puts:]))
+    return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
+
+
+def _joined(buffers: list[bytearray]) -> list[Any]:
+    return [item for buffer in buffers for item in unpack(buffer)]
+
+
+@contextlib.contextmanager
+def _opened(place: Place) -> Iterator[int]:
+    """Open the directory that a place is."""
+    place.existing()
+    descriptor = os.open(place.name or ".", OPEN_DIRECTORY, dir_fd=place.parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _chmod_below(directory: int, path: str, mode: int) -> None:
+    descriptor = os.open(path or ".", filesystem.OPEN_PLACE, dir_fd=directory)
+    try:
+        os.chmod(f"/proc/self/fd/{descriptor}", mode)
+    finally:
+        os.close(descriptor)
+
+
+def main(argv: list[str]) -> int:
+    """Serve the channel on the inherited descriptor that the arguments name."""
+    if sys.getfilesystemencoding().lower() != "utf-8":
+        os.set_inheritable(int(argv[0]), True)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "atoll.storage.peer", *argv])
+    os.umask(0)
+    channel = Channel(socket.socket(fileno=int(argv[0])), MAX_MESSAGE_BYTES)
+    try:
+        volume = VolumeRoot(argv[1] if len(argv) > 1 else "/volume")
+    except OSError as error:
+        with contextlib.suppress(ChannelClosed):
+            channel.receive()
+            channel.send({"type": "error", "error": filesystem.translated(error, "cannot open").to_data()})
+        return 1
+    Peer(volume, channel).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
