@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import linecache
 import os
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Iterator
+from typing import Any
 
 from atoll.agent import pickling, sources
 from atoll.agent.payload import first_line, type_name
@@ -140,4 +141,12 @@ def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
             break
     file = code.co_filename
     source = linecache.getline(file, line, entry.tb_frame.f_globals) if line else ""
-    return [_clip(sources.original(file), room), line, code.co_name[:500], _clip(source.rstrip("\n"), room), end, start, stop]
+    return [
+        _clip(sources.original(file), room),
+        line,
+        code.co_name[:500],
+        _clip(source.rstrip("\n"), room),
+        end,
+        start,
+        stop,
+    ]

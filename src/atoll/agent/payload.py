@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from atoll.agent import pickling
 from atoll.errors import SerializationError
@@ -114,8 +115,7 @@ def import_function(module: str, qualname: str) -> Any:
             found = found.__func__
     inner = found
     while inner is not None:
-        wrapped = getattr(inner, "__wrapped__", None)
-        if type(inner).__module__ == "atoll.sdk.function" and wrapped is not None:
-            return wrapped
-        inner = wrapped
+        if hasattr(type(inner), "__atoll_function__"):
+            return inner.__atoll_function__
+        inner = getattr(inner, "__wrapped__", None)
     return found

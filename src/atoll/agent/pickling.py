@@ -21,8 +21,9 @@ import os
 import pickle
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, Callable, Iterable
+from typing import Any
 
 NAME = "_atoll_cloudpickle"
 PROTOCOL = 5
@@ -63,7 +64,8 @@ def _load() -> Any:
         raise ImportError("`cloudpickle` is not installed", name="cloudpickle")
     path = os.path.join(package.submodule_search_locations[0], "cloudpickle.py")
     spec = importlib.util.spec_from_file_location(NAME, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return sys.modules.setdefault(NAME, module)

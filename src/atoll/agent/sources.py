@@ -19,7 +19,8 @@ import re
 import shutil
 import sys
 import tempfile
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 _DIGEST = re.compile(r"[0-9a-f]{8,128}\Z")
 _FORBIDDEN = ("", ".", "..")

@@ -20,8 +20,9 @@ import re
 import sys
 import types
 import weakref
+from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.agent.pickling import cloudpickle
 
@@ -159,8 +160,8 @@ def code_facts(code: CodeType) -> CodeFacts:
 class Captures:
     """The places that the pickle of `root` was read from, as they were when this was made.
 
-    An object of Atoll's own that is immutable but for some parts says so with a method `__atoll_parts__() ->
-    tuple`: its identity and these parts decide its pickle.
+    An object with a property `__atoll_function__` is one of Atoll's wrappers: its identity and that function
+    decide its pickle.
 
     Args:
         by_value: modules whose functions and classes are pickled by value, beside those of `__main__`.
@@ -181,7 +182,7 @@ class Captures:
         self._cells: list[tuple[Any, Any]] = []
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
         self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
-        self._parts: list[tuple[Any, tuple[Any, ...]]] = []
+        self._wrappers: list[tuple[Any, Any]] = []
         self._mutable = False
         self._rebinds = False
         self._binds_attributes = False
@@ -210,12 +211,12 @@ class Captures:
         for get, name, value in self._names:
             if get(name, absent) is not value:
                 return False
-        for function, code, defaults, kwdefaults, annotations, name, qualname, doc, module in self._functions:
+        for function, code, defaults, kwdefaults, notes, name, qualname, doc, module in self._functions:
             if (
                 function.__code__ is not code
                 or function.__defaults__ is not defaults
                 or function.__kwdefaults__ is not kwdefaults
-                or function.__annotations__ is not annotations
+                or function.__annotations__ is not notes
                 or function.__name__ is not name
                 or function.__qualname__ is not qualname
                 or function.__doc__ is not doc
@@ -235,9 +236,8 @@ class Captures:
             for items, kept in self._lists:
                 if len(items) != len(kept) or not all(map(same, items, kept)):
                     return False
-            for owner, parts in self._parts:
-                now = owner.__atoll_parts__()
-                if len(now) != len(parts) or not all(map(same, now, parts)):
+            for wrapper, inner in self._wrappers:
+                if wrapper.__atoll_function__ is not inner:
                     return False
         except RuntimeError:  # another thread changes a dict while it is compared
             return False
@@ -269,11 +269,10 @@ class Captures:
         elif kind is dict and len(value) <= _MOST_ITEMS:
             self._mutable = True
             self._visit_dict(value)
-        elif hasattr(kind, "__atoll_parts__"):
-            parts = value.__atoll_parts__()
-            self._function_is_a_value = self._function_is_a_value or value is not self._root
-            self._parts.append((value, parts))
-            self._pending.extend(parts)
+        elif hasattr(kind, "__atoll_function__"):
+            self._function_is_a_value = True
+            self._wrappers.append((value, value.__atoll_function__))
+            self._pending.append(value.__atoll_function__)
         elif kind is functools.partial:
             self._pending.extend((value.func, value.args))
             self._visit_dict(value.keywords)
@@ -329,10 +328,9 @@ class Captures:
         for value in captured:
             if type(value) is ModuleType:
                 self._record_submodules(value.__name__, facts.attributes)
-            elif value is not _ABSENT:
-                self._function_is_a_value = self._function_is_a_value or type(value) is FunctionType
-                self._pending.append(value)
-            if type(value) is ModuleType:
+            elif type(value) is FunctionType:
+                self._function_is_a_value = True
+            if value is not _ABSENT:
                 self._pending.append(value)
         self._rebinds = self._rebinds or bool(facts.rebinds)
         self._binds_attributes = self._binds_attributes or facts.binds_attributes

@@ -11,9 +11,10 @@ import builtins
 import linecache
 import os
 import traceback
+from collections.abc import Sequence
 from functools import cache
 from types import CodeType, TracebackType
-from typing import Any, Sequence
+from typing import Any
 
 from atoll.errors import RemoteError, SerializationError
 from atoll.sdk.payload import loads_by_value
@@ -70,7 +71,9 @@ def _rebuild(
     else:
         first = node["pickle"]
         try:
-            exc = _unpickle(number, nodes, buffers[first], buffers[first + 1 : first + node["buffers"]], rebuilt, buffers)
+            exc = _unpickle(
+                number, nodes, buffers[first], buffers[first + 1 : first + node["buffers"]], rebuilt, buffers
+            )
         except Exception as error:
             exc = _stand_in(number, nodes, error)
     rebuilt[number] = exc
@@ -190,11 +193,11 @@ def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | Non
     )
     space = {"__name__": "", "__file__": file, "__builtins__": builtins, "stop": _Stop()}
     try:
-        exec(code, space)
+        exec(code, space)  # noqa: S102 - our own stub, under a remote frame's name
     except _Stop as error:
         entry = error.__traceback__
-        assert entry is not None and entry.tb_next is not None
-        made = entry.tb_next
+        made = entry.tb_next if entry is not None else None
+        assert made is not None
         space.pop("stop")  # it would hold this frame, and this frame it
         return TracebackType(below, made.tb_frame, made.tb_lasti, line)
     return below
@@ -202,16 +205,17 @@ def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | Non
 
 def _positions(units: int, line: int, end: int | None, start: int | None, stop: int | None) -> bytes:
     """Return a line table that gives the whole code one position (CPython's `Objects/locations.md`)."""
-    known = end is not None and start is not None and stop is not None and end >= line
+    position = (end, start, stop) if end is not None and start is not None and stop is not None else None
+    if position is not None and position[0] < line:
+        position = None
     table = bytearray()
     while units > 0:
         length = min(units, 8)
         units -= length
-        table.append(0x80 | ((14 if known else 13) << 3) | (length - 1))
+        table.append(0x80 | ((13 if position is None else 14) << 3) | (length - 1))
         table += _varint(0)  # signed: no step from the first line
-        if known:
-            assert end is not None and start is not None and stop is not None
-            table += _varint(end - line) + _varint(start + 1) + _varint(stop + 1)
+        if position is not None:
+            table += _varint(position[0] - line) + _varint(position[1] + 1) + _varint(position[2] + 1)
     return bytes(table)
 
 
@@ -239,5 +243,3 @@ def _give_line(file: str, line: int, source: str) -> None:
 
 class _Lines(list[str]):
     """The known lines of a remote file; the others are empty."""
-
-

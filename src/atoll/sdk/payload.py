@@ -14,12 +14,14 @@ import io
 import os
 import pickle
 import sys
+from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from atoll.agent import pickling
 from atoll.agent.payload import first_line, import_function, type_name
 from atoll.errors import SerializationError
+from atoll.sdk import project, stamps
 from atoll.sdk.captures import Captures
 
 
@@ -38,12 +40,18 @@ class FunctionPickler:
     Args:
         function: any callable.
         local_modules: as `@isolated` takes it; None lets the project's modules travel.
+        source: `stamps.source_of(function)`, taken while the function's module was imported; by default now.
     """
 
-    def __init__(self, function: Callable[..., Any], local_modules: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        local_modules: Sequence[Any] | None = None,
+        source: tuple[str, stamps.Stamp] | None = None,
+    ) -> None:
         self.function = function
         self._local_modules = local_modules
-        self._source = _stamp(_module_file(function))  # as close to the import as can be
+        self._source = source if source is not None else stamps.source_of(function)
         self._made: _Made | None = None
 
     def dumps(self) -> tuple[bytes, bool]:
@@ -88,14 +96,14 @@ class FunctionPickler:
         name = getattr(self.function, "__module__", None)
         if type(self.function) is not FunctionType or not isinstance(name, str) or name == "__main__":
             return None
-        from atoll.sdk import sources
-
-        return name if name in sys.modules and sources.is_project_module(sys.modules[name], self.function) else None
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or name.partition(".")[0] in project.OWN_PACKAGES or project.in_environment(file):
+            return None
+        return name
 
     def _edited(self) -> bool:
-        if self._source is None:
-            return False
-        if _stamp(self._source[0]) == self._source:
+        if self._source is None or stamps.take(self._source[0]) == self._source[1]:
             return False
         return self._own_module() is not None and self._importable()
 
@@ -111,7 +119,7 @@ class FunctionPickler:
 
     def _refused(self, error: Exception) -> SerializationError:
         name = getattr(self.function, "__qualname__", None) or type_name(self.function)
-        culprit = _captured_culprit(self.function, error)
+        culprit = _captured_culprit(self.function)
         return SerializationError(
             f"the function `{name}` cannot be sent: {culprit or first_line(error)}",
             hint="create it inside the function, or pass plain data",
@@ -128,23 +136,7 @@ class _Imported:
         return import_function, self._name
 
 
-def _module_file(function: Any) -> str | None:
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    return file if isinstance(file, str) and module is not sys.modules.get("__main__") else None
-
-
-def _stamp(path: str | None) -> tuple[str, int, int, int, int] | None:
-    if path is None:
-        return None
-    try:
-        found = os.stat(path)
-    except OSError:
-        return path, 0, 0, 0, 0
-    return path, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
-
-
-def _travels(module: str, local_modules: Sequence[str] | None) -> bool:
+def _travels(module: str, local_modules: Sequence[Any] | None) -> bool:
     if local_modules is None:
         return True
     top = module.partition(".")[0]
@@ -240,7 +232,8 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return [(f"[{_short(key)}]", part) for key, part in list(value.items())[:_SEARCHED]]
     if isinstance(value, (list, tuple)):
         return [(f"[{index}]", part) for index, part in enumerate(value[:_SEARCHED])]
-    if type(value).__reduce__ is object.__reduce__ and not isinstance(value, type):
+    reduce: Any = type(value).__reduce__
+    if reduce is object.__reduce__ and not isinstance(value, type):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             return [(f".{name}", part) for name, part in list(attributes.items())[:_SEARCHED]]
@@ -255,7 +248,7 @@ def _short(key: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _captured_culprit(function: Any, error: Exception) -> str:
+def _captured_culprit(function: Any) -> str:
     """Say which global or closure variable of the function cannot be pickled; empty where none is found."""
     if type(function) is not FunctionType:
         return ""
