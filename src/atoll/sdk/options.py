@@ -145,9 +145,7 @@ def _network(value: Any) -> str | None:
 
 def _mounts(value: Any) -> tuple[tuple[str, str], ...]:
     pairs = _pairs("mounts", value)
-    return tuple(
-        sorted((target, os.path.abspath(os.path.expanduser(source))) for target, source in pairs.items())
-    )
+    return tuple(sorted((target, os.path.abspath(os.path.expanduser(source))) for target, source in pairs.items()))
 
 
 def _local_modules(value: Any) -> tuple[str, ...] | None:

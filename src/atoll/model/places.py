@@ -1,0 +1,34 @@
+"""What a confined process is shown of the host, as values that all layers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that is shown inside a sandbox.
+
+    Args:
+        source: absolute path on the host; a symlink is followed once, when the sandbox is made.
+        target: absolute path inside.
+        writable: read-only unless True.
+    """
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a confined process is: the same ids inside and on the host.
+
+    Args:
+        uid, gid: never 0.
+        name: the login name that the sandbox's `passwd` gives.
+    """
+
+    uid: int
+    gid: int
+    name: str = "user"
