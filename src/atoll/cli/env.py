@@ -1,0 +1,248 @@
+"""`atoll env`: the environments that functions run in."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+
+from atoll.cli import program
+from atoll.host.local import LocalHost, local
+from atoll.model.specs import EnvironmentSpec
+from atoll.settings import index_variables
+
+app = cyclopts.App(name="env", help="List, build, lock, upgrade and remove environments.", help_format="plaintext")
+
+Requirement = Annotated[
+    list[str] | None,
+    cyclopts.Parameter(name=("--requirement", "-r"), negative="", allow_leading_hyphen=True),
+]
+Python = Annotated[str, cyclopts.Parameter(name=("--python", "-p"))]
+
+
+@app.command(name="list")
+def list_(*, json: bool = False) -> int:
+    """List the environments, the most recently used first.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects; sizes in bytes, times in seconds since the epoch.
+    """
+    found = local.request("environments.list", {}, None)["environments"]
+    if json:
+        _print_json(found)
+    elif not found:
+        print("no environments; the first call of a function builds one")
+    else:
+        _print_table(found)
+    return 0
+
+
+@app.command
+def show(key: str, /, *, json: bool = False) -> int:
+    """Show one environment: what it was built from, what is in it, and how the build went.
+
+    Parameters
+    ----------
+    key: str
+        The environment's key, or its beginning.
+    json: bool
+        Print an object with `environment`, `lock` and `log`.
+    """
+    found = local.request("environments.show", {"key": key}, None)
+    if json:
+        _print_json(found)
+        return 0
+    record = found["environment"]
+    print(f"environment   {record['key']}")
+    print(f"python        {record['python_version']} ({record['interpreter']})")
+    print(f"size          {_size(record['size_bytes'])}")
+    print(f"built         {_ago(record['created'])} ago in {record['build_seconds']:.1f} s")
+    print(f"last used     {_ago(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
+    for title, lines in (
+        ("requirements", record["requirements"]),
+        ("installed", found["lock"].splitlines()),
+        ("build log", found["log"].splitlines()),
+    ):
+        print(f"\n{title}")
+        print("\n".join(f"  {line}" for line in lines) or "  none")
+    return 0
+
+
+@app.command
+def build(target: str = "", /, *, requirement: Requirement = None, python: Python = "", json: bool = False) -> int:
+    """Build an environment now, so that the first call need not wait for it.
+
+    Parameters
+    ----------
+    target: str
+        FILE.py::FUNC, a function whose environment is meant.
+    requirement: list[str]
+        A requirement, instead of a function's; may be given several times.
+    python: str
+        The version of Python, with --requirement.
+    json: bool
+        Print the environment as an object.
+    """
+    host, spec = _wanted(target, requirement, python)
+    answer = host.request("environments.build", {"environment": spec.to_data()}, _tell)
+    if json:
+        _print_json(answer["environment"])
+    else:
+        print(answer["environment"]["key"])
+    return 0
+
+
+@app.command
+def lock(target: str = "", /, *, requirement: Requirement = None, python: Python = "") -> int:
+    """Print what an environment has as pinned requirements with hashes; it is built if it is absent.
+
+    Parameters
+    ----------
+    target: str
+        FILE.py::FUNC, a function whose environment is meant.
+    requirement: list[str]
+        A requirement, instead of a function's; may be given several times.
+    python: str
+        The version of Python, with --requirement.
+    """
+    host, spec = _wanted(target, requirement, python)
+    sys.stdout.write(host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"])
+    return 0
+
+
+@app.command
+def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Python = "", json: bool = False) -> int:
+    """Build an environment anew with the newest versions that its requirements allow.
+
+    Calls that run keep the old one, and it goes with them.
+
+    Parameters
+    ----------
+    target: str
+        FILE.py::FUNC, a function whose environment is meant.
+    requirement: list[str]
+        A requirement, instead of a function's; may be given several times.
+    python: str
+        The version of Python, with --requirement.
+    json: bool
+        Print an object with `environment` and `changed`.
+    """
+    host, spec = _wanted(target, requirement, python)
+    answer = host.request("environments.upgrade", {"environment": spec.to_data()}, _tell)
+    if json:
+        _print_json(answer)
+    else:
+        print(answer["environment"]["key"] + ("" if answer["changed"] else " is up to date"))
+    return 0
+
+
+@app.command
+def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = False, json: bool = False) -> int:
+    """Remove environments that nothing uses now. They are built again, with the same versions, when asked for.
+
+    Parameters
+    ----------
+    unused_days: float
+        Keep what was used within so many days.
+    dry_run: bool
+        Only say what would be removed.
+    cache: bool
+        Remove the packages that are kept for further builds, too; without it little space is freed.
+    json: bool
+        Print an object with `removed` and `in_use`.
+    """
+    if unused_days < 0:
+        return _usage("--unused-days must be at least 0")
+    arguments = {"unused_seconds": unused_days * 86400, "dry_run": dry_run, "cache": cache}
+    answer = local.request("environments.prune", arguments, _tell)
+    if json:
+        _print_json(answer)
+        return 0
+    for record in answer["removed"]:
+        print(f"{'would remove' if dry_run else 'removed'} {record['key']}  {_size(record['size_bytes'])}")
+    for record in answer["in_use"]:
+        print(f"in use {record['key']}")
+    if not answer["removed"]:
+        print("nothing to remove")
+    return 0
+
+
+def _usage(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[LocalHost, EnvironmentSpec]:
+    """Return the environment that a command line names, and the host that has it; exit with 2 on wrong usage."""
+    if bool(target) == bool(requirements):
+        raise SystemExit(_usage("give either FILE.py::FUNC or -r REQUIREMENT"))
+    if target:
+        if python:
+            raise SystemExit(_usage("--python goes with -r; a function says its own `python_version`"))
+        function = program.load(target)
+        host = function.options.host if isinstance(function.options.host, LocalHost) else local
+        return host, function.environment_spec()
+    interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)
+    given = tuple(_absolute(requirement) for requirement in requirements or ())
+    return local, EnvironmentSpec("virtualenv", given, python, interpreter, tuple(sorted(index_variables().items())))
+
+
+def _absolute(requirement: str) -> str:
+    """Make a relative path absolute: the daemon works elsewhere."""
+    match = re.match(r"^((?:-e|--editable)[ =])?(\.{1,2}(?:/.*)?)$", requirement)
+    return requirement if match is None else (match[1] or "") + str(Path(match[2]).resolve())
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json_module.dumps(value, indent=2))
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "python", "size", "built", "used", "requirements"):
+        table.add_column(column, overflow="fold" if column == "requirements" else "ellipsis", no_wrap=column == "key")
+    for record in found:
+        state = "now" if record["in_use"] else _ago(record["last_used"])
+        shown = (
+            record["key"],
+            record["python_version"],
+            _size(record["size_bytes"]),
+            _ago(record["created"]),
+            f"{state} (old)" if record["superseded"] else state,
+            ", ".join(record["requirements"]) or "none",
+        )
+        table.add_row(*(Text(text) for text in shown))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, int(time.time() - moment))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
