@@ -155,7 +155,7 @@ class Schedule:
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
         known = self._workers[worker]
-        if known.request is None and not known.leaving:
+        if known.request is None:
             return "idle"
         return "lending" if known.children else "leased"
 
@@ -175,7 +175,7 @@ class Schedule:
 
     @staticmethod
     def _holds_slot(worker: _Worker) -> bool:
-        return worker.leaving or (worker.request is not None and worker.children == 0)
+        return worker.request is not None and worker.children == 0
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -194,8 +194,7 @@ class Schedule:
         if name is None:
             return []
         worker = self._workers[name]
-        self._drop_lease(worker)
-        worker.leaving = True
+        worker.leaving = True  # the slot stays with it, and lent to it, until it says that it is idle
         return [Release(name, worker.epoch)]
 
     def worker_idle(self, now: float, worker: str, epoch: int) -> list[Action]:
@@ -204,7 +203,6 @@ class Schedule:
         if known is None or known.epoch != epoch:
             return []
         if known.request is not None:
-            del self._held[known.request.id]
             self._drop_lease(known)
         known.leaving = False
         known.reclaiming = False
@@ -217,7 +215,6 @@ class Schedule:
         if known is None:
             return []
         if known.request is not None:
-            del self._held[known.request.id]
             self._drop_lease(known)
         actions: list[Action] = []
         sandbox = self._sandboxes.get(known.sandbox)
@@ -249,6 +246,7 @@ class Schedule:
 
     def _drop_lease(self, worker: _Worker) -> None:
         assert worker.request is not None
+        self._held.pop(worker.request.id, None)
         parent = self._workers.get(worker.request.parent or "")
         if parent is not None:
             parent.children -= 1
@@ -258,9 +256,8 @@ class Schedule:
 
     def _place(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        nested_first = [request for request in self._queue.values() if self._rides(request)]
-        for request in nested_first:
-            if not self._try(now, request, actions):
+        for request in list(self._queue.values()):
+            if self._rides(request) and not self._try(now, request, actions):
                 break
         while self._queue:
             request = next(iter(self._queue.values()))
@@ -285,17 +282,15 @@ class Schedule:
     def _reclaim_all(self) -> list[Action]:
         actions: list[Action] = []
         for worker in self._workers.values():
-            if worker.request is not None and not worker.reclaiming and worker.children == 0:
+            if worker.request is not None and not (worker.reclaiming or worker.leaving or worker.children):
                 worker.reclaiming = True
                 actions.append(Reclaim(worker.id, worker.epoch))
         return actions
 
     def _stuck(self) -> bool:
         waiting_parents = {request.parent for request in self._queue.values()}
-        return len(self._workers) >= self._bounds.workers and all(
-            worker.request is not None and (worker.children > 0 or worker.id in waiting_parents)
-            for worker in self._workers.values()
-        )
+        leased = [worker for worker in self._workers.values() if worker.request is not None]
+        return all(worker.children > 0 or worker.id in waiting_parents for worker in leased)
 
     def _try(self, now: float, request: Request, actions: list[Action]) -> bool:
         """Give the request a worker if the bounds allow one."""
@@ -331,7 +326,7 @@ class Schedule:
         return True
 
     def _idle_workers(self) -> list[_Worker]:
-        free = [one for one in self._workers.values() if one.request is None and not one.leaving]
+        free = [one for one in self._workers.values() if one.request is None]
         return sorted(free, key=lambda one: one.idle_since)
 
     def _warm(self, key: WorkerKey) -> _Worker | None:
@@ -348,7 +343,7 @@ class Schedule:
     def _evict_sandbox(self, actions: list[Action]) -> bool:
         def unused(sandbox: _Sandbox) -> bool:
             members = [self._workers[worker] for worker in sandbox.workers]
-            return all(worker.request is None and not worker.leaving for worker in members)
+            return all(worker.request is None for worker in members)
 
         found = [sandbox for sandbox in self._sandboxes.values() if unused(sandbox)]
         if not found:
