@@ -25,7 +25,7 @@ from typing import IO
 from atoll import settings
 from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, trees
 from atoll.environments.records import Environment, EnvironmentRecord
-from atoll.environments.virtualenv import Builder, Confinement, Request
+from atoll.environments.virtualenv import Builder, Confinement, Request, make_directory
 from atoll.errors import AtollError, CallerError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
 from atoll.model.places import Identity
 from atoll.model.specs import EnvironmentSpec
@@ -235,7 +235,7 @@ class EnvironmentStore:
             note("Nothing is newer")
             return self._environment(instead_of, request)
         directory = self.directory / name
-        directory.mkdir(mode=0o755)
+        make_directory(directory)
         (place / "env").rename(directory / "env")
         size = await asyncio.to_thread(_size_bytes, directory / "env")
         _write_text(directory / "requirements.lock", text)

@@ -114,8 +114,8 @@ def create(directory: Path, interpreter: Interpreter) -> None:
     site_packages = directory / "lib" / f"python{interpreter.minor}" / "site-packages"
     if interpreter.implementation == "pypy":
         site_packages = directory / "lib" / f"pypy{interpreter.minor}" / "site-packages"
-    site_packages.mkdir(parents=True)
-    (directory / "bin").mkdir()
+    for path in (directory, directory / "lib", site_packages.parent, site_packages, directory / "bin"):
+        make_directory(path)
     (directory / "lib64").symlink_to("lib")
     (directory / "bin" / "python").symlink_to(interpreter.executable)
     for name in ("python3", f"python{interpreter.minor}"):
@@ -126,6 +126,13 @@ def create(directory: Path, interpreter: Interpreter) -> None:
         f"version_info = {interpreter.version}\n"
         "include-system-site-packages = false\n"
     )
+    (directory / "pyvenv.cfg").chmod(0o644)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that everyone may read, whatever the umask."""
+    path.mkdir()
+    path.chmod(0o755)
 
 
 def site_packages(directory: Path) -> Path:
@@ -155,8 +162,9 @@ class Builder:
     def prepare(self) -> None:
         """Make the workshop's directories."""
         for directory in (self.workshop, self.workshop / "uv", self.workshop / "work"):
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self.own(directory)
+            if not directory.is_dir():
+                make_directory(directory)
+                self.own(directory)
 
     def own(self, path: Path) -> None:
         """Give a file or directory to the builder's identity, where this process may."""
@@ -174,7 +182,7 @@ class Builder:
             DiskFull: there is no space for them.
         """
         place = self.place(name)
-        place.mkdir(mode=0o755)
+        make_directory(place)
         self.own(place)
         create(place / "env", request.interpreter)
         self._own_tree(place / "env")
@@ -210,7 +218,7 @@ class Builder:
             EnvironmentBuildError: the index cannot be asked.
         """
         place = self.place(name)
-        place.mkdir(mode=0o755)
+        make_directory(place)
         try:
             self.own(place)
             create(place / "env", request.interpreter)
@@ -244,7 +252,7 @@ class Builder:
     def _write_inputs(self, place: Path, request: Request) -> None:
         """Put what the builder reads into `input`, which only its identity can read."""
         inside = place / "inside"
-        inside.mkdir()
+        make_directory(inside)
         for part in ("env", "input"):
             (inside / part).symlink_to(f"{_WORKSHOP}/work/{place.name}/{part}")
         directory = place / "input"
