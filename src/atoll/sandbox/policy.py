@@ -140,7 +140,7 @@ def confine(
 def _admitted(binds: Iterable[Bind], machine: Machine, tmpfs: Iterable[Tmpfs]) -> Iterable[Bind]:
     links = [link.path for link in machine.links]
     taken = {mount.target for mount in tmpfs} | {"/"}
-    for bind in binds:
+    for bind in dict.fromkeys(binds):
         target = bind.target
         if not posixpath.isabs(target) or posixpath.normpath(target) != target or not posixpath.isabs(bind.source):
             raise ValueError(f"a bind needs absolute, normal paths: `{bind.source}` at `{target}`")

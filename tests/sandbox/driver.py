@@ -1,0 +1,60 @@
+"""A program that launches one sandbox, so that tests can run it as another user and can kill it.
+
+Reads one JSON object from its first argument, and reports one on its stderr when the sandbox has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import AtollError
+from atoll.model.places import Bind
+from atoll.sandbox.identity import Identities, give
+from atoll.sandbox.launch import Launcher
+from atoll.sandbox.policy import confine
+from atoll.settings import SandboxSettings, Settings
+
+
+async def main(order: dict[str, Any]) -> dict[str, Any]:
+    settings = Settings(Path(order["home"]), sandbox=SandboxSettings(bwrap=order.get("bwrap", "")))
+    launcher = Launcher(settings)
+    identity = Identities(settings).user("someone")
+    binds = [Bind(*bind) for bind in order.get("binds", [])]
+    for bind in binds:
+        if bind.writable:
+            give(Path(bind.source), identity, 0o700)
+    policy = confine(
+        order["command"],
+        machine=launcher.machine,
+        identity=identity,
+        binds=binds,
+        environment=order.get("environment", {}).items(),
+        workdir=order.get("workdir", "/home/user"),
+    )
+    try:
+        sandbox = launcher.launch(policy, descriptors=order.get("descriptors", []), stdout=1, stderr=2)
+        if order.get("kill_after_line"):  # the command says by a line on the descriptor that it is ready
+            await asyncio.get_running_loop().run_in_executor(None, os.read, order["kill_after_line"], 1)
+            status = await sandbox.kill()
+        else:
+            status = await sandbox.wait()
+        failure = await sandbox.failure()
+        inner = await launcher.run(policy) if order.get("run") else None
+    except AtollError as error:
+        return {"raised": error.to_data()}
+    return {
+        "status": status,
+        "started": sandbox.started,
+        "failure": failure and failure.to_data(),
+        "uid": identity.uid,
+        "output": inner and inner.output,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(main(json.loads(sys.argv[1])))), file=sys.stderr)

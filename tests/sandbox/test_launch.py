@@ -1,0 +1,73 @@
+"""Launching: what passes in and out, and what is said when no sandbox can be made."""
+
+from __future__ import annotations
+
+import os
+
+from atoll.sandbox.programs import find_bwrap
+
+from .conftest import Someone
+
+
+def test_descriptors_pass_under_their_numbers(someone: Someone) -> None:
+    """A descriptor reaches the command under its number, in order, and no other does."""
+    pipes = [os.pipe() for _ in range(3)]
+    numbers = [theirs for _ours, theirs in pipes]
+    code = (
+        "import os, sys\nfor number in sys.argv[1:]:\n    os.write(int(number), number.encode())\n"
+        "def is_open(number):\n    try:\n        return os.fstat(number)\n    except OSError:\n        return None\n"
+        "print(*(number for number in range(4096) if is_open(number)))"
+    )
+    done = someone.confine_python(code, *map(str, numbers), descriptors=numbers)
+    for ours, theirs in pipes:
+        os.close(theirs)
+        assert os.read(ours, 16) == str(theirs).encode()
+        assert os.read(ours, 16) == b"", "nobody else holds it"
+        os.close(ours)
+    assert done.output.split() == [str(number) for number in sorted([0, 1, 2, *numbers])]
+
+
+def test_output_passes_and_status_is_the_commands(someone: Someone) -> None:
+    """`run` gives stdout and stderr together, with the exit status."""
+    done = someone.confine(["sh", "-c", "echo one; echo two >&2; exit 3"], run=True)
+    assert done.report["status"] == 3
+    assert done.report["output"] == "one\ntwo\n"
+    assert done.output == "one\n"
+
+
+def test_a_missing_bind_is_named(someone: Someone) -> None:
+    """A bind whose source does not exist fails with an error that names it."""
+    done = someone.confine(["true"], binds=[["/nonexistent/place", "/opt/x", False]])
+    assert done.report["failure"]["code"] == "sandbox_unavailable"
+    assert "/nonexistent/place" in done.report["failure"]["message"]
+
+
+def test_a_failed_command_is_no_failure_of_the_sandbox(someone: Someone) -> None:
+    """A command that exits with 1, as bubblewrap itself does when it fails, is told apart."""
+    done = someone.confine(["false"])
+    assert (done.report["status"], done.report["failure"]) == (1, None)
+
+
+def test_a_wrong_bwrap_is_named(someone: Someone) -> None:
+    """A configured bubblewrap that does not run is an error with the option's name."""
+    done = someone.confine(["true"], bwrap="/bin/false")
+    assert done.report["raised"]["code"] == "sandbox_unavailable"
+    assert "sandbox.bwrap" in done.report["raised"]["message"]
+
+
+def test_without_user_namespaces_the_cause_and_the_fix_are_told(someone: Someone) -> None:
+    """Where the kernel refuses namespaces, the error says so and how to mend it."""
+    around = [find_bwrap(), "--dev-bind", "/", "/", "--bind", "/tmp", "/tmp"]
+    # Root without capabilities, or a user in a namespace that allows no further ones.
+    around += ["--cap-drop", "ALL"] if someone.as_root else ["--unshare-user", "--disable-userns"]
+    done = someone.confine(["true"], around=[*around, "--"])
+    failure = done.report.get("failure") or done.report["raised"]
+    assert failure["code"] == "sandbox_unavailable"
+    assert "namespace" in failure["message"]
+    assert any(fix in failure["hint"] for fix in ("--security-opt", "sysctl", "CAP_SYS_ADMIN", "doctor"))
+
+
+def test_memory_directories_are_bounded(someone: Someone) -> None:
+    """`/tmp`, `/dev/shm` and the home directory have the size that the settings say."""
+    done = someone.confine(["sh", "-c", "df --output=size -B1 /tmp /dev/shm /home/user | tail -n 3"])
+    assert done.output.split() == [str(4 << 30)] * 3
