@@ -1,0 +1,157 @@
+"""State directories for tests, each with a daemon of its own that is gone when the test has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GONE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Home:
+    """A state directory, and programs that use it.
+
+    Args:
+        path: what `ATOLL_HOME` is.
+    """
+
+    path: Path
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return this process's environment with `ATOLL_HOME` set."""
+        return {**os.environ, "ATOLL_HOME": str(self.path), **(more or {})}
+
+    def python(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float = 100.0,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python program to its end; with `check`, a failed one fails the test with what it printed."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd or self.path,
+            env=self.environment(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def atoll(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line program."""
+        code = "import sys; from atoll.cli.main import main; sys.exit(main())"
+        return self.python("-c", code, *arguments, **options)
+
+    def daemon_pid(self) -> int | None:
+        """Return the daemon's process id, or None when none has said that it runs."""
+        try:
+            return int(json.loads((self.path / "run" / "daemon.json").read_text())["pid"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def processes(self) -> list[int]:
+        """Return the processes that were started with this directory or that see a part of it as a mount."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            for place in ("cmdline", "mountinfo"):
+                with contextlib.suppress(OSError):
+                    if str(self.path).encode() in Path("/proc", name, place).read_bytes():
+                        found.append(int(name))
+                        break
+        return [pid for pid in found if pid != os.getpid()]
+
+    def wait_processes(self, seconds: float = GONE_SECONDS) -> list[int]:
+        """Wait until no process of this directory is left; return those that are still there."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and (remaining := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(left[0])
+                try:
+                    select.select([pidfd], [], [], remaining)
+                finally:
+                    os.close(pidfd)
+        return left
+
+    def stop(self) -> None:
+        """Stop the daemon if there is one."""
+        pid = self.daemon_pid()
+        if pid is None:
+            return
+        self.atoll("stop", check=False)
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Home]:
+    path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
+    home = Home(path)
+    try:
+        yield home
+        home.stop()
+        left = {pid: _describe(pid) for pid in home.wait_processes()}
+        assert not left, f"processes outlived the daemon: {left}"
+    finally:
+        for pid in home.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        shutil.rmtree(path, onerror=_make_removable)
+
+
+def _describe(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    return "gone by now"
+
+
+def _make_removable(function: Any, path: str, _error: Any) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(os.path.dirname(path), 0o700)
+        os.chmod(path, 0o700, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
+        function(path)
+
+
+@pytest.fixture
+def atoll_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A fresh state directory; `ATOLL_HOME` names it during the test."""
+    with _home() as home:
+        monkeypatch.setenv("ATOLL_HOME", str(home.path))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def _session_home() -> Iterator[Home]:
+    with _home() as home:
+        yield home
+
+
+@pytest.fixture
+def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """One state directory for all tests that do not mind each other's environments, daemon and volume."""
+    monkeypatch.setenv("ATOLL_HOME", str(_session_home.path))
+    return _session_home
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.skip("needs root")
