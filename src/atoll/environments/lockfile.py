@@ -11,17 +11,16 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from atoll.environments.requirements import redact
-from atoll.environments.virtualenv import site_packages
 
 
-def installed(environment: Path) -> str:
-    """Return the lock of what is installed in `environment`: `name==version` lines, sorted.
+def installed(packages: Path) -> str:
+    """Return the lock of what is installed in the directory `packages`: `name==version` lines, sorted.
 
     A repository is named with its commit; what came from a local path is a comment, since another machine has not
     got it.
     """
     lines = []
-    for directory in site_packages(environment).iterdir():
+    for directory in packages.iterdir():
         match = re.match(r"^(?P<name>.+?)-(?P<version>[^-]+)\.dist-info$", directory.name)
         if match:
             lines.append(_line(canonicalize_name(match["name"]), match["version"], _origin(directory)))

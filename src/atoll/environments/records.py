@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.environments.interpreter import Interpreter
-from atoll.environments.virtualenv import PYTHON
+from atoll.environments.layout import PYTHON
 
 _NAME = re.compile(r"^(?P<key>[0-9a-f]{32})(?:\.(?P<generation>[1-9][0-9]*))?$")
 

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,15 +22,15 @@ from pathlib import Path
 from typing import IO
 
 from atoll import settings
-from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, trees
+from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, shelf, trees
+from atoll.environments.layout import make_directory, site_packages_of
 from atoll.environments.records import Environment, EnvironmentRecord
-from atoll.environments.virtualenv import Builder, Confinement, Request, make_directory
+from atoll.environments.virtualenv import Builder, Confinement, Request
 from atoll.errors import AtollError, CallerError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
 from atoll.model.places import Identity
 from atoll.model.specs import EnvironmentSpec
 
 Progress = Callable[[str], None]
-_TOUCH_SECONDS = 60.0
 
 
 def _silent(_line: str) -> None:
@@ -71,9 +70,8 @@ class EnvironmentStore:
     ) -> None:
         self.directory = directory
         self._logs = directory.parent / "logs" if logs is None else logs
-        self._locks = directory / ".locks"
-        self._pins = directory / ".pins"
         self._builder = Builder(directory / ".cache", confinement, builder_identity)
+        self._shelf = shelf.Shelf(directory, self._builder.workshop / "work")
         self._builds: dict[str, _Build] = {}
         self._prepared = False
 
@@ -92,9 +90,9 @@ class EnvironmentStore:
         with _translated(self.directory):
             self.prepare()
             request = await self._request(spec)
-            current = self._current(request.key)
+            current = self._shelf.current(request.key)
             if current is not None:
-                self._touch(current)
+                self._shelf.touch(current)
                 return self._environment(current, request)
             return await self._join(request.key, request, progress)
 
@@ -107,13 +105,13 @@ class EnvironmentStore:
         with _translated(self.directory):
             self.prepare()
             request = replace(await self._request(spec), constraints=(), refresh=True)
-            old = self._current(request.key)
+            old = self._shelf.current(request.key)
             if old is None:
                 environment = await self._join(request.key, request, progress)
                 return environment, True
             generation = (records.split(old) or ("", 1))[1] + 1
             environment = await self._join(records.name_of(request.key, generation), request, progress, instead_of=old)
-            await asyncio.to_thread(self._remove_superseded, request.key)
+            await asyncio.to_thread(self._shelf.remove_superseded, request.key)
             return environment, environment.key != old
 
     async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
@@ -130,7 +128,7 @@ class EnvironmentStore:
                 return text
             request = replace(request, constraints=tuple(lockfile.constraints(text)))
             name = f"lock-{environment.key}"
-            with await locks.wait_exclusive(self._locks / name, lambda: None):
+            with await locks.wait_exclusive(self._shelf.lock_path(name), lambda: None):
                 try:
                     await asyncio.to_thread(shutil.rmtree, self._builder.place(name), True)
                     hashed = lockfile.with_hashes(text, await self._builder.resolve(name, request, progress))
@@ -155,7 +153,7 @@ class EnvironmentStore:
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints: tuple[str, ...] = ()
         with contextlib.suppress(FileNotFoundError):
-            constraints = tuple(lockfile.constraints((self._pins / found).read_text("utf-8")))
+            constraints = tuple(lockfile.constraints((self._shelf.pins_path(found)).read_text("utf-8")))
         return Request(found, parsed, python, sources, constraints)
 
     async def _join(self, name: str, request: Request, progress: Progress, instead_of: str = "") -> Environment:
@@ -195,7 +193,7 @@ class EnvironmentStore:
             for line in other.lines():
                 publish(line)
 
-        with await locks.wait_exclusive(self._locks / name, read_along) as lock:
+        with await locks.wait_exclusive(self._shelf.lock_path(name), read_along) as lock:
             if records.complete(self.directory / name):
                 return self._environment(name, request)
             if waited and (failure := lock.failure_since(asked)) is not None:
@@ -216,35 +214,35 @@ class EnvironmentStore:
                     lock.note_failure(error)
                     raise
                 finally:
-                    await asyncio.to_thread(self._drop_leftovers, name)
+                    await asyncio.to_thread(self._shelf.drop_leftovers, name)
 
     async def _build(self, name: str, request: Request, note: Progress, instead_of: str) -> Environment:
         started = time.monotonic()
         shown = request.requirements.redacted()
         if shown:
             note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
-        await asyncio.to_thread(self._drop_leftovers, name)
+        await asyncio.to_thread(self._shelf.drop_leftovers, name)
         try:
             place = await self._builder.build(name, request, note)
         except EnvironmentBuildError as error:
             if request.constraints:
                 error.hint += "; `atoll env upgrade` forgets the versions that were locked"
             raise
-        text = await asyncio.to_thread(lockfile.installed, place / "env")
+        text = await asyncio.to_thread(lockfile.installed, site_packages_of(place / "env", request.interpreter))
         if instead_of and text == _names_and_versions(self.directory / instead_of / "requirements.lock"):
             note("Nothing is newer")
             return self._environment(instead_of, request)
         directory = self.directory / name
         make_directory(directory)
         (place / "env").rename(directory / "env")
-        size = await asyncio.to_thread(_size_bytes, directory / "env")
+        size = await asyncio.to_thread(shelf.size_bytes, directory / "env")
         _write_text(directory / "requirements.lock", text)
         seconds = time.monotonic() - started
         if shown:
             note(f"Built environment {name[:8]} in {seconds:.1f} s")
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
             if not request.requirements.pinned or instead_of:
-                _write_text(self._pins / request.key, text)
+                _write_text(self._shelf.pins_path(request.key), text)
         record = EnvironmentRecord(
             key=name,
             kind="virtualenv",
@@ -268,29 +266,24 @@ class EnvironmentStore:
             StateUnusable: it has been removed since it was ensured; ensure it again.
         """
         deadline = time.monotonic() + 1.0
-        while (lock := locks.try_lock(self._locks / environment.key, exclusive=False)) is None:
+        while (lock := locks.try_lock(self._shelf.lock_path(environment.key), exclusive=False)) is None:
             if not records.complete(environment.directory) or time.monotonic() > deadline:
                 break
             time.sleep(0.002)  # `list` looks at locks by taking them, for microseconds
         if lock is not None and records.complete(environment.directory):
-            self._touch(environment.key)
+            self._shelf.touch(environment.key)
             return lock
         if lock is not None:
             lock.release()
         raise StateUnusable(f"environment `{environment.key[:8]}` has just been removed", hint="call again")
 
+    def _environment(self, name: str, request: Request) -> Environment:
+        directory = self.directory / name
+        return Environment(name, directory, directory / "env", request.interpreter)
+
     def list(self) -> list[EnvironmentRecord]:
         """Return the complete environments, the most recently used first."""
-        found = []
-        for name in self._names():
-            record = records.read(self.directory / name)
-            if record is not None:
-                lock = locks.try_lock(self._locks / name, exclusive=True)
-                if lock is not None:
-                    lock.release()
-                newest = self._current((records.split(name) or (name, 1))[0])
-                found.append(replace(record, in_use=lock is None, superseded=newest != name))
-        return sorted(found, key=lambda record: -record.last_used)
+        return self._shelf.list()
 
     def find(self, prefix: str) -> EnvironmentRecord:
         """Return the one environment whose key starts with `prefix`.
@@ -298,21 +291,11 @@ class EnvironmentStore:
         Raises:
             EnvironmentBuildError: there is none, or more than one.
         """
-        found = [record for record in self.list() if record.key.startswith(prefix)] if prefix else []
-        exact = [record for record in found if record.key == prefix]
-        if len(exact or found) == 1:
-            return (exact or found)[0]
-        raise EnvironmentBuildError(
-            f"`{prefix}` names {'more than one environment' if found else 'no environment'}",
-            hint="`atoll env list` shows their keys",
-        )
+        return self._shelf.find(prefix)
 
     def text(self, name: str, file: str) -> str:
         """Return `build.log` or `requirements.lock` of an environment, empty where it has none."""
-        try:
-            return (self.directory / name / file).read_text("utf-8", "replace")
-        except OSError:
-            return ""
+        return self._shelf.text(name, file)
 
     # --- removing -----------------------------------------------------------------------------------------------
 
@@ -327,14 +310,14 @@ class EnvironmentStore:
             in_use: list[EnvironmentRecord] = []
             for record in self.list():
                 if record.superseded or time.time() - record.last_used >= unused_seconds:
-                    done = not record.in_use if dry_run else await asyncio.to_thread(self._remove, record.key)
+                    done = not record.in_use if dry_run else await asyncio.to_thread(self._shelf.remove, record.key)
                     (removed if done else in_use).append(record)
             return Removed(tuple(removed), tuple(in_use))
 
     def remove(self, name: str) -> bool:
         """Remove one environment; return False when a sandbox uses it or it is being built."""
         with _translated(self.directory):
-            return self._remove(name)
+            return self._shelf.remove(name)
 
     async def clear_cache(self) -> None:
         """Remove the packages that are kept for further builds; the environments stay as they are."""
@@ -344,71 +327,13 @@ class EnvironmentStore:
 
     def prepare(self) -> None:
         """Make the directories and, once in a process, remove what builds and removals left that were killed."""
-        if self._prepared and self._locks.is_dir():
+        if self._prepared and self.directory.is_dir():
             return
-        for directory in (self.directory, self._logs, self._locks, self._pins):
-            mode = 0o755 if directory == self.directory else 0o700
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        self.directory.chmod(0o755)  # whatever the umask: functions of other users read below it
+        self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._shelf.prepare()
         self._builder.prepare()
+        self._shelf.clean()
         self._prepared = True
-        work = [path.name for path in (self._builder.workshop / "work").iterdir()]
-        for name in {*work, *(name for name in self._names() if not records.complete(self.directory / name))}:
-            lock = locks.try_lock(self._locks / name, exclusive=True)
-            if lock is not None:
-                with lock:
-                    self._drop_leftovers(name)
-
-    def _remove(self, name: str) -> bool:
-        lock = locks.try_lock(self._locks / name, exclusive=True)
-        if lock is None:
-            return False
-        with lock:
-            with contextlib.suppress(FileNotFoundError):
-                (self.directory / name / "record.json").unlink()
-            self._drop_leftovers(name)
-        return True
-
-    def _remove_superseded(self, found: str) -> None:
-        current = self._current(found)
-        for name in self._names():
-            if name != current and (records.split(name) or ("", 0))[0] == found:
-                self._remove(name)
-
-    def _drop_leftovers(self, name: str) -> None:
-        """Remove what is not complete under this name; the caller holds its lock."""
-        shutil.rmtree(self._builder.place(name), ignore_errors=True)
-        directory = self.directory / name
-        if not (directory / "record.json").exists():
-            shutil.rmtree(directory, ignore_errors=True)
-
-    # --- names --------------------------------------------------------------------------------------------------
-
-    def _names(self) -> Iterator[str]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
-            yield from [entry.name for entry in entries if records.split(entry.name) is not None]
-
-    def _current(self, found: str) -> str | None:
-        """Return the name of the newest complete generation."""
-        generations = sorted(
-            (pair[1] for name in self._names() if (pair := records.split(name)) is not None and pair[0] == found),
-            reverse=True,
-        )
-        for generation in generations:
-            name = records.name_of(found, generation)
-            if records.complete(self.directory / name):
-                return name
-        return None
-
-    def _environment(self, name: str, request: Request) -> Environment:
-        directory = self.directory / name
-        return Environment(name, directory, directory / "env", request.interpreter)
-
-    def _touch(self, name: str) -> None:
-        path = self.directory / name / "record.json"
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
-                os.utime(path)
 
 
 @contextlib.contextmanager
@@ -448,15 +373,3 @@ def _names_and_versions(path: Path) -> str:
         return lockfile.without_hashes(path.read_text("utf-8"))
     except OSError:
         return ""
-
-
-def _size_bytes(directory: Path) -> int:
-    seen: set[int] = set()
-    total = 0
-    for parent, _inner, names in os.walk(directory):
-        for name in names:
-            status = os.lstat(os.path.join(parent, name))
-            if stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_size
-    return total

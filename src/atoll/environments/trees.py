@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -89,3 +91,18 @@ def _entry(name: str, status: os.stat_result) -> tuple[str, int, int, int, int, 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def copy_source(source: Path, copy: Path) -> None:
+    """Copy a file or source tree for a build, which may write into it; what is in it only by its use is left out."""
+    if source.is_dir():
+        shutil.copytree(
+            source,
+            copy,
+            symlinks=True,
+            ignore=lambda _directory, names: {name for name in names if skipped(name) and name != ".git"},
+        )
+    else:
+        shutil.copy2(source, copy)
+    with contextlib.suppress(OSError):
+        copy.chmod(copy.stat().st_mode | 0o500)

@@ -15,66 +15,26 @@ without `site`, since a `.pth` file of the environment is code of a package.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from atoll import process
-from atoll.environments import diagnosis
+from atoll.environments import bytecode, diagnosis
 from atoll.environments.index import Index
 from atoll.environments.interpreter import Interpreter
+from atoll.environments.layout import INSIDE, PYTHON, create, has_shape, make_directory
 from atoll.environments.requirements import Requirements, redact
+from atoll.environments.trees import copy_source
 from atoll.errors import EnvironmentBuildError
 from atoll.model.places import Bind, Identity
 
-INSIDE = "/opt/atoll/env"
-"""Where every sandbox has its environment."""
-
-PYTHON = f"{INSIDE}/bin/python"
 _INPUT = "/opt/atoll/input"
 _UV = "/opt/atoll-uv"
 _WORKSHOP = "/opt/atoll-workshop"
-
-_COMPILE = """
-import compileall, os, sys
-found = []
-for directory, inner, names in os.walk(sys.argv[1]):
-    inner[:] = [name for name in inner if name != "__pycache__"]
-    for name in names:
-        if name.endswith(".py"):
-            path = os.path.join(directory, name)
-            try:
-                found.append((os.stat(path).st_size, path))
-            except OSError:
-                pass
-found.sort(reverse=True)
-total = sum(size for size, path in found)
-workers = min(len(os.sched_getaffinity(0)), 16) if total > 300000 else 1
-children = []
-for part in range(1, workers):
-    pid = os.fork()
-    if pid == 0:
-        break
-    children.append(pid)
-else:
-    part = 0
-try:
-    for size, path in found[part::workers]:
-        try:
-            compileall.compile_file(path, quiet=2, force=True)
-        except Exception:
-            pass
-finally:
-    if part:
-        os._exit(0)
-for pid in children:
-    os.waitpid(pid, 0)
-"""
 
 
 class Confinement(Protocol):
@@ -107,37 +67,6 @@ class Request:
     index: Index
     constraints: tuple[str, ...] = ()
     refresh: bool = False
-
-
-def create(directory: Path, interpreter: Interpreter) -> None:
-    """Make an environment without packages at `directory`, which must not exist; no process is started."""
-    site_packages = directory / "lib" / f"python{interpreter.minor}" / "site-packages"
-    if interpreter.implementation == "pypy":
-        site_packages = directory / "lib" / f"pypy{interpreter.minor}" / "site-packages"
-    for path in (directory, directory / "lib", site_packages.parent, site_packages, directory / "bin"):
-        make_directory(path)
-    (directory / "lib64").symlink_to("lib")
-    (directory / "bin" / "python").symlink_to(interpreter.executable)
-    for name in ("python3", f"python{interpreter.minor}"):
-        (directory / "bin" / name).symlink_to("python")
-    (directory / "pyvenv.cfg").write_text(
-        f"home = {os.path.dirname(interpreter.executable)}\n"
-        f"implementation = {interpreter.implementation}\n"
-        f"version_info = {interpreter.version}\n"
-        "include-system-site-packages = false\n"
-    )
-    (directory / "pyvenv.cfg").chmod(0o644)
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory that everyone may read, whatever the umask."""
-    path.mkdir()
-    path.chmod(0o755)
-
-
-def site_packages(directory: Path) -> Path:
-    """Return where the packages of the environment at `directory` are."""
-    return next(iter(sorted(directory.glob("lib/*/site-packages"))))
 
 
 class Builder:
@@ -193,23 +122,14 @@ class Builder:
         attempt = _Attempt(self, place, request, clean)
         if request.requirements.may_need_building or not await attempt.wheels():
             await attempt.sources()
-        self._check_shape(place / "env", request)
-        await attempt.compile()
-        (place / "env" / ".lock").unlink(missing_ok=True)  # uv's own
-        return place
-
-    def _check_shape(self, environment: Path, request: Request) -> None:
-        """Refuse an environment that a build has turned into something else; its processes have ended."""
-        packages = site_packages(environment) if environment.is_dir() else environment
-        parts = [environment, *(environment / part for part in packages.relative_to(environment).parents), packages]
-        python = environment / "bin" / "python"
-        if any(not stat.S_ISDIR(part.lstat().st_mode) for part in parts) or not (
-            python.is_symlink() and os.readlink(python) == request.interpreter.executable
-        ):
+        if not has_shape(place / "env", request.interpreter):
             raise EnvironmentBuildError(
                 f"could not build environment `{request.key[:8]}`: a package's build changed the environment's shape",
                 hint="look at what the build of its packages does",
             )
+        await attempt.compile()
+        (place / "env" / ".lock").unlink(missing_ok=True)  # uv's own
+        return place
 
     async def resolve(self, name: str, request: Request, log: Callable[[str], None]) -> str:
         """Return the lines of a lock with hashes for what `request` with its constraints gives; wheels only.
@@ -334,7 +254,7 @@ class _Attempt:
 
     async def compile(self) -> None:
         """Compile bytecode; a file that does not compile is left as it is."""
-        command = [self._request.interpreter.executable, "-I", "-S", "-c", _COMPILE, f"{INSIDE}/lib"]
+        command = [self._request.interpreter.executable, "-I", "-S", "-c", bytecode.PROGRAM, f"{INSIDE}/lib"]
         done = await self._builder.run(
             command, binds=[*self._request.interpreter.binds, self._private()], environment=_ENVIRONMENT
         )
@@ -426,20 +346,3 @@ def uv_program() -> str:
         raise EnvironmentBuildError(
             "the program `uv` is missing", hint="install the package `uv` again: `pip install --force-reinstall uv`"
         ) from error
-
-
-def copy_source(source: Path, copy: Path) -> None:
-    """Copy a file or source tree for a build, which may write into it; what is in it only by its use is left out."""
-    from atoll.environments.trees import skipped
-
-    if source.is_dir():
-        shutil.copytree(
-            source,
-            copy,
-            symlinks=True,
-            ignore=lambda _directory, names: {name for name in names if skipped(name) and name != ".git"},
-        )
-    else:
-        shutil.copy2(source, copy)
-    with contextlib.suppress(OSError):
-        copy.chmod(copy.stat().st_mode | 0o500)
