@@ -22,7 +22,8 @@ import os
 import secrets
 import stat
 import time
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem

@@ -15,8 +15,9 @@ import secrets
 import select
 import stat
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Self
 
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
 from atoll.storage.tree import printable
@@ -88,7 +89,7 @@ class Place:
     missing: tuple[str, ...]
     found: os.stat_result | None
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

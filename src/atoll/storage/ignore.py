@@ -10,7 +10,8 @@ The same rules, those of the source, decide at the target: an excluded name ther
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 IGNORE_FILE = ".atollignore"
 
@@ -21,12 +22,14 @@ class IgnoreRules:
     Args:
         exclude: patterns; one text is one pattern.
         files: whether `.atollignore` files count.
+        paths: paths that are excluded whatever the patterns say.
 
     Raises:
         ValueError: `exclude` has a pattern that is malformed.
     """
 
-    def __init__(self, exclude: Iterable[str] = (), *, files: bool = True) -> None:
+    def __init__(self, exclude: Iterable[str] = (), *, files: bool = True, paths: Iterable[str] = ()) -> None:
+        self._paths = frozenset(paths)
         self.reads_files = files
         self._exclude = _compile([exclude] if isinstance(exclude, str) else list(exclude))
         self._files: dict[str, Any] = {}
@@ -43,6 +46,8 @@ class IgnoreRules:
 
     def excludes(self, path: str, is_directory: bool) -> bool:
         """Whether `path`, whose parents are not excluded, is."""
+        if path in self._paths:
+            return True
         if self._exclude is None and not self._files:
             return False
         name = path + "/" if is_directory else path

@@ -27,7 +27,8 @@ import socket
 import stat
 import sys
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem, tree
@@ -58,6 +59,8 @@ class Peer:
     def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
         self._volume = volume
         self._channel = channel
+        self._buffers: list[bytearray] = []
+        self._conversing = False
         self._requests: dict[str, Callable[[dict[str, Any]], None]] = {
             "stat": self._stat,
             "list": self._list,
@@ -85,9 +88,6 @@ class Peer:
                     raise
                 except (OSError, ValueError, TypeError, KeyError) as error:
                     self._fail(error, message.type)
-
-    _buffers: list[bytearray] = []
-    _conversing = False
 
     def _fail(self, error: Exception, request: str) -> None:
         """Report an error: those of the volume's file system by name, others with their number."""
@@ -241,11 +241,10 @@ class Peer:
         self._channel.send({"type": "done", "removed": removed})
 
     def _drop_abandoned(self, name: str) -> None:
+        staging = self._volume.staging
         with filesystem.holding(self._volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
-            with contextlib.suppress(FileNotFoundError):
-                age_seconds = time.time() - os.stat(name, dir_fd=self._volume.staging).st_mtime
-                if held and age_seconds > ABANDONED_SECONDS:
-                    self._volume.discard(self._volume.staging, name)
+            if held and time.time() - os.stat(name, dir_fd=staging).st_mtime > ABANDONED_SECONDS:
+                self._volume.discard(staging, name)
 
     # --- syncing ------------------------------------------------------------------------------------------------
 
@@ -412,23 +411,25 @@ def _chmod_below(directory: int, path: str, mode: int) -> None:
         os.close(descriptor)
 
 
-def main(argv: list[str]) -> int:
-    """Serve the channel on the inherited descriptor that the arguments name."""
-    if sys.getfilesystemencoding().lower() != "utf-8":
-        os.set_inheritable(int(argv[0]), True)
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "atoll.storage.peer", *argv])
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    descriptor = int(arguments[0])
+    if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
+        os.set_inheritable(descriptor, True)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     os.umask(0)
-    channel = Channel(socket.socket(fileno=int(argv[0])), MAX_MESSAGE_BYTES)
-    try:
-        volume = VolumeRoot(argv[1] if len(argv) > 1 else "/volume")
-    except OSError as error:
-        with contextlib.suppress(ChannelClosed):
+    channel = Channel(socket.socket(fileno=descriptor), MAX_MESSAGE_BYTES)
+    with contextlib.suppress(ChannelClosed):
+        try:
+            volume = VolumeRoot(arguments[1] if len(arguments) > 1 else "/volume")
+        except OSError as error:
             channel.receive()
             channel.send({"type": "error", "error": filesystem.translated(error, "cannot open").to_data()})
-        return 1
-    Peer(volume, channel).serve()
+            return 1
+        Peer(volume, channel).serve()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

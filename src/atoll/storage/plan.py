@@ -6,8 +6,8 @@ arrive, copies of what the target has, and links to what stays, and switches ove
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from typing import Callable, Container, Iterator
 
 from atoll.errors import SyncError
 from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, parent_of, printable
@@ -83,7 +83,7 @@ def plan(
     target: Tree,
     *,
     delete: bool = True,
-    kept: Callable[[str, bool], bool] = lambda path, is_directory: False,
+    kept: Callable[[str, bool], bool] | None = None,
     suspect: Container[str] = frozenset(),
 ) -> Plan:
     """Decide what turns `target` into a mirror of `source`.
@@ -113,7 +113,7 @@ def plan(
     stays: set[str] = set()
     for path in extra:
         # Sorted, so that the parent has been decided before.
-        if not delete or parent_of(path) in stays or kept(path, target[path].kind == DIRECTORY):
+        if not delete or parent_of(path) in stays or (kept is not None and kept(path, target[path].kind == DIRECTORY)):
             stays.add(path)
     return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays))
 

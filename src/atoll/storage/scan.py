@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.ignore import IGNORE_FILE, IgnoreRules
@@ -61,14 +62,7 @@ def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
         SourceNotFound: `root` does not exist.
         SyncError: it is not a directory, something in it cannot be read, or is a special file.
     """
-    try:
-        found = os.stat(root)
-    except FileNotFoundError as error:
-        raise SourceNotFound(f"there is no directory `{printable(root)}`", hint="check the path to upload") from error
-    except (OSError, ValueError) as error:
-        raise SyncError(f"cannot read `{printable(root)}`: {reason(error)}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise SyncError(f"not a directory: `{printable(root)}`", hint="sync_dir uploads directories")
+    check_source(root)
     descriptor = None
     try:
         if _BY_DESCRIPTOR:
@@ -81,6 +75,23 @@ def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def check_source(root: str) -> None:
+    """Check that a directory to be mirrored is one.
+
+    Raises:
+        SourceNotFound: it does not exist.
+        SyncError: it is something else, or cannot be looked at.
+    """
+    try:
+        found = os.stat(root)
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"there is no directory `{printable(root)}`", hint="check the path to upload") from error
+    except (OSError, ValueError) as error:
+        raise SyncError(f"cannot read `{printable(root)}`: {reason(error)}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise SyncError(f"not a directory: `{printable(root)}`", hint="sync_dir uploads directories")
 
 
 def scan_target(descriptor: int, unlock: Callable[[str, int], None] | None = None) -> Scan:
@@ -172,8 +183,10 @@ class _Scanner:
                     continue
                 target = ""
                 if stat.S_ISLNK(kind_mode):
-                    target = os.readlink(item.name, dir_fd=descriptor) if descriptor is not None else (
-                        os.readlink(item.path)
+                    target = (
+                        os.readlink(item.name, dir_fd=descriptor)
+                        if descriptor is not None
+                        else (os.readlink(item.path))
                     )
                     target = to_name(target)
             except FileNotFoundError:

@@ -11,9 +11,10 @@ import contextlib
 import os
 import select
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from atoll.errors import AtollError, HostUnreachable, SyncError, from_data
 from atoll.storage import index
@@ -41,6 +42,7 @@ class SyncOptions:
         atomic: whether to refuse where the volume's file system cannot exchange directories in one step.
         dry_run: only find out what would be done.
         index: where the client's index of this source and target is; None keeps none.
+        leave_out: a path of the source that is never mirrored: where Atoll keeps its own state; empty for none.
     """
 
     exclude: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class SyncOptions:
     atomic: bool = True
     dry_run: bool = False
     index: Path | None = None
+    leave_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,10 @@ class _Conversation:
         self._open = False
 
     def run(self) -> Synced:
-        rules = IgnoreRules(self._options.exclude, files=self._options.ignore_files)
+        options = self._options
+        rules = IgnoreRules(
+            options.exclude, files=options.ignore_files, paths=[options.leave_out] if options.leave_out else []
+        )
         try:
             self._send({"type": "sync", "path": self._target})
             self._open = True
@@ -113,9 +119,7 @@ class _Conversation:
         known = index.load(self._options.index) if self._options.index else {}
         stamps = {path: _stamp(scan, path) for path in scan.stamps}
         suspect = {path for path, stamp in stamps.items() if path in known and known[path] != stamp}
-        operations = plan(
-            scan.tree, standing, delete=self._options.delete, kept=rules.excludes, suspect=suspect
-        )
+        operations = plan(scan.tree, standing, delete=self._options.delete, kept=rules.excludes, suspect=suspect)
         if self._options.dry_run or not operations:
             self._finish("end")
             stamps = _lasting(stamps)

@@ -14,7 +14,8 @@ import hashlib
 import os
 import stat
 import time
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from atoll.errors import SyncError
 from atoll.storage.scan import reason
@@ -192,7 +193,7 @@ def send_files(
     wanted: Iterable[Wanted],
     reader: FileReader,
     send: Send,
-    progress: Callable[[int, int], None] = lambda files, size: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Stamp]:
     """Send the content of all files.
 
@@ -210,11 +211,15 @@ def send_files(
     contents: list[bytes] = []
     pending = 0
 
+    def report(files: int, size: int) -> None:
+        if progress is not None:
+            progress(files, size)
+
     def flush() -> None:
         nonlocal items, contents, pending
         if items:
             send({"type": "files", "items": items}, contents)
-            progress(len(items), pending)
+            report(len(items), pending)
             items, contents, pending = [], [], 0
 
     for number, path, size, offset, known in wanted:
@@ -233,6 +238,6 @@ def send_files(
                 stamps[path] = stamp_of(state)
                 last = [state.st_mode & MODE_BITS, state.st_mtime_ns]
             send({"type": "chunk", "number": number, "offset": position, "last": last}, [content])
-            progress(int(state is not None), len(content))
+            report(int(state is not None), len(content))
     flush()
     return stamps

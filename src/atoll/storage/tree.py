@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import Any, Iterable, Iterator, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 FILE, DIRECTORY, SYMLINK = "f", "d", "l"
 SPECIAL = "s"

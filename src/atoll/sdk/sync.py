@@ -1,0 +1,102 @@
+"""`sync_dir`: a local directory, mirrored to the volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atoll.host.contract import Host
+
+
+def sync_dir(
+    path: str | os.PathLike[str],
+    remote_dir: str | os.PathLike[str],
+    *,
+    exclude: Iterable[str] = (),
+    delete: bool = True,
+    dry_run: bool = False,
+    host: Host | None = None,
+    atomic: bool = True,
+) -> str:
+    """Make `remote_dir` on the volume a mirror of the local directory `path`.
+
+    Names, contents, modes, modification times, empty directories and symlinks (as they are) are mirrored. Hard links
+    become separate files; fifos, sockets and devices are refused. Each lookup of a path finds the old tree or the
+    new one, whole. Nothing is written to the local directory, and an empty one empties the target.
+
+    A file counts as unchanged when size, mode and modification time are those at the target, and its change time and
+    inode those of the last sync from here. What a function writes to the target while a sync runs is in the old tree,
+    or is undone by the next sync.
+
+    Args:
+        path: the directory to upload; a symlink to one is followed.
+        remote_dir: where to; relative to `/data/sync`, or absolute and below `/data`.
+        exclude: patterns in gitignore's syntax, relative to `path`, of names that are neither uploaded nor removed at
+            the target; they win over `.atollignore` files, which are honoured at any depth. Atoll's own state, where
+            it is below `path`, is always left out.
+        delete: whether what is gone locally goes there.
+        dry_run: print what would be done to stdout, one operation a line, and do nothing.
+        host: whose volume; the local host's by default.
+        atomic: False accepts, where the volume's file system cannot exchange two directories in one step, a moment
+            in which the target is not there.
+
+    Returns:
+        the absolute path of the mirror inside a function.
+
+    Raises:
+        ValueError: `remote_dir` names nothing below `/data`, or has `..` or NUL; or a pattern is malformed.
+        SourceNotFound: `path` does not exist.
+        SyncError: something cannot be mirrored; the target is as it was.
+        DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
+    """
+    from atoll import settings
+    from atoll.storage.index import index_path
+    from atoll.storage.sync import SyncOptions
+    from atoll.storage.volume import VolumeClient, absolute, sync_target
+
+    target = sync_target(remote_dir)
+    source = os.fsdecode(os.fspath(path))
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if host is None:
+        from atoll.host.local import local
+
+        host = local
+    home = settings.default_home()
+    real = os.path.realpath(source)
+    options = SyncOptions(
+        exclude=patterns,
+        delete=delete,
+        atomic=atomic,
+        dry_run=dry_run,
+        index=index_path(home, host.name, real, target),
+        leave_out=_below(real, os.path.realpath(home)),
+    )
+    _check_source(source)
+    with VolumeClient(host.open_storage()) as volume:
+        synced = volume.sync(source, target, options)
+    if dry_run:
+        for line in synced.plan.lines():
+            print(line)
+    return absolute(target)
+
+
+def _check_source(source: str) -> None:
+    """Refuse what is no directory before a host is started for it."""
+    from atoll.storage.scan import check_source
+
+    check_source(source)
+
+
+def _below(root: str, path: str) -> str:
+    """Return `path` relative to `root` as trees spell it; empty when it is not below."""
+    from atoll.storage.scan import to_name
+
+    try:
+        relative = os.path.relpath(path, root)
+    except ValueError:  # another drive
+        return ""
+    if relative == os.curdir or relative.split(os.sep)[0] == os.pardir:
+        return ""
+    return to_name(relative.replace(os.sep, "/"))
