@@ -2,11 +2,10 @@
 
 The `sources` message, whose buffers are the files' contents in the order of `files`:
 
-    {"type": "sources", "digest": hexadecimal, "files": [[path, bytes, mode], ...], "origins": {top: directory}}
+    {"type": "sources", "digest": hexadecimal, "files": [[path, bytes, mode], ...], "origins": {top: path}}
 
 `path` is relative, with `/`, as an import needs it (`package/module.py`); `mode` is 420 or 493 (0644, 0755).
-`origins` names, for the first component of each path, the caller's directory that holds it: tracebacks show the
-caller's paths.
+`origins` gives, for the first component of each path, its path on the caller's machine, which tracebacks show.
 
 Workers of one sandbox share what they have unpacked: a bundle appears whole under its digest, by a rename.
 """
@@ -47,7 +46,7 @@ def install(header: dict[str, Any], buffers: Sequence[Any], directory: str) -> s
     files = _checked(header.get("files"), buffers)
     origins = header.get("origins")
     if not isinstance(origins, dict) or not all(isinstance(value, str) for value in origins.values()):
-        raise ValueError("`origins` must map names to directories")
+        raise ValueError("`origins` must map names to paths")
     target = os.path.join(directory, digest)
     if not os.path.isdir(target):
         _unpack(files, buffers, directory, target)
@@ -65,7 +64,7 @@ def installed() -> str:
 
 
 def origins() -> dict[str, str]:
-    """Return the caller's directory of each top-level name in the bundle."""
+    """Return the caller's path of each top-level file and directory of the bundle."""
     return _origins
 
 
@@ -74,10 +73,11 @@ def original(path: str) -> str:
     if not _directory or not path.startswith(_directory + os.sep):
         return path
     relative = path[len(_directory) + 1 :]
-    base = _origins.get(relative.split(os.sep, 1)[0])
+    top, _, rest = relative.partition(os.sep)
+    base = _origins.get(top)
     if base is None:
         return path
-    return base.rstrip("/\\") + ("\\" if "\\" in base and "/" not in base else "/") + relative
+    return base + ("\\" if "\\" in base and "/" not in base else "/") + rest if rest else base
 
 
 def _checked(files: Any, buffers: Sequence[Any]) -> list[tuple[str, int]]:

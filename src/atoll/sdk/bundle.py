@@ -73,7 +73,7 @@ class Unit:
     Args:
         name: what it is imported as.
         path: the module's file or the package's directory.
-        origin: the directory that tracebacks say it lies in; empty means where it is.
+        origin: the path that tracebacks show; empty means `path`.
     """
 
     def __init__(self, name: str, path: str, origin: str = "") -> None:
@@ -82,7 +82,7 @@ class Unit:
         self.key = (name, path)
         self.is_package = os.path.isdir(path)
         self.top = name if self.is_package else name + os.path.basename(path)[len(_stem(path)) :]
-        self.origin = origin or os.path.dirname(path)
+        self.origin = origin or path
         self.digest = ""
         self.imports: frozenset[str] = frozenset()
         self.literals: frozenset[str] = frozenset()

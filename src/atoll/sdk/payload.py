@@ -113,9 +113,10 @@ class FunctionPickler:
         if "<" in qualname or not _travels(name, self._local_modules):
             return False
         try:
-            return import_function(name, qualname) is self.function
+            found = import_function(name, qualname)
         except Exception:
-            return False
+            return False  # replaced here by something else, which the file does not say
+        return bool((found.__module__, found.__qualname__) == (name, qualname))
 
     def _refused(self, error: Exception) -> SerializationError:
         name = getattr(self.function, "__qualname__", None) or type_name(self.function)

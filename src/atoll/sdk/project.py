@@ -33,7 +33,7 @@ def roots(function: Any = None) -> tuple[str, ...]:
         return (unpacked,)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if isinstance(main, str) and os.path.isfile(main) and not _is_installed_program(os.path.abspath(main)):
-        found = [*_both(os.path.dirname(os.path.abspath(main)))]
+        found = [*_both(_run_from(os.path.dirname(os.path.abspath(main))))]
     else:
         found = [*_both(os.getcwd())]
     module = sys.modules.get(getattr(function, "__module__", None) or "")
@@ -41,6 +41,14 @@ def roots(function: Any = None) -> tuple[str, ...]:
     if isinstance(file, str) and module is not sys.modules.get("__main__") and not in_environment(file):
         found += _both(_import_directory(module, os.path.abspath(file)))
     return tuple(dict.fromkeys(_marked(directory) for directory in found))
+
+
+def _run_from(directory: str) -> str:
+    """The directory that holds the main program's package, when it was started with `-m package.module`."""
+    package = getattr(sys.modules.get("__main__"), "__package__", None) or ""
+    for _ in range(package.count(".") + 1 if package else 0):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def _both(directory: str) -> Iterator[str]:
@@ -87,13 +95,20 @@ def _is_installed_program(main: str) -> bool:
     return os.path.dirname(main) in _program_directories() or in_environment(main)
 
 
+_ENVIRONMENT_PARTS = frozenset({"lib", "lib64", "Lib", "bin", "Scripts", "include", "Include", "share", "DLLs"})
+
+
 @functools.lru_cache(maxsize=4096)
 def _is_environment(directory: str) -> bool:
-    """Whether the directory lies in a virtual environment."""
-    if os.path.exists(os.path.join(directory, "pyvenv.cfg")) or os.path.exists(os.path.join(directory, "conda-meta")):
+    """Whether the directory lies in the part of an environment that tools fill: a project may hold the rest."""
+    parent, name = os.path.split(directory)
+    if parent == directory:
+        return False
+    if name in _ENVIRONMENT_PARTS and any(
+        os.path.exists(os.path.join(parent, marker)) for marker in ("pyvenv.cfg", "conda-meta")
+    ):
         return True
-    parent = os.path.dirname(directory)
-    return parent != directory and _is_environment(parent)
+    return _is_environment(parent)
 
 
 def in_environment(path: str) -> bool:

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from importlib.machinery import FileFinder
 from types import ModuleType
 from typing import Any
 
@@ -67,20 +68,19 @@ class Sources:
             return None
         with _lock:
             if self._given is not None:
-                self._chosen = [unit for name in self._given for unit in _given_units(name)]
+                if not self._chosen or not all(unit.digest for unit in self._chosen):
+                    self._chosen = [unit for name in self._given for unit in _given_units(name)]
             elif self._choice_is_stale():
                 self._choose()
-            for _ in range(8):  # an edited file may import more
-                for unit in self._chosen:
-                    unit.refresh()
-                key = tuple(unit.digest for unit in self._chosen)
-                if key == self._key:
-                    return self._bundle
-                self._key = key
+            for unit in self._chosen:
+                unit.refresh()
+            key = tuple(unit.digest for unit in self._chosen)
+            if key != self._key:
                 if self._given is None:
-                    self._choose()
-            self._bundle = make_bundle(self._chosen)
-            self._key = tuple(unit.digest for unit in self._chosen)
+                    self._choose()  # an edited file may import more
+                    key = tuple(unit.digest for unit in self._chosen)
+                self._bundle = make_bundle(self._chosen)
+                self._key = key
             return self._bundle
 
     # --- the automatic choice -----------------------------------------------------------------------------------
@@ -132,8 +132,13 @@ class Sources:
             directory = os.path.abspath(entry or self._working_directory)
             if directory in self._roots or project.below(os.path.join(directory, "x"), self._roots):
                 stamp = stamps.take(directory)
-                if stamp != stamps.GONE:
-                    self._directories[directory] = stamp, stamps.is_young(stamp)
+                if stamp == stamps.GONE:
+                    continue
+                young = stamps.is_young(stamp)
+                finder = sys.path_importer_cache.get(entry or directory)
+                if young and isinstance(finder, FileFinder):  # it trusts the time of its directory
+                    finder.invalidate_caches()
+                self._directories[directory] = stamp, young
 
     def _scan_modules(self) -> None:
         """Find which imported modules are the project's; those that were looked at before are not looked at again."""

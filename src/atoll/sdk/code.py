@@ -1,0 +1,108 @@
+"""What a code object does, read from its instructions: names, imports, and whether it can change what it captured."""
+
+from __future__ import annotations
+
+import dis
+import re
+import weakref
+from types import CodeType
+from typing import NamedTuple
+
+_INTROSPECTION = frozenset(
+    {
+        "globals",
+        "vars",
+        "exec",
+        "eval",
+        "setattr",
+        "delattr",
+        "_getframe",
+        "currentframe",
+        "cell_contents",
+        "f_globals",
+        "__globals__",
+        "__dict__",
+        "__closure__",
+        "__code__",
+        "__defaults__",
+        "__kwdefaults__",
+        "__setattr__",
+        "__delattr__",
+        "gc",
+    }
+)
+_NAME_OPCODES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"})
+_MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+
+
+class CodeFacts(NamedTuple):
+    """What a code object and those nested in it do; see `code_facts`."""
+
+    names: tuple[str, ...]
+    """Globals that it reads, binds or deletes."""
+    attributes: frozenset[str]
+    """All names in it, attributes and imports among them."""
+    imports: frozenset[str]
+    """Top-level names of modules that it imports; empty text stands for a relative import."""
+    literals: frozenset[str]
+    """Strings that `import_module` or `__import__` may be given, as top-level names."""
+    rebinds: frozenset[str]
+    """Globals that it binds or deletes, and free variables that it rebinds."""
+    binds_attributes: bool
+    introspects: bool
+
+
+_facts: weakref.WeakKeyDictionary[CodeType, CodeFacts] = weakref.WeakKeyDictionary()
+
+
+def code_facts(code: CodeType) -> CodeFacts:
+    """Return what `code` does, nested functions and class bodies included."""
+    found = _facts.get(code)
+    if found is not None:
+        return found
+    names: dict[str, None] = {}
+    attributes = set(code.co_names)
+    imports: set[str] = set()
+    literals: set[str] = set()
+    rebinds: set[str] = set()
+    binds_attributes = False
+    instructions = [one for one in dis.get_instructions(code) if one.opname not in ("EXTENDED_ARG", "CACHE")]
+    for position, one in enumerate(instructions):
+        if one.opname in _NAME_OPCODES:
+            names[one.argval] = None
+            if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                rebinds.add(one.argval)
+        elif one.opname in ("STORE_DEREF", "DELETE_DEREF"):
+            if one.argval in code.co_freevars:
+                rebinds.add(one.argval)
+        elif one.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            binds_attributes = True
+        elif one.opname == "IMPORT_NAME":
+            level = instructions[position - 2].argval if position >= 2 else 0
+            imports.add("" if level else one.argval.partition(".")[0])
+    if not attributes.isdisjoint(("import_module", "__import__")):
+        for const in code.co_consts:
+            if isinstance(const, str) and _MODULE_NAME.match(const):
+                literals.add(const.partition(".")[0])
+    introspects = not attributes.isdisjoint(_INTROSPECTION)
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            inner = code_facts(const)
+            names.update(dict.fromkeys(inner.names))
+            attributes |= inner.attributes
+            imports |= inner.imports
+            literals |= inner.literals
+            rebinds |= inner.rebinds - set(code.co_cellvars)
+            binds_attributes = binds_attributes or inner.binds_attributes
+            introspects = introspects or inner.introspects
+    facts = CodeFacts(
+        tuple(names),
+        frozenset(attributes),
+        frozenset(imports),
+        frozenset(literals),
+        frozenset(rebinds),
+        binds_attributes,
+        introspects,
+    )
+    _facts[code] = facts
+    return facts
