@@ -137,6 +137,11 @@ def default_home() -> Path:
     return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "atoll"
 
 
+def home_variables() -> tuple[str | None, str | None]:
+    """Return the variables that `default_home` follows: cheap, to notice that they have changed."""
+    return os.environ.get("ATOLL_HOME"), os.environ.get("XDG_DATA_HOME")
+
+
 def load(home: Path | None = None) -> Settings:
     """Read the settings below `home` (default: `default_home`).
 

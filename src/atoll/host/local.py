@@ -230,7 +230,7 @@ class LocalHost:
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
     ) -> Message:
         """See `contract.Host.run`."""
-        key = (spec.environment, spec.env, spec.sources, spec.network, spec.mounts)
+        key = (self._home or settings.home_variables(), spec.environment, spec.env, spec.sources, spec.mounts)
         while True:
             lease = self._take(key)
             if lease is None:
