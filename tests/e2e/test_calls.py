@@ -408,7 +408,7 @@ def test_what_a_dead_worker_started_is_dead() -> None:
 
     with pytest.raises(errors.WorkerDied):
         leave()
-    assert "1000" not in look()
+    assert "sleep\0" not in look()
 
 
 # --- futures, maps, other hosts ---------------------------------------------------------------------------------------
