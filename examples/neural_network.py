@@ -32,7 +32,7 @@ def train_and_predict(seed, model_weights_file="/data/model.weights.h5"):
     import os
 
     import numpy as np
-    import tensorflow  # noqa: F401  # loaded here, so that the time below is the model's alone
+    import tensorflow as tf  # noqa: F401  # loaded here, so that the time below is the model's alone
 
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(4000, 20)).astype("float32")

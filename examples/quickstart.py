@@ -12,8 +12,8 @@ PROGRAMS = (
     ("preferences.py", "Preferences: written by one call, read by the next"),
     (
         "neural_network.py",
-        "A neural network: trained at the first call, restored from /data at the second\n"
-        "(the first run installs TensorFlow into the function's environment: about 600 MB to download)",
+        """A neural network: trained at the first call, restored from /data at the second
+    (the first run installs TensorFlow into the function's environment: about 600 MB to download)""",
     ),
     ("upload.py", "A directory: uploaded with sync_dir, listed inside a function"),
 )

@@ -1,0 +1,104 @@
+"""The programs in `examples/`, under both import names; each is what the guide tells people to run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Home
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+IMPORTS = ("atoll", "fal_serverless")
+
+
+def run_example(home: Home, tmp_path: Path, name: str, imported: str, timeout_seconds: float = 100.0) -> str:
+    """Run a program of `examples/` and return what it printed on stdout."""
+    text = (EXAMPLES / name).read_text()
+    text, count = re.subn(r"^from atoll import", f"from {imported} import", text, flags=re.MULTILINE)
+    assert count == 1
+    program = tmp_path / name
+    program.write_text(text)
+    return home.python(str(program), cwd=tmp_path, timeout_seconds=timeout_seconds).stdout
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_preferences_are_kept(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """What one call writes to `/data` is there at the next call, and outside, as a file of the volume."""
+    printed = run_example(shared_home, tmp_path, "preferences.py", imported)
+    assert printed.splitlines() == [
+        "stored the preferences of user 7 in /data/user_7_preferences.txt",
+        "another call reads: hiking, jazz, black tea",
+    ]
+    kept = shared_home.path / "volumes" / "local" / "data" / "user_7_preferences.txt"
+    assert kept.read_text() == "hiking, jazz, black tea"
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_directory_is_uploaded_and_listed(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """A directory given to `sync_dir` is listed by `os.system` inside a function."""
+    printed = run_example(shared_home, tmp_path, "upload.py", imported)
+    assert printed.split() == ["uploaded", "to", "/data/sync/remote_dir", "customers.csv", "orders.csv", "readme.txt"]
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_requirement_is_there(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """A function finds a package that is installed for it alone."""
+    assert len(run_example(shared_home, tmp_path, "pyjokes_quickstart.py", imported).strip()) > 10
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_functions_call_each_other(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """A function's call of another one runs in the other's environment and returns to it."""
+    printed = run_example(shared_home, tmp_path, "nested.py", imported)
+    assert "^__^" in printed
+    assert "smoking shelters" in printed
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_calls_run_at_the_same_time(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """Futures of `submit` work with `as_completed`, and each has its own call's result."""
+    lines = run_example(shared_home, tmp_path, "concurrent_calls.py", imported).splitlines()
+    assert [line.split()[-2] for line in lines[:-1]] == ["1229", "1033", "983", "958"]
+    assert lines[-1] == "total: 4203"
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_options_change_on_local(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """`.on(local, …)` changes the options that are given, and `.local` runs in the caller's process."""
+    assert run_example(shared_home, tmp_path, "on_local.py", imported).splitlines() == [
+        "on the default host: hello from /home/user",
+        "on local, with a variable: good morning from /home/user",
+        "in this process: hello from my own home",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_network_is_trained_once(shared_home: Home, tmp_path: Path) -> None:
+    """A TensorFlow model is trained by the first call ever, and restored from `/data` by all later ones."""
+    said = re.compile(r"(first|second) call: (trained|restored) in (\d+\.\d+) s, accuracy (\d\.\d+)")
+    runs = [
+        said.findall(run_example(shared_home, tmp_path, "neural_network.py", imported, 800.0)) for imported in IMPORTS
+    ]
+    assert [[(call, how) for call, how, *_ in run] for run in runs] == [
+        [("first", "trained"), ("second", "restored")],
+        [("first", "restored"), ("second", "restored")],
+    ]
+    (_, _, training, accuracy), (_, _, restoring, restored_accuracy) = runs[0]
+    assert float(restoring) < float(training)
+    assert float(accuracy) == float(restored_accuracy) > 0.5
+
+
+def test_every_example_is_run_here() -> None:
+    """No program of `examples/` is without a test."""
+    tested = set(re.findall(r'"(\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in EXAMPLES.glob("*.py")} - {"quickstart.py"} <= tested
+
+
+def test_quickstart_runs_the_three_cases() -> None:
+    """`make quickstart` runs the three programs of the first page, in its order."""
+    programs = runpy.run_path(str(EXAMPLES / "quickstart.py"))["PROGRAMS"]
+    assert [name for name, _ in programs] == ["preferences.py", "neural_network.py", "upload.py"]
