@@ -41,7 +41,8 @@ def test_a_sandbox_dies_with_a_parent_that_is_killed(someone: Someone) -> None:
     ) as launcher:
         os.close(theirs)
         readable, _, _ = select.select([ours], [], [], 20)
-        assert readable and os.read(ours, 1) == b"1", "the grandchild has started"
+        assert readable, "the grandchild has started"
+        assert os.read(ours, 1) == b"1"
         assert not ended(ours, 0.05), "and it lives"
         launcher.kill()
         launcher.wait()

@@ -16,7 +16,7 @@ def compile_filter(architecture: str) -> bytes:
     Raises:
         ImportError: `pyseccomp` is not installed, or libseccomp is not.
     """
-    import pyseccomp  # type: ignore[import-untyped]  # it has no type information
+    import pyseccomp
 
     arch = {"x86_64": pyseccomp.Arch.X86_64, "aarch64": pyseccomp.Arch.AARCH64}[architecture]
     built = pyseccomp.SyscallFilter(pyseccomp.ALLOW)

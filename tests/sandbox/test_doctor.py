@@ -1,0 +1,54 @@
+"""`atoll doctor` on this machine, where sandboxes work, and where they do not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from atoll.sandbox.programs import find_bwrap
+
+from .conftest import Someone
+
+NAMES = {
+    *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),
+    *("sandbox", "system call filter", "no privileges", "memory limits", "FUSE", "uv"),
+}
+CODE = "import sys; from atoll.cli.doctor import doctor; sys.exit(doctor(json=len(sys.argv) > 1))"
+
+
+def examine(someone: Someone, *arguments: str, around: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*someone.prefix, *around, someone.python, "-c", CODE, *arguments],
+        env=someone.environment | {"ATOLL_HOME": str(someone.home)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_ability_is_tried(someone: Someone) -> None:
+    """Where sandboxes work the doctor is content, and what does not work carries its loss and its fix."""
+    done = examine(someone, "json")
+    found = json.loads(done.stdout)
+    by_name = {ability["name"]: ability for ability in found["abilities"]}
+    assert set(by_name) - {"separate users"} == NAMES
+    assert ("separate users" in by_name) == someone.as_root
+    failing = [name for name, ability in by_name.items() if ability["needed"] and not ability["works"]]
+    assert failing == [], done.stdout
+    assert (done.returncode, found["ok"]) == (0, True)
+    for ability in by_name.values():
+        assert ability["works"] or (ability["loses"] and ability["fix"]), ability
+    assert not [path for path in someone.home.iterdir() if path.name.startswith(".doctor-")]
+
+
+def test_the_table_names_what_is_lost_and_the_fix(someone: Someone) -> None:
+    """Without namespaces the exit status is 1, and the table gives the loss and the fix."""
+    around = [find_bwrap(), "--dev-bind", "/", "/"]
+    around += ["--cap-drop", "ALL"] if someone.as_root else ["--unshare-user", "--disable-userns"]
+    done = examine(someone, around=(*around, "--"))
+    assert done.returncode == 1, done.stderr
+    assert "namespaces: without it no function can run" in done.stdout
+    assert "fix: " in done.stdout
+    assert "something that Atoll needs does not work" in done.stdout
