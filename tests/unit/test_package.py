@@ -31,6 +31,10 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield name.removesuffix(".__init__"), path
 
 
+def _within(name: str, allowed: set[str]) -> bool:
+    return any(name == one or name.startswith(one + ".") for one in allowed)
+
+
 def portable_modules() -> list[str]:
     own = [name for name, _ in modules() if name == "atoll" or _within(name, {f"atoll.{part}" for part in PORTABLE})]
     return [*(name for name in own if not name.endswith("__main__")), "fal_serverless"]
@@ -145,10 +149,6 @@ KNOWN_TO_ONE = {
     "pathspec": {"atoll.storage.ignore"},
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
-
-
-def _within(name: str, allowed: set[str]) -> bool:
-    return any(name == one or name.startswith(one + ".") for one in allowed)
 
 
 @pytest.mark.parametrize("outside", sorted(KNOWN_TO_ONE))
