@@ -45,6 +45,7 @@ def needs_building(log: str) -> bool:
 
 
 def is_disk_full(log: str) -> bool:
+    """Return whether the builder ran out of space."""
     return "No space left on device" in log or "os error 28" in log or "Disk quota exceeded" in log
 
 
@@ -61,7 +62,9 @@ def explain(key: str, status: int, log: str) -> AtollError:
     tail = text[-LOG_CHARACTERS:]
     if is_disk_full(log):
         return DiskFull(
-            prefix + "no space is left on the disk", hint="make space, for example with `atoll env prune`", log=tail
+            prefix + "no space is left on the disk",
+            hint="make space, for example with `atoll env prune --cache`",
+            log=tail,
         )
     message, hint = _read(_joined(text), status)
     return EnvironmentBuildError(prefix + message, hint=hint, log=tail, status=status)

@@ -35,7 +35,6 @@ _VALUE_OPTIONS = {
 }
 _FLAGS = frozenset({"--pre", "--no-index", "--no-deps", "--prefer-binary", "--require-hashes"})
 _FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints"})
-_ARCHIVE = re.compile(r"\.(whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar\.zst)$", re.IGNORECASE)
 _PATH = re.compile(r"^(?P<path>/.*?)(?:\[(?P<extras>[^\]/]*)\])?$")
 
 
@@ -78,11 +77,6 @@ class Requirements:
         return not self.packages and not self.paths
 
     @property
-    def pinned(self) -> bool:
-        """Whether the packages that are named leave no choice of version (what they depend on may)."""
-        return all(_is_pinned(package) for package in self.packages)
-
-    @property
     def may_need_building(self) -> bool:
         """Whether wheels alone cannot be enough, known without asking anyone."""
         return (
@@ -114,7 +108,9 @@ def parse(entries: Iterable[str]) -> Requirements:
     options: list[tuple[str, str]] = []
     waiting = ""
     for entry in entries:
-        text = re.sub(r"(^|\s)#.*$", "", entry).strip()
+        text = re.sub(r"(^|\s)#.*$", "", entry.replace("\\\n", " ")).strip()
+        if any(character in text for character in "\r\n\v\f\0"):
+            raise _bad(entry, "it has more than one line")
         if waiting:
             options.append((waiting, text))
             waiting = ""
@@ -168,7 +164,7 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
 
 def _named(entry: str, text: str) -> str | LocalPath:
     """Return a PEP 508 requirement's normal form, empty when the sandbox satisfies it."""
-    text, *hashes = re.split(r"\s+--hash[=\s]", text.replace("\\\n", " "))
+    text, *hashes = re.split(r"\s+--hash[=\s]", text)
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
@@ -213,13 +209,6 @@ def _bad(entry: str, why: str) -> EnvironmentBuildError:
         f"`{redact(entry)}` in `requirements` cannot be read: {redact(why)}",
         hint='write a name with an optional version, as in `"numpy>=2"`',
     )
-
-
-def _is_pinned(package: str) -> bool:
-    head = package.partition(";")[0]
-    if "://" in head:
-        return bool(re.search(r"@[0-9a-f]{40}\b", head) or _ARCHIVE.search(head.split("#")[0].strip()))
-    return bool(re.search(r"===?[^=*,]+$", head.split(" --hash")[0].strip()))
 
 
 def _is_source_address(package: str) -> bool:

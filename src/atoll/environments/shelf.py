@@ -35,13 +35,15 @@ class Shelf:
         self._work = work
 
     def path(self, name: str) -> Path:
+        """Return where the environment `name` is."""
         return self.directory / name
 
     def lock_path(self, name: str) -> Path:
+        """Return the lock file of the environment `name`."""
         return self.directory / ".locks" / name
 
     def pins_path(self, found: str) -> Path:
-        """The versions that environments of a key are held to."""
+        """Return the file with the versions that the environments of a key are held to."""
         return self.directory / ".pins" / found
 
     def prepare(self) -> None:
@@ -53,13 +55,14 @@ class Shelf:
     def clean(self) -> None:
         """Remove what builds and removals left that were killed; what somebody works on stays."""
         work = [path.name for path in self._work.iterdir()]
-        for name in {*work, *(name for name in self.names() if not records.complete(self.path(name)))}:
+        for name in {*work, *(name for name in self.names() if not (self.path(name) / "record.json").exists())}:
             lock = locks.try_lock(self.lock_path(name), exclusive=True)
             if lock is not None:
                 with lock:
                     self.drop_leftovers(name)
 
     def names(self) -> Iterator[str]:
+        """Give the names of all environments, complete or not."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
             yield from [entry.name for entry in entries if records.split(entry.name) is not None]
 
@@ -76,6 +79,7 @@ class Shelf:
         return None
 
     def touch(self, name: str) -> None:
+        """Note a use; at most one write a minute."""
         path = self.path(name) / "record.json"
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _TOUCH_SECONDS:
@@ -117,20 +121,26 @@ class Shelf:
             return ""
 
     def remove(self, name: str) -> bool:
+        """Remove an environment; return False when somebody holds its lock."""
         lock = locks.try_lock(self.lock_path(name), exclusive=True)
         if lock is None:
             return False
         with lock:
-            with contextlib.suppress(FileNotFoundError):
-                (self.path(name) / "record.json").unlink()
-            self.drop_leftovers(name)
+            self.discard(name)
         return True
 
     def remove_superseded(self, found: str) -> None:
+        """Remove the older generations of a key that nobody holds."""
         current = self.current(found)
         for name in self.names():
             if name != current and (records.split(name) or ("", 0))[0] == found:
                 self.remove(name)
+
+    def discard(self, name: str) -> None:
+        """Remove what is there under this name, complete or not; the caller holds its lock."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path(name) / "record.json").unlink()
+        self.drop_leftovers(name)
 
     def drop_leftovers(self, name: str) -> None:
         """Remove what is not complete under this name; the caller holds its lock."""

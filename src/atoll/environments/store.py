@@ -5,8 +5,8 @@ without it the directory counts as absent and is removed at the next start or re
 the environment's lock exclusively, sandboxes hold it shared. In one process all who ask share one task; in another
 process they wait for the lock, reading along in the log.
 
-An environment whose requirements leave a choice of versions stays as it was built, also when it is pruned and built
-again (`.pins`), until `upgrade` builds its next generation beside it.
+Requirements mostly leave a choice of versions, if only to what they depend on. An environment stays as it was first
+built, also when it is pruned and built again (`.pins`), until `upgrade` builds its next generation beside it.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class EnvironmentStore:
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints: tuple[str, ...] = ()
         with contextlib.suppress(FileNotFoundError):
-            constraints = tuple(lockfile.constraints((self._shelf.pins_path(found)).read_text("utf-8")))
+            constraints = tuple(lockfile.constraints(self._shelf.pins_path(found).read_text("utf-8")))
         return Request(found, parsed, python, sources, constraints)
 
     async def _join(self, name: str, request: Request, progress: Progress, instead_of: str = "") -> Environment:
@@ -168,16 +168,21 @@ class EnvironmentStore:
 
             task = asyncio.create_task(self._build_locked(name, request, publish, instead_of), name=f"build {name}")
             build = self._builds[name] = _Build(task, listeners)
-            task.add_done_callback(lambda _: self._builds.pop(name, None))
+            task.add_done_callback(lambda _: self._forget(name, task))
         build.listeners.append(progress)
         try:
             return await asyncio.shield(build.task)
         finally:
             build.listeners.remove(progress)
             if not build.listeners and not build.task.done():
+                self._forget(name, build.task)  # who asks from now on starts another
                 build.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await build.task
+
+    def _forget(self, name: str, task: asyncio.Task[Environment]) -> None:
+        if name in self._builds and self._builds[name].task is task:
+            del self._builds[name]
 
     async def _build_locked(self, name: str, request: Request, publish: Progress, instead_of: str) -> Environment:
         asked = time.time()
@@ -199,6 +204,7 @@ class EnvironmentStore:
             if waited and (failure := lock.failure_since(asked)) is not None:
                 raise failure
             lock.note_failure(None)
+            await asyncio.to_thread(self._shelf.discard, name)
             with contextlib.suppress(FileNotFoundError):
                 log_path.unlink()  # a new inode tells those who read along that this is another build
             with _open_log(log_path) as log:
@@ -221,7 +227,6 @@ class EnvironmentStore:
         shown = request.requirements.redacted()
         if shown:
             note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
-        await asyncio.to_thread(self._shelf.drop_leftovers, name)
         try:
             place = await self._builder.build(name, request, note)
         except EnvironmentBuildError as error:
@@ -241,8 +246,7 @@ class EnvironmentStore:
         if shown:
             note(f"Built environment {name[:8]} in {seconds:.1f} s")
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
-            if not request.requirements.pinned or instead_of:
-                _write_text(self._shelf.pins_path(request.key), text)
+            _write_text(self._shelf.pins_path(request.key), text)
         record = EnvironmentRecord(
             key=name,
             kind="virtualenv",

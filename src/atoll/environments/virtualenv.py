@@ -275,6 +275,8 @@ class _Attempt:
 
     def _install(self, cache: str) -> list[str]:
         command = [f"{_UV}/uv", "pip", "install", *self._common(cache), "--python", PYTHON, *self._options()]
+        # whatever the user's uv.toml says: it would start the environment's interpreter, and with it `.pth` files
+        command.append("--no-compile-bytecode")
         if self._request.refresh:
             command.append("--refresh")
         if self._request.constraints:
@@ -285,11 +287,11 @@ class _Attempt:
         words: list[str] = []
         for name, value in self._request.requirements.options:
             if name in ("--no-binary", "--only-binary"):
-                words += [name, value]
+                words.append(f"{name}={value}")
             elif name == "--trusted-host":
-                words += ["--allow-insecure-host", value]
+                words.append(f"--allow-insecure-host={value}")
             elif name == "--pre":
-                words += ["--prerelease", "allow"]
+                words.append("--prerelease=allow")
             elif name in ("--no-index", "--no-deps", "--require-hashes"):
                 words.append(name)
         return words
