@@ -1,0 +1,327 @@
+"""The storage peer's ways through a volume, and what it does where the file system is not what one would like."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.errors import HostUnreachable, SyncError
+from atoll.storage import filesystem
+from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
+from atoll.storage.peer import Peer
+from atoll.storage.sync import SyncOptions
+from atoll.storage.transfer import FileReader, Wanted, send_files
+from atoll.storage.volume import VolumeClient
+from atoll.wire.channel import Channel
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """A volume's directory."""
+    path = tmp_path / "volume"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def client(volume: Path) -> Iterator[VolumeClient]:
+    """A client whose peer is a thread, so that its file system can be replaced."""
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=Peer(VolumeRoot(str(volume)), Channel(theirs)).serve)
+    thread.start()
+    with VolumeClient(Channel(ours)) as made:
+        yield made
+    thread.join()
+    theirs.close()
+
+
+@pytest.fixture
+def data(volume: Path) -> Iterator[int]:
+    """The open directory that functions see as `/data`, with a few ways through it."""
+    root = VolumeRoot(str(volume))
+    base = volume / "data"
+    (base / "real/deep").mkdir(parents=True)
+    (base / "file").write_text("x")
+    for name, target in {
+        "absolute": "/data/real",
+        "relative": "real",
+        "up": "real/deep/..",
+        "real/back": "../real/deep",
+        "chain": "absolute/back",
+        "root": "/data",
+        "out": "/etc",
+        "above": "../..",
+        "sneaky": "/data/../staging",
+        "staging": "/volume/staging",
+        "loop": "loop",
+        "dangling": "/data/nothing",
+    }.items():
+        (base / name).symlink_to(target)
+    yield root.data
+    for descriptor in (root.data, root.staging, root.locks):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("path", "real", "exists"),
+    [
+        ("", "", True),
+        ("real", "real", True),
+        ("absolute/deep", "real/deep", True),
+        ("relative/deep", "real/deep", True),
+        ("up", "real", True),
+        ("chain", "real/deep", True),
+        ("chain/new", "real/deep/new", False),
+        ("root/root/file", "file", True),
+        ("root", "", True),
+        ("dangling", "nothing", False),
+        ("a/b/c", "a/b/c", False),
+    ],
+)
+def test_paths_lead_where_a_function_would_find_them(data: int, path: str, real: str, exists: bool) -> None:
+    """Symlinks are followed as inside a sandbox, where `/data` is the volume."""
+    with locate(data, path, follow=True) as place:
+        assert (place.path, place.found is not None) == (real, exists)
+
+
+@pytest.mark.parametrize("path", ["out", "out/passwd", "above", "above/x", "sneaky", "sneaky/x", "staging", "loop/x"])
+def test_symlinks_that_lead_out_are_refused(data: int, path: str) -> None:
+    """No symlink in a volume leads the peer out of it."""
+    with pytest.raises(OSError, match=r"leads out|symbolic links"):
+        locate(data, path, follow=True)
+
+
+def test_a_file_on_the_way_is_refused(data: int) -> None:
+    """A file is no directory, and the error names it."""
+    with pytest.raises(NotADirectoryError, match="file"):
+        locate(data, "file/x", follow=True)
+
+
+def test_trees_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
+    """What a function can make the peer can remove: 3,000 levels, directories without any permission."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    here = os.dup(descriptor)
+    os.mkdir("top", dir_fd=here)
+    for name in ["top", *["d"] * 3000]:
+        if name == "d":
+            os.mkdir("d", dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.mkdir("locked", 0o000, dir_fd=here)
+    os.close(here)
+    remove_tree(descriptor, "top")
+    os.close(descriptor)
+    assert not os.listdir(tmp_path)
+
+
+def test_without_exchange_the_sync_is_refused_unless_less_is_accepted(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that cannot exchange, the target stays as it is, and `atomic=False` replaces it all the same."""
+
+    def unable(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(filesystem, "_renameat2", unable)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    client.sync(str(source), "t", SyncOptions())
+    (source / "a").write_text("22")
+    with pytest.raises(SyncError, match="cannot exchange") as caught:
+        client.sync(str(source), "t", SyncOptions())
+    assert caught.value.details["reason"] == "no_exchange"
+    assert (volume / "data/t/a").read_text() == "1"
+    client.sync(str(source), "t", SyncOptions(atomic=False))
+    assert (volume / "data/t/a").read_text() == "22"
+
+
+def test_without_hard_links_unchanged_files_are_copied(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file has all the links that it can have, the new tree gets a copy."""
+
+    def unable(*_: object, **__: object) -> None:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    (source / "b").write_text("1")
+    client.sync(str(source), "t", SyncOptions())
+    before = (volume / "data/t/b").stat()
+    (source / "a").write_text("22")
+    monkeypatch.setattr(os, "link", unable)
+    client.sync(str(source), "t", SyncOptions())
+    after = (volume / "data/t/b").stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_mtime_ns, after.st_mode, after.st_size) == (before.st_mtime_ns, before.st_mode, before.st_size)
+
+
+def test_a_target_that_changes_under_a_sync_is_looked_at_again(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that a function replaces during a sync makes it start again, and the mirror is right in the end."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    client.sync(str(source), "t", SyncOptions())
+    (source / "a").write_text("22")
+    real, calls = filesystem.sync_filesystem, list[int]()
+
+    def meddle(descriptor: int) -> None:
+        real(descriptor)
+        if not calls:
+            os.rename(volume / "data/t", volume / "data/elsewhere")
+            (volume / "data/t").mkdir()
+        calls.append(1)
+
+    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    client.sync(str(source), "t", SyncOptions())
+    assert len(calls) == 2
+    assert (volume / "data/t/a").read_text() == "22"
+
+
+def test_what_appears_at_the_target_during_a_sync_is_carried_over_when_names_are_kept(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a function writes into an excluded directory while a sync runs is not lost."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    options = SyncOptions(exclude=("out/",))
+    client.sync(str(source), "t", options)
+    (volume / "data/t/out").mkdir()
+    (volume / "data/t/out/early").write_text("e")
+    (source / "a").write_text("22")
+    real = filesystem.sync_filesystem
+
+    def meddle(descriptor: int) -> None:
+        real(descriptor)
+        (volume / "data/t/out/late").write_text("l")
+
+    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    client.sync(str(source), "t", options)
+    assert sorted(os.listdir(volume / "data/t/out")) == ["early", "late"]
+
+
+@pytest.mark.parametrize("size", [100, 3 << 20])
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, size: int) -> None:
+    """What is sent of a file is one state of it, whole, also when it is written in the middle of being read."""
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * size)
+    opened: list[int] = []
+
+    def open_file(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags)
+        opened.append(descriptor)
+        return descriptor
+
+    sent: list[tuple[dict[str, object], list[bytes]]] = []
+    real_read = os.read
+    meddled = False
+
+    def read(descriptor: int, count: int) -> bytes:
+        nonlocal meddled
+        content = real_read(descriptor, min(count, max(1, size // 2)))
+        if not meddled:
+            meddled = True
+            path.write_bytes(b"b" * size)
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "read", read)
+        send_files([Wanted(0, str(path), size)], FileReader(open_file), lambda h, b: sent.append((h, list(b))))
+    received = bytearray()
+    for header, buffers in sent:
+        if header["type"] == "files":
+            received[:] = buffers[0]
+        else:
+            del received[int(str(header["offset"])) :]
+            received += buffers[0]
+    assert received == b"b" * size
+    assert len(opened) == 2
+
+
+def test_a_file_that_never_rests_is_an_error(tmp_path: Path) -> None:
+    """A file that is written all the time is refused by name rather than sent torn."""
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+
+    def open_file(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags)
+        return descriptor
+
+    real_read = os.read
+
+    def read(descriptor: int, count: int) -> bytes:
+        with path.open("ab") as file:
+            file.write(b"x")
+        return real_read(descriptor, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "read", read)
+        with pytest.raises(SyncError, match="changes all the time"):
+            send_files([Wanted(0, str(path), 0)], FileReader(open_file), lambda *_: None)
+
+
+def test_operations_of_the_client(client: VolumeClient, volume: Path) -> None:
+    """Files are written in one step, read in part, looked at and removed; errors are the builtin ones."""
+    client.write("a/b", [b"hello ", memoryview(b"world")], mode=0o600, mtime_ns=5)
+    assert b"".join(client.read("/data/a/b", offset=6)) == b"world"
+    assert b"".join(client.read("a/b", offset=1, length=3)) == b"ell"
+    entry = client.stat("a/b")
+    assert (entry.mode, entry.size, entry.mtime_ns) == (0o600, 11, 5)
+    client.write("a/b", [])
+    assert stat.S_IMODE((volume / "data/a/b").stat().st_mode) == 0o600
+    assert list(client.listdir("a")) == ["b"]
+    with pytest.raises(FileNotFoundError, match="/data/nothing"):
+        client.stat("nothing")
+    with pytest.raises(NotADirectoryError):
+        client.listdir("a/b")
+    with pytest.raises(IsADirectoryError):
+        next(client.read("a"))
+    with pytest.raises(IsADirectoryError):
+        client.write("a", [b"x"])
+    with pytest.raises(OSError, match="not empty"):
+        client.remove("a")
+    client.remove("a", recursive=True)
+    for call in (client.remove, client.stat):
+        with pytest.raises(ValueError, match=r"\.\."):
+            call("../x")
+    assert client.listdir() == {}
+    assert os.listdir(volume / "staging") == ["locks"]
+
+
+def test_a_write_that_fails_on_the_clients_side_leaves_the_old_file(client: VolumeClient, volume: Path) -> None:
+    """An exception from the content's source leaves the file as it was and the channel usable."""
+    client.write("f", [b"old"])
+
+    def broken() -> Iterator[bytes]:
+        yield b"new"
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        client.write("f", broken())
+    assert (volume / "data/f").read_bytes() == b"old"
+    assert b"".join(client.read("f")) == b"old"
+
+
+def test_a_reader_that_stops_early_closes_the_client(client: VolumeClient) -> None:
+    """After an abandoned read the client says that it is closed instead of mixing up answers."""
+    client.write("f", [bytes(64 << 20)])
+    reader = client.read("f")
+    next(reader)
+    with contextlib.closing(reader):
+        pass
+    with pytest.raises(HostUnreachable):
+        client.stat("f")
