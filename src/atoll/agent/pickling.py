@@ -8,7 +8,7 @@ importing the public `cloudpickle`.
 What is mended here, since a function's program should not notice that it was pickled: exceptions are rebuilt
 without calling their `__init__` (whose signature need not fit `args`); `functools.lru_cache` and
 `cached_property` travel by value as the functions in them do; class bodies inside a function count as readers of
-its globals.
+its globals; functions of test modules run where there is no pytest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from types import FunctionType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 NAME = "_atoll_cloudpickle"
@@ -138,6 +138,8 @@ def _pickler_class() -> Any:
                     return rebuild_lru_cache, (wrapped, dict(obj.cache_parameters())), dict(vars(obj))
             elif kind is functools.cached_property:
                 return rebuild_cached_property, (obj.func, obj.attrname, obj.__doc__)
+            elif kind is ModuleType and obj.__name__ == ASSERTIONS:
+                return rebuild_assertions, ()
             return super().reducer_override(obj)
 
         def _is_by_value(self, function: Any) -> bool:
@@ -196,6 +198,27 @@ def rebuild_cached_property(function: Any, name: str | None, doc: str | None) ->
     rebuilt.attrname = name
     rebuilt.__doc__ = doc
     return rebuilt
+
+
+ASSERTIONS = "_pytest.assertion.rewrite"
+"""What pytest writes into functions of test modules, and needs when an `assert` in them fails."""
+
+
+def rebuild_assertions() -> Any:
+    """Return that module, or where there is no pytest what does its part without comparing in detail."""
+    try:
+        return importlib.import_module(ASSERTIONS)
+    except ImportError:
+        return SimpleNamespace(
+            _saferepr=repr,
+            _format_assertmsg=str,
+            _should_repr_global_name=lambda _: False,
+            _format_boolop=lambda parts, is_or: "(" + (" or " if is_or else " and ").join(parts) + ")",
+            _call_reprcompare=lambda _ops, results, texts, _objects: next(
+                (text for result, text in zip(results, texts, strict=False) if not result), texts[-1]
+            ),
+            _format_explanation=lambda text: text.partition("\n")[0],
+        )
 
 
 _HEAP_TYPE = 1 << 9

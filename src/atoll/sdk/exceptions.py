@@ -76,6 +76,9 @@ def _rebuild(
             )
         except Exception as error:
             exc = _stand_in(number, nodes, error)
+        if node["notes"] and not hasattr(exc, "__notes__"):  # its own `__reduce__` leaves them out
+            for note in node["notes"]:
+                exc.add_note(note)
     rebuilt[number] = exc
     return exc
 

@@ -9,13 +9,14 @@ with their source (`sdk.sources`).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from atoll.agent import pickling
@@ -93,8 +94,11 @@ class FunctionPickler:
 
     def _own_module(self) -> str | None:
         """The function's module, if it is one of the project's that is to be treated like `__main__`."""
-        name = getattr(self.function, "__module__", None)
-        if type(self.function) is not FunctionType or not isinstance(name, str) or name == "__main__":
+        named = self.function
+        while isinstance(named, (functools.partial, MethodType)):
+            named = named.func if isinstance(named, functools.partial) else named.__func__
+        name = getattr(named, "__module__", None)
+        if not isinstance(named, (FunctionType, type)) or not isinstance(name, str) or name == "__main__":
             return None
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
@@ -109,6 +113,8 @@ class FunctionPickler:
 
     def _importable(self) -> bool:
         """Whether a worker could find the function by its name."""
+        if type(self.function) is not FunctionType:
+            return False
         name, qualname = self.function.__module__, self.function.__qualname__
         if "<" in qualname or not _travels(name, self._local_modules):
             return False

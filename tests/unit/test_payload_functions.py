@@ -1,0 +1,421 @@
+"""Functions are pickled as they are at each call, and a worker keeps only what cannot change."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from .bare_worker import BareWorker, run_script
+
+from atoll.agent import payload as agent_payload
+from atoll.agent import pickling
+from atoll.errors import SerializationError
+from atoll.sdk.payload import FunctionPickler
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareWorker]:
+    with BareWorker(tmp_path_factory.mktemp("worker")) as running:
+        yield running
+
+
+def interactive(source: str) -> dict[str, Any]:
+    """Run source as a prompt would: what it defines belongs to no file."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(textwrap.dedent(source), "<prompt>", "exec"), space)
+    return space
+
+
+CHANGES = {
+    "a global is rebound": ("N = 1\ndef f(): return N", "N = 2"),
+    "a global is rebound to an equal object of another type": ("N = 1\ndef f(): return repr(N)", "N = True"),
+    "a list changes": ("L = [1]\ndef f(): return sum(L)", "L.append(5)"),
+    "a list in a tuple changes": ("T = ([1],)\ndef f(): return T[0][0]", "T[0][0] = 7"),
+    "a dict changes": ("D = {'a': 1}\ndef f(): return D['a']", "D['a'] = 2"),
+    "the order of a dict changes": ("D = {'a': 1, 'b': 2}\ndef f(): return list(D)", "D['a'] = D.pop('a')"),
+    "an object's attribute changes": ("class C: x = 1\nc = C()\ndef f(): return c.x", "c.x = 3"),
+    "a class's attribute changes": ("class C: x = 1\ndef f(): return C.x", "C.x = 3"),
+    "a helper is rebound": ("def g(): return 1\ndef f(): return g()", "def g(): return 2"),
+    "a helper's code is replaced": ("def g(): return 1\ndef f(): return g()", "g.__code__ = (lambda: 3).__code__"),
+    "a helper's helper is rebound": ("def h(): return 1\ndef g(): return h()\ndef f(): return g()", "h = lambda: 9"),
+    "a helper's global changes": ("N = 1\ndef g(): return N\ndef f(): return g()", "N = 2"),
+    "a default is replaced": ("def f(x=1): return x", "f.__defaults__ = (2,)"),
+    "a mutable default changes": ("def f(x=[]): return len(x)", "f.__defaults__[0].append(1)"),
+    "a keyword default is replaced": ("def f(*, x=1): return x", "f.__kwdefaults__['x'] = 2"),
+    "an attribute of a helper is set": (
+        "def g(): return getattr(g, 'x', 0)\ndef f(): return g()",
+        "g.x = 5",
+    ),
+    "a wrapped function is rebound": (
+        "import functools\ndef g(): return 1\nh = functools.partial(lambda k, x: k() + x, g, 1)\ndef f(): return h()",
+        "h = functools.partial(lambda k, x: k() + x, g, 2)",
+    ),
+    "the keywords of a partial change": (
+        "import functools\nh = functools.partial(int, base=8)\ndef f(): return h('11')",
+        "h.keywords['base'] = 2",
+    ),
+    "a closure's cell is rebound": (
+        "def make():\n  n = 1\n  def f(): return n\n  def put(v):\n    nonlocal n\n    n = v\n  return f, put\nf, put = make()",
+        "put(4)",
+    ),
+    "a closure's cell is filled later": (
+        "def make():\n  def f():\n    try: return n\n    except NameError: return 'none'\n"
+        "  def put(v):\n    nonlocal n\n    n = v\n  if 0: n = 1\n  return f, put\nf, put = make()",
+        "put(4)",
+    ),
+    "a missing name is defined": (
+        "def f():\n  try: return later()\n  except NameError: return 'none'",
+        "def later(): return 1",
+    ),
+    "a builtin is shadowed": ("def f(): return len('abc')", "len = lambda x: 99"),
+    "a shadowed builtin is uncovered": ("len = lambda x: 99\ndef f(): return len('abc')", "del len"),
+    "a global of a nested function changes": ("N = 1\ndef f(): return (lambda: N)()", "N = 2"),
+    "a global of a class body inside changes": ("N = 1\ndef f():\n  class C: x = N\n  return C.x", "N = 2"),
+    "a global of a comprehension changes": ("N = 1\ndef f(): return [N for _ in 'ab']", "N = 2"),
+    "a docstring is replaced": ("def g(): 'a'\ndef f(): return g.__doc__", "g.__doc__ = 'b'"),
+    "a cached helper is rebound": (
+        "import functools\n@functools.lru_cache\ndef g(x): return x\ndef f(): return g(1)",
+        "@functools.lru_cache(maxsize=5)\ndef g(x): return (x, g.cache_parameters()['maxsize'])",
+    ),
+    "what a cached helper uses changes": (
+        "import functools\nN = 1\n@functools.lru_cache\ndef g(x): return x + N\ndef f(): return g(1)",
+        "N = 2; g.cache_clear()",
+    ),
+    "an annotation is changed": ("def g(x: int): ...\ndef f(): return str(g.__annotations__)", "g.__annotations__['x'] = str"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_by_the_next_call(name: str) -> None:
+    """What the function uses is, at each call, what it is in the caller, also after calls that changed nothing."""
+    define, change = CHANGES[name]
+    space = interactive(define)
+    pickler = FunctionPickler(space["f"])
+    for _ in range(3):
+        assert pickling.loads(pickler.dumps()[0])() == space["f"]()
+    before = space["f"]()
+    exec(compile(change, "<prompt>", "exec"), space)
+    assert space["f"]() != before, "the change changes nothing"
+    assert pickling.loads(pickler.dumps()[0])() == space["f"]()
+    assert pickling.loads(pickler.dumps()[0])() == space["f"]()
+
+
+def test_a_submodule_that_is_imported_later_is_imported_by_the_worker(worker: BareWorker, tmp_path: Path) -> None:
+    """A submodule that only the caller's later imports make reachable is there at the next call."""
+    sys.modules.pop("xml.sax.saxutils", None)
+    xml = importlib.import_module("xml.sax")
+    if hasattr(xml, "saxutils"):
+        del xml.saxutils
+    space = interactive("import xml.sax\ndef f(): return hasattr(xml.sax, 'saxutils') and xml.sax.saxutils.escape('<')")
+    pickler = FunctionPickler(space["f"])
+    assert worker.call(pickler) is False
+    importlib.import_module("xml.sax.saxutils")
+    assert worker.call(pickler) == "&lt;"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x): return x + 1",
+        "K = 'a', 2, (3.0, b'x')\ndef helper(x): return x, K\ndef f(x=1, *, y='z'): return helper(x)",
+        "import json, os.path\nfrom collections import OrderedDict\ndef f(): return json, os.path.join, OrderedDict, len",
+        "def f(n): return 1 if n < 2 else n * f(n - 1)",
+        "import re, pathlib\nP = re.compile('a'), pathlib.Path('/x')\ndef f(): return P",
+        "def make(n):\n  def f(): return n\n  return f\nf = make(3)",
+        "f = len",
+        "f = lambda x: x",
+        "def f(x: list[int], y: 'str') -> dict[str, int]: return {}",
+    ],
+)
+def test_an_unchanged_function_is_not_pickled_again(source: str) -> None:
+    """While nothing changes, the same bytes are given again, and a worker may keep the function."""
+    pickler = FunctionPickler(interactive(source)["f"])
+    first, reusable = pickler.dumps()
+    assert pickler.dumps()[0] is first
+    assert reusable
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "N = 0\ndef f():\n  global N\n  N += 1\n  return N",
+        "N = 0\ndef g():\n  global N\n  N += 1\n  return N\ndef f(): return g()",
+        "N = 0\ndef f():\n  def inner():\n    global N\n    N += 1\n    return N\n  return inner()",
+        "N = 0\ndef f():\n  r = N\n  globals()['N'] = N + 1\n  return r",
+        "L = []\ndef f():\n  L.append(1)\n  return len(L)",
+        "def f(x=[]):\n  x.append(1)\n  return len(x)",
+        "def g(): pass\ng.n = 0\ndef f():\n  g.n += 1\n  return g.n",
+        "def f():\n  f.n = getattr(f, 'n', 0) + 1\n  return f.n",
+        "def f():\n  r = hasattr(f, 'n')\n  setattr(f, 'n', 1)\n  return r",
+        "def make():\n  n = 0\n  def f():\n    nonlocal n\n    n += 1\n    return n\n  return f\nf = make()",
+        "def make():\n  n = 0\n  def f():\n    def g():\n      nonlocal n\n      n += 1\n      return n\n    return g()\n"
+        "  return f\nf = make()",
+        "class C: n = 0\ndef f():\n  C.n += 1\n  return C.n",
+        "class C: n = 0\nc = C()\ndef f():\n  c.n += 1\n  return c.n",
+        "import functools\ncalls = []\n@functools.cache\ndef g(): return object()\ndef f(): return g.cache_info().misses or g() and 0",
+        "def f():\n  exec('N = globals().get(\"N\", 0) + 1', globals())\n  return N",
+        "def h(): pass\ndef f(g=h):\n  g.n = getattr(g, 'n', 0) + 1\n  return g.n",
+        "def f(k=(lambda: 0,)):\n  k[0].n = getattr(k[0], 'n', 0) + 1\n  return k[0].n",
+    ],
+)
+def test_no_call_sees_what_another_left_behind(source: str, worker: BareWorker) -> None:
+    """Calls in one worker that change what the function captured all begin with the caller's values."""
+    pickler = FunctionPickler(interactive(source)["f"])
+    assert len({worker.call(pickler) for _ in range(3)}) == 1
+    assert pickler.dumps()[1] is False
+
+
+def test_a_worker_keeps_a_function_that_cannot_change() -> None:
+    """The same reusable bytes give the same object; others a new one."""
+    data, reusable = FunctionPickler(interactive("def f(): return 1")["f"]).dumps()
+    assert reusable
+    assert agent_payload.loads_function(bytearray(data), True) is agent_payload.loads_function(data, True)
+    assert agent_payload.loads_function(data, False) is not agent_payload.loads_function(data, False)
+
+
+def test_the_kept_functions_are_bounded() -> None:
+    """A worker that is given ever new functions does not keep them all."""
+    for number in range(100):
+        data, _ = pickling.dumps(interactive(f"def f(): return {number}")["f"])
+        assert agent_payload.loads_function(data, True)() == number
+    assert len(agent_payload._functions) <= 16
+
+
+def test_programs_helpers_classes_and_closures_reach_the_worker(tmp_path: Path) -> None:
+    """Everything that a script defines, before or after the function, is there in the worker, which has no script."""
+    out = run_script(
+        tmp_path,
+        """
+import functools, pathlib, enum, dataclasses, sys
+from tests.unit.bare_worker import BareWorker
+
+def f(n):
+    class Local:
+        scale = FACTOR
+    return Point(n, later(n)), fib(20), Color.RED, Local.scale, Point(1, 2).norm, len("abc")
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+    @functools.cached_property
+    def norm(self):
+        return self.x * self.x + self.y * self.y
+    def bump(self):
+        global COUNT
+        COUNT += 1
+        return COUNT
+
+@functools.lru_cache(maxsize=7)
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+class Color(enum.Enum):
+    RED = 1
+
+COUNT = 0
+FACTOR = 10
+def later(n):
+    return n * FACTOR
+
+with BareWorker(pathlib.Path(sys.argv[1])) as worker:
+    for _ in range(2):
+        point, number, color, scale, norm, length = worker.call(f, 2)
+        assert type(point) is Point and point == Point(2, 20), point
+        assert (number, scale, norm, length) == (6765, 10, 5, 3)
+        assert color is Color.RED
+    assert point.bump() == 1 and COUNT == 1, "methods still use this program's globals"
+    assert worker.call(lambda p: isinstance(p, Point) and p.norm, Point(3, 4)) == 25
+print("done", "cloudpickle.cloudpickle" in sys.modules and "BareWorker needs it")
+""",
+        str(tmp_path),
+    )
+    assert out.startswith("done")
+
+
+def test_the_public_cloudpickle_is_neither_imported_nor_met(tmp_path: Path) -> None:
+    """A caller pickles without importing `cloudpickle`; a worker whose environment has another one is not disturbed."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from atoll.sdk.payload import FunctionPickler as P; P(lambda: 1).dumps();"
+            "assert '_atoll_cloudpickle' in sys.modules and 'cloudpickle' not in sys.modules",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    other = tmp_path / "site" / "cloudpickle"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    space = interactive("def g(x): return x\ndef f(x): return g(x)")
+    with BareWorker(tmp_path, tmp_path / "site") as worker:
+        assert worker.call(space["f"], 5) == 5
+
+
+def test_modules_registered_for_pickling_by_value_travel_by_value(worker: BareWorker, tmp_path: Path) -> None:
+    """`cloudpickle.register_pickle_by_value` of the public package counts."""
+    import cloudpickle
+
+    module = types.ModuleType("registered_module")
+    exec("def g(): return 'here'", module.__dict__)
+    sys.modules["registered_module"] = module
+    try:
+        space = interactive("from registered_module import g\ndef f(): return g()")
+        pickler = FunctionPickler(space["f"])
+        with pytest.raises(SerializationError, match="registered_module"):
+            worker.call(pickler)
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            assert worker.call(FunctionPickler(space["f"])) == "here"
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+    finally:
+        del sys.modules["registered_module"]
+
+
+def test_a_module_that_the_worker_lacks_is_named(worker: BareWorker) -> None:
+    """The error says which module is missing, that it is the worker's side, and what to do."""
+    space = interactive("import hypothesis\ndef f(): return hypothesis")
+    with pytest.raises(SerializationError) as caught:
+        worker.call(space["f"])
+    assert "`hypothesis`" in caught.value.message
+    assert "`requirements`" in caught.value.hint
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert worker.call(interactive("def f(): return 1")["f"]) == 1
+
+
+def test_what_keeps_a_function_from_travelling_is_named() -> None:
+    """The error names the function, and the global that cannot be pickled."""
+    space = interactive("import threading\nSTATE = {'lock': threading.Lock()}\ndef f(): return STATE")
+    with pytest.raises(SerializationError, match=r"`f`.*global `STATE`.*`STATE\['lock'\]` is a `_thread.lock`"):
+        FunctionPickler(space["f"]).dumps()
+
+
+# --- functions of the project's modules -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "pyproject.toml").write_text("")
+    monkeypatch.syspath_prepend(str(root))
+    before = set(sys.modules)
+    yield root
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(root)):
+            del sys.modules[name]
+
+
+TASKS = """
+import pytest, dataclasses  # the worker has no pytest
+N = 1
+@dataclasses.dataclass
+class Box:
+    value: int
+    def read(self): return self.value + N
+def helper(): return N
+def f(x=None): return Box(helper()), isinstance(x, Box) and x.read()
+class Wrapper:
+    def __init__(self, function): self.__wrapped__ = function
+    @property
+    def __atoll_function__(self): return self.__wrapped__
+plain, f = f, Wrapper(f)
+"""
+
+
+def test_the_function_s_own_module_travels_by_value(project: Path, worker: BareWorker) -> None:
+    """It need not be importable in the worker, rebinding is seen, and instances are of the caller's own classes."""
+    (project / "tasks_value.py").write_text(TASKS)
+    tasks = importlib.import_module("tasks_value")
+    pickler = FunctionPickler(tasks.plain)
+    box, read = worker.call(pickler, tasks.Box(4))
+    assert type(box) is tasks.Box
+    assert (box.value, read) == (1, 5)
+    tasks.N = 10
+    box, read = worker.call(pickler, tasks.Box(4))
+    assert (box.value, read) == (10, 14)
+    tasks.N = 20
+    assert box.read() == 30, "a result does not replace the methods of the caller's classes"
+
+
+def test_an_edited_module_is_imported_as_it_is_on_the_disk(project: Path, tmp_path: Path) -> None:
+    """Once the file was edited since the import, the worker runs what the file says; put back, what is in memory."""
+    from atoll.sdk.sources import Sources
+
+    file = project / "tasks_edited.py"
+    text = TASKS.replace("import pytest, ", "import ")
+    file.write_text(text)
+    tasks = importlib.import_module("tasks_edited")
+    pickler, sources = FunctionPickler(tasks.plain), Sources(tasks.plain)
+    for number, (now, expected) in enumerate([(text, 1), (text.replace("N = 1", "N = 5"), 5)]):
+        file.write_text(now)
+        with BareWorker(tmp_path / f"worker{number}") as worker:
+            worker.install(sources.current())
+            box, read = worker.call(pickler, tasks.Box(1))
+            assert (box.value, read) == (expected, 1 + expected)
+            assert type(box) is tasks.Box
+    assert pickler.by_value == frozenset()
+
+
+def test_a_function_that_is_gone_from_the_edited_file_is_named(project: Path, tmp_path: Path) -> None:
+    """The call fails with an error that names what the file no longer has."""
+    from atoll.sdk.sources import Sources
+
+    file = project / "tasks_gone.py"
+    file.write_text("def f(): return 1\n")
+    tasks = importlib.import_module("tasks_gone")
+    pickler = FunctionPickler(tasks.f)
+    file.write_text("def other(): return 1\n")
+    with BareWorker(tmp_path) as worker:
+        worker.install(Sources(tasks.f).current())
+        with pytest.raises(SerializationError, match="has no attribute 'f'"):
+            worker.call(pickler)
+
+
+def test_a_module_that_cannot_travel_by_value_travels_by_name(project: Path, tmp_path: Path) -> None:
+    """A class with a lock in it, which no pickle holds, is imported by the worker instead."""
+    from atoll.sdk.sources import Sources
+
+    (project / "tasks_lock.py").write_text(
+        "import threading\nclass C:\n  lock = threading.Lock()\n  x = 3\ndef f(c=None): return C() if c is None else c.x\n"
+    )
+    tasks = importlib.import_module("tasks_lock")
+    pickler = FunctionPickler(tasks.f)
+    with BareWorker(tmp_path) as worker:
+        worker.install(Sources(tasks.f).current())
+        assert type(worker.call(pickler)) is tasks.C
+        assert worker.call(pickler, tasks.C()) == 3
+
+
+def test_functions_of_installed_packages_travel_by_name(worker: BareWorker) -> None:
+    """A function of the standard library is imported by the worker."""
+    assert worker.call(textwrap.dedent, " a") == "a"
+    assert worker.call(functools.partial(textwrap.indent, prefix="-"), "a") == "-a"
+    assert worker.call("abc".upper) == "ABC"
+    assert worker.call(dict, a=1) == {"a": 1}
+
+
+def test_asserts_that_pytest_has_rewritten_work_without_pytest(worker: BareWorker) -> None:
+    """A function of a test module runs in a worker without pytest, and a failing `assert` says what failed."""
+
+    def f(x: int) -> int:
+        assert x == len("abc") or x in (5, 6), f"{x} is wrong"
+        assert x != 5
+        return x
+
+    assert worker.call(f, 3) == 3
+    with pytest.raises(AssertionError, match="4 is wrong"):
+        worker.call(f, 4)
+    with pytest.raises(AssertionError, match="5 != 5"):
+        worker.call(f, 5)
