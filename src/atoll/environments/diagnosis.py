@@ -104,6 +104,9 @@ def _read(log: str, status: int) -> tuple[str, str]:
             f"cannot reach {f'`{host}`' if host else 'the package index'}" + (f" ({reason[-1]})" if reason else ""),
             "check the network and the proxy variables; what is cached builds with `UV_OFFLINE=1`",
         )
+    denied = _first(r"`(/[^`]+)`: Permission denied", log)
+    if denied:
+        return (f"the builder may not read `{denied}`", f"let everyone read it: `chmod a+rX {denied}`")
     failed = _first(r"Failed to build:? `?([^`\s]+)`?", log) or _first(r"error: Failed to build `?([^`\s]+)", log)
     if failed or "Call to `" in log or "Build backend" in log:
         return (

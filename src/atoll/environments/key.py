@@ -39,12 +39,8 @@ def facts(
         "kind": kind,
         "packages": [strip_credentials(package) for package in requirements.packages],
         "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
-        "options": [
-            [name, without_query(value) if name in _INDEX_OPTIONS else value]
-            for name, value in requirements.options
-            if name not in _FETCH_ONLY
-        ],
         # an environment without packages is the same wherever packages would have come from
+        "options": [] if requirements.empty else _options(requirements),
         "index": {} if requirements.empty else dict(index),
         "python": [
             interpreter.implementation,
@@ -54,6 +50,14 @@ def facts(
             interpreter.executable,
         ],
     }
+
+
+def _options(requirements: Requirements) -> list[list[str]]:
+    return [
+        [name, without_query(value) if name in _INDEX_OPTIONS else value]
+        for name, value in requirements.options
+        if name not in _FETCH_ONLY
+    ]
 
 
 def key(

@@ -224,7 +224,7 @@ class EnvironmentStore:
 
     async def _build(self, name: str, request: Request, note: Progress, instead_of: str) -> Environment:
         started = time.monotonic()
-        shown = request.requirements.redacted()
+        shown = [] if request.requirements.empty else request.requirements.redacted()
         if shown:
             note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
         try:
