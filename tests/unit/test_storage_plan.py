@@ -107,7 +107,9 @@ def test_kept_names_stay_with_what_is_above_and_below_them() -> None:
 def test_something_else_cannot_replace_a_directory_that_keeps_names(delete: bool) -> None:
     """A file in the source against a directory with names that stay is refused by name."""
     with pytest.raises(SyncError, match=r"`d` is a directory at the target that keeps `d/keep`"):
-        plan({**ROOT, "d": file()}, {**ROOT, "d": directory(), "d/keep": file()}, delete=delete, kept=kept_named("keep"))
+        plan(
+            {**ROOT, "d": file()}, {**ROOT, "d": directory(), "d/keep": file()}, delete=delete, kept=kept_named("keep")
+        )
 
 
 NAMES = st.sampled_from(["a", "b", "a-b", "A", ".hidden", "-rf", "new\nline", "caf\udce9", "\U0001f600", "x" * 255])

@@ -160,38 +160,45 @@ class Peer:
 
     def _write(self, header: dict[str, Any]) -> None:
         """Replace a file in one step by what follows in `data` messages, up to `commit`."""
-        name, descriptor = self._volume.temporary_name("file"), -1
-        staging = self._volume.staging
-        try:
-            try:
-                descriptor = self._new_file(name)
-                while (message := self._channel.receive()).type == "data":
-                    for content in message.buffers:
-                        filesystem.write_all(descriptor, content)
-            except OSError as error:
-                if isinstance(error, ChannelClosed):
-                    raise
-                self._fail(error, "write")
-                self._drain()
-                return
+        with self._conversation("write"), self._new_file() as (name, descriptor):
+            while (message := self._channel.receive()).type == "data":
+                for content in message.buffers:
+                    filesystem.write_all(descriptor, content)
+            self._conversing = False
             if message.type == "commit":
                 with self._locate(header) as place:
                     self._replace(place, name, descriptor, header.get("mode"), header.get("mtime_ns"))
-            self._channel.send({"type": "done"})
-        finally:
-            if descriptor >= 0:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=staging)
-                os.close(descriptor)
 
-    def _new_file(self, name: str) -> int:
-        """Create a file in staging, locked for as long as it is open, so that nobody takes it for a leftover."""
+    @contextlib.contextmanager
+    def _conversation(self, request: str) -> Iterator[None]:
+        """Answer `done`, or an error, after which the rest of the conversation is thrown away."""
+        self._conversing = True
+        try:
+            yield
+            self._channel.send({"type": "done"})
+        except ChannelClosed:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+            self._fail(error, request)
+            while self._conversing and self._channel.receive().type not in _LAST:
+                pass
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[tuple[str, int]]:
+        """Create a file in staging that is gone at the end; it is locked, so that nobody takes it for a leftover."""
+        name = self._volume.temporary_name("file")
         while True:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(name, flags, 0o600, dir_fd=self._volume.staging)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:
-                return descriptor
+                break
+            os.close(descriptor)
+        try:
+            yield name, descriptor
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._volume.staging)
             os.close(descriptor)
 
     def _replace(self, place: Place, name: str, descriptor: int, mode: Any, mtime_ns: Any) -> None:
@@ -206,11 +213,6 @@ class Peer:
         place.make_parents()
         os.rename(name, place.name, src_dir_fd=self._volume.staging, dst_dir_fd=place.parent)
         filesystem.sync_directory(place.parent)
-
-    def _drain(self) -> None:
-        """Throw away the rest of a conversation that has failed."""
-        while self._channel.receive().type not in _LAST:
-            pass
 
     def _remove(self, header: dict[str, Any]) -> None:
         """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
@@ -249,18 +251,9 @@ class Peer:
     # --- syncing ------------------------------------------------------------------------------------------------
 
     def _sync(self, header: dict[str, Any]) -> None:
-        self._conversing = True
-        try:
+        with self._conversation("sync"), contextlib.ExitStack() as stack:
             clean(self._volume)
-            with contextlib.ExitStack() as stack:
-                self._converse(self._locked(stack, header))
-            self._channel.send({"type": "done"})
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-            if isinstance(error, ChannelClosed):
-                raise
-            self._fail(error, "sync")
-            if self._conversing:
-                self._drain()
+            self._converse(self._locked(stack, header))
 
     def _locked(self, stack: contextlib.ExitStack, header: dict[str, Any]) -> Place:
         """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""

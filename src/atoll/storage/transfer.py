@@ -232,6 +232,7 @@ def send_files(
             if pending >= BATCH_BYTES or len(items) >= BATCH_FILES:
                 flush()
             continue
+        flush()
         for position, content, state in reader.chunks(path, offset, known):
             last = None
             if state is not None:
