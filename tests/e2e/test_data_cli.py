@@ -1,0 +1,170 @@
+"""`atoll data`, as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Home
+
+PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
+
+
+def run(home: Home, *arguments: str | bytes, stdin: bytes = b"", status: int = 0) -> bytes:
+    """Run a command in the home directory; return what it printed, or with another status its errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "data", *arguments],
+        cwd=home.path,
+        env=home.environment(),
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr.decode()
+    if status == 0:
+        assert done.stderr == b""
+    return done.stderr if status else done.stdout
+
+
+def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
+    """`put`, `cat`, `get` and `rm` move bytes unchanged, through names, directories and pipes."""
+    content = os.urandom(5_000_000)
+    (tmp_path / "in").write_bytes(content)
+    (tmp_path / "in").chmod(0o640)
+    run(shared_home, "put", str(tmp_path / "in"), "cli/file")
+    assert run(shared_home, "cat", "/data/cli/file") == content
+    run(shared_home, "get", "cli/file", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == content
+    assert (tmp_path / "out").stat().st_mtime_ns == (tmp_path / "in").stat().st_mtime_ns
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "in").stat().st_mode
+    assert run(shared_home, "get", "cli/file", "-") == content
+    run(shared_home, "put", "-", "cli/piped", stdin=b"through a pipe")
+    run(shared_home, "put", str(tmp_path / "in"), "cli/")
+    assert run(shared_home, "ls", "cli") == b"file\nin\npiped\n"
+    assert run(shared_home, "cat", "cli/piped", "cli/piped") == b"through a pipe" * 2
+    run(shared_home, "rm", "cli/file", "cli/in")
+    assert run(shared_home, "ls", "cli") == b"piped\n"
+    run(shared_home, "rm", "-r", "cli")
+
+
+def test_directories_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
+    """A directory is put and fetched whole, and merged into one that is there."""
+    source = tmp_path / "tree"
+    (source / "empty").mkdir(parents=True)
+    (source / "sub").mkdir()
+    for number in range(30):
+        (source / f"sub/{number}").write_bytes(b"x" * number)
+    (source / "large").write_bytes(bytes(6 << 20))
+    (source / "link").symlink_to("/nowhere")
+    (source / ".atollignore").write_text("*")
+    run(shared_home, "put", str(source))
+    run(shared_home, "put", "-", "tree/sub/more", stdin=b"m")
+    run(shared_home, "put", str(source), "/data")
+    run(shared_home, "get", "tree", str(tmp_path / "copy"))
+    copy = tmp_path / "copy"
+    (copy / "sub/more").unlink()
+    assert subprocess.run(["diff", "-r", "--no-dereference", str(source), str(copy)], check=False).returncode == 0
+    assert (copy / "large").stat().st_mtime_ns == (source / "large").stat().st_mtime_ns
+    run(shared_home, "get", "tree", str(copy))
+    assert (copy / "tree/sub/more").read_bytes() == b"m"
+    assert not list(copy.rglob(".atoll-*"))
+    run(shared_home, "rm", "--recursive", "tree")
+
+
+def test_sync_mirrors(shared_home: Home, tmp_path: Path) -> None:
+    """`sync` prints where the mirror is, `--dry-run` what would be done, and its options reach the sync."""
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b.log").write_text("1")
+    here = ("sync", str(tmp_path), "cli-sync")
+    assert b"send    a  (1 bytes)\n" in run(shared_home, *here, "--dry-run")
+    assert run(shared_home, *here, "--exclude", "*.log", "--exclude", "x") == b"/data/sync/cli-sync\n"
+    assert run(shared_home, "ls", "sync/cli-sync") == b"a\n"
+    (tmp_path / "a").unlink()
+    run(shared_home, *here, "--no-delete")
+    assert run(shared_home, "ls", "sync/cli-sync") == b"a\nb.log\n"
+    run(shared_home, *here)
+    assert run(shared_home, "ls", "sync/cli-sync") == b"b.log\n"
+
+
+def test_lists_for_people_and_for_programs(shared_home: Home, tmp_path: Path) -> None:
+    """`ls` shows names as they are on a pipe, details with `-l`, and everything with `--json`."""
+    name = b"caf\xe9\n\x1b[31m"
+    (tmp_path / os.fsdecode(name)).write_bytes(b"123")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "directory").mkdir()
+    run(shared_home, "sync", str(tmp_path), "/data/cli-list")
+    listed = run(shared_home, "ls", "cli-list")
+    assert listed == name + b"\ndirectory\nlink\n"
+    assert b"-> there\n" in run(shared_home, "ls", "-l", "cli-list")
+    found = {item["type"]: item for item in json.loads(run(shared_home, "ls", "--json", "cli-list"))}
+    assert found["file"]["name"] == os.fsdecode(name)
+    assert (found["file"]["size"], found["symlink"]["target"]) == (3, "there")
+    assert json.loads(run(shared_home, "ls", "--json", b"cli-list/" + name))[0]["size"] == 3
+
+
+def test_names_cannot_act_on_a_terminal(shared_home: Home, tmp_path: Path) -> None:
+    """On a terminal control characters in a name are shown as escapes, and a transfer shows how far it is."""
+    (tmp_path / "\x1b[31mred").write_bytes(bytes(30 << 20))
+    assert b"uploading " in _on_terminal(shared_home, "sync", str(tmp_path), "cli-terminal")
+    shown = _on_terminal(shared_home, "ls", "sync/cli-terminal")
+    assert shown == b"\\x1b[31mred\r\n"
+
+
+def _on_terminal(home: Home, *arguments: str) -> bytes:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", PROGRAM, "data", *arguments]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=home.environment(), cwd=home.path
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    except OSError:  # EIO: the last one has closed the terminal
+        pass
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["ls", "missing"], 1, b"/data/missing"),
+        (["cat", "missing"], 1, b"/data/missing"),
+        (["get", "missing", "x"], 1, b"/data/missing"),
+        (["get", "missing", "-"], 1, b"/data/missing"),
+        (["put", "missing-here"], 1, b"missing-here"),
+        (["put", "-"], 1, b"name the file"),
+        (["rm", "missing"], 1, b"/data/missing"),
+        (["rm", "/data", "-r"], 1, b"cannot be removed"),
+        (["ls", "/etc"], 1, b"not below"),
+        (["cat", "../x"], 1, b".."),
+        (["sync", "missing-here", "x"], 1, b"missing-here"),
+        (["sync", ".", "/data"], 1, b"must name"),
+        (["ls", "--unknown"], 2, b""),
+        (["get"], 2, b""),
+        (["nothing"], 2, b""),
+    ],
+)
+def test_failures_have_a_status_and_say_why(shared_home: Home, arguments: list[str], status: int, words: bytes) -> None:
+    """A failed operation is status 1 with the path in its message, wrong usage is status 2; neither is a traceback."""
+    printed = run(shared_home, *arguments, status=status)
+    assert words in printed
+    assert b"Traceback" not in printed
+
+
+def test_removing_a_directory_needs_to_be_asked_for(shared_home: Home) -> None:
+    """`rm` without `-r` leaves a directory alone and says how to remove it."""
+    run(shared_home, "put", "-", "cli-rm/file", stdin=b"x")
+    assert b"rm -r" in run(shared_home, "rm", "cli-rm", status=1)
+    run(shared_home, "rm", "-r", "cli-rm")
+    assert b"/data/cli-rm" in run(shared_home, "ls", "cli-rm", status=1)
