@@ -437,7 +437,7 @@ def test_who_waits_for_a_build_gets_its_error(machine: Machine) -> None:
     machine.sdist("delta", "    import time; time.sleep(1)\n    raise SystemExit('broken')")
     children = [_start(machine, "delta") for _ in range(3)]
     said = [child.communicate(timeout=60)[0].splitlines() for child in children]
-    assert all(any(line.startswith("error EnvironmentBuildError") for line in lines) for lines in said)
+    assert all(any(line.startswith("error EnvironmentBuildError") for line in lines) for lines in said), said
     assert sum(lines[0].startswith("Building environment") for lines in said) == 1
 
 

@@ -36,9 +36,9 @@ def create(directory: Path, interpreter: Interpreter) -> None:
     (directory / "pyvenv.cfg").chmod(0o644)
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, *, exist_ok: bool = False) -> None:
     """Make a directory that everyone may read, whatever the umask."""
-    path.mkdir()
+    path.mkdir(exist_ok=exist_ok)
     path.chmod(0o755)
 
 

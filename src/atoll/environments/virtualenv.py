@@ -91,9 +91,8 @@ class Builder:
     def prepare(self) -> None:
         """Make the workshop's directories."""
         for directory in (self.workshop, self.workshop / "uv", self.workshop / "work"):
-            if not directory.is_dir():
-                make_directory(directory)
-                self.own(directory)
+            make_directory(directory, exist_ok=True)
+            self.own(directory)  # also where another process has just made it
 
     def own(self, path: Path) -> None:
         """Give a file or directory to the builder's identity, where this process may."""
