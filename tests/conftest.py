@@ -110,6 +110,8 @@ def _home() -> Iterator[Home]:
         home.stop()
         left = {pid: _describe(pid) for pid in home.wait_processes()}
         assert not left, f"processes outlived the daemon: {left}"
+        log = path / "logs" / "daemon.log"
+        assert not log.exists() or "Traceback" not in log.read_text(), log.read_text()[-5000:]
     finally:
         for pid in home.processes():
             with contextlib.suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ from typing import IO, Any, AsyncIterator, Callable, Mapping, Sequence
 from atoll import errors
 from atoll.engine import agent_files
 from atoll.engine.schedule import Bounds
+from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
 from atoll.environments.records import Environment
 from atoll.environments.store import EnvironmentStore
@@ -66,7 +67,13 @@ MEMORY_OF_A_WORKER = 96 << 20
 class NodeSandbox:
     """A sandbox with its agent, and the channel to it."""
 
-    def __init__(self, channel: AsyncChannel, sandbox: Sandbox | None, hold: Any, failed: errors.AtollError | None):
+    def __init__(
+        self,
+        channel: AsyncChannel,
+        sandbox: Sandbox | None,
+        hold: locks.Lock | None,
+        failed: errors.AtollError | None,
+    ) -> None:
         self.channel = channel
         self._sandbox = sandbox
         self._hold = hold
@@ -90,7 +97,8 @@ class NodeSandbox:
 
     def close(self) -> None:
         """Let the environment go; the sandbox has ended."""
-        self._hold.close()
+        if self._hold is not None:
+            self._hold.release()
 
 
 class Node:
@@ -173,9 +181,10 @@ class Node:
         """Start a sandbox with an agent; what goes wrong shows as the end of its channel and in `failure`."""
         ours, theirs = pair()
         channel = AsyncChannel(ours)
-        hold = self.environments.hold(environment)
+        hold: locks.Lock | None = None
         command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno())]
         try:
+            hold = self.environments.hold(environment)
             policy = self._function_policy(key, environment, command, {})
             with self._log_file("sandboxes.log") as log_file:
                 sandbox = self._launcher.launch(policy, descriptors=[theirs.fileno()], stderr=log_file)

@@ -87,6 +87,8 @@ class _Sandbox:
     task: asyncio.Task[None]
     started_at: float = field(default_factory=time.time)
     usage: asyncio.Future[dict[str, Any]] | None = None
+    lived: bool = False
+    """A worker of it has said hello."""
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -377,13 +379,19 @@ class Pool:
         failure = await node.failure()
         if failure is not None:
             log.warning("sandbox_failed id=%s error=%s", name, failure)
+        if failure is None and not self._sandboxes[name].lived:
+            failure = errors.SandboxUnavailable(
+                "the sandbox's agent ended before it served a call",
+                hint="see `sandboxes.log` beside the daemon's log, and run `atoll doctor`",
+            )
         for worker in [one for one in self._workers.values() if one.sandbox == name]:
-            died = failure or errors.WorkerDied(
+            started = worker.pid != 0  # else its lease's call has not begun, and is sent again
+            died = errors.WorkerDied(
                 "the sandbox of the call has ended, and its worker with it",
                 hint="call again: a new one is started",
                 signal=9,
             )
-            self._end_worker(worker, died)
+            self._end_worker(worker, failure or (died if started else None))
         self._sandboxes.pop(name, None)
         node.close()
         log.info("sandbox_ended id=%s", name)
@@ -397,7 +405,7 @@ class Pool:
         self._end_worker(worker, _why(worker.function, status, exceeded))
         self._perform(self._schedule.worker_ended(_now(), name, expired=worker.expired))
 
-    def _end_worker(self, worker: _Worker, error: errors.AtollError) -> None:
+    def _end_worker(self, worker: _Worker, error: errors.AtollError | None) -> None:
         self._workers.pop(worker.id, None)
         self._end_lease(worker, None if worker.expired else error)
         worker.control.close()
@@ -420,6 +428,7 @@ class Pool:
                 match message.get("type"):
                     case "hello":
                         worker.pid = control.sender_pid
+                        self._sandboxes[worker.sandbox].lived = True
                         worker.limit = self._node.limits.open(f"{name}-{worker.pid}", self._worker_memory_bytes)
                         await asyncio.to_thread(worker.limit.add, worker.pid)
                     case "idle":

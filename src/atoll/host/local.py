@@ -57,13 +57,14 @@ class LocalLease:
             os.set_blocking(descriptor, False)
             self._poll.register(descriptor, select.POLLIN)
         self._open_pipes = {self._out, self._err}
-        self._closed = False
+        self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
+        self._close.atexit = False  # the end of the process closes them
 
     @property
     def usable(self) -> bool:
         """Whether the worker still holds the lease, as far as it has said."""
         number = self._data.fileno()
-        return not self._closed and not any(descriptor == number for descriptor, _ in self._poll.poll(0))
+        return self._close.alive and not any(descriptor == number for descriptor, _ in self._poll.poll(0))
 
     def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
         """Run one call.
@@ -120,8 +121,8 @@ class LocalLease:
                 if descriptor == number:
                     try:
                         data.fill()
-                    except (ChannelClosed, FrameError) as error:
-                        raise self._lost(output) from error
+                    except (ChannelClosed, FrameError):
+                        raise self._lost(output) from None
                 else:
                     self._read(descriptor, output)
         return data.receive()
@@ -177,12 +178,15 @@ class LocalLease:
 
     def close(self) -> None:
         """Give the lease back: an idle worker stays warm, a busy one is killed."""
-        if not self._closed:
-            self._closed = True
-            self._data.close()
-            self._control.close()
-            os.close(self._out)
-            os.close(self._err)
+        self._close()
+
+
+def _close(data: Channel, control: Channel, *pipes: int) -> None:
+    data.close()
+    control.close()
+    for descriptor in pipes:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 class LocalHost:
@@ -300,13 +304,13 @@ class LocalHost:
                         output.notice(str(header.get("line", "")))
                     case "failed":
                         raise errors.from_data(header.get("error") or {})
-        except ChannelClosed as error:
+        except ChannelClosed:
             control.close()
             if ticket is not None and ticket.cancelled:
                 raise errors.CallCancelled(
                     "the call was cancelled before it started", hint="nothing to do: it was asked for"
                 ) from None
-            raise errors.HostUnreachable("the daemon ended while the call waited", hint="call again") from error
+            raise errors.HostUnreachable("the daemon ended while the call waited", hint="call again") from None
         except BaseException:
             control.close()
             raise
