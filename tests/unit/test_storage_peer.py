@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem
+from atoll.storage import filesystem, sync, transfer
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.peer import Peer
 from atoll.storage.sync import SyncOptions
-from atoll.storage.transfer import FileReader, Wanted, send_files
+from atoll.storage.transfer import FileReader, Stamp, Wanted, send_files
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
 
@@ -323,3 +323,35 @@ def test_a_reader_that_stops_early_closes_the_client(client: VolumeClient) -> No
     del reader
     with pytest.raises(HostUnreachable):
         client.stat("f")
+
+
+def test_a_file_that_has_just_changed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read only when a later change is certain to carry another time stamp."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    changed_ns = path.stat().st_ctime_ns
+    waits: list[float] = []
+    monkeypatch.setattr("time.time_ns", lambda: changed_ns + 1_000_000)
+    reader = FileReader(os.open, wait_seconds=waits.append)
+    reader.small(str(path), 1)
+    assert waits == [pytest.approx((transfer.FINE_CLOCK_NS - 1_000_000) / 1e9)]
+    monkeypatch.setattr("time.time_ns", lambda: changed_ns + transfer.FINE_CLOCK_NS + 1)
+    reader.small(str(path), 1)
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize(
+    ("ctime_ns", "now_ns", "lasting"),
+    [
+        (5_000_000_001, 5_010_000_000, False),
+        (5_000_000_001, 5_030_000_000, True),
+        (5_000_000_000, 5_030_000_000, False),
+        (5_000_000_000, 7_030_000_000, True),
+        (9_000_000_001, 5_000_000_000, False),
+    ],
+    ids=["this tick", "ticks ago", "whole seconds, this second", "whole seconds, long ago", "in the future"],
+)
+def test_only_settled_stamps_are_remembered(ctime_ns: int, now_ns: int, lasting: bool) -> None:
+    """A stamp that a change from now on could repeat does not count as known at the next sync."""
+    stamp = Stamp(1, 1, ctime_ns, 1)
+    assert (sync.lasting({"f": stamp}, now_ns)["f"] == stamp) is lasting

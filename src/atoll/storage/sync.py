@@ -122,10 +122,10 @@ class _Conversation:
         operations = plan(scan.tree, standing, delete=self._options.delete, kept=rules.excludes, suspect=suspect)
         if self._options.dry_run or not operations:
             self._finish("end")
-            stamps = _lasting(stamps)
+            stamps = lasting(stamps, time.time_ns())
         else:
-            stamps = _lasting(stamps)
-            stamps.update(_lasting(self._transfer(operations)))
+            stamps = lasting(stamps, time.time_ns())
+            stamps.update(lasting(self._transfer(operations), time.time_ns()))
             self._finish("commit")
         if self._options.index and not self._options.dry_run and stamps != known:
             index.save(self._options.index, stamps)
@@ -230,10 +230,9 @@ def _stamp(scan: Scan, path: str) -> Stamp:
     return Stamp(entry.size if entry.kind == FILE else 0, entry.mtime_ns, *scan.stamps[path])
 
 
-def _lasting(stamps: dict[str, Stamp]) -> dict[str, Stamp]:
+def lasting(stamps: dict[str, Stamp], now_ns: int) -> dict[str, Stamp]:
     """Replace stamps that a change from now on could repeat by one that no file has."""
-    now = time.time_ns()
-    return {path: stamp if settled(stamp.ctime_ns, now) else _UNKNOWN for path, stamp in stamps.items()}
+    return {path: stamp if settled(stamp.ctime_ns, now_ns) else _UNKNOWN for path, stamp in stamps.items()}
 
 
 def _gone() -> HostUnreachable:
