@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import atoll
 from atoll.sdk import exceptions
@@ -69,7 +69,14 @@ class BareWorker:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         with theirs:
-            child = [sys.executable, "-I", str(library / "atoll/agent/bare.py"), str(library), str(theirs.fileno()), str(directory / "bundles")]
+            child = [
+                sys.executable,
+                "-I",
+                str(library / "atoll/agent/bare.py"),
+                str(library),
+                str(theirs.fileno()),
+                str(directory / "bundles"),
+            ]
             self.process = subprocess.Popen(
                 [*child, *map(str, path)], pass_fds=[theirs.fileno()], cwd="/", env={"PATH": os.environ["PATH"]}
             )
@@ -93,7 +100,7 @@ class BareWorker:
         self.channel.close()
         assert self.process.wait(10) == 0
 
-    def __enter__(self) -> BareWorker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -104,12 +111,13 @@ class BareWorker:
 
 def run_script(directory: Path, text: str, *arguments: str, name: str = "program.py") -> str:
     """Run a program in a process of its own, where `BareWorker` can be imported; return what it prints."""
+    root = str(Path(__file__).parents[2])
     script = directory / name
     script.write_text(text)
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
         timeout=60,

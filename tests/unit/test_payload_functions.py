@@ -8,16 +8,18 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
-from .bare_worker import BareWorker, run_script
 
 from atoll.agent import payload as agent_payload
 from atoll.agent import pickling
 from atoll.errors import SerializationError
 from atoll.sdk.payload import FunctionPickler
+
+from .bare_worker import BareWorker, run_script
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,10 @@ CHANGES = {
         "put(4)",
     ),
     "a closure's cell is filled later": (
-        "def make():\n  def f():\n    try: return n\n    except NameError: return 'none'\n"
-        "  def put(v):\n    nonlocal n\n    n = v\n  if 0: n = 1\n  return f, put\nf, put = make()",
+        (
+            "def make():\n  def f():\n    try: return n\n    except NameError: return 'none'\n"
+            "  def put(v):\n    nonlocal n\n    n = v\n  if 0: n = 1\n  return f, put\nf, put = make()"
+        ),
         "put(4)",
     ),
     "a missing name is defined": (
@@ -88,7 +92,10 @@ CHANGES = {
         "import functools\nN = 1\n@functools.lru_cache\ndef g(x): return x + N\ndef f(): return g(1)",
         "N = 2; g.cache_clear()",
     ),
-    "an annotation is changed": ("def g(x: int): ...\ndef f(): return str(g.__annotations__)", "g.__annotations__['x'] = str"),
+    "an annotation is changed": (
+        "def g(x: int): ...\ndef f(): return str(g.__annotations__)",
+        "g.__annotations__['x'] = str",
+    ),
 }
 
 
@@ -155,8 +162,10 @@ def test_an_unchanged_function_is_not_pickled_again(source: str) -> None:
         "def f():\n  f.n = getattr(f, 'n', 0) + 1\n  return f.n",
         "def f():\n  r = hasattr(f, 'n')\n  setattr(f, 'n', 1)\n  return r",
         "def make():\n  n = 0\n  def f():\n    nonlocal n\n    n += 1\n    return n\n  return f\nf = make()",
-        "def make():\n  n = 0\n  def f():\n    def g():\n      nonlocal n\n      n += 1\n      return n\n    return g()\n"
-        "  return f\nf = make()",
+        (
+            "def make():\n  n = 0\n  def f():\n    def g():\n      nonlocal n\n      n += 1\n      return n\n    return g()\n"
+            "  return f\nf = make()"
+        ),
         "class C: n = 0\ndef f():\n  C.n += 1\n  return C.n",
         "class C: n = 0\nc = C()\ndef f():\n  c.n += 1\n  return c.n",
         "import functools\ncalls = []\n@functools.cache\ndef g(): return object()\ndef f(): return g.cache_info().misses or g() and 0",
@@ -246,8 +255,10 @@ def test_the_public_cloudpickle_is_neither_imported_nor_met(tmp_path: Path) -> N
         [
             sys.executable,
             "-c",
-            "import sys; from atoll.sdk.payload import FunctionPickler as P; P(lambda: 1).dumps();"
-            "assert '_atoll_cloudpickle' in sys.modules and 'cloudpickle' not in sys.modules",
+            (
+                "import sys; from atoll.sdk.payload import FunctionPickler as P; P(lambda: 1).dumps();"
+                "assert '_atoll_cloudpickle' in sys.modules and 'cloudpickle' not in sys.modules"
+            ),
         ],
         capture_output=True,
         text=True,
@@ -342,10 +353,10 @@ def test_the_function_s_own_module_travels_by_value(project: Path, worker: BareW
     box, read = worker.call(pickler, tasks.Box(4))
     assert type(box) is tasks.Box
     assert (box.value, read) == (1, 5)
-    tasks.N = 10
+    vars(tasks)["N"] = 10
     box, read = worker.call(pickler, tasks.Box(4))
     assert (box.value, read) == (10, 14)
-    tasks.N = 20
+    vars(tasks)["N"] = 20
     assert box.read() == 30, "a result does not replace the methods of the caller's classes"
 
 
@@ -366,6 +377,22 @@ def test_an_edited_module_is_imported_as_it_is_on_the_disk(project: Path, tmp_pa
             assert (box.value, read) == (expected, 1 + expected)
             assert type(box) is tasks.Box
     assert pickler.by_value == frozenset()
+
+
+def test_an_edit_is_seen_where_nothing_in_memory_changed(project: Path, tmp_path: Path) -> None:
+    """A function whose captures are as they were is not taken from them once its file was edited."""
+    from atoll.sdk.sources import Sources
+
+    file = project / "tasks_plain.py"
+    file.write_text("def f(): return 1\n")
+    tasks = importlib.import_module("tasks_plain")
+    pickler = FunctionPickler(tasks.f)
+    first, _ = pickler.dumps()
+    assert pickler.dumps()[0] is first
+    file.write_text("def f(): return 22\n")
+    with BareWorker(tmp_path) as worker:
+        worker.install(Sources(tasks.f).current())
+        assert worker.call(pickler) == 22
 
 
 def test_a_function_that_is_gone_from_the_edited_file_is_named(project: Path, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,16 +28,26 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareWorker]:
         yield running
 
 
-ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False)
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
+)
 KEYS = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
 VALUES = st.recursive(
     ATOMS,
-    lambda inner: st.lists(inner)
-    | st.tuples(inner, inner)
-    | st.dictionaries(KEYS, inner)
-    | st.sets(KEYS)
-    | st.frozensets(KEYS)
-    | st.builds(bytearray, st.binary()),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(KEYS, inner)
+        | st.sets(KEYS)
+        | st.frozensets(KEYS)
+        | st.builds(bytearray, st.binary())
+    ),
     max_leaves=40,
 )
 
@@ -62,7 +73,7 @@ def test_arguments_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]) 
 
 def test_subclasses_of_built_in_types_keep_their_type(worker: BareWorker) -> None:
     """The fast path takes exact types only."""
-    from collections import OrderedDict, namedtuple  # noqa: PLC0415
+    from collections import OrderedDict, namedtuple
 
     pair = namedtuple("pair", "a b")  # noqa: PYI024
     there = worker.call(lambda *args: args, OrderedDict(a=1), True, pair(1, 2))
