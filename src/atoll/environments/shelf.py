@@ -7,6 +7,7 @@ changes a name's state here holds its lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from atoll.environments import locks, records
 from atoll.environments.records import EnvironmentRecord
-from atoll.errors import EnvironmentBuildError
+from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
 
 _TOUCH_SECONDS = 60.0
 
@@ -161,3 +162,23 @@ def size_bytes(directory: Path) -> int:
                 seen.add(status.st_ino)
                 total += status.st_size
     return total
+
+
+@contextlib.contextmanager
+def translated(directory: Path) -> Iterator[None]:
+    """Turn errors of the state's own files into named ones."""
+    try:
+        yield
+    except AtollError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space is left below `{directory}`", hint="make space, for example with `atoll env prune --cache`"
+            ) from error
+        raise StateUnusable(
+            f"cannot use `{error.filename or directory}`: {error.strerror or error}",
+            hint="check the permissions below `ATOLL_HOME`",
+        ) from error
+    except (UnicodeDecodeError, shutil.Error) as error:
+        raise InternalError(f"building an environment failed: {error}") from error

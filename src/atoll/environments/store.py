@@ -16,7 +16,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -25,8 +25,9 @@ from atoll import settings
 from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, shelf, trees
 from atoll.environments.layout import make_directory, site_packages_of
 from atoll.environments.records import Environment, EnvironmentRecord
+from atoll.environments.shelf import translated
 from atoll.environments.virtualenv import Builder, Confinement, Request
-from atoll.errors import AtollError, CallerError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
+from atoll.errors import AtollError, CallerError, EnvironmentBuildError, StateUnusable
 from atoll.model.places import Identity
 from atoll.model.specs import EnvironmentSpec
 
@@ -87,7 +88,7 @@ class EnvironmentStore:
             EnvironmentBuildError: it cannot be built as asked.
             DiskFull, StateUnusable: the state cannot be written.
         """
-        with _translated(self.directory):
+        with translated(self.directory):
             self.prepare()
             request = await self._request(spec)
             current = self._shelf.current(request.key)
@@ -102,7 +103,7 @@ class EnvironmentStore:
         The old one stays for the sandboxes that use it and goes with the last of them. When nothing has changed the
         old one stays.
         """
-        with _translated(self.directory):
+        with translated(self.directory):
             self.prepare()
             request = replace(await self._request(spec), constraints=(), refresh=True)
             old = self._shelf.current(request.key)
@@ -119,7 +120,7 @@ class EnvironmentStore:
 
         Hashes are there for what comes from an index as wheels.
         """
-        with _translated(self.directory):
+        with translated(self.directory):
             environment = await self.ensure(spec, progress)
             path = environment.directory / "requirements.lock"
             text = path.read_text("utf-8")
@@ -308,7 +309,7 @@ class EnvironmentStore:
 
         Superseded generations go whatever their last use. What a sandbox holds stays.
         """
-        with _translated(self.directory):
+        with translated(self.directory):
             self.prepare()
             removed: list[EnvironmentRecord] = []
             in_use: list[EnvironmentRecord] = []
@@ -320,12 +321,12 @@ class EnvironmentStore:
 
     def remove(self, name: str) -> bool:
         """Remove one environment; return False when a sandbox uses it or it is being built."""
-        with _translated(self.directory):
+        with translated(self.directory):
             return self._shelf.remove(name)
 
     async def clear_cache(self) -> None:
         """Remove the packages that are kept for further builds; the environments stay as they are."""
-        with _translated(self.directory):
+        with translated(self.directory):
             self.prepare()
             await self._builder.clear_cache()
 
@@ -338,28 +339,6 @@ class EnvironmentStore:
         self._builder.prepare()
         self._shelf.clean()
         self._prepared = True
-
-
-@contextlib.contextmanager
-def _translated(directory: Path) -> Iterator[None]:
-    """Turn errors of the state's own files into named ones."""
-    import errno
-
-    try:
-        yield
-    except AtollError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space is left below `{directory}`", hint="make space, for example with `atoll env prune --cache`"
-            ) from error
-        raise StateUnusable(
-            f"cannot use `{error.filename or directory}`: {error.strerror or error}",
-            hint="check the permissions below `ATOLL_HOME`",
-        ) from error
-    except (UnicodeDecodeError, shutil.Error) as error:
-        raise InternalError(f"building an environment failed: {error}") from error
 
 
 def _open_log(path: Path) -> IO[str]:
