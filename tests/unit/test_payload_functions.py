@@ -446,3 +446,32 @@ def test_asserts_that_pytest_has_rewritten_work_without_pytest(worker: BareWorke
         worker.call(f, 4)
     with pytest.raises(AssertionError, match="5 != 5"):
         worker.call(f, 5)
+
+
+def test_an_isolated_function_among_the_globals_is_seen_like_a_helper() -> None:
+    """A nested isolated function, and one that calls itself, keep the fast path, and show what changes in them."""
+    from atoll.sdk.function import IsolatedFunction, isolated
+
+    space = interactive("N = 1\ndef g(): return N\ndef f(): return g.local()\ndef again(): return again")
+    space["g"] = isolated(space["g"])
+    pickler = FunctionPickler(space["f"])
+    first, reusable = pickler.dumps()
+    assert reusable
+    assert pickler.dumps()[0] is first
+    assert pickling.loads(first)() == 1
+    space["N"] = 2
+    assert pickling.loads(pickler.dumps()[0])() == 2
+    space["g"] = isolated(lambda: 3)
+    assert pickling.loads(pickler.dumps()[0])() == 3
+    plain, space["again"] = space["again"], isolated(space["again"])
+    assert isinstance(pickling.loads(FunctionPickler(plain).dumps()[0])(), IsolatedFunction)
+
+
+def test_an_object_that_answers_to_nothing_is_pickled_anew() -> None:
+    """A captured object whose class raises at every question hinders neither pickling nor freshness."""
+    space = interactive(
+        "class Meta(type):\n  @property\n  def __module__(cls): raise RuntimeError\n"
+        "class Hidden:\n  def __getattr__(self, name): raise RuntimeError(name)\n  def __reduce__(self): return int, ('7',)\n"
+        "h = Hidden()\ndef f(): return h"
+    )
+    assert pickling.loads(FunctionPickler(space["f"]).dumps()[0])() == 7

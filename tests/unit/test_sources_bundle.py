@@ -308,6 +308,20 @@ def test_too_much_is_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPa
         sources.current()
 
 
+def test_a_directory_of_data_is_not_taken_for_a_module(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in a docstring that a directory without code has brings neither the directory nor an error."""
+    write(project, {"one.py": '"""How to\n\nimport data\n"""\n', "data/large.bin": "x" * 5000})
+    monkeypatch.setattr(bundle_module, "MOST_BYTES", 4000)
+    assert names(Sources(interactive("def f():\n  import one"))) == ["one.py"]
+
+
+def test_a_working_directory_that_is_gone_does_no_harm(tmp_path: Path) -> None:
+    """A program whose working directory was removed still finds what its function needs."""
+    write(tmp_path, {"beside.py": "", "gone/x": ""})
+    program = "import os, shutil\nos.chdir('gone')\nshutil.rmtree(os.getcwd())\n" + PROGRAM
+    assert run_script(tmp_path, program) == "['beside.py']\n"
+
+
 def test_links_pipes_and_loops_do_no_harm(project: Path) -> None:
     """Links are followed once, special files are left out, and what vanishes is not missed."""
     write(project, {"pkg/__init__.py": "", "shared/x.txt": "1"})

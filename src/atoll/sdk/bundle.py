@@ -6,6 +6,7 @@ The `sources` message that a bundle becomes is described in `agent.sources`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -94,9 +95,10 @@ class Unit:
     def size(self) -> int:
         return sum(len(file.content) for file in self.files)
 
-    @property
     def has_code(self) -> bool:
-        return any(file.relative.endswith((".py", ".so", ".pyd")) for file in self.files)
+        """Whether there is anything to import in it; a directory of data may have the name of a module."""
+        names = itertools.islice(self._walk([]), MOST_FILES)
+        return any(relative.endswith((".py", ".so", ".pyd")) for _, relative in names)
 
     def refresh(self) -> None:
         """Read again what has changed since the last time; without a change this is one `stat` for each file.

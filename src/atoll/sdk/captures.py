@@ -95,7 +95,10 @@ class Captures:
             if len(self._seen) > _MOST_OBJECTS:
                 self.provable = False
                 break
-            self._visit(self._pending.pop())
+            try:
+                self._visit(self._pending.pop())
+            except Exception:  # an object whose class answers to nothing: it is not understood, so nothing is proven
+                self.provable = False
         self.constant = self.provable and not (
             self._mutable
             or self._rebinds

@@ -35,12 +35,20 @@ def roots(function: Any = None) -> tuple[str, ...]:
     if isinstance(main, str) and os.path.isfile(main) and not _is_installed_program(os.path.abspath(main)):
         found = [*_both(_run_from(os.path.dirname(os.path.abspath(main))))]
     else:
-        found = [*_both(os.getcwd())]
+        found = [*_both(working_directory())]
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     file = getattr(module, "__file__", None)
     if isinstance(file, str) and module is not sys.modules.get("__main__") and not in_environment(file):
         found += _both(_import_directory(module, os.path.abspath(file)))
     return tuple(dict.fromkeys(_marked(directory) for directory in found))
+
+
+def working_directory() -> str:
+    """Return the working directory; the root where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.path.abspath(os.sep)
 
 
 def _run_from(directory: str) -> str:

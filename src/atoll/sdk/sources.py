@@ -95,12 +95,12 @@ class Sources:
                 return True
         if len(sys.modules) != self._module_count or sys.path != self._path:
             return True
-        if self._working_directory != os.getcwd():
+        if self._working_directory != project.working_directory():
             return True
         return any(young or stamps.take(path) != stamp for path, (stamp, young) in self._directories.items())
 
     def _choose(self) -> None:
-        self._working_directory = os.getcwd()
+        self._working_directory = project.working_directory()
         self._path = list(sys.path)
         roots = project.roots(self._function)
         if roots != self._roots:
@@ -186,8 +186,7 @@ def _located(name: str, roots: tuple[str, ...], loosely: bool) -> Iterable[Unit]
             if loosely and name not in sys.modules:
                 continue
             unit = _unit(name, path)
-            unit.refresh()
-            if unit.has_code:
+            if unit.has_code():
                 yield unit
         elif os.path.basename(path).startswith("__init__."):
             yield _unit(name, os.path.dirname(path))
