@@ -15,7 +15,7 @@ from atoll.environments.interpreter import binds, find, fits, probe
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
 
-BASE = os.path.realpath(sys._base_executable)
+BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @pytest.mark.parametrize(
