@@ -580,7 +580,6 @@ def test_an_interrupted_sync_resumes(peers: Peers, source: Path) -> None:
     (source / "d-unread").write_bytes(b"z")
     client, process = peers.start()
     _send_a_part(client, source, 20 << 20)
-    client.close()
     assert process.wait() == 0
     assert len(peers.leftovers()) == 1
     mtime_ns = (source / "b-changed").stat().st_mtime_ns

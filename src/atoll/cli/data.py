@@ -71,7 +71,7 @@ def _described(name: str, entry: Entry) -> dict[str, object]:
         "name": name,
         "type": _KIND_NAMES.get(entry.kind, "special"),
         "size": entry.size,
-        "mode": f"{entry.mode:04o}",
+        "mode": f"{0o777 if entry.kind == SYMLINK else entry.mode:04o}",
         "mtime_ns": entry.mtime_ns,
         "target": entry.target,
     }

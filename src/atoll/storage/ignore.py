@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from atoll.errors import SyncError
+
 IGNORE_FILE = ".atollignore"
 
 
@@ -72,6 +74,11 @@ def _compile(lines: list[str]) -> Any:
         raise ValueError("a pattern must be text")
     if not any(line.strip() for line in lines):
         return None
-    from pathspec import GitIgnoreSpec
-
+    try:
+        from pathspec import GitIgnoreSpec
+    except ImportError as error:
+        raise SyncError(
+            "patterns of names to exclude need the package `pathspec`, which is not here",
+            hint="inside a function, add `pathspec` to its requirements",
+        ) from error
     return GitIgnoreSpec.from_lines(lines)

@@ -108,8 +108,11 @@ class _Conversation:
             self._send({"type": "sync", "path": self._target})
             self._open = True
             return self._converse(scan_source(self._source, rules), rules)
-        except BaseException:
+        except Exception:
             self._abort()
+            raise
+        except BaseException:
+            self._channel.close()  # interrupted, perhaps in the middle of a message: nothing can follow it
             raise
         finally:
             self._progress.close()

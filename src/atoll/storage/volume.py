@@ -144,11 +144,14 @@ class VolumeClient:
             finished = True
             self._send({"type": "commit"}, [])
             self._receive(where)
-        except BaseException as error:
+        except Exception as error:
             if not finished and not isinstance(error, HostUnreachable):
                 self._abort(answered=isinstance(error, _Refused))
             if isinstance(error, _Refused):
                 raise error.reason from None
+            raise
+        except BaseException:
+            self.close()  # interrupted, perhaps in the middle of a message: nothing can follow it
             raise
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
