@@ -61,7 +61,7 @@ class Someone:
             capture_output=True,
             text=True,
             timeout=60,
-            pass_fds=order.get("descriptors", []),
+            pass_fds=[*order.get("descriptors", []), *order.get("keep", [])],
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,15 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         workdir=order.get("workdir", "/home/user"),
     )
     try:
-        sandbox = launcher.launch(policy, descriptors=order.get("descriptors", []), stdout=1, stderr=2)
-        if order.get("kill_after_line"):  # the command says by a line on the descriptor that it is ready
-            await asyncio.get_running_loop().run_in_executor(None, os.read, order["kill_after_line"], 1)
+        watched, held = os.pipe()
+        extra = [held] if "kill_after" in order else []
+        sandbox = launcher.launch(policy, descriptors=[*order.get("descriptors", []), *extra], stdout=1, stderr=2)
+        os.close(held)
+        gone = None
+        if "kill_after" in order:  # the command says on a pipe that it is ready
+            await asyncio.get_running_loop().run_in_executor(None, os.read, order["kill_after"], 1)
             status = await sandbox.kill()
+            gone = bool(select.select([watched], [], [], 0)[0])
         else:
             status = await sandbox.wait()
         failure = await sandbox.failure()
@@ -49,6 +55,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         return {"raised": error.to_data()}
     return {
         "status": status,
+        "gone": gone,
         "started": sandbox.started,
         "failure": failure and failure.to_data(),
         "uid": identity.uid,

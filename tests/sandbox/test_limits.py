@@ -19,17 +19,18 @@ from atoll.settings import Settings
 
 LIMIT = 128 << 20
 
-# Waits for a line, then takes what it is told in a child of a child, and says when it is done.
+# Waits for a byte, then takes what it is told in a child, which stays until the next.
 HOG = """
 import os, sys
-sys.stdin.readline()
+os.read(0, 1)
 inner = os.fork()
 if inner == 0:
     kept = [bytearray(b"x" * (1 << 20)) for _ in range(int(sys.argv[1]))]
     print("taken", flush=True)
-    sys.stdin.readline()
+    os.read(0, 1)
     os._exit(0)
 os.waitpid(inner, 0)
+os.read(0, 1)
 print("survived", flush=True)
 """
 
@@ -63,7 +64,7 @@ def poll_until_end(limits: Limits, process: subprocess.Popen[str]) -> None:
 
 def go(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
-    process.stdin.write("go\n")
+    process.stdin.write("x")
     process.stdin.flush()
 
 
@@ -104,6 +105,7 @@ def test_a_worker_below_its_limit_is_left_alone(limits: Limits) -> None:
         limits.poll()
         assert 40 << 20 <= limit.memory_bytes() < LIMIT
         assert process.poll() is None
+        go(process)
         go(process)
         assert process.stdout.readline() == "survived\n"
     assert limit.exceeded() is None
@@ -160,7 +162,8 @@ def test_the_next_daemon_ends_and_removes_what_a_killed_one_left(tmp_path: Path)
     assert not os.path.isdir(directory)
     assert started_at(int(pid)) == 0
     os.close(orphan)
-    assert live._enforcer.memory_bytes() >= 0
+    assert live.memory_bytes() >= 0
+    assert "live" in "".join(os.listdir(first._directory or "")), "that of a live daemon stays"
     live.close()
     first.close()
     base = Path(directory).parent

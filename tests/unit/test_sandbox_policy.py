@@ -61,7 +61,7 @@ def lines(policy: Policy, *, as_root: bool = False) -> list[str]:
         (
             "a file is read from its descriptor, with its mode",
             dataclasses.replace(SMALL, files=(SyntheticFile("/etc/x", b"", 0o600),)),
-            ["--perms 0755", "--dir /etc", "--perms 0600", "--ro-bind-data 50 /etc/x"],
+            ["--perms 0755", "--dir /etc", "--perms 0600", "--file 50 /etc/x"],
         ),
         (
             "devices and sysfs are there when they are asked for",

@@ -100,7 +100,7 @@ def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
     for mount in policy.tmpfs:
         steps[mount.target] = _sized(mount.target, mount.size_bytes, mount.mode)
     for file in policy.files:
-        steps[file.target] = ["--perms", f"{file.mode:04o}", "--ro-bind-data", str(file_fds[file.target]), file.target]
+        steps[file.target] = ["--perms", f"{file.mode:04o}", "--file", str(file_fds[file.target]), file.target]
     for device in policy.devices:
         steps[device] = ["--dev-bind", device, device]
     for bind in policy.binds:
@@ -112,7 +112,8 @@ def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
             steps[parent] = ["--perms", "0755", "--dir", parent]
             parent = posixpath.dirname(parent)
     ordered = [argument for path in sorted(steps, key=lambda path: path.split("/")) for argument in steps[path]]
-    # The tmpfs of `/` and that of `/dev` have no size limit: a command could fill the machine's memory.
+    # The tmpfs of `/` and that of `/dev` have no size limit: a command could fill the machine's memory. It could also
+    # change the synthetic files, which are copied there, since a mount for each would cost more.
     return [*ordered, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
