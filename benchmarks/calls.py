@@ -1,0 +1,189 @@
+"""What a call costs, from nothing running to a warm worker, beside what else could run the function.
+
+    make bench                        all of it
+    make bench BENCH="--rounds 5"     quicker
+    make bench BENCH="--json calls.json"
+
+One run, one table. The things that are compared take turns in each round, so that what else happens on the machine
+meets all of them. The first round warms the page cache and the bytecode, and is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle
+from table import Comparison, Samples, show, to_json
+
+WARM_CALLS = 300
+PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
+"""What the measured environment holds: about 30 MB and 900 modules to compile."""
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def stop_daemon() -> None:
+    code = "import sys; from atoll.cli.main import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", code, "stop"], check=True, stdout=subprocess.DEVNULL)
+
+
+def wait_no_sandbox() -> None:
+    """Wait until the daemon has none."""
+    from atoll import local
+
+    while (found := local.request_running("status", {})) and found["sandboxes"]:
+        time.sleep(0.002)
+
+
+def measure_calls(place: Path, rounds: int) -> list[Comparison]:
+    """Calls in each state, and processes that do the same without Atoll."""
+    from atoll import isolated
+
+    home = Path(os.environ["ATOLL_HOME"])
+    passing = isolated(keep_alive=0)(add)  # its worker ends with the call, and the sandbox with it
+    staying = isolated(keep_alive=600)(add)
+    another = isolated(keep_alive=0, env={"ANOTHER": "worker"})(add)
+    say("building the environment")
+    assert passing(1, 2) == 3
+    environment = next(path for path in (home / "environments").iterdir() if (path / "record.json").exists()) / "env"
+
+    alone = compiled_cloudpickle(place)
+    bare, confined = BarePython(environment, alone), Bubblewrap(home, environment, alone)
+    pool, isolate = WarmPool(add), Isolate(add)
+    first, cold = Samples("first call, nothing running"), Samples("cold call, no sandbox")
+    new, warm = Samples("call to a new worker"), Samples("warm call")
+    python, sandbox = Samples('python -c "import cloudpickle"'), Samples("bwrap + the same")
+    executor, isolated_call = Samples("ProcessPoolExecutor"), Samples("isolate")
+    everything = (first, cold, new, warm, python, sandbox, executor, isolated_call)
+    for number in range(rounds + 1):
+        say(f"calls: round {number} of {rounds}" if number else "calls: warm-up")
+        stop_daemon()
+        with first.time():
+            assert passing(1, 2) == 3
+        for _ in range(3):
+            wait_no_sandbox()
+            with cold.time():
+                assert passing(1, 2) == 3
+            with python.time():
+                bare.run()
+            confined.rewind()
+            with sandbox.time():
+                confined.run()
+            with isolated_call.time():
+                assert isolate.call(1, 2) == 3
+        staying(1, 2)
+        for _ in range(10):
+            with new.time():
+                assert another(1, 2) == 3
+        for call, samples in ((staying, warm), (pool.call, executor)):
+            for _ in range(20):
+                call(1, 2)
+            for _ in range(WARM_CALLS):
+                with samples.time():
+                    call(1, 2)
+        if number == 0:
+            for samples in everything:
+                samples.seconds.clear()
+    pool.close()
+    isolate.close()
+    return [
+        Comparison(first, isolated_call),
+        Comparison(cold, sandbox, aim=1.6),
+        Comparison(cold, python),
+        Comparison(cold, isolated_call),
+        Comparison(new, aim=5.0),
+        Comparison(warm, executor, aim=1.0),
+        Comparison(warm, isolated_call),
+    ]
+
+
+def measure_environments(place: Path, rounds: int) -> list[Comparison]:
+    """An environment from wheels that are in the cache, beside uv doing the same."""
+    from atoll import isolated, local
+
+    spec = isolated(requirements=PACKAGES)(add).environment_spec()
+    ours, peer = Samples("environment, cached wheels"), Samples("uv venv + uv pip install")
+    uv = Uv(place, PACKAGES)
+
+    def build(index: dict[str, str]) -> None:
+        data: dict[str, Any] = {**spec.to_data(), "index": {**spec.to_data()["index"], **index}}
+        local.request("environments.build", {"environment": data}, None)
+
+    stop_daemon()  # with it the worker that stayed, whose environment could not be removed
+    say("environments: filling both caches")
+    build({})
+    uv.build(offline=False)
+    for number in range(rounds + 1):
+        say(f"environments: round {number} of {rounds}" if number else "environments: warm-up")
+        local.request("environments.prune", {"unused_seconds": 0.0}, None)
+        with ours.time():
+            build({"UV_OFFLINE": "1"})
+        uv.clear()
+        with peer.time():
+            uv.build(offline=True)
+        if number == 0:
+            ours.seconds.clear()
+            peer.seconds.clear()
+    return [Comparison(ours, peer, aim=1.2)]
+
+
+def measure_import(place: Path, rounds: int) -> list[Comparison]:
+    """A new interpreter that imports Atoll, beside one that imports nothing; bytecode is cached, as it is installed."""
+    ours, peer = Samples("python -c 'import atoll'"), Samples("python -c 'pass'")
+    used = Samples("… and 'from atoll import isolated'")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPYCACHEPREFIX"] = str(place / "bytecode")
+    measured = ((ours, "import atoll"), (peer, "pass"), (used, "from atoll import isolated"))
+    for number in range(2 * rounds + 1):
+        for samples, code in measured:
+            with samples.time():
+                subprocess.run([sys.executable, "-c", code], env=env, check=True)
+            if number == 0:
+                samples.seconds.clear()
+    return [Comparison(ours, peer, aim=60.0, difference=True), Comparison(used, peer, difference=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure what a call costs.")
+    parser.add_argument("--rounds", type=int, default=15, help="how often everything is measured (default 15)")
+    parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
+    options = parser.parse_args()
+    rounds = max(1, options.rounds)
+    # A state of its own, on one file system with the peers, so that both link files from their caches.
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True) as name:
+        place = Path(name)
+        os.environ["ATOLL_HOME"] = str(place / "home")
+        try:
+            rows = measure_calls(place, rounds)
+            rows += measure_environments(place, max(1, rounds // 3))
+            rows += measure_import(place, rounds)
+        finally:
+            stop_daemon()
+    notes = [
+        f"{rounds} rounds after one that is not counted; the same function, `add(1, 2)`, everywhere.",
+        "bwrap: with the binds, the system call filter and, as root, the change of user that a sandbox of Atoll has.",
+        "isolate: its local environment and an open connection; it starts a process for each call.",
+        f"environment: {', '.join(PACKAGES)}, both compiling bytecode, both offline from a cache of their own.",
+        "A ratio is Atoll's median by the peer's; `+` is the difference.",
+    ]
+    show(rows, notes)
+    if options.json:
+        Path(options.json).write_text(to_json(rows) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
