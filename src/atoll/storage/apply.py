@@ -7,8 +7,7 @@ Below `staging`, for the target whose resolved path has the digest KEY, with KEY
     switch-KEY     the whole new tree, with links to the files that stay; after the exchange the old tree
     old-TIME-RAND  a tree that was replaced at TIME (nanoseconds since the epoch); functions may still have it open
 
-A received file is complete when it has its modification time, and is used again only when its digest is right. A
-leftover `switch-KEY` may be an old tree that functions have open, so it is never removed but becomes an `old-`.
+A leftover `switch-KEY` may be an old tree that functions have open, so it is never removed but becomes an `old-`.
 The new tree is durable before the exchange, and the exchange before it is reported. No inode is shared between
 two states of a file: only what stays as it is is linked.
 """
@@ -17,18 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
-import stat
 import time
-from collections.abc import Iterable
-from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRoot
 from atoll.storage.plan import Plan, apply, check_whole
+from atoll.storage.receive import Reception
 from atoll.storage.scan import scan_target
 from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
 
@@ -39,8 +35,8 @@ class Stage:
     """One tree in the making.
 
     Args:
-        volume: the volume; the lock of `key` is held by the caller.
-        key: names the target.
+        volume: the volume.
+        key: names the target; its lock is held by the caller.
         place: the target, `place.path` is where it really is.
         old: the target's directory, open, or None when there is none.
         standing: what the target holds.
@@ -61,36 +57,23 @@ class Stage:
         self._standing = standing
         self._plan = plan
         self._atomic = atomic
-        self._receiving, self._partial, self._switch = f"stage-{key}", f"partial-{key}", f"switch-{key}"
+        self._key = key
+        self._switch = f"switch-{key}"
+        self._switched = False
         self._tree = apply(plan, standing)
         check_whole(self._tree)
         if any(entry.kind == SPECIAL for entry in plan.put.values()) or self._tree[""].kind != DIRECTORY:
             raise SyncError("the plan is not one for a directory")
-        self._send = plan.send
-        self._missing = set(self._send)
         if old is not None and atomic:
             self._check_exchange()
-        self._switched = False
-        self._made = {""}
-        self._here = ("", -1)
-        self._large: tuple[int, int] = (-1, -1)
-        self._root = self._begin()
+        self.reception = Reception(volume, key, plan)
 
-    def close(self) -> None:
-        """Close what is open; what was received stays for the next sync."""
-        self._leave_large()
-        self._leave_directory()
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
-
-    def drop(self) -> None:
-        """Close, and remove what was received."""
-        self.close()
-        self._volume.discard(self._volume.staging, self._receiving)
+    @property
+    def _root(self) -> int:
+        return self.reception.root
 
     def _check_exchange(self) -> None:
-        names = [self._receiving.replace("stage", kind) for kind in ("probe", "probe2")]
+        names = [f"{kind}-{self._key}" for kind in ("probe", "probe2")]
         staging = self._volume.staging
         try:
             for name in names:
@@ -106,128 +89,6 @@ class Stage:
                 with contextlib.suppress(OSError):
                     os.rmdir(name, dir_fd=staging)
 
-    def _begin(self) -> int:
-        staging = self._volume.staging
-        self._volume.discard(staging, self._partial)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self._receiving, self._partial, src_dir_fd=staging, dst_dir_fd=staging)
-        os.mkdir(self._receiving, 0o700, dir_fd=staging)
-        return os.open(self._receiving, OPEN_DIRECTORY, dir_fd=staging)
-
-    # --- receiving ----------------------------------------------------------------------------------------------
-
-    def resume(self) -> list[tuple[int, int, str]]:
-        """Take over what an interrupted sync has received.
-
-        Returns:
-            for each file of which there is something: its number in `plan.send`, how many bytes, their SHA-256.
-        """
-        staging, found = self._volume.staging, list[tuple[int, int, str]]()
-        try:
-            partial = os.open(self._partial, OPEN_DIRECTORY, dir_fd=staging)
-        except FileNotFoundError:
-            return found
-        try:
-            for number, path in enumerate(self._send):
-                with contextlib.suppress(OSError):
-                    info = os.stat(path, dir_fd=partial, follow_symlinks=False)
-                    if not stat.S_ISREG(info.st_mode) or not 0 < info.st_size <= self._plan.put[path].size:
-                        continue
-                    directory, name = self._enter(path)
-                    os.rename(path, name, src_dir_fd=partial, dst_dir_fd=directory)
-                    os.chmod(name, 0o600, dir_fd=directory)
-                    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb") as file:
-                        digest = hashlib.file_digest(file, "sha256")
-                    found.append((number, info.st_size, digest.hexdigest()))
-        finally:
-            os.close(partial)
-        self._volume.discard(staging, self._partial)
-        return found
-
-    def receive_files(self, items: Iterable[Any], contents: Iterable[bytearray]) -> None:
-        """Write whole files; an item is the file's number, mode and modification time."""
-        for (number, mode, mtime_ns), content in zip(items, contents, strict=True):
-            path = self._path(number)
-            directory, name = self._enter(path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
-            except FileExistsError:  # from an interrupted sync, and not what the source has now
-                os.unlink(name, dir_fd=directory)
-                descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
-            try:
-                filesystem.write_all(descriptor, content)
-                self._complete(descriptor, path, Entry(FILE, mode, len(content), mtime_ns))
-            finally:
-                os.close(descriptor)
-
-    def receive_chunk(self, number: int, offset: int, content: bytes | bytearray, last: Any) -> None:
-        """Write a piece of a large file; what is there from `offset` on is replaced.
-
-        Args:
-            last: mode and modification time when the file ends here, else None.
-        """
-        path = self._path(number)
-        if self._large[0] != number:
-            self._leave_large()
-            directory, name = self._enter(path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._large = (number, os.open(name, flags, 0o600, dir_fd=directory))
-        descriptor = self._large[1]
-        size = os.fstat(descriptor).st_size
-        if offset > size:
-            raise SyncError(f"a piece of `{printable(path)}` is missing")
-        if offset < size:
-            os.ftruncate(descriptor, offset)
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        filesystem.write_all(descriptor, content)
-        if last is not None:
-            mode, mtime_ns = last
-            self._complete(descriptor, path, Entry(FILE, mode, offset + len(content), mtime_ns))
-            self._leave_large()
-
-    def _path(self, number: Any) -> str:
-        if type(number) is not int or not 0 <= number < len(self._send):
-            raise SyncError("a file arrived that was not announced")
-        return self._send[number]
-
-    def _complete(self, descriptor: int, path: str, entry: Entry) -> None:
-        if entry.mode & 0o7777 != stat.S_IMODE(os.fstat(descriptor).st_mode):
-            os.fchmod(descriptor, entry.mode & 0o7777)
-        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
-        self._tree[path] = entry
-        self._missing.discard(path)
-
-    def _enter(self, path: str) -> tuple[int, str]:
-        """Return the staged directory of `path`, open and made where it was missing, and the last component."""
-        directory, _, name = path.rpartition("/")
-        if not directory:
-            return self._root, name
-        if self._here[0] != directory:
-            self._leave_directory()
-            self._make(directory)
-            self._here = (directory, os.open(directory, OPEN_DIRECTORY, dir_fd=self._root))
-        return self._here[1], name
-
-    def _make(self, directory: str) -> None:
-        missing = []
-        while directory not in self._made:
-            missing.append(directory)
-            directory = parent_of(directory)
-        for path in reversed(missing):
-            os.mkdir(path, 0o700, dir_fd=self._root)
-            self._made.add(path)
-
-    def _leave_directory(self) -> None:
-        if self._here[1] >= 0:
-            os.close(self._here[1])
-        self._here = ("", -1)
-
-    def _leave_large(self) -> None:
-        if self._large[1] >= 0:
-            os.close(self._large[1])
-        self._large = (-1, -1)
-
     # --- building -----------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
@@ -238,13 +99,14 @@ class Stage:
                 details).
             OSError: the volume cannot be written.
         """
-        self._leave_large()
-        self._leave_directory()
-        if self._missing:
-            raise SyncError(f"the content of `{printable(min(self._missing))}` did not arrive")
+        reception = self.reception
+        reception.pause()
+        if reception.missing:
+            raise SyncError(f"the content of `{printable(min(reception.missing))}` did not arrive")
+        self._tree.update(reception.arrived)
         staging = self._volume.staging
         retire(self._volume, self._switch)
-        os.rename(self._receiving, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
+        os.rename(reception.name, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
         try:
             self._link()
             self._finish_directories(root_mode_extra=0o200)
@@ -257,13 +119,12 @@ class Stage:
                 else:
                     self._volume.discard(staging, self._switch)
             raise
-        self.close()
 
     def _link(self) -> None:
         below: dict[str, list[str]] = {}
         for path, entry in self._tree.items():
             if entry.kind == DIRECTORY:
-                self._make(path)
+                self.reception.make(path)
             elif path not in self._plan.put or entry.kind != FILE or path in self._plan.copy:
                 below.setdefault(parent_of(path), []).append(path)
         for directory, paths in below.items():

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
-import select
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,7 +23,6 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
 _MAX_DEPTH = 100
-_LOCK_POLL_MS = 50
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -304,49 +300,6 @@ def _remove(parent: int, name: str, top: int, pending: list[str], depth: int) ->
         finally:
             os.close(descriptor)
         os.rmdir(name, dir_fd=parent)
-
-
-@contextlib.contextmanager
-def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bool] | None) -> Iterator[bool]:
-    """Hold the lock file `name`, which exists only while somebody does.
-
-    Args:
-        wait: is asked again and again while another holds the lock, and says whether to go on; None does not wait.
-
-    Returns:
-        whether the lock is held.
-    """
-    descriptor = -1
-    operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
-    try:
-        while True:
-            if descriptor < 0:
-                descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
-            try:
-                fcntl.flock(descriptor, operation)
-            except BlockingIOError:
-                if wait is None or not wait():
-                    yield False
-                    return
-                continue
-            if os.fstat(descriptor).st_nlink:
-                break
-            os.close(descriptor)  # the last holder has removed the file: its name means another one now
-            descriptor = -1
-        yield True
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(name, dir_fd=directory)
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def still_connected(descriptor: int) -> bool:
-    """Wait a moment for the other end of a socket to go away; return whether it is still there."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return not poll.poll(_LOCK_POLL_MS)
 
 
 def translated(error: Exception, what: str) -> AtollError:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import socket
@@ -32,14 +31,15 @@ from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem, tree
-from atoll.storage.apply import Stage, retire
+from atoll.storage.apply import retire
+from atoll.storage.conversation import REPORTED, Conversation, fail
 from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
-from atoll.storage.plan import Plan
+from atoll.storage.locks import holding
+from atoll.storage.mirror import Mirror
 from atoll.storage.scan import scan_target
 from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
-from atoll.storage.tree import check_path, pack, pack_tree, unpack, unpack_tree
+from atoll.storage.tree import check_path, pack, pack_tree, unpack
 from atoll.wire.channel import Channel, ChannelClosed
-from atoll.wire.frames import Message
 
 MAX_MESSAGE_BYTES = 1 << 30
 ABANDONED_SECONDS = 24 * 3600.0
@@ -59,8 +59,8 @@ class Peer:
     def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
         self._volume = volume
         self._channel = channel
+        self._mirror = Mirror(volume, channel)
         self._buffers: list[bytearray] = []
-        self._conversing = False
         self._requests: dict[str, Callable[[dict[str, Any]], None]] = {
             "stat": self._stat,
             "list": self._list,
@@ -86,19 +86,8 @@ class Peer:
                     request(message.header)
                 except ChannelClosed:
                     raise
-                except (OSError, ValueError, TypeError, KeyError) as error:
-                    self._fail(error, message.type)
-
-    def _fail(self, error: Exception, request: str) -> None:
-        """Report an error: those of the volume's file system by name, others with their number."""
-        if request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
-            named = filesystem.translated(error, "cannot sync" if request == "sync" else f"cannot {request}")
-            self._channel.send({"type": "error", "error": named.to_data()})
-        elif getattr(error, "to_data", None) is not None:
-            self._channel.send({"type": "error", "error": error.to_data()})  # type: ignore[attr-defined]
-        else:
-            text = error.strerror or str(error)
-            self._channel.send({"type": "error", "errno": error.errno or errno.EIO, "text": text})
+                except REPORTED as error:
+                    fail(self._channel, error, message.type)
 
     def _locate(self, header: dict[str, Any], *, follow: bool = True) -> Place:
         return locate(self._volume.data, check_path(header["path"]), follow=follow)
@@ -160,28 +149,14 @@ class Peer:
 
     def _write(self, header: dict[str, Any]) -> None:
         """Replace a file in one step by what follows in `data` messages, up to `commit`."""
-        with self._conversation("write"), self._new_file() as (name, descriptor):
+        with Conversation(self._channel, "write") as conversation, self._new_file() as (name, descriptor):
             while (message := self._channel.receive()).type == "data":
                 for content in message.buffers:
                     filesystem.write_all(descriptor, content)
-            self._conversing = False
+            conversation.finished()
             if message.type == "commit":
                 with self._locate(header) as place:
                     self._replace(place, name, descriptor, header.get("mode"), header.get("mtime_ns"))
-
-    @contextlib.contextmanager
-    def _conversation(self, request: str) -> Iterator[None]:
-        """Answer `done`, or an error, after which the rest of the conversation is thrown away."""
-        self._conversing = True
-        try:
-            yield
-            self._channel.send({"type": "done"})
-        except ChannelClosed:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-            self._fail(error, request)
-            while self._conversing and self._channel.receive().type not in _LAST:
-                pass
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[tuple[str, int]]:
@@ -242,107 +217,19 @@ class Peer:
                 self._drop_abandoned(name)
         self._channel.send({"type": "done", "removed": removed})
 
+    def _sync(self, header: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
+            clean(self._volume)
+        self._mirror.serve(header)
+
     def _drop_abandoned(self, name: str) -> None:
         staging = self._volume.staging
-        with filesystem.holding(self._volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
+        with holding(self._volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
             if held and time.time() - os.stat(name, dir_fd=staging).st_mtime > ABANDONED_SECONDS:
                 self._volume.discard(staging, name)
 
-    # --- syncing ------------------------------------------------------------------------------------------------
 
-    def _sync(self, header: dict[str, Any]) -> None:
-        with self._conversation("sync"), contextlib.ExitStack() as stack:
-            clean(self._volume)
-            self._converse(self._locked(stack, header))
-
-    def _locked(self, stack: contextlib.ExitStack, header: dict[str, Any]) -> Place:
-        """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
-        place = stack.enter_context(self._locate(header))
-        if not place.name:
-            raise SyncError("the target is `/data` itself", hint="name a directory below it")
-        waited = False
-
-        def wait() -> bool:
-            nonlocal waited
-            if not waited:
-                self._channel.send({"type": "waiting"})
-                waited = True
-            if not filesystem.still_connected(self._channel.fileno()):
-                raise ChannelClosed("the client has gone")
-            return True
-
-        parts = place.path.split("/")
-        for depth in range(1, len(parts) + 1):
-            name, last = _key("/".join(parts[:depth])), depth == len(parts)
-            stack.enter_context(filesystem.holding(self._volume.locks, name, exclusive=last, wait=wait))
-        if not waited:
-            return place
-        again = stack.enter_context(self._locate(header))  # another sync has replaced it meanwhile
-        if again.path != place.path:
-            raise SyncError("the target moved while another sync was waited for", hint="sync again", retry=True)
-        return again
-
-    def _converse(self, place: Place) -> None:
-        old, standing = -1, tree.Tree()
-        unlocked: list[tuple[str, int]] = []
-
-        def unlock(path: str, mode: int) -> None:
-            _chmod_below(old, path, mode | 0o700)
-            unlocked.append((path, mode))
-
-        try:
-            if place.found is not None:
-                if not place.is_directory:
-                    raise SyncError(
-                        f"`/data/{tree.printable(place.path)}` is a file, not a directory",
-                        hint="remove it first, or sync to another path",
-                    )
-                old = os.open(place.name, filesystem.OPEN_PLACE, dir_fd=place.parent)
-                standing = scan_target(old, unlock).tree
-            for buffer in pack_tree(standing):
-                self._channel.send({"type": "tree"}, [buffer])
-            self._channel.send({"type": "scanned", "path": place.path})
-            message = self._channel.receive()
-            if message.type == "plan":
-                plan, atomic = _plan(message)
-                key = _key(place.path)
-                self._build(Stage(self._volume, key, place, old if old >= 0 else None, standing, plan, atomic))
-                unlocked.clear()
-            else:
-                self._conversing = False
-        finally:
-            for path, mode in reversed(unlocked):
-                with contextlib.suppress(OSError):
-                    _chmod_below(old, path, mode)
-            if old >= 0:
-                os.close(old)
-
-    def _build(self, stage: Stage) -> None:
-        """Receive contents and switch; what was received stays when the client gives up, and goes when we fail."""
-        try:
-            self._channel.send({"type": "ready"}, list(pack(stage.resume())))
-            while (message := self._channel.receive()).type in ("files", "chunk"):
-                header = message.header
-                if message.type == "files":
-                    stage.receive_files(header["items"], message.buffers)
-                else:
-                    stage.receive_chunk(header["number"], header["offset"], message.buffers[0], header["last"])
-            self._conversing = False
-            if message.type == "commit":
-                stage.commit()
-        except ChannelClosed:
-            raise
-        except BaseException:
-            with contextlib.suppress(OSError):
-                stage.drop()
-            raise
-        finally:
-            stage.close()
-
-
-_LAST = frozenset({"commit", "abort", "end"})
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def clean(volume: VolumeRoot) -> None:
@@ -362,23 +249,9 @@ def clean(volume: VolumeRoot) -> None:
                 finally:
                     os.close(descriptor)
         elif kind == "switch":
-            with filesystem.holding(volume.locks, key, exclusive=True, wait=None) as held:
+            with holding(volume.locks, key, exclusive=True, wait=None) as held:
                 if held:
                     retire(volume, name)
-
-
-def _key(path: str) -> str:
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _plan(message: Message) -> tuple[Plan, bool]:
-    header = message.header
-    drops = int(header["drop"])
-    puts = drops + int(header["put"])
-    put = {path: entry for buffer in message.buffers[drops:puts] for path, entry in unpack_tree(buffer).items()}
-    drop = frozenset(check_path(path) for path in _joined(message.buffers[:drops]))
-    copy = frozenset(check_path(path) for path in _joined(message.buffers[puts:]))
-    return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
 
 
 def _joined(buffers: list[bytearray]) -> list[Any]:
@@ -392,14 +265,6 @@ def _opened(place: Place) -> Iterator[int]:
     descriptor = os.open(place.name or ".", OPEN_DIRECTORY, dir_fd=place.parent)
     try:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _chmod_below(directory: int, path: str, mode: int) -> None:
-    descriptor = os.open(path or ".", filesystem.OPEN_PLACE, dir_fd=directory)
-    try:
-        os.chmod(f"/proc/self/fd/{descriptor}", mode)
     finally:
         os.close(descriptor)
 

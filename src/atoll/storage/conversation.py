@@ -1,0 +1,57 @@
+"""How a storage peer answers: one `done` or one error for each request."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import Self
+
+from atoll.errors import AtollError
+from atoll.storage import filesystem
+from atoll.wire.channel import Channel, ChannelClosed
+
+_LAST = frozenset({"commit", "abort", "end"})
+_NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+REPORTED = (OSError, ValueError, TypeError, KeyError, IndexError)
+"""What a request may fail with: the file system's errors, and a malformed request."""
+
+
+def fail(channel: Channel, error: Exception, request: str) -> None:
+    """Report an error: those of the volume's file system by name, others with their number."""
+    if isinstance(error, AtollError) or request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
+        named = filesystem.translated(error, f"cannot {request}")
+        channel.send({"type": "error", "error": named.to_data()})
+    else:
+        channel.send({"type": "error", "errno": error.errno or errno.EIO, "text": error.strerror or str(error)})
+
+
+class Conversation:
+    """A request to which the client has more to say, up to a `commit`, `abort` or `end`.
+
+    Leaving it answers `done`; an error is reported at once, and what the client still says is thrown away.
+    """
+
+    def __init__(self, channel: Channel, request: str) -> None:
+        self._channel = channel
+        self._request = request
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def finished(self) -> None:
+        """Say that the client has said its last word."""
+        self._finished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self._channel.send({"type": "done"})
+            return True
+        if isinstance(error, ChannelClosed) or not isinstance(error, REPORTED):
+            return False
+        fail(self._channel, error, self._request)
+        while not self._finished and self._channel.receive().type not in _LAST:
+            pass
+        return True
