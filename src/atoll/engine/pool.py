@@ -89,6 +89,8 @@ class _Sandbox:
     usage: asyncio.Future[dict[str, Any]] | None = None
     lived: bool = False
     """A worker of it has said hello."""
+    unwanted: bool = False
+    """It was ended on purpose."""
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -177,6 +179,8 @@ class Pool:
     async def close(self) -> None:
         """End every sandbox and wait until they are gone."""
         self._closing = True
+        for sandbox in self._sandboxes.values():
+            sandbox.unwanted = True
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.gather(*(sandbox.node.kill() for sandbox in self._sandboxes.values()), return_exceptions=True)
@@ -263,6 +267,7 @@ class Pool:
                 case EndSandbox():
                     sandbox = self._sandboxes.get(action.sandbox)
                     if sandbox is not None:
+                        sandbox.unwanted = True
                         self._spawn(sandbox.node.kill())
                 case Refuse():
                     lease = self._leases.pop(action.request, None)
@@ -361,29 +366,36 @@ class Pool:
     # --- what sandboxes and workers say -----------------------------------------------------------------------------
 
     async def _watch_sandbox(self, name: str, node: NodeSandbox) -> None:
-        """Serve the agent's messages until the sandbox is gone."""
+        """Serve the agent's messages until the sandbox is gone, and tell whoever waits for what was in it."""
+        failure: errors.AtollError | None = errors.InternalError("the sandbox was lost", hint="see `atoll logs`")
         try:
-            while True:
-                message = (await node.channel.receive()).header
-                if message.get("type") == "exited":
-                    self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))))
-                elif message.get("type") == "usage":
-                    pending = self._sandboxes[name].usage
-                    if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
-                        pending.set_result(message["workers"])
-        except (ChannelClosed, FrameError, ValueError):
-            pass
+            with contextlib.suppress(ChannelClosed, FrameError, ValueError):
+                await self._listen_to_agent(name, node)
+            await node.kill()
+            failure = await node.failure()
         finally:
-            node.channel.close()
-        await node.kill()
-        failure = await node.failure()
-        if failure is not None:
-            log.warning("sandbox_failed id=%s error=%s", name, failure)
-        if failure is None and not self._sandboxes[name].lived:
+            node.close()
+            self._sandbox_gone(name, failure)
+
+    async def _listen_to_agent(self, name: str, node: NodeSandbox) -> None:
+        while True:
+            message = (await node.channel.receive()).header
+            if message.get("type") == "exited":
+                self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))))
+            elif message.get("type") == "usage":
+                pending = self._sandboxes[name].usage
+                if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
+                    pending.set_result(message["workers"])
+
+    def _sandbox_gone(self, name: str, failure: errors.AtollError | None) -> None:
+        sandbox = self._sandboxes.pop(name)
+        if failure is None and not sandbox.lived and not sandbox.unwanted:
             failure = errors.SandboxUnavailable(
                 "the sandbox's agent ended before it served a call",
                 hint="see `sandboxes.log` beside the daemon's log, and run `atoll doctor`",
             )
+        if failure is not None:
+            log.warning("sandbox_failed id=%s error=%s", name, failure)
         for worker in [one for one in self._workers.values() if one.sandbox == name]:
             started = worker.pid != 0  # else its lease's call has not begun, and is sent again
             died = errors.WorkerDied(
@@ -392,8 +404,6 @@ class Pool:
                 signal=9,
             )
             self._end_worker(worker, failure or (died if started else None))
-        self._sandboxes.pop(name, None)
-        node.close()
         log.info("sandbox_ended id=%s", name)
         self._perform(self._schedule.sandbox_ended(_now(), name))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, Iterable, Iterator, Pa
 
 from atoll import settings
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
+from atoll.sdk import stamps
 from atoll.sdk.options import Options, check_python_version
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class IsolatedFunction(Generic[P, R]):
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
+        self._source = stamps.source_of(function)
         self._prepared: _Prepared | None = None
         self._running: dict[int, Ticket] = {}
 
@@ -169,10 +171,10 @@ class IsolatedFunction(Generic[P, R]):
 
         prepared = self._prepared
         if prepared is None:
-            prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec())
+            prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         bundle = prepared.sources.current()
         function, reusable = prepared.pickler.dumps()
-        arguments, buffers = payload.dumps_arguments(args, kwargs)
+        arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
         sources = bundle.digest if bundle is not None else ""
         call = Call(f"{_token}-{next(_counter)}", function, arguments, tuple(buffers), "cloudpickle", reusable, sources)
         message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
@@ -189,13 +191,13 @@ class IsolatedFunction(Generic[P, R]):
 class _Prepared:
     """What stays the same from call to call of one function."""
 
-    def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec) -> None:
+    def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
         from atoll.host.local import local
         from atoll.sdk.payload import FunctionPickler
         from atoll.sdk.sources import Sources
 
         self.host = options.host if options.host is not None else local
-        self.pickler = FunctionPickler(function)
+        self.pickler = FunctionPickler(function, options.local_modules, source)
         self.sources = Sources(function, options.local_modules)
         self._spec = self._last = spec
 
