@@ -355,3 +355,30 @@ def test_only_settled_stamps_are_remembered(ctime_ns: int, now_ns: int, lasting:
     """A stamp that a change from now on could repeat does not count as known at the next sync."""
     stamp = Stamp(1, 1, ctime_ns, 1)
     assert (sync.lasting({"f": stamp}, now_ns)["f"] == stamp) is lasting
+
+
+@pytest.mark.parametrize("other", ["a", "a/t", "a/t/below"])
+def test_a_sync_waits_for_one_above_or_below_it(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """While a target is synced, nobody can exchange it, a directory above it or one below it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_text("1")
+    real, answers = filesystem.sync_filesystem, list[str]()
+
+    def meddle(descriptor: int) -> None:
+        real(descriptor)
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=Peer(VolumeRoot(str(volume)), Channel(theirs)).serve)
+        thread.start()
+        channel = Channel(ours)
+        channel.send({"type": "sync", "path": other})
+        answers.append(channel.receive().type)
+        channel.close()
+        thread.join()
+        theirs.close()
+
+    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    client.sync(str(source), "a/t", SyncOptions())
+    assert answers == ["waiting"]
