@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -258,3 +259,36 @@ def test_lock_files_hold_hashes_and_no_addresses(path: Path) -> None:
     for package in packages:
         assert "==" in package
         assert "--hash=sha256:" in package
+
+
+def test_reference_lists_every_error() -> None:
+    """The table of errors in the reference has each exception of `atoll.errors` with its code, and no other."""
+    from atoll import errors
+
+    table = (ROOT / "docs" / "reference.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    listed = {(row[0], row[1]) for row in re.findall(r"^\| `(\w+)`[^|]*\| `(\w+)` \|", table, flags=re.MULTILINE)}
+    listed |= set(re.findall(r"\(`(\w+)`, `(\w+)`\)", table))
+    classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.AtollError)]
+    assert listed == {(cls.__name__, cls.code) for cls in classes if cls is not errors.AtollError}
+
+
+def test_reference_lists_every_option() -> None:
+    """The table of `@isolated` has each option of this version, and the settings' table each setting."""
+    from dataclasses import fields
+
+    from atoll.sdk.options import Options
+    from atoll.settings import PoolSettings, SandboxSettings
+
+    text = (ROOT / "docs" / "reference.md").read_text()
+    table = text.partition("### `@isolated")[2].partition("An isolated function")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [field.name for field in fields(Options)]
+    settings = {f"pool.{field.name}" for field in fields(PoolSettings)}
+    settings |= {f"sandbox.{field.name}" for field in fields(SandboxSettings)}
+    assert set(re.findall(r"`((?:pool|sandbox)\.\w+)`", text)) == settings
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Each relative link in the documents names a file of this repository."""
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), target
