@@ -46,11 +46,11 @@ check: $(VENV)/.installed ## format, lint, types, layers
 format: $(VENV)/.installed ## mend what ruff can mend
 	@$(BIN)/ruff check --fix; $(BIN)/ruff format
 
+# The last lines are those of pytest, of the last suite that ran; the first failure does not hide the second.
 .PHONY: test
-test: test-here $(if $(filter 0,$(shell id -u)),test-user) ## the test suite; root runs it as root, then as a plain user
-
-# The two never at the same time, also with `make -j`.
-test-user: | $(if $(filter test,$(MAKECMDGOALS)),test-here)
+test: $(VENV)/.installed ## the test suite; root runs it as root, then as a plain user
+	@status=0; $(MAKE) test-here || status=1; \
+	if [ "$$(id -u)" = 0 ]; then $(MAKE) test-user || status=1; fi; exit $$status
 
 .PHONY: test-here
 test-here: $(VENV)/.installed ## the test suite as who calls
