@@ -22,7 +22,6 @@ def open_streams() -> None:
     ):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    _unbuffer_c()
 
 
 def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
@@ -30,8 +29,8 @@ def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, "utf-8", errors, write_through=True)
 
 
-def _unbuffer_c() -> None:
-    """Let C code in the worker's own process print without the C library's buffer."""
+def unbuffer_c() -> None:
+    """Let C code in this process, and in those that it forks, print without the C library's buffer."""
     with contextlib.suppress(Exception):
         import ctypes
 

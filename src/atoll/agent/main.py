@@ -17,13 +17,12 @@ import mmap
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from typing import NoReturn
 
 from atoll.agent import worker
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.channel import Channel, ChannelClosed, Socket
 
 MAX_WORKERS = 1024
 WORDS = 2
@@ -101,7 +100,7 @@ class Agent:
             os.environ["ATOLL_WORKER_ID"] = name
             os.setsid()
             words = self._words[index * WORDS : (index + 1) * WORDS]
-            status = worker.Worker(words, Channel(socket.socket(fileno=descriptors[0]))).run(message, descriptors[1:])
+            status = worker.Worker(words, Channel(Socket(fileno=descriptors[0]))).run(message, descriptors[1:])
         except BaseException:
             import traceback
 
@@ -173,9 +172,8 @@ def kill_left_behind(name: str, session: int) -> None:
 
 def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(Socket(fileno=int(sys.argv[1])))
     worker.prepare()
-    gc.collect()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):
         Agent(channel).run()

@@ -7,9 +7,8 @@ socket pair is sent to the daemon, which serves it as a client whose user and pa
 from __future__ import annotations
 
 import os
-import socket
 
-from atoll.wire.channel import Channel, pair
+from atoll.wire.channel import Channel, Socket, pair
 
 _control: tuple[int, Channel] | None = None
 
@@ -25,7 +24,7 @@ def inside() -> bool:
     return _control is not None
 
 
-def connect() -> socket.socket:
+def connect() -> Socket:
     """Return a fresh connection to the daemon.
 
     Raises:

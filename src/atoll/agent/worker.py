@@ -26,7 +26,7 @@ import types
 from typing import Any, NoReturn
 
 from atoll.agent import capture, nested
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
 
 FIRST_CALL_SECONDS = 5.0
@@ -34,10 +34,11 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 
 def prepare() -> None:
-    """Import, once and before any fork, what every worker needs."""
+    """Do, once and before any fork, what every worker needs."""
     from atoll.agent import exceptions, payload, pickling, sources  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
+    capture.unbuffer_c()
 
 
 class Worker:
@@ -75,11 +76,9 @@ class Worker:
         return 0
 
     def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
-        import socket
-
         data, stdout, stderr = descriptors
         capture.point(stdout, stderr)
-        self._data = Channel(socket.socket(fileno=data))
+        self._data = Channel(Socket(fileno=data))
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
         self._served = self._reclaimed = False

@@ -289,7 +289,7 @@ class Node:
 
     async def collect(self, user: str) -> None:
         """Remove the trees that syncs have replaced; no sandbox of the user is alive."""
-        if not any((self._settings.volumes_directory / user / "staging").glob("*")):
+        if not any((self._settings.volumes_directory / user / "staging").glob("old-*")):
             return
         with contextlib.suppress(errors.AtollError, OSError):
             async with self.open_storage(user) as descriptor:

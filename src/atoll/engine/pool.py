@@ -440,7 +440,7 @@ class Pool:
                         worker.pid = control.sender_pid
                         self._sandboxes[worker.sandbox].lived = True
                         worker.limit = self._node.limits.open(f"{name}-{worker.pid}", self._worker_memory_bytes)
-                        await asyncio.to_thread(worker.limit.add, worker.pid)
+                        self._spawn(asyncio.to_thread(_put_under, worker.limit, worker.pid))
                     case "idle":
                         epoch = int(message["epoch"])
                         if worker.lease is None or worker.lease.epoch == epoch:
@@ -464,6 +464,12 @@ class Pool:
 
 def _now() -> float:
     return time.monotonic()
+
+
+def _put_under(limit: Any, pid: int) -> None:
+    """Put a worker under its limit; one that has ended meanwhile needs none."""
+    with contextlib.suppress(OSError):
+        limit.add(pid)
 
 
 def _why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:

@@ -6,19 +6,22 @@ directory's descriptor (`/proc/self/fd`), so that only the last component counts
 
 from __future__ import annotations
 
+import _socket  # not `socket`: its enumerations would cost every cold start 3 ms
 import array
 import contextlib
 import os
-import socket
 import sys
 import threading
 from typing import Any, Sequence
 
 from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, Message, encode
 
+Socket = _socket.socket
+"""The type of the channels' sockets; `socket.socket` is a subclass of it."""
+
 MAX_DESCRIPTORS = 16
 _IOV_MAX = 512
-_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(12) if hasattr(socket, "CMSG_SPACE") else 0
+_SPACE = _socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + _socket.CMSG_SPACE(12) if hasattr(_socket, "CMSG_SPACE") else 0
 _SCM_CREDENTIALS = 2
 _SO_PASSCRED = 16
 
@@ -27,7 +30,7 @@ class ChannelClosed(ConnectionError):
     """The peer has closed the channel, or it broke in the middle of a frame."""
 
 
-def write_pieces(sock: socket.socket, pieces: list[Any]) -> None:
+def write_pieces(sock: Socket, pieces: list[Any]) -> None:
     """Write all pieces of a frame to a blocking socket."""
     if len(pieces) == 1:
         sock.sendall(pieces[0])
@@ -50,7 +53,7 @@ class Channel:
     and the descriptors that it has received and that nobody has taken yet.
     """
 
-    def __init__(self, sock: socket.socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
+    def __init__(self, sock: Socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
         self.socket = sock
         self.descriptors: list[int] = []
         self.sender_pid = 0
@@ -63,7 +66,7 @@ class Channel:
 
     def learn_sender(self) -> None:
         """Have the kernel say who sends: for peers that live in a pid namespace of their own."""
-        self.socket.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
+        self.socket.setsockopt(_socket.SOL_SOCKET, _SO_PASSCRED, 1)
 
     def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """Send one message; `descriptors` are duplicated to the peer and stay open here.
@@ -77,7 +80,7 @@ class Channel:
             with self._sending:
                 if descriptors:
                     first = memoryview(pieces[0])
-                    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+                    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
                     pieces[0] = first[self.socket.sendmsg([first], [rights]) :]
                 write_pieces(self.socket, pieces)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -104,16 +107,16 @@ class Channel:
         space = self._decoder.space()
         try:
             count, ancillary, _flags, _address = self.socket.recvmsg_into(
-                [space], _SPACE, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+                [space], _SPACE, getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
             )
         except ConnectionResetError as error:
             raise ChannelClosed("the peer has closed the channel") from error
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 self.descriptors.extend(received)
-            elif level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
+            elif level == _socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
                 self.sender_pid = int.from_bytes(data[:4], sys.byteorder)
         if count == 0:
             raise ChannelClosed("the peer has closed the channel")
@@ -154,13 +157,13 @@ def short_name(path: str | os.PathLike[str]) -> Any:
         os.close(descriptor)
 
 
-def connect(path: str | os.PathLike[str]) -> socket.socket:
+def connect(path: str | os.PathLike[str]) -> Socket:
     """Connect to the Unix socket at `path`, of any length.
 
     Raises:
         OSError: nobody listens there.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = Socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         with short_name(path) as name:
             sock.connect(name)
@@ -170,6 +173,6 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
     return sock
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair() -> tuple[Socket, Socket]:
     """Return two connected stream sockets."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)

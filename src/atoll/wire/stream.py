@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import asyncio
 import socket
-from typing import Any, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message, encode
@@ -23,6 +24,7 @@ class AsyncChannel:
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._closed = False
+        self._waiting: dict[asyncio.Future[None], Callable[[int], bool]] = {}
 
     async def receive(self) -> Message:
         """Wait for the next message.
@@ -37,20 +39,23 @@ class AsyncChannel:
             try:
                 self._channel.fill()
             except BlockingIOError:
-                await self._wait_readable()
+                await self._wait(self._loop.add_reader, self._loop.remove_reader)
         return self._channel.receive()
 
-    async def _wait_readable(self) -> None:
+    async def _wait(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+        """Wait until the socket can be read or written.
+
+        `close` ends the wait. It takes the descriptor off the loop itself, before the number can mean another file.
+        """
         descriptor = self._channel.fileno()
         ready: asyncio.Future[None] = self._loop.create_future()
-        self._readable = ready
-        self._loop.add_reader(descriptor, _wake, ready)
+        self._waiting[ready] = remove
+        add(descriptor, _wake, ready)
         try:
             await ready
         finally:
-            self._loop.remove_reader(descriptor)
-
-    _readable: asyncio.Future[None] | None = None
+            if self._waiting.pop(ready, None) is not None:
+                remove(descriptor)
 
     async def send(self, header: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one message, waiting while the peer does not read.
@@ -63,9 +68,12 @@ class AsyncChannel:
                 raise ChannelClosed("the channel was closed")
             data = memoryview(b"".join(encode(header)))
             try:
-                data = data[self._send_some(data, descriptors) :]
-                if data:
-                    await self._loop.sock_sendall(self._channel.socket, data)
+                while data:
+                    try:
+                        data = data[self._send_some(data, descriptors) :]
+                        descriptors = ()
+                    except BlockingIOError:
+                        await self._wait(self._loop.add_writer, self._loop.remove_writer)
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ChannelClosed("the peer has closed the channel") from error
 
@@ -84,10 +92,7 @@ class AsyncChannel:
 
     def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
         if not descriptors:
-            try:
-                return self._channel.socket.send(data)
-            except BlockingIOError:
-                return 0
+            return self._channel.socket.send(data)
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
         return self._channel.socket.sendmsg([data], [rights])
 
@@ -114,9 +119,11 @@ class AsyncChannel:
         if self._closed:
             return
         self._closed = True
-        if self._readable is not None and not self._readable.done():
-            self._loop.remove_reader(self._channel.fileno())
-            self._readable.set_exception(ChannelClosed("the channel was closed"))
+        waiting, self._waiting = self._waiting, {}
+        for future, remove in waiting.items():
+            remove(self._channel.fileno())
+            if not future.done():
+                future.set_exception(ChannelClosed("the channel was closed"))
         self._channel.close()
 
 
