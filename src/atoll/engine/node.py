@@ -27,7 +27,7 @@ from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits import Limits
 from atoll.sandbox.policy import Policy, confine
 from atoll.settings import Settings
-from atoll.wire.channel import Channel, pair
+from atoll.wire.channel import Channel, Socket, pair
 from atoll.wire.stream import AsyncChannel
 
 log = logging.getLogger("atoll.node")
@@ -51,6 +51,7 @@ CACHE_VARIABLES = {
 _SHELL = """
 import fcntl, json, os, sys, termios
 if sys.argv[1]:
+    os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.environ.update(json.loads(sys.argv[2]))
 os.environ.setdefault("TERM", "xterm-256color")
@@ -269,7 +270,7 @@ class Node:
         finally:
             ours.close()
 
-    async def _start_storage(self, user: str, end: socket.socket) -> Sandbox:
+    async def _start_storage(self, user: str, end: Socket) -> Sandbox:
         volume, identity = self.volume(user)
         if self._interpreter is None:
             self._interpreter = await probe(getattr(sys, "_base_executable", None) or sys.executable)

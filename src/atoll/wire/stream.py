@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import Message, encode
 
 CONTROL_BUFFER_BYTES = 1 << 20
@@ -18,7 +18,7 @@ CONTROL_BUFFER_BYTES = 1 << 20
 class AsyncChannel:
     """One end of a stream of frames, served by the running event loop; one task receives, any may send."""
 
-    def __init__(self, sock: socket.socket, max_buffer_bytes: int = CONTROL_BUFFER_BYTES) -> None:
+    def __init__(self, sock: Socket, max_buffer_bytes: int = CONTROL_BUFFER_BYTES) -> None:
         sock.setblocking(False)
         self._channel = Channel(sock, max_buffer_bytes)
         self._loop = asyncio.get_running_loop()
