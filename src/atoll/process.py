@@ -12,8 +12,9 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Callable, Mapping, Sequence
+from typing import IO, Any
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Child:
         self.signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(self.wait(), grace_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return await self.kill()
 
     async def kill(self) -> int:

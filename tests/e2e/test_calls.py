@@ -479,7 +479,7 @@ def test_the_first_example_of_the_reference_runs() -> None:
 
     @isolated(requirements=["pyjokes"])
     def joke() -> str:
-        import pyjokes  # type: ignore[import-not-found]
+        import pyjokes
 
         return str(pyjokes.get_joke())
 
@@ -491,7 +491,7 @@ def test_a_result_whose_module_is_missing_here_is_named() -> None:
 
     @isolated(requirements=["pyjokes"])
     def module_object() -> Any:
-        import pyjokes.pyjokes  # type: ignore[import-not-found]
+        import pyjokes.pyjokes
 
         return pyjokes.pyjokes.LanguageNotFoundError("x")
 
@@ -572,13 +572,13 @@ def test_a_nested_call_cannot_name_paths_of_the_host() -> None:
     def attack(which: str) -> str:
         from atoll import errors, isolated
 
-        options: dict[str, Any] = {
+        choices: dict[str, dict[str, Any]] = {
             "mounts": {"mounts": {"/host": "/"}},
             "path": {"requirements": ["/etc"]},
             "file": {"requirements": ["x @ file:///etc"]},
-        }[which]
+        }
         try:
-            isolated(**options)(os.listdir)("/")
+            isolated(**choices[which])(os.listdir)("/")
         except errors.AtollError as error:
             return type(error).__name__
         return "served"

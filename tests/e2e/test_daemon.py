@@ -98,6 +98,26 @@ def test_ten_programs_that_start_together_get_one_daemon(atoll_home: Home, progr
     assert log.count("daemon_started") == 1
 
 
+def test_a_starter_that_is_killed_leaves_one_daemon_or_none(atoll_home: Home, program: Path) -> None:
+    """A client killed while its daemon starts does not make room for a second daemon."""
+    chance = random.Random(3)
+    for _ in range(12):
+        client = subprocess.Popen([sys.executable, str(program)], env=atoll_home.environment(), stdout=-3, stderr=-3)
+        time.sleep(0.05 + chance.random() * 0.2)
+        client.kill()
+        client.wait()
+        atoll_home.python(str(program))
+        daemons = [pid for pid in atoll_home.processes() if b"atoll.daemon.main" in _command_line(pid)]
+        assert daemons == [atoll_home.daemon_pid()]
+        atoll_home.stop()
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def test_a_worker_stays_warm_from_one_run_of_a_program_to_the_next(atoll_home: Home, program: Path) -> None:
     """A second run meets the worker of the first one."""
     first = atoll_home.python(str(program)).stdout
@@ -261,10 +281,14 @@ def test_the_daemon_works_with_pickle_blocked(atoll_home: Home, program: Path) -
         "sys.exit(main())\n"
     )
     read, write = os.pipe()
+    lock = os.open(atoll_home.path / "run" / "daemon.lock", os.O_CREAT | os.O_RDWR)
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(atoll_home.path), str(write)], pass_fds=[write], cwd="/"
+        [sys.executable, "-P", "-c", code, str(atoll_home.path), str(write), str(lock)],
+        pass_fds=[write, lock],
+        cwd="/",
     ) as daemon:
         os.close(write)
+        os.close(lock)
         assert os.read(read, 100) == b"ready"
         os.close(read)
         assert atoll_home.daemon_pid() == daemon.pid
@@ -341,8 +365,7 @@ def test_a_disk_that_fills_up_in_a_call_is_an_error_of_the_call(tmp_path: Path, 
         @isolated(host=host)
         def fill(name: str, size: int) -> int:
             with open(f"/data/{name}", "wb", buffering=0) as file:
-                for _ in range(size):
-                    file.write(bytes(1 << 20))
+                file.writelines(bytes(1 << 20) for _ in range(size))
             return os.path.getsize(f"/data/{name}")
 
         assert fill("small", 1) == 1 << 20

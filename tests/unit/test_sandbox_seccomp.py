@@ -57,7 +57,7 @@ def run(architecture: str, number: int, arguments: tuple[int, ...] = (), audit: 
             }
             position += if_true if test[operation] else if_false
         elif operation == 0x06:
-            return value
+            return int(value)
         else:
             raise AssertionError(f"unknown instruction {operation:#x}")
 

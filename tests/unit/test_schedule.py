@@ -40,25 +40,25 @@ def granted(actions: list[Action]) -> list[str]:
 def test_first_request_starts_a_sandbox_forks_and_grants() -> None:
     """A request on an empty machine gets a sandbox, a worker and its lease at once."""
     schedule = Schedule(Bounds(2, 8, 8))
-    actions = schedule.ask(0, Request("r1", key(), 10))
+    actions = schedule.ask(Request("r1", key(), 10))
     assert names(actions) == ["StartSandbox", "ForkWorker", "Grant"]
 
 
 def test_second_request_of_the_same_key_forks_in_the_live_sandbox() -> None:
     """A live sandbox gets another worker instead of a second sandbox being started."""
     schedule = Schedule(Bounds(2, 8, 8))
-    schedule.ask(0, Request("r1", key(), 10))
-    assert names(schedule.ask(0, Request("r2", key(), 10))) == ["ForkWorker", "Grant"]
+    schedule.ask(Request("r1", key(), 10))
+    assert names(schedule.ask(Request("r2", key(), 10))) == ["ForkWorker", "Grant"]
 
 
 def test_idle_worker_is_granted_again_without_a_fork() -> None:
     """A warm worker of the same key is taken before anything is started."""
     schedule = Schedule(Bounds(1, 8, 8))
-    first = schedule.ask(0, Request("r1", key(), 10))[-1]
+    first = schedule.ask(Request("r1", key(), 10))[-1]
     assert isinstance(first, Grant)
-    assert schedule.withdraw(1, "r1") == [Release(first.worker, first.epoch)]
+    assert schedule.withdraw("r1") == [Release(first.worker, first.epoch)]
     assert schedule.worker_idle(1, first.worker, first.epoch) == []
-    (again,) = schedule.ask(2, Request("r2", key(), 10))
+    (again,) = schedule.ask(Request("r2", key(), 10))
     assert isinstance(again, Grant)
     assert again.worker == first.worker
     assert not again.fresh
@@ -68,10 +68,10 @@ def test_idle_worker_is_granted_again_without_a_fork() -> None:
 def test_requests_beyond_the_slots_wait_in_order_and_leases_are_asked_back() -> None:
     """With every slot taken a request waits, and each lease is asked back exactly once."""
     schedule = Schedule(Bounds(1, 8, 8))
-    first = schedule.ask(0, Request("r1", key(), 10))[-1]
+    first = schedule.ask(Request("r1", key(), 10))[-1]
     assert isinstance(first, Grant)
-    assert schedule.ask(0, Request("r2", key("b"), 10)) == [Reclaim(first.worker, first.epoch)]
-    assert schedule.ask(0, Request("r3", key(), 10)) == []
+    assert schedule.ask(Request("r2", key("b"), 10)) == [Reclaim(first.worker, first.epoch)]
+    assert schedule.ask(Request("r3", key(), 10)) == []
     assert (schedule.position("r2"), schedule.position("r3")) == (0, 1)
     assert granted(schedule.worker_idle(1, first.worker, first.epoch)) == ["r2"]
 
@@ -79,11 +79,11 @@ def test_requests_beyond_the_slots_wait_in_order_and_leases_are_asked_back() -> 
 def test_a_late_word_of_an_old_epoch_changes_nothing() -> None:
     """A worker that says that an earlier lease is over does not end the present one."""
     schedule = Schedule(Bounds(1, 8, 8))
-    first = schedule.ask(0, Request("r1", key(), 10))[-1]
+    first = schedule.ask(Request("r1", key(), 10))[-1]
     assert isinstance(first, Grant)
-    schedule.withdraw(0, "r1")
+    schedule.withdraw("r1")
     schedule.worker_idle(0, first.worker, first.epoch)
-    second = schedule.ask(0, Request("r2", key(), 10))[-1]
+    second = schedule.ask(Request("r2", key(), 10))[-1]
     assert isinstance(second, Grant)
     assert schedule.worker_idle(0, first.worker, first.epoch) == []
     assert schedule.slots_used() == 1
@@ -94,7 +94,7 @@ def test_a_chain_of_nested_requests_runs_in_one_slot() -> None:
     schedule = Schedule(Bounds(1, 64, 64))
     parent = None
     for depth in range(20):
-        grant = schedule.ask(0, Request(f"r{depth}", key(str(depth)), 10, parent))[-1]
+        grant = schedule.ask(Request(f"r{depth}", key(str(depth)), 10, parent))[-1]
         assert isinstance(grant, Grant)
         parent = grant.worker
         assert schedule.slots_used() == 1
@@ -104,10 +104,10 @@ def test_a_chain_of_nested_requests_runs_in_one_slot() -> None:
 def test_a_second_nested_request_needs_a_slot_of_its_own() -> None:
     """A call that starts two nested calls at a time lends its one slot to the first only."""
     schedule = Schedule(Bounds(1, 64, 64))
-    root = schedule.ask(0, Request("root", key(), 10))[-1]
+    root = schedule.ask(Request("root", key(), 10))[-1]
     assert isinstance(root, Grant)
-    assert granted(schedule.ask(0, Request("n1", key("b"), 10, root.worker))) == ["n1"]
-    assert granted(schedule.ask(0, Request("n2", key("c"), 10, root.worker))) == []
+    assert granted(schedule.ask(Request("n1", key("b"), 10, root.worker))) == ["n1"]
+    assert granted(schedule.ask(Request("n2", key("c"), 10, root.worker))) == []
 
 
 def test_a_chain_longer_than_the_bound_of_workers_is_refused() -> None:
@@ -115,20 +115,20 @@ def test_a_chain_longer_than_the_bound_of_workers_is_refused() -> None:
     schedule = Schedule(Bounds(1, 3, 8))
     parent = None
     for depth in range(3):
-        grant = schedule.ask(0, Request(f"r{depth}", key(str(depth)), 10, parent))[-1]
+        grant = schedule.ask(Request(f"r{depth}", key(str(depth)), 10, parent))[-1]
         assert isinstance(grant, Grant)
         parent = grant.worker
-    assert names(schedule.ask(0, Request("r3", key("3"), 10, parent))) == ["Refuse"]
+    assert names(schedule.ask(Request("r3", key("3"), 10, parent))) == ["Refuse"]
 
 
 def test_two_chains_that_block_one_another_are_broken() -> None:
     """When every worker waits for a nested call and none can be placed, the request at the head is refused."""
     schedule = Schedule(Bounds(2, 2, 8))
-    roots = [schedule.ask(0, Request(name, key(name), 10))[-1] for name in ("a", "b")]
+    roots = [schedule.ask(Request(name, key(name), 10))[-1] for name in ("a", "b")]
     assert all(isinstance(root, Grant) for root in roots)
     first, second = (root.worker for root in roots if isinstance(root, Grant))
-    assert "Refuse" not in names(schedule.ask(0, Request("na", key("na"), 10, first)))
-    actions = schedule.ask(0, Request("nb", key("nb"), 10, second))
+    assert "Refuse" not in names(schedule.ask(Request("na", key("na"), 10, first)))
+    actions = schedule.ask(Request("nb", key("nb"), 10, second))
     assert [action.request for action in actions if isinstance(action, Refuse)] == ["na"]
 
 
@@ -136,13 +136,13 @@ def test_the_longest_idle_worker_makes_room() -> None:
     """At the bound of workers the one that has idled longest is ended."""
     schedule = Schedule(Bounds(4, 2, 8))
     for name, moment in (("a", 1.0), ("b", 2.0)):
-        grant = schedule.ask(0, Request(name, key(name), 10))[-1]
+        grant = schedule.ask(Request(name, key(name), 10))[-1]
         assert isinstance(grant, Grant)
-        schedule.withdraw(moment, name)
+        schedule.withdraw(name)
         schedule.worker_idle(moment, grant.worker, grant.epoch)
         if name == "a":
             oldest = grant.worker
-    actions = schedule.ask(3, Request("c", key("c"), 10))
+    actions = schedule.ask(Request("c", key("c"), 10))
     assert EndWorker(oldest) in actions
     assert granted(actions) == ["c"]
 
@@ -150,9 +150,9 @@ def test_the_longest_idle_worker_makes_room() -> None:
 def test_a_sandbox_ends_when_its_last_worker_has_expired() -> None:
     """Keep-alive of the last worker is keep-alive of the sandbox."""
     schedule = Schedule(Bounds(1, 8, 8))
-    grant = schedule.ask(0, Request("r1", key(), 10))[-1]
+    grant = schedule.ask(Request("r1", key(), 10))[-1]
     assert isinstance(grant, Grant)
-    schedule.withdraw(1, "r1")
+    schedule.withdraw("r1")
     schedule.worker_idle(1, grant.worker, grant.epoch)
     assert names(schedule.worker_ended(11, grant.worker, expired=True)) == ["EndSandbox"]
     assert schedule.idle
@@ -161,18 +161,18 @@ def test_a_sandbox_ends_when_its_last_worker_has_expired() -> None:
 def test_a_sandbox_outlives_a_crashed_worker_for_keep_alive() -> None:
     """A crash does not cost the next call a cold start."""
     schedule = Schedule(Bounds(1, 8, 8))
-    grant = schedule.ask(0, Request("r1", key(), 10))[-1]
+    grant = schedule.ask(Request("r1", key(), 10))[-1]
     assert isinstance(grant, Grant)
     assert schedule.worker_ended(1, grant.worker) == []
     assert schedule.next_deadline() == 11
-    assert names(schedule.ask(2, Request("r2", key(), 10))) == ["ForkWorker", "Grant"]
+    assert names(schedule.ask(Request("r2", key(), 10))) == ["ForkWorker", "Grant"]
 
 
 def test_users_never_share_a_sandbox() -> None:
     """The same environment for another user is another sandbox."""
     schedule = Schedule(Bounds(4, 8, 8))
-    schedule.ask(0, Request("r1", key(user="u"), 10))
-    assert "StartSandbox" in names(schedule.ask(0, Request("r2", key(user="v"), 10)))
+    schedule.ask(Request("r1", key(user="u"), 10))
+    assert "StartSandbox" in names(schedule.ask(Request("r2", key(user="v"), 10)))
 
 
 class _Machine:
@@ -229,7 +229,7 @@ class _Machine:
             del self.workers[worker]
             self.perform(self.schedule.worker_ended(now, worker))
         elif kind == 1:
-            self.perform(self.schedule.withdraw(now, name))
+            self.perform(self.schedule.withdraw(name))
             self.perform(self.schedule.worker_idle(now, worker, epoch))
         else:
             self.perform(self.schedule.worker_idle(now, worker, epoch))
@@ -252,7 +252,7 @@ def test_every_request_is_granted_or_refused_and_no_bound_is_ever_passed(
         name = f"r{number}"
         machine.waiting.append(name)
         machine.parents[name] = parent
-        machine.perform(machine.schedule.ask(number, Request(name, key(str(which)), 10, parent)))
+        machine.perform(machine.schedule.ask(Request(name, key(str(which)), 10, parent)))
         if machine.random.random() < 0.5:
             machine.finish(number)
     for moment in range(10_000):
@@ -269,7 +269,7 @@ def test_requests_of_one_kind_are_served_in_the_order_in_which_they_came() -> No
     for number in range(10):
         machine.waiting.append(f"r{number}")
         machine.parents[f"r{number}"] = None
-        machine.perform(machine.schedule.ask(number, Request(f"r{number}", key(str(number % 3)), 10)))
+        machine.perform(machine.schedule.ask(Request(f"r{number}", key(str(number % 3)), 10)))
     for moment in range(50):
         machine.finish(10 + moment)
     assert machine.granted == [f"r{number}" for number in range(10)]
@@ -279,8 +279,8 @@ def test_requests_of_one_kind_are_served_in_the_order_in_which_they_came() -> No
 def test_a_full_machine_of_idle_sandboxes_still_takes_new_keys(bounds: Bounds) -> None:
     """An idle sandbox gives way to a request for another environment."""
     schedule = Schedule(bounds)
-    grant = schedule.ask(0, Request("r1", key("a"), 10))[-1]
+    grant = schedule.ask(Request("r1", key("a"), 10))[-1]
     assert isinstance(grant, Grant)
-    schedule.withdraw(0, "r1")
+    schedule.withdraw("r1")
     schedule.worker_idle(0, grant.worker, grant.epoch)
-    assert granted(schedule.ask(1, Request("r2", key("b"), 10))) == ["r2"]
+    assert granted(schedule.ask(Request("r2", key("b"), 10))) == ["r2"]

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
 from atoll.model.specs import LeaseSpec, SandboxKey
@@ -73,7 +74,7 @@ class Connection:
                     await self._request(message)
                 case kind:
                     raise errors.ProtocolMismatch(f"unknown message `{kind}`", hint="upgrade the older side")
-        except (ChannelClosed, asyncio.TimeoutError):
+        except (TimeoutError, ChannelClosed):
             pass
         except FrameError as error:
             log.warning("client_sent_no_frames error=%s", error)

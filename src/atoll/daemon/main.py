@@ -18,8 +18,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from atoll import __version__, errors, settings
 from atoll.daemon.api import Connection, Peer
@@ -113,7 +114,7 @@ class Daemon:
             return
         path = self.settings.socket_path
         with contextlib.suppress(OSError):
-            if _file_id(path) == self._socket_id:
+            if self._owns_path():
                 path.unlink()
                 (self.settings.run_directory / "daemon.json").unlink(missing_ok=True)
         with contextlib.suppress(Exception):
@@ -159,12 +160,21 @@ class Daemon:
             elif self._volume_was_used:
                 self._volume_was_used = False
                 await self.node.collect(LOCAL_USER)
+            if self._listener is not None and not self._owns_path():
+                self.leave(at_once=False)
             if self._connections or not self.pool.idle:
                 if self._listener is not None:
                     self._busy_until = now
             elif now - self._busy_until >= idle_seconds and self._can_leave():
                 self._left.set()
                 return
+
+    def _owns_path(self) -> bool:
+        """Whether clients that come now come here; not so when the state directory was removed, for example."""
+        try:
+            return _file_id(self.settings.socket_path) == self._socket_id
+        except OSError:
+            return False
 
     def _can_leave(self) -> bool:
         """Remove the socket under the starters' lock, unless a client is just connecting."""
@@ -177,9 +187,8 @@ class Daemon:
                 return False
             if self._connections:
                 return False
-            with contextlib.suppress(OSError):
-                if _file_id(self.settings.socket_path) == self._socket_id:
-                    self.settings.socket_path.unlink()
+            if self._owns_path():
+                self.settings.socket_path.unlink()
             try:
                 client, _ = self._listener.accept()
             except BlockingIOError:
@@ -227,14 +236,19 @@ def _file_id(path: Path) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Run a daemon for the state directory that the first argument names; the second is the ready pipe."""
-    home, ready = Path(sys.argv[1]), int(sys.argv[2])
+    """Run a daemon.
+
+    Arguments: the state directory; the descriptor of a pipe that is told when it listens or why it cannot; the
+    descriptor of the starters' lock, held until it listens, also when the starter is killed meanwhile.
+    """
+    home, ready, lock = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def say(text: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the starter may be gone
             os.write(ready, text.encode())
-            os.close(ready)
+        os.close(ready)
+        os.close(lock)
 
     async def run() -> None:
         daemon = Daemon(settings.load(home))

@@ -9,8 +9,9 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, AsyncIterator, Callable, Mapping, Sequence
+from typing import IO, Any
 
 from atoll import errors
 from atoll.engine import agent_files

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Awaitable, Callable
+from typing import Any
 
 from atoll import errors
 from atoll.engine.node import Node, NodeSandbox
@@ -145,7 +146,7 @@ class Pool:
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
         self._functions[lease.id] = (spec.function, spec.keep_alive_seconds)
-        self._perform(self._schedule.ask(_now(), Request(lease.id, key, spec.keep_alive_seconds, parent)))
+        self._perform(self._schedule.ask(Request(lease.id, key, spec.keep_alive_seconds, parent)))
         return lease
 
     def position(self, lease: Lease) -> int:
@@ -159,7 +160,7 @@ class Pool:
         self.close_descriptors(lease)
         if not lease.granted.done():
             lease.granted.cancel()
-        self._perform(self._schedule.withdraw(_now(), lease.id))
+        self._perform(self._schedule.withdraw(lease.id))
 
     def kill(self, lease: Lease) -> None:
         """Kill the lease's worker, whatever it does."""
@@ -439,8 +440,6 @@ class Pool:
                     case "hello":
                         worker.pid = control.sender_pid
                         self._sandboxes[worker.sandbox].lived = True
-                        worker.limit = self._node.limits.open(f"{name}-{worker.pid}", self._worker_memory_bytes)
-                        self._spawn(asyncio.to_thread(_put_under, worker.limit, worker.pid))
                     case "idle":
                         epoch = int(message["epoch"])
                         if worker.lease is None or worker.lease.epoch == epoch:
@@ -456,9 +455,17 @@ class Pool:
                         self._spawn(self._on_connect(socket.socket(fileno=descriptor), user, name))
 
     async def watch_memory(self) -> None:
-        """Let the limits look at what workers use and finish what they began; runs until cancelled."""
+        """Put workers under their limits and let these look at what they use; runs until cancelled.
+
+        A worker comes under its limit at the first look after its start: the kernel holds up every fork on the
+        machine for some 10 ms when a process changes its group, which a short call should not pay for.
+        """
         while True:
-            await asyncio.sleep(LIMIT_POLL_SECONDS if self._workers else 10 * LIMIT_POLL_SECONDS)
+            await asyncio.sleep(LIMIT_POLL_SECONDS)
+            for worker in list(self._workers.values()):
+                if worker.pid and worker.limit is None:
+                    worker.limit = self._node.limits.open(f"{worker.id}-{worker.pid}", self._worker_memory_bytes)
+                    await asyncio.to_thread(_put_under, worker.limit, worker.pid)
             self._node.limits.poll()
 
 

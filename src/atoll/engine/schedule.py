@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Union
 
 from atoll.model.specs import SandboxKey, WorkerKey
 
@@ -95,7 +94,7 @@ class Refuse:
     reason: str
 
 
-Action = Union[StartSandbox, EndSandbox, ForkWorker, EndWorker, Grant, Reclaim, Release, Refuse]
+Action = StartSandbox | EndSandbox | ForkWorker | EndWorker | Grant | Reclaim | Release | Refuse
 
 
 @dataclass
@@ -179,17 +178,17 @@ class Schedule:
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def ask(self, now: float, request: Request) -> list[Action]:
+    def ask(self, request: Request) -> list[Action]:
         """A client wants a lease."""
         if self.depth(request.parent) >= self._bounds.workers:
             return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another")]
         self._queue[request.id] = request
-        return self._place(now)
+        return self._place()
 
-    def withdraw(self, now: float, request: str) -> list[Action]:
+    def withdraw(self, request: str) -> list[Action]:
         """A client no longer wants its lease, or is gone: waiting or holding."""
         if self._queue.pop(request, None) is not None:
-            return self._place(now)
+            return self._place()
         name = self._held.pop(request, None)
         if name is None:
             return []
@@ -207,7 +206,7 @@ class Schedule:
         known.leaving = False
         known.reclaiming = False
         known.idle_since = now
-        return self._place(now)
+        return self._place()
 
     def worker_ended(self, now: float, worker: str, *, expired: bool = False) -> list[Action]:
         """A worker's process is gone; `expired` when its keep-alive had passed."""
@@ -222,7 +221,7 @@ class Schedule:
             sandbox.workers.discard(worker)
             if not sandbox.workers:
                 sandbox.expires = now if expired else now + sandbox.keep_alive_seconds
-        actions += self._place(now)
+        actions += self._place()
         return actions + self.tick(now)
 
     def sandbox_ended(self, now: float, sandbox: str) -> list[Action]:
@@ -233,7 +232,7 @@ class Schedule:
         actions: list[Action] = []
         for worker in sorted(known.workers):
             actions += self.worker_ended(now, worker)
-        return actions + self._place(now)
+        return actions + self._place()
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: sandboxes without workers whose time is up end."""
@@ -242,7 +241,7 @@ class Schedule:
             if not sandbox.workers and sandbox.expires is not None and sandbox.expires <= now:
                 del self._sandboxes[sandbox.id]
                 actions.append(EndSandbox(sandbox.id))
-        return actions + (self._place(now) if actions else [])
+        return actions + (self._place() if actions else [])
 
     def _drop_lease(self, worker: _Worker) -> None:
         assert worker.request is not None
@@ -254,16 +253,16 @@ class Schedule:
 
     # --- placing --------------------------------------------------------------------------------------------------
 
-    def _place(self, now: float) -> list[Action]:
+    def _place(self) -> list[Action]:
         actions: list[Action] = []
         for request in list(self._queue.values()):
-            if self._rides(request) and not self._try(now, request, actions):
+            if self._rides(request) and not self._try(request, actions):
                 break
         while self._queue:
             request = next(iter(self._queue.values()))
             if self.slots_used() >= self._bounds.slots and not self._rides(request):
                 break
-            if not self._try(now, request, actions):
+            if not self._try(request, actions):
                 break
         if self._queue:
             actions += self._reclaim_all()
@@ -271,7 +270,7 @@ class Schedule:
                 request = next(iter(self._queue.values()))
                 del self._queue[request.id]
                 actions.append(Refuse(request.id, "every worker waits for a nested call"))
-                actions += self._place(now)
+                actions += self._place()
         return actions
 
     def _rides(self, request: Request) -> bool:
@@ -292,7 +291,7 @@ class Schedule:
         leased = [worker for worker in self._workers.values() if worker.request is not None]
         return all(worker.children > 0 or worker.id in waiting_parents for worker in leased)
 
-    def _try(self, now: float, request: Request, actions: list[Action]) -> bool:
+    def _try(self, request: Request, actions: list[Action]) -> bool:
         """Give the request a worker if the bounds allow one."""
         worker = self._warm(request.key)
         fresh = worker is None

@@ -7,7 +7,8 @@ several threads at once.
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from atoll.errors import CallCancelled
 from atoll.model.specs import Call, LeaseSpec

@@ -14,7 +14,8 @@ import os
 import select
 import threading
 import weakref
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from atoll import errors, settings
 from atoll.agent import nested
@@ -286,11 +287,10 @@ class LocalHost:
 
     def _lease(self, spec: LeaseSpec, output: Output, ticket: Ticket | None) -> LocalLease:
         self._drop_spent()
-        control = start.open_connection(self.settings)
+        control = start.open_connection(self.settings, {"type": "lease", "spec": spec.to_data()})
         try:
             if ticket is not None:
                 ticket.arm(lambda: control.socket.shutdown(2))
-            control.send({"type": "lease", "spec": spec.to_data()})
             while True:
                 header = control.receive().header
                 match header.get("type"):
@@ -319,9 +319,8 @@ class LocalHost:
         """See `contract.Host.open_storage`."""
         import socket
 
-        control = start.open_connection(self.settings)
+        control = start.open_connection(self.settings, {"type": "storage"})
         try:
-            control.send({"type": "storage"})
             header = control.receive().header
             if header.get("type") == "failed":
                 raise errors.from_data(header.get("error") or {})
@@ -344,8 +343,8 @@ class LocalHost:
         on_start: Callable[[], None],
     ) -> int:
         """Run a shell in the function's sandbox on these descriptors; return its exit status."""
-        control = start.open_connection(self.settings)
-        control.send({"type": "shell", "spec": spec.to_data(), "terminal": terminal}, descriptors=descriptors)
+        message = {"type": "shell", "spec": spec.to_data(), "terminal": terminal}
+        control = start.open_connection(self.settings, message, descriptors)
         answer = _answers(control, on_progress, on_start)
         return int(answer["status"])
 
@@ -353,12 +352,14 @@ class LocalHost:
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
         """See `contract.Host.request`."""
-        return _ask(start.open_connection(self.settings), name, arguments, on_progress)
+        message = {"type": "request", "name": name, "arguments": arguments}
+        return _answers(start.open_connection(self.settings, message), on_progress)
 
     def request_running(self, name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Ask a daemon that is running already; None when there is none."""
-        channel = start.control_connection(self.settings)
-        return None if channel is None else _ask(channel, name, arguments, None)
+        message = {"type": "request", "name": name, "arguments": arguments}
+        channel = start.control_connection(self.settings, message)
+        return None if channel is None else _answers(channel, None)
 
     def forget(self) -> None:
         """In a forked child: drop the parent's leases, which stay the parent's."""
@@ -379,17 +380,6 @@ class _StorageChannel(Channel):
     def close(self) -> None:
         super().close()
         self._lease.close()
-
-
-def _ask(
-    channel: Channel, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None
-) -> dict[str, Any]:
-    try:
-        channel.send({"type": "request", "name": name, "arguments": arguments})
-    except ChannelClosed as error:
-        channel.close()
-        raise errors.HostUnreachable("the daemon ended before it answered", hint="try again") from error
-    return _answers(channel, on_progress)
 
 
 def _answers(

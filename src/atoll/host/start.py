@@ -11,8 +11,9 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from atoll import __version__, errors, settings
 from atoll.agent import nested
@@ -24,15 +25,20 @@ ATTEMPTS = 5
 START_SECONDS = 30.0
 
 
-def open_connection(options: Settings) -> Channel:
+def open_connection(
+    options: Settings, message: dict[str, Any] | None = None, descriptors: Sequence[int] = ()
+) -> Channel:
     """Return a channel to the daemon, past the greeting; starts a daemon if there is none.
+
+    Args:
+        message, descriptors: sent right behind the greeting, which saves waiting for its answer first.
 
     Raises:
         HostUnreachable: the daemon does not answer.
         StateUnusable, DiskFull: the state directory cannot be used.
     """
     if nested.inside():
-        return _nested()
+        return _nested(message, descriptors)
     if sys.platform != "linux":
         raise errors.HostUnreachable(
             "functions run on this machine only where it is Linux", hint='give a server: `host=Host("https://…")`'
@@ -47,7 +53,7 @@ def open_connection(options: Settings) -> Channel:
             raise errors.HostUnreachable(
                 f"cannot connect to `{options.socket_path}`: {error}", hint="run `atoll doctor`"
             ) from error
-        reply = _greet(channel)
+        reply = _greet(channel, message, descriptors)
         if reply is None:
             continue
         if reply.get("type") == "welcome":
@@ -61,10 +67,10 @@ def open_connection(options: Settings) -> Channel:
     )
 
 
-def _nested() -> Channel:
+def _nested(message: dict[str, Any] | None, descriptors: Sequence[int]) -> Channel:
     try:
         channel = Channel(nested.connect())
-        reply = _greet(channel)
+        reply = _greet(channel, message, descriptors)
     except ChannelClosed:
         reply = None
     if reply is None:
@@ -72,39 +78,44 @@ def _nested() -> Channel:
     return channel
 
 
-def _greet(channel: Channel, purpose: str = "") -> dict[str, Any] | None:
+def _greet(
+    channel: Channel, message: dict[str, Any] | None = None, descriptors: Sequence[int] = (), purpose: str = ""
+) -> dict[str, Any] | None:
     """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
     reply: dict[str, Any] | None = None
     try:
         channel.send({"type": "hello", "version": __version__, "purpose": purpose})
+        if message is not None:
+            channel.send(message, descriptors=descriptors)
         reply = channel.receive().header
     except (ChannelClosed, OSError):
         pass
     except FrameError as error:
-        raise errors.ProtocolMismatch(f"the daemon does not speak Atoll's protocol: {error}", hint="`atoll stop`")
+        raise errors.ProtocolMismatch(
+            f"the daemon does not speak Atoll's protocol: {error}", hint="end it with `atoll stop`"
+        ) from error
     finally:
         if reply is None or reply.get("type") != "welcome":
             channel.close()
     return reply
 
 
-def control_connection(options: Settings) -> Channel | None:
-    """Return a channel to a running daemon of any version, or None; starts nothing."""
+def control_connection(options: Settings, message: dict[str, Any]) -> Channel | None:
+    """Return a channel to a running daemon of any version, past this message, or None; starts nothing."""
     try:
         channel = Channel(connect(options.socket_path))
     except OSError:
         return None
-    reply = _greet(channel, "control")
+    reply = _greet(channel, message, purpose="control")
     return channel if reply is not None and reply.get("type") == "welcome" else None
 
 
 def replace(options: Settings) -> None:
     """Have a daemon of another version take no new clients; it ends with its last one."""
-    channel = control_connection(options)
+    channel = control_connection(options, {"type": "request", "name": "drain", "arguments": {}})
     if channel is None:
         return
     with contextlib.suppress(ChannelClosed, FrameError):
-        channel.send({"type": "request", "name": "drain", "arguments": {}})
         channel.receive()
         with contextlib.suppress(ChannelClosed):
             channel.receive()  # its end: by then the socket is free
@@ -144,12 +155,13 @@ def unusable(home: Path, error: OSError) -> errors.OperatorError:
 
 
 @contextlib.contextmanager
-def _start_lock(options: Settings) -> Iterator[None]:
+def _start_lock(options: Settings) -> Iterator[int]:
+    """Hold the starters' lock; gives its descriptor, for the daemon to hold it on if its starter is killed."""
     import fcntl
 
     with open(options.run_directory / "daemon.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def start(options: Settings) -> None:
@@ -163,7 +175,7 @@ def start(options: Settings) -> None:
 
     prepare_home(options)
     log_path = options.logs_directory / "daemon.log"
-    with _start_lock(options):
+    with _start_lock(options) as lock:
         with contextlib.suppress(OSError):
             connect(options.socket_path).close()
             return
@@ -171,9 +183,9 @@ def start(options: Settings) -> None:
         try:
             log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                process.start_detached(
-                    _command(options, write), env=settings.daemon_environment(), descriptors=[write], log=log
-                )
+                command = _command(options, write, lock)
+                environment = settings.daemon_environment()
+                process.start_detached(command, env=environment, descriptors=[write, lock], log=log)
             finally:
                 os.close(log)
                 os.close(write)
@@ -189,12 +201,12 @@ def start(options: Settings) -> None:
     raise errors.HostUnreachable("the daemon did not start", hint=f"see `{log_path}`")
 
 
-def _command(options: Settings, ready: int) -> list[str]:
+def _command(options: Settings, ready: int, lock: int) -> list[str]:
     package = str(Path(__file__).parents[2])
     code = f"import sys; sys.path.insert(0, {package!r}); from atoll.daemon.main import main; sys.exit(main())"
     if not sys.executable:
         raise errors.HostUnreachable("this Python does not know its own program", hint="run it as `python`")
-    return [sys.executable, "-P", "-c", code, str(options.home), str(ready)]
+    return [sys.executable, "-P", "-c", code, str(options.home), str(ready), str(lock)]
 
 
 def _read_ready(descriptor: int) -> str:

@@ -7,10 +7,11 @@ import itertools
 import os
 import sys
 import threading
-from dataclasses import replace
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, Generic, Iterable, Iterator, ParamSpec, TypeVar, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from atoll import settings
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
@@ -123,7 +124,7 @@ class IsolatedFunction(Generic[P, R]):
 
     def map(self, iterable: Iterable[Any], *more: Iterable[Any]) -> Iterator[R]:
         """Call the function for each item and yield the results in order, with bounded work in flight."""
-        return self.starmap(zip(iterable, *more))
+        return self.starmap(zip(iterable, *more, strict=False))
 
     def starmap(self, iterable: Iterable[Iterable[Any]]) -> Iterator[R]:
         """Like `map`, for items that are tuples of arguments."""

@@ -12,7 +12,8 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, Message, encode
 

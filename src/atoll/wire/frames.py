@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 VERSION = 1
 MAGIC = b"AT"
