@@ -29,6 +29,8 @@ from atoll.sdk.captures import Captures, imported_names
 
 _lock = threading.RLock()
 _units: dict[tuple[str, str], Unit] = {}
+_scans: dict[tuple[str, ...], tuple[dict[str, None], dict[str, int]]] = {}
+"""By the project's roots: the imported modules that are the project's, and all that were looked at."""
 _NOT_SHIPPED = frozenset({"__main__", "__mp_main__"})
 
 
@@ -105,8 +107,7 @@ class Sources:
         roots = project.roots(self._function)
         if roots != self._roots:
             self._roots = roots
-            self._scanned.clear()
-            self._loaded.clear()
+            self._loaded, self._scanned = _scans.setdefault(roots, ({}, {}))
         self._watch()
         self._scan_modules()
         found: dict[tuple[str, str], Unit] = {}
