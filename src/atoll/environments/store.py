@@ -33,6 +33,10 @@ from atoll.model.specs import EnvironmentSpec
 
 Progress = Callable[[str], None]
 
+_RECENT = 64
+_RECENT_SECONDS = 1.0
+"""For how many specs, and how long, the key is remembered: within it the index's configuration is not read again."""
+
 
 def _silent(_line: str) -> None:
     return None
@@ -74,6 +78,7 @@ class EnvironmentStore:
         self._builder = Builder(directory / ".cache", confinement, builder_identity)
         self._shelf = shelf.Shelf(directory, self._builder.workshop / "work")
         self._builds: dict[str, _Build] = {}
+        self._recent: dict[EnvironmentSpec, tuple[float, Request]] = {}
         self._prepared = False
 
     # --- finding and building -----------------------------------------------------------------------------------
@@ -90,12 +95,20 @@ class EnvironmentStore:
         """
         with translated(self.directory):
             self.prepare()
+            recent = self._recent.get(spec)
+            if recent is not None and recent[0] > time.monotonic():
+                current = self._shelf.current(recent[1].key)
+                if current is not None:
+                    return self._environment(current, recent[1])
             request = await self._request(spec)
             current = self._shelf.current(request.key)
-            if current is not None:
-                self._shelf.touch(current)
-                return self._environment(current, request)
-            return await self._join(request.key, request, progress)
+            if current is None:
+                return await self._join(request.key, request, progress)
+            self._shelf.touch(current)
+            if not request.requirements.paths:  # a tree on this machine may change at any moment
+                self._recent = dict(list(self._recent.items())[-_RECENT:])
+                self._recent[spec] = time.monotonic() + _RECENT_SECONDS, request
+            return self._environment(current, request)
 
     async def upgrade(self, spec: EnvironmentSpec, progress: Progress = _silent) -> tuple[Environment, bool]:
         """Build anew with the newest versions that fit; return the environment and whether any version changed.
