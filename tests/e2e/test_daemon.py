@@ -207,6 +207,18 @@ def test_after_a_kill_nothing_stays_behind_and_the_next_call_works(
     atoll_home.python(str(program))
 
 
+def test_ctrl_c_stops_the_call_and_returns_at_once(atoll_home: Home, program: Path) -> None:
+    """An interrupted caller ends with `KeyboardInterrupt`, and its function does not run on."""
+    with running(atoll_home, program) as client:
+        pidfd = os.pidfd_open(worker_pid(atoll_home))
+        client.send_signal(signal.SIGINT)
+        _, err = client.communicate(timeout=SOON_SECONDS * 2)
+        assert "KeyboardInterrupt" in err
+        assert select.select([pidfd], [], [], SOON_SECONDS)[0], "the call goes on without its caller"
+        os.close(pidfd)
+    atoll_home.python(str(program))
+
+
 def test_a_daemon_of_another_version_is_replaced_while_its_calls_go_on(atoll_home: Home, program: Path) -> None:
     """After an upgrade the next program gets a daemon of its own version; running calls are not disturbed."""
     newer = "import atoll; atoll.__version__ = '9.9.9'\n" + PROGRAM

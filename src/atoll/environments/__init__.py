@@ -1,1 +1,1 @@
-"""."""
+"""Environments: found by their key, or built once, complete or absent."""
