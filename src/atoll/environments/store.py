@@ -98,12 +98,12 @@ class EnvironmentStore:
             recent = self._recent.get(spec)
             if recent is not None and recent[0] > time.monotonic():
                 current = self._shelf.current(recent[1].key)
-                if current is not None:
+                if current is not None and current not in self._builds:
                     return self._environment(current, recent[1])
             request = await self._request(spec)
             current = self._shelf.current(request.key)
-            if current is None:
-                return await self._join(request.key, request, progress)
+            if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
+                return await self._join(current or request.key, request, progress)
             self._shelf.touch(current)
             if not request.requirements.paths:  # a tree on this machine may change at any moment
                 self._recent = dict(list(self._recent.items())[-_RECENT:])
