@@ -565,6 +565,27 @@ def test_a_nested_function_has_its_own_environment() -> None:
         outer(True)
 
 
+def test_a_nested_call_uses_the_environment_that_the_program_built(
+    shared_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's index settings hold for nested calls too, so that nothing is built twice."""
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "unsafe-best-match")
+
+    @isolated(requirements=["pyjokes>=0.6"])
+    def inner() -> str:
+        return sys.prefix
+
+    @isolated
+    def outer() -> str:
+        return inner()
+
+    inner()
+    before = {path.name for path in (shared_home.path / "environments").iterdir()}
+    assert outer() == "/opt/atoll/env"
+    after = {path.name for path in (shared_home.path / "environments").iterdir()}
+    assert len(after - before) <= 1  # the empty one of `outer` itself
+
+
 def test_a_nested_call_cannot_name_paths_of_the_host() -> None:
     """Code in a sandbox cannot have the daemon show it the host's files."""
 

@@ -186,10 +186,9 @@ class Connection:
                 f"requirement `{local[0]}` names a local path, which a call from inside a sandbox cannot do",
                 hint="call the function once from the program itself, or publish the package",
             )
-        return replace(spec, environment=replace(spec.environment, interpreter=self._interpreter(), index=()))
-
-    def _interpreter(self) -> str:
-        return self._daemon.pool.interpreter_of(self._peer.worker or "")
+        caller = self._daemon.pool.environment_of(self._peer.worker or "")
+        terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index)
+        return replace(spec, environment=terms)
 
     # --- everything else --------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from atoll.engine.schedule import (
     StartSandbox,
 )
 from atoll.environments.records import Environment
-from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
+from atoll.model.specs import EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -53,6 +53,7 @@ class Lease:
 
     id: str
     user: str
+    environment: EnvironmentSpec
     worker: str = ""
     epoch: int = 0
     fresh: bool = True
@@ -74,6 +75,7 @@ class _Worker:
     pid: int = 0
     limit: Any = None
     function: str = ""
+    environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
     started_at: float = field(default_factory=time.time)
     leases: int = 0
     lease: Lease | None = None
@@ -142,7 +144,7 @@ class Pool:
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
         key = WorkerKey(sandbox, spec.env, spec.sources)
-        lease = Lease(f"l{self._count}", user)
+        lease = Lease(f"l{self._count}", user, spec.environment)
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
         self._functions[lease.id] = (spec.function, spec.keep_alive_seconds)
@@ -168,14 +170,10 @@ class Pool:
         if worker is not None and worker.lease is lease:
             self._tell(worker.sandbox, {"type": "kill", "worker": worker.id})
 
-    def interpreter_of(self, worker: str) -> str:
-        """Return the path of the interpreter that a worker runs, which code in it may ask for again."""
+    def environment_of(self, worker: str) -> EnvironmentSpec:
+        """Return what the environment of a worker was asked for with: code in it asks on the same terms."""
         known = self._workers.get(worker)
-        environment = self._environments.get(known.key.sandbox.environment) if known is not None else None
-        return environment.interpreter.executable if environment is not None else ""
-
-    def users_with_sandboxes(self) -> set[str]:
-        return {sandbox.key.user for sandbox in self._sandboxes.values()}
+        return known.environment if known is not None else EnvironmentSpec()
 
     async def close(self) -> None:
         """End every sandbox and wait until they are gone."""
@@ -326,7 +324,7 @@ class Pool:
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": keep_alive}
         descriptors = [inside.fileno(), out_write, err_write]
-        worker.lease, worker.function = lease, name
+        worker.lease, worker.function, worker.environment = lease, name, lease.environment
         worker.leases += 1
         if worker.forked:
             self._post(worker, message, descriptors)
