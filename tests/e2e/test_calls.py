@@ -569,7 +569,7 @@ def test_a_nested_call_uses_the_environment_that_the_program_built(
     shared_home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's index settings hold for nested calls too, so that nothing is built twice."""
-    monkeypatch.setenv("UV_INDEX_STRATEGY", "unsafe-best-match")
+    monkeypatch.setenv("UV_PRERELEASE", "allow")
 
     @isolated(requirements=["pyjokes>=0.6"])
     def inner() -> str:
