@@ -219,6 +219,17 @@ def test_ctrl_c_stops_the_call_and_returns_at_once(atoll_home: Home, program: Pa
     atoll_home.python(str(program))
 
 
+def test_a_stopped_agent_does_not_keep_what_its_client_has_left(atoll_home: Home, program: Path) -> None:
+    """Code in a sandbox that stops its agent cannot outlive its client for long."""
+    with running(atoll_home, program) as client:
+        pidfd = os.pidfd_open(worker_pid(atoll_home))
+        os.kill(agent_pid(atoll_home), signal.SIGSTOP)
+        client.kill()
+        assert select.select([pidfd], [], [], 15)[0], "the worker stays"
+        os.close(pidfd)
+    atoll_home.python(str(program))
+
+
 def test_a_daemon_of_another_version_is_replaced_while_its_calls_go_on(atoll_home: Home, program: Path) -> None:
     """After an upgrade the next program gets a daemon of its own version; running calls are not disturbed."""
     newer = "import atoll; atoll.__version__ = '9.9.9'\n" + PROGRAM

@@ -41,6 +41,8 @@ log = logging.getLogger("atoll.pool")
 
 LIMIT_POLL_SECONDS = 0.1
 USAGE_SECONDS = 0.5
+RELEASE_SECONDS = 5.0
+"""How long a worker and its agent may take to end what a client has left."""
 
 
 @dataclass
@@ -259,6 +261,8 @@ class Pool:
                     if worker is not None:
                         worker.lease = None
                         self._tell(worker.sandbox, {"type": "release", "worker": action.worker, "epoch": action.epoch})
+                        loop = asyncio.get_running_loop()
+                        loop.call_later(RELEASE_SECONDS, self._check_released, action.worker, action.epoch)
                 case EndWorker():
                     worker = self._workers.get(action.worker)
                     if worker is not None:
@@ -278,6 +282,13 @@ class Pool:
                             )
                         )
         self._schedule_tick()
+
+    def _check_released(self, name: str, epoch: int) -> None:
+        """End a sandbox whose agent and worker do not give a lease up, as when their code has stopped them."""
+        worker = self._workers.get(name)
+        if worker is not None and self._schedule.is_leaving(name, epoch):
+            log.warning("sandbox_does_not_answer id=%s worker=%s", worker.sandbox, name)
+            self._spawn(self._sandboxes[worker.sandbox].node.kill())
 
     def _schedule_tick(self) -> None:
         if self._timer is not None:

@@ -158,6 +158,11 @@ class Schedule:
             return "idle"
         return "lending" if known.children else "leased"
 
+    def is_leaving(self, worker: str, epoch: int) -> bool:
+        """Whether the lease of this epoch was withdrawn and its worker has not said yet that it is idle."""
+        known = self._workers.get(worker)
+        return known is not None and known.leaving and known.epoch == epoch
+
     def depth(self, worker: str | None) -> int:
         """Return how many calls, from the root down to this worker's, wait for one another."""
         depth = 0
