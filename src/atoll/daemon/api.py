@@ -24,7 +24,7 @@ from atoll.wire.stream import AsyncChannel
 
 if TYPE_CHECKING:
     from atoll.daemon.main import Daemon
-    from atoll.engine.pool import Lease
+    from atoll.engine.worker import Lease
 
 log = logging.getLogger("atoll.api")
 

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from atoll import errors
@@ -31,6 +30,7 @@ from atoll.engine.schedule import (
     Schedule,
     StartSandbox,
 )
+from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, put_under, why
 from atoll.environments.records import Environment
 from atoll.model.specs import EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.wire.channel import ChannelClosed, pair
@@ -43,59 +43,6 @@ LIMIT_POLL_SECONDS = 0.1
 USAGE_SECONDS = 0.5
 RELEASE_SECONDS = 5.0
 """How long a worker and its agent may take to end what a client has left."""
-
-
-@dataclass
-class Lease:
-    """A client's hold on a worker.
-
-    `descriptors` are the client's ends (data socket, stdout, stderr): whoever takes them owns them. `ended` gets why
-    the lease is over: an error as data, or None when the worker gave it up between two calls.
-    """
-
-    id: str
-    user: str
-    environment: EnvironmentSpec
-    worker: str = ""
-    epoch: int = 0
-    fresh: bool = True
-    descriptors: tuple[int, ...] = ()
-    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    ended: asyncio.Future[dict[str, Any] | None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-
-@dataclass
-class _Worker:
-    id: str
-    sandbox: str
-    key: WorkerKey
-    control: AsyncChannel
-    task: asyncio.Task[None]
-    forked: bool = False
-    pid: int = 0
-    limit: Any = None
-    function: str = ""
-    environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
-    started_at: float = field(default_factory=time.time)
-    leases: int = 0
-    lease: Lease | None = None
-    expired: bool = False
-
-
-@dataclass
-class _Sandbox:
-    id: str
-    key: SandboxKey
-    node: NodeSandbox
-    task: asyncio.Task[None]
-    started_at: float = field(default_factory=time.time)
-    usage: asyncio.Future[dict[str, Any]] | None = None
-    lived: bool = False
-    """A worker of it has said hello."""
-    unwanted: bool = False
-    """It was ended on purpose."""
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -121,8 +68,8 @@ class Pool:
         self._environments: dict[str, Environment] = {}
         self._leases: dict[str, Lease] = {}
         self._functions: dict[str, tuple[str, float]] = {}
-        self._workers: dict[str, _Worker] = {}
-        self._sandboxes: dict[str, _Sandbox] = {}
+        self._workers: dict[str, PoolWorker] = {}
+        self._sandboxes: dict[str, PoolSandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -312,7 +259,7 @@ class Pool:
     def _start_sandbox(self, action: StartSandbox) -> None:
         environment = self._environments[action.key.environment]
         node = self._node.start_sandbox(action.key, environment)
-        sandbox = _Sandbox(action.sandbox, action.key, node, self._spawn(self._watch_sandbox(action.sandbox, node)))
+        sandbox = PoolSandbox(action.sandbox, action.key, node, self._spawn(self._watch_sandbox(action.sandbox, node)))
         self._sandboxes[action.sandbox] = sandbox
         log.info("sandbox_started id=%s user=%s environment=%s", sandbox.id, action.key.user, environment.key)
 
@@ -321,7 +268,7 @@ class Pool:
         control = AsyncChannel(ours)
         control.learn_sender()
         task = self._spawn(self._listen(action.worker, control))
-        worker = _Worker(action.worker, action.sandbox, action.key, control, task)
+        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task)
         self._workers[action.worker] = worker
         self._control_end = theirs
 
@@ -360,7 +307,7 @@ class Pool:
         except ChannelClosed:
             self._spawn(known.node.kill())
 
-    def _post(self, worker: _Worker, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    def _post(self, worker: PoolWorker, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         try:
             worker.control.post(message, descriptors or [])
         except ChannelClosed:
@@ -422,17 +369,17 @@ class Pool:
         if worker is None:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
-        self._end_worker(worker, _why(worker.function, status, exceeded))
+        self._end_worker(worker, why(worker.function, status, exceeded))
         self._perform(self._schedule.worker_ended(_now(), name, expired=worker.expired))
 
-    def _end_worker(self, worker: _Worker, error: errors.AtollError | None) -> None:
+    def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         self._workers.pop(worker.id, None)
         self._end_lease(worker, None if worker.expired else error)
         worker.control.close()
         if worker.limit is not None:
             worker.limit.close()
 
-    def _end_lease(self, worker: _Worker, error: errors.AtollError | None) -> None:
+    def _end_lease(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         lease, worker.lease = worker.lease, None
         if lease is not None:
             self._leases.pop(lease.id, None)
@@ -474,46 +421,9 @@ class Pool:
             for worker in list(self._workers.values()):
                 if worker.pid and worker.limit is None:
                     worker.limit = self._node.limits.open(f"{worker.id}-{worker.pid}", self._worker_memory_bytes)
-                    await asyncio.to_thread(_put_under, worker.limit, worker.pid)
+                    await asyncio.to_thread(put_under, worker.limit, worker.pid)
             self._node.limits.poll()
 
 
 def _now() -> float:
     return time.monotonic()
-
-
-def _put_under(limit: Any, pid: int) -> None:
-    """Put a worker under its limit; one that has ended meanwhile needs none."""
-    with contextlib.suppress(OSError):
-        limit.add(pid)
-
-
-def _why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
-    """Say why a worker's process has ended."""
-    details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
-    if exceeded is not None:
-        limit, peak = exceeded
-        return errors.OutOfMemory(
-            f"`{function}` used more memory than its worker may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
-            hint="use less memory at a time, or raise `pool.worker_memory_bytes` in settings.toml",
-            limit_bytes=limit,
-            peak_bytes=peak,
-            **details,
-        )
-    if status >= 0:
-        return errors.WorkerDied(
-            f"the worker of `{function}` exited with status {status} before it answered",
-            hint="the function, or a library it uses, ended the process: see its last output",
-            **details,
-        )
-    import signal
-
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return errors.WorkerDied(
-        f"the worker of `{function}` was ended by {name} before it answered",
-        hint="a crash in native code, or someone killed it: see its last output",
-        **details,
-    )

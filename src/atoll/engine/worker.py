@@ -1,0 +1,103 @@
+"""What the pool knows of its leases, workers and sandboxes, and why a worker has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll import errors
+from atoll.engine.node import NodeSandbox
+from atoll.model.specs import EnvironmentSpec, SandboxKey, WorkerKey
+from atoll.wire.stream import AsyncChannel
+
+
+@dataclass
+class Lease:
+    """A client's hold on a worker.
+
+    `descriptors` are the client's ends (data socket, stdout, stderr): whoever takes them owns them. `ended` gets why
+    the lease is over: an error as data, or None when the worker gave it up between two calls.
+    """
+
+    id: str
+    user: str
+    environment: EnvironmentSpec
+    worker: str = ""
+    epoch: int = 0
+    fresh: bool = True
+    descriptors: tuple[int, ...] = ()
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ended: asyncio.Future[dict[str, Any] | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+@dataclass
+class PoolWorker:
+    id: str
+    sandbox: str
+    key: WorkerKey
+    control: AsyncChannel
+    task: asyncio.Task[None]
+    forked: bool = False
+    pid: int = 0
+    limit: Any = None
+    function: str = ""
+    environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
+    started_at: float = field(default_factory=time.time)
+    leases: int = 0
+    lease: Lease | None = None
+    expired: bool = False
+
+
+@dataclass
+class PoolSandbox:
+    id: str
+    key: SandboxKey
+    node: NodeSandbox
+    task: asyncio.Task[None]
+    started_at: float = field(default_factory=time.time)
+    usage: asyncio.Future[dict[str, Any]] | None = None
+    lived: bool = False
+    """A worker of it has said hello."""
+    unwanted: bool = False
+    """It was ended on purpose."""
+
+
+def put_under(limit: Any, pid: int) -> None:
+    """Put a worker under its limit; one that has ended meanwhile needs none."""
+    with contextlib.suppress(OSError):
+        limit.add(pid)
+
+
+def why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
+    """Say why a worker's process has ended."""
+    details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
+    if exceeded is not None:
+        limit, peak = exceeded
+        return errors.OutOfMemory(
+            f"`{function}` used more memory than its worker may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
+            hint="use less memory at a time, or raise `pool.worker_memory_bytes` in settings.toml",
+            limit_bytes=limit,
+            peak_bytes=peak,
+            **details,
+        )
+    if status >= 0:
+        return errors.WorkerDied(
+            f"the worker of `{function}` exited with status {status} before it answered",
+            hint="the function, or a library it uses, ended the process: see its last output",
+            **details,
+        )
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return errors.WorkerDied(
+        f"the worker of `{function}` was ended by {name} before it answered",
+        hint="a crash in native code, or someone killed it: see its last output",
+        **details,
+    )

@@ -1,0 +1,182 @@
+"""A lease from the client's side: calls to one worker, without the daemon.
+
+The daemon hands over a data socket to the worker and its two output pipes. A worker says `revoked` when it gives the
+lease up; a call that had been sent by then has not started. The end of the data socket without that word means that
+the worker died, and the daemon says why on the connection that carries the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import weakref
+
+from atoll import errors
+from atoll.host.contract import Bundle, Output
+from atoll.model.specs import Call
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError, Message
+
+ENDED_SECONDS = 10.0
+READ_BYTES = 1 << 16
+
+
+class Revoked(Exception):
+    """The worker gave the lease up before it started the call."""
+
+
+class LocalLease:
+    """A hold on one worker; used by one thread at a time.
+
+    Args:
+        control: the connection to the daemon that carries the lease.
+        epoch: what each call names.
+        descriptors: data socket, stdout and stderr of the worker; owned from here on.
+        fresh: the worker has been forked for this lease.
+    """
+
+    def __init__(self, control: Channel, epoch: int, descriptors: list[int], fresh: bool) -> None:
+        import socket
+
+        self._control = control
+        self._epoch = epoch
+        self._data = Channel(socket.socket(fileno=descriptors[0]))
+        self._out, self._err = descriptors[1:]
+        self._fresh = fresh
+        self._poll = select.poll()
+        self._poll.register(self._data, select.POLLIN)
+        for descriptor in (self._out, self._err):
+            os.set_blocking(descriptor, False)
+            self._poll.register(descriptor, select.POLLIN)
+        self._open_pipes = {self._out, self._err}
+        self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
+        self._close.atexit = False  # the end of the process closes them
+
+    @property
+    def usable(self) -> bool:
+        """Whether the worker still holds the lease, as far as it has said."""
+        number = self._data.fileno()
+        return self._close.alive and not any(descriptor == number for descriptor, _ in self._poll.poll(0))
+
+    def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
+        """Run one call.
+
+        Raises:
+            Revoked: it has not started; the lease is of no more use.
+            WorkerDied, OutOfMemory, SandboxUnavailable, HostUnreachable: it was lost; so is the lease.
+        """
+        header = {
+            "type": "call",
+            "call": call.id,
+            "epoch": self._epoch,
+            "serializer": call.serializer,
+            "reusable": call.reusable,
+            "sources": call.sources,
+            "keep_alive_seconds": keep_alive_seconds,
+        }
+        buffers = [call.function, call.arguments, *call.buffers]
+        try:
+            if bundle is not None and self._fresh:
+                self._data.send(*bundle.message())
+            self._fresh = False
+            self._data.send(header, buffers)
+        except ChannelClosed:
+            pass  # what the worker said before it closed is still to be read
+        while True:
+            message = self._wait(output)
+            kind = message.type
+            if kind in ("result", "error"):
+                self._drain(output)
+                return message
+            if kind == "need" and bundle is not None:
+                with contextlib.suppress(ChannelClosed):
+                    self._data.send(*bundle.message())
+                    self._data.send(header, buffers)
+            elif kind == "revoked":
+                raise Revoked
+            elif kind == "exiting":
+                self._drain(output)
+                status = message.header.get("status")
+                raise errors.WorkerDied(
+                    f"the function ended its worker with `sys.exit({status})`",
+                    hint="return a value or raise an exception instead",
+                    exit_status=status,
+                    last_output=output.tail(),
+                )
+
+    def _wait(self, output: Output) -> Message:
+        """Wait for the worker's next message, passing on what it prints."""
+        data = self._data
+        number = data.fileno()
+        while not data.pending:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == number:
+                    try:
+                        data.fill()
+                    except (ChannelClosed, FrameError):
+                        raise self._lost(output) from None
+                else:
+                    self._read(descriptor, output)
+        return data.receive()
+
+    def _read(self, descriptor: int, output: Output) -> bool:
+        """Pass on what one pipe holds now; return whether there was anything."""
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._poll.unregister(descriptor)
+            self._open_pipes.discard(descriptor)
+            return False
+        (output.stdout if descriptor == self._out else output.stderr)(data)
+        return True
+
+    def _drain(self, output: Output) -> None:
+        """Pass on what was printed before the answer."""
+        number = self._data.fileno()
+        while True:
+            ready = [descriptor for descriptor, _ in self._poll.poll(0) if descriptor != number]
+            if not ready:
+                return
+            for descriptor in ready:
+                self._read(descriptor, output)
+
+    def _lost(self, output: Output) -> errors.AtollError:
+        """Say why the worker went away without an answer."""
+        self._drain(output)
+        try:
+            while select.select([self._control], [], [], ENDED_SECONDS)[0]:
+                if not self._control.fill():
+                    continue
+                header = self._control.receive().header
+                if header.get("type") == "ended":
+                    if header.get("error") is None:
+                        raise Revoked
+                    error = errors.from_data(header["error"])
+                    if isinstance(error, errors.WorkerDied):
+                        error.details["last_output"] = output.tail()
+                    return error
+        except (ChannelClosed, FrameError):
+            pass
+        return errors.HostUnreachable(
+            "the daemon ended while the call was running", hint="call again: a new daemon is started"
+        )
+
+    def kill(self) -> None:
+        """Have the worker killed; from any thread."""
+        with contextlib.suppress(ChannelClosed, OSError):
+            self._control.send({"type": "kill"})
+
+    def close(self) -> None:
+        """Give the lease back: an idle worker stays warm, a busy one is killed."""
+        self._close()
+
+
+def _close(data: Channel, control: Channel, *pipes: int) -> None:
+    data.close()
+    control.close()
+    for descriptor in pipes:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
