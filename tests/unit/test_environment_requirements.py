@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.environments.requirements import LocalPath, parse, redact, secrets_in
+from atoll.environments.requirements import LocalPath, parse, redact, refuse_host_paths, secrets_in
 from atoll.errors import EnvironmentBuildError
 
 
@@ -124,6 +124,85 @@ def test_a_slip_in_an_option_is_pointed_at() -> None:
 def test_what_must_be_built_is_known_beforehand(entry: str, sources: bool) -> None:
     """Source trees, repositories and archives need a build; names and wheels may not."""
     assert parse([entry]).may_need_building is sources
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["/etc"],
+        ["-e /etc"],
+        ["--editable=/etc"],
+        ["file:///etc"],
+        ["FILE:///etc"],
+        ["File:/etc"],
+        ["x @ file:///etc"],
+        ["x @ FILE:///root/.ssh"],
+        ["x @ /etc"],
+        ["x[a] @ fIle:/etc ; python_version > '3'"],
+        ["git+file:///etc"],
+        ["git+/etc"],
+        ["x @ git+FILE:///etc"],
+        ["git+ssh://git@host.example/x"],
+        ["ftp://host.example/x.whl"],
+        ["https:///etc"],
+        ["https:/etc"],
+        ["https://host.example/x.whl -r /etc/passwd"],
+        ["https://host.example/x.whl ; python_version > '3' -r /etc/passwd"],
+        ["x==1 --hash=sha256:aa -r /etc/passwd"],
+        ["https://host.example/x.whl --hash=sha256:aa --find-links=/etc"],
+        ["https://host.example/${UV_DEFAULT_INDEX}/x.whl"],
+        ["x @ https://host.example/${HOME}"],
+        ["x @ ${HOME}"],
+        ["--index-url=/etc"],
+        ["--index-url", "/etc"],
+        ["-i /etc"],
+        ["--index=own=file:///etc"],
+        ["--default-index file:///etc"],
+        ["--pre --extra-index-url=/home/user/.ssh"],
+        ["--extra-index-url 'https://host.example /etc'"],
+        ["--find-links=/etc"],
+        ["-f", "/etc"],
+        ["-f=../etc"],
+        ["--find-links 'https://host.example,/etc'"],
+        ["--find-links git+https://host.example/x"],
+        ["--trusted-host host.example"],
+        ["--no-binary=/etc"],
+        ["--only-binary '--find-links=/etc'"],
+    ],
+)
+def test_host_paths_are_refused_in_any_spelling(entries: list[str]) -> None:
+    """Whatever could make the builder look at this machine's files is refused by its value, not by its spelling."""
+    with pytest.raises(EnvironmentBuildError):
+        refuse_host_paths(parse(["requests", *entries]))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["numpy>=2,<3; python_version > '3'", "Foo[bar]"],
+        ["x==1 --hash=sha256:bb --hash=sha256:aa"],
+        ["x @ https://host.example/x-1.tar.gz#egg=x&subdirectory=y ; python_version > '3'"],
+        ["http://host.example:8080/x.whl?a=b --hash=sha256:aa"],
+        ["HTTPS://host.example/x.whl ; python_version > '3'"],
+        ["git+https://user:token@host.example/x.git@main", "x @ hg+https://host.example/x"],
+        ["-i https://host.example/simple", "--pre", "--no-deps", "--prefer-binary"],
+        ["--extra-index-url", "https://user:token@host.example/simple", "--find-links=http://host.example/"],
+        ["--no-binary :all:", "--only-binary=numpy,scipy"],
+        ["fal-serverless", "# a comment", ""],
+    ],
+)
+def test_packages_and_addresses_are_allowed_everywhere(entries: list[str]) -> None:
+    """Names, addresses of the network, index options and flags say nothing about this machine's files."""
+    refuse_host_paths(parse(entries))
+
+
+def test_a_refused_entry_is_named_without_its_credentials() -> None:
+    """The error names the entry that is refused, as a log may show it."""
+    with pytest.raises(
+        EnvironmentBuildError, match=r"`--find-links ftp://host\.example/x` names a local path"
+    ) as caught:
+        refuse_host_paths(parse(["numpy", "--find-links ftp://user:hunter22@host.example/x"]))
+    assert "hunter22" not in str(caught.value)
 
 
 def test_nothing_that_is_shown_holds_credentials() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
+from atoll.environments import requirements
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
@@ -180,12 +181,7 @@ class Connection:
                 "a function called from inside a sandbox cannot have `mounts`",
                 hint="call it from the program itself, or put the data below `/data`",
             )
-        local = [entry for entry in spec.environment.requirements if _names_host_path(entry)]
-        if local:
-            raise errors.EnvironmentBuildError(
-                f"requirement `{local[0]}` names a local path, which a call from inside a sandbox cannot do",
-                hint="call the function once from the program itself, or publish the package",
-            )
+        requirements.refuse_host_paths(requirements.parse(spec.environment.requirements))
         caller = self._daemon.pool.environment_of(self._peer.worker or "")
         terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index)
         return replace(spec, environment=terms)
@@ -235,18 +231,6 @@ class Connection:
         await self._channel.send({"type": "answer", "value": answer})
         if name in ("stop", "drain"):
             self._daemon.leave(at_once=name == "stop")
-
-
-def _names_host_path(requirement: str) -> bool:
-    text = requirement.strip()
-    words = text.split()
-    return (
-        text.startswith(
-            ("/", ".", "~", "-e", "--editable", "-r", "--requirement", "-c", "--constraint", "-f", "--find")
-        )
-        or "file:" in text
-        or any(word.startswith(("/", "./", "../", "~")) for word in words)
-    )
 
 
 RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")

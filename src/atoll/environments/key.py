@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.environments.interpreter import Interpreter
-from atoll.environments.requirements import Requirements, strip_credentials, without_query
+from atoll.environments.requirements import INDEX_OPTIONS, Requirements, strip_credentials, without_query
 from atoll.model.specs import digest
 
 BUILDER_VERSION = 1
 """Raised when the same request would give another directory than before."""
 
-_INDEX_OPTIONS = frozenset({"--index-url", "--extra-index-url", "--find-links"})
 _FETCH_ONLY = frozenset({"--trusted-host", "--prefer-binary"})
 
 
@@ -54,7 +53,7 @@ def facts(
 
 def _options(requirements: Requirements) -> list[list[str]]:
     return [
-        [name, without_query(value) if name in _INDEX_OPTIONS else value]
+        [name, without_query(value) if name in INDEX_OPTIONS else value]
         for name, value in requirements.options
         if name not in _FETCH_ONLY
     ]

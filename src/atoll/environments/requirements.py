@@ -33,8 +33,16 @@ _VALUE_OPTIONS = {
     "--no-binary": "--no-binary",
     "--only-binary": "--only-binary",
 }
+INDEX_OPTIONS = frozenset({"--index-url", "--extra-index-url", "--find-links"})
+"""The options whose value is an address or directory of packages."""
+
 _FLAGS = frozenset({"--pre", "--no-index", "--no-deps", "--prefer-binary", "--require-hashes"})
 _FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints"})
+_VCS = ("git", "hg", "svn", "bzr")
+_REMOTE_SCHEMES = frozenset({"http", "https", *(f"{vcs}+{way}" for vcs in _VCS for way in ("http", "https"))})
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://|(git|hg|svn|bzr)\+")
+_HASH = re.compile(r"[a-z0-9]+:[0-9a-zA-Z_=+/-]+")
+_PLAIN_NAMES = re.compile(r"(:all:|:none:|[A-Za-z0-9._-]+)(,[A-Za-z0-9._-]+)*")
 _PATH = re.compile(r"^(?P<path>/.*?)(?:\[(?P<extras>[^\]/]*)\])?$")
 
 
@@ -120,7 +128,7 @@ def parse(entries: Iterable[str]) -> Requirements:
             waiting = _read_options(entry, text, options)
         elif text.startswith("file:") or _PATH.match(text):
             paths.add(_local(entry, text))
-        elif re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", text) or re.match(r"^(git|hg|svn|bzr)\+", text):
+        elif _ADDRESS.match(text):
             packages.add(text)
         elif text:
             found = _named(entry, text)
@@ -131,6 +139,62 @@ def parse(entries: Iterable[str]) -> Requirements:
     if waiting:
         raise EnvironmentBuildError(f"the option `{waiting}` in `requirements` has no value", hint="add its value")
     return Requirements(tuple(sorted(packages)), tuple(sorted(paths)), tuple(options))
+
+
+def refuse_host_paths(parsed: Requirements) -> None:
+    """Refuse what names more than packages and addresses of the network: for who may not see this machine's files.
+
+    Allowed are names with versions, extras and markers, addresses over http and https, index options with such an
+    address, package names as the value of `--no-binary` and `--only-binary`, and flags.
+
+    Raises:
+        EnvironmentBuildError: an entry is something else; the message names it.
+    """
+    refused = [path.path for path in parsed.paths]
+    refused += [package for package in parsed.packages if not _is_remote(package)]
+    refused += [f"{name} {value}" for name, value in parsed.options if not _is_harmless(name, value)]
+    if refused:
+        raise EnvironmentBuildError(
+            f"requirement `{redact(refused[0])}` names a local path, or something else than packages and addresses of "
+            "the network, which a call from inside a sandbox cannot do",
+            hint="call the function once from the program itself, or publish the package",
+        )
+
+
+def _is_remote(package: str) -> bool:
+    """Whether a package in its normal form is a name, or an address of the network."""
+    text, *hashes = package.split(" --hash=")
+    if any(_HASH.fullmatch(value) is None for value in hashes):
+        return False
+    address = _ADDRESS.match(text) is not None
+    try:
+        requirement = Requirement(f"x @ {text}" if address else text)
+    except InvalidRequirement:
+        return False
+    return requirement.url is None or _is_remote_address(requirement.url)
+
+
+def _is_remote_address(text: str) -> bool:
+    """Whether `text` is one address of the network and nothing beside it."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return (
+        parts.scheme in _REMOTE_SCHEMES
+        and bool(parts.hostname)
+        and text.lower().startswith(f"{parts.scheme}://")  # `urlsplit` overlooks some characters
+        and "${" not in text  # the builder would put its own variables there
+        and re.search(r"[\s,\\\x00-\x20]", text) is None  # several in one
+    )
+
+
+def _is_harmless(name: str, value: str) -> bool:
+    if name in ("--no-binary", "--only-binary"):
+        return _PLAIN_NAMES.fullmatch(value) is not None
+    if name in INDEX_OPTIONS:
+        return _is_remote_address(value) and value.lower().startswith(("http:", "https:"))
+    return name in _FLAGS and not value
 
 
 def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
