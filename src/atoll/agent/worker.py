@@ -30,6 +30,7 @@ from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
 
 FIRST_CALL_SECONDS = 5.0
+MAX_POLL_MILLISECONDS = 1 << 30
 SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 
@@ -105,7 +106,7 @@ class Worker:
     def _serve_once(self) -> bool:
         """Wait for one event and serve it; return whether to go on."""
         timeout = (self._deadline - time.monotonic()) * 1000
-        events = dict(self._poll.poll(timeout)) if timeout > 0 else {}
+        events = dict(self._poll.poll(min(timeout, MAX_POLL_MILLISECONDS))) if timeout > 0 else {}
         if not events:
             return self._pass_time()
         if self._control.fileno() in events:

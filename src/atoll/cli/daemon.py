@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import select
+import signal
 import time
 from collections import deque
 from typing import Annotated, Any
@@ -12,9 +14,10 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
+from atoll.host import start
 from atoll.host.local import local
 
-STOP_SECONDS = 20.0
+STOP_SECONDS = 5.0
 
 
 def status(*, json: bool = False) -> int:
@@ -79,16 +82,20 @@ def _ago(moment: float) -> str:
 
 def stop() -> int:
     """Stop the daemon, and every call, worker and sandbox with it."""
-    found = local.request_running("status", {})
-    if found is None:
+    pid = start.daemon_pid(local.settings)
+    if pid is None:
         print("no daemon is running")
         return 0
-    pid = int(found["daemon"]["pid"])
     pidfd = os.pidfd_open(pid)
     try:
-        local.request_running("stop", {})
-        if not select.select([pidfd], [], [], STOP_SECONDS)[0]:
-            raise errors.HostUnreachable(f"daemon {pid} does not end", hint=f"end it with `kill -9 {pid}`")
+        with contextlib.suppress(errors.HostUnreachable):
+            local.request_running("stop", {})
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if select.select([pidfd], [], [], STOP_SECONDS)[0]:
+                break
+            print(f"daemon {pid} does not end by itself: sending {number.name}")
+            signal.pidfd_send_signal(pidfd, number)
+        select.select([pidfd], [], [], STOP_SECONDS)
     finally:
         os.close(pidfd)
     print(f"stopped daemon {pid}")

@@ -48,12 +48,13 @@ def prepare(directory: Path) -> Path:
         contents[name] = path.read_bytes()
         digest.update(name.encode() + b"\0" + len(contents[name]).to_bytes(8, "big") + contents[name])
     target = directory / f"{__version__}-{digest.hexdigest()}"
-    if target.is_dir():
+    contents["_atoll_agent.py"] = LAUNCHER.encode()
+    if _whole(target, contents):
         return target
     directory.mkdir(mode=0o755, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=directory))
     try:
-        for name, content in {**contents, "_atoll_agent.py": LAUNCHER.encode()}.items():
+        for name, content in contents.items():
             path = stage / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -61,11 +62,22 @@ def prepare(directory: Path) -> Path:
                 _compile(path, f"/opt/atoll/lib/{name}")
         for path in [stage, *stage.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        with contextlib.suppress(FileExistsError, OSError):
+        if target.exists() and not _whole(target, contents):  # damaged: what runs keeps it, what comes does not
+            os.rename(target, stage.with_name(f"{stage.name}-damaged"))
+            shutil.rmtree(stage.with_name(f"{stage.name}-damaged"), ignore_errors=True)
+        with contextlib.suppress(OSError):  # another daemon may have been first
             os.rename(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return target
+
+
+def _whole(directory: Path, contents: dict[str, bytes]) -> bool:
+    """Whether a directory holds these files, undamaged."""
+    try:
+        return all((directory / name).read_bytes() == content for name, content in contents.items())
+    except OSError:
+        return False
 
 
 def _compile(path: Path, shown_as: str) -> None:

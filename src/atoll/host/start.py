@@ -23,6 +23,8 @@ from atoll.wire.frames import FrameError
 
 ATTEMPTS = 5
 START_SECONDS = 30.0
+GREETING_SECONDS = 20.0
+"""How long a daemon may take to greet; it greets at once unless it is stopped or stuck."""
 
 
 def open_connection(
@@ -87,7 +89,13 @@ def _greet(
         channel.send({"type": "hello", "version": __version__, "purpose": purpose})
         if message is not None:
             channel.send(message, descriptors=descriptors)
+        channel.socket.settimeout(GREETING_SECONDS)
         reply = channel.receive().header
+        channel.socket.settimeout(None)
+    except TimeoutError:
+        raise errors.HostUnreachable(
+            f"the daemon has not answered for {GREETING_SECONDS:.0f} s", hint="end it with `atoll stop`"
+        ) from None
     except (ChannelClosed, OSError):
         pass
     except FrameError as error:
@@ -110,6 +118,20 @@ def control_connection(options: Settings, message: dict[str, Any]) -> Channel | 
     return channel if reply is not None and reply.get("type") == "welcome" else None
 
 
+def daemon_pid(options: Settings) -> int | None:
+    """Return the process that listens on the daemon's socket, as the kernel knows it; None when nobody does."""
+    import socket
+
+    try:
+        connection = connect(options.socket_path)
+        try:
+            return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        finally:
+            connection.close()
+    except OSError:
+        return None
+
+
 def replace(options: Settings) -> None:
     """Have a daemon of another version take no new clients; it ends with its last one."""
     channel = control_connection(options, {"type": "request", "name": "drain", "arguments": {}})
@@ -128,16 +150,17 @@ def prepare_home(options: Settings) -> None:
     Raises:
         StateUnusable, DiskFull: they cannot be made.
     """
+    import tempfile
+
     try:
         for directory in (options.home, options.run_directory, options.logs_directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe = options.run_directory / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
         if options.home.stat().st_uid != os.getuid():
             raise errors.StateUnusable(
                 f"`{options.home}` belongs to another user", hint="set ATOLL_HOME to a directory of your own"
             )
+        with tempfile.TemporaryFile(dir=options.run_directory) as probe:
+            probe.write(b"x")
     except errors.AtollError:
         raise
     except OSError as error:
@@ -159,9 +182,27 @@ def _start_lock(options: Settings) -> Iterator[int]:
     """Hold the starters' lock; gives its descriptor, for the daemon to hold it on if its starter is killed."""
     import fcntl
 
-    with open(options.run_directory / "daemon.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+    try:
+        descriptor = _above_standard(os.open(options.run_directory / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise unusable(options.home, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _above_standard(descriptor: int) -> int:
+    """Return the descriptor under a number that is not a standard stream's, as where the caller has closed these."""
+    import fcntl
+
+    if descriptor > 2:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
 
 
 def start(options: Settings) -> None:
@@ -179,9 +220,9 @@ def start(options: Settings) -> None:
         with contextlib.suppress(OSError):
             connect(options.socket_path).close()
             return
-        read, write = os.pipe()
+        read, write = map(_above_standard, os.pipe())
         try:
-            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            log = _above_standard(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             try:
                 command = _command(options, write, lock)
                 environment = settings.daemon_environment()

@@ -15,12 +15,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, Message, encode
+from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Message, encode
 
 Socket = _socket.socket
 """The type of the channels' sockets; `socket.socket` is a subclass of it."""
 
 MAX_DESCRIPTORS = 16
+MAX_PENDING_DESCRIPTORS = 256
+"""How many may come before the messages that they belong to have been read."""
+
 _IOV_MAX = 512
 _SPACE = _socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + _socket.CMSG_SPACE(12) if hasattr(_socket, "CMSG_SPACE") else 0
 _SCM_CREDENTIALS = 2
@@ -117,6 +120,9 @@ class Channel:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 self.descriptors.extend(received)
+                if len(self.descriptors) > MAX_PENDING_DESCRIPTORS:
+                    self.drop_descriptors()
+                    raise FrameError("more descriptors came than messages use")
             elif level == _socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
                 self.sender_pid = int.from_bytes(data[:4], sys.byteorder)
         if count == 0:
@@ -139,12 +145,16 @@ class Channel:
         taken, self.descriptors = self.descriptors[:count], self.descriptors[count:]
         return taken
 
-    def close(self) -> None:
-        self.socket.close()
+    def drop_descriptors(self) -> None:
+        """Close the descriptors that came and that nobody has taken."""
         for descriptor in self.descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self.descriptors = []
+
+    def close(self) -> None:
+        self.socket.close()
+        self.drop_descriptors()
 
 
 @contextlib.contextmanager
