@@ -63,7 +63,7 @@ class Connection:
                 await self._channel.send({"type": "mismatch", "version": __version__, "pid": os.getpid()})
                 return
             await self._channel.send({"type": "welcome", "version": __version__, "pid": os.getpid()})
-            message = (await self._channel.receive()).header
+            message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
             match message.get("type"):
                 case "lease":
                     await self._lease(message)

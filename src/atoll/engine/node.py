@@ -9,9 +9,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 from atoll import errors
 from atoll.engine import agent_files
@@ -26,7 +25,7 @@ from atoll.process import Completed
 from atoll.sandbox.identity import Identities, give
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits import Limits
-from atoll.sandbox.policy import Policy, confine
+from atoll.sandbox.policy import HOME, Policy, confine
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, Socket, pair
 from atoll.wire.stream import AsyncChannel
@@ -61,6 +60,9 @@ shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else [shell])
 """
 """Takes the terminal and becomes a shell; run by the environment's own Python."""
+
+MAX_COMPLAINT_BYTES = 64 << 10
+"""How much of what a sandbox's own processes say on stderr is kept, for each sandbox."""
 
 MEMORY_OF_A_WORKER = 96 << 20
 """What a live worker is counted with when the number of workers is bounded by memory, in bytes."""
@@ -188,8 +190,8 @@ class Node:
         try:
             hold = self.environments.hold(environment)
             policy = self._function_policy(key, environment, command, {})
-            with self._log_file("sandboxes.log") as log_file:
-                sandbox = self._launcher.launch(policy, descriptors=[theirs.fileno()], stderr=log_file)
+            with self._complaints("sandboxes.log") as stderr:
+                sandbox = self._launcher.launch(policy, descriptors=[theirs.fileno()], stderr=stderr)
             return NodeSandbox(channel, sandbox, hold, None)
         except errors.AtollError as error:
             return NodeSandbox(channel, None, hold, error)
@@ -208,8 +210,15 @@ class Node:
             Bind(str(environment.path), ENVIRONMENT),
             *environment.interpreter.binds,
             Bind(str(volume / "data"), "/data", writable=True),
-            *(Bind(source, target) for target, source in key.mounts),
         ]
+        taken = [HOME, *(bind.target for bind in binds)]
+        for target, source in key.mounts:
+            if any(path == target or path.startswith(f"{target}/") for path in taken):
+                raise errors.ResourcesUnavailable(
+                    f"mount `{target}` would hide a part of the sandbox",
+                    hint="choose a path of its own, such as `/datasets`",
+                )
+            binds.append(Bind(source, target))
         return self._policy(command, identity, binds, {**self.function_variables(), **variables})
 
     def start_shell(
@@ -237,11 +246,33 @@ class Node:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    def _log_file(self, name: str) -> IO[Any]:
+    @contextlib.contextmanager
+    def _complaints(self, name: str) -> Iterator[int]:
+        """Give a pipe for a sandbox's stderr, whose first part is kept in a log: no file of the host is in there."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(read, False)
+        loop = asyncio.get_running_loop()
+        left = MAX_COMPLAINT_BYTES
+
+        def drain() -> None:
+            nonlocal left
+            try:
+                data = os.read(read, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                loop.remove_reader(read)
+                os.close(read)
+            elif left > 0:
+                data, left = data[:left], left - len(data)
+                with contextlib.suppress(OSError), open(self._settings.logs_directory / name, "ab") as file:
+                    file.write(data)
+
+        loop.add_reader(read, drain)
         try:
-            return open(self._settings.logs_directory / name, "ab")
-        except OSError:
-            return open(os.devnull, "ab")
+            yield write
+        finally:
+            os.close(write)
 
     # --- builds -----------------------------------------------------------------------------------------------------
 
@@ -284,8 +315,8 @@ class Node:
         command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
         policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"})
         try:
-            with self._log_file("storage.log") as log_file:
-                return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=log_file)
+            with self._complaints("storage.log") as stderr:
+                return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=stderr)
         finally:
             end.close()
 

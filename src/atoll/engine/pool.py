@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -41,8 +42,16 @@ log = logging.getLogger("atoll.pool")
 
 LIMIT_POLL_SECONDS = 0.1
 USAGE_SECONDS = 0.5
+KILL_SECONDS = 1.0
 RELEASE_SECONDS = 5.0
-"""How long a worker and its agent may take to end what a client has left."""
+"""After how long a worker is killed, and its sandbox ended, when what a client has left does not end by itself."""
+
+HELLO_SECONDS = 10.0
+FIRST_HELLO_SECONDS = 60.0
+"""How long an agent may take to fork a worker; for a sandbox that is only starting, on a machine that may be full."""
+
+MAX_NESTED_CONNECTIONS = 512
+"""How many connections to the daemon the code in one worker may have open."""
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -208,8 +217,8 @@ class Pool:
                     if worker is not None:
                         worker.lease = None
                         self._tell(worker.sandbox, {"type": "release", "worker": action.worker, "epoch": action.epoch})
-                        loop = asyncio.get_running_loop()
-                        loop.call_later(RELEASE_SECONDS, self._check_released, action.worker, action.epoch)
+                        self._later(KILL_SECONDS, self._kill_unreleased, action.worker, action.epoch)
+                        self._later(RELEASE_SECONDS, self._check_released, action.worker, action.epoch)
                 case EndWorker():
                     worker = self._workers.get(action.worker)
                     if worker is not None:
@@ -229,6 +238,22 @@ class Pool:
                             )
                         )
         self._schedule_tick()
+
+    def _later(self, seconds: float, what: Callable[..., None], *arguments: Any) -> None:
+        asyncio.get_running_loop().call_later(seconds, what, *arguments)
+
+    def _kill_unreleased(self, name: str, epoch: int) -> None:
+        """Have a worker killed that is still not idle after its lease has ended."""
+        worker = self._workers.get(name)
+        if worker is not None and self._schedule.is_leaving(name, epoch):
+            self._tell(worker.sandbox, {"type": "kill", "worker": name})
+
+    def _check_hello(self, name: str) -> None:
+        """End a sandbox whose agent does not fork, as when its code has stopped it; the call goes to a new one."""
+        worker = self._workers.get(name)
+        if worker is not None and not worker.pid:
+            log.warning("sandbox_does_not_fork id=%s worker=%s", worker.sandbox, name)
+            self._spawn(self._sandboxes[worker.sandbox].node.kill())
 
     def _check_released(self, name: str, epoch: int) -> None:
         """End a sandbox whose agent and worker do not give a lease up, as when their code has stopped them."""
@@ -291,6 +316,8 @@ class Pool:
             fork = {**message, "type": "fork", "worker": worker.id, "env": dict(worker.key.env)}
             self._tell(worker.sandbox, fork, [self._control_end.fileno(), *descriptors])
             self._control_end.close()
+            lived = self._sandboxes[worker.sandbox].lived
+            self._later(HELLO_SECONDS if lived else FIRST_HELLO_SECONDS, self._check_hello, worker.id)
         inside.close()
         os.close(out_write)
         os.close(err_write)
@@ -387,28 +414,49 @@ class Pool:
                 lease.ended.set_result(error.to_data() if error is not None else None)
 
     async def _listen(self, name: str, control: AsyncChannel) -> None:
-        """Serve one worker's own messages until it is gone."""
-        with contextlib.suppress(ChannelClosed, FrameError, ValueError, KeyError):
+        """Serve one worker's own messages until it is gone; one that does not keep to the protocol is killed."""
+        try:
             while True:
                 message = (await control.receive()).header
-                worker = self._workers[name]
-                match message.get("type"):
-                    case "hello":
-                        worker.pid = control.sender_pid
-                        self._sandboxes[worker.sandbox].lived = True
-                    case "idle":
-                        epoch = int(message["epoch"])
-                        if worker.lease is None or worker.lease.epoch == epoch:
-                            self._end_lease(worker, None)
-                            self._perform(self._schedule.worker_idle(_now(), name, epoch))
-                    case "expired":
-                        worker.expired = True
-                    case "connect":
-                        import socket
+                worker = self._workers.get(name)
+                if worker is None:
+                    return
+                self._hear(worker, message, control)
+        except ChannelClosed:
+            pass
+        except (FrameError, ValueError, TypeError, KeyError) as error:
+            log.warning("worker_broke_protocol id=%s error=%r", name, error)
+            worker = self._workers.get(name)
+            if worker is not None:
+                self._tell(worker.sandbox, {"type": "kill", "worker": name})
 
-                        (descriptor,) = control.take_descriptors(1)
-                        user = worker.key.sandbox.user
-                        self._spawn(self._on_connect(socket.socket(fileno=descriptor), user, name))
+    def _hear(self, worker: PoolWorker, message: dict[str, Any], control: AsyncChannel) -> None:
+        match message.get("type"):
+            case "hello":
+                worker.pid = control.sender_pid
+                self._sandboxes[worker.sandbox].lived = True
+            case "idle":
+                epoch = int(message["epoch"])
+                if worker.lease is None or worker.lease.epoch == epoch:
+                    self._end_lease(worker, None)
+                    self._perform(self._schedule.worker_idle(_now(), worker.id, epoch))
+            case "expired":
+                worker.expired = True
+            case "connect":
+                (descriptor,) = control.take_descriptors(1)
+                connection = socket.socket(fileno=descriptor)
+                if worker.connections >= MAX_NESTED_CONNECTIONS:
+                    connection.close()
+                else:
+                    self._spawn(self._serve_nested(worker, connection))
+        control.drop_descriptors()
+
+    async def _serve_nested(self, worker: PoolWorker, connection: socket.socket) -> None:
+        worker.connections += 1
+        try:
+            await self._on_connect(connection, worker.key.sandbox.user, worker.id)
+        finally:
+            worker.connections -= 1
 
     async def watch_memory(self) -> None:
         """Put workers under their limits and let these look at what they use; runs until cancelled.

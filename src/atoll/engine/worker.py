@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class PoolWorker:
     leases: int = 0
     lease: Lease | None = None
     expired: bool = False
+    connections: int = 0
+    """Open connections to the daemon from its code."""
 
 
 @dataclass
@@ -69,9 +72,24 @@ class PoolSandbox:
 
 
 def put_under(limit: Any, pid: int) -> None:
-    """Put a worker under its limit; one that has ended meanwhile needs none."""
-    with contextlib.suppress(OSError):
-        limit.add(pid)
+    """Put a worker under its limit, with what it has started by now; one that has ended meanwhile needs none."""
+    done: set[int] = set()
+    waiting = {pid}
+    while waiting:
+        for one in waiting:
+            with contextlib.suppress(OSError):
+                limit.add(one)
+        done |= waiting
+        waiting = {child for one in done for child in _children(one)} - done
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found.extend(map(int, file.read().split()))
+    return found
 
 
 def why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:

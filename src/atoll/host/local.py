@@ -26,6 +26,10 @@ from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 
+class DaemonEnded(errors.HostUnreachable):
+    """The daemon ended before it had granted a lease."""
+
+
 class LocalHost:
     """Runs functions on this machine; inside a sandbox, on the machine that the sandbox is on.
 
@@ -72,10 +76,17 @@ class LocalHost:
     ) -> Message:
         """See `contract.Host.run`."""
         key = (self._home or settings.home_variables(), spec.environment, spec.env, spec.sources, spec.mounts)
+        attempts = start.ATTEMPTS
         while True:
             lease = self._take(key)
             if lease is None:
-                lease = self._lease(spec, output, ticket)
+                try:
+                    lease = self._lease(spec, output, ticket)
+                except DaemonEnded:  # the call has not started: another daemon may take it
+                    attempts -= 1
+                    if attempts == 0:
+                        raise
+                    continue
             done = False
             try:
                 if ticket is not None:
@@ -146,7 +157,7 @@ class LocalHost:
                 raise errors.CallCancelled(
                     "the call was cancelled before it started", hint="nothing to do: it was asked for"
                 ) from None
-            raise errors.HostUnreachable("the daemon ended while the call waited", hint="call again") from None
+            raise DaemonEnded("the daemon ended while the call waited", hint="call again") from None
         except BaseException:
             control.close()
             raise

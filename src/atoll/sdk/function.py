@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from atoll import settings
+from atoll.errors import ProtocolMismatch
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk import stamps
 from atoll.sdk.options import Options, check_python_version
@@ -179,10 +180,16 @@ class IsolatedFunction(Generic[P, R]):
         sources = bundle.digest if bundle is not None else ""
         call = Call(f"{_token}-{next(_counter)}", function, arguments, tuple(buffers), "cloudpickle", reusable, sources)
         message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
-        if message.type == "result":
-            value: R = payload.loads_result(message.buffers[0], message.buffers[1:])
-            return value
-        error = exceptions.loads(message.header["error"], message.buffers)
+        try:
+            if message.type == "result":
+                value: R = payload.loads_result(message.buffers[0], message.buffers[1:])
+                return value
+            error = exceptions.loads(message.header["error"], message.buffers)
+        except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
+            raise ProtocolMismatch(
+                f"the worker's answer cannot be read: {malformed!r}",
+                hint="code in the worker has disturbed its channel",
+            ) from None
         try:
             raise error
         finally:
