@@ -653,7 +653,9 @@ def test_credentials_let_in_and_are_kept_nowhere(machine: Machine, way: str) -> 
 
 def test_a_build_that_prints_credentials_does_not_spread_them(machine: Machine) -> None:
     """What the code of a build prints of the credentials that it can see is in no log, message or error."""
-    (machine.directory / "user" / ".netrc").write_text("machine h.example login me password hunter28y\n")
+    (machine.directory / "user" / ".netrc").write_text(
+        "machine h.example login me password hunter28y\nmachine other.example password hunter29z\n"
+    )
     prints = (
         "    print(os.environ['UV_DEFAULT_INDEX'], open(os.environ['NETRC']).read(), flush=True)\n"
         "    raise SystemExit('printed')"
@@ -666,6 +668,63 @@ def test_a_build_that_prints_credentials_does_not_spread_them(machine: Machine) 
     assert "printed" in caught.value.log
     assert "hunter2" not in json.dumps(caught.value.to_data()) + "\n".join(machine.lines)
     assert [path for path, text in machine.texts() if "hunter2" in text] == []
+
+
+NOTES_SECRETS = """
+    for place, _, names in os.walk("/opt/atoll"):
+        if place == "/opt/atoll/input":
+            note += "".join(open(os.path.join(place, name)).read() for name in names)
+    note += open("/proc/%d/environ" % os.getppid()).read()
+    note = " ".join(word for word in ("hunter30", "hunter31", "hunter32", "hunter33") if word in note)
+"""
+
+
+@pytest.mark.parametrize(("nested", "seen"), [(False, "hunter30 hunter31"), (True, "")])
+def test_a_build_sees_no_credentials_but_those_in_use(machine: Machine, nested: bool, seen: str) -> None:
+    """Code of a package can read the credentials of the indexes in use, and none where a function asked for it."""
+    user = machine.directory / "user"
+    (user / ".netrc").write_text("machine h.example password hunter30\nmachine other.example password hunter32\n")
+    (user / ".config/uv").mkdir(parents=True)
+    (user / ".config/uv/uv.toml").write_text(
+        f'publish-url = "https://me:hunter33@h"\nfind-links = ["{machine.wheels}"]'
+    )
+    machine.sdist("delta", NOTES_SECRETS)
+    index = {"UV_FIND_LINKS": str(machine.wheels), "UV_INDEX": "https://me:hunter31@h.example/simple"}
+    spec = EnvironmentSpec("virtualenv", ("delta", "--no-index"), "", BASE, tuple(index.items()))
+    environment = asyncio.run(machine.store.ensure(spec, machine.lines.append, nested=nested))
+    assert machine.python(environment, "import delta; print(delta.NOTE)") == seen
+
+
+def test_a_wheel_that_a_function_names_cannot_ask_for_variables(machine: Machine) -> None:
+    """Addresses that a wheel depends on reach no credentials, since a function's own addresses are asked without."""
+    asked: list[str] = []
+
+    class Listener(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Listener, directory=str(machine.wheels))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        wheel = machine.wheel("alpha", requires=f"beta @ {address}/${{UV_INDEX}}/beta-1-py3-none-any.whl")
+        index = {"UV_INDEX": "https://me:hunter31@h.example/simple"}
+        spec = EnvironmentSpec("virtualenv", (f"{address}/{wheel.name}",), "", BASE, tuple(index.items()))
+        with pytest.raises(EnvironmentBuildError):
+            asyncio.run(machine.store.ensure(spec, machine.lines.append, nested=True))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert any("beta" in path for path in asked)
+    assert not any("hunter" in path for path in asked)
 
 
 def test_what_is_cached_builds_offline(machine: Machine) -> None:

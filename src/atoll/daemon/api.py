@@ -124,7 +124,9 @@ class Connection:
     async def _lease(self, message: dict[str, Any]) -> None:
         spec = self._checked(LeaseSpec.from_data(message.get("spec")))
         store = self._daemon.node.environments
-        environment = await self._until_gone(store.ensure(spec.environment, self._progress()))
+        environment = await self._until_gone(
+            store.ensure(spec.environment, self._progress(), nested=self._peer.nested)
+        )
         lease = self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
         try:
             await self._wait_granted(lease)

@@ -2,6 +2,11 @@
 
 Settings of pip count where uv has none of the same meaning. What may hold credentials (variables, netrc, `uv.toml`)
 goes to the builder's process only: `Index` does not show it, and `facts`, which the key is made of, has none.
+
+While wheels are installed no code of a package runs; while sources are built it does, and can read what the builder
+can. A function that asks for an environment could choose what is built, so such a build gets none of the owner's
+credentials; and where the function names addresses of its own, the whole request does not: what it names could ask
+the builder for them (uv puts variables into the addresses that a wheel depends on).
 """
 
 from __future__ import annotations
@@ -10,13 +15,16 @@ import configparser
 import hashlib
 import itertools
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from atoll.environments.requirements import Requirements, secrets_in, without_query
+from atoll.environments.credentials import for_builds, host_of, indexes_of, netrc_of
+from atoll.environments.requirements import INDEX_OPTIONS, Requirements, redact, secrets_in, without_query
+from atoll.errors import EnvironmentBuildError
 from atoll.model.places import Bind
 
 CONFIGURATION = "/opt/atoll-configuration"
@@ -40,6 +48,9 @@ _PASSED = (
     "all_proxy",
     "no_proxy",
 )
+PRIVATE = ("UV_CONFIG_FILE", "NETRC")
+"""The variables that point to files which may hold credentials."""
+
 _DECIDING = ("UV_INDEX_STRATEGY", "UV_EXCLUDE_NEWER", "UV_PRERELEASE")
 
 
@@ -51,6 +62,8 @@ class Index:
         variables: for its environment; may hold credentials.
         binds: certificates, and local directories that hold packages, read-only.
         private: pairs of a variable and the text of the file that it must point to; may hold credentials.
+        withholds: whether the owner has credentials that are not in all of these.
+        build_variables, build_private: the same for the phase in which code of packages runs.
         facts: what of it decides the result, without credentials.
         secrets: texts that no log may hold.
     """
@@ -58,12 +71,21 @@ class Index:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     binds: tuple[Bind, ...] = ()
     private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    build_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    build_private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    withholds: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 def read(
-    variables: Mapping[str, str], requirements: Requirements, *, home: Path, configuration: Path, system: Path
+    variables: Mapping[str, str],
+    requirements: Requirements,
+    *,
+    home: Path,
+    configuration: Path,
+    system: Path,
+    nested: bool = False,
 ) -> Index:
     """Gather the caller's settings.
 
@@ -72,6 +94,10 @@ def read(
         requirements: their options come first.
         home, configuration: the user's home directory (netrc, `.pip/pip.conf`) and configuration directory.
         system: `/etc`.
+        nested: a function asks; it must not get at the owner's credentials.
+
+    Raises:
+        EnvironmentBuildError: the configuration of uv cannot be read.
     """
     uv_file = _first_text(
         [Path(variables["UV_CONFIG_FILE"])]
@@ -104,16 +130,24 @@ def read(
             result[name] = ("," if name == "UV_FIND_LINKS" else " ").join(value)
     binds = _local_directories([*default, *extra, *links])
     binds += _certificates(variables, pip, result)
-    private: list[tuple[str, str]] = []
-    secrets = {secret for text in result.values() for secret in secrets_in(text)}
-    if uv_file:
-        private.append(("UV_CONFIG_FILE", uv_file))
-        secrets |= secrets_in(uv_file)
-    netrc = _first_text([Path(variables["NETRC"])] if variables.get("NETRC") else [home / ".netrc"])
-    if netrc:
-        private.append(("NETRC", netrc))
-        fields = netrc.split()
-        secrets |= {value for name, value in itertools.pairwise(fields) if name == "password" and len(value) > 2}
+    uv = _toml(uv_file)
+    hosts = [host_of(address) for address in (*default, *extra, *links, *indexes_of(uv))]
+    hosts += [host_of(package) for package in requirements.packages]
+    netrc = netrc_of(_first_text([Path(variables["NETRC"])] if variables.get("NETRC") else [home / ".netrc"]), hosts)
+    secrets = {secret for text in (*result.values(), uv_file) for secret in secrets_in(text)}
+    secrets |= {value for name, value in itertools.pairwise(netrc.split()) if name == "password" and len(value) > 2}
+    withholds = False
+    open_variables, open_private = (
+        _without_credentials(result, requirements),
+        _private(for_builds(uv, credentials=False)),
+    )
+    build_variables, build_private = result, _private(for_builds(uv, credentials=True), netrc)
+    full_variables, full_private = result, _private(uv_file, netrc)
+    if nested:
+        withholds = bool(secrets)
+        build_variables, build_private = open_variables, open_private
+        if requirements.names_addresses:
+            full_variables, full_private = open_variables, open_private
     facts = {
         "default": [without_query(address) for address in default],
         "extra": [without_query(address) for address in extra],
@@ -121,7 +155,42 @@ def read(
         "settings": [[name, result[name]] for name in _DECIDING if result.get(name)],
         "file": hashlib.blake2b(uv_file.encode(), digest_size=16).hexdigest() if uv_file else "",
     }
-    return Index(result, tuple(binds), tuple(private), facts, frozenset(secrets))
+    return Index(
+        variables=full_variables,
+        binds=tuple(binds),
+        private=full_private,
+        build_variables=build_variables,
+        build_private=build_private,
+        withholds=withholds,
+        facts=facts,
+        secrets=frozenset(secrets),
+    )
+
+
+def _private(uv_file: str, netrc: str = "") -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name, text in zip(PRIVATE, (uv_file, netrc), strict=True) if text)
+
+
+def _without_credentials(variables: Mapping[str, str], requirements: Requirements) -> dict[str, str]:
+    """Return the variables with no credentials but those that the requirements themselves say."""
+    own = {value for name, value in requirements.options if name in INDEX_OPTIONS}
+    cleaned = {}
+    for name, text in variables.items():
+        if name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS"):
+            between = "," if name == "UV_FIND_LINKS" else " "
+            cleaned[name] = between.join(word if word in own else redact(word) for word in text.split(between))
+        elif "proxy" in name.lower():
+            cleaned[name] = redact(text) if "://" in text else text.rpartition("@")[2]
+        else:
+            cleaned[name] = text
+    return cleaned
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise EnvironmentBuildError(f"uv's configuration is not TOML: {error}", hint="mend your `uv.toml`") from error
 
 
 def _first_text(paths: list[Path]) -> str:

@@ -93,6 +93,13 @@ class Requirements:
             or any(name == "--no-binary" and value != ":none:" for name, value in self.options)
         )
 
+    @property
+    def names_addresses(self) -> bool:
+        """Whether they say where packages come from, beside an index's name for them."""
+        return any("://" in package for package in self.packages) or any(
+            name in INDEX_OPTIONS for name, _ in self.options
+        )
+
     def values(self, option: str) -> list[str]:
         """Return the values of one option, in order."""
         return [value for name, value in self.options if name == option]

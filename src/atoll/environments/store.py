@@ -83,10 +83,11 @@ class EnvironmentStore:
 
     # --- finding and building -----------------------------------------------------------------------------------
 
-    async def ensure(self, spec: EnvironmentSpec, progress: Progress = _silent) -> Environment:
+    async def ensure(self, spec: EnvironmentSpec, progress: Progress = _silent, *, nested: bool = False) -> Environment:
         """Return the environment, which is built if it is absent.
 
         Args:
+            nested: a function asks; what it has built gets none of the owner's credentials (see `index`).
             progress: is called with lines that say what is being done; not at all when the environment is there.
 
         Raises:
@@ -100,7 +101,7 @@ class EnvironmentStore:
                 current = self._shelf.current(recent[1].key)
                 if current is not None and current not in self._builds:
                     return self._environment(current, recent[1])
-            request = await self._request(spec)
+            request = await self._request(spec, nested=nested)
             current = self._shelf.current(request.key)
             if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
                 return await self._join(current or request.key, request, progress)
@@ -151,7 +152,7 @@ class EnvironmentStore:
             _write_text(path, hashed)
             return hashed
 
-    async def _request(self, spec: EnvironmentSpec) -> Request:
+    async def _request(self, spec: EnvironmentSpec, *, nested: bool = False) -> Request:
         if spec.kind != "virtualenv":
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
@@ -163,6 +164,7 @@ class EnvironmentStore:
             home=Path.home(),
             configuration=settings.user_config_directory(),
             system=Path("/etc"),
+            nested=nested,
         )
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints: tuple[str, ...] = ()
@@ -246,6 +248,8 @@ class EnvironmentStore:
         except EnvironmentBuildError as error:
             if request.constraints:
                 error.hint += "; `atoll env upgrade` forgets the versions that were locked"
+            if request.index.withholds:
+                error.hint += "; a function's own builds have no credentials: build it once from the program itself"
             raise
         text = await asyncio.to_thread(lockfile.installed, site_packages_of(place / "env", request.interpreter))
         if instead_of and text == _names_and_versions(self.directory / instead_of / "requirements.lock"):

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from atoll import process
 from atoll.environments import bytecode, diagnosis
-from atoll.environments.index import Index
+from atoll.environments.index import PRIVATE, Index
 from atoll.environments.interpreter import Interpreter
 from atoll.environments.layout import INSIDE, PYTHON, create, has_shape, make_directory
 from atoll.environments.requirements import Requirements, redact
@@ -187,9 +187,18 @@ class Builder:
             lines.append(f"{path.name}{extras} @ file://{shown}" if path.name else f"{shown}{extras}")
         (directory / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
         (directory / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints))
-        for variable, text in request.index.private:
-            (directory / variable).write_text(text)
         self._own_tree(directory)
+        self._write_private(place, request.index.private)
+
+    def _write_private(self, place: Path, files: Sequence[tuple[str, str]]) -> None:
+        """Put the files with credentials into `input`, instead of those of the phase before."""
+        for variable in PRIVATE:
+            (place / "input" / variable).unlink(missing_ok=True)
+        for variable, text in files:
+            path = place / "input" / variable
+            path.touch(mode=0o600)
+            path.write_text(text)
+            self.own(path)
 
     async def run(
         self,
@@ -249,6 +258,7 @@ class _Attempt:
         await asyncio.to_thread(shutil.rmtree, environment)
         create(environment, self._request.interpreter)
         self._builder._own_tree(environment)
+        self._builder._write_private(self._place, self._request.index.build_private)
         self._check(await self._run([*self._install("/opt/atoll/cache"), "--link-mode", "hardlink"], shared=False))
 
     async def compile(self) -> None:
@@ -301,7 +311,10 @@ class _Attempt:
 
     async def _run(self, command: Sequence[str], *, shared: bool, quiet: bool = False) -> process.Completed:
         request = self._request
-        environment = {**_ENVIRONMENT, **request.index.variables}
+        variables, private = request.index.variables, request.index.private
+        if not shared:
+            variables, private = request.index.build_variables, request.index.build_private
+        environment = {**_ENVIRONMENT, **variables}
         if shared:
             places = [
                 Bind(str(self._builder.workshop), _WORKSHOP, writable=True),
@@ -310,7 +323,7 @@ class _Attempt:
         else:
             places = [self._private()]
         environment["UV_NO_CONFIG"] = "1"
-        for variable, _ in request.index.private:
+        for variable, _ in private:
             environment[variable] = f"{_INPUT}/{variable}"
             if variable == "UV_CONFIG_FILE":
                 del environment["UV_NO_CONFIG"]
