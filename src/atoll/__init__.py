@@ -36,6 +36,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_WHERE[name]), name)
         globals()[name] = value
         return value
+    if name in ("Host", "Volume", "cached", "cloud"):
+        raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
     raise AttributeError(f"module `atoll` has no attribute `{name}`")
 
 

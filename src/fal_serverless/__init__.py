@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from atoll import local as local
     from atoll import sync_dir as sync_dir
 
+_LATER = (
+    "CloudKeyCredentials",
+    "FalServerlessHost",
+    "FalServerlessKeyCredentials",
+    "cached",
+    "cloud",
+    "download_file",
+    "download_weights",
+    "serverless",
+)
+
 __all__ = ["LocalHost", "isolated", "local", "sync_dir"]
 
 
@@ -18,6 +29,8 @@ def __getattr__(name: str) -> Any:
         import atoll
 
         return getattr(atoll, name)
+    if name in _LATER:
+        raise ImportError(f"`{name}` is not in this version of Atoll yet")
     raise AttributeError(f"module `fal_serverless` has no attribute `{name}`")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import as_completed
+from concurrent.futures import as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +441,53 @@ def test_map_takes_from_its_input_as_it_goes() -> None:
     assert [next(results) for _ in range(3)] == [1, 2, 3]
     results.close()  # type: ignore[attr-defined]
     assert len(taken) < 1000
+
+
+def test_a_call_that_waits_can_be_cancelled(atoll_home: Home) -> None:
+    """`Future.cancel` works until the call is sent to a worker, and those who wait for several are told."""
+    (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\n")
+    futures = [isolated(time.sleep).submit(1) for _ in range(3)]
+    until_running = time.monotonic() + 20
+    while not any(future.running() for future in futures) and time.monotonic() < until_running:
+        time.sleep(0.01)
+    waiting = next(future for future in futures if not future.running())
+    assert waiting.cancel()
+    _, left = wait(futures, 20)
+    assert not left
+    assert [future.cancelled() for future in futures].count(True) == 1
+
+
+def test_one_functions_changes_of_the_process_do_not_reach_the_next() -> None:
+    """Working directory, standard streams, environment and arguments are as they should be at each call."""
+
+    @isolated
+    def disturb() -> int:
+        os.chdir("/tmp")
+        sys.stdout = open(os.devnull, "w")  # left behind on purpose
+        os.environ["LEFT"] = "behind"
+        sys.argv.append("--left")
+        return os.getpid()
+
+    @isolated
+    def look() -> tuple[int, str, bool, bool, list[str]]:
+        return os.getpid(), os.getcwd(), sys.stdout is sys.__stdout__, "LEFT" in os.environ, sys.argv
+
+    pid = disturb()
+    assert look() == (pid, "/home/user", True, False, [""])
+
+
+@pytest.mark.parametrize("kind", ["generator", "async"])
+def test_kinds_of_functions_that_come_later_are_refused_when_defined(kind: str) -> None:
+    """A generator or async function is a `TypeError` that says so, not a failed call."""
+
+    def generator() -> Any:
+        yield 1
+
+    async def asynchronous() -> None:
+        pass
+
+    with pytest.raises(TypeError, match="this version"):
+        isolated(generator if kind == "generator" else asynchronous)
 
 
 def test_a_running_call_can_be_cancelled() -> None:

@@ -204,15 +204,71 @@ def test_run_takes_options_from_the_signature(shared_home: Home, tasks: Path) ->
     assert shared_home.atoll("run", f"{tasks}::plain", "41").stdout == "42\n"
 
 
+def test_run_shows_the_functions_own_options(shared_home: Home, tasks: Path) -> None:
+    """`--help` behind a function is the function's."""
+    assert "--epochs" in shared_home.atoll("run", f"{tasks}::train", "--help").stdout
+
+
+def test_a_program_that_calls_at_its_top_level_does_not_recurse(shared_home: Home, tmp_path: Path) -> None:
+    """A worker that imports a program without a main guard refuses the program's own calls, and says why."""
+    write(
+        tmp_path / "first.py",
+        """
+        import threading
+        from atoll import isolated
+        lock = threading.Lock()
+
+        @isolated
+        def told():
+            return lock.locked()
+
+        print(told())
+        """,
+    )
+    done = shared_home.python("-c", "from first import told", cwd=tmp_path, check=False)
+    assert "__main__" in done.stderr
+    assert "SerializationError" in done.stderr
+
+
+def test_what_main_defines_is_found_there_by_name(shared_home: Home, tmp_path: Path) -> None:
+    """Process pools and pickles written to `/data` find the program's functions and classes in `__main__`."""
+    script = write(
+        tmp_path / "script.py",
+        """
+        import pickle
+        from multiprocessing import get_context
+        from atoll import isolated
+
+        class Model:
+            pass
+
+        def square(x):
+            return x * x
+
+        @isolated
+        def f():
+            with get_context("fork").Pool(2) as pool:
+                squares = pool.map(square, [1, 2, 3])
+            with open("/data/model.pkl", "wb") as file:
+                pickle.dump(Model(), file)
+            with open("/data/model.pkl", "rb") as file:
+                return squares, type(pickle.load(file)).__name__
+
+        print(f())
+        """,
+    )
+    assert shared_home.python(str(script)).stdout == "([1, 4, 9], 'Model')\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
         (["run", "{tasks}::train", "--epochs", "three", "--name", "x"], 2, "three"),
         (["run", "{tasks}::train", "--name", "x", "--epoch", "3"], 2, "epoch"),
         (["run", "{tasks}::train"], 2, "name"),
-        (["run", "{tasks}::nothing"], 1, "train"),
-        (["run", "{tasks}"], 1, "name one"),
-        (["run", "no-such-file.py::f"], 1, "not a file"),
+        (["run", "{tasks}::nothing"], 2, "train"),
+        (["run", "{tasks}"], 2, "name one"),
+        (["run", "no-such-file.py::f"], 2, "not a file"),
         (["run", "{tasks}::broken"], 1, "as expected"),
         (["run"], 2, ""),
         (["no-such-command"], 2, "no-such-command"),

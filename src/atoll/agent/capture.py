@@ -55,6 +55,33 @@ def point_nowhere() -> None:
     os.close(null)
 
 
+class ProcessState:
+    """What a call finds of the process, so that one function's changes are not the next one's surprise."""
+
+    def __init__(self) -> None:
+        self._directory = os.getcwd()
+        self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._environment = dict(os.environ)
+        self._raw = dict(getattr(os.environ, "_data", {}))
+        self._arguments = list(sys.argv)
+
+    def restore(self) -> None:
+        """Put back the working directory, the standard streams, the environment and `sys.argv`."""
+        if (sys.stdin, sys.stdout, sys.stderr) != self._streams:
+            sys.stdin, sys.stdout, sys.stderr = self._streams
+        try:
+            moved = os.getcwd() != self._directory
+        except OSError:
+            moved = True
+        if moved:
+            os.chdir(self._directory)
+        if getattr(os.environ, "_data", None) != self._raw:  # decoding all of it would cost 30 us a call
+            os.environ.clear()
+            os.environ.update(self._environment)
+        if sys.argv != self._arguments:
+            sys.argv = list(self._arguments)
+
+
 def flush() -> None:
     """Flush what the function may have put in place of the standard streams."""
     for stream in (sys.stdout, sys.stderr):

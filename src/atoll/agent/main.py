@@ -173,6 +173,7 @@ def kill_left_behind(name: str, session: int) -> None:
 def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
     channel = Channel(Socket(fileno=int(sys.argv[1])))
+    sys.argv = [""]
     worker.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):

@@ -6,11 +6,29 @@ socket pair is sent to the daemon, which serves it as a client whose user and pa
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 
+from atoll.errors import SerializationError
 from atoll.wire.channel import Channel, Socket, pair
 
 _control: tuple[int, Channel] | None = None
+
+
+_unpickling = 0
+
+
+@contextlib.contextmanager
+def unpickling() -> Iterator[None]:
+    """Refuse calls meanwhile: a module that calls a function when it is imported would make workers without an end."""
+    global _unpickling
+    _unpickling = threading.get_ident()
+    try:
+        yield
+    finally:
+        _unpickling = 0
 
 
 def use(control: Channel) -> None:
@@ -29,8 +47,14 @@ def connect() -> Socket:
 
     Raises:
         ChannelClosed: the daemon is gone.
+        SerializationError: the worker is just importing the program.
     """
     assert _control is not None, "only a worker has a channel to the daemon"
+    if _unpickling == threading.get_ident():
+        raise SerializationError(
+            "the program calls an isolated function while a worker imports it",
+            hint='put the program\'s own calls below `if __name__ == "__main__":`',
+        )
     ours, theirs = pair()
     try:
         _control[1].send({"type": "connect"}, descriptors=[theirs.fileno()])

@@ -61,6 +61,8 @@ class Worker:
         self._deadline = 0.0
         self._poll = select.poll()
         self._sources = ""
+        self._shown: dict[str, Any] | None = None
+        self._clean: capture.ProcessState | None = None
         self._pid = os.getpid()
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
@@ -71,6 +73,7 @@ class Worker:
         self._poll.register(self._control, select.POLLIN)
         self._begin(lease, descriptors)
         self._control.send({"type": "hello"})
+        self._clean = capture.ProcessState()
         with contextlib.suppress(ChannelClosed):
             while self._serve_once():
                 pass
@@ -188,6 +191,8 @@ class Worker:
         if header.get("sources") and header["sources"] != self._sources:
             data.send({"type": "need", "sources": header["sources"]})
             return
+        if self._clean is not None:
+            self._clean.restore()
         answer, pieces = self._answer(header, buffers)
         if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
             capture.flush()
@@ -200,8 +205,10 @@ class Worker:
 
         call = header.get("call")
         try:
-            function = payload.loads_function(buffers[0], bool(header.get("reusable")))
-            args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
+            with nested.unpickling():
+                function = payload.loads_function(buffers[0], bool(header.get("reusable")))
+                args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
+            self._show_in_main(function)
             del buffers[:]
             value = function(*args, **kwargs)
             data, pieces = payload.dumps_result(value)
@@ -211,6 +218,20 @@ class Worker:
         except BaseException as error:
             described, pieces = exceptions.dumps(error)
             return {"type": "error", "call": call, "error": described}, pieces
+
+    def _show_in_main(self, function: Any) -> None:
+        """Let `__main__` have the caller's functions and classes, for code that looks for them there by name.
+
+        Process pools that fork, and pickles that a function writes to `/data`, name what they need as `__main__.x`.
+        """
+        shown = getattr(function, "__globals__", None)
+        if shown is None or shown is self._shown or shown.get("__name__") != "__main__":
+            return
+        self._shown = shown
+        main = sys.modules["__main__"].__dict__
+        for name, value in (*shown.items(), (getattr(function, "__name__", ""), function)):
+            if isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__":
+                main[name] = value
 
     def _exit(self, call: Any, code: object) -> NoReturn:
         """End as `sys.exit(code)` in a program would, and say that this is why."""

@@ -115,7 +115,8 @@ def _print_content(volume: VolumeClient, path: str) -> None:
 
 @app.command
 def get(remote: str, local: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "", /) -> int:
-    """Copy a file or a directory from /data.
+    """Copy a file or a directory from /data. A directory is merged into one that is there; symlinks in it that stand
+    where directories or files come are replaced, never followed.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ import sys
 import cyclopts
 
 from atoll import __version__, errors
+from atoll.cli.program import TargetError
 
 app = cyclopts.App(
     name="atoll",
@@ -16,14 +17,17 @@ app = cyclopts.App(
     result_action="return_value",
     help_format="plaintext",
 )
-app.command("atoll.cli.run:run", name="run")
-app.command("atoll.cli.shell:shell", name="shell")
-app.command("atoll.cli.data:app", name="data")
-app.command("atoll.cli.env:app", name="env")
-app.command("atoll.cli.daemon:status", name="status")
-app.command("atoll.cli.daemon:stop", name="stop")
-app.command("atoll.cli.daemon:logs", name="logs")
-app.command("atoll.cli.doctor:doctor", name="doctor")
+for name, where, summary in (
+    ("run", "run:run", "Run one function of a file in its environment."),
+    ("shell", "shell:shell", "Open a shell in a function's environment and sandbox."),
+    ("data", "data:app", "Look at the volume, copy to and from it, mirror a directory."),
+    ("env", "env:app", "List, build, lock, upgrade and prune environments."),
+    ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
+    ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
+    ("logs", "daemon:logs", "Print the end of the daemon's log."),
+    ("doctor", "doctor:doctor", "Try what this machine can do, and say how to mend what it cannot."),
+):
+    app.command(f"atoll.cli.{where}", name=name, help=summary)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,10 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; return its exit status. What goes wrong is printed to stderr."""
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest is the function's, `--help` too
     try:
         result = app(arguments, exit_on_error=False, print_error=True)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except cyclopts.CycloptsError:
+        return 2
+    except TargetError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except errors.AtollError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from atoll.sdk.function import IsolatedFunction, isolated
 
 
 class TargetError(CallerError):
-    """The file or the function that a command names cannot be used."""
+    """The file or the function that a command names cannot be used: wrong usage."""
 
     code = "target"
 
@@ -58,5 +59,12 @@ def _import(path: Path) -> ModuleType:
         raise TargetError(f"`{path}` is not a Python file", hint="its name must end in `.py`")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        theirs = error.__traceback__
+        while theirs is not None and theirs.tb_frame.f_code.co_filename != str(path):
+            theirs = theirs.tb_next  # what led there is ours
+        text = "".join(traceback.format_exception(error.with_traceback(theirs)))
+        raise TargetError(f"`{path}` cannot be imported\n{text.rstrip()}", hint="mend the file") from None
     return module

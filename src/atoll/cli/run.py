@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from typing import Annotated
 
@@ -53,5 +52,4 @@ def run(
         return 1
     if result is not None:
         print(result)
-    sys.stdout.flush()
     return 0

@@ -396,7 +396,7 @@ class Pool:
         if worker is None:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
-        self._end_worker(worker, why(worker.function, status, exceeded))
+        self._end_worker(worker, why(status, exceeded))
         self._perform(self._schedule.worker_ended(_now(), name, expired=worker.expired))
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:

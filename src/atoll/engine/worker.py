@@ -92,13 +92,13 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
+def why(status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
     """Say why a worker's process has ended."""
     details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
     if exceeded is not None:
         limit, peak = exceeded
         return errors.OutOfMemory(
-            f"`{function}` used more memory than its worker may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
+            f"the worker used more memory than it may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
             hint="use less memory at a time, or raise `pool.worker_memory_bytes` in settings.toml",
             limit_bytes=limit,
             peak_bytes=peak,
@@ -106,7 +106,7 @@ def why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.
         )
     if status >= 0:
         return errors.WorkerDied(
-            f"the worker of `{function}` exited with status {status} before it answered",
+            f"the worker exited with status {status} before it answered",
             hint="the function, or a library it uses, ended the process: see its last output",
             **details,
         )
@@ -115,7 +115,7 @@ def why(function: str, status: int, exceeded: tuple[int, int] | None) -> errors.
     except ValueError:
         name = f"signal {-status}"
     return errors.WorkerDied(
-        f"the worker of `{function}` was ended by {name} before it answered",
+        f"the worker was ended by {name} before it answered",
         hint="a crash in native code, or someone killed it: see its last output",
         **details,
     )

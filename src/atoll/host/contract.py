@@ -41,11 +41,16 @@ class Bundle(Protocol):
 
 
 class Ticket:
-    """Lets another thread stop a call, before or after it has started."""
+    """Lets another thread stop a call, before or after it has started.
 
-    def __init__(self) -> None:
+    Args:
+        begin: is called once, when the call is about to be sent; returns False when it is not wanted any more.
+    """
+
+    def __init__(self, begin: Callable[[], bool] | None = None) -> None:
         self._lock = threading.Lock()
         self._stop: Callable[[], None] | None = None
+        self._begin = begin
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -54,6 +59,17 @@ class Ticket:
             self.cancelled = True
             if self._stop is not None:
                 self._stop()
+
+    def start(self) -> None:
+        """Say that the call is about to be sent.
+
+        Raises:
+            CallCancelled: it is not wanted any more.
+        """
+        begin, self._begin = self._begin, None
+        if begin is not None and not begin():
+            self.cancelled = True
+            raise CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 
     def arm(self, stop: Callable[[], None] | None) -> None:
         """Say how to stop from now on.

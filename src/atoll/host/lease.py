@@ -84,7 +84,7 @@ class LocalLease:
         except ChannelClosed:
             pass  # what the worker said before it closed is still to be read
         while True:
-            message = self._wait(output)
+            message = self._wait(output, call.name)
             kind = message.type
             if kind in ("result", "error"):
                 self._drain(output)
@@ -99,13 +99,13 @@ class LocalLease:
                 self._drain(output)
                 status = message.header.get("status")
                 raise errors.WorkerDied(
-                    f"the function ended its worker with `sys.exit({status})`",
+                    f"`{call.name}` ended its worker with `sys.exit({status})`",
                     hint="return a value or raise an exception instead",
                     exit_status=status,
                     last_output=output.tail(),
                 )
 
-    def _wait(self, output: Output) -> Message:
+    def _wait(self, output: Output, name: str) -> Message:
         """Wait for the worker's next message, passing on what it prints."""
         data = self._data
         number = data.fileno()
@@ -115,7 +115,7 @@ class LocalLease:
                     try:
                         data.fill()
                     except (ChannelClosed, FrameError):
-                        raise self._lost(output) from None
+                        raise self._lost(output, name) from None
                 else:
                     self._read(descriptor, output)
         return data.receive()
@@ -143,7 +143,7 @@ class LocalLease:
             for descriptor in ready:
                 self._read(descriptor, output)
 
-    def _lost(self, output: Output) -> errors.AtollError:
+    def _lost(self, output: Output, name: str) -> errors.AtollError:
         """Say why the worker went away without an answer."""
         self._drain(output)
         try:
@@ -156,7 +156,9 @@ class LocalLease:
                         raise Revoked
                     error = errors.from_data(header["error"])
                     if isinstance(error, errors.WorkerDied):
-                        error.details["last_output"] = output.tail()
+                        message = error.message.replace("the worker", f"the worker of `{name}`", 1)
+                        details = {**error.details, "last_output": output.tail()}
+                        error = type(error)(message, hint=error.hint, **details)
                     return error
         except (ChannelClosed, FrameError):
             pass

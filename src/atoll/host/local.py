@@ -90,6 +90,7 @@ class LocalHost:
             done = False
             try:
                 if ticket is not None:
+                    ticket.start()
                     ticket.arm(lease.kill)
                 message = lease.run(call, spec.keep_alive_seconds, bundle, output)
                 done = True

@@ -16,6 +16,21 @@ NETWORKS = ("host",)
 """The network policies that a sandbox can have so far."""
 
 
+MAX_REQUIREMENT_BYTES = 32 << 10
+"""Of one requirement: a pinned package with the hashes of a hundred files fits."""
+
+MAX_REQUIREMENTS = 2000
+MAX_ENV_BYTES = 128 << 10
+"""Of all names and values of `env` together."""
+
+
+def _bytes(name: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{name}` has text that is not Unicode") from error
+
+
 def _text(data: Mapping[str, Any], name: str, default: str = "") -> str:
     value = data.get(name, default)
     if not isinstance(value, str) or "\0" in value:
@@ -85,9 +100,13 @@ class EnvironmentSpec:
         interpreter = _text(data, "interpreter")
         if interpreter and not interpreter.startswith("/"):
             raise ValueError("`interpreter` must be an absolute path")
-        return cls(
-            kind, _texts(data, "requirements"), _text(data, "python_version"), interpreter, _pairs(data, "index")
-        )
+        requirements = _texts(data, "requirements")
+        if len(requirements) > MAX_REQUIREMENTS:
+            raise ValueError(f"`requirements` has {len(requirements)} entries, more than {MAX_REQUIREMENTS}")
+        longest = max((_bytes("requirements", text) for text in requirements), default=0)
+        if longest > MAX_REQUIREMENT_BYTES:
+            raise ValueError(f"`requirements` has an entry of {longest} bytes, more than {MAX_REQUIREMENT_BYTES}")
+        return cls(kind, requirements, _text(data, "python_version"), interpreter, _pairs(data, "index"))
 
 
 @dataclass(frozen=True)
@@ -164,6 +183,9 @@ class LeaseSpec:
         env = _pairs(data, "env")
         if any(not name or "=" in name for name, _ in env):
             raise ValueError("`env` has a name that is empty or holds `=`")
+        size = sum(_bytes("env", name) + _bytes("env", value) for name, value in env)
+        if size > MAX_ENV_BYTES:
+            raise ValueError(f"`env` has {size} bytes, more than {MAX_ENV_BYTES}")
         return cls(
             EnvironmentSpec.from_data(data.get("environment")),
             _text(data, "function"),
@@ -187,6 +209,7 @@ class Call:
         reusable: the function's bytes say all of its state, and that state cannot change: a worker that has
             unpickled the same bytes before may use what it has.
         sources: digest of the project modules that belong to it (the bundle itself travels beside).
+        name: the function's name, for messages.
     """
 
     id: str
@@ -196,6 +219,7 @@ class Call:
     serializer: str = "cloudpickle"
     reusable: bool = False
     sources: str = ""
+    name: str = ""
 
 
 def digest(value: Any, length: int = 32) -> str:

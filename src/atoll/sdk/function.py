@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import itertools
 import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -17,6 +19,7 @@ from atoll import settings
 from atoll.errors import ProtocolMismatch
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk import stamps
+from atoll.sdk.future import CallFuture
 from atoll.sdk.options import Options, check_python_version
 
 if TYPE_CHECKING:
@@ -58,18 +61,23 @@ class IsolatedFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
             raise TypeError(f"`isolated` needs something that can be called, not {function!r}")
+        _refuse_later_kinds(function)
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
         self._source = stamps.source_of(function)
         self._prepared: _Prepared | None = None
-        self._running: dict[int, Ticket] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._run(args, kwargs, None)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "aio":
+            raise AttributeError("`aio` is not in this version of Atoll yet; use `submit` and `asyncio.wrap_future`")
+        raise AttributeError(f"an isolated function has no attribute `{name}`")
 
     def __repr__(self) -> str:
         return f"<isolated {_name(self.__wrapped__)}>"
@@ -102,13 +110,19 @@ class IsolatedFunction(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always."""
-        from atoll.host.contract import Ticket
-
-        ticket = Ticket()
-        future = _executor().submit(self._run, args, kwargs, ticket)
-        self._running[id(future)] = ticket
-        future.add_done_callback(lambda done: self._running.pop(id(done), None))
+        future: CallFuture[R] = CallFuture()
+        _executor().submit(self._complete, future, args, kwargs)
         return future
+
+    def _complete(self, future: CallFuture[R], args: Any, kwargs: Any) -> None:
+        try:
+            if not future.cancelled():
+                future.set_result(self._run(args, kwargs, future.ticket))
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+                future.set_exception(error)
+        finally:
+            future.tell_cancelled()
 
     def cancel(self, future: Future[Any]) -> bool:
         """Cancel a call that `submit` began; one that runs is killed, and its future gets `CallCancelled`.
@@ -117,10 +131,9 @@ class IsolatedFunction(Generic[P, R]):
         """
         if future.cancel():
             return True
-        ticket = self._running.get(id(future))
-        if ticket is None or future.done():
+        if future.done() or not isinstance(future, CallFuture):
             return False
-        ticket.cancel()
+        future.ticket.cancel()
         return True
 
     def map(self, iterable: Iterable[Any], *more: Iterable[Any]) -> Iterator[R]:
@@ -178,7 +191,15 @@ class IsolatedFunction(Generic[P, R]):
         function, reusable = prepared.pickler.dumps()
         arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
         sources = bundle.digest if bundle is not None else ""
-        call = Call(f"{_token}-{next(_counter)}", function, arguments, tuple(buffers), "cloudpickle", reusable, sources)
+        call = Call(
+            f"{_token}-{next(_counter)}",
+            function,
+            arguments,
+            tuple(buffers),
+            reusable=reusable,
+            sources=sources,
+            name=prepared.name,
+        )
         message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
         try:
             if message.type == "result":
@@ -205,6 +226,7 @@ class _Prepared:
         from atoll.sdk.sources import Sources
 
         self.host = options.host if options.host is not None else local
+        self.name = spec.function
         self.pickler = FunctionPickler(function, options.local_modules, source)
         self.sources = Sources(function, options.local_modules)
         self._spec = self._last = spec
@@ -213,6 +235,21 @@ class _Prepared:
         if self._last.sources != sources:
             self._last = replace(self._spec, sources=sources)
         return self._last
+
+
+def _refuse_later_kinds(function: Any) -> None:
+    """Refuse the kinds of functions that this version cannot run yet."""
+    plain = inspect.unwrap(function)
+    for test, kind in (
+        (inspect.isasyncgenfunction, "an asynchronous generator"),
+        (inspect.isgeneratorfunction, "a generator"),
+        (inspect.iscoroutinefunction, "an async function"),
+    ):
+        if test(plain):
+            raise TypeError(
+                f"`{_name(function)}` is {kind}, which this version of Atoll does not run yet; return a list, or call "
+                "`asyncio.run` inside the function"
+            )
 
 
 def _name(function: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,22 @@ from atoll.model.specs import NETWORKS
 if TYPE_CHECKING:
     from atoll.host.contract import Host
 
-LATER = ("machine_type", "timeout", "retries", "max_concurrency", "setup_function", "secrets", "results", "serve")
+LATER = (
+    "machine_type",
+    "timeout",
+    "retries",
+    "max_concurrency",
+    "setup_function",
+    "secrets",
+    "results",
+    "serve",
+    "exposed_port",
+    "packages",
+    "channels",
+    "env_yml",
+    "env_dict",
+    "pip",
+)
 """Options of the reference that this version does not have yet."""
 
 
@@ -102,21 +118,28 @@ def _absolute(entry: str) -> str:
 
 
 def _python_version(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    raise TypeError(f'`python_version` must be a text such as "3.11", is {value!r}')
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f'`python_version` must be a text such as "3.11", is {value!r}')
+    parts = value.strip().split(".")
+    if not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts):
+        raise ValueError(f'`python_version` must be a version such as "3.11" or "3.11.7", is {value!r}')
+    return value.strip()
 
 
 def _keep_alive(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`keep_alive` must be a number of seconds, is {value!r}")
     if not 0 <= value < 1e9:
-        raise ValueError(f"`keep_alive` must be at least 0 seconds, is {value}")
+        raise ValueError(f"`keep_alive` must be from 0 to a billion seconds, is {value}")
     return float(value)
 
 
 def _pairs(name: str, value: Any) -> dict[str, str]:
-    pairs = dict(value or {})
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must map texts to texts, is {value!r}")
+    pairs = {os.fspath(key) if isinstance(key, os.PathLike) else key: item for key, item in (value or {}).items()}
     for key, item in pairs.items():
         if not isinstance(key, str) or not isinstance(item, (str, os.PathLike)):
             raise TypeError(f"`{name}` must map texts to texts, and has {key!r}: {item!r}")
@@ -145,8 +168,16 @@ def _network(value: Any) -> str | None:
 
 
 def _mounts(value: Any) -> tuple[tuple[str, str], ...]:
-    pairs = _pairs("mounts", value)
-    return tuple(sorted((target, os.path.abspath(os.path.expanduser(source))) for target, source in pairs.items()))
+    pairs = {}
+    for target, source in _pairs("mounts", value).items():
+        if not target.startswith("/") or ".." in target.split("/") or posixpath.normpath(target) == "/":
+            raise ValueError(f"mount `{target}` must be an absolute path below `/`, such as `/datasets`")
+        pairs["/" + posixpath.normpath(target).lstrip("/")] = os.path.abspath(os.path.expanduser(source))
+    for target in pairs:
+        above = next((other for other in pairs if target.startswith(f"{other}/")), None)
+        if above is not None:
+            raise ValueError(f"mount `{target}` lies inside mount `{above}`; choose paths beside one another")
+    return tuple(sorted(pairs.items()))
 
 
 def _local_modules(value: Any) -> tuple[str, ...] | None:
@@ -183,11 +214,11 @@ def check_python_version(wanted: str | None) -> None:
         PythonVersionMismatch: names both versions.
     """
     ours = sys.version_info[:2]
-    parts = (wanted or "").strip().split(".")
-    if len(parts) >= 2 and all(part.isdigit() for part in parts[:2]) and (int(parts[0]), int(parts[1])) != ours:
+    parts = tuple(int(part) for part in (wanted or "").split(".") if part)[:2]
+    if parts != ours[: len(parts)]:
         raise errors.PythonVersionMismatch(
             f"the function asks for Python {wanted}, and is pickled by Python {ours[0]}.{ours[1]}",
-            hint=f"run the program with Python {parts[0]}.{parts[1]}, or leave `python_version` out",
+            hint=f"run the program with Python {wanted}, or leave `python_version` out",
             wanted=wanted,
             found=f"{ours[0]}.{ours[1]}",
         )

@@ -1,0 +1,37 @@
+"""The future of a submitted call, which can be cancelled until the call is sent to a worker."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TypeVar
+
+from atoll.host.contract import Ticket
+
+R = TypeVar("R")
+
+
+class CallFuture(Future[R]):
+    """Pending until the call is sent to a worker, running from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False
+        self.ticket = Ticket(self._start)
+
+    def _start(self) -> bool:
+        started = self.set_running_or_notify_cancel()
+        self._told = not started
+        return started
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not been sent yet; return whether it is cancelled."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.ticket.cancel()
+        return cancelled
+
+    def tell_cancelled(self) -> None:
+        """Tell those who wait for several futures that this one was cancelled."""
+        if self.cancelled() and not self._told:
+            self._told = True
+            self.set_running_or_notify_cancel()
