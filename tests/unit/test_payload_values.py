@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 import types
 from collections.abc import Iterator
@@ -207,3 +208,74 @@ def test_an_exception_that_is_a_result_is_not_initialised_again(worker: BareWork
     there = worker.call(lambda: [Odd(3, name="x")])[0]
     assert type(there) is Odd
     assert (there.args, there.code) == (("x has 3",), 3)
+
+
+SLOTTED = """
+import dataclasses, abc, typing, collections
+class Plain:
+    __slots__ = ("a",)
+class Text:
+    __slots__ = "a"
+class Listed:
+    __slots__ = ["a", "__weakref__"]
+class Documented:
+    __slots__ = {"a": "what it holds"}
+class Viewed:
+    __slots__ = {"a": 1}.keys()
+class Private:
+    __slots__ = ("__a",)
+    a = property(lambda self: self.__a, lambda self, value: setattr(self, "_Private__a", value))
+class WithDict:
+    __slots__ = ("a", "__dict__")
+class Inherits(Plain):
+    __slots__ = ("b",)
+class Opens(Plain):
+    pass
+class Empty(Plain):
+    __slots__ = ()
+class Repeats(Plain):
+    __slots__ = Plain.__slots__
+class Abstract(abc.ABC):
+    __slots__ = ("a",)
+class Typed(typing.Generic[typing.TypeVar("T")]):
+    __slots__ = ("a",)
+class Later:
+    pass
+Later.__slots__ = ("a",)
+@dataclasses.dataclass(slots=True)
+class Data:
+    a: int = 5
+@dataclasses.dataclass(slots=True, frozen=True, weakref_slot=True)
+class Frozen:
+    a: int = 5
+class Pair(typing.NamedTuple):
+    a: int = 5
+def make(cls):
+    made = cls()
+    if cls not in (Frozen, Pair):
+        made.a = 5
+    return made
+def f(value, name):
+    return [value, make(NAMED[name]), hasattr(value, "__dict__"), value.a]
+NAMED = {name: cls for name, cls in globals().items() if isinstance(cls, type)}
+"""
+
+
+@pytest.fixture(scope="module")
+def slotted() -> dict[str, Any]:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(SLOTTED, "<prompt>", "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize("name", re.findall(r"^class (\w+)", SLOTTED, re.MULTILINE))
+def test_instances_of_classes_with_slots_go_and_come_back(
+    name: str, slotted: dict[str, Any], worker: BareWorker
+) -> None:
+    """A class of the program has its `__slots__` in the worker, and only those: its objects look there as here."""
+    cls = slotted[name]
+    value = slotted["make"](cls)
+    there, made, has_dict, a = worker.call(slotted["f"], value, name)
+    assert (type(there), type(made)) == (cls, cls)
+    assert (there.a, made.a, a) == (5, 5, 5)
+    assert has_dict == hasattr(value, "__dict__")

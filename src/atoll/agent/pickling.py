@@ -7,8 +7,9 @@ importing the public `cloudpickle`.
 
 What is mended here, since a function's program should not notice that it was pickled: exceptions are rebuilt
 without calling their `__init__` (whose signature need not fit `args`); `functools.lru_cache` and
-`cached_property` travel by value as the functions in them do; class bodies inside a function count as readers of
-its globals; functions of test modules run where there is no pytest.
+`cached_property` travel by value as the functions in them do; classes with `__slots__` have them on the other side
+too; class bodies inside a function count as readers of its globals; functions of test modules run where there is no
+pytest.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from types import FunctionType, ModuleType, SimpleNamespace
-from typing import Any
+from types import FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 NAME = "_atoll_cloudpickle"
 PROTOCOL = 5
@@ -72,11 +73,31 @@ def _load() -> Any:
 
 
 def _adapt(module: Any) -> Any:
-    """Have names that a class body inside a function reads (`LOAD_NAME`) captured like the function's own globals."""
+    """Have names that a class body inside a function reads (`LOAD_NAME`) captured like the function's own globals, and
+    classes made with the `__slots__` that they had."""
     opcodes = module.opcode.opmap
     wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
     module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
+    arguments = module._class_getnewargs
+
+    def with_slots(cls: Any) -> tuple[Any, ...]:
+        kind, name, bases, namespace, *rest = arguments(cls)
+        slots = _slots(cls)
+        return (kind, name, bases, namespace if slots is None else {**namespace, "__slots__": slots}, *rest)
+
+    module._class_getnewargs = with_slots
     return module
+
+
+def _slots(cls: Any) -> Any:
+    """Return what `__slots__` was when the class was made; None for a class that was made without."""
+    fields = vars(cls)
+    slots = fields.get("__slots__")
+    if slots is None or NamedTuple in fields.get("__orig_bases__", ()):  # which sets them itself, and allows no others
+        return None
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    set_later = type(fields.get("__dict__")) is GetSetDescriptorType and "__dict__" not in names
+    return None if set_later else slots
 
 
 # --- plain data -------------------------------------------------------------------------------------------------
