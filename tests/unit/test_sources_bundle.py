@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,29 @@ def test_a_worker_runs_what_the_disk_says(project: Path, tmp_path: Path) -> None
             with pytest.raises(KeyError) as other:
                 worker.call(single)
             assert other.traceback[-1].path == project / "single.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("def f(:\n", SyntaxError), ("if 1:\nx\n", IndentationError), ("from single import y\n", ImportError)],
+)
+def test_errors_of_an_import_name_the_callers_file(
+    text: str, kind: type[BaseException], project: Path, tmp_path: Path
+) -> None:
+    """A module that cannot be imported is named by its path here, in the attributes, the arguments and what is printed."""
+    write(project, {"pkg/__init__.py": "", "pkg/broken.py": text, "single.py": "X = 5\n"})
+    f = interactive("def f():\n  import pkg.broken, single")
+    with BareWorker(tmp_path / "worker") as worker:
+        worker.install(Sources(f).current())
+        with pytest.raises(kind) as caught:
+            worker.call(f)
+    assert caught.type is kind
+    error: Any = caught.value
+    shown = str(project / ("single.py" if kind is ImportError else "pkg/broken.py"))
+    assert (error.path if kind is ImportError else error.filename) == shown
+    printed = "".join(traceback.format_exception(error))
+    assert shown in printed
+    assert str(tmp_path / "worker") not in printed + repr(error.args)
 
 
 def test_the_bundle_comes_before_the_environment(project: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ Nothing that an exception's own methods raise gets out of here.
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 from collections.abc import Iterator
@@ -37,8 +38,27 @@ def dumps(exc: BaseException) -> tuple[dict[str, Any], list[Any]]:
     numbers = {id(node): number for number, node in enumerate(nodes)}
     room = [_MOST_TOTAL]
     buffers: list[Any] = []
+    for node in nodes:
+        _name_original(node)
     described = [_describe(node, numbers, buffers, room) for node in nodes]
     return {"exceptions": described}, buffers
+
+
+def _name_original(exc: BaseException) -> None:
+    """Let an error in an import of the project's modules name the caller's file, as the frames do."""
+    with contextlib.suppress(BaseException):  # a subclass may have its own idea of its attributes
+        if isinstance(exc, SyntaxError) and exc.filename:
+            shown = sources.original(exc.filename)
+            if shown != exc.filename:
+                exc.filename = shown
+                message, (_, *place) = exc.args
+                exc.args = message, (shown, *place)
+        elif isinstance(exc, ImportError) and exc.path:
+            shown = sources.original(exc.path)
+            if shown != exc.path:
+                exc.msg = exc.msg.replace(exc.path, shown)
+                exc.args = (exc.msg, *exc.args[1:])
+                exc.path = shown
 
 
 def _members(exc: BaseException) -> tuple[BaseException, ...]:
