@@ -66,6 +66,8 @@ class Child:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     def _reap(self) -> None:
+        # What the child left of its group goes with it; until it is waited for, its number is no other group's.
+        self.signal(signal.SIGKILL)
         status = self._process.poll()
         if status is None:
             return
@@ -83,10 +85,13 @@ class Child:
         return await asyncio.shield(self._ended)
 
     def signal(self, number: int) -> None:
-        """Send a signal; a child that has ended is left alone."""
+        """Send a signal, SIGKILL to the child's whole group; a child that has ended is left alone."""
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if number == signal.SIGKILL:  # one step, which no process of the group can fork out of
+                    os.killpg(self.pid, number)
+                else:
+                    signal.pidfd_send_signal(self._pidfd, number)
 
     async def stop(self, grace_seconds: float = 0.5) -> int:
         """Send SIGTERM, wait a grace, send SIGKILL, wait for the end."""

@@ -3,6 +3,7 @@
 Theory of operation. Bubblewrap gives the command new mount, pid, ipc, uts and cgroup namespaces, builds a root of
 its own in a tmpfs, and stays twice: outside as the parent that reports the end, inside as pid 1 that reaps. Both
 end when their parent does (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
+They arm this late, though, and what is killed before that is ended by its lifeline (see `warden`).
 
 A plain user gets a user namespace in which the user has the same ids as outside, so that files belong to the
 user. Root gets none: mounts are made with root's own capabilities, all but four are dropped, and `setpriv`
@@ -58,6 +59,7 @@ def options(
     as_root: bool,
     seccomp_fd: int,
     status_fd: int,
+    lifeline_fd: int,
     file_fds: Mapping[str, int],
 ) -> list[str]:
     """Return the options that `arguments` leaves to the descriptor.
@@ -65,6 +67,7 @@ def options(
     Args:
         seccomp_fd: holds the compiled filter.
         status_fd: where bubblewrap reports; a report of the exit status means that the command was started.
+        lifeline_fd: is held by pid 1 as long as it lives, and closed for the command.
         file_fds: a descriptor for each synthetic file, by target.
 
     Raises:
@@ -82,6 +85,7 @@ def options(
     for name, value in policy.environment:
         line += ["--setenv", name, value]
     line += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd)]
+    line += ["--sync-fd", str(lifeline_fd)]
     line += _tree(policy, file_fds)
     return [*line, "--chdir", policy.workdir]
 

@@ -3,6 +3,9 @@
 A launch costs one `fork` and what bubblewrap does: everything that is read of the machine is read once. Filter,
 options and synthetic files travel as memory files. Bubblewrap reports on a pipe: the number of its pid 1, by which
 the end of the whole sandbox is seen, and the exit status of the command, without which it was never started.
+
+A kill goes to bubblewrap's process group, which pid 1 leaves only after its number was reported, and to pid 1: so it
+also reaches one that is still being made. What is left when this process is killed, its warden ends.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
+from atoll.sandbox.lifeline import Lifeline
 from atoll.sandbox.machine import Machine, read
 from atoll.sandbox.policy import Policy
 from atoll.settings import Settings
@@ -33,11 +37,13 @@ class Sandbox:
     Args:
         child: bubblewrap.
         report: the read end of its status pipe, owned by the sandbox from now on.
+        lifeline: is held by pid 1 of the sandbox.
         explain_failure: says why bubblewrap could not make the sandbox.
     """
 
-    def __init__(self, child: Child, report: int, explain_failure: Callable[[], Any]) -> None:
+    def __init__(self, child: Child, report: int, lifeline: Lifeline, explain_failure: Callable[[], Any]) -> None:
         self._child = child
+        self._lifeline = lifeline
         self._report = report
         self._text = b""
         self._explain_failure = explain_failure
@@ -84,12 +90,10 @@ class Sandbox:
         """Hold on to pid 1 of the sandbox: when it is gone, every process of the sandbox is."""
         if self._inner >= 0 or b"\n" not in self._text:
             return
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            pid = int(json.loads(self._text.split(b"\n")[0])["child-pid"])
+        with contextlib.suppress(OSError, ValueError):
+            pid = _inner_pid(self._text)
             descriptor = os.pidfd_open(pid)
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-            if parent != self._child.pid:  # the number has passed to another process
+            if not self._lifeline.holds(pid):  # the number has passed to another process
                 os.close(descriptor)
                 return
             self._inner = descriptor
@@ -113,16 +117,23 @@ class Sandbox:
         A command that a signal ended gives 128 and the signal's number; negative when bubblewrap itself was killed.
         """
         status = await self._child.wait()
+        self._end_inner()
         await asyncio.shield(self._gone)
         return status
 
     async def kill(self) -> int:
         """End every process of the sandbox and wait until they are gone."""
-        if self._inner >= 0 and not self._gone.done():
-            with contextlib.suppress(ProcessLookupError, OSError):
-                signal.pidfd_send_signal(self._inner, signal.SIGKILL)
         self._child.signal(signal.SIGKILL)
+        self._end_inner()
         return await self.wait()
+
+    def _end_inner(self) -> None:
+        """Kill pid 1, which may not have armed its parent-death signal; bubblewrap is being killed or has ended."""
+        if self._open:
+            self._read()  # it may have been reported and not read yet
+        if self._inner >= 0 and not self._gone.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._inner, signal.SIGKILL)
 
     async def failure(self) -> SandboxUnavailable | None:
         """Wait for the end; return why the sandbox could not be made, or None when its command was started."""
@@ -137,6 +148,9 @@ class Launcher:
     """Turn policies into running sandboxes.
 
     To be used from the event loop's own thread (see `atoll.process`).
+
+    Raises:
+        OSError: the warden of its sandboxes cannot be started.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -144,6 +158,7 @@ class Launcher:
         self._machine: Machine | None = None
         self._bwrap = ""
         self._setpriv = ""
+        self._lifeline = Lifeline()
 
     @property
     def machine(self) -> Machine:
@@ -173,7 +188,8 @@ class Launcher:
         """
         report, status_fd = os.pipe2(os.O_CLOEXEC)
         try:
-            with self._command(policy, status_fd) as (argv, own):
+            lifeline = self._attended()
+            with self._command(policy, status_fd, lifeline) as (argv, own):
                 child = Child(
                     argv,
                     env={},
@@ -192,7 +208,7 @@ class Launcher:
             raise
         finally:
             os.close(status_fd)
-        return Sandbox(child, report, lambda: self._explain(policy))
+        return Sandbox(child, report, lifeline, lambda: self._explain(policy))
 
     async def run(
         self,
@@ -208,10 +224,11 @@ class Launcher:
             SandboxUnavailable: the sandbox could not be made.
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
+        lifeline = self._attended()
         report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                with self._command(policy, status_fd) as (argv, own):
+                with self._command(policy, status_fd, lifeline) as (argv, own):
                     done = await run(
                         argv,
                         env={},
@@ -221,19 +238,25 @@ class Launcher:
                     )
             finally:
                 os.close(status_fd)
-            text = _drain(report)
+                text = _drain(report)
+                with contextlib.suppress(ValueError):
+                    lifeline.end(_inner_pid(text))
         finally:
             os.close(report)
         if b'"exit-code"' not in text and done.status > 0:
             raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
 
+    def _attended(self) -> Lifeline:
+        self._lifeline.attend()
+        return self._lifeline
+
     async def _explain(self, policy: Policy) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
         with contextlib.ExitStack() as stack:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
-            argv, own = stack.enter_context(self._command(policy, null))
+            argv, own = stack.enter_context(self._command(policy, null, self._attended()))
             try:
                 done = await run(argv, env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
@@ -241,7 +264,7 @@ class Launcher:
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
 
     @contextlib.contextmanager
-    def _command(self, policy: Policy, status_fd: int) -> Any:
+    def _command(self, policy: Policy, status_fd: int, lifeline: Lifeline) -> Any:
         """Give the command line and the descriptors that it refers to, closed again at the end."""
         as_root = os.geteuid() == 0
         if not self._bwrap:
@@ -259,11 +282,16 @@ class Launcher:
             filter_fd = memory_file(seccomp.program(self.machine.architecture))
             file_fds = {file.target: memory_file(file.content) for file in policy.files}
             options = bwrap.options(
-                policy, as_root=as_root, seccomp_fd=filter_fd, status_fd=status_fd, file_fds=file_fds
+                policy,
+                as_root=as_root,
+                seccomp_fd=filter_fd,
+                status_fd=status_fd,
+                lifeline_fd=lifeline.descriptor,
+                file_fds=file_fds,
             )
             args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)
-            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd)
+            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd, lifeline.descriptor)
 
 
 def _memory_file(content: bytes) -> int:
@@ -273,6 +301,18 @@ def _memory_file(content: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
+
+
+def _inner_pid(report: bytes) -> int:
+    """Return the host's number of pid 1 of the sandbox.
+
+    Raises:
+        ValueError: it is not reported.
+    """
+    try:
+        return int(json.loads(report.split(b"\n")[0])["child-pid"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("no `child-pid` is reported") from error
 
 
 def _drain(report: int) -> bytes:
