@@ -16,7 +16,7 @@ import pytest
 
 from atoll.agent import payload as agent_payload
 from atoll.agent import pickling
-from atoll.errors import SerializationError
+from atoll.errors import SerializationError, WorkerDied
 from atoll.sdk.payload import FunctionPickler
 
 from .bare_worker import BareWorker, run_script
@@ -303,6 +303,28 @@ def test_a_module_that_the_worker_lacks_is_named(worker: BareWorker) -> None:
     assert "`requirements`" in caught.value.hint
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert worker.call(interactive("def f(): return 1")["f"]) == 1
+
+
+@pytest.mark.parametrize("where", ["function", "argument"])
+def test_an_error_of_ours_in_an_imported_module_is_not_wrapped(where: str, tmp_path: Path) -> None:
+    """What a call at a module's top level raises while the worker imports the module says all, and says it once."""
+    (tmp_path / "calling.py").write_text(
+        "import sys\nif 'tests' not in sys.modules:\n  from atoll.errors import WorkerDied\n"
+        "  raise WorkerDied('it ended', hint='look', exit_status=3)\nclass C: pass\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        held = importlib.import_module("calling").C
+        f = interactive("def f(value=None): return g\ng = None")["f"]
+        f.__globals__["g"] = held if where == "function" else None
+        with BareWorker(tmp_path, tmp_path) as worker, pytest.raises(WorkerDied) as caught:
+            worker.call(f, *([held()] if where == "argument" else []))
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["calling"]
+    assert str(caught.value) == "it ended\nhint: look"
+    assert caught.value.exit_status == 3
+    assert caught.value.__cause__ is None
 
 
 def test_what_keeps_a_function_from_travelling_is_named() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll.agent import pickling
-from atoll.errors import SerializationError
+from atoll.errors import AtollError, SerializationError
 
 _KEPT = 16
 _functions: dict[bytes, Any] = {}
@@ -28,6 +28,7 @@ def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
 
     Raises:
         SerializationError: it cannot be unpickled here; a missing module is named.
+        AtollError: what a module that is imported for it raises, as it is.
     """
     key = bytes(data)
     if reusable:
@@ -36,6 +37,8 @@ def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
             return found  # type: ignore[no-any-return]
     try:
         function = pickling.loads(key)
+    except AtollError:
+        raise
     except Exception as error:
         raise _unpickling_failed("the function", error) from error
     if reusable:
@@ -50,9 +53,12 @@ def loads_arguments(data: Any, buffers: Sequence[Any] = ()) -> tuple[tuple[Any, 
 
     Raises:
         SerializationError: they cannot be unpickled here; a missing module is named.
+        AtollError: what a module that is imported for them raises, as it is.
     """
     try:
         args, kwargs = pickling.loads(data, buffers)
+    except AtollError:
+        raise
     except Exception as error:
         raise _unpickling_failed("the arguments", error) from error
     return args, kwargs
