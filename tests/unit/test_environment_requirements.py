@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.environments.diagnosis import explain
 from atoll.environments.requirements import LocalPath, parse, redact, refuse_host_paths, secrets_in
 from atoll.errors import EnvironmentBuildError
 
@@ -92,6 +96,10 @@ def test_options_keep_their_order_and_their_values() -> None:
         ("numpy\n--index-url https://evil.example", "more than one line"),
         ("https://x.example/a.whl\nnumpy", "more than one line"),
         ("x @ https://user:hunter22@host.example/ y", "host.example"),
+        ("x @ http://[host.example", "host.example"),
+        ("http://[host.example/x.whl", "host.example"),
+        ("--index-url http://[host.example", "host.example"),
+        ("x; " + "(" * 5000, "x; "),
     ],
 )
 def test_what_cannot_be_read_is_named(entry: str, said: str) -> None:
@@ -218,6 +226,44 @@ def test_nothing_that_is_shown_holds_credentials() -> None:
     assert "host.example/x.whl" in shown
     assert secrets_in(" ".join(entries)) == {"hunter22", "hunter24", "hunter25"}
     assert redact("see https://host.example/a?sig=1#f and text?") == "see https://host.example/a#f and text?"
+
+
+_LONG = 1 << 15
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "a" + " " * _LONG + "b",
+        "a" + " --hash" * (_LONG // 7),
+        "/" + "[" * _LONG,
+        "# " * (_LONG // 2) + "\nx",
+        "a" + ">=1," * (_LONG // 4) + ">1",
+        "http://" + "[" * _LONG,
+    ],
+)
+def test_a_hostile_requirement_is_read_in_linear_time(entry: str) -> None:
+    """No spelling makes the daemon compute for long."""
+    started = time.process_time()
+    with contextlib.suppress(EnvironmentBuildError):
+        parse([entry])
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("line", ["://a" * 60_000, "://a?" * 60_000, "?://@" * 60_000, "://a" * 60_000 + "?b"])
+def test_hostile_output_is_redacted_in_linear_time(line: str) -> None:
+    """What a build prints cannot make the daemon compute for long."""
+    started = time.process_time()
+    redact(line)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("log", ["\n" * (1 << 20), "\n" + " " * (1 << 20), "and " * (1 << 18), "://a" * (1 << 18)])
+def test_a_hostile_log_is_explained_in_linear_time(log: str) -> None:
+    """Neither can the log of a failed build."""
+    started = time.process_time()
+    explain("0" * 32, 1, log)
+    assert time.process_time() - started < 1
 
 
 _names = st.from_regex(r"[a-z][a-z0-9]{0,6}([-_.][a-z0-9]{1,4})?", fullmatch=True).filter(

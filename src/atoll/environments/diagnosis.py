@@ -11,6 +11,9 @@ from atoll.errors import AtollError, DiskFull, EnvironmentBuildError
 LOG_CHARACTERS = 4000
 """How much of the log's end an error carries."""
 
+READ_CHARACTERS = 200_000
+"""How much of the log's end is read for the cause."""
+
 WELL_KNOWN = (
     "accelerate aiohttp anyio beautifulsoup4 bokeh boto3 catboost celery click cryptography cython dash dask "
     "datasets diffusers django duckdb fastapi fastparquet flask fsspec gensim geopandas gradio grpcio h5py httpx "
@@ -58,6 +61,7 @@ def explain(key: str, status: int, log: str) -> AtollError:
         log: everything it printed, without secrets.
     """
     prefix = f"could not build environment `{key[:8]}`: "
+    log = log[-READ_CHARACTERS:]
     text = redact(log)
     tail = text[-LOG_CHARACTERS:]
     if is_disk_full(log):
@@ -72,7 +76,7 @@ def explain(key: str, status: int, log: str) -> AtollError:
 
 def _joined(log: str) -> str:
     """Return the log with the builder's wrapped sentences on one line each."""
-    return re.sub(r"\n\s{7,}(?=And because|Because|we can conclude|\S+ depends|and )", " ", log)
+    return re.sub(r"\n[ \t]{7,}(?=And because|Because|we can conclude|\S+ depends|and )", " ", log)
 
 
 def _read(log: str, status: int) -> tuple[str, str]:

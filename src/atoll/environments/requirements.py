@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from atoll.errors import EnvironmentBuildError
@@ -41,9 +41,9 @@ _FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint
 _VCS = ("git", "hg", "svn", "bzr")
 _REMOTE_SCHEMES = frozenset({"http", "https", *(f"{vcs}+{way}" for vcs in _VCS for way in ("http", "https"))})
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://|(git|hg|svn|bzr)\+")
+_MAX_PARENTHESES = 50  # a marker's parser goes down for each
 _HASH = re.compile(r"[a-z0-9]+:[0-9a-zA-Z_=+/-]+")
 _PLAIN_NAMES = re.compile(r"(:all:|:none:|[A-Za-z0-9._-]+)(,[A-Za-z0-9._-]+)*")
-_PATH = re.compile(r"^(?P<path>/.*?)(?:\[(?P<extras>[^\]/]*)\])?$")
 
 
 @dataclass(frozen=True, order=True)
@@ -123,9 +123,10 @@ def parse(entries: Iterable[str]) -> Requirements:
     options: list[tuple[str, str]] = []
     waiting = ""
     for entry in entries:
-        text = re.sub(r"(^|\s)#.*$", "", entry.replace("\\\n", " ")).strip()
+        text = entry.replace("\\\n", " ").strip()
         if any(character in text for character in "\r\n\v\f\0"):
             raise _bad(entry, "it has more than one line")
+        text = re.sub(r"(^|\s)#.*$", "", text).strip()
         if waiting:
             options.append((waiting, text))
             waiting = ""
@@ -133,10 +134,10 @@ def parse(entries: Iterable[str]) -> Requirements:
             paths.add(_local(entry, re.split(r"[ =]", text, maxsplit=1)[1].strip()))
         elif text.startswith("-"):
             waiting = _read_options(entry, text, options)
-        elif text.startswith("file:") or _PATH.match(text):
+        elif text.startswith(("file:", "/")):
             paths.add(_local(entry, text))
         elif _ADDRESS.match(text):
-            packages.add(text)
+            packages.add(" ".join(text.split()))
         elif text:
             found = _named(entry, text)
             if isinstance(found, LocalPath):
@@ -145,6 +146,11 @@ def parse(entries: Iterable[str]) -> Requirements:
                 packages.add(found)
     if waiting:
         raise EnvironmentBuildError(f"the option `{waiting}` in `requirements` has no value", hint="add its value")
+    for address in (*packages, *(value for name, value in options if name in INDEX_OPTIONS)):
+        try:
+            urlsplit(address.partition(" ")[0])
+        except ValueError as error:
+            raise _bad(address, str(error).lower()) from error
     return Requirements(tuple(sorted(packages)), tuple(sorted(paths)), tuple(options))
 
 
@@ -173,10 +179,12 @@ def _is_remote(package: str) -> bool:
     text, *hashes = package.split(" --hash=")
     if any(_HASH.fullmatch(value) is None for value in hashes):
         return False
+    if text.count("(") > _MAX_PARENTHESES:
+        return False
     address = _ADDRESS.match(text) is not None
     try:
         requirement = Requirement(f"x @ {text}" if address else text)
-    except InvalidRequirement:
+    except ValueError:
         return False
     return requirement.url is None or _is_remote_address(requirement.url)
 
@@ -235,10 +243,13 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
 
 def _named(entry: str, text: str) -> str | LocalPath:
     """Return a PEP 508 requirement's normal form, empty when the sandbox satisfies it."""
-    text, *hashes = re.split(r"\s+--hash[=\s]", text)
+    text, *hashes = re.split(r" --hash[= ]", " ".join(text.split()))
+    if text.count("(") > _MAX_PARENTHESES:
+        raise _bad(entry, "its marker is too deep")
     try:
         requirement = Requirement(text)
-    except InvalidRequirement as error:
+        urlsplit(requirement.url or "")
+    except ValueError as error:
         raise _bad(entry, str(error).splitlines()[0].lower()) from error
     name = canonicalize_name(requirement.name)
     if name in SATISFIED:
@@ -259,13 +270,15 @@ def _named(entry: str, text: str) -> str | LocalPath:
 def _local(entry: str, text: str) -> LocalPath:
     if text.startswith("file:"):
         return LocalPath(_file_path(entry, text))
-    match = _PATH.match(text)
-    if match is None:
+    if not text.startswith("/"):
         raise EnvironmentBuildError(
             f"`{entry}` in `requirements` is not an absolute path", hint="give the path from the root on"
         )
-    extras = sorted(canonicalize_name(extra) for extra in (match["extras"] or "").split(",") if extra.strip())
-    return LocalPath(posixpath.normpath(match["path"]), tuple(extras))
+    path, bracket, extras = text.removesuffix("]").rpartition("[")
+    if not (bracket and text.endswith("]")) or "/" in extras:
+        path, extras = text, ""
+    names = sorted(canonicalize_name(extra) for extra in extras.split(",") if extra.strip())
+    return LocalPath(posixpath.normpath(path), tuple(names))
 
 
 def _file_path(entry: str, address: str) -> str:
@@ -277,7 +290,7 @@ def _file_path(entry: str, address: str) -> str:
 
 def _bad(entry: str, why: str) -> EnvironmentBuildError:
     return EnvironmentBuildError(
-        f"`{redact(entry)}` in `requirements` cannot be read: {redact(why)}",
+        f"`{redact(entry)[:1000]}` in `requirements` cannot be read: {redact(why)}",
         hint='write a name with an optional version, as in `"numpy>=2"`',
     )
 
@@ -294,7 +307,16 @@ def strip_credentials(text: str) -> str:
 
 def redact(text: str) -> str:
     """Return `text` as a record, a log or a message may show it: addresses without user information and query."""
-    return re.sub(r"(://[^\s?#]*)\?[^\s#]*", r"\1", strip_credentials(text))
+    text = strip_credentials(text)
+    if "://" not in text or "?" not in text:
+        return text
+    return "".join("#".join(map(_without_query, word.split("#"))) for word in re.split(r"(\s+)", text))
+
+
+def _without_query(part: str) -> str:
+    start = part.find("://")
+    end = part.find("?", start) if start >= 0 else -1
+    return part if end < 0 else part[:end]
 
 
 def secrets_in(text: str) -> set[str]:

@@ -20,6 +20,7 @@ MAX_REQUIREMENT_BYTES = 32 << 10
 """Of one requirement: a pinned package with the hashes of a hundred files fits."""
 
 MAX_REQUIREMENTS = 2000
+MAX_REQUIREMENTS_BYTES = 1 << 20
 MAX_ENV_BYTES = 128 << 10
 """Of all names and values of `env` together."""
 
@@ -103,9 +104,11 @@ class EnvironmentSpec:
         requirements = _texts(data, "requirements")
         if len(requirements) > MAX_REQUIREMENTS:
             raise ValueError(f"`requirements` has {len(requirements)} entries, more than {MAX_REQUIREMENTS}")
-        longest = max((_bytes("requirements", text) for text in requirements), default=0)
-        if longest > MAX_REQUIREMENT_BYTES:
-            raise ValueError(f"`requirements` has an entry of {longest} bytes, more than {MAX_REQUIREMENT_BYTES}")
+        sizes = [_bytes("requirements", text) for text in requirements]
+        if max(sizes, default=0) > MAX_REQUIREMENT_BYTES:
+            raise ValueError(f"`requirements` has an entry of {max(sizes)} bytes, more than {MAX_REQUIREMENT_BYTES}")
+        if sum(sizes) > MAX_REQUIREMENTS_BYTES:
+            raise ValueError(f"`requirements` has {sum(sizes)} bytes, more than {MAX_REQUIREMENTS_BYTES}")
         return cls(kind, requirements, _text(data, "python_version"), interpreter, _pairs(data, "index"))
 
 
