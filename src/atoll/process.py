@@ -16,10 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+KEPT_BYTES = 1 << 20
+"""How much of a child's output is kept: its end."""
+
+LINE_BYTES = 4096
+"""How much of one line is passed on."""
+
 
 @dataclass(frozen=True)
 class Completed:
-    """What a finished child left: its status (negative for a signal) and its output."""
+    """What a finished child left: its status (negative for a signal) and its output, of `run` the last `KEPT_BYTES`."""
 
     status: int
     output: str
@@ -107,6 +113,22 @@ class Child:
         return await self.wait()
 
 
+class _Lines:
+    """Makes lines of pieces of output, each cut at `LINE_BYTES`; empty ones are left out."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._pending = b""
+
+    def feed(self, data: bytes) -> None:
+        first, *rest = data.replace(b"\r", b"\n").split(b"\n")
+        self._pending += first[: LINE_BYTES - len(self._pending)]
+        for piece in rest:
+            if self._pending.strip():
+                self._on_line(self._pending.decode("utf-8", "replace"))
+            self._pending = piece[:LINE_BYTES]
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -118,7 +140,8 @@ async def run(
     """Run a child to its end with stdout and stderr together; a cancelled caller kills it.
 
     Args:
-        on_line: is called with each line (or `\\r` piece) of output as it comes, without its end.
+        on_line: is called with each line (or `\\r` piece) of output as it comes, without its end; what a line has
+            beyond `LINE_BYTES` is left out.
 
     Raises:
         OSError: the program cannot be started.
@@ -129,19 +152,18 @@ async def run(
     assert child.stdout is not None
     reader = asyncio.StreamReader(limit=1 << 22)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
-    pieces: list[bytes] = []
+    kept = bytearray()
 
     async def drain() -> int:
-        pending = b""
+        lines = None if on_line is None else _Lines(on_line)
         while data := await reader.read(1 << 16):
-            pieces.append(data)
-            if on_line is not None:
-                *lines, pending = (pending + data).replace(b"\r", b"\n").split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        on_line(line.decode("utf-8", "replace"))
-        if on_line is not None and pending.strip():
-            on_line(pending.decode("utf-8", "replace"))
+            kept.extend(data)
+            if len(kept) > 2 * KEPT_BYTES:
+                del kept[:-KEPT_BYTES]
+            if lines is not None:
+                lines.feed(data)
+        if lines is not None:
+            lines.feed(b"\n")
         return await child.wait()
 
     try:
@@ -150,7 +172,7 @@ async def run(
         if child.running:
             await child.kill()
         transport.close()
-    return Completed(status, b"".join(pieces).decode("utf-8", "replace"))
+    return Completed(status, bytes(kept[-KEPT_BYTES:]).decode("utf-8", "replace"))
 
 
 def check(argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float = 30.0) -> Completed:

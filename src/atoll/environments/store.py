@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 from atoll import settings
-from atoll.environments import index, interpreter, key, lockfile, locks, records, requirements, shelf, trees
+from atoll.environments import buildlog, index, interpreter, key, lockfile, locks, records, requirements, shelf, trees
 from atoll.environments.layout import make_directory, site_packages_of
 from atoll.environments.records import Environment, EnvironmentRecord
 from atoll.environments.shelf import translated
@@ -223,7 +221,7 @@ class EnvironmentStore:
             await asyncio.to_thread(self._shelf.discard, name)
             with contextlib.suppress(FileNotFoundError):
                 log_path.unlink()  # a new inode tells those who read along that this is another build
-            with _open_log(log_path) as log:
+            with buildlog.open_log(log_path) as log:
 
                 def note(line: str) -> None:
                     print(line, file=log, flush=True)
@@ -244,7 +242,7 @@ class EnvironmentStore:
         if shown:
             note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
         try:
-            place = await self._builder.build(name, request, note)
+            place = await self._builder.build(name, request, buildlog.Bounded(note))
         except EnvironmentBuildError as error:
             if request.constraints:
                 error.hint += "; `atoll env upgrade` forgets the versions that were locked"
@@ -356,10 +354,6 @@ class EnvironmentStore:
         self._builder.prepare()
         self._shelf.clean()
         self._prepared = True
-
-
-def _open_log(path: Path) -> IO[str]:
-    return open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _write_text(path: Path, text: str) -> None:
