@@ -327,10 +327,62 @@ def test_an_error_of_ours_in_an_imported_module_is_not_wrapped(where: str, tmp_p
     assert caught.value.__cause__ is None
 
 
-def test_what_keeps_a_function_from_travelling_is_named() -> None:
-    """The error names the function, and the global that cannot be pickled."""
-    space = interactive("import threading\nSTATE = {'lock': threading.Lock()}\ndef f(): return STATE")
-    with pytest.raises(SerializationError, match=r"`f`.*global `STATE`.*`STATE\['lock'\]` is a `_thread.lock`"):
+LOCK = r"is a `_thread.lock`: cannot pickle '_thread.lock' object"
+REFUSED = {
+    "an item of a global": (
+        "STATE = {'lock': lock}\ndef f(): return STATE",
+        r"its global `STATE` is a `dict`: .*\(`STATE\['lock'\]` is a `_thread.lock`\)",
+    ),
+    "a global that a nested function uses": ("def f(): return (lambda: lock)()", f"its global `lock` {LOCK}"),
+    "a variable": ("def f():\n  l = lock\n  return lambda: l\nf = f()", f"its variable `l` {LOCK}"),
+    "a default": ("def f(a, b=lock): ...", f"its default `b` {LOCK}"),
+    "a keyword's default": ("def f(a=1, *, b=lock): ...", f"its default `b` {LOCK}"),
+    "a helper's global": (
+        "def helper(): return lock\ndef f(): return helper()",
+        f"it uses `helper`, whose global `lock` {LOCK}",
+    ),
+    "a helper's helper's global": (
+        "def deep(): return lock\ndef helper(): return deep()\ndef f(): return helper()",
+        f"it uses `helper`, which uses `deep`, whose global `lock` {LOCK}",
+    ),
+    "what is used both ways": (
+        "def helper(): return lock\ndef f(): return helper(), lock",
+        f"its global `lock` {LOCK}",
+    ),
+    "helpers that use each other": (
+        "def one(): return two(), f\ndef two(): return one(), lock\ndef f(): return one()",
+        f"it uses `one`, which uses `two`, whose global `lock` {LOCK}",
+    ),
+    "a method": (
+        "class C:\n  def m(self): return lock\ndef f(): return C()",
+        f"it uses `C`, which uses `m`, whose global `lock` {LOCK}",
+    ),
+    "a property of an object's class": (
+        "class C:\n  @property\n  def m(self): return lock\nc = C()\ndef f(): return c",
+        f"it uses `c`, which uses `m`, whose global `lock` {LOCK}",
+    ),
+    "a class's attribute": ("class C: held = lock\ndef f(): return C", f"it uses `C`, whose attribute `held` {LOCK}"),
+    "a partial's function": (
+        "import functools\ndef g(x): return lock\nh = functools.partial(g, 1)\ndef f(): return h",
+        f"it uses `h`, whose global `lock` {LOCK}",
+    ),
+    "another isolated function": (
+        "from atoll import isolated\n@isolated\ndef g(): return lock\ndef f(): return g",
+        f"it uses `g`, whose global `lock` {LOCK}",
+    ),
+    "a cached function": (
+        "import functools\n@functools.cache\ndef g(): return lock\ndef f(): return g",
+        f"it uses `g`, whose global `lock` {LOCK}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_keeps_a_function_from_travelling_is_named(name: str) -> None:
+    """The error names the function, and the chain that leads to what cannot be pickled."""
+    source, words = REFUSED[name]
+    space = interactive("import threading\nlock = threading.Lock()\n" + source)
+    with pytest.raises(SerializationError, match=r"the function `.*f.*` cannot be sent: " + words):
         FunctionPickler(space["f"]).dumps()
 
 

@@ -9,14 +9,15 @@ with their source (`sdk.sources`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import io
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
 from typing import Any, NamedTuple
 
 from atoll.agent import pickling
@@ -24,6 +25,7 @@ from atoll.agent.payload import first_line, import_function, type_name
 from atoll.errors import SerializationError
 from atoll.sdk import project, stamps
 from atoll.sdk.captures import Captures
+from atoll.sdk.code import code_facts
 
 
 class _Made(NamedTuple):
@@ -87,7 +89,7 @@ class FunctionPickler:
             data, _ = pickling.dumps(self.function, by_value, out_of_band=False)
         except Exception as error:
             if module is None or not self._importable():
-                raise self._refused(error) from error
+                raise self._refused(error, by_value) from error
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
             return _Made(captures, data, False, frozenset())
         return _Made(captures, data, captures.constant, by_value)
@@ -124,9 +126,9 @@ class FunctionPickler:
             return False  # replaced here by something else, which the file does not say
         return bool((found.__module__, found.__qualname__) == (name, qualname))
 
-    def _refused(self, error: Exception) -> SerializationError:
+    def _refused(self, error: Exception, by_value: frozenset[str]) -> SerializationError:
         name = getattr(self.function, "__qualname__", None) or type_name(self.function)
-        culprit = _captured_culprit(self.function)
+        culprit = _captured_culprit(self.function, by_value)
         return SerializationError(
             f"the function `{name}` cannot be sent: {culprit or first_line(error)}",
             hint="create it inside the function, or pass plain data",
@@ -255,21 +257,74 @@ def _short(key: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _captured_culprit(function: Any) -> str:
-    """Say which global or closure variable of the function cannot be pickled; empty where none is found."""
-    if type(function) is not FunctionType:
-        return ""
-    used = inspect.getclosurevars(function)
-    for kind, names in (("global", used.globals), ("variable", used.nonlocals)):
-        for name, value in names.items():
-            if value is function or isinstance(value, FunctionType):
-                continue
-            reason = _failure(value, frozenset())
-            if reason is not None:
-                path, culprit = _culprit(name, value, frozenset())
-                at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"
-                return f"its {kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}"
-    return ""
+def _captured_culprit(function: Any, by_value: frozenset[str]) -> str:
+    """Say what the function, or what it calls, uses that cannot be pickled; empty where nothing is found."""
+    chain, culprit = _search_captured(function, by_value, set())
+    if not chain:
+        return f"its {culprit}" if culprit else ""
+    return "it uses " + ", which uses ".join(f"`{name}`" for name in chain) + f", whose {culprit}"
+
+
+def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tuple[list[str], str]:
+    """Return the names that lead from `user` to what uses the culprit, and what that is; empty text for none."""
+    seen.add(id(user))
+    inner = []
+    for kind, name, value in _captured(user):
+        if id(value) in seen:
+            continue
+        reason = _failure(value, by_value)
+        if reason is None:
+            continue
+        used = _user(value, by_value)
+        if used is not None:
+            inner.append((name, used))
+            continue
+        path, culprit = _culprit(name, value, by_value)
+        at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"
+        return [], f"{kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}"
+    for name, used in inner:
+        if id(used) not in seen:
+            chain, found = _search_captured(used, by_value, seen)
+            if found:
+                return [name, *chain], found
+    return [], ""
+
+
+def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield what travels with a function or a class: what it is to it, its name, the value."""
+    while isinstance(user, (functools.partial, MethodType)):
+        user = user.func if isinstance(user, functools.partial) else user.__func__
+    if isinstance(user, type):
+        made_again = (GetSetDescriptorType, MemberDescriptorType)  # with the class, as is `_abc_impl`
+        for name, value in tuple(vars(user).items()):
+            if type(value) not in made_again and name != "_abc_impl":
+                yield "attribute", name, value
+        yield from (("base", base.__name__, base) for base in user.__bases__)
+    if type(user) is not FunctionType:
+        return
+    for name in code_facts(user.__code__).names:
+        if name in user.__globals__:
+            yield "global", name, user.__globals__[name]
+    for name, cell in zip(user.__code__.co_freevars, user.__closure__ or (), strict=False):
+        with contextlib.suppress(ValueError):  # it holds nothing yet
+            yield "variable", name, cell.cell_contents
+    names = user.__code__.co_varnames[: user.__code__.co_argcount]
+    defaults = user.__defaults__ or ()
+    yield from (("default", *one) for one in zip(names[len(names) - len(defaults) :], defaults, strict=False))
+    yield from (("default", *one) for one in (user.__kwdefaults__ or {}).items())
+
+
+def _user(value: Any, by_value: frozenset[str]) -> Any:
+    """Return the function or class whose captures keep `value` from being pickled; None where it is to blame itself."""
+    if isinstance(value, (FunctionType, type)):
+        return value
+    if hasattr(type(value), "__atoll_function__"):
+        return value.__atoll_function__
+    for name in ("func", "__func__", "fget", "__wrapped__"):  # partials and properties, methods, wrappers
+        inner = getattr(value, name, None)
+        if isinstance(inner, (FunctionType, type)) and _failure(inner, by_value) is not None:
+            return inner
+    return type(value) if _failure(type(value), by_value) is not None else None
 
 
 # --- results ----------------------------------------------------------------------------------------------------
