@@ -78,6 +78,28 @@ def test_directories_go_there_and_back(shared_home: Home, tmp_path: Path) -> Non
     run(shared_home, "rm", "--recursive", "tree")
 
 
+def test_a_copy_stays_below_its_place(shared_home: Home, tmp_path: Path) -> None:
+    """A symlink that came from the volume leads no later `get` elsewhere; one that the owner names is followed."""
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    for path in (victim, out, tmp_path / "links/res", tmp_path / "real/res/logs"):
+        path.mkdir(parents=True)
+    (tmp_path / "links/res/logs").symlink_to(victim)
+    (tmp_path / "real/res/logs/authorized_keys").write_text("planted")
+    (tmp_path / "to-out").symlink_to(out)
+    for destination in ("out", "to-out"):
+        for remote, where in (("res", destination), ("res/logs", f"{destination}/res")):
+            run(shared_home, "put", str(tmp_path / "links/res"), "res")
+            run(shared_home, "get", "/data/res", str(tmp_path / destination))
+            assert (out / "res/logs").is_symlink()
+            run(shared_home, "rm", "-r", "res")
+            run(shared_home, "put", str(tmp_path / "real/res"), "res")
+            run(shared_home, "get", f"/data/{remote}", str(tmp_path / where))
+            assert (out / "res/logs/authorized_keys").read_text() == "planted"
+            assert os.listdir(victim) == []
+            run(shared_home, "rm", "-r", "res")
+            subprocess.run(["rm", "-r", str(out / "res")], check=True)
+
+
 def test_sync_mirrors(shared_home: Home, tmp_path: Path) -> None:
     """`sync` prints where the mirror is, `--dry-run` what would be done, and its options reach the sync."""
     (tmp_path / "a").write_text("1")

@@ -1,48 +1,47 @@
-"""Write what a storage peer sends below a local directory, which may be on any platform.
+"""Write what a storage peer sends to a local place, which may be on any platform.
 
-Each file is written beside its place and renamed; symlinks are made last, so that no content is ever written
-through one that came from the volume.
+The volume's content is hostile here: functions wrote it. So `destination` keeps every change below the place, each
+file is written beside its own name and renamed, and symlinks are made last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from typing import IO
+from typing import Any
 
 from atoll.errors import SyncError
+from atoll.storage.destination import Destination, NewFile
 from atoll.storage.progress import ProgressLine
-from atoll.storage.scan import to_native
-from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Tree, check_path, printable
+from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Tree, parent_of, printable
 from atoll.wire.frames import Message
 
 
 class Download:
-    """One tree on its way to `root`.
+    """One tree, or one file, on its way to `root`.
+
+    Nothing below `root` is reached through a symlink; one that stands where a directory or file comes is replaced.
 
     Args:
-        root: where the tree's root goes.
+        root: where the tree's root goes; see `Destination` for when it is followed.
         tree: what comes; only its files' contents are received.
         progress: is told of each file; it is closed at the end.
+
+    Raises:
+        OSError: the directory that holds `root` cannot be opened.
+        SyncError: what comes is not a tree.
     """
 
     def __init__(self, root: str, tree: Tree, progress: ProgressLine | None = None) -> None:
-        self._root = root
+        _check_shape(tree)
         self._tree = tree
         self._progress = progress
         self._made: list[str] = []
-        self._open: tuple[int, str, IO[bytes]] | None = None
+        self._open: tuple[int, NewFile, int] | None = None
         self.skipped = [path for path, entry in tree.items() if entry.kind == SPECIAL]
+        self._destination = Destination(root)
         if progress is not None:
             sizes = [entry.size for entry in tree.values() if entry.kind == FILE]
             progress.start(len(sizes), sum(sizes))
-
-    def _local(self, path: str) -> str:
-        check_path(path)
-        if os.sep != "/" and any(char in path for char in '\\:*?"<>|'):
-            raise SyncError(f"`{printable(path)}` is not a name that this platform can hold")
-        return os.path.join(self._root, *to_native(path).split("/")) if path else self._root
 
     def make_directories(self) -> None:
         """Make the directories that are not there.
@@ -51,8 +50,7 @@ class Download:
             OSError: one cannot be made.
         """
         for path, entry in self._tree.items():
-            if entry.kind == DIRECTORY and not os.path.isdir(self._local(path)):
-                os.mkdir(self._local(path), 0o700)
+            if entry.kind == DIRECTORY and self._destination.make_directory(path):
                 self._made.append(path)
 
     def receive(self, paths: list[str], message: Message) -> None:
@@ -60,42 +58,48 @@ class Download:
 
         Raises:
             OSError: it cannot be written.
+            SyncError: it is not what was asked for.
         """
         header = message.header
         if message.type == "files":
-            for (number, mode, mtime_ns), content in zip(header["items"], message.buffers, strict=True):
-                self._begin(number, paths[number])
-                self._write(content)
-                self._end(paths[number], mode, mtime_ns)
+            for (number, *last), content in zip(header["items"], message.buffers, strict=True):
+                path = _path(paths, number)
+                self._begin(number, path)
+                self._write(0, content)
+                self._end(path, last)
         elif message.type == "chunk":
             number, last = header["number"], header["last"]
+            path = _path(paths, number)
             if self._open is None or self._open[0] != number:
-                self._begin(number, paths[number])
-            assert self._open is not None
-            self._open[2].seek(header["offset"])
-            self._open[2].truncate()
-            self._write(message.buffers[0])
+                self._begin(number, path)
+            self._write(header["offset"], message.buffers[0])
             if last is not None:
-                self._end(paths[number], *last)
+                self._end(path, last)
 
     def _begin(self, number: int, path: str) -> None:
-        self.close()
-        name = os.path.join(os.path.dirname(os.path.abspath(self._local(path))), f".atoll-{secrets.token_hex(8)}")
-        self._open = (number, name, open(name, "xb"))
+        self._drop()
+        self._open = (number, self._destination.create(path), 0)
 
-    def _write(self, content: bytearray) -> None:
+    def _write(self, offset: Any, content: bytearray) -> None:
         assert self._open is not None
-        self._open[2].write(content)
+        number, file, size = self._open
+        if type(offset) is not int or not 0 <= offset <= size:
+            raise SyncError("a piece of a file is missing")
+        if offset < size:  # the file changed while it was read, and comes again
+            os.ftruncate(file.descriptor, offset)
+            os.lseek(file.descriptor, offset, os.SEEK_SET)
+        view = memoryview(content)
+        while view.nbytes:
+            view = view[os.write(file.descriptor, view) :]
+        self._open = (number, file, offset + len(content))
         if self._progress is not None:
             self._progress.advance(0, len(content))
 
-    def _end(self, path: str, mode: int, mtime_ns: int) -> None:
+    def _end(self, path: str, last: Any) -> None:
         assert self._open is not None
-        _, name, file = self._open
-        file.close()
-        os.chmod(name, mode & 0o777)
-        os.utime(name, ns=(mtime_ns, mtime_ns))
-        os.replace(name, self._local(path))
+        if not isinstance(last, list) or [type(value) for value in last] != [int, int]:
+            raise SyncError(f"mode and time of `{printable(path)}` are malformed")
+        self._destination.complete(path, self._open[1], *last)
         self._open = None
         if self._progress is not None:
             self._progress.advance(1, 0)
@@ -108,24 +112,36 @@ class Download:
         """
         for path, entry in self._tree.items():
             if entry.kind == SYMLINK:
-                local = self._local(path)
-                temporary = f"{local}.{secrets.token_hex(4)}"
-                os.symlink(to_native(entry.target), temporary)
-                if os.utime in os.supports_follow_symlinks:
-                    os.utime(temporary, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
-                os.replace(temporary, local)
+                self._destination.make_symlink(path, entry.target, entry.mtime_ns)
         for path in reversed(self._made):
             entry = self._tree[path]
-            os.utime(self._local(path), ns=(entry.mtime_ns, entry.mtime_ns))
-            os.chmod(self._local(path), entry.mode & 0o777)
+            self._destination.finish_directory(path, entry.mode, entry.mtime_ns)
 
     def close(self) -> None:
         """Drop a file that is not complete."""
-        if self._open is not None:
-            _, name, file = self._open
-            self._open = None
-            file.close()
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+        self._drop()
+        self._destination.close()
         if self._progress is not None:
             self._progress.close()
+
+    def _drop(self) -> None:
+        if self._open is not None:
+            file = self._open[1]
+            self._open = None
+            file.discard()
+
+
+def _check_shape(tree: Tree) -> None:
+    """Check that everything is in a directory of the tree itself, and not behind a symlink of it."""
+    if "" not in tree or tree[""].kind not in (DIRECTORY, FILE):
+        raise SyncError("what the volume sent is not a tree")
+    for path in tree:
+        above = tree.get(parent_of(path))
+        if path and (above is None or above.kind != DIRECTORY):
+            raise SyncError(f"`{printable(path)}` is in no directory of its tree")
+
+
+def _path(paths: list[str], number: Any) -> str:
+    if type(number) is not int or not 0 <= number < len(paths):
+        raise SyncError("a file arrived that was not asked for")
+    return paths[number]
