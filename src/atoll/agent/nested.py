@@ -6,10 +6,8 @@ socket pair is sent to the daemon, which serves it as a client whose user and pa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
 
 from atoll.errors import SerializationError
 from atoll.wire.channel import Channel, Socket, pair
@@ -20,15 +18,13 @@ _control: tuple[int, Channel] | None = None
 _unpickling = 0
 
 
-@contextlib.contextmanager
-def unpickling() -> Iterator[None]:
-    """Refuse calls meanwhile: a module that calls a function when it is imported would make workers without an end."""
+def refuse(thread: int) -> None:
+    """Refuse calls of this thread, until 0 is given: while it unpickles a function, which may import the program.
+
+    A module that calls a function when it is imported would make workers without an end.
+    """
     global _unpickling
-    _unpickling = threading.get_ident()
-    try:
-        yield
-    finally:
-        _unpickling = 0
+    _unpickling = thread
 
 
 def use(control: Channel) -> None:

@@ -21,6 +21,7 @@ import contextlib
 import os
 import select
 import sys
+import threading
 import time
 import types
 from typing import Any, NoReturn
@@ -205,9 +206,12 @@ class Worker:
 
         call = header.get("call")
         try:
-            with nested.unpickling():
+            nested.refuse(threading.get_ident())
+            try:
                 function = payload.loads_function(buffers[0], bool(header.get("reusable")))
                 args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
+            finally:
+                nested.refuse(0)
             self._show_in_main(function)
             del buffers[:]
             value = function(*args, **kwargs)
