@@ -458,6 +458,25 @@ def test_a_killed_build_is_cleaned_up(machine: Machine) -> None:
     assert [record.requirements[0] for record in machine.store.list()] == ["alpha"]
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"key": 1}', "\udcff"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_damaged_record_counts_as_none(machine: Machine, damage: str, restarted: bool) -> None:
+    """An environment whose record cannot be read is built again, at once and after a restart."""
+    machine.wheel("alpha")
+    environment = machine.ensure("alpha")
+    record = environment.directory / "record.json"
+    whole = record.read_bytes()
+    record.write_bytes(damage.encode("utf-8", "surrogateescape"))
+    assert machine.store.list() == []
+    if restarted:
+        machine.store = machine.new_store()
+        machine.store.prepare()
+        assert not environment.directory.exists()
+    assert machine.ensure("alpha") == environment
+    assert json.loads(record.read_bytes())["requirements"] == json.loads(whole)["requirements"]
+    assert [found.key for found in machine.store.list()] == [environment.key]
+
+
 def test_a_cancelled_build_stops_and_the_next_one_works(machine: Machine) -> None:
     """When the last who asked goes away the build ends; who asks then gets a build of its own."""
     machine.sdist("delta", "    import time; time.sleep(300)")

@@ -100,11 +100,14 @@ def read(directory: Path) -> EnvironmentRecord | None:
         data = json.loads(path.read_text("utf-8"))
         data["requirements"] = tuple(data["requirements"])
         data["last_used"] = path.stat().st_mtime
-        return EnvironmentRecord(**data)
-    except (OSError, ValueError, TypeError, KeyError):
+        record = EnvironmentRecord(**data)
+        numbers = (record.size_bytes, record.created, record.build_seconds)
+        whole = record.key == directory.name and all(isinstance(number, (int, float)) for number in numbers)
+        return record if whole else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
 def complete(directory: Path) -> bool:
-    """Whether the environment is complete and its Python still there."""
-    return (directory / "record.json").exists() and (directory / "env" / "bin" / "python").exists()
+    """Whether the environment is complete and its Python still there; a record that is damaged counts as none."""
+    return read(directory) is not None and (directory / "env" / "bin" / "python").exists()

@@ -1,6 +1,6 @@
 """The directory of environments: what is there, which generation is current, and removing.
 
-A directory without `record.json` is what a build or a removal left that was killed; it counts as absent. Whoever
+A directory without a readable `record.json` is what a build or a removal left that was killed; it counts as absent. Whoever
 changes a name's state here holds its lock.
 """
 
@@ -56,7 +56,7 @@ class Shelf:
     def clean(self) -> None:
         """Remove what builds and removals left that were killed; what somebody works on stays."""
         work = [path.name for path in self._work.iterdir()]
-        for name in {*work, *(name for name in self.names() if not (self.path(name) / "record.json").exists())}:
+        for name in {*work, *(name for name in self.names() if records.read(self.path(name)) is None)}:
             lock = locks.try_lock(self.lock_path(name), exclusive=True)
             if lock is not None:
                 with lock:
@@ -147,7 +147,7 @@ class Shelf:
         """Remove what is not complete under this name; the caller holds its lock."""
         shutil.rmtree(self._work / name, ignore_errors=True)
         directory = self.path(name)
-        if not (directory / "record.json").exists():
+        if records.read(directory) is None:
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """The environments of one machine: each complete or absent, built once, never removed while it is used.
 
 An environment is built in the builder's workshop and moved to its directory, where `record.json` is written last:
-without it the directory counts as absent and is removed at the next start or request. Whoever builds or removes holds
+without it, or with one that cannot be read, the directory counts as absent and is removed at the next start or request. Whoever builds or removes holds
 the environment's lock exclusively, sandboxes hold it shared. In one process all who ask share one task; in another
 process they wait for the lock, reading along in the log.
 
