@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from atoll.environments import interpreter
 from atoll.environments.interpreter import binds, find, fits, probe
-from atoll.errors import EnvironmentBuildError
+from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.specs import EnvironmentSpec
 
 BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -137,3 +138,33 @@ def test_libraries_from_elsewhere_are_shown_and_the_systems_are_not(tmp_path: Pa
     library.write_text("")
     shown = binds("/usr/bin/python3.11", "/usr", "3.11.2", [str(library), "/usr/lib/libc.so.6", "/dev/zero"])
     assert [bind.source for bind in shown] == [str(library)]
+
+
+def test_a_machine_that_is_out_of_descriptors_is_said(tmp_path: Path) -> None:
+    """Where no process can be started for want of descriptors, the error is that and not the interpreter's."""
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def starved() -> None:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(opened) + 1, hard))
+        try:
+            await probe(str(link))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in opened:
+                os.close(descriptor)
+
+    with pytest.raises(StateUnusable, match="too many open files") as caught:
+        asyncio.run(starved())
+    assert "ulimit -n" in caught.value.hint
+    assert asyncio.run(probe(str(link))).version
+
+
+def test_a_program_that_may_not_be_started_is_said(tmp_path: Path) -> None:
+    """The system's own reason is in the message."""
+    path = tmp_path / "python"
+    path.write_text("")
+    with pytest.raises(EnvironmentBuildError, match="cannot be started: permission denied"):
+        asyncio.run(probe(str(path)))

@@ -8,6 +8,7 @@ elsewhere) is read from the process itself.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -20,7 +21,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from atoll import process, settings
-from atoll.errors import EnvironmentBuildError
+from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.places import Bind
 from atoll.model.specs import EnvironmentSpec
 
@@ -28,6 +29,9 @@ SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/lib
 """What every sandbox sees anyway."""
 
 _SHARED_DIRECTORIES = ("/", "/opt", "/home", "/srv", "/mnt", "/var", "/data", "/media", "/tmp", "/etc", "/run")
+
+_MACHINES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+"""The reasons for which a process cannot be started that are not its program's."""
 
 _PROBE = """
 import json, os, sys, sysconfig
@@ -143,7 +147,21 @@ async def _ask(executable: str) -> dict[str, Any]:
         )
         facts: dict[str, Any] = json.loads(done.output.strip().splitlines()[-1])
         return facts
-    except (OSError, TimeoutError, ValueError, IndexError) as error:
+    except TimeoutError as error:
+        raise EnvironmentBuildError(
+            f"`{executable}` did not answer within 30 seconds", hint=f"try `{executable} -I -c 'print(1)'`"
+        ) from error
+    except OSError as error:
+        if error.errno in _MACHINES:
+            raise StateUnusable(
+                f"cannot start `{executable}`: {(error.strerror or str(error)).lower()}",
+                hint="end what uses so many files, processes or memory, or raise the limit (`ulimit -n`, `ulimit -u`)",
+            ) from error
+        raise EnvironmentBuildError(
+            f"`{executable}` cannot be started: {(error.strerror or str(error)).lower()}",
+            hint=f"try `{executable} -I -c 'print(1)'`",
+        ) from error
+    except (ValueError, IndexError) as error:
         raise EnvironmentBuildError(
             f"`{executable}` does not run as a Python", hint=f"try `{executable} -I -c 'print(1)'`"
         ) from error
