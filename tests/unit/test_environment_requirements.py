@@ -266,6 +266,13 @@ def test_a_hostile_log_is_explained_in_linear_time(log: str) -> None:
     assert time.process_time() - started < 1
 
 
+def test_a_failed_build_that_printed_too_much_is_still_one() -> None:
+    """Where the builder's first words are no longer kept, its last ones say what failed."""
+    log = "x" * 99 + "\n"
+    log = log * 5000 + "hint: Build failures usually indicate a problem with the package or the build environment\n"
+    assert "a package failed to build from its source" in str(explain("0" * 32, 1, log))
+
+
 _names = st.from_regex(r"[a-z][a-z0-9]{0,6}([-_.][a-z0-9]{1,4})?", fullmatch=True).filter(
     lambda name: name.replace("_", "-").replace(".", "-") not in ("atoll", "fal-serverless")
 )

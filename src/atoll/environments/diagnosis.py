@@ -112,7 +112,7 @@ def _read(log: str, status: int) -> tuple[str, str]:
     if denied:
         return (f"the builder may not read `{denied}`", f"let everyone read it: `chmod a+rX {denied}`")
     failed = _first(r"Failed to build:? `?([^`\s]+)`?", log) or _first(r"error: Failed to build `?([^`\s]+)", log)
-    if failed or "Call to `" in log or "Build backend" in log:
+    if failed or any(words in log for words in ("Call to `", "Build backend", "Build failures usually indicate")):
         return (
             f"{f'`{failed}`' if failed else 'a package'} failed to build from its source",
             (
