@@ -122,11 +122,9 @@ class Connection:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     async def _lease(self, message: dict[str, Any]) -> None:
-        spec = self._checked(LeaseSpec.from_data(message.get("spec")))
+        spec = self._checked(_read_spec(message.get("spec")))
         store = self._daemon.node.environments
-        environment = await self._until_gone(
-            store.ensure(spec.environment, self._progress(), nested=self._peer.nested)
-        )
+        environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))
         lease = self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
         try:
             await self._wait_granted(lease)
@@ -202,7 +200,7 @@ class Connection:
             raise errors.ResourcesUnavailable("a function cannot open a shell", hint="run it from the command line")
         descriptors = self._channel.take_descriptors(3)
         try:
-            spec = self._checked(LeaseSpec.from_data(message.get("spec")))
+            spec = self._checked(_read_spec(message.get("spec")))
             environment = await self._until_gone(
                 self._daemon.node.environments.ensure(spec.environment, self._progress())
             )
@@ -233,6 +231,15 @@ class Connection:
         await self._channel.send({"type": "answer", "value": answer})
         if name in ("stop", "drain"):
             self._daemon.leave(at_once=name == "stop")
+
+
+def _read_spec(data: Any) -> LeaseSpec:
+    try:
+        return LeaseSpec.from_data(data)
+    except ValueError as error:
+        raise errors.ResourcesUnavailable(
+            f"the daemon does not take this call: {error}", hint="mend the option; large values belong in `/data`"
+        ) from error
 
 
 RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
