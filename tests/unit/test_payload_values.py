@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import threading
+import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,36 @@ def test_an_argument_that_cannot_travel_is_named(args: Any, kwargs: Any, words: 
         assert word in caught.value.message
     assert caught.value.hint
     assert caught.value.__cause__ is not None
+
+
+def test_the_cause_of_a_refusal_is_short() -> None:
+    """The cause shows one line, or where a reducer of the user's raised, its frames; the picklers' are dropped."""
+    space: dict[str, Any] = {"lock": threading.Lock(), "__name__": "__main__"}
+    exec("def f(): return lock", space)
+
+    class Slotted:
+        __slots__ = ("a",)
+
+        def __reduce__(self) -> Any:
+            return super().__reduce__()
+
+    attempts: list[tuple[Any, list[str]]] = [
+        (lambda: payload.dumps_arguments((threading.Lock(),), {}), []),
+        (lambda: payload.dumps_arguments((_deep(),), {}), []),
+        (lambda: FunctionPickler(space["f"]).dumps(), []),
+        (lambda: payload.loads_result(b"nonsense"), []),
+        (lambda: payload.dumps_arguments((Broken(),), {}), ["__reduce__"]),
+        (lambda: payload.dumps_arguments((Slotted(),), {}), ["__reduce__"]),
+    ]
+    for attempt, frames in attempts:
+        with pytest.raises(SerializationError) as caught:
+            attempt()
+        cause = caught.value.__cause__
+        assert cause is not None
+        shown = "".join(traceback.format_exception(cause))
+        assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)] == frames
+        assert len(shown.splitlines()) <= 9, shown
+        assert "cloudpickle" not in shown
 
 
 def test_an_argument_without_a_name_is_counted() -> None:

@@ -9,15 +9,14 @@ with their source (`sdk.sources`).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import io
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from atoll.agent import pickling
@@ -25,7 +24,7 @@ from atoll.agent.payload import first_line, import_function, type_name
 from atoll.errors import SerializationError
 from atoll.sdk import project, stamps
 from atoll.sdk.captures import Captures
-from atoll.sdk.code import code_facts
+from atoll.sdk.culprits import culprit_in, describe_captured, failure, without_own_frames
 
 
 class _Made(NamedTuple):
@@ -89,7 +88,7 @@ class FunctionPickler:
             data, _ = pickling.dumps(self.function, by_value, out_of_band=False)
         except Exception as error:
             if module is None or not self._importable():
-                raise self._refused(error, by_value) from error
+                raise self._refused(error, by_value) from without_own_frames(error)
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
             return _Made(captures, data, False, frozenset())
         return _Made(captures, data, captures.constant, by_value)
@@ -128,7 +127,7 @@ class FunctionPickler:
 
     def _refused(self, error: Exception, by_value: frozenset[str]) -> SerializationError:
         name = getattr(self.function, "__qualname__", None) or type_name(self.function)
-        culprit = _captured_culprit(self.function, by_value)
+        culprit = describe_captured(self.function, by_value)
         return SerializationError(
             f"the function `{name}` cannot be sent: {culprit or first_line(error)}",
             hint="create it inside the function, or pass plain data",
@@ -176,7 +175,7 @@ def dumps_arguments(
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
         return pickling.dumps((args, kwargs), by_value)
     except Exception as error:
-        raise _argument_refused(args, kwargs, by_value, function, error) from error
+        raise _argument_refused(args, kwargs, by_value, function, error) from without_own_frames(error)
 
 
 def _argument_refused(
@@ -187,10 +186,10 @@ def _argument_refused(
     error: Exception,
 ) -> SerializationError:
     for name, value in [*zip(_names(function, len(args)), args, strict=True), *kwargs.items()]:
-        reason = _failure(value, by_value)
+        reason = failure(value, by_value)
         if reason is None:
             continue
-        path, culprit = _culprit(name if name.isidentifier() else "it", value, by_value)
+        path, culprit = culprit_in(name if name.isidentifier() else "it", value, by_value)
         message = f"the argument `{name}` cannot be sent: a `{type_name(value)}`: {first_line(reason)}"
         if culprit is not value:
             message += f" (`{path}` is a `{type_name(culprit)}`)"
@@ -213,118 +212,6 @@ def _names(function: Callable[..., Any] | None, count: int) -> list[str]:
             break
         names[position] = parameter.name
     return names
-
-
-def _failure(value: Any, by_value: frozenset[str]) -> Exception | None:
-    try:
-        pickling.dumps(value, by_value)
-    except Exception as error:
-        return error
-    return None
-
-
-_SEARCHED = 200
-
-
-def _culprit(path: str, value: Any, by_value: frozenset[str], depth: int = 6) -> tuple[str, Any]:
-    """Follow what cannot be pickled into containers and attributes, as far as that is cheap."""
-    if depth == 0:
-        return path, value
-    for step, part in _parts(value):
-        if _failure(part, by_value) is not None:
-            return _culprit(path + step, part, by_value, depth - 1)
-    return path, value
-
-
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [(f"[{_short(key)}]", part) for key, part in list(value.items())[:_SEARCHED]]
-    if isinstance(value, (list, tuple)):
-        return [(f"[{index}]", part) for index, part in enumerate(value[:_SEARCHED])]
-    reduce: Any = type(value).__reduce__
-    if reduce is object.__reduce__ and not isinstance(value, type):
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict):
-            return [(f".{name}", part) for name, part in list(attributes.items())[:_SEARCHED]]
-    return []
-
-
-def _short(key: Any) -> str:
-    try:
-        text = repr(key)
-    except Exception:
-        text = f"<{type(key).__name__}>"
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _captured_culprit(function: Any, by_value: frozenset[str]) -> str:
-    """Say what the function, or what it calls, uses that cannot be pickled; empty where nothing is found."""
-    chain, culprit = _search_captured(function, by_value, set())
-    if not chain:
-        return f"its {culprit}" if culprit else ""
-    return "it uses " + ", which uses ".join(f"`{name}`" for name in chain) + f", whose {culprit}"
-
-
-def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tuple[list[str], str]:
-    """Return the names that lead from `user` to what uses the culprit, and what that is; empty text for none."""
-    seen.add(id(user))
-    inner = []
-    for kind, name, value in _captured(user):
-        if id(value) in seen:
-            continue
-        reason = _failure(value, by_value)
-        if reason is None:
-            continue
-        used = _user(value, by_value)
-        if used is not None:
-            inner.append((name, used))
-            continue
-        path, culprit = _culprit(name, value, by_value)
-        at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"
-        return [], f"{kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}"
-    for name, used in inner:
-        if id(used) not in seen:
-            chain, found = _search_captured(used, by_value, seen)
-            if found:
-                return [name, *chain], found
-    return [], ""
-
-
-def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield what travels with a function or a class: what it is to it, its name, the value."""
-    while isinstance(user, (functools.partial, MethodType)):
-        user = user.func if isinstance(user, functools.partial) else user.__func__
-    if isinstance(user, type):
-        made_again = (GetSetDescriptorType, MemberDescriptorType)  # with the class, as is `_abc_impl`
-        for name, value in tuple(vars(user).items()):
-            if type(value) not in made_again and name != "_abc_impl":
-                yield "attribute", name, value
-        yield from (("base", base.__name__, base) for base in user.__bases__)
-    if type(user) is not FunctionType:
-        return
-    for name in code_facts(user.__code__).names:
-        if name in user.__globals__:
-            yield "global", name, user.__globals__[name]
-    for name, cell in zip(user.__code__.co_freevars, user.__closure__ or (), strict=False):
-        with contextlib.suppress(ValueError):  # it holds nothing yet
-            yield "variable", name, cell.cell_contents
-    names = user.__code__.co_varnames[: user.__code__.co_argcount]
-    defaults = user.__defaults__ or ()
-    yield from (("default", *one) for one in zip(names[len(names) - len(defaults) :], defaults, strict=False))
-    yield from (("default", *one) for one in (user.__kwdefaults__ or {}).items())
-
-
-def _user(value: Any, by_value: frozenset[str]) -> Any:
-    """Return the function or class whose captures keep `value` from being pickled; None where it is to blame itself."""
-    if isinstance(value, (FunctionType, type)):
-        return value
-    if hasattr(type(value), "__atoll_function__"):
-        return value.__atoll_function__
-    for name in ("func", "__func__", "fget", "__wrapped__"):  # partials and properties, methods, wrappers
-        inner = getattr(value, name, None)
-        if isinstance(inner, (FunctionType, type)) and _failure(inner, by_value) is not None:
-            return inner
-    return type(value) if _failure(type(value), by_value) is not None else None
 
 
 # --- results ----------------------------------------------------------------------------------------------------
@@ -386,8 +273,8 @@ def loads_result(data: Any, buffers: Sequence[Any] = ()) -> Any:
                 f"the result cannot be unpickled here: no module `{error.name}`",
                 hint=f"install what provides `{error.name}` in this environment, or return plain data",
                 module=error.name,
-            ) from error
+            ) from without_own_frames(error)
         raise SerializationError(
             f"the result cannot be unpickled here: {type(error).__name__}: {first_line(error)}",
             hint="install the versions that the function's environment has, or return plain data",
-        ) from error
+        ) from without_own_frames(error)

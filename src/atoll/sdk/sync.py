@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from atoll.errors import SyncError
+
 if TYPE_CHECKING:
     from atoll.host.contract import Host
 
@@ -86,7 +88,12 @@ def _check_source(source: str) -> None:
     """Refuse what is no directory before a host is started for it."""
     from atoll.storage.scan import check_source
 
-    check_source(source)
+    try:
+        check_source(source)
+    except SyncError as error:
+        if error.__cause__ is not None:  # its message says what this one says
+            error.__cause__.__traceback__ = None
+        raise
 
 
 def _below(root: str, path: str) -> str:
