@@ -391,3 +391,43 @@ def test_system_exit_in_a_chain_arrives() -> None:
     there = send(exc)
     assert isinstance(there.__context__, SystemExit)
     assert there.__context__.code == 3
+
+
+def test_a_python_without_groups_and_columns_describes_its_exceptions(tmp_path: Path) -> None:
+    """Before Python 3.11 there are neither; an exception is described with its chain and lines all the same."""
+    out = run_script(
+        tmp_path,
+        """
+import builtins, sys, types
+from atoll.agent import exceptions, pickling
+pickling.cloudpickle()
+def fail():
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        raise KeyError("k") from error
+def old(code):
+    return types.SimpleNamespace(**{name: getattr(code, name) for name in dir(code) if name != "co_positions"})
+def old_entry(entry):
+    if entry is None:
+        return None
+    frame = types.SimpleNamespace(f_code=old(entry.tb_frame.f_code), f_globals=entry.tb_frame.f_globals)
+    return types.SimpleNamespace(tb_frame=frame, tb_lineno=entry.tb_lineno, tb_lasti=entry.tb_lasti, tb_next=None)
+walk = exceptions._walk
+exceptions._walk = lambda traceback: map(old_entry, walk(traceback))
+groups = builtins.BaseExceptionGroup, builtins.ExceptionGroup
+del builtins.BaseExceptionGroup, builtins.ExceptionGroup
+try:
+    fail()
+except KeyError as error:
+    header, buffers = exceptions.dumps(error)
+builtins.BaseExceptionGroup, builtins.ExceptionGroup = groups
+from atoll.sdk import exceptions as sdk
+there = sdk.loads(header, buffers)
+print(type(there), type(there.__cause__), header["exceptions"][0]["frames"][-1][1:])
+""",
+    )
+    assert out == (
+        "<class 'KeyError'> <class 'ZeroDivisionError'> "
+        "[9, 'fail', '        raise KeyError(\"k\") from error', None, None, None]\n"
+    )

@@ -14,7 +14,9 @@ Nothing that an exception's own methods raise gets out of here.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import itertools
 import linecache
 import os
 from collections.abc import Iterator
@@ -61,15 +63,17 @@ def _name_original(exc: BaseException) -> None:
                 exc.path = shown
 
 
-def _members(exc: BaseException) -> tuple[BaseException, ...]:
-    return exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+def _members(exc: BaseException) -> tuple[BaseException, ...] | None:
+    """The members of a group; None for every other exception, and where Python has no groups."""
+    group: Any = getattr(builtins, "BaseExceptionGroup", ())
+    return exc.exceptions if isinstance(exc, group) else None
 
 
 def _reachable(exc: BaseException) -> list[BaseException]:
     found = [exc]
     seen = {id(exc)}
     for one in found:
-        for other in (*_members(one), one.__cause__, one.__context__):
+        for other in (*(_members(one) or ()), one.__cause__, one.__context__):
             if other is not None and id(other) not in seen and len(found) < MOST_NODES:
                 seen.add(id(other))
                 found.append(other)
@@ -77,7 +81,7 @@ def _reachable(exc: BaseException) -> list[BaseException]:
 
 
 def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int]) -> dict[str, Any]:
-    group = isinstance(exc, BaseExceptionGroup)
+    members = _members(exc)
     node: dict[str, Any] = {
         "type": type_name(exc),
         "text": _clip(_text(exc), room),
@@ -86,14 +90,14 @@ def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], r
         "context": numbers.get(id(exc.__context__), -1),
         "suppress": exc.__suppress_context__,
         "notes": _notes(exc, room),
-        "members": [numbers[id(one)] for one in _members(exc) if id(one) in numbers] if group else None,
+        "members": None if members is None else [numbers[id(one)] for one in members if id(one) in numbers],
         "pickle": -1,
         "buffers": 0,
         "refused": "",
     }
     try:
-        if isinstance(exc, BaseExceptionGroup):  # its members are nodes of their own
-            data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))
+        if members is not None:  # they are nodes of their own
+            data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))  # type: ignore[attr-defined]
         else:
             data, pieces = pickling.dumps(exc)
             if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
@@ -153,12 +157,8 @@ def _is_own(entry: TracebackType) -> bool:
 
 def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
     code = entry.tb_frame.f_code
-    line, end, start, stop = entry.tb_lineno, None, None, None
-    for index, position in enumerate(code.co_positions()):
-        if index == entry.tb_lasti // 2:
-            if position[0] == line:
-                _, end, start, stop = position
-            break
+    line = entry.tb_lineno
+    end, start, stop = _columns(code, entry.tb_lasti, line)
     file = code.co_filename
     source = linecache.getline(file, line, entry.tb_frame.f_globals) if line else ""
     return [
@@ -170,3 +170,10 @@ def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
         start,
         stop,
     ]
+
+
+def _columns(code: Any, instruction: int, line: int) -> tuple[Any, Any, Any]:
+    """Return the last line of what raised, and its columns; nothing before Python 3.11, which does not know them."""
+    positions = code.co_positions() if hasattr(code, "co_positions") else ()
+    first, end, start, stop = next(itertools.islice(positions, instruction // 2, None), (None, None, None, None))
+    return (end, start, stop) if first == line else (None, None, None)
