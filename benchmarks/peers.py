@@ -75,8 +75,14 @@ class Bubblewrap:
         self._null = os.open(os.devnull, os.O_WRONLY)
         self._files = {file.target: _memory_file(file.content) for file in policy.files}
         filter_fd = _memory_file(seccomp.program(here.architecture))
+        self._held = os.dup(self._null)
         options = bwrap.options(
-            policy, as_root=as_root, seccomp_fd=filter_fd, status_fd=self._null, file_fds=self._files
+            policy,
+            as_root=as_root,
+            seccomp_fd=filter_fd,
+            status_fd=self._null,
+            lifeline_fd=self._held,
+            file_fds=self._files,
         )
         args_fd = _memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
         setpriv = programs.find_setpriv() if as_root else ""
@@ -91,7 +97,9 @@ class Bubblewrap:
             os.lseek(descriptor, 0, os.SEEK_SET)
 
     def run(self) -> None:
-        subprocess.run(self._argv, env={}, pass_fds=(*self._rewound, self._null), check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            self._argv, env={}, pass_fds=(*self._rewound, self._null, self._held), check=True, stdin=subprocess.DEVNULL
+        )
 
 
 def _memory_file(content: bytes) -> int:
