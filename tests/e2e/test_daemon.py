@@ -428,6 +428,25 @@ def test_a_worker_that_uses_too_much_memory_is_named(atoll_home: Home) -> None:
     assert hog(10 << 20) == 10
 
 
+def test_children_that_were_forked_at_once_are_under_the_limit(atoll_home: Home) -> None:
+    """A process that the function starts on its first line cannot use more than its worker may."""
+    (atoll_home.path / "settings.toml").write_text(f"[pool]\nworker_memory_bytes = {200 << 20}\n")
+
+    @isolated(host=LocalHost(atoll_home.path))
+    def fork() -> bytes:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            time.sleep(1.0)  # until the worker has come under its limit
+            kept = os.urandom(1 << 20) * 600
+            os.write(write, b"%d" % len(kept))
+            os._exit(0)
+        os.close(write)
+        return os.read(read, 100)
+
+    with contextlib.suppress(errors.OutOfMemory):  # where all of the worker is ended with it
+        assert fork() == b""
+
+
 def test_settings_that_are_wrong_are_named(atoll_home: Home, program: Path) -> None:
     """A mistake in settings.toml is told with the option's name, and with what would be right."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslot = 1\n")

@@ -71,12 +71,10 @@ class Pool:
     def __init__(self, node: Node, bounds: Bounds, worker_memory_bytes: int, on_connect: Connect) -> None:
         self._node = node
         self._schedule = Schedule(bounds)
-        self._bounds = bounds
         self._worker_memory_bytes = worker_memory_bytes
         self._on_connect = on_connect
         self._environments: dict[str, Environment] = {}
         self._leases: dict[str, Lease] = {}
-        self._functions: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, PoolWorker] = {}
         self._sandboxes: dict[str, PoolSandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -102,10 +100,9 @@ class Pool:
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
         key = WorkerKey(sandbox, spec.env, spec.sources)
-        lease = Lease(f"l{self._count}", user, spec.environment)
+        lease = Lease(f"l{self._count}", spec)
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
-        self._functions[lease.id] = (spec.function, spec.keep_alive_seconds)
         self._perform(self._schedule.ask(Request(lease.id, key, spec.keep_alive_seconds, parent)))
         return lease
 
@@ -116,7 +113,6 @@ class Pool:
     def release(self, lease: Lease) -> None:
         """End a lease, waiting or granted: a call that runs under it is killed, an idle worker is kept."""
         self._leases.pop(lease.id, None)
-        self._functions.pop(lease.id, None)
         self.close_descriptors(lease)
         if not lease.granted.done():
             lease.granted.cancel()
@@ -131,7 +127,7 @@ class Pool:
     def environment_of(self, worker: str) -> EnvironmentSpec:
         """Return what the environment of a worker was asked for with: code in it asks on the same terms."""
         known = self._workers.get(worker)
-        return known.environment if known is not None else EnvironmentSpec()
+        return known.spec.environment if known is not None and known.spec is not None else EnvironmentSpec()
 
     async def close(self) -> None:
         """End every sandbox and wait until they are gone."""
@@ -163,7 +159,7 @@ class Pool:
             {
                 "id": one.id,
                 "sandbox": one.sandbox,
-                "function": one.function,
+                "function": one.spec.function if one.spec is not None else "",
                 "state": self._state(one.id, usage.get(one.id, {})),
                 "pid": one.pid,
                 "started_at": one.started_at,
@@ -293,29 +289,26 @@ class Pool:
         control = AsyncChannel(ours)
         control.learn_sender()
         task = self._spawn(self._listen(action.worker, control))
-        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task)
+        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task, theirs)
         self._workers[action.worker] = worker
-        self._control_end = theirs
 
     def _grant(self, action: Grant) -> None:
         lease, worker = self._leases[action.request], self._workers[action.worker]
-        name, keep_alive = self._functions.pop(lease.id)
         client, inside = pair()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
         lease.descriptors = (client.detach(), out_read, err_read)
-        message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": keep_alive}
+        message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}
         descriptors = [inside.fileno(), out_write, err_write]
-        worker.lease, worker.function, worker.environment = lease, name, lease.environment
-        worker.leases += 1
-        if worker.forked:
+        worker.lease, worker.spec = lease, lease.spec
+        if worker.inner_end is None:
             self._post(worker, message, descriptors)
         else:
-            worker.forked = True
             fork = {**message, "type": "fork", "worker": worker.id, "env": dict(worker.key.env)}
-            self._tell(worker.sandbox, fork, [self._control_end.fileno(), *descriptors])
-            self._control_end.close()
+            self._tell(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])
+            worker.inner_end.close()
+            worker.inner_end = None
             lived = self._sandboxes[worker.sandbox].lived
             self._later(HELLO_SECONDS if lived else FIRST_HELLO_SECONDS, self._check_hello, worker.id)
         inside.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -12,7 +11,9 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.node import NodeSandbox
-from atoll.model.specs import EnvironmentSpec, SandboxKey, WorkerKey
+from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
+from atoll.sandbox.limits import Limit
+from atoll.wire.channel import Socket
 from atoll.wire.stream import AsyncChannel
 
 
@@ -25,8 +26,7 @@ class Lease:
     """
 
     id: str
-    user: str
-    environment: EnvironmentSpec
+    spec: LeaseSpec
     worker: str = ""
     epoch: int = 0
     fresh: bool = True
@@ -39,18 +39,22 @@ class Lease:
 
 @dataclass
 class PoolWorker:
+    """A worker as the pool knows it.
+
+    `inner_end` is the worker's end of its control channel, until it is handed over with the fork; `spec` is what its
+    last lease was asked for with.
+    """
+
     id: str
     sandbox: str
     key: WorkerKey
     control: AsyncChannel
     task: asyncio.Task[None]
-    forked: bool = False
+    inner_end: Socket | None
+    spec: LeaseSpec | None = None
     pid: int = 0
-    limit: Any = None
-    function: str = ""
-    environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
+    limit: Limit | None = None
     started_at: float = field(default_factory=time.time)
-    leases: int = 0
     lease: Lease | None = None
     expired: bool = False
     connections: int = 0
@@ -71,25 +75,10 @@ class PoolSandbox:
     """It was ended on purpose."""
 
 
-def put_under(limit: Any, pid: int) -> None:
-    """Put a worker under its limit, with what it has started by now; one that has ended meanwhile needs none."""
-    done: set[int] = set()
-    waiting = {pid}
-    while waiting:
-        for one in waiting:
-            with contextlib.suppress(OSError):
-                limit.add(one)
-        done |= waiting
-        waiting = {child for one in done for child in _children(one)} - done
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError, ValueError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                found.extend(map(int, file.read().split()))
-    return found
+def put_under(limit: Limit, pid: int) -> None:
+    """Put a worker under its limit; one that has ended meanwhile needs none."""
+    with contextlib.suppress(OSError):
+        limit.add(pid)
 
 
 def why(status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 NETWORKS = ("host",)
@@ -229,18 +229,3 @@ def digest(value: Any, length: int = 32) -> str:
     """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, whatever its order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """What `atoll status` says of one worker; times are seconds since the epoch."""
-
-    id: str
-    sandbox: str
-    function: str
-    state: str
-    pid: int = 0
-    started_at: float = 0.0
-    memory_bytes: int = 0
-    calls: int = 0
-    details: Mapping[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.sandbox import cgroups
-from atoll.sandbox.watchdog import Watchdog, started_at
+from atoll.sandbox.watchdog import Watchdog, children, started_at
 from atoll.settings import Settings
 
 _RECORD = "cgroups"
@@ -37,11 +37,17 @@ class Limit:
         self._enforcer = enforcer
 
     def add(self, host_pid: int) -> None:
-        """Put a process, by its number on the host, under the limit, with all that it will start.
+        """Put a process, by its number on the host, under the limit, with all that it has started and will start.
 
         May block for about 10 ms (see `cgroups.Group.add`) and may be called from another thread.
         """
-        self._enforcer.add(host_pid)
+        done: set[int] = set()
+        waiting = {host_pid}
+        while waiting:
+            for pid in waiting:
+                self._enforcer.add(pid)
+            done |= waiting
+            waiting = {child for pid in done for child in children(pid)} - done
 
     def memory_bytes(self) -> int:
         """Return what the processes use together now."""

@@ -63,7 +63,7 @@ class Watchdog:
         self._members = {pid: started for pid, started in self._members.items() if started_at(pid) == started}
         waiting = list(self._members)
         while waiting:
-            for child in _children(waiting.pop()):
+            for child in children(waiting.pop()):
                 if child not in self._members and (started := started_at(child)):
                     self._members[child] = started
                     waiting.append(child)
@@ -89,7 +89,8 @@ def started_at(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that are still its own; none when it has ended."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
