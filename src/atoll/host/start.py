@@ -86,9 +86,10 @@ def _greet(
     """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
     reply: dict[str, Any] | None = None
     try:
-        channel.send({"type": "hello", "version": __version__, "purpose": purpose})
-        if message is not None:
-            channel.send(message, descriptors=descriptors)
+        with contextlib.suppress(ChannelClosed):  # it may have answered the greeting and gone before the rest is sent
+            channel.send({"type": "hello", "version": __version__, "purpose": purpose})
+            if message is not None:
+                channel.send(message, descriptors=descriptors)
         channel.socket.settimeout(GREETING_SECONDS)
         reply = channel.receive().header
         channel.socket.settimeout(None)
