@@ -107,9 +107,15 @@ def test_the_command_line_holds_no_option_that_others_could_read() -> None:
 
 
 def test_an_unknown_network_is_refused() -> None:
-    """A network policy that is not implemented never becomes a weaker one."""
+    """A network policy that is not known never becomes a weaker one."""
     with pytest.raises(KeyError):
-        lines(dataclasses.replace(SMALL, network="none"))
+        lines(dataclasses.replace(SMALL, network="outside"))
+
+
+def test_only_a_network_of_its_own_is_made_by_bubblewrap() -> None:
+    """`none` makes a network namespace, `host` does not."""
+    assert "--unshare-net" in lines(dataclasses.replace(SMALL, network="none"))
+    assert "--unshare-net" not in lines(dataclasses.replace(SMALL, network="host"))
 
 
 def test_the_base_is_in_every_policy() -> None:

@@ -53,7 +53,7 @@ def _print(found: dict[str, Any]) -> None:
         highlight=False,
     )
     for title, rows, columns in (
-        ("sandboxes", found["sandboxes"], ("id", "environment", "user", "pid", "since", "workers")),
+        ("sandboxes", found["sandboxes"], ("id", "environment", "network", "user", "pid", "since", "workers")),
         ("workers", found["workers"], ("id", "sandbox", "function", "state", "pid", "since", "memory", "calls")),
     ):
         if not rows:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from atoll import __version__, errors
 from atoll.environments import requirements
 from atoll.model.specs import LeaseSpec, SandboxKey
+from atoll.sandbox.network import within
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -125,6 +126,7 @@ class Connection:
         spec = self._checked(_read_spec(message.get("spec")))
         store = self._daemon.node.environments
         environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))
+        spec = replace(spec, network=await self._network(spec))
         lease = self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
         try:
             await self._wait_granted(lease)
@@ -184,7 +186,16 @@ class Connection:
         requirements.refuse_host_paths(requirements.parse(spec.environment.requirements))
         caller = self._daemon.pool.environment_of(self._peer.worker or "")
         terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index)
-        return replace(spec, environment=terms)
+        network = within(spec.network, self._daemon.pool.network_of(self._peer.worker or ""))
+        return replace(spec, environment=terms, network=network)
+
+    async def _network(self, spec: LeaseSpec) -> str:
+        """Return the network policy that a lease gets; what it means is said once, to the first who asks for none."""
+        return await self._daemon.node.network(spec.network, self._notice)
+
+    def _notice(self, line: str) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self._channel.post({"type": "notice", "line": line})
 
     # --- everything else --------------------------------------------------------------------------------------------
 
@@ -204,7 +215,7 @@ class Connection:
             environment = await self._until_gone(
                 self._daemon.node.environments.ensure(spec.environment, self._progress())
             )
-            key = SandboxKey(self._peer.user, environment.key, spec.network or "host", spec.mounts)
+            key = SandboxKey(self._peer.user, environment.key, await self._network(spec), spec.mounts)
             shell = self._daemon.node.start_shell(
                 key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
             )

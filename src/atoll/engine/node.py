@@ -165,8 +165,26 @@ class Node:
         """Let go of what the node holds; its sandboxes have ended."""
         self.limits.close()
 
+    async def network(self, asked: str, notice: Callable[[str], None]) -> str:
+        """Return the network policy that a function gets which asks for this one, or for none.
+
+        Args:
+            notice: is told, once in this node's life, that a function which asks for none shares the machine's network.
+
+        Raises:
+            SandboxUnavailable: it asks for one that cannot be made here.
+        """
+        if asked == "outbound":
+            raise errors.SandboxUnavailable("network `outbound` cannot be made yet", hint="leave `network` out")
+        return asked or "host"
+
     def _policy(
-        self, command: Sequence[str], identity: Identity, binds: Sequence[Bind], environment: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        identity: Identity,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        network: str,
     ) -> Policy:
         options = self._settings.sandbox
         return confine(
@@ -175,6 +193,7 @@ class Node:
             identity=identity,
             binds=binds,
             environment=tuple(environment.items()),
+            network=network,
             tmp_bytes=options.tmp_bytes,
             shm_bytes=options.shm_bytes,
         )
@@ -219,7 +238,7 @@ class Node:
                     hint="choose a path of its own, such as `/datasets`",
                 )
             binds.append(Bind(source, target))
-        return self._policy(command, identity, binds, {**self.function_variables(), **variables})
+        return self._policy(command, identity, binds, {**self.function_variables(), **variables}, key.network)
 
     def start_shell(
         self,
@@ -284,7 +303,7 @@ class Node:
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
-        policy = self._policy(command, self._identities.builder(), binds, environment)
+        policy = self._policy(command, self._identities.builder(), binds, environment, "host")
         return await self._launcher.run(policy, on_line=on_line)
 
     # --- storage ----------------------------------------------------------------------------------------------------
@@ -313,7 +332,7 @@ class Node:
         ]
         code = f"import sys; sys.path.insert(0, {LIBRARY!r}); from atoll.storage.peer import main; sys.exit(main())"
         command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
-        policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"})
+        policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"}, "none")
         try:
             with self._complaints("storage.log") as stderr:
                 return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=stderr)

@@ -33,7 +33,7 @@ from atoll.engine.schedule import (
 )
 from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, put_under, why
 from atoll.environments.records import Environment
-from atoll.model.specs import EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
+from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -129,6 +129,11 @@ class Pool:
         known = self._workers.get(worker)
         return known.spec.environment if known is not None and known.spec is not None else EnvironmentSpec()
 
+    def network_of(self, worker: str) -> str:
+        """Return the network policy of a worker's sandbox; the strictest for a worker that is gone."""
+        known = self._workers.get(worker)
+        return known.key.sandbox.network if known is not None else NETWORKS[0]
+
     async def close(self) -> None:
         """End every sandbox and wait until they are gone."""
         self._closing = True
@@ -149,6 +154,7 @@ class Pool:
                 "id": one.id,
                 "user": one.key.user,
                 "environment": one.key.environment,
+                "network": one.key.network,
                 "pid": one.node.pid,
                 "started_at": one.started_at,
                 "workers": sum(1 for worker in self._workers.values() if worker.sandbox == one.id),

@@ -75,7 +75,10 @@ class LocalHost:
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
     ) -> Message:
         """See `contract.Host.run`."""
-        key = (self._home or settings.home_variables(), spec.environment, spec.env, spec.sources, spec.mounts)
+        key = (
+            self._home or settings.home_variables(),
+            *(spec.environment, spec.env, spec.sources, spec.network, spec.mounts),
+        )
         attempts = start.ATTEMPTS
         while True:
             lease = self._take(key)
@@ -148,7 +151,7 @@ class LocalHost:
                         )
                         self._all.add(lease)
                         return lease
-                    case "progress":
+                    case "progress" | "notice":
                         output.notice(str(header.get("line", "")))
                     case "failed":
                         raise errors.from_data(header.get("error") or {})
@@ -241,7 +244,7 @@ def _answers(
                 case "answer":
                     value = header.get("value")
                     return value if isinstance(value, dict) else {}
-                case "progress" if on_progress is not None:
+                case "progress" | "notice" if on_progress is not None:
                     on_progress(str(header.get("line", "")))
                 case "granted" if on_granted is not None:
                     on_granted()

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NETWORKS = ("host",)
-"""The network policies that a sandbox can have so far."""
+NETWORKS = ("none", "outbound", "host")
+"""The network policies that a sandbox can have, from the strictest to the most open."""
 
 
 MAX_REQUIREMENT_BYTES = 32 << 10
@@ -152,7 +152,7 @@ class LeaseSpec:
         environment: the environment to find or build.
         function: the function's name, for status and logs only.
         env, sources: as in `WorkerKey`.
-        network: a policy of `NETWORKS`; empty means the host's default.
+        network: a policy of `NETWORKS`; empty means `outbound` where the machine can, else `host`.
         mounts: as in `SandboxKey`.
         keep_alive_seconds: how long the worker may idle.
     """

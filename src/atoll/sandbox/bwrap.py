@@ -22,8 +22,9 @@ from collections.abc import Mapping
 
 from atoll.sandbox.policy import Policy, beneath
 
-NETWORK: Mapping[str, tuple[str, ...]] = {"host": ()}
-"""What each network policy adds; sharing the host's network is bubblewrap's default."""
+NETWORK: Mapping[str, tuple[str, ...]] = {"host": (), "none": ("--unshare-net",)}
+"""What each network policy adds: sharing the network of who starts it is bubblewrap's default; a network of its own
+has the loopback device only."""
 
 NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_DAC_READ_SEARCH")
 """What `setpriv` needs, and drops, to become the identity; the last lets bubblewrap enter a working directory that

@@ -52,7 +52,8 @@ class Policy:
         binds: what the caller shows; one that is missing makes the launch fail.
         files, tmpfs, directories, links: what exists inside only. Directories have mode 0755.
         environment: the whole environment, as pairs.
-        network: `host` shares the machine's network, abstract Unix sockets included.
+        network: `host` shares the network of who starts the sandbox, abstract Unix sockets included; `none` gives it
+            one of its own, with the loopback device only.
         devices: device nodes of the host, at the same paths.
         sysfs: whether `/sys` is shown, read-only.
         workdir: the directory in which the command starts.

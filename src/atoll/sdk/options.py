@@ -45,7 +45,7 @@ class Options:
         python_version: None means the caller's.
         keep_alive: seconds that an idle worker is kept.
         env: environment variables of the call.
-        network: `host`, or None for the host's default.
+        network: `outbound`, `none` or `host`; None means `outbound` where the machine can, else `host`.
         mounts: path inside -> directory of this machine, shown read-only.
         local_modules: names or paths of the project's modules that travel; None means found automatically.
         host: where it runs; None means the local host.
@@ -159,11 +159,6 @@ def _env(value: Any) -> tuple[tuple[str, str], ...]:
 def _network(value: Any) -> str | None:
     if value is None or value in NETWORKS:
         return value  # type: ignore[no-any-return]  # one of the texts in NETWORKS
-    if value in ("outbound", "none"):
-        raise errors.ResourcesUnavailable(
-            f"network `{value}` is not in this version of Atoll yet, and a policy that is given is never weakened",
-            hint="leave `network` out, or give `host`",
-        )
     raise ValueError(f"unknown network {value!r}; the policies are {', '.join(NETWORKS)}")
 
 
