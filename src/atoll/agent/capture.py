@@ -8,12 +8,12 @@ import os
 import sys
 from typing import Any
 
+_kept: list[int] = []
+"""What descriptors 0 to 2 stand for, out of a function's reach, so that they can be put back."""
+
 
 def open_streams() -> None:
     """Make `sys.stdin`, `sys.stdout` and `sys.stderr` anew over descriptors 0 to 2, unbuffered."""
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
     stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
     for name, stream in (
         ("stdin", stdin),
@@ -40,19 +40,30 @@ def unbuffer_c() -> None:
 
 
 def point(stdout: int, stderr: int) -> None:
-    """Send output to these descriptors, which are closed here."""
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
-    os.close(stdout)
-    os.close(stderr)
+    """Read nothing, and send output to these descriptors, which are this module's from here on."""
+    _keep(os.open(os.devnull, os.O_RDWR), stdout, stderr)
 
 
 def point_nowhere() -> None:
     """Send output to `/dev/null`, so that who reads the pipes sees their end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    os.close(null)
+    _keep(*(os.open(os.devnull, os.O_RDWR) for _ in range(3)))
+
+
+def _keep(*descriptors: int) -> None:
+    for descriptor in _kept:
+        with contextlib.suppress(OSError):  # the function may have closed it
+            os.close(descriptor)
+    _kept[:] = descriptors
+    point_again()
+
+
+def point_again() -> None:
+    """Put descriptors 0 to 2 back, whatever a function has closed or redirected.
+
+    Done when a call ends: the next lease's descriptors must not arrive as one of these.
+    """
+    for number, descriptor in enumerate(_kept):
+        os.dup2(descriptor, number)
 
 
 class ProcessState:
@@ -67,7 +78,10 @@ class ProcessState:
 
     def restore(self) -> None:
         """Put back the working directory, the standard streams, the environment and `sys.argv`."""
-        if (sys.stdin, sys.stdout, sys.stderr) != self._streams:
+        if any(stream.closed for stream in self._streams):
+            open_streams()
+            self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        elif (sys.stdin, sys.stdout, sys.stderr) != self._streams:
             sys.stdin, sys.stdout, sys.stderr = self._streams
         try:
             moved = os.getcwd() != self._directory

@@ -199,6 +199,7 @@ class Worker:
             capture.flush()
             os._exit(0)
         capture.flush()
+        capture.point_again()
         data.send(answer, pieces)
 
     def _answer(self, header: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], list[Any]]:

@@ -68,7 +68,7 @@ class IsolatedFunction(Generic[P, R]):
         self._source = stamps.source_of(function)
         self._prepared: _Prepared | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._run(args, kwargs, None)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -95,7 +95,7 @@ class IsolatedFunction(Generic[P, R]):
         """What the function asks for."""
         return self._options
 
-    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the plain function in this process."""
         return self.__wrapped__(*args, **kwargs)
 
@@ -108,7 +108,7 @@ class IsolatedFunction(Generic[P, R]):
         changes = options if host is None else {**options, "host": host}
         return IsolatedFunction(self.__wrapped__, self._options.with_changes(changes))
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always."""
         future: CallFuture[R] = CallFuture()
         _executor().submit(self._complete, future, args, kwargs)
