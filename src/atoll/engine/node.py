@@ -125,6 +125,7 @@ class Node:
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
         self._interpreter: Interpreter | None = None
+        self._told_of_network = False
 
     def bounds(self) -> Bounds:
         """Return how much this machine runs at a time."""
@@ -176,6 +177,9 @@ class Node:
         """
         if asked == "outbound":
             raise errors.SandboxUnavailable("network `outbound` cannot be made yet", hint="leave `network` out")
+        if not asked and not self._told_of_network:
+            self._told_of_network = True
+            notice("functions share this machine's network")
         return asked or "host"
 
     def _policy(
