@@ -100,6 +100,7 @@ def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], r
             data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))  # type: ignore[attr-defined]
         else:
             data, pieces = pickling.dumps(exc)
+            data = pickling.whole(data)
             if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
                 raise TypeError("it does not come back as its own type")
     except BaseException as error:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import io
 import os
 import pickle
 import sys
@@ -26,10 +25,13 @@ from collections.abc import Callable, Iterable
 from types import FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+from atoll.wire.frames import Rope
+
 NAME = "_atoll_cloudpickle"
 PROTOCOL = 5
 OUT_OF_BAND_BYTES = 2048
 """Smaller buffers stay in the pickle: a piece of a frame costs more than the copy of so few bytes."""
+ROPE_BYTES = 1 << 20
 MAX_BUFFERS = 32_000
 """Buffers of one pickle that travel out of band; a frame holds 65,536."""
 
@@ -102,9 +104,12 @@ def _slots(cls: Any) -> Any:
 
 # --- plain data -------------------------------------------------------------------------------------------------
 
-_ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
+_ATOMS = frozenset({int, float, bool, complex, type(None)})
+_TEXTS = frozenset({str, bytes})
 _SEQUENCES = frozenset({tuple, list, set, frozenset})
 _PLAIN_ITEMS = 128
+_PLAIN_BYTES = 64 << 10
+"""From here on the pickler does better with a file to write to than with memory of its own."""
 
 
 def is_plain(value: Any) -> bool:
@@ -114,7 +119,10 @@ def is_plain(value: Any) -> bool:
         kind = type(item)
         if kind in _ATOMS:
             continue
-        if kind in _SEQUENCES:
+        if kind in _TEXTS:
+            if len(item) >= _PLAIN_BYTES:
+                return False
+        elif kind in _SEQUENCES:
             if len(item) + len(pending) > _PLAIN_ITEMS:
                 return False
             pending.extend(item)
@@ -173,8 +181,10 @@ def _pickler_class() -> Any:
     return Pickler
 
 
-def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True) -> tuple[bytes, list[Any]]:
+def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True) -> tuple[Any, list[Any]]:
     """Pickle `value`; return the pickle and its out-of-band buffers, which are views of memory that `value` owns.
+
+    The pickle is bytes; a large one is a `Rope` where `out_of_band` is given, whose parts are memory of `value` too.
 
     Args:
         by_value: modules whose functions and classes travel by value, as those of `__main__` always do.
@@ -195,16 +205,34 @@ def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool 
         buffers.append(view)
         return False
 
-    with io.BytesIO() as file:
-        _pickler_class()(file, by_value, keep_in_band if out_of_band else None).dump(value)
-        return file.getvalue(), buffers
+    parts: list[Any] = []
+    # The pickler gives large bytes and texts to `write` as they are, and collects everything else in pieces of 64 KiB.
+    _pickler_class()(_Sink(parts.append), by_value, keep_in_band if out_of_band else None).dump(value)
+    if len(parts) == 1:
+        return parts[0], buffers
+    rope = Rope([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])
+    return rope if out_of_band and rope.nbytes >= ROPE_BYTES else b"".join(rope.parts), buffers
+
+
+class _Sink:
+    """A file that can only be written to."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, write: Callable[[Any], Any]) -> None:
+        self.write = write
 
 
 def loads(data: Any, buffers: Iterable[Any] = ()) -> Any:
     """Unpickle what `dumps` made; classes that came by value before are brought up to date."""
     if _module is None:
         cloudpickle()
-    return pickle.loads(data, buffers=buffers)
+    return pickle.loads(whole(data), buffers=buffers)
+
+
+def whole(data: Any) -> Any:
+    """Return a pickle that `dumps` made in one piece."""
+    return b"".join(data.parts) if type(data) is Rope else data
 
 
 # --- rebuilding: pickles name these functions, so they keep their names and signatures --------------------------

@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from atoll.agent import capture, nested
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
+from atoll.wire.payloads import PayloadChannel
 
 FIRST_CALL_SECONDS = 5.0
 MAX_POLL_MILLISECONDS = 1 << 30
@@ -83,7 +84,7 @@ class Worker:
     def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
         data, stdout, stderr = descriptors
         capture.point(stdout, stderr)
-        self._data = Channel(Socket(fileno=data))
+        self._data = PayloadChannel(Socket(fileno=data))
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
         self._served = self._reclaimed = False

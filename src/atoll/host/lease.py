@@ -16,7 +16,8 @@ from atoll import errors
 from atoll.host.contract import Bundle, Output
 from atoll.model.specs import Call
 from atoll.wire.channel import Channel, ChannelClosed
-from atoll.wire.frames import FrameError, Message
+from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Message
+from atoll.wire.payloads import PayloadChannel, free_bytes
 
 ENDED_SECONDS = 10.0
 READ_BYTES = 1 << 16
@@ -41,7 +42,7 @@ class LocalLease:
 
         self._control = control
         self._epoch = epoch
-        self._data = Channel(socket.socket(fileno=descriptors[0]))
+        self._data = PayloadChannel(socket.socket(fileno=descriptors[0]), free_bytes=free_bytes)
         self._out, self._err = descriptors[1:]
         self._fresh = fresh
         self._poll = select.poll()
@@ -76,6 +77,8 @@ class LocalLease:
             "keep_alive_seconds": keep_alive_seconds,
         }
         buffers = [call.function, call.arguments, *call.buffers]
+        if call.buffers:
+            _check_room(call)
         try:
             if bundle is not None and self._fresh:
                 self._data.send(*bundle.message())
@@ -114,8 +117,19 @@ class LocalLease:
                 if descriptor == number:
                     try:
                         data.fill()
-                    except (ChannelClosed, FrameError):
+                    except ChannelClosed:
                         raise self._lost(output, name) from None
+                    except FrameTooLarge as error:
+                        raise errors.SerializationError(
+                            f"what `{name}` sends has {_megabytes(error.size_bytes)}, and of this machine's memory "
+                            f"{_megabytes(error.most_bytes)} are free",
+                            hint="return it in parts, or write it to `/data` and return the path",
+                        ) from None
+                    except FrameError as error:
+                        raise errors.ProtocolMismatch(
+                            f"what the worker of `{name}` sends cannot be read: {error}",
+                            hint="code in the worker has disturbed its channel",
+                        ) from None
                 else:
                     self._read(descriptor, output)
         return data.receive()
@@ -174,6 +188,21 @@ class LocalLease:
     def close(self) -> None:
         """Give the lease back: an idle worker stays warm, a busy one is killed."""
         self._close()
+
+
+def _check_room(call: Call) -> None:
+    """Refuse arguments that this machine's memory cannot hold a second time."""
+    size = sum(memoryview(buffer).nbytes for buffer in call.buffers)
+    if size > UNMEASURED_BYTES and size > (most := free_bytes()):
+        raise errors.SerializationError(
+            f"the arguments of `{call.name}` have {_megabytes(size)}, and of this machine's memory "
+            f"{_megabytes(most)} are free",
+            hint="pass them in parts, or put them below `/data` and pass the path",
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _close(data: Channel, control: Channel, *pipes: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import os
 import pickle
 import sys
@@ -224,8 +223,8 @@ class _Unpickler(pickle.Unpickler):
     methods by the worker's copies, whose globals are not this program's.
     """
 
-    def __init__(self, data: bytes, buffers: Sequence[Any]) -> None:
-        super().__init__(io.BytesIO(data), buffers=buffers)
+    def __init__(self, data: Any, buffers: Sequence[Any]) -> None:
+        super().__init__(_Reader(data), buffers=buffers)
         self._module = pickling.cloudpickle()
         self._known: set[int] = set()
         self._keep: list[Any] = []
@@ -252,9 +251,34 @@ class _Unpickler(pickle.Unpickler):
         return cls if id(cls) in self._known else self._module._class_setstate(cls, state)
 
 
+class _Reader:
+    """Memory as a file: large bytes in the pickle are copied once, to where they stay."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._view = memoryview(data)
+        self._place = 0
+
+    def read(self, count: int) -> bytes:
+        self._place += count
+        return bytes(self._view[self._place - count : self._place])
+
+    def readinto(self, target: Any) -> int:
+        found = self._view[self._place : self._place + len(target)]
+        target[: len(found)] = found
+        self._place += len(found)
+        return len(found)
+
+    def readline(self) -> bytes:
+        return self.read(self._data.find(b"\n", self._place) + 1 - self._place)
+
+
+_SEARCHED_BYTES = 1 << 20
+
+
 def loads_by_value(data: Any, buffers: Sequence[Any] = ()) -> Any:
     """Unpickle what a worker pickled, without changing classes that this process knows."""
-    if pickling.NAME.encode() in data:
+    if len(data) > _SEARCHED_BYTES or data.find(pickling.NAME.encode()) >= 0:
         return _Unpickler(data, buffers).load()
     return pickle.loads(data, buffers=buffers)
 

@@ -57,6 +57,8 @@ class Channel:
     and the descriptors that it has received and that nobody has taken yet.
     """
 
+    max_pending_descriptors = MAX_PENDING_DESCRIPTORS
+
     def __init__(self, sock: Socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
         self.socket = sock
         self.descriptors: list[int] = []
@@ -120,7 +122,7 @@ class Channel:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 self.descriptors.extend(received)
-                if len(self.descriptors) > MAX_PENDING_DESCRIPTORS:
+                if len(self.descriptors) > self.max_pending_descriptors:
                     self.drop_descriptors()
                     raise FrameError("more descriptors came than messages use")
             elif level == _socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
@@ -128,6 +130,10 @@ class Channel:
         if count == 0:
             raise ChannelClosed("the peer has closed the channel")
         self._decoder.wrote(count)
+        self._received()
+
+    def _received(self) -> None:
+        """Do what the bytes that have just come ask for; here nothing."""
 
     def fill(self) -> bool:
         """Read once what is there (the socket is readable); return whether a message is complete."""

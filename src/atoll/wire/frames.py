@@ -7,13 +7,18 @@ A frame is a fixed prefix, the lengths of its buffers, a JSON header and the raw
 The header is an object with a `type`. Everything is bounded before it is allocated, so that a hostile peer can
 neither exhaust memory nor make the decoder loop. The same frames travel on a Unix socket, inside an HTTP body,
 and between machines.
+
+Between two processes of one machine the buffers of a large frame may travel beside the stream (`flags`, see
+`atoll.wire.ring`). Then the header is followed by the lengths, u32 each, of the chunks that their concatenation comes
+in; a length says that its chunk can be fetched now.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 VERSION = 1
@@ -22,6 +27,16 @@ PREFIX = struct.Struct("!2sBBII")
 MAX_HEADER_BYTES = 4 << 20
 MAX_BUFFERS = 1 << 16
 MAX_BUFFER_BYTES = 1 << 40
+BESIDE = 1
+"""Flag: the buffers come in chunks beside the stream."""
+NEW_RING = 2
+"""Flag: two descriptors came with the frame, of what the chunks come through from now on."""
+CHUNK = struct.Struct("!I")
+MAX_CHUNK_BYTES = 1 << 20
+LARGE_BYTES = 1 << 20
+"""Buffers of this size have memory of their own, where a decoder is told so."""
+UNMEASURED_BYTES = 64 << 20
+"""Frames up to this size are received without asking what memory is free."""
 
 _encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -30,19 +45,44 @@ class FrameError(ValueError):
     """The bytes are not a frame, or one that is too large; the stream cannot be used any further."""
 
 
+class FrameTooLarge(FrameError):
+    """The frame's buffers do not fit into what may be used for them; nothing of them has been read.
+
+    Args:
+        size_bytes: of the buffers together.
+        most_bytes: what there is for them.
+    """
+
+    def __init__(self, size_bytes: int, most_bytes: int) -> None:
+        super().__init__(f"buffers of {size_bytes} bytes are over {most_bytes}")
+        self.size_bytes = size_bytes
+        self.most_bytes = most_bytes
+
+
+class Rope:
+    """A buffer in several parts, which the receiver gets as one."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+        self.nbytes = sum(memoryview(part).nbytes for part in parts)
+
+
 class Message(NamedTuple):
-    """One decoded frame: its header, and its buffers as writable byte arrays."""
+    """One decoded frame: its header, and its buffers, writable: byte arrays, or maps of memory where they are large."""
 
     header: dict[str, Any]
-    buffers: list[bytearray]
+    buffers: list[Any]
 
     @property
     def type(self) -> str:
         return str(self.header.get("type", ""))
 
 
-def encode(header: dict[str, Any], buffers: Sequence[Any] = ()) -> list[Any]:
+def encode(header: dict[str, Any], buffers: Sequence[Any] = (), flags: int = 0) -> list[Any]:
     """Return the pieces of a frame, to be written in order; buffers are not copied.
+
+    Args:
+        flags: with `BESIDE` the pieces after the first one are to be sent beside the stream.
 
     Raises:
         FrameError: the header or the number of buffers is over its limit.
@@ -51,36 +91,85 @@ def encode(header: dict[str, Any], buffers: Sequence[Any] = ()) -> list[Any]:
     if len(text) > MAX_HEADER_BYTES or len(buffers) > MAX_BUFFERS:
         raise FrameError(f"a header of {len(text)} bytes with {len(buffers)} buffers is too large for a frame")
     if not buffers:
-        return [PREFIX.pack(MAGIC, VERSION, 0, len(text), 0) + text]
-    views = [memoryview(buffer).cast("B") for buffer in buffers]
-    lengths = struct.pack(f"!{len(views)}Q", *(view.nbytes for view in views))
-    return [PREFIX.pack(MAGIC, VERSION, 0, len(text), len(views)) + lengths + text, *views]
+        return [PREFIX.pack(MAGIC, VERSION, flags, len(text), 0) + text]
+    views: list[Any] = []
+    sizes = []
+    for buffer in buffers:
+        if type(buffer) is Rope:
+            views.extend(memoryview(part).cast("B") for part in buffer.parts)
+            sizes.append(buffer.nbytes)
+        else:
+            view = memoryview(buffer).cast("B")
+            views.append(view)
+            sizes.append(view.nbytes)
+    lengths = struct.pack(f"!{len(sizes)}Q", *sizes)
+    return [PREFIX.pack(MAGIC, VERSION, flags, len(text), len(sizes)) + lengths + text, *views]
+
+
+def own_memory(size: int) -> Any:
+    """Return `size` writable bytes: a map of anonymous memory where they are many, in large pages where there are some.
+
+    What is not written to costs nothing, and all of it is given back when the last view of it is gone.
+
+    Raises:
+        FrameError: the machine has no such amount of memory.
+    """
+    if size < LARGE_BYTES:
+        return bytearray(size)
+    import mmap  # large payloads only
+
+    try:
+        if not hasattr(mmap, "MAP_ANONYMOUS"):
+            return mmap.mmap(-1, size)
+        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, ValueError, OverflowError) as error:
+        raise FrameError(f"no memory for {size} bytes: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            found.madvise(mmap.MADV_HUGEPAGE)
+    return found
 
 
 class Decoder:
     """Turn a stream of bytes into messages without copying large buffers.
 
     Ask `space` for where the next bytes may go, write there, say how many with `wrote`, take what `messages` holds.
+    While `beside` is not 0, the next bytes are that many of a chunk beside the stream.
 
     Args:
         max_buffer_bytes: the most that the buffers of one message may add up to.
+        payloads: buffers may come beside the stream, and large ones get maps of memory.
+        free_bytes: returns what a message over `UNMEASURED_BYTES` may use, where that is to be looked at.
     """
 
     _SCRATCH_BYTES = 64 << 10
-    _CHUNK_BYTES = 64 << 20
+    _STEP_BYTES = 64 << 20
 
-    def __init__(self, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        max_buffer_bytes: int = MAX_BUFFER_BYTES,
+        *,
+        payloads: bool = False,
+        free_bytes: Callable[[], int] | None = None,
+    ) -> None:
         self.messages: list[Message] = []
+        self.beside = 0
+        self.new_rings = 0
+        """How many frames have said `NEW_RING`; who fetches the chunks counts along."""
         self._max_buffer_bytes = max_buffer_bytes
+        self._payloads = payloads
+        self._free_bytes = free_bytes
         self._scratch = bytearray(self._SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._start = 0
         self._end = 0
+        self._flags = 0
         self._lengths: tuple[int, ...] = ()
         self._header_bytes = -1
         self._header: dict[str, Any] | None = None
-        self._buffers: list[bytearray] = []
+        self._buffers: list[Any] = []
         self._filled = 0
+        self._missing = 0
 
     @property
     def between_messages(self) -> bool:
@@ -89,12 +178,12 @@ class Decoder:
 
     def space(self) -> memoryview:
         """Return where the next received bytes go; never empty."""
-        if self._header is not None:
+        if self._header is not None and (self.beside or not self._flags & BESIDE):
             buffer = self._buffers[-1]
             if self._filled == len(buffer):  # grow step by step: a length that was only claimed costs nothing
                 want = self._lengths[len(self._buffers) - 1]
-                buffer.extend(bytes(min(want - len(buffer), max(self._CHUNK_BYTES, len(buffer)))))
-            return memoryview(buffer)[self._filled :]
+                buffer.extend(bytes(min(want - len(buffer), max(self._STEP_BYTES, len(buffer)))))
+            return memoryview(buffer)[self._filled : self._filled + self.beside if self.beside else None]
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end == len(self._scratch):
@@ -116,33 +205,55 @@ class Decoder:
         Raises:
             FrameError: they are not a frame within the limits.
         """
-        if self._header is not None:
+        if self._header is None:
+            self._end += count
+        elif not self._flags & BESIDE:
+            self._filled += count
+            self._next_buffer()
+        elif self.beside:
+            self.beside -= count
+            self._missing -= count
             self._filled += count
             self._next_buffer()
         else:
             self._end += count
-        while self._header is None and self._parse():
+        while self._parse():
             pass
 
     def _parse(self) -> bool:
+        """Read on in what scratch holds; return whether there may be more to read."""
+        if self._header is None:
+            return self._parse_header()
+        if self.beside or not self._flags & BESIDE or self._end - self._start < CHUNK.size:
+            return False
+        (size,) = CHUNK.unpack_from(self._scratch, self._start)
+        if not 0 < size <= min(MAX_CHUNK_BYTES, self._missing):
+            raise FrameError(f"a chunk of {size} bytes where {self._missing} are missing")
+        self._start += CHUNK.size
+        self.beside = size
+        return False
+
+    def _parse_header(self) -> bool:
         available = self._end - self._start
         if self._header_bytes < 0:
             if available < PREFIX.size:
                 return False
-            magic, version, _flags, header_bytes, count = PREFIX.unpack_from(self._scratch, self._start)
+            magic, version, flags, header_bytes, count = PREFIX.unpack_from(self._scratch, self._start)
             if magic != MAGIC:
                 raise FrameError("the stream does not carry Atoll's frames")
             if version != VERSION:
                 raise FrameError(f"frame version {version} is not {VERSION}")
+            if flags not in ((0, BESIDE, BESIDE | NEW_RING) if self._payloads else (0,)):
+                raise FrameError(f"frames with flags {flags} do not travel here")
             if header_bytes > MAX_HEADER_BYTES or count > MAX_BUFFERS:
                 raise FrameError(f"a header of {header_bytes} bytes with {count} buffers is over the limit")
             if available < PREFIX.size + 8 * count:
                 return False
             self._lengths = struct.unpack_from(f"!{count}Q", self._scratch, self._start + PREFIX.size)
-            if sum(self._lengths) > self._max_buffer_bytes:
-                raise FrameError(f"buffers of {sum(self._lengths)} bytes are over {self._max_buffer_bytes}")
+            self._check_size(sum(self._lengths))
             self._start += PREFIX.size + 8 * count
             self._header_bytes = header_bytes
+            self._flags = flags
             available = self._end - self._start
         if available < self._header_bytes:
             return False
@@ -156,6 +267,8 @@ class Decoder:
             raise FrameError("the header is not an object")
         self._header = header
         self._buffers = []
+        if self._flags & NEW_RING:
+            self.new_rings += 1
         if not self._lengths:
             self._finish()
             return True
@@ -163,11 +276,18 @@ class Decoder:
         self._next_buffer()
         return True
 
+    def _check_size(self, size: int) -> None:
+        if size > self._max_buffer_bytes:
+            raise FrameTooLarge(size, self._max_buffer_bytes)
+        if size > UNMEASURED_BYTES and self._free_bytes is not None and size > (most := self._free_bytes()):
+            raise FrameTooLarge(size, most)
+        self._missing = size
+
     def _open_buffer(self) -> None:
         """Begin the next buffer with what scratch already holds of it."""
         want = self._lengths[len(self._buffers)]
-        take = min(want, self._end - self._start)
-        buffer = bytearray(min(want, max(take, self._CHUNK_BYTES)))
+        take = 0 if self._flags & BESIDE else min(want, self._end - self._start)
+        buffer = own_memory(want) if self._payloads else bytearray(min(want, max(take, self._STEP_BYTES)))
         buffer[:take] = self._view[self._start : self._start + take]
         self._start += take
         self._filled = take
@@ -185,5 +305,6 @@ class Decoder:
         self.messages.append(Message(self._header, self._buffers))
         self._header = None
         self._header_bytes = -1
+        self._flags = 0
         self._lengths = ()
         self._buffers = []
