@@ -88,12 +88,26 @@ class SandboxSettings:
 
 
 @dataclass(frozen=True)
+class RecordsSettings:
+    """How much is kept of calls that are over.
+
+    Args:
+        keep_days: for how long; 0 keeps nothing.
+        max_bytes: the most that records and outputs take on the disk; the oldest go first.
+    """
+
+    keep_days: float = 30.0
+    max_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
 class Settings:
     """Where Atoll keeps its state, and its options."""
 
     home: Path
     pool: PoolSettings = field(default_factory=PoolSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    records: RecordsSettings = field(default_factory=RecordsSettings)
 
     @property
     def run_directory(self) -> Path:
@@ -108,6 +122,11 @@ class Settings:
     @property
     def logs_directory(self) -> Path:
         return self.home / "logs"
+
+    @property
+    def records_directory(self) -> Path:
+        """What is kept of calls that are over."""
+        return self.home / "records"
 
     @property
     def environments_directory(self) -> Path:
@@ -163,7 +182,11 @@ def load(home: Path | None = None) -> Settings:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StateUnusable(f"`{path}` is not TOML: {error}", hint="mend or remove the file") from error
-    groups: dict[str, type[Any]] = {"pool": PoolSettings, "sandbox": SandboxSettings}
+    groups: dict[str, type[Any]] = {
+        "pool": PoolSettings,
+        "sandbox": SandboxSettings,
+        "records": RecordsSettings,
+    }
     unknown = sorted(set(data) - set(groups))
     if unknown:
         raise StateUnusable(f"`{path}` has an unknown group `{unknown[0]}`", hint=f"known: {', '.join(groups)}")

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import NoReturn
 
-from atoll.agent import worker
+from atoll.agent import meter, worker
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 
 MAX_WORKERS = 1024
@@ -39,6 +39,7 @@ class Agent:
         self._poll = select.poll()
         self._memory = mmap.mmap(-1, MAX_WORKERS * WORDS * 8)
         self._words = memoryview(self._memory).cast("Q")
+        self._sheets = memoryview(mmap.mmap(-1, MAX_WORKERS * meter.SHEET_BYTES))
         self._free = list(range(MAX_WORKERS - 1, -1, -1))
         self._workers: dict[str, tuple[int, int, int]] = {}  # id -> pid, pidfd, index of its busy word
         self._by_pidfd: dict[int, str] = {}
@@ -100,13 +101,17 @@ class Agent:
             os.environ["ATOLL_WORKER_ID"] = name
             os.setsid()
             words = self._words[index * WORDS : (index + 1) * WORDS]
-            status = worker.Worker(words, Channel(Socket(fileno=descriptors[0]))).run(message, descriptors[1:])
+            control = Channel(Socket(fileno=descriptors[0]))
+            status = worker.Worker(words, control, self._sheet(index)).run(message, descriptors[1:])
         except BaseException:
             import traceback
 
             traceback.print_exc()
         finally:
             os._exit(status)
+
+    def _sheet(self, index: int) -> memoryview:
+        return self._sheets[index * meter.SHEET_BYTES : (index + 1) * meter.SHEET_BYTES]
 
     def _check_released(self) -> None:
         now = time.monotonic()
@@ -133,15 +138,20 @@ class Agent:
 
     def _reap(self, name: str) -> None:
         pid, pidfd, index = self._workers.pop(name)
-        _, status = os.waitpid(pid, 0)
+        _, status, usage = os.wait4(pid, 0)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         del self._by_pidfd[pidfd]
         for word in range(index * WORDS, (index + 1) * WORDS):
             self._words[word] = 0
+        sheet = self._sheet(index)
+        waiting, running = meter.left(sheet, usage)
+        meter.clear(sheet)
         self._free.append(index)
         kill_left_behind(name, pid)
-        self._channel.send({"type": "exited", "worker": name, "status": os.waitstatus_to_exitcode(status)})
+        code = os.waitstatus_to_exitcode(status)
+        exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
+        self._channel.send(exited)
 
 
 def kill_left_behind(name: str, session: int) -> None:

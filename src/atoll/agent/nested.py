@@ -14,6 +14,8 @@ from atoll.wire.channel import Channel, Socket, pair
 
 _control: tuple[int, Channel] | None = None
 
+call = ""
+"""The call that this worker runs: the parent of those that its code makes."""
 
 _unpickling = 0
 

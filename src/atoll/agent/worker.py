@@ -12,7 +12,8 @@ a call: the worker says `revoked` and ends. A lease that is reclaimed before its
 `FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
 
 Data messages in: `sources`, `call`. Out: `result`, `error`, `revoked`, `need` (sources), `exiting`.
-Control messages in: `lease`, `reclaim`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`).
+Control messages in: `lease`, `reclaim`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
+(see `agent.meter`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import types
 from typing import Any, NoReturn
 
 from atoll.agent import capture, nested
+from atoll.agent.meter import REPORT_SECONDS, Meter
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
 from atoll.wire.payloads import PayloadChannel
@@ -50,11 +52,13 @@ class Worker:
     Args:
         words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served.
         control: the channel to the daemon.
+        sheet: shared with the agent: records of calls (see `agent.meter`).
     """
 
-    def __init__(self, words: memoryview, control: Channel) -> None:
+    def __init__(self, words: memoryview, control: Channel, sheet: memoryview) -> None:
         self._words = words
         self._control = control
+        self._meter = Meter(sheet, control.send)
         self._data: Channel | None = None
         self._epoch = 0
         self._served = False
@@ -111,8 +115,11 @@ class Worker:
     def _serve_once(self) -> bool:
         """Wait for one event and serve it; return whether to go on."""
         timeout = (self._deadline - time.monotonic()) * 1000
+        if self._meter.waiting:
+            timeout = min(timeout, REPORT_SECONDS * 1000)
         events = dict(self._poll.poll(min(timeout, MAX_POLL_MILLISECONDS))) if timeout > 0 else {}
         if not events:
+            self._meter.report()
             return self._pass_time()
         if self._control.fileno() in events:
             self._listen()
@@ -132,6 +139,7 @@ class Worker:
         return False
 
     def _leave(self) -> None:
+        self._meter.report()
         self._end(revoke=False)
         self._control.send({"type": "idle", "epoch": self._epoch})
 
@@ -150,6 +158,7 @@ class Worker:
     def _yield(self) -> None:
         """Give a reclaimed lease up once it has served a call."""
         if self._reclaimed and self._served and self._data is not None:
+            self._meter.report()
             self._end(revoke=True)
             self._control.send({"type": "idle", "epoch": self._epoch})
 
@@ -195,13 +204,18 @@ class Worker:
             return
         if self._clean is not None:
             self._clean.restore()
+        self._meter.begin(header, buffers)
+        nested.call = self._meter.call
         answer, pieces = self._answer(header, buffers)
         if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
             capture.flush()
             os._exit(0)
         capture.flush()
         capture.point_again()
+        nested.call = ""
+        self._meter.end(answer, pieces)
         data.send(answer, pieces)
+        self._meter.tick()
 
     def _answer(self, header: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], list[Any]]:
         from atoll.agent import exceptions, payload
@@ -247,8 +261,12 @@ class Worker:
                 with contextlib.suppress(Exception):
                     print(code, file=sys.stderr)
             capture.flush()
+            exiting = {"type": "exiting", "call": call, "status": status}
+            with contextlib.suppress(OSError, ChannelClosed):
+                self._meter.end(exiting)
+                self._meter.report()
             if self._data is not None:
                 with contextlib.suppress(OSError, ChannelClosed):
-                    self._data.send({"type": "exiting", "call": call, "status": status})
+                    self._data.send(exiting)
             os._exit(status)
         os._exit(0)

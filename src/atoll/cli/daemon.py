@@ -7,6 +7,7 @@ import json as json_module
 import os
 import select
 import signal
+import sys
 import time
 from collections import deque
 from typing import Annotated, Any
@@ -103,23 +104,37 @@ def stop() -> int:
 
 
 def logs(
+    call: str = "",
+    /,
     *,
     lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 50,
     follow: Annotated[bool, cyclopts.Parameter(alias="-f")] = False,
+    json: bool = False,
 ) -> int:
-    """Print the end of the daemon's log.
+    """Print the end of the daemon's log, or with CALL the end of what that call printed and how it ended.
 
     Parameters
     ----------
+    call: str
+        A call's id, or its beginning.
     lines: int
-        How many lines.
+        How many lines of the daemon's log.
     follow: bool
-        Go on with what is written, until interrupted.
+        Go on with what is written to the daemon's log, until interrupted.
+    json: bool
+        With CALL: print an object with `calls`, the attempts.
     """
+    if lines < 0:
+        print("error: -n must be at least 0", file=sys.stderr)
+        return 2
+    if call:
+        from atoll.cli import calls
+
+        return calls.output(call, json=json)
     path = local.settings.logs_directory / "daemon.log"
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for line in deque(file, max(0, lines)):
+            for line in deque(file, lines):
                 print(line, end="")
             while follow:
                 line = file.readline()

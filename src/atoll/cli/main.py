@@ -24,7 +24,8 @@ for name, where, summary in (
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
     ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
-    ("logs", "daemon:logs", "Print the end of the daemon's log."),
+    ("calls", "calls:app", "List the calls that are over, and show one of them."),
+    ("logs", "daemon:logs", "Print the daemon's log, or what a call printed."),
     ("doctor", "doctor:doctor", "Try what this machine can do, and say how to mend what it cannot."),
 ):
     app.command(f"atoll.cli.{where}", name=name, help=summary)

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from atoll import __version__, errors, settings
+from atoll.daemon import calls
 from atoll.daemon.api import Connection, Peer
+from atoll.daemon.recorder import Recorder
 from atoll.engine.node import Node
 from atoll.engine.pool import Pool
 from atoll.environments import service as environments_service
@@ -47,7 +49,14 @@ class Daemon:
     def __init__(self, options: Settings) -> None:
         self.settings = options
         self.node = Node(options)
-        self.pool = Pool(self.node, self.node.bounds(), self.node.worker_memory_bytes(), self._connected_from_worker)
+        self.recorder = Recorder(options.records_directory, options.records)
+        self.pool = Pool(
+            self.node,
+            self.node.bounds(),
+            self.node.worker_memory_bytes(),
+            self._connected_from_worker,
+            on_record=self.recorder.add,
+        )
         self.started_at = time.time()
         self._connections: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -79,6 +88,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*tasks, *self._connections, return_exceptions=True)
             await self.node.close()
+            await asyncio.to_thread(self.recorder.close)
             log.info("daemon_left pid=%s", os.getpid())
 
     def leave(self, *, at_once: bool = True) -> None:
@@ -208,6 +218,8 @@ class Daemon:
             return await self._status()
         if name in ("stop", "drain"):
             return {}
+        if name.startswith("calls."):
+            return await calls.handle(self.recorder, LOCAL_USER, name, arguments)
         if name.startswith("environments."):
             answer: dict[str, Any] = await environments_service.handle(
                 self.node.environments, name, arguments, progress

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from atoll import errors
+from atoll.engine import records
 from atoll.engine.node import Node, NodeSandbox
 from atoll.engine.schedule import (
     Action,
@@ -33,6 +34,7 @@ from atoll.engine.schedule import (
 )
 from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, put_under, why
 from atoll.environments.records import Environment
+from atoll.model.records import CallRecord
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
@@ -66,13 +68,22 @@ class Pool:
         bounds: how much there may be at a time.
         worker_memory_bytes: the most that the processes of one worker may use.
         on_connect: serves the connections that code inside workers opens.
+        on_record: takes the records of calls that are over.
     """
 
-    def __init__(self, node: Node, bounds: Bounds, worker_memory_bytes: int, on_connect: Connect) -> None:
+    def __init__(
+        self,
+        node: Node,
+        bounds: Bounds,
+        worker_memory_bytes: int,
+        on_connect: Connect,
+        on_record: Callable[[CallRecord], None] = lambda _: None,
+    ) -> None:
         self._node = node
         self._schedule = Schedule(bounds)
         self._worker_memory_bytes = worker_memory_bytes
         self._on_connect = on_connect
+        self._on_record = on_record
         self._environments: dict[str, Environment] = {}
         self._leases: dict[str, Lease] = {}
         self._workers: dict[str, PoolWorker] = {}
@@ -100,7 +111,7 @@ class Pool:
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
         key = WorkerKey(sandbox, spec.env, spec.sources)
-        lease = Lease(f"l{self._count}", spec)
+        lease = Lease(f"l{self._count}", spec, nested=parent is not None)
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
         self._perform(self._schedule.ask(Request(lease.id, key, spec.keep_alive_seconds, parent)))
@@ -122,6 +133,7 @@ class Pool:
         """Kill the lease's worker, whatever it does."""
         worker = self._workers.get(lease.worker)
         if worker is not None and worker.lease is lease:
+            worker.cancelled = True
             self._tell(worker.sandbox, {"type": "kill", "worker": worker.id})
 
     def environment_of(self, worker: str) -> EnvironmentSpec:
@@ -295,7 +307,8 @@ class Pool:
         control = AsyncChannel(ours)
         control.learn_sender()
         task = self._spawn(self._listen(action.worker, control))
-        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task, theirs)
+        place = records.Place(action.key.sandbox, action.sandbox, action.worker)
+        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task, theirs, place)
         self._workers[action.worker] = worker
 
     def _grant(self, action: Grant) -> None:
@@ -307,7 +320,7 @@ class Pool:
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}
         descriptors = [inside.fileno(), out_write, err_write]
-        worker.lease, worker.spec = lease, lease.spec
+        worker.lease, worker.spec, worker.nested = lease, lease.spec, lease.nested
         if worker.inner_end is None:
             self._post(worker, message, descriptors)
         else:
@@ -364,7 +377,7 @@ class Pool:
         while True:
             message = (await node.channel.receive()).header
             if message.get("type") == "exited":
-                self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))))
+                self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))), message)
             elif message.get("type") == "usage":
                 pending = self._sandboxes[name].usage
                 if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
@@ -390,12 +403,16 @@ class Pool:
         log.info("sandbox_ended id=%s", name)
         self._perform(self._schedule.sandbox_ended(_now(), name))
 
-    def _worker_exited(self, name: str, status: int) -> None:
+    def _worker_exited(self, name: str, status: int, message: dict[str, Any]) -> None:
         worker = self._workers.get(name)
         if worker is None:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
-        self._end_worker(worker, why(status, exceeded))
+        error = why(status, exceeded)
+        left = worker.cancelled or worker.lease is None
+        for record in worker.place.last_records(message, nested=worker.nested, error=error, left=left):
+            self._on_record(record)
+        self._end_worker(worker, error)
         self._perform(self._schedule.worker_ended(_now(), name, expired=worker.expired))
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
@@ -441,6 +458,9 @@ class Pool:
                     self._perform(self._schedule.worker_idle(_now(), worker.id, epoch))
             case "expired":
                 worker.expired = True
+            case "records":
+                for record in worker.place.records(message.get("records"), nested=worker.nested):
+                    self._on_record(record)
             case "connect":
                 (descriptor,) = control.take_descriptors(1)
                 connection = socket.socket(fileno=descriptor)

@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.node import NodeSandbox
+from atoll.engine.records import Place
 from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
 from atoll.sandbox.limits import Limit
 from atoll.wire.channel import Socket
@@ -30,6 +31,7 @@ class Lease:
     worker: str = ""
     epoch: int = 0
     fresh: bool = True
+    nested: bool = False
     descriptors: tuple[int, ...] = ()
     granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     ended: asyncio.Future[dict[str, Any] | None] = field(
@@ -51,12 +53,17 @@ class PoolWorker:
     control: AsyncChannel
     task: asyncio.Task[None]
     inner_end: Socket | None
+    place: Place
     spec: LeaseSpec | None = None
     pid: int = 0
     limit: Limit | None = None
     started_at: float = field(default_factory=time.time)
     lease: Lease | None = None
     expired: bool = False
+    nested: bool = False
+    """Its last lease came from another worker."""
+    cancelled: bool = False
+    """Its client has asked for its end."""
     connections: int = 0
     """Open connections to the daemon from its code."""
 

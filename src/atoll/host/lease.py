@@ -13,6 +13,7 @@ import select
 import weakref
 
 from atoll import errors
+from atoll.agent import nested
 from atoll.host.contract import Bundle, Output
 from atoll.model.specs import Call
 from atoll.wire.channel import Channel, ChannelClosed
@@ -75,7 +76,11 @@ class LocalLease:
             "reusable": call.reusable,
             "sources": call.sources,
             "keep_alive_seconds": keep_alive_seconds,
+            "name": call.name,
+            "at": call.at,
         }
+        if nested.call:
+            header["parent"] = nested.call
         buffers = [call.function, call.arguments, *call.buffers]
         if call.buffers:
             _check_room(call)

@@ -213,6 +213,7 @@ class Call:
             unpickled the same bytes before may use what it has.
         sources: digest of the project modules that belong to it (the bundle itself travels beside).
         name: the function's name, for messages.
+        at: when the caller made it, in seconds since the epoch; 0 for unknown.
     """
 
     id: str
@@ -223,6 +224,7 @@ class Call:
     reusable: bool = False
     sources: str = ""
     name: str = ""
+    at: float = 0.0
 
 
 def digest(value: Any, length: int = 32) -> str:

@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
@@ -199,6 +200,7 @@ class IsolatedFunction(Generic[P, R]):
             reusable=reusable,
             sources=sources,
             name=prepared.name,
+            at=time.time(),
         )
         message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
         try:

@@ -1,0 +1,186 @@
+"""`atoll calls`, and `atoll logs CALL`: what is kept of calls that are over."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json as json_module
+import re
+import sys
+import time
+from typing import Annotated, Any
+
+import cyclopts
+
+from atoll.host.local import local
+
+app = cyclopts.App(name="calls", help="List the calls that are over, and show one of them.", help_format="plaintext")
+
+_UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@app.command(name="list")
+def list_(
+    *,
+    lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 50,
+    function: str = "",
+    outcome: str = "",
+    since: str = "",
+    json: bool = False,
+) -> int:
+    """List calls, the newest first.
+
+    Parameters
+    ----------
+    lines: int
+        How many at most.
+    function: str
+        Only calls of this function.
+    outcome: str
+        Only calls that ended so: ok, error, exited, killed, out_of_memory, timeout, cancelled, lost, refused.
+    since: str
+        Only calls since then: an age such as 30min, 2h or 7d, or a date and time.
+    json: bool
+        Print a list of objects; times in seconds since the epoch, sizes in bytes.
+    """
+    if lines < 0:
+        return _usage("-n must be at least 0")
+    filters = {name: value for name, value in (("function", function), ("outcome", outcome)) if value}
+    arguments: dict[str, Any] = {"limit": min(lines, 100_000), **filters}
+    if since:
+        moment = _moment(since)
+        if moment is None:
+            return _usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
+        arguments["since"] = moment
+    found = local.request("calls.list", arguments)["calls"]
+    if json:
+        print(json_module.dumps(found, indent=2))
+    elif not found:
+        print("no such calls" if len(arguments) > 1 else "no calls yet")
+    else:
+        _print_table(found)
+    return 0
+
+
+@app.command
+def show(call: str, /, *, json: bool = False) -> int:
+    """Show one call: where it ran, what it used, how it ended.
+
+    Parameters
+    ----------
+    call: str
+        The call's id, or its beginning.
+    json: bool
+        Print an object with `calls`, the attempts, and `children`, the calls that its function made.
+    """
+    found = local.request("calls.show", {"call": call})
+    if json:
+        print(json_module.dumps(found, indent=2))
+        return 0
+    for record in found["calls"]:
+        _print_record(record)
+    if found["children"]:
+        print("calls made by it")
+        for child in found["children"]:
+            print(f"  {child['call']}  {child['function']}  {child['outcome']}")
+    return 0
+
+
+def output(call: str, *, json: bool = False) -> int:
+    """Print what a call printed, and how it ended."""
+    found = local.request("calls.output", {"call": call})
+    if json:
+        print(json_module.dumps(found, indent=2))
+        return 0
+    for record in found["calls"]:
+        text = record["output"]
+        left_out = record["printed_bytes"] - len(text.encode())
+        if left_out > 0:
+            print(f"... {_size(left_out)} before this are not kept")
+        sys.stdout.write(text if not text or text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+        summary = f"{record['call']}  {record['function']}: {record['outcome']} after {_duration(record)}"
+        print(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {_size(record['peak_bytes'])}")
+        if record["error"]:
+            print(f"{record['error']}: {record['message']}")
+    return 0
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    print(f"call         {record['call']}")
+    print(f"function     {record['function']}")
+    if record["parent"]:
+        print(f"made by      {record['parent']}")
+    print(f"outcome      {record['outcome']}{' (' + record['error'] + ')' if record['error'] else ''}")
+    print(f"made         {_when(record)}")
+    if record["started_at"]:
+        print(f"waited       {record['queue_seconds']:.3f} s")
+        print(f"ran          {record['wall_seconds']:.3f} s")
+        print(f"CPU          {record['cpu_seconds']:.3f} s")
+        print(f"peak memory  {_size(record['peak_bytes'])}")
+        print(f"in, out      {_size(record['bytes_in'])}, {_size(record['bytes_out'])}")
+        print(f"worker       {record['worker']} in {record['sandbox']}")
+    print(f"environment  {record['environment']}")
+    print(f"user         {record['user']}")
+    if record["message"]:
+        print("\n".join(f"  {line}" for line in record["message"].splitlines()))
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("call", "function", "made", "outcome", "waited", "ran", "cpu", "peak"):
+        table.add_column(
+            column, no_wrap=True, justify="right" if column in ("waited", "ran", "cpu", "peak") else "left"
+        )
+    for record in found:
+        started = bool(record["started_at"])
+        row = (
+            record["call"],
+            record["function"],
+            _when(record),
+            record["error"] if record["outcome"] == "error" else record["outcome"],
+            f"{record['queue_seconds']:.3f} s" if started else "",
+            _duration(record) if started else "",
+            f"{record['cpu_seconds']:.3f} s" if started else "",
+            _size(record["peak_bytes"]) if started else "",
+        )
+        table.add_row(*(Text(text) for text in row))
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width).print(table, crop=False)
+
+
+def _moment(text: str) -> float | None:
+    """Return seconds since the epoch; None for a text that says no moment."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d|w)", text)
+    if match is not None:
+        return time.time() - float(match[1]) * _UNITS[match[2]]
+    try:
+        return dt.datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _when(record: dict[str, Any]) -> str:
+    moment = dt.datetime.fromtimestamp(record["queued_at"]).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _duration(record: dict[str, Any]) -> str:
+    return f"{record['wall_seconds']:.3f} s"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _usage(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,174 @@
+"""The records of calls in SQLite: the only module here that knows SQL.
+
+One file below `ATOLL_HOME/records`, bounded by age and size. Two daemons of different versions may have it open at
+the same time: write-ahead logging, and a writer waits for the other for a while. A column that a later version adds
+gets a default; columns are never taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from atoll.model.records import CallRecord
+
+FILE = "calls.db"
+DAMAGED = "calls.db.damaged"
+WAIT_SECONDS = 2.0
+_COLUMNS = tuple(field.name for field in fields(CallRecord))
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY,
+    call TEXT NOT NULL, function TEXT NOT NULL, user TEXT NOT NULL, parent TEXT NOT NULL,
+    queued_at REAL NOT NULL, started_at REAL NOT NULL, wall_seconds REAL NOT NULL, cpu_seconds REAL NOT NULL,
+    peak_bytes INTEGER NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
+    outcome TEXT NOT NULL, error TEXT NOT NULL, message TEXT NOT NULL,
+    environment TEXT NOT NULL, sandbox TEXT NOT NULL, worker TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS calls_by_call ON calls (call);
+CREATE INDEX IF NOT EXISTS calls_by_time ON calls (queued_at);
+CREATE TABLE IF NOT EXISTS outputs (
+    id INTEGER PRIMARY KEY,
+    call TEXT NOT NULL, user TEXT NOT NULL, worker TEXT NOT NULL, at REAL NOT NULL,
+    printed_bytes INTEGER NOT NULL, tail BLOB NOT NULL,
+    UNIQUE (call, user, worker)
+);
+CREATE INDEX IF NOT EXISTS outputs_by_time ON outputs (at);
+"""
+
+Output = tuple[str, str, str, int, bytes]
+"""What a call has printed: call, user, worker, bytes in all, and the last of them."""
+
+
+class Database:
+    """The records below a directory, which is made if it is not there; used by one thread.
+
+    Raises:
+        sqlite3.Error, OSError: from each method; see `set_aside` for a file that is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / FILE
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            for statement in (
+                "PRAGMA auto_vacuum = INCREMENTAL",
+                "PRAGMA journal_mode = WAL",
+                "PRAGMA synchronous = NORMAL",
+                "PRAGMA journal_size_limit = 4194304",
+                "PRAGMA cache_size = -1000",
+            ):
+                self._connection.execute(statement).fetchall()
+            self._connection.executescript(_SCHEMA)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def write(self, records: Iterable[CallRecord], outputs: Iterable[Output] = ()) -> None:
+        """Add records, and what calls have printed; a later output of the same call and worker replaces it."""
+        now = time.time()
+        marks = ", ".join("?" * len(_COLUMNS))
+        with self._transaction():
+            self._connection.executemany(
+                f"INSERT INTO calls ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608 - names of our own fields
+                ([getattr(record, name) for name in _COLUMNS] for record in records),
+            )
+            self._connection.executemany(
+                "INSERT INTO outputs (call, user, worker, printed_bytes, tail, at) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (call, user, worker) DO UPDATE SET printed_bytes = excluded.printed_bytes, "
+                "tail = excluded.tail, at = excluded.at",
+                ((*output, now) for output in outputs),
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Any:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def prune(self, oldest: float, most_bytes: int) -> None:
+        """Remove what is older than `oldest` (seconds since the epoch), then the oldest until the rest fits."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM calls WHERE queued_at < ?", (oldest,))
+            self._connection.execute("DELETE FROM outputs WHERE at < ?", (oldest,))
+        for _ in range(50):
+            if self.used_bytes() <= most_bytes:
+                break
+            with self._transaction():
+                for table in ("outputs", "calls"):
+                    self._connection.execute(
+                        f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT "  # noqa: S608
+                        f"(SELECT count(*) / 5 + 1 FROM {table}))"
+                    )
+        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def used_bytes(self) -> int:
+        """Return how much of the file is in use."""
+        pages, free, size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def list(self, user: str, filters: Mapping[str, Any], limit: int) -> list[CallRecord]:
+        """Return a user's records, newest first.
+
+        Args:
+            filters: any of `function`, `outcome`, `parent` (equal), `since` (seconds since the epoch), `call` (the
+                beginning of an id).
+        """
+        tests, values = ["user = ?"], [user]
+        for name in ("function", "outcome", "parent"):
+            if name in filters:
+                tests.append(f"{name} = ?")
+                values.append(filters[name])
+        if "since" in filters:
+            tests.append("queued_at >= ?")
+            values.append(filters["since"])
+        if "call" in filters:
+            tests.append("call >= ? AND call < ?")
+            values += [filters["call"], filters["call"] + "\U0010ffff"]
+        found = self._connection.execute(
+            f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE {' AND '.join(tests)} "  # noqa: S608 - our own words
+            "ORDER BY queued_at DESC, id DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [CallRecord(*row) for row in found]
+
+    def output(self, user: str, call: str, worker: str) -> tuple[int, bytes]:
+        """Return how many bytes a call printed on a worker, and the last of them."""
+        row = self._connection.execute(
+            "SELECT printed_bytes, tail FROM outputs WHERE user = ? AND call = ? AND worker = ?", (user, call, worker)
+        ).fetchone()
+        return (int(row[0]), bytes(row[1])) if row is not None else (0, b"")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def set_aside(directory: Path) -> None:
+    """Rename a damaged file, so that a new one can be made; an older one that was set aside goes."""
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            (directory / f"{FILE}{suffix}").unlink()
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(directory / FILE, directory / DAMAGED)
+
+
+def is_damaged(error: BaseException) -> bool:
+    """Whether an error says that the file itself cannot be used, other than that it is busy or the disk is full."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"))
+    return isinstance(error, sqlite3.DatabaseError)
