@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from typing import Any
 
 _kept: list[int] = []
@@ -92,6 +93,7 @@ class ProcessState:
         if getattr(os.environ, "_data", None) != self._raw:  # decoding all of it would cost 30 us a call
             os.environ.clear()
             os.environ.update(self._environment)
+            time.tzset()
         if sys.argv != self._arguments:
             sys.argv = list(self._arguments)
 

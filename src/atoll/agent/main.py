@@ -99,6 +99,8 @@ class Agent:
             env = message.get("env")
             os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
             os.environ["ATOLL_WORKER_ID"] = name
+            if "TZ" in os.environ:
+                time.tzset()  # the C library has looked before
             os.setsid()
             words = self._words[index * WORDS : (index + 1) * WORDS]
             control = Channel(Socket(fileno=descriptors[0]))
