@@ -12,19 +12,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
+    from atoll.sdk.caching import cached as cached
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.function import isolated as isolated
+    from atoll.sdk.retries import Retries as Retries
     from atoll.sdk.sync import sync_dir as sync_dir
 
 _WHERE = {
     "isolated": "atoll.sdk.function",
     "IsolatedFunction": "atoll.sdk.function",
+    "Retries": "atoll.sdk.retries",
+    "cached": "atoll.sdk.caching",
     "sync_dir": "atoll.sdk.sync",
     "local": "atoll.host.local",
     "LocalHost": "atoll.host.local",
 }
 
-__all__ = ["IsolatedFunction", "LocalHost", "__version__", "errors", "isolated", "local", "sync_dir"]
+__all__ = [
+    "IsolatedFunction",
+    "LocalHost",
+    "Retries",
+    "__version__",
+    "cached",
+    "errors",
+    "isolated",
+    "local",
+    "sync_dir",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,7 +50,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_WHERE[name]), name)
         globals()[name] = value
         return value
-    if name in ("Host", "Volume", "cached", "cloud"):
+    if name in ("Host", "Volume", "cloud"):
         raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
     raise AttributeError(f"module `atoll` has no attribute `{name}`")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atoll import LocalHost as LocalHost
+    from atoll import cached as cached
     from atoll import isolated as isolated
     from atoll import local as local
     from atoll import sync_dir as sync_dir
@@ -14,14 +15,13 @@ _LATER = (
     "CloudKeyCredentials",
     "FalServerlessHost",
     "FalServerlessKeyCredentials",
-    "cached",
     "cloud",
     "download_file",
     "download_weights",
     "serverless",
 )
 
-__all__ = ["LocalHost", "isolated", "local", "sync_dir"]
+__all__ = ["LocalHost", "cached", "isolated", "local", "sync_dir"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,8 +25,9 @@ from atoll.agent import meter, worker
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 
 MAX_WORKERS = 1024
-WORDS = 2
-"""Unsigned words of shared memory for each worker: the epoch that it is busy for, and the calls it has served."""
+WORDS = 3
+"""Unsigned words of shared memory for each worker: the epoch that it is busy for, the calls it has served, and when
+its call must have ended (`time.monotonic_ns`; 0 for never)."""
 RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
 
@@ -44,10 +45,15 @@ class Agent:
         self._workers: dict[str, tuple[int, int, int]] = {}  # id -> pid, pidfd, index of its busy word
         self._by_pidfd: dict[int, str] = {}
         self._checks: list[tuple[float, str, int]] = []
+        self._overdue: set[str] = set()
+        self._alarm, self._alarm_end = os.pipe()
+        for descriptor in (self._alarm, self._alarm_end):
+            os.set_blocking(descriptor, False)
 
     def run(self) -> None:
         """Serve until the daemon closes the channel."""
         self._poll.register(self._channel, select.POLLIN)
+        self._poll.register(self._alarm, select.POLLIN)
         while True:
             for descriptor, _ in self._poll.poll(self._milliseconds()):
                 if descriptor == self._channel.fileno():
@@ -57,12 +63,31 @@ class Agent:
                         self._handle(self._channel.receive().header)
                 elif descriptor in self._by_pidfd:
                     self._reap(self._by_pidfd[descriptor])
+                elif descriptor == self._alarm:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._alarm, 4096)
             self._check_released()
+            self._check_deadlines()
 
     def _milliseconds(self) -> float | None:
-        if not self._checks:
+        times = [deadline / 1e9 for deadline in self._deadlines().values()]
+        if self._checks:
+            times.append(min(self._checks)[0])
+        if not times:
             return None
-        return max(0.0, (min(self._checks)[0] - time.monotonic()) * 1000) + 1
+        return max(0.0, (min(times) - time.monotonic()) * 1000) + 1
+
+    def _deadlines(self) -> dict[str, int]:
+        """When the running calls that have a timeout must have ended."""
+        found = {name: self._words[index * WORDS + 2] for name, (_, _, index) in self._workers.items()}
+        return {name: deadline for name, deadline in found.items() if deadline and name not in self._overdue}
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic_ns()
+        for name, deadline in self._deadlines().items():
+            if deadline <= now:
+                self._overdue.add(name)
+                self._kill(name)
 
     def _handle(self, message: dict[str, object]) -> None:
         kind, name = message.get("type"), str(message.get("worker"))
@@ -94,6 +119,7 @@ class Agent:
         status = 70
         try:
             self._channel.close()
+            os.close(self._alarm)
             for _, pidfd, _ in self._workers.values():
                 os.close(pidfd)
             env = message.get("env")
@@ -104,7 +130,8 @@ class Agent:
             os.setsid()
             words = self._words[index * WORDS : (index + 1) * WORDS]
             control = Channel(Socket(fileno=descriptors[0]))
-            status = worker.Worker(words, control, self._sheet(index)).run(message, descriptors[1:])
+            serving = worker.Worker(words, control, self._sheet(index), self._alarm_end)
+            status = serving.run(message, descriptors[1:])
         except BaseException:
             import traceback
 
@@ -141,6 +168,7 @@ class Agent:
     def _reap(self, name: str) -> None:
         pid, pidfd, index = self._workers.pop(name)
         _, status, usage = os.wait4(pid, 0)
+        between_calls = self._words[index * WORDS] == 0 and self._words[index * WORDS + 1] > 0
         self._poll.unregister(pidfd)
         os.close(pidfd)
         del self._by_pidfd[pidfd]
@@ -153,6 +181,11 @@ class Agent:
         kill_left_behind(name, pid)
         code = os.waitstatus_to_exitcode(status)
         exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
+        if between_calls:
+            exited["reason"] = "idle"
+        elif name in self._overdue:
+            exited["reason"] = "timeout"
+        self._overdue.discard(name)
         self._channel.send(exited)
 
 

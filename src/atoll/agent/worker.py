@@ -11,7 +11,9 @@ that a client whose call crossed that message knows that it has not started, the
 a call: the worker says `revoked` and ends. A lease that is reclaimed before its first call is honoured for
 `FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
 
-Data messages in: `sources`, `call`. Out: `result`, `error`, `revoked`, `need` (sources), `exiting`.
+Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need` (sources or
+setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
+items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
 (see `agent.meter`).
 """
@@ -40,7 +42,7 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 def prepare() -> None:
     """Do, once and before any fork, what every worker needs."""
-    from atoll.agent import exceptions, payload, pickling, sources  # noqa: F401 - imported for the forks
+    from atoll.agent import exceptions, payload, pickling, running, sources  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
     capture.unbuffer_c()
@@ -50,12 +52,14 @@ class Worker:
     """Serves calls until its lease's `keep_alive` passes or the daemon is gone.
 
     Args:
-        words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served.
+        words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served; when
+            the call must have ended, in nanoseconds of the monotonic clock, else 0.
         control: the channel to the daemon.
         sheet: shared with the agent: records of calls (see `agent.meter`).
+        alarm: a pipe that tells the agent that the third word has changed; owned from here on.
     """
 
-    def __init__(self, words: memoryview, control: Channel, sheet: memoryview) -> None:
+    def __init__(self, words: memoryview, control: Channel, sheet: memoryview, alarm: int = -1) -> None:
         self._words = words
         self._control = control
         self._meter = Meter(sheet, control.send)
@@ -67,6 +71,9 @@ class Worker:
         self._deadline = 0.0
         self._poll = select.poll()
         self._sources = ""
+        self._setup: tuple[str, bytes] = "", b""
+        self._prepared: list[Any] = []
+        self._alarm = alarm
         self._shown: dict[str, Any] | None = None
         self._clean: capture.ProcessState | None = None
         self._pid = os.getpid()
@@ -175,10 +182,15 @@ class Worker:
         kind = message.type
         if kind == "call":
             self._words[0] = self._epoch
+            timeout = message.header.get("timeout_seconds")
+            if timeout:
+                self._words[2] = time.monotonic_ns() + int(float(timeout) * 1e9)
+                with contextlib.suppress(OSError):  # a full pipe has woken it already
+                    os.write(self._alarm, b"!")
             try:
                 self._call(data, message)
             finally:
-                self._words[0] = 0
+                self._words[2] = self._words[0] = 0
             self._words[1] += 1
             self._served = True
             self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
@@ -193,6 +205,8 @@ class Worker:
                 self._sources = str(message.header["digest"])
             finally:
                 self._words[0] = 0
+        elif kind == "setup":
+            self._setup, self._prepared = (str(message.header["digest"]), bytes(message.buffers[0])), []
 
     def _call(self, data: Channel, message: Message) -> None:
         header, buffers = message
@@ -202,11 +216,14 @@ class Worker:
         if header.get("sources") and header["sources"] != self._sources:
             data.send({"type": "need", "sources": header["sources"]})
             return
+        if header.get("setup", "") and header["setup"] != self._setup[0]:
+            data.send({"type": "need", "setup": header["setup"]})
+            return
         if self._clean is not None:
             self._clean.restore()
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
-        answer, pieces = self._answer(header, buffers)
+        answer, pieces = self._answer(data, header, buffers)
         if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
             capture.flush()
             os._exit(0)
@@ -217,27 +234,72 @@ class Worker:
         data.send(answer, pieces)
         self._meter.tick()
 
-    def _answer(self, header: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], list[Any]]:
-        from atoll.agent import exceptions, payload
+    def _answer(
+        self, data: Channel, header: dict[str, Any], buffers: list[bytearray]
+    ) -> tuple[dict[str, Any], list[Any]]:
+        from atoll.agent import exceptions, payload, running
 
         call = header.get("call")
         try:
             nested.refuse(threading.get_ident())
             try:
+                prepared = self._prepare() if header.get("setup") else ()
                 function = payload.loads_function(buffers[0], bool(header.get("reusable")))
                 args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
             finally:
                 nested.refuse(0)
             self._show_in_main(function)
             del buffers[:]
-            value = function(*args, **kwargs)
-            data, pieces = payload.dumps_result(value)
-            return {"type": "result", "call": call}, [data, *pieces]
+            args = (*prepared, *args)
+            if header.get("stream"):
+                value = self._stream(data, call, running.items(function, args, kwargs))
+            else:
+                value = running.call(function, args, kwargs)
+            pickled, pieces = payload.dumps_result(value)
+            return {"type": "result", "call": call}, [pickled, *pieces]
         except SystemExit as error:
             self._exit(call, error.code)
         except BaseException as error:
             described, pieces = exceptions.dumps(error)
             return {"type": "error", "call": call, "error": described}, pieces
+
+    def _prepare(self) -> tuple[Any]:
+        """Return what `setup_function` has made of this worker; run it if it has not run to its end yet."""
+        from atoll.agent import payload, running
+
+        if not self._prepared:
+            function = payload.loads_function(self._setup[1])
+            self._show_in_main(function)
+            nested.refuse(0)
+            self._prepared.append(running.call(function, (), {}))
+            nested.refuse(threading.get_ident())
+            self._clean = capture.ProcessState()
+        return (self._prepared[0],)
+
+    def _stream(self, data: Channel, call: Any, items: Any) -> Any:
+        """Send the items as they are made, until their end or until the client has had enough."""
+        from atoll.agent import payload
+
+        heard = select.poll()
+        heard.register(data, select.POLLIN)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+            pickled, pieces = payload.dumps_result(item)
+            capture.flush()
+            data.send({"type": "yield", "call": call}, [pickled, *pieces])
+            self._meter.sent_bytes += len(pickled)
+            if heard.poll(0):  # `stop`, or the end of the client
+                self._close(items)
+                return None
+
+    @staticmethod
+    def _close(items: Any) -> None:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
 
     def _show_in_main(self, function: Any) -> None:
         """Let `__main__` have the caller's functions and classes, for code that looks for them there by name.

@@ -110,7 +110,7 @@ class Pool:
         """
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
-        key = WorkerKey(sandbox, spec.env, spec.sources)
+        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup)
         lease = Lease(f"l{self._count}", spec, nested=parent is not None)
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
@@ -408,7 +408,8 @@ class Pool:
         if worker is None:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
-        error = why(status, exceeded)
+        reason = str(message.get("reason", ""))
+        error = why(status, exceeded, reason) if reason != "idle" else None
         left = worker.cancelled or worker.lease is None
         for record in worker.place.last_records(message, nested=worker.nested, error=error, left=left):
             self._on_record(record)

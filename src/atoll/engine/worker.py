@@ -88,9 +88,13 @@ def put_under(limit: Limit, pid: int) -> None:
         limit.add(pid)
 
 
-def why(status: int, exceeded: tuple[int, int] | None) -> errors.WorkerDied:
+def why(status: int, exceeded: tuple[int, int] | None, reason: str = "") -> errors.CallerError:
     """Say why a worker's process has ended."""
     details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
+    if reason == "timeout" and exceeded is None:
+        return errors.CallTimeout(
+            "the call took longer than its timeout", hint="raise `timeout`, or leave it out for calls without an end"
+        )
     if exceeded is not None:
         limit, peak = exceeded
         return errors.OutOfMemory(

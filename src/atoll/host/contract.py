@@ -7,7 +7,7 @@ several threads at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from atoll.errors import CallCancelled
@@ -106,6 +106,20 @@ class Host(Protocol):
             WorkerDied: the worker ended before it answered.
             CallCancelled: the ticket was cancelled.
             OperatorError: the host cannot run anything now.
+        """
+
+    def stream(
+        self,
+        spec: LeaseSpec,
+        call: Call,
+        bundle: Bundle | None,
+        output: Output,
+        ticket: Ticket | None = None,
+    ) -> Iterator[Message]:
+        """Run a generator's call: give a `yield` message for each item as it is made, then `result` or `error`.
+
+        The call starts with the first `next`. Closing the iterator closes the generator; one that does not end soon
+        has its worker killed. Raises as `run`.
         """
 
     def open_storage(self) -> Channel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 import weakref
 
 from atoll import errors
@@ -22,6 +23,10 @@ from atoll.wire.payloads import PayloadChannel, free_bytes
 
 ENDED_SECONDS = 10.0
 READ_BYTES = 1 << 16
+OVERDUE_SECONDS = 5.0
+"""How long after its timeout a call is given up here, when the agent has not ended it."""
+STOP_SECONDS = 1.0
+"""How long a generator that is closed may take for what its `finally` does; then its worker is killed."""
 
 
 class Revoked(Exception):
@@ -46,6 +51,7 @@ class LocalLease:
         self._data = PayloadChannel(socket.socket(fileno=descriptors[0]), free_bytes=free_bytes)
         self._out, self._err = descriptors[1:]
         self._fresh = fresh
+        self._overdue_at = 0.0
         self._poll = select.poll()
         self._poll.register(self._data, select.POLLIN)
         for descriptor in (self._out, self._err):
@@ -62,12 +68,17 @@ class LocalLease:
         return self._close.alive and not any(descriptor == number for descriptor, _ in self._poll.poll(0))
 
     def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
-        """Run one call.
+        """Run one call to its answer.
 
         Raises:
             Revoked: it has not started; the lease is of no more use.
-            WorkerDied, OutOfMemory, SandboxUnavailable, HostUnreachable: it was lost; so is the lease.
+            CallTimeout, WorkerDied, OutOfMemory, SandboxUnavailable, HostUnreachable: it was lost; so is the lease.
         """
+        self.start(call, keep_alive_seconds, bundle)
+        return self.next(output)
+
+    def start(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None) -> None:
+        """Send a call; `next` gives what the worker answers."""
         header = {
             "type": "call",
             "call": call.id,
@@ -81,44 +92,86 @@ class LocalLease:
         }
         if nested.call:
             header["parent"] = nested.call
-        buffers = [call.function, call.arguments, *call.buffers]
+        if call.timeout_seconds:
+            header["timeout_seconds"] = call.timeout_seconds
+            self._overdue_at = time.monotonic() + call.timeout_seconds + OVERDUE_SECONDS
+        if call.setup_digest:
+            header["setup"] = call.setup_digest
+        if call.stream:
+            header["stream"] = True
         if call.buffers:
             _check_room(call)
-        try:
-            if bundle is not None and self._fresh:
-                self._data.send(*bundle.message())
+        self._call, self._bundle, self._header = call, bundle, header
+        with contextlib.suppress(ChannelClosed):  # what the worker said before it closed is still to be read
+            if self._fresh:
+                self._send_sources()
+                self._send_setup()
             self._fresh = False
-            self._data.send(header, buffers)
-        except ChannelClosed:
-            pass  # what the worker said before it closed is still to be read
+            self._send_call()
+
+    def _send_call(self) -> None:
+        call = self._call
+        self._data.send(self._header, [call.function, call.arguments, *call.buffers])
+
+    def _send_sources(self) -> None:
+        if self._bundle is not None:
+            self._data.send(*self._bundle.message())
+
+    def _send_setup(self) -> None:
+        if self._call.setup_digest:
+            self._data.send({"type": "setup", "digest": self._call.setup_digest}, [self._call.setup])
+
+    def next(self, output: Output) -> Message:
+        """Wait for what the worker answers next: `yield`, `result` or `error`; what was printed before is passed on.
+
+        Raises:
+            As `run`; `Revoked` only for the first answer.
+        """
+        name = self._call.name
         while True:
-            message = self._wait(output, call.name)
+            message = self._wait(output, name)
             kind = message.type
-            if kind in ("result", "error"):
+            if kind in ("result", "error", "yield"):
                 self._drain(output)
+                if kind != "yield":
+                    self._overdue_at = 0.0
                 return message
-            if kind == "need" and bundle is not None:
+            if kind == "need":
                 with contextlib.suppress(ChannelClosed):
-                    self._data.send(*bundle.message())
-                    self._data.send(header, buffers)
+                    if message.header.get("setup"):
+                        self._send_setup()
+                    else:
+                        self._send_sources()
+                    self._send_call()
             elif kind == "revoked":
                 raise Revoked
             elif kind == "exiting":
                 self._drain(output)
                 status = message.header.get("status")
                 raise errors.WorkerDied(
-                    f"`{call.name}` ended its worker with `sys.exit({status})`",
+                    f"`{name}` ended its worker with `sys.exit({status})`",
                     hint="return a value or raise an exception instead",
                     exit_status=status,
                     last_output=output.tail(),
                 )
+
+    def stop(self, output: Output) -> bool:
+        """Have a generator closed that is not wanted any more; return whether it has ended within `STOP_SECONDS`."""
+        self._overdue_at = time.monotonic() + STOP_SECONDS
+        try:
+            self._data.send({"type": "stop", "call": self._call.id})
+            while self.next(output).type == "yield":
+                pass
+        except (Revoked, errors.AtollError, ChannelClosed):
+            return False
+        return True
 
     def _wait(self, output: Output, name: str) -> Message:
         """Wait for the worker's next message, passing on what it prints."""
         data = self._data
         number = data.fileno()
         while not data.pending:
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in self._poll.poll(self._milliseconds(name)):
                 if descriptor == number:
                     try:
                         data.fill()
@@ -138,6 +191,16 @@ class LocalLease:
                 else:
                     self._read(descriptor, output)
         return data.receive()
+
+    def _milliseconds(self, name: str) -> float | None:
+        """How long to wait for the worker; the agent keeps the timeout, and this only where that has failed."""
+        if not self._overdue_at:
+            return None
+        left = self._overdue_at - time.monotonic()
+        if left <= 0:
+            self.kill()
+            raise _timed_out(name, self._call.timeout_seconds)
+        return left * 1000 + 1
 
     def _read(self, descriptor: int, output: Output) -> bool:
         """Pass on what one pipe holds now; return whether there was anything."""
@@ -174,6 +237,8 @@ class LocalLease:
                     if header.get("error") is None:
                         raise Revoked
                     error = errors.from_data(header["error"])
+                    if isinstance(error, errors.CallTimeout):
+                        return _timed_out(name, self._call.timeout_seconds)
                     if isinstance(error, errors.WorkerDied):
                         message = error.message.replace("the worker", f"the worker of `{name}`", 1)
                         details = {**error.details, "last_output": output.tail()}
@@ -208,6 +273,14 @@ def _check_room(call: Call) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
+
+
+def _timed_out(name: str, seconds: float) -> errors.CallTimeout:
+    return errors.CallTimeout(
+        f"`{name}` took longer than its timeout of {seconds:g} s, and was ended",
+        hint="raise `timeout`, or leave it out for calls without an end",
+        timeout_seconds=seconds,
+    )
 
 
 def _close(data: Channel, control: Channel, *pipes: int) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll import errors, settings
@@ -75,45 +75,78 @@ class LocalHost:
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
     ) -> Message:
         """See `contract.Host.run`."""
-        key = (
-            self._home or settings.home_variables(),
-            *(spec.environment, spec.env, spec.sources, spec.network, spec.mounts),
-        )
-        attempts = start.ATTEMPTS
         while True:
-            lease = self._take(key)
-            if lease is None:
-                try:
-                    lease = self._lease(spec, output, ticket)
-                except DaemonEnded:  # the call has not started: another daemon may take it
-                    attempts -= 1
-                    if attempts == 0:
-                        raise
-                    continue
+            lease = self._acquire(spec, output, ticket)
             done = False
             try:
-                if ticket is not None:
-                    ticket.start()
-                    ticket.arm(lease.kill)
+                self._begin(lease, ticket)
                 message = lease.run(call, spec.keep_alive_seconds, bundle, output)
                 done = True
                 return message
             except Revoked:
                 continue
-            except errors.WorkerDied:
-                if ticket is not None and ticket.cancelled:
-                    raise errors.CallCancelled(
-                        "the call was cancelled while it ran", hint="nothing to do: it was asked for"
-                    ) from None
+            except errors.WorkerDied as error:
+                raise _cancelled_or(error, ticket) from None
+            finally:
+                self._settle(lease, spec, ticket, done=done)
+
+    def stream(
+        self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
+    ) -> Iterator[Message]:
+        """See `contract.Host.stream`."""
+        answered = False
+        while not answered:
+            lease = self._acquire(spec, output, ticket)
+            done = False
+            try:
+                self._begin(lease, ticket)
+                lease.start(call, spec.keep_alive_seconds, bundle)
+                while not done:
+                    message = lease.next(output)
+                    answered = True
+                    done = message.type != "yield"
+                    yield message
+            except Revoked:
+                continue
+            except errors.WorkerDied as error:
+                raise _cancelled_or(error, ticket) from None
+            except GeneratorExit:
+                done = done or lease.stop(output)
                 raise
             finally:
-                if ticket is not None:
-                    ticket.arm(None)
-                if done and spec.keep_alive_seconds > 0:
-                    with self._lock:
-                        self._idle.setdefault(key, []).append(lease)
-                else:
-                    lease.close()
+                self._settle(lease, spec, ticket, done=done)
+
+    def _acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None) -> LocalLease:
+        """Return a resting lease that serves this wish, or a new one."""
+        lease = self._take(self._key(spec))
+        attempts = start.ATTEMPTS
+        while lease is None:
+            try:
+                lease = self._lease(spec, output, ticket)
+            except DaemonEnded:  # the call has not started: another daemon may take it
+                attempts -= 1
+                if attempts == 0:
+                    raise
+        return lease
+
+    def _key(self, spec: LeaseSpec) -> Any:
+        return self._home or settings.home_variables(), spec.terms
+
+    @staticmethod
+    def _begin(lease: LocalLease, ticket: Ticket | None) -> None:
+        if ticket is not None:
+            ticket.start()
+            ticket.arm(lease.kill)
+
+    def _settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
+        """Let a lease rest for the next call, or give it back: what still runs under it is then killed."""
+        if ticket is not None:
+            ticket.arm(None)
+        if done and spec.keep_alive_seconds > 0:
+            with self._lock:
+                self._idle.setdefault(self._key(spec), []).append(lease)
+        else:
+            lease.close()
 
     def _take(self, key: Any) -> LocalLease | None:
         while True:
@@ -219,6 +252,13 @@ class LocalHost:
         for lease in list(self._all):
             with contextlib.suppress(OSError):
                 lease.close()
+
+
+def _cancelled_or(error: errors.WorkerDied, ticket: Ticket | None) -> errors.AtollError:
+    """Return what to raise for a lost worker, which may have been killed because that was asked for."""
+    if ticket is None or not ticket.cancelled:
+        return error
+    return errors.CallCancelled("the call was cancelled while it ran", hint="nothing to do: it was asked for")
 
 
 class _StorageChannel(Channel):

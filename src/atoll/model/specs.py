@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 NETWORKS = ("none", "outbound", "host")
@@ -137,11 +138,13 @@ class WorkerKey:
         sandbox: where the worker lives.
         env: environment variables of the call, sorted by name.
         sources: digest of the project modules that the worker has imported or may import; empty for none.
+        setup: digest of the function that has prepared the worker; empty for none.
     """
 
     sandbox: SandboxKey
     env: tuple[tuple[str, str], ...] = ()
     sources: str = ""
+    setup: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class LeaseSpec:
     Args:
         environment: the environment to find or build.
         function: the function's name, for status and logs only.
-        env, sources: as in `WorkerKey`.
+        env, sources, setup: as in `WorkerKey`.
         network: a policy of `NETWORKS`; empty means `outbound` where the machine can, else `host`.
         mounts: as in `SandboxKey`.
         keep_alive_seconds: how long the worker may idle.
@@ -164,6 +167,12 @@ class LeaseSpec:
     network: str = ""
     mounts: tuple[tuple[str, str], ...] = ()
     keep_alive_seconds: float = 10.0
+    setup: str = ""
+
+    @cached_property
+    def terms(self) -> LeaseSpec:
+        """What decides whether a lease that was asked for with this can serve another wish too."""
+        return replace(self, function="", keep_alive_seconds=0.0)
 
     def to_data(self) -> dict[str, Any]:
         return {
@@ -174,6 +183,7 @@ class LeaseSpec:
             "network": self.network,
             "mounts": dict(self.mounts),
             "keep_alive_seconds": self.keep_alive_seconds,
+            "setup": self.setup,
         }
 
     @classmethod
@@ -197,6 +207,7 @@ class LeaseSpec:
             network,
             _pairs(data, "mounts"),
             _seconds(data, "keep_alive_seconds", 10.0),
+            setup=_text(data, "setup"),
         )
 
 
@@ -214,6 +225,9 @@ class Call:
         sources: digest of the project modules that belong to it (the bundle itself travels beside).
         name: the function's name, for messages.
         at: when the caller made it, in seconds since the epoch; 0 for unknown.
+        timeout_seconds: after which the worker is killed, from when it has the call; 0 for never.
+        stream: the function gives items one by one.
+        setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
     """
 
     id: str
@@ -225,6 +239,10 @@ class Call:
     sources: str = ""
     name: str = ""
     at: float = 0.0
+    timeout_seconds: float = 0.0
+    stream: bool = False
+    setup: bytes = b""
+    setup_digest: str = ""
 
 
 def digest(value: Any, length: int = 32) -> str:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import itertools
 import os
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from atoll import settings
 from atoll.errors import ProtocolMismatch
@@ -22,18 +22,14 @@ from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk import stamps
 from atoll.sdk.future import CallFuture
 from atoll.sdk.options import Options, check_python_version
+from atoll.sdk.submitting import threads
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
+    from atoll.wire.frames import Message
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-SUBMIT_THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
-"""How many submitted calls a process waits for at a time; more wait their turn."""
-
-MAP_AHEAD = 2 * SUBMIT_THREADS
-"""How many items of `map` are taken from its input before the oldest has been answered."""
 
 _token = os.urandom(6).hex()
 _counter = itertools.count()
@@ -62,7 +58,6 @@ class IsolatedFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
             raise TypeError(f"`isolated` needs something that can be called, not {function!r}")
-        _refuse_later_kinds(function)
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
@@ -70,15 +65,12 @@ class IsolatedFunction(Generic[P, R]):
         self._prepared: _Prepared | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.is_generator:
+            return self._iterate(args, kwargs)  # type: ignore[return-value]  # `R` is an iterator then
         return self._run(args, kwargs, None)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "aio":
-            raise AttributeError("`aio` is not in this version of Atoll yet; use `submit` and `asyncio.wrap_future`")
-        raise AttributeError(f"an isolated function has no attribute `{name}`")
 
     def __repr__(self) -> str:
         return f"<isolated {_name(self.__wrapped__)}>"
@@ -110,15 +102,21 @@ class IsolatedFunction(Generic[P, R]):
         return IsolatedFunction(self.__wrapped__, self._options.with_changes(changes))
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always."""
+        """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always.
+
+        The future of a generator function gets the list of its items.
+        """
         future: CallFuture[R] = CallFuture()
-        _executor().submit(self._complete, future, args, kwargs)
+        threads().submit(
+            functools.partial(self._complete, future, args, kwargs), functools.partial(self.cancel, future)
+        )
         return future
 
     def _complete(self, future: CallFuture[R], args: Any, kwargs: Any) -> None:
         try:
             if not future.cancelled():
-                future.set_result(self._run(args, kwargs, future.ticket))
+                run: Any = self._run_to_list if self.is_generator else self._run
+                future.set_result(run(args, kwargs, future.ticket))
         except BaseException as error:
             with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
                 future.set_exception(error)
@@ -137,23 +135,36 @@ class IsolatedFunction(Generic[P, R]):
         future.ticket.cancel()
         return True
 
-    def map(self, iterable: Iterable[Any], *more: Iterable[Any]) -> Iterator[R]:
-        """Call the function for each item and yield the results in order, with bounded work in flight."""
-        return self.starmap(zip(iterable, *more, strict=False))
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run a call from asyncio: `await f.aio(...)`, or `async for item in f.aio(...)` for a generator function.
 
-    def starmap(self, iterable: Iterable[Iterable[Any]]) -> Iterator[R]:
+        A task that is cancelled while it waits has its call cancelled, running or not.
+        """
+        from atoll.sdk import asynchronous
+
+        if self.is_generator:
+            return asynchronous.items(self, args, kwargs)
+        return asynchronous.result(self, args, kwargs)
+
+    def map(self, iterable: Iterable[Any], *more: Iterable[Any], return_exceptions: bool = False) -> Iterator[R]:
+        """Call the function for each item and yield the results in order, with bounded work in flight.
+
+        Args:
+            iterable, more: as the built-in `map` takes them. What is not a list or another sequence is read by a
+                thread of its own, at most a few calls ahead, so that results come also while it blocks.
+            return_exceptions: yield the exception of a call that failed in its place, and go on.
+
+        Raises:
+            Exception: of the first call that failed, in its place, or of the input after the results before it; the
+                calls behind it are cancelled.
+        """
+        return self.starmap(_zipped(iterable, more), return_exceptions=return_exceptions)
+
+    def starmap(self, iterable: Iterable[Iterable[Any]], *, return_exceptions: bool = False) -> Iterator[R]:
         """Like `map`, for items that are tuples of arguments."""
-        pending: deque[Future[R]] = deque()
-        try:
-            for arguments in iterable:
-                pending.append(self.submit(*arguments))  # type: ignore[call-arg]  # the items decide
-                while pending and (pending[0].done() or len(pending) >= MAP_AHEAD):
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                self.cancel(future)
+        from atoll.sdk.mapping import results
+
+        return results(self, iterable, return_exceptions=return_exceptions)
 
     def environment_spec(self) -> EnvironmentSpec:
         """Return the environment that the function asks for."""
@@ -181,42 +192,123 @@ class IsolatedFunction(Generic[P, R]):
 
     # --- a call -----------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def is_generator(self) -> bool:
+        """Whether a call gives items one by one."""
+        return is_generator(self.__wrapped__)
+
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
-        from atoll.sdk import exceptions, payload
+        if not self._options.retries.count:
+            return self._run_once(args, kwargs, ticket)
+        for retry in itertools.count():
+            try:
+                return self._run_once(args, kwargs, ticket)
+            except BaseException as error:
+                if not self._is_retried(error, retry, ticket):
+                    raise
+            self._pause(retry, ticket)
+        raise AssertionError("unreachable")
+
+    def _is_retried(self, error: BaseException, retry: int, ticket: Ticket | None) -> bool:
+        retries = self._options.retries
+        return retry < retries.count and not (ticket is not None and ticket.cancelled) and retries.covers(error)
+
+    def _pause(self, retry: int, ticket: Ticket | None) -> None:
+        """Wait before a retry, unless the call is cancelled meanwhile."""
+        over = threading.Event()
+        if ticket is not None:
+            ticket.arm(over.set)
+        over.wait(self._options.retries.wait(retry))
+        if ticket is not None:
+            ticket.arm(None)
+
+    def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
         from atoll.sdk.output import CallerStreams
 
+        prepared, call, bundle = self._prepare(args, kwargs)
+        message = prepared.host.run(prepared.lease_spec(call), call, bundle, CallerStreams(), ticket)
+        value: R = _value_of(message)
+        return value
+
+    def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
+        """Run a generator's call from the first `next` on; made again only while it has given nothing."""
+        for retry in itertools.count():
+            fresh = True
+            try:
+                for item in self._iterate_once(args, kwargs, ticket):
+                    if isinstance(item, _End):
+                        return item.value
+                    fresh = False
+                    yield item
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if not fresh or not self._is_retried(error, retry, ticket):
+                    raise
+            self._pause(retry, ticket)
+
+    def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
+        from atoll.sdk.output import CallerStreams
+
+        prepared, call, bundle = self._prepare(args, kwargs)
+        messages = prepared.host.stream(prepared.lease_spec(call), call, bundle, CallerStreams(), ticket)
+        with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
+            for message in messages:
+                value = _value_of(message)
+                yield value if message.type == "yield" else _End(value)
+
+    def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
+        return list(self._iterate(args, kwargs, ticket))
+
+    def _prepare(self, args: Any, kwargs: Any) -> tuple[_Prepared, Call, Any]:
+        """Return what a call sends: everything is pickled anew, where it has changed."""
         prepared = self._prepared
         if prepared is None:
             prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         bundle = prepared.sources.current()
         function, reusable = prepared.pickler.dumps()
         arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
-        sources = bundle.digest if bundle is not None else ""
+        setup, setup_digest = prepared.setup() if prepared.setup is not None else (b"", "")
         call = Call(
             f"{_token}-{next(_counter)}",
             function,
             arguments,
             tuple(buffers),
             reusable=reusable,
-            sources=sources,
+            sources=bundle.digest if bundle is not None else "",
             name=prepared.name,
             at=time.time(),
+            timeout_seconds=self._options.timeout or 0.0,
+            stream=self.is_generator,
+            setup=setup,
+            setup_digest=setup_digest,
         )
-        message = prepared.host.run(prepared.lease_spec(sources), call, bundle, CallerStreams(), ticket)
-        try:
-            if message.type == "result":
-                value: R = payload.loads_result(message.buffers[0], message.buffers[1:])
-                return value
-            error = exceptions.loads(message.header["error"], message.buffers)
-        except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
-            raise ProtocolMismatch(
-                f"the worker's answer cannot be read: {malformed!r}",
-                hint="code in the worker has disturbed its channel",
-            ) from None
-        try:
-            raise error
-        finally:
-            del error
+        return prepared, call, bundle
+
+
+class _End(NamedTuple):
+    """Stands for the end of a generator, and has what it returned."""
+
+    value: Any
+
+
+def _value_of(message: Message) -> Any:
+    """Return what an answer brings, or raise the exception that it describes."""
+    from atoll.sdk import exceptions, payload
+
+    try:
+        if message.type in ("result", "yield"):
+            return payload.loads_result(message.buffers[0], message.buffers[1:])
+        error = exceptions.loads(message.header["error"], message.buffers)
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
+        raise ProtocolMismatch(
+            f"the worker's answer cannot be read: {malformed!r}",
+            hint="code in the worker has disturbed its channel",
+        ) from None
+    try:
+        raise error
+    finally:
+        del error
 
 
 class _Prepared:
@@ -231,46 +323,48 @@ class _Prepared:
         self.name = spec.function
         self.pickler = FunctionPickler(function, options.local_modules, source)
         self.sources = Sources(function, options.local_modules)
+        self.setup = _Setup(options.setup_function, options.local_modules) if options.setup_function else None
         self._spec = self._last = spec
 
-    def lease_spec(self, sources: str) -> LeaseSpec:
-        if self._last.sources != sources:
-            self._last = replace(self._spec, sources=sources)
+    def lease_spec(self, call: Call) -> LeaseSpec:
+        if self._last.sources != call.sources or self._last.setup != call.setup_digest:
+            self._last = replace(self._spec, sources=call.sources, setup=call.setup_digest)
         return self._last
 
 
-def _refuse_later_kinds(function: Any) -> None:
-    """Refuse the kinds of functions that this version cannot run yet."""
-    plain = inspect.unwrap(function)
-    for test, kind in (
-        (inspect.isasyncgenfunction, "an asynchronous generator"),
-        (inspect.isgeneratorfunction, "a generator"),
-        (inspect.iscoroutinefunction, "an async function"),
-    ):
-        if test(plain):
-            raise TypeError(
-                f"`{_name(function)}` is {kind}, which this version of Atoll does not run yet; return a list, or call "
-                "`asyncio.run` inside the function"
-            )
+class _Setup:
+    """The pickle of a `setup_function`, with its digest."""
+
+    def __init__(self, function: Callable[[], Any], local_modules: Any) -> None:
+        from atoll.sdk.payload import FunctionPickler
+
+        self._pickler = FunctionPickler(function, local_modules)
+        self._made = b"", ""
+
+    def __call__(self) -> tuple[bytes, str]:
+        data, _ = self._pickler.dumps()
+        if data is not self._made[0]:
+            self._made = data, hashlib.blake2b(data, digest_size=16).hexdigest()
+        return self._made
+
+
+def is_generator(function: Any) -> bool:
+    """Whether calling a function gives items one by one, async or not."""
+    call = (
+        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
+    )
+    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
+
+
+def _zipped(iterable: Iterable[Any], more: tuple[Iterable[Any], ...]) -> Iterable[Any]:
+    if not more and isinstance(iterable, (Sequence, range)):
+        return [(item,) for item in iterable]
+    return zip(iterable, *more, strict=False)
 
 
 def _name(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return str(name or type(function).__qualname__)
-
-
-_executors: dict[int, ThreadPoolExecutor] = {}
-_executors_lock = threading.Lock()
-
-
-def _executor() -> ThreadPoolExecutor:
-    """Return this process's threads that wait for submitted calls."""
-    with _executors_lock:
-        pid = os.getpid()
-        if pid not in _executors:
-            _executors.clear()
-            _executors[pid] = ThreadPoolExecutor(SUBMIT_THREADS, thread_name_prefix="atoll")
-        return _executors[pid]
 
 
 @overload

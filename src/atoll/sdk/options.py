@@ -6,22 +6,21 @@ import difflib
 import os
 import posixpath
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.model.specs import NETWORKS
+from atoll.sdk import retries
+from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
 
 LATER = (
     "machine_type",
-    "timeout",
-    "retries",
     "max_concurrency",
-    "setup_function",
     "secrets",
     "results",
     "serve",
@@ -49,6 +48,9 @@ class Options:
         mounts: path inside -> directory of this machine, shown read-only.
         local_modules: names or paths of the project's modules that travel; None means found automatically.
         host: where it runs; None means the local host.
+        timeout: seconds that a call may take, from when its worker has it, its `setup_function` included.
+        retries: how often a call is made again; see `retries.Retries`.
+        setup_function: prepares each worker, once; what it returns is the first argument of every call.
     """
 
     kind: str = "virtualenv"
@@ -60,6 +62,9 @@ class Options:
     mounts: tuple[tuple[str, str], ...] = ()
     local_modules: tuple[str, ...] | None = None
     host: Host | None = None
+    timeout: float | None = None
+    retries: Retries = field(default_factory=Retries)
+    setup_function: Callable[[], Any] | None = None
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
@@ -136,6 +141,22 @@ def _keep_alive(value: Any) -> float:
     return float(value)
 
 
+def _timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`timeout` must be a number of seconds, is {value!r}")
+    if not 0 < value < 1e9:
+        raise ValueError(f"`timeout` must be more than 0 and less than a billion seconds, is {value}")
+    return float(value)
+
+
+def _setup_function(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"`setup_function` must be a function without arguments, is {value!r}")
+    return value
+
+
 def _pairs(name: str, value: Any) -> dict[str, str]:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"`{name}` must map texts to texts, is {value!r}")
@@ -199,6 +220,9 @@ _CHECKS: dict[str, Any] = {
     "mounts": _mounts,
     "local_modules": _local_modules,
     "host": _host,
+    "timeout": _timeout,
+    "retries": retries.of,
+    "setup_function": _setup_function,
 }
 
 

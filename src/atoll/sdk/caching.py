@@ -1,0 +1,143 @@
+"""`@cached`: computed once in each worker, for as long as it lives.
+
+What is kept belongs to the worker and not to the wrapper, because a function is unpickled anew where anything that
+it uses has changed: the wrapper of the next call is another object, and finds by digest what an earlier one has
+computed. The digest says what the function would do (`sdk.fingerprint`), so that two functions of the same text and
+different globals do not meet, and that an edit of the calling function changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from atoll.agent import nested
+from atoll.agent.payload import type_name
+from atoll.errors import SerializationError
+
+if TYPE_CHECKING:
+    from atoll.sdk.captures import Captures
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Entry:
+    """One combination of function and arguments; the lock is held while it is computed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.done = False
+        self.value: Any = None
+
+
+_entries: dict[tuple[bytes, bytes], _Entry] = {}
+_entries_lock = threading.Lock()
+
+
+class CachedFunction(Generic[P, R]):
+    """A function that a worker runs once for each combination of its code, the globals it uses and its arguments.
+
+    All calls get the same object: who changes it changes it for the next. An exception is not kept. In the caller's
+    own process it is the plain function. Threads that ask for the same at once wait for the one that computes.
+
+    Raises:
+        SerializationError: an argument cannot be compared with that of another call, such as an open file.
+    """
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        if not callable(function):
+            raise TypeError(f"`cached` needs something that can be called, not {function!r}")
+        for test, kind in (
+            (inspect.isgeneratorfunction, "a generator"),
+            (inspect.isasyncgenfunction, "an asynchronous generator"),
+            (inspect.iscoroutinefunction, "an async function"),
+        ):
+            if test(function):
+                raise TypeError(f"`cached` cannot keep what {kind} gives; return the finished value")
+        functools.update_wrapper(self, function)
+        self.__wrapped__ = function
+        self._proof: tuple[Captures, bytes] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not nested.inside():
+            return self.__wrapped__(*args, **kwargs)
+        entry = self._entry(args, kwargs)
+        if not entry.done:
+            with entry.lock:
+                if not entry.done:
+                    entry.value = self.__wrapped__(*args, **kwargs)
+                    entry.done = True
+        value: R = entry.value
+        return value
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<cached {getattr(self.__wrapped__, '__qualname__', self.__wrapped__)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CachedFunction, (self.__wrapped__,)
+
+    @property
+    def __atoll_function__(self) -> Callable[P, R]:
+        """The plain function, for what follows a function's globals."""
+        return self.__wrapped__
+
+    def _entry(self, args: Any, kwargs: Any) -> _Entry:
+        from atoll.sdk import fingerprint
+
+        try:
+            key = self._digest(), fingerprint.of_arguments(_bound(self.__wrapped__, args, kwargs))
+        except fingerprint.Unknowable as error:
+            raise SerializationError(
+                f"`{type_name(self.__wrapped__)}` `{getattr(self.__wrapped__, '__qualname__', '')}` is cached, and {error}",
+                hint="pass plain data, such as the path instead of the open file",
+            ) from error
+        entry = _entries.get(key)
+        if entry is None:
+            with _entries_lock:
+                entry = _entries.setdefault(key, _Entry())
+        return entry
+
+    def _digest(self) -> bytes:
+        from atoll.sdk import fingerprint
+        from atoll.sdk.captures import Captures
+
+        proof = self._proof
+        if proof is None or not proof[0].unchanged():
+            captures = Captures(self.__wrapped__)
+            self._proof = proof = captures, fingerprint.of_function(self.__wrapped__)
+        return proof[1]
+
+
+def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Return the arguments in one order, however they were given."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # the call itself says what is wrong, where there is something
+        return (args, tuple(sorted(kwargs.items())))
+    bound.apply_defaults()
+    return tuple(
+        (name, tuple(sorted(value.items())) if isinstance(value, dict) and name == _variable(function) else value)
+        for name, value in bound.arguments.items()
+    )
+
+
+def _variable(function: Callable[..., Any]) -> str:
+    """Return the name of `**kwargs`, or an empty text."""
+    parameters = inspect.signature(function).parameters.values()
+    return next((one.name for one in parameters if one.kind is one.VAR_KEYWORD), "")
+
+
+def cached(function: Callable[P, R]) -> CachedFunction[P, R]:
+    """Mark a function that isolated functions call to be computed once in each worker: `@cached`.
+
+    Raises:
+        TypeError: it cannot be called, or is a generator or async.
+    """
+    return CachedFunction(function)

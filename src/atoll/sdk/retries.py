@@ -1,0 +1,79 @@
+"""When a call is made again: only where the function asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from atoll import errors
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often a call is made again, for which failures, and how long to wait before each time.
+
+    A lost worker, or a daemon that ended while the call ran, counts always; `OutOfMemory`, `CallTimeout` and the
+    function's own exceptions count where `on` names their type or one above it.
+
+    Args:
+        count: how often at most, after the first time.
+        on: further types of exceptions.
+        wait_seconds: before the first retry.
+        factor: what the wait grows by from one to the next.
+        most_seconds: the longest wait.
+    """
+
+    count: int = 0
+    on: tuple[type[BaseException], ...] = ()
+    wait_seconds: float = 0.5
+    factor: float = 2.0
+    most_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int):
+            raise TypeError(f"`retries` must be a whole number, is {self.count!r}")
+        if not 0 <= self.count <= 1000:
+            raise ValueError(f"`retries` must be from 0 to 1000, is {self.count}")
+        kinds = (self.on,) if isinstance(self.on, type) else tuple(self.on)
+        for kind in kinds:
+            if not isinstance(kind, type) or not issubclass(kind, BaseException):
+                raise TypeError(f"`Retries.on` must be types of exceptions, and has {kind!r}")
+        object.__setattr__(self, "on", kinds)
+        for name in ("wait_seconds", "factor", "most_seconds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+                raise ValueError(f"`Retries.{name}` must be a number of at least 0, is {value!r}")
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether a call that failed so is to be made again."""
+        if self.on and isinstance(error, self.on):
+            return True
+        if isinstance(error, errors.OutOfMemory):
+            return False
+        return isinstance(error, (errors.WorkerDied, errors.HostUnreachable))
+
+    def wait(self, retry: int) -> float:
+        """Return the seconds before the retry of this number, counted from 0."""
+        if not self.wait_seconds or not self.factor:
+            return min(self.wait_seconds, self.most_seconds)
+        seconds = self.wait_seconds
+        for _ in range(retry):
+            if seconds >= self.most_seconds:
+                break
+            seconds *= self.factor
+        return min(seconds, self.most_seconds)
+
+
+def of(value: Any) -> Retries:
+    """Return what the option `retries` says: a number, `Retries`, or a tuple of a number and types of exceptions.
+
+    Raises:
+        TypeError, ValueError: it says something else.
+    """
+    if isinstance(value, Retries):
+        return value
+    if value is None:
+        return Retries()
+    if isinstance(value, (tuple, list)) and value:
+        return Retries(value[0], tuple(value[1:]))
+    return Retries(value)

@@ -1,0 +1,120 @@
+"""The threads that wait for submitted calls.
+
+They are daemon threads, so that Ctrl-C ends the program at once: at its end a program waits for the calls that it
+has submitted, as with a process pool, unless it was interrupted; then they are cancelled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
+"""How many submitted calls a process waits for at a time; more wait their turn."""
+
+
+class Threads:
+    """Runs jobs in order of submission, on threads that are made as they are needed and kept."""
+
+    def __init__(self, most: int = THREADS) -> None:
+        self._most = most
+        self._jobs: deque[tuple[Callable[[], None], Callable[[], object]]] = deque()
+        self._running: set[Callable[[], object]] = set()
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._count = 0
+        self._closed = False
+
+    def submit(self, job: Callable[[], None], cancel: Callable[[], object]) -> None:
+        """Run `job` on a thread; `cancel` makes it end soon, running or not, from any thread."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("cannot submit a call while the program ends")
+            self._jobs.append((job, cancel))
+            if self._idle:
+                self._changed.notify()
+                return
+            if self._count >= self._most:
+                return
+            self._count += 1
+        threading.Thread(target=self._work, name=f"atoll-{self._count}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._jobs:
+                    self._changed.wait()
+                self._idle -= 1
+                job, cancel = self._jobs.popleft()
+                self._running.add(cancel)
+            try:
+                job()
+            finally:
+                with self._changed:
+                    self._running.discard(cancel)
+                    if self._closed:
+                        self._changed.notify_all()
+                del job, cancel
+
+    def finish(self) -> None:
+        """Wait for all jobs; when the program was interrupted, or is now, cancel them instead."""
+        with self._changed:
+            self._closed = True
+        try:
+            if not _interrupted():
+                with self._changed:
+                    while self._jobs or self._running:
+                        self._changed.wait()
+                return
+        except KeyboardInterrupt:
+            pass
+        with self._changed:
+            waiting = [cancel for _, cancel in self._jobs]
+            self._jobs.clear()
+            running = list(self._running)
+        for cancel in (*waiting, *running):
+            cancel()
+
+
+def _interrupted() -> bool:
+    """Whether an interrupt is what ends this program."""
+    kind = getattr(sys, "last_type", None)
+    return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
+
+
+_threads: Threads | None = None
+_lock = threading.Lock()
+
+
+def threads() -> Threads:
+    """Return this process's threads."""
+    global _threads
+    if _threads is None:
+        with _lock:
+            if _threads is None:
+                made = Threads()
+                atexit.register(made.finish)
+                _threads = made
+    return _threads
+
+
+def _forget() -> None:
+    """In a forked child: the threads are the parent's."""
+    global _threads, _lock
+    if _threads is not None:
+        atexit.unregister(_threads.finish)
+    _threads, _lock = None, threading.Lock()
+
+
+def _register() -> Any:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget)
+
+
+_register()
