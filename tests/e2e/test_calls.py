@@ -374,7 +374,7 @@ def test_each_failure_has_its_named_error_and_the_next_call_works(
         ({"keepalive": 1}, "did you mean `keep_alive`"),
         ({"requirements": "numpy"}, "list of texts"),
         ({"keep_alive": "long"}, "number of seconds"),
-        ({"timeout": 3}, "not in this version"),
+        ({"secrets": []}, "not in this version"),
     ],
 )
 def test_a_wrong_option_is_refused_when_the_function_is_defined(options: dict[str, Any], text: str) -> None:
@@ -476,20 +476,6 @@ def test_one_functions_changes_of_the_process_do_not_reach_the_next() -> None:
 
     pid = disturb()
     assert look() == (pid, "/home/user", True, False, [""])
-
-
-@pytest.mark.parametrize("kind", ["generator", "async"])
-def test_kinds_of_functions_that_come_later_are_refused_when_defined(kind: str) -> None:
-    """A generator or async function is a `TypeError` that says so, not a failed call."""
-
-    def generator() -> Any:
-        yield 1
-
-    async def asynchronous() -> None:
-        pass
-
-    with pytest.raises(TypeError, match="this version"):
-        isolated(generator if kind == "generator" else asynchronous)
 
 
 def test_a_running_call_can_be_cancelled() -> None:

@@ -1,0 +1,576 @@
+"""Generators, coroutines, timeouts, retries, prepared workers: every kind of call for real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import errors, isolated
+from atoll.sdk.retries import Retries
+from tests.conftest import Home
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+
+@isolated()
+def count_to(number: int, path: str = "") -> Iterator[int]:
+    try:
+        yield from range(number)
+    finally:
+        if path:
+            Path(path).write_text("closed")
+
+
+def fresh(name: str) -> str:
+    """Return a path below `/data` that no other test uses."""
+    return f"/data/{name}-{os.getpid()}-{time.monotonic_ns()}"
+
+
+@isolated()
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
+@isolated()
+def wait_for(path: str, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# --- generators -------------------------------------------------------------------------------------------------
+
+
+def test_items_come_as_they_are_made() -> None:
+    """The first item is here while the function waits for what the caller does after it."""
+    path = fresh("go-on")
+
+    @isolated()
+    def in_two_steps() -> Iterator[str]:
+        yield "first"
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        yield "second"
+
+    @isolated()
+    def go_on() -> None:
+        Path(path).touch()
+
+    items = in_two_steps()
+    assert next(items) == "first"
+    go_on()
+    assert list(items) == ["second"]
+
+
+def test_an_exception_in_the_middle_comes_after_the_items_before_it() -> None:
+    """What was yielded before the failure arrives, then the failure with its own type."""
+
+    @isolated()
+    def breaks() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise LookupError("third")
+
+    taken: list[Any] = []
+    with pytest.raises(LookupError, match="third"):
+        taken.extend(breaks())
+    assert taken == [1, 2]
+
+
+def test_closing_the_iterator_closes_the_generator() -> None:
+    """The function's `finally` runs, and its worker serves the next call."""
+    path = fresh("closed")
+    items: Any = count_to(10**9, path)
+    assert next(items) == 0
+    items.close()
+    assert read(path) == "closed"
+
+
+def test_closing_a_generator_that_does_not_end_kills_it() -> None:
+    """A function that is stuck between two items is ended when nobody wants its items any more."""
+    path = fresh("stuck")
+
+    @isolated()
+    def stuck() -> Iterator[int]:
+        yield os.getpid()
+        time.sleep(2)
+        Path(path).touch()
+        yield 2
+
+    items: Any = stuck()
+    next(items)
+    items.close()
+    assert not wait_for(path, 3)
+
+
+def test_a_dropped_iterator_gives_its_worker_back() -> None:
+    """Two hundred generators that are left in the middle leave no workers behind that block the next call."""
+    for _ in range(200):
+        assert next(count_to(10)) == 0
+    assert list(count_to(3)) == [0, 1, 2]
+
+
+def test_what_a_generator_returns_is_the_value_of_yield_from() -> None:
+    """`yield from` gives what the function returned."""
+
+    @isolated()
+    def with_value() -> Any:
+        yield 1
+        return "end"
+
+    def through() -> Any:
+        return (yield from with_value())
+
+    items = through()
+    assert next(items) == 1
+    with pytest.raises(StopIteration) as stopped:
+        next(items)
+    assert stopped.value.value == "end"
+
+
+def test_what_is_printed_before_an_item_is_there_with_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever has an item has seen what the function printed before it, and perhaps what it printed since."""
+
+    @isolated()
+    def speaks() -> Iterator[int]:
+        for number in range(3):
+            print("before", number)
+            yield number
+
+    seen = ""
+    for number in speaks():
+        seen += capfd.readouterr().out
+        assert f"before {number}\n" in seen
+
+
+def test_a_slow_consumer_holds_the_generator_back() -> None:
+    """A function that yields a great deal waits for its caller, and keeps nothing for it in memory."""
+    path = fresh("progress")
+
+    @isolated()
+    def large() -> Iterator[bytes]:
+        for number in range(50):
+            Path(path).write_text(str(number))
+            yield bytes(500_000)
+
+    items = large()
+    next(items)
+    time.sleep(0.5)
+    assert int(read(path)) < 10
+    assert sum(1 for _ in items) == 49
+
+
+def test_a_worker_that_dies_between_items_is_named() -> None:
+    """The items before its death arrive, then `WorkerDied`."""
+
+    @isolated()
+    def dies() -> Iterator[int]:
+        yield 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    items = dies()
+    assert next(items) == 1
+    with pytest.raises(errors.WorkerDied):
+        next(items)
+
+
+def test_submit_and_map_give_the_lists_of_a_generator() -> None:
+    """A future has one value: the list of the items."""
+    assert count_to.submit(3).result() == [0, 1, 2]  # type: ignore[comparison-overlap]
+    assert list(count_to.map([1, 2])) == [[0], [0, 1]]  # type: ignore[comparison-overlap]
+
+
+# --- async ------------------------------------------------------------------------------------------------------
+
+
+async def doubled(number: int, seconds: float = 0.0) -> int:
+    await asyncio.sleep(seconds)
+    return 2 * number
+
+
+double: Any = isolated()(doubled)
+
+
+def test_an_async_function_gives_its_result() -> None:
+    """Called without `await` it is a call like any other."""
+    assert double(4) == 8
+
+
+def test_calls_can_be_awaited_together() -> None:
+    """`aio` works for plain and async functions, many at a time, and raises what the function raises."""
+
+    @isolated()
+    def plain(number: int) -> int:
+        if number < 0:
+            raise ValueError("negative")
+        return number + 1
+
+    async def main() -> list[int]:
+        with pytest.raises(ValueError, match="negative"):
+            await plain.aio(-1)
+        found: list[int] = await asyncio.gather(
+            *(plain.aio(number) for number in range(20)), *(double.aio(n) for n in range(20))
+        )
+        return found
+
+    assert asyncio.run(main()) == [*range(1, 21), *range(0, 40, 2)]
+
+
+def test_a_cancelled_task_kills_its_call() -> None:
+    """`asyncio.timeout` around an awaited call ends the call itself."""
+    path = fresh("not-cancelled")
+
+    @isolated()
+    def late() -> None:
+        time.sleep(1.5)
+        Path(path).touch()
+
+    async def main() -> None:
+        await asyncio.wait_for(late.aio(), 0.5)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    assert not wait_for(path, 2.5)
+
+
+def test_async_generators_give_items_to_both_kinds_of_callers() -> None:
+    """An async generator is iterated with `for`, and with `async for` through `aio`; so is a plain one."""
+
+    @isolated()
+    async def ticks(number: int) -> AsyncIterator[int]:
+        for one in range(number):
+            await asyncio.sleep(0)
+            yield one
+
+    async def main() -> tuple[list[int], list[int]]:
+        return [one async for one in ticks.aio(3)], [one async for one in count_to.aio(4)]
+
+    assert list(ticks(3)) == [0, 1, 2]  # type: ignore[call-overload]
+    assert asyncio.run(main()) == ([0, 1, 2], [0, 1, 2, 3])
+
+
+def test_what_a_coroutine_leaves_running_is_cancelled() -> None:
+    """A task that was not awaited does not go on in the next call."""
+
+    @isolated()
+    async def leaves(path: str) -> int:
+        async def later() -> None:
+            await asyncio.sleep(0.2)
+            Path(path).touch()
+
+        leaves.task = asyncio.ensure_future(later())  # type: ignore[attr-defined]
+        return os.getpid()
+
+    path = fresh("left")
+    call: Any = leaves
+    call(path)
+    double(1, 0.4)
+    assert not wait_for(path, 0.5)
+
+
+# --- map --------------------------------------------------------------------------------------------------------
+
+
+def test_map_returns_exceptions_in_their_places() -> None:
+    """With `return_exceptions` a failed call is an item, and the others go on."""
+
+    @isolated()
+    def odd(number: int) -> int:
+        if number % 2 == 0:
+            raise ValueError(number)
+        return number
+
+    found = list(odd.map(range(5), return_exceptions=True))
+    assert [type(item) for item in found] == [ValueError, int, ValueError, int, ValueError]
+    assert found[1::2] == [1, 3]
+
+
+def test_a_failing_input_is_raised_after_the_results_before_it() -> None:
+    """What the input raises comes in its place."""
+
+    def inputs() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("no more")
+
+    taken: list[Any] = []
+    with pytest.raises(OSError, match="no more"):
+        taken.extend(double.map(inputs()))
+    assert taken == [2, 4]
+
+
+def test_results_come_while_the_input_blocks() -> None:
+    """An input that waits for the first result gets it."""
+    arrived = threading.Event()
+
+    def inputs() -> Iterator[int]:
+        yield 1
+        assert arrived.wait(30)
+        yield 2
+
+    results = double.map(inputs())
+    assert next(results) == 2
+    arrived.set()
+    assert list(results) == [4]
+
+
+def test_an_endless_input_is_drawn_only_a_little_ahead() -> None:
+    """Work in flight is bounded, and closing the results cancels it."""
+    drawn = 0
+
+    def inputs() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield drawn
+
+    results: Any = double.map(inputs())
+    assert [next(results) for _ in range(3)] == [2, 4, 6]
+    results.close()
+    assert drawn < 2000
+
+
+# --- timeout ----------------------------------------------------------------------------------------------------
+
+
+@isolated(timeout=1.0)
+def sleep_for(seconds: float, path: str = "") -> float:
+    time.sleep(seconds)
+    if path:
+        Path(path).touch()
+    return seconds
+
+
+def test_a_call_over_its_timeout_is_killed() -> None:
+    """`CallTimeout` is a `TimeoutError` that names the limit; nothing of the call goes on, and the next one works."""
+    path = fresh("overdue")
+    with pytest.raises(errors.CallTimeout, match="timeout of 1 s") as raised:
+        sleep_for(3, path)
+    assert isinstance(raised.value, TimeoutError)
+    assert not wait_for(path, 3)
+    assert sleep_for(0) == 0
+
+
+def test_calls_within_the_timeout_do_not_add_up() -> None:
+    """Each call has the whole time."""
+    assert [sleep_for(0.4) for _ in range(4)] == [0.4] * 4
+
+
+def test_a_timeout_counts_for_generators_and_stops_native_code() -> None:
+    """A generator that takes too long is ended; so is code that never lets Python run."""
+
+    @isolated(timeout=1.0)
+    def trickle() -> Iterator[int]:
+        for number in range(100):
+            time.sleep(0.3)
+            yield number
+
+    taken: list[Any] = []
+    with pytest.raises(errors.CallTimeout):
+        taken.extend(trickle())
+    assert 1 <= len(taken) <= 4
+
+    @isolated(timeout=1.0)
+    def native() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+        pow(3, 10**9)
+
+    with pytest.raises(errors.CallTimeout):
+        native()
+
+
+# --- retries ----------------------------------------------------------------------------------------------------
+
+
+@isolated(retries=Retries(3, wait_seconds=0.01))
+def dies_twice(path: str) -> int:
+    with open(path, "a") as file:
+        file.write("x")
+    if len(Path(path).read_text()) < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return len(Path(path).read_text())
+
+
+def test_a_lost_worker_is_made_good_where_asked_for() -> None:
+    """The call is made again, as often as allowed, and only then is the loss an error."""
+    path = fresh("tries")
+    assert dies_twice(path) == 3
+    with pytest.raises(errors.WorkerDied):
+        dies_twice.on(retries=Retries(1, wait_seconds=0.01))(fresh("tries"))
+
+
+def test_without_retries_a_call_is_delivered_once() -> None:
+    """A worker that dies took its only call with it."""
+    path = fresh("once")
+    with pytest.raises(errors.WorkerDied):
+        dies_twice.on(retries=0)(path)
+    assert read(path) == "x"
+
+
+def test_listed_exceptions_are_tried_again_and_others_are_not() -> None:
+    """`Retries.on` names the types; a subclass counts."""
+
+    def fails(path: str, kind: str) -> int:
+        with open(path, "a") as file:
+            file.write("x")
+        tries = len(Path(path).read_text())
+        if tries < 3:
+            raise ConnectionResetError("again") if kind == "listed" else LookupError("no")
+        return tries
+
+    function = isolated(retries=Retries(5, on=(ConnectionError,), wait_seconds=0.01))(fails)
+    assert function(fresh("listed"), "listed") == 3
+    path = fresh("others")
+    with pytest.raises(LookupError):
+        function(path, "other")
+    assert read(path) == "x"
+
+
+def test_the_wait_before_a_retry_ends_with_its_cancellation() -> None:
+    """A future that is cancelled while its call waits for a retry is done at once."""
+    path = fresh("waits")
+    function = dies_twice.on(retries=Retries(3, wait_seconds=600))
+    future = function.submit(path)
+    assert wait_for(path)
+    while not function.cancel(future) and not future.done():
+        time.sleep(0.01)
+    with pytest.raises(BaseException, match=r"cancelled|ended by"):
+        future.result(timeout=30)
+
+
+# --- setup_function ---------------------------------------------------------------------------------------------
+
+
+def test_setup_runs_once_for_each_worker() -> None:
+    """Its result is the first argument of every call that the worker serves."""
+    path = fresh("setups")
+
+    def prepare() -> dict[str, int]:
+        with open(path, "a") as file:
+            file.write("x")
+        os.environ["PREPARED"] = "yes"
+        return {"calls": 0}
+
+    @isolated(setup_function=prepare, keep_alive=30)
+    def serve(state: dict[str, int], step: int) -> tuple[int, str]:
+        state["calls"] += step
+        return state["calls"], os.environ["PREPARED"]
+
+    call: Any = serve
+    assert [call(1), call(1), call(step=2)] == [(1, "yes"), (2, "yes"), (4, "yes")]
+    assert read(path) == "x"
+
+
+def test_a_changed_setup_gives_a_new_worker() -> None:
+    """The next call after an edit of the setup function, or of what it uses, sees the new one."""
+    version = 1
+
+    def prepare() -> int:
+        return version
+
+    @isolated(setup_function=prepare, keep_alive=30)
+    def serve(state: int) -> tuple[int, int]:
+        return state, os.getpid()
+
+    first: Any = serve()  # type: ignore[call-arg]
+    version = 2
+    second: Any = serve()  # type: ignore[call-arg]
+    assert (first[0], second[0]) == (1, 2)
+    assert first[1] != second[1]
+
+
+def test_a_failing_setup_is_an_error_of_the_call() -> None:
+    """Its exception is raised here, and it is tried again at the next call."""
+    path = fresh("setup-works")
+
+    def prepare() -> str:
+        return Path(path).read_text()
+
+    @isolated(setup_function=prepare)
+    def serve(state: str) -> str:
+        return state
+
+    with pytest.raises(FileNotFoundError):
+        serve()  # type: ignore[call-arg]
+
+    @isolated()
+    def mend() -> None:
+        Path(path).write_text("ready")
+
+    mend()
+    assert serve() == "ready"  # type: ignore[call-arg]
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import sys, time
+from atoll import isolated
+
+@isolated()
+def busy(seconds):
+    print("running", flush=True)
+    time.sleep(seconds)
+
+@isolated()
+def items():
+    print("running", flush=True)
+    for number in range(10**6):
+        yield number
+        time.sleep(0.5)
+
+stage = sys.argv[1]
+if stage == "call":
+    busy(60)
+elif stage == "map":
+    list(busy.map([60] * 50))
+elif stage == "futures":
+    futures = [busy.submit(60) for _ in range(50)]
+    futures[0].result()
+elif stage == "exit":
+    futures = [busy.submit(60) for _ in range(50)]
+elif stage == "generator":
+    list(items())
+"""
+
+
+@pytest.mark.parametrize("stage", ["call", "map", "futures", "exit", "generator"])
+def test_an_interrupt_stops_what_was_started_and_returns_at_once(atoll_home: Home, tmp_path: Path, stage: str) -> None:
+    """Ctrl-C ends the program within seconds, and no worker of it goes on."""
+    program = tmp_path / "program.py"
+    program.write_text(INTERRUPTED)
+    child = subprocess.Popen(
+        [sys.executable, str(program), stage],
+        env=atoll_home.environment({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "running\n"
+            child.send_signal(signal.SIGINT)
+            child.communicate(timeout=20)
+        finally:
+            child.kill()
+    end = time.monotonic() + 20
+    while any(
+        worker["state"] != "idle" for worker in json.loads(atoll_home.atoll("status", "--json").stdout)["workers"]
+    ):
+        assert time.monotonic() < end, "a call goes on"
+        time.sleep(0.1)
