@@ -55,6 +55,8 @@ class IsolatedFunction(Generic[P, R]):
             each of the methods that run a call; see `atoll.errors`.
     """
 
+    __name__: str
+
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
             raise TypeError(f"`isolated` needs something that can be called, not {function!r}")
