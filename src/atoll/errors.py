@@ -128,6 +128,11 @@ class OutOfMemory(WorkerDied):
         peak = self.details.get("peak_bytes")
         return None if peak is None else int(peak)
 
+    @property
+    def next_type(self) -> str | None:
+        """The next larger machine type, or None where the machine has no more memory."""
+        return str(self.details.get("next_type") or "") or None
+
 
 class CallTimeout(CallerError, TimeoutError):
     """The call took longer than its `timeout`."""

@@ -58,8 +58,11 @@ class PoolSettings:
         slots: calls that compute at the same time; 0 means one for each core that this process may use.
         max_workers: live workers over all sandboxes, idle and nested ones included; 0 means by memory.
         max_sandboxes: live sandboxes; 0 means by memory.
-        worker_memory_bytes: the most that the processes of one worker may use; 0 means nine tenths of the machine.
+        worker_memory_bytes: the most that the processes of one worker without a machine type may use; 0 means nine
+            tenths of the machine.
         daemon_idle_seconds: how long the daemon stays with nothing to do.
+        worker_processes: processes and threads of one worker.
+        gpus: `auto` for the NVIDIA devices that are found, `none`, or the paths of the devices to use, by commas.
     """
 
     slots: int = 0
@@ -67,6 +70,8 @@ class PoolSettings:
     max_sandboxes: int = 0
     worker_memory_bytes: int = 0
     daemon_idle_seconds: float = 300.0
+    worker_processes: int = 4096
+    gpus: str = "auto"
 
 
 @dataclass(frozen=True)

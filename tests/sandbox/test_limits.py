@@ -144,7 +144,7 @@ def test_the_next_daemon_ends_and_removes_what_a_killed_one_left(tmp_path: Path)
         "import sys, pathlib, subprocess\nfrom atoll.settings import Settings\nfrom atoll.sandbox.limits import Limits\n"
         "limits = Limits(Settings(pathlib.Path(sys.argv[1])))\nlimit = limits.open('w', 1 << 28)\n"
         "child = subprocess.Popen(['sleep', '1000'])\nlimit.add(child.pid)\n"
-        "print(child.pid, limits._directory, flush=True)\nsys.stdin.read()"
+        "print(child.pid, limits._places[0].directory, flush=True)\nsys.stdin.read()"
     )
     live = first.open("live", LIMIT)
     with subprocess.Popen(
@@ -163,7 +163,7 @@ def test_the_next_daemon_ends_and_removes_what_a_killed_one_left(tmp_path: Path)
     assert started_at(int(pid)) == 0
     os.close(orphan)
     assert live.memory_bytes() >= 0
-    assert "live" in "".join(os.listdir(first._directory or "")), "that of a live daemon stays"
+    assert "live" in "".join(os.listdir(first._places[0].directory)), "that of a live daemon stays"
     live.close()
     first.close()
     base = Path(directory).parent

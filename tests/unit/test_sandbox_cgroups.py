@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atoll.sandbox import cgroups
-from atoll.sandbox.cgroups import Group, Hierarchy, hierarchies
+from atoll.sandbox.cgroups import Group, Hierarchy, Place, hierarchies
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
@@ -21,11 +21,12 @@ PROC = "21 24 0:19 / /proc rw - proc proc rw"
     [
         ("version 2", [PROC, V2], "0::/user.slice/a.scope\n", [(2, "/sys/fs/cgroup/user.slice/a.scope")]),
         ("version 1", [CPU, V1.format(root="/")], "4:memory:/a\n0::/\n", [(1, "/sys/fs/cgroup/memory/a")]),
+        ("two controllers", [CPU, V1.format(root="/")], "4:memory:/a\n3:cpu,cpuacct:/b\n", [(1, "/sys/fs/cgroup/cpu/b"), (1, "/sys/fs/cgroup/memory/a")]),
         ("both", [V1.format(root="/"), V2], "4:memory:/a\n0::/b\n", [(1, "/sys/fs/cgroup/memory/a"), (2, "/sys/fs/cgroup/b")]),
         ("a container", [V1.format(root="/docker/x")], "4:memory:/docker/x/y\n", [(1, "/sys/fs/cgroup/memory/y")]),
         ("outside of the namespace", [V2], "0::/../other\n", []),
         ("a removed group", [V2], "0::/a (deleted)\n", [(2, "/sys/fs/cgroup/a")]),
-        ("none", [PROC, CPU], "3:cpu:/\n", []),
+        ("none", [PROC], "3:cpu:/\n", []),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "",
 )  # fmt: skip
@@ -50,7 +51,7 @@ def test_version_2_takes_the_nearest_group_whose_children_can_be_limited(tmp_pat
     own = group(above / "scope", controllers="", procs=f"{os.getpid()}\n1\n")
     made = above / "atoll-x"
     group(made)  # the kernel fills a new group with files
-    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") == (2, made)
+    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") == [Place(2, made, frozenset({"memory"}))]
     assert (made / "cgroup.subtree_control").read_text() == "+memory"
 
 
@@ -59,14 +60,14 @@ def test_version_2_moves_a_lonely_daemon_one_level_down(tmp_path: Path) -> None:
     own = group(tmp_path / "service", procs=f"{os.getpid()}\n")
     group(own / "atoll-x")
     group(own / "atoll-daemon")
-    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") == (2, own / "atoll-x")
+    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") == [Place(2, own / "atoll-x", frozenset({"memory"}))]
     assert (own / "atoll-daemon" / "cgroup.procs").read_text() == str(os.getpid())
 
 
 def test_without_a_memory_controller_there_is_no_place(tmp_path: Path) -> None:
     """Where no group above has the controller, nothing is made."""
     own = group(tmp_path / "a", controllers="cpu", procs="1\n")
-    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") is None
+    assert cgroups.place([Hierarchy(2, tmp_path, own)], "atoll-x") == []
     assert not (own / "atoll-x").exists()
 
 
@@ -94,7 +95,7 @@ def test_version_2_tells_by_its_counters(
     path.mkdir()
     (path / "memory.max").touch()
     monkeypatch.setattr(Path, "mkdir", lambda self: None)
-    made = Group(2, path, 100)
+    made = Group([Place(2, path, frozenset({"memory"}))], 100)
     (path / "memory.events").write_text(events)
     (path / "memory.peak").write_text("99\n" if expected else "5\n")
     assert made.exceeded() == expected, what

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.engine.schedule import (
+from atoll.engine.actions import (
     Action,
     Bounds,
     EndSandbox,
@@ -19,9 +19,9 @@ from atoll.engine.schedule import (
     Refuse,
     Release,
     Request,
-    Schedule,
     StartSandbox,
 )
+from atoll.engine.schedule import Schedule
 from atoll.model.specs import SandboxKey, WorkerKey
 
 

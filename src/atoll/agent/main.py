@@ -128,6 +128,7 @@ class Agent:
             if "TZ" in os.environ:
                 time.tzset()  # the C library has looked before
             os.setsid()
+            _bound_processes(message.get("processes"))
             words = self._words[index * WORDS : (index + 1) * WORDS]
             control = Channel(Socket(fileno=descriptors[0]))
             serving = worker.Worker(words, control, self._sheet(index), self._alarm_end)
@@ -187,6 +188,16 @@ class Agent:
             exited["reason"] = "timeout"
         self._overdue.discard(name)
         self._channel.send(exited)
+
+
+def _bound_processes(count: object) -> None:
+    """Bound how many processes and threads there may be of this sandbox's user when this worker starts another."""
+    if isinstance(count, int) and count > 0:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def kill_left_behind(name: str, session: int) -> None:

@@ -14,7 +14,7 @@ a call: the worker says `revoked` and ends. A lease that is reclaimed before its
 Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need` (sources or
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
-Control messages in: `lease`, `reclaim`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
+Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
 (see `agent.meter`).
 """
 
@@ -77,6 +77,7 @@ class Worker:
         self._shown: dict[str, Any] | None = None
         self._clean: capture.ProcessState | None = None
         self._pid = os.getpid()
+        self._held = False
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
         """Serve, beginning with the lease that came with the fork; return the exit status."""
@@ -85,9 +86,12 @@ class Worker:
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
         self._begin(lease, descriptors)
+        self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
         self._clean = capture.ProcessState()
         with contextlib.suppress(ChannelClosed):
+            while self._held:
+                self._listen()
             while self._serve_once():
                 pass
         return 0
@@ -161,6 +165,8 @@ class Worker:
             elif message.get("type") == "reclaim" and message.get("epoch") == self._epoch:
                 self._reclaimed = True
                 self._yield()
+            elif message.get("type") == "go":
+                self._held = False
 
     def _yield(self) -> None:
         """Give a reclaimed lease up once it has served a call."""

@@ -50,13 +50,7 @@ class Daemon:
         self.settings = options
         self.node = Node(options)
         self.recorder = Recorder(options.records_directory, options.records)
-        self.pool = Pool(
-            self.node,
-            self.node.bounds(),
-            self.node.worker_memory_bytes(),
-            self._connected_from_worker,
-            on_record=self.recorder.add,
-        )
+        self.pool = Pool(self.node, self._connected_from_worker, on_record=self.recorder.add)
         self.started_at = time.time()
         self._connections: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -72,7 +66,7 @@ class Daemon:
         tasks = [
             asyncio.ensure_future(self._accept()),
             asyncio.ensure_future(self._watch_idle()),
-            asyncio.ensure_future(self.pool.watch_memory()),
+            asyncio.ensure_future(self.pool.limiting.watch()),
         ]
         log.info("daemon_started version=%s pid=%s", __version__, os.getpid())
         ready()

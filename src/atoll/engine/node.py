@@ -14,7 +14,8 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.engine import agent_files
-from atoll.engine.schedule import Bounds
+from atoll.engine.actions import Bounds
+from atoll.engine.resources import Allotment, Capacity, allot
 from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
 from atoll.environments.records import Environment
@@ -22,9 +23,10 @@ from atoll.environments.store import EnvironmentStore
 from atoll.model.places import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.process import Completed
+from atoll.sandbox import gpus
 from atoll.sandbox.identity import Identities, give
 from atoll.sandbox.launch import Launcher, Sandbox
-from atoll.sandbox.limits import Limits
+from atoll.sandbox.limits import Limits, machine_memory_bytes
 from atoll.sandbox.policy import HOME, Policy, confine
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, Socket, pair
@@ -120,26 +122,60 @@ class Node:
         self._launcher = Launcher(options)
         self._identities = Identities(options)
         self.limits = Limits(options)
+        self.gpus = gpus.find(options.pool.gpus)
         self._library = agent_files.prepare(options.agents_directory)
         self.environments = EnvironmentStore(
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
         self._interpreter: Interpreter | None = None
         self._told_of_network = False
+        self._capacity: Capacity | None = None
+
+    @property
+    def capacity(self) -> Capacity:
+        """What this machine has for functions; found once."""
+        if self._capacity is None:
+            pool, memory = self._settings.pool, machine_memory_bytes() // 10 * 9
+            self._capacity = Capacity(
+                millicores=1000 * (pool.slots or len(os.sched_getaffinity(0))),
+                memory_bytes=memory,
+                worker_memory_bytes=pool.worker_memory_bytes or memory,
+                worker_processes=pool.worker_processes,
+                gpus=len(self.gpus.names),
+            )
+        return self._capacity
+
+    def allot(self, machine_type: str) -> Allotment:
+        """Return what a worker of a machine type gets; the empty name is the default.
+
+        Raises:
+            ResourcesUnavailable: this machine has nothing of the kind.
+        """
+        return allot(machine_type, self.capacity)
+
+    def process_wall(self, allotment: Allotment) -> int:
+        """Return how many processes the sandboxes of a user may have in all before a worker can start no more.
+
+        It is the only limit where the kernel gives no groups, and else holds until a worker is in its group.
+        """
+        return allotment.processes * (1 if self.limits.kind == "watchdog" else 4)
+
+    def gpu_variables(self, key: SandboxKey) -> dict[str, str]:
+        """Return the variables of a worker that say which GPUs it has."""
+        return self.gpus.variables(key.gpus)
 
     def bounds(self) -> Bounds:
         """Return how much this machine runs at a time."""
         pool = self._settings.pool
-        workers = pool.max_workers or max(32, memory_bytes() // MEMORY_OF_A_WORKER)
+        capacity = self.capacity
+        workers = pool.max_workers or max(32, capacity.memory_bytes // MEMORY_OF_A_WORKER)
         return Bounds(
-            slots=pool.slots or len(os.sched_getaffinity(0)),
+            slots=capacity.millicores // 1000,
             workers=workers,
             sandboxes=pool.max_sandboxes or max(16, workers // 2),
+            memory_bytes=capacity.memory_bytes,
+            gpus=self.gpus.names,
         )
-
-    def worker_memory_bytes(self) -> int:
-        """Return the most that the processes of one worker may use."""
-        return self._settings.pool.worker_memory_bytes or memory_bytes() // 10 * 9
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
@@ -189,6 +225,7 @@ class Node:
         binds: Sequence[Bind],
         environment: Mapping[str, str],
         network: str,
+        devices: Sequence[str] = (),
     ) -> Policy:
         options = self._settings.sandbox
         return confine(
@@ -200,6 +237,8 @@ class Node:
             network=network,
             tmp_bytes=options.tmp_bytes,
             shm_bytes=options.shm_bytes,
+            devices=devices,
+            sysfs=bool(devices),
         )
 
     # --- sandboxes of functions -------------------------------------------------------------------------------------
@@ -242,7 +281,10 @@ class Node:
                     hint="choose a path of its own, such as `/datasets`",
                 )
             binds.append(Bind(source, target))
-        return self._policy(command, identity, binds, {**self.function_variables(), **variables}, key.network)
+        binds += self.gpus.libraries(key.gpus)
+        devices = self.gpus.devices(key.gpus)
+        variables = {**self.function_variables(), **variables}
+        return self._policy(command, identity, binds, variables, key.network, devices)
 
     def start_shell(
         self,
@@ -359,8 +401,3 @@ class Node:
 def _collect(channel: Channel) -> None:
     channel.send({"type": "collect"})
     channel.receive()
-
-
-def memory_bytes() -> int:
-    """Return the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,11 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from atoll import errors
-from atoll.engine import records
-from atoll.engine.node import Node, NodeSandbox
-from atoll.engine.schedule import (
+from atoll.engine import records, report
+from atoll.engine.actions import (
     Action,
-    Bounds,
     EndSandbox,
     EndWorker,
     ForkWorker,
@@ -29,10 +27,13 @@ from atoll.engine.schedule import (
     Refuse,
     Release,
     Request,
-    Schedule,
     StartSandbox,
 )
-from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, put_under, why
+from atoll.engine.limiting import Limiting
+from atoll.engine.node import Node, NodeSandbox
+from atoll.engine.resources import Allotment
+from atoll.engine.schedule import Schedule
+from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, why
 from atoll.environments.records import Environment
 from atoll.model.records import CallRecord
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
@@ -42,7 +43,6 @@ from atoll.wire.stream import AsyncChannel
 
 log = logging.getLogger("atoll.pool")
 
-LIMIT_POLL_SECONDS = 0.1
 USAGE_SECONDS = 0.5
 KILL_SECONDS = 1.0
 RELEASE_SECONDS = 5.0
@@ -65,28 +65,21 @@ class Pool:
 
     Args:
         node: where sandboxes run.
-        bounds: how much there may be at a time.
-        worker_memory_bytes: the most that the processes of one worker may use.
         on_connect: serves the connections that code inside workers opens.
         on_record: takes the records of calls that are over.
     """
 
     def __init__(
-        self,
-        node: Node,
-        bounds: Bounds,
-        worker_memory_bytes: int,
-        on_connect: Connect,
-        on_record: Callable[[CallRecord], None] = lambda _: None,
+        self, node: Node, on_connect: Connect, on_record: Callable[[CallRecord], None] = lambda _: None
     ) -> None:
         self._node = node
-        self._schedule = Schedule(bounds)
-        self._worker_memory_bytes = worker_memory_bytes
+        self._schedule = Schedule(node.bounds())
         self._on_connect = on_connect
         self._on_record = on_record
         self._environments: dict[str, Environment] = {}
         self._leases: dict[str, Lease] = {}
         self._workers: dict[str, PoolWorker] = {}
+        self.limiting = Limiting(node.limits, self._workers, self._worker_spent)
         self._sandboxes: dict[str, PoolSandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._count = 0
@@ -107,14 +100,27 @@ class Pool:
         """Ask for a worker; the lease's `granted` says when it is there.
 
         `granted` fails with `ResourcesUnavailable` when the lease can never be.
+
+        Raises:
+            ResourcesUnavailable: this machine has nothing of the machine type.
         """
+        allotment = self._node.allot(spec.machine_type)
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
-        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup)
+        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, machine_type=spec.machine_type)
         lease = Lease(f"l{self._count}", spec, nested=parent is not None)
         self._leases[lease.id] = lease
         self._environments[environment.key] = environment
-        self._perform(self._schedule.ask(Request(lease.id, key, spec.keep_alive_seconds, parent)))
+        request = Request(
+            lease.id,
+            key,
+            spec.keep_alive_seconds,
+            parent,
+            needs=allotment.needs,
+            identity=f"{user}:{spec.identity}" if spec.max_concurrency else "",
+            max_concurrency=spec.max_concurrency,
+        )
+        self._perform(self._schedule.ask(request))
         return lease
 
     def position(self, lease: Lease) -> int:
@@ -161,32 +167,8 @@ class Pool:
     async def status(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return what lives, as JSON-compatible lists of sandboxes and workers; times are seconds since the epoch."""
         usage = await self._usage()
-        sandboxes = [
-            {
-                "id": one.id,
-                "user": one.key.user,
-                "environment": one.key.environment,
-                "network": one.key.network,
-                "pid": one.node.pid,
-                "started_at": one.started_at,
-                "workers": sum(1 for worker in self._workers.values() if worker.sandbox == one.id),
-            }
-            for one in self._sandboxes.values()
-        ]
-        workers = [
-            {
-                "id": one.id,
-                "sandbox": one.sandbox,
-                "function": one.spec.function if one.spec is not None else "",
-                "state": self._state(one.id, usage.get(one.id, {})),
-                "pid": one.pid,
-                "started_at": one.started_at,
-                "memory_bytes": one.limit.memory_bytes() if one.limit is not None else 0,
-                "calls": usage.get(one.id, {}).get("calls", 0),
-            }
-            for one in self._workers.values()
-        ]
-        return sandboxes, workers
+        sandboxes, workers = self._sandboxes.values(), self._workers.values()
+        return report.sandbox_rows(sandboxes, workers), report.worker_rows(workers, usage, self._state)
 
     async def _usage(self) -> dict[str, Any]:
         """Ask the agents what their workers have done; one that does not answer in time is left out."""
@@ -204,11 +186,11 @@ class Pool:
                 found |= answer.result()
         return found
 
-    def _state(self, worker: str, usage: dict[str, Any]) -> str:
+    def _state(self, worker: str, busy: bool) -> str:
         """Return `busy`, `leased` (between two calls), `lending` (waits for a nested call), `idle` or `ending`."""
         with contextlib.suppress(KeyError):
             state = self._schedule.state_of(worker)
-            return "busy" if state == "leased" and usage.get("busy") else state
+            return "busy" if state == "leased" and busy else state
         return "ending"
 
     # --- actions --------------------------------------------------------------------------------------------------
@@ -246,10 +228,7 @@ class Pool:
                     lease = self._leases.pop(action.request, None)
                     if lease is not None and not lease.granted.done():
                         lease.granted.set_exception(
-                            errors.ResourcesUnavailable(
-                                f"the call can never start: {action.reason}",
-                                hint="make the chain of nested calls shorter, or raise `pool.max_workers`",
-                            )
+                            errors.ResourcesUnavailable(f"the call can never start: {action.reason}", hint=action.hint)
                         )
         self._schedule_tick()
 
@@ -308,7 +287,10 @@ class Pool:
         control.learn_sender()
         task = self._spawn(self._listen(action.worker, control))
         place = records.Place(action.key.sandbox, action.sandbox, action.worker)
-        worker = PoolWorker(action.worker, action.sandbox, action.key, control, task, theirs, place)
+        allotment = self._node.allot(action.key.machine_type)
+        worker = PoolWorker(
+            action.worker, action.sandbox, action.key, control, task, theirs, place, allotment=allotment
+        )
         self._workers[action.worker] = worker
 
     def _grant(self, action: Grant) -> None:
@@ -324,7 +306,14 @@ class Pool:
         if worker.inner_end is None:
             self._post(worker, message, descriptors)
         else:
-            fork = {**message, "type": "fork", "worker": worker.id, "env": dict(worker.key.env)}
+            fork = {
+                **message,
+                "type": "fork",
+                "worker": worker.id,
+                "env": {**dict(worker.key.env), **self._node.gpu_variables(worker.key.sandbox)},
+                "hold": _held(worker.allotment),
+                "processes": self._node.process_wall(worker.allotment),
+            }
             self._tell(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])
             worker.inner_end.close()
             worker.inner_end = None
@@ -401,7 +390,7 @@ class Pool:
             )
             self._end_worker(worker, failure or (died if started else None))
         log.info("sandbox_ended id=%s", name)
-        self._perform(self._schedule.sandbox_ended(_now(), name))
+        self._perform(self._schedule.sandbox_ended(name))
 
     def _worker_exited(self, name: str, status: int, message: dict[str, Any]) -> None:
         worker = self._workers.get(name)
@@ -409,7 +398,7 @@ class Pool:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
         reason = str(message.get("reason", ""))
-        error = why(status, exceeded, reason) if reason != "idle" else None
+        error = why(status, exceeded, worker.allotment, reason) if reason != "idle" else None
         left = worker.cancelled or worker.lease is None
         for record in worker.place.last_records(message, nested=worker.nested, error=error, left=left):
             self._on_record(record)
@@ -452,6 +441,8 @@ class Pool:
             case "hello":
                 worker.pid = control.sender_pid
                 self._sandboxes[worker.sandbox].lived = True
+                if _held(worker.allotment):
+                    self._spawn(self._let_go(worker))
             case "idle":
                 epoch = int(message["epoch"])
                 if worker.lease is None or worker.lease.epoch == epoch:
@@ -471,6 +462,13 @@ class Pool:
                     self._spawn(self._serve_nested(worker, connection))
         control.drop_descriptors()
 
+    async def _let_go(self, worker: PoolWorker) -> None:
+        """Let a worker begin its first call, once it is under its limit."""
+        try:
+            await self.limiting.begin(worker)
+        finally:
+            self._post(worker, {"type": "go"})
+
     async def _serve_nested(self, worker: PoolWorker, connection: socket.socket) -> None:
         worker.connections += 1
         try:
@@ -478,19 +476,16 @@ class Pool:
         finally:
             worker.connections -= 1
 
-    async def watch_memory(self) -> None:
-        """Put workers under their limits and let these look at what they use; runs until cancelled.
+    def _worker_spent(self, worker: PoolWorker) -> None:
+        if not worker.spent:
+            worker.spent = True
+            log.info("worker_spent id=%s reason=processes", worker.id)
+            self._perform(self._schedule.worker_spent(worker.id))
 
-        A worker comes under its limit at the first look after its start: the kernel holds up every fork on the
-        machine for some 10 ms when a process changes its group, which a short call should not pay for.
-        """
-        while True:
-            await asyncio.sleep(LIMIT_POLL_SECONDS)
-            for worker in list(self._workers.values()):
-                if worker.pid and worker.limit is None:
-                    worker.limit = self._node.limits.open(f"{worker.id}-{worker.pid}", self._worker_memory_bytes)
-                    await asyncio.to_thread(put_under, worker.limit, worker.pid)
-            self._node.limits.poll()
+
+def _held(allotment: Allotment) -> bool:
+    """Whether a worker waits for its limit before its first call."""
+    return bool(allotment.machine_type)
 
 
 def _now() -> float:

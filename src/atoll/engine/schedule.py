@@ -1,124 +1,42 @@
 """Which call gets which worker, when: a pure state machine without clock or I/O.
 
 Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the state and return the actions that
-follow from it, in order; the pool performs them. Time is an argument.
+follow from it, in order; the pool performs them. Time is an argument. The `ledger` says what is taken and what fits.
 
-- *Slots* bound how many calls compute at once. A leased worker holds one, unless it has nested leases: then its slot
-  is lent to them, since it only waits. A worker's first nested lease therefore always has a slot, and a chain of
-  nested calls needs a single one. An idle worker that nobody leases holds none.
-- Requests are served in the order in which they came; the one at the head is never overtaken by one that would fit
-  sooner. While anyone waits, every lease is asked back: its worker gives it up as soon as it is between two calls.
+- Requests are served in the order in which they came. One that lacks cores, or a place for a worker, is overtaken by
+  nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request needs cores, so
+  a large call that has its memory is next in line for them. One that waits for its own `max_concurrency` holds nobody
+  up but later calls of the same function.
+- A worker's first nested request overtakes the others, since a call that runs waits for it; it rides on the cores
+  that this call lends.
+- While anyone waits, every lease that holds what is lacked is asked back: its worker gives it up as soon as it is
+  between two calls.
 - A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is
-  started. At the bounds of workers and sandboxes, the one that has idled longest goes first.
-- When every worker waits for a nested call that cannot be placed, nothing can ever move: the request at the head is
-  refused.
+  started. At the bounds of workers and sandboxes, the one that has idled longest goes first. Memory and GPUs of an
+  idle worker are free when its process has ended.
+- A nested request that can never be served, because those who wait for it hold what it needs, is refused. Only a new
+  nested request can bring that about, so only then is it looked for.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from atoll.model.specs import SandboxKey, WorkerKey
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much there may be at a time; all at least 1."""
-
-    slots: int
-    workers: int
-    sandboxes: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """A wish for a lease; `parent` is the worker whose call makes it, for a nested call."""
-
-    id: str
-    key: WorkerKey
-    keep_alive_seconds: float
-    parent: str | None = None
-
-
-@dataclass(frozen=True)
-class StartSandbox:
-    sandbox: str
-    key: SandboxKey
-
-
-@dataclass(frozen=True)
-class EndSandbox:
-    sandbox: str
-
-
-@dataclass(frozen=True)
-class ForkWorker:
-    """Fork a worker; the `Grant` of its first lease follows at once."""
-
-    worker: str
-    sandbox: str
-    key: WorkerKey
-
-
-@dataclass(frozen=True)
-class EndWorker:
-    worker: str
-
-
-@dataclass(frozen=True)
-class Grant:
-    request: str
-    worker: str
-    epoch: int
-    fresh: bool
-
-
-@dataclass(frozen=True)
-class Reclaim:
-    worker: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Release:
-    """The lease's client is gone: the worker is killed if it is busy for this epoch."""
-
-    worker: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Refuse:
-    request: str
-    reason: str
-
-
-Action = StartSandbox | EndSandbox | ForkWorker | EndWorker | Grant | Reclaim | Release | Refuse
-
-
-@dataclass
-class _Worker:
-    id: str
-    sandbox: str
-    key: WorkerKey
-    request: Request | None = None
-    epoch: int = 0
-    reclaiming: bool = False
-    leaving: bool = False
-    """The lease is over for the schedule, and the worker has not said yet that it is idle."""
-    children: int = 0
-    """Nested leases that this worker's call holds."""
-    idle_since: float = 0.0
-
-
-@dataclass
-class _Sandbox:
-    id: str
-    key: SandboxKey
-    workers: set[str] = field(default_factory=set)
-    expires: float | None = None
-    keep_alive_seconds: float = 0.0
+from atoll.engine.actions import (
+    Action,
+    Bounds,
+    EndSandbox,
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Reclaim,
+    Refuse,
+    Release,
+    Request,
+    StartSandbox,
+)
+from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
 
 
 class Schedule:
@@ -127,8 +45,9 @@ class Schedule:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._queue: OrderedDict[str, Request] = OrderedDict()
-        self._workers: dict[str, _Worker] = {}
-        self._sandboxes: dict[str, _Sandbox] = {}
+        self._ledger = Ledger(bounds)
+        self._workers = self._ledger.workers
+        self._sandboxes = self._ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
         self._count = 0
         self._epoch = 0
@@ -148,8 +67,17 @@ class Schedule:
     def waiting(self) -> list[str]:
         return list(self._queue)
 
-    def slots_used(self) -> int:
-        return sum(1 for worker in self._workers.values() if self._holds_slot(worker))
+    def slots_used(self) -> float:
+        """Return the cores that the calls which compute now may use together."""
+        return self._ledger.millicores() / 1000
+
+    def reserved_bytes(self) -> int:
+        """Return the memory that workers reserve, those included whose processes are just being ended."""
+        return self._ledger.reserved_bytes()
+
+    def gpus_of(self, worker: str) -> tuple[str, ...]:
+        known = self._workers.get(worker)
+        return known.gpus if known is not None else ()
 
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
@@ -177,18 +105,27 @@ class Schedule:
         times = [sandbox.expires for sandbox in self._sandboxes.values() if sandbox.expires is not None]
         return min(times, default=None)
 
-    @staticmethod
-    def _holds_slot(worker: _Worker) -> bool:
-        return worker.request is not None and worker.children == 0
-
     # --- events ---------------------------------------------------------------------------------------------------
 
     def ask(self, request: Request) -> list[Action]:
         """A client wants a lease."""
         if self.depth(request.parent) >= self._bounds.workers:
-            return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another")]
+            hint = REASONS[Lack.WORKERS][1]
+            return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another", hint)]
+        lack = self._ledger.fits_never(request)
+        if lack is not None:
+            return [Refuse(request.id, f"this machine has not got the {lack.value} that it needs", "ask for less")]
         self._queue[request.id] = request
-        return self._place()
+        actions = self._place()
+        while request.parent is not None and self._queue:
+            lost = self._ledger.never_served(self._queue.values())
+            if not lost:
+                break
+            victim, lack = lost[0]
+            del self._queue[victim.id]
+            actions.append(Refuse(victim.id, *REASONS[lack]))
+            actions += self._place()
+        return actions
 
     def withdraw(self, request: str) -> list[Action]:
         """A client no longer wants its lease, or is gone: waiting or holding."""
@@ -211,13 +148,27 @@ class Schedule:
         known.leaving = False
         known.reclaiming = False
         known.idle_since = now
+        if known.spent:
+            self._forget_worker(known)
+            return [EndWorker(worker), *self._place()]
         return self._place()
+
+    def worker_spent(self, worker: str) -> list[Action]:
+        """A worker is to serve no further lease: it ends as soon as it is between two calls."""
+        known = self._workers.get(worker)
+        if known is None or known.spent:
+            return []
+        known.spent = True
+        if known.request is None:
+            self._forget_worker(known)
+            return [EndWorker(worker), *self._place()]
+        return self._reclaim([known])
 
     def worker_ended(self, now: float, worker: str, *, expired: bool = False) -> list[Action]:
         """A worker's process is gone; `expired` when its keep-alive had passed."""
         known = self._workers.pop(worker, None)
         if known is None:
-            return []
+            return self._place() if self._ledger.dying.pop(worker, None) is not None else []
         if known.request is not None:
             self._drop_lease(known)
         actions: list[Action] = []
@@ -229,15 +180,16 @@ class Schedule:
         actions += self._place()
         return actions + self.tick(now)
 
-    def sandbox_ended(self, now: float, sandbox: str) -> list[Action]:
+    def sandbox_ended(self, sandbox: str) -> list[Action]:
         """A sandbox is gone and everything in it."""
+        for worker in [one for one in self._ledger.dying.values() if one.sandbox == sandbox]:
+            del self._ledger.dying[worker.id]
         known = self._sandboxes.pop(sandbox, None)
-        if known is None:
-            return []
-        actions: list[Action] = []
-        for worker in sorted(known.workers):
-            actions += self.worker_ended(now, worker)
-        return actions + self._place()
+        for name in known.workers if known is not None else ():
+            worker = self._workers.pop(name)
+            if worker.request is not None:
+                self._drop_lease(worker)
+        return self._place()
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: sandboxes without workers whose time is up end."""
@@ -248,7 +200,7 @@ class Schedule:
                 actions.append(EndSandbox(sandbox.id))
         return actions + (self._place() if actions else [])
 
-    def _drop_lease(self, worker: _Worker) -> None:
+    def _drop_lease(self, worker: Worker) -> None:
         assert worker.request is not None
         self._held.pop(worker.request.id, None)
         parent = self._workers.get(worker.request.parent or "")
@@ -260,63 +212,63 @@ class Schedule:
 
     def _place(self) -> list[Action]:
         actions: list[Action] = []
+        if not self._queue:
+            return actions
+        lacked: set[Lack] = set()  # what those who wait need before those behind them may have it
+        passed: set[str] = set()  # functions that wait for their own bound
+        for request in [one for one in self._queue.values() if self._rides(one)]:
+            lacked |= self._try(request, actions)
         for request in list(self._queue.values()):
-            if self._rides(request) and not self._try(request, actions):
+            if request.id not in self._queue or self._rides(request):
+                continue
+            if not lacked.isdisjoint(_NEEDED_BY_ALL):
                 break
-        while self._queue:
-            request = next(iter(self._queue.values()))
-            if self.slots_used() >= self._bounds.slots and not self._rides(request):
-                break
-            if not self._try(request, actions):
-                break
-        if self._queue:
-            actions += self._reclaim_all()
-            if self._stuck():
-                request = next(iter(self._queue.values()))
-                del self._queue[request.id]
-                actions.append(Refuse(request.id, "every worker waits for a nested call"))
-                actions += self._place()
+            if request.max_concurrency and request.identity in passed:
+                continue
+            if (Lack.MEMORY in lacked and request.needs.memory_bytes) or (Lack.GPUS in lacked and request.needs.gpus):
+                lacked |= self._ledger.lacks(request) - {Lack.CONCURRENCY}
+                continue
+            lacks = self._try(request, actions)
+            if Lack.CONCURRENCY in lacks:
+                passed.add(request.identity)
+            else:
+                lacked |= lacks
+        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, lacked, passed)])
         return actions
 
     def _rides(self, request: Request) -> bool:
-        """Whether the request can use the slot of its own parent, which only waits for it."""
+        """Whether the request can use what its own parent lends, which only waits for it."""
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
 
-    def _reclaim_all(self) -> list[Action]:
+    def _wanted(self, worker: Worker, lacked: set[Lack], passed: set[str]) -> bool:
+        """Whether the worker holds what somebody waits for."""
+        return worker.request is not None and bool(
+            not lacked.isdisjoint(_NEEDED_BY_ALL)
+            or (Lack.MEMORY in lacked and worker.needs.memory_bytes)
+            or (Lack.GPUS in lacked and worker.gpus)
+            or (worker.request.identity and worker.request.identity in passed)
+        )
+
+    def _reclaim(self, workers: list[Worker]) -> list[Action]:
         actions: list[Action] = []
-        for worker in self._workers.values():
+        for worker in workers:
             if worker.request is not None and not (worker.reclaiming or worker.leaving or worker.children):
                 worker.reclaiming = True
                 actions.append(Reclaim(worker.id, worker.epoch))
         return actions
 
-    def _stuck(self) -> bool:
-        waiting_parents = {request.parent for request in self._queue.values()}
-        leased = [worker for worker in self._workers.values() if worker.request is not None]
-        return all(worker.children > 0 or worker.id in waiting_parents for worker in leased)
-
-    def _try(self, request: Request, actions: list[Action]) -> bool:
-        """Give the request a worker if the bounds allow one."""
-        worker = self._warm(request.key)
+    def _try(self, request: Request, actions: list[Action]) -> set[Lack]:
+        """Give the request a worker if the bounds allow one; return what it lacks."""
+        lacks = self._ledger.lacks(request)
+        if lacks:
+            if lacks <= {Lack.MEMORY, Lack.GPUS}:
+                self._make_room(request, lacks, actions)
+            return lacks
+        worker = self._ledger.warm(request.key)
         fresh = worker is None
         if worker is None:
-            sandbox = next((one for one in self._sandboxes.values() if one.key == request.key.sandbox), None)
-            if len(self._workers) >= self._bounds.workers and not self._evict_worker(actions):
-                return False
-            if sandbox is None:
-                if len(self._sandboxes) >= self._bounds.sandboxes and not self._evict_sandbox(actions):
-                    return False
-                self._count += 1
-                sandbox = _Sandbox(f"s{self._count}", request.key.sandbox)
-                self._sandboxes[sandbox.id] = sandbox
-                actions.append(StartSandbox(sandbox.id, sandbox.key))
-            self._count += 1
-            worker = _Worker(f"w{self._count}", sandbox.id, request.key)
-            self._workers[worker.id] = worker
-            sandbox.workers.add(worker.id)
-            sandbox.expires = None
-            actions.append(ForkWorker(worker.id, sandbox.id, request.key))
+            worker = self._fork(request, actions)
         sandbox = self._sandboxes[worker.sandbox]
         sandbox.keep_alive_seconds = request.keep_alive_seconds
         self._epoch += 1
@@ -327,41 +279,53 @@ class Schedule:
             parent.children += 1
         del self._queue[request.id]
         actions.append(Grant(request.id, worker.id, worker.epoch, fresh))
-        return True
+        return lacks
 
-    def _idle_workers(self) -> list[_Worker]:
-        free = [one for one in self._workers.values() if one.request is None]
-        return sorted(free, key=lambda one: one.idle_since)
+    def _make_room(self, request: Request, lacks: set[Lack], actions: list[Action]) -> None:
+        """End idle workers whose memory or GPUs the request needs, where that is all that it lacks."""
+        for lack in sorted(lacks, key=lambda one: one.value):
+            for worker in self._ledger.surplus(request, lack):
+                self._forget_worker(worker)
+                actions.append(EndWorker(worker.id))
 
-    def _warm(self, key: WorkerKey) -> _Worker | None:
-        return next((one for one in reversed(self._idle_workers()) if one.key == key), None)
+    def _fork(self, request: Request, actions: list[Action]) -> Worker:
+        if len(self._workers) >= self._bounds.workers:
+            oldest = self._ledger.idle_workers()[0]
+            self._forget_worker(oldest)
+            actions.append(EndWorker(oldest.id))
+        sandbox = self._ledger.sandbox_for(request)
+        if sandbox is None:
+            if len(self._sandboxes) >= self._bounds.sandboxes:
+                self._evict_sandbox(actions)
+            self._count += 1
+            gpus = tuple(self._ledger.free_gpus()[: request.needs.gpus])
+            sandbox = SandboxState(f"s{self._count}", replace(request.key.sandbox, gpus=gpus))
+            self._sandboxes[sandbox.id] = sandbox
+            actions.append(StartSandbox(sandbox.id, sandbox.key))
+        self._count += 1
+        worker = Worker(f"w{self._count}", sandbox.id, request.key, request.needs, sandbox.key.gpus)
+        self._workers[worker.id] = worker
+        sandbox.workers.add(worker.id)
+        sandbox.expires = None
+        actions.append(ForkWorker(worker.id, sandbox.id, replace(request.key, sandbox=sandbox.key)))
+        return worker
 
-    def _evict_worker(self, actions: list[Action]) -> bool:
-        idle = self._idle_workers()
-        if not idle:
-            return False
-        self._forget_worker(idle[0])
-        actions.append(EndWorker(idle[0].id))
-        return True
-
-    def _evict_sandbox(self, actions: list[Action]) -> bool:
-        def unused(sandbox: _Sandbox) -> bool:
-            members = [self._workers[worker] for worker in sandbox.workers]
-            return all(worker.request is None for worker in members)
-
-        found = [sandbox for sandbox in self._sandboxes.values() if unused(sandbox)]
-        if not found:
-            return False
+    def _evict_sandbox(self, actions: list[Action]) -> None:
+        found = [sandbox for sandbox in self._sandboxes.values() if self._ledger.unused(sandbox)]
         oldest = min(found, key=lambda one: max((self._workers[w].idle_since for w in one.workers), default=0.0))
         for worker in list(oldest.workers):
             self._forget_worker(self._workers[worker])
         del self._sandboxes[oldest.id]
         actions.append(EndSandbox(oldest.id))
-        return True
 
-    def _forget_worker(self, worker: _Worker) -> None:
+    def _forget_worker(self, worker: Worker) -> None:
         del self._workers[worker.id]
+        if worker.needs.memory_bytes or worker.gpus:
+            self._ledger.dying[worker.id] = worker
         sandbox = self._sandboxes[worker.sandbox]
         sandbox.workers.discard(worker.id)
         if not sandbox.workers and sandbox.expires is None:
             sandbox.expires = worker.idle_since
+
+
+_NEEDED_BY_ALL = frozenset({Lack.CPU, Lack.WORKERS, Lack.SANDBOXES})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from atoll import errors
 from atoll.engine.node import NodeSandbox
 from atoll.engine.records import Place
+from atoll.engine.resources import Allotment
 from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
 from atoll.sandbox.limits import Limit
 from atoll.wire.channel import Socket
@@ -66,6 +66,9 @@ class PoolWorker:
     """Its client has asked for its end."""
     connections: int = 0
     """Open connections to the daemon from its code."""
+    allotment: Allotment = field(kw_only=True)
+    spent: bool = False
+    """It was refused a process, and serves no further lease."""
 
 
 @dataclass
@@ -82,14 +85,13 @@ class PoolSandbox:
     """It was ended on purpose."""
 
 
-def put_under(limit: Limit, pid: int) -> None:
-    """Put a worker under its limit; one that has ended meanwhile needs none."""
-    with contextlib.suppress(OSError):
-        limit.add(pid)
+def why(status: int, exceeded: tuple[int, int] | None, allotment: Allotment, reason: str = "") -> errors.CallerError:
+    """Say why a worker's process has ended.
 
-
-def why(status: int, exceeded: tuple[int, int] | None, reason: str = "") -> errors.CallerError:
-    """Say why a worker's process has ended."""
+    Args:
+        exceeded: limit and peak in bytes, when it was ended for its memory.
+        reason: why the agent has ended it; empty where it ended by itself.
+    """
     details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
     if reason == "timeout" and exceeded is None:
         return errors.CallTimeout(
@@ -97,11 +99,15 @@ def why(status: int, exceeded: tuple[int, int] | None, reason: str = "") -> erro
         )
     if exceeded is not None:
         limit, peak = exceeded
+        of_type = f" of machine type `{allotment.machine_type}`" if allotment.machine_type else ""
+        larger = f'give the function `machine_type="{allotment.next_type}"`' if allotment.next_type else ""
         return errors.OutOfMemory(
-            f"the worker used more memory than it may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
-            hint="use less memory at a time, or raise `pool.worker_memory_bytes` in settings.toml",
+            f"the worker{of_type} used more memory than it may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
+            hint=f"use less memory at a time, or {larger or 'a machine with more of it'}",
             limit_bytes=limit,
             peak_bytes=peak,
+            machine_type=allotment.machine_type,
+            next_type=allotment.next_type,
             **details,
         )
     if status >= 0:

@@ -25,6 +25,8 @@ MAX_REQUIREMENTS_BYTES = 1 << 20
 MAX_ENV_BYTES = 128 << 10
 """Of all names and values of `env` together."""
 
+MAX_IDENTITY_BYTES = 8 << 10
+
 
 def _bytes(name: str, text: str) -> int:
     try:
@@ -61,6 +63,29 @@ def _seconds(data: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
         raise ValueError(f"`{name}` must be a number of seconds of at least 0")
     return float(value)
+
+
+def _count(data: Mapping[str, Any], name: str) -> int:
+    value = data.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+        raise ValueError(f"`{name}` must be a whole number from 0 to a million")
+    return value
+
+
+def _machine_type(data: Mapping[str, Any]) -> str:
+    name = _text(data, "machine_type")
+    if name:
+        from atoll.model import machine_types
+
+        return machine_types.find(name).name
+    return name
+
+
+def _identity(data: Mapping[str, Any]) -> str:
+    text = _text(data, "identity")
+    if _bytes("identity", text) > MAX_IDENTITY_BYTES:
+        raise ValueError(f"`identity` has more than {MAX_IDENTITY_BYTES} bytes")
+    return text
 
 
 @dataclass(frozen=True)
@@ -122,12 +147,14 @@ class SandboxKey:
         environment: the environment's key.
         network: one of `NETWORKS`.
         mounts: pairs of the path inside and the host's directory, shown read-only.
+        gpus: names of the GPUs that it sees, in the machine's order.
     """
 
     user: str
     environment: str
     network: str = "host"
     mounts: tuple[tuple[str, str], ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,12 +166,14 @@ class WorkerKey:
         env: environment variables of the call, sorted by name.
         sources: digest of the project modules that the worker has imported or may import; empty for none.
         setup: digest of the function that has prepared the worker; empty for none.
+        machine_type: whose limits the worker has; empty for the host's default.
     """
 
     sandbox: SandboxKey
     env: tuple[tuple[str, str], ...] = ()
     sources: str = ""
     setup: str = ""
+    machine_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,6 +187,9 @@ class LeaseSpec:
         network: a policy of `NETWORKS`; empty means `outbound` where the machine can, else `host`.
         mounts: as in `SandboxKey`.
         keep_alive_seconds: how long the worker may idle.
+        machine_type: a name of `machine_types.MACHINE_TYPES`; empty for the host's default.
+        max_concurrency: how many leases with the same `identity` the user may hold at a time; 0 for no bound.
+        identity: which function it is, for `max_concurrency` only: its file and qualified name.
     """
 
     environment: EnvironmentSpec
@@ -168,6 +200,9 @@ class LeaseSpec:
     mounts: tuple[tuple[str, str], ...] = ()
     keep_alive_seconds: float = 10.0
     setup: str = ""
+    machine_type: str = ""
+    max_concurrency: int = 0
+    identity: str = ""
 
     @cached_property
     def terms(self) -> LeaseSpec:
@@ -184,6 +219,9 @@ class LeaseSpec:
             "mounts": dict(self.mounts),
             "keep_alive_seconds": self.keep_alive_seconds,
             "setup": self.setup,
+            "machine_type": self.machine_type,
+            "max_concurrency": self.max_concurrency,
+            "identity": self.identity,
         }
 
     @classmethod
@@ -208,6 +246,9 @@ class LeaseSpec:
             _pairs(data, "mounts"),
             _seconds(data, "keep_alive_seconds", 10.0),
             setup=_text(data, "setup"),
+            machine_type=_machine_type(data),
+            max_concurrency=_count(data, "max_concurrency"),
+            identity=_identity(data),
         )
 
 

@@ -1,10 +1,10 @@
-"""Memory groups of the kernel, version 1 or 2: where Atoll may make its own, and what one of them does.
+"""Control groups of the kernel, version 1 or 2: where Atoll may make its own, and what one worker's do.
 
 Atoll makes one directory, named after its `ATOLL_HOME`, inside the group that it runs in (so that a limit of the
 operator holds for functions too) or, where version 2 forbids that, inside the nearest group above that is
 delegated to this user. Below it each daemon has a directory, named after its process, with one group for each
-worker. Nothing outside of that directory is ever written, except that a daemon alone in a delegated group moves
-itself one level down: version 2 allows no processes beside groups.
+worker. Version 1 has such a tree for each controller. Nothing outside of these directories is ever written, except
+that a daemon alone in a delegated group moves itself one level down: version 2 allows no processes beside groups.
 """
 
 from __future__ import annotations
@@ -13,50 +13,69 @@ import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+CONTROLLERS = ("memory", "pids", "cpu")
+"""What is limited, where the machine has it."""
+
+PERIOD_MICROSECONDS = 100_000
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted hierarchy with a memory controller.
+    """A mounted hierarchy.
 
     Args:
         version: 1 or 2.
         mount: where it is mounted.
         own: the group of this process, as a directory below `mount`.
+        controllers: those of `CONTROLLERS` that it has; of version 2 each group says what it has.
     """
 
     version: int
     mount: Path
     own: Path
+    controllers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory in which groups can be made, and what they limit."""
+
+    version: int
+    directory: Path
+    controllers: frozenset[str]
+
+    def below(self, name: str) -> Place:
+        return replace(self, directory=self.directory / name)
 
 
 def hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
-    """Return what `/proc/self/mountinfo` and `/proc/self/cgroup` say; pure."""
+    """Return what `/proc/self/mountinfo` and `/proc/self/cgroup` say, version 1 first; pure."""
     groups: dict[str, str] = {}
     for line in cgroup.splitlines():
-        number, controllers, path = line.split(":", 2)
+        number, names, path = line.split(":", 2)
         if number == "0":
-            groups["2"] = path
-        elif "memory" in controllers.split(","):
-            groups["1"] = path
+            groups[""] = path
+        for name in set(names.split(",")) & set(CONTROLLERS):
+            groups[name] = path
     found = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3:5]
         kind, _source, options = after.split(maxsplit=2)
-        version = {"cgroup2": "2", "cgroup": "1"}.get(kind, "")
-        if version == "1" and "memory" not in options.split(","):
+        if kind not in ("cgroup", "cgroup2"):
             continue
-        if version not in groups or "/.." in groups[version]:
+        has = frozenset(options.split(",")) & set(CONTROLLERS) & set(groups) if kind == "cgroup" else frozenset()
+        group = groups.get(min(has, default="-") if kind == "cgroup" else "")
+        if group is None or "/.." in group:
             continue
-        path = groups[version]
-        if root != "/" and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :]
-        own = Path(mount) / path.removesuffix(" (deleted)").strip("/")
-        found.append(Hierarchy(int(version), Path(mount), own))
+        if root != "/" and (group == root or group.startswith(root + "/")):
+            group = group[len(root) :]
+        own = Path(mount) / group.removesuffix(" (deleted)").strip("/")
+        found.append(Hierarchy(1 if kind == "cgroup" else 2, Path(mount), own, has))
     return sorted(found, key=lambda one: one.version)
 
 
@@ -65,26 +84,45 @@ def name_for(home: Path) -> str:
     return "atoll-" + hashlib.blake2b(os.fsencode(os.path.realpath(home)), digest_size=8).hexdigest()
 
 
-def place(found: Iterable[Hierarchy], name: str) -> tuple[int, Path] | None:
-    """Make the directory `name` where memory can be limited; return the version and its path, or None."""
+def place(found: Iterable[Hierarchy], name: str) -> list[Place]:
+    """Make the directory `name` in each hierarchy that can limit something; the first with memory wins for all that
+    it has."""
+    places: list[Place] = []
+    missing = set(CONTROLLERS)
     for hierarchy in found:
         for parent in _candidates(hierarchy):
+            if hierarchy.version == 1 and not hierarchy.controllers & missing:
+                break
             directory = parent / name
             try:
-                if hierarchy.version == 2 and not _enable(parent):
-                    continue
-                directory.mkdir(exist_ok=True)
-                if hierarchy.version == 1 or _enable(directory):
-                    return hierarchy.version, directory
-                directory.rmdir()
+                made = _make(hierarchy, parent, directory)
             except OSError:
                 continue
-    return None
+            if made & missing:
+                places.append(Place(hierarchy.version, directory, frozenset(made & missing)))
+                missing -= made
+                break
+    return places
+
+
+def _make(hierarchy: Hierarchy, parent: Path, directory: Path) -> frozenset[str]:
+    """Make one directory for groups; return what these can limit. Version 2 is of use with memory only."""
+    if hierarchy.version == 1:
+        directory.mkdir(exist_ok=True)
+        return hierarchy.controllers
+    if not _enable(parent, "memory"):
+        return frozenset()
+    others = [one for one in CONTROLLERS if one != "memory" and _enable(parent, one)]
+    directory.mkdir(exist_ok=True)
+    if not _enable(directory, "memory"):
+        directory.rmdir()
+        return frozenset()
+    return frozenset({"memory", *(one for one in others if _enable(directory, one))})
 
 
 def _candidates(hierarchy: Hierarchy) -> list[Path]:
     if hierarchy.version == 1:
-        return [hierarchy.own] if os.access(hierarchy.own / "memory.limit_in_bytes", os.W_OK) else []
+        return [hierarchy.own] if os.access(hierarchy.own / "cgroup.procs", os.W_OK) else []
     # A process moves only where its mover may write to the nearest group above both places.
     above = [hierarchy.own, *hierarchy.own.parents]
     return [
@@ -94,54 +132,63 @@ def _candidates(hierarchy: Hierarchy) -> list[Path]:
     ]
 
 
-def _enable(group: Path) -> bool:
-    """Let the groups below `group` limit memory; return whether they can."""
-    if "memory" in _text(group / "cgroup.subtree_control").split():
+def _enable(group: Path, controller: str) -> bool:
+    """Let the groups below `group` limit something; return whether they can."""
+    if controller in _text(group / "cgroup.subtree_control").split():
         return True
-    if "memory" not in _text(group / "cgroup.controllers").split():
+    if controller not in _text(group / "cgroup.controllers").split():
         return False
     if _text(group / "cgroup.procs").split() == [str(os.getpid())]:
         own = group / "atoll-daemon"
         own.mkdir(exist_ok=True)
         (own / "cgroup.procs").write_text(str(os.getpid()))
     try:
-        (group / "cgroup.subtree_control").write_text("+memory")
+        (group / "cgroup.subtree_control").write_text(f"+{controller}")
     except OSError:
         return False
     return True
 
 
 class Group:
-    """One group with a memory limit.
+    """The groups of one worker, one in each place.
 
     Args:
-        version: of the hierarchy.
-        directory: is made.
-        limit_bytes: what its processes may use together, memory files included and swap excluded.
+        places: are made.
+        memory_bytes: what its processes may use together, memory files included and swap excluded.
+        millicores: thousandths of a core that they may compute together; 0 for no limit.
+        processes: how many there may be, threads included; 0 for no limit.
 
     Raises:
-        OSError: the group cannot be made.
+        OSError: a group cannot be made.
     """
 
-    def __init__(self, version: int, directory: Path, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._version = version
-        self._directory = directory
+    def __init__(self, places: Sequence[Place], memory_bytes: int, millicores: int = 0, processes: int = 0) -> None:
+        self.limit_bytes = memory_bytes
+        wanted = {"memory"} | ({"cpu"} if millicores else set()) | ({"pids"} if processes else set())
+        self._places = [place for place in places if place.controllers & wanted]
+        self._memory = self._place("memory")
+        self._pids = self._place("pids")
         self._record: tuple[int, int] | None = None
-        directory.mkdir()
+        made: list[Path] = []
         try:
-            if version == 1:
-                self._write("memory.limit_in_bytes", str(limit_bytes))
-                with contextlib.suppress(OSError):  # swap is not always counted
-                    self._write("memory.memsw.limit_in_bytes", str(limit_bytes))
-            else:
-                self._write("memory.max", str(limit_bytes))
-                for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
-                    with contextlib.suppress(OSError):
-                        self._write(name, value)
+            for place in self._places:
+                place.directory.mkdir()
+                made.append(place.directory)
+            if self._memory is not None:
+                _limit_memory(self._memory, memory_bytes)
+            if self._pids is not None:
+                _write(self._pids.directory / "pids.max", str(processes))
+            cpu = self._place("cpu")
+            if cpu is not None and millicores:
+                with contextlib.suppress(OSError):  # a tighter limit above holds
+                    _limit_cpu(cpu, millicores)
         except OSError:
-            directory.rmdir()
+            for directory in made:
+                directory.rmdir()
             raise
+
+    def _place(self, controller: str) -> Place | None:
+        return next((place for place in self._places if controller in place.controllers), None)
 
     def add(self, host_pid: int) -> None:
         """Move a process, and with it those that it will start; one that has ended is ignored.
@@ -149,52 +196,111 @@ class Group:
         The kernel may take 10 ms for the first move after a pause, without using the processor.
         """
         with contextlib.suppress(ProcessLookupError):
-            self._write("cgroup.procs", str(host_pid))
+            for place in self._places:
+                _write(place.directory / "cgroup.procs", str(host_pid))
 
     def memory_bytes(self) -> int:
         """Return what the processes use now, without the page cache that the kernel would give back first."""
-        inactive = "total_inactive_file" if self._version == 1 else "inactive_file"
-        used = self._number("memory.usage_in_bytes" if self._version == 1 else "memory.current")
-        return max(0, used - _field(self._directory / "memory.stat", inactive))
+        if self._memory is None:
+            return 0
+        directory, old = self._memory.directory, self._memory.version == 1
+        used = _number(directory / ("memory.usage_in_bytes" if old else "memory.current"))
+        return max(0, used - _field(directory / "memory.stat", "total_inactive_file" if old else "inactive_file"))
 
     def exceeded(self) -> tuple[int, int] | None:
         """Return the limit and the peak when the kernel killed a process for this group's limit."""
-        if self._record is None:
-            if self._version == 1:
-                killed = _field(self._directory / "memory.oom_control", "oom_kill")
-                hits = self._number("memory.failcnt") + self._number("memory.memsw.failcnt")
-                peak = self._number("memory.max_usage_in_bytes")
+        if self._record is None and self._memory is not None:
+            directory = self._memory.directory
+            if self._memory.version == 1:
+                killed = _field(directory / "memory.oom_control", "oom_kill")
+                hits = _number(directory / "memory.failcnt") + _number(directory / "memory.memsw.failcnt")
+                peak = _number(directory / "memory.max_usage_in_bytes")
             else:
-                killed = _field(self._directory / "memory.events", "oom_kill")
-                hits = _field(self._directory / "memory.events", "max")
-                peak = self._number("memory.peak") or self.limit_bytes
+                killed = _field(directory / "memory.events", "oom_kill")
+                hits = _field(directory / "memory.events", "max")
+                peak = _number(directory / "memory.peak") or self.limit_bytes
             # The kernel also kills when a group above, or the whole machine, is out of memory: then this limit was
             # not met. Newer kernels of version 1 leave `failcnt` at 0, but not the peak.
             if killed and (hits or peak >= self.limit_bytes - self.limit_bytes // 16):
                 self._record = (self.limit_bytes, peak)
         return self._record
 
+    def refused(self) -> bool:
+        """Whether the kernel has refused these processes another one."""
+        return self._pids is not None and _field(self._pids.directory / "pids.events", "max") > 0
+
     def poll(self) -> None:
         """End the rest of the group when the kernel has killed a part of it; version 2 does so by itself."""
-        if self._version == 1 and self._record is None and self.exceeded():
-            _kill(self._directory)
+        memory = self._memory
+        if memory is not None and memory.version == 1 and self._record is None and self.exceeded():
+            self._kill()
 
     def remove(self) -> bool:
-        """Remove the group; return False while processes are in it. What `exceeded` says stays."""
+        """End what is left in the group and remove it; return False while it is there. What `exceeded` says stays."""
         self.exceeded()
-        return remove(self._directory)
+        if all(remove(place.directory) for place in self._places):
+            return True
+        self._kill()
+        return False
 
-    def _write(self, name: str, value: str) -> None:
-        # Unbuffered, so that the kernel's answer to the one write is this call's.
-        descriptor = os.open(self._directory / name, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, value.encode())
-        finally:
-            os.close(descriptor)
+    def _kill(self) -> None:
+        """Kill every process of the group; where it can be told so, none is started meanwhile."""
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                if place.version == 2:
+                    _write(place.directory / "cgroup.kill", "1")
+                elif place is self._pids:
+                    _write(place.directory / "pids.max", "0")
+        for place in self._places:
+            kill_all(place.directory)
 
-    def _number(self, name: str) -> int:
-        text = _text(self._directory / name).strip()
-        return int(text) if text.isdigit() else 0
+
+def _limit_memory(place: Place, memory_bytes: int) -> None:
+    if place.version == 1:
+        _write(place.directory / "memory.limit_in_bytes", str(memory_bytes))
+        with contextlib.suppress(OSError):  # swap is not always counted
+            _write(place.directory / "memory.memsw.limit_in_bytes", str(memory_bytes))
+        return
+    _write(place.directory / "memory.max", str(memory_bytes))
+    for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
+        with contextlib.suppress(OSError):
+            _write(place.directory / name, value)
+
+
+def _limit_cpu(place: Place, millicores: int) -> None:
+    quota = max(1000, millicores * PERIOD_MICROSECONDS // 1000)
+    if place.version == 2:
+        _write(place.directory / "cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
+        return
+    _write(place.directory / "cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
+    _write(place.directory / "cpu.cfs_quota_us", str(quota))
+
+
+def limit_above(found: Iterable[Hierarchy]) -> int:
+    """Return the smallest memory limit that holds for this process, in bytes; 0 for none."""
+    limits = []
+    for hierarchy in found:
+        if hierarchy.version == 1 and "memory" not in hierarchy.controllers:
+            continue
+        name = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
+        above = [hierarchy.own, *hierarchy.own.parents]
+        upwards = above[: above.index(hierarchy.mount) + 1 if hierarchy.mount in above else 1]
+        limits += [_number(path / name) for path in upwards]
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _write(path: Path, value: str) -> None:
+    # Unbuffered, so that the kernel's answer to the one write is this call's.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _number(path: Path) -> int:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else 0
 
 
 def remove(directory: Path) -> bool:
@@ -208,7 +314,8 @@ def remove(directory: Path) -> bool:
     return True
 
 
-def _kill(directory: Path) -> None:
+def kill_all(directory: Path) -> None:
+    """Kill the processes that are in one group now."""
     for pid in _text(directory / "cgroup.procs").split():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(int(pid), signal.SIGKILL)
@@ -225,7 +332,7 @@ def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
     with contextlib.suppress(OSError):
         for daemon in [path for path in base.iterdir() if path.is_dir() and path.name not in keep]:
             for group in [path for path in daemon.iterdir() if path.is_dir()]:
-                _kill(group)
+                kill_all(group)
                 if not remove(group):
                     busy.append(group)
             if not remove(daemon):

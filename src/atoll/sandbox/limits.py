@@ -1,7 +1,7 @@
-"""The memory that one worker may use, and whether it was ended for using more.
+"""What one worker may use of memory, computing time and processes, and whether it was ended for using more.
 
-What enforces it depends on the machine, found once: a cgroup of version 2 or 1 where this user may make one, else
-a watchdog that the daemon polls. That a worker ran out of memory is read from the kernel's counters or the
+What enforces it depends on the machine, found once: a cgroup of version 2 or 1 where this user may make one, which
+systemd may have to be asked for (`scope`); else, for memory, a watchdog that the daemon polls. That a worker ran out of memory is read from the kernel's counters or the
 watchdog's own record, never guessed from a SIGKILL.
 """
 
@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from atoll.sandbox import cgroups
+from atoll.sandbox import cgroups, scope
 from atoll.sandbox.watchdog import Watchdog, children, started_at
 from atoll.settings import Settings
 
@@ -22,6 +22,7 @@ _RECORD = "cgroups"
 
 
 class _Enforcer(Protocol):
+    def refused(self) -> bool: ...
     def add(self, host_pid: int) -> None: ...
     def memory_bytes(self) -> int: ...
     def exceeded(self) -> tuple[int, int] | None: ...
@@ -57,6 +58,10 @@ class Limit:
         """Return limit and peak in bytes when processes were killed for the limit, else None; also after `close`."""
         return self._enforcer.exceeded()
 
+    def refused(self) -> bool:
+        """Whether the processes were refused another one, as they are as many as they may be."""
+        return self._enforcer.refused()
+
     def poll(self) -> None:
         """Measure and enforce, where the kernel does not do it by itself."""
         self._enforcer.poll()
@@ -81,15 +86,21 @@ class Limits:
         self._open: list[Limit] = []
         self._busy: list[Path] = []
         self._closing: list[_Enforcer] = []
-        self._version = 0
-        self._directory: Path | None = None
+        self._places: list[cgroups.Place] = []
+        self._cores = os.cpu_count() or 1
         if kernel:
             self._settle(settings)
 
     @property
     def kind(self) -> str:
         """What enforces: `cgroup2`, `cgroup1` or `watchdog`."""
-        return f"cgroup{self._version}" if self._directory is not None else "watchdog"
+        memory = next((place for place in self._places if "memory" in place.controllers), None)
+        return f"cgroup{memory.version}" if memory is not None else "watchdog"
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """What the kernel limits, of `memory`, `pids` and `cpu`."""
+        return frozenset(name for place in self._places for name in place.controllers)
 
     def _settle(self, settings: Settings) -> None:
         name = cgroups.name_for(settings.home)
@@ -99,42 +110,45 @@ class Limits:
             if base.name == name:
                 self._busy += cgroups.sweep(base, filter(_daemon_lives, _names(base)))
         try:
-            found = cgroups.hierarchies(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
-            placed = cgroups.place(found, name)
-            if placed is None:
-                return
-            version, base = placed
-            directory = base / f"{os.getpid()}-{started_at(os.getpid())}"
-            if base not in bases:
-                settings.run_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with open(record, "a", encoding="utf-8") as file:
-                    file.write(f"{base}\n")
-            directory.mkdir(exist_ok=True)
-            if version == 2:
-                (directory / "cgroup.subtree_control").write_text("+memory")
+            for shared in sorted(_placed(name), key=lambda one: "memory" not in one.controllers):
+                place = shared.below(f"{os.getpid()}-{started_at(os.getpid())}")
+                if shared.directory not in bases:
+                    settings.run_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with open(record, "a", encoding="utf-8") as file:
+                        file.write(f"{shared.directory}\n")
+                place.directory.mkdir(exist_ok=True)
+                for controller in place.controllers if place.version == 2 else ():
+                    (place.directory / "cgroup.subtree_control").write_text(f"+{controller}")
+                self._places.append(place)
         except (OSError, ValueError):
-            return
-        self._version, self._directory = version, directory
+            self._places.clear()
 
-    def open(self, name: str, memory_bytes: int) -> Limit:
+    def open(self, name: str, memory_bytes: int, *, millicores: int = 0, processes: int = 0) -> Limit:
         """Return a new limit.
 
         Args:
             name: of the worker; for who reads the machine's list of groups.
             memory_bytes: what its processes may use together; more than 0.
+            millicores: thousandths of a core that they may compute together; 0 for no limit.
+            processes: how many there may be, threads included; 0 for no limit.
         """
         if memory_bytes <= 0:
             raise ValueError("a memory limit is more than 0 bytes")
-        limit = Limit(self, self._enforcer(name, memory_bytes))
+        if millicores >= 1000 * self._cores:
+            millicores = 0
+        limit = Limit(self, self._enforcer(name, memory_bytes, millicores, processes))
         self._open.append(limit)
         return limit
 
-    def _enforcer(self, name: str, memory_bytes: int) -> _Enforcer:
-        if self._directory is not None:
+    def _enforcer(self, name: str, memory_bytes: int, millicores: int, processes: int) -> _Enforcer:
+        if self.kind != "watchdog":
             readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
+            group = f"{next(self._numbers)}-{readable}"
             with contextlib.suppress(OSError):  # an operator took the group away: the watchdog still works
-                return cgroups.Group(self._version, self._directory / f"{next(self._numbers)}-{readable}", memory_bytes)
-        return Watchdog(memory_bytes)
+                return cgroups.Group(
+                    [place.below(group) for place in self._places], memory_bytes, millicores, processes
+                )
+        return Watchdog(memory_bytes, processes)
 
     def poll(self) -> None:
         """Enforce every open limit and finish what `close` began; to be called about every 100 ms."""
@@ -154,8 +168,31 @@ class Limits:
         for limit in list(self._open):
             limit.close()
         self.poll()
-        if self._directory is not None and cgroups.remove(self._directory):
-            cgroups.remove(self._directory.parent)
+        for place in self._places:
+            if cgroups.remove(place.directory):
+                cgroups.remove(place.directory.parent)
+
+
+def machine_memory_bytes() -> int:
+    """Return the memory that this process and what it starts may use: the machine's, or less where a group that
+    holds them has a limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        above = cgroups.limit_above(_hierarchies())
+        return min(memory, above) if above else memory
+    return memory
+
+
+def _hierarchies() -> list[cgroups.Hierarchy]:
+    return cgroups.hierarchies(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
+
+
+def _placed(name: str) -> list[cgroups.Place]:
+    """Return where groups can be made, asking systemd for a place where there is none with memory."""
+    places = cgroups.place(_hierarchies(), name)
+    if any("memory" in place.controllers for place in places) or not scope.enter():
+        return places
+    return cgroups.place(_hierarchies(), name)
 
 
 def _daemon_lives(name: str) -> bool:

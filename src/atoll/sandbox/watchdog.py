@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 
+_STOP_ROUNDS = 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -19,10 +20,14 @@ class Watchdog:
 
     Args:
         limit_bytes: of memory that is theirs; pages shared with other processes count in proportion.
+        processes: how many of them are too many; 0 for no limit. What keeps them below is the worker's own resource
+            limit, which threads count for too.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, processes: int = 0) -> None:
         self.limit_bytes = limit_bytes
+        self._processes = processes
+        self._most = 0
         self._members: dict[int, int] = {}
         self._peak_bytes = 0
         self._record: tuple[int, int] | None = None
@@ -42,6 +47,10 @@ class Watchdog:
         """Return the limit and the peak when this watchdog has killed the processes."""
         return self._record
 
+    def refused(self) -> bool:
+        """Whether there were nearly as many processes as there may be."""
+        return bool(self._processes) and self._most > self._processes * 3 // 4
+
     def poll(self) -> None:
         """Measure once; kill every process of the worker when they use more than the limit together."""
         self._follow()
@@ -54,9 +63,11 @@ class Watchdog:
             self._kill()
 
     def remove(self) -> bool:
-        """Forget the processes."""
-        self._members.clear()
-        return True
+        """End what is left of the processes; return whether nothing is."""
+        self._follow()
+        if self._members:
+            self._kill()
+        return not self._members
 
     def _follow(self) -> None:
         """Drop members that have ended, and take in the children of the others."""
@@ -67,14 +78,24 @@ class Watchdog:
                 if child not in self._members and (started := started_at(child)):
                     self._members[child] = started
                     waiting.append(child)
+        self._most = max(self._most, len(self._members))
 
     def _kill(self) -> None:
+        for _ in range(_STOP_ROUNDS):  # what is stopped starts nothing more
+            known = len(self._members)
+            self._signal(signal.SIGSTOP)
+            self._follow()
+            if len(self._members) <= known:
+                break
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         for pid, started in self._members.items():
             with contextlib.suppress(OSError):
                 descriptor = os.pidfd_open(pid)
                 try:
                     if started_at(pid) == started:
-                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                        signal.pidfd_send_signal(descriptor, number)
                 finally:
                     os.close(descriptor)
 

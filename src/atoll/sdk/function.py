@@ -190,6 +190,9 @@ class IsolatedFunction(Generic[P, R]):
             self._options.network or "",
             self._options.mounts,
             self._options.keep_alive,
+            machine_type=self._options.machine_type or "",
+            max_concurrency=self._options.max_concurrency or 0,
+            identity=_identity(self.__wrapped__) if self._options.max_concurrency else "",
         )
 
     # --- a call -----------------------------------------------------------------------------------------------------
@@ -367,6 +370,16 @@ def _zipped(iterable: Iterable[Any], more: tuple[Iterable[Any], ...]) -> Iterabl
 def _name(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return str(name or type(function).__qualname__)
+
+
+def _identity(function: Any) -> str:
+    """Return which function it is: file and qualified name, the same in every program that has it from there."""
+    plain = inspect.unwrap(function)
+    code = getattr(plain, "__code__", None)
+    if code is None:
+        return f"{getattr(plain, '__module__', '')}:{_name(plain)}"
+    line = f":{code.co_firstlineno}" if "<lambda>" in code.co_name else ""
+    return f"{os.path.abspath(code.co_filename)}:{_name(plain)}{line}"
 
 
 @overload

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from atoll.host.contract import Host
 
 LATER = (
-    "machine_type",
-    "max_concurrency",
     "secrets",
     "results",
     "serve",
@@ -51,6 +49,8 @@ class Options:
         timeout: seconds that a call may take, from when its worker has it, its `setup_function` included.
         retries: how often a call is made again; see `retries.Retries`.
         setup_function: prepares each worker, once; what it returns is the first argument of every call.
+        machine_type: a name of `model.machine_types`, or None for the host's default.
+        max_concurrency: calls of this function at a time, over all programs of the user; None for no bound.
     """
 
     kind: str = "virtualenv"
@@ -65,6 +65,8 @@ class Options:
     timeout: float | None = None
     retries: Retries = field(default_factory=Retries)
     setup_function: Callable[[], Any] | None = None
+    machine_type: str | None = None
+    max_concurrency: int | None = None
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
@@ -210,6 +212,26 @@ def _host(value: Any) -> Any:
     raise TypeError(f"`host` must be a host such as `local`, is {value!r}")
 
 
+def _machine_type(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f'`machine_type` must be a text such as "M", is {value!r}')
+    from atoll.model import machine_types
+
+    return machine_types.find(value).name
+
+
+def _max_concurrency(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`max_concurrency` must be a whole number, is {value!r}")
+    if not 1 <= value < 1_000_000:
+        raise ValueError(f"`max_concurrency` must be from 1 to a million, is {value}")
+    return value
+
+
 _CHECKS: dict[str, Any] = {
     "kind": _kind,
     "requirements": _requirements,
@@ -223,6 +245,8 @@ _CHECKS: dict[str, Any] = {
     "timeout": _timeout,
     "retries": retries.of,
     "setup_function": _setup_function,
+    "machine_type": _machine_type,
+    "max_concurrency": _max_concurrency,
 }
 
 

@@ -1,0 +1,119 @@
+"""The values that go into the schedule and come out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.model.specs import SandboxKey, WorkerKey
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much there may be at a time.
+
+    Args:
+        slots: cores' worth of calls that compute at a time; at least 1.
+        workers, sandboxes: that live; at least 1.
+        memory_bytes: what the workers that reserve memory may reserve together; 0 for no bound.
+        gpus: names of the GPUs; each belongs to one worker at a time.
+    """
+
+    slots: int
+    workers: int
+    sandboxes: int
+    memory_bytes: int = 0
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a worker takes of the machine.
+
+    Args:
+        millicores: thousandths of a core while its call computes. A call that waits for nested ones lends them.
+        memory_bytes: reserved as long as the worker lives, idle too; 0 for a worker that reserves none.
+        gpus: how many are its own as long as it lives.
+    """
+
+    millicores: int = 1000
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A wish for a lease.
+
+    Args:
+        parent: the worker whose call makes it, for a nested call.
+        needs: of a worker with this key; the same key always has the same needs.
+        identity: which function it is for, with its user; counted for `max_concurrency`.
+        max_concurrency: how many leases of this identity may be held at a time; 0 for no bound.
+    """
+
+    id: str
+    key: WorkerKey
+    keep_alive_seconds: float
+    parent: str | None = None
+    needs: Needs = field(default_factory=Needs)
+    identity: str = ""
+    max_concurrency: int = 0
+
+
+@dataclass(frozen=True)
+class StartSandbox:
+    sandbox: str
+    key: SandboxKey
+
+
+@dataclass(frozen=True)
+class EndSandbox:
+    sandbox: str
+
+
+@dataclass(frozen=True)
+class ForkWorker:
+    """Fork a worker; the `Grant` of its first lease follows at once. The key names the GPUs that it was given."""
+
+    worker: str
+    sandbox: str
+    key: WorkerKey
+
+
+@dataclass(frozen=True)
+class EndWorker:
+    worker: str
+
+
+@dataclass(frozen=True)
+class Grant:
+    request: str
+    worker: str
+    epoch: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Reclaim:
+    worker: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """The lease's client is gone: the worker is killed if it is busy for this epoch."""
+
+    worker: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The request can never be granted; `hint` says what would let it."""
+
+    request: str
+    reason: str
+    hint: str = ""
+
+
+Action = StartSandbox | EndSandbox | ForkWorker | EndWorker | Grant | Reclaim | Release | Refuse

@@ -1,0 +1,270 @@
+"""Who holds what of a machine, and whether a request fits beside it: the schedule's accounts, pure.
+
+Theory of operation. Four things are shared out:
+
+- *Computing time.* A leased worker takes what its call may use. A call that waits for nested calls lends them its
+  own: a chain takes as much as the largest of its links, and calls beside one another as much as their sum. So the
+  end of a nested call never makes the machine too full.
+- *Memory and GPUs.* They belong to a worker from its fork until its process is gone, leased or idle, and are never
+  lent. An idle worker is ended when another request needs what it reserves.
+- *Places.* The bounds of workers and sandboxes; idle ones give way.
+- *Concurrency.* Leases of one function, where it has a bound.
+
+A deadlock is found by playing the future: calls that wait for nothing end, what they held is free, requests that
+then fit are served and end, and so on. What is never served in that play never will be.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from atoll.engine.actions import Bounds, Needs, Request
+from atoll.model.specs import SandboxKey, WorkerKey
+
+
+class Lack(Enum):
+    """What a request waits for."""
+
+    CONCURRENCY = "concurrency"
+    CPU = "cpu"
+    MEMORY = "memory"
+    GPUS = "gpus"
+    WORKERS = "workers"
+    SANDBOXES = "sandboxes"
+
+
+REASONS = {
+    Lack.CONCURRENCY: (
+        "its `max_concurrency` is taken by calls that wait for it",
+        "give the function a larger `max_concurrency`, or do not call it from itself",
+    ),
+    Lack.CPU: (
+        "the calls that wait for it hold the cores that it needs",
+        "give the nested function a smaller `machine_type`",
+    ),
+    Lack.MEMORY: (
+        "the calls that wait for it hold the memory that it needs",
+        "give the functions of the chain smaller machine types",
+    ),
+    Lack.GPUS: (
+        "the calls that wait for it hold the GPUs that it needs",
+        "let one function of a chain have the GPU",
+    ),
+    Lack.WORKERS: (
+        "every worker waits for a nested call",
+        "make the chain of nested calls shorter, or raise `pool.max_workers`",
+    ),
+    Lack.SANDBOXES: (
+        "every sandbox waits for a nested call",
+        "make the chain of nested calls shorter, or raise `pool.max_sandboxes`",
+    ),
+}
+"""Why a request that lacks this, and for ever, is refused; and what to do."""
+
+
+@dataclass
+class Worker:
+    """A worker as the schedule knows it."""
+
+    id: str
+    sandbox: str
+    key: WorkerKey
+    needs: Needs = field(default_factory=Needs)
+    gpus: tuple[str, ...] = ()
+    request: Request | None = None
+    epoch: int = 0
+    reclaiming: bool = False
+    leaving: bool = False
+    """The lease is over for the schedule, and the worker has not said yet that it is idle."""
+    spent: bool = False
+    """It gets no further lease."""
+    children: int = 0
+    """Nested leases that this worker's call holds."""
+    idle_since: float = 0.0
+
+
+@dataclass
+class SandboxState:
+    id: str
+    key: SandboxKey
+    workers: set[str] = field(default_factory=set)
+    expires: float | None = None
+    keep_alive_seconds: float = 0.0
+
+
+class Ledger:
+    """What lives on the machine; changed by the schedule only."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.workers: dict[str, Worker] = {}
+        self.sandboxes: dict[str, SandboxState] = {}
+        self.dying: dict[str, Worker] = {}
+        """Workers that were ended and whose processes may still hold memory and GPUs."""
+        self._memory_bytes = bounds.memory_bytes or sys.maxsize
+
+    # --- computing time -------------------------------------------------------------------------------------------
+
+    def millicores(self, more: Request | None = None, among: Collection[str] | None = None) -> int:
+        """Return what the leased workers take, with one more request beside them.
+
+        Args:
+            among: the workers to count; all of them by default.
+        """
+        own: dict[str, int] = {}
+        children: dict[str, list[str]] = {}
+        for worker in self.workers.values():
+            if worker.request is not None and (among is None or worker.id in among):
+                own[worker.id] = worker.needs.millicores
+                children.setdefault(worker.request.parent or "", []).append(worker.id)
+        if more is not None:
+            own[more.id] = more.needs.millicores
+            children.setdefault(more.parent or "", []).append(more.id)
+        roots = [name for parent, names in children.items() if parent not in own for name in names]
+        taken: dict[str, int] = {}
+        waiting = [(name, False) for name in roots]
+        while waiting:
+            name, summed = waiting.pop()
+            inner = children.get(name, [])
+            if summed or not inner:
+                taken[name] = max(own[name], sum(taken[child] for child in inner))
+            else:
+                waiting.append((name, True))
+                waiting += [(child, False) for child in inner]
+        return sum(taken[name] for name in roots)
+
+    # --- memory, GPUs, places -------------------------------------------------------------------------------------
+
+    def reserved_bytes(self) -> int:
+        """Return what living and dying workers reserve."""
+        return sum(one.needs.memory_bytes for one in (*self.workers.values(), *self.dying.values()))
+
+    def free_gpus(self) -> list[str]:
+        taken = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
+        return [gpu for gpu in self.bounds.gpus if gpu not in taken]
+
+    def held(self, identity: str) -> int:
+        """Return how many leases of a function are held."""
+        return sum(1 for one in self.workers.values() if one.request is not None and one.request.identity == identity)
+
+    def idle_workers(self) -> list[Worker]:
+        """Return the workers without a lease, the one that has idled longest first."""
+        free = [one for one in self.workers.values() if one.request is None]
+        return sorted(free, key=lambda one: one.idle_since)
+
+    def unused(self, sandbox: SandboxState) -> bool:
+        return all(self.workers[worker].request is None for worker in sandbox.workers)
+
+    def warm(self, key: WorkerKey) -> Worker | None:
+        """Return the worker of this key that has idled for the shortest time."""
+        return next((one for one in reversed(self.idle_workers()) if one.key == key and not one.spent), None)
+
+    def sandbox_for(self, request: Request) -> SandboxState | None:
+        """Return the live sandbox in which a worker for the request can be forked, on GPUs that are free."""
+        free = set(self.free_gpus())
+        for one in self.sandboxes.values():
+            alike = _without_gpus(one.key) == request.key.sandbox and len(one.key.gpus) == request.needs.gpus
+            if alike and free.issuperset(one.key.gpus):
+                return one
+        return None
+
+    def fits_never(self, request: Request) -> Lack | None:
+        """Return what an empty machine lacks for the request."""
+        if request.needs.gpus > len(self.bounds.gpus):
+            return Lack.GPUS
+        if request.needs.memory_bytes > self._memory_bytes:
+            return Lack.MEMORY
+        return Lack.CPU if request.needs.millicores > self.bounds.slots * 1000 else None
+
+    def lacks(self, request: Request) -> set[Lack]:
+        """Return what the request waits for; empty when it can be granted now, if need be by ending idle ones."""
+        found = set()
+        if request.max_concurrency and self.held(request.identity) >= request.max_concurrency:
+            found.add(Lack.CONCURRENCY)
+        if self.millicores(request) > self.bounds.slots * 1000:
+            found.add(Lack.CPU)
+        if self.warm(request.key) is not None:
+            return found
+        needs, bounds = request.needs, self.bounds
+        if needs.memory_bytes and self.reserved_bytes() + needs.memory_bytes > self._memory_bytes:
+            found.add(Lack.MEMORY)
+        if needs.gpus and len(self.free_gpus()) < needs.gpus:
+            found.add(Lack.GPUS)
+        if len(self.workers) >= bounds.workers and not self.idle_workers():
+            found.add(Lack.WORKERS)
+        full = len(self.sandboxes) >= bounds.sandboxes and self.sandbox_for(request) is None
+        if full and not any(self.unused(one) for one in self.sandboxes.values()):
+            found.add(Lack.SANDBOXES)
+        return found
+
+    def surplus(self, request: Request, lack: Lack) -> list[Worker]:
+        """Return the idle workers to end so that the request gets what it lacks; none when that is not enough, or
+        when those that are dying will do."""
+        idle, dying = self.idle_workers(), list(self.dying.values())
+        if lack is Lack.MEMORY:
+            missing = self.reserved_bytes() + request.needs.memory_bytes - self._memory_bytes
+            sizes = {one.id: one.needs.memory_bytes for one in (*idle, *dying)}
+        else:
+            missing = request.needs.gpus - len(self.free_gpus())
+            sizes = {one.id: len(one.gpus) for one in (*idle, *dying)}
+        missing -= sum(sizes[one.id] for one in dying)
+        chosen: list[Worker] = []
+        for one in idle:
+            if missing > 0 and sizes[one.id]:
+                missing -= sizes[one.id]
+                chosen.append(one)
+        return chosen if missing <= 0 else []
+
+    # --- the future -----------------------------------------------------------------------------------------------
+
+    def never_served(self, queue: Iterable[Request]) -> list[tuple[Request, Lack]]:
+        """Return the requests that no end of other calls will ever let in, with what they lack, in order."""
+        unfinished = {one.id for one in self.workers.values() if one.request is not None}
+        left = {request.id: request for request in queue}
+        moved = True
+        while moved and left:
+            moved = False
+            waited_for = {request.parent for request in left.values()}
+            waited_for |= {parent for name in unfinished if (parent := self._parent(name)) is not None}
+            ended = {name for name in unfinished if name not in waited_for or self.workers[name].leaving}
+            if ended:
+                unfinished -= ended
+                moved = True
+            for request in list(left.values()):
+                if self._lacks_beside(request, unfinished) is None:
+                    del left[request.id]
+                    moved = True
+        return [(request, lack) for request in left.values() if (lack := self._lacks_beside(request, unfinished))]
+
+    def _parent(self, worker: str) -> str | None:
+        request = self.workers[worker].request
+        return request.parent if request is not None else None
+
+    def _lacks_beside(self, request: Request, unfinished: Collection[str]) -> Lack | None:
+        """Return what the request lacks when only these workers hold anything."""
+        holders = [self.workers[name] for name in unfinished]
+        bounds, needs = self.bounds, request.needs
+        if request.max_concurrency:
+            same = [one for one in holders if one.request is not None and one.request.identity == request.identity]
+            if len(same) >= request.max_concurrency:
+                return Lack.CONCURRENCY
+        reserved = sum(one.needs.memory_bytes for one in holders)
+        if needs.memory_bytes and reserved + needs.memory_bytes > self._memory_bytes:
+            return Lack.MEMORY
+        if needs.gpus and sum(len(one.gpus) for one in holders) + needs.gpus > len(bounds.gpus):
+            return Lack.GPUS
+        if len(holders) >= bounds.workers:
+            return Lack.WORKERS
+        sandboxes = {self.sandboxes[one.sandbox].key for one in holders}
+        if len(sandboxes) >= bounds.sandboxes and (needs.gpus or request.key.sandbox not in sandboxes):
+            return Lack.SANDBOXES
+        if self.millicores(request, unfinished) > bounds.slots * 1000:
+            return Lack.CPU
+        return None
+
+
+def _without_gpus(key: SandboxKey) -> SandboxKey:
+    return replace(key, gpus=()) if key.gpus else key

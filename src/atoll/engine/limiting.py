@@ -1,0 +1,64 @@
+"""Workers under their limits: when they come under them, and what follows when they meet them.
+
+A worker of the default type comes under its limit at the first look after its start: the kernel holds up every fork
+on the machine for some 10 ms when a process changes its group, which a short call should not pay for. A worker whose
+function names a machine type is small on purpose, so it waits for its limit before its first call begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+
+from atoll.engine.worker import PoolWorker
+from atoll.sandbox.limits import Limit, Limits
+
+LOOK_SECONDS = 0.1
+
+
+class Limiting:
+    """Puts workers under their limits.
+
+    Args:
+        limits: makes them.
+        workers: those that live now; looked at, never changed.
+        on_spent: is told of a worker that was refused a process: what it has started may never end by itself.
+    """
+
+    def __init__(
+        self, limits: Limits, workers: Mapping[str, PoolWorker], on_spent: Callable[[PoolWorker], None]
+    ) -> None:
+        self._limits = limits
+        self._workers = workers
+        self._on_spent = on_spent
+
+    async def begin(self, worker: PoolWorker) -> None:
+        """Put a worker that has just started under its limit."""
+        if worker.limit is not None:
+            return
+        terms = worker.allotment
+        worker.limit = self._limits.open(
+            f"{worker.id}-{worker.pid}",
+            terms.memory_bytes,
+            millicores=terms.millicores,
+            processes=terms.processes,
+        )
+        await asyncio.to_thread(_put_under, worker.limit, worker.pid)
+
+    async def watch(self) -> None:
+        """Look at every worker about ten times a second; runs until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for worker in list(self._workers.values()):
+                if worker.pid and worker.limit is None:
+                    await self.begin(worker)
+            self._limits.poll()
+            for worker in list(self._workers.values()):
+                if worker.limit is not None and worker.limit.refused():
+                    self._on_spent(worker)
+
+
+def _put_under(limit: Limit, pid: int) -> None:
+    with contextlib.suppress(OSError):  # one that has ended meanwhile needs no limit
+        limit.add(pid)
