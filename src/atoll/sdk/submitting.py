@@ -36,8 +36,8 @@ class Threads:
             if self._closed:
                 raise RuntimeError("cannot submit a call while the program ends")
             self._jobs.append((job, cancel))
-            if self._idle:
-                self._changed.notify()
+            self._changed.notify()
+            if self._idle >= len(self._jobs):  # one that was told of an earlier job still counts as idle
                 return
             if self._count >= self._most:
                 return
