@@ -27,7 +27,9 @@ from atoll.sandbox import gpus
 from atoll.sandbox.identity import Identities, give
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits import Limits, machine_memory_bytes
-from atoll.sandbox.policy import HOME, Policy, confine
+from atoll.sandbox.network import Network, Networks
+from atoll.sandbox.outbound import OutboundSandbox
+from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, Socket, pair
 from atoll.wire.stream import AsyncChannel
@@ -76,7 +78,7 @@ class NodeSandbox:
     def __init__(
         self,
         channel: AsyncChannel,
-        sandbox: Sandbox | None,
+        sandbox: Sandbox | OutboundSandbox | None,
         hold: locks.Lock | None,
         failed: errors.AtollError | None,
     ) -> None:
@@ -121,6 +123,7 @@ class Node:
         self._settings = options
         self._launcher = Launcher(options)
         self._identities = Identities(options)
+        self._networks = Networks(options, self._launcher, self._identities)
         self.limits = Limits(options)
         self.gpus = gpus.find(options.pool.gpus)
         self._library = agent_files.prepare(options.agents_directory)
@@ -128,7 +131,6 @@ class Node:
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
         self._interpreter: Interpreter | None = None
-        self._told_of_network = False
         self._capacity: Capacity | None = None
 
     @property
@@ -200,6 +202,7 @@ class Node:
 
     async def close(self) -> None:
         """Let go of what the node holds; its sandboxes have ended."""
+        await self._networks.close()
         self.limits.close()
 
     async def network(self, asked: str, notice: Callable[[str], None]) -> str:
@@ -211,12 +214,7 @@ class Node:
         Raises:
             SandboxUnavailable: it asks for one that cannot be made here.
         """
-        if asked == "outbound":
-            raise errors.SandboxUnavailable("network `outbound` cannot be made yet", hint="leave `network` out")
-        if not asked and not self._told_of_network:
-            self._told_of_network = True
-            notice("functions share this machine's network")
-        return asked or "host"
+        return await self._networks.policy(asked, notice)
 
     def _policy(
         self,
@@ -226,6 +224,7 @@ class Node:
         environment: Mapping[str, str],
         network: str,
         devices: Sequence[str] = (),
+        files: Sequence[SyntheticFile] = (),
     ) -> Policy:
         options = self._settings.sandbox
         return confine(
@@ -235,6 +234,7 @@ class Node:
             binds=binds,
             environment=tuple(environment.items()),
             network=network,
+            files=files,
             tmp_bytes=options.tmp_bytes,
             shm_bytes=options.shm_bytes,
             devices=devices,
@@ -248,23 +248,43 @@ class Node:
         ours, theirs = pair()
         channel = AsyncChannel(ours)
         hold: locks.Lock | None = None
+        failed: errors.AtollError
         command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno())]
+
+        def launch(network: Network | None) -> Sandbox:
+            policy = self._function_policy(key, environment, command, {}, network.files if network else ())
+            enter = network.enter if network else ()
+            with self._complaints("sandboxes.log") as stderr:
+                return self._launcher.launch(policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr)
+
         try:
             hold = self.environments.hold(environment)
-            policy = self._function_policy(key, environment, command, {})
-            with self._complaints("sandboxes.log") as stderr:
-                sandbox = self._launcher.launch(policy, descriptors=[theirs.fileno()], stderr=stderr)
-            return NodeSandbox(channel, sandbox, hold, None)
+            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None)
         except errors.AtollError as error:
-            return NodeSandbox(channel, None, hold, error)
+            failed = error
         except (OSError, ValueError) as error:
             failed = errors.SandboxUnavailable(f"the sandbox cannot be started: {error}", hint="run `atoll doctor`")
-            return NodeSandbox(channel, None, hold, failed)
+        theirs.close()
+        return NodeSandbox(channel, None, hold, failed)
+
+    def _launch(
+        self, key: SandboxKey, launch: Callable[[Network | None], Sandbox], done: Callable[[], None]
+    ) -> Sandbox | OutboundSandbox:
+        """Launch a sandbox now, or as soon as it has its network; `done` is called when it is launched, or never is."""
+        if key.network == "outbound":
+            return OutboundSandbox(self._networks, launch, done)
+        try:
+            return launch(None)
         finally:
-            theirs.close()
+            done()
 
     def _function_policy(
-        self, key: SandboxKey, environment: Environment, command: Sequence[str], variables: Mapping[str, str]
+        self,
+        key: SandboxKey,
+        environment: Environment,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        files: Sequence[SyntheticFile] = (),
     ) -> Policy:
         volume, identity = self.volume(key.user)
         binds = [
@@ -284,7 +304,7 @@ class Node:
         binds += self.gpus.libraries(key.gpus)
         devices = self.gpus.devices(key.gpus)
         variables = {**self.function_variables(), **variables}
-        return self._policy(command, identity, binds, variables, key.network, devices)
+        return self._policy(command, identity, binds, variables, key.network, devices, files)
 
     def start_shell(
         self,
@@ -294,12 +314,25 @@ class Node:
         descriptors: Sequence[int],
         *,
         terminal: bool,
-    ) -> Sandbox:
-        """Start an interactive shell in a function's sandbox, on these descriptors for stdin, stdout and stderr."""
+    ) -> Sandbox | OutboundSandbox:
+        """Start an interactive shell in a function's sandbox, on these descriptors for stdin, stdout and stderr.
+
+        The caller closes its own.
+        """
         command = [environment.python, "-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables))]
-        policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY})
-        stdin, stdout, stderr = descriptors
-        return self._launcher.launch(policy, stdin=stdin, stdout=stdout, stderr=stderr)
+        stdin, stdout, stderr = own = [os.dup(descriptor) for descriptor in descriptors]
+
+        def launch(network: Network | None) -> Sandbox:
+            files = network.files if network else ()
+            policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY}, files)
+            enter = network.enter if network else ()
+            return self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr)
+
+        def done() -> None:
+            for descriptor in own:
+                os.close(descriptor)
+
+        return self._launch(key, launch, done)
 
     def function_variables(self) -> dict[str, str]:
         """Return the variables that every function finds."""

@@ -22,9 +22,9 @@ from collections.abc import Mapping
 
 from atoll.sandbox.policy import Policy, beneath
 
-NETWORK: Mapping[str, tuple[str, ...]] = {"host": (), "none": ("--unshare-net",)}
-"""What each network policy adds: sharing the network of who starts it is bubblewrap's default; a network of its own
-has the loopback device only."""
+NETWORK: Mapping[str, tuple[str, ...]] = {"host": (), "outbound": (), "none": ("--unshare-net",)}
+"""What each network policy adds: sharing the network of who starts it is bubblewrap's default, and for `outbound` it is
+started in one that is there already (see `network`); a network of its own has the loopback device only."""
 
 NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_DAC_READ_SEARCH")
 """What `setpriv` needs, and drops, to become the identity; the last lets bubblewrap enter a working directory that
@@ -66,7 +66,7 @@ def options(
     """Return the options that `arguments` leaves to the descriptor.
 
     Args:
-        seccomp_fd: holds the compiled filter.
+        seccomp_fd: holds the compiled filter; not read for a policy that `nests`.
         status_fd: where bubblewrap reports; a report of the exit status means that the command was started.
         lifeline_fd: is held by pid 1 as long as it lives, and closed for the command.
         file_fds: a descriptor for each synthetic file, by target.
@@ -81,11 +81,16 @@ def options(
             line += ["--cap-add", capability]
     else:
         line += ["--unshare-user", "--uid", str(policy.identity.uid), "--gid", str(policy.identity.gid)]
-        line += ["--disable-userns"]
+        # One that was started as root of a namespace keeps that one's capabilities if it is not told.
+        line += ["--cap-drop", "ALL"]
+        if not policy.nests:
+            line += ["--disable-userns"]
     line += ["--die-with-parent", "--new-session", "--hostname", policy.hostname, "--clearenv"]
     for name, value in policy.environment:
         line += ["--setenv", name, value]
-    line += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd)]
+    if not policy.nests:
+        line += ["--seccomp", str(seccomp_fd)]
+    line += ["--json-status-fd", str(status_fd)]
     line += ["--sync-fd", str(lifeline_fd)]
     line += _tree(policy, file_fds)
     return [*line, "--chdir", policy.workdir]
@@ -108,6 +113,8 @@ def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
         steps[file.target] = ["--perms", f"{file.mode:04o}", "--file", str(file_fds[file.target]), file.target]
     for device in policy.devices:
         steps[device] = ["--dev-bind", device, device]
+    if policy.tun:
+        steps["/dev/net/tun"] = ["--dev-bind", policy.tun, "/dev/net/tun"]
     for bind in policy.binds:
         steps[bind.target] = ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
     shown = [bind.target for bind in (*policy.system, *policy.binds)] + ["/sys", *policy.devices]

@@ -46,6 +46,10 @@ class Identities:
         span = self._range()
         return _identity(next(uid for uid in span if not _exists(uid)))
 
+    def carrier(self) -> Identity:
+        """Return who serves outbound networks; as root, nobody who runs functions or builds (see `network`)."""
+        return self.user("@network")
+
     def user(self, name: str) -> Identity:
         """Return who runs the functions of the user `name`; the same at every call, also after a restart."""
         if os.geteuid() != 0:

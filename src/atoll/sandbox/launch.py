@@ -171,6 +171,7 @@ class Launcher:
         self,
         policy: Policy,
         *,
+        enter: Sequence[str] = (),
         descriptors: Sequence[int] = (),
         stdin: int | IO[Any] = subprocess.DEVNULL,
         stdout: int | IO[Any] = subprocess.DEVNULL,
@@ -179,6 +180,7 @@ class Launcher:
         """Start a sandbox; bubblewrap works on after the return, see `Sandbox.failure`.
 
         Args:
+            enter: a program and its arguments that starts bubblewrap in a network (see `network.Network.enter`).
             descriptors: reach the command under the same numbers; the caller closes its own.
             stdin, stdout, stderr: the command's, as `subprocess.Popen` takes them. Bubblewrap's own complaints go
                 to stderr too.
@@ -186,12 +188,13 @@ class Launcher:
         Raises:
             SandboxUnavailable: bubblewrap, setpriv or a filter for this machine is missing.
         """
+        _check_network(policy, enter)
         report, status_fd = os.pipe2(os.O_CLOEXEC)
         try:
             lifeline = self._attended()
             with self._command(policy, status_fd, lifeline) as (argv, own):
                 child = Child(
-                    argv,
+                    [*enter, *argv],
                     env={},
                     descriptors=(*descriptors, *own),
                     stdin=stdin,
@@ -208,7 +211,7 @@ class Launcher:
             raise
         finally:
             os.close(status_fd)
-        return Sandbox(child, report, lifeline, lambda: self._explain(policy))
+        return Sandbox(child, report, lifeline, lambda: self._explain(policy, enter))
 
     async def run(
         self,
@@ -224,6 +227,7 @@ class Launcher:
             SandboxUnavailable: the sandbox could not be made.
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
+        _check_network(policy, ())
         lifeline = self._attended()
         report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -251,14 +255,14 @@ class Launcher:
         self._lifeline.attend()
         return self._lifeline
 
-    async def _explain(self, policy: Policy) -> SandboxUnavailable:
+    async def _explain(self, policy: Policy, enter: Sequence[str] = ()) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
         with contextlib.ExitStack() as stack:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
             argv, own = stack.enter_context(self._command(policy, null, self._attended()))
             try:
-                done = await run(argv, env={}, descriptors=own, timeout_seconds=10.0)
+                done = await run([*enter, *argv], env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
                 return SandboxUnavailable("the sandbox could not be made the first time", hint="try again")
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
@@ -292,6 +296,12 @@ class Launcher:
             args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)
             yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd, lifeline.descriptor)
+
+
+def _check_network(policy: Policy, enter: Sequence[str]) -> None:
+    """Refuse what would give a sandbox the machine's network, or a network to a sandbox that is to have another."""
+    if (policy.network == "outbound") != bool(enter):
+        raise ValueError("a sandbox is started in an outbound network if its policy says so, and only then")
 
 
 def _memory_file(content: bytes) -> int:

@@ -74,6 +74,10 @@ class Policy:
     sysfs: bool = False
     workdir: str = "/"
     hostname: str = "atoll"
+    tun: str = ""
+    """The host's path of the device that the command finds as `/dev/net/tun`; empty for none."""
+    nests: bool = False
+    """Whether the command may make namespaces and is not filtered: for Atoll's own programs, never for functions."""
 
 
 def confine(

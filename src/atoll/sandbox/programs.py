@@ -91,6 +91,57 @@ def find_setpriv() -> str:
     return path
 
 
+def find_nsenter() -> str:
+    """Return the path of nsenter, which starts a sandbox in a network.
+
+    Raises:
+        SandboxUnavailable: it is missing.
+    """
+    path = _named("nsenter")
+    if not path:
+        raise SandboxUnavailable("`nsenter` is missing", hint="install `util-linux`")
+    return path
+
+
+def find_carrier(pasta: str = "", slirp4netns: str = "") -> tuple[str, str]:
+    """Return name and path of the program that carries the packets of outbound networks; pasta where there is one.
+
+    Args:
+        pasta, slirp4netns: paths to take as they are; empty for what the system has.
+
+    Raises:
+        SandboxUnavailable: there is none.
+    """
+    for name, configured in (("pasta", pasta), ("slirp4netns", slirp4netns)):
+        if configured and not os.access(configured, os.X_OK):
+            raise SandboxUnavailable(
+                f"`sandbox.{name}` is `{configured}`, which is not a program",
+                hint="mend or remove the option in `settings.toml`",
+            )
+        if configured:
+            return name, configured
+    for name in ("pasta", "slirp4netns"):
+        if path := _named(name):
+            return name, path
+    raise SandboxUnavailable(
+        "neither `pasta` nor `slirp4netns` is installed, one of which carries the packets of network `outbound`",
+        hint=f"run `{_install()}`",
+    )
+
+
+def _install() -> str:
+    """Return the command that installs pasta on this system; its package is `passt` everywhere."""
+    for manager, command in (
+        ("dnf", "sudo dnf install passt"),
+        ("zypper", "sudo zypper install passt"),
+        ("pacman", "sudo pacman -S passt"),
+        ("apk", "sudo apk add passt"),
+    ):
+        if _named(manager):
+            return command
+    return "sudo apt install passt"
+
+
 def _named(name: str) -> str:
     for directory in _DIRECTORIES:
         path = f"{directory}/{name}"
