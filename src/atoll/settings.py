@@ -46,6 +46,9 @@ INDEX_VARIABLES = (
     "all_proxy",
     "no_proxy",
     "NETRC",
+    "CONDA_OVERRIDE_CUDA",
+    "CONDA_OVERRIDE_GLIBC",
+    "CONDA_OVERRIDE_ARCHSPEC",
 )
 """The variables of the caller that decide where packages come from and how that connection is trusted."""
 

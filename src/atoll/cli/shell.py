@@ -28,7 +28,7 @@ def shell(target: str = "", /) -> int:
     """
     function = program.load(target) if target else isolated(_nothing)
     host = function.options.host if isinstance(function.options.host, LocalHost) else local
-    spec = function.lease_spec()
+    spec = function.lease_spec(pickled=False)
     if sys.stdin.isatty() and sys.stdout.isatty():
         return _on_terminal(host, spec)
     return _run(host, spec, (0, 1, 2), terminal=False)

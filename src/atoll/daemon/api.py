@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
-from atoll.environments import requirements
+from atoll.environments import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.sandbox.network import within
 from atoll.wire.channel import ChannelClosed
@@ -183,9 +183,11 @@ class Connection:
                 "a function called from inside a sandbox cannot have `mounts`",
                 hint="call it from the program itself, or put the data below `/data`",
             )
-        requirements.refuse_host_paths(requirements.parse(spec.environment.requirements))
+        recipes.refuse_host_paths(spec.environment)
         caller = self._daemon.pool.environment_of(self._peer.worker or "")
-        terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index)
+        # a function's own Python is the one that its callers had asked for
+        version = spec.environment.python_version or caller.python_version
+        terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index, python_version=version)
         network = within(spec.network, self._daemon.pool.network_of(self._peer.worker or ""))
         return replace(spec, environment=terms, network=network)
 

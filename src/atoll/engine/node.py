@@ -249,7 +249,7 @@ class Node:
         channel = AsyncChannel(ours)
         hold: locks.Lock | None = None
         failed: errors.AtollError
-        command = [environment.python, f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno())]
+        command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()))
 
         def launch(network: Network | None) -> Sandbox:
             policy = self._function_policy(key, environment, command, {}, network.files if network else ())
@@ -303,7 +303,7 @@ class Node:
             binds.append(Bind(source, target))
         binds += self.gpus.libraries(key.gpus)
         devices = self.gpus.devices(key.gpus)
-        variables = {**self.function_variables(), **variables}
+        variables = {**self.function_variables(), **environment.variables, **variables}
         return self._policy(command, identity, binds, variables, key.network, devices, files)
 
     def start_shell(
@@ -319,7 +319,7 @@ class Node:
 
         The caller closes its own.
         """
-        command = [environment.python, "-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables))]
+        command = environment.command("-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables)))
         stdin, stdout, stderr = own = [os.dup(descriptor) for descriptor in descriptors]
 
         def launch(network: Network | None) -> Sandbox:
@@ -339,7 +339,6 @@ class Node:
         return {
             **CACHE_VARIABLES,
             "PATH": f"{ENVIRONMENT}/bin:{self._launcher.machine.search_path}",
-            "VIRTUAL_ENV": ENVIRONMENT,
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }

@@ -74,6 +74,54 @@ def explain(key: str, status: int, log: str) -> AtollError:
     return EnvironmentBuildError(prefix + message, hint=hint, log=tail, status=status)
 
 
+def explain_conda(key: str, status: int, log: str, *, kind: str, message: str) -> AtollError:
+    """Return the error that a failed step of a conda build means.
+
+    Args:
+        key, status, log: as for `explain`.
+        kind: the type of rattler's error; empty where the step ended without one.
+        message: what it said.
+    """
+    prefix = f"could not build environment `{key[:8]}`: "
+    tail = log[-LOG_CHARACTERS:]
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip())[:2000]
+    if is_disk_full(log):
+        return DiskFull(
+            prefix + "no space is left on the disk",
+            hint="make space, for example with `atoll env prune --cache`",
+            log=tail,
+        )
+    said, hint = _read_conda(kind, text, message, status)
+    return EnvironmentBuildError(prefix + said, hint=hint, log=tail, status=status)
+
+
+def _read_conda(kind: str, text: str, message: str, status: int) -> tuple[str, str]:
+    if kind == "SolverError":
+        said = re.sub(r"^Cannot solve the request because of: *", "", text).rstrip(".")
+        absent = re.fullmatch(r"No candidates were found for (\S+) (\S.*)", said)
+        if absent and absent[2] == "*":
+            return f"no package `{absent[1]}` in the channels", "check its name, and which channel has it"
+        if absent:
+            return (
+                f"no release of `{absent[1]} {absent[2]}` in the channels",
+                "check the version, and what the channels have for this Python and machine",
+            )
+        return f"the packages conflict: {said}", "loosen one of the versions"
+    if kind.startswith("Invalid") or kind in ("ParseSubdirError", "PackageNameMatcherParseError"):
+        return f"a package or channel cannot be read: {text}", 'write packages as in `"numpy>=2"`'
+    if kind in ("GatewayError", "FetchRepoDataError"):
+        refused = re.search(r"\b(401 Unauthorized|403 Forbidden|407 Proxy Authentication Required)\b", message)
+        if refused:
+            return f"a channel answers `{refused[1]}`", "check the credentials in the channel's address"
+        return f"cannot read a channel: {text}", "check its address, the network and the proxy variables"
+    if not kind:
+        number = -status if status < 0 else status - 128
+        return (
+            (f"the builder was ended by signal {number}", "try again") if number > 0 else ("see the log", "see the log")
+        )
+    return text or f"the builder failed with `{kind}`", "see the log; `atoll env prune --cache` forgets what is cached"
+
+
 def _joined(log: str) -> str:
     """Return the log with the builder's wrapped sentences on one line each."""
     return re.sub(r"\n[ \t]{7,}(?=And because|Because|we can conclude|\S+ depends|and )", " ", log)

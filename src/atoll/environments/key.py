@@ -36,11 +36,7 @@ def facts(
     return {
         "builder": BUILDER_VERSION,
         "kind": kind,
-        "packages": [strip_credentials(package) for package in requirements.packages],
-        "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
-        # an environment without packages is the same wherever packages would have come from
-        "options": [] if requirements.empty else _options(requirements),
-        "index": {} if requirements.empty else dict(index),
+        **pip_facts(requirements, index=index, contents=contents),
         "python": [
             interpreter.implementation,
             interpreter.version,
@@ -48,6 +44,17 @@ def facts(
             interpreter.platform,
             interpreter.executable,
         ],
+    }
+
+
+def pip_facts(requirements: Requirements, *, index: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
+    """Return the part of `facts` that is about what pip's words name."""
+    return {
+        "packages": [strip_credentials(package) for package in requirements.packages],
+        "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
+        # an environment without packages is the same wherever packages would have come from
+        "options": [] if requirements.empty else _options(requirements),
+        "index": {} if requirements.empty else dict(index),
     }
 
 

@@ -74,8 +74,17 @@ async def wait_exclusive(path: Path, while_waiting: Callable[[], None]) -> Lock:
 
     It asks again and again, since a thread that blocks in `flock` could not be cancelled.
     """
+    return await _wait(path, while_waiting, exclusive=True)
+
+
+async def wait_shared(path: Path) -> Lock:
+    """Wait until nobody holds the lock exclusively."""
+    return await _wait(path, lambda: None, exclusive=False)
+
+
+async def _wait(path: Path, while_waiting: Callable[[], None], *, exclusive: bool) -> Lock:
     pause = 0.01
-    while (lock := try_lock(path, exclusive=True)) is None:
+    while (lock := try_lock(path, exclusive=exclusive)) is None:
         while_waiting()
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.2)

@@ -14,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from atoll.environments.interpreter import Interpreter
-from atoll.environments.layout import PYTHON
+from atoll.environments.layout import INSIDE, PYTHON
 
 _NAME = re.compile(r"^(?P<key>[0-9a-f]{32})(?:\.(?P<generation>[1-9][0-9]*))?$")
+
+_ACTIVATE = """
+if [ -d "$CONDA_PREFIX/etc/conda/activate.d" ] && [ -x /bin/bash ]; then
+    exec /bin/bash -c '
+        for script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do
+            if [ -r "$script" ]; then . "$script" >/dev/null </dev/null; fi
+        done
+        exec "$@"' bash "$@"
+fi
+exec "$@"
+"""
+"""Runs the activation scripts, which are written for bash, and becomes the command."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Environment:
         path: the environment on the host; sandboxes have it read-only at `/opt/atoll/env`.
         interpreter: its Python; the interpreter's binds are needed beside.
         python: its Python inside a sandbox.
+        kind: how it was made.
     """
 
     key: str
@@ -36,6 +49,22 @@ class Environment:
     path: Path
     interpreter: Interpreter
     python: str = PYTHON
+    kind: str = "virtualenv"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the variables that say to programs which environment they are in."""
+        if self.kind == "conda":
+            return {"CONDA_PREFIX": INSIDE, "CONDA_DEFAULT_ENV": INSIDE, "CONDA_SHLVL": "1"}
+        return {"VIRTUAL_ENV": INSIDE}
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command that starts the environment's Python inside a sandbox.
+
+        A conda environment is activated first: its packages may bring scripts that set variables.
+        """
+        start = ["/bin/sh", "-c", _ACTIVATE, "sh"] if self.kind == "conda" else []
+        return [*start, self.python, *arguments]
 
 
 @dataclass(frozen=True)

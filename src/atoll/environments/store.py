@@ -16,16 +16,17 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from atoll import settings
-from atoll.environments import buildlog, index, interpreter, key, lockfile, locks, records, requirements, shelf, trees
-from atoll.environments.layout import make_directory, site_packages_of
+from atoll.environments import buildlog, key, lockfile, locks, records, shelf
+from atoll.environments.layout import make_directory
+from atoll.environments.recipe import Recipe
+from atoll.environments.recipes import Recipes
 from atoll.environments.records import Environment, EnvironmentRecord
 from atoll.environments.shelf import translated
-from atoll.environments.virtualenv import Builder, Confinement, Request
-from atoll.errors import AtollError, CallerError, EnvironmentBuildError, StateUnusable
+from atoll.environments.workshop import Confinement, Workshop
+from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
 from atoll.model.places import Identity
 from atoll.model.specs import EnvironmentSpec
 
@@ -73,10 +74,11 @@ class EnvironmentStore:
     ) -> None:
         self.directory = directory
         self._logs = directory.parent / "logs" if logs is None else logs
-        self._builder = Builder(directory / ".cache", confinement, builder_identity)
-        self._shelf = shelf.Shelf(directory, self._builder.workshop / "work")
+        self._workshop = Workshop(directory / ".cache", confinement, builder_identity)
+        self._shelf = shelf.Shelf(directory, self._workshop.directory / "work")
+        self._recipes = Recipes(self._workshop, self._shelf)
         self._builds: dict[str, _Build] = {}
-        self._recent: dict[EnvironmentSpec, tuple[float, Request]] = {}
+        self._recent: dict[EnvironmentSpec, tuple[float, Recipe]] = {}
         self._prepared = False
 
     # --- finding and building -----------------------------------------------------------------------------------
@@ -99,15 +101,15 @@ class EnvironmentStore:
                 current = self._shelf.current(recent[1].key)
                 if current is not None and current not in self._builds:
                     return self._environment(current, recent[1])
-            request = await self._request(spec, nested=nested)
-            current = self._shelf.current(request.key)
+            recipe = await self._recipes.read(spec, nested=nested)
+            current = self._shelf.current(recipe.key)
             if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
-                return await self._join(current or request.key, request, progress)
+                return await self._join(current or recipe.key, recipe, progress)
             self._shelf.touch(current)
-            if not request.requirements.paths:  # a tree on this machine may change at any moment
+            if not recipe.volatile:
                 self._recent = dict(list(self._recent.items())[-_RECENT:])
-                self._recent[spec] = time.monotonic() + _RECENT_SECONDS, request
-            return self._environment(current, request)
+                self._recent[spec] = time.monotonic() + _RECENT_SECONDS, recipe
+            return self._environment(current, recipe)
 
     async def upgrade(self, spec: EnvironmentSpec, progress: Progress = _silent) -> tuple[Environment, bool]:
         """Build anew with the newest versions that fit; return the environment and whether any version changed.
@@ -117,14 +119,14 @@ class EnvironmentStore:
         """
         with translated(self.directory):
             self.prepare()
-            request = replace(await self._request(spec), constraints=(), refresh=True)
-            old = self._shelf.current(request.key)
+            recipe = (await self._recipes.read(spec)).renewed()
+            old = self._shelf.current(recipe.key)
             if old is None:
-                environment = await self._join(request.key, request, progress)
+                environment = await self._join(recipe.key, recipe, progress)
                 return environment, True
             generation = (records.split(old) or ("", 1))[1] + 1
-            environment = await self._join(records.name_of(request.key, generation), request, progress, instead_of=old)
-            await asyncio.to_thread(self._shelf.remove_superseded, request.key)
+            environment = await self._join(records.name_of(recipe.key, generation), recipe, progress, instead_of=old)
+            await asyncio.to_thread(self._shelf.remove_superseded, recipe.key)
             return environment, environment.key != old
 
     async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
@@ -136,41 +138,16 @@ class EnvironmentStore:
             environment = await self.ensure(spec, progress)
             path = environment.directory / "requirements.lock"
             text = path.read_text("utf-8")
-            request = await self._request(spec)
-            if "--hash=" in text or request.requirements.empty:
-                return text
-            request = replace(request, constraints=tuple(lockfile.constraints(text)))
+            recipe = await self._recipes.read(spec)
             name = f"lock-{environment.key}"
             with await locks.wait_exclusive(self._shelf.lock_path(name), lambda: None):
-                try:
-                    await asyncio.to_thread(shutil.rmtree, self._builder.place(name), True)
-                    hashed = lockfile.with_hashes(text, await self._builder.resolve(name, request, progress))
-                except CallerError:
-                    return text  # sources and repositories have no hashes of wheels
-            _write_text(path, hashed)
+                await asyncio.to_thread(shutil.rmtree, self._workshop.place(name), True)
+                hashed = await recipe.hashed(name, text, progress)
+            if hashed != text:
+                _write_text(path, hashed)
             return hashed
 
-    async def _request(self, spec: EnvironmentSpec, *, nested: bool = False) -> Request:
-        if spec.kind != "virtualenv":
-            raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
-        parsed = requirements.parse(spec.requirements)
-        python = await interpreter.find(spec)
-        contents = {path.path: await asyncio.to_thread(trees.content_digest, path.path) for path in parsed.paths}
-        sources = index.read(
-            dict(spec.index),
-            parsed,
-            home=Path.home(),
-            configuration=settings.user_config_directory(),
-            system=Path("/etc"),
-            nested=nested,
-        )
-        found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
-        constraints: tuple[str, ...] = ()
-        with contextlib.suppress(FileNotFoundError):
-            constraints = tuple(lockfile.constraints(self._shelf.pins_path(found).read_text("utf-8")))
-        return Request(found, parsed, python, sources, constraints)
-
-    async def _join(self, name: str, request: Request, progress: Progress, instead_of: str = "") -> Environment:
+    async def _join(self, name: str, recipe: Recipe, progress: Progress, instead_of: str = "") -> Environment:
         """Wait for the build of `name`, which is started unless this process is at it already."""
         build = self._builds.get(name)
         if build is None:
@@ -180,7 +157,7 @@ class EnvironmentStore:
                 for listener in listeners:
                     listener(line)
 
-            task = asyncio.create_task(self._build_locked(name, request, publish, instead_of), name=f"build {name}")
+            task = asyncio.create_task(self._build_locked(name, recipe, publish, instead_of), name=f"build {name}")
             build = self._builds[name] = _Build(task, listeners)
             task.add_done_callback(lambda _: self._forget(name, task))
         build.listeners.append(progress)
@@ -198,7 +175,7 @@ class EnvironmentStore:
         if name in self._builds and self._builds[name].task is task:
             del self._builds[name]
 
-    async def _build_locked(self, name: str, request: Request, publish: Progress, instead_of: str) -> Environment:
+    async def _build_locked(self, name: str, recipe: Recipe, publish: Progress, instead_of: str) -> Environment:
         asked = time.time()
         log_path = self._logs / f"environment-{name}.log"
         other = locks.Tail(log_path)
@@ -214,7 +191,7 @@ class EnvironmentStore:
 
         with await locks.wait_exclusive(self._shelf.lock_path(name), read_along) as lock:
             if records.complete(self.directory / name):
-                return self._environment(name, request)
+                return self._environment(name, recipe)
             if waited and (failure := lock.failure_since(asked)) is not None:
                 raise failure
             lock.note_failure(None)
@@ -228,7 +205,7 @@ class EnvironmentStore:
                     publish(line)
 
                 try:
-                    return await self._build(name, request, note, instead_of)
+                    return await self._build(name, recipe, note, instead_of)
                 except AtollError as error:
                     print(f"failed: {error}", file=log)
                     lock.note_failure(error)
@@ -236,46 +213,42 @@ class EnvironmentStore:
                 finally:
                     await asyncio.to_thread(self._shelf.drop_leftovers, name)
 
-    async def _build(self, name: str, request: Request, note: Progress, instead_of: str) -> Environment:
+    async def _build(self, name: str, recipe: Recipe, note: Progress, instead_of: str) -> Environment:
         started = time.monotonic()
-        shown = [] if request.requirements.empty else request.requirements.redacted()
-        if shown:
-            note(f"Building environment {name[:8]} with Python {request.interpreter.version}: {', '.join(shown)}")
+        if recipe.shown:
+            note(f"Building environment {name[:8]} with Python {recipe.python}: {', '.join(recipe.shown)}")
         try:
-            place = await self._builder.build(name, request, buildlog.Bounded(note))
+            built = await recipe.build(name, buildlog.Bounded(note))
         except EnvironmentBuildError as error:
-            if request.constraints:
-                error.hint += "; `atoll env upgrade` forgets the versions that were locked"
-            if request.index.withholds:
-                error.hint += "; a function's own builds have no credentials: build it once from the program itself"
+            error.hint += recipe.hint
             raise
-        text = await asyncio.to_thread(lockfile.installed, site_packages_of(place / "env", request.interpreter))
+        text = built.lock
         if instead_of and text == _names_and_versions(self.directory / instead_of / "requirements.lock"):
             note("Nothing is newer")
-            return self._environment(instead_of, request)
+            return self._environment(instead_of, recipe)
         directory = self.directory / name
         make_directory(directory)
-        (place / "env").rename(directory / "env")
+        (built.place / "env").rename(directory / "env")
         size = await asyncio.to_thread(shelf.size_bytes, directory / "env")
         _write_text(directory / "requirements.lock", text)
         seconds = time.monotonic() - started
-        if shown:
+        if recipe.shown:
             note(f"Built environment {name[:8]} in {seconds:.1f} s")
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
-            _write_text(self._shelf.pins_path(request.key), text)
+            _write_text(self._shelf.pins_path(recipe.key), text)
         record = EnvironmentRecord(
             key=name,
-            kind="virtualenv",
-            requirements=tuple(shown),
-            python_version=request.interpreter.version,
-            interpreter=request.interpreter.executable,
+            kind=recipe.kind,
+            requirements=recipe.shown,
+            python_version=built.python_version,
+            interpreter=built.interpreter,
             size_bytes=size,
             created=time.time(),
             build_seconds=round(seconds, 3),
             builder=f"{key.BUILDER_VERSION}",
         )
         records.write(directory, record)
-        return self._environment(name, request)
+        return self._environment(name, recipe)
 
     # --- using --------------------------------------------------------------------------------------------------
 
@@ -297,9 +270,8 @@ class EnvironmentStore:
             lock.release()
         raise StateUnusable(f"environment `{environment.key[:8]}` has just been removed", hint="call again")
 
-    def _environment(self, name: str, request: Request) -> Environment:
-        directory = self.directory / name
-        return Environment(name, directory, directory / "env", request.interpreter)
+    def _environment(self, name: str, recipe: Recipe) -> Environment:
+        return recipe.environment(self.directory / name)
 
     def list(self) -> list[EnvironmentRecord]:
         """Return the complete environments, the most recently used first."""
@@ -343,7 +315,7 @@ class EnvironmentStore:
         """Remove the packages that are kept for further builds; the environments stay as they are."""
         with translated(self.directory):
             self.prepare()
-            await self._builder.clear_cache()
+            await self._recipes.clear_caches()
 
     def prepare(self) -> None:
         """Make the directories and, once in a process, remove what builds and removals left that were killed."""
@@ -351,7 +323,7 @@ class EnvironmentStore:
             return
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._shelf.prepare()
-        self._builder.prepare()
+        self._workshop.prepare()
         self._shelf.clean()
         self._prepared = True
 

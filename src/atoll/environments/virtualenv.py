@@ -17,37 +17,26 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from atoll import process
-from atoll.environments import bytecode, diagnosis
+from atoll.environments import bytecode, diagnosis, lockfile
 from atoll.environments.index import PRIVATE, Index
 from atoll.environments.interpreter import Interpreter
-from atoll.environments.layout import INSIDE, PYTHON, create, has_shape, make_directory
-from atoll.environments.requirements import Requirements, redact
+from atoll.environments.layout import INSIDE, PYTHON, create, has_shape, make_directory, site_packages_of
+from atoll.environments.recipe import Built
+from atoll.environments.records import Environment
+from atoll.environments.requirements import Requirements
 from atoll.environments.trees import copy_source
-from atoll.errors import EnvironmentBuildError
-from atoll.model.places import Bind, Identity
+from atoll.environments.workshop import VARIABLES, Cleaner, Workshop
+from atoll.errors import CallerError, EnvironmentBuildError
+from atoll.model.places import Bind
 
 _INPUT = "/opt/atoll/input"
 _UV = "/opt/atoll-uv"
 _WORKSHOP = "/opt/atoll-workshop"
-
-
-class Confinement(Protocol):
-    """Runs a command as the builder's identity in a sandbox: the system's libraries, `/tmp`, the network, the binds."""
-
-    async def __call__(
-        self,
-        command: Sequence[str],
-        *,
-        binds: Sequence[Bind],
-        environment: Mapping[str, str],
-        on_line: Callable[[str], None] | None = None,
-    ) -> process.Completed: ...
 
 
 @dataclass(frozen=True)
@@ -70,37 +59,13 @@ class Request:
 
 
 class Builder:
-    """Builds environments in a workshop directory; several at a time.
+    """Builds virtual environments in a workshop; several at a time."""
 
-    Args:
-        workshop: holds uv's shared cache and the environments in work; owned by the builder's identity. On the same
-            file system as where environments are moved to.
-        confinement: how commands run.
-        identity: whom they run as.
-    """
-
-    def __init__(self, workshop: Path, confinement: Confinement, identity: Identity) -> None:
+    def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
-        self._confinement = confinement
-        self._identity = identity
-
-    def place(self, name: str) -> Path:
-        """Return the directory in which `name` is built; `env` in it is the environment."""
-        return self.workshop / "work" / name
-
-    def prepare(self) -> None:
-        """Make the workshop's directories."""
-        for directory in (self.workshop, self.workshop / "uv", self.workshop / "work"):
-            make_directory(directory, exist_ok=True)
-            self.own(directory)  # also where another process has just made it
-
-    def own(self, path: Path) -> None:
-        """Give a file or directory to the builder's identity, where this process may."""
-        if os.geteuid() == 0:
-            os.chown(path, self._identity.uid, self._identity.gid, follow_symlinks=False)
 
     async def build(self, name: str, request: Request, log: Callable[[str], None]) -> Path:
-        """Build into `place(name)`, which must be empty or absent; return the directory that holds `env`; the caller moves it away.
+        """Build into the workshop's place for `name`, which must be empty or absent; return the directory that holds `env`; the caller moves it away.
 
         Args:
             log: is called with each line that the builder prints, without secrets.
@@ -109,15 +74,13 @@ class Builder:
             EnvironmentBuildError: the requirements cannot be installed.
             DiskFull: there is no space for them.
         """
-        place = self.place(name)
-        make_directory(place)
-        self.own(place)
+        place = self.workshop.make_place(name)
         create(place / "env", request.interpreter)
-        self._own_tree(place / "env")
+        self.workshop.own_tree(place / "env")
         if request.requirements.empty:
             return place
         await asyncio.to_thread(self._write_inputs, place, request)
-        clean = _Cleaner(request.index.secrets, log)
+        clean = Cleaner(request.index.secrets, log)
         attempt = _Attempt(self, place, request, clean)
         if request.requirements.may_need_building or not await attempt.wheels():
             await attempt.sources()
@@ -130,20 +93,35 @@ class Builder:
         (place / "env" / ".lock").unlink(missing_ok=True)  # uv's own
         return place
 
+    async def add(self, place: Path, request: Request, log: Callable[[str], None]) -> None:
+        """Install the requirements on top of what is at `place` already: an environment with a Python of its own.
+
+        That Python runs for it, so this is confined like the build of sources: one environment, and no shared cache.
+
+        Raises:
+            EnvironmentBuildError: the requirements cannot be installed.
+            DiskFull: there is no space for them.
+        """
+        await asyncio.to_thread(self._write_inputs, place, request)
+        self._write_private(place, request.index.build_private)
+        try:
+            await _Attempt(self, place, request, Cleaner(request.index.secrets, log)).on_top()
+        finally:
+            for leftover in ("cache", "input", "inside"):
+                await asyncio.to_thread(shutil.rmtree, place / leftover, True)
+
     async def resolve(self, name: str, request: Request, log: Callable[[str], None]) -> str:
         """Return the lines of a lock with hashes for what `request` with its constraints gives; wheels only.
 
         Raises:
             EnvironmentBuildError: the index cannot be asked.
         """
-        place = self.place(name)
-        make_directory(place)
+        place = self.workshop.make_place(name)
         try:
-            self.own(place)
             create(place / "env", request.interpreter)
-            self._own_tree(place / "env")
+            self.workshop.own_tree(place / "env")
             await asyncio.to_thread(self._write_inputs, place, request)
-            attempt = _Attempt(self, place, request, _Cleaner(request.index.secrets, log))
+            attempt = _Attempt(self, place, request, Cleaner(request.index.secrets, log))
             return await attempt.compile_lock()
         finally:
             await asyncio.to_thread(shutil.rmtree, place, True)
@@ -155,18 +133,12 @@ class Builder:
             EnvironmentBuildError: the cache cannot be removed.
         """
         cache = f"{_WORKSHOP}/uv"
-        binds = [Bind(str(self.workshop), _WORKSHOP, writable=True), Bind(uv_program(), f"{_UV}/uv")]
+        binds = [Bind(str(self.workshop.directory), _WORKSHOP, writable=True), Bind(uv_program(), f"{_UV}/uv")]
         command = [f"{_UV}/uv", "cache", "clean", "--cache-dir", cache, "--no-config", "--color", "never"]
-        done = await self.run(command, binds=binds, environment=_ENVIRONMENT)
+        done = await self.workshop.run(command, binds=binds)
         if done.status != 0:
             raise EnvironmentBuildError("could not remove the cache", hint="see the log", log=done.output[-4000:])
-        self.prepare()
-
-    def _own_tree(self, directory: Path) -> None:
-        for parent, inner, names in os.walk(directory):
-            for name in (*inner, *names):
-                self.own(Path(parent, name))
-        self.own(directory)
+        self.workshop.prepare()
 
     def _write_inputs(self, place: Path, request: Request) -> None:
         """Put what the builder reads into `input`, which only its identity can read."""
@@ -187,7 +159,7 @@ class Builder:
             lines.append(f"{path.name}{extras} @ file://{shown}" if path.name else f"{shown}{extras}")
         (directory / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
         (directory / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints))
-        self._own_tree(directory)
+        self.workshop.own_tree(directory)
         self._write_private(place, request.index.private)
 
     def _write_private(self, place: Path, files: Sequence[tuple[str, str]]) -> None:
@@ -198,45 +170,13 @@ class Builder:
             path = place / "input" / variable
             path.touch(mode=0o600)
             path.write_text(text)
-            self.own(path)
-
-    async def run(
-        self,
-        command: Sequence[str],
-        *,
-        binds: Sequence[Bind],
-        environment: Mapping[str, str],
-        on_line: Callable[[str], None] | None = None,
-    ) -> process.Completed:
-        """Run a command confined, with files readable for everyone."""
-        return await self._confinement(
-            ["/bin/sh", "-c", 'umask 022; exec "$@"', "sh", *command],
-            binds=binds,
-            environment=environment,
-            on_line=on_line,
-        )
-
-
-class _Cleaner:
-    """Passes lines on without the secrets in them, and remembers them."""
-
-    def __init__(self, secrets: frozenset[str], log: Callable[[str], None]) -> None:
-        self._secrets = sorted(secrets, key=len, reverse=True)
-        self._log = log
-
-    def __call__(self, line: str) -> None:
-        self._log(self.text(line))
-
-    def text(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "****")
-        return redact(text)
+            self.workshop.own(path)
 
 
 class _Attempt:
     """The commands of one build."""
 
-    def __init__(self, builder: Builder, place: Path, request: Request, log: _Cleaner) -> None:
+    def __init__(self, builder: Builder, place: Path, request: Request, log: Cleaner) -> None:
         self._builder = builder
         self._place = place
         self._request = request
@@ -257,16 +197,19 @@ class _Attempt:
         environment = self._place / "env"
         await asyncio.to_thread(shutil.rmtree, environment)
         create(environment, self._request.interpreter)
-        self._builder._own_tree(environment)
+        self._builder.workshop.own_tree(environment)
         self._builder._write_private(self._place, self._request.index.build_private)
         self._check(await self._run([*self._install("/opt/atoll/cache"), "--link-mode", "hardlink"], shared=False))
+
+    async def on_top(self) -> None:
+        """Install beside what is there, with building allowed; what fits already stays."""
+        command = [*self._install("/opt/atoll/cache"), "--link-mode", "hardlink", "--break-system-packages"]
+        self._check(await self._run(command, shared=False))
 
     async def compile(self) -> None:
         """Compile bytecode; a file that does not compile is left as it is."""
         command = [self._request.interpreter.executable, "-I", "-S", "-c", bytecode.PROGRAM, f"{INSIDE}/lib"]
-        done = await self._builder.run(
-            command, binds=[*self._request.interpreter.binds, self._private()], environment=_ENVIRONMENT
-        )
+        done = await self._builder.workshop.run(command, binds=[*self._request.interpreter.binds, self._private()])
         if done.status != 0:
             self._check(done)
 
@@ -314,10 +257,10 @@ class _Attempt:
         variables, private = request.index.variables, request.index.private
         if not shared:
             variables, private = request.index.build_variables, request.index.build_private
-        environment = {**_ENVIRONMENT, **variables}
+        environment = {**VARIABLES, **variables}
         if shared:
             places = [
-                Bind(str(self._builder.workshop), _WORKSHOP, writable=True),
+                Bind(str(self._builder.workshop.directory), _WORKSHOP, writable=True),
                 Bind(str(self._place / "inside"), "/opt/atoll"),
             ]
         else:
@@ -328,7 +271,7 @@ class _Attempt:
             if variable == "UV_CONFIG_FILE":
                 del environment["UV_NO_CONFIG"]
         binds = [*request.interpreter.binds, *places, Bind(uv_program(), f"{_UV}/uv"), *request.index.binds]
-        done = await self._builder.run(
+        done = await self._builder.workshop.run(
             command, binds=binds, environment=environment, on_line=None if quiet else self._log
         )
         return process.Completed(done.status, self._log.text(done.output))
@@ -338,12 +281,62 @@ class _Attempt:
             raise diagnosis.explain(self._request.key, done.status, done.output)
 
 
-_ENVIRONMENT: Mapping[str, str] = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "GIT_TERMINAL_PROMPT": "0",
-}
+@dataclass(frozen=True)
+class VirtualenvRecipe:
+    """See `recipe.Recipe`."""
+
+    builder: Builder
+    request: Request
+    kind: str = "virtualenv"
+
+    @property
+    def key(self) -> str:
+        return self.request.key
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return () if self.request.requirements.empty else tuple(self.request.requirements.redacted())
+
+    @property
+    def python(self) -> str:
+        return self.request.interpreter.version
+
+    @property
+    def volatile(self) -> bool:
+        return bool(self.request.requirements.paths)
+
+    @property
+    def hint(self) -> str:
+        return hint(locked=bool(self.request.constraints), withheld=self.request.index.withholds)
+
+    def renewed(self) -> VirtualenvRecipe:
+        return replace(self, request=replace(self.request, constraints=(), refresh=True))
+
+    async def build(self, name: str, log: Callable[[str], None]) -> Built:
+        interpreter = self.request.interpreter
+        place = await self.builder.build(name, self.request, log)
+        text = await asyncio.to_thread(lockfile.installed, site_packages_of(place / "env", interpreter))
+        return Built(place, text, interpreter.version, interpreter.executable)
+
+    async def hashed(self, name: str, text: str, log: Callable[[str], None]) -> str:
+        if "--hash=" in text or self.request.requirements.empty:
+            return text
+        request = replace(self.request, constraints=tuple(lockfile.constraints(text)))
+        try:
+            return lockfile.with_hashes(text, await self.builder.resolve(name, request, log))
+        except CallerError:
+            return text  # sources and repositories have no hashes of wheels
+
+    def environment(self, directory: Path) -> Environment:
+        return Environment(directory.name, directory, directory / "env", self.request.interpreter)
+
+
+def hint(*, locked: bool, withheld: bool) -> str:
+    """Return what a failed build's hint says of locked versions and of credentials that a function does not get."""
+    text = "; `atoll env upgrade` forgets the versions that were locked" if locked else ""
+    return text + (
+        "; a function's own builds have no credentials: build it once from the program itself" if withheld else ""
+    )
 
 
 def uv_program() -> str:

@@ -17,6 +17,11 @@ NETWORKS = ("none", "outbound", "host")
 """The network policies that a sandbox can have, from the strictest to the most open."""
 
 
+KINDS = ("virtualenv", "conda")
+"""How an environment can be made."""
+
+_CONDA_LISTS = ("packages", "channels", "pip")
+
 MAX_REQUIREMENT_BYTES = 32 << 10
 """Of one requirement: a pinned package with the hashes of a hundred files fits."""
 
@@ -47,6 +52,18 @@ def _texts(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
         raise ValueError(f"`{name}` must be a list of texts")
     return tuple(value)
+
+
+def _bounded(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = _texts(data, name)
+    if len(texts) > MAX_REQUIREMENTS:
+        raise ValueError(f"`{name}` has {len(texts)} entries, more than {MAX_REQUIREMENTS}")
+    sizes = [_bytes(name, text) for text in texts]
+    if max(sizes, default=0) > MAX_REQUIREMENT_BYTES:
+        raise ValueError(f"`{name}` has an entry of {max(sizes)} bytes, more than {MAX_REQUIREMENT_BYTES}")
+    if sum(sizes) > MAX_REQUIREMENTS_BYTES:
+        raise ValueError(f"`{name}` has {sum(sizes)} bytes, more than {MAX_REQUIREMENTS_BYTES}")
+    return texts
 
 
 def _pairs(data: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
@@ -93,13 +110,16 @@ class EnvironmentSpec:
     """The environment that a function asks for, before anything is resolved.
 
     Args:
-        kind: `virtualenv`.
+        kind: `virtualenv` or `conda`.
         requirements: PEP 508 strings, pip options such as `--index-url URL`, absolute local paths, VCS addresses;
             in the caller's order, without those that the sandbox itself satisfies.
         python_version: the version asked for (`3.11`, `3.11.7`); empty means the interpreter below.
         interpreter: absolute path of the caller's base interpreter; the one to use when its version fits.
         index: the caller's variables that decide where packages come from (`settings.INDEX_VARIABLES`). They may
             hold credentials: kept in memory, never written or logged.
+        packages: of kind `conda` only: match specs in conda's words.
+        channels: of kind `conda` only: names, addresses, absolute paths; empty means the default ones.
+        pip: of kind `conda` only: like `requirements`, installed on top.
     """
 
     kind: str = "virtualenv"
@@ -107,6 +127,9 @@ class EnvironmentSpec:
     python_version: str = ""
     interpreter: str = ""
     index: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         return {
@@ -115,6 +138,7 @@ class EnvironmentSpec:
             "python_version": self.python_version,
             "interpreter": self.interpreter,
             "index": dict(self.index),
+            **{name: list(getattr(self, name)) for name in _CONDA_LISTS if getattr(self, name)},
         }
 
     @classmethod
@@ -122,20 +146,22 @@ class EnvironmentSpec:
         if not isinstance(data, dict):
             raise ValueError("`environment` must be an object")
         kind = _text(data, "kind", "virtualenv")
-        if kind != "virtualenv":
-            raise ValueError(f"`kind` must be `virtualenv`, is `{kind}`")
+        if kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, is `{kind}`")
         interpreter = _text(data, "interpreter")
         if interpreter and not interpreter.startswith("/"):
             raise ValueError("`interpreter` must be an absolute path")
-        requirements = _texts(data, "requirements")
-        if len(requirements) > MAX_REQUIREMENTS:
-            raise ValueError(f"`requirements` has {len(requirements)} entries, more than {MAX_REQUIREMENTS}")
-        sizes = [_bytes("requirements", text) for text in requirements]
-        if max(sizes, default=0) > MAX_REQUIREMENT_BYTES:
-            raise ValueError(f"`requirements` has an entry of {max(sizes)} bytes, more than {MAX_REQUIREMENT_BYTES}")
-        if sum(sizes) > MAX_REQUIREMENTS_BYTES:
-            raise ValueError(f"`requirements` has {sum(sizes)} bytes, more than {MAX_REQUIREMENTS_BYTES}")
-        return cls(kind, requirements, _text(data, "python_version"), interpreter, _pairs(data, "index"))
+        lists = {name: _bounded(data, name) for name in ("requirements", *_CONDA_LISTS)}
+        for name in _CONDA_LISTS if kind != "conda" else ("requirements",):
+            if lists[name]:
+                raise ValueError(f"`{name}` does not go with kind `{kind}`")
+        return cls(
+            kind=kind,
+            python_version=_text(data, "python_version"),
+            interpreter=interpreter,
+            index=_pairs(data, "index"),
+            **lists,
+        )
 
 
 @dataclass(frozen=True)

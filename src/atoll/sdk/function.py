@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 from atoll import settings
 from atoll.errors import ProtocolMismatch
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
-from atoll.sdk import stamps
+from atoll.sdk import conda, stamps
 from atoll.sdk.future import CallFuture
 from atoll.sdk.options import Options, check_python_version
 from atoll.sdk.submitting import threads
@@ -169,19 +169,33 @@ class IsolatedFunction(Generic[P, R]):
         return results(self, iterable, return_exceptions=return_exceptions)
 
     def environment_spec(self) -> EnvironmentSpec:
-        """Return the environment that the function asks for."""
+        """Return the environment that the function asks for, with `env_yml` as the file is now.
+
+        Raises:
+            EnvironmentBuildError: that file cannot be read or understood.
+        """
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
+        found = conda.contents(self._options)
         return EnvironmentSpec(
-            self._options.kind,
-            self._options.requirements,
-            self._options.python_version or "",
-            os.path.abspath(interpreter) if interpreter else "",
-            tuple(sorted(settings.index_variables().items())),
+            kind=self._options.kind,
+            requirements=self._options.requirements,
+            python_version=self._options.python_version or "",
+            interpreter=os.path.abspath(interpreter) if interpreter else "",
+            index=tuple(sorted(settings.index_variables().items())),
+            packages=found.packages,
+            channels=found.channels,
+            pip=found.pip,
         )
 
-    def lease_spec(self) -> LeaseSpec:
-        """Return what a call of the function asks its host for, without the project's modules."""
-        check_python_version(self._options.python_version)
+    def lease_spec(self, *, pickled: bool = True) -> LeaseSpec:
+        """Return what a call of the function asks its host for, without the project's modules.
+
+        Raises:
+            PythonVersionMismatch: it asks for another minor version, and is to travel as a pickle.
+            EnvironmentBuildError: see `environment_spec`.
+        """
+        if pickled:
+            check_python_version(self._options.python_version)
         return LeaseSpec(
             self.environment_spec(),
             _name(self.__wrapped__),
@@ -270,6 +284,8 @@ class IsolatedFunction(Generic[P, R]):
         prepared = self._prepared
         if prepared is None:
             prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
+        elif self._options.env_yml is not None:
+            prepared.renew(self.environment_spec())
         bundle = prepared.sources.current()
         function, reusable = prepared.pickler.dumps()
         arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
@@ -330,6 +346,11 @@ class _Prepared:
         self.sources = Sources(function, options.local_modules)
         self.setup = _Setup(options.setup_function, options.local_modules) if options.setup_function else None
         self._spec = self._last = spec
+
+    def renew(self, environment: EnvironmentSpec) -> None:
+        """Have the next call run in this environment."""
+        if environment != self._spec.environment:
+            self._spec = self._last = replace(self._spec, environment=environment)
 
     def lease_spec(self, call: Call) -> LeaseSpec:
         if self._last.sources != call.sources or self._last.setup != call.setup_digest:
@@ -392,7 +413,7 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:
     """Mark a function to run in an environment of its own: `@isolated`, `@isolated()`, `@isolated(kind, ...)`.
 
     Args:
-        kind: `virtualenv`.
+        kind: `virtualenv` or `conda`.
         options: see `options.Options`.
 
     Raises:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
-from atoll.model.specs import NETWORKS
-from atoll.sdk import retries
+from atoll.model.specs import KINDS, NETWORKS
+from atoll.sdk import conda, retries
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ LATER = (
     "results",
     "serve",
     "exposed_port",
-    "packages",
-    "channels",
-    "env_yml",
-    "env_dict",
-    "pip",
 )
 """Options of the reference that this version does not have yet."""
 
@@ -37,7 +32,7 @@ class Options:
     """What a function asks for; each field is an option of `@isolated` of the same name.
 
     Args:
-        kind: `virtualenv`.
+        kind: `virtualenv` or `conda`.
         requirements: PEP 508 strings, pip options, local paths, VCS addresses.
         python_version: None means the caller's.
         keep_alive: seconds that an idle worker is kept.
@@ -51,6 +46,11 @@ class Options:
         setup_function: prepares each worker, once; what it returns is the first argument of every call.
         machine_type: a name of `model.machine_types`, or None for the host's default.
         max_concurrency: calls of this function at a time, over all programs of the user; None for no bound.
+        packages: conda's match specs.
+        channels: names, addresses or directories, the first that has a package counts.
+        env_yml: absolute path of a file, read when a call is made.
+        env_dict: what such a file lists, as JSON.
+        pip: like `requirements`, installed on top of `packages`.
     """
 
     kind: str = "virtualenv"
@@ -67,19 +67,26 @@ class Options:
     setup_function: Callable[[], Any] | None = None
     machine_type: str | None = None
     max_concurrency: int | None = None
+    packages: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    env_yml: str | None = None
+    env_dict: str | None = None
+    pip: tuple[str, ...] = ()
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
 
         Raises:
-            TypeError: an option is unknown or of the wrong type; names the nearest valid one.
+            TypeError: an option is unknown, of the wrong type, or does not go with another; names the nearest valid one.
             ValueError: its value is out of range.
         """
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
                 raise TypeError(_unknown(name, known))
-        return replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
+        changed = replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
+        conda.check(changed)
+        return changed
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -91,13 +98,11 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _kind(value: Any) -> str:
-    if value == "virtualenv":
-        return "virtualenv"
     if not isinstance(value, str):
         raise TypeError(f"`kind` must be a text, is {value!r}")
-    if value == "conda":
-        raise ValueError('kind `conda` is not in this version of Atoll yet; use `"virtualenv"`')
-    raise ValueError(f'unknown kind `{value}`; the kinds are `"virtualenv"`')
+    if value not in KINDS:
+        raise ValueError(f"unknown kind `{value}`; the kinds are {', '.join(KINDS)}")
+    return value
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -111,17 +116,33 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _requirements(value: Any) -> tuple[str, ...]:
-    return tuple(_absolute(entry.strip()) for entry in _texts("requirements", value or ()) if entry.strip())
+    return _entries("requirements", value)
 
 
-def _absolute(entry: str) -> str:
-    """Make a local path absolute: the daemon has another working directory."""
-    for option in ("-e ", "--editable ", "-r ", "--requirement ", "-c ", "--constraint "):
-        if entry.startswith(option):
-            return option + os.path.abspath(os.path.expanduser(entry[len(option) :].strip()))
-    if entry.startswith(("./", "../", "~/")) or entry in (".", ".."):
-        return os.path.abspath(os.path.expanduser(entry))
-    return entry
+def _entries(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(conda.absolute(entry.strip()) for entry in _texts(name, value or ()) if entry.strip())
+
+
+def _env_yml(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"`env_yml` must be a path, is {value!r}")
+    return os.path.abspath(os.path.expanduser(os.fspath(value)))
+
+
+def _env_dict(value: Any) -> str | None:
+    import json
+
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`env_dict` must be a dict as an `environment.yml` has it, is {value!r}")
+    try:
+        found = conda.read_mapping(value)
+    except ValueError as error:
+        raise ValueError(f"`env_dict` cannot be used: {error}") from error
+    return json.dumps({"channels": found.channels, "dependencies": [*found.packages, {"pip": found.pip}]})
 
 
 def _python_version(value: Any) -> str | None:
@@ -247,6 +268,11 @@ _CHECKS: dict[str, Any] = {
     "setup_function": _setup_function,
     "machine_type": _machine_type,
     "max_concurrency": _max_concurrency,
+    "packages": lambda value: _entries("packages", value),
+    "channels": lambda value: _entries("channels", value),
+    "env_yml": _env_yml,
+    "env_dict": _env_dict,
+    "pip": lambda value: _entries("pip", value),
 }
 
 
@@ -261,7 +287,8 @@ def check_python_version(wanted: str | None) -> None:
     if parts != ours[: len(parts)]:
         raise errors.PythonVersionMismatch(
             f"the function asks for Python {wanted}, and is pickled by Python {ours[0]}.{ours[1]}",
-            hint=f"run the program with Python {wanted}, or leave `python_version` out",
+            hint=f"`atoll run FILE.py::FUNC` imports the file there; or run the program with Python {wanted}, or leave "
+            "`python_version` out",
             wanted=wanted,
             found=f"{ours[0]}.{ours[1]}",
         )
