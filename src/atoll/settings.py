@@ -243,6 +243,11 @@ def search_path() -> str:
     return os.environ.get("PATH") or "/usr/local/bin:/usr/bin:/bin"
 
 
+def terminal() -> tuple[bool, bool]:
+    """Return whether the terminal can move its cursor (`TERM`), and whether colours are wanted (`NO_COLOR`)."""
+    return os.environ.get("TERM", "") not in ("", "dumb"), not os.environ.get("NO_COLOR")
+
+
 def daemon_environment() -> dict[str, str]:
     """Return what the daemon is started with: who the user is and where programs are, and nothing else."""
     names = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")

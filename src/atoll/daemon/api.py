@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
+from atoll.engine.records import never_started
 from atoll.environments import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.sandbox.network import within
@@ -123,11 +124,26 @@ class Connection:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     async def _lease(self, message: dict[str, Any]) -> None:
-        spec = self._checked(_read_spec(message.get("spec")))
+        spec = _read_spec(message.get("spec"))
+        lease: Lease | None = None
+        try:
+            lease = await self._ask(spec)
+            await self._serve_lease(lease)
+        except BaseException as error:
+            if lease is None or not lease.worker:
+                record = never_started(message.get("for"), spec.function, self._peer.user, self._peer.nested, error)
+                if record is not None:
+                    self._daemon.recorder.add(record)
+            raise
+
+    async def _ask(self, spec: LeaseSpec) -> Lease:
+        spec = self._checked(spec)
         store = self._daemon.node.environments
         environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))
         spec = replace(spec, network=await self._network(spec))
-        lease = self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
+        return self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
+
+    async def _serve_lease(self, lease: Lease) -> None:
         try:
             await self._wait_granted(lease)
             header = {"type": "granted", "epoch": lease.epoch, "fresh": lease.fresh, "worker": lease.worker}
@@ -136,6 +152,7 @@ class Connection:
             await self._hold(lease)
         finally:
             self._daemon.pool.release(lease)
+            self._daemon.outputs.close(lease)
 
     async def _wait_granted(self, lease: Lease) -> None:
         if lease.granted.done():
@@ -164,8 +181,12 @@ class Connection:
             while not lease.ended.done():
                 await asyncio.wait({lease.ended, message}, return_when=asyncio.FIRST_COMPLETED)
                 if message.done():
-                    if message.result().type == "kill":
+                    kind = message.result().type
+                    if kind == "kill":
                         self._daemon.pool.kill(lease)
+                    elif kind == "tape":
+                        self._daemon.outputs.open(lease, self._peer.user, *self._channel.take_descriptors(1))
+                    self._channel.drop_descriptors()
                     message = asyncio.ensure_future(self._channel.receive())
             await self._channel.send({"type": "ended", "error": lease.ended.result()})
         finally:

@@ -50,10 +50,9 @@ async def _find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
     """Return the attempts of the one call whose id is `start` or begins so."""
     if not isinstance(start, str) or not start or len(start) > 200 or "\0" in start:
         raise ValueError("`call` must be an id or its beginning")
-    found: list[CallRecord] = await _ask(recorder, lambda db: db.list(user, {"call": start}, MOST_MATCHES))
-    exact = [record for record in found if record.call == start]
-    if exact:
-        return exact
+    found: list[CallRecord] = []
+    for name in ("call", "start"):
+        found = found or await _ask(recorder, lambda db, name=name: db.list(user, {name: start}, MOST_MATCHES))
     names = sorted({record.call for record in found})
     if not names:
         raise errors.ResourcesUnavailable(

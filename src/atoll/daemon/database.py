@@ -126,20 +126,20 @@ class Database:
         """Return a user's records, newest first.
 
         Args:
-            filters: any of `function`, `outcome`, `parent` (equal), `since` (seconds since the epoch), `call` (the
-                beginning of an id).
+            filters: any of `function`, `outcome`, `parent`, `call` (equal), `since` (seconds since the epoch), `start`
+                (the beginning of an id).
         """
         tests, values = ["user = ?"], [user]
-        for name in ("function", "outcome", "parent"):
+        for name in ("function", "outcome", "parent", "call"):
             if name in filters:
                 tests.append(f"{name} = ?")
                 values.append(filters[name])
         if "since" in filters:
             tests.append("queued_at >= ?")
             values.append(filters["since"])
-        if "call" in filters:
+        if "start" in filters:
             tests.append("call >= ? AND call < ?")
-            values += [filters["call"], filters["call"] + "\U0010ffff"]
+            values += [filters["start"], filters["start"] + "\U0010ffff"]
         found = self._connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE {' AND '.join(tests)} "  # noqa: S608 - our own words
             "ORDER BY queued_at DESC, id DESC LIMIT ?",

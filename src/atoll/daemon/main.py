@@ -25,6 +25,7 @@ from typing import Any
 from atoll import __version__, errors, settings
 from atoll.daemon import calls
 from atoll.daemon.api import Connection, Peer
+from atoll.daemon.outputs import Outputs
 from atoll.daemon.recorder import Recorder
 from atoll.engine.node import Node
 from atoll.engine.pool import Pool
@@ -50,6 +51,7 @@ class Daemon:
         self.settings = options
         self.node = Node(options)
         self.recorder = Recorder(options.records_directory, options.records)
+        self.outputs = Outputs(self.recorder)
         self.pool = Pool(self.node, self._connected_from_worker, on_record=self.recorder.add)
         self.started_at = time.time()
         self._connections: set[asyncio.Task[None]] = set()
@@ -67,6 +69,7 @@ class Daemon:
             asyncio.ensure_future(self._accept()),
             asyncio.ensure_future(self._watch_idle()),
             asyncio.ensure_future(self.pool.limiting.watch()),
+            asyncio.ensure_future(self.outputs.watch()),
         ]
         log.info("daemon_started version=%s pid=%s", __version__, os.getpid())
         ready()
@@ -213,6 +216,7 @@ class Daemon:
         if name in ("stop", "drain"):
             return {}
         if name.startswith("calls."):
+            self.outputs.look()
             return await calls.handle(self.recorder, LOCAL_USER, name, arguments)
         if name.startswith("environments."):
             answer: dict[str, Any] = await environments_service.handle(

@@ -100,13 +100,14 @@ class Place:
 
     def _record(self, checked: list[Any], nested: bool) -> CallRecord:
         call, function, parent, queued, started, wall, cpu, peak, bytes_in, bytes_out, outcome, error, message = checked
+        now = time.time()
         return CallRecord(
             call=call,
             function=function,
             user=self._key.user,
             parent=parent if nested else "",
-            queued_at=min(queued, started),
-            started_at=min(started, time.time()),
+            queued_at=min(queued, started, now),
+            started_at=min(started, now),
             wall_seconds=wall,
             cpu_seconds=cpu,
             peak_bytes=peak,
@@ -119,6 +120,40 @@ class Place:
             sandbox=self._sandbox,
             worker=self._worker,
         )
+
+
+def never_started(claim: Any, function: str, user: str, nested: bool, error: BaseException) -> CallRecord | None:
+    """Make the record of a call that got no worker, because of this error or because its caller has left.
+
+    Args:
+        claim: what the client says of the call that it wants the lease for; None where it says nothing sensible.
+    """
+    if not isinstance(claim, dict):
+        return None
+    call, at, parent = claim.get("call"), claim.get("at"), claim.get("parent")
+    known = isinstance(error, errors.AtollError)
+    outcome, name, message = (
+        ("refused", type(error).__name__, str(error)[:8000])
+        if known
+        else ("cancelled", "CallCancelled", "the caller cancelled the call, or has ended")
+    )
+    now = time.time()
+    try:
+        queued = at if isinstance(at, float) and 0 < at <= now else now
+        checked = _checked([call, function, parent, queued, 0.0, now - queued, 0.0, 0, 0, 0, outcome, name, message])
+    except ValueError:
+        return None
+    return CallRecord(
+        call=checked[0],
+        function=checked[1],
+        user=user,
+        parent=checked[2] if nested else "",
+        queued_at=checked[3],
+        wall_seconds=0.0,
+        outcome=outcome,
+        error=name,
+        message=checked[12],
+    )
 
 
 def _why(error: errors.AtollError | None, left: bool) -> tuple[str, str, str]:

@@ -24,7 +24,19 @@ class Output(Protocol):
     def stderr(self, data: bytes) -> None: ...
 
     def notice(self, line: str) -> None:
+        """Take a line that the caller should know."""
+
+    def progress(self, line: str) -> None:
         """Take a line that says what the caller waits for."""
+
+    def waits(self, kind: str, detail: str) -> int | None:
+        """Hear that the call still waits, for what `sdk.live.KINDS` says; from the thread that waits.
+
+        Returns after how many milliseconds to say so again, None for never.
+        """
+
+    def proceeds(self) -> None:
+        """Hear that the wait is over, where `waits` was called."""
 
     def tail(self) -> str:
         """Return the end of what was printed."""
@@ -45,9 +57,13 @@ class Ticket:
 
     Args:
         begin: is called once, when the call is about to be sent; returns False when it is not wanted any more.
+        call_id: the id that the call gets; empty for a new one.
+        made_at: when the call was made, in seconds since the epoch; 0 for now.
     """
 
-    def __init__(self, begin: Callable[[], bool] | None = None) -> None:
+    def __init__(self, begin: Callable[[], bool] | None = None, *, call_id: str = "", made_at: float = 0.0) -> None:
+        self.call_id = call_id
+        self.made_at = made_at
         self._lock = threading.Lock()
         self._stop: Callable[[], None] | None = None
         self._begin = begin

@@ -20,6 +20,7 @@ from atoll.model.specs import Call
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Message
 from atoll.wire.payloads import PayloadChannel, free_bytes
+from atoll.wire.tape import TapeWriter
 
 ENDED_SECONDS = 10.0
 READ_BYTES = 1 << 16
@@ -27,6 +28,8 @@ OVERDUE_SECONDS = 5.0
 """How long after its timeout a call is given up here, when the agent has not ended it."""
 STOP_SECONDS = 1.0
 """How long a generator that is closed may take for what its `finally` does; then its worker is killed."""
+PATIENCE_MILLISECONDS = 500
+"""How long a wait is before the caller is told of it."""
 
 
 class Revoked(Exception):
@@ -58,6 +61,8 @@ class LocalLease:
             os.set_blocking(descriptor, False)
             self._poll.register(descriptor, select.POLLIN)
         self._open_pipes = {self._out, self._err}
+        self._tape: TapeWriter | None = None
+        self._can_keep = True
         self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
         self._close.atexit = False  # the end of the process closes them
 
@@ -168,29 +173,42 @@ class LocalLease:
 
     def _wait(self, output: Output, name: str) -> Message:
         """Wait for the worker's next message, passing on what it prints."""
-        data = self._data
-        number = data.fileno()
-        while not data.pending:
-            for descriptor, _ in self._poll.poll(self._milliseconds(name)):
-                if descriptor == number:
-                    try:
-                        data.fill()
-                    except ChannelClosed:
-                        raise self._lost(output, name) from None
-                    except FrameTooLarge as error:
-                        raise errors.SerializationError(
-                            f"what `{name}` sends has {_megabytes(error.size_bytes)}, and of this machine's memory "
-                            f"{_megabytes(error.most_bytes)} are free",
-                            hint="return it in parts, or write it to `/data` and return the path",
-                        ) from None
-                    except FrameError as error:
-                        raise errors.ProtocolMismatch(
-                            f"what the worker of `{name}` sends cannot be read: {error}",
-                            hint="code in the worker has disturbed its channel",
-                        ) from None
-                else:
-                    self._read(descriptor, output)
-        return data.receive()
+        patience: int | None = PATIENCE_MILLISECONDS
+        told = False
+        try:
+            while not self._data.pending:
+                left = self._milliseconds(name)
+                self._look(
+                    output, name, left if patience is None else patience if left is None else min(left, patience)
+                )
+                if patience is not None and not self._data.pending:
+                    patience, told = output.waits("running", name), True
+        finally:
+            if told:
+                output.proceeds()
+        return self._data.receive()
+
+    def _look(self, output: Output, name: str, patience: float | None) -> None:
+        """Take what comes from the worker next, or nothing when nothing comes for `patience` milliseconds."""
+        for descriptor, _ in self._poll.poll(patience):
+            if descriptor == self._data.fileno():
+                try:
+                    self._data.fill()
+                except ChannelClosed:
+                    raise self._lost(output, name) from None
+                except FrameTooLarge as error:
+                    raise errors.SerializationError(
+                        f"what `{name}` sends has {_megabytes(error.size_bytes)}, and of this machine's memory "
+                        f"{_megabytes(error.most_bytes)} are free",
+                        hint="return it in parts, or write it to `/data` and return the path",
+                    ) from None
+                except FrameError as error:
+                    raise errors.ProtocolMismatch(
+                        f"what the worker of `{name}` sends cannot be read: {error}",
+                        hint="code in the worker has disturbed its channel",
+                    ) from None
+            else:
+                self._read(descriptor, output)
 
     def _milliseconds(self, name: str) -> float | None:
         """How long to wait for the worker; the agent keeps the timeout, and this only where that has failed."""
@@ -212,8 +230,28 @@ class LocalLease:
             self._poll.unregister(descriptor)
             self._open_pipes.discard(descriptor)
             return False
+        self._keep(data)
         (output.stdout if descriptor == self._out else output.stderr)(data)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        """Keep the end of what the call prints where the daemon finds it, for `atoll logs CALL`."""
+        if self._tape is None and self._can_keep:
+            self._can_keep = False
+            with contextlib.suppress(OSError, AttributeError, ChannelClosed):
+                tape = TapeWriter()
+                try:
+                    self._control.send({"type": "tape"}, descriptors=[tape.descriptor])
+                    self._tape = tape
+                finally:
+                    tape.close()
+        if self._tape is not None:
+            self._tape.write(self._call.id, data)
+
+    def end_call(self) -> None:
+        """Say that nothing of the call comes any more."""
+        if self._tape is not None:
+            self._tape.end()
 
     def _drain(self, output: Output) -> None:
         """Pass on what was printed before the answer."""
@@ -258,6 +296,23 @@ class LocalLease:
     def close(self) -> None:
         """Give the lease back: an idle worker stays warm, a busy one is killed."""
         self._close()
+
+
+def receive(control: Channel, output: Output, kind: str, detail: str) -> Message:
+    """Wait for the daemon's next word, telling the caller of the wait.
+
+    Raises:
+        ChannelClosed, FrameError: as `Channel.receive`.
+    """
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    patience: int | None = PATIENCE_MILLISECONDS
+    while not control.pending:
+        if poll.poll(patience):
+            control.fill()
+        elif patience is not None:
+            patience = output.waits(kind, detail)
+    return control.receive()
 
 
 def _check_room(call: Call) -> None:

@@ -19,7 +19,7 @@ from atoll import errors, settings
 from atoll.agent import nested
 from atoll.host import start
 from atoll.host.contract import Bundle, Output, Ticket
-from atoll.host.lease import LocalLease, Revoked
+from atoll.host.lease import LocalLease, Revoked, receive
 from atoll.model.specs import Call, LeaseSpec
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, ChannelClosed
@@ -76,7 +76,7 @@ class LocalHost:
     ) -> Message:
         """See `contract.Host.run`."""
         while True:
-            lease = self._acquire(spec, output, ticket)
+            lease = self._acquire(spec, output, ticket, call)
             done = False
             try:
                 self._begin(lease, ticket)
@@ -96,7 +96,7 @@ class LocalHost:
         """See `contract.Host.stream`."""
         answered = False
         while not answered:
-            lease = self._acquire(spec, output, ticket)
+            lease = self._acquire(spec, output, ticket, call)
             done = False
             try:
                 self._begin(lease, ticket)
@@ -116,13 +116,13 @@ class LocalHost:
             finally:
                 self._settle(lease, spec, ticket, done=done)
 
-    def _acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None) -> LocalLease:
+    def _acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call) -> LocalLease:
         """Return a resting lease that serves this wish, or a new one."""
         lease = self._take(self._key(spec))
         attempts = start.ATTEMPTS
         while lease is None:
             try:
-                lease = self._lease(spec, output, ticket)
+                lease = self._lease(spec, output, ticket, call)
             except DaemonEnded:  # the call has not started: another daemon may take it
                 attempts -= 1
                 if attempts == 0:
@@ -140,6 +140,7 @@ class LocalHost:
 
     def _settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
         """Let a lease rest for the next call, or give it back: what still runs under it is then killed."""
+        lease.end_call()
         if ticket is not None:
             ticket.arm(None)
         if done and spec.keep_alive_seconds > 0:
@@ -169,14 +170,16 @@ class LocalHost:
                 if not resting:
                     del self._idle[key]
 
-    def _lease(self, spec: LeaseSpec, output: Output, ticket: Ticket | None) -> LocalLease:
+    def _lease(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call) -> LocalLease:
         self._drop_spent()
-        control = start.open_connection(self.settings, {"type": "lease", "spec": spec.to_data()})
+        who = {"call": call.id, "at": call.at, "parent": nested.call}
+        control = start.open_connection(self.settings, {"type": "lease", "spec": spec.to_data(), "for": who})
         try:
             if ticket is not None:
                 ticket.arm(lambda: control.socket.shutdown(2))
+            kind, detail = "starting", ""
             while True:
-                header = control.receive().header
+                header = receive(control, output, kind, detail).header
                 match header.get("type"):
                     case "granted":
                         lease = LocalLease(
@@ -184,7 +187,12 @@ class LocalHost:
                         )
                         self._all.add(lease)
                         return lease
-                    case "progress" | "notice":
+                    case "progress":
+                        kind, detail = "building", str(header.get("line", ""))
+                        output.progress(detail)
+                    case "waiting":
+                        kind, detail = "waiting", str(header.get("position", ""))
+                    case "notice":
                         output.notice(str(header.get("line", "")))
                     case "failed":
                         raise errors.from_data(header.get("error") or {})

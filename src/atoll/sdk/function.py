@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from atoll import settings
-from atoll.errors import ProtocolMismatch
+from atoll.errors import AtollError, ProtocolMismatch, set_call_id
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
-from atoll.sdk import conda, stamps
+from atoll.sdk import conda, identity, stamps
 from atoll.sdk.future import CallFuture
 from atoll.sdk.options import Options, check_python_version
 from atoll.sdk.submitting import threads
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_token = os.urandom(6).hex()
-_counter = itertools.count()
-
-
-def _new_token() -> None:
-    global _token
-    _token = os.urandom(6).hex()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_token)
 
 
 class IsolatedFunction(Generic[P, R]):
@@ -219,6 +207,7 @@ class IsolatedFunction(Generic[P, R]):
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
         if not self._options.retries.count:
             return self._run_once(args, kwargs, ticket)
+        ticket = ticket or _new_ticket()
         for retry in itertools.count():
             try:
                 return self._run_once(args, kwargs, ticket)
@@ -244,13 +233,21 @@ class IsolatedFunction(Generic[P, R]):
     def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
         from atoll.sdk.output import CallerStreams
 
-        prepared, call, bundle = self._prepare(args, kwargs)
-        message = prepared.host.run(prepared.lease_spec(call), call, bundle, CallerStreams(), ticket)
-        value: R = _value_of(message)
+        prepared, call, bundle = self._prepare(args, kwargs, ticket)
+        streams = CallerStreams()
+        try:
+            message = prepared.host.run(prepared.lease_spec(call), call, bundle, streams, ticket)
+        except AtollError as error:
+            set_call_id(error, call.id)
+            raise
+        finally:
+            streams.proceeds()
+        value: R = _value_of(message, call.id)
         return value
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
         """Run a generator's call from the first `next` on; made again only while it has given nothing."""
+        ticket = ticket or _new_ticket()
         for retry in itertools.count():
             fresh = True
             try:
@@ -269,17 +266,24 @@ class IsolatedFunction(Generic[P, R]):
     def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
         from atoll.sdk.output import CallerStreams
 
-        prepared, call, bundle = self._prepare(args, kwargs)
-        messages = prepared.host.stream(prepared.lease_spec(call), call, bundle, CallerStreams(), ticket)
-        with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
-            for message in messages:
-                value = _value_of(message)
-                yield value if message.type == "yield" else _End(value)
+        prepared, call, bundle = self._prepare(args, kwargs, ticket)
+        streams = CallerStreams()
+        messages = prepared.host.stream(prepared.lease_spec(call), call, bundle, streams, ticket)
+        try:
+            with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
+                for message in messages:
+                    value = _value_of(message, call.id)
+                    yield value if message.type == "yield" else _End(value)
+        except AtollError as error:
+            set_call_id(error, call.id)
+            raise
+        finally:
+            streams.proceeds()
 
     def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
         return list(self._iterate(args, kwargs, ticket))
 
-    def _prepare(self, args: Any, kwargs: Any) -> tuple[_Prepared, Call, Any]:
+    def _prepare(self, args: Any, kwargs: Any, ticket: Ticket | None) -> tuple[_Prepared, Call, Any]:
         """Return what a call sends: everything is pickled anew, where it has changed."""
         prepared = self._prepared
         if prepared is None:
@@ -291,14 +295,14 @@ class IsolatedFunction(Generic[P, R]):
         arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
         setup, setup_digest = prepared.setup() if prepared.setup is not None else (b"", "")
         call = Call(
-            f"{_token}-{next(_counter)}",
+            (ticket.call_id if ticket is not None else "") or identity.new_id(),
             function,
             arguments,
             tuple(buffers),
             reusable=reusable,
             sources=bundle.digest if bundle is not None else "",
             name=prepared.name,
-            at=time.time(),
+            at=(ticket.made_at if ticket is not None else 0.0) or time.time(),
             timeout_seconds=self._options.timeout or 0.0,
             stream=self.is_generator,
             setup=setup,
@@ -307,13 +311,20 @@ class IsolatedFunction(Generic[P, R]):
         return prepared, call, bundle
 
 
+def _new_ticket() -> Ticket:
+    """Return what makes the attempts of one call attempts of the same call."""
+    from atoll.host.contract import Ticket
+
+    return Ticket(call_id=identity.new_id(), made_at=time.time())
+
+
 class _End(NamedTuple):
     """Stands for the end of a generator, and has what it returned."""
 
     value: Any
 
 
-def _value_of(message: Message) -> Any:
+def _value_of(message: Message, call_id: str) -> Any:
     """Return what an answer brings, or raise the exception that it describes."""
     from atoll.sdk import exceptions, payload
 
@@ -326,6 +337,7 @@ def _value_of(message: Message) -> Any:
             f"the worker's answer cannot be read: {malformed!r}",
             hint="code in the worker has disturbed its channel",
         ) from None
+    set_call_id(error, call_id)
     try:
         raise error
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from typing import TypeVar
 
 from atoll.host.contract import Ticket
+from atoll.sdk import identity
 
 R = TypeVar("R")
 
@@ -16,7 +18,12 @@ class CallFuture(Future[R]):
     def __init__(self) -> None:
         super().__init__()
         self._told = False
-        self.ticket = Ticket(self._start)
+        self.ticket = Ticket(self._start, call_id=identity.new_id(), made_at=time.time())
+
+    @property
+    def call_id(self) -> str:
+        """The call's id: what `atoll calls show` and `atoll logs` know it by."""
+        return self.ticket.call_id
 
     def _start(self) -> bool:
         started = self.set_running_or_notify_cancel()

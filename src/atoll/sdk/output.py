@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import sys
-import threading
+import time
 from typing import Any
 
+from atoll.sdk import terminal
+
 TAIL_BYTES = 4096
-_writing = threading.Lock()
 
 
 class CallerStreams:
@@ -18,6 +19,8 @@ class CallerStreams:
     def __init__(self) -> None:
         self._tail = bytearray()
         self._decoders: dict[str, Any] = {}
+        self._live: bool | None = None
+        self._began = time.monotonic()
 
     def stdout(self, data: bytes) -> None:
         self._remember(data)
@@ -28,9 +31,32 @@ class CallerStreams:
         self._write("stderr", data)
 
     def notice(self, line: str) -> None:
-        """Say on stderr what the call waits for."""
-        with _writing, contextlib.suppress(Exception):
+        """Say something on stderr."""
+        with terminal.writing, contextlib.suppress(Exception):
+            terminal.line.erase()
             print(f"atoll: {line}", file=sys.stderr, flush=True)
+
+    def progress(self, line: str) -> None:
+        """Say on stderr what the call waits for; on a terminal the live line does."""
+        if self._live is None:
+            self._live = terminal.usable()
+        if not self._live:
+            self.notice(line)
+
+    def waits(self, kind: str, detail: str) -> int | None:
+        """Show what the call waits for; return after how many milliseconds to say so again, None for never."""
+        if self._live is None:
+            self._live = terminal.usable()
+        if not self._live:
+            return None
+        with terminal.writing:
+            return terminal.line.wait(id(self), kind, detail, self._began, time.monotonic())
+
+    def proceeds(self) -> None:
+        """Show no more that the call waits."""
+        if self._live:
+            with terminal.writing:
+                terminal.line.leave(id(self))
 
     def tail(self) -> str:
         """Return the last few thousand bytes that were printed, as text."""
@@ -44,7 +70,9 @@ class CallerStreams:
         stream = getattr(sys, name)
         if stream is None:
             return
-        with _writing:
+        with terminal.writing:
+            terminal.line.erase()
+            terminal.line.wrote(data)
             buffer = getattr(stream, "buffer", None)
             if buffer is not None:
                 stream.flush()
