@@ -109,6 +109,11 @@ class Channel:
         """Whether `receive` would return at once with what has been read already."""
         return bool(self._decoder.messages)
 
+    @property
+    def between_messages(self) -> bool:
+        """Whether nothing has been read, whole or in part, that `receive` has not returned yet."""
+        return not self._decoder.messages and self._decoder.between_messages
+
     def _fill(self) -> None:
         space = self._decoder.space()
         try:

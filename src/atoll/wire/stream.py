@@ -159,8 +159,12 @@ class AsyncChannel:
         return self._channel.take_descriptors(count)
 
     def drop_descriptors(self) -> None:
-        """Close the descriptors that came and that no message has a use for."""
-        self._channel.drop_descriptors()
+        """Close the descriptors that came and that no message has a use for, of those that have been received.
+
+        Descriptors may come ahead of the message that they belong to: they stay until that has been taken.
+        """
+        if self._channel.between_messages:
+            self._channel.drop_descriptors()
 
     def peer_uid(self) -> int:
         """Return the uid of the process that made the other end, as the kernel knows it."""
