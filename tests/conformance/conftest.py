@@ -55,4 +55,6 @@ class Place:
 def place(request: pytest.FixtureRequest) -> Place:
     """A host that all tests of the suite share: they leave each other's files in `/data` alone."""
     home = request.getfixturevalue("_session_home").path
-    return Place(LocalHost(home), {"ATOLL_HOME": str(home)})
+    made = Place(LocalHost(home), {"ATOLL_HOME": str(home)})
+    made.isolated(int)()  # what a host says once, it has said
+    return made

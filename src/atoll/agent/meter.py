@@ -106,7 +106,7 @@ class Meter:
             started,
             queued if isinstance(queued, float) and queued > 0 else started,
             self._cpu + self._children,
-            sum(map(_size, buffers)),
+            sum(map(size_of, buffers)),
             str(header.get("call", "")).encode("utf-8", "replace"),
             str(header.get("name", "")).encode("utf-8", "replace"),
             str(header.get("parent", "")).encode("utf-8", "replace"),
@@ -131,7 +131,7 @@ class Meter:
         self._peak = own.ru_maxrss
         peak = max(own.ru_maxrss, below.ru_maxrss) if children > self._children else own.ru_maxrss
         self._children = children
-        sent = self.sent_bytes + sum(map(_size, pieces))
+        sent = self.sent_bytes + sum(map(size_of, pieces))
         end = self._slot + _BEGIN.size
         _END.pack_into(self._sheet, end, now - self._began, max(cpu, 0.0), peak << 10, sent)
         self._count += 1
@@ -214,7 +214,7 @@ def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _size(buffer: Any) -> int:
+def size_of(buffer: Any) -> int:
     """Return the bytes of bytes, of a view, or of a rope."""
     return (
         len(buffer) if isinstance(buffer, (bytes, bytearray)) else int(getattr(buffer, "nbytes", None) or len(buffer))

@@ -30,7 +30,7 @@ import types
 from typing import Any, NoReturn
 
 from atoll.agent import capture, nested
-from atoll.agent.meter import REPORT_SECONDS, Meter
+from atoll.agent.meter import REPORT_SECONDS, Meter, size_of
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
 from atoll.wire.payloads import PayloadChannel
@@ -296,7 +296,7 @@ class Worker:
             pickled, pieces = payload.dumps_result(item)
             capture.flush()
             data.send({"type": "yield", "call": call}, [pickled, *pieces])
-            self._meter.sent_bytes += len(pickled)
+            self._meter.sent_bytes += size_of(pickled)
             if heard.poll(0):  # `stop`, or the end of the client
                 self._close(items)
                 return None

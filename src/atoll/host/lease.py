@@ -167,7 +167,7 @@ class LocalLease:
             self._data.send({"type": "stop", "call": self._call.id})
             while self.next(output).type == "yield":
                 pass
-        except (Revoked, errors.AtollError, ChannelClosed):
+        except (Revoked, errors.AtollError, ChannelClosed, OSError):  # closed already, where the program ends
             return False
         return True
 
