@@ -1,0 +1,328 @@
+"""What is kept of calls, as the command line shows it, and what a terminal shows while they run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import errors, isolated
+from atoll.sdk.future import CallFuture
+
+from ..conftest import Home
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+WAIT_SECONDS = 30.0
+
+
+def calls(home: Home, *arguments: str) -> list[dict[str, Any]]:
+    return json.loads(home.atoll("calls", "list", "--json", *arguments).stdout)  # type: ignore[no-any-return]
+
+
+def wait_record(home: Home, call: str) -> dict[str, Any]:
+    """Wait until a call has its record: a worker reports when it has been idle for a moment."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        done = home.atoll("calls", "show", call, "--json", check=False)
+        if done.returncode == 0:
+            return json.loads(done.stdout)["calls"][0]  # type: ignore[no-any-return]
+        assert time.monotonic() < deadline, done.stderr
+
+
+@isolated
+def work(amount: int) -> bytes:
+    begun = time.process_time()
+    while time.process_time() - begun < 0.1:
+        pass
+    return b"x" * amount
+
+
+@isolated
+def talk(how: str) -> None:
+    print("to stdout")
+    print("to stderr", file=sys.stderr, flush=True)
+    if how == "raise":
+        raise KeyError("missing")
+    if how == "die":
+        os.kill(os.getpid(), 9)
+    if how == "exit":
+        sys.exit(4)
+    if how == "much":
+        print("y" * 100_000)
+
+
+@isolated
+def parent() -> str:
+    future = work.submit(1)
+    future.result()
+    assert isinstance(future, CallFuture)
+    return future.call_id
+
+
+def id_of(call: Any) -> str:
+    """Return the id of a call that fails."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each caller knows what fails
+        call()
+    assert errors.call_id(caught.value)
+    return errors.call_id(caught.value)
+
+
+def test_a_call_has_a_record(shared_home: Home) -> None:
+    """A call that returned is found by its future's id, with what it used."""
+    future = work.submit(5_000_000)
+    assert isinstance(future, CallFuture)
+    assert len(future.result()) == 5_000_000
+    record = wait_record(shared_home, future.call_id)
+    assert (record["function"], record["outcome"], record["user"], record["parent"]) == ("work", "ok", "local", "")
+    assert record["queue_seconds"] >= 0
+    assert 0.1 <= record["cpu_seconds"] <= record["wall_seconds"] + 0.1
+    assert record["bytes_out"] >= 5_000_000 > record["bytes_in"] > 0
+    assert record["peak_bytes"] > 5_000_000
+    text = shared_home.atoll("calls", "show", future.call_id).stdout
+    assert "peak memory" in text
+    assert "work" in shared_home.atoll("calls", "list", "--function", "work", "-n", "1").stdout
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome", "error"),
+    [("raise", "error", "KeyError"), ("die", "killed", "WorkerDied"), ("exit", "exited", "SystemExit")],
+)
+def test_a_call_that_failed_has_a_record_and_its_output(shared_home: Home, how: str, outcome: str, error: str) -> None:
+    """Whatever ended a call, `atoll logs CALL` prints what it printed, and how it ended."""
+    call = id_of(lambda: talk(how))
+    record = wait_record(shared_home, call)
+    assert (record["outcome"], record["error"]) == (outcome, error)
+    shown = shared_home.atoll("logs", call).stdout
+    assert "to stdout\n" in shown
+    assert "to stderr\n" in shown
+    assert error in shown
+    assert call in [one["call"] for one in calls(shared_home, "--outcome", outcome, "--since", "10min")]
+
+
+def test_a_good_call_before_a_fatal_one_is_not_lost(shared_home: Home) -> None:
+    """Calls that a worker had not reported when a later one killed it have records all the same."""
+    before = talk.submit("quietly")
+    before.result()
+    call = id_of(lambda: talk("die"))
+    wait_record(shared_home, call)
+    assert isinstance(before, CallFuture)
+    assert wait_record(shared_home, before.call_id)["outcome"] == "ok"
+
+
+def test_only_the_end_of_much_output_is_kept(shared_home: Home) -> None:
+    """Of a call that prints much its last 64 KiB are kept, and the log says so."""
+    future = talk.submit("much")
+    future.result()
+    assert isinstance(future, CallFuture)
+    wait_record(shared_home, future.call_id)
+    (found,) = json.loads(shared_home.atoll("logs", future.call_id, "--json").stdout)["calls"]
+    assert found["printed_bytes"] > 100_000
+    assert len(found["output"]) == 64 << 10
+    assert set(found["output"].replace("to stderr\n", "")[:-1]) == {"y"}  # the two streams meet as they come
+    assert "are not kept" in shared_home.atoll("logs", future.call_id).stdout
+
+
+def test_a_nested_call_names_its_parent(shared_home: Home) -> None:
+    """The record of a call that a function made says which call made it, and the other way round."""
+    future = parent.submit()
+    child = future.result()
+    assert isinstance(future, CallFuture)
+    assert wait_record(shared_home, child)["parent"] == future.call_id
+    shown = json.loads(shared_home.atoll("calls", "show", future.call_id, "--json").stdout)
+    assert [one["call"] for one in shown["children"]] == [child]
+
+
+def test_calls_that_never_ran_have_records(shared_home: Home) -> None:
+    """A call whose environment cannot be built is there as refused, one that was cancelled as cancelled."""
+    refused = id_of(work.on(requirements=["./does-not-exist-at-all"]).submit(1).result)
+    record = wait_record(shared_home, refused)
+    assert (record["outcome"], record["error"], record["started_at"]) == ("refused", "EnvironmentBuildError", 0)
+    sleep = isolated(time.sleep)
+    future = sleep.submit(60)
+    assert isinstance(future, CallFuture)
+    while not future.running():
+        time.sleep(0.01)
+    sleep.cancel(future)
+    with pytest.raises(errors.CallCancelled):
+        future.result()
+    assert wait_record(shared_home, future.call_id)["outcome"] == "cancelled"
+
+
+def test_a_killed_caller_leaves_record_and_output(shared_home: Home, tmp_path: Path) -> None:
+    """When the calling program is killed, its call is recorded as cancelled, with what it had printed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\nfrom atoll import isolated\n"
+        "@isolated\ndef wait_for_kill():\n    print('got this far', flush=True)\n    time.sleep(60)\n"
+        "future = wait_for_kill.submit()\nprint(future.call_id, flush=True)\nfuture.result()\n"
+    )
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        call = caller.stdout.readline().strip()
+        assert caller.stdout.readline() == "got this far\n"
+        caller.kill()
+    assert wait_record(shared_home, call)["outcome"] == "cancelled"
+    assert "got this far" in shared_home.atoll("logs", call).stdout
+
+
+def test_wrong_questions(shared_home: Home) -> None:
+    """An unknown or ambiguous id, a wrong filter and a negative number are refused with the next step."""
+    futures = [work.submit(1) for _ in range(2)]
+    for future in futures:
+        future.result()
+        assert isinstance(future, CallFuture)
+        wait_record(shared_home, future.call_id)
+    start = futures[0].call_id.partition("-")[0]  # type: ignore[attr-defined]  # a CallFuture
+    unknown = shared_home.atoll("calls", "show", "nonesuch", check=False)
+    assert (unknown.returncode, "hint:" in unknown.stderr) == (1, True)
+    ambiguous = shared_home.atoll("logs", start, check=False)
+    assert (ambiguous.returncode, "more than one" in ambiguous.stderr) == (1, True)
+    for wrong in (["-n", "-1"], ["--since", "yesterday"]):
+        assert shared_home.atoll("calls", "list", *wrong, check=False).returncode == 2
+    assert shared_home.atoll("calls", "list", "--outcome", "fine", check=False).returncode == 1
+    assert shared_home.atoll("logs", "-n", "-1", check=False).returncode == 2
+
+
+# --- the live line ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from atoll import isolated
+
+@isolated
+def slow(seconds):
+    time.sleep(seconds)
+
+@isolated
+def bar():
+    for step in range(6):
+        print(f"\\rstep {step}", end="")
+        time.sleep(0.4)
+    print()
+
+if sys.argv[1] == "slow":
+    print("prompt: ", end="", flush=True)
+    slow(1.5)
+    print("done")
+elif sys.argv[1] == "quick":
+    slow(0)
+    print("done")
+elif sys.argv[1] == "bar":
+    bar()
+elif sys.argv[1] == "several":
+    for future in [slow.submit(1.5) for _ in range(3)]:
+        future.result()
+    print("done")
+elif sys.argv[1] == "interrupted":
+    slow(60)
+"""
+
+
+def on_terminal(home: Home, tmp_path: Path, *arguments: str, interrupt: str = "", **env: str) -> str:
+    """Run the program on a terminal of its own and return all that it wrote there."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    main, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
+    variables = {name: value for name, value in home.environment().items() if name not in ("NO_COLOR", "TERM")}
+    with subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, str(program), *arguments],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        env={**variables, "TERM": "xterm", **env},
+    ) as child:
+        os.close(other)
+        written = b""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if not select.select([main], [], [], 1.0)[0]:
+                continue
+            try:
+                data = os.read(main, 1 << 16)
+            except OSError:
+                break
+            written += data
+            if interrupt and interrupt.encode() in written:
+                os.write(main, b"\x03")
+                interrupt = ""
+        assert child.wait(20) is not None
+    os.close(main)
+    return written.decode()
+
+
+def after_erasing(written: str) -> str:
+    """What is left when each drawn line has been erased: draws put the cursor back, an erase clears behind it."""
+    return re.sub(r"\x1b\[\?7l\x1b7\x1b\[K.*?\x1b8\x1b\[\?7h", "", written).replace("\x1b[K", "")
+
+
+@pytest.fixture
+def warm(shared_home: Home, tmp_path: Path) -> None:
+    """Let the daemon have said what it says once."""
+    work(1)
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_terminal_shows_one_line_while_a_call_runs(shared_home: Home, tmp_path: Path) -> None:
+    """The line names the function, is dim, and leaves nothing behind, not even of what the program had printed."""
+    written = on_terminal(shared_home, tmp_path, "slow")
+    assert "\x1b[2matoll: running slow, " in written
+    assert after_erasing(written) == "prompt: done\r\n"
+    assert written.rstrip().rfind("\x1b[K") > written.rfind("\x1b8")
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {}])
+def test_a_quick_call_or_a_plain_terminal_shows_nothing(shared_home: Home, tmp_path: Path, env: dict[str, str]) -> None:
+    """A call that is answered at once draws nothing; nor does any on a terminal that cannot move its cursor."""
+    written = on_terminal(shared_home, tmp_path, "slow" if env else "quick", **env)
+    assert written == ("prompt: done\r\n" if env else "done\r\n")
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_progress_bar_comes_through_untouched(shared_home: Home, tmp_path: Path) -> None:
+    """While a function's line has no end, nothing is drawn, however long it takes."""
+    written = on_terminal(shared_home, tmp_path, "bar")
+    assert "".join(f"\rstep {step}" for step in range(6)) + "\r\n" in written
+    assert after_erasing(written) == "".join(f"\rstep {step}" for step in range(6)) + "\r\n"
+
+
+@pytest.mark.usefixtures("warm")
+def test_several_calls_share_the_line(shared_home: Home, tmp_path: Path) -> None:
+    """Calls at the same time are counted in one line; without colours where none are wanted."""
+    written = on_terminal(shared_home, tmp_path, "several", NO_COLOR="1")
+    assert "atoll: 3 calls: " in written
+    assert "\x1b[2m" not in written
+    assert after_erasing(written) == "done\r\n"
+
+
+@pytest.mark.usefixtures("warm")
+def test_nothing_is_left_of_the_line_after_an_interrupt(shared_home: Home, tmp_path: Path) -> None:
+    """Ctrl-C erases the line before the traceback."""
+    written = on_terminal(shared_home, tmp_path, "interrupted", interrupt="running slow")
+    left = after_erasing(written)
+    assert "KeyboardInterrupt" in left
+    assert "atoll: running" not in left
+    assert left.startswith("^CTraceback")
+
+
+@pytest.mark.usefixtures("warm")
+def test_nothing_is_drawn_without_a_terminal(shared_home: Home, tmp_path: Path) -> None:
+    """Where output is a pipe, it has what the program and the function print, and nothing else."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = shared_home.python(str(program), "slow")
+    assert (done.stdout, done.stderr) == ("prompt: done\n", "")
