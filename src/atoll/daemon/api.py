@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
+from atoll.engine.node import policy_of_builds
 from atoll.engine.records import never_started
 from atoll.environments import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
@@ -138,6 +139,7 @@ class Connection:
 
     async def _ask(self, spec: LeaseSpec) -> Lease:
         spec = self._checked(spec)
+        self._daemon.node.expect_network(spec.network)
         store = self._daemon.node.environments
         environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))
         spec = replace(spec, network=await self._network(spec))
@@ -209,7 +211,8 @@ class Connection:
         # a function's own Python is the one that its callers had asked for
         version = spec.environment.python_version or caller.python_version
         terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index, python_version=version)
-        network = within(spec.network, self._daemon.pool.network_of(self._peer.worker or ""))
+        outer = self._daemon.pool.network_of(self._peer.worker or "")
+        network = within(spec.network, outer)
         return replace(spec, environment=terms, network=network)
 
     async def _network(self, spec: LeaseSpec) -> str:

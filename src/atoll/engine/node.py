@@ -10,6 +10,8 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
@@ -64,6 +66,10 @@ shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else [shell])
 """
 """Takes the terminal and becomes a shell; run by the environment's own Python."""
+
+policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host")
+"""The network policy of the builds that are started here: the machine's network, which may have an index of its own, or
+that of the function which asks. A build runs code of the packages that are asked for."""
 
 MAX_COMPLAINT_BYTES = 64 << 10
 """How much of what a sandbox's own processes say on stderr is kept, for each sandbox."""
@@ -204,6 +210,10 @@ class Node:
         """Let go of what the node holds; its sandboxes have ended."""
         await self._networks.close()
         self.limits.close()
+
+    def expect_network(self, asked: str) -> None:
+        """See `sandbox.network.Networks.expect`."""
+        self._networks.expect(asked)
 
     async def network(self, asked: str, notice: Callable[[str], None]) -> str:
         """Return the network policy that a function gets which asks for this one, or for none.
@@ -381,8 +391,15 @@ class Node:
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
     ) -> Completed:
-        policy = self._policy(command, self._identities.builder(), binds, environment, "host")
-        return await self._launcher.run(policy, on_line=on_line)
+        policy = self._policy(command, self._identities.builder(), binds, environment, policy_of_builds.get())
+        if policy.network != "outbound":
+            return await self._launcher.run(policy, on_line=on_line)
+        network = await self._networks.take()
+        try:
+            policy = replace(policy, files=(*policy.files, *network.files))
+            return await self._launcher.run(policy, enter=network.enter, on_line=on_line)
+        finally:
+            await network.close()
 
     # --- storage ----------------------------------------------------------------------------------------------------
 

@@ -217,6 +217,7 @@ class Launcher:
         self,
         policy: Policy,
         *,
+        enter: Sequence[str] = (),
         descriptors: Sequence[int] = (),
         on_line: Callable[[str], None] | None = None,
         timeout_seconds: float | None = None,
@@ -227,14 +228,14 @@ class Launcher:
             SandboxUnavailable: the sandbox could not be made.
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
-        _check_network(policy, ())
+        _check_network(policy, enter)
         lifeline = self._attended()
         report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
                 with self._command(policy, status_fd, lifeline) as (argv, own):
                     done = await run(
-                        argv,
+                        [*enter, *argv],
                         env={},
                         descriptors=(*descriptors, *own),
                         on_line=on_line,

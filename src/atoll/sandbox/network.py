@@ -66,14 +66,14 @@ def within(asked: str, outer: str) -> str:
     """Return the policy of a call that is made from inside a sandbox: at most as open as the sandbox's own.
 
     Args:
-        asked: what the call names; empty for nothing, which gives the sandbox's own.
+        asked: what the call names; empty for nothing, which gives the sandbox's own where that is not the machine's.
         outer: the policy of the sandbox.
 
     Raises:
         ResourcesUnavailable: the call names a policy that is more open.
     """
     if not asked:
-        return outer
+        return "" if outer == "host" else outer
     if NETWORKS.index(asked) > NETWORKS.index(outer):
         raise ResourcesUnavailable(
             f"a function with network `{outer}` cannot call one with network `{asked}`, which would let it out",
@@ -184,6 +184,19 @@ class Networks:
                 self._told = True
                 notice(f"functions share this machine's network: {error.message}; {error.hint}")
             return "host"
+
+    def expect(self, asked: str) -> None:
+        """Begin what `policy` will need for this, so that it is ready sooner.
+
+        Raises:
+            SandboxUnavailable: it asks for `outbound`, and there is no program for it.
+        """
+        try:
+            if asked in ("", "outbound"):
+                self.prepare()
+        except AtollError:
+            if asked:
+                raise
 
     def prepare(self) -> None:
         """Begin to make a network that the next `take` gets, unless there is one.
@@ -318,11 +331,10 @@ class Networks:
         interpreter = os.path.realpath(sys.executable)
         hold = (interpreter, "-I", "-S", _HOLDER)
         identity = self._identities.carrier()
-        directories = {
-            os.path.dirname(os.path.realpath(path)),
-            os.path.dirname(path),
-            os.path.realpath(sys.base_prefix),
-        }
+        directory = os.path.realpath(os.path.dirname(path))
+        directories = {directory, os.path.dirname(os.path.realpath(path)), os.path.realpath(sys.base_prefix)}
+        # Not the program's own real path: that may be named `passt`, and it goes by the name by which it is called.
+        command = (f"{directory}/{os.path.basename(path)}", *command[1:])
         policy = confine(
             (*command, "--", *hold) if spawns else (*hold, *command),
             machine=self._launcher.machine,
