@@ -213,6 +213,7 @@ class Connection:
         terms = replace(spec.environment, interpreter=caller.interpreter, index=caller.index, python_version=version)
         outer = self._daemon.pool.network_of(self._peer.worker or "")
         network = within(spec.network, outer)
+        policy_of_builds.set(outer)  # for this connection's task, and what it starts
         return replace(spec, environment=terms, network=network)
 
     async def _network(self, spec: LeaseSpec) -> str:
