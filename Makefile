@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-SUITE ?= calls
+SUITE ?= calls streams
 PYTEST ?=
 TESTS ?= tests
 
@@ -39,7 +39,7 @@ quickstart: $(VENV)/.installed ## run the three first examples
 check: $(VENV)/.installed ## format, lint, types, layers
 	@echo "== ruff format"; $(BIN)/ruff format --check
 	@echo "== ruff check"; $(BIN)/ruff check
-	@echo "== mypy"; $(BIN)/mypy --strict src tests
+	@echo "== mypy"; $(BIN)/mypy --strict src tests benchmarks
 	@echo "== lint-imports"; $(BIN)/lint-imports --no-cache
 
 .PHONY: format
@@ -62,8 +62,8 @@ test-user: $(VENV)/.installed ## root only: the test suite as a plain user, in a
 	@.ci/as-plain-user test-here PYTEST='$(PYTEST)' TESTS='$(TESTS)'
 
 .PHONY: bench
-bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE=calls)
-	@$(BIN)/python -u benchmarks/$(SUITE).py $(BENCH)
+bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls streams", BENCH="--rounds 5")
+	@for suite in $(SUITE); do $(BIN)/python -u benchmarks/$$suite.py $(BENCH) || exit; done
 
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve requirements/*.in anew

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle
+from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle, has_isolate, stop_daemon
 from table import Comparison, Samples, show, to_json
 
 WARM_CALLS = 300
@@ -33,11 +33,6 @@ def add(a: int, b: int) -> int:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def stop_daemon() -> None:
-    code = "import sys; from atoll.cli.main import main; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, "stop"], check=True, stdout=subprocess.DEVNULL)
 
 
 def wait_no_sandbox() -> None:
@@ -62,7 +57,7 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
 
     alone = compiled_cloudpickle(place)
     bare, confined = BarePython(environment, alone), Bubblewrap(home, environment, alone)
-    pool, isolate = WarmPool(add), Isolate(add)
+    pool, isolate = WarmPool(add), Isolate(add) if has_isolate() else None
     first, cold = Samples("first call, nothing running"), Samples("cold call, no sandbox")
     new, warm = Samples("call to a new worker"), Samples("warm call")
     python, sandbox = Samples('python -c "import cloudpickle"'), Samples("bwrap + the same")
@@ -82,8 +77,9 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
             confined.rewind()
             with sandbox.time():
                 confined.run()
-            with isolated_call.time():
-                assert isolate.call(1, 2) == 3
+            if isolate is not None:
+                with isolated_call.time():
+                    assert isolate.call(1, 2) == 3
         staying(1, 2)
         for _ in range(10):
             with new.time():
@@ -98,8 +94,9 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
             for samples in everything:
                 samples.seconds.clear()
     pool.close()
-    isolate.close()
-    return [
+    if isolate is not None:
+        isolate.close()
+    rows = [
         Comparison(first, isolated_call),
         Comparison(cold, sandbox, aim=1.6),
         Comparison(cold, python),
@@ -108,15 +105,16 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
         Comparison(warm, executor, aim=1.0),
         Comparison(warm, isolated_call),
     ]
+    return [row for row in rows if row.peer is None or row.peer.seconds]
 
 
-def measure_environments(place: Path, rounds: int) -> list[Comparison]:
+def measure_environments(place: Path, rounds: int, packages: list[str]) -> list[Comparison]:
     """An environment from wheels that are in the cache, beside uv doing the same."""
     from atoll import isolated, local
 
-    spec = isolated(requirements=PACKAGES)(add).environment_spec()
+    spec = isolated(requirements=packages)(add).environment_spec()
     ours, peer = Samples("environment, cached wheels"), Samples("uv venv + uv pip install")
-    uv = Uv(place, PACKAGES)
+    uv = Uv(place, packages)
 
     def build(index: dict[str, str]) -> None:
         data: dict[str, Any] = {**spec.to_data(), "index": {**spec.to_data()["index"], **index}}
@@ -159,16 +157,18 @@ def measure_import(place: Path, rounds: int) -> list[Comparison]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what a call costs.")
     parser.add_argument("--rounds", type=int, default=15, help="how often everything is measured (default 15)")
+    parser.add_argument("--tiny", action="store_true", help="as little as shows that it runs")
     parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
     options = parser.parse_args()
-    rounds = max(1, options.rounds)
+    rounds = 1 if options.tiny else max(1, options.rounds)
+    packages = PACKAGES[1:2] if options.tiny else PACKAGES
     # A state of its own, on one file system with the peers, so that both link files from their caches.
     with tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         os.environ["ATOLL_HOME"] = str(place / "home")
         try:
             rows = measure_calls(place, rounds)
-            rows += measure_environments(place, max(1, rounds // 3))
+            rows += measure_environments(place, max(1, rounds // 3), packages)
             rows += measure_import(place, rounds)
         finally:
             stop_daemon()
@@ -176,7 +176,7 @@ def main() -> int:
         f"{rounds} rounds after one that is not counted; the same function, `add(1, 2)`, everywhere.",
         "bwrap: with the binds, the system call filter and, as root, the change of user that a sandbox of Atoll has.",
         "isolate: its local environment and an open connection; it starts a process for each call.",
-        f"environment: {', '.join(PACKAGES)}, both compiling bytecode, both offline from a cache of their own.",
+        f"environment: {', '.join(packages)}, both compiling bytecode, both offline from a cache of their own.",
         "A ratio is Atoll's median by the peer's; `+` is the difference.",
     ]
     show(rows, notes)

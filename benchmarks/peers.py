@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import compileall
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,11 @@ class WarmPool:
         self._pool.shutdown()
 
 
+def has_isolate() -> bool:
+    """Whether the `isolate` package is installed here."""
+    return importlib.util.find_spec("isolate") is not None
+
+
 class Isolate:
     """The `isolate` package with its local environment: a process for each call, on an open connection."""
 
@@ -168,3 +174,78 @@ class Uv:
         subprocess.run([self._uv, "venv", "-q", "--python", self._python, target], env=self._env, check=True)
         install = [self._uv, "pip", "install", "-q", "--python", target, "--compile-bytecode", *more]
         subprocess.run([*install, *self._requirements], env=self._env, check=True)
+
+
+class PipeGenerator:
+    """A generator in a process of its own, whose items come through `multiprocessing.Pipe`, one by one."""
+
+    def __init__(self, context: Any, function: Callable[..., Any]) -> None:
+        self._mine, theirs = context.Pipe()
+        self._process = context.Process(target=self._serve, args=(function, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @staticmethod
+    def _serve(function: Callable[..., Any], connection: Any) -> None:
+        while (count := connection.recv()) is not None:
+            for item in function(count):
+                connection.send((True, item))
+            connection.send((False, None))
+
+    def items(self, count: int) -> Iterator[Any]:
+        self._mine.send(count)
+        while True:
+            more, item = self._mine.recv()
+            if not more:
+                return
+            yield item
+
+    def close(self) -> None:
+        self._mine.send(None)
+        self._process.join()
+        self._mine.close()
+
+
+class QueueGenerator:
+    """The same through `multiprocessing.Queue`."""
+
+    def __init__(self, context: Any, function: Callable[..., Any]) -> None:
+        self._wishes, self._items = context.Queue(), context.Queue(1000)
+        self._process = context.Process(target=self._serve, args=(function, self._wishes, self._items), daemon=True)
+        self._process.start()
+
+    @staticmethod
+    def _serve(function: Callable[..., Any], wishes: Any, items: Any) -> None:
+        while (count := wishes.get()) is not None:
+            for item in function(count):
+                items.put((True, item))
+            items.put((False, None))
+
+    def items(self, count: int) -> Iterator[Any]:
+        self._wishes.put(count)
+        while True:
+            more, item = self._items.get()
+            if not more:
+                return
+            yield item
+
+    def close(self) -> None:
+        self._wishes.put(None)
+        self._process.join()
+
+
+def find_ray(cores: int) -> Any:
+    """Return Ray, started on this machine with as many cores, or None where it is not installed."""
+    try:
+        import ray
+    except ImportError:
+        return None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return ray
+
+
+def stop_daemon() -> None:
+    """End the daemon of this `ATOLL_HOME` with all that it runs."""
+    code = "import sys; from atoll.cli.main import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", code, "stop"], check=True, stdout=subprocess.DEVNULL)

@@ -48,12 +48,17 @@ class Comparison:
         peer: what it is compared with; None for a figure that stands alone.
         aim: the most that the ratio, or without a peer the median in milliseconds, should be; None where none is set.
         difference: compare by difference, in milliseconds, instead of by ratio.
+        amount: how much one sample is of, where rates are compared: then a ratio is ours by the peer's, and the aim the
+            least that it should be.
+        unit: of a rate, such as `calls/s`.
     """
 
     ours: Samples
     peer: Samples | None = None
     aim: float | None = None
     difference: bool = False
+    amount: float = 0.0
+    unit: str = ""
 
     @property
     def value(self) -> float | None:
@@ -61,12 +66,16 @@ class Comparison:
             return self.ours.median * 1000 if self.aim is not None else None
         if self.difference:
             return (self.ours.median - self.peer.median) * 1000
+        if self.amount:
+            return self.peer.median / self.ours.median
         return self.ours.median / self.peer.median
 
     @property
     def met(self) -> bool | None:
         """Whether the aim is met; None where there is none."""
-        return None if self.aim is None or self.value is None else self.value <= self.aim
+        if self.aim is None or self.value is None:
+            return None
+        return self.value >= self.aim if self.amount else self.value <= self.aim
 
     def cells(self) -> tuple[str, ...]:
         in_milliseconds = self.peer is None or self.difference
@@ -76,9 +85,13 @@ class Comparison:
             sign = "+" if self.difference else ""
             value = f"{sign}{self.value:.{2 if self.value >= 0.01 else 4}f}{unit}"
         if self.aim is not None:
-            aim = f"at most {self.aim:g}{unit}: {'met' if self.met else 'MISSED'}"
-        peer = (self.peer.name, _milliseconds(self.peer.median)) if self.peer is not None else ("", "")
-        return (self.ours.name, _milliseconds(self.ours.median), _milliseconds(self.ours.p95), *peer, value, aim)
+            bound = "at least" if self.amount else "at most"
+            aim = f"{bound} {self.aim:g}{unit}: {'met' if self.met else 'MISSED'}"
+        peer = (self.peer.name, self._shown(self.peer.median)) if self.peer is not None else ("", "")
+        return (self.ours.name, self._shown(self.ours.median), self._shown(self.ours.p95), *peer, value, aim)
+
+    def _shown(self, seconds: float) -> str:
+        return f"{self.amount / seconds:,.0f} {self.unit}" if self.amount else _milliseconds(seconds)
 
 
 HEADINGS = ("Atoll", "median", "p95", "beside", "median", "ratio", "aim")

@@ -1,0 +1,21 @@
+"""The programs in `benchmarks/` run, without what they compare with where that is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Home
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PARTS = {"peers.py", "table.py"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name not in PARTS))
+def test_a_benchmark_runs_to_its_table(atoll_home: Home, name: str) -> None:
+    """`--tiny` measures as little as shows that it runs, and prints the table with its headings."""
+    done = atoll_home.python(str(BENCHMARKS / name), "--tiny", cwd=BENCHMARKS)
+    assert "Atoll" in done.stdout
+    assert " aim" in done.stdout
+    assert " GiB, Linux " in done.stdout
