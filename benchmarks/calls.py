@@ -1,8 +1,8 @@
 """What a call costs, from nothing running to a warm worker, beside what else could run the function.
 
-    make bench                        all of it
-    make bench BENCH="--rounds 5"     quicker
-    make bench BENCH="--json calls.json"
+    make bench SUITE=calls            all of it
+    make bench SUITE=calls BENCH="--rounds 5"     quicker
+    make bench SUITE=calls BENCH="--json calls.json"
 
 One run, one table. The things that are compared take turns in each round, so that what else happens on the machine
 meets all of them. The first round warms the page cache and the bytecode, and is not counted.
