@@ -23,7 +23,7 @@ from atoll.environments import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.sandbox.network import within
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.frames import FrameError
+from atoll.wire.frames import FrameError, Message
 from atoll.wire.stream import AsyncChannel
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ log = logging.getLogger("atoll.api")
 
 HELLO_SECONDS = 10.0
 POSITION_SECONDS = 0.5
+MAX_CLIENT = 64
+"""Characters of what names a client's process."""
+
+
+class Withdrawn(ChannelClosed):
+    """The client does not want what it asked for: its call runs under another lease."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Connection:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            gone.result()
+            _refuse_withdrawn(gone.result())
             raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
         finally:
             for one in (task, gone):
@@ -128,8 +134,10 @@ class Connection:
         spec = _read_spec(message.get("spec"))
         lease: Lease | None = None
         try:
-            lease = await self._ask(spec)
+            lease = await self._ask(spec, message.get("client", ""))
             await self._serve_lease(lease)
+        except Withdrawn:
+            raise
         except BaseException as error:
             if lease is None or not lease.worker:
                 record = never_started(message.get("for"), spec.function, self._peer.user, self._peer.nested, error)
@@ -137,13 +145,15 @@ class Connection:
                     self._daemon.recorder.add(record)
             raise
 
-    async def _ask(self, spec: LeaseSpec) -> Lease:
+    async def _ask(self, spec: LeaseSpec, client: object) -> Lease:
+        if not isinstance(client, str) or len(client) > MAX_CLIENT:
+            raise ValueError("`client` must be a short text")
         spec = self._checked(spec)
         self._daemon.node.expect_network(spec.network)
         store = self._daemon.node.environments
         environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))
         spec = replace(spec, network=await self._network(spec))
-        return self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker)
+        return self._daemon.pool.ask(self._peer.user, spec, environment, self._peer.worker, client)
 
     async def _serve_lease(self, lease: Lease) -> None:
         try:
@@ -166,7 +176,7 @@ class Connection:
             while not lease.granted.done():
                 await asyncio.wait({lease.granted, gone}, timeout=POSITION_SECONDS, return_when="FIRST_COMPLETED")
                 if gone.done():
-                    gone.result()
+                    _refuse_withdrawn(gone.result())
                 position = self._daemon.pool.position(lease)
                 if position >= 0 and position != told and not lease.granted.done():
                     told = position
@@ -269,6 +279,11 @@ class Connection:
         await self._channel.send({"type": "answer", "value": answer})
         if name in ("stop", "drain"):
             self._daemon.leave(at_once=name == "stop")
+
+
+def _refuse_withdrawn(message: Message) -> None:
+    if message.type == "withdrawn":
+        raise Withdrawn("the client has got another lease meanwhile")
 
 
 def _read_spec(data: Any) -> LeaseSpec:

@@ -49,6 +49,7 @@ class Request:
         needs: of a worker with this key; the same key always has the same needs.
         identity: which function it is for, with its user; counted for `max_concurrency`.
         max_concurrency: how many leases of this identity may be held at a time; 0 for no bound.
+        client: who asks; one that waits for a lease like those that it holds passes them on itself.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Request:
     needs: Needs = field(default_factory=Needs)
     identity: str = ""
     max_concurrency: int = 0
+    client: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Pool:
         """How many requests wait for a worker."""
         return len(self._schedule.waiting)
 
-    def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None) -> Lease:
+    def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = "") -> Lease:
         """Ask for a worker; the lease's `granted` says when it is there.
 
         `granted` fails with `ResourcesUnavailable` when the lease can never be.
@@ -119,6 +119,7 @@ class Pool:
             needs=allotment.needs,
             identity=f"{user}:{spec.identity}" if spec.max_concurrency else "",
             max_concurrency=spec.max_concurrency,
+            client=client,
         )
         self._perform(self._schedule.ask(request))
         return lease

@@ -10,7 +10,7 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
 - A worker's first nested request overtakes the others, since a call that runs waits for it; it rides on the cores
   that this call lends.
 - While anyone waits, every lease that holds what is lacked is asked back: its worker gives it up as soon as it is
-  between two calls.
+  between two calls. Only where all who wait are the one client that holds it, for the same use, is it left there.
 - A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is
   started. At the bounds of workers and sandboxes, the one that has idled longest goes first. Memory and GPUs of an
   idle worker are free when its process has ended.
@@ -242,12 +242,18 @@ class Schedule:
         return parent is not None and parent.request is not None and parent.children == 0
 
     def _wanted(self, worker: Worker, lacked: set[Lack], passed: set[str]) -> bool:
-        """Whether the worker holds what somebody waits for."""
-        return worker.request is not None and bool(
+        """Whether the worker holds what somebody waits for, other than the client that holds it for the same use."""
+        held = worker.request
+        if held is None:
+            return False
+        waiting = {(request.client, request.key) for request in self._queue.values()}
+        if held.client and waiting == {(held.client, held.key)}:
+            return False
+        return bool(
             not lacked.isdisjoint(_NEEDED_BY_ALL)
             or (Lack.MEMORY in lacked and worker.needs.memory_bytes)
             or (Lack.GPUS in lacked and worker.gpus)
-            or (worker.request.identity and worker.request.identity in passed)
+            or (held.identity and held.identity in passed)
         )
 
     def _reclaim(self, workers: list[Worker]) -> list[Action]:

@@ -98,6 +98,11 @@ class Ticket:
             if self.cancelled and stop is not None:
                 raise CallCancelled("the call was cancelled", hint="nothing to do: it was asked for")
 
+    def disarm(self) -> None:
+        """Say that what was armed is over; the next `arm` says what is."""
+        with self._lock:
+            self._stop = None
+
 
 class Host(Protocol):
     """A place that runs functions."""

@@ -12,6 +12,8 @@ import os
 import select
 import time
 import weakref
+from collections.abc import Sequence
+from typing import Any
 
 from atoll import errors
 from atoll.agent import nested
@@ -84,7 +86,32 @@ class LocalLease:
 
     def start(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None) -> None:
         """Send a call; `next` gives what the worker answers."""
-        header = {
+        self._header = self._header_of(call, keep_alive_seconds)
+        if call.timeout_seconds:
+            self._overdue_at = time.monotonic() + call.timeout_seconds + OVERDUE_SECONDS
+        if call.buffers:
+            _check_room(call)
+        self._call, self._bundle = call, bundle
+        with contextlib.suppress(ChannelClosed):  # what the worker said before it closed is still to be read
+            if self._fresh:
+                self._send_sources()
+                self._send_setup()
+            self._fresh = False
+            self._send_call()
+
+    def start_more(self, calls: Sequence[Call], keep_alive_seconds: float) -> None:
+        """Send further calls behind one that has been sent: small ones, which need nothing that it did not bring."""
+        frames = [(self._header_of(call, keep_alive_seconds), [call.function, call.arguments]) for call in calls]
+        with contextlib.suppress(ChannelClosed):
+            self._data.send_many(frames)
+        self._call = calls[-1]
+
+    def attend(self, call: Call) -> None:
+        """Say which of the calls that were sent is to be answered next."""
+        self._call = call
+
+    def _header_of(self, call: Call, keep_alive_seconds: float) -> dict[str, Any]:
+        header: dict[str, Any] = {
             "type": "call",
             "call": call.id,
             "epoch": self._epoch,
@@ -99,20 +126,11 @@ class LocalLease:
             header["parent"] = nested.call
         if call.timeout_seconds:
             header["timeout_seconds"] = call.timeout_seconds
-            self._overdue_at = time.monotonic() + call.timeout_seconds + OVERDUE_SECONDS
         if call.setup_digest:
             header["setup"] = call.setup_digest
         if call.stream:
             header["stream"] = True
-        if call.buffers:
-            _check_room(call)
-        self._call, self._bundle, self._header = call, bundle, header
-        with contextlib.suppress(ChannelClosed):  # what the worker said before it closed is still to be read
-            if self._fresh:
-                self._send_sources()
-                self._send_setup()
-            self._fresh = False
-            self._send_call()
+        return header
 
     def _send_call(self) -> None:
         call = self._call

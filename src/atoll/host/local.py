@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from atoll.agent import nested
 from atoll.host import start
 from atoll.host.contract import Bundle, Output, Ticket
 from atoll.host.lease import LocalLease, Revoked, receive
+from atoll.host.resting import Leases, Waiter
 from atoll.model.specs import Call, LeaseSpec
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, ChannelClosed
@@ -41,8 +41,8 @@ class LocalHost:
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self._home = os.fspath(home) if home is not None else None
-        self._lock = threading.Lock()
-        self._idle: dict[Any, list[LocalLease]] = {}
+        self._leases = Leases()
+        self._token = os.urandom(8).hex()
         self._settings: Settings | None = None
         self._all: weakref.WeakSet[LocalLease] = weakref.WeakSet()
         _hosts.add(self)
@@ -76,7 +76,7 @@ class LocalHost:
     ) -> Message:
         """See `contract.Host.run`."""
         while True:
-            lease = self._acquire(spec, output, ticket, call)
+            lease = self.acquire(spec, output, ticket, call)
             done = False
             try:
                 self._begin(lease, ticket)
@@ -88,7 +88,7 @@ class LocalHost:
             except errors.WorkerDied as error:
                 raise _cancelled_or(error, ticket) from None
             finally:
-                self._settle(lease, spec, ticket, done=done)
+                self.settle(lease, spec, ticket, done=done)
 
     def stream(
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
@@ -96,7 +96,7 @@ class LocalHost:
         """See `contract.Host.stream`."""
         answered = False
         while not answered:
-            lease = self._acquire(spec, output, ticket, call)
+            lease = self.acquire(spec, output, ticket, call)
             done = False
             try:
                 self._begin(lease, ticket)
@@ -114,22 +114,53 @@ class LocalHost:
                 done = done or lease.stop(output)
                 raise
             finally:
-                self._settle(lease, spec, ticket, done=done)
+                self.settle(lease, spec, ticket, done=done)
 
-    def _acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call) -> LocalLease:
-        """Return a resting lease that serves this wish, or a new one."""
-        lease = self._take(self._key(spec))
+    def acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call | None = None) -> LocalLease:
+        """Return a resting lease that serves this wish, or wait for one.
+
+        Args:
+            call: for which it is asked, where it is for one.
+        """
+        kind = self.kind(spec)
+        lease = self._leases.take(kind)
+        if lease is not None:
+            return lease
+        waiter = self._leases.line_up(kind)
         attempts = start.ATTEMPTS
-        while lease is None:
-            try:
-                lease = self._lease(spec, output, ticket, call)
-            except DaemonEnded:  # the call has not started: another daemon may take it
-                attempts -= 1
-                if attempts == 0:
-                    raise
-        return lease
+        taken = False
+        try:
+            while True:
+                if waiter.lease is not None:
+                    lease, waiter.lease = waiter.lease, None
+                    if lease.usable:
+                        taken = True
+                        return lease
+                    lease.close()
+                elif self._leases.asks(kind, waiter):
+                    try:
+                        lease = self._lease(spec, output, ticket, waiter, call)
+                    except DaemonEnded:  # the call has not started: another daemon may take it
+                        attempts -= 1
+                        if attempts == 0:
+                            raise
+                        continue
+                    self._leases.asked(kind, waiter)
+                    if lease is not None:
+                        self._leases.rest(kind, lease)  # to this one, unless another has waited longer
+                else:
+                    if ticket is not None:
+                        ticket.arm(waiter.stir)
+                    waiter.wait()
+                    if ticket is not None:
+                        ticket.arm(None)
+                        if ticket.cancelled:
+                            raise _cancelled_before()
+        finally:
+            self._leases.leave(kind, waiter, taken=taken)
 
-    def _key(self, spec: LeaseSpec) -> Any:
+    def kind(self, spec: LeaseSpec) -> Any:
+        """Return what is equal for calls that can share a lease."""
         return self._home or settings.home_variables(), spec.terms
 
     @staticmethod
@@ -138,50 +169,45 @@ class LocalHost:
             ticket.start()
             ticket.arm(lease.kill)
 
-    def _settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
+    def settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
         """Let a lease rest for the next call, or give it back: what still runs under it is then killed."""
         lease.end_call()
         if ticket is not None:
             ticket.arm(None)
         if done and spec.keep_alive_seconds > 0:
-            with self._lock:
-                self._idle.setdefault(self._key(spec), []).append(lease)
+            self._leases.rest(self.kind(spec), lease)
         else:
             lease.close()
 
-    def _take(self, key: Any) -> LocalLease | None:
-        while True:
-            with self._lock:
-                resting = self._idle.get(key)
-                lease = resting.pop() if resting else None
-                if resting is not None and not resting:
-                    del self._idle[key]
-            if lease is None or lease.usable:
-                return lease
-            lease.close()
+    def _lease(
+        self, spec: LeaseSpec, output: Output, ticket: Ticket | None, waiter: Waiter, call: Call | None
+    ) -> LocalLease | None:
+        """Ask the daemon for a lease; None when the waiter was given another one meanwhile."""
+        self._leases.drop_spent()
+        client = f"{self._token}-{hash(self.kind(spec)) & 0xFFFFFFFFFFFF:x}"  # who passes its leases on to this wish
+        message = {"type": "lease", "spec": spec.to_data(), "client": client}
+        if call is not None:
+            message["for"] = {"call": call.id, "at": call.at, "parent": nested.call}
+        control = start.open_connection(self.settings, message)
 
-    def _drop_spent(self) -> None:
-        """Close resting leases that their workers have given up."""
-        with self._lock:
-            for key, resting in list(self._idle.items()):
-                for lease in [one for one in resting if not one.usable]:
-                    resting.remove(lease)
-                    lease.close()
-                if not resting:
-                    del self._idle[key]
+        def stop() -> None:
+            with contextlib.suppress(OSError, ChannelClosed):
+                if waiter.lease is not None:
+                    control.send({"type": "withdrawn"})
+                control.socket.shutdown(2)
 
-    def _lease(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call) -> LocalLease:
-        self._drop_spent()
-        who = {"call": call.id, "at": call.at, "parent": nested.call}
-        control = start.open_connection(self.settings, {"type": "lease", "spec": spec.to_data(), "for": who})
         try:
             if ticket is not None:
-                ticket.arm(lambda: control.socket.shutdown(2))
+                ticket.arm(stop)
+            if not waiter.begin_to_ask(stop):
+                stop()
             kind, detail = "starting", ""
             while True:
                 header = receive(control, output, kind, detail).header
                 match header.get("type"):
                     case "granted":
+                        if not waiter.end_to_ask():
+                            raise ChannelClosed("given up for another lease")
                         lease = LocalLease(
                             control, int(header["epoch"]), control.take_descriptors(3), bool(header["fresh"])
                         )
@@ -199,13 +225,17 @@ class LocalHost:
         except ChannelClosed:
             control.close()
             if ticket is not None and ticket.cancelled:
-                raise errors.CallCancelled(
-                    "the call was cancelled before it started", hint="nothing to do: it was asked for"
-                ) from None
+                raise _cancelled_before() from None
+            if waiter.lease is not None:
+                return None
             raise DaemonEnded("the daemon ended while the call waited", hint="call again") from None
         except BaseException:
             control.close()
             raise
+        finally:
+            waiter.end_to_ask()
+            if ticket is not None:
+                ticket.disarm()
 
     def open_storage(self) -> Channel:
         """See `contract.Host.open_storage`."""
@@ -255,8 +285,8 @@ class LocalHost:
 
     def forget(self) -> None:
         """In a forked child: drop the parent's leases, which stay the parent's."""
-        self._lock = threading.Lock()
-        self._idle = {}
+        self._leases = Leases()
+        self._token = os.urandom(8).hex()
         for lease in list(self._all):
             with contextlib.suppress(OSError):
                 lease.close()
@@ -267,6 +297,10 @@ def _cancelled_or(error: errors.WorkerDied, ticket: Ticket | None) -> errors.Ato
     if ticket is None or not ticket.cancelled:
         return error
     return errors.CallCancelled("the call was cancelled while it ran", hint="nothing to do: it was asked for")
+
+
+def _cancelled_before() -> errors.CallCancelled:
+    return errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 
 
 class _StorageChannel(Channel):

@@ -311,6 +311,12 @@ class Call:
     setup: bytes = b""
     setup_digest: str = ""
 
+    def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
+        """Return a call of the same function with other arguments."""
+        made = object.__new__(Call)
+        made.__dict__.update(self.__dict__, id=call, arguments=arguments, buffers=buffers, at=at)
+        return made
+
 
 def digest(value: Any, length: int = 32) -> str:
     """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, whatever its order."""

@@ -26,10 +26,14 @@ from atoll.sdk.submitting import threads
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
+    from atoll.host.lanes import Job
     from atoll.wire.frames import Message
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+SAME_SECONDS = 0.001
+"""How long `map` takes the function and the project's modules to be what they were."""
 
 
 class IsolatedFunction(Generic[P, R]):
@@ -53,6 +57,7 @@ class IsolatedFunction(Generic[P, R]):
         self._options = options
         self._source = stamps.source_of(function)
         self._prepared: _Prepared | None = None
+        self._last_job: tuple[float, _Prepared, Call, Any, LeaseSpec] | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.is_generator:
@@ -242,7 +247,7 @@ class IsolatedFunction(Generic[P, R]):
             raise
         finally:
             streams.proceeds()
-        value: R = _value_of(message, call.id)
+        value: R = value_of(message, call.id)
         return value
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
@@ -272,13 +277,40 @@ class IsolatedFunction(Generic[P, R]):
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
                 for message in messages:
-                    value = _value_of(message, call.id)
+                    value = value_of(message, call.id)
                     yield value if message.type == "yield" else _End(value)
         except AtollError as error:
             set_call_id(error, call.id)
             raise
         finally:
             streams.proceeds()
+
+    @property
+    def plain_calls(self) -> bool:
+        """Whether a call is one question and one answer, made once."""
+        return not self.is_generator and not self._options.retries.count and hasattr(self.lanes_host(), "acquire")
+
+    def lanes_host(self) -> Any:
+        """Return the host whose leases `map` uses."""
+        from atoll.host.local import local
+
+        return self._options.host if self._options.host is not None else local
+
+    def job(self, number: int, args: tuple[Any, ...]) -> Job:
+        """Return one of many calls, ready to be sent."""
+        from atoll.host.lanes import Job
+        from atoll.sdk.output import CallerStreams
+
+        last, now = self._last_job, time.monotonic()
+        if last is None or now >= last[0] + SAME_SECONDS:
+            prepared, call, bundle = self._prepare(args, {}, None)
+            spec = prepared.lease_spec(call)
+            self._last_job = now, prepared, call, bundle, spec
+        else:
+            _, prepared, call, bundle, spec = last
+            arguments, buffers = prepared.pickler.dumps_arguments(args, {})
+            call = call.again(identity.new_id(), arguments, tuple(buffers), time.time())
+        return Job(number, spec, call, bundle, CallerStreams())
 
     def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
         return list(self._iterate(args, kwargs, ticket))
@@ -324,7 +356,7 @@ class _End(NamedTuple):
     value: Any
 
 
-def _value_of(message: Message, call_id: str) -> Any:
+def value_of(message: Message, call_id: str) -> Any:
     """Return what an answer brings, or raise the exception that it describes."""
     from atoll.sdk import exceptions, payload
 

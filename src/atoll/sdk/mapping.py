@@ -1,123 +1,92 @@
 """`map`: many calls of one function, results in order, with bounded work in flight.
 
-An input that is a sequence is drawn by the thread that takes the results. Any other may block, so that a thread of
-its own draws from it: results come as they are ready, whatever the input does. That thread stays at most `AHEAD`
-items ahead of the results.
+The calls are made by the host's lanes, a thread for each lease; the thread that takes the results unpickles them.
+An input that is not a sequence may block, so that a thread of its own draws from it: results come as they are ready,
+whatever the input does. Nobody gets more than `AHEAD` items ahead of the results that have been taken.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from atoll.errors import AtollError, set_call_id
+from atoll.host.lanes import Job, Lanes
 from atoll.sdk.submitting import THREADS
 
 if TYPE_CHECKING:
     from atoll.sdk.function import IsolatedFunction
+    from atoll.wire.frames import Message
 
-AHEAD = 2 * THREADS
-"""How many items are taken from the input before the oldest has been answered."""
+AHEAD = 8 * THREADS
+"""How many items are taken from the input before the oldest has been answered and taken."""
 
 
 def results(
     function: IsolatedFunction[..., Any], iterable: Iterable[Iterable[Any]], *, return_exceptions: bool
 ) -> Iterator[Any]:
     """Give the result of each call in the order of the input; see `IsolatedFunction.map`."""
-    source = _Sequence(function, iterable) if isinstance(iterable, Sequence) else _Feeder(function, iterable)
-    return _in_order(function, source, return_exceptions)
-
-
-def _in_order(
-    function: IsolatedFunction[..., Any], source: _Sequence | _Feeder, return_exceptions: bool
-) -> Iterator[Any]:
+    jobs = _Jobs(function, iterable)
+    lanes = Lanes(function.lanes_host(), jobs, THREADS) if function.plain_calls else None
     try:
+        if lanes is not None:
+            lanes.start()
+        else:
+            jobs.submit_all()
         while True:
-            future = source.oldest()
-            if future is None:
+            outcome = jobs.next_outcome()
+            if outcome is None:
                 return
             try:
-                value: Any = future.result()
+                value = outcome()
             except Exception as error:
                 if not return_exceptions:
                     raise
                 value = error
-            source.taken()
             yield value
     finally:
-        for future in source.close():
-            function.cancel(future)
+        jobs.close()
+        if lanes is not None:
+            lanes.stop()
 
 
-class _Sequence:
-    """Submits the items of a sequence, a bounded number ahead."""
+class _Jobs:
+    """Items on their way to be calls, and answers on their way to who asked; see `lanes.Jobs`."""
 
-    def __init__(self, function: IsolatedFunction[..., Any], items: Sequence[Iterable[Any]]) -> None:
+    def __init__(self, function: IsolatedFunction[..., Any], iterable: Iterable[Iterable[Any]]) -> None:
         self._function = function
-        self._items = iter(items)
-        self._pending: deque[Future[Any]] = deque()
-
-    def oldest(self) -> Future[Any] | None:
-        while len(self._pending) < AHEAD:
-            arguments = next(self._items, None)
-            if arguments is None:
-                break
-            self._pending.append(self._function.submit(*arguments))
-        return self._pending[0] if self._pending else None
-
-    def taken(self) -> None:
-        self._pending.popleft()
-
-    def close(self) -> list[Future[Any]]:
-        return list(self._pending)
-
-
-class _Feeder:
-    """Submits what an iterator gives, from a thread of its own."""
-
-    def __init__(self, function: IsolatedFunction[..., Any], items: Iterable[Iterable[Any]]) -> None:
-        self._function = function
-        self._items = iter(items)
-        self._pending: deque[Future[Any]] = deque()
+        self._direct = isinstance(iterable, Sequence)
+        self._items = iter(iterable)
+        self._drawn: deque[Iterable[Any]] = deque()
+        self._back: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._ended = self._closed = self._started = False
+        self._count = 0
+        """Items that have been given out."""
+        self._taken = 0
+        """Results that have been taken, or are being waited for."""
+        self._answers: dict[int, Any] = {}
+        self._futures: dict[int, Future[Any]] = {}
+        self._ended = self._closed = False
         self._failure: BaseException | None = None
-
-    def oldest(self) -> Future[Any] | None:
-        if not self._started:
-            self._started = True
+        self._awaited = -1
+        if not self._direct:
             threading.Thread(target=self._feed, name="atoll-map", daemon=True).start()
-        with self._changed:
-            while not self._pending and not self._ended:
-                self._changed.wait()
-            if self._pending:
-                return self._pending[0]
-        if self._failure is not None:
-            raise self._failure
-        return None
 
-    def taken(self) -> None:
-        with self._changed:
-            self._pending.popleft()
-            self._changed.notify_all()
-
-    def close(self) -> list[Future[Any]]:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            return list(self._pending)
+    # --- the input --------------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
         try:
             for arguments in self._items:
                 with self._changed:
-                    while len(self._pending) >= AHEAD and not self._closed:
+                    while self._count + len(self._drawn) - self._taken >= AHEAD and not self._closed:
                         self._changed.wait()
                     if self._closed:
                         return
-                    self._pending.append(self._function.submit(*arguments))
+                    self._drawn.append(arguments)
                     self._changed.notify_all()
         except BaseException as error:
             self._failure = error
@@ -125,3 +94,136 @@ class _Feeder:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+
+    def _draw(self, *, wait: bool) -> tuple[int, Iterable[Any]] | None:
+        """Return the next item and its number; with the lock held."""
+        while not self._closed:
+            if self._count - self._taken < AHEAD:
+                if self._drawn:
+                    self._count += 1
+                    return self._count - 1, self._drawn.popleft()
+                if self._direct and not self._ended:
+                    try:
+                        item = next(self._items)
+                    except StopIteration:
+                        self._ended = True
+                        self._changed.notify_all()
+                    else:
+                        self._count += 1
+                        return self._count - 1, item
+                if self._ended:
+                    return None
+            if not wait:
+                return None
+            self._changed.wait()
+        return None
+
+    # --- for the lanes ----------------------------------------------------------------------------------------------
+
+    def take(self, *, wait: bool) -> Job | None:
+        """See `lanes.Jobs.take`."""
+        while True:
+            with self._changed:
+                if self._back:
+                    return None if self._closed else self._back.popleft()
+                drawn = self._draw(wait=wait and not self._back)
+            if drawn is None:
+                return self._back.popleft() if self._back and not self._closed else None
+            number, arguments = drawn
+            try:
+                return self._function.job(number, tuple(arguments))
+            except BaseException as error:
+                self._answer(number, error)
+
+    def put_back(self, jobs: list[Job]) -> None:
+        """See `lanes.Jobs.put_back`."""
+        if jobs:
+            with self._changed:
+                self._back.extendleft(reversed(jobs))
+                self._changed.notify_all()
+
+    def deliver(self, job: Job, answer: Message | BaseException) -> None:
+        """See `lanes.Jobs.deliver`."""
+        job.output.proceeds()
+        if isinstance(answer, AtollError):
+            set_call_id(answer, job.call.id)
+        self._answer(job.number, answer if isinstance(answer, BaseException) else (answer, job.call.id))
+
+    def _answer(self, number: int, answer: Any) -> None:
+        with self._changed:
+            self._answers[number] = answer
+            if number == self._awaited:
+                self._changed.notify_all()
+
+    # --- without lanes ----------------------------------------------------------------------------------------------
+
+    def submit_all(self) -> None:
+        """Submit the items from a thread of their own, for functions whose calls are more than one exchange."""
+        threading.Thread(target=self._submit, name="atoll-map-submit", daemon=True).start()
+
+    def _submit(self) -> None:
+        while True:
+            with self._changed:
+                drawn = self._draw(wait=True)
+            if drawn is None:
+                return
+            number, arguments = drawn
+            future = self._function.submit(*arguments)
+            with self._changed:
+                self._futures[number] = future
+            future.add_done_callback(functools.partial(self._answer, number))
+
+    # --- the results ------------------------------------------------------------------------------------------------
+
+    def next_outcome(self) -> Any:
+        """Wait for the next result in order; return what gives or raises it, or None at the end.
+
+        Raises:
+            BaseException: what the input has raised, after the results before it.
+        """
+        with self._changed:
+            number = self._taken
+            self._awaited = number
+            while number not in self._answers:
+                if self._ended and not self._drawn and number >= self._count:
+                    if self._failure is not None:
+                        raise self._failure
+                    return None
+                self._changed.wait()
+            answer = self._answers.pop(number)
+            self._futures.pop(number, None)
+            self._taken += 1
+            if self._taken % 16 == 0 or self._count - self._taken < 64:
+                self._changed.notify_all()
+        if isinstance(answer, Future):
+            return answer.result
+        if isinstance(answer, BaseException):
+            return _Raise(answer)
+        return _Value(*answer)
+
+    def close(self) -> None:
+        """Take nothing more from the input, and cancel what was submitted."""
+        with self._changed:
+            self._closed = True
+            futures = list(self._futures.values())
+            self._changed.notify_all()
+        for future in futures:
+            self._function.cancel(future)
+
+
+class _Raise:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __call__(self) -> Any:
+        raise self._error
+
+
+class _Value:
+    def __init__(self, message: Message, call_id: str) -> None:
+        self._message, self._call_id = message, call_id
+
+    def __call__(self) -> Any:
+        from atoll.sdk.function import value_of
+
+        return value_of(self._message, self._call_id)

@@ -92,6 +92,20 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the peer has closed the channel") from error
 
+    def send_many(self, messages: Sequence[tuple[dict[str, Any], Sequence[Any]]]) -> None:
+        """Send small messages with one write.
+
+        Raises:
+            ChannelClosed: the peer is gone.
+            FrameError: a message is too large for a frame.
+        """
+        data = b"".join(piece for header, buffers in messages for piece in encode(header, buffers))
+        try:
+            with self._sending:
+                self.socket.sendall(data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed("the peer has closed the channel") from error
+
     def receive(self) -> Message:
         """Wait for the next message; descriptors that came with it are in `descriptors`, in order.
 
