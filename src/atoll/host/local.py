@@ -199,8 +199,7 @@ class LocalHost:
         try:
             if ticket is not None:
                 ticket.arm(stop)
-            if not waiter.begin_to_ask(stop):
-                stop()
+            waiter.begin_to_ask(stop)
             kind, detail = "starting", ""
             while True:
                 header = receive(control, output, kind, detail).header

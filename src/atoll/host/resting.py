@@ -41,11 +41,12 @@ class Waiter:
         self._stirred.wait()
         self._stirred.clear()
 
-    def begin_to_ask(self, stop: Callable[[], None]) -> bool:
-        """Say what ends the request that this thread is about to wait for; False when it need not begin."""
+    def begin_to_ask(self, stop: Callable[[], None]) -> None:
+        """Say what ends the request that this thread is about to wait for; it is ended at once with a lease here."""
         with self._lock:
-            self._stop, self._stopped = stop, False
-        return self.lease is None
+            self._stop, self._stopped = stop, self.lease is not None
+            if self._stopped:
+                stop()
 
     def end_to_ask(self) -> bool:
         """Let nothing end the request from now on; return whether nothing has."""
