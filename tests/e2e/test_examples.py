@@ -75,6 +75,39 @@ def test_options_change_on_local(shared_home: Home, tmp_path: Path, imported: st
     ]
 
 
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_worker_stays_warm(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """With `keep_alive` the second call finds what the first one has loaded; without it each has its own worker."""
+    assert run_example(shared_home, tmp_path, "keep_alive.py", imported).splitlines() == [
+        "loaded the model",
+        "scores: 1 -1",
+        "the same worker: True",
+        "loaded the model",
+        "a worker for each call: True",
+    ]
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_cached_function_computes_once(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+    """In the sequence 4, 3, 4, 3, 5 the second 4 and 3 compute nothing; nor does any, in the next run of the program."""
+    lines = run_example(atoll_home, tmp_path, "cached_functions.py", imported).splitlines()
+    assert [line for line in lines if line.startswith("computing")] == [f"computing for {size}" for size in (4, 3, 5)]
+    predictions = [line for line in lines if line.startswith("predict")]
+    assert [line.split()[-1] for line in predictions] == ["6", "3", "6", "3", "10"]
+    assert run_example(atoll_home, tmp_path, "cached_functions.py", imported).splitlines() == predictions
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_machine_type_is_a_limit(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """What does not fit into `XS` is an error with the limit, and fits into a larger type."""
+    assert run_example(shared_home, tmp_path, "machine_types.py", imported).splitlines() == [
+        "S: 100 MB fit",
+        "XS: 100 MB fit",
+        "XS: OutOfMemory at 256 MB",
+        "M: 1000 MB fit",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_network_is_trained_once(shared_home: Home, tmp_path: Path) -> None:
