@@ -461,7 +461,6 @@ class Pool:
                     connection.close()
                 else:
                     self._spawn(self._serve_nested(worker, connection))
-        control.drop_descriptors()
 
     async def _let_go(self, worker: PoolWorker) -> None:
         """Let a worker begin its first call, once it is under its limit."""
