@@ -49,6 +49,9 @@ INDEX_VARIABLES = (
     "CONDA_OVERRIDE_CUDA",
     "CONDA_OVERRIDE_GLIBC",
     "CONDA_OVERRIDE_ARCHSPEC",
+    "UV_PYTHON_DOWNLOADS",
+    "UV_PYTHON_INSTALL_MIRROR",
+    "UV_PYTHON_DOWNLOADS_JSON_URL",
 )
 """The variables of the caller that decide where packages come from and how that connection is trusted."""
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.errors import CallerError
 from atoll.sdk.function import IsolatedFunction, isolated
@@ -19,7 +19,21 @@ class TargetError(CallerError):
     code = "target"
 
 
+class Found(NamedTuple):
+    """A function, the module of the file that was named, and what the function is called there."""
+
+    function: IsolatedFunction[..., Any]
+    module: ModuleType
+    name: str
+
+
 def load(target: str) -> IsolatedFunction[..., Any]:
+    """As `find`, the function only."""
+    function: IsolatedFunction[..., Any] = find(target).function
+    return function
+
+
+def find(target: str) -> Found:
     """Import the file of `FILE.py[::FUNC]` and return the function; a plain one is isolated with the defaults.
 
     Without FUNC the file must define exactly one isolated function.
@@ -32,7 +46,8 @@ def load(target: str) -> IsolatedFunction[..., Any]:
     found = {key: value for key, value in vars(module).items() if isinstance(value, IsolatedFunction)}
     if not name:
         if len(found) == 1:
-            return next(iter(found.values()))
+            (name,) = found
+            return Found(found[name], module, name)
         if not found:
             raise TargetError(f"`{file}` defines no isolated function", hint=f"name one: `{file}::FUNC`")
         raise TargetError(
@@ -40,12 +55,11 @@ def load(target: str) -> IsolatedFunction[..., Any]:
         )
     value = getattr(module, name, None)
     if isinstance(value, IsolatedFunction):
-        return value
+        return Found(value, module, name)
     if value is None or not callable(value):
         known = ", ".join(sorted(found)) or "none"
         raise TargetError(f"`{file}` has no function `{name}`", hint=f"isolated functions there: {known}")
-    wrapped: IsolatedFunction[..., Any] = isolated(value)
-    return wrapped
+    return Found(isolated(value), module, name)
 
 
 def _import(path: Path) -> ModuleType:

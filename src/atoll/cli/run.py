@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 
 from atoll import errors
 from atoll.cli import program
+from atoll.sdk import by_name
 
 
 def run(
@@ -27,7 +29,8 @@ def run(
     arguments: str
         The function's own options: --name value, or values in order.
     """
-    function = program.load(target)
+    found = program.find(target)
+    function = found.function
     parser = cyclopts.App(
         name=f"atoll run {target}",
         help=function.__doc__ or "",
@@ -43,6 +46,8 @@ def run(
     if command is not parser.default_command:
         command(*bound.args, **bound.kwargs)  # --help
         return 0
+    if by_name.needed(function.options):
+        return _run_by_name(found, bound.args, bound.kwargs)
     try:
         result = function(*bound.args, **bound.kwargs)
     except errors.AtollError:
@@ -52,4 +57,15 @@ def run(
         return 1
     if result is not None:
         print(result)
+    return 0
+
+
+def _run_by_name(found: program.Found, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Run a function that asks for another Python than this one."""
+    file = str(found.module.__file__)
+    try:
+        by_name.run(found.function, found.module.__name__, file, found.name, args, kwargs)
+    except errors.RemoteError as error:
+        print(error.traceback_text.rstrip() or error, file=sys.stderr)
+        return 1
     return 0

@@ -206,9 +206,9 @@ async def _uv(verb: str, *arguments: str) -> list[str]:
     # pyenv's shims only work where its own shell functions chose a version
     search = [part for part in settings.search_path().split(":") if not part.endswith("/.pyenv/shims")]
     search += sorted(str(path) for path in home.glob(".pyenv/versions/*/bin"))
-    options = ["--no-python-downloads", "--no-project", "--no-config", "--no-cache", "--color", "never"]
+    options = ["--no-python-downloads", "--no-config", "--no-cache", "--color", "never"]
     if verb == "find":
-        options.append("--system")
+        options += ["--system", "--no-project"]
     try:
         done = await process.run(
             [find_uv_bin(), "python", verb, *options, *arguments],

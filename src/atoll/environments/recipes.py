@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from atoll import settings
@@ -14,6 +15,7 @@ from atoll.environments import channels, conda, index, interpreter, key, lockfil
 from atoll.environments.channels import CondaRequirements
 from atoll.environments.conda import CondaRecipe
 from atoll.environments.index import Index
+from atoll.environments.pythons import Pythons
 from atoll.environments.recipe import Recipe
 from atoll.environments.requirements import Requirements
 from atoll.environments.shelf import Shelf
@@ -38,11 +40,15 @@ class Recipes:
         self._workshop = workshop
         self._shelf = shelf
         self._builder = Builder(workshop)
+        self._pythons = Pythons(workshop, shelf.lock_path("pythons"))
 
-    async def read(self, spec: EnvironmentSpec, *, nested: bool = False) -> Recipe:
+    async def read(
+        self, spec: EnvironmentSpec, log: Callable[[str], None] = lambda _line: None, *, nested: bool = False
+    ) -> Recipe:
         """Return the recipe of what is asked for, with the versions that were locked.
 
         Args:
+            log: is called with lines that say what is being done, where that takes time.
             nested: a function asks; its builds must not get at the owner's credentials.
 
         Raises:
@@ -53,7 +59,7 @@ class Recipes:
         if spec.kind != "virtualenv":
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
-        python = await interpreter.find(spec)
+        python = await self._pythons.find(spec, log, nested=nested)
         contents, sources = await _contents(parsed), _sources(spec, parsed, nested)
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints = tuple(lockfile.constraints(self._pins(found)))

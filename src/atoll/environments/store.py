@@ -101,7 +101,7 @@ class EnvironmentStore:
                 current = self._shelf.current(recent[1].key)
                 if current is not None and current not in self._builds:
                     return self._environment(current, recent[1])
-            recipe = await self._recipes.read(spec, nested=nested)
+            recipe = await self._recipes.read(spec, progress, nested=nested)
             current = self._shelf.current(recipe.key)
             if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
                 return await self._join(current or recipe.key, recipe, progress)
@@ -119,7 +119,7 @@ class EnvironmentStore:
         """
         with translated(self.directory):
             self.prepare()
-            recipe = (await self._recipes.read(spec)).renewed()
+            recipe = (await self._recipes.read(spec, progress)).renewed()
             old = self._shelf.current(recipe.key)
             if old is None:
                 environment = await self._join(recipe.key, recipe, progress)
@@ -138,7 +138,7 @@ class EnvironmentStore:
             environment = await self.ensure(spec, progress)
             path = environment.directory / "requirements.lock"
             text = path.read_text("utf-8")
-            recipe = await self._recipes.read(spec)
+            recipe = await self._recipes.read(spec, progress)
             name = f"lock-{environment.key}"
             with await locks.wait_exclusive(self._shelf.lock_path(name), lambda: None):
                 await asyncio.to_thread(shutil.rmtree, self._workshop.place(name), True)

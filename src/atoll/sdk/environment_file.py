@@ -12,6 +12,7 @@ import re
 from typing import Any, NamedTuple
 
 MAX_CHARACTERS = 1 << 20
+MAX_INDENTATION = 100
 
 _NUMBERS = re.compile(
     r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN|[-+]?0b[01_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?0o?[0-7_]+"
@@ -59,12 +60,14 @@ def parse(text: str) -> dict[str, Any]:
 
 def _lines(text: str) -> list[_Line]:
     found: list[_Line] = []
+    begun = False
     for number, raw in enumerate(re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff")), 1):
         line = _Line(number, len(raw) - len(raw.lstrip(" ")), raw.strip(" "))
         if any(ord(character) < 32 or character in "\x7f\x85\u2028\u2029\ufeff" for character in raw):
             raise _bad(line, "it holds a tab or a control character")
         body = _without_comment(line)
-        if body == "---" and not found and line.indent == 0:
+        if body == "---" and not found and not begun and line.indent == 0:
+            begun = True
             continue
         if body.startswith(("---", "...", "%")):
             raise _bad(line, "more than one document")
@@ -98,6 +101,8 @@ def _block(lines: list[_Line], above: int, position: int, *, in_mapping: bool) -
     if position == len(lines):
         return None, position
     line = lines[position]
+    if above > MAX_INDENTATION:
+        raise _bad(line, "it is nested too deep")
     if line.text == "-" or line.text.startswith("- "):
         if line.indent > above or (in_mapping and line.indent == above):
             return _list(lines, line.indent, position)

@@ -85,6 +85,20 @@ class Sources:
                 self._key = key
             return self._bundle
 
+    def with_file(self, module: str, file: str) -> Bundle:
+        """Return the bundle as the files are now, with a file that is the module of that name.
+
+        Raises:
+            SerializationError: as `current`.
+        """
+        self.current()
+        with _lock:
+            unit = _unit(module, file)
+            unit.refresh()
+            bundle = make_bundle([unit, *(one for one in self._chosen if one.name != module)])
+        assert bundle is not None  # it has the file
+        return bundle
+
     # --- the automatic choice -----------------------------------------------------------------------------------
 
     def _choice_is_stale(self) -> bool:
