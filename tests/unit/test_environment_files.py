@@ -152,7 +152,7 @@ def test_sizes_and_depths_are_bounded() -> None:
 def test_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
     """Options of the other kind and of the wrong type are a `TypeError` that says what to write."""
     with pytest.raises(TypeError, match=message):
-        isolated(**options)  # type: ignore[arg-type]
+        isolated(**options)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
