@@ -76,6 +76,24 @@ def test_requests_beyond_the_slots_wait_in_order_and_leases_are_asked_back() -> 
     assert granted(schedule.worker_idle(1, first.worker, first.epoch)) == ["r2"]
 
 
+def test_a_lease_stays_with_the_one_client_that_waits_for_more_of_the_same() -> None:
+    """It would come back to who gave it up; as soon as anyone else waits, it is asked back."""
+    schedule = Schedule(Bounds(1, 8, 8))
+    first = schedule.ask(Request("r1", key(), 10, client="one"))[-1]
+    assert isinstance(first, Grant)
+    assert schedule.ask(Request("r2", key(), 10, client="one")) == []
+    assert schedule.ask(Request("r3", key(), 10, client="two")) == [Reclaim(first.worker, first.epoch)]
+    assert granted(schedule.worker_idle(1, first.worker, first.epoch)) == ["r2"]
+
+
+def test_a_lease_of_another_kind_is_asked_back_from_the_client_that_waits() -> None:
+    """A client that wants something else gives up what it does not need now."""
+    schedule = Schedule(Bounds(1, 8, 8))
+    first = schedule.ask(Request("r1", key(), 10, client="one"))[-1]
+    assert isinstance(first, Grant)
+    assert schedule.ask(Request("r2", key("b"), 10, client="one")) == [Reclaim(first.worker, first.epoch)]
+
+
 def test_a_late_word_of_an_old_epoch_changes_nothing() -> None:
     """A worker that says that an earlier lease is over does not end the present one."""
     schedule = Schedule(Bounds(1, 8, 8))
