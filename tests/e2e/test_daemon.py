@@ -230,6 +230,17 @@ def test_a_stopped_agent_does_not_keep_what_its_client_has_left(atoll_home: Home
     atoll_home.python(str(program))
 
 
+def test_a_stopped_daemon_is_ended_all_the_same(atoll_home: Home, program: Path) -> None:
+    """`atoll stop` ends a daemon that does not answer by a signal, and says so."""
+    atoll_home.python(str(program))
+    pid = atoll_home.daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    done = atoll_home.atoll("stop", timeout_seconds=20)
+    assert "sending SIGKILL" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"stopped daemon {pid}"
+
+
 def test_a_daemon_of_another_version_is_replaced_while_its_calls_go_on(atoll_home: Home, program: Path) -> None:
     """After an upgrade the next program gets a daemon of its own version; running calls are not disturbed."""
     newer = "import atoll; atoll.__version__ = '9.9.9'\n" + PROGRAM

@@ -294,3 +294,12 @@ def test_the_normal_form_is_stable(entries: list[str]) -> None:
     """Reading the normal form again changes nothing."""
     parsed = parse(entries)
     assert parse(parsed.packages) == parsed
+
+
+@pytest.mark.parametrize("option", ["-e", "--editable"])
+def test_an_editable_path_in_an_entry_of_its_own_is_explained(option: str) -> None:
+    """`-e` alone is refused with the way to write it."""
+    with pytest.raises(EnvironmentBuildError) as caught:
+        parse([option, "/some/path"])
+    assert f"`{option}`" in caught.value.message
+    assert f"{option} ./path" in caught.value.hint

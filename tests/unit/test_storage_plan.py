@@ -180,3 +180,10 @@ def test_paths_that_leave_a_tree_are_refused(path: str) -> None:
 
     with pytest.raises(ValueError, match="path"):
         unpack_tree(json.dumps([[path, "f", 0, 0, 0, ""]]).encode())
+
+
+def test_a_directory_that_stands_is_not_made_again() -> None:
+    """The description of a plan says `mkdir` for directories that come, not for those that change."""
+    source = {"": directory(mtime_ns=2), "d": directory(0o700), "new": directory()}
+    lines = list(plan(source, {"": directory(), "d": directory()}).lines())
+    assert lines == ["mode    .", "mode    d", "mkdir   new"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json as json_module
 import os
 import select
@@ -19,6 +18,9 @@ from atoll.host import start
 from atoll.host.local import local
 
 STOP_SECONDS = 5.0
+GREETING_SECONDS = 3.0
+SIGNAL_SECONDS = 2.0
+"""How long a daemon may take to end, to answer a greeting, and to end after a signal, before more is done."""
 
 
 def status(*, json: bool = False) -> int:
@@ -89,11 +91,15 @@ def stop() -> int:
         return 0
     pidfd = os.pidfd_open(pid)
     try:
-        with contextlib.suppress(errors.HostUnreachable):
-            local.request_running("stop", {})
+        patience = STOP_SECONDS
+        try:
+            local.request_running("stop", {}, greeting_seconds=GREETING_SECONDS)
+        except errors.HostUnreachable:  # stopped or stuck: it will not end by itself
+            patience = 0.0
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if select.select([pidfd], [], [], STOP_SECONDS)[0]:
+            if select.select([pidfd], [], [], patience)[0]:
                 break
+            patience = SIGNAL_SECONDS
             print(f"daemon {pid} does not end by itself: sending {number.name}")
             signal.pidfd_send_signal(pidfd, number)
         select.select([pidfd], [], [], STOP_SECONDS)

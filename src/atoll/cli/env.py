@@ -228,7 +228,8 @@ def _print_table(found: list[dict[str, Any]]) -> None:
             ", ".join(record["requirements"]) or "none",
         )
         table.add_row(*(Text(text) for text in shown))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    wide = None if sys.stdout.isatty() else 100_000
+    Console(width=wide).print(table, crop=False)
 
 
 def _size(size_bytes: int) -> str:

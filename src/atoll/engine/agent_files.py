@@ -6,18 +6,23 @@ A copy for each version, named by its contents, so that an upgrade of the packag
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.machinery
 import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from atoll import __version__
 from atoll.process import Child
 
 LAUNCHER = "from atoll.agent.main import main\n\nmain()\n"
+STAGE_SECONDS = 3600.0
+"""For how long what is being made is left alone."""
+
 CLOUDPICKLE = "_atoll_cloudpickle.py"
 _PACKAGES = ("atoll", "fal_serverless")
 _COLD_PATH = ("atoll/__init__.py", "atoll/errors.py", "atoll/agent/", "atoll/wire/", CLOUDPICKLE)
@@ -70,6 +75,38 @@ def prepare(directory: Path) -> Path:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return target
+
+
+def hold(directory: Path) -> tuple[Path, int]:
+    """Return what `prepare` does, and a descriptor that keeps it from `remove_unused` while it is open."""
+    while True:
+        target = prepare(directory)
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(target)):
+                return target, descriptor
+        os.close(descriptor)  # somebody removed it before it was held
+
+
+def remove_unused(directory: Path) -> None:
+    """Remove the files of versions that no daemon holds: of other versions, and what was left half made."""
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(".") and time.time() - path.stat().st_mtime < STAGE_SECONDS:
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = directory / f".gone-{path.name.lstrip('.')}-{os.getpid()}"
+            os.rename(path, gone)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _whole(directory: Path, contents: dict[str, bytes]) -> bool:

@@ -132,7 +132,7 @@ class Node:
         self._networks = Networks(options, self._launcher, self._identities)
         self.limits = Limits(options)
         self.gpus = gpus.find(options.pool.gpus)
-        self._library = agent_files.prepare(options.agents_directory)
+        self._library, self._library_hold = agent_files.hold(options.agents_directory)
         self.environments = EnvironmentStore(
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
@@ -205,11 +205,13 @@ class Node:
         """Do at leisure what need not be done before the first call."""
         with contextlib.suppress(OSError):
             await agent_files.compile_rest(self._library)
+            await asyncio.to_thread(agent_files.remove_unused, self._settings.agents_directory)
 
     async def close(self) -> None:
         """Let go of what the node holds; its sandboxes have ended."""
         await self._networks.close()
         self.limits.close()
+        os.close(self._library_hold)
 
     def expect_network(self, asked: str) -> None:
         """See `sandbox.network.Networks.expect`."""

@@ -132,6 +132,11 @@ def parse(entries: Iterable[str]) -> Requirements:
             waiting = ""
         elif text.startswith(("-e ", "--editable ", "--editable=")):
             paths.add(_local(entry, re.split(r"[ =]", text, maxsplit=1)[1].strip()))
+        elif text in ("-e", "--editable"):
+            raise EnvironmentBuildError(
+                f"the entry `{text}` in `requirements` names nothing to install",
+                hint=f'write option and path as one entry: `"{text} ./path"`',
+            )
         elif text.startswith("-"):
             waiting = _read_options(entry, text, options)
         elif text.startswith(("file:", "/")):

@@ -208,6 +208,7 @@ class _Attempt:
 
     async def compile(self) -> None:
         """Compile bytecode; a file that does not compile is left as it is."""
+        self._log("Compiling bytecode")
         command = [self._request.interpreter.executable, "-I", "-S", "-c", bytecode.PROGRAM, f"{INSIDE}/lib"]
         done = await self._builder.workshop.run(command, binds=[*self._request.interpreter.binds, self._private()])
         if done.status != 0:

@@ -276,10 +276,12 @@ class LocalHost:
         message = {"type": "request", "name": name, "arguments": arguments}
         return _answers(start.open_connection(self.settings, message), on_progress)
 
-    def request_running(self, name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    def request_running(
+        self, name: str, arguments: dict[str, Any], *, greeting_seconds: float = start.GREETING_SECONDS
+    ) -> dict[str, Any] | None:
         """Ask a daemon that is running already; None when there is none."""
         message = {"type": "request", "name": name, "arguments": arguments}
-        channel = start.control_connection(self.settings, message)
+        channel = start.control_connection(self.settings, message, greeting_seconds)
         return None if channel is None else _answers(channel, None)
 
     def forget(self) -> None:

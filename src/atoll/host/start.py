@@ -81,7 +81,11 @@ def _nested(message: dict[str, Any] | None, descriptors: Sequence[int]) -> Chann
 
 
 def _greet(
-    channel: Channel, message: dict[str, Any] | None = None, descriptors: Sequence[int] = (), purpose: str = ""
+    channel: Channel,
+    message: dict[str, Any] | None = None,
+    descriptors: Sequence[int] = (),
+    purpose: str = "",
+    seconds: float = GREETING_SECONDS,
 ) -> dict[str, Any] | None:
     """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
     reply: dict[str, Any] | None = None
@@ -90,12 +94,12 @@ def _greet(
             channel.send({"type": "hello", "version": __version__, "purpose": purpose})
             if message is not None:
                 channel.send(message, descriptors=descriptors)
-        channel.socket.settimeout(GREETING_SECONDS)
+        channel.socket.settimeout(seconds)
         reply = channel.receive().header
         channel.socket.settimeout(None)
     except TimeoutError:
         raise errors.HostUnreachable(
-            f"the daemon has not answered for {GREETING_SECONDS:.0f} s", hint="end it with `atoll stop`"
+            f"the daemon has not answered for {seconds:.0f} s", hint="end it with `atoll stop`"
         ) from None
     except (ChannelClosed, OSError):
         pass
@@ -109,13 +113,13 @@ def _greet(
     return reply
 
 
-def control_connection(options: Settings, message: dict[str, Any]) -> Channel | None:
+def control_connection(options: Settings, message: dict[str, Any], seconds: float = GREETING_SECONDS) -> Channel | None:
     """Return a channel to a running daemon of any version, past this message, or None; starts nothing."""
     try:
         channel = Channel(connect(options.socket_path))
     except OSError:
         return None
-    reply = _greet(channel, message, purpose="control")
+    reply = _greet(channel, message, purpose="control", seconds=seconds)
     return channel if reply is not None and reply.get("type") == "welcome" else None
 
 

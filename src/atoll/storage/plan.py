@@ -22,12 +22,14 @@ class Plan:
         put: entries that come or change.
         copy: those paths of `put` whose content stands at the target already, under another mode.
         keeps: whether something stays that the source does not have.
+        stands: those paths of `put` that are directories at the target already, with another mode or time.
     """
 
     drop: frozenset[str] = frozenset()
     put: Tree = field(default_factory=dict)
     copy: frozenset[str] = frozenset()
     keeps: bool = False
+    stands: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.drop or self.put)
@@ -49,6 +51,8 @@ class Plan:
             name = printable(path) or "."
             if path in send:
                 yield f"send    {name}  ({self.put[path].size} bytes)"
+            elif path in self.stands:
+                yield f"mode    {name}"
             elif path in self.put:
                 entry = self.put[path]
                 yield f"{_VERBS[entry.kind]}{name}" + (f" -> {printable(entry.target)}" if entry.target else "")
@@ -101,10 +105,13 @@ def plan(
     """
     put: Tree = {}
     copy: set[str] = set()
+    stands: set[str] = set()
     for path, entry in source.items():
         old = target.get(path)
         if old != entry:
             put[path] = entry
+            if old is not None and entry.kind == old.kind == DIRECTORY:
+                stands.add(path)
             if old is not None and _same_content(entry, old) and path not in suspect and old.mode & 0o400:
                 copy.add(path)
         elif entry.kind == FILE and path in suspect:
@@ -115,7 +122,7 @@ def plan(
         # Sorted, so that the parent has been decided before.
         if not delete or parent_of(path) in stays or (kept is not None and kept(path, target[path].kind == DIRECTORY)):
             stays.add(path)
-    return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays))
+    return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays), frozenset(stands))
 
 
 def _same_content(new: Entry, old: Entry) -> bool:
