@@ -25,8 +25,10 @@ from typing import Any
 
 from atoll.agent import pickling, sources
 from atoll.agent.payload import first_line, type_name
+from atoll.errors import AtollError
 
 MOST_NODES = 500
+MOST_PLAIN_NODES = 50
 MOST_FRAMES = 200
 """Frames of one exception, from either end; a deeper recursion loses its middle."""
 _MOST_TEXT = 20_000
@@ -34,15 +36,20 @@ _MOST_TOTAL = 1_000_000
 """Characters over all nodes; a frame's header is bounded at four times that in bytes."""
 
 
-def dumps(exc: BaseException) -> tuple[dict[str, Any], list[Any]]:
-    """Return the exception as JSON-compatible data and the buffers with its pickles."""
-    nodes = _reachable(exc)
+def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """Return the exception as JSON-compatible data and the buffers with its pickles.
+
+    Args:
+        plain: with plain data (`agent.plain`) of what built-in and Atoll's own exceptions are made of, in place of
+            pickles; `plain` in a node is then its first buffer, or -1.
+    """
+    nodes = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES)
     numbers = {id(node): number for number, node in enumerate(nodes)}
     room = [_MOST_TOTAL]
     buffers: list[Any] = []
     for node in nodes:
         _name_original(node)
-    described = [_describe(node, numbers, buffers, room) for node in nodes]
+    described = [_describe(node, numbers, buffers, room, plain) for node in nodes]
     return {"exceptions": described}, buffers
 
 
@@ -69,18 +76,20 @@ def _members(exc: BaseException) -> tuple[BaseException, ...] | None:
     return exc.exceptions if isinstance(exc, group) else None
 
 
-def _reachable(exc: BaseException) -> list[BaseException]:
+def _reachable(exc: BaseException, most: int) -> list[BaseException]:
     found = [exc]
     seen = {id(exc)}
     for one in found:
         for other in (*(_members(one) or ()), one.__cause__, one.__context__):
-            if other is not None and id(other) not in seen and len(found) < MOST_NODES:
+            if other is not None and id(other) not in seen and len(found) < most:
                 seen.add(id(other))
                 found.append(other)
     return found
 
 
-def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int]) -> dict[str, Any]:
+def _describe(
+    exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int], plain: bool
+) -> dict[str, Any]:
     members = _members(exc)
     node: dict[str, Any] = {
         "type": type_name(exc),
@@ -95,6 +104,13 @@ def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], r
         "buffers": 0,
         "refused": "",
     }
+    if plain:
+        node["plain"] = -1
+        with contextlib.suppress(Exception):  # then its name and text must do
+            pieces = _plain_parts(exc)
+            node["plain"], node["buffers"] = len(buffers), len(pieces)
+            buffers.extend(pieces)
+        return node
     try:
         if members is not None:  # they are nodes of their own
             data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))  # type: ignore[attr-defined]
@@ -109,6 +125,20 @@ def _describe(exc: BaseException, numbers: dict[int, int], buffers: list[Any], r
         node["pickle"], node["buffers"] = len(buffers), 1 + len(pieces)
         buffers.extend((data, *pieces))
     return node
+
+
+def _plain_parts(exc: BaseException) -> list[Any]:
+    """Return what the caller makes an exception of a type that both know of, as plain data."""
+    from atoll.agent.plain import NotPlainError, dumps
+
+    cls = type(exc)
+    if cls.__module__ == AtollError.__module__:
+        return dumps(exc.to_data())  # type: ignore[attr-defined]
+    if cls.__module__ != "builtins":
+        raise NotPlainError("it", "an exception of another package")
+    if _members(exc) is not None:
+        return dumps([exc.message])  # type: ignore[attr-defined]
+    return dumps(list(exc.__reduce__()[1]))
 
 
 def _text(exc: BaseException) -> str:

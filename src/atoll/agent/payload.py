@@ -81,6 +81,33 @@ def dumps_result(value: Any) -> tuple[bytes, list[Any]]:
         ) from error
 
 
+def dumps_answer(value: Any, plain: bool = False) -> list[Any]:
+    """Return the buffers of a message that brings `value` to the caller.
+
+    Args:
+        plain: as plain data (`agent.plain`) instead of a pickle.
+
+    Raises:
+        SerializationError: it cannot be sent; its type is named, and in plain data what in it is to blame.
+    """
+    if not plain:
+        data, pieces = dumps_result(value)
+        return [data, *pieces]
+    from atoll.agent.plain import NotPlainError, dumps
+
+    try:
+        return dumps(value)
+    except NotPlainError as error:
+        reason, path = str(error), error.path
+    except (RecursionError, BufferError) as error:
+        reason, path = first_line(error), "it"
+    raise SerializationError(
+        f"the result cannot be sent as plain data: {reason}",
+        hint='return numbers, texts, bytes, containers, dates, NumPy arrays or Arrow tables, or use `results="pickle"`',
+        path=path,
+    )
+
+
 def type_name(value: Any) -> str:
     """Return the qualified name of the value's type, without `builtins`."""
     cls = value if isinstance(value, type) else type(value)

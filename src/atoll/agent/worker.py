@@ -246,6 +246,7 @@ class Worker:
         from atoll.agent import exceptions, payload, running
 
         call = header.get("call")
+        plain = header.get("results") == "data"
         try:
             nested.refuse(threading.get_ident())
             try:
@@ -258,15 +259,14 @@ class Worker:
             del buffers[:]
             args = (*prepared, *args)
             if header.get("stream"):
-                value = self._stream(data, call, running.items(function, args, kwargs))
+                value = self._stream(data, call, running.items(function, args, kwargs), plain)
             else:
                 value = running.call(function, args, kwargs)
-            pickled, pieces = payload.dumps_result(value)
-            return {"type": "result", "call": call}, [pickled, *pieces]
+            return {"type": "result", "call": call}, payload.dumps_answer(value, plain)
         except SystemExit as error:
             self._exit(call, error.code)
         except BaseException as error:
-            described, pieces = exceptions.dumps(error)
+            described, pieces = exceptions.dumps(error, plain)
             return {"type": "error", "call": call, "error": described}, pieces
 
     def _prepare(self) -> tuple[Any]:
@@ -282,7 +282,7 @@ class Worker:
             self._clean = capture.ProcessState()
         return (self._prepared[0],)
 
-    def _stream(self, data: Channel, call: Any, items: Any) -> Any:
+    def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
         """Send the items as they are made, until their end or until the client has had enough."""
         from atoll.agent import payload
 
@@ -293,10 +293,10 @@ class Worker:
                 item = next(items)
             except StopIteration as end:
                 return end.value
-            pickled, pieces = payload.dumps_result(item)
+            buffers = payload.dumps_answer(item, plain)
             capture.flush()
-            data.send({"type": "yield", "call": call}, [pickled, *pieces])
-            self._meter.sent_bytes += size_of(pickled)
+            data.send({"type": "yield", "call": call}, buffers)
+            self._meter.sent_bytes += size_of(buffers[0])
             if heard.poll(0):  # `stop`, or the end of the client
                 self._close(items)
                 return None

@@ -130,6 +130,8 @@ class LocalLease:
             header["setup"] = call.setup_digest
         if call.stream:
             header["stream"] = True
+        if call.results != "pickle":
+            header["results"] = call.results
         return header
 
     def _send_call(self) -> None:

@@ -295,6 +295,7 @@ class Call:
         timeout_seconds: after which the worker is killed, from when it has the call; 0 for never.
         stream: the function gives items one by one.
         setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
+        results: how results and exceptions come back: `pickle`, or `data` for plain data.
     """
 
     id: str
@@ -310,6 +311,7 @@ class Call:
     stream: bool = False
     setup: bytes = b""
     setup_digest: str = ""
+    results: str = "pickle"
 
     def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
         """Return a call of the same function with other arguments."""

@@ -20,6 +20,9 @@ from atoll.errors import RemoteError, SerializationError
 from atoll.sdk.payload import loads_by_value
 
 _MOST_LINES = 200_000
+_MOST_GIVEN = 4_000_000
+"""Lines that `linecache` holds for remote files; 8 bytes each."""
+_given = 0
 
 
 def loads(header: dict[str, Any], buffers: Sequence[Any]) -> BaseException:
@@ -32,6 +35,11 @@ def loads(header: dict[str, Any], buffers: Sequence[Any]) -> BaseException:
     rebuilt: list[BaseException | None] = [None] * len(nodes)
     for number in reversed(range(len(nodes))):
         _rebuild(number, nodes, buffers, rebuilt)
+    return linked(nodes, rebuilt)
+
+
+def linked(nodes: list[dict[str, Any]], rebuilt: Sequence[BaseException | None]) -> BaseException:
+    """Give the exceptions their frames, and the links between them that the nodes describe; return the raised one."""
     for node, exc in zip(nodes, rebuilt, strict=True):
         assert exc is not None
         frames = _traceback(node["frames"])
@@ -46,7 +54,7 @@ def loads(header: dict[str, Any], buffers: Sequence[Any]) -> BaseException:
     return rebuilt[0]
 
 
-def _linked(rebuilt: list[BaseException | None], number: int, exc: BaseException) -> BaseException | None:
+def _linked(rebuilt: Sequence[BaseException | None], number: int, exc: BaseException) -> BaseException | None:
     found = rebuilt[number] if 0 <= number < len(rebuilt) else None
     return None if found is exc else found
 
@@ -60,7 +68,7 @@ def _rebuild(
     node = nodes[number]
     exc: BaseException
     if node["pickle"] < 0:
-        exc = _stand_in(number, nodes)
+        exc = stand_in(number, nodes)
         if number == 0:
             refused = SerializationError(
                 f"the function raised an exception that cannot be sent: a `{node['type']}`: {node['refused']}",
@@ -75,7 +83,7 @@ def _rebuild(
                 number, nodes, buffers[first], buffers[first + 1 : first + node["buffers"]], rebuilt, buffers
             )
         except Exception as error:
-            exc = _stand_in(number, nodes, error)
+            exc = stand_in(number, nodes, error)
         if node["notes"] and not hasattr(exc, "__notes__"):  # its own `__reduce__` leaves them out
             for note in node["notes"]:
                 exc.add_note(note)
@@ -105,7 +113,8 @@ def _unpickle(
     return exc
 
 
-def _stand_in(number: int, nodes: list[dict[str, Any]], error: Exception | None = None) -> RemoteError:
+def stand_in(number: int, nodes: list[dict[str, Any]], error: Exception | None = None) -> RemoteError:
+    """Return a `RemoteError` in place of an exception that cannot be made here."""
     node = nodes[number]
     name = node["type"]
     hint = f"install what defines `{name}` here to catch it by its type" if node["pickle"] >= 0 else ""
@@ -233,15 +242,29 @@ def _varint(value: int) -> bytes:
 
 def _give_line(file: str, line: int, source: str) -> None:
     """Let `linecache` know a line of a file that is not on this machine."""
+    global _given
     if line > _MOST_LINES or os.path.exists(file):
         return
     entry: Any = linecache.cache.get(file)
     if entry is not None and (len(entry) != 4 or not isinstance(entry[2], _Lines)):
         return  # a notebook's cell, or what an import hook serves
     lines = entry[2] if entry is not None else _Lines()
+    _given += max(0, line - len(lines)) + len(source) // 8 + 100
+    if _given > _MOST_GIVEN:
+        _forget_lines()
+        lines = _Lines()
     lines.extend(["\n"] * (line - len(lines)))
     lines[line - 1] = source + "\n"
     linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
+
+
+def _forget_lines() -> None:
+    """Take back every line that was given: a worker must not fill this process's memory with them."""
+    global _given
+    for file, entry in list(linecache.cache.items()):
+        if len(entry) == 4 and isinstance(entry[2], _Lines):
+            linecache.cache.pop(file, None)
+    _given = 0
 
 
 class _Lines(list[str]):

@@ -247,7 +247,7 @@ class IsolatedFunction(Generic[P, R]):
             raise
         finally:
             streams.proceeds()
-        value: R = value_of(message, call.id)
+        value: R = value_of(message, call.results, call.id)
         return value
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
@@ -277,7 +277,7 @@ class IsolatedFunction(Generic[P, R]):
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
                 for message in messages:
-                    value = value_of(message, call.id)
+                    value = value_of(message, call.results, call.id)
                     yield value if message.type == "yield" else _End(value)
         except AtollError as error:
             set_call_id(error, call.id)
@@ -339,6 +339,7 @@ class IsolatedFunction(Generic[P, R]):
             stream=self.is_generator,
             setup=setup,
             setup_digest=setup_digest,
+            results=self._options.results,
         )
         return prepared, call, bundle
 
@@ -356,14 +357,21 @@ class _End(NamedTuple):
     value: Any
 
 
-def value_of(message: Message, call_id: str) -> Any:
+def value_of(message: Message, results: str, call_id: str) -> Any:
     """Return what an answer brings, or raise the exception that it describes."""
     from atoll.sdk import exceptions, payload
 
     try:
-        if message.type in ("result", "yield"):
+        if results == "data":
+            from atoll.sdk import plain
+
+            if message.type in ("result", "yield"):
+                return plain.loads(message.buffers)
+            error = plain.loads_exception(message.header["error"], message.buffers)
+        elif message.type in ("result", "yield"):
             return payload.loads_result(message.buffers[0], message.buffers[1:])
-        error = exceptions.loads(message.header["error"], message.buffers)
+        else:
+            error = exceptions.loads(message.header["error"], message.buffers)
     except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
         raise ProtocolMismatch(
             f"the worker's answer cannot be read: {malformed!r}",

@@ -199,7 +199,8 @@ class _Jobs:
             return answer.result
         if isinstance(answer, BaseException):
             return _Raise(answer)
-        return _Value(*answer)
+        message, call_id = answer
+        return _Value(message, call_id, self._function.options.results)
 
     def close(self) -> None:
         """Take nothing more from the input, and cancel what was submitted."""
@@ -220,10 +221,10 @@ class _Raise:
 
 
 class _Value:
-    def __init__(self, message: Message, call_id: str) -> None:
-        self._message, self._call_id = message, call_id
+    def __init__(self, message: Message, call_id: str, results: str) -> None:
+        self._message, self._call_id, self._results = message, call_id, results
 
     def __call__(self) -> Any:
         from atoll.sdk.function import value_of
 
-        return value_of(self._message, self._call_id)
+        return value_of(self._message, self._results, self._call_id)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LATER = (
     "secrets",
-    "results",
     "serve",
     "exposed_port",
 )
@@ -51,6 +50,7 @@ class Options:
         env_yml: absolute path of a file, read when a call is made.
         env_dict: what such a file lists, as JSON.
         pip: like `requirements`, installed on top of `packages`.
+        results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
     """
 
     kind: str = "virtualenv"
@@ -72,6 +72,7 @@ class Options:
     env_yml: str | None = None
     env_dict: str | None = None
     pip: tuple[str, ...] = ()
+    results: str = "pickle"
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
@@ -253,6 +254,16 @@ def _max_concurrency(value: Any) -> int | None:
     return value
 
 
+def _results(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"`results` must be a text, is {value!r}")
+    if value not in RESULTS:
+        raise ValueError(f"unknown results `{value}`; they are {' and '.join(f'`{one}`' for one in RESULTS)}")
+    return value
+
+
+RESULTS = ("pickle", "data")
+
 _CHECKS: dict[str, Any] = {
     "kind": _kind,
     "requirements": _requirements,
@@ -273,6 +284,7 @@ _CHECKS: dict[str, Any] = {
     "env_yml": _env_yml,
     "env_dict": _env_dict,
     "pip": lambda value: _entries("pip", value),
+    "results": _results,
 }
 
 

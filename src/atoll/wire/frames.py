@@ -66,6 +66,9 @@ class Rope:
         self.parts = parts
         self.nbytes = sum(memoryview(part).nbytes for part in parts)
 
+    def __len__(self) -> int:
+        return self.nbytes
+
 
 class Message(NamedTuple):
     """One decoded frame: its header, and its buffers, writable: byte arrays, or maps of memory where they are large."""
