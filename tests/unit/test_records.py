@@ -30,6 +30,10 @@ CLAIM = ["c-1", "f", "", 10.0, 11.0, 0.5, 0.4, 1 << 20, 100, 200, "ok", "", ""]
 HEADER = {"call": "c-1", "name": "f", "at": 5.0}
 
 
+def read(message: dict[str, Any]) -> list[list[Any]]:
+    return meter.read_slots(message["slots"], message["last"])
+
+
 def changed(number: int, value: Any) -> list[Any]:
     return [*CLAIM[:number], value, *CLAIM[number + 1 :]]
 
@@ -60,7 +64,7 @@ def test_a_call_is_measured() -> None:
     measured.end({"type": "result"}, [b"xyz", bytearray(7)])
     assert measured.waiting
     measured.report()
-    ((call, name, parent, queued, _, wall, cpu, peak, came, went, *rest),) = sent[0]["records"]
+    ((call, name, parent, queued, _, wall, cpu, peak, came, went, *rest),) = read(sent[0])
     assert (call, name, parent, queued, came, went, rest) == ("c-1", "f", "", 5.0, 1800, 10, ["ok", "", ""])
     assert 0.1 <= cpu <= wall + 0.1
     assert peak >= len(block)
@@ -79,7 +83,7 @@ def test_the_peak_of_a_call_is_its_own() -> None:
     measured.begin(HEADER, [])
     measured.end({"type": "result"})
     measured.report()
-    first, second = (record[7] for record in sent[0]["records"])
+    first, second = (record[7] for record in read(sent[0]))
     assert first - second > 100 << 20
 
 
@@ -91,12 +95,12 @@ def test_records_wait_for_a_batch_and_errors_do_not() -> None:
         measured.end({"type": "result"})
     assert not sent
     measured.begin(HEADER, [])
-    assert len(sent[0]["records"]) == meter.SLOTS
+    assert len(read(sent[0])) == meter.SLOTS
     frames = [["prog.py", 3, "f", "1 / 0", None, None, None]]
     described = {"exceptions": [{"type": "ZeroDivisionError", "text": "division by zero", "frames": frames}]}
     measured.end({"type": "error", "error": described})
-    assert sent[1]["records"][-1][10:12] == ["error", "ZeroDivisionError"]
-    assert sent[1]["records"][-1][12].splitlines()[:2] == ["division by zero", '  File "prog.py", line 3, in f']
+    assert read(sent[1])[-1][10:12] == ["error", "ZeroDivisionError"]
+    assert read(sent[1])[-1][12].splitlines()[:2] == ["division by zero", '  File "prog.py", line 3, in f']
 
 
 def test_what_a_killed_worker_did_not_report_is_on_its_sheet() -> None:
@@ -161,6 +165,28 @@ def test_what_a_worker_cannot_claim(claims: Any) -> None:
     place = records.Place(SandboxKey("u", "e"), "s1", "w1")
     with pytest.raises(ValueError, match=r"record|report"):
         list(place.records(claims, nested=False))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"slots": "", "last": []},
+        {"slots": "zz", "last": []},
+        {"slots": "00" * 311, "last": []},
+        {"slots": "00" * 312 * 102, "last": []},
+        {"slots": "00" * 312, "last": []},
+        {"slots": "ff" * 312, "last": []},
+        {"slots": "61" * 312, "last": ["killed", "", ""]},
+        {"slots": "61" * 312, "last": [1, 2, 3]},
+        {"slots": 5, "last": []},
+    ],
+)
+def test_reports_that_are_none(message: dict[str, Any]) -> None:
+    """A report that is not whole, names no call or holds no numbers is refused."""
+    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    with pytest.raises(ValueError, match=r".+"):
+        list(place.reported(message, nested=False))
 
 
 def test_a_record_says_what_the_daemon_knows() -> None:

@@ -452,7 +452,7 @@ class Pool:
             case "expired":
                 worker.expired = True
             case "records":
-                for record in worker.place.records(message.get("records"), nested=worker.nested):
+                for record in worker.place.reported(message, nested=worker.nested):
                     self._on_record(record)
             case "connect":
                 (descriptor,) = control.take_descriptors(1)

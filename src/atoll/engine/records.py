@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll import errors
+from atoll.agent import meter
 from atoll.model.records import CallRecord
 from atoll.model.specs import SandboxKey
 
@@ -51,11 +52,22 @@ class Place:
         self._at = clock()
         self._told = False
 
-    def records(self, claims: Any, *, nested: bool) -> Iterator[CallRecord]:
+    def reported(self, message: dict[str, Any], *, nested: bool) -> Iterator[CallRecord]:
         """Make records of what the worker reports; `nested` says whether its calls come from another worker.
 
         Raises:
             ValueError: it is not what `agent.meter` sends.
+        """
+        slots, last = message.get("slots"), message.get("last")
+        if not isinstance(slots, str) or not isinstance(last, list):
+            raise ValueError("`records` must have `slots` and `last`")
+        return self.records(meter.read_slots(slots, last), nested=nested)
+
+    def records(self, claims: Any, *, nested: bool) -> Iterator[CallRecord]:
+        """Make records of claims, which are lists in the order of `agent.meter.FIELDS`.
+
+        Raises:
+            ValueError: they are not.
         """
         if not isinstance(claims, list):
             raise ValueError("`records` must be a list")
