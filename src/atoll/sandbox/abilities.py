@@ -23,6 +23,7 @@ from atoll.sandbox.causes import explain
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher
 from atoll.sandbox.limits import Limits
+from atoll.sandbox.network import Networks
 from atoll.sandbox.policy import confine
 from atoll.settings import Settings
 
@@ -69,6 +70,7 @@ async def examine(settings: Settings) -> list[Ability]:
     found = _state(settings.home)
     found += _namespaces(settings)
     found += await _confinement(settings)
+    found.append(await _network(settings))
     found.append(_memory(settings))
     found.append(_fuse())
     return found
@@ -135,6 +137,22 @@ def _verdict(name: str, works: bool, detail: str, loses: str) -> Ability:
     if works:
         return Ability(name, True, True, detail)
     return Ability(name, True, False, f"not so: {detail}", loses, "report this with `atoll doctor --json`")
+
+
+async def _network(settings: Settings) -> Ability:
+    """Make an outbound network, whole, with what it refuses."""
+    try:
+        name, path = programs.find_carrier(settings.sandbox.pasta, settings.sandbox.slirp4netns)
+        networks = Networks(settings, Launcher(settings), Identities(settings))
+        try:
+            network = await networks.take()
+            await network.close()
+        finally:
+            await networks.close()
+    except AtollError as error:
+        loses = 'functions share the network of this machine, and `network="outbound"` is refused'
+        return Ability("outbound network", False, False, error.message, loses, error.hint)
+    return Ability("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
 
 
 def _memory(settings: Settings) -> Ability:

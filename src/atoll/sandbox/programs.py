@@ -10,12 +10,14 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import stat
 import subprocess
 from pathlib import Path
 
 from atoll.errors import SandboxUnavailable
 from atoll.process import check
+from atoll.settings import search_path
 
 OLDEST_BWRAP = (0, 8, 0)
 """The first version with `--disable-userns` and `--size`."""
@@ -107,7 +109,7 @@ def find_carrier(pasta: str = "", slirp4netns: str = "") -> tuple[str, str]:
     """Return name and path of the program that carries the packets of outbound networks; pasta where there is one.
 
     Args:
-        pasta, slirp4netns: paths to take as they are; empty for what the system has.
+        pasta, slirp4netns: paths to take as they are; empty for what the system or the user's `PATH` has.
 
     Raises:
         SandboxUnavailable: there is none.
@@ -121,7 +123,7 @@ def find_carrier(pasta: str = "", slirp4netns: str = "") -> tuple[str, str]:
         if configured:
             return name, configured
     for name in ("pasta", "slirp4netns"):
-        if path := _named(name):
+        if path := _named(name) or shutil.which(name, path=search_path()):
             return name, path
     raise SandboxUnavailable(
         "neither `pasta` nor `slirp4netns` is installed, one of which carries the packets of network `outbound`",
