@@ -68,6 +68,7 @@ class PoolSettings:
             tenths of the machine.
         daemon_idle_seconds: how long the daemon stays with nothing to do.
         worker_processes: processes and threads of one worker.
+        memory_bytes: what all workers with a machine type may use together; 0 means nine tenths of the machine.
         gpus: `auto` for the NVIDIA devices that are found, `none`, or the paths of the devices to use, by commas.
     """
 
@@ -78,6 +79,7 @@ class PoolSettings:
     daemon_idle_seconds: float = 300.0
     worker_processes: int = 4096
     gpus: str = "auto"
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,23 @@ class Settings:
         return self.home / "agents"
 
 
+LEAST = {
+    "pool.worker_memory_bytes": 32 << 20,
+    "pool.worker_processes": 16,
+    "pool.memory_bytes": 256 << 20,
+    "sandbox.tmp_bytes": 1 << 20,
+    "sandbox.shm_bytes": 1 << 20,
+    "sandbox.first_uid": 1000,
+    "sandbox.uid_count": 2,
+}
+"""The smallest values, besides 0, with which a function can run at all."""
+
+NEVER_ZERO = ("pool.worker_processes", "sandbox.tmp_bytes", "sandbox.shm_bytes")
+"""Options for which 0 does not mean that Atoll chooses."""
+
+MOST = 1 << 62
+
+
 def default_home() -> Path:
     """Return `ATOLL_HOME`, or the platform's user data directory with `atoll` below it."""
     given = os.environ.get("ATOLL_HOME")
@@ -220,13 +239,22 @@ def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:
                 f"`{path}` has an unknown option `{name}.{option}`", hint=f"known: {', '.join(sorted(known))}"
             )
         want = type(getattr(defaults, option))
-        fits = isinstance(value, (int, float)) if want is float else type(value) is want
-        if not fits or (want is not str and value < 0):
+        fits = type(value) in (int, float) if want is float else type(value) is want
+        least = LEAST.get(f"{name}.{option}", 0)
+        zero = f"{name}.{option}" not in NEVER_ZERO
+        if not fits or (want is not str and not ((zero and value == 0) or least <= value < MOST)):
             raise StateUnusable(
-                f"`{path}`: `{name}.{option}` must be a {want.__name__} of at least 0, is `{value}`",
-                hint="mend the value or remove it",
+                f"`{path}`: `{name}.{option}` must be {_wanted(want, least, zero=zero)}, is `{value}`",
+                hint="mend the value, or remove it for the default",
             )
     return cls(**data)
+
+
+def _wanted(kind: type[Any], least: float, *, zero: bool) -> str:
+    if kind is str:
+        return "a text"
+    number = "a whole number" if kind is int else "a number"
+    return f"{number} of at least {least:,}{', or 0' if least and zero else ''}"
 
 
 def index_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -28,6 +28,9 @@ MAX_WORKERS = 1024
 WORDS = 3
 """Unsigned words of shared memory for each worker: the epoch that it is busy for, the calls it has served, and when
 its call must have ended (`time.monotonic_ns`; 0 for never)."""
+STOP_ROUNDS = 100
+"""How often to look for what a worker left behind, while there is more of it."""
+
 RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
 
@@ -202,28 +205,47 @@ def _bound_processes(count: object) -> None:
 
 def kill_left_behind(name: str, session: int) -> None:
     """Kill the processes that worker `name` started and that outlived it: those of its session, and those that
-    carry its mark in their environment."""
-    mark = f"ATOLL_WORKER_ID={name}\0".encode()
-    for _ in range(3):  # a process may be forking while we look
-        found = False
-        for entry in os.listdir("/proc"):
-            pid = int(entry) if entry.isdigit() else 0
-            if pid in (0, 1, os.getpid(), session):
-                continue
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as stat:
-                    state, _parent, _group, of_session = stat.read().rsplit(b") ", 1)[1].split()[:4]
-                belongs = int(of_session) == session
-                if not belongs:
-                    with open(f"/proc/{entry}/environ", "rb") as environ:
-                        belongs = mark in environ.read() + b"\0"
-                if belongs and state not in (b"Z", b"X"):
-                    found = True
-                    os.kill(pid, signal.SIGKILL)
-            except (OSError, ValueError, IndexError):
-                continue
+    carry its mark in their environment.
+
+    All are stopped before any is killed: what is stopped starts nothing, and keeps counting against the number of
+    processes that there may be, so that those which multiply run out of places.
+    """
+    stopped: set[int] = set()
+    for _ in range(STOP_ROUNDS):
+        found = _left_behind(name, session) - stopped
         if not found:
-            return
+            break
+        for pid in found:
+            _signal(pid, signal.SIGSTOP)
+        stopped |= found
+    for pid in stopped:
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
+
+
+def _left_behind(name: str, session: int) -> set[int]:
+    mark = f"ATOLL_WORKER_ID={name}\0".encode()
+    found = set()
+    for entry in os.listdir("/proc"):
+        pid = int(entry) if entry.isdigit() else 0
+        if pid in (0, 1, os.getpid(), session):
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as stat:
+                state, _parent, _group, of_session = stat.read().rsplit(b") ", 1)[1].split()[:4]
+            belongs = int(of_session) == session
+            if not belongs:
+                with open(f"/proc/{entry}/environ", "rb") as environ:
+                    belongs = mark in environ.read() + b"\0"
+        except (OSError, ValueError, IndexError):
+            continue
+        if belongs and state not in (b"Z", b"X"):
+            found.add(pid)
+    return found
 
 
 def main() -> None:

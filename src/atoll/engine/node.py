@@ -16,8 +16,7 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.engine import agent_files
-from atoll.engine.actions import Bounds
-from atoll.engine.resources import Allotment, Capacity, allot
+from atoll.engine.machine import Machine
 from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
 from atoll.environments.records import Environment
@@ -25,10 +24,9 @@ from atoll.environments.store import EnvironmentStore
 from atoll.model.places import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.process import Completed
-from atoll.sandbox import gpus
 from atoll.sandbox.identity import Identities, give
 from atoll.sandbox.launch import Launcher, Sandbox
-from atoll.sandbox.limits import Limits, machine_memory_bytes
+from atoll.sandbox.limits import Limits
 from atoll.sandbox.network import Network, Networks
 from atoll.sandbox.outbound import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
@@ -73,9 +71,6 @@ that of the function which asks. A build runs code of the packages that are aske
 
 MAX_COMPLAINT_BYTES = 64 << 10
 """How much of what a sandbox's own processes say on stderr is kept, for each sandbox."""
-
-MEMORY_OF_A_WORKER = 96 << 20
-"""What a live worker is counted with when the number of workers is bounded by memory, in bytes."""
 
 
 class NodeSandbox:
@@ -131,59 +126,12 @@ class Node:
         self._identities = Identities(options)
         self._networks = Networks(options, self._launcher, self._identities)
         self.limits = Limits(options)
-        self.gpus = gpus.find(options.pool.gpus)
+        self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = agent_files.hold(options.agents_directory)
         self.environments = EnvironmentStore(
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
         self._interpreter: Interpreter | None = None
-        self._capacity: Capacity | None = None
-
-    @property
-    def capacity(self) -> Capacity:
-        """What this machine has for functions; found once."""
-        if self._capacity is None:
-            pool, memory = self._settings.pool, machine_memory_bytes() // 10 * 9
-            self._capacity = Capacity(
-                millicores=1000 * (pool.slots or len(os.sched_getaffinity(0))),
-                memory_bytes=memory,
-                worker_memory_bytes=pool.worker_memory_bytes or memory,
-                worker_processes=pool.worker_processes,
-                gpus=len(self.gpus.names),
-            )
-        return self._capacity
-
-    def allot(self, machine_type: str) -> Allotment:
-        """Return what a worker of a machine type gets; the empty name is the default.
-
-        Raises:
-            ResourcesUnavailable: this machine has nothing of the kind.
-        """
-        return allot(machine_type, self.capacity)
-
-    def process_wall(self, allotment: Allotment) -> int:
-        """Return how many processes the sandboxes of a user may have in all before a worker can start no more.
-
-        It is the only limit where the kernel gives no groups, and else holds until a worker is in its group.
-        """
-        return allotment.processes * (1 if self.limits.kind == "watchdog" else 4)
-
-    def gpu_variables(self, key: SandboxKey) -> dict[str, str]:
-        """Return the variables of a worker that say which GPUs it has."""
-        return self.gpus.variables(key.gpus)
-
-    def bounds(self) -> Bounds:
-        """Return how much this machine runs at a time."""
-        pool = self._settings.pool
-        capacity = self.capacity
-        workers = pool.max_workers or max(32, capacity.memory_bytes // MEMORY_OF_A_WORKER)
-        return Bounds(
-            slots=capacity.millicores // 1000,
-            workers=workers,
-            sandboxes=pool.max_sandboxes or max(16, workers // 2),
-            memory_bytes=capacity.memory_bytes,
-            gpus=self.gpus.names,
-        )
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
@@ -313,8 +261,8 @@ class Node:
                     hint="choose a path of its own, such as `/datasets`",
                 )
             binds.append(Bind(source, target))
-        binds += self.gpus.libraries(key.gpus)
-        devices = self.gpus.devices(key.gpus)
+        binds += self.machine.gpus.libraries(key.gpus)
+        devices = self.machine.gpus.devices(key.gpus)
         variables = {**self.function_variables(), **environment.variables, **variables}
         return self._policy(command, identity, binds, variables, key.network, devices, files)
 

@@ -73,7 +73,7 @@ class Pool:
         self, node: Node, on_connect: Connect, on_record: Callable[[CallRecord], None] = lambda _: None
     ) -> None:
         self._node = node
-        self._schedule = Schedule(node.bounds())
+        self._schedule = Schedule(node.machine.bounds())
         self._on_connect = on_connect
         self._on_record = on_record
         self._environments: dict[str, Environment] = {}
@@ -104,7 +104,7 @@ class Pool:
         Raises:
             ResourcesUnavailable: this machine has nothing of the machine type.
         """
-        allotment = self._node.allot(spec.machine_type)
+        allotment = self._node.machine.allot(spec.machine_type)
         self._count += 1
         sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
         key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, machine_type=spec.machine_type)
@@ -288,7 +288,7 @@ class Pool:
         control.learn_sender()
         task = self._spawn(self._listen(action.worker, control))
         place = records.Place(action.key.sandbox, action.sandbox, action.worker)
-        allotment = self._node.allot(action.key.machine_type)
+        allotment = self._node.machine.allot(action.key.machine_type)
         worker = PoolWorker(
             action.worker, action.sandbox, action.key, control, task, theirs, place, allotment=allotment
         )
@@ -311,9 +311,9 @@ class Pool:
                 **message,
                 "type": "fork",
                 "worker": worker.id,
-                "env": {**dict(worker.key.env), **self._node.gpu_variables(worker.key.sandbox)},
+                "env": {**dict(worker.key.env), **self._node.machine.gpus.variables(worker.key.sandbox.gpus)},
                 "hold": _held(worker.allotment),
-                "processes": self._node.process_wall(worker.allotment),
+                "processes": self._node.machine.process_wall(worker.allotment),
             }
             self._tell(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])
             worker.inner_end.close()

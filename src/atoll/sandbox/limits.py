@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.sandbox import cgroups, scope
-from atoll.sandbox.watchdog import Watchdog, children, started_at
+from atoll.sandbox.watchdog import Watchdog, children, session, started_at
 from atoll.settings import Settings
 
 _RECORD = "cgroups"
+_ADD_ROUNDS = 100
 
 
 class _Enforcer(Protocol):
@@ -44,11 +45,15 @@ class Limit:
         """
         done: set[int] = set()
         waiting = {host_pid}
-        while waiting:
+        for _ in range(_ADD_ROUNDS):
             for pid in waiting:
                 self._enforcer.add(pid)
             done |= waiting
             waiting = {child for pid in done for child in children(pid)} - done
+            if waiting:  # some may have lost their parents meanwhile
+                waiting |= session(host_pid) - done
+            else:
+                break
 
     def memory_bytes(self) -> int:
         """Return what the processes use together now."""

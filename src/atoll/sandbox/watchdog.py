@@ -120,6 +120,16 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def session(leader: int) -> set[int]:
+    """Return the processes of a session, by the process that began it."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[3]) == leader:
+                found.add(int(name))
+    return found
+
+
 def _resident_bytes(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
