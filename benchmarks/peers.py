@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -133,11 +134,10 @@ class Isolate:
     """The `isolate` package with its local environment: a process for each call, on an open connection."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        import isolate
-        from isolate.backends.settings import IsolateSettings
-
+        isolate: Any = importlib.import_module("isolate")
+        settings: Any = importlib.import_module("isolate.backends.settings")
         environment = isolate.prepare_environment("local")
-        quiet = IsolateSettings(serialization_method="cloudpickle", log_hook=lambda _log: None)
+        quiet = settings.IsolateSettings(serialization_method="cloudpickle", log_hook=lambda _log: None)
         environment.apply_settings(quiet)
         self._connection = environment.connect()
         self._open = self._connection.__enter__()
@@ -236,12 +236,11 @@ class QueueGenerator:
 
 def find_ray(cores: int) -> Any:
     """Return Ray, started on this machine with as many cores, or None where it is not installed."""
-    try:
-        import ray
-    except ImportError:
+    if importlib.util.find_spec("ray") is None:
         return None
+    ray: Any = importlib.import_module("ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return ray
 
 

@@ -31,7 +31,8 @@ def add(a: int, b: int = 1) -> int:
 
 
 def numbers(count: int) -> Iterator[int]:
-    yield from range(count)
+    for number in range(count):  # Ray does not take `yield from`
+        yield number
 
 
 def say(line: str) -> None:
