@@ -31,8 +31,10 @@ def add(a: int, b: int = 1) -> int:
 
 
 def numbers(count: int) -> Iterator[int]:
-    for number in range(count):  # Ray does not take `yield from`
+    number = 0
+    while number < count:  # not `yield from`, which Ray does not take
         yield number
+        number += 1
 
 
 def say(line: str) -> None:
