@@ -188,6 +188,37 @@ def test_a_worker_that_dies_between_items_is_named() -> None:
         next(items)
 
 
+def test_an_item_that_cannot_be_sent_is_named_and_closes_the_generator() -> None:
+    """The items before it arrive; the function's `finally` runs."""
+    path = fresh("unsendable")
+
+    @isolated()
+    def gives_a_lock() -> Iterator[Any]:
+        try:
+            yield 1
+            yield threading.Lock()
+        finally:
+            Path(path).write_text("closed")
+
+    items = gives_a_lock()
+    assert next(items) == 1
+    with pytest.raises(errors.SerializationError, match="lock"):
+        next(items)
+    assert read(path) == "closed"
+
+
+def test_a_child_that_a_generator_forks_sends_nothing() -> None:
+    """Each item arrives once, whatever the function forks between two of them."""
+
+    @isolated()
+    def forks() -> Iterator[int]:
+        for number in range(5):
+            os.fork()
+            yield number
+
+    assert list(forks()) == [0, 1, 2, 3, 4]
+
+
 def test_submit_and_map_give_the_lists_of_a_generator() -> None:
     """A future has one value: the list of the items."""
     assert count_to.submit(3).result() == [0, 1, 2]  # type: ignore[comparison-overlap]

@@ -288,24 +288,25 @@ class Worker:
 
         heard = select.poll()
         heard.register(data, select.POLLIN)
-        while True:
-            try:
-                item = next(items)
-            except StopIteration as end:
-                return end.value
-            buffers = payload.dumps_answer(item, plain)
-            capture.flush()
-            data.send({"type": "yield", "call": call}, buffers)
-            self._meter.sent_bytes += size_of(buffers[0])
-            if heard.poll(0):  # `stop`, or the end of the client
-                self._close(items)
-                return None
-
-    @staticmethod
-    def _close(items: Any) -> None:
         close = getattr(items, "close", None)
-        if close is not None:
-            close()
+        try:
+            while True:
+                try:
+                    item = next(items)
+                except StopIteration as end:
+                    return end.value
+                if os.getpid() != self._pid:  # the function forked, and its child goes on here: it is not the worker
+                    capture.flush()
+                    os._exit(0)
+                buffers = payload.dumps_answer(item, plain)
+                capture.flush()
+                data.send({"type": "yield", "call": call}, buffers)
+                self._meter.sent_bytes += size_of(buffers[0])
+                if heard.poll(0):  # `stop`, or the end of the client
+                    return None
+        finally:
+            if close is not None:
+                close()
 
     def _show_in_main(self, function: Any) -> None:
         """Let `__main__` have the caller's functions and classes, for code that looks for them there by name.
