@@ -29,7 +29,8 @@ DEFAULT = ("conda-forge", "pytorch")
 _DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """What `defaults` means."""
 
-_TOKEN = re.compile(r"/t/([^/\s]+)/")
+_TOKEN = re.compile(r"/t/([^/\s]+)(?=/|\s|$)")
+"""The part of an address that lets in who has it; also where nothing follows."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _OPERATOR = re.compile(r"\s*([<>=!~,|]+)\s*")
 _REMOTE = ("http", "https")
@@ -148,7 +149,7 @@ def refuse_host_paths(found: CondaRequirements) -> None:
 
 def cleaned(text: str) -> str:
     """Return `text` as a record, a log or a message may show it: no credentials in the addresses in it."""
-    return _TOKEN.sub("/t/****/", redact(text))
+    return _TOKEN.sub("/t/****", redact(text))
 
 
 def shown_channel(address: str) -> str:
@@ -176,8 +177,8 @@ def facts(
     return {
         "builder": key.BUILDER_VERSION,
         "kind": "conda",
-        "packages": [_TOKEN.sub("/", strip_credentials(package)) for package in found.packages],
-        "channels": [_TOKEN.sub("/", strip_credentials(channel)) for channel in found.channels],
+        "packages": [_TOKEN.sub("", strip_credentials(package)) for package in found.packages],
+        "channels": [_TOKEN.sub("", strip_credentials(channel)) for channel in found.channels],
         "pip": dict(pip_facts),
         "python": python,
         "platform": platform,

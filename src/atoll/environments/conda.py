@@ -156,6 +156,8 @@ class _Steps:
             "channels": recipe.found.channels,
             "constraints": recipe.pinned,
             "virtual": dict(recipe.virtual),
+            # rattler writes addresses into it as they are: with credentials, it goes with the sandbox
+            "repodata": "/tmp/repodata" if recipe.found.secrets else f"{CACHE}/repodata",
             "cache_action": "force-cache-only"
             if recipe.offline
             else "no-cache"

@@ -49,7 +49,7 @@ async def solve(request: dict[str, Any]) -> list[dict[str, Any]]:
     client = rattler.Client.default_client()
     action: Any = request["cache_action"]
     gateway = rattler.Gateway(
-        cache_dir=CACHE / "repodata", client=client, default_config=rattler.SourceConfig(cache_action=action)
+        cache_dir=Path(request["repodata"]), client=client, default_config=rattler.SourceConfig(cache_action=action)
     )
     overrides = rattler.VirtualPackageOverrides()
     for name, value in request["virtual"].items():
