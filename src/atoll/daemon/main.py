@@ -216,7 +216,7 @@ class Daemon:
         if name in ("stop", "drain"):
             return {}
         if name.startswith("calls."):
-            self.outputs.look()
+            await self.outputs.look()
             return await calls.handle(self.recorder, LOCAL_USER, name, arguments)
         if name.startswith("environments."):
             answer: dict[str, Any] = await environments_service.handle(

@@ -49,10 +49,13 @@ class Outputs:
             self._look(*known)
             known[0].close()
 
-    def look(self) -> None:
-        """Take what is new on all tapes."""
-        for known in self._tapes.values():
-            self._look(*known)
+    async def look(self) -> None:
+        """Take what is new on all tapes, one at a time, so that many of them hold up nobody."""
+        for name in list(self._tapes):
+            known = self._tapes.get(name)
+            if known is not None:
+                self._look(*known)
+                await asyncio.sleep(0)
 
     def _look(self, tape: TapeReader, user: str, worker: str) -> None:
         try:
@@ -67,4 +70,4 @@ class Outputs:
         """Look from time to time; runs until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+            await self.look()

@@ -429,6 +429,7 @@ class Pool:
                 if worker is None:
                     return
                 self._hear(worker, message, control)
+                await asyncio.sleep(0)  # code that never stops sending has its turn, and no more
         except ChannelClosed:
             pass
         except (FrameError, ValueError, TypeError, KeyError) as error:
