@@ -68,7 +68,8 @@ class OutboundSandbox:
 
     async def wait(self) -> int:
         """Wait until every process of the sandbox has ended; return the command's exit status."""
-        await asyncio.wait({self._task})
+        if not self._task.done():  # at the end it is known at once, as a plain sandbox's is
+            await asyncio.wait({self._task})
         return -1 if self._task.cancelled() else self._task.result()
 
     async def kill(self) -> int:
