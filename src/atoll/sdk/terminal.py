@@ -16,11 +16,13 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import settings
 from atoll.agent import nested
-from atoll.sdk import live
+
+if TYPE_CHECKING:
+    from atoll.sdk.live import Waiting
 
 SHOW_SECONDS = 0.8
 """How long a call waits before the line appears."""
@@ -37,7 +39,7 @@ class LiveLine:
     """The one line of this process; its methods are called with `writing` held."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, live.Waiting] = {}
+        self._calls: dict[int, Waiting] = {}
         self._drawn = ""
         self._printed_at = 0.0
         self._inside_line = False
@@ -45,6 +47,8 @@ class LiveLine:
 
     def wait(self, key: int, kind: str, detail: str, began: float, now: float) -> int:
         """Show that a call, which began at `began`, waits; return after how many milliseconds to say so again."""
+        from atoll.sdk import live  # a quick call does not need it
+
         known = self._calls.get(key)
         since = began if known is None else known.since if known.kind == kind else now
         self._calls[key] = live.Waiting(kind, detail, since)
@@ -73,6 +77,8 @@ class LiveLine:
             self._printed_at = time.monotonic()
 
     def _draw(self, now: float) -> None:
+        from atoll.sdk import live
+
         stream = sys.stderr
         try:
             columns = os.get_terminal_size(stream.fileno()).columns
