@@ -18,7 +18,7 @@ from typing import Any
 from atoll.errors import AtollError
 from atoll.model.places import Bind
 from atoll.process import check
-from atoll.sandbox import disk, programs
+from atoll.sandbox import disk, gpus, programs
 from atoll.sandbox.causes import explain
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher
@@ -71,7 +71,8 @@ async def examine(settings: Settings) -> list[Ability]:
     found += _namespaces(settings)
     found += await _confinement(settings)
     found.append(await _network(settings))
-    found.append(_memory(settings))
+    found += _limits(settings)
+    found.append(_gpus(settings))
     found.append(_fuse())
     return found
 
@@ -155,21 +156,47 @@ async def _network(settings: Settings) -> Ability:
     return Ability("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
 
 
-def _memory(settings: Settings) -> Ability:
+_DELEGATE = (
+    "log in where systemd manages the user's processes, or run `systemd-run --user --scope -p Delegate=yes $SHELL` and "
+    "use Atoll from that shell; in a container, mount `/sys/fs/cgroup` writable"
+)
+
+
+def _limits(settings: Settings) -> list[Ability]:
     limits = Limits(settings)
-    kind = limits.kind
+    kind, controllers = limits.kind, limits.controllers
     limits.close()
-    if kind != "watchdog":
-        return Ability("memory limits", False, True, f"{kind}: kept by the kernel")
-    return Ability(
-        "memory limits",
-        False,
-        False,
-        "no cgroup can be made here: a watchdog measures instead",
-        "a function that takes memory fast can pass its limit before it is ended",
-        "run `systemd-run --user --scope -p Delegate=yes $SHELL`, and use Atoll from "
-        "that shell; in a container, mount `/sys/fs/cgroup` writable",
-    )
+    found = [Ability("memory limits", False, True, f"{kind}: kept by the kernel")]
+    if kind == "watchdog":
+        found = [
+            Ability(
+                "memory limits",
+                False,
+                False,
+                "no cgroup can be made here: a watchdog measures instead",
+                "a function that takes memory fast can pass its limit before it is ended",
+                _DELEGATE,
+            )
+        ]
+    for controller, name, loses in (
+        ("cpu", "CPU limits", "a small machine type may compute as much as a large one"),
+        ("pids", "process limits", "processes are limited for each user of the platform instead of for each worker"),
+    ):
+        if controller in controllers:
+            found.append(Ability(name, False, True, "kept by the kernel"))
+        else:
+            found.append(Ability(name, False, False, "no cgroup can be made here", loses, _DELEGATE))
+    return found
+
+
+def _gpus(settings: Settings) -> Ability:
+    found = gpus.find(settings.pool.gpus)
+    if found.names:
+        return Ability("GPUs", False, True, ", ".join(found.devices(found.names[:])))
+    fix = "install the NVIDIA driver; in a container, start it with `--gpus all`"
+    if settings.pool.gpus not in ("", "auto"):
+        fix = "change `pool.gpus` in `settings.toml`"
+    return Ability("GPUs", False, False, "no `/dev/nvidia0` here", "machine types with GPUs are refused", fix)
 
 
 def _state(home: Path) -> list[Ability]:

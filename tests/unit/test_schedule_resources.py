@@ -1,0 +1,255 @@
+"""The schedule with cores, memory, GPUs and `max_concurrency` to share out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.engine.actions import (
+    Action,
+    Bounds,
+    EndSandbox,
+    EndWorker,
+    ForkWorker,
+    Grant,
+    Needs,
+    Reclaim,
+    Refuse,
+    Request,
+)
+from atoll.engine.schedule import Schedule
+from atoll.model.specs import SandboxKey, WorkerKey
+
+GPUS = ("g0", "g1")
+KINDS = {
+    "default": Needs(1000),
+    "xs": Needs(250, 1),
+    "small": Needs(500, 2),
+    "large": Needs(2000, 8),
+    "gpu": Needs(1000, 4, 1),
+}
+
+
+def request(name: str, kind: str = "default", parent: str | None = None, bound: int = 0, key: str = "a") -> Request:
+    worker_key = WorkerKey(SandboxKey("u", key), machine_type=kind)
+    return Request(name, worker_key, 10, parent, KINDS[kind], f"f-{key}-{bound}" if bound else "", bound)
+
+
+def grants(actions: list[Action]) -> list[str]:
+    return [action.request for action in actions if isinstance(action, Grant)]
+
+
+def grant(actions: list[Action]) -> Grant:
+    return next(action for action in actions if isinstance(action, Grant))
+
+
+def refusals(actions: list[Action]) -> list[str]:
+    return [action.request for action in actions if isinstance(action, Refuse)]
+
+
+def finish(schedule: Schedule, found: Grant, now: float = 1.0) -> list[Action]:
+    return schedule.withdraw(found.request) + schedule.worker_idle(now, found.worker, found.epoch)
+
+
+def test_four_quarters_share_a_core() -> None:
+    """On one core four calls of a quarter run at a time, and the fifth waits."""
+    schedule = Schedule(Bounds(1, 16, 16, 100))
+    assert all(grants(schedule.ask(request(f"r{number}", "xs"))) for number in range(4))
+    assert not grants(schedule.ask(request("r4", "xs")))
+    assert schedule.slots_used() == 1.0
+
+
+def test_a_large_call_is_not_starved_by_small_ones() -> None:
+    """Small calls that come after a large one wait for it, though they would fit before."""
+    schedule = Schedule(Bounds(2, 16, 16, 100))
+    first = grant(schedule.ask(request("s0", "small")))
+    schedule.ask(request("large", "large"))
+    assert not grants(schedule.ask(request("s1", "small")))
+    assert grants(finish(schedule, first)) == ["large"]
+
+
+def test_a_call_that_waits_for_memory_is_overtaken_by_calls_that_reserve_none() -> None:
+    """What is behind a call that lacks memory may go when it takes no memory, and may not when it does."""
+    schedule = Schedule(Bounds(8, 16, 16, 9))
+    first = grant(schedule.ask(request("l0", "large")))
+    assert not grants(schedule.ask(request("l1", "large")))
+    assert not grants(schedule.ask(request("x", "xs")))
+    assert grants(schedule.ask(request("d", "default"))) == ["d"]
+    actions = finish(schedule, first)
+    assert grants(actions) == ["l1", "x"], "the warm worker of the same key is used"
+
+
+def test_an_idle_worker_gives_its_memory_when_its_process_is_gone() -> None:
+    """An idle worker of another key is ended for its memory, which is free when it says that it has ended."""
+    schedule = Schedule(Bounds(8, 16, 16, 9))
+    first = grant(schedule.ask(request("l0", "large")))
+    finish(schedule, first)
+    actions = schedule.ask(request("l1", "large", key="b"))
+    assert EndWorker(first.worker) in actions
+    assert not grants(actions)
+    assert schedule.reserved_bytes() == 8
+    assert grants(schedule.worker_ended(2.0, first.worker)) == ["l1"]
+
+
+def test_gpus_are_exclusive_and_named_by_the_sandbox() -> None:
+    """Each GPU belongs to one worker; a third call waits, and a call without GPUs does not."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    forks = []
+    for number in range(2):
+        actions = schedule.ask(request(f"g{number}", "gpu"))
+        forks += [action.key.sandbox.gpus for action in actions if isinstance(action, ForkWorker)]
+    assert sorted(forks) == [("g0",), ("g1",)]
+    assert not grants(schedule.ask(request("g2", "gpu")))
+    assert grants(schedule.ask(request("d"))) == ["d"]
+
+
+def test_a_gpu_is_free_when_the_process_that_had_it_is_gone() -> None:
+    """An idle worker is ended for its GPU, which nobody gets before its process has ended, whatever happens meanwhile."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, ("g0",)))
+    first = grant(schedule.ask(request("a", "gpu")))
+    finish(schedule, first)
+    assert EndWorker(first.worker) in schedule.ask(request("b", "gpu", key="b"))
+    assert grants(schedule.ask(request("d"))) == ["d"]
+    assert grants(schedule.worker_ended(2.0, first.worker)) == ["b"]
+
+
+def test_a_waiting_function_holds_up_nobody_but_itself() -> None:
+    """Calls over their function's bound wait in order, others pass them, and its leases alone are asked back."""
+    schedule = Schedule(Bounds(8, 16, 16))
+    first = grant(schedule.ask(request("a", bound=1)))
+    other = grant(schedule.ask(request("o", key="b")))
+    actions = schedule.ask(request("b", bound=1))
+    assert actions == [Reclaim(first.worker, first.epoch)]
+    assert not grants(schedule.ask(request("c", bound=1)))
+    assert grants(schedule.ask(request("d"))) == ["d"]
+    assert other.worker not in {action.worker for action in actions if isinstance(action, Reclaim)}
+    second = grant(finish(schedule, first))
+    assert second.request == "b"
+    assert grants(finish(schedule, second)) == ["c"]
+
+
+def test_a_chain_lends_its_cores_and_not_its_memory() -> None:
+    """A nested call rides on its caller's cores; memory that its caller holds makes it impossible."""
+    schedule = Schedule(Bounds(2, 16, 16, 9))
+    outer = grant(schedule.ask(request("outer", "large")))
+    inner = grant(schedule.ask(request("inner", "default", outer.worker)))
+    assert schedule.slots_used() == 2.0, "as much as the largest of its links"
+    assert refusals(schedule.ask(request("never", "small", inner.worker))) == ["never"]
+    assert grants(schedule.ask(request("fits", "xs", inner.worker))) == ["fits"]
+
+
+def test_a_function_that_waits_for_itself_is_refused() -> None:
+    """With every permitted call waiting for one more of the same function, that one is refused at once."""
+    schedule = Schedule(Bounds(8, 16, 16))
+    outer = grant(schedule.ask(request("outer", bound=1)))
+    actions = schedule.ask(request("inner", parent=outer.worker, bound=1))
+    assert refusals(actions) == ["inner"]
+
+
+def test_two_calls_that_wait_for_one_another_s_place_are_told_apart() -> None:
+    """Two calls of a function with a bound of two that both call it again: one is refused, and the other served then."""
+    schedule = Schedule(Bounds(8, 16, 16))
+    first, second = (grant(schedule.ask(request(name, bound=2))) for name in ("a", "b"))
+    assert not refusals(schedule.ask(request("na", parent=first.worker, bound=2)))
+    assert refusals(schedule.ask(request("nb", parent=second.worker, bound=2))) == ["na"]
+    assert grants(finish(schedule, first)) == ["nb"]
+
+
+def test_a_spent_worker_is_ended_between_two_calls() -> None:
+    """A worker that is to serve no more is asked for its lease and ended when it has given it up."""
+    schedule = Schedule(Bounds(8, 16, 16))
+    first = grant(schedule.ask(request("a")))
+    assert schedule.worker_spent(first.worker) == [Reclaim(first.worker, first.epoch)]
+    assert EndWorker(first.worker) in schedule.worker_idle(1.0, first.worker, first.epoch)
+    assert grant(schedule.ask(request("b"))).worker != first.worker
+
+
+class _World:
+    """Performs actions with every answer delayed at random, and checks what must hold at every moment."""
+
+    def __init__(self, bounds: Bounds, seed: int) -> None:
+        self.bounds, self.schedule, self.random = bounds, Schedule(bounds), random.Random(seed)
+        self.requests: dict[str, Request] = {}
+        self.held: dict[str, Grant] = {}
+        self.alive: dict[str, ForkWorker] = {}
+        self.ending: list[str] = []
+        self.answered: list[str] = []
+
+    def ask(self, one: Request) -> None:
+        self.requests[one.id] = one
+        self.perform(self.schedule.ask(one))
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, ForkWorker):
+                self.alive[action.worker] = action
+            elif isinstance(action, EndWorker):
+                self.ending.append(action.worker)
+            elif isinstance(action, EndSandbox):
+                for name in [name for name, fork in self.alive.items() if fork.sandbox == action.sandbox]:
+                    del self.alive[name]
+                self.perform(self.schedule.sandbox_ended(action.sandbox))
+            elif isinstance(action, Grant):
+                assert action.worker not in {one.worker for one in self.held.values()}
+                self.held[action.request] = action
+                self.answered.append(action.request)
+            elif isinstance(action, Refuse):
+                self.answered.append(action.request)
+        forks = [self.alive[name] for name in self.alive]
+        gpus = [gpu for fork in forks for gpu in fork.key.sandbox.gpus]
+        assert len(gpus) == len(set(gpus)), "a GPU belongs to one living process at most"
+        assert sum(KINDS[fork.key.machine_type].memory_bytes for fork in forks) <= self.bounds.memory_bytes
+        assert self.schedule.slots_used() <= self.bounds.slots
+        for one in self.requests.values():
+            same = [name for name in self.held if self.requests[name].identity == one.identity]
+            assert not one.max_concurrency or len(same) <= one.max_concurrency
+
+    def step(self, now: float) -> bool:
+        """Let one thing happen that a machine may do; return whether there was any."""
+        waiting = [one for name, one in self.requests.items() if name not in self.answered]
+        parents = {one.parent for one in waiting} | {self.requests[name].parent for name in self.held}
+        free = [name for name, one in self.held.items() if one.worker not in parents]
+        if self.ending and (not free or self.random.random() < 0.5):
+            name = self.ending.pop(0)
+            if self.alive.pop(name, None) is not None:
+                self.perform(self.schedule.worker_ended(now, name))
+            return True
+        if not free:
+            return False
+        found = self.held.pop(self.random.choice(free))
+        if self.random.random() < 0.2:
+            self.alive.pop(found.worker)
+            self.perform(self.schedule.worker_ended(now, found.worker))
+        else:
+            self.perform(self.schedule.worker_idle(now, found.worker, found.epoch))
+        return True
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.builds(Bounds, st.integers(2, 3), st.integers(1, 5), st.integers(1, 4), st.integers(8, 16), st.just(GPUS)),
+    st.lists(
+        st.tuples(st.sampled_from(sorted(KINDS)), st.booleans(), st.integers(0, 2), st.sampled_from("ab")),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_every_request_is_answered_and_nothing_is_given_twice(
+    seed: int, bounds: Bounds, wishes: list[tuple[str, bool, int, str]]
+) -> None:
+    """Whatever comes, every request is granted or refused, and cores, memory, GPUs and bounds hold at every moment."""
+    world = _World(bounds, seed)
+    for number, (kind, nested, bound, key) in enumerate(wishes):
+        parents = [one.worker for one in world.held.values()]
+        parent = world.random.choice(parents) if nested and parents else None
+        world.ask(replace(request(f"r{number}", kind, parent, bound, key)))
+        if world.random.random() < 0.5:
+            world.step(number)
+    moment = 100.0
+    while world.step(moment):
+        moment += 1
+    assert sorted(world.answered) == sorted(world.requests)
