@@ -44,12 +44,13 @@ _REQUEST = "/opt/atoll-request"
 _FINISH = (
     """
 import glob, json, os, sys, sysconfig
-sys.argv = ["", sysconfig.get_paths()["purelib"]]
+sys.argv = ["", os.path.join(sys.prefix, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")]
 """
     + bytecode.PROGRAM
     + """
 on_top = []
-for path in glob.glob(os.path.join(glob.escape(sys.argv[1]), "*.dist-info")):
+places = {sys.argv[1], sysconfig.get_paths()["purelib"]}  # which uv asks for
+for path in (path for place in places for path in glob.glob(os.path.join(glob.escape(place), "*.dist-info"))):
     try:
         with open(os.path.join(path, "INSTALLER")) as file:
             if file.read(10).strip() == "uv":
