@@ -174,6 +174,7 @@ class LocalHost:
         lease.end_call()
         if ticket is not None:
             ticket.arm(None)
+            done = done and not ticket.cancelled  # a kill may be on its way to the worker
         if done and spec.keep_alive_seconds > 0:
             self._leases.rest(self.kind(spec), lease)
         else:
