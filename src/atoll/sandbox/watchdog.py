@@ -29,6 +29,7 @@ class Watchdog:
         self._processes = processes
         self._most = 0
         self._members: dict[int, int] = {}
+        self._leader = 0
         self._peak_bytes = 0
         self._record: tuple[int, int] | None = None
 
@@ -36,6 +37,7 @@ class Watchdog:
         """Count a process and those that it will start; one that has ended is ignored."""
         started = started_at(host_pid)
         if started:
+            self._leader = self._leader or host_pid
             self._members[host_pid] = started
 
     def memory_bytes(self) -> int:
@@ -78,6 +80,11 @@ class Watchdog:
                 if child not in self._members and (started := started_at(child)):
                     self._members[child] = started
                     waiting.append(child)
+        # Those whose parents have ended are found by their session, which is the worker's own.
+        if any(pid != self._leader for pid in self._members) or children(self._leader):
+            for pid in session(self._leader) - self._members.keys():
+                if started := started_at(pid):
+                    self._members[pid] = started
         self._most = max(self._most, len(self._members))
 
     def _kill(self) -> None:
