@@ -11,7 +11,9 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-SUITE ?= calls streams
+SUITE ?= calls streams payloads
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= frames plain result exception lease
 PYTEST ?=
 TESTS ?= tests
 
@@ -26,6 +28,11 @@ $(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt pyproject.to
 $(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
 	@echo "== installing what the benchmarks compare with"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.installed requirements/fuzz.txt
+	@echo "== installing what fuzzes"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
 .PHONY: install
@@ -60,6 +67,12 @@ test-here: $(VENV)/.installed ## the test suite as who calls
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: the test suite as a plain user, in a copy of this directory
 	@.ci/as-plain-user test-here PYTEST='$(PYTEST)' TESTS='$(TESTS)'
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz ## atheris on what hostile peers can send (FUZZ_SECONDS=60 for each target)
+	@set -o pipefail; for target in $(FUZZ_TARGETS); do echo "== $$target"; \
+	$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	  -artifact_prefix=tests/fuzz/.corpus/ 2>&1 | tail -n 12 || exit; done
 
 .PHONY: bench
 bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls streams", BENCH="--rounds 5")

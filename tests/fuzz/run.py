@@ -1,0 +1,33 @@
+"""Fuzz one target with atheris: `python tests/fuzz/run.py TARGET [libFuzzer options]`; `make fuzz` runs all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+# Atheris 2.3 breaks a method call inside a generator expression on Python 3.11, as `plain_arrays` has one.
+with atheris.instrument_imports(include=["atoll", "tests.fuzz"], exclude=["atoll.agent.plain_arrays"]):
+    from tests.fuzz import harness
+    from tests.fuzz.seeds import write_seeds
+
+
+def main() -> None:
+    """Run until libFuzzer has enough."""
+    name, *options = sys.argv[1:]
+    target = harness.TARGETS[name]
+    corpus = Path(__file__).parent / ".corpus" / name
+    write_seeds(name, corpus)
+
+    def one(data: bytes) -> None:
+        target(data)
+
+    atheris.Setup([sys.argv[0], str(corpus), "-max_len=65536", "-timeout=20", "-rss_limit_mb=2048", *options], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
