@@ -9,8 +9,10 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-# Atheris 2.3 breaks a method call inside a generator expression on Python 3.11, as `plain_arrays` has one.
-with atheris.instrument_imports(include=["atoll", "tests.fuzz"], exclude=["atoll.agent.plain_arrays"]):
+# Atheris 2.3 miscompiles a loop of the decoder on Python 3.11: it runs as it is, without telling of its branches.
+UNCHANGED = ["atoll.agent.plain_decoder", "atoll.agent.plain_arrays"]
+
+with atheris.instrument_imports(include=["atoll", "tests.fuzz"], exclude=UNCHANGED):
     from tests.fuzz import harness
     from tests.fuzz.seeds import write_seeds
 

@@ -74,7 +74,7 @@ def decode(decoder: Decoder) -> Any:
     dimensions = decoder.number()
     if not _DTYPE.fullmatch(name) or order not in (b"C", b"F") or dimensions > MAX_DIMENSIONS:
         raise PlainDataError("an array has an unknown type or order")
-    shape = tuple(decoder.number() for _ in range(dimensions))
+    shape = [decoder.number() for _ in range(dimensions)]
     place = bytes(decoder.take(1))
     if place == b"B":
         data: Any = memoryview(decoder.buffer()).cast("B")
