@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import inspect
 import itertools
 import os
 import sys
@@ -13,21 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from atoll import settings
-from atoll.errors import AtollError, ProtocolMismatch, set_call_id
+from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda, identity, stamps
 from atoll.sdk.future import CallFuture
 from atoll.sdk.options import Options, check_python_version
+from atoll.sdk.preparing import Prepared, identity_of, is_generator, name_of, value_of
 from atoll.sdk.submitting import threads
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
     from atoll.host.lanes import Job
-    from atoll.wire.frames import Message
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,8 +53,8 @@ class IsolatedFunction(Generic[P, R]):
         self.__wrapped__ = function
         self._options = options
         self._source = stamps.source_of(function)
-        self._prepared: _Prepared | None = None
-        self._last_job: tuple[float, _Prepared, Call, Any, LeaseSpec] | None = None
+        self._prepared: Prepared | None = None
+        self._last_job: tuple[float, Prepared, Call, Any, LeaseSpec] | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.is_generator:
@@ -68,7 +65,7 @@ class IsolatedFunction(Generic[P, R]):
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
-        return f"<isolated {_name(self.__wrapped__)}>"
+        return f"<isolated {name_of(self.__wrapped__)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IsolatedFunction, (self.__wrapped__, self._options)
@@ -191,7 +188,7 @@ class IsolatedFunction(Generic[P, R]):
             check_python_version(self._options.python_version)
         return LeaseSpec(
             self.environment_spec(),
-            _name(self.__wrapped__),
+            name_of(self.__wrapped__),
             self._options.env,
             "",
             self._options.network or "",
@@ -199,7 +196,7 @@ class IsolatedFunction(Generic[P, R]):
             self._options.keep_alive,
             machine_type=self._options.machine_type or "",
             max_concurrency=self._options.max_concurrency or 0,
-            identity=_identity(self.__wrapped__) if self._options.max_concurrency else "",
+            identity=identity_of(self.__wrapped__) if self._options.max_concurrency else "",
         )
 
     # --- a call -----------------------------------------------------------------------------------------------------
@@ -315,11 +312,11 @@ class IsolatedFunction(Generic[P, R]):
     def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
         return list(self._iterate(args, kwargs, ticket))
 
-    def _prepare(self, args: Any, kwargs: Any, ticket: Ticket | None) -> tuple[_Prepared, Call, Any]:
+    def _prepare(self, args: Any, kwargs: Any, ticket: Ticket | None) -> tuple[Prepared, Call, Any]:
         """Return what a call sends: everything is pickled anew, where it has changed."""
         prepared = self._prepared
         if prepared is None:
-            prepared = self._prepared = _Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
+            prepared = self._prepared = Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         elif self._options.env_yml is not None:
             prepared.renew(self.environment_spec())
         bundle = prepared.sources.current()
@@ -351,108 +348,16 @@ def _new_ticket() -> Ticket:
     return Ticket(call_id=identity.new_id(), made_at=time.time())
 
 
-class _End(NamedTuple):
-    """Stands for the end of a generator, and has what it returned."""
-
-    value: Any
-
-
-def value_of(message: Message, results: str, call_id: str) -> Any:
-    """Return what an answer brings, or raise the exception that it describes."""
-    from atoll.sdk import exceptions, payload
-
-    try:
-        if results == "data":
-            from atoll.sdk import plain
-
-            if message.type in ("result", "yield"):
-                return plain.loads(message.buffers)
-            error = plain.loads_exception(message.header["error"], message.buffers)
-        elif message.type in ("result", "yield"):
-            return payload.loads_result(message.buffers[0], message.buffers[1:])
-        else:
-            error = exceptions.loads(message.header["error"], message.buffers)
-    except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
-        raise ProtocolMismatch(
-            f"the worker's answer cannot be read: {malformed!r}",
-            hint="code in the worker has disturbed its channel",
-        ) from None
-    set_call_id(error, call_id)
-    try:
-        raise error
-    finally:
-        del error
-
-
-class _Prepared:
-    """What stays the same from call to call of one function."""
-
-    def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
-        from atoll.host.local import local
-        from atoll.sdk.payload import FunctionPickler
-        from atoll.sdk.sources import Sources
-
-        self.host = options.host if options.host is not None else local
-        self.name = spec.function
-        self.pickler = FunctionPickler(function, options.local_modules, source)
-        self.sources = Sources(function, options.local_modules)
-        self.setup = _Setup(options.setup_function, options.local_modules) if options.setup_function else None
-        self._spec = self._last = spec
-
-    def renew(self, environment: EnvironmentSpec) -> None:
-        """Have the next call run in this environment."""
-        if environment != self._spec.environment:
-            self._spec = self._last = replace(self._spec, environment=environment)
-
-    def lease_spec(self, call: Call) -> LeaseSpec:
-        if self._last.sources != call.sources or self._last.setup != call.setup_digest:
-            self._last = replace(self._spec, sources=call.sources, setup=call.setup_digest)
-        return self._last
-
-
-class _Setup:
-    """The pickle of a `setup_function`, with its digest."""
-
-    def __init__(self, function: Callable[[], Any], local_modules: Any) -> None:
-        from atoll.sdk.payload import FunctionPickler
-
-        self._pickler = FunctionPickler(function, local_modules)
-        self._made = b"", ""
-
-    def __call__(self) -> tuple[bytes, str]:
-        data, _ = self._pickler.dumps()
-        if data is not self._made[0]:
-            self._made = data, hashlib.blake2b(data, digest_size=16).hexdigest()
-        return self._made
-
-
-def is_generator(function: Any) -> bool:
-    """Whether calling a function gives items one by one, async or not."""
-    call = (
-        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
-    )
-    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
-
-
 def _zipped(iterable: Iterable[Any], more: tuple[Iterable[Any], ...]) -> Iterable[Any]:
     if not more and isinstance(iterable, (Sequence, range)):
         return [(item,) for item in iterable]
     return zip(iterable, *more, strict=False)
 
 
-def _name(function: Any) -> str:
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
-    return str(name or type(function).__qualname__)
+class _End(NamedTuple):
+    """Stands for the end of a generator, and has what it returned."""
 
-
-def _identity(function: Any) -> str:
-    """Return which function it is: file and qualified name, the same in every program that has it from there."""
-    plain = inspect.unwrap(function)
-    code = getattr(plain, "__code__", None)
-    if code is None:
-        return f"{getattr(plain, '__module__', '')}:{_name(plain)}"
-    line = f":{code.co_firstlineno}" if "<lambda>" in code.co_name else ""
-    return f"{os.path.abspath(code.co_filename)}:{_name(plain)}{line}"
+    value: Any
 
 
 @overload

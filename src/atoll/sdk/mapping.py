@@ -225,6 +225,6 @@ class _Value:
         self._message, self._call_id, self._results = message, call_id, results
 
     def __call__(self) -> Any:
-        from atoll.sdk.function import value_of
+        from atoll.sdk.preparing import value_of
 
         return value_of(self._message, self._results, self._call_id)
