@@ -50,7 +50,7 @@ def plain(data: bytes) -> Any:
     """Read the bytes as plain data; a NUL-free mark splits off further buffers."""
     try:
         return loads([bytearray(part) for part in data.split(b"\xf5\xf6")], MEMORY_BYTES)
-    except (PlainDataError, MemoryError):
+    except (PlainDataError, MemoryError, RecursionError):  # the last two are its limits, and `sdk.plain` reports them
         return None
 
 

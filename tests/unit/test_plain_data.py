@@ -281,6 +281,18 @@ def test_depth_up_to_the_limit_arrives() -> None:
     assert there(_deep(plain.MAX_DEPTH - 1)) == _deep(plain.MAX_DEPTH - 1)
 
 
+def test_containers_of_every_kind_may_be_as_deep_as_the_limit() -> None:
+    """Python's usual stack holds each kind at the greatest depth, with places left for the program that calls."""
+    script = (
+        "from atoll.agent import plain; from atoll.agent.plain_decoder import loads\n"
+        "for around in (lambda it: [it], lambda it: (it,), lambda it: {1: it}, lambda it: frozenset({it})):\n"
+        "    deep = 1\n"
+        "    for _ in range(plain.MAX_DEPTH): deep = around(deep)\n"
+        "    assert loads(plain.dumps(deep)) == deep\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_decoding_plain_values_imports_nothing() -> None:
     """A caller that has neither NumPy nor Arrow at hand does not import them for what needs none."""
     code = (

@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 from atoll.agent.plain import COMPLEX, DATE, DELTA, FLOAT, MAX_DEPTH, SWAPPED, TIME, PlainDataError
@@ -125,7 +126,8 @@ class Decoder:
     def _items(self, depth: int, per_item: int) -> list[Any]:
         count = self._count(depth, 1)
         self.charge(220 + per_item * count)
-        return [self.value(depth + 1) for _ in range(count)]
+        # A comprehension would take one place more of the stack for each container around.
+        return list(map(self.value, repeat(depth + 1, count)))
 
     def _count(self, depth: int, least_bytes: int) -> int:
         """Return how many items come, which take at least so many bytes each."""
