@@ -56,6 +56,7 @@ class LocalLease:
         self._data = PayloadChannel(socket.socket(fileno=descriptors[0]), free_bytes=free_bytes)
         self._out, self._err = descriptors[1:]
         self._fresh = fresh
+        self._unused = True
         self._overdue_at = 0.0
         self._poll = select.poll()
         self._poll.register(self._data, select.POLLIN)
@@ -67,6 +68,11 @@ class LocalLease:
         self._can_keep = True
         self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
         self._close.atexit = False  # the end of the process closes them
+
+    @property
+    def unused(self) -> bool:
+        """Whether no call has been sent under this lease."""
+        return self._unused
 
     @property
     def usable(self) -> bool:
@@ -86,6 +92,7 @@ class LocalLease:
 
     def start(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None) -> None:
         """Send a call; `next` gives what the worker answers."""
+        self._unused = False
         self._header = self._header_of(call, keep_alive_seconds)
         if call.timeout_seconds:
             self._overdue_at = time.monotonic() + call.timeout_seconds + OVERDUE_SECONDS

@@ -133,7 +133,7 @@ class LocalHost:
             while True:
                 if waiter.lease is not None:
                     lease, waiter.lease = waiter.lease, None
-                    if lease.usable:
+                    if lease.unused or lease.usable:  # why an unused one has ended already, its call will hear
                         taken = True
                         return lease
                     lease.close()
