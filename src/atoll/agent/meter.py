@@ -69,7 +69,8 @@ class Meter:
         self._count = 0
         self._slot = _COUNT.size
         self._reported = time.monotonic()
-        self._children = 0.0
+        below = self._usage(-1)
+        self._children = below.ru_utime + below.ru_stime
         self._peak = self._floor = 0
         self._header: dict[str, Any] | None = None
         self._began = self._cpu = 0.0
