@@ -359,6 +359,19 @@ def test_results_come_while_the_input_blocks() -> None:
     assert list(results) == [4]
 
 
+def test_a_map_that_has_ended_leaves_its_workers_warm() -> None:
+    """One `map` after the other uses the same few workers."""
+
+    @isolated(keep_alive=60, env={"MAPPED": "again"})
+    def whoami(_: int) -> int:
+        return os.getpid()
+
+    found: set[int] = set()
+    for _ in range(20):
+        found.update(whoami.map(range(10)))
+    assert len(found) <= 2 * len(os.sched_getaffinity(0))
+
+
 def test_an_endless_input_is_drawn_only_a_little_ahead() -> None:
     """Work in flight is bounded, and closing the results cancels it."""
     drawn = 0

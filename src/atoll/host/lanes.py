@@ -96,17 +96,22 @@ class Lanes:
         self._most = most
         self._lock = threading.Lock()
         self._tickets: set[Ticket] = set()
+        self._serving: set[Ticket] = set()
         self._stopped = False
 
     def start(self) -> None:
         """Begin with one lane; each lane that has a lease starts the next while there is work."""
         self._spawn(self._first)
 
-    def stop(self) -> None:
-        """Kill what runs and give up what waits; from any thread."""
+    def stop(self, *, kill: bool = True) -> None:
+        """Give up what waits for a lease, and kill what runs; from any thread.
+
+        Args:
+            kill: False where nothing runs whose answer has not come.
+        """
         with self._lock:
             self._stopped = True
-            tickets = list(self._tickets)
+            tickets = [ticket for ticket in self._tickets if kill or ticket not in self._serving]
         for ticket in tickets:
             ticket.cancel()
 
@@ -160,6 +165,8 @@ class Lanes:
         kind = self._host.kind(spec)
         pending: deque[Job] = deque()
         done = False
+        with self._lock:
+            self._serving.add(ticket)
         try:
             ticket.arm(lease.kill)
             _Lane(self._jobs, lease, kind, self._host.kind, pending, lambda: self._more(spec)).run()
@@ -173,6 +180,8 @@ class Lanes:
             if pending:
                 self._jobs.deliver(pending.popleft(), reason)
         finally:
+            with self._lock:
+                self._serving.discard(ticket)
             self._jobs.put_back(list(pending))
             self._host.settle(lease, spec, ticket, done=done)
 

@@ -32,6 +32,7 @@ def results(
     """Give the result of each call in the order of the input; see `IsolatedFunction.map`."""
     jobs = _Jobs(function, iterable)
     lanes = Lanes(function.lanes_host(), jobs, THREADS) if function.plain_calls else None
+    ended = False
     try:
         if lanes is not None:
             lanes.start()
@@ -40,6 +41,7 @@ def results(
         while True:
             outcome = jobs.next_outcome()
             if outcome is None:
+                ended = True
                 return
             try:
                 value = outcome()
@@ -51,7 +53,7 @@ def results(
     finally:
         jobs.close()
         if lanes is not None:
-            lanes.stop()
+            lanes.stop(kill=not ended)
 
 
 class _Jobs:
