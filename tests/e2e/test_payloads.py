@@ -156,11 +156,12 @@ def test_a_nested_call_carries_large_payloads() -> None:
 
 
 def test_calls_with_large_payloads_leave_no_descriptors_behind() -> None:
-    """A hundred large results that are kept cost no descriptor each."""
+    """Large results that are kept cost no descriptor each."""
     keep = [back(np.zeros(200_000)) for _ in range(2)]
     before = len(os.listdir("/proc/self/fd"))
     keep += [back(np.zeros(200_000)) for _ in range(30)]
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    after = len(os.listdir("/proc/self/fd"))
+    assert after < before + 15, "more than those of another worker, which may have replaced the first"
     assert len(keep) == 32
 
 
@@ -174,10 +175,12 @@ def test_arguments_that_no_memory_can_hold_are_refused(tmp_path: Path) -> None:
     assert back(1) == 1
 
 
-@pytest.mark.parametrize("size", [1 << 30, 5 << 30])
-def test_gigabytes_come_back(size: int) -> None:
-    """A result of 1 GiB and one of 5 GiB arrive, where the machine can hold them twice."""
-    if free_bytes() < 2.6 * size:
+def test_gigabytes_come_back() -> None:
+    """A result larger than 32 bits can say arrives, where the machine can hold it twice; one of 1 GiB otherwise."""
+    # Seconds of clearing memory, and the same for every user: once is enough where the suite runs as two.
+    sizes = ((4 << 30) + (1 << 20), 1 << 30) if os.geteuid() == 0 else (1 << 30,)
+    size = next((size for size in sizes if free_bytes() > 2.6 * size), 0)
+    if not size:
         pytest.skip("needs more free memory")
 
     @isolated(requirements=PACKAGES)
