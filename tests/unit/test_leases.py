@@ -46,6 +46,27 @@ def test_one_of_those_that_wait_asks_at_a_time() -> None:
     assert leases.asks("kind", waiters[2])
 
 
+def test_who_was_told_to_ask_and_leaves_instead_tells_the_next() -> None:
+    """When the one that asks and the last in line are cancelled together, the one between them asks."""
+    leases: Any = Leases()
+    first, middle, last = (leases.line_up("kind") for _ in range(3))
+    assert leases.asks("kind", first)
+    leases.leave("kind", first, taken=False)
+    assert last._stirred.is_set()
+    leases.leave("kind", last, taken=False)
+    assert middle._stirred.is_set()
+    assert leases.asks("kind", middle)
+
+
+def test_a_lease_that_comes_to_rest_just_before_one_lines_up_is_not_missed() -> None:
+    """Between looking for a resting lease and standing in line, nothing is lost."""
+    leases: Any = Leases()
+    assert leases.take("kind") is None
+    lease = Held()
+    leases.rest("kind", lease)
+    assert leases.line_up("kind").lease is lease
+
+
 def test_a_lease_that_was_given_and_not_taken_goes_on() -> None:
     """A call that is cancelled just as it gets a lease does not keep it."""
     leases: Any = Leases()

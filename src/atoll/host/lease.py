@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from atoll import errors
@@ -26,6 +27,12 @@ from atoll.wire.tape import TapeWriter
 
 ENDED_SECONDS = 10.0
 READ_BYTES = 1 << 16
+MOST_NEEDS = 4
+"""How often a worker may ask for what belongs to one call: once for each kind, and once more."""
+SMALL_BYTES = 32 << 10
+"""What an idle worker's socket takes without being read."""
+CLOSED_SECONDS = 3.0
+"""How long a worker may live on after the end of its channel before it is killed."""
 OVERDUE_SECONDS = 5.0
 """How long after its timeout a call is given up here, when the agent has not ended it."""
 STOP_SECONDS = 1.0
@@ -57,6 +64,7 @@ class LocalLease:
         self._out, self._err = descriptors[1:]
         self._fresh = fresh
         self._unused = True
+        self._needs = 0
         self._overdue_at = 0.0
         self._poll = select.poll()
         self._poll.register(self._data, select.POLLIN)
@@ -99,12 +107,29 @@ class LocalLease:
         if call.buffers:
             _check_room(call)
         self._call, self._bundle = call, bundle
-        with contextlib.suppress(ChannelClosed):  # what the worker said before it closed is still to be read
+        self._needs = 0
+        with contextlib.suppress(ChannelClosed), self._limited():  # what it said before it closed is still to be read
             if self._fresh:
                 self._send_sources()
                 self._send_setup()
             self._fresh = False
             self._send_call()
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Keep the call's timeout while it is sent, to a worker that may not read."""
+        call = self._call
+        small = not call.buffers and len(call.function) + len(call.arguments) <= SMALL_BYTES
+        if not self._overdue_at or (small and not self._fresh and not self._needs):  # fits into the socket
+            yield
+            return
+        timer = threading.Timer(max(self._overdue_at - time.monotonic(), 0.0), self.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def start_more(self, calls: Sequence[Call], keep_alive_seconds: float) -> None:
         """Send further calls behind one that has been sent: small ones, which need nothing that it did not bring."""
@@ -169,7 +194,14 @@ class LocalLease:
                     self._overdue_at = 0.0
                 return message
             if kind == "need":
-                with contextlib.suppress(ChannelClosed):
+                self._needs += 1
+                if self._needs > MOST_NEEDS:
+                    self.kill()
+                    raise errors.ProtocolMismatch(
+                        f"the worker of `{name}` asks for the same again and again",
+                        hint="code in the worker has disturbed its channel",
+                    )
+                with contextlib.suppress(ChannelClosed), self._limited():
                     if message.header.get("setup"):
                         self._send_setup()
                     else:
@@ -294,7 +326,14 @@ class LocalLease:
         """Say why the worker went away without an answer."""
         self._drain(output)
         try:
-            while select.select([self._control], [], [], ENDED_SECONDS)[0]:
+            closed = False
+            while True:
+                if not select.select([self._control], [], [], ENDED_SECONDS if closed else CLOSED_SECONDS)[0]:
+                    if closed:
+                        break
+                    closed = True  # the worker is there, or has just ended: then the daemon says why, after all
+                    self.kill()
+                    continue
                 if not self._control.fill():
                     continue
                 header = self._control.receive().header
@@ -304,11 +343,14 @@ class LocalLease:
                     error = errors.from_data(header["error"])
                     if isinstance(error, errors.CallTimeout):
                         return _timed_out(name, self._call.timeout_seconds)
+                    if closed and isinstance(error, errors.WorkerDied) and error.signal == 9:
+                        return _closed(name, output)
                     if isinstance(error, errors.WorkerDied):
                         message = error.message.replace("the worker", f"the worker of `{name}`", 1)
                         details = {**error.details, "last_output": output.tail()}
                         error = type(error)(message, hint=error.hint, **details)
                     return error
+            return _closed(name, output)
         except (ChannelClosed, FrameError):
             pass
         return errors.HostUnreachable(
@@ -355,6 +397,14 @@ def _check_room(call: Call) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
+
+
+def _closed(name: str, output: Output) -> errors.WorkerDied:
+    return errors.WorkerDied(
+        f"the worker of `{name}` closed its channel to the caller, and was ended",
+        hint="the function, or a library it uses, closes descriptors that it has not opened: let it keep them",
+        last_output=output.tail(),
+    )
 
 
 def _timed_out(name: str, seconds: float) -> errors.CallTimeout:

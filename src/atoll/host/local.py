@@ -25,6 +25,10 @@ from atoll.settings import Settings
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
+MOST_REVOKED = 25
+"""How often a call that has not started is given to another lease: a new lease is not given up before its first call,
+so that more than two is the doing of code in the workers."""
+
 
 class DaemonEnded(errors.HostUnreachable):
     """The daemon ended before it had granted a lease."""
@@ -75,7 +79,7 @@ class LocalHost:
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
     ) -> Message:
         """See `contract.Host.run`."""
-        while True:
+        for _ in range(MOST_REVOKED):
             lease = self.acquire(spec, output, ticket, call)
             done = False
             try:
@@ -89,13 +93,14 @@ class LocalHost:
                 raise _cancelled_or(error, ticket) from None
             finally:
                 self.settle(lease, spec, ticket, done=done)
+        raise given_back(call)
 
     def stream(
         self, spec: LeaseSpec, call: Call, bundle: Bundle | None, output: Output, ticket: Ticket | None = None
     ) -> Iterator[Message]:
         """See `contract.Host.stream`."""
         answered = False
-        while not answered:
+        for _ in range(MOST_REVOKED):
             lease = self.acquire(spec, output, ticket, call)
             done = False
             try:
@@ -106,7 +111,10 @@ class LocalHost:
                     answered = True
                     done = message.type != "yield"
                     yield message
+                return
             except Revoked:
+                if answered:
+                    raise given_back(call) from None
                 continue
             except errors.WorkerDied as error:
                 raise _cancelled_or(error, ticket) from None
@@ -115,6 +123,7 @@ class LocalHost:
                 raise
             finally:
                 self.settle(lease, spec, ticket, done=done)
+        raise given_back(call)
 
     def acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call | None = None) -> LocalLease:
         """Return a resting lease that serves this wish, or wait for one.
@@ -299,6 +308,14 @@ def _cancelled_or(error: errors.WorkerDied, ticket: Ticket | None) -> errors.Ato
     if ticket is None or not ticket.cancelled:
         return error
     return errors.CallCancelled("the call was cancelled while it ran", hint="nothing to do: it was asked for")
+
+
+def given_back(call: Call) -> errors.WorkerDied:
+    """Return what to raise for a call that no worker keeps."""
+    return errors.WorkerDied(
+        f"the workers of `{call.name}` gave the call back again and again, or in the middle of it",
+        hint="code in the worker has disturbed its channel",
+    )
 
 
 def _cancelled_before() -> errors.CallCancelled:

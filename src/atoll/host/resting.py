@@ -87,9 +87,14 @@ class Leases:
             self._resting.setdefault(kind, []).append(lease)
 
     def line_up(self, kind: Any) -> Waiter:
-        """Begin to wait for a lease; `leave` ends it."""
+        """Begin to wait for a lease; `leave` ends it. One that has come to rest meanwhile is given at once."""
         waiter = Waiter()
         with self._lock:
+            resting = self._resting.get(kind)
+            if resting:
+                waiter.lease = resting.pop()
+                if not resting:
+                    del self._resting[kind]
             self._waiting.setdefault(kind, deque()).append(waiter)
         return waiter
 
@@ -104,10 +109,13 @@ class Leases:
             if self._asking.get(kind) is not waiter:
                 return
             del self._asking[kind]
-            for other in reversed(self._waiting.get(kind, ())):
-                if other is not waiter and other.lease is None:
-                    other.stir()
-                    return
+            self._have_one_ask(kind, waiter)
+
+    def _have_one_ask(self, kind: Any, but: Waiter) -> None:
+        for other in reversed(self._waiting.get(kind, ())):
+            if other is not but and other.lease is None:
+                other.stir()
+                return
 
     def leave(self, kind: Any, waiter: Waiter, *, taken: bool) -> None:
         """End a wait; a lease that was given and not taken goes to the next."""
@@ -116,7 +124,10 @@ class Leases:
             waiting.remove(waiter)
             if not waiting:
                 del self._waiting[kind]
-        self.asked(kind, waiter)
+            if self._asking.get(kind) is waiter:
+                del self._asking[kind]
+            if kind not in self._asking:  # also where this one was told to ask, and leaves instead
+                self._have_one_ask(kind, waiter)
         if not taken and waiter.lease is not None:
             self.rest(kind, waiter.lease)
 
