@@ -174,6 +174,21 @@ def test_a_slow_consumer_holds_the_generator_back() -> None:
     assert sum(1 for _ in items) == 49
 
 
+def test_a_loop_over_items_that_makes_calls_needs_one_core(atoll_home: Home, tmp_path: Path) -> None:
+    """Generators that are ahead of their consumers hold no core: two of them and a call in the loop run on one."""
+    (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\n")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from atoll import isolated\n"
+        "@isolated()\ndef batches():\n    for _ in range(20):\n        yield bytes(1_000_000)\n"
+        "@isolated()\ndef size(data):\n    return len(data)\n"
+        "@isolated()\ndef inside():\n    return sum(size(a) for a, b in zip(batches(), batches()))\n"
+        "if __name__ == '__main__':\n"
+        "    print(sum(size(a) + size(b) for a, b in zip(batches(), batches())), inside())\n"
+    )
+    assert atoll_home.python(str(program)).stdout == "40000000 20000000\n"
+
+
 def test_a_worker_that_dies_between_items_is_named() -> None:
     """The items before its death arrive, then `WorkerDied`."""
 

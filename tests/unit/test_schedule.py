@@ -94,6 +94,20 @@ def test_a_lease_of_another_kind_is_asked_back_from_the_client_that_waits() -> N
     assert schedule.ask(Request("r2", key("b"), 10, client="one")) == [Reclaim(first.worker, first.epoch)]
 
 
+def test_a_generator_that_waits_for_its_consumer_lends_its_core() -> None:
+    """Another request is served meanwhile; when it goes on it has its core at once, and no further one is served."""
+    schedule = Schedule(Bounds(1, 8, 8))
+    first = schedule.ask(Request("r1", key(), 10))[-1]
+    assert isinstance(first, Grant)
+    schedule.ask(Request("r2", key("b"), 10))
+    assert schedule.worker_paused(first.worker, first.epoch + 1, paused=True) == []
+    assert granted(schedule.worker_paused(first.worker, first.epoch, paused=True)) == ["r2"]
+    assert schedule.worker_paused(first.worker, first.epoch, paused=False) == []
+    assert granted(schedule.ask(Request("r3", key("c"), 10))) == []
+    assert schedule.slots_used() == 2
+    assert granted(schedule.worker_ended(1, first.worker)) == []
+
+
 def test_a_late_word_of_an_old_epoch_changes_nothing() -> None:
     """A worker that says that an earlier lease is over does not end the present one."""
     schedule = Schedule(Bounds(1, 8, 8))

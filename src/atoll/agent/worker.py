@@ -15,7 +15,7 @@ Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `e
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
-(see `agent.meter`).
+(see `agent.meter`), `paused` and `resumed` (see `agent.pacing`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 def prepare() -> None:
     """Do, once and before any fork, what every worker needs."""
-    from atoll.agent import exceptions, payload, pickling, running, sources  # noqa: F401 - imported for the forks
+    from atoll.agent import exceptions, pacing, payload, pickling, running, sources  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
     capture.unbuffer_c()
@@ -284,10 +284,11 @@ class Worker:
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
         """Send the items as they are made, until their end or until the client has had enough."""
-        from atoll.agent import payload
+        from atoll.agent import pacing, payload
 
         heard = select.poll()
         heard.register(data, select.POLLIN)
+        pacer = pacing.Pacer(self._control.send, self._epoch)
         close = getattr(items, "close", None)
         try:
             while True:
@@ -300,11 +301,13 @@ class Worker:
                     os._exit(0)
                 buffers = payload.dumps_answer(item, plain)
                 capture.flush()
-                data.send({"type": "yield", "call": call}, buffers)
+                with pacer:
+                    data.send({"type": "yield", "call": call}, buffers)
                 self._meter.sent_bytes += size_of(buffers[0])
                 if heard.poll(0):  # `stop`, or the end of the client
                     return None
         finally:
+            pacer.close()
             if close is not None:
                 close()
 

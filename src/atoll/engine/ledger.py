@@ -83,6 +83,8 @@ class Worker:
     """It gets no further lease."""
     children: int = 0
     """Nested leases that this worker's call holds."""
+    paused: bool = False
+    """Its generator waits for who takes the items."""
     idle_since: float = 0.0
 
 
@@ -118,7 +120,7 @@ class Ledger:
         children: dict[str, list[str]] = {}
         for worker in self.workers.values():
             if worker.request is not None and (among is None or worker.id in among):
-                own[worker.id] = worker.needs.millicores
+                own[worker.id] = 0 if worker.paused else worker.needs.millicores
                 children.setdefault(worker.request.parent or "", []).append(worker.id)
         if more is not None:
             own[more.id] = more.needs.millicores

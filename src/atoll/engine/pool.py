@@ -450,6 +450,9 @@ class Pool:
                 if worker.lease is None or worker.lease.epoch == epoch:
                     self._end_lease(worker, None)
                     self._perform(self._schedule.worker_idle(_now(), worker.id, epoch))
+            case "paused" | "resumed" as kind:
+                paused = kind == "paused"
+                self._perform(self._schedule.worker_paused(worker.id, int(message["epoch"]), paused=paused))
             case "expired":
                 worker.expired = True
             case "records":

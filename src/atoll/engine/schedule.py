@@ -7,6 +7,8 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
   nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request needs cores, so
   a large call that has its memory is next in line for them. One that waits for its own `max_concurrency` holds nobody
   up but later calls of the same function.
+- A generator that waits for who takes its items lends its cores, and has them again as soon as it goes on: for that
+  long more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a call that runs waits for it; it rides on the cores
   that this call lends.
 - While anyone waits, every lease that holds what is lacked is asked back: its worker gives it up as soon as it is
@@ -153,6 +155,14 @@ class Schedule:
             return [EndWorker(worker), *self._place()]
         return self._place()
 
+    def worker_paused(self, worker: str, epoch: int, *, paused: bool) -> list[Action]:
+        """A worker's generator waits for who takes its items, or goes on: then it has its core again at once."""
+        known = self._workers.get(worker)
+        if known is None or known.epoch != epoch or known.request is None or known.paused == paused:
+            return []
+        known.paused = paused
+        return self._place() if paused else []
+
     def worker_spent(self, worker: str) -> list[Action]:
         """A worker is to serve no further lease: it ends as soon as it is between two calls."""
         known = self._workers.get(worker)
@@ -207,6 +217,7 @@ class Schedule:
         if parent is not None:
             parent.children -= 1
         worker.request = None
+        worker.paused = False
 
     # --- placing --------------------------------------------------------------------------------------------------
 
