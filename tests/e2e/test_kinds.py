@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atoll import errors, isolated
+from atoll.sdk import mapping
 from atoll.sdk.retries import Retries
 from tests.conftest import Home
 
@@ -401,6 +402,71 @@ def test_an_endless_input_is_drawn_only_a_little_ahead() -> None:
     assert [next(results) for _ in range(3)] == [2, 4, 6]
     results.close()
     assert drawn < 2000
+
+
+class Rows(Sequence[Any]):
+    """Reads row after row, of which one may fail."""
+
+    def __init__(self, length: int, bad: int = -1) -> None:
+        self.length, self.bad, self.read = length, bad, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self.length:
+            raise IndexError(index)
+        if index == self.bad:
+            raise OSError("no such row")
+        self.read += 1
+        return (index,)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_sequence_that_fails_is_raised_after_the_results_before_it(retries: int) -> None:
+    """What a row raises comes in its place: the results neither end there nor wait for ever."""
+    taken: list[Any] = []
+    with pytest.raises(OSError, match="no such row"):
+        taken.extend(double.on(retries=retries).starmap(Rows(10, bad=3)))
+    assert taken == [0, 2, 4]
+
+
+def test_a_sequence_is_read_only_a_little_ahead() -> None:
+    """`map` takes from a sequence as it goes, as from any other input."""
+
+    @isolated()
+    def first(row: tuple[int]) -> int:
+        return row[0]
+
+    rows = Rows(50_000)
+    results: Any = first.map(rows)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert rows.read < 2000
+
+
+def test_arguments_that_cannot_be_spread_fail_in_their_place() -> None:
+    """An item that is no tuple of arguments is an error of that call, for every kind of function."""
+    for function in (double, double.on(retries=1), count_to):
+        found = list(function.starmap([(1,), 2, (3,)], return_exceptions=True))  # type: ignore[list-item]
+        assert [type(item) for item in found] == [type(found[0]), TypeError, type(found[0])]
+        assert type(found[0]) in (int, list)
+
+
+def test_each_map_sees_what_the_function_refers_to_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the `map` before it is used, however little later it begins."""
+    monkeypatch.setattr(mapping, "SAME_SECONDS", 3600)
+    state = [0]
+
+    @isolated()
+    def look(_: int) -> int:
+        return state[0]
+
+    found: list[int] = []
+    for value in range(3):
+        state[0] = value
+        found.extend(look.map([1]))
+    assert found == [0, 1, 2]
 
 
 # --- timeout ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-SAME_SECONDS = 0.001
-"""How long `map` takes the function and the project's modules to be what they were."""
 
 
 class IsolatedFunction(Generic[P, R]):
@@ -54,7 +51,6 @@ class IsolatedFunction(Generic[P, R]):
         self._options = options
         self._source = stamps.source_of(function)
         self._prepared: Prepared | None = None
-        self._last_job: tuple[float, Prepared, Call, Any, LeaseSpec] | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.is_generator:
@@ -142,21 +138,25 @@ class IsolatedFunction(Generic[P, R]):
         """Call the function for each item and yield the results in order, with bounded work in flight.
 
         Args:
-            iterable, more: as the built-in `map` takes them. What is not a list or another sequence is read by a
-                thread of its own, at most a few calls ahead, so that results come also while it blocks.
+            iterable, more: as the built-in `map` takes them, read as results are taken and a bounded number of items
+                ahead of them. What is not a list, tuple, range, string or bytes is read by a thread of its own, so
+                that results come also while it blocks.
             return_exceptions: yield the exception of a call that failed in its place, and go on.
 
         Raises:
             Exception: of the first call that failed, in its place, or of the input after the results before it; the
                 calls behind it are cancelled.
         """
-        return self.starmap(_zipped(iterable, more), return_exceptions=return_exceptions)
+        from atoll.sdk.mapping import is_direct, results
+
+        items = zip(iterable, *more, strict=False)
+        return results(self, items, direct=is_direct(iterable, *more), return_exceptions=return_exceptions)
 
     def starmap(self, iterable: Iterable[Iterable[Any]], *, return_exceptions: bool = False) -> Iterator[R]:
         """Like `map`, for items that are tuples of arguments."""
-        from atoll.sdk.mapping import results
+        from atoll.sdk.mapping import is_direct, results
 
-        return results(self, iterable, return_exceptions=return_exceptions)
+        return results(self, iter(iterable), direct=is_direct(iterable), return_exceptions=return_exceptions)
 
     def environment_spec(self) -> EnvironmentSpec:
         """Return the environment that the function asks for, with `env_yml` as the file is now.
@@ -293,21 +293,18 @@ class IsolatedFunction(Generic[P, R]):
 
         return self._options.host if self._options.host is not None else local
 
-    def job(self, number: int, args: tuple[Any, ...]) -> Job:
-        """Return one of many calls, ready to be sent."""
+    def job(self, number: int, args: tuple[Any, ...], like: Job | None = None) -> Job:
+        """Return one of many calls, ready to be sent; with `like`, only its arguments are pickled anew."""
         from atoll.host.lanes import Job
         from atoll.sdk.output import CallerStreams
 
-        last, now = self._last_job, time.monotonic()
-        if last is None or now >= last[0] + SAME_SECONDS:
+        prepared = self._prepared
+        if like is None or prepared is None:
             prepared, call, bundle = self._prepare(args, {}, None)
-            spec = prepared.lease_spec(call)
-            self._last_job = now, prepared, call, bundle, spec
-        else:
-            _, prepared, call, bundle, spec = last
-            arguments, buffers = prepared.pickler.dumps_arguments(args, {})
-            call = call.again(identity.new_id(), arguments, tuple(buffers), time.time())
-        return Job(number, spec, call, bundle, CallerStreams())
+            return Job(number, prepared.lease_spec(call), call, bundle, CallerStreams())
+        arguments, buffers = prepared.pickler.dumps_arguments(args, {})
+        call = like.call.again(identity.new_id(), arguments, tuple(buffers), time.time())
+        return Job(number, like.spec, call, like.bundle, CallerStreams())
 
     def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
         return list(self._iterate(args, kwargs, ticket))
@@ -346,12 +343,6 @@ def _new_ticket() -> Ticket:
     from atoll.host.contract import Ticket
 
     return Ticket(call_id=identity.new_id(), made_at=time.time())
-
-
-def _zipped(iterable: Iterable[Any], more: tuple[Iterable[Any], ...]) -> Iterable[Any]:
-    if not more and isinstance(iterable, (Sequence, range)):
-        return [(item,) for item in iterable]
-    return zip(iterable, *more, strict=False)
 
 
 class _End(NamedTuple):

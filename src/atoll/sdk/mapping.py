@@ -1,16 +1,18 @@
 """`map`: many calls of one function, results in order, with bounded work in flight.
 
 The calls are made by the host's lanes, a thread for each lease; the thread that takes the results unpickles them.
-An input that is not a sequence may block, so that a thread of its own draws from it: results come as they are ready,
-whatever the input does. Nobody gets more than `AHEAD` items ahead of the results that have been taken.
+An input that is not one of Python's own sequences may block, so that a thread of its own draws from it: results come
+as they are ready, whatever the input does. Nobody gets more than `AHEAD` items ahead of the results that have been
+taken.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,26 @@ if TYPE_CHECKING:
 
 AHEAD = 8 * THREADS
 """How many items are taken from the input before the oldest has been answered and taken."""
+SAME_SECONDS = 0.001
+"""How long one `map` takes the function and the project's modules to be what they were."""
+DIRECT = (list, tuple, range, str, bytes)
+"""What neither blocks nor fails when an item is taken from it; a class derived from one of them may."""
+
+
+def is_direct(*iterables: object) -> bool:
+    """Whether to draw from these neither blocks nor fails."""
+    return all(type(iterable) in DIRECT for iterable in iterables)
 
 
 def results(
-    function: IsolatedFunction[..., Any], iterable: Iterable[Iterable[Any]], *, return_exceptions: bool
+    function: IsolatedFunction[..., Any], items: Iterator[Iterable[Any]], *, direct: bool, return_exceptions: bool
 ) -> Iterator[Any]:
-    """Give the result of each call in the order of the input; see `IsolatedFunction.map`."""
-    jobs = _Jobs(function, iterable)
+    """Give the result of each call in the order of the input; see `IsolatedFunction.map` and `starmap`.
+
+    Args:
+        direct: drawing from `items` neither blocks nor fails.
+    """
+    jobs = _Jobs(function, items, direct=direct)
     lanes = Lanes(function.lanes_host(), jobs, THREADS) if function.plain_calls else None
     ended = False
     try:
@@ -59,10 +74,12 @@ def results(
 class _Jobs:
     """Items on their way to be calls, and answers on their way to who asked; see `lanes.Jobs`."""
 
-    def __init__(self, function: IsolatedFunction[..., Any], iterable: Iterable[Iterable[Any]]) -> None:
+    def __init__(self, function: IsolatedFunction[..., Any], items: Iterator[Iterable[Any]], *, direct: bool) -> None:
         self._function = function
-        self._direct = isinstance(iterable, Sequence)
-        self._items = iter(iterable)
+        self._items = items
+        self._direct = direct
+        self._last: tuple[float, Job] | None = None
+        """When the function and the modules were last looked at, and the call that was made then."""
         self._drawn: deque[Iterable[Any]] = deque()
         self._back: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -107,7 +124,9 @@ class _Jobs:
                 if self._direct and not self._ended:
                     try:
                         item = next(self._items)
-                    except StopIteration:
+                    except BaseException as error:
+                        if not isinstance(error, StopIteration):
+                            self._failure = error
                         self._ended = True
                         self._changed.notify_all()
                     else:
@@ -133,9 +152,17 @@ class _Jobs:
                 return self._back.popleft() if self._back and not self._closed else None
             number, arguments = drawn
             try:
-                return self._function.job(number, tuple(arguments))
+                return self._job(number, tuple(arguments))
             except BaseException as error:
                 self._answer(number, error)
+
+    def _job(self, number: int, arguments: tuple[Any, ...]) -> Job:
+        last, now = self._last, time.monotonic()
+        if last is not None and now < last[0] + SAME_SECONDS:
+            return self._function.job(number, arguments, like=last[1])
+        job = self._function.job(number, arguments)
+        self._last = now, job
+        return job
 
     def put_back(self, jobs: list[Job]) -> None:
         """See `lanes.Jobs.put_back`."""
@@ -170,10 +197,17 @@ class _Jobs:
             if drawn is None:
                 return
             number, arguments = drawn
-            future = self._function.submit(*arguments)
+            try:
+                future = self._function.submit(*arguments)
+            except BaseException as error:
+                self._answer(number, error)
+                continue
             with self._changed:
                 self._futures[number] = future
+                closed = self._closed
             future.add_done_callback(functools.partial(self._answer, number))
+            if closed:
+                self._function.cancel(future)
 
     # --- the results ------------------------------------------------------------------------------------------------
 
