@@ -198,7 +198,7 @@ class _Jobs:
                 return
             number, arguments = drawn
             try:
-                future = self._function.submit(*arguments)
+                future = self._function.submit(*tuple(arguments))
             except BaseException as error:
                 self._answer(number, error)
                 continue
