@@ -22,6 +22,7 @@ import pytest
 from atoll import LocalHost, errors, isolated
 from atoll.engine import agent_files
 from atoll.host import start
+from atoll.sandbox import limits
 from atoll.wire.channel import connect
 from tests.conftest import Home
 
@@ -456,6 +457,81 @@ def test_children_that_were_forked_at_once_are_under_the_limit(atoll_home: Home)
 
     with contextlib.suppress(errors.OutOfMemory):  # where all of the worker is ended with it
         assert fork() == b""
+
+
+HIDDEN = """
+import os, time
+time.sleep(0.7)  # until the worker has come under its limit
+open("/data/hidden", "w").write(str(os.getpid()))
+kept = os.urandom(1 << 20) * 600
+open("/data/kept", "w").write(str(len(kept)))
+time.sleep(1000)
+"""
+
+
+def hide(code: str) -> None:
+    """Start a program that has nothing of its worker: neither parent nor session nor environment."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            os.execve("/opt/atoll/env/bin/python", ["python", "-c", code], {})
+        os._exit(0)
+    os.wait()
+
+
+def test_a_process_that_hides_from_its_worker_is_under_its_limit(atoll_home: Home) -> None:
+    """What leaves its worker's parentage, session and environment at once cannot use more than the worker may."""
+    (atoll_home.path / "settings.toml").write_text(f"[pool]\nworker_memory_bytes = {200 << 20}\n")
+    if not any("memory" in place.controllers for place in limits._placed("atoll-test")):
+        pytest.skip("no control groups can be made here")
+
+    @isolated(host=LocalHost(atoll_home.path), keep_alive=60)
+    def spawn() -> None:
+        hide(HIDDEN)
+
+    spawn()
+    data = atoll_home.path / "volumes/local/data"
+    until((data / "hidden").exists)
+    hidden = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if b"/data/kept" in _command_line(pid)]
+    until(lambda: not any(b"/data/kept" in _command_line(pid) for pid in hidden))
+    assert not (data / "kept").exists()
+
+
+def test_a_process_that_hides_from_its_worker_ends_with_it(atoll_home: Home) -> None:
+    """What leaves its worker's parentage, session and environment at once does not outlive the worker."""
+
+    @isolated(host=LocalHost(atoll_home.path))
+    def spawn() -> None:
+        hide("import time; time.sleep(1000.5)")
+        os._exit(3)
+
+    @isolated(host=LocalHost(atoll_home.path))
+    def look() -> str:
+        return "".join(path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline"))
+
+    with pytest.raises(errors.WorkerDied):
+        spawn()
+    assert "sleep(1000.5)" not in look()
+
+
+def test_a_call_whose_worker_says_that_it_is_idle_can_be_cancelled(atoll_home: Home) -> None:
+    """A function that gives its lease up and runs on is killed by a cancel."""
+
+    @isolated(host=LocalHost(atoll_home.path), keep_alive=600)
+    def lie() -> None:
+        import gc
+
+        worker = next(one for one in gc.get_objects() if type(one).__name__ == "Worker" and hasattr(one, "_control"))
+        worker._control.send({"type": "idle", "epoch": worker._epoch})
+        time.sleep(1000.25)
+
+    future = lie.submit()
+    until(lambda: [one["state"] for one in status(atoll_home)["workers"]] == ["idle"])
+    assert lie.cancel(future)
+    with pytest.raises(errors.CallCancelled):
+        future.result(timeout=30)
+    until(lambda: not status(atoll_home)["workers"])
 
 
 def test_settings_that_are_wrong_are_named(atoll_home: Home, program: Path) -> None:

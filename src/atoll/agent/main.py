@@ -3,7 +3,8 @@
 It imports what every worker needs, once, and forks a worker when the daemon asks. It stays single-threaded, so that
 a fork is always safe. A page of memory shared with its workers says which lease's call each of them is running:
 when the daemon reports that a lease's client is gone, the agent kills the worker if it is still busy for it, and
-leaves an idle one alone. When a worker ends, the processes that it left behind are killed with it.
+leaves an idle one alone. When a worker ends, the processes that it left behind are killed with it, and when the last
+one has ended, every process that there still is.
 
 Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`, `usage`.
 To the daemon: `exited`, `usage`.
@@ -182,7 +183,7 @@ class Agent:
         waiting, running = meter.left(sheet, usage)
         meter.clear(sheet)
         self._free.append(index)
-        kill_left_behind(name, pid)
+        kill_left_behind(name, pid, alone=not self._workers)
         code = os.waitstatus_to_exitcode(status)
         exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
         if between_calls:
@@ -203,16 +204,16 @@ def _bound_processes(count: object) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
-def kill_left_behind(name: str, session: int) -> None:
+def kill_left_behind(name: str, session: int, *, alone: bool = False) -> None:
     """Kill the processes that worker `name` started and that outlived it: those of its session, and those that
-    carry its mark in their environment.
+    carry its mark in their environment; every process where it was `alone`.
 
     All are stopped before any is killed: what is stopped starts nothing, and keeps counting against the number of
     processes that there may be, so that those which multiply run out of places.
     """
     stopped: set[int] = set()
     for _ in range(STOP_ROUNDS):
-        found = _left_behind(name, session) - stopped
+        found = _left_behind(name, session, alone) - stopped
         if not found:
             break
         for pid in found:
@@ -227,7 +228,7 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _left_behind(name: str, session: int) -> set[int]:
+def _left_behind(name: str, session: int, alone: bool) -> set[int]:
     mark = f"ATOLL_WORKER_ID={name}\0".encode()
     found = set()
     for entry in os.listdir("/proc"):
@@ -237,7 +238,7 @@ def _left_behind(name: str, session: int) -> set[int]:
         try:
             with open(f"/proc/{entry}/stat", "rb") as stat:
                 state, _parent, _group, of_session = stat.read().rsplit(b") ", 1)[1].split()[:4]
-            belongs = int(of_session) == session
+            belongs = alone or int(of_session) == session
             if not belongs:
                 with open(f"/proc/{entry}/environ", "rb") as environ:
                     belongs = mark in environ.read() + b"\0"

@@ -34,6 +34,8 @@ log = logging.getLogger("atoll.api")
 
 HELLO_SECONDS = 10.0
 POSITION_SECONDS = 0.5
+LINGER_SECONDS = 1.0
+"""How often to look whether a worker that has given a lease up has another one."""
 MAX_CLIENT = 64
 """Characters of what names a client's process."""
 
@@ -202,6 +204,13 @@ class Connection:
                     self._channel.drop_descriptors()
                     message = asyncio.ensure_future(self._channel.receive())
             await self._channel.send({"type": "ended", "error": lease.ended.result()})
+            while self._daemon.pool.may_run(lease):  # the call has not ended because its worker says so
+                await asyncio.wait({message}, timeout=LINGER_SECONDS)
+                if message.done():
+                    if message.result().type == "kill":
+                        self._daemon.pool.kill(lease)
+                    self._channel.drop_descriptors()
+                    message = asyncio.ensure_future(self._channel.receive())
         finally:
             message.cancel()
             await asyncio.gather(message, return_exceptions=True)

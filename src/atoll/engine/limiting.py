@@ -2,19 +2,23 @@
 
 A worker of the default type comes under its limit at the first look after its start: the kernel holds up every fork
 on the machine for some 10 ms when a process changes its group, which a short call should not pay for. A worker whose
-function names a machine type is small on purpose, so it waits for its limit before its first call begins.
+function names a machine type is small on purpose, so it waits for its limit before its first call begins. What the
+other has started by then, and what hides from it as a child of nobody, comes under its limit with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Mapping
 
 from atoll.engine.worker import PoolWorker
 from atoll.sandbox.limits import Limit, Limits
 
 LOOK_SECONDS = 0.1
+END_ROUNDS = 20
 
 
 class Limiting:
@@ -44,7 +48,21 @@ class Limiting:
             millicores=terms.millicores,
             processes=terms.processes,
         )
-        await asyncio.to_thread(_put_under, worker.limit, worker.pid)
+        await asyncio.to_thread(_put_under, worker.limit, worker)
+
+    def ended(self, worker: PoolWorker) -> None:
+        """End what a worker has left that ended before it came under its limit, where nobody else can have started
+        it: other workers without a limit adopt it."""
+        if worker.limit is None and not any(
+            one.limit is None and one.sandbox == worker.sandbox for one in self._workers.values() if one is not worker
+        ):
+            for _ in range(END_ROUNDS):
+                strays = self._limits.strays(worker.init, worker.agent)
+                for pid in strays:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                if not strays:
+                    break
 
     async def watch(self) -> None:
         """Look at every worker about ten times a second; runs until cancelled."""
@@ -59,6 +77,7 @@ class Limiting:
                     self._on_spent(worker)
 
 
-def _put_under(limit: Limit, pid: int) -> None:
+def _put_under(limit: Limit, worker: PoolWorker) -> None:
     with contextlib.suppress(OSError):  # one that has ended meanwhile needs no limit
-        limit.add(pid)
+        limit.add(worker.pid)
+        limit.adopt(worker.init, worker.agent)

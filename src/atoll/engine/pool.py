@@ -37,6 +37,7 @@ from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, why
 from atoll.environments.records import Environment
 from atoll.model.records import CallRecord
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
+from atoll.sandbox.watchdog import parent
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -137,11 +138,16 @@ class Pool:
         self._perform(self._schedule.withdraw(lease.id))
 
     def kill(self, lease: Lease) -> None:
-        """Kill the lease's worker, whatever it does."""
+        """Kill the lease's worker, whatever it does, and also where it says that it is idle."""
         worker = self._workers.get(lease.worker)
-        if worker is not None and worker.lease is lease:
+        if worker is not None and worker.last is lease:
             worker.cancelled = True
             self._tell(worker.sandbox, {"type": "kill", "worker": worker.id})
+
+    def may_run(self, lease: Lease) -> bool:
+        """Whether the lease's worker has given it up and has no other: what it says of itself need not be true."""
+        worker = self._workers.get(lease.worker)
+        return worker is not None and worker.lease is None and worker.last is lease
 
     def environment_of(self, worker: str) -> EnvironmentSpec:
         """Return what the environment of a worker was asked for with: code in it asks on the same terms."""
@@ -303,7 +309,8 @@ class Pool:
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}
         descriptors = [inside.fileno(), out_write, err_write]
-        worker.lease, worker.spec, worker.nested = lease, lease.spec, lease.nested
+        worker.lease = worker.last = lease
+        worker.spec, worker.nested = lease.spec, lease.nested
         if worker.inner_end is None:
             self._post(worker, message, descriptors)
         else:
@@ -408,6 +415,7 @@ class Pool:
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         self._workers.pop(worker.id, None)
+        self.limiting.ended(worker)
         self._end_lease(worker, None if worker.expired else error)
         worker.control.close()
         if worker.limit is not None:
@@ -441,7 +449,11 @@ class Pool:
     def _hear(self, worker: PoolWorker, message: dict[str, Any], control: AsyncChannel) -> None:
         match message.get("type"):
             case "hello":
+                if worker.pid:  # once, before any code of a function runs: a child of it could name itself
+                    return
                 worker.pid = control.sender_pid
+                worker.agent = parent(worker.pid)
+                worker.init = parent(worker.agent)
                 self._sandboxes[worker.sandbox].lived = True
                 if _held(worker.allotment):
                     self._spawn(self._let_go(worker))

@@ -67,6 +67,11 @@ class PoolWorker:
     connections: int = 0
     """Open connections to the daemon from its code."""
     allotment: Allotment = field(kw_only=True)
+    agent: int = 0
+    init: int = 0
+    """The host's numbers of its parent, and of the first process of its sandbox."""
+    last: Lease | None = None
+    """The lease that it holds or has held last."""
     spent: bool = False
     """It was refused a process, and serves no further lease."""
 

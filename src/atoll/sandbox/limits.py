@@ -55,6 +55,16 @@ class Limit:
             else:
                 break
 
+    def adopt(self, init: int, agent: int) -> None:
+        """Put those under the limit whose parents have ended and that are under no limit: children of `init`, the
+        first process of a sandbox, other than its agent. May be called from another thread."""
+        for _ in range(_ADD_ROUNDS):
+            strays = self._owner.strays(init, agent)
+            for pid in strays:
+                self.add(pid)
+            if not strays:
+                break
+
     def memory_bytes(self) -> int:
         """Return what the processes use together now."""
         return self._enforcer.memory_bytes()
@@ -154,6 +164,20 @@ class Limits:
                     [place.below(group) for place in self._places], memory_bytes, millicores, processes
                 )
         return Watchdog(memory_bytes, processes)
+
+    def strays(self, init: int, agent: int) -> list[int]:
+        """Return the processes of a sandbox whose parents have ended and that are under no limit of these; only
+        those of control groups are known, since every process stays in the group in which it was started."""
+        if self.kind == "watchdog" or not init:
+            return []
+        own = [os.fsencode(f"/{place.directory.name}/") for place in self._places]
+        found = []
+        for pid in children(init):
+            with contextlib.suppress(OSError):
+                groups = Path(f"/proc/{pid}/cgroup").read_bytes()
+                if pid != agent and not any(part in groups for part in own) and started_at(pid):
+                    found.append(pid)
+        return found
 
     def poll(self) -> None:
         """Enforce every open limit and finish what `close` began; to be called about every 100 ms."""

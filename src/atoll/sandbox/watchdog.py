@@ -117,6 +117,15 @@ def started_at(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def parent(pid: int) -> int:
+    """Return the parent of a process; 0 when it has ended, or has none that can be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started and that are still its own; none when it has ended."""
     found: list[int] = []
