@@ -88,6 +88,8 @@ class LocalHost:
                 done = True
                 return message
             except Revoked:
+                if ticket is not None and ticket.cancelled:
+                    raise _cancelled_before() from None
                 continue
             except errors.WorkerDied as error:
                 raise _cancelled_or(error, ticket) from None
