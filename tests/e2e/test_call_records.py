@@ -190,9 +190,9 @@ def test_wrong_questions(shared_home: Home) -> None:
     assert (unknown.returncode, "hint:" in unknown.stderr) == (1, True)
     ambiguous = shared_home.atoll("logs", start, check=False)
     assert (ambiguous.returncode, "more than one" in ambiguous.stderr) == (1, True)
-    for wrong in (["-n", "-1"], ["--since", "yesterday"]):
+    for wrong in (["-n", "-1"], ["-n", "0"], ["--outcome", "nope"], ["--since", "yesterday"]):
         assert shared_home.atoll("calls", "list", *wrong, check=False).returncode == 2
-    assert shared_home.atoll("calls", "list", "--outcome", "fine", check=False).returncode == 1
+    assert shared_home.atoll("calls", "show", "", check=False).returncode == 2
     assert shared_home.atoll("logs", "-n", "-1", check=False).returncode == 2
 
 

@@ -691,6 +691,7 @@ def test_an_interrupt_stops_what_was_started_and_returns_at_once(atoll_home: Hom
             assert "running" in child.stdout.readline()
             child.send_signal(signal.SIGINT)
             child.communicate(timeout=20)
+            assert child.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
         finally:
             child.kill()
     end = time.monotonic() + 20
@@ -699,3 +700,102 @@ def test_an_interrupt_stops_what_was_started_and_returns_at_once(atoll_home: Hom
     ):
         assert time.monotonic() < end, "a call goes on"
         time.sleep(0.1)
+
+
+FORKED = """
+import faulthandler, os, sys
+from atoll import isolated
+
+@isolated()
+def double(x):
+    return x * 2
+
+double(1)
+futures = [double.submit(number) for number in range(50)]
+pid = os.fork()
+if pid == 0:
+    faulthandler.dump_traceback_later(60, exit=True)
+    print(double(5), double.submit(6).result(), flush=True)
+    sys.exit(0)
+status = os.waitpid(pid, 0)[1]
+print(status, sum(future.result() for future in futures))
+"""
+
+
+def test_a_fork_while_calls_are_in_flight_can_call_too(shared_home: Home, tmp_path: Path) -> None:
+    """Neither parent nor child waits for a lock of a thread that is the other's."""
+    program = tmp_path / "forked.py"
+    program.write_text(FORKED)
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=shared_home.environment({}),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.split("\n")[:2] == ["10 12", "0 2450"], done.stderr
+
+
+ITEMS = """
+from atoll import isolated
+
+@isolated()
+def items(count: int):
+    yield from range(count)
+
+@isolated()
+async def later(count: int):
+    for number in range(count):
+        yield number
+"""
+
+
+@pytest.mark.parametrize("name", ["items", "later"])
+def test_run_prints_the_items_of_a_generator(shared_home: Home, tmp_path: Path, name: str) -> None:
+    """`atoll run` prints each item on a line of its own, async or not."""
+    program = tmp_path / "items.py"
+    program.write_text(ITEMS)
+    assert shared_home.atoll("run", f"{program}::{name}", "--count", "3").stdout.split() == ["0", "1", "2"]
+
+
+COLLECTED = """
+import asyncio, gc, sys
+from atoll import isolated
+
+@isolated()
+def echo(self):
+    return self
+
+@isolated()
+async def items():
+    yield 1
+    yield 2
+
+async def first(source):
+    sys.set_asyncgen_hooks(None, None)  # the loop knows nothing of it, and does not end it
+    return await source.__anext__()
+
+print(asyncio.run(echo.aio(self=1)))
+source = items.aio()
+print(asyncio.run(first(source)))
+del source
+gc.collect()
+"""
+
+
+def test_a_generator_that_outlives_its_event_loop_ends_silently(shared_home: Home, tmp_path: Path) -> None:
+    """Nothing is printed for one that is collected without a loop; and `self` may be an argument's name."""
+    program = tmp_path / "collected.py"
+    program.write_text(COLLECTED)
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=shared_home.environment({}),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.split() == ["1", "1"], done.stderr
+    assert "ignored" not in done.stderr
+    assert "Traceback" not in done.stderr

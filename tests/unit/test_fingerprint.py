@@ -107,3 +107,12 @@ def test_what_says_nothing_of_itself_is_refused(value: Any) -> None:
     """Locks, files and generators cannot be compared."""
     with pytest.raises(fingerprint.Unknowable):
         fingerprint.of_arguments([value])
+
+
+def test_equal_dicts_are_the_same_however_they_were_filled() -> None:
+    """The order of a dict counts for nothing, at any depth and for keys of any types; its values do."""
+    first = {"a": [1], "b": {1: "x", None: "y", (2, 3): "z"}}
+    second = {"b": {(2, 3): "z", None: "y", 1: "x"}, "a": [1]}
+    third = {"b": {(2, 3): "x", None: "y", 1: "z"}, "a": [1]}
+    assert fingerprint.of_arguments([first]) == fingerprint.of_arguments([second])
+    assert fingerprint.of_arguments([first]) != fingerprint.of_arguments([third])

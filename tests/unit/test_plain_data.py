@@ -649,3 +649,13 @@ def test_lines_of_remote_files_do_not_pile_up() -> None:
         sdk_plain.loads_exception({"exceptions": [node(frames=frames)]}, [])
     kept = sum(len(entry[2]) for entry in linecache.cache.values() if len(entry) == 4)
     assert kept < 2 * exceptions._MOST_GIVEN
+
+
+def test_a_long_path_is_shown_without_its_middle() -> None:
+    """What is too deep is said in a line that can be read."""
+    value: list[object] = []
+    for _ in range(300):
+        value = [value]
+    with pytest.raises(plain.NotPlainError, match="is deeper than") as refused:
+        plain.dumps(value)
+    assert len(str(refused.value)) < 200

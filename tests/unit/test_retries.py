@@ -103,3 +103,5 @@ def test_a_setup_function_must_be_callable() -> None:
     """Something else is a `TypeError` at the decorator."""
     with pytest.raises(TypeError, match="setup_function"):
         isolated(setup_function="load")
+    with pytest.raises(TypeError, match="generator"):
+        isolated(setup_function=lambda: (yield))

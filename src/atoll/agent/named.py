@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from atoll.agent.payload import import_function
@@ -33,7 +33,11 @@ def printing(module: str, name: str) -> Callable[..., None]:
             import asyncio
 
             value = asyncio.run(value)
-        if inspect.isgenerator(value):
+        if inspect.isasyncgen(value):
+            import asyncio
+
+            asyncio.run(_print_items(value))
+        elif inspect.isgenerator(value):
             for item in value:
                 print(item, flush=True)
         elif value is not None:
@@ -41,3 +45,8 @@ def printing(module: str, name: str) -> Callable[..., None]:
         sys.stdout.flush()
 
     return call
+
+
+async def _print_items(items: AsyncIterator[Any]) -> None:
+    async for item in items:
+        print(item, flush=True)

@@ -39,6 +39,16 @@ _lock = threading.Lock()
 _module: Any = None
 
 
+def _renew_lock() -> None:
+    """In a forked child: the thread that held the lock is the parent's."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def cloudpickle() -> Any:
     """Return the private cloudpickle module; the first use loads it.
 

@@ -31,6 +31,8 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+PATH_CHARACTERS = 120
+"""A longer path is shown without its middle."""
 MAX_DEPTH = 200
 BUFFER_BYTES = 64 << 10
 """Bytes of this size are a buffer of their own."""
@@ -56,7 +58,8 @@ class NotPlainError(TypeError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"`{path}` is {reason}")
+        shown = path if len(path) <= PATH_CHARACTERS else f"{path[:40]} ... {path[-40:]}"
+        super().__init__(f"`{shown}` is {reason}")
         self.path = path
         self.reason = reason
 

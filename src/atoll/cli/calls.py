@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll.host.local import local
+from atoll.model.records import OUTCOMES
 
 app = cyclopts.App(name="calls", help="List the calls that are over, and show one of them.", help_format="plaintext")
 
@@ -42,8 +43,10 @@ def list_(
     json: bool
         Print a list of objects; times in seconds since the epoch, sizes in bytes.
     """
-    if lines < 0:
-        return _usage("-n must be at least 0")
+    if lines < 1:
+        return _usage("-n must be at least 1")
+    if outcome and outcome not in OUTCOMES:
+        return _usage(f"--outcome is one of {', '.join(OUTCOMES)}; not `{outcome}`")
     filters = {name: value for name, value in (("function", function), ("outcome", outcome)) if value}
     arguments: dict[str, Any] = {"limit": min(lines, 100_000), **filters}
     if since:
@@ -72,6 +75,8 @@ def show(call: str, /, *, json: bool = False) -> int:
     json: bool
         Print an object with `calls`, the attempts, and `children`, the calls that its function made.
     """
+    if not call:
+        return _usage("the call's id, or its beginning, is missing")
     found = local.request("calls.show", {"call": call})
     if json:
         print(json_module.dumps(found, indent=2))
@@ -87,6 +92,8 @@ def show(call: str, /, *, json: bool = False) -> int:
 
 def output(call: str, *, json: bool = False) -> int:
     """Print what a call printed, and how it ended."""
+    if not call:
+        return _usage("the call's id, or its beginning, is missing")
     found = local.request("calls.output", {"call": call})
     if json:
         print(json_module.dumps(found, indent=2))

@@ -50,6 +50,10 @@ def run(
         return _run_by_name(found, bound.args, bound.kwargs)
     try:
         result = function(*bound.args, **bound.kwargs)
+        if function.is_generator:
+            for item in result:
+                print(item, flush=True)
+            return 0
     except errors.AtollError:
         raise
     except Exception:

@@ -43,7 +43,20 @@ async def items(function: IsolatedFunction[..., Any], args: Any, kwargs: Any) ->
                 return
             yield item
     finally:
-        await asyncio.to_thread(_close, source)
+        if _has_loop():
+            await asyncio.to_thread(_close, source)
+        else:  # collected after its loop has ended
+            ticket.cancel()
+            with contextlib.suppress(BaseException):
+                source.close()
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _next(source: Iterator[Any]) -> Any:

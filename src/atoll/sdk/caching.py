@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -36,6 +37,18 @@ class _Entry:
 
 _entries: dict[tuple[bytes, bytes], _Entry] = {}
 _entries_lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """In a forked child: the threads that held the locks are the parent's."""
+    global _entries_lock
+    _entries_lock = threading.Lock()
+    for entry in _entries.values():
+        entry.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class CachedFunction(Generic[P, R]):

@@ -85,18 +85,24 @@ class _Walk:
             self._value(item)
 
     def _unordered(self, kind: str, items: Iterable[Any]) -> None:
-        digests = []
-        for item in items:
-            inner = _Walk(by_identity=self._by_identity)
-            inner._seen = dict(self._seen)
-            digests.append(inner.digest(item))
-        self._say(kind, b"".join(sorted(digests)))
+        self._say(kind, b"".join(sorted(self._inner(item) for item in items)))
+
+    def _pairs(self, value: dict[Any, Any]) -> list[tuple[Any, Any]]:
+        """Return the pairs in an order that depends on the keys alone: equal dicts may have been filled differently."""
+        if all(type(key) is str for key in value):
+            return sorted(value.items(), key=lambda pair: pair[0])
+        return sorted(value.items(), key=lambda pair: self._inner(pair[0]))
+
+    def _inner(self, value: Any) -> bytes:
+        inner = _Walk(by_identity=self._by_identity)
+        inner._seen = dict(self._seen)
+        return inner.digest(value)
 
     def _object(self, kind: Any, value: Any) -> None:
         if kind is list:
             self._items("list", value)
         elif kind is dict:
-            self._items("dict", (part for pair in value.items() for part in pair))
+            self._items("dict", (part for pair in self._pairs(value) for part in pair))
         elif kind in (bytearray, memoryview):
             self._say(kind.__name__, bytes(value))
         elif kind is CodeType:

@@ -123,7 +123,7 @@ class IsolatedFunction(Generic[P, R]):
         future.ticket.cancel()
         return True
 
-    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run a call from asyncio: `await f.aio(...)`, or `async for item in f.aio(...)` for a generator function.
 
         A task that is cancelled while it waits has its call cancelled, running or not.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from atoll import errors
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.sdk import conda, retries
+from atoll.sdk.preparing import is_generator
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def _timeout(value: Any) -> float | None:
 def _setup_function(value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"`setup_function` must be a function without arguments, is {value!r}")
+    if value is not None and is_generator(value):
+        raise TypeError(f"`setup_function` must return what it makes, and {value!r} is a generator function")
     return value
 
 

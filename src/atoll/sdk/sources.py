@@ -32,6 +32,8 @@ _units: dict[tuple[str, str], Unit] = {}
 _scans: dict[tuple[str, ...], tuple[dict[str, None], dict[str, int]]] = {}
 """By the project's roots: the imported modules that are the project's, and all that were looked at."""
 _NOT_SHIPPED = frozenset({"__main__", "__mp_main__"})
+if hasattr(os, "register_at_fork"):  # a fork waits until no thread is half-way, so that the child finds it all whole
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Sources:

@@ -7,7 +7,9 @@ has submitted, as with a process pool, unless it was interrupted; then they are 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -73,7 +75,8 @@ class Threads:
                         self._changed.wait()
                 return
         except KeyboardInterrupt:
-            pass
+            global _interrupted_at_end
+            _interrupted_at_end = True
         with self._changed:
             waiting = [cancel for _, cancel in self._jobs]
             self._jobs.clear()
@@ -86,6 +89,26 @@ def _interrupted() -> bool:
     """Whether an interrupt is what ends this program."""
     kind = getattr(sys, "last_type", None)
     return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
+
+
+_interrupted_at_end = False
+
+
+def _end_as_interrupted() -> None:
+    """End the process as an interrupt does, where one came while it waited at its end.
+
+    It runs after the program's own `atexit` functions; an exception there would be printed, and the status be 0.
+    """
+    if not _interrupted_at_end:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    if os.name == "posix":
+        with contextlib.suppress(ValueError, OSError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)
 
 
 _threads: Threads | None = None
@@ -106,13 +129,14 @@ def threads() -> Threads:
 
 def _forget() -> None:
     """In a forked child: the threads are the parent's."""
-    global _threads, _lock
+    global _threads, _lock, _interrupted_at_end
     if _threads is not None:
         atexit.unregister(_threads.finish)
-    _threads, _lock = None, threading.Lock()
+    _threads, _lock, _interrupted_at_end = None, threading.Lock(), False
 
 
 def _register() -> Any:
+    atexit.register(_end_as_interrupted)  # before the threads' own, and so after it
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget)
 
