@@ -68,6 +68,7 @@ def _print(found: dict[str, Any]) -> None:
         for row in rows:
             shown = {
                 **row,
+                "pid": row["pid"] or "",
                 "since": _ago(row["started_at"]),
                 "memory": f"{row.get('memory_bytes', 0) / (1 << 20):.0f} MiB",
             }

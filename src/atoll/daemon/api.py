@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,11 @@ HELLO_SECONDS = 10.0
 POSITION_SECONDS = 0.5
 LINGER_SECONDS = 1.0
 """How often to look whether a worker that has given a lease up has another one."""
+MAX_STORAGE_PEERS = 4
+MAX_NESTED_STORAGE_PEERS = 32
+"""How many storage peers the code in one worker may have open, and that in all workers together."""
+MAX_LEASE_DESCRIPTORS = 4
+"""How many descriptors may wait for the messages that they belong to, of a nested connection that has a lease."""
 MAX_CLIENT = 64
 """Characters of what names a client's process."""
 
@@ -89,7 +94,7 @@ class Connection:
         except (TimeoutError, ChannelClosed):
             pass
         except FrameError as error:
-            log.warning("client_sent_no_frames error=%s", error)
+            self._complain(error)
         except errors.AtollError as error:
             await self._fail(error)
         except ValueError as error:
@@ -101,6 +106,15 @@ class Connection:
             )
         finally:
             self._channel.close()
+
+    def _complain(self, error: FrameError) -> None:
+        """Say in the log what came; once for each worker, whose code could fill the disk with it."""
+        worker, known = self._peer.worker, self._daemon.senders_of_junk
+        if worker is None:
+            log.warning("client_sent_no_frames error=%s", error)
+        elif worker not in known:
+            known.append(worker)
+            log.warning("worker_sent_no_frames id=%s error=%s", worker, error)
 
     async def _fail(self, error: errors.AtollError) -> None:
         with contextlib.suppress(ChannelClosed):
@@ -161,6 +175,8 @@ class Connection:
     async def _serve_lease(self, lease: Lease) -> None:
         try:
             await self._wait_granted(lease)
+            if self._peer.nested:
+                self._channel.bound_descriptors(MAX_LEASE_DESCRIPTORS)
             header = {"type": "granted", "epoch": lease.epoch, "fresh": lease.fresh, "worker": lease.worker}
             await self._channel.send(header, lease.descriptors)
             self._daemon.pool.close_descriptors(lease)
@@ -247,6 +263,31 @@ class Connection:
     # --- everything else --------------------------------------------------------------------------------------------
 
     async def _storage(self) -> None:
+        with self._place_for_storage():
+            await self._serve_storage()
+
+    @contextlib.contextmanager
+    def _place_for_storage(self) -> Iterator[None]:
+        """Count a storage peer of a worker's; each is a process outside the worker's limits."""
+        worker, places = self._peer.worker, self._daemon.storage_peers
+        if worker is None:
+            yield
+            return
+        if places[worker] >= MAX_STORAGE_PEERS or places.total() >= MAX_NESTED_STORAGE_PEERS:
+            raise errors.ResourcesUnavailable(
+                f"functions may work on `/data` through {MAX_STORAGE_PEERS} clients each at a time, and all functions "
+                f"together through {MAX_NESTED_STORAGE_PEERS}",
+                hint="sync fewer directories at a time, or read and write `/data` directly",
+            )
+        places[worker] += 1
+        try:
+            yield
+        finally:
+            places[worker] -= 1
+            if not places[worker]:
+                del places[worker]
+
+    async def _serve_storage(self) -> None:
         async with self._daemon.node.open_storage(self._peer.user) as descriptor:
             await self._channel.send({"type": "granted"}, [descriptor])
             with contextlib.suppress(ChannelClosed):

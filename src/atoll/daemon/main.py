@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ class Daemon:
         self._left = asyncio.Event()
         self._busy_until = time.monotonic()
         self._volume_was_used = True
+        self.storage_peers: Counter[str] = Counter()
+        """How many storage peers the code in each worker has open."""
+        self.senders_of_junk: deque[str] = deque(maxlen=1000)
+        """Workers whose code has sent no frames: the log says it once for each."""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen until told to stop or idle for long enough; then end everything that was started."""
@@ -153,7 +158,9 @@ class Daemon:
         return task
 
     async def _connected_from_worker(self, connection: socket.socket, user: str, worker: str) -> None:
-        await self._serve(AsyncChannel(connection), Peer(user, worker))
+        channel = AsyncChannel(connection)
+        channel.bound_descriptors(0)
+        await self._serve(channel, Peer(user, worker))
 
     # --- leaving when idle ------------------------------------------------------------------------------------------
 

@@ -207,6 +207,7 @@ class Node:
         """Start a sandbox with an agent; what goes wrong shows as the end of its channel and in `failure`."""
         ours, theirs = pair()
         channel = AsyncChannel(ours)
+        channel.bound_descriptors(0)
         hold: locks.Lock | None = None
         failed: errors.AtollError
         command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()))

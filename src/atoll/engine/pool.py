@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -53,8 +54,11 @@ HELLO_SECONDS = 10.0
 FIRST_HELLO_SECONDS = 60.0
 """How long an agent may take to fork a worker; for a sandbox that is only starting, on a machine that may be full."""
 
-MAX_NESTED_CONNECTIONS = 512
-"""How many connections to the daemon the code in one worker may have open."""
+MAX_NESTED_CONNECTIONS = 160
+"""How many connections to the daemon the code in one worker may have open: more than the SDK has threads."""
+
+MAX_WORKER_DESCRIPTORS = 32
+"""How many descriptors of a worker's may wait for the messages that they belong to; each brings one at most."""
 
 
 Connect = Callable[[Any, str, str], Awaitable[None]]
@@ -188,10 +192,17 @@ class Pool:
         if asked:
             await asyncio.wait(asked.values(), timeout=USAGE_SECONDS)
         found: dict[str, Any] = {}
-        for answer in asked.values():
+        for name, answer in asked.items():
             if answer.done() and not answer.cancelled():
-                found |= answer.result()
+                for worker, said in answer.result().items():
+                    if self._worker_of(name, worker) is not None and isinstance(said, dict):
+                        found[worker] = {word: number for word, number in said.items() if type(number) is int}
         return found
+
+    def _worker_of(self, sandbox: str, worker: str) -> PoolWorker | None:
+        """Return a worker that a sandbox's agent speaks of; None when it is gone, or another sandbox's."""
+        known = self._workers.get(worker)
+        return known if known is not None and known.sandbox == sandbox else None
 
     def _state(self, worker: str, busy: bool) -> str:
         """Return `busy`, `leased` (between two calls), `lending` (waits for a nested call), `idle` or `ending`."""
@@ -292,6 +303,7 @@ class Pool:
         ours, theirs = pair()
         control = AsyncChannel(ours)
         control.learn_sender()
+        control.bound_descriptors(MAX_WORKER_DESCRIPTORS)
         task = self._spawn(self._listen(action.worker, control))
         place = records.Place(action.key.sandbox, action.sandbox, action.worker)
         allotment = self._node.machine.allot(action.key.machine_type)
@@ -374,7 +386,7 @@ class Pool:
         while True:
             message = (await node.channel.receive()).header
             if message.get("type") == "exited":
-                self._worker_exited(str(message.get("worker")), int(str(message.get("status", 0))), message)
+                self._worker_exited(name, str(message.get("worker")), int(str(message.get("status", 0))), message)
             elif message.get("type") == "usage":
                 pending = self._sandboxes[name].usage
                 if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
@@ -400,8 +412,8 @@ class Pool:
         log.info("sandbox_ended id=%s", name)
         self._perform(self._schedule.sandbox_ended(name))
 
-    def _worker_exited(self, name: str, status: int, message: dict[str, Any]) -> None:
-        worker = self._workers.get(name)
+    def _worker_exited(self, sandbox: str, name: str, status: int, message: dict[str, Any]) -> None:
+        worker = self._worker_of(sandbox, name)
         if worker is None:
             return
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
@@ -437,6 +449,7 @@ class Pool:
                 if worker is None:
                     return
                 self._hear(worker, message, control)
+                control.drop_descriptors()
                 await asyncio.sleep(0)  # code that never stops sending has its turn, and no more
         except ChannelClosed:
             pass
@@ -471,12 +484,15 @@ class Pool:
                 for record in worker.place.reported(message, nested=worker.nested):
                     self._on_record(record)
             case "connect":
-                (descriptor,) = control.take_descriptors(1)
-                connection = socket.socket(fileno=descriptor)
-                if worker.connections >= MAX_NESTED_CONNECTIONS:
+                connection = _connection(control)
+                if worker.connections >= MAX_NESTED_CONNECTIONS or self._nested_connections >= _most_nested():
                     connection.close()
                 else:
                     self._spawn(self._serve_nested(worker, connection))
+
+    @property
+    def _nested_connections(self) -> int:
+        return sum(worker.connections for worker in self._workers.values())
 
     async def _let_go(self, worker: PoolWorker) -> None:
         """Let a worker begin its first call, once it is under its limit."""
@@ -502,6 +518,33 @@ class Pool:
 def _held(allotment: Allotment) -> bool:
     """Whether a worker waits for its limit before its first call."""
     return bool(allotment.machine_type)
+
+
+def _connection(control: AsyncChannel) -> socket.socket:
+    """Take the connection that a worker has sent.
+
+    Raises:
+        FrameError: it is none: closing a socket of another family could wait for its peer.
+    """
+    try:
+        (descriptor,) = control.take_descriptors(1)
+    except ChannelClosed as error:
+        raise FrameError("`connect` came without a connection") from error
+    try:
+        connection = socket.socket(fileno=descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise FrameError("`connect` came with something else than a connection") from error
+    if connection.family != socket.AF_UNIX or connection.type != socket.SOCK_STREAM:
+        connection.close()
+        raise FrameError("`connect` came with a socket of another kind")
+    return connection
+
+
+def _most_nested() -> int:
+    """Return how many connections the code in all workers may have open: half of the descriptors that there may be."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // 2 if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 def _now() -> float:

@@ -16,7 +16,7 @@ def sandbox_rows(sandboxes: Collection[PoolSandbox], workers: Collection[PoolWor
             "user": one.key.user,
             "environment": one.key.environment,
             "network": one.key.network,
-            "pid": one.node.pid,
+            "pid": one.node.pid or None,
             "started_at": one.started_at,
             "workers": sum(1 for worker in workers if worker.sandbox == one.id),
         }
@@ -27,7 +27,7 @@ def sandbox_rows(sandboxes: Collection[PoolSandbox], workers: Collection[PoolWor
 def worker_rows(
     workers: Collection[PoolWorker], usage: dict[str, Any], state: Callable[[str, bool], str]
 ) -> list[dict[str, Any]]:
-    """Return a row for each worker.
+    """Return a row for each worker; `pid` is None until it has said hello.
 
     Args:
         usage: what the agents say of them, by id.
@@ -44,7 +44,7 @@ def worker_rows(
                 "machine_type": one.key.machine_type,
                 "gpus": list(one.key.sandbox.gpus),
                 "state": state(one.id, bool(used.get("busy"))),
-                "pid": one.pid,
+                "pid": one.pid or None,
                 "started_at": one.started_at,
                 "memory_bytes": one.limit.memory_bytes() if one.limit is not None else 0,
                 "calls": used.get("calls", 0),

@@ -22,6 +22,8 @@ from atoll.wire.channel import Channel, ChannelClosed, connect
 from atoll.wire.frames import FrameError
 
 ATTEMPTS = 5
+LOG_BYTES = 8 << 20
+"""A daemon's log that is longer is put aside when the next daemon starts."""
 START_SECONDS = 30.0
 GREETING_SECONDS = 20.0
 """How long a daemon may take to greet; it greets at once unless it is stopped or stuck."""
@@ -227,6 +229,7 @@ def start(options: Settings) -> None:
             return
         read, write = map(_above_standard, os.pipe())
         try:
+            _keep_short(log_path)
             log = _above_standard(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             try:
                 command = _command(options, write, lock)
@@ -245,6 +248,13 @@ def start(options: Settings) -> None:
     if answer.startswith("{"):
         raise errors.from_data(json.loads(answer))
     raise errors.HostUnreachable("the daemon did not start", hint=f"see `{log_path}`")
+
+
+def _keep_short(log: Path) -> None:
+    """Put a log aside that has become long, in place of the one before it."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
 
 
 def _command(options: Settings, ready: int, lock: int) -> list[str]:

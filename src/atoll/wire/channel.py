@@ -62,6 +62,7 @@ class Channel:
     def __init__(self, sock: Socket, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
         self.socket = sock
         self.descriptors: list[int] = []
+        self.receive_flags: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
         self.sender_pid = 0
         """The pid, in this process's namespace, of who sent the last message; 0 unless `learn_sender` was called."""
         self._decoder = Decoder(max_buffer_bytes)
@@ -131,9 +132,7 @@ class Channel:
     def _fill(self) -> None:
         space = self._decoder.space()
         try:
-            count, ancillary, _flags, _address = self.socket.recvmsg_into(
-                [space], _SPACE, getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
-            )
+            count, ancillary, _flags, _address = self.socket.recvmsg_into([space], _SPACE, self.receive_flags)
         except ConnectionResetError as error:
             raise ChannelClosed("the peer has closed the channel") from error
         for level, kind, data in ancillary:

@@ -1,5 +1,8 @@
 """The same channel for an event loop: frames and descriptors over a non-blocking Unix socket.
 
+No call waits in the kernel, whoever else has the socket: that it does not block belongs to the open socket, which a peer
+that made it can have too and can change, so every single call says it again.
+
 What the peer does not take at once waits in a queue of bounded size, in order, with its descriptors; a peer that
 does not read for so long that the queue is full counts as gone.
 """
@@ -31,6 +34,7 @@ class AsyncChannel:
     def __init__(self, sock: Socket, max_buffer_bytes: int = CONTROL_BUFFER_BYTES) -> None:
         sock.setblocking(False)
         self._channel = Channel(sock, max_buffer_bytes)
+        self._channel.receive_flags |= socket.MSG_DONTWAIT
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._readable: asyncio.Future[None] | None = None
@@ -52,6 +56,10 @@ class AsyncChannel:
                 self._channel.fill()
             except BlockingIOError:
                 await self._wait_readable()
+            except ChannelClosed:
+                raise
+            except OSError as error:  # no socket that frames could come from, such as one that is not connected
+                raise ChannelClosed("the peer has closed the channel") from error
         return self._channel.receive()
 
     async def _wait_readable(self) -> None:
@@ -107,9 +115,9 @@ class AsyncChannel:
 
     def _write(self, data: memoryview, descriptors: Sequence[int]) -> int:
         if not descriptors:
-            return self._channel.socket.send(data)
+            return self._channel.socket.send(data, socket.MSG_DONTWAIT)
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-        return self._channel.socket.sendmsg([data], [rights])
+        return self._channel.socket.sendmsg([data], [rights], socket.MSG_DONTWAIT)
 
     def _flush(self) -> None:
         """Send what is queued, as far as the peer takes it."""
@@ -157,6 +165,10 @@ class AsyncChannel:
     def take_descriptors(self, count: int) -> list[int]:
         """Return the oldest `count` received descriptors; the caller owns them."""
         return self._channel.take_descriptors(count)
+
+    def bound_descriptors(self, count: int) -> None:
+        """Refuse a peer that sends more than `count` descriptors before the messages that have a use for them."""
+        self._channel.max_pending_descriptors = count
 
     def drop_descriptors(self) -> None:
         """Close the descriptors that came and that no message has a use for, of those that have been received.
