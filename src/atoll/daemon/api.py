@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ LINGER_SECONDS = 1.0
 MAX_STORAGE_PEERS = 4
 MAX_NESTED_STORAGE_PEERS = 32
 """How many storage peers the code in one worker may have open, and that in all workers together."""
+STORAGE_PLACE_SECONDS = 3.0
 MAX_LEASE_DESCRIPTORS = 4
 """How many descriptors may wait for the messages that they belong to, of a nested connection that has a lease."""
 MAX_CLIENT = 64
@@ -263,17 +265,24 @@ class Connection:
     # --- everything else --------------------------------------------------------------------------------------------
 
     async def _storage(self) -> None:
-        with self._place_for_storage():
+        async with self._place_for_storage():
             await self._serve_storage()
 
-    @contextlib.contextmanager
-    def _place_for_storage(self) -> Iterator[None]:
-        """Count a storage peer of a worker's; each is a process outside the worker's limits."""
+    @contextlib.asynccontextmanager
+    async def _place_for_storage(self) -> AsyncIterator[None]:
+        """Count a storage peer of a worker's; each is a process outside the worker's limits.
+
+        Waits a little for a place: a client that opens one after the other does not see how the last one ends.
+        """
         worker, places = self._peer.worker, self._daemon.storage_peers
         if worker is None:
             yield
             return
-        if places[worker] >= MAX_STORAGE_PEERS or places.total() >= MAX_NESTED_STORAGE_PEERS:
+        deadline = time.monotonic() + STORAGE_PLACE_SECONDS
+        while places[worker] >= MAX_STORAGE_PEERS or places.total() >= MAX_NESTED_STORAGE_PEERS:
+            if time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+                continue
             raise errors.ResourcesUnavailable(
                 f"functions may work on `/data` through {MAX_STORAGE_PEERS} clients each at a time, and all functions "
                 f"together through {MAX_NESTED_STORAGE_PEERS}",
