@@ -111,11 +111,11 @@ class Connection:
 
     def _complain(self, error: FrameError) -> None:
         """Say in the log what came; once for each worker, whose code could fill the disk with it."""
-        worker, known = self._peer.worker, self._daemon.senders_of_junk
+        worker = self._peer.worker
         if worker is None:
             log.warning("client_sent_no_frames error=%s", error)
-        elif worker not in known:
-            known.append(worker)
+        elif worker not in self._daemon.senders_of_junk:
+            self._daemon.senders_of_junk.append(worker)
             log.warning("worker_sent_no_frames id=%s error=%s", worker, error)
 
     async def _fail(self, error: errors.AtollError) -> None:

@@ -327,8 +327,10 @@ class LocalLease:
         self._drain(output)
         try:
             closed = False
+            heard = select.poll()  # `select` cannot take descriptors above 1023
+            heard.register(self._control, select.POLLIN)
             while True:
-                if not select.select([self._control], [], [], ENDED_SECONDS if closed else CLOSED_SECONDS)[0]:
+                if not heard.poll(1000 * (ENDED_SECONDS if closed else CLOSED_SECONDS)):
                     if closed:
                         break
                     closed = True  # the worker is there, or has just ended: then the daemon says why, after all
