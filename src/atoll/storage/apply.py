@@ -26,6 +26,7 @@ from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRo
 from atoll.storage.plan import Plan, apply, check_whole
 from atoll.storage.receive import Reception
 from atoll.storage.scan import scan_target
+from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
 
 _COPY_BYTES = 8 << 20
@@ -108,9 +109,13 @@ class Stage:
         retire(self._volume, self._switch)
         os.rename(reception.name, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
         try:
+            reached("staged")
             self._link()
+            reached("linked")
             self._finish_directories(root_mode_extra=0o200)
+            reached("built")
             filesystem.sync_filesystem(staging)
+            reached("synced")
             self._exchange()
         except BaseException:
             with contextlib.suppress(OSError):
@@ -174,6 +179,7 @@ class Stage:
             except FileExistsError as error:
                 raise _changed("the target appeared") from error
             self._switched = True
+            reached("exchanged")
         else:
             self._check_standing(self._old)
             try:
@@ -185,15 +191,19 @@ class Stage:
                     raise _no_exchange() from error
                 retired = _old_name()
                 filesystem.move(place.parent, place.name, staging, retired)
+                reached("taken")
                 os.rename(self._switch, place.name, src_dir_fd=staging, dst_dir_fd=place.parent)
             self._switched = True
+            reached("exchanged")
             if self._plan.keeps:
                 self._carry_over(self._old)
         if not self._tree[""].mode & 0o200:
             os.fchmod(self._root, self._tree[""].mode)
         filesystem.sync_directory(place.parent)
         os.fsync(staging)
+        reached("durable")
         retire(self._volume, self._switch)
+        reached("retired")
 
     def _check_standing(self, old: int) -> None:
         found, expected = None, os.fstat(old)

@@ -14,6 +14,7 @@ from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
 from atoll.storage.locks import holding, still_connected
 from atoll.storage.plan import Plan
 from atoll.storage.scan import scan_target
+from atoll.storage.steps import reached
 from atoll.storage.tree import Tree, check_path, pack, pack_tree, printable, unpack, unpack_tree
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
@@ -65,6 +66,7 @@ class Mirror:
         place = stack.enter_context(locate(self._volume.data, path, follow=True))
         if place.path != real:
             raise SyncError("the target moved before it could be locked", hint="sync again", retry=True)
+        reached("locked")
         return place
 
     def _converse(self, place: Place, conversation: Conversation) -> None:
@@ -84,6 +86,7 @@ class Mirror:
                     )
                 old = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
                 standing = scan_target(old, unlock).tree
+            reached("scanned")
             for buffer in pack_tree(standing):
                 self._channel.send({"type": "tree"}, [buffer])
             self._channel.send({"type": "scanned", "path": place.path})
@@ -110,7 +113,9 @@ class Mirror:
         """
         reception = stage.reception
         try:
+            reached("planned")
             self._channel.send({"type": "ready"}, list(pack(reception.resume())))
+            reached("resumed")
             while (message := self._channel.receive()).type in ("files", "chunk"):
                 header = message.header
                 if message.type == "files":
@@ -118,6 +123,7 @@ class Mirror:
                 else:
                     reception.chunk(header["number"], header["offset"], message.buffers[0], header["last"])
             conversation.finished()
+            reached("received", last=message.type)
             if message.type != "commit":
                 return False
             stage.commit()

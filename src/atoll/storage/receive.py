@@ -17,6 +17,7 @@ from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
 from atoll.storage.plan import Plan
+from atoll.storage.steps import reached
 from atoll.storage.tree import FILE, Entry, Tree, parent_of, printable
 
 
@@ -47,6 +48,7 @@ class Reception:
         volume.discard(staging, self._partial)
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.name, self._partial, src_dir_fd=staging, dst_dir_fd=staging)
+            reached("parted")
         os.mkdir(self.name, 0o700, dir_fd=staging)
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
 
@@ -145,6 +147,7 @@ class Reception:
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         self.arrived[path] = entry
         self.missing.discard(path)
+        reached("arrived", path=path)
 
     def _enter(self, path: str) -> tuple[int, str]:
         """Return the staged directory of `path`, open and made where it was missing, and the last component."""

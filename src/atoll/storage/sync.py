@@ -22,6 +22,7 @@ from atoll.storage.ignore import IgnoreRules
 from atoll.storage.plan import Plan, plan
 from atoll.storage.progress import ProgressLine
 from atoll.storage.scan import Scan, scan_source, to_native
+from atoll.storage.steps import reached
 from atoll.storage.transfer import FileReader, Stamp, Wanted, send_files, settled
 from atoll.storage.tree import FILE, Tree, pack, pack_tree, printable, unpack, unpack_tree
 from atoll.wire.channel import Channel, ChannelClosed
@@ -118,7 +119,9 @@ class _Conversation:
             self._progress.close()
 
     def _converse(self, scan: Scan, rules: IgnoreRules) -> Synced:
+        reached("scanned")
         standing = self._receive_tree()
+        reached("compared")
         known = index.load(self._options.index) if self._options.index else {}
         stamps = {path: _stamp(scan, path) for path in scan.stamps}
         suspect = {path for path, stamp in stamps.items() if path in known and known[path] != stamp}
@@ -129,7 +132,9 @@ class _Conversation:
         else:
             stamps = lasting(stamps, time.time_ns())
             stamps.update(lasting(self._transfer(operations), time.time_ns()))
+            reached("sent")
             self._finish("commit")
+            reached("committed")
         if self._options.index and not self._options.dry_run and stamps != known:
             index.save(self._options.index, stamps)
         return Synced(operations, tuple(scan.skipped), len(operations.send))
@@ -144,7 +149,9 @@ class _Conversation:
             "atomic": self._options.atomic,
         }
         self._send(header, [*drop, *put, *pack(sorted(operations.copy))])
+        reached("planned")
         ready = self._expect("ready")
+        reached("ready")
         received = {number: (length, digest) for buffer in ready.buffers for number, length, digest in unpack(buffer)}
         reader = FileReader(self._open_file, self._local)
         paths = operations.send
