@@ -74,8 +74,13 @@ fuzz: $(VENV)/.fuzz ## atheris on what hostile peers can send (FUZZ_SECONDS=60 f
 	$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 	  -artifact_prefix=tests/fuzz/.corpus/ 2>&1 | tail -n 12 || exit; done
 
+.PHONY: tools
+tools: $(VENV)/.installed ## programs that this machine lacks and some tests use, from Debian packages, in .venv/tools
+	@.ci/tools $(VENV)
+
 .PHONY: bench
 bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls streams", BENCH="--rounds 5")
+	@.ci/tools $(VENV)
 	@for suite in $(SUITE); do $(BIN)/python -u benchmarks/$$suite.py $(BENCH) || exit; done
 
 .PHONY: lock

@@ -101,6 +101,12 @@ class Home:
         self.atoll("stop", check=False)
 
 
+def find_tool(name: str) -> str | None:
+    """Return the path of a program that is not everywhere: the machine's, or what `.ci/tools` has unpacked."""
+    places = [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", str(ROOT / ".venv" / "tools" / "bin")]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
 @contextlib.contextmanager
 def _home() -> Iterator[Home]:
     path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
