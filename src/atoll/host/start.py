@@ -18,7 +18,7 @@ from typing import Any
 from atoll import __version__, errors, settings
 from atoll.agent import nested
 from atoll.settings import Settings
-from atoll.wire.channel import Channel, ChannelClosed, connect
+from atoll.wire.channel import Channel, ChannelClosed, connect, wait_readable
 from atoll.wire.frames import FrameError
 
 ATTEMPTS = 5
@@ -266,10 +266,8 @@ def _command(options: Settings, ready: int, lock: int) -> list[str]:
 
 
 def _read_ready(descriptor: int) -> str:
-    import select
-
     pieces = []
-    while select.select([descriptor], [], [], START_SECONDS)[0]:
+    while wait_readable(descriptor, START_SECONDS):
         data = os.read(descriptor, 65536)
         if not data:
             break

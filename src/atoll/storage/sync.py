@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -188,7 +187,7 @@ class _Conversation:
 
     def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
         """Send contents, unless the peer has said meanwhile that it cannot take any more."""
-        if self._channel.pending or select.select([self._channel.socket], [], [], 0)[0]:
+        if self._channel.readable():
             self._receive()
         self._send(header, buffers)
 

@@ -264,9 +264,7 @@ class VolumeClient:
 
     def _raise_early(self, where: str) -> None:
         """Learn of an error while the content is still being sent."""
-        import select
-
-        if select.select([self._channel.socket], [], [], 0)[0]:
+        if self._channel.readable():
             try:
                 self._receive(where)
             except HostUnreachable:

@@ -124,6 +124,10 @@ class Channel:
         """Whether `receive` would return at once with what has been read already."""
         return bool(self._decoder.messages)
 
+    def readable(self) -> bool:
+        """Whether the peer has said something that `receive` has not returned, or has gone."""
+        return self.pending or wait_readable(self.socket.fileno())
+
     @property
     def between_messages(self) -> bool:
         """Whether nothing has been read, whole or in part, that `receive` has not returned yet."""
@@ -179,6 +183,20 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
         self.drop_descriptors()
+
+
+def wait_readable(descriptor: int, seconds: float = 0.0) -> bool:
+    """Wait until there is something to read, or the other end has gone; return whether that is so.
+
+    Any descriptor will do: `select.select` takes none above 1,023.
+    """
+    import select
+
+    if not hasattr(select, "poll"):  # Windows, where descriptors of sockets have no such bound
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(round(seconds * 1000)))
 
 
 @contextlib.contextmanager
