@@ -13,8 +13,9 @@ from typing import Annotated
 import cyclopts
 
 from atoll.storage.progress import ProgressLine
+from atoll.storage.status import Status
 from atoll.storage.transfer import CHUNK_BYTES
-from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, Entry, printable
+from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, printable
 from atoll.storage.volume import VolumeClient, absolute, volume_path
 
 app = cyclopts.App(
@@ -66,7 +67,7 @@ def ls(
     return 0
 
 
-def _described(name: str, entry: Entry) -> dict[str, object]:
+def _described(name: str, entry: Status) -> dict[str, object]:
     return {
         "name": name,
         "type": _KIND_NAMES.get(entry.kind, "special"),
@@ -77,7 +78,7 @@ def _described(name: str, entry: Entry) -> dict[str, object]:
     }
 
 
-def _line(name: str, entry: Entry) -> tuple[bytes, str]:
+def _line(name: str, entry: Status) -> tuple[bytes, str]:
     mode = stat.filemode(_KIND_BITS.get(entry.kind, 0) | (0o777 if entry.kind == SYMLINK else entry.mode))
     moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime_ns // 1_000_000_000))
     return f"{mode} {entry.size:>12} {moment} ".encode(), name + (f" -> {entry.target}" if entry.target else "")

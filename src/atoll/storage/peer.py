@@ -18,27 +18,25 @@ After an error the rest of a conversation is read and thrown away, up to its `co
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
 import socket
-import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from atoll.errors import SyncError
-from atoll.storage import filesystem, tree
+from atoll.storage import filesystem
 from atoll.storage.apply import retire
-from atoll.storage.conversation import REPORTED, Conversation, fail
-from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
+from atoll.storage.contents import Contents
+from atoll.storage.conversation import REPORTED, fail
+from atoll.storage.copying import Copying
+from atoll.storage.files import Files
+from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding
 from atoll.storage.mirror import Mirror
-from atoll.storage.scan import scan_target
-from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
-from atoll.storage.tree import check_path, pack, pack_tree, unpack
 from atoll.wire.channel import Channel, ChannelClosed
 
 MAX_MESSAGE_BYTES = 1 << 30
@@ -60,150 +58,32 @@ class Peer:
         self._volume = volume
         self._channel = channel
         self._mirror = Mirror(volume, channel)
-        self._buffers: list[bytearray] = []
-        self._requests: dict[str, Callable[[dict[str, Any]], None]] = {
-            "stat": self._stat,
-            "list": self._list,
-            "scan": self._scan,
-            "read": self._read,
-            "fetch": self._fetch,
-            "write": self._write,
-            "remove": self._remove,
+        self._contents = Contents(volume, channel)
+        self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
+            **Files(volume, channel).requests(),
+            **self._contents.requests(),
+            **Copying(volume, channel).requests(),
             "collect": self._collect,
             "sync": self._sync,
         }
 
     def serve(self) -> None:
         """Answer requests until the channel ends."""
-        with contextlib.suppress(ChannelClosed):
+        with contextlib.suppress(ChannelClosed), contextlib.ExitStack() as stack:
+            stack.callback(self._contents.end)
             while True:
                 message = self._channel.receive()
-                self._buffers = message.buffers
                 request = self._requests.get(message.type)
                 try:
                     if request is None:
                         raise SyncError(f"unknown request `{message.type}`")
-                    request(message.header)
+                    request(message.header, message.buffers)
                 except ChannelClosed:
                     raise
                 except REPORTED as error:
                     fail(self._channel, error, message.type)
 
-    def _locate(self, header: dict[str, Any], *, follow: bool = True) -> Place:
-        return locate(self._volume.data, check_path(header["path"]), follow=follow)
-
-    # --- looking ------------------------------------------------------------------------------------------------
-
-    def _stat(self, header: dict[str, Any]) -> None:
-        with self._locate(header, follow=bool(header.get("follow", True))) as place:
-            info = place.existing()
-            target = os.readlink(place.name, dir_fd=place.parent) if stat.S_ISLNK(info.st_mode) else ""
-            self._channel.send({"type": "done", "entry": list(tree.entry_of(info, target))})
-
-    def _list(self, header: dict[str, Any]) -> None:
-        with self._locate(header) as place, _opened(place) as descriptor, os.scandir(descriptor) as found:
-            items = []
-            for item in found:
-                with contextlib.suppress(FileNotFoundError):
-                    info = item.stat(follow_symlinks=False)
-                    target = os.readlink(item.name, dir_fd=descriptor) if item.is_symlink() else ""
-                    items.append((item.name, *tree.entry_of(info, target)))
-        for buffer in pack(sorted(items)):
-            self._channel.send({"type": "entries"}, [buffer])
-        self._channel.send({"type": "done"})
-
-    def _scan(self, header: dict[str, Any]) -> None:
-        with self._locate(header) as place, _opened(place) as descriptor:
-            for buffer in pack_tree(scan_target(descriptor).tree):
-                self._channel.send({"type": "entries"}, [buffer])
-        self._channel.send({"type": "done"})
-
-    # --- files --------------------------------------------------------------------------------------------------
-
-    def _read(self, header: dict[str, Any]) -> None:
-        offset, length = int(header.get("offset", 0)), header.get("length")
-        with self._locate(header) as place:
-            info = place.existing()
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            descriptor = os.open(place.name, _READ, dir_fd=place.parent)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "not an ordinary file")
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            left = int(length) if length is not None else 1 << 62
-            while left > 0 and (content := os.read(descriptor, min(left, CHUNK_BYTES))):
-                self._channel.send({"type": "data"}, [content])
-                left -= len(content)
-        finally:
-            os.close(descriptor)
-        self._channel.send({"type": "done"})
-
-    def _fetch(self, header: dict[str, Any]) -> None:
-        """Send the contents of many files below one directory; the buffers list their paths and sizes."""
-        wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in _joined(self._buffers)]
-        with self._locate(header) as place, _opened(place) as descriptor:
-            reader = FileReader(lambda path, flags: os.open(path, flags, dir_fd=descriptor))
-            send_files(wanted, reader, self._channel.send)
-        self._channel.send({"type": "done"})
-
-    def _write(self, header: dict[str, Any]) -> None:
-        """Replace a file in one step by what follows in `data` messages, up to `commit`."""
-        with Conversation(self._channel, "write") as conversation, self._new_file() as (name, descriptor):
-            while (message := self._channel.receive()).type == "data":
-                for content in message.buffers:
-                    filesystem.write_all(descriptor, content)
-            conversation.finished()
-            if message.type == "commit":
-                with self._locate(header) as place:
-                    self._replace(place, name, descriptor, header.get("mode"), header.get("mtime_ns"))
-
-    @contextlib.contextmanager
-    def _new_file(self) -> Iterator[tuple[str, int]]:
-        """Create a file in staging that is gone at the end; it is locked, so that nobody takes it for a leftover."""
-        name = self._volume.temporary_name("file")
-        while True:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-            descriptor = os.open(name, flags, 0o600, dir_fd=self._volume.staging)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_nlink:
-                break
-            os.close(descriptor)
-        try:
-            yield name, descriptor
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._volume.staging)
-            os.close(descriptor)
-
-    def _replace(self, place: Place, name: str, descriptor: int, mode: Any, mtime_ns: Any) -> None:
-        if place.is_directory:
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if mode is None:
-            mode = stat.S_IMODE(place.found.st_mode) if place.found is not None else 0o644
-        os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
-        if mtime_ns is not None:
-            os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
-        os.fsync(descriptor)
-        place.make_parents()
-        os.rename(name, place.name, src_dir_fd=self._volume.staging, dst_dir_fd=place.parent)
-        filesystem.sync_directory(place.parent)
-
-    def _remove(self, header: dict[str, Any]) -> None:
-        """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
-        with self._locate(header, follow=False) as place:
-            info = place.existing()
-            if not place.name:
-                raise PermissionError(errno.EPERM, "`/data` itself cannot be removed")
-            if not stat.S_ISDIR(info.st_mode):
-                os.unlink(place.name, dir_fd=place.parent)
-            elif header.get("recursive"):
-                self._volume.discard(place.parent, place.name)
-            else:
-                os.rmdir(place.name, dir_fd=place.parent)
-        self._channel.send({"type": "done"})
-
-    def _collect(self, header: dict[str, Any]) -> None:
+    def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove trees that were replaced (before a moment, where one is given) and what dead peers left."""
         before = header.get("before_ns")
         clean(self._volume)
@@ -217,7 +97,7 @@ class Peer:
                 self._drop_abandoned(name)
         self._channel.send({"type": "done", "removed": removed})
 
-    def _sync(self, header: dict[str, Any]) -> None:
+    def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
         with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
             clean(self._volume)
         self._mirror.serve(header)
@@ -240,33 +120,18 @@ def clean(volume: VolumeRoot) -> None:
         if kind == "trash":
             with contextlib.suppress(OSError):  # another peer may be at it
                 filesystem.remove_tree(volume.staging, name)
-        elif kind == "file":
+        elif kind in ("file", "tree"):  # who makes one holds its lock
             with contextlib.suppress(OSError):
-                descriptor = os.open(name, _READ, dir_fd=volume.staging)
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(name, dir_fd=volume.staging)
+                    filesystem.remove_tree(volume.staging, name)
                 finally:
                     os.close(descriptor)
         elif kind == "switch":
             with holding(volume.locks, key, exclusive=True, wait=None) as held:
                 if held:
                     retire(volume, name)
-
-
-def _joined(buffers: list[bytearray]) -> list[Any]:
-    return [item for buffer in buffers for item in unpack(buffer)]
-
-
-@contextlib.contextmanager
-def _opened(place: Place) -> Iterator[int]:
-    """Open the directory that a place is."""
-    place.existing()
-    descriptor = os.open(place.name or ".", OPEN_DIRECTORY, dir_fd=place.parent)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def main(arguments: list[str] | None = None) -> int:

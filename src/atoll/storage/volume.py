@@ -9,51 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from atoll.errors import AtollError, HostUnreachable
 from atoll.storage.download import Download
 from atoll.storage.progress import ProgressLine
-from atoll.storage.sync import Synced, SyncOptions, error_of, sync_tree
+from atoll.storage.requests import ROOT, Requests, absolute, volume_path
+from atoll.storage.status import Listing, Status, check_status
+from atoll.storage.sync import Synced, SyncOptions, sync_tree
 from atoll.storage.transfer import CHUNK_BYTES
-from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, check_entry, pack, printable, unpack
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, check_entry, check_path, pack, printable, unpack
 from atoll.wire.frames import Message
 
-ROOT = "/data"
+__all__ = ["ROOT", "SYNC_ROOT", "Usage", "VolumeClient", "absolute", "sync_target", "volume_path"]
+
 SYNC_ROOT = "sync"
 _FETCH_FILES = 5000
-
-
-def _parts(path: str) -> list[str]:
-    if "\0" in path:
-        raise ValueError("a path holds no NUL")
-    try:
-        path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"`{printable(path)}` is not a name that a file system can hold") from error
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise ValueError(f"`{printable(path)}` has `..`, which a path on a volume cannot")
-    return parts
-
-
-def volume_path(path: str | os.PathLike[str]) -> str:
-    """Return a path of the volume relative to its root; the root itself is the empty text.
-
-    Raises:
-        ValueError: it is not below `/data`, or has `..` or NUL.
-    """
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        raise TypeError("a path on a volume is text")
-    parts = _parts(text)
-    if text.startswith("/"):
-        if parts[:1] != ["data"]:
-            raise ValueError(f"`{printable(text)}` is not below `{ROOT}`")
-        parts = parts[1:]
-    return "/".join(parts)
 
 
 def sync_target(remote_dir: str | os.PathLike[str]) -> str:
@@ -68,62 +40,108 @@ def sync_target(remote_dir: str | os.PathLike[str]) -> str:
     return path if os.fspath(remote_dir).startswith("/") else f"{SYNC_ROOT}/{path}"
 
 
-def absolute(path: str) -> str:
-    """Return the path that functions use for one relative to the volume's root."""
-    return f"{ROOT}/{path}" if path else ROOT
+class Sum(NamedTuple):
+    """What a path takes, with all below it.
+
+    Args:
+        allocated_bytes: on disk; what has several names counts once.
+        apparent_bytes: of content.
+        files: how many, symlinks and special files included.
+        directories: how many are below it.
+    """
+
+    allocated_bytes: int
+    apparent_bytes: int
+    files: int
+    directories: int
 
 
-class VolumeClient:
-    """Work on a volume through the storage peer at the other end of `channel`, which the client owns.
+class Usage(NamedTuple):
+    """What a path of a volume takes, and what its file system has.
+
+    Args:
+        allocated_bytes: on disk; what has several names counts once.
+        apparent_bytes: of content.
+        files: how many, symlinks and special files included.
+        directories: how many are below it.
+        disk_bytes: the volume's file system in all, which other volumes may share.
+        disk_free_bytes: what is free there.
+    """
+
+    allocated_bytes: int
+    apparent_bytes: int
+    files: int
+    directories: int
+    disk_bytes: int
+    disk_free_bytes: int
+
+
+class VolumeClient(Requests):
+    """Work on a volume through the storage peer at the other end of a channel, which the client owns.
 
     One thread uses it at a time. What the file system refuses is the builtin `OSError` for it
     (`FileNotFoundError`, `NotADirectoryError`, …); a full disk is `DiskFull`, a volume that cannot be used
     `StateUnusable`, a peer that goes away `HostUnreachable`.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel; the peer ends."""
-        self._channel.close()
-
     # --- looking ------------------------------------------------------------------------------------------------
 
-    def stat(self, path: str, *, follow: bool = True) -> Entry:
+    def stat(self, path: str, *, follow: bool = True) -> Status:
         """Return what stands at `path`; a symlink at its end is followed only where `follow` is set."""
-        done = self._ask("stat", path, {"follow": follow})
-        return check_entry(["", *done.header["entry"]])[1]
+        return _status(self._ask("stat", path, {"follow": follow}))
 
-    def listdir(self, path: str = "") -> dict[str, Entry]:
+    def listdir(self, path: str = "") -> Listing:
         """Return what a directory holds, by name, sorted."""
-        return self._entries("list", path)
+        return dict(self._statuses("list", path, {}))
+
+    def find(self, path: str = "", depth: int | None = None) -> Iterator[tuple[str, Status]]:
+        """Yield what a directory holds, at any depth or down to one (1: itself alone), by path relative to it.
+
+        What a directory holds comes sorted, and before what the directories in it hold. Symlinks are not followed.
+        Who stops early closes the client.
+        """
+        return self._statuses("find", path, {"depth": depth})
 
     def scan(self, path: str = "") -> Tree:
         """Return a whole directory tree."""
-        return self._entries("scan", path)
+        found: Tree = {}
+        for message in self._messages("scan", path, {}):
+            for buffer in message.buffers:
+                found.update(check_entry(item) for item in unpack(buffer))
+        return found
 
-    # --- files --------------------------------------------------------------------------------------------------
+    def usage(self, path: str = "", depth: int = 0, *, follow: bool = True) -> tuple[dict[str, Sum], int, int]:
+        """Return what a path takes, and each directory down to a depth below it; the empty path is itself.
+
+        Returns:
+            the sums, and the bytes of the volume's file system, in all and free.
+        """
+        sums: dict[str, Sum] = {}
+        header: dict[str, Any] = {}
+        for message in self._messages("usage", path, {"depth": depth, "follow": follow}):
+            header = message.header
+            for buffer in message.buffers:
+                sums.update((check_path(where), Sum(*map(int, numbers))) for where, *numbers in unpack(buffer))
+        return sums, int(header["disk_bytes"]), int(header["disk_free_bytes"])
+
+    # --- contents -----------------------------------------------------------------------------------------------
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytearray]:
         """Yield the content of a file from `offset` on; who stops early closes the client."""
-        whole = False
-        try:
-            for message in self._messages("read", path, {"offset": offset, "length": length}):
-                yield from message.buffers
-            whole = True
-        except (AtollError, OSError):
-            whole = True
-            raise
-        finally:
-            if not whole:
-                self.close()
+        for message in self._messages("read", path, {"offset": offset, "length": length}):
+            yield from message.buffers
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
+        """Return pieces of one state of a file, in one request.
+
+        Args:
+            ranges: offset and length in bytes of each piece; a negative offset counts from the end, no length means
+                up to it. What is behind the end is left out.
+        """
+        pieces = _Pieces(len(ranges))
+        for message in self._messages("read", path, {"ranges": list(ranges)}):
+            pieces.add(message)
+        return pieces.joined()
 
     def write(self, path: str, content: Iterable[Any], *, mode: int | None = None, mtime_ns: int | None = None) -> None:
         """Replace a file in one step; it has the old content or the new one whole, whatever happens.
@@ -135,7 +153,7 @@ class VolumeClient:
         where = volume_path(path)
         finished = False
         try:
-            self._send({"type": "write", "path": where, "mode": mode, "mtime_ns": mtime_ns}, [])
+            self._request({"type": "write", "path": where, "mode": mode, "mtime_ns": mtime_ns}, [])
             for piece in content:
                 view = memoryview(piece).cast("B")
                 for start in range(0, view.nbytes, CHUNK_BYTES):
@@ -143,7 +161,7 @@ class VolumeClient:
                     self._raise_early(where)
             finished = True
             self._send({"type": "commit"}, [])
-            self._receive(where)
+            self._answer(where)
         except Exception as error:
             if not finished and not isinstance(error, HostUnreachable):
                 self._abort(answered=isinstance(error, _Refused))
@@ -151,8 +169,92 @@ class VolumeClient:
                 raise error.reason from None
             raise
         except BaseException:
-            self.close()  # interrupted, perhaps in the middle of a message: nothing can follow it
+            self.abandon()  # interrupted, perhaps in the middle of a message: nothing can follow it
             raise
+
+    def open(self, path: str, mode: str) -> tuple[int, Status]:
+        """Have the peer hold a file open; return the handle's number, and what it found.
+
+        Args:
+            mode: `read`, `update` (both, in place), `append` (in place, made where it is not there), `create` (a new
+                file that takes the path's place when it is closed) or `exclusive` (the same, unless something is
+                there).
+        """
+        done = self._ask("open", path, {"mode": mode})
+        self.handles += 1
+        return int(done.header["handle"]), _status(done)
+
+    def pread(self, path: str, handle: int, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
+        """Return pieces of an open file, as `read_ranges`; `path` is for errors."""
+        pieces = _Pieces(len(ranges))
+        for message in self._messages("pread", path, {"handle": handle, "ranges": list(ranges)}):
+            pieces.add(message)
+        return pieces.joined()
+
+    def pwrite(self, path: str, handle: int, offset: int, content: memoryview) -> int:
+        """Write to an open file; return the position behind what was written."""
+        position = offset
+        for start in range(0, content.nbytes, CHUNK_BYTES):
+            piece = content[start : start + CHUNK_BYTES]
+            done = self._ask("pwrite", path, {"handle": handle, "offset": position}, [piece])
+            position = int(done.header["position"])
+        return position
+
+    def truncate(self, path: str, handle: int, size: int) -> None:
+        """Give an open file another size."""
+        self._ask("truncate", path, {"handle": handle, "size": size})
+
+    def flush(self, path: str, handle: int, *, durable: bool = False) -> Status:
+        """Return the status of an open file, made durable where that is asked for."""
+        return _status(self._ask("flush", path, {"handle": handle, "durable": durable}))
+
+    def close_file(self, path: str, handle: int, *, commit: bool) -> None:
+        """Close an open file: what was written is durable then, and a new file takes its place, or is gone."""
+        self.handles -= 1
+        self._ask("close", path, {"handle": handle, "commit": commit})
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a directory; with `parents` those above it too, with `exist_ok` unless it is there."""
+        self._ask("mkdir", path, {"mode": mode, "parents": parents, "exist_ok": exist_ok})
+
+    def set_attributes(
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        mtime_ns: int | None = None,
+        atime_ns: int | None = None,
+        create: bool = False,
+    ) -> None:
+        """Set permission bits and times; with `create`, as `touch` does."""
+        self._ask("attributes", path, {"mode": mode, "mtime_ns": mtime_ns, "atime_ns": atime_ns, "create": create})
+
+    def rename(self, path: str, target: str, *, exclusive: bool = False) -> None:
+        """Give a path another name in one step, as `os.replace`; missing directories on the way are made."""
+        self._ask("rename", path, {"target": volume_path(target), "exclusive": exclusive})
+
+    def copy(
+        self, path: str, target: str, *, recursive: bool = False, follow: bool = True, progress: Any = None
+    ) -> tuple[int, int]:
+        """Copy a file or a directory to exactly `target`, which appears whole; nothing of it travels.
+
+        Args:
+            recursive: whether a directory may be copied; nothing, or an empty directory, is to be at the target then.
+            follow: whether a symlink at the path's end is followed.
+            progress: takes the number of files and of bytes that have been copied so far.
+
+        Returns:
+            how many files and bytes were copied.
+        """
+        arguments = {"target": volume_path(target), "recursive": recursive, "follow": follow}
+        done: dict[str, Any] = {}
+        for message in self._messages("copy", path, arguments):
+            done = message.header
+            if progress is not None:
+                progress(int(done["files"]), int(done["bytes"]))
+        return int(done["files"]), int(done["bytes"])
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a symlink, an empty directory, or with `recursive` a directory with all that it holds."""
@@ -171,7 +273,7 @@ class VolumeClient:
         if os.path.isdir(local):
             if not volume_path(path):
                 raise ValueError(f"name a directory below `{ROOT}`")
-            sync_tree(self._channel, local, volume_path(path), SyncOptions(ignore_files=False, delete=False), progress)
+            self.sync(local, path, SyncOptions(ignore_files=False, delete=False), progress)
             return
         with open(local, "rb") as file:
             info = os.fstat(file.fileno())
@@ -191,7 +293,7 @@ class VolumeClient:
         Returns:
             the paths that were left out, since they are special files.
         """
-        entry = self.stat(path)
+        entry = Entry(*self.stat(path)[:5])
         tree = self.scan(path) if entry.kind == DIRECTORY else {"": entry}
         if entry.kind not in (DIRECTORY, FILE):
             raise OSError(errno.EINVAL, "not an ordinary file", absolute(volume_path(path)))
@@ -212,7 +314,10 @@ class VolumeClient:
 
     def sync(self, local: str, path: str, options: SyncOptions, progress: ProgressLine | None = None) -> Synced:
         """Make `path` a mirror of a local directory; see `sync.sync_tree`."""
-        return sync_tree(self._channel, local, volume_path(path), options, progress)
+        self._at_rest = False
+        synced = sync_tree(self._channel, local, volume_path(path), options, progress)
+        self._at_rest = True
+        return synced
 
     def collect(self, before_ns: int | None = None) -> int:
         """Remove trees that syncs have replaced; return how many.
@@ -227,44 +332,16 @@ class VolumeClient:
 
     # --- messages -----------------------------------------------------------------------------------------------
 
-    def _ask(self, kind: str, path: str, arguments: dict[str, Any]) -> Message:
-        where = volume_path(path)
-        self._send({"type": kind, "path": where, **arguments}, [])
-        return self._receive(where)
-
-    def _entries(self, kind: str, path: str) -> Tree:
-        found: Tree = {}
-        for message in self._messages(kind, path, {}):
+    def _statuses(self, kind: str, path: str, arguments: dict[str, Any]) -> Iterator[tuple[str, Status]]:
+        for message in self._messages(kind, path, arguments):
             for buffer in message.buffers:
-                found.update(check_entry(item) for item in unpack(buffer))
-        return found
-
-    def _messages(
-        self, kind: str, path: str, arguments: dict[str, Any], buffers: list[Any] | None = None
-    ) -> Iterator[Message]:
-        where = volume_path(path)
-        self._send({"type": kind, "path": where, **arguments}, buffers or [])
-        while (message := self._receive(where)).type != "done":
-            yield message
-
-    def _send(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        try:
-            self._channel.send(header, buffers)
-        except (ChannelClosed, OSError) as error:
-            raise HostUnreachable("the storage peer has gone", hint="try again; see `atoll logs`") from error
-
-    def _receive(self, where: str) -> Message:
-        try:
-            message = self._channel.receive()
-        except (ChannelClosed, OSError) as error:
-            raise HostUnreachable("the storage peer ended before it answered", hint="see `atoll logs`") from error
-        if message.type == "error":
-            raise _named(error_of(message), where)
-        return message
+                yield from map(check_status, unpack(buffer))
 
     def _raise_early(self, where: str) -> None:
         """Learn of an error while the content is still being sent."""
-        if self._channel.readable():
+        import select
+
+        if select.select([self._channel.socket], [], [], 0)[0]:
             try:
                 self._receive(where)
             except HostUnreachable:
@@ -277,6 +354,7 @@ class VolumeClient:
             self._send({"type": "abort"}, [])
             while not answered and self._channel.receive().type not in ("done", "error"):
                 pass
+            self._at_rest = True
 
 
 class _Refused(Exception):
@@ -286,10 +364,20 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def _named(error: Exception, where: str) -> Exception:
-    if isinstance(error, OSError) and not isinstance(error, AtollError):
-        return OSError(error.errno, error.strerror, absolute(where))
-    return error
+class _Pieces:
+    def __init__(self, count: int) -> None:
+        self._pieces: list[list[bytearray]] = [[] for _ in range(count)]
+
+    def add(self, message: Message) -> None:
+        if message.type == "data":
+            self._pieces[int(message.header["range"])].extend(message.buffers)
+
+    def joined(self) -> list[bytes]:
+        return [b"".join(pieces) for pieces in self._pieces]
+
+
+def _status(message: Message) -> Status:
+    return check_status(message.header["status"])[1]
 
 
 def _split(path: str) -> tuple[str, str]:
