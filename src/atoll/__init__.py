@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
     from atoll.sdk.caching import cached as cached
+    from atoll.sdk.downloading import download as download
+    from atoll.sdk.downloading import download_file as download_file
+    from atoll.sdk.downloading import download_weights as download_weights
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.function import isolated as isolated
     from atoll.sdk.retries import Retries as Retries
@@ -23,6 +26,9 @@ _WHERE = {
     "IsolatedFunction": "atoll.sdk.function",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
+    "download": "atoll.sdk.downloading",
+    "download_file": "atoll.sdk.downloading",
+    "download_weights": "atoll.sdk.downloading",
     "sync_dir": "atoll.sdk.sync",
     "local": "atoll.host.local",
     "LocalHost": "atoll.host.local",
@@ -34,6 +40,9 @@ __all__ = [
     "Retries",
     "__version__",
     "cached",
+    "download",
+    "download_file",
+    "download_weights",
     "errors",
     "isolated",
     "local",

@@ -197,6 +197,37 @@ class QuotaExceeded(CallerError, OSError):
         return AtollError.__str__(self)
 
 
+class DownloadError(CallerError, OSError):
+    """A file could not be downloaded: no such address, no network, a server that refuses or breaks off."""
+
+    code = "download"
+
+    @property
+    def status(self) -> int | None:
+        """The status of the server's answer, or None when there was none."""
+        status = self.details.get("status")
+        return None if status is None else int(status)
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class ChecksumMismatch(DownloadError):
+    """What was downloaded is not what was asked for; it has been thrown away. Digests are in hexadecimal."""
+
+    code = "checksum_mismatch"
+
+    @property
+    def expected(self) -> str:
+        """The digest that was given."""
+        return str(self.details.get("expected", ""))
+
+    @property
+    def found(self) -> str:
+        """The digest of what arrived."""
+        return str(self.details.get("found", ""))
+
+
 # --- the operator's to mend -------------------------------------------------------------------------------------
 
 

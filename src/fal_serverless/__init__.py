@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atoll import LocalHost as LocalHost
     from atoll import cached as cached
+    from atoll import download as download
+    from atoll import download_file as download_file
+    from atoll import download_weights as download_weights
     from atoll import isolated as isolated
     from atoll import local as local
     from atoll import sync_dir as sync_dir
@@ -16,12 +19,19 @@ _LATER = (
     "FalServerlessHost",
     "FalServerlessKeyCredentials",
     "cloud",
-    "download_file",
-    "download_weights",
     "serverless",
 )
 
-__all__ = ["LocalHost", "cached", "isolated", "local", "sync_dir"]
+__all__ = [
+    "LocalHost",
+    "cached",
+    "download",
+    "download_file",
+    "download_weights",
+    "isolated",
+    "local",
+    "sync_dir",
+]
 
 
 def __getattr__(name: str) -> Any:
