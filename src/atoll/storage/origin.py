@@ -348,7 +348,10 @@ def _split(url: str) -> urllib.parse.SplitResult:
         raise ValueError(f"`{shown(url)}` names no file of this machine: write `file:///path`")
     if parts.scheme != "file" and not parts.hostname:
         raise ValueError(f"`{shown(url)}` has no host")
-    _ = parts.port  # a malformed one is a ValueError
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(f"`{shown(url)}` has a port that is no number") from None  # it may be a part of a password
     return parts
 
 
