@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-SUITE ?= calls streams payloads
+SUITE ?= calls streams payloads sync
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= frames plain result exception lease
 PYTEST ?=
@@ -79,7 +79,7 @@ tools: $(VENV)/.installed ## programs that this machine lacks and some tests use
 	@.ci/tools $(VENV)
 
 .PHONY: bench
-bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls streams", BENCH="--rounds 5")
+bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls sync", BENCH="--rounds 5")
 	@.ci/tools $(VENV)
 	@for suite in $(SUITE); do $(BIN)/python -u benchmarks/$$suite.py $(BENCH) || exit; done
 

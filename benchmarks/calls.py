@@ -10,7 +10,6 @@ meets all of them. The first round warms the page cache and the bytecode, and is
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle, has_isolate, stop_daemon
-from table import Comparison, Samples, show, to_json
+from table import Comparison, Samples, command_line, finish, say
 
 WARM_CALLS = 300
 PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
@@ -29,10 +28,6 @@ PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
 
 def add(a: int, b: int) -> int:
     return a + b
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def wait_no_sandbox() -> None:
@@ -92,7 +87,7 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
                     call(1, 2)
         if number == 0:
             for samples in everything:
-                samples.seconds.clear()
+                samples.clear()
     pool.close()
     if isolate is not None:
         isolate.close()
@@ -133,8 +128,8 @@ def measure_environments(place: Path, rounds: int, packages: list[str]) -> list[
         with peer.time():
             uv.build(offline=True)
         if number == 0:
-            ours.seconds.clear()
-            peer.seconds.clear()
+            ours.clear()
+            peer.clear()
     return [Comparison(ours, peer, aim=1.2)]
 
 
@@ -150,15 +145,12 @@ def measure_import(place: Path, rounds: int) -> list[Comparison]:
             with samples.time():
                 subprocess.run([sys.executable, "-c", code], env=env, check=True)
             if number == 0:
-                samples.seconds.clear()
+                samples.clear()
     return [Comparison(ours, peer, aim=60.0, difference=True), Comparison(used, peer, difference=True)]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what a call costs.")
-    parser.add_argument("--rounds", type=int, default=15, help="how often everything is measured (default 15)")
-    parser.add_argument("--tiny", action="store_true", help="as little as shows that it runs")
-    parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
+    parser = command_line("Measure what a call costs.", 15)
     options = parser.parse_args()
     rounds = 1 if options.tiny else max(1, options.rounds)
     packages = PACKAGES[1:2] if options.tiny else PACKAGES
@@ -179,10 +171,7 @@ def main() -> int:
         f"environment: {', '.join(packages)}, both compiling bytecode, both offline from a cache of their own.",
         "A ratio is Atoll's median by the peer's; `+` is the difference.",
     ]
-    show(rows, notes)
-    if options.json:
-        Path(options.json).write_text(to_json(rows) + "\n", encoding="utf-8")
-    return 0
+    return finish(rows, notes, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ are compared take turns in each round; the first round is not counted.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from peers import WarmPool, find_ray, stop_daemon
-from table import Comparison, Samples, show, to_json
+from table import Comparison, Samples, command_line, finish, say
 
 PAGE_WORDS = 512
 AIM = 1 / 3
@@ -41,10 +40,6 @@ def blob(size: int) -> bytes:
     return b"x" * size
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def name_of(size: int) -> str:
     return f"{size >> 30} GiB" if size >= 1 << 30 else f"{size // 1_000_000} MB"
 
@@ -58,7 +53,7 @@ def race(rounds: int, samples: list[Samples], runs: list[Callable[[], Any]], che
             assert check(value), sample.name
             del value
             if number == 0:
-                sample.seconds.clear()
+                sample.clear()
 
 
 def measure(size: int, rounds: int, ray: Any) -> list[Comparison]:
@@ -133,11 +128,8 @@ def measure_large(size: int) -> list[Comparison]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure how fast large arrays cross.")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default 5)")
+    parser = command_line("Measure how fast large arrays cross.", 5)
     parser.add_argument("--large", action="store_true", help="also a result of 5 GiB, which needs 12 GiB of memory")
-    parser.add_argument("--tiny", action="store_true", help="as little as shows that it runs")
-    parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
     options = parser.parse_args()
     sizes, rounds = ([2_000_000], 1) if options.tiny else ([100_000_000, 1 << 30], max(1, options.rounds))
     with tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True) as name:
@@ -158,10 +150,7 @@ def main() -> int:
     ]
     if ray is None:
         notes.append("Ray is not installed here: `make bench` installs it.")
-    show(rows, notes)
-    if options.json:
-        Path(options.json).write_text(to_json(rows) + "\n", encoding="utf-8")
-    return 0
+    return finish(rows, notes, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ cores, started and warm. What is measured is the caller's view: from the first r
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import PipeGenerator, QueueGenerator, find_ray, stop_daemon
-from table import Comparison, Samples, show, to_json
+from table import Comparison, Samples, command_line, finish, say
 
 CORES = len(os.sched_getaffinity(0))
 Run = Callable[[int], int]
@@ -37,10 +36,6 @@ def numbers(count: int) -> Iterator[int]:
         number += 1
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def race(what: str, count: int, expected: int, rounds: int, runners: dict[str, Run]) -> dict[str, Samples]:
     """Let each runner do it once in each round, after one that is not counted."""
     found = {name: Samples(name) for name in runners}
@@ -52,7 +47,7 @@ def race(what: str, count: int, expected: int, rounds: int, runners: dict[str, R
             assert total == expected, (name, total)
         if number == 0:
             for samples in found.values():
-                samples.seconds.clear()
+                samples.clear()
     return found
 
 
@@ -109,12 +104,9 @@ def measure_items(count: int, rounds: int, ray: Any) -> list[Comparison]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure calls and items per second.")
+    parser = command_line("Measure calls and items per second.", 5)
     parser.add_argument("--calls", type=int, default=10_000, help="calls of each map (default 10000)")
     parser.add_argument("--items", type=int, default=10_000, help="items of each generator (default 10000)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default 5)")
-    parser.add_argument("--tiny", action="store_true", help="as little as shows that it runs")
-    parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
     options = parser.parse_args()
     calls, items, rounds = (50, 50, 1) if options.tiny else (options.calls, options.items, max(1, options.rounds))
     with tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True) as name:
@@ -132,10 +124,7 @@ def main() -> int:
     ]
     if ray is None:
         notes.append("Ray is not installed here: `make bench` installs it.")
-    show(rows, notes)
-    if options.json:
-        Path(options.json).write_text(to_json(rows) + "\n", encoding="utf-8")
-    return 0
+    return finish(rows, notes, options)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,37 @@
-"""Measurements and the one table that they become."""
+"""Measurements, the one table that they become, and what every benchmark's command line has."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+
+def say(line: str) -> None:
+    """Tell who waits what is measured now."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass
 class Samples:
-    """The times of one thing, in seconds."""
+    """The times of one thing, in seconds.
+
+    Args:
+        cpu_seconds: what processors worked for it meanwhile, in all its processes, where that is measured.
+    """
 
     name: str
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
 
     @contextmanager
     def time(self) -> Iterator[None]:
@@ -28,9 +40,19 @@ class Samples:
         yield
         self.seconds.append(time.perf_counter() - began)
 
+    def clear(self) -> None:
+        """Forget a round that does not count."""
+        self.seconds.clear()
+        self.cpu_seconds.clear()
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def cpu(self) -> str:
+        """The median of the processor time, for people; empty where it was not measured."""
+        return _milliseconds(statistics.median(self.cpu_seconds)) if self.cpu_seconds else ""
 
     @property
     def p95(self) -> float:
@@ -87,14 +109,61 @@ class Comparison:
         if self.aim is not None:
             bound = "at least" if self.amount else "at most"
             aim = f"{bound} {self.aim:g}{unit}: {'met' if self.met else 'MISSED'}"
-        peer = (self.peer.name, self._shown(self.peer.median)) if self.peer is not None else ("", "")
-        return (self.ours.name, self._shown(self.ours.median), self._shown(self.ours.p95), *peer, value, aim)
+        ours = (self.ours.name, self._shown(self.ours.median), self._shown(self.ours.p95), self.ours.cpu)
+        peer = ("", "", "")
+        if self.peer is not None:
+            peer = (self.peer.name, self._shown(self.peer.median), self.peer.cpu)
+        return (*ours, *peer, value, aim)
+
+    def data(self) -> dict[str, Any]:
+        """Return the line for JSON; times in seconds."""
+        found = {"atoll": _data(self.ours), "peer": _data(self.peer), "value": self.value}
+        return {**found, "aim": self.aim, "met": self.met}
 
     def _shown(self, seconds: float) -> str:
         return f"{self.amount / seconds:,.0f} {self.unit}" if self.amount else _milliseconds(seconds)
 
 
-HEADINGS = ("Atoll", "median", "p95", "beside", "median", "ratio", "aim")
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table that is no time: bytes that travelled, memory that was used.
+
+    Args:
+        name: what it is.
+        value: Atoll's.
+        unit: of the value, such as `MiB`.
+        peer: the name and the value of something else.
+        aim: the most that the value should be.
+    """
+
+    name: str
+    value: float
+    unit: str
+    peer: tuple[str, float] | None = None
+    aim: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim is met; None where there is none."""
+        return None if self.aim is None else self.value <= self.aim
+
+    def cells(self) -> tuple[str, ...]:
+        aim = "" if self.aim is None else f"at most {self.aim:g} {self.unit}: {'met' if self.met else 'MISSED'}"
+        name, shown, ratio = "", "", ""
+        if self.peer is not None:
+            name, shown = self.peer[0], f"{self.peer[1]:,.2f} {self.unit}"
+            ratio = f"{self.value / self.peer[1]:.2f}" if self.peer[1] else ""
+        return (self.name, f"{self.value:,.2f} {self.unit}", "", "", name, shown, "", ratio, aim)
+
+    def data(self) -> dict[str, Any]:
+        """Return the line for JSON."""
+        found = {"name": self.name, "value": self.value, "unit": self.unit, "peer": self.peer}
+        return {**found, "aim": self.aim, "met": self.met}
+
+
+Row = Comparison | Figure
+HEADINGS = ("Atoll", "median", "p95", "CPU", "beside", "median", "CPU", "ratio", "aim")
+_LEFT = ("Atoll", "beside", "aim")
 
 
 def _milliseconds(seconds: float) -> str:
@@ -102,16 +171,20 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
 
 
-def show(rows: list[Comparison], notes: list[str], write: Callable[[str], Any] = print) -> None:
-    """Print the rows as one table, with the machine above and the notes below."""
-    cells = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
+def show(rows: Sequence[Row], notes: list[str], write: Callable[[str], Any] = print) -> None:
+    """Print the rows as one table, with the machine above and the notes below; a column that is empty is left out."""
+    lines = [row.cells() for row in rows]
+    columns = [
+        number for number, heading in enumerate(HEADINGS) if heading != "CPU" or any(line[number] for line in lines)
+    ]
+    cells = [[line[number] for number in columns] for line in (HEADINGS, *lines)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
     write(machine())
     write("")
     for number, line in enumerate(cells):
         aligned = [
-            text.rjust(width) if column in (1, 2, 4, 5) else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+            text.ljust(width) if HEADINGS[column] in _LEFT else text.rjust(width)
+            for column, text, width in zip(columns, line, widths, strict=True)
         ]
         write("  ".join(aligned).rstrip())
         if number == 0:
@@ -137,16 +210,38 @@ def machine() -> str:
     )
 
 
-def to_json(rows: list[Comparison]) -> str:
+def to_json(rows: Sequence[Row]) -> str:
     """Return the rows as JSON; times in seconds."""
-
-    def data(samples: Samples | None) -> dict[str, Any] | None:
-        if samples is None:
-            return None
-        return {"name": samples.name, "median": samples.median, "p95": samples.p95, "samples": samples.seconds}
-
-    found = [
-        {"atoll": data(row.ours), "peer": data(row.peer), "value": row.value, "aim": row.aim, "met": row.met}
-        for row in rows
-    ]
+    found = [row.data() for row in rows]
     return json.dumps({"machine": machine(), "python": sys.version, "rows": found}, indent=2)
+
+
+def _data(samples: Samples | None) -> dict[str, Any] | None:
+    if samples is None:
+        return None
+    found: dict[str, Any] = {"name": samples.name, "median": samples.median, "p95": samples.p95}
+    return {**found, "samples": samples.seconds, "cpu": samples.cpu_seconds}
+
+
+def command_line(what: str, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has.
+
+    Args:
+        what: the benchmark's purpose, a sentence.
+        rounds: how often it measures where nothing else is said.
+    """
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"how often everything is measured (default {rounds})"
+    )
+    parser.add_argument("--tiny", action="store_true", help="as little as shows that it runs")
+    parser.add_argument("--json", metavar="FILE", help="also write every sample to a file")
+    return parser
+
+
+def finish(rows: Sequence[Row], notes: list[str], options: argparse.Namespace) -> int:
+    """Show the table, write what `--json` asks for, and return the exit status."""
+    show(rows, notes)
+    if options.json:
+        Path(options.json).write_text(to_json(rows) + "\n", encoding="utf-8")
+    return 0
