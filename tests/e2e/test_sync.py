@@ -249,10 +249,10 @@ def test_replaced_trees_stay_until_they_are_collected(peers: Peers, source: Path
     (source / "a").write_text("1")
     peers.sync(source)
     here = os.open(peers.data / "t", os.O_RDONLY)
-    (source / "a").unlink()
+    (source / "a").rename(source / "b")
     peers.sync(source)
     moment = time.time_ns()
-    (source / "b").write_text("1")
+    (source / "b").rename(source / "c")
     peers.sync(source)
     assert os.listdir(here) == ["a"]
     client, _ = peers.start()

@@ -7,13 +7,13 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, sync, transfer
+from atoll.storage import filesystem, steps, sync, transfer
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.peer import Peer
 from atoll.storage.sync import SyncOptions
@@ -40,6 +40,16 @@ def client(volume: Path) -> Iterator[VolumeClient]:
         yield made
     thread.join()
     theirs.close()
+
+
+def at_step(name: str, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something in the midst of a sync, when the peer has reached a step."""
+
+    def report(step: str, _: object) -> None:
+        if step == name:
+            action()
+
+    monkeypatch.setattr(steps, "_report", report)
 
 
 @pytest.fixture
@@ -134,14 +144,19 @@ def test_without_exchange_the_sync_is_refused_unless_less_is_accepted(
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_text("1")
+    (source / "b").write_text("1")
     client.sync(str(source), "t", SyncOptions())
     (source / "a").write_text("22")
+    client.sync(str(source), "t", SyncOptions())  # one file is replaced in one step everywhere
+    assert (volume / "data/t/a").read_text() == "22"
+    (source / "a").write_text("333")
+    (source / "b").write_text("333")
     with pytest.raises(SyncError, match="cannot exchange") as caught:
         client.sync(str(source), "t", SyncOptions())
     assert caught.value.details["reason"] == "no_exchange"
-    assert (volume / "data/t/a").read_text() == "1"
-    client.sync(str(source), "t", SyncOptions(atomic=False))
     assert (volume / "data/t/a").read_text() == "22"
+    client.sync(str(source), "t", SyncOptions(atomic=False))
+    assert (volume / "data/t/a").read_text() == (volume / "data/t/b").read_text() == "333"
 
 
 def test_without_hard_links_unchanged_files_are_copied(
@@ -159,6 +174,7 @@ def test_without_hard_links_unchanged_files_are_copied(
     client.sync(str(source), "t", SyncOptions())
     before = (volume / "data/t/b").stat()
     (source / "a").write_text("22")
+    (source / "c").write_text("22")
     monkeypatch.setattr(os, "link", unable)
     client.sync(str(source), "t", SyncOptions())
     after = (volume / "data/t/b").stat()
@@ -175,16 +191,15 @@ def test_a_target_that_changes_under_a_sync_is_looked_at_again(
     (source / "a").write_text("1")
     client.sync(str(source), "t", SyncOptions())
     (source / "a").write_text("22")
-    real, calls = filesystem.sync_filesystem, list[int]()
+    calls = list[int]()
 
-    def meddle(descriptor: int) -> None:
-        real(descriptor)
+    def meddle() -> None:
         if not calls:
             os.rename(volume / "data/t", volume / "data/elsewhere")
             (volume / "data/t").mkdir()
         calls.append(1)
 
-    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    at_step("synced", meddle, monkeypatch)
     client.sync(str(source), "t", SyncOptions())
     assert len(calls) == 2
     assert (volume / "data/t/a").read_text() == "22"
@@ -201,16 +216,23 @@ def test_what_appears_at_the_target_during_a_sync_is_carried_over_when_names_are
     client.sync(str(source), "t", options)
     (volume / "data/t/out").mkdir()
     (volume / "data/t/out/early").write_text("e")
+    (volume / "data/t/out/replaced").write_text("before")
     (source / "a").write_text("22")
-    real = filesystem.sync_filesystem
+    (source / "b").write_text("22")
 
-    def meddle(descriptor: int) -> None:
-        real(descriptor)
+    def meddle() -> None:
         (volume / "data/t/out/late").write_text("l")
+        (volume / "data/t/out/new").write_text("after")
+        (volume / "data/t/out/new").rename(volume / "data/t/out/replaced")
+        (volume / "data/t/out/deep/er").mkdir(parents=True)
+        (volume / "data/t/out/deep/er/f").write_text("f")
 
-    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    at_step("synced", meddle, monkeypatch)
     client.sync(str(source), "t", options)
-    assert sorted(os.listdir(volume / "data/t/out")) == ["early", "late"]
+    out = volume / "data/t/out"
+    assert sorted(os.listdir(out)) == ["deep", "early", "late", "replaced"]
+    assert (out / "replaced").read_text() == "after"
+    assert (out / "deep/er/f").read_text() == "f"
 
 
 @pytest.mark.parametrize("size", [100, 3 << 20])
@@ -365,10 +387,9 @@ def test_a_sync_waits_for_one_above_or_below_it(
     source = tmp_path / "source"
     source.mkdir()
     (source / "f").write_text("1")
-    real, answers = filesystem.sync_filesystem, list[str]()
+    answers = list[str]()
 
-    def meddle(descriptor: int) -> None:
-        real(descriptor)
+    def meddle() -> None:
         ours, theirs = socket.socketpair()
         thread = threading.Thread(target=Peer(VolumeRoot(str(volume)), Channel(theirs)).serve)
         thread.start()
@@ -379,6 +400,6 @@ def test_a_sync_waits_for_one_above_or_below_it(
         thread.join()
         theirs.close()
 
-    monkeypatch.setattr(filesystem, "sync_filesystem", meddle)
+    at_step("synced", meddle, monkeypatch)
     client.sync(str(source), "a/t", SyncOptions())
     assert answers == ["waiting"]

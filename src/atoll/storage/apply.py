@@ -1,35 +1,39 @@
-"""Build the new tree beside the old one and switch over: the last step of a sync, in the storage peer.
+"""Build what is new beside the old and switch over in one step: the end of a sync, in the storage peer.
 
 Below `staging`, for the target whose resolved path has the digest KEY, with KEY's lock held throughout:
 
     stage-KEY      the directories and files that have been received, nothing else; kept when a sync is interrupted
     partial-KEY    what an interrupted sync received, while the next one looks what it can use of it
-    switch-KEY     the whole new tree, with links to the files that stay; after the exchange the old tree
+    switch-KEY     what comes at the scope (`storage.scope`), complete; after the exchange what was there
+    record-KEY     which is which (`storage.recovery`), durable before the exchange
     old-TIME-RAND  a tree that was replaced at TIME (nanoseconds since the epoch); functions may still have it open
+    trash-RAND     what no function ever saw, and nobody needs
 
-A leftover `switch-KEY` may be an old tree that functions have open, so it is never removed but becomes an `old-`.
-The new tree is durable before the exchange, and the exchange before it is reported. No inode is shared between
-two states of a file: only what stays as it is is linked.
+The order is: take the scope out of `stage-KEY`, link what stays, write the record, make all of it durable, exchange,
+set modes and times in place, make that durable, retire the old. No inode is shared between two states of a file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import secrets
-import time
+import stat
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
+from atoll.storage.build import Builder, Stamps, changed, copy_file, make_symlink
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRoot
-from atoll.storage.plan import Plan, apply, check_whole
+from atoll.storage.plan import Plan, check_fits
 from atoll.storage.receive import Reception
-from atoll.storage.scan import scan_target
+from atoll.storage.recovery import Record, forget, read_record, settle
+from atoll.storage.removal import old_name
+from atoll.storage.scope import is_within, scope_of
 from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
+from atoll.storage.way import Way
 
-_COPY_BYTES = 8 << 20
+MAX_SEPARATE = 64
+"""Up to how many files and directories are made durable one by one; beyond, the whole file system is (`syncfs`)."""
 
 
 class Stage:
@@ -60,18 +64,28 @@ class Stage:
         self._atomic = atomic
         self._key = key
         self._switch = f"switch-{key}"
-        self._switched = False
-        self._tree = apply(plan, standing)
-        check_whole(self._tree)
-        if any(entry.kind == SPECIAL for entry in plan.put.values()) or self._tree[""].kind != DIRECTORY:
+        check_fits(plan, standing)
+        if any(entry.kind == SPECIAL for entry in plan.put.values()) or self._new_entry("", plan.put).kind != DIRECTORY:
             raise SyncError("the plan is not one for a directory")
-        if old is not None and atomic:
+        if any(path not in plan.put or path not in standing or standing[path].kind != FILE for path in plan.copy):
+            raise SyncError("the plan copies what is not there")
+        self._scope = scope_of(plan, standing)
+        if atomic and self._exchanges_directories():
             self._check_exchange()
         self.reception = Reception(volume, key, plan)
 
-    @property
-    def _root(self) -> int:
-        return self.reception.root
+    def covers(self, path: str) -> bool:
+        """Whether the mode of a directory of the target is what this stage has made it, once it is committed."""
+        return self._scope.contains(path) or path in self._scope.in_place
+
+    def _new_entry(self, path: str, put: Tree) -> Entry:
+        return put.get(path) or self._standing[path]
+
+    def _exchanges_directories(self) -> bool:
+        path = self._scope.path
+        if path is None or path not in self._standing or path in self._plan.drop:
+            return False
+        return DIRECTORY in (self._standing[path].kind, self._new_entry(path, self._plan.put).kind)
 
     def _check_exchange(self) -> None:
         names = [f"{kind}-{self._key}" for kind in ("probe", "probe2")]
@@ -90,10 +104,11 @@ class Stage:
                 with contextlib.suppress(OSError):
                     os.rmdir(name, dir_fd=staging)
 
-    # --- building -----------------------------------------------------------------------------------------------
+    def commit(self) -> Stamps:
+        """Complete what is new, make it durable and put it where the old is.
 
-    def commit(self) -> None:
-        """Complete the new tree, make it durable and put it where the old one is.
+        Returns:
+            the stamps of the files that this has linked, copied or moved by themselves, by their path in the target.
 
         Raises:
             SyncError: content is missing, or the target is not the one that was scanned any more (`retry` in its
@@ -104,147 +119,295 @@ class Stage:
         reception.pause()
         if reception.missing:
             raise SyncError(f"the content of `{printable(min(reception.missing))}` did not arrive")
-        self._tree.update(reception.arrived)
-        staging = self._volume.staging
-        retire(self._volume, self._switch)
-        os.rename(reception.name, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
         try:
-            reached("staged")
-            self._link()
-            reached("linked")
-            self._finish_directories(root_mode_extra=0o200)
-            reached("built")
-            filesystem.sync_filesystem(staging)
-            reached("synced")
-            self._exchange()
+            stamps = self._commit({**self._plan.put, **reception.arrived})
         except BaseException:
             with contextlib.suppress(OSError):
-                if self._switched:
-                    retire(self._volume, self._switch)
-                else:
-                    self._volume.discard(staging, self._switch)
+                self._recover()
             raise
+        self._volume.discard(self._volume.staging, reception.name)
+        reached("done")
+        return stamps
 
-    def _link(self) -> None:
-        below: dict[str, list[str]] = {}
-        for path, entry in self._tree.items():
-            if entry.kind == DIRECTORY:
-                self.reception.make(path)
-            elif path not in self._plan.put or entry.kind != FILE or path in self._plan.copy:
-                below.setdefault(parent_of(path), []).append(path)
-        for directory, paths in below.items():
-            new = os.open(directory or ".", OPEN_DIRECTORY, dir_fd=self._root)
-            old = -1
-            try:
-                for path in paths:
-                    entry, name = self._tree[path], path.rpartition("/")[2]
-                    if path in self._plan.put and entry.kind == SYMLINK:
-                        os.symlink(entry.target, name, dir_fd=new)
-                        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=new, follow_symlinks=False)
-                        continue
-                    if old < 0:
-                        assert self._old is not None
-                        old = os.open(directory or ".", OPEN_PLACE, dir_fd=self._old)
-                    if path in self._plan.copy:
-                        _copy(old, new, name, entry)
-                    else:
-                        _link_or_copy(old, new, name, entry)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise _changed(f"`{printable(directory)}` changed") from error
-            finally:
-                os.close(new)
-                if old >= 0:
-                    os.close(old)
+    def _recover(self) -> None:
+        record = read_record(self._volume, self._key)
+        if record is not None:
+            settle(self._volume, self._key, record)
+            return
+        self._volume.discard(self._volume.staging, self._switch)
+        forget(self._volume, self._key)
 
-    def _finish_directories(self, root_mode_extra: int) -> None:
-        for path in sorted((path for path, entry in self._tree.items() if entry.kind == DIRECTORY), reverse=True):
-            entry = self._tree[path]
-            mode = entry.mode if path else entry.mode | root_mode_extra
-            descriptor = os.open(path or ".", OPEN_DIRECTORY, dir_fd=self._root)
-            try:
-                if mode != 0o700:
-                    os.fchmod(descriptor, mode)
-                os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
-            finally:
-                os.close(descriptor)
+    def _commit(self, put: Tree) -> Stamps:
+        scope, volume = self._scope, self._volume
+        with contextlib.ExitStack() as stack:
+            record = Record(self._place.path, scope.path, self._inode(), None, None)
+            record.after = [
+                (path, (put.get(path) or entry).mode, (put.get(path) or entry).mtime_ns)
+                for path, entry in scope.in_place.items()
+            ]
+            built = _Built(volume.staging, self._switch)
+            stack.callback(built.close)
+            holder, name = -1, ""
+            if scope.path is not None:
+                self._place.make_parents()
+                holder, name = self._holder(stack, scope.path)
+                found = self._check_standing(holder, name, scope.path)
+                record.old = found.st_ino if found is not None else None
+                if scope.path not in self._plan.drop:
+                    self._build(scope.path, put, holder, name, built)
+                    record.new = os.stat(self._switch, dir_fd=volume.staging, follow_symlinks=False).st_ino
+                    entry = self._new_entry(scope.path, put)
+                    if entry.kind == DIRECTORY and not entry.mode & 0o200:
+                        record.after.append((scope.path, entry.mode, entry.mtime_ns))
+                if scope.rebuilt and self._plan.keeps:
+                    below = len(scope.path) + 1 if scope.path else 0
+                    record.drop = [path[below:] for path in self._plan.drop if is_within(path, scope.path)]
+                record.before = self._to_lend(holder, scope.path, found)
+            reached("built")
+            descriptor = record.write(volume, self._key)
+            stack.callback(os.close, descriptor)
+            reached("recorded")
+            built.make_durable(descriptor)
+            reached("synced")
+            if scope.path is not None:
+                self._switch_over(record, holder, name)
+            if not settle(volume, self._key, record, built.stamps):
+                raise changed("something")
+            return self._stamps(built.stamps, put, holder, name)
+
+    def _inode(self) -> int | None:
+        return os.fstat(self._old).st_ino if self._old is not None else None
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _build(self, path: str, put: Tree, holder: int, name: str, built: _Built) -> None:
+        """Make what comes at the scope, as `switch-KEY`."""
+        entry = self._new_entry(path, put)
+        if entry.kind != DIRECTORY:
+            if entry.kind == SYMLINK:
+                make_symlink(self._volume.staging, self._switch, entry)
+                built.whole = True
+            elif path in self._plan.copy:
+                built.copy(holder, name, entry)
+            else:
+                self._take(path)
+            reached("staged")
+            return
+        self._take(path)
+        root = os.open(self._switch, OPEN_DIRECTORY, dir_fd=self._volume.staging)
+        built.root = root
+        reached("staged")
+        old = os.open(name, OPEN_PLACE, dir_fd=holder) if self._scope.rebuilt else None
+        try:
+            tree = self._below(path, put)
+            start = len(path) + 1 if path else 0
+            changes = {item[start:] for item in put if is_within(item, path)}
+            copies = {item[start:] for item in self._plan.copy if is_within(item, path)}
+            builder = Builder(root, old, tree, changes, copies)
+            builder.link()
+            reached("linked")
+            builder.finish(0o700 if not entry.mode & 0o200 else 0)
+        finally:
+            if old is not None:
+                os.close(old)
+        built.take(builder, tree, changes, copies)
+
+    def _below(self, path: str, put: Tree) -> Tree:
+        """Return the new tree of the scope, relative to it."""
+        start = len(path) + 1 if path else 0
+        drop = self._plan.drop
+        tree: Tree = {}
+        if self._scope.rebuilt:
+            tree = {
+                item[start:]: entry
+                for item, entry in self._standing.items()
+                if item not in drop and is_within(item, path)
+            }
+        tree.update((item[start:], entry) for item, entry in put.items() if is_within(item, path))
+        return tree
+
+    def _take(self, path: str) -> None:
+        """Move what was received for the scope to `switch-KEY`."""
+        staging = self._volume.staging
+        if not path:
+            os.rename(self.reception.name, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
+            return
+        try:
+            with Way(self.reception.root, OPEN_DIRECTORY) as walk:
+                parent = walk.enter(parent_of(path))
+                os.rename(path.rpartition("/")[2], self._switch, src_dir_fd=parent, dst_dir_fd=staging)
+        except FileNotFoundError:  # a directory of which nothing had to be received
+            os.mkdir(self._switch, 0o700, dir_fd=staging)
 
     # --- switching ----------------------------------------------------------------------------------------------
 
-    def _exchange(self) -> None:
-        place, staging = self._place, self._volume.staging
-        place.make_parents()
-        if self._old is None:
+    def _holder(self, stack: contextlib.ExitStack, path: str) -> tuple[int, str]:
+        """Open the directory in which the scope is, and return it with the scope's name there."""
+        if not path:
+            return self._place.parent, self._place.name
+        assert self._old is not None
+        walk = stack.enter_context(Way(self._old))
+        try:
+            return walk.enter(parent_of(path)), path.rpartition("/")[2]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise changed(f"`{printable(parent_of(path))}` changed") from error
+
+    def _check_standing(self, holder: int, name: str, path: str) -> os.stat_result | None:
+        """Check that the target is the directory that was scanned and that what stands at the scope is of the kind
+        that was found there, and return it."""
+        if self._old is not None:
+            there = _look(self._place.parent, self._place.name)
+            if there is None or not os.path.samestat(there, os.fstat(self._old)):
+                raise changed("the target was replaced")
+        found, entry = _look(holder, name), self._standing.get(path)
+        kinds = {FILE: stat.S_ISREG, DIRECTORY: stat.S_ISDIR, SYMLINK: stat.S_ISLNK}
+        if entry is None:
+            if found is not None:
+                raise changed(f"`{printable(path)}` appeared" if path else "the target appeared")
+        elif found is None or (entry.kind in kinds and not kinds[entry.kind](found.st_mode)):
+            raise changed(f"`{printable(path)}` was replaced")
+        return found
+
+    def _to_lend(self, holder: int, path: str, found: os.stat_result | None) -> list[tuple[str, int]]:
+        """List the directories that must be made writable for the switch: the one that holds the scope, and the one
+        that is moved away, since a move writes its `..`."""
+        lend = []
+        if path and (mode := stat.S_IMODE(os.fstat(holder).st_mode)) & 0o300 != 0o300:
+            lend.append((parent_of(path), mode))
+        if found is not None and stat.S_ISDIR(found.st_mode) and (mode := stat.S_IMODE(found.st_mode)) & 0o700 != 0o700:
+            lend.append((path, mode))
+        return lend
+
+    def _switch_over(self, record: Record, holder: int, name: str) -> None:
+        staging = self._volume.staging
+        found = self._check_standing(holder, name, record.scope or "")
+        if (found.st_ino if found is not None else None) != record.old:
+            raise changed("something was replaced")
+        for path, mode in record.before:
+            target = holder if path != record.scope else None
+            if target is None:
+                filesystem.make_writable(holder, name)
+            else:
+                os.chmod(f"/proc/self/fd/{target}", mode | 0o300)
+            reached("lent")
+        if record.old is None:
             try:
-                filesystem.rename_new(staging, self._switch, place.parent, place.name)
+                filesystem.rename_new(staging, self._switch, holder, name)
             except FileExistsError as error:
-                raise _changed("the target appeared") from error
-            self._switched = True
-            reached("exchanged")
+                raise changed("the target appeared") from error
+        elif record.new is None:
+            os.rename(name, self._switch, src_dir_fd=holder, dst_dir_fd=staging)
         else:
-            self._check_standing(self._old)
+            self._exchange(record, holder, name)
+        reached("exchanged")
+
+    def _exchange(self, record: Record, holder: int, name: str) -> None:
+        staging = self._volume.staging
+        try:
+            filesystem.exchange(staging, self._switch, holder, name)
+        except OSError as error:
+            if error.errno not in filesystem.NO_EXCHANGE:
+                raise
+            if not self._exchanges_directories():
+                os.rename(self._switch, name, src_dir_fd=staging, dst_dir_fd=holder)
+                return
+            if self._atomic:
+                raise _no_exchange() from error
+            record.aside = old_name()
+            again = record.write(self._volume, self._key)
             try:
-                filesystem.exchange(staging, self._switch, place.parent, place.name)
-            except OSError as error:
-                if error.errno not in filesystem.NO_EXCHANGE:
-                    raise
-                if self._atomic:
-                    raise _no_exchange() from error
-                retired = _old_name()
-                filesystem.move(place.parent, place.name, staging, retired)
-                reached("taken")
-                os.rename(self._switch, place.name, src_dir_fd=staging, dst_dir_fd=place.parent)
-            self._switched = True
-            reached("exchanged")
-            if self._plan.keeps:
-                self._carry_over(self._old)
-        if not self._tree[""].mode & 0o200:
-            os.fchmod(self._root, self._tree[""].mode)
-        filesystem.sync_directory(place.parent)
-        os.fsync(staging)
-        reached("durable")
-        retire(self._volume, self._switch)
-        reached("retired")
+                os.fsync(again)
+            finally:
+                os.close(again)
+            filesystem.move(holder, name, staging, record.aside)
+            reached("taken aside")
+            filesystem.rename_new(staging, self._switch, holder, name)
 
-    def _check_standing(self, old: int) -> None:
-        found, expected = None, os.fstat(old)
-        with contextlib.suppress(FileNotFoundError):
-            found = os.stat(self._place.name, dir_fd=self._place.parent, follow_symlinks=False)
-        if found is None or (found.st_dev, found.st_ino) != (expected.st_dev, expected.st_ino):
-            raise _changed("the target was replaced")
-        # Moving a directory to another parent writes its `..`.
-        filesystem.make_writable(self._place.parent, self._place.name)
-
-    def _carry_over(self, old: int) -> None:
-        """Bring along what appeared in the old tree after it was scanned; it could be something to keep."""
-        late = scan_target(old)
-        changed = False
-        for path, entry in late.tree.items():
-            if path in self._standing or path in self._tree or parent_of(path) not in self._tree:
-                continue
-            with contextlib.suppress(OSError):
-                if entry.kind == DIRECTORY:
-                    os.mkdir(path, entry.mode, dir_fd=self._root)
-                else:
-                    os.link(path, path, src_dir_fd=old, dst_dir_fd=self._root, follow_symlinks=False)
-                self._tree[path] = entry
-                changed = True
-        if changed:
-            with contextlib.suppress(OSError):
-                self._finish_directories(root_mode_extra=0)
+    def _stamps(self, made: Stamps, put: Tree, holder: int, name: str) -> Stamps:
+        path = self._scope.path
+        if path is None or path in self._plan.drop:
+            return {}
+        if self._new_entry(path, put).kind == FILE:
+            found = _look(holder, name)
+            return {path: (found.st_ctime_ns, found.st_ino)} if found is not None else {}
+        return {f"{path}/{below}": stamp for below, stamp in made.items()} if path else made
 
 
-def retire(volume: VolumeRoot, name: str) -> None:
-    """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone."""
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(name, _old_name(), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
+class _Built:
+    """What has been built as `switch-KEY`, and how it is made durable.
+
+    Attributes:
+        root: the directory, open; -1 where it is none.
+        whole: whether the whole file system is to be made durable rather than single files.
+        stamps: of what was linked or copied into it.
+    """
+
+    def __init__(self, staging: int, name: str) -> None:
+        self._staging = staging
+        self._name = name
+        self.root = -1
+        self.whole = False
+        self.stamps: Stamps = {}
+        self._files: list[str] = []
+        self._directories: list[str] = []
+
+    def close(self) -> None:
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
+
+    def copy(self, holder: int, name: str, entry: Entry) -> None:
+        """Make it a copy of the file that stands at the scope."""
+        copy_file(holder, self._staging, name, entry, self._name)
+
+    def take(self, builder: Builder, tree: Tree, changes: set[str], copies: set[str]) -> None:
+        """Remember what must be made durable of a directory."""
+        self.stamps = builder.stamps
+        self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]
+        received = (path for path in changes if tree[path].kind == FILE and path not in copies)
+        self._files = [*received, *builder.copied]
+        symlinks = any(tree[path].kind == SYMLINK for path in changes)
+        self.whole = symlinks or len(self._directories) + len(self._files) > MAX_SEPARATE
+
+    def make_durable(self, record: int) -> None:
+        """Make it durable, with the record of it.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        if not self.whole:
+            with contextlib.suppress(PermissionError):  # a file that its owner may not open
+                self._sync_each()
+                os.fsync(record)
+                os.fsync(self._staging)
+                return
+        filesystem.sync_filesystem(self._staging)
+
+    def _sync_each(self) -> None:
+        if self.root < 0:
+            with contextlib.suppress(FileNotFoundError):
+                _sync(self._name, self._staging)
+            return
+        with Way(self.root, OPEN_DIRECTORY) as walk:
+            for path in sorted(self._files):
+                _sync(path.rpartition("/")[2], walk.enter(parent_of(path)))
+            for path in sorted(self._directories, reverse=True):
+                os.fsync(walk.enter(path))
 
 
-def _old_name() -> str:
-    return f"old-{time.time_ns()}-{secrets.token_hex(4)}"
+def _sync(name: str, parent: int) -> None:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _changed(what: str) -> SyncError:
-    return SyncError(f"{what} at the target while it was synced", hint="sync again", retry=True)
+def _look(parent: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 def _no_exchange() -> SyncError:
@@ -253,36 +416,3 @@ def _no_exchange() -> SyncError:
         hint="pass `atomic=False` to accept a moment without the directory, or move the volume to ext4, XFS or btrfs",
         reason="no_exchange",
     )
-
-
-def _link_or_copy(old: int, new: int, name: str, entry: Entry) -> None:
-    try:
-        os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
-    except OSError as error:
-        # Too many links to one file, or a file system (or an owner) without hard links.
-        if error.errno not in (errno.EMLINK, errno.EPERM) or entry.kind != FILE:
-            raise
-        _copy(old, new, name, entry)
-
-
-def _copy(old: int, new: int, name: str, entry: Entry) -> None:
-    """Make a file with the content that stands at the target.
-
-    Raises:
-        SyncError: it is not what was scanned any more (`retry` in its details).
-    """
-    source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=old)
-    try:
-        copied = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=new)
-        try:
-            while os.copy_file_range(source, copied, _COPY_BYTES):
-                pass
-            info = os.fstat(source)
-            if (info.st_size, info.st_mtime_ns) != (entry.size, entry.mtime_ns):
-                raise _changed(f"`{printable(name)}` changed")
-            os.fchmod(copied, entry.mode)
-            os.utime(copied, ns=(entry.mtime_ns, entry.mtime_ns))
-        finally:
-            os.close(copied)
-    finally:
-        os.close(source)

@@ -240,6 +240,15 @@ def sync_directory(descriptor: int) -> None:
         os.close(readable)
 
 
+def exists(parent: int, name: str) -> bool:
+    """Whether there is something at a name, a dangling symlink included."""
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def write_all(descriptor: int, content: bytes | bytearray) -> None:
     """Write all of `content`."""
     view = memoryview(content)

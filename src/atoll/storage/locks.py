@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import select
 from collections.abc import Callable, Iterator
@@ -45,6 +46,11 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def target_key(path: str) -> str:
+    """Return what names a target in staging, by its path with all symlinks resolved."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def still_connected(descriptor: int) -> bool:

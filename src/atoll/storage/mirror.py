@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from typing import Any
 
@@ -11,8 +10,9 @@ from atoll.errors import SyncError
 from atoll.storage.apply import Stage
 from atoll.storage.conversation import Conversation
 from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
-from atoll.storage.locks import holding, still_connected
+from atoll.storage.locks import holding, still_connected, target_key
 from atoll.storage.plan import Plan
+from atoll.storage.recovery import recover
 from atoll.storage.scan import scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import Tree, check_path, pack, pack_tree, printable, unpack, unpack_tree
@@ -62,6 +62,7 @@ class Mirror:
         for depth in range(1, len(parts) + 1):
             name, last = target_key("/".join(parts[:depth])), depth == len(parts)
             stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
+        recover(self._volume, target_key(real))
         # Another sync may have replaced it, or a directory above it, until the locks were held.
         place = stack.enter_context(locate(self._volume.data, path, follow=True))
         if place.path != real:
@@ -96,7 +97,7 @@ class Mirror:
                 key = target_key(place.path)
                 stage = Stage(self._volume, key, place, old if old >= 0 else None, standing, plan, atomic)
                 if self._build(stage, conversation):
-                    unlocked.clear()  # of the old tree, which is out of the way
+                    unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:
                 conversation.finished()
         finally:
@@ -136,11 +137,6 @@ class Mirror:
             raise
         finally:
             reception.close()
-
-
-def target_key(path: str) -> str:
-    """Return what names a target in staging, by its path with all symlinks resolved."""
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _plan(message: Message) -> tuple[Plan, bool]:

@@ -18,32 +18,25 @@ After an error the rest of a conversation is read and thrown away, up to its `co
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
-from atoll.storage.apply import retire
 from atoll.storage.contents import Contents
 from atoll.storage.conversation import REPORTED, fail
 from atoll.storage.copying import Copying
 from atoll.storage.files import Files
 from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.locks import holding
 from atoll.storage.mirror import Mirror
+from atoll.storage.removal import Pace
+from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
 
 MAX_MESSAGE_BYTES = 1 << 30
-ABANDONED_SECONDS = 24 * 3600.0
-"""How long what an interrupted sync has received is kept for the next one to its target."""
-
-_OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
 
 
 class Peer:
@@ -84,54 +77,16 @@ class Peer:
                     fail(self._channel, error, message.type)
 
     def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Remove trees that were replaced (before a moment, where one is given) and what dead peers left."""
-        before = header.get("before_ns")
-        clean(self._volume)
-        removed = 0
-        for name in os.listdir(self._volume.staging):
-            found = _OLD.fullmatch(name)
-            if found and (before is None or int(found[1]) < before):
-                self._volume.discard(self._volume.staging, name)
-                removed += 1
-            elif name.startswith(("stage-", "partial-")):
-                self._drop_abandoned(name)
+        """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,
+        where that is asked for."""
+        before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
+        removed = collect(self._volume, int(before) if before is not None else None, pace)
         self._channel.send({"type": "done", "removed": removed})
 
     def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
         with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
             clean(self._volume)
         self._mirror.serve(header)
-
-    def _drop_abandoned(self, name: str) -> None:
-        staging = self._volume.staging
-        with holding(self._volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
-            if held and time.time() - os.stat(name, dir_fd=staging).st_mtime > ABANDONED_SECONDS:
-                self._volume.discard(staging, name)
-
-
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-def clean(volume: VolumeRoot) -> None:
-    """Remove what dead peers left in staging: half-written files, and trees that were about to be switched become
-    old ones. What an interrupted sync has received stays for the next one to its target."""
-    for name in os.listdir(volume.staging):
-        kind, _, key = name.partition("-")
-        if kind == "trash":
-            with contextlib.suppress(OSError):  # another peer may be at it
-                filesystem.remove_tree(volume.staging, name)
-        elif kind in ("file", "tree"):  # who makes one holds its lock
-            with contextlib.suppress(OSError):
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    filesystem.remove_tree(volume.staging, name)
-                finally:
-                    os.close(descriptor)
-        elif kind == "switch":
-            with holding(volume.locks, key, exclusive=True, wait=None) as held:
-                if held:
-                    retire(volume, name)
 
 
 def main(arguments: list[str] | None = None) -> int:

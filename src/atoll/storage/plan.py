@@ -82,6 +82,29 @@ def check_whole(tree: Tree) -> None:
             raise ValueError(f"`{printable(path)}` has no directory above it")
 
 
+def check_fits(plan: Plan, target: Tree) -> None:
+    """Check that what the plan makes of a whole tree is one: `check_whole(apply(plan, target))` without building it.
+
+    Raises:
+        ValueError: it is not; the message names a path.
+    """
+    if plan.drop & plan.put.keys():
+        raise ValueError(f"`{printable(min(plan.drop & plan.put.keys()))}` both comes and goes")
+    gone = {path for path in plan.drop if path in target and target[path].kind == DIRECTORY}
+    for path, entry in plan.put.items():
+        parent = parent_of(path)
+        above = plan.put.get(parent) or (None if parent in plan.drop else target.get(parent))
+        if above is None or above.kind != DIRECTORY:
+            raise ValueError(f"`{printable(path)}` has no directory above it")
+        if entry.kind != DIRECTORY and path in target and target[path].kind == DIRECTORY:
+            gone.add(path)
+    if "" in plan.drop or ("" not in plan.put and "" not in target):
+        raise ValueError("the tree has no root")
+    for path in target if gone else ():
+        if path not in plan.drop and parent_of(path) in gone and path:
+            raise ValueError(f"`{printable(path)}` has no directory above it")
+
+
 def plan(
     source: Tree,
     target: Tree,

@@ -1,0 +1,335 @@
+"""Which side of a switch won, and what is left to do on that side: after each switch, and after a crash.
+
+Before a switch its record is made durable in staging (`record-KEY`): the inodes of the old and the new side, a
+generation, and what follows on either side. While a record exists both sides do, at the target or in staging, so
+no inode number can mean another file. Hence where the new inode is tells what happened:
+
+    at the target             the new side won: set modes and times in place, carry over what came late, retire the old
+    at `switch-KEY`           the old side won: put modes back that were lent, throw the new tree away
+    neither                   a function has moved or removed what was switched: nothing is left to do but to tidy
+
+`settle` does this in the course of a sync, and recovery after a crash calls the same: each step may be repeated, so a
+crash during recovery is recovered from like any other. A torn record means that nothing was switched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from atoll.storage import filesystem
+from atoll.storage.build import Stamps
+from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate
+from atoll.storage.locks import holding, target_key
+from atoll.storage.removal import retire
+from atoll.storage.scan import scan_target
+from atoll.storage.steps import reached
+from atoll.storage.tree import DIRECTORY, Tree, parent_of
+from atoll.storage.way import Way
+
+_MAX_RECORD_BYTES = 1 << 30
+
+
+@dataclass
+class Record:
+    """What is about to be switched. Paths are relative to the target unless it says otherwise.
+
+    Args:
+        target: the target's resolved path, relative to the volume's root.
+        scope: what is switched; None where there are only changes in place.
+        root: inode of the target's directory; None where there is none yet.
+        old: inode of what stands at the scope; None where nothing does.
+        new: inode of what comes, at `switch-KEY`; None where nothing does.
+        before: directories whose mode is lent for the switch, with the one that they have.
+        after: directories with the mode and time that they get in place.
+        drop: what goes, relative to the scope, where what appears late is to be carried over; else None.
+        aside: name in staging of the old side, where the file system cannot exchange.
+        generation: nanoseconds since the epoch.
+    """
+
+    target: str
+    scope: str | None
+    root: int | None
+    old: int | None
+    new: int | None
+    before: list[tuple[str, int]] = field(default_factory=list)
+    after: list[tuple[str, int, int]] = field(default_factory=list)
+    drop: list[str] | None = None
+    aside: str = ""
+    generation: int = field(default_factory=time.time_ns)
+
+    def write(self, volume: VolumeRoot, key: str) -> int:
+        """Write the record; returns it, open: it is not durable yet."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(f"record-{key}", flags, 0o600, dir_fd=volume.staging)
+        try:
+            filesystem.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+def read_record(volume: VolumeRoot, key: str) -> Record | None:
+    """Return the record of a target; None where there is none that is whole."""
+    try:
+        descriptor = os.open(f"record-{key}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
+        with os.fdopen(descriptor, "rb") as file:
+            data: dict[str, Any] = json.loads(file.read(_MAX_RECORD_BYTES))
+        return Record(**data)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget(volume: VolumeRoot, key: str) -> None:
+    """Remove the record of a target."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"record-{key}", dir_fd=volume.staging)
+        reached("forgotten")
+
+
+def recover(volume: VolumeRoot, key: str) -> None:
+    """Finish or undo what a crash has interrupted; the target's lock is held.
+
+    Raises:
+        OSError: the volume cannot be written; it can be tried again.
+    """
+    record = read_record(volume, key)
+    if record is not None:
+        settle(volume, key, record)
+        return
+    if filesystem.exists(volume.staging, f"switch-{key}"):
+        # It came to no switch, and so no function saw it. (But for what another version left here: it may be old.)
+        retire(volume, f"switch-{key}")
+    forget(volume, key)
+
+
+def clean(volume: VolumeRoot) -> None:
+    """Recover all targets at which nobody works."""
+    for name in os.listdir(volume.staging):
+        kind, _, key = name.partition("-")
+        if kind in ("record", "switch"):
+            with contextlib.suppress(OSError, ValueError), _alone(volume, key) as held:
+                if held:
+                    recover(volume, key)
+
+
+@contextlib.contextmanager
+def _alone(volume: VolumeRoot, key: str) -> Iterator[bool]:
+    """Lock a target for a recovery, with what is above it, unless somebody is at work there."""
+    record = read_record(volume, key)
+    parts = record.target.split("/") if record is not None else []
+    with contextlib.ExitStack() as stack:
+        held = True
+        for depth in range(1, len(parts)):
+            name = target_key("/".join(parts[:depth]))
+            held = held and stack.enter_context(holding(volume.locks, name, exclusive=False, wait=None))
+        yield held and stack.enter_context(holding(volume.locks, key, exclusive=True, wait=None))
+
+
+def settle(volume: VolumeRoot, key: str, record: Record, linked: Stamps | None = None) -> bool:
+    """Find out which side has won, do what is left to do, and forget the record; the target's lock is held.
+
+    Args:
+        linked: the new tree's files that are links into the old, as they were made, where that is known.
+
+    Returns:
+        whether the new side has won.
+
+    Raises:
+        OSError: something cannot be done; `recover` will try again.
+    """
+    switch = f"switch-{key}"
+    with _Target(volume, record) as target:
+        if record.scope is None:
+            won = target.root is not None
+        elif record.aside and target.found is None and record.new == _inode(volume.staging, switch):
+            won = _complete(volume, record, switch, target)
+        else:
+            staged = _inode(volume.staging, switch)
+            won = record.new != staged if record.new is not None else record.old == staged
+        reached("won" if won else "lost")
+        if won:
+            _carry_over(volume, switch, record, target, linked)
+            target.set_in_place(record.after)
+        else:
+            target.put_back(record.before)
+        target.sync()
+        reached("settled")
+    if won:
+        _retire(volume, switch, record)
+    else:
+        volume.discard(volume.staging, switch)  # no function ever saw it
+    forget(volume, key)
+    return won
+
+
+def _complete(volume: VolumeRoot, record: Record, switch: str, target: _Target) -> bool:
+    """Finish the exchange in two steps that a crash has cut in half: the old tree is aside, the new not yet there."""
+    if target.holder is None or _inode(volume.staging, record.aside) != record.old:
+        return False
+    try:
+        filesystem.rename_new(volume.staging, switch, target.holder, target.name)
+    except FileExistsError:
+        return False
+    reached("completed")
+    return True
+
+
+def _retire(volume: VolumeRoot, switch: str, record: Record) -> None:
+    try:
+        found = os.stat(switch, dir_fd=volume.staging, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(switch, dir_fd=volume.staging)  # who has a file open keeps it anyway
+    elif found.st_ino == record.new:
+        volume.discard(volume.staging, switch)
+    else:
+        retire(volume, switch)
+
+
+def _inode(parent: int, name: str) -> int | None:
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
+
+
+class _Target:
+    """A record's target as it is now.
+
+    Attributes:
+        root: its directory, open; None where it is not the recorded one.
+        holder: the directory that holds the scope, open; None where there is none.
+        name: the scope's name in it.
+        found: the inode of what is there.
+    """
+
+    def __init__(self, volume: VolumeRoot, record: Record) -> None:
+        self._stack = contextlib.ExitStack()
+        self._record = record
+        self.root: int | None = None
+        self.holder: int | None = None
+        self.name, self.found = "", None
+        place = self._stack.enter_context(locate(volume.data, record.target, follow=False))
+        if place.missing or place.path != record.target:
+            return
+        if record.scope == "":
+            self.holder, self.name = place.parent, place.name
+        if place.is_directory:
+            self.root = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
+            self._stack.callback(os.close, self.root)
+        if record.scope and self.root is not None:
+            walk = self._stack.enter_context(Way(self.root))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.holder, self.name = walk.enter(parent_of(record.scope)), record.scope.rpartition("/")[2]
+        if self.holder is not None:
+            self.found = _inode(self.holder, self.name)
+        # The target's directory is another one where it is switched itself, or where a function has replaced it.
+        mine = (record.root, record.new) if record.scope == "" else (record.root,)
+        if self.root is not None and os.fstat(self.root).st_ino not in mine:
+            self.root = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def scope(self) -> int | None:
+        """Open the new directory at the scope; None where it is not there, or no directory."""
+        if self.holder is None or self.found is None or self.found != self._record.new:
+            return None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return os.open(self.name, OPEN_PLACE, dir_fd=self.holder)
+        return None
+
+    def set_in_place(self, after: list[tuple[str, int, int]]) -> None:
+        """Set modes and times of directories, deepest first."""
+        for descriptor, _, mode, mtime_ns in self._each(sorted(after, reverse=True)):
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)
+            os.utime(f"/proc/self/fd/{descriptor}", ns=(mtime_ns, mtime_ns))
+            reached("set in place")
+
+    def put_back(self, before: list[tuple[str, int]]) -> None:
+        """Give directories the modes back that they had."""
+        for descriptor, _, mode, _ in self._each([(path, mode, 0) for path, mode in sorted(before, reverse=True)]):
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)
+
+    def _each(self, items: list[tuple[str, int, int]]) -> Iterator[tuple[int, str, int, int]]:
+        if self.root is None:
+            return
+        with Way(self.root) as walk:
+            for path, mode, mtime_ns in items:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    yield walk.enter(path), path, mode, mtime_ns
+
+    def sync(self) -> None:
+        """Make the switch and what was set in place durable."""
+        if self.holder is not None:
+            filesystem.sync_directory(self.holder)
+
+
+def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target, linked: Stamps | None) -> None:
+    """Bring along what appeared in the old tree after it was scanned, and what was replaced there: where names are
+    kept it could be one of those."""
+    if record.drop is None or _inode(volume.staging, switch) != record.old:
+        return
+    new = target.scope()
+    if new is None:
+        return
+    try:
+        old = os.open(switch, OPEN_PLACE, dir_fd=volume.staging)
+        try:
+            _bring(old, new, frozenset(record.drop), linked)
+        finally:
+            os.close(old)
+    finally:
+        os.close(new)
+
+
+def _bring(old: int, new: int, dropped: frozenset[str], linked: Stamps | None) -> None:
+    scan = scan_target(old)
+    late: Tree = scan.tree
+    with Way(old) as ours, Way(new) as theirs:
+        for path, entry in late.items():
+            if not path or path in dropped:
+                continue
+            name = path.rpartition("/")[2]
+            with contextlib.suppress(OSError):
+                parent = theirs.enter(parent_of(path))
+                there = None
+                with contextlib.suppress(FileNotFoundError):
+                    there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if there is None or _was_replaced(path, entry.mtime_ns, scan.stamps.get(path), there, linked):
+                    holder = os.fstat(parent)
+                    _bring_one(ours.enter(parent_of(path)), parent, name, entry.kind == DIRECTORY, entry.mode, there)
+                    os.utime(f"/proc/self/fd/{parent}", ns=(holder.st_atime_ns, holder.st_mtime_ns))
+                    reached("carried over", path=path)
+
+
+def _was_replaced(
+    path: str, mtime_ns: int, stamp: tuple[int, int] | None, there: os.stat_result, linked: Stamps | None
+) -> bool:
+    """Whether a file of the old tree is another than the one that was linked into the new tree, and newer."""
+    if stamp is None or not stat.S_ISREG(there.st_mode) or stamp[1] == there.st_ino:
+        return False
+    if linked is not None:
+        return path in linked and linked[path][1] == there.st_ino
+    return mtime_ns > there.st_mtime_ns
+
+
+def _bring_one(old: int, new: int, name: str, directory: bool, mode: int, there: os.stat_result | None) -> None:
+    if directory:
+        os.mkdir(name, mode, dir_fd=new)
+        return
+    if there is not None:
+        os.unlink(name, dir_fd=new)
+    os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)

@@ -1,0 +1,110 @@
+"""Remove trees that nobody needs any more: later and slowly.
+
+ext4 does not give out an inode again for half a minute after it was freed, and each time that it makes a file it looks
+at those that it passes over: after 10,000 files were removed, making one takes many times as long. So a tree is only
+moved out of the way when it is replaced (`old-` in staging), and removed later by `collect`, so slowly that there are
+never many such inodes. Only a file's last link frees its inode: most of a replaced tree are other links to files that
+live on, and those are quick to remove. Where the disk is nearly full, room is more important than pace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable
+
+from atoll.storage import filesystem
+from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.steps import reached
+
+OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
+_FULL_PER_CENT = 10
+_MAX_DEPTH = 100
+
+
+def old_name() -> str:
+    """Return a new name in staging for a tree that is replaced now."""
+    return f"old-{time.time_ns()}-{secrets.token_hex(4)}"
+
+
+def retire(volume: VolumeRoot, name: str) -> None:
+    """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(name, old_name(), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
+        reached("retired")
+
+
+class Pace:
+    """How slowly files are removed.
+
+    Args:
+        portion: how many inodes are freed between two pauses; 0 takes none. The default frees 20 a second, so that
+            there are never more than a thousand that ext4 would pass over.
+        pause_seconds: how long a pause is.
+        links: how many links, which free nothing, count as one inode.
+        wait: pauses; for tests.
+    """
+
+    def __init__(
+        self,
+        portion: int = 40,
+        pause_seconds: float = 2.0,
+        links: int = 50,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._portion = portion * links
+        self._pause_seconds = pause_seconds
+        self._links = links
+        self._wait = wait
+        self._done = 0
+
+    def freed(self, parent: int, *, last: bool) -> None:
+        """Count a name that was removed from `parent`, the last one of its inode or not, and pause when it is time."""
+        self._done += self._links if last else 1
+        if self._portion and self._done >= self._portion:
+            self._done = 0
+            room = os.fstatvfs(parent)
+            if room.f_bavail * 100 > room.f_blocks * _FULL_PER_CENT:
+                self._wait(self._pause_seconds)
+
+
+def remove_slowly(parent: int, name: str, pace: Pace) -> None:
+    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
+
+    Args:
+        parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    pending = [name]
+    while pending:
+        _remove(parent, pending.pop(), parent, pending, 0, pace)
+
+
+def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, pace: Pace) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(found.st_mode):
+            os.unlink(name, dir_fd=parent)
+            reached("unlinked")
+            pace.freed(parent, last=found.st_nlink == 1)
+            return
+        filesystem.make_writable(parent, name)
+        if depth >= _MAX_DEPTH:
+            moved = f"trash-{secrets.token_hex(8)}"
+            os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
+            pending.append(moved)
+            return
+        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        try:
+            for below in os.listdir(descriptor):
+                _remove(descriptor, below, top, pending, depth + 1, pace)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=parent)
+        pace.freed(parent, last=True)

@@ -1,0 +1,94 @@
+"""What is done in staging besides the work: recover what a crash has cut, and remove what nobody needs any more."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+
+from atoll.storage import recovery
+from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.locks import holding
+from atoll.storage.removal import OLD, Pace, remove_slowly
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""How long what an interrupted sync has received is kept for the next one to its target."""
+
+_AT_ONCE = 500
+"""How many inodes a sync frees before its own work: what dead peers left must not hold it up."""
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def clean(volume: VolumeRoot) -> None:
+    """Finish or undo what dead peers have left; of much that is to be removed, only a part, unless the disk is full.
+
+    What an interrupted sync has received stays for the next one to its target.
+    """
+    recovery.clean(volume)
+    with contextlib.suppress(_Enough):
+        for name in os.listdir(volume.staging):
+            if name.startswith("trash-"):
+                _remove(volume, name, Pace(portion=_AT_ONCE, wait=_enough))
+    for name in os.listdir(volume.staging):
+        if name.startswith(("file-", "tree-")):
+            _remove_unlocked(volume, name)
+
+
+class _Enough(Exception):
+    """The next `collect` does the rest."""
+
+
+def _enough(_: float) -> None:
+    raise _Enough
+
+
+def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None = None) -> int:
+    """Remove the trees that were replaced (before a moment, where one is given), and what dead peers left.
+
+    Args:
+        before_ns: when the oldest sandbox that lives was started, nanoseconds since the epoch; it may have older ones
+            open.
+        pace: how slowly; None takes no pauses.
+
+    Returns:
+        how many replaced trees were removed.
+    """
+    clean(volume)
+    pace = pace or Pace(portion=0)
+    removed = 0
+    for name in os.listdir(volume.staging):
+        old = OLD.fullmatch(name)
+        if old and (before_ns is None or int(old[1]) < before_ns):
+            _remove(volume, name, pace)
+            removed += 1
+        elif name.startswith("trash-"):
+            _remove(volume, name, pace)
+        elif name.startswith(("stage-", "partial-")):
+            _drop_abandoned(volume, name)
+    return removed
+
+
+def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
+    with contextlib.suppress(FileNotFoundError, OSError):  # another peer may be at it; the rest is for the next time
+        remove_slowly(volume.staging, name, pace)
+
+
+def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
+    with holding(volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
+        if held:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > ABANDONED_SECONDS:
+                    volume.discard(volume.staging, name)
+
+
+def _remove_unlocked(volume: VolumeRoot, name: str) -> None:
+    """Remove a file or tree that was being written, unless its writer lives and holds its lock."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(name, _READ, dir_fd=volume.staging)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            volume.discard(volume.staging, name)
+        finally:
+            os.close(descriptor)
