@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 
 from atoll.errors import ChecksumMismatch, DiskFull, DownloadError
-from atoll.storage import downloads, origin
-from atoll.storage.downloads import SHELF, Kept, Shelf, Wanted
-from atoll.storage.origin import Origin, file_name
+from atoll.storage import downloads
+from atoll.storage.addresses import file_name
+from atoll.storage.downloads import Kept, Shelf, Wanted
+from atoll.storage.notes import SHELF
+from atoll.storage.origin import Origin
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -299,8 +301,8 @@ def test_after_a_restart_of_the_machine_only_what_was_durable_counts(
 ) -> None:
     """What is behind the last `fdatasync` of an earlier boot may be zeros, and is received again."""
     monkeypatch.setattr(downloads, "_CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(downloads, "_PIECE_BYTES", 1 << 17)
-    monkeypatch.setattr(downloads, "_boot", lambda: "monday")
+    monkeypatch.setattr(downloads, "PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(downloads, "boot", lambda: "monday")
     site.scripts = [site.cut(300_000), *[site.status(503)] * 9]
     with pytest.raises(DownloadError):
         get(volume, site)
@@ -310,7 +312,7 @@ def test_after_a_restart_of_the_machine_only_what_was_durable_counts(
     note["partial"]["durable"] = 200_000
     part.with_suffix(".json").write_text(json.dumps(note))
     part.write_bytes(CONTENT[:200_000] + bytes(100_000))
-    monkeypatch.setattr(downloads, "_boot", lambda: "tuesday")
+    monkeypatch.setattr(downloads, "boot", lambda: "tuesday")
     site.scripts = []
     assert get(volume, site).digests == {"sha256": SHA256}
     assert site.requests[-1][1]["Range"] == "bytes=200000-"
@@ -365,7 +367,11 @@ def test_refusals_are_final(site: Site, volume: Path, status: int) -> None:
 def test_a_silent_server_is_left(site: Site, volume: Path) -> None:
     """A server that says nothing for longer than the timeout is tried again."""
     stop = threading.Event()
-    site.scripts = [lambda handler: stop.wait(10.0) and None, None]
+
+    def silent(_handler: Any) -> None:
+        stop.wait(10.0)
+
+    site.scripts = [silent, None]
     Shelf(str(volume), pause=lambda _: None).get(Origin(site.url(), timeout_seconds=0.3), Wanted("file"))
     stop.set()
     assert len(site.requests) == 2
@@ -624,7 +630,7 @@ def test_malformed_addresses_are_value_errors(url: str) -> None:
 
 def test_without_a_network_the_error_says_so(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sandbox with no network but its own loopback the reason and the way out are named."""
-    monkeypatch.setattr(origin.socket, "if_nameindex", lambda: [(1, "lo")])
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo")])
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"

@@ -131,7 +131,7 @@ def download_file(
     Raises:
         see `download`.
     """
-    from atoll.storage.origin import file_name
+    from atoll.storage.addresses import file_name
     from atoll.storage.volume import absolute
 
     location = target_dir if check_location is None else check_location
@@ -217,7 +217,8 @@ def _upload(origin: Origin, wanted: Wanted, host: Host | None) -> Kept:
     from dataclasses import replace
 
     from atoll.sdk.function import isolated
-    from atoll.storage.downloads import Wanted, digests_of, mismatch
+    from atoll.storage.downloads import Wanted, mismatch
+    from atoll.storage.notes import digests_of
     from atoll.storage.volume import VolumeClient
 
     if host is None:
@@ -271,8 +272,8 @@ def _checked(name: str, digest: str) -> str:
 
 def _place(url: str, path: str | os.PathLike[str] | None) -> str:
     """Return where the file goes, relative to the volume's root."""
-    from atoll.storage.downloads import SHELF
-    from atoll.storage.origin import address_of, file_name, host_name
+    from atoll.storage.addresses import address_of, file_name, host_name
+    from atoll.storage.notes import SHELF
     from atoll.storage.volume import volume_path
 
     if path is None:

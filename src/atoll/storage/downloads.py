@@ -24,21 +24,29 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from atoll.errors import AtollError, ChecksumMismatch, DiskFull, DownloadError, QuotaExceeded, StateUnusable, from_data
+from atoll.storage.notes import (
+    PIECE_BYTES,
+    Hashes,
+    Note,
+    boot,
+    digests_of,
+    hold_note,
+    make_directories,
+    stamp,
+    sync_directory,
+    write_all,
+)
 from atoll.storage.origin import Content, Origin, Transient, Validators, shut_in
 from atoll.storage.tree import printable
 
-SHELF = ".cache/atoll/downloads"
 _ATTEMPTS = 6
 """How often it is tried without a byte gained."""
 _LONGEST_PAUSE_SECONDS = 30.0
-_PIECE_BYTES = 256 << 10
 _CHECKPOINT_BYTES = 64 << 20
-_MAX_NOTE_BYTES = 1 << 16
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -102,7 +110,7 @@ class Shelf:
         """
         began = time.time()
         try:
-            with _note(self._root, wanted.path) as note:
+            with hold_note(self._root, wanted.path) as note:
                 return _Download(self, origin, wanted, note, began).run()
         except AtollError:
             raise
@@ -111,14 +119,14 @@ class Shelf:
 
     def find(self, wanted: Wanted, url: str) -> Kept | None:
         """Return what `get` would return without a download, if anything."""
-        with _note(self._root, wanted.path) as note:
+        with hold_note(self._root, wanted.path) as note:
             return _Download(self, Origin(url), wanted, note, 0.0).standing()
 
 
 class _Download:
     """One request, which holds the note's lock."""
 
-    def __init__(self, shelf: Shelf, origin: Origin, wanted: Wanted, note: _Note, began: float) -> None:
+    def __init__(self, shelf: Shelf, origin: Origin, wanted: Wanted, note: Note, began: float) -> None:
         self._root = shelf._root
         self._progress = shelf._progress
         self._pause = shelf._pause
@@ -129,7 +137,7 @@ class _Download:
         self._target = f"{shelf._root}/{wanted.path}"
         self._source = hashlib.sha256(origin.address.encode("utf-8", "surrogatepass")).hexdigest()
         self._request = json.dumps([self._source, sorted(wanted.digests.items()), wanted.max_bytes, shut_in()])
-        self._hashes = _Hashes({"sha256", *wanted.digests})
+        self._hashes = Hashes({"sha256", *wanted.digests})
 
     def run(self) -> Kept:
         note = self._note
@@ -170,7 +178,7 @@ class _Download:
             return None
         if not kept and not wanted.digests:
             return Kept(wanted.path, info.st_size, {})
-        same = bool(kept) and kept["stamp"] == _stamp(info)
+        same = bool(kept) and kept["stamp"] == stamp(info)
         if not same or not wanted.digests.keys() <= known.keys():
             if kept and not wanted.digests and info.st_size != kept["stamp"][0]:
                 return None
@@ -182,7 +190,7 @@ class _Download:
         if not same or known != kept.get("digests"):
             self._note.kept = {
                 "source": self._source if wanted.digests else kept["source"],
-                "stamp": _stamp(info),
+                "stamp": stamp(info),
                 "digests": known,
                 "began": kept.get("began", 0.0),
             }
@@ -223,7 +231,7 @@ class _Download:
         usable = 0
         if found.get("source") == self._source:
             size = os.fstat(part).st_size
-            usable = size if found["boot"] == _boot() else min(size, found["durable"])
+            usable = size if found["boot"] == boot() else min(size, found["durable"])
         os.ftruncate(part, usable)
         if not usable:
             self._note.partial = {}
@@ -271,9 +279,9 @@ class _Download:
             self._progress(have, total)
             os.lseek(part, have, os.SEEK_SET)
             checkpoint = have
-            while not content.complete and (piece := content.read(_PIECE_BYTES)):
+            while not content.complete and (piece := content.read(PIECE_BYTES)):
                 self._check_size(have + len(piece), have)
-                _write_all(part, piece)
+                write_all(part, piece)
                 self._hashes.update(piece)
                 have += len(piece)
                 self._progress(have, total)
@@ -289,7 +297,7 @@ class _Download:
             "source": self._source,
             "validators": asdict(content.validators),
             "durable": durable,
-            "boot": _boot(),
+            "boot": boot(),
         }
         self._note.save()
 
@@ -299,7 +307,7 @@ class _Download:
             raise DownloadError(
                 f"`{self._origin.shown}` has {total} bytes or more, and {most} are allowed", hint="allow more"
             )
-        if total - have > _PIECE_BYTES:
+        if total - have > PIECE_BYTES:
             status = os.statvfs(self._root)
             free = status.f_bavail * status.f_frsize
             if total - have > free:
@@ -310,13 +318,13 @@ class _Download:
                 )
 
     def _publish(self, digests: dict[str, str], began: float) -> Kept:
-        made = _make_directories(os.path.dirname(self._target))
+        made = make_directories(os.path.dirname(self._target))
         os.rename(self._note.part, self._target)
         for directory in made:
-            _sync_directory(directory)
+            sync_directory(directory)
         info = os.stat(self._target)
         self._note.partial = {}
-        self._note.kept = {"source": self._source, "stamp": _stamp(info), "digests": digests, "began": began}
+        self._note.kept = {"source": self._source, "stamp": stamp(info), "digests": digests, "began": began}
         self._note.save()
         return Kept(self._wanted.path, info.st_size, digests)
 
@@ -329,152 +337,6 @@ def mismatch(shown: str, name: str, expected: str, found: str) -> ChecksumMismat
         expected=expected,
         found=found,
     )
-
-
-# --- notes ----------------------------------------------------------------------------------------------------------
-
-
-class _Note:
-    """What is known of one place; its file is locked as long as this lives.
-
-    Args:
-        descriptor: the file, open and locked.
-        part: where what arrives is written.
-    """
-
-    def __init__(self, descriptor: int, part: str) -> None:
-        self._descriptor = descriptor
-        self.part = part
-        self.kept: dict[str, Any] = {}
-        self.partial: dict[str, Any] = {}
-        self.failed: dict[str, Any] = {}
-        try:
-            data = json.loads(os.pread(descriptor, _MAX_NOTE_BYTES, 0))
-            kept, partial, failed = data["kept"], data["partial"], data["failed"]
-            if kept and not (isinstance(kept["source"], str) and kept["digests"]["sha256"] and len(kept["stamp"]) == 4):
-                raise ValueError
-            if partial and not (isinstance(partial["durable"], int) and isinstance(partial["boot"], str)):
-                raise ValueError
-            Validators(**partial.get("validators", {}))
-            if failed and not (isinstance(failed["at"], float) and isinstance(failed["error"], dict)):
-                raise ValueError
-            float(kept.get("began", 0.0))
-            self.kept, self.partial, self.failed = kept, partial, failed
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # new, or torn by a loss of power: nothing is known
-
-    def save(self) -> None:
-        """Write it; who reads it has the lock, so it need not be replaced."""
-        content = json.dumps({"kept": self.kept, "partial": self.partial, "failed": self.failed}).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content, 0)
-
-
-@contextlib.contextmanager
-def _note(root: str, path: str) -> Iterator[_Note]:
-    """Hold the note of a place, alone."""
-    import fcntl
-
-    directory = f"{root}/{SHELF}/.notes"
-    _make_directories(directory)
-    base = f"{directory}/{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
-    while True:
-        descriptor = os.open(f"{base}.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(f"{base}.json")):
-                    break
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # somebody has cleared the cache meanwhile
-        _make_directories(directory)
-    try:
-        yield _Note(descriptor, f"{base}.part")
-    finally:
-        os.close(descriptor)
-
-
-def _stamp(info: os.stat_result) -> list[int]:
-    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
-
-
-class _Hashes:
-    """Digests of a file from its beginning up to where it has come."""
-
-    def __init__(self, names: set[str]) -> None:
-        self._names = sorted(names)
-        self._start()
-
-    def _start(self) -> None:
-        self._hashes = {name: hashlib.new(name, usedforsecurity=False) for name in self._names}
-        self._offset = 0
-
-    def update(self, piece: bytes) -> None:
-        """Take in what follows."""
-        for one in self._hashes.values():
-            one.update(piece)
-        self._offset += len(piece)
-
-    def reach(self, descriptor: int, offset: int) -> None:
-        """Be at `offset` of a file, whatever has been taken in before."""
-        if self._offset != offset:
-            self._start()
-        while self._offset < offset:
-            piece = os.pread(descriptor, min(_PIECE_BYTES, offset - self._offset), self._offset)
-            if not piece:
-                raise OSError(errno.EIO, "what has arrived cannot be read again")
-            self.update(piece)
-
-    def digests(self) -> dict[str, str]:
-        """Return the digests in hexadecimal."""
-        return {name: one.hexdigest() for name, one in self._hashes.items()}
-
-
-def digests_of(path: str, names: set[str]) -> dict[str, str]:
-    """Return digests of a file by algorithm, in hexadecimal."""
-    hashes = _Hashes(names)
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            hashes.update(piece)
-    return hashes.digests()
-
-
-def _boot() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def _make_directories(path: str) -> list[str]:
-    """Make a directory and those above it; return the directories whose names must be made durable."""
-    changed = [path]
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-        changed.append(path)
-    for one in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(one, 0o755)
-    return changed
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _translated(error: OSError, path: str) -> AtollError:

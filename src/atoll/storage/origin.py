@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from atoll.errors import DownloadError
+from atoll.storage.addresses import address_of, quoted, shown, split
 from atoll.storage.tree import printable
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -37,7 +38,6 @@ _SETTLED_SECONDS = 60.0
 _PORTABLE_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "range", "if-range"})
 _ENCODING_SUFFIXES = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "br": (".br",), "zstd": (".zst",)}
 _UNKNOWN_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
-_NAME_BYTES = 200
 
 
 class Transient(Exception):
@@ -138,7 +138,7 @@ class Origin:
     verified: bool = False
 
     def __post_init__(self) -> None:
-        parts = _split(self.url)
+        parts = split(self.url)
         self._scheme = parts.scheme
         self._path = urllib.parse.unquote(parts.path)
         self._headers = {"User-Agent": "atoll", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -172,7 +172,7 @@ class Origin:
             headers["Range"] = f"bytes={offset}-"
             if validators.proof:
                 headers["If-Range"] = validators.proof
-        request = urllib.request.Request(_quoted(self.address), headers=headers)  # noqa: S310  # `_split` has checked
+        request = urllib.request.Request(quoted(self.address), headers=headers)  # noqa: S310  # `split` has checked
         try:
             response = self._opener().open(request, timeout=self.timeout_seconds)
         except urllib.error.HTTPError as error:
@@ -300,7 +300,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         shown_here = self._origin.shown
         try:
-            old, new = urllib.parse.urlsplit(req.full_url), _split(newurl)
+            old, new = urllib.parse.urlsplit(req.full_url), split(newurl)
         except ValueError as error:
             text = f"`{shown_here}` leads to an address that cannot be used"
             raise DownloadError(text, hint="ask the server's operator") from error
@@ -314,7 +314,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 hint="give `sha256`, so that the content is verified",
             )
         bare = new._replace(netloc=new.netloc.rpartition("@")[2], fragment="")
-        next_ = super().redirect_request(req, fp, code, msg, headers, _quoted(urllib.parse.urlunsplit(bare)))
+        next_ = super().redirect_request(req, fp, code, msg, headers, quoted(urllib.parse.urlunsplit(bare)))
         if next_ is not None and (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, new.port):
             for kept in (next_.headers, next_.unredirected_hdrs):
                 for name in [name for name in kept if name.lower() not in _PORTABLE_HEADERS]:
@@ -331,74 +331,6 @@ class _Empty:
 
     def close(self) -> None:
         return None
-
-
-# --- addresses ------------------------------------------------------------------------------------------------------
-
-
-def _split(url: str) -> urllib.parse.SplitResult:
-    if not isinstance(url, str):
-        raise TypeError("an address is a text")
-    parts = urllib.parse.urlsplit(url)
-    if re.search(r"[\x00-\x20\x7f]", url):
-        raise ValueError(f"`{shown(url)}` has a blank or a control character; write it as `%20`")
-    if parts.scheme not in ("http", "https", "file"):
-        raise ValueError(f"`{shown(url)}` is not an address of `http:`, `https:` or `file:`")
-    if parts.scheme == "file" and (parts.netloc not in ("", "localhost") or not parts.path.startswith("/")):
-        raise ValueError(f"`{shown(url)}` names no file of this machine: write `file:///path`")
-    if parts.scheme != "file" and not parts.hostname:
-        raise ValueError(f"`{shown(url)}` has no host")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError(f"`{shown(url)}` has a port that is no number") from None  # it may be a part of a password
-    return parts
-
-
-def _quoted(url: str) -> str:
-    """Spell an address in ASCII: names by IDNA, everything else by percent signs."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc
-    if not host.isascii():
-        name, colon, port = host.partition(":")
-        host = name.encode("idna").decode("ascii") + colon + port
-    path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
-    query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~[]")
-    return urllib.parse.urlunsplit((parts.scheme, host, path or "/", query, ""))
-
-
-def address_of(url: str) -> str:
-    """Return an address without user, password and fragment.
-
-    Raises:
-        ValueError: it is malformed.
-    """
-    parts = _split(url)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
-
-
-def shown(url: str) -> str:
-    """Return an address for messages: without user, password, and what its query says."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        return "the address"
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="…" if parts.query else "", fragment="")
-    return printable(urllib.parse.urlunsplit(bare))
-
-
-def file_name(url: str) -> str:
-    """Return a name for the file that an address leads to: the last part of its path, or `download`."""
-    name = urllib.parse.unquote(_split(url).path.rpartition("/")[2])
-    name = re.sub(r"[\x00-\x1f\x7f/\ud800-\udfff]", "_", name)
-    while len(name.encode()) > _NAME_BYTES:
-        name = name[1:]  # the end has the suffix
-    return name if name.strip(". ") else "download"
-
-
-def host_name(url: str) -> str:
-    """Return the host of an address as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", _split(url).hostname or "file")[:100]
 
 
 # --- headers --------------------------------------------------------------------------------------------------------
