@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.errors import SyncError
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
+    from atoll.storage.sync import Synced, SyncOptions
 
 
 def sync_dir(
@@ -53,10 +54,55 @@ def sync_dir(
         SyncError: something cannot be mirrored; the target is as it was.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
     """
+    from atoll.storage.volume import absolute
+
+    arranged = arrange(path, remote_dir, exclude=exclude, delete=delete, dry_run=dry_run, host=host, atomic=atomic)
+    _check_source(arranged.source)
+    synced = arranged.run()
+    if dry_run:
+        for line in synced.plan.lines():
+            print(line)
+    return absolute(arranged.target)
+
+
+class Arranged(NamedTuple):
+    """A sync that can be run, once or again and again.
+
+    Args:
+        host: whose volume.
+        source: the local directory, as it was named.
+        target: relative to the volume's root.
+        options: how.
+    """
+
+    host: Host
+    source: str
+    target: str
+    options: SyncOptions
+
+    def run(self) -> Synced:
+        """Sync; raises as `sync_dir` does."""
+        from atoll.storage.volume import VolumeClient
+
+        with VolumeClient(self.host.open_storage()) as volume:
+            return volume.sync(self.source, self.target, self.options)
+
+
+def arrange(
+    path: str | os.PathLike[str],
+    remote_dir: str | os.PathLike[str],
+    *,
+    exclude: Iterable[str] = (),
+    delete: bool = True,
+    dry_run: bool = False,
+    host: Host | None = None,
+    atomic: bool = True,
+) -> Arranged:
+    """Check the arguments of `sync_dir`, and return what it runs."""
     from atoll import settings
     from atoll.storage.index import index_path
     from atoll.storage.sync import SyncOptions
-    from atoll.storage.volume import VolumeClient, absolute, sync_target
+    from atoll.storage.volume import sync_target
 
     target = sync_target(remote_dir)
     source = os.fsdecode(os.fspath(path))
@@ -75,13 +121,7 @@ def sync_dir(
         index=index_path(home, host.name, real, target),
         leave_out=_below(real, os.path.realpath(home)),
     )
-    _check_source(source)
-    with VolumeClient(host.open_storage()) as volume:
-        synced = volume.sync(source, target, options)
-    if dry_run:
-        for line in synced.plan.lines():
-            print(line)
-    return absolute(target)
+    return Arranged(host, source, target, options)
 
 
 def _check_source(source: str) -> None:
