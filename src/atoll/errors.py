@@ -188,6 +188,30 @@ class SourceNotFound(SyncError, FileNotFoundError):
     code = "sync_source_not_found"
 
 
+class SnapshotError(CallerError, OSError):
+    """A snapshot is not there, is there already, or is in use; `reason` in the details says which."""
+
+    code = "snapshot"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
+class VolumeBusy(CallerError, OSError):
+    """Calls run that would see the volume change under them; nothing was changed."""
+
+    code = "volume_busy"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+    @property
+    def calls(self) -> list[dict[str, str]]:
+        """What runs: `call` and `function` of each call; a shell has no call's id."""
+        found = self.details.get("calls")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 class QuotaExceeded(CallerError, OSError):
     """The volume would grow over what its user may store."""
 

@@ -85,6 +85,12 @@ class Contents:
         for number in list(self._handles):
             self._drop(number)
 
+    def forget_changing(self) -> None:
+        """Close the handles that change files in place: a restore has made these a part of a snapshot."""
+        for number, handle in list(self._handles.items()):
+            if handle.mode in ("update", "append"):
+                self._drop(number)
+
     def _locate(self, path: Any) -> Place:
         return locate(self._volume.data, check_path(path), follow=True)
 

@@ -53,6 +53,18 @@ class VolumeRoot:
         if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
             raise StateUnusable("`data` and `staging` of the volume are on different file systems")
 
+    def refresh(self) -> bool:
+        """Have `data` be the directory that has this name now: a restore replaces it; return whether one has."""
+        mine, found = os.fstat(self.data), os.stat("../data", dir_fd=self.staging, follow_symlinks=False)
+        if (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino):
+            return False
+        current = os.open("../data", OPEN_DIRECTORY, dir_fd=self.staging)
+        try:
+            os.dup2(current, self.data, inheritable=False)
+        finally:
+            os.close(current)
+        return True
+
     def temporary_name(self, kind: str) -> str:
         """Return a new name below `staging`."""
         return f"{kind}-{secrets.token_hex(8)}"

@@ -21,7 +21,8 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from atoll.errors import SyncError
@@ -31,12 +32,19 @@ from atoll.storage.conversation import REPORTED, fail
 from atoll.storage.copying import Copying
 from atoll.storage.files import Files
 from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.locks import holding, still_connected
 from atoll.storage.mirror import Mirror
 from atoll.storage.removal import Pace
+from atoll.storage.snapshotting import EXCHANGE_LOCK, Snapshots
 from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
 
 MAX_MESSAGE_BYTES = 1 << 30
+
+CHANGING = frozenset(
+    {"mkdir", "attributes", "rename", "remove", "write", "open", "pwrite", "truncate", "close", "copy"}
+)
+"""Requests that change the volume without the locks of a sync or a snapshot."""
 
 
 class Peer:
@@ -52,10 +60,12 @@ class Peer:
         self._channel = channel
         self._mirror = Mirror(volume, channel)
         self._contents = Contents(volume, channel)
+        self._snapshots = Snapshots(volume, channel)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
             **Files(volume, channel).requests(),
             **self._contents.requests(),
             **Copying(volume, channel).requests(),
+            **self._snapshots.requests(),
             "collect": self._collect,
             "sync": self._sync,
         }
@@ -64,17 +74,32 @@ class Peer:
         """Answer requests until the channel ends."""
         with contextlib.suppress(ChannelClosed), contextlib.ExitStack() as stack:
             stack.callback(self._contents.end)
+            stack.callback(self._snapshots.end)
             while True:
                 message = self._channel.receive()
                 request = self._requests.get(message.type)
                 try:
                     if request is None:
                         raise SyncError(f"unknown request `{message.type}`")
-                    request(message.header, message.buffers)
+                    with self._volume_of_now(message.type):
+                        request(message.header, message.buffers)
                 except ChannelClosed:
                     raise
                 except REPORTED as error:
                     fail(self._channel, error, message.type)
+
+    @contextlib.contextmanager
+    def _volume_of_now(self, request: str) -> Iterator[None]:
+        """Look at the volume as it is since the last restore, and hold the next one off while a request changes it."""
+        with contextlib.ExitStack() as stack:
+            if request in CHANGING:
+                wait = partial(still_connected, self._channel.fileno())
+                held = stack.enter_context(holding(self._volume.locks, EXCHANGE_LOCK, exclusive=False, wait=wait))
+                if not held:
+                    raise ChannelClosed("the client has gone")
+            if self._volume.refresh():
+                self._contents.forget_changing()
+            yield
 
     def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from atoll.errors import AtollError, HostUnreachable
 from atoll.storage.download import Download
 from atoll.storage.progress import ProgressLine
-from atoll.storage.requests import ROOT, Requests, absolute, volume_path
+from atoll.storage.requests import ROOT, absolute, volume_path
+from atoll.storage.snapshot_requests import SnapshotRequests
 from atoll.storage.status import Listing, Status, check_status
 from atoll.storage.sync import Synced, SyncOptions, sync_tree
 from atoll.storage.transfer import CHUNK_BYTES
@@ -76,7 +77,7 @@ class Usage(NamedTuple):
     disk_free_bytes: int
 
 
-class VolumeClient(Requests):
+class VolumeClient(SnapshotRequests):
     """Work on a volume through the storage peer at the other end of a channel, which the client owns.
 
     One thread uses it at a time. What the file system refuses is the builtin `OSError` for it
