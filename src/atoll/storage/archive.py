@@ -81,7 +81,7 @@ class Archive:
     def all(self) -> list[Snapshot]:
         """Return the snapshots that are complete, in the order in which they were completed."""
         found = []
-        for name in os.listdir(self.trees):
+        for name in filesystem.names(self.trees):
             with contextlib.suppress(SnapshotError):
                 found.append(self.find(name))
         return sorted(found, key=lambda one: (one.generation, one.created, one.name))
@@ -311,14 +311,14 @@ class Archive:
 
     def recover(self) -> None:
         """Finish or drop what dead peers have left."""
-        for name in os.listdir(self.staging):
+        for name in filesystem.names(self.staging):
             stage, _, _ = name.partition(".")
             kind, _, key = stage.partition("-")
             if kind in ("snapshot", "restore") and len(key) == _ID_BYTES * 2:
                 with holding(self._volume.locks, stage, exclusive=True, wait=None) as held:
                     if held:
                         self._recover_stage(stage)
-        for name in os.listdir(self.records):
+        for name in filesystem.names(self.records):
             base, _, kind = name.rpartition(".")
             if kind in ("json", "stamps") and not self.has(base):
                 with holding(self._volume.locks, _name_lock(base), exclusive=True, wait=None) as held:

@@ -261,6 +261,15 @@ def exists(parent: int, name: str) -> bool:
     return True
 
 
+def names(directory: int) -> list[str]:
+    """Return what an open directory holds now: a descriptor itself lists, on btrfs, what was there at its last use."""
+    fresh = os.open(".", OPEN_DIRECTORY, dir_fd=directory)
+    try:
+        return os.listdir(fresh)
+    finally:
+        os.close(fresh)
+
+
 def write_all(descriptor: int, content: bytes | bytearray) -> None:
     """Write all of `content`."""
     view = memoryview(content)

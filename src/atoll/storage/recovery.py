@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from atoll.storage import filesystem
 from atoll.storage.build import Stamps
-from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate
+from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
 from atoll.storage.locks import holding, target_key
 from atoll.storage.removal import retire
 from atoll.storage.scan import scan_target
@@ -112,7 +112,7 @@ def recover(volume: VolumeRoot, key: str) -> None:
 
 def clean(volume: VolumeRoot) -> None:
     """Recover all targets at which nobody works."""
-    for name in os.listdir(volume.staging):
+    for name in names(volume.staging):
         kind, _, key = name.partition("-")
         if kind in ("record", "switch"):
             with contextlib.suppress(OSError, ValueError), _alone(volume, key) as held:

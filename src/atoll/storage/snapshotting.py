@@ -29,8 +29,7 @@ from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
 from atoll.storage.difference import Side, differences
 from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
-from atoll.storage.locks import holding, still_connected
-from atoll.storage.mirror import target_key
+from atoll.storage.locks import holding, still_connected, target_key
 from atoll.storage.snapshots import COPY, VISIBLE, Snapshot, check_name, is_visible
 from atoll.storage.stamps import StampWriter
 from atoll.storage.steps import reached
@@ -155,7 +154,7 @@ class Snapshots:
             if place.path != path:
                 raise SyncError(f"`{printable(_absolute(path))}` has just been moved", hint="try again", retry=True)
             if not place.name:
-                return os.dup(place.parent)
+                return os.open(".", OPEN_DIRECTORY, dir_fd=place.parent)
             descriptor, mode = open_directory(place.parent, place.name)
             if mode is not None:
                 os.fchmod(descriptor, mode)

@@ -8,7 +8,7 @@ import os
 import time
 
 from atoll.storage import recovery
-from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.filesystem import VolumeRoot, names
 from atoll.storage.locks import holding
 from atoll.storage.removal import OLD, Pace, remove_slowly
 
@@ -28,10 +28,10 @@ def clean(volume: VolumeRoot) -> None:
     """
     recovery.clean(volume)
     with contextlib.suppress(_Enough):
-        for name in os.listdir(volume.staging):
+        for name in names(volume.staging):
             if name.startswith("trash-"):
                 _remove(volume, name, Pace(portion=_AT_ONCE, wait=_enough))
-    for name in os.listdir(volume.staging):
+    for name in names(volume.staging):
         if name.startswith(("file-", "tree-")):
             _remove_unlocked(volume, name)
 
@@ -58,7 +58,7 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
     clean(volume)
     pace = pace or Pace(portion=0)
     removed = 0
-    for name in os.listdir(volume.staging):
+    for name in names(volume.staging):
         old = OLD.fullmatch(name)
         if old and (before_ns is None or int(old[1]) < before_ns):
             _remove(volume, name, pace)
