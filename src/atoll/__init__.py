@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from atoll.sdk.function import isolated as isolated
     from atoll.sdk.retries import Retries as Retries
     from atoll.sdk.sync import sync_dir as sync_dir
+    from atoll.sdk.volume import Volume as Volume
 
 _WHERE = {
     "isolated": "atoll.sdk.function",
@@ -30,6 +31,7 @@ _WHERE = {
     "download_file": "atoll.sdk.downloading",
     "download_weights": "atoll.sdk.downloading",
     "sync_dir": "atoll.sdk.sync",
+    "Volume": "atoll.sdk.volume",
     "local": "atoll.host.local",
     "LocalHost": "atoll.host.local",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "IsolatedFunction",
     "LocalHost",
     "Retries",
+    "Volume",
     "__version__",
     "cached",
     "download",
@@ -59,7 +62,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_WHERE[name]), name)
         globals()[name] = value
         return value
-    if name in ("Host", "Volume", "cloud"):
+    if name in ("Host", "cloud"):
         raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
     raise AttributeError(f"module `atoll` has no attribute `{name}`")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atoll import LocalHost as LocalHost
+    from atoll import Volume as Volume
     from atoll import cached as cached
     from atoll import download as download
     from atoll import download_file as download_file
@@ -24,6 +25,7 @@ _LATER = (
 
 __all__ = [
     "LocalHost",
+    "Volume",
     "cached",
     "download",
     "download_file",

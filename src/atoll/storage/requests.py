@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -94,7 +93,7 @@ class Requests:
         """Whether the peer waits for a request: nothing is under way, and it has not gone."""
         if self._closed or not self._at_rest or not self._channel.between_messages:
             return False
-        return not select.select([self._channel.socket], [], [], 0)[0]
+        return not self._channel.readable()
 
     def _ask(self, kind: str, path: str, arguments: dict[str, Any], buffers: list[Any] | None = None) -> Message:
         where = volume_path(path)

@@ -340,9 +340,7 @@ class VolumeClient(SnapshotRequests):
 
     def _raise_early(self, where: str) -> None:
         """Learn of an error while the content is still being sent."""
-        import select
-
-        if select.select([self._channel.socket], [], [], 0)[0]:
+        if self._channel.readable():
             try:
                 self._receive(where)
             except HostUnreachable:

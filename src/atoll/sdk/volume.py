@@ -1,0 +1,457 @@
+"""`Volume`: the caller's own `/data`, from outside of functions or inside."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat as stat_module
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from atoll.sdk.storage_clients import StorageClients
+from atoll.storage.requests import absolute, volume_path
+
+if TYPE_CHECKING:
+    import io
+
+    from atoll.host.contract import Host
+    from atoll.storage.progress import ProgressLine
+    from atoll.storage.status import Status
+    from atoll.storage.volume import Usage
+
+Path = str | os.PathLike[str]
+
+
+class VolumeEntry:
+    """What a directory of a volume holds under one name, as `os.DirEntry`.
+
+    Attributes:
+        name: in its directory.
+        path: absolute, below `/data`.
+    """
+
+    def __init__(self, path: str, status: Status) -> None:
+        self.path = path
+        self.name = path.rpartition("/")[2]
+        self._status = status
+
+    def __repr__(self) -> str:
+        return f"<VolumeEntry {self.name!r}>"
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def stat(self) -> os.stat_result:
+        """Return its status, of a symlink its own."""
+        return self._status.as_stat()
+
+    def inode(self) -> int:
+        """Return the number of its inode."""
+        return self._status.inode
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Say whether it is a directory, or a symlink to one inside `/data`."""
+        return "d" in (self._status.kind, self._status.leads if follow_symlinks else "")
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Say whether it is a file, or a symlink to one inside `/data`."""
+        return "f" in (self._status.kind, self._status.leads if follow_symlinks else "")
+
+    def is_symlink(self) -> bool:
+        """Say whether it is a symlink."""
+        return self._status.kind == "l"
+
+    def target(self) -> str:
+        """Return where a symlink points, as it is stored; empty for anything else."""
+        return self._status.target
+
+
+class Volume:
+    """The caller's own volume: what functions see as `/data`.
+
+    Paths are absolute (`/data/a/b`) or relative to `/data`; `..` is a `ValueError`. Symlinks are followed as inside a
+    function, where they stay below `/data`. What the file system refuses is the builtin `OSError` for it
+    (`FileNotFoundError`, `IsADirectoryError`, …) with the path as functions know it. Besides, every method may raise
+
+        DiskFull, QuotaExceeded: the volume cannot take more; what was there is as it was.
+        StateUnusable: the volume cannot be read or written.
+        HostUnreachable: the host, or the process that serves the volume, went away.
+
+    All methods work on what is there at that moment; nothing is cached. A volume may be used from several threads and
+    in forked processes, pickled (it opens its own connections there), and used inside functions, where plain `open`
+    on `/data` does the same faster. `close`, or leaving a `with` block, closes connections and files that are open.
+
+    Args:
+        host: whose volume; the local host's by default.
+    """
+
+    def __init__(self, host: Host | None = None) -> None:
+        if host is None:
+            from atoll.host.local import local
+
+            host = local
+        self.host = host
+        self._clients = StorageClients(host)
+
+    def __repr__(self) -> str:
+        return f"Volume({self.host!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Volume, (self.host,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections, and files that are still open: those that are being written are dropped.
+
+        The volume can be used again.
+        """
+        self._clients.close()
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def stat(self, path: Path = "/data", *, follow: bool = True) -> os.stat_result:
+        """Return the status of a path; of a symlink at its end its own where `follow` is False.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+            PermissionError: a symlink leads out of `/data`.
+        """
+        return self._status(path, follow=follow).as_stat()
+
+    def _status(self, path: Path, *, follow: bool = True) -> Status:
+        with self._clients.lend() as lent:
+            return lent.client.stat(os.fspath(path), follow=follow)
+
+    def exists(self, path: Path) -> bool:
+        """Say whether something is at the end of a path; False for a symlink that leads nowhere."""
+        return self._kind(path) != ""
+
+    def isdir(self, path: Path) -> bool:
+        """Say whether a path leads to a directory."""
+        return self._kind(path) == "d"
+
+    def isfile(self, path: Path) -> bool:
+        """Say whether a path leads to a file."""
+        return self._kind(path) == "f"
+
+    def _kind(self, path: Path) -> str:
+        try:
+            return self._status(path).kind
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return ""
+
+    def listdir(self, path: Path = "/data") -> list[str]:
+        """Return the names in a directory, sorted."""
+        with self._clients.lend() as lent:
+            return list(lent.client.listdir(os.fspath(path)))
+
+    def scandir(self, path: Path = "/data") -> list[VolumeEntry]:
+        """Return what a directory holds, with the status of each, sorted by name."""
+        where = absolute(volume_path(path))
+        with self._clients.lend() as lent:
+            found = lent.client.listdir(where)
+        return [VolumeEntry(f"{where}/{name}", status) for name, status in found.items()]
+
+    def walk(self, path: Path = "/data") -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield (directory, names of directories in it, other names) for a directory and all below it, as `os.walk`.
+
+        Names that the consumer removes from the second are not walked. Symlinks to directories are among them and not
+        followed. What vanishes meanwhile is left out; what holds snapshots is too.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: `path` is no directory.
+        """
+        top = absolute(volume_path(path))
+        pending = [top]
+        while pending:
+            where = pending.pop()
+            try:
+                entries = {entry.name: entry for entry in self.scandir(where)}
+            except (FileNotFoundError, NotADirectoryError):
+                if where == top:
+                    raise
+                continue
+            if where == "/data":
+                entries.pop(".snapshots", None)
+            directories = [name for name, entry in entries.items() if entry.is_dir()]
+            yield where, directories, [name for name, entry in entries.items() if not entry.is_dir()]
+            below = [name for name in directories if name in entries and not entries[name].is_symlink()]
+            pending.extend(f"{where}/{name}" for name in reversed(below))
+
+    def glob(self, pattern: Path) -> list[str]:
+        """Return the paths that match a pattern, absolute and sorted.
+
+        `*`, `?` and `[...]` match within a name, `**` any number of directories. As in a shell, names that begin with
+        a dot are matched only by patterns that do; symlinks to directories are followed except by `**`.
+        """
+        parts = volume_path(pattern).split("/")
+        return sorted(set(self._matches("/data", parts))) if parts != [""] else ["/data"]
+
+    def _matches(self, base: str, parts: Sequence[str]) -> Iterator[str]:
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            for where, directories, files in self.walk(base):
+                directories[:] = [name for name in directories if not name.startswith(".")]
+                if rest:
+                    yield from self._matches(where, rest)
+                else:
+                    shown = [name for name in files if not name.startswith(".")]
+                    yield from (f"{where}/{name}" for name in [*directories, *shown])
+            return
+        if not has_magic(part):
+            path = f"{base}/{part}"
+            if rest:
+                yield from self._matches(path, rest)
+            elif self._is_there(path):
+                yield path
+            return
+        matches = re.compile(fnmatch.translate(part)).match
+        try:
+            entries = self.scandir(base)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return
+        for entry in entries:
+            if matches(entry.name) and (part.startswith(".") or not entry.name.startswith(".")):
+                if not rest:
+                    yield entry.path
+                elif entry.is_dir():
+                    yield from self._matches(entry.path, rest)
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._status(path, follow=False)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        return True
+
+    def usage(self, path: Path = "/data") -> Usage:
+        """Return what a path takes with all below it, and the size and free space of its file system, in bytes.
+
+        A file with several names counts once. Snapshots are no part of `/data`.
+        """
+        from atoll.storage.volume import Usage
+
+        with self._clients.lend() as lent:
+            sums, disk, free = lent.client.usage(os.fspath(path))
+        return Usage(*sums[""], disk, free)
+
+    # --- contents -----------------------------------------------------------------------------------------------
+
+    @overload
+    def open(
+        self,
+        path: Path,
+        mode: Literal["rb", "br"],
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+    ) -> io.BufferedReader: ...
+    @overload
+    def open(
+        self,
+        path: Path,
+        mode: Literal["wb", "bw", "xb", "bx", "ab", "ba"],
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+    ) -> io.BufferedWriter: ...
+    @overload
+    def open(
+        self,
+        path: Path,
+        mode: Literal["r", "w", "x", "a", "rt", "wt", "xt", "at", "r+", "w+", "x+", "a+"] = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.TextIOWrapper: ...
+    @overload
+    def open(
+        self,
+        path: Path,
+        mode: str,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any: ...
+    def open(
+        self,
+        path: Path,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """Open a file, as the builtin `open` does; text is UTF-8 unless `encoding` says otherwise.
+
+        A file that is read is one state of it: who replaces it meanwhile does not tear it. Only what is read travels,
+        with up to 8 MiB ahead for who reads in order.
+
+        `w` and `x` make a new file that takes its name, durably and in one step, when it is closed; until then what
+        was there stays. A `with` block that an exception leaves drops it, and so does a write that fails. `a` and
+        `r+` change the file in place, as a function does: others see each piece as it is written (pieces of `a` go to
+        the end, whoever else appends), `close` makes it durable, and an exception leaves what was written. Missing
+        directories are made. A file that is garbage is closed.
+
+        Raises:
+            FileNotFoundError: there is none to read.
+            FileExistsError: mode `x`, and there is something; also from `close`.
+            IsADirectoryError: it is one.
+            ValueError: the mode is none.
+        """
+        from atoll.sdk.volume_file import open_file
+
+        return open_file(self._clients, os.fspath(path), mode, buffering, encoding, errors, newline)
+
+    def read_bytes(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the content of a file from `offset` on (negative: from the end), at most `length` bytes."""
+        return self.read_ranges(path, [(offset, length)])[0]
+
+    def read_ranges(self, path: Path, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
+        """Return pieces of one state of a file: offset (negative: from the end) and length (None: up to the end) of
+        each, in bytes. What is behind the end is left out."""
+        with self._clients.lend() as lent:
+            return lent.client.read_ranges(os.fspath(path), ranges)
+
+    def read_text(self, path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the content of a file as text, with its line ends as they are."""
+        return self.read_bytes(path).decode(encoding, errors)
+
+    def write_bytes(self, path: Path, content: Any, *, mode: int | None = None) -> int:
+        """Replace a file durably and in one step; missing directories are made.
+
+        Args:
+            content: bytes, anything else that gives its bytes as a buffer, or an iterable of such.
+            mode: permission bits; by default those of the file that is replaced, or 0644.
+
+        Returns:
+            how many bytes it has.
+        """
+        count = 0
+
+        def counted(pieces: Iterable[Any]) -> Iterator[memoryview]:
+            nonlocal count
+            for piece in pieces:
+                view = memoryview(piece).cast("B")
+                count += view.nbytes
+                yield view
+
+        try:
+            pieces: Iterable[Any] = [memoryview(content)]
+        except TypeError:
+            if isinstance(content, str):
+                raise TypeError("`write_bytes` takes bytes; `write_text` writes text") from None
+            pieces = content
+        with self._clients.lend() as lent:
+            lent.client.write(os.fspath(path), counted(pieces), mode=mode)
+        return count
+
+    def write_text(self, path: Path, content: str, encoding: str = "utf-8", errors: str = "strict") -> int:
+        """Replace a file by text, as `write_bytes`; line ends are written as they are."""
+        self.write_bytes(path, content.encode(encoding, errors))
+        return len(content)
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def mkdir(self, path: Path, mode: int = 0o755, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a directory, with `parents` those above it too.
+
+        Raises:
+            FileExistsError: there is something, unless it is a directory and `exist_ok` is set.
+            FileNotFoundError: the directory above is missing, and `parents` not set.
+        """
+        with self._clients.lend() as lent:
+            lent.client.mkdir(os.fspath(path), mode=mode, parents=parents, exist_ok=exist_ok)
+
+    def makedirs(self, path: Path, mode: int = 0o755, *, exist_ok: bool = False) -> None:
+        """Make a directory and those above it."""
+        self.mkdir(path, mode, parents=True, exist_ok=exist_ok)
+
+    def touch(self, path: Path, mtime_ns: int | None = None) -> None:
+        """Make an empty file where there is nothing, and set the modification time (nanoseconds; by default now)."""
+        with self._clients.lend() as lent:
+            lent.client.set_attributes(os.fspath(path), mtime_ns=mtime_ns, create=True)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Set permission bits."""
+        with self._clients.lend() as lent:
+            lent.client.set_attributes(os.fspath(path), mode=stat_module.S_IMODE(mode))
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give something another name in one step, replacing a file or an empty directory there, as `os.replace`.
+
+        A symlink is renamed itself. Missing directories on the way to `target` are made.
+
+        Raises:
+            OSError: `target` is a directory that is not empty (`ENOTEMPTY`), or below `source`.
+            IsADirectoryError, NotADirectoryError: one of the two is a directory and the other is not.
+        """
+        with self._clients.lend() as lent:
+            lent.client.rename(os.fspath(source), os.fspath(target))
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file, or a directory with all that it holds, to exactly `target`, which appears whole and durable.
+
+        Nothing of it travels; where the file system shares blocks (XFS, btrfs) it takes no space either. Modes,
+        modification times and symlinks are kept, holes stay holes, and hard links become files of their own. A file
+        replaces a file that is there, a directory nothing but an empty one. Missing directories on the way are made.
+
+        Raises:
+            IsADirectoryError, NotADirectoryError: one of the two is a directory and the other is not.
+            OSError: `target` is a directory that is not empty (`ENOTEMPTY`), or below `source`; or something is a
+                fifo, socket or device (`EINVAL`).
+        """
+        with self._clients.lend() as lent:
+            lent.client.copy(os.fspath(source), os.fspath(target), recursive=True)
+
+    def remove(self, path: Path, *, recursive: bool = False) -> None:
+        """Remove a file, a symlink or an empty directory; with `recursive` a directory with all that it holds, which
+        is gone in one step."""
+        with self._clients.lend() as lent:
+            lent.client.remove(os.fspath(path), recursive=recursive)
+
+    # --- trees --------------------------------------------------------------------------------------------------
+
+    def put(self, local: Path, path: Path, progress: ProgressLine | None = None) -> None:
+        """Copy a local file or directory to exactly `path`; a directory is merged into one that is there.
+
+        A file is replaced in one step, a directory as by `sync_dir(delete=False)`: all of it appears at once.
+
+        Raises:
+            SyncError: something local is a special file, cannot be read, or changes all the time while it is.
+        """
+        with self._clients.lend() as lent:
+            lent.client.put(os.fspath(local), os.fspath(path), progress)
+
+    def get(self, path: Path, local: Path, progress: ProgressLine | None = None) -> list[str]:
+        """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
+
+        Each file is written beside its name and renamed. No symlink below `local` is followed: one that stands where
+        something comes is replaced.
+
+        Returns:
+            what was left out, relative to `path`, since it is a fifo, socket or device.
+        """
+        with self._clients.lend() as lent:
+            return lent.client.get(os.fspath(path), os.fspath(local), progress)
+
+    def sync(self, local: Path, path: Path, **options: Any) -> str:
+        """Make `path` a mirror of a local directory; see `atoll.sync_dir`, whose options it takes."""
+        from atoll.sdk.sync import sync_dir
+
+        return sync_dir(local, path, host=self.host, **options)
+
+
+def has_magic(pattern: str) -> bool:
+    """Say whether a path is a pattern for `Volume.glob`."""
+    return any(char in pattern for char in "*?[")

@@ -1,0 +1,247 @@
+"""Files of a volume as Python's file objects.
+
+The storage peer holds the file open; a file object asks it for ranges and reads ahead while it is read in order. What
+is opened to be written is a new file in staging, which takes its name when it is closed; what is opened to append or
+with `r+` is changed in place, as a function does it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from atoll.storage.requests import absolute, volume_path
+
+if TYPE_CHECKING:
+    from atoll.sdk.storage_clients import Lent, StorageClients
+
+_MODES = {"r": "read", "w": "create", "x": "exclusive", "a": "append"}
+FIRST_READ_BYTES = 128 << 10
+MOST_READ_BYTES = 8 << 20
+"""How much is read at a time: the first for the first read after a seek, twice as much each time that the reader
+goes on where it was, up to the second."""
+WRITE_BYTES = 1 << 20
+
+
+def open_file(
+    clients: StorageClients,
+    path: str,
+    mode: str,
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+) -> Any:
+    """Open a file of the volume; see `Volume.open`."""
+    kinds, plus, binary, text = (set(mode) & set("rwxa"), "+" in mode, "b" in mode, "t" in mode)
+    if len(kinds) != 1 or set(mode) - set("rwxab+t") or len(set(mode)) != len(mode) or (binary and text):
+        raise ValueError(f"invalid mode: {mode!r}")
+    if binary and (encoding, errors, newline) != (None, None, None):
+        raise ValueError("binary mode doesn't take an encoding, errors or newline argument")
+    if buffering == 0 and not binary:
+        raise ValueError("can't have unbuffered text I/O")
+    (kind,) = kinds
+    raw = RawVolumeFile(clients, path, "update" if kind == "r" and plus else _MODES[kind], mode)
+    try:
+        if buffering == 0:
+            return raw
+        size = buffering if buffering > 1 else WRITE_BYTES
+        buffered: io.BufferedReader | io.BufferedWriter | io.BufferedRandom
+        if plus:
+            buffered = _Random(raw, min(size, FIRST_READ_BYTES))
+        elif kind == "r":
+            buffered = io.BufferedReader(raw, min(size, FIRST_READ_BYTES))
+        else:
+            buffered = _Writer(raw, size)
+        if kind == "a":
+            buffered.seek(0, os.SEEK_END)
+        if binary:
+            return buffered
+        wrapped = _Text(buffered, encoding or "utf-8", errors, newline, line_buffering=buffering == 1)
+        wrapped.mode = mode
+        return wrapped
+    except BaseException:
+        raw.discard()
+        raw.close()
+        raise
+
+
+class _Dropping:
+    """A file that a `with` block drops when an exception leaves it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        self.close()
+
+    def discard(self) -> None:
+        """Have `close` drop what was written, where the file takes its name only then."""
+        buffered = getattr(self, "buffer", self)
+        if isinstance(raw := getattr(buffered, "raw", None), RawVolumeFile):
+            raw.discard()
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+
+
+class RawVolumeFile(_Dropping, io.RawIOBase):
+    """An open file of a volume, without a buffer for what is written.
+
+    Args:
+        clients: lend the client that holds it open.
+        path: of the file.
+        opened: how the peer is to open it; see `VolumeClient.open`.
+        mode: as it was given to `open`.
+    """
+
+    def __init__(self, clients: StorageClients, path: str, opened: str, mode: str) -> None:
+        self.name = absolute(volume_path(path))
+        self.mode = mode
+        self._path = path
+        self._clients = clients
+        self._lent: Lent | None = None
+        self._position = 0
+        self._start, self._ahead = 0, b""
+        self._expected = -1
+        self._window = FIRST_READ_BYTES
+        self._reads = "r" in mode or "+" in mode
+        self._writes = mode.strip("bt") != "r"
+        self._staged = opened in ("create", "exclusive")
+        self._commits = True
+        with clients.lend() as lent:
+            self._handle, _ = lent.client.open(path, opened)
+            self._lent = lent
+
+    def __repr__(self) -> str:
+        return f"<{'closed' if self.closed else 'open'} file of a volume `{self.name}` mode={self.mode!r}>"
+
+    def readable(self) -> bool:
+        return self._reads
+
+    def writable(self) -> bool:
+        return self._writes
+
+    def seekable(self) -> bool:
+        return True
+
+    def stat(self) -> os.stat_result:
+        """Return the status of the open file; of one that is being written, without what is still in buffers."""
+        with self._clients.use(self._open_lent()) as client:
+            return client.flush(self._path, self._handle).as_stat()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._check()
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END:
+            offset += self.stat().st_size
+        elif whence != os.SEEK_SET:
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        if offset < 0:
+            raise ValueError(f"negative seek position {offset}")
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        self._check()
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._check()
+        if not self._reads:
+            raise io.UnsupportedOperation("not readable")
+        view = memoryview(buffer).cast("B")
+        if not view.nbytes:
+            return 0
+        if not self._start <= self._position < self._start + len(self._ahead):
+            in_order = self._position == self._expected
+            self._window = min(self._window * 2, MOST_READ_BYTES) if in_order else FIRST_READ_BYTES
+            content = self._fetch(self._position, max(self._window, view.nbytes))
+            self._expected = self._position + len(content)
+            self._start, self._ahead = self._position, content
+        begin = self._position - self._start
+        return self._take(view, memoryview(self._ahead)[begin : begin + view.nbytes])
+
+    def _take(self, view: memoryview, content: bytes | memoryview) -> int:
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def readall(self) -> bytes:
+        self._check()
+        if not self._reads:
+            raise io.UnsupportedOperation("not readable")
+        content = self._fetch(self._position, None)
+        self._position += len(content)
+        return content
+
+    def _fetch(self, offset: int, length: int | None) -> bytes:
+        with self._clients.use(self._open_lent()) as client:
+            return client.pread(self._path, self._handle, [(offset, length)])[0]
+
+    def write(self, content: Any, /) -> int:
+        self._check()
+        if not self._writes:
+            raise io.UnsupportedOperation("not writable")
+        view = memoryview(content).cast("B")
+        self._ahead = b""
+        if self._commits:
+            try:
+                with self._clients.use(self._open_lent()) as client:
+                    self._position = client.pwrite(self._path, self._handle, self._position, view)
+            except BaseException:
+                self.discard()  # a part of what was written is no file
+                raise
+        return view.nbytes
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._check()
+        if not self._writes:
+            raise io.UnsupportedOperation("not writable")
+        size = self._position if size is None else size
+        self._ahead = b""
+        with self._clients.use(self._open_lent()) as client:
+            client.truncate(self._path, self._handle, size)
+        return size
+
+    def discard(self) -> None:
+        """Have `close` drop what was written, where the file takes its name only then."""
+        self._commits = not self._staged
+
+    def close(self) -> None:
+        """Close the file; a new one takes its name now, durably.
+
+        Raises:
+            OSError: it cannot, and is gone.
+        """
+        if self.closed:
+            return
+        super().close()
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            self._clients.close_file(lent, self._path, self._handle, commit=self._commits and self._writes)
+
+    def _open_lent(self) -> Lent:
+        if self._lent is None:
+            raise ValueError("I/O operation on closed file.")
+        return self._lent
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+
+
+class _Writer(_Dropping, io.BufferedWriter):
+    pass
+
+
+class _Random(_Dropping, io.BufferedRandom):
+    pass
+
+
+class _Text(_Dropping, io.TextIOWrapper):
+    mode: str

@@ -1,0 +1,57 @@
+"""A host that has storage only, with its peers in threads of this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.peer import Peer
+from atoll.wire.channel import Channel
+
+
+class ThreadHost:
+    """Serves one volume.
+
+    Args:
+        volume: its directory, which exists.
+    """
+
+    name = "threads"
+
+    def __init__(self, volume: Path) -> None:
+        self.volume = volume
+        self.data = volume / "data"
+        self.opened = 0
+        self._threads: list[threading.Thread] = []
+
+    def open_storage(self) -> Channel:
+        """Start a peer."""
+        ours, theirs = socket.socketpair()
+        self.opened += 1
+        thread = threading.Thread(target=self._serve, args=[theirs])
+        thread.start()
+        self._threads.append(thread)
+        return Channel(ours)
+
+    def _serve(self, sock: socket.socket) -> None:
+        root = VolumeRoot(str(self.volume))
+        with sock:
+            Peer(root, Channel(sock)).serve()
+        for descriptor in (root.data, root.staging, root.locks):
+            os.close(descriptor)
+
+    def staged(self) -> list[str]:
+        """Return what is in staging."""
+        return [name for name in os.listdir(self.volume / "staging") if name != "locks"]
+
+    def wait(self) -> None:
+        """Wait until all peers have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
