@@ -40,6 +40,9 @@ FIELDS = (
 SLOTS = 100
 """How many records wait at most before they are reported, however young they are."""
 
+BRIEF_SECONDS = 0.0002
+"""In less than this no child process can have run and ended, and no memory worth telling been touched."""
+
 _COUNT = struct.Struct("=Q")
 _BEGIN = struct.Struct("=dddQ64s128s64s")  # started_at, queued_at, CPU so far, bytes_in, call, function, parent
 _END = struct.Struct("=ddQQ")  # wall_seconds, cpu_seconds, peak_bytes, bytes_out
@@ -117,7 +120,7 @@ class Meter:
         if self._reset >= 0:
             with contextlib.suppress(OSError):
                 os.write(self._reset, b"5")
-        self._floor = self._usage(0).ru_maxrss
+        self._floor = self._peak = self._usage(0).ru_maxrss
 
     def end(self, answer: dict[str, Any], pieces: Sequence[Any] = ()) -> None:
         """End the call that began last, with its answer and the answer's buffers."""
@@ -125,16 +128,19 @@ class Meter:
         if header is None:
             return
         self._header = None
-        now = time.monotonic()
-        own, below = self._usage(0), self._usage(-1)
-        children = below.ru_utime + below.ru_stime
-        cpu = own.ru_utime + own.ru_stime - self._cpu + children - self._children
-        self._peak = own.ru_maxrss
-        peak = max(own.ru_maxrss, below.ru_maxrss) if children > self._children else own.ru_maxrss
-        self._children = children
+        wall = time.monotonic() - self._began
+        if wall < BRIEF_SECONDS and self._peak:
+            cpu, peak = time.process_time() - self._cpu, self._peak
+        else:
+            own, below = self._usage(0), self._usage(-1)
+            children = below.ru_utime + below.ru_stime
+            cpu = own.ru_utime + own.ru_stime - self._cpu + children - self._children
+            self._peak = own.ru_maxrss
+            peak = max(own.ru_maxrss, below.ru_maxrss) if children > self._children else own.ru_maxrss
+            self._children = children
         sent = self.sent_bytes + sum(map(size_of, pieces))
         end = self._slot + _BEGIN.size
-        _END.pack_into(self._sheet, end, now - self._began, max(cpu, 0.0), peak << 10, sent)
+        _END.pack_into(self._sheet, end, wall, max(cpu, 0.0), peak << 10, sent)
         self._count += 1
         self._slot = end + _END.size
         self._sheet[self._slot : self._slot + 8] = _NOTHING

@@ -29,7 +29,7 @@ import time
 import types
 from typing import Any, NoReturn
 
-from atoll.agent import capture, nested
+from atoll.agent import capture, exceptions, nested, payload, running
 from atoll.agent.meter import REPORT_SECONDS, Meter, size_of
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
@@ -42,7 +42,7 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 def prepare() -> None:
     """Do, once and before any fork, what every worker needs."""
-    from atoll.agent import exceptions, pacing, payload, pickling, running, sources  # noqa: F401 - imported for the forks
+    from atoll.agent import pacing, pickling, sources  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
     capture.unbuffer_c()
@@ -243,8 +243,6 @@ class Worker:
     def _answer(
         self, data: Channel, header: dict[str, Any], buffers: list[bytearray]
     ) -> tuple[dict[str, Any], list[Any]]:
-        from atoll.agent import exceptions, payload, running
-
         call = header.get("call")
         plain = header.get("results") == "data"
         try:
@@ -271,8 +269,6 @@ class Worker:
 
     def _prepare(self) -> tuple[Any]:
         """Return what `setup_function` has made of this worker; run it if it has not run to its end yet."""
-        from atoll.agent import payload, running
-
         if not self._prepared:
             function = payload.loads_function(self._setup[1])
             self._show_in_main(function)
@@ -284,7 +280,7 @@ class Worker:
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
         """Send the items as they are made, until their end or until the client has had enough."""
-        from atoll.agent import pacing, payload
+        from atoll.agent import pacing
 
         heard = select.poll()
         heard.register(data, select.POLLIN)

@@ -67,9 +67,11 @@ class Recorder:
         if not self._options.keep_days:
             return
         with self._changed:
+            first = not self._records and not self._outputs
             if len(self._records) < MOST_RECORDS:
                 self._records.append(record)
-            self._wake()
+            if first:  # the thread waits for the others by the clock: waking it for each would cost more than writing
+                self._wake()
 
     def add_output(self, output: Output) -> None:
         """Keep what a call has printed; a later one of the same call, user and worker replaces it."""
@@ -77,12 +79,14 @@ class Recorder:
             return
         call, user, worker, _, tail = output
         with self._changed:
+            first = not self._records and not self._outputs
             old = self._outputs.pop((call, user, worker), None)
             self._output_bytes -= len(old[4]) if old is not None else 0
             if self._output_bytes + len(tail) <= MOST_OUTPUT_BYTES:
                 self._outputs[call, user, worker] = output
                 self._output_bytes += len(tail)
-            self._wake()
+            if first:
+                self._wake()
 
     def ask(self, question: Callable[[Database], T]) -> Future[T]:
         """Ask the database, past all that was added before.

@@ -189,7 +189,8 @@ def _checked(claim: Any) -> list[Any]:
         text = claim[number]
         if not isinstance(text, str):
             raise ValueError(f"value {number} of a record must be text")
-        checked[number] = text[:most].encode("utf-8", "replace").decode().replace("\0", "")
+        if len(text) > most or not text.isascii() or "\0" in text:
+            checked[number] = text[:most].encode("utf-8", "replace").decode().replace("\0", "")
     for number in _NUMBERS:
         value = claim[number]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:

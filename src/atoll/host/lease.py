@@ -8,6 +8,7 @@ the worker died, and the daemon says why on the connection that carries the leas
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import threading
@@ -21,7 +22,7 @@ from atoll.agent import nested
 from atoll.host.contract import Bundle, Output
 from atoll.model.specs import Call
 from atoll.wire.channel import Channel, ChannelClosed
-from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Message
+from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Header, Message
 from atoll.wire.payloads import PayloadChannel, free_bytes
 from atoll.wire.tape import TapeWriter
 
@@ -39,6 +40,8 @@ STOP_SECONDS = 1.0
 """How long a generator that is closed may take for what its `finally` does; then its worker is killed."""
 PATIENCE_MILLISECONDS = 500
 """How long a wait is before the caller is told of it."""
+
+_quoted = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Revoked(Exception):
@@ -74,6 +77,8 @@ class LocalLease:
         self._open_pipes = {self._out, self._err}
         self._tape: TapeWriter | None = None
         self._can_keep = True
+        self._alike: tuple[Any, ...] = ()
+        self._words = ""
         self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
         self._close.atexit = False  # the end of the process closes them
 
@@ -108,19 +113,24 @@ class LocalLease:
             _check_room(call)
         self._call, self._bundle = call, bundle
         self._needs = 0
-        with contextlib.suppress(ChannelClosed), self._limited():  # what it said before it closed is still to be read
+        small = not call.buffers and len(call.function) + len(call.arguments) <= SMALL_BYTES
+        with contextlib.suppress(ChannelClosed):  # what it said before it closed is still to be read
             if self._fresh:
-                self._send_sources()
-                self._send_setup()
-            self._fresh = False
-            self._send_call()
+                with self._limited():
+                    self._send_sources()
+                    self._send_setup()
+                    self._fresh = False
+                    self._send_call()
+            elif small:  # fits into the socket
+                self._send_call()
+            else:
+                with self._limited():
+                    self._send_call()
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
         """Keep the call's timeout while it is sent, to a worker that may not read."""
-        call = self._call
-        small = not call.buffers and len(call.function) + len(call.arguments) <= SMALL_BYTES
-        if not self._overdue_at or (small and not self._fresh and not self._needs):  # fits into the socket
+        if not self._overdue_at:
             yield
             return
         timer = threading.Timer(max(self._overdue_at - time.monotonic(), 0.0), self.kill)
@@ -142,17 +152,33 @@ class LocalLease:
         """Say which of the calls that were sent is to be answered next."""
         self._call = call
 
-    def _header_of(self, call: Call, keep_alive_seconds: float) -> dict[str, Any]:
+    def _header_of(self, call: Call, keep_alive_seconds: float) -> Header:
+        """Return the header of a call; what stays from call to call is put into words once."""
+        alike = (
+            call.serializer,
+            call.reusable,
+            call.sources,
+            keep_alive_seconds,
+            call.name,
+            nested.call,
+            call.timeout_seconds,
+            call.setup_digest,
+            call.stream,
+            call.results,
+        )
+        if alike != self._alike:
+            self._alike, self._words = alike, self._words_of(call, keep_alive_seconds)
+        return f'{self._words},"call":{_quoted(call.id)},"at":{call.at!r}}}'.encode()
+
+    def _words_of(self, call: Call, keep_alive_seconds: float) -> str:
         header: dict[str, Any] = {
             "type": "call",
-            "call": call.id,
             "epoch": self._epoch,
             "serializer": call.serializer,
             "reusable": call.reusable,
             "sources": call.sources,
             "keep_alive_seconds": keep_alive_seconds,
             "name": call.name,
-            "at": call.at,
         }
         if nested.call:
             header["parent"] = nested.call
@@ -164,7 +190,7 @@ class LocalLease:
             header["stream"] = True
         if call.results != "pickle":
             header["results"] = call.results
-        return header
+        return _quoted(header)[:-1]
 
     def _send_call(self) -> None:
         call = self._call

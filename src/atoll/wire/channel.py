@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Message, encode
+from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Header, Message, encode
 
 Socket = _socket.socket
 """The type of the channels' sockets; `socket.socket` is a subclass of it."""
@@ -75,7 +75,7 @@ class Channel:
         """Have the kernel say who sends: for peers that live in a pid namespace of their own."""
         self.socket.setsockopt(_socket.SOL_SOCKET, _SO_PASSCRED, 1)
 
-    def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
+    def send(self, header: Header, buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """Send one message; `descriptors` are duplicated to the peer and stay open here.
 
         Raises:
@@ -93,7 +93,7 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the peer has closed the channel") from error
 
-    def send_many(self, messages: Sequence[tuple[dict[str, Any], Sequence[Any]]]) -> None:
+    def send_many(self, messages: Sequence[tuple[Header, Sequence[Any]]]) -> None:
         """Send small messages with one write.
 
         Raises:

@@ -38,7 +38,13 @@ LARGE_BYTES = 1 << 20
 UNMEASURED_BYTES = 64 << 20
 """Frames up to this size are received without asking what memory is free."""
 
+SMALL_BYTES = 32 << 10
+"""Frames of this size are written in one piece: copying them costs less than handing over several."""
+
 _encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_decode_json = json.JSONDecoder().raw_decode
+_LENGTHS = tuple(struct.Struct(f"!{count}Q") for count in range(17))
+_NOTHING: tuple[Any, ...] = ()
 
 
 class FrameError(ValueError):
@@ -81,8 +87,12 @@ class Message(NamedTuple):
         return str(self.header.get("type", ""))
 
 
-def encode(header: dict[str, Any], buffers: Sequence[Any] = (), flags: int = 0) -> list[Any]:
-    """Return the pieces of a frame, to be written in order; buffers are not copied.
+Header = Any
+"""What a message says: a dictionary, or its JSON text as bytes where that is at hand already."""
+
+
+def encode(header: Header, buffers: Sequence[Any] = (), flags: int = 0) -> list[Any]:
+    """Return the pieces of a frame, to be written in order; buffers are not copied, but for small ones.
 
     Args:
         flags: with `BESIDE` the pieces after the first one are to be sent beside the stream.
@@ -90,11 +100,16 @@ def encode(header: dict[str, Any], buffers: Sequence[Any] = (), flags: int = 0) 
     Raises:
         FrameError: the header or the number of buffers is over its limit.
     """
-    text = _encode_json(header).encode("utf-8", "surrogatepass")
+    text = header if type(header) is bytes else _encode_json(header).encode("utf-8", "surrogatepass")
     if len(text) > MAX_HEADER_BYTES or len(buffers) > MAX_BUFFERS:
         raise FrameError(f"a header of {len(text)} bytes with {len(buffers)} buffers is too large for a frame")
     if not buffers:
         return [PREFIX.pack(MAGIC, VERSION, flags, len(text), 0) + text]
+    if not flags and len(buffers) < len(_LENGTHS) and all(type(buffer) is bytes for buffer in buffers):
+        lengths_of = [len(buffer) for buffer in buffers]
+        if sum(lengths_of) <= SMALL_BYTES:
+            packed = _LENGTHS[len(buffers)].pack(*lengths_of)
+            return [b"".join((PREFIX.pack(MAGIC, VERSION, 0, len(text), len(buffers)), packed, text, *buffers))]
     views: list[Any] = []
     sizes = []
     for buffer in buffers:
@@ -220,8 +235,38 @@ class Decoder:
             self._next_buffer()
         else:
             self._end += count
-        while self._parse():
+        while self._parse_whole() or self._parse():
             pass
+
+    def _parse_whole(self) -> bool:
+        """Take a small frame that scratch holds whole, without the steps that larger ones need; return whether."""
+        start, end = self._start, self._end
+        if self._header_bytes >= 0 or end - start < PREFIX.size:
+            return False
+        magic, version, flags, header_bytes, count = PREFIX.unpack_from(self._scratch, start)
+        if magic != MAGIC or version != VERSION or flags or count >= len(_LENGTHS):
+            return False  # whatever is wrong with it, `_parse` says
+        first = start + PREFIX.size + 8 * count
+        if first + header_bytes > end:
+            return False
+        lengths = _LENGTHS[count].unpack_from(self._scratch, start + PREFIX.size) if count else _NOTHING
+        at = first + header_bytes
+        size = sum(lengths)
+        if at + size > end or size >= LARGE_BYTES or size > self._max_buffer_bytes or header_bytes > MAX_HEADER_BYTES:
+            return False
+        try:
+            header, used = _decode_json(text := self._scratch[first:at].decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            return False
+        if used != len(text) or type(header) is not dict:
+            return False
+        buffers = []
+        for length in lengths:
+            buffers.append(self._scratch[at : at + length])
+            at += length
+        self._start = at
+        self.messages.append(Message(header, buffers))
+        return True
 
     def _parse(self) -> bool:
         """Read on in what scratch holds; return whether there may be more to read."""

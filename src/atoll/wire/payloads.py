@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll.wire.channel import Channel, ChannelClosed, Socket
-from atoll.wire.frames import BESIDE, LARGE_BYTES, MAX_BUFFER_BYTES, NEW_RING, Decoder, FrameError, encode
+from atoll.wire.frames import BESIDE, LARGE_BYTES, MAX_BUFFER_BYTES, NEW_RING, Decoder, FrameError, Header, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class PayloadChannel(Channel):
         self._rings = 0
         self._beside = sock.family == getattr(_socket, "AF_UNIX", -1)
 
-    def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
+    def send(self, header: Header, buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """See `Channel.send`; the buffers' memory must not change meanwhile."""
         if self._beside and not descriptors and buffers and sum(map(_size, buffers)) >= BESIDE_BYTES:
             with self._sending:
@@ -47,7 +47,7 @@ class PayloadChannel(Channel):
                     return
         super().send(header, buffers, descriptors)
 
-    def _send_beside(self, header: dict[str, Any], buffers: Sequence[Any]) -> bool:
+    def _send_beside(self, header: Header, buffers: Sequence[Any]) -> bool:
         """Send a frame whose buffers go through the ring; return False where there can be none."""
         from atoll.wire.ring import Outlet
 
