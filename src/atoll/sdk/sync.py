@@ -57,7 +57,7 @@ def sync_dir(
     from atoll.storage.volume import absolute
 
     arranged = arrange(path, remote_dir, exclude=exclude, delete=delete, dry_run=dry_run, host=host, atomic=atomic)
-    _check_source(arranged.source)
+    check_source(arranged.source)
     synced = arranged.run()
     if dry_run:
         for line in synced.plan.lines():
@@ -124,12 +124,12 @@ def arrange(
     return Arranged(host, source, target, options)
 
 
-def _check_source(source: str) -> None:
+def check_source(source: str) -> None:
     """Refuse what is no directory before a host is started for it."""
-    from atoll.storage.scan import check_source
+    from atoll.storage import scan
 
     try:
-        check_source(source)
+        scan.check_source(source)
     except SyncError as error:
         if error.__cause__ is not None:  # its message says what this one says
             error.__cause__.__traceback__ = None
