@@ -36,6 +36,10 @@ class IgnoreRules:
         self._exclude = _compile([exclude] if isinstance(exclude, str) else list(exclude))
         self._files: dict[str, Any] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anything at all is excluded."""
+        return bool(self._paths or self._files) or self._exclude is not None
+
     def add(self, directory: str, text: str) -> None:
         """Take in the `.atollignore` of `directory` (a path of the tree).
 

@@ -1,23 +1,36 @@
-"""The storage peer's side of a sync: lock, scan, receive, switch."""
+"""The storage peer's side of a sync: lock, scan, say what stands, receive, switch.
+
+What stands is said against the index of the last sync (`standing`): where the client names its generation, only what
+has changed since travels; else the whole tree does, with the digests that are known.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import time
 from typing import Any
 
 from atoll.errors import SyncError
+from atoll.storage import standing as standing_index
 from atoll.storage.apply import Stage
+from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.conversation import Conversation
+from atoll.storage.digest import UNKNOWN, chosen
 from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
-from atoll.storage.locks import holding, still_connected, target_key
+from atoll.storage.index import Index, index_of
+from atoll.storage.locks import holding, still_connected
 from atoll.storage.plan import Plan
-from atoll.storage.recovery import recover
-from atoll.storage.scan import scan_target
+from atoll.storage.scan import Scan, scan_target
+from atoll.storage.standing import Standing, index_after
 from atoll.storage.steps import reached
-from atoll.storage.tree import Tree, check_path, pack, pack_tree, printable, unpack, unpack_tree
+from atoll.storage.tree import FILE, Tree, check_path, pack, printable
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
+
+SNAPSHOTS = ".snapshots"
+"""The name in `/data` at which snapshots show: no sync goes there."""
 
 
 class Mirror:
@@ -39,7 +52,8 @@ class Mirror:
             ChannelClosed: the client has gone; the target is the old tree or the new one.
         """
         with Conversation(self._channel, "sync") as conversation, contextlib.ExitStack() as stack:
-            self._converse(self._locked(stack, check_path(header["path"])), conversation)
+            place = self._locked(stack, check_path(header["path"]))
+            self._converse(place, header, conversation)
 
     def _locked(self, stack: contextlib.ExitStack, path: str) -> Place:
         """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
@@ -47,6 +61,8 @@ class Mirror:
             real = place.path
         if not real:
             raise SyncError("the target is `/data` itself", hint="name a directory below it")
+        if real.split("/")[0] == SNAPSHOTS:
+            raise SyncError(f"`/data/{SNAPSHOTS}` is read-only", hint="sync to another directory")
         said = False
 
         def wait() -> bool:
@@ -59,11 +75,9 @@ class Mirror:
             return True
 
         parts = real.split("/")
-        for depth in range(len(parts) + 1):  # from the volume's root on, which is locked for snapshots and restores
+        for depth in range(1, len(parts) + 1):
             name, last = target_key("/".join(parts[:depth])), depth == len(parts)
             stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
-        self._volume.refresh()
-        recover(self._volume, target_key(real))
         # Another sync may have replaced it, or a directory above it, until the locks were held.
         place = stack.enter_context(locate(self._volume.data, path, follow=True))
         if place.path != real:
@@ -71,15 +85,20 @@ class Mirror:
         reached("locked")
         return place
 
-    def _converse(self, place: Place, conversation: Conversation) -> None:
-        old, standing = -1, Tree()
+    def _converse(self, place: Place, header: dict[str, Any], conversation: Conversation) -> None:
+        old, scan, key = -1, Scan(), target_key(place.path)
         unlocked: list[tuple[str, int]] = []
+        algorithm = chosen(header.get("algorithms") or ())
 
         def unlock(path: str, mode: int) -> None:
             _chmod_below(old, path, mode | 0o700)
             unlocked.append((path, mode))
 
         try:
+            began_ns = time.time_ns()
+            index = standing_index.load(self._volume, key)
+            if index.algorithm != algorithm:
+                index = Index()
             if place.found is not None:
                 if not place.is_directory:
                     raise SyncError(
@@ -87,20 +106,21 @@ class Mirror:
                         hint="remove it first, or sync to another path",
                     )
                 old = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
-                standing = scan_target(old, unlock).tree
+                scan = scan_target(old, unlock)
             reached("scanned")
-            for buffer in pack_tree(standing):
-                self._channel.send({"type": "tree"}, [buffer])
-            self._channel.send({"type": "scanned", "path": place.path})
+            standing = Standing(old, scan, index, began_ns)
+            self._say(standing, place.path, algorithm, str(header.get("generation", "")))
             message = self._channel.receive()
             if message.type == "plan":
                 plan, atomic = _plan(message)
-                key = target_key(place.path)
-                stage = Stage(self._volume, key, place, old if old >= 0 else None, standing, plan, atomic)
-                if self._build(stage, conversation):
-                    unlocked = [item for item in unlocked if not stage.covers(item[0])]
+                reached("planned")
+                stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic)
+                if self._build(stage, standing, old, key, algorithm, conversation):
+                    unlocked.clear()  # of the old tree, which is out of the way
             else:
                 conversation.finished()
+                if (generation := str(message.header.get("generation", ""))) and old >= 0:
+                    self._remember(key, standing, generation, algorithm)
         finally:
             for path, mode in reversed(unlocked):
                 with contextlib.suppress(OSError):
@@ -108,27 +128,55 @@ class Mirror:
             if old >= 0:
                 os.close(old)
 
-    def _build(self, stage: Stage, conversation: Conversation) -> bool:
+    def _say(self, standing: Standing, path: str, algorithm: str, generation: str) -> None:
+        """Tell the client what stands: what has changed since its generation, or everything."""
+        index, scan = standing.index, standing.scan
+        header = {"type": "standing", "path": path, "algorithm": algorithm, "known": bool(index)}
+        if index and index.generation == generation:
+            header["since"] = generation
+            if standing.same:
+                self._channel.send(header)
+                return
+            tree, paths = scan.tree, scan.paths
+            changed = {paths[number]: tree[paths[number]] for number in standing.changed}
+            self._channel.send(header, [pack_paths(standing.gone), *pack_entries(changed)])
+            return
+        known = standing.digests()
+        digests = b"".join([known.get(path, UNKNOWN) for path in scan.paths]) if known else b""
+        self._channel.send(header, [digests, *pack_entries(scan.tree)] if scan.paths else [b""])
+
+    def _remember(self, key: str, standing: Standing, generation: str, algorithm: str) -> None:
+        """Keep what was found as the state after a sync that had nothing to do."""
+        moment = standing.scanned_ns
+        known = standing.digests()
+        blocks = {path: packed for path, packed in standing.index.blocks.items() if path in known}
+        standing_index.save(
+            self._volume,
+            key,
+            index_of(standing.scan, generation, now_ns=moment, digests=known, algorithm=algorithm, blocks=blocks),
+        )
+
+    def _build(
+        self, stage: Stage, standing: Standing, old: int, key: str, algorithm: str, conversation: Conversation
+    ) -> bool:
         """Receive contents and switch, unless the client gives up; return whether it was done.
 
         What was received stays when the client gives up or goes, and is removed when we fail.
         """
         reception = stage.reception
         try:
-            reached("planned")
-            self._channel.send({"type": "ready"}, list(pack(reception.resume())))
+            reception.prepare(algorithm, old, standing.scan)
+            ready = list(pack(reception.resume()))
             reached("resumed")
-            while (message := self._channel.receive()).type in ("files", "chunk"):
-                header = message.header
-                if message.type == "files":
-                    reception.files(header["items"], message.buffers)
-                else:
-                    reception.chunk(header["number"], header["offset"], message.buffers[0], header["last"])
+            self._channel.send({"type": "ready"}, ready)
+            message = self._receive(stage, standing)
             conversation.finished()
             reached("received", last=message.type)
             if message.type != "commit":
                 return False
-            stage.commit()
+            generation = str(message.header.get("generation", ""))
+            stamps = stage.commit()
+            self._remember_new(stage, standing, key, generation, algorithm, stamps or {})
             return True
         except ChannelClosed:
             raise
@@ -139,14 +187,77 @@ class Mirror:
         finally:
             reception.close()
 
+    def _receive(self, stage: Stage, standing: Standing) -> Message:
+        """Take contents in; return the message that ends them."""
+        reception = stage.reception
+        while True:
+            message = self._channel.receive()
+            header, buffers = message.header, message.buffers
+            match message.type:
+                case "batch":
+                    reception.batch(header["items"], buffers[0], buffers[1])
+                case "piece":
+                    reception.piece(header["number"], header["offset"], buffers[0])
+                case "copy":
+                    reception.copy(header["number"], header["offset"], header["from"], header["length"])
+                case "whole":
+                    reception.whole(header["number"], header["size"], header["mode"], header["mtime_ns"], *buffers)
+                case "blocks":
+                    blocks = reception.blocks(header["number"], standing.index.blocks, standing.digests())
+                    self._channel.send({"type": "blocks"}, [blocks])
+                case "chunks":
+                    chunks = reception.chunks(header["number"], header["start"], header["end"])
+                    self._channel.send({"type": "chunks"}, [chunks])
+                case _:
+                    reception.flush()
+                    return message
+
+    def _remember_new(
+        self,
+        stage: Stage,
+        standing: Standing,
+        key: str,
+        generation: str,
+        algorithm: str,
+        stamps: dict[str, tuple[int, int]],
+    ) -> None:
+        """Keep what has just been put in place."""
+        if not generation:
+            return
+        tree, reception, plan, scan = stage.tree, stage.reception, stage.plan, standing.scan
+        known = standing.digests()
+        positions, rows = scan.positions, scan.rows
+        digests, blocks, all_stamps = dict[str, bytes](), dict(reception.blocks_of), dict[str, tuple[int, int]]()
+        for path, entry in tree.items():
+            if entry.kind == FILE:
+                if path in reception.digests:
+                    digests[path] = reception.digests[path]
+                elif path in known:
+                    digests[path] = known[path]
+                    if path in standing.index.blocks:
+                        blocks[path] = standing.index.blocks[path]
+            if path in stamps:
+                all_stamps[path] = stamps[path]
+            elif path in reception.stamps:
+                all_stamps[path] = reception.stamps[path]
+            elif path in positions and path not in plan.put:
+                number = positions[path] * 5
+                all_stamps[path] = (rows[number + 3], rows[number + 4])
+        index = index_after(tree, all_stamps, digests, blocks, generation, algorithm, now_ns=stage.complete_ns)
+        standing_index.save(self._volume, key, index)
+
+
+def target_key(path: str) -> str:
+    """Return what names a target in staging, by its path with all symlinks resolved."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
 
 def _plan(message: Message) -> tuple[Plan, bool]:
     header, buffers = message.header, message.buffers
-    drops = int(header["drop"])
-    puts = drops + int(header["put"])
-    put = {path: entry for buffer in buffers[drops:puts] for path, entry in unpack_tree(buffer).items()}
-    drop = frozenset(check_path(path) for buffer in buffers[:drops] for path in unpack(buffer))
-    copy = frozenset(check_path(path) for buffer in buffers[puts:] for path in unpack(buffer))
+    put: Tree = {}
+    for buffer in buffers[2:]:
+        put.update(unpack_entries(buffer))
+    drop, copy = (frozenset(unpack_paths(buffer)) for buffer in buffers[:2])
     return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
 
 

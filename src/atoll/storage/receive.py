@@ -1,22 +1,26 @@
 """Receive contents into staging: the transfer's other end, in the storage peer.
 
-A received file is complete when it has its modification time. What an interrupted sync has received is used again
-only where its digest is that of what the source has now.
+A received file counts when its digest is the one that the source's file has; then it gets its modification time. What
+an interrupted sync has received is used again only where its digest is that of what the source has now.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
+from atoll.storage.chunks import DELTA_BYTES, blocks_of, chunks_of
+from atoll.storage.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.large import LargeFile
 from atoll.storage.plan import Plan
+from atoll.storage.scan import ROW, Scan
+from atoll.storage.standing import open_below
 from atoll.storage.steps import reached
 from atoll.storage.tree import FILE, Entry, Tree, parent_of, printable
 
@@ -33,6 +37,9 @@ class Reception:
         root: the staged directory, open.
         arrived: the files that are complete, as they came.
         missing: the paths that are not.
+        digests: of the files that are complete.
+        stamps: change time and inode of these files.
+        blocks_of: the digests of the blocks of those that are large.
     """
 
     def __init__(self, volume: VolumeRoot, key: str, plan: Plan) -> None:
@@ -43,7 +50,14 @@ class Reception:
         self.missing = set(self._send)
         self._made = {""}
         self._here = ("", -1)
-        self._large: tuple[int, int] = (-1, -1)
+        self.digests: dict[str, bytes] = {}
+        self.stamps: dict[str, tuple[int, int]] = {}
+        self.blocks_of: dict[str, bytes] = {}
+        self._large: tuple[int, LargeFile | None] = (-1, None)
+        self._resumed: dict[int, tuple[int, Hasher]] = {}
+        self._make = maker("sha256")
+        self._old, self._scan = -1, Scan()
+        self._source: tuple[str, int] = ("", -1)
         staging = volume.staging
         volume.discard(staging, self._partial)
         with contextlib.suppress(FileNotFoundError):
@@ -51,6 +65,11 @@ class Reception:
             reached("parted")
         os.mkdir(self.name, 0o700, dir_fd=staging)
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
+
+    def prepare(self, algorithm: str, old: int, scan: Scan) -> None:
+        """Say how contents are hashed, and what stands at the target: its directory, -1 for none, and its scan."""
+        self._make = maker(algorithm)
+        self._old, self._scan = old, scan
 
     def close(self) -> None:
         """Close what is open; what was received stays for the next sync."""
@@ -70,7 +89,7 @@ class Reception:
         """Take over what an interrupted sync has received.
 
         Returns:
-            for each file of which there is something: its number in `plan.send`, how many bytes, their SHA-256.
+            for each file of which there is something: its number in `plan.send`, how many bytes, their digest.
         """
         staging, found = self._volume.staging, list[tuple[int, int, str]]()
         try:
@@ -86,18 +105,31 @@ class Reception:
                     directory, name = self._enter(path)
                     os.rename(path, name, src_dir_fd=partial, dst_dir_fd=directory)
                     os.chmod(name, 0o600, dir_fd=directory)
+                    hasher = Hasher(self._make)
                     with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb") as file:
-                        digest = hashlib.file_digest(file, "sha256")
-                    found.append((number, info.st_size, digest.hexdigest()))
+                        while piece := file.read(1 << 20):
+                            hasher.update(piece)
+                    self._resumed[number] = (info.st_size, hasher)
+                    found.append((number, info.st_size, hasher.digest().hex()))
         finally:
             os.close(partial)
         self._volume.discard(staging, self._partial)
         return found
 
-    def files(self, items: Iterable[Any], contents: Iterable[bytearray]) -> None:
-        """Write whole files; an item is the file's number, mode and modification time."""
-        for (number, mode, mtime_ns), content in zip(items, contents, strict=True):
+    def batch(self, items: Iterable[Any], digests: Any, contents: Any) -> None:
+        """Write whole files; an item is the file's number, mode, modification time and size.
+
+        Raises:
+            SyncError: a file is not what was sent (`retry` in its details).
+        """
+        view, expected, start = memoryview(contents), bytes(digests), 0
+        for count, (number, mode, mtime_ns, size) in enumerate(items):
             path = self._path(number)
+            content = view[start : start + size]
+            start += size
+            digest = digest_of(self._make, content)
+            if len(content) != size or digest != expected[count * DIGEST_BYTES : (count + 1) * DIGEST_BYTES]:
+                raise _damaged(path)
             directory, name = self._enter(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
@@ -106,46 +138,121 @@ class Reception:
                 os.unlink(name, dir_fd=directory)
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
             try:
-                filesystem.write_all(descriptor, content)
-                self._complete(descriptor, path, Entry(FILE, mode, len(content), mtime_ns))
+                if os.write(descriptor, content) != size:
+                    os.ftruncate(descriptor, 0)
+                    os.lseek(descriptor, 0, os.SEEK_SET)
+                    filesystem.write_all(descriptor, content)
+                self._complete(descriptor, path, Entry(FILE, mode, size, mtime_ns), digest)
             finally:
                 os.close(descriptor)
 
-    def chunk(self, number: int, offset: int, content: bytes | bytearray, last: Any) -> None:
-        """Write a piece of a large file; what is there from `offset` on is replaced.
+    def piece(self, number: int, offset: int, content: Any) -> None:
+        """Append to a large file; with offset 0 it begins, or begins again."""
+        self._large_at(number, offset).write(content)
 
-        Args:
-            last: mode and modification time when the file ends here, else None.
+    def copy(self, number: int, offset: int, start: int, length: int) -> None:
+        """Append to a large file what stands at the target, from `start` on."""
+        path = self._path(number)
+        if type(start) is not int or type(length) is not int or start < 0 or length < 0:
+            raise SyncError(f"what is to be copied of `{printable(path)}` is malformed")
+        self._large_at(number, offset).copy(self._standing(path), start, length)
+
+    def whole(self, number: int, size: int, mode: int, mtime_ns: int, digest: Any) -> None:
+        """End a large file, or one that an interrupted sync has received whole.
+
+        Raises:
+            SyncError: it is not what was sent (`retry` in its details).
         """
         path = self._path(number)
-        if self._large[0] != number:
+        large = self._large_at(number, size)
+        if large.finish() != bytes(digest) or large.position != size:
             self._leave_large()
             directory, name = self._enter(path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._large = (number, os.open(name, flags, 0o600, dir_fd=directory))
-        descriptor = self._large[1]
-        size = os.fstat(descriptor).st_size
-        if offset > size:
-            raise SyncError(f"a piece of `{printable(path)}` is missing")
-        if offset < size:
-            os.ftruncate(descriptor, offset)
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        filesystem.write_all(descriptor, content)
-        if last is not None:
-            mode, mtime_ns = last
-            self._complete(descriptor, path, Entry(FILE, mode, offset + len(content), mtime_ns))
+            os.unlink(name, dir_fd=directory)
+            raise _damaged(path)
+        self._complete(large.descriptor, path, Entry(FILE, mode, size, mtime_ns), bytes(digest))
+        if size >= DELTA_BYTES:
+            self.blocks_of[path] = large.blocks
+        self._leave_large()
+
+    def blocks(self, number: int, lists: Mapping[str, bytes], known: Mapping[str, bytes]) -> bytes:
+        """Return the digests of the blocks of what stands at the target in place of a file.
+
+        Args:
+            lists: those that were kept.
+            known: names the files that are what they were when the lists were made.
+        """
+        path = self._path(number)
+        return lists[path] if path in lists and path in known else blocks_of(self._standing(path), self._make)
+
+    def chunks(self, number: int, start: int, end: int) -> bytes:
+        """Return the chunks of a part of what stands at the target in place of a file."""
+        return chunks_of(self._standing(self._path(number)), start, end, self._make)
+
+    def _standing(self, path: str) -> int:
+        """Return the file that stands at the target, open, as it was scanned.
+
+        Raises:
+            OSError: it cannot be opened.
+            SyncError: it is another one.
+        """
+        if self._source[0] != path:
+            self._leave_source()
+            if self._old < 0:
+                raise SyncError(f"nothing stands in place of `{printable(path)}`")
+            parent = open_below(self._old, parent_of(path))
+            try:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(path.rpartition("/")[2], flags, dir_fd=parent)
+            finally:
+                os.close(parent)
+            self._source = (path, descriptor)
+            row = self._scan.row(self._scan.positions.get(path, len(self._scan.paths)))
+            info = os.fstat(descriptor)
+            if list(row)[1:] != [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino] or len(row) != ROW:
+                raise SyncError(f"`{printable(path)}` changed at the target while it was synced", retry=True)
+        return self._source[1]
+
+    def flush(self) -> None:
+        """Have all that came written, but for what is in the page cache."""
+        self.pause()
+
+    def _large_at(self, number: int, offset: int) -> LargeFile:
+        """Return the large file with this number, ready to go on at `offset`."""
+        path = self._path(number)
+        if self._large[0] != number or self._large[1] is None:
             self._leave_large()
+            directory, name = self._enter(path)
+            position, hasher = self._resumed.pop(number, (0, None))
+            if offset == 0:
+                position, hasher = 0, None
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if position else os.O_TRUNC)
+            descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+            large = LargeFile(descriptor, self._make, self._put[path].size, position, hasher)
+            self._large = (number, large)
+        large = self._large[1]
+        assert large is not None
+        if offset == 0 and large.position:
+            large.restart()
+        if offset != large.position:
+            raise SyncError(f"a piece of `{printable(path)}` is missing")
+        return large
 
     def _path(self, number: Any) -> str:
         if type(number) is not int or not 0 <= number < len(self._send):
             raise SyncError("a file arrived that was not announced")
         return self._send[number]
 
-    def _complete(self, descriptor: int, path: str, entry: Entry) -> None:
-        if entry.mode & 0o7777 != stat.S_IMODE(os.fstat(descriptor).st_mode):
+    def _complete(self, descriptor: int, path: str, entry: Entry, digest: bytes) -> None:
+        times = (entry.mtime_ns, entry.mtime_ns)
+        os.utime(descriptor, ns=times)
+        info = os.fstat(descriptor)
+        if entry.mode & 0o7777 != stat.S_IMODE(info.st_mode):
             os.fchmod(descriptor, entry.mode & 0o7777)
-        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+            info = os.fstat(descriptor)
         self.arrived[path] = entry
+        self.digests[path] = digest
+        self.stamps[path] = (info.st_ctime_ns, info.st_ino)
         self.missing.discard(path)
         reached("arrived", path=path)
 
@@ -181,6 +288,21 @@ class Reception:
         self._here = ("", -1)
 
     def _leave_large(self) -> None:
-        if self._large[1] >= 0:
-            os.close(self._large[1])
-        self._large = (-1, -1)
+        large, self._large = self._large[1], (-1, None)
+        self._leave_source()
+        if large is not None:
+            large.close()
+
+    def _leave_source(self) -> None:
+        if self._source[1] >= 0:
+            os.close(self._source[1])
+        self._source = ("", -1)
+
+
+def _damaged(path: str) -> SyncError:
+    return SyncError(
+        f"the content of `{printable(path)}` arrived damaged",
+        hint="sync again; if it happens again, check the memory and the network of both machines",
+        retry=True,
+        damaged=path,
+    )

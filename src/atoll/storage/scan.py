@@ -10,18 +10,27 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.ignore import IGNORE_FILE, IgnoreRules
-from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, Entry, Tree, entry_of, printable, special_name
+from atoll.storage.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
 
 _BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
 _OPEN_DIRECTORY = (
     os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 )
+_BY_NAME = attrgetter("name")
+_TYPE_BITS = 0o170000
+_REGULAR = stat.S_IFREG
+_MOST = (1 << 63) - 1
+ROW = 5
+"""How many numbers a scan keeps of each path."""
 _UTF8 = sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
 
 
@@ -37,17 +46,42 @@ def to_native(name: str) -> str:
 
 @dataclass
 class Scan:
-    """What a scan found.
+    """What a scan found, in a slim form: 40 bytes and its name for each entry.
 
     Args:
-        tree: the entries, parents before what they hold.
-        stamps: change time (nanoseconds) and inode of each file, which a change of content cannot put back.
+        paths: sorted in each directory, parents before what they hold.
+        rows: `ROW` numbers for each path: mode with its type, size, modification time, change time, inode; the last
+            two, which a change of content cannot put back, are 0 for directories, whose own do not matter.
+        targets: where symlinks point.
         skipped: excluded paths, the topmost of each.
     """
 
-    tree: Tree = field(default_factory=dict)
-    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    targets: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The entries, in the order of the paths."""
+        made: Tree = {}
+        rows, targets = self.rows, self.targets
+        for path, mode, size, mtime_ns in zip(self.paths, rows[::ROW], rows[1::ROW], rows[2::ROW], strict=True):
+            kind = KINDS.get(mode & _TYPE_BITS, SPECIAL)
+            if kind == SYMLINK:
+                made[path] = Entry(kind, 0, 0, mtime_ns, targets[path])
+            else:
+                made[path] = Entry(kind, mode & MODE_BITS, size, mtime_ns)
+        return made
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Where each path is in `paths`."""
+        return {path: number for number, path in enumerate(self.paths)}
+
+    def row(self, number: int) -> array[int]:
+        """Return the numbers of one path."""
+        return self.rows[ROW * number : ROW * number + ROW]
 
 
 def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
@@ -122,31 +156,44 @@ class _Scanner:
         self._special = special
         self._unlock = unlock
         self.scan = Scan()
+        self._gone: set[str] = set()
 
     def run(self) -> Scan:
+        scan = self.scan
         found = os.stat(self._root) if self._descriptor is None else os.fstat(self._descriptor)
-        self.scan.tree[""] = entry_of(found)
-        pending = [""]
+        scan.paths.append("")
+        scan.rows.extend((found.st_mode, 0, found.st_mtime_ns, 0, 0))
+        pending = [("", found.st_mode)]
         while pending:
-            directory = pending.pop()
-            if self._unlock is not None and self.scan.tree[directory].mode & 0o500 != 0o500:
-                self._unlock(directory, self.scan.tree[directory].mode)
+            directory, mode = pending.pop()
+            if self._unlock is not None and mode & 0o500 != 0o500:
+                self._unlock(directory, mode & MODE_BITS)
             try:
                 pending.extend(self._list(directory))
             except (FileNotFoundError, NotADirectoryError):
                 if not directory:
                     raise
-                del self.scan.tree[directory]  # gone, or replaced by something else, since its parent was read
+                self._gone.add(directory)  # gone, or replaced by something else, since its parent was read
             except OSError as error:
                 if isinstance(error, SyncError):
                     raise
                 raise SyncError(f"cannot read `{printable(self._path(directory))}`: {reason(error)}") from error
-        return self.scan
+        if self._gone:
+            self._leave_out()
+        return scan
+
+    def _leave_out(self) -> None:
+        scan, kept = self.scan, Scan(skipped=self.scan.skipped, targets=self.scan.targets)
+        for number, path in enumerate(scan.paths):
+            if path not in self._gone:
+                kept.paths.append(path)
+                kept.rows.extend(scan.row(number))
+        self.scan.paths, self.scan.rows = kept.paths, kept.rows
 
     def _path(self, path: str) -> str:
         return os.path.join(self._root, to_native(path)) if self._root else path
 
-    def _list(self, directory: str) -> list[str]:
+    def _list(self, directory: str) -> list[tuple[str, int]]:
         if self._descriptor is None:
             return self._read(directory, self._path(directory), None)
         if directory:
@@ -158,49 +205,59 @@ class _Scanner:
         finally:
             os.close(descriptor)
 
-    def _read(self, directory: str, where: str | int, descriptor: int | None) -> list[str]:
-        """Add what a directory holds; return the directories in it."""
+    def _read(self, directory: str, where: str | int, descriptor: int | None) -> list[tuple[str, int]]:
+        """Add what a directory holds; return the directories in it, with their modes."""
         with os.scandir(where) as found:
-            entries: list[os.DirEntry[Any]] = list(found)
+            entries: list[os.DirEntry[Any]] = sorted(found, key=_BY_NAME)
         prefix = directory + "/" if directory else ""
-        rules, tree, stamps = self._rules, self.scan.tree, self.scan.stamps
-        if rules is not None and rules.reads_files and any(item.name == IGNORE_FILE for item in entries):
-            self._add_rules(rules, directory)
-        below: list[str] = []
+        rules, scan = self._rules, self.scan
+        if rules is not None:
+            if rules.reads_files and any(item.name == IGNORE_FILE for item in entries):
+                self._add_rules(rules, directory)
+            if rules:
+                entries = [item for item in entries if self._wanted(rules, prefix, item)]
+        below: list[tuple[str, int]] = []
+        paths, rows = list[str](), list[int]()
+        add_path, add_row = paths.append, rows.extend
         for item in entries:
-            name = item.name if _UTF8 else to_name(item.name)
-            path = prefix + name
-            if rules is not None and rules.excludes(path, item.is_dir(follow_symlinks=False)):
-                self.scan.skipped.append(path)
-                continue
+            path = prefix + (item.name if _UTF8 else to_name(item.name))
             try:
-                # The stat of a directory entry lacks inode numbers on Windows, where no stamp uses them.
                 info = item.stat(follow_symlinks=False)
-                kind_mode = info.st_mode
-                if stat.S_ISREG(kind_mode):
-                    tree[path] = Entry(FILE, kind_mode & 0o7777, info.st_size, info.st_mtime_ns)
-                    stamps[path] = (info.st_ctime_ns, info.st_ino)
-                    continue
-                target = ""
-                if stat.S_ISLNK(kind_mode):
-                    target = (
-                        os.readlink(item.name, dir_fd=descriptor)
-                        if descriptor is not None
-                        else (os.readlink(item.path))
+                mode = info.st_mode
+                kind = mode & _TYPE_BITS
+                if kind == _REGULAR:
+                    add_row((mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                elif kind == stat.S_IFDIR:
+                    add_row((mode, 0, info.st_mtime_ns, 0, 0))
+                    below.append((path, mode))
+                elif kind == stat.S_IFLNK:
+                    scan.targets[path] = to_name(
+                        os.readlink(item.name, dir_fd=descriptor) if descriptor is not None else os.readlink(item.path)
                     )
-                    target = to_name(target)
+                    add_row((kind, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                elif self._special:
+                    add_row((mode, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                else:
+                    raise SyncError(
+                        f"`{printable(self._path(path))}` is a {special_name(mode)}, which cannot be uploaded",
+                        hint=f"remove it, or exclude it in `{IGNORE_FILE}`",
+                    )
             except FileNotFoundError:
                 continue
-            entry = entry_of(info, target)
-            if entry.kind == SPECIAL and not self._special:
-                raise SyncError(
-                    f"`{printable(self._path(path))}` is a {special_name(kind_mode)}, which cannot be uploaded",
-                    hint=f"remove it, or exclude it in `{IGNORE_FILE}`",
-                )
-            tree[path] = entry
-            if entry.kind == DIRECTORY:
-                below.append(path)
+            add_path(path)
+        try:
+            scan.rows.fromlist(rows)
+        except OverflowError:  # inodes of more than 63 bits, times beyond the year 2262
+            scan.rows.extend(min(max(number, -_MOST - 1), _MOST) for number in rows)
+        scan.paths += paths
         return below
+
+    def _wanted(self, rules: IgnoreRules, prefix: str, item: os.DirEntry[Any]) -> bool:
+        path = prefix + to_name(item.name)
+        if rules.excludes(path, item.is_dir(follow_symlinks=False)):
+            self.scan.skipped.append(path)
+            return False
+        return True
 
     def _add_rules(self, rules: IgnoreRules, directory: str) -> None:
         path = self._path(f"{directory}/{IGNORE_FILE}" if directory else IGNORE_FILE)

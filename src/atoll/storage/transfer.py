@@ -10,7 +10,6 @@ equal stamps at the next scan mean equal content.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from atoll.errors import SyncError
+from atoll.storage.index import COARSE_CLOCK_NS, FINE_CLOCK_NS, settled
 from atoll.storage.scan import reason
 from atoll.storage.tree import MODE_BITS, printable
 
@@ -25,10 +25,6 @@ SMALL_FILE_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
 BATCH_FILES = 1000
 CHUNK_BYTES = 4 << 20
-FINE_CLOCK_NS = 20_000_000
-"""Two ticks of the slowest kernel clock (100 Hz), by which file systems stamp changes."""
-COARSE_CLOCK_NS = 2_000_000_000
-"""The step of file systems that keep no fractions of a second (FAT has the widest)."""
 _ATTEMPTS = 5
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
@@ -69,11 +65,6 @@ def stamp_of(info: os.stat_result) -> Stamp:
     return Stamp(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
-def settled(ctime_ns: int, now_ns: int) -> bool:
-    """Whether a change after `now_ns` is certain to get another time stamp than `ctime_ns`."""
-    return now_ns - ctime_ns > (FINE_CLOCK_NS if ctime_ns % 1_000_000_000 else COARSE_CLOCK_NS)
-
-
 class FileReader:
     """Opens and reads files for a transfer.
 
@@ -93,14 +84,20 @@ class FileReader:
         self._describe = describe
         self._wait = wait_seconds
 
-    def _failed(self, path: str, error: OSError) -> SyncError:
+    def failed(self, path: str, error: OSError) -> SyncError:
+        """Return what to raise for a file that cannot be read."""
         return SyncError(f"cannot read `{self._describe(path)}`: {reason(error)}", hint="sync again when it is there")
 
-    def _opened(self, path: str) -> tuple[int, os.stat_result]:
+    def opened(self, path: str) -> tuple[int, os.stat_result]:
+        """Open a file whose state is settled; return its descriptor and that state.
+
+        Raises:
+            SyncError: it cannot be opened, or is no file.
+        """
         try:
             descriptor = self._open(path, _OPEN)
         except OSError as error:
-            raise self._failed(path, error) from error
+            raise self.failed(path, error) from error
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             os.close(descriptor)
@@ -119,14 +116,14 @@ class FileReader:
             SyncError: it cannot be read, or does not stay the same while it is.
         """
         for _ in range(_ATTEMPTS):
-            descriptor, before = self._opened(path)
+            descriptor, before = self.opened(path)
             try:
                 content = os.read(descriptor, max(size_hint, before.st_size) + 1)
                 while len(content) < before.st_size and (more := os.read(descriptor, BATCH_BYTES)):
                     content += more
                 after = os.fstat(descriptor)
             except OSError as error:
-                raise self._failed(path, error) from error
+                raise self.failed(path, error) from error
             finally:
                 os.close(descriptor)
             if stamp_of(before) == stamp_of(after) and len(content) == after.st_size:
@@ -143,7 +140,7 @@ class FileReader:
             SyncError: as `small`.
         """
         for _ in range(_ATTEMPTS):
-            descriptor, before = self._opened(path)
+            descriptor, before = self.opened(path)
             if stamp_of(before) != known:
                 offset = 0
             try:
@@ -156,31 +153,13 @@ class FileReader:
                     position += len(content)
                 after = os.fstat(descriptor)
             except OSError as error:
-                raise self._failed(path, error) from error
+                raise self.failed(path, error) from error
             finally:
                 os.close(descriptor)
             if stamp_of(before) == stamp_of(after) and position == after.st_size:
                 yield position, b"", after
                 return
         raise self.restless(path)
-
-    def digest(self, path: str, length: int) -> tuple[str, Stamp]:
-        """Return the SHA-256 of the first `length` bytes of a file, and the state that they belong to.
-
-        Raises:
-            SyncError: it cannot be read.
-        """
-        descriptor, info = self._opened(path)
-        try:
-            digest = hashlib.sha256()
-            while length > 0 and (content := os.read(descriptor, min(length, CHUNK_BYTES))):
-                digest.update(content)
-                length -= len(content)
-        except OSError as error:
-            raise self._failed(path, error) from error
-        finally:
-            os.close(descriptor)
-        return digest.hexdigest(), stamp_of(info)
 
     def restless(self, path: str) -> SyncError:
         return SyncError(

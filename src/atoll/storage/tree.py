@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 Tree = dict[str, Entry]
 
 
-_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
+KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 _SPECIAL_NAMES = {
     stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
@@ -53,7 +53,7 @@ _SPECIAL_NAMES = {
 
 def entry_of(found: os.stat_result, target: str = "") -> Entry:
     """Make the entry of what `lstat` found; `target` is where a symlink points."""
-    kind = _KINDS.get(stat.S_IFMT(found.st_mode), SPECIAL)
+    kind = KINDS.get(stat.S_IFMT(found.st_mode), SPECIAL)
     if kind == SYMLINK:
         return Entry(kind, 0, 0, found.st_mtime_ns, target)
     return Entry(kind, found.st_mode & MODE_BITS, found.st_size if kind == FILE else 0, found.st_mtime_ns)
