@@ -74,7 +74,9 @@ class Peers:
 
     def leftovers(self) -> list[str]:
         """Return what is in staging besides replaced trees."""
-        return [name for name in os.listdir(self.staging) if name != "locks" and not name.startswith("old-")]
+        return [
+            name for name in os.listdir(self.staging) if name != "locks" and not name.startswith(("old-", "index-"))
+        ]
 
     def close(self) -> None:
         for process in self._processes:
@@ -342,13 +344,20 @@ def test_a_dry_run_changes_nothing(peers: Peers, source: Path) -> None:
     assert not peers.leftovers()
 
 
-def test_an_empty_source_empties_the_target(peers: Peers, source: Path) -> None:
-    """A mirror of nothing is an empty directory."""
+def test_an_empty_source_does_not_empty_a_full_target_unless_told(peers: Peers, source: Path) -> None:
+    """A mirror of nothing is an empty directory, where that is said to be meant."""
     (source / "a").write_text("1")
     peers.sync(source)
     (source / "a").unlink()
-    peers.sync(source)
+    with pytest.raises(SyncError, match="would be emptied") as caught:
+        peers.sync(source)
+    assert "allow_empty" in caught.value.hint
+    assert (peers.data / "t/a").read_text() == "1"
+    assert peers.sync(source, options=SyncOptions(dry_run=True)).plan.drop == {"a"}
+    assert (peers.data / "t/a").exists()
+    peers.sync(source, options=SyncOptions(allow_empty=True))
     assert os.listdir(peers.data / "t") == []
+    peers.sync(source)
 
 
 def test_sources_that_cannot_be_mirrored(peers: Peers, source: Path, tmp_path: Path) -> None:
@@ -590,8 +599,8 @@ def test_an_interrupted_sync_resumes(peers: Peers, source: Path) -> None:
     class Counting(Channel):
         def send(self, header: dict[str, object], buffers: object = (), descriptors: object = ()) -> None:
             nonlocal sent
-            if header["type"] in ("files", "chunk"):
-                sent += sum(map(len, buffers))  # type: ignore[call-overload]
+            if header["type"] in ("batch", "piece"):
+                sent += len(buffers[-1])  # type: ignore[index]
             super().send(header, buffers, descriptors)  # type: ignore[arg-type]
 
     client, _ = peers.start()
@@ -612,7 +621,7 @@ def _send_a_part(client: VolumeClient, source: Path, size: int) -> None:
         left = size
 
         def send(self, header: dict[str, object], buffers: object = (), descriptors: object = ()) -> None:
-            if header["type"] == "chunk":
+            if header["type"] == "piece":
                 self.left -= sum(map(len, buffers))  # type: ignore[call-overload]
             if self.left < 0:
                 raise Leave

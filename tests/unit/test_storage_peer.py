@@ -7,17 +7,20 @@ import os
 import socket
 import stat
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, steps, sync, transfer
+from atoll.storage import filesystem, steps, transfer
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
+from atoll.storage.index import index_of
 from atoll.storage.peer import Peer
+from atoll.storage.scan import Scan
 from atoll.storage.sync import SyncOptions
-from atoll.storage.transfer import FileReader, Stamp, Wanted, send_files
+from atoll.storage.transfer import FileReader, Wanted, send_files
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
 
@@ -375,8 +378,9 @@ def test_a_file_that_has_just_changed_is_waited_for(tmp_path: Path, monkeypatch:
 )
 def test_only_settled_stamps_are_remembered(ctime_ns: int, now_ns: int, lasting: bool) -> None:
     """A stamp that a change from now on could repeat does not count as known at the next sync."""
-    stamp = Stamp(1, 1, ctime_ns, 1)
-    assert (sync.lasting({"f": stamp}, now_ns)["f"] == stamp) is lasting
+    scan = Scan([""], array("q", (0o100644, 1, 1, ctime_ns, 1)))
+    kept = index_of(scan, "g", now_ns=now_ns, digests={})
+    assert kept.same(scan) is lasting
 
 
 @pytest.mark.parametrize("other", ["a", "a/t", "a/t/below"])

@@ -18,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
+from collections.abc import Mapping
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
@@ -64,6 +66,8 @@ class Stage:
         self._atomic = atomic
         self._key = key
         self._switch = f"switch-{key}"
+        self.complete_ns = 0
+        """When what is new was complete, before functions could see it."""
         check_fits(plan, standing)
         if any(entry.kind == SPECIAL for entry in plan.put.values()) or self._new_entry("", plan.put).kind != DIRECTORY:
             raise SyncError("the plan is not one for a directory")
@@ -168,6 +172,7 @@ class Stage:
             stack.callback(os.close, descriptor)
             reached("recorded")
             built.make_durable(descriptor)
+            self.complete_ns = time.time_ns()
             reached("synced")
             if scope.path is not None:
                 self._switch_over(record, holder, name)
@@ -188,7 +193,7 @@ class Stage:
                 make_symlink(self._volume.staging, self._switch, entry)
                 built.whole = True
             elif path in self._plan.copy:
-                built.copy(holder, name, entry)
+                built.copy(holder, name, entry, self._standing[path].mtime_ns)
             else:
                 self._take(path)
             reached("staged")
@@ -202,7 +207,7 @@ class Stage:
             tree = self._below(path, put)
             start = len(path) + 1 if path else 0
             changes = {item[start:] for item in put if is_within(item, path)}
-            copies = {item[start:] for item in self._plan.copy if is_within(item, path)}
+            copies = {item[start:]: self._standing[item].mtime_ns for item in self._plan.copy if is_within(item, path)}
             builder = Builder(root, old, tree, changes, copies)
             builder.link()
             reached("linked")
@@ -356,11 +361,11 @@ class _Built:
             os.close(self.root)
             self.root = -1
 
-    def copy(self, holder: int, name: str, entry: Entry) -> None:
-        """Make it a copy of the file that stands at the scope."""
-        copy_file(holder, self._staging, name, entry, self._name)
+    def copy(self, holder: int, name: str, entry: Entry, mtime_ns: int) -> None:
+        """Make it a copy of the file that stands at the scope, which has this modification time."""
+        copy_file(holder, self._staging, name, entry, mtime_ns, self._name)
 
-    def take(self, builder: Builder, tree: Tree, changes: set[str], copies: set[str]) -> None:
+    def take(self, builder: Builder, tree: Tree, changes: set[str], copies: Mapping[str, int]) -> None:
         """Remember what must be made durable of a directory."""
         self.stamps = builder.stamps
         self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]

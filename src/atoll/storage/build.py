@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from atoll.errors import SyncError
 from atoll.storage.filesystem import OPEN_DIRECTORY
@@ -30,14 +30,14 @@ class Builder:
         old: the directory that stands, open, or None.
         tree: what it is to hold, relative to it, with itself as the empty path.
         put: those paths that come or change.
-        copy: those of them whose content stands at `old`.
+        copy: those of them whose content stands at `old`, with the modification time that it has there.
 
     Attributes:
         stamps: of the files that were linked or copied.
         copied: the paths of those that were copied.
     """
 
-    def __init__(self, root: int, old: int | None, tree: Tree, put: Container[str], copy: Container[str]) -> None:
+    def __init__(self, root: int, old: int | None, tree: Tree, put: Container[str], copy: Mapping[str, int]) -> None:
         self._root = root
         self._old = old
         self._tree = tree
@@ -86,7 +86,7 @@ class Builder:
             if standing < 0:
                 standing = old.enter(directory)
             if path in self._copy:
-                copy_file(standing, here, name, entry)
+                copy_file(standing, here, name, entry, self._copy[path])
                 self.copied.append(path)
             elif not _link(standing, here, name, entry):
                 self.copied.append(path)
@@ -130,13 +130,13 @@ def _link(old: int, new: int, name: str, entry: Entry) -> bool:
         # Too many links to one file, or a file system (or an owner) without hard links.
         if error.errno not in (errno.EMLINK, errno.EPERM) or entry.kind != FILE:
             raise
-        copy_file(old, new, name, entry)
+        copy_file(old, new, name, entry, entry.mtime_ns)
         return False
     return True
 
 
-def copy_file(old: int, new: int, name: str, entry: Entry, new_name: str | None = None) -> None:
-    """Make a file with the content that stands at the target.
+def copy_file(old: int, new: int, name: str, entry: Entry, mtime_ns: int, new_name: str | None = None) -> None:
+    """Make a file with the content that stands at the target with this modification time.
 
     Raises:
         SyncError: it is not what was scanned any more (`retry` in its details).
@@ -151,7 +151,7 @@ def copy_file(old: int, new: int, name: str, entry: Entry, new_name: str | None 
                     pass
             info = os.fstat(source)
             found = (info.st_size, info.st_mtime_ns, os.fstat(copied).st_size)
-            if found != (entry.size, entry.mtime_ns, entry.size) or info.st_ctime_ns != before.st_ctime_ns:
+            if found != (entry.size, mtime_ns, entry.size) or info.st_ctime_ns != before.st_ctime_ns:
                 raise changed(f"`{printable(name)}` changed")
             os.fchmod(copied, entry.mode)
             os.utime(copied, ns=(entry.mtime_ns, entry.mtime_ns))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 from atoll.storage.digest import BLOCK_BYTES, DIGEST_BYTES, Hasher, Make
@@ -170,7 +170,7 @@ class Comparison:
             self.hasher.update(content)
             yield Part(position, len(content), position - shift), None
 
-    def _front(self) -> Iterator[tuple[Part, Any]]:
+    def _front(self) -> Generator[tuple[Part, Any], None, int]:
         """Yield what is before the first change; return where that is."""
         offset = 0
         while offset < min(self._size, self._old_size):
@@ -186,7 +186,7 @@ class Comparison:
                 self.hasher.update(window[:equal])
                 yield Part(offset, equal, offset), None
             offset += equal
-            if equal < len(window) or not len(window):
+            if equal < len(window) or not window:
                 break
         return offset
 

@@ -10,6 +10,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from atoll.storage.tree import MODE_BITS, SYMLINK, Entry, Tree
 
@@ -111,7 +112,7 @@ def unpack_entries(data: bytes | bytearray | memoryview) -> Tree:
         ends.append(ends[-1] + width)
     if ends[-1] != len(view):
         raise ValueError("a tree has another length than it says")
-    parts = [view[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [view[start:end] for start, end in pairwise(ends)]
     paths = _checked(unpack_names(parts[0], count))
     kinds = bytes(parts[2])
     modes, sizes, times = from_bytes("H", parts[3]), from_bytes("q", parts[4]), from_bytes("q", parts[5])

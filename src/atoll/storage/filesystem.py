@@ -270,7 +270,7 @@ def names(directory: int) -> list[str]:
         os.close(fresh)
 
 
-def write_all(descriptor: int, content: bytes | bytearray) -> None:
+def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
     """Write all of `content`."""
     view = memoryview(content)
     while view:

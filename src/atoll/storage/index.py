@@ -17,7 +17,7 @@ import os
 import secrets
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,6 +104,7 @@ def index_of(
     *,
     now_ns: int,
     digests: Mapping[str, bytes],
+    sure: Container[str] = (),
     terms: str = "",
     algorithm: str = "",
     extras: Tree | None = None,
@@ -114,11 +115,12 @@ def index_of(
     Args:
         now_ns: a moment; change times that a change after it could repeat are not kept.
         digests: those that are known, by path.
+        sure: paths whose change time is kept all the same: it was looked at later.
     """
     rows, changed_at = scan.rows[:], scan.rows[_CHANGED_AT::ROW]
     if changed_at and max(changed_at) >= now_ns - COARSE_CLOCK_NS:
         for number, ctime_ns in enumerate(changed_at):
-            if ctime_ns and not settled(ctime_ns, now_ns):
+            if ctime_ns and not settled(ctime_ns, now_ns) and scan.paths[number] not in sure:
                 rows[ROW * number + _CHANGED_AT] = _UNSURE
     get = digests.get
     return Index(
@@ -219,9 +221,7 @@ def decode(data: bytes) -> Index:
             extras.update(unpack_entries(section))
         blocks = dict(zip(head["blocks"], sections[count:], strict=True))
         names, rows, links, digests = sections[:4]
-        return Index(
-            head["generation"], head["terms"], head["algorithm"], names, rows, links, digests, extras, blocks
-        )
+        return Index(head["generation"], head["terms"], head["algorithm"], names, rows, links, digests, extras, blocks)
     except (struct.error, ValueError, TypeError, KeyError, AttributeError):
         return Index()
 

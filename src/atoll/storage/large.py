@@ -38,9 +38,7 @@ class LargeFile:
         hasher: has hashed that.
     """
 
-    def __init__(
-        self, descriptor: int, make: Make, size: int, position: int = 0, hasher: Hasher | None = None
-    ) -> None:
+    def __init__(self, descriptor: int, make: Make, size: int, position: int = 0, hasher: Hasher | None = None) -> None:
         self.descriptor = descriptor
         self.position = position
         self._make = make

@@ -7,7 +7,6 @@ has changed since travels; else the whole tree does, with the digests that are k
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from typing import Any
@@ -20,8 +19,9 @@ from atoll.storage.conversation import Conversation
 from atoll.storage.digest import UNKNOWN, chosen
 from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
 from atoll.storage.index import Index, index_of
-from atoll.storage.locks import holding, still_connected
-from atoll.storage.plan import Plan
+from atoll.storage.locks import holding, still_connected, target_key
+from atoll.storage.plan import Plan, apply
+from atoll.storage.recovery import recover
 from atoll.storage.scan import Scan, scan_target
 from atoll.storage.standing import Standing, index_after
 from atoll.storage.steps import reached
@@ -78,6 +78,7 @@ class Mirror:
         for depth in range(1, len(parts) + 1):
             name, last = target_key("/".join(parts[:depth])), depth == len(parts)
             stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
+        recover(self._volume, target_key(real))
         # Another sync may have replaced it, or a directory above it, until the locks were held.
         place = stack.enter_context(locate(self._volume.data, path, follow=True))
         if place.path != real:
@@ -115,8 +116,8 @@ class Mirror:
                 plan, atomic = _plan(message)
                 reached("planned")
                 stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic)
-                if self._build(stage, standing, old, key, algorithm, conversation):
-                    unlocked.clear()  # of the old tree, which is out of the way
+                if self._build(stage, plan, standing, old, key, algorithm, conversation):
+                    unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:
                 conversation.finished()
                 if (generation := str(message.header.get("generation", ""))) and old >= 0:
@@ -157,7 +158,14 @@ class Mirror:
         )
 
     def _build(
-        self, stage: Stage, standing: Standing, old: int, key: str, algorithm: str, conversation: Conversation
+        self,
+        stage: Stage,
+        plan: Plan,
+        standing: Standing,
+        old: int,
+        key: str,
+        algorithm: str,
+        conversation: Conversation,
     ) -> bool:
         """Receive contents and switch, unless the client gives up; return whether it was done.
 
@@ -176,13 +184,14 @@ class Mirror:
                 return False
             generation = str(message.header.get("generation", ""))
             stamps = stage.commit()
-            self._remember_new(stage, standing, key, generation, algorithm, stamps or {})
+            self._remember_new(stage, plan, standing, key, generation, algorithm, stamps)
             return True
         except ChannelClosed:
             raise
-        except BaseException:
-            with contextlib.suppress(OSError):
-                reception.drop()
+        except BaseException as error:
+            if not (isinstance(error, SyncError) and error.details.get("retry")):
+                with contextlib.suppress(OSError):
+                    reception.drop()
             raise
         finally:
             reception.close()
@@ -215,6 +224,7 @@ class Mirror:
     def _remember_new(
         self,
         stage: Stage,
+        plan: Plan,
         standing: Standing,
         key: str,
         generation: str,
@@ -224,7 +234,8 @@ class Mirror:
         """Keep what has just been put in place."""
         if not generation:
             return
-        tree, reception, plan, scan = stage.tree, stage.reception, stage.plan, standing.scan
+        reception, scan = stage.reception, standing.scan
+        tree = {**apply(plan, scan.tree), **reception.arrived}
         known = standing.digests()
         positions, rows = scan.positions, scan.rows
         digests, blocks, all_stamps = dict[str, bytes](), dict(reception.blocks_of), dict[str, tuple[int, int]]()
@@ -245,11 +256,6 @@ class Mirror:
                 all_stamps[path] = (rows[number + 3], rows[number + 4])
         index = index_after(tree, all_stamps, digests, blocks, generation, algorithm, now_ns=stage.complete_ns)
         standing_index.save(self._volume, key, index)
-
-
-def target_key(path: str) -> str:
-    """Return what names a target in staging, by its path with all symlinks resolved."""
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _plan(message: Message) -> tuple[Plan, bool]:

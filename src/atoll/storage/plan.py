@@ -112,6 +112,7 @@ def plan(
     delete: bool = True,
     kept: Callable[[str, bool], bool] | None = None,
     suspect: Container[str] = frozenset(),
+    alike: Container[str] = frozenset(),
 ) -> Plan:
     """Decide what turns `target` into a mirror of `source`.
 
@@ -122,6 +123,7 @@ def plan(
         kept: whether a path that the source does not have stays all the same, with everything below it; asked with
             the path and whether it is a directory, parents first.
         suspect: files whose content may differ although size and modification time agree.
+        alike: files whose content is the same although the modification time differs.
 
     Raises:
         SyncError: the source has something else where the target has a directory with names that must stay.
@@ -135,7 +137,9 @@ def plan(
             put[path] = entry
             if old is not None and entry.kind == old.kind == DIRECTORY:
                 stands.add(path)
-            if old is not None and _same_content(entry, old) and path not in suspect and old.mode & 0o400:
+            if old is None or not old.mode & 0o400:
+                continue
+            if path in alike or (_same_content(entry, old) and path not in suspect):
                 copy.add(path)
         elif entry.kind == FILE and path in suspect:
             put[path] = entry

@@ -230,13 +230,13 @@ class Reception:
             descriptor = os.open(name, flags, 0o600, dir_fd=directory)
             large = LargeFile(descriptor, self._make, self._put[path].size, position, hasher)
             self._large = (number, large)
-        large = self._large[1]
-        assert large is not None
-        if offset == 0 and large.position:
-            large.restart()
-        if offset != large.position:
+        found = self._large[1]
+        assert found is not None
+        if offset == 0 and found.position:
+            found.restart()
+        if offset != found.position:
             raise SyncError(f"a piece of `{printable(path)}` is missing")
-        return large
+        return found
 
     def _path(self, number: Any) -> str:
         if type(number) is not int or not 0 <= number < len(self._send):

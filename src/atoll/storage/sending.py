@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from atoll.errors import AtollError
 from atoll.storage.chunks import DELTA_BYTES, Comparison
 from atoll.storage.digest import Hasher, Make, digest_of
 from atoll.storage.index import settled
@@ -171,7 +172,7 @@ class Sender:
                 hasher = self._content(number, path, descriptor, before.st_size)
                 after = os.fstat(descriptor)
             except OSError as error:
-                if isinstance(error, ConnectionError):
+                if isinstance(error, (AtollError, ConnectionError)):  # the channel's, not the file's
                     raise
                 raise self._reader.failed(path, error) from error
             finally:
@@ -270,5 +271,3 @@ class Sender:
 def row_of(info: os.stat_result) -> Row:
     """Return what a scan keeps of a file in this state."""
     return (info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-
-

@@ -1,34 +1,43 @@
 """The client's side of a sync: scan, plan, send; the peer does the rest.
 
-The local tree and the target are scanned at the same time. When they are equal, that was all. Otherwise the plan
-travels, then the contents of what changed, in one stream without round trips; the peer switches when all is there.
-The local directory is only ever read.
+The local tree and the target are scanned at the same time, and each is compared with its index of the last sync.
+When neither has changed since the same generation, that was all: one round trip. Otherwise the plan travels, then
+the contents of what changed, in one stream; the peer switches when all is there. The local directory is only read.
+
+Which content counts as the same: `judgement`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import time
-from collections.abc import Iterable
+from array import array
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import AtollError, HostUnreachable, SyncError, from_data
 from atoll.storage import index
+from atoll.storage.columns import pack_entries, pack_paths
+from atoll.storage.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
 from atoll.storage.ignore import IgnoreRules
-from atoll.storage.plan import Plan, plan
+from atoll.storage.index import Index
+from atoll.storage.judgement import Judgement, Standing
+from atoll.storage.plan import Plan, apply, plan
 from atoll.storage.progress import ProgressLine
-from atoll.storage.scan import Scan, scan_source, to_native
+from atoll.storage.scan import ROW, Scan, scan_source, to_native
+from atoll.storage.sending import Old, Sender, Sent
 from atoll.storage.steps import reached
-from atoll.storage.transfer import FileReader, Stamp, Wanted, send_files, settled
-from atoll.storage.tree import FILE, Tree, pack, pack_tree, printable, unpack, unpack_tree
+from atoll.storage.transfer import FileReader, stamp_of
+from atoll.storage.tree import FILE, Tree, printable, unpack
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
-_UNKNOWN = Stamp(-1, -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class SyncOptions:
         atomic: whether to refuse where the volume's file system cannot exchange directories in one step.
         dry_run: only find out what would be done.
         index: where the client's index of this source and target is; None keeps none.
+        allow_empty: whether a source with nothing in it may empty a target.
         leave_out: a path of the source that is never mirrored: where Atoll keeps its own state; empty for none.
     """
 
@@ -52,6 +62,7 @@ class SyncOptions:
     dry_run: bool = False
     index: Path | None = None
     leave_out: str = ""
+    allow_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,13 @@ class Synced:
         plan: the operations.
         skipped: local paths that were excluded, the topmost of each.
         sent: files whose content travelled.
+        sent_bytes: how much content that was.
     """
 
     plan: Plan
     skipped: tuple[str, ...]
     sent: int = 0
+    sent_bytes: int = 0
 
 
 def sync_tree(
@@ -79,35 +92,55 @@ def sync_tree(
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
         HostUnreachable: the peer went away; the target is as it was, or as it should be.
     """
+    damaged: set[str] = set()
     for attempt in range(_ATTEMPTS):
         try:
-            return _Conversation(channel, source, target, options, progress or ProgressLine("uploading")).run()
+            line = progress or ProgressLine("uploading")
+            return _Conversation(channel, source, target, options, line, damaged).run()
         except SyncError as error:
             if not error.details.get("retry") or attempt == _ATTEMPTS - 1:
                 raise
+            damaged.add(str(error.details.get("damaged", "")))
     raise AssertionError("unreachable")
 
 
 class _Conversation:
     def __init__(
-        self, channel: Channel, source: str, target: str, options: SyncOptions, progress: ProgressLine
+        self,
+        channel: Channel,
+        source: str,
+        target: str,
+        options: SyncOptions,
+        progress: ProgressLine,
+        damaged: Container[str],
     ) -> None:
         self._channel = channel
         self._source = source
         self._target = target
         self._options = options
         self._progress = progress
+        self._damaged = damaged
         self._open = False
+        self._reader = FileReader(self._open_file, self._local)
+        self._began_ns = time.time_ns()
 
     def run(self) -> Synced:
         options = self._options
         rules = IgnoreRules(
             options.exclude, files=options.ignore_files, paths=[options.leave_out] if options.leave_out else []
         )
+        known = index.load(options.index) if options.index is not None else Index()
         try:
-            self._send({"type": "sync", "path": self._target})
+            self._send({
+                "type": "sync",
+                "path": self._target,
+                "generation": known.generation,
+                "algorithms": algorithms(),
+            })  # fmt: skip
             self._open = True
-            return self._converse(scan_source(self._source, rules), rules)
+            scan = scan_source(self._source, rules)
+            reached("scanned")
+            return self._converse(scan, rules, known)
         except Exception:
             self._abort()
             raise
@@ -117,58 +150,134 @@ class _Conversation:
         finally:
             self._progress.close()
 
-    def _converse(self, scan: Scan, rules: IgnoreRules) -> Synced:
-        reached("scanned")
-        standing = self._receive_tree()
-        reached("compared")
-        known = index.load(self._options.index) if self._options.index else {}
-        stamps = {path: _stamp(scan, path) for path in scan.stamps}
-        suspect = {path for path, stamp in stamps.items() if path in known and known[path] != stamp}
-        operations = plan(scan.tree, standing, delete=self._options.delete, kept=rules.excludes, suspect=suspect)
-        if self._options.dry_run or not operations:
+    def _converse(self, scan: Scan, rules: IgnoreRules, known: Index) -> Synced:
+        options, terms = self._options, _terms(self._options)
+        standing = self._receive_standing(known)
+        if standing.untouched and known.terms == terms and known.same(scan):
+            reached("compared")
             self._finish("end")
-            stamps = lasting(stamps, time.time_ns())
-        else:
-            stamps = lasting(stamps, time.time_ns())
-            stamps.update(lasting(self._transfer(operations), time.time_ns()))
+            return Synced(Plan(), tuple(scan.skipped))
+        found = Judgement(scan, known, standing, maker(standing.algorithm), self._hash).run()
+        operations = plan(
+            scan.tree,
+            standing.tree,
+            delete=options.delete,
+            kept=rules.excludes,
+            suspect=found.suspect,
+            alike=found.alike,
+        )
+        reached("compared")
+        if options.dry_run:
+            self._finish("end")
+            return Synced(operations, tuple(scan.skipped), len(operations.send))
+        if operations.drop and len(scan.paths) == 1 and not options.allow_empty:
+            raise SyncError(
+                f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
+                " emptied",
+                hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and what is"
+                " excluded",
+            )
+        generation = secrets.token_hex(16)
+        sent = Sent()
+        if operations:
+            sent = self._transfer(operations, scan, known, standing)
             reached("sent")
-            self._finish("commit")
+        self._say_last("commit" if operations else "end", generation)
+        made = self._new_index(generation, terms, scan, known, standing, operations, found, sent)
+        self._expect("done")
+        if operations:
             reached("committed")
-        if self._options.index and not self._options.dry_run and stamps != known:
-            index.save(self._options.index, stamps)
-        return Synced(operations, tuple(scan.skipped), len(operations.send))
+        if options.index:
+            index.save(options.index, made)
+        return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes)
 
-    def _transfer(self, operations: Plan) -> dict[str, Stamp]:
-        drop, put = list(pack(sorted(operations.drop))), list(pack_tree(operations.put))
-        header = {
-            "type": "plan",
-            "drop": len(drop),
-            "put": len(put),
-            "keeps": operations.keeps,
-            "atomic": self._options.atomic,
-        }
-        self._send(header, [*drop, *put, *pack(sorted(operations.copy))])
+    def _receive_standing(self, known: Index) -> Standing:
+        while (message := self._receive()).type == "waiting":
+            pass
+        if message.type != "standing":
+            raise SyncError(f"the storage peer answered `{message.type}` instead of `standing`")
+        return Standing(message.header, message.buffers, known)
+
+    def _new_index(
+        self,
+        generation: str,
+        terms: str,
+        scan: Scan,
+        known: Index,
+        standing: Standing,
+        operations: Plan,
+        found: Judgement,
+        sent: Sent,
+    ) -> Index:
+        """Return the index of what has been mirrored."""
+        for path, row in sent.rows.items():
+            number = scan.positions[path] * ROW
+            scan.rows[number : number + ROW] = array("q", row)
+        extras: Tree = {}
+        if operations.keeps:
+            after = apply(operations, standing.tree)
+            extras = {path: entry for path, entry in after.items() if path not in scan.positions}
+        blocks = {path: packed for path, packed in known.blocks.items() if path in found.ours}
+        return index.index_of(
+            scan,
+            generation,
+            now_ns=self._began_ns,
+            digests={**found.ours, **sent.digests},
+            sure=sent.digests,
+            terms=terms,
+            algorithm=standing.algorithm,
+            extras=extras,
+            blocks={**blocks, **sent.blocks},
+        )
+
+    def _transfer(self, operations: Plan, scan: Scan, known: Index, standing: Standing) -> Sent:
+        header = {"type": "plan", "keeps": operations.keeps, "atomic": self._options.atomic}
+        drop, copy = pack_paths(sorted(operations.drop)), pack_paths(sorted(operations.copy))
+        self._send(header, [drop, copy, *pack_entries(operations.put)])
         reached("planned")
         ready = self._expect("ready")
         reached("ready")
-        received = {number: (length, digest) for buffer in ready.buffers for number, length, digest in unpack(buffer)}
-        reader = FileReader(self._open_file, self._local)
+        received = {
+            number: (length, bytes.fromhex(digest))
+            for buffer in ready.buffers
+            for number, length, digest in unpack(buffer)
+        }
         paths = operations.send
         self._progress.start(len(paths), operations.send_bytes)
 
-        def wanted() -> Iterable[Wanted]:
-            for number, path in enumerate(paths):
-                size = operations.put[path].size
-                if number in received:
-                    length, digest = received[number]
-                    ours, stamp = reader.digest(path, length)
-                    if ours == digest:
-                        self._progress.advance(0, length)
-                        yield Wanted(number, path, size, length, stamp)
-                        continue
-                yield Wanted(number, path, size)
+        def stands(path: str) -> Old | None:
+            entry = standing.tree.get(path)
+            if path in self._damaged or entry is None or entry.kind != FILE or entry.size < BLOCK_BYTES:
+                return None
+            if not entry.mode & 0o400:
+                return None
+            return Old(entry.size, known.blocks.get(path) if standing.as_known(path) else None)
 
-        return send_files(wanted(), reader, self._send_content, self._progress.advance)
+        sender = Sender(
+            os.path.join(self._source, ""),
+            self._reader,
+            scan,
+            maker(standing.algorithm),
+            self._send_content,
+            self._ask,
+            self._progress.advance,
+            stands,
+            received,
+        )
+        return sender.run(paths, operations.put)
+
+    def _hash(self, path: str, make: Make) -> bytes | None:
+        """Return the digest of a local file; None where it changes meanwhile."""
+        descriptor, before = self._reader.opened(path)
+        hasher = Hasher(make)
+        try:
+            while piece := os.read(descriptor, 1 << 20):
+                hasher.update(piece)
+            return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
+        except OSError as error:
+            raise self._reader.failed(path, error) from error
+        finally:
+            os.close(descriptor)
 
     def _local(self, path: str) -> str:
         return printable(os.path.join(self._source, to_native(path)))
@@ -211,16 +320,16 @@ class _Conversation:
             raise SyncError(f"the storage peer answered `{message.type}` instead of `{kind}`")
         return message
 
-    def _receive_tree(self) -> Tree:
-        tree: Tree = {}
-        while (message := self._receive()).type in ("tree", "waiting"):
-            for buffer in message.buffers:
-                tree.update(unpack_tree(buffer))
-        return tree
+    def _ask(self, header: dict[str, Any]) -> Any:
+        self._send(header)
+        return self._expect(str(header["type"])).buffers[0]
+
+    def _say_last(self, word: str, generation: str) -> None:
+        self._send({"type": word, "generation": generation})
+        self._open = False
 
     def _finish(self, word: str) -> None:
-        self._send({"type": word})
-        self._open = False
+        self._say_last(word, "")
         self._expect("done")
 
     def _abort(self) -> None:
@@ -234,14 +343,9 @@ class _Conversation:
                 pass
 
 
-def _stamp(scan: Scan, path: str) -> Stamp:
-    entry = scan.tree[path]
-    return Stamp(entry.size if entry.kind == FILE else 0, entry.mtime_ns, *scan.stamps[path])
-
-
-def lasting(stamps: dict[str, Stamp], now_ns: int) -> dict[str, Stamp]:
-    """Replace stamps that a change from now on could repeat by one that no file has."""
-    return {path: stamp if settled(stamp.ctime_ns, now_ns) else _UNKNOWN for path, stamp in stamps.items()}
+def _terms(options: SyncOptions) -> str:
+    """Return what besides the two trees decides what a sync does."""
+    return json.dumps([options.exclude, options.ignore_files, options.delete, options.leave_out])
 
 
 def _gone() -> HostUnreachable:
