@@ -16,7 +16,7 @@ import pytest
 from atoll.errors import HostUnreachable, SyncError
 from atoll.storage import filesystem, steps, transfer
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
-from atoll.storage.index import index_of
+from atoll.storage.index import FINE_CLOCK_NS, index_of
 from atoll.storage.peer import Peer
 from atoll.storage.scan import Scan
 from atoll.storage.sync import SyncOptions
@@ -359,8 +359,8 @@ def test_a_file_that_has_just_changed_is_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("time.time_ns", lambda: changed_ns + 1_000_000)
     reader = FileReader(os.open, wait_seconds=waits.append)
     reader.small(str(path), 1)
-    assert waits == [pytest.approx((transfer.FINE_CLOCK_NS - 1_000_000) / 1e9)]
-    monkeypatch.setattr("time.time_ns", lambda: changed_ns + transfer.FINE_CLOCK_NS + 1)
+    assert waits == [pytest.approx((FINE_CLOCK_NS - 1_000_000) / 1e9)]
+    monkeypatch.setattr("time.time_ns", lambda: changed_ns + FINE_CLOCK_NS + 1)
     reader.small(str(path), 1)
     assert len(waits) == 1
 

@@ -79,6 +79,13 @@ class Scan:
         """Where each path is in `paths`."""
         return {path: number for number, path in enumerate(self.paths)}
 
+    @cached_property
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Change time (nanoseconds) and inode of each file."""
+        rows = self.rows
+        columns = zip(self.paths, rows[::ROW], rows[3::ROW], rows[4::ROW], strict=True)
+        return {path: (ctime_ns, inode) for path, mode, ctime_ns, inode in columns if mode & _TYPE_BITS == _REGULAR}
+
     def row(self, number: int) -> array[int]:
         """Return the numbers of one path."""
         return self.rows[ROW * number : ROW * number + ROW]
