@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, steps, transfer
+from atoll.storage import filesystem, steps
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.index import FINE_CLOCK_NS, index_of
 from atoll.storage.peer import Peer

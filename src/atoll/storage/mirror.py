@@ -75,9 +75,10 @@ class Mirror:
             return True
 
         parts = real.split("/")
-        for depth in range(1, len(parts) + 1):
+        for depth in range(len(parts) + 1):  # from the volume's root on, which is locked for snapshots and restores
             name, last = target_key("/".join(parts[:depth])), depth == len(parts)
             stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
+        self._volume.refresh()
         recover(self._volume, target_key(real))
         # Another sync may have replaced it, or a directory above it, until the locks were held.
         place = stack.enter_context(locate(self._volume.data, path, follow=True))
