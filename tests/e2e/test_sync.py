@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import select
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,6 @@ import pytest
 from atoll.errors import DiskFull, HostUnreachable, SourceNotFound, StateUnusable, SyncError
 from atoll.sdk.sync import sync_dir
 from atoll.storage.index import index_path
-from atoll.storage.peer import main as peer_main
 from atoll.storage.sync import Synced, SyncOptions
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
@@ -30,7 +26,6 @@ from atoll.wire.channel import Channel
 from ..conftest import Home
 
 PLAIN_UID = 65534
-SWEEP_SECONDS = 20.0
 
 
 AS_USER = """
@@ -496,89 +491,6 @@ def test_readers_see_one_generation(peers: Peers, source: Path) -> None:
     out, err = reader.communicate("stop")
     assert reader.returncode == 0, err
     assert int(out) > 10
-
-
-def test_killed_at_any_moment_the_target_is_old_or_new(peers: Peers, tmp_path: Path) -> None:
-    """SIGKILL of client or peer leaves the old tree or the new one, byte for byte, and the next sync ends equal."""
-    dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
-    trees, shots = [], []
-    for number in range(2):
-        root = tmp_path / f"tree-{number}"
-        root.mkdir()
-        fill(root)
-        (root / "large").write_bytes(dice.randbytes(1_500_000))
-        for name in range(60):
-            (root / f"file-{name}").write_bytes(dice.randbytes(3000 + number))
-        (root / f"only-{number}").write_text("x")
-        trees.append(root)
-        shots.append(snapshot(root))
-    peers.sync(trees[0])
-    target = peers.data / "t"
-    standing, rounds, killed, switched = 0, 0, 0, 0
-    took: list[float] = []
-    deadline = time.monotonic() + SWEEP_SECONDS
-    while time.monotonic() < deadline:
-        wanted = 1 - standing
-        ours, theirs = socket.socketpair()
-        started = time.monotonic()
-        peer = _fork(lambda: peer_main([str(theirs.fileno()), str(peers.volume)]), theirs, ours)
-        client = _fork(lambda: _sync_once(ours, trees[wanted]), ours, theirs)
-        ours.close()
-        theirs.close()
-        victim, other = (peer, client) if dice.random() < 0.5 else (client, peer)
-        # The first rounds, and one of ten after them, are left alone, to know how long one takes.
-        spare = len(took) < 3 or dice.random() < 0.1
-        if not _wait(victim, 60 if spare else dice.uniform(0, sorted(took)[len(took) // 2])):
-            os.kill(victim, signal.SIGKILL)
-            os.waitpid(victim, 0)
-            killed += 1
-        os.waitpid(other, 0)
-        found = snapshot(target)
-        assert found in shots, {name for name in found if found[name] not in (shots[0].get(name), shots[1].get(name))}
-        standing = shots.index(found)
-        if spare:
-            took.append(time.monotonic() - started)
-            assert standing == wanted
-            assert not peers.leftovers()
-            collector, _ = peers.start()
-            with collector:
-                collector.collect()
-        else:
-            rounds += 1
-            switched += standing == wanted
-    print(f"{rounds} rounds, {killed} killed, {switched} switched")
-    assert killed > rounds / 2
-    assert 0 < switched < rounds
-
-
-def _sync_once(end: socket.socket, source: Path) -> None:
-    with VolumeClient(Channel(end)) as client:
-        client.sync(str(source), "t", SyncOptions())
-
-
-def _fork(work: Callable[[], object], mine: socket.socket, others: socket.socket) -> int:
-    """Run `work` in a child process, which has one of two sockets, and return its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        others.close()
-        with contextlib.suppress(BaseException):
-            work()
-    finally:
-        os._exit(0)
-
-
-def _wait(pid: int, seconds: float) -> bool:
-    """Wait for the end of a child, at most some seconds; return whether it has ended and was reaped."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        if not select.select([descriptor], [], [], seconds)[0]:
-            return False
-    finally:
-        os.close(descriptor)
-    os.waitpid(pid, 0)
-    return True
 
 
 def test_an_interrupted_sync_resumes(peers: Peers, source: Path) -> None:

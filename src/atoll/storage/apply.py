@@ -129,8 +129,6 @@ class Stage:
             with contextlib.suppress(OSError):
                 self._recover()
             raise
-        self._volume.discard(self._volume.staging, reception.name)
-        reached("done")
         return stamps
 
     def _recover(self) -> None:
@@ -176,7 +174,7 @@ class Stage:
             reached("synced")
             if scope.path is not None:
                 self._switch_over(record, holder, name)
-            if not settle(volume, self._key, record, built.stamps):
+            if not settle(volume, self._key, record, built.linked):
                 raise changed("something")
             return self._stamps(built.stamps, put, holder, name)
 
@@ -345,6 +343,7 @@ class _Built:
         root: the directory, open; -1 where it is none.
         whole: whether the whole file system is to be made durable rather than single files.
         stamps: of what was linked or copied into it.
+        linked: the inodes of what was linked.
     """
 
     def __init__(self, staging: int, name: str) -> None:
@@ -353,6 +352,7 @@ class _Built:
         self.root = -1
         self.whole = False
         self.stamps: Stamps = {}
+        self.linked: dict[str, int] = {}
         self._files: list[str] = []
         self._directories: list[str] = []
 
@@ -368,6 +368,8 @@ class _Built:
     def take(self, builder: Builder, tree: Tree, changes: set[str], copies: Mapping[str, int]) -> None:
         """Remember what must be made durable of a directory."""
         self.stamps = builder.stamps
+        copied = set(builder.copied)
+        self.linked = {path: inode for path, (_, inode) in self.stamps.items() if path not in copied}
         self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]
         received = (path for path in changes if tree[path].kind == FILE and path not in copies)
         self._files = [*received, *builder.copied]

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from atoll.storage import filesystem
-from atoll.storage.build import Stamps
 from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
 from atoll.storage.locks import holding, target_key
 from atoll.storage.removal import retire
@@ -133,11 +132,11 @@ def _alone(volume: VolumeRoot, key: str) -> Iterator[bool]:
         yield held and stack.enter_context(holding(volume.locks, key, exclusive=True, wait=None))
 
 
-def settle(volume: VolumeRoot, key: str, record: Record, linked: Stamps | None = None) -> bool:
+def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] | None = None) -> bool:
     """Find out which side has won, do what is left to do, and forget the record; the target's lock is held.
 
     Args:
-        linked: the new tree's files that are links into the old, as they were made, where that is known.
+        linked: the inodes of the new tree's files that are links into the old, by path, where they are known.
 
     Returns:
         whether the new side has won.
@@ -152,8 +151,8 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: Stamps | None =
         elif record.aside and target.found is None and record.new == _inode(volume.staging, switch):
             won = _complete(volume, record, switch, target)
         else:
-            staged = _inode(volume.staging, switch)
-            won = record.new != staged if record.new is not None else record.old == staged
+            gone = record.new is None  # something goes, and nothing comes
+            won = target.found != record.old if gone else record.new != _inode(volume.staging, switch)
         reached("won" if won else "lost")
         if won:
             _carry_over(volume, switch, record, target, linked)
@@ -164,6 +163,7 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: Stamps | None =
         reached("settled")
     if won:
         _retire(volume, switch, record)
+        volume.discard(volume.staging, f"stage-{key}")  # the directories above what was received
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
     forget(volume, key)
@@ -277,16 +277,19 @@ class _Target:
             filesystem.sync_directory(self.holder)
 
 
-def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target, linked: Stamps | None) -> None:
+def _carry_over(
+    volume: VolumeRoot, switch: str, record: Record, target: _Target, linked: dict[str, int] | None
+) -> None:
     """Bring along what appeared in the old tree after it was scanned, and what was replaced there: where names are
     kept it could be one of those."""
-    if record.drop is None or _inode(volume.staging, switch) != record.old:
+    side = record.aside or switch
+    if record.drop is None or _inode(volume.staging, side) != record.old:
         return
     new = target.scope()
     if new is None:
         return
     try:
-        old = os.open(switch, OPEN_PLACE, dir_fd=volume.staging)
+        old = os.open(side, OPEN_PLACE, dir_fd=volume.staging)
         try:
             _bring(old, new, frozenset(record.drop), linked)
         finally:
@@ -295,7 +298,7 @@ def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target
         os.close(new)
 
 
-def _bring(old: int, new: int, dropped: frozenset[str], linked: Stamps | None) -> None:
+def _bring(old: int, new: int, dropped: frozenset[str], linked: dict[str, int] | None) -> None:
     scan = scan_target(old)
     late: Tree = scan.tree
     with Way(old) as ours, Way(new) as theirs:
@@ -316,13 +319,13 @@ def _bring(old: int, new: int, dropped: frozenset[str], linked: Stamps | None) -
 
 
 def _was_replaced(
-    path: str, mtime_ns: int, stamp: tuple[int, int] | None, there: os.stat_result, linked: Stamps | None
+    path: str, mtime_ns: int, stamp: tuple[int, int] | None, there: os.stat_result, linked: dict[str, int] | None
 ) -> bool:
     """Whether a file of the old tree is another than the one that was linked into the new tree, and newer."""
     if stamp is None or not stat.S_ISREG(there.st_mode) or stamp[1] == there.st_ino:
         return False
     if linked is not None:
-        return path in linked and linked[path][1] == there.st_ino
+        return linked.get(path) == there.st_ino
     return mtime_ns > there.st_mtime_ns
 
 

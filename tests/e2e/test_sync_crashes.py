@@ -1,0 +1,455 @@
+"""Whatever is killed, whenever: the target is the old tree or the new one, byte for byte, and the next sync ends equal.
+
+A peer, a client or a recovery kills itself (SIGKILL) at a step that it reaches, or is killed at a random moment. What
+is compared right after that is what lookups find: names, kinds, contents, modes and times of files. The modes and
+times of directories that are set in place are compared when a peer has been there again, as everything else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.storage import filesystem, steps
+from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.peer import main as peer_main
+from atoll.storage.sync import SyncOptions
+from atoll.storage.tidy import clean, collect
+from atoll.storage.volume import VolumeClient
+from atoll.wire.channel import Channel
+
+from .test_sync import fill, snapshot
+
+MOMENTS = 300 if os.geteuid() == 0 else 60
+KEPT = ("locks", "index-")
+"""What peers keep in staging at rest."""
+
+Shot = dict[bytes, tuple[object, ...]] | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change of a tree.
+
+    Args:
+        first: makes the old tree; None where there is none.
+        then: makes the new tree out of a copy of the old.
+        steps: the least number of steps that a peer takes.
+    """
+
+    first: Callable[[Path], None] | None
+    then: Callable[[Path], None]
+    options: SyncOptions = field(default_factory=SyncOptions)
+    exchange: bool = True
+
+
+def _write(path: Path, text: str, mode: int = 0o644, mtime: int = 1_000_000_000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    os.utime(path, (mtime, mtime))
+
+
+def _tree(root: Path) -> None:
+    for name in ("a", "d/b", "d/c", "d/e/f", "d/e/g", "m/n"):
+        _write(root / name, name)
+    (root / "l").symlink_to("a")
+
+
+def _many(root: Path) -> None:
+    _write(root / "a", "changed")
+    _write(root / "d/b", "d/b", mode=0o600)
+    _write(root / "new/x/y", "y")
+    (root / "d/c").unlink()
+    (root / "l").unlink()
+    (root / "l").symlink_to("d")
+    (root / "d").chmod(0o700)
+    os.utime(root, (5, 5))
+
+
+def _one(root: Path) -> None:
+    _write(root / "d/e/f", "changed")
+    os.utime(root / "d", (7, 7))
+
+
+def _two(root: Path) -> None:
+    _write(root / "d/e/f", "changed")
+    _write(root / "d/e/h", "new")
+    (root / "d").chmod(0o555)
+
+
+def _locked(root: Path) -> None:
+    _tree(root)
+    for name in ("d/e", "d"):
+        (root / name).chmod(0o555)
+    root.chmod(0o555)
+
+
+def _in_locked(root: Path) -> None:
+    for name in ("", "d", "d/e"):
+        (root / name).chmod(0o755)
+    _write(root / "d/e/f", "changed")
+    for name in ("d/e", "d", ""):
+        (root / name).chmod(0o555)
+
+
+def _locked_two(root: Path) -> None:
+    for name in ("", "d", "d/e"):
+        (root / name).chmod(0o755)
+    _write(root / "d/b", "changed")
+    _write(root / "d/e/f", "changed")
+    for name in ("d/e", "d", ""):
+        (root / name).chmod(0o555)
+
+
+def _directory(root: Path) -> None:
+    for name in ("p/q/a", "p/q/b"):
+        _write(root / name, name)
+
+
+def _times(root: Path) -> None:
+    (root / "d/e").chmod(0o700)
+    for name in ("d/e", "d", "m", ""):
+        os.utime(root / name, (9, 9))
+
+
+def _gone(root: Path) -> None:
+    for path in (root / "d/e").iterdir():
+        path.unlink()
+    (root / "d/e").rmdir()
+
+
+def _kind(root: Path) -> None:
+    _gone(root)
+    _write(root / "d/e", "a file")
+
+
+CASES = {
+    "all is new": Case(None, _tree),
+    "many changes": Case(_tree, _many),
+    "one file": Case(_tree, _one),
+    "one file comes": Case(_tree, lambda root: _write(root / "d/new", "new")),
+    "one symlink": Case(_tree, lambda root: (root / "d/link").symlink_to("x")),
+    "one directory comes": Case(_tree, _directory),
+    "one directory goes": Case(_tree, _gone),
+    "a directory becomes a file": Case(_tree, _kind),
+    "one directory": Case(_tree, _two),
+    "one mode of a file": Case(_tree, lambda root: (root / "d/b").chmod(0o400)),
+    "modes and times of directories": Case(_tree, _times),
+    "a file in directories that cannot be written": Case(_locked, _in_locked),
+    "directories that cannot be written": Case(_locked, _locked_two),
+    "names that stay": Case(_tree, _many, SyncOptions(delete=False)),
+    "no exchange": Case(_tree, _many, SyncOptions(atomic=False), exchange=False),
+}
+
+
+def relaxed(shot: Shot) -> Shot:
+    """Leave out what a switch in the midst of a tree sets afterwards: modes and times of directories."""
+    return shot and {name: entry[:1] if entry[0] == "directory" else entry for name, entry in shot.items()}
+
+
+class Lab:
+    """Syncs to one target of one volume, by processes that die when they are told to.
+
+    Args:
+        volume: an empty directory.
+    """
+
+    def __init__(self, volume: Path) -> None:
+        self.volume = volume
+        self.target = volume / "data/t"
+        self.options = SyncOptions()
+        self.exchange = True
+
+    def shot(self) -> Shot:
+        """Read what stands at the target."""
+        return snapshot(self.target) if os.path.lexists(self.target) else None
+
+    def sync(self, source: Path, die_at: int = -1, who: str = "nobody") -> bool:
+        """Sync in two processes of which one dies at its step number `die_at`; return whether it did not get there."""
+        ours, theirs = socket.socketpair()
+
+        def peer() -> None:
+            theirs_only(ours)
+            if not self.exchange:
+                setattr(filesystem, "_renameat2", _unable)
+            if who == "peer":
+                steps.arm(_Killer(die_at))
+            peer_main([str(theirs.fileno()), str(self.volume)])
+
+        def client() -> None:
+            theirs_only(theirs)
+            if who == "client":
+                steps.arm(_Killer(die_at))
+            _sync(ours, source, self.options)
+
+        pids = [_fork(peer), _fork(client)]
+        ours.close()
+        theirs.close()
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        assert all(status in (0, signal.SIGKILL) for status in statuses) or who == "peer", statuses
+        return signal.SIGKILL not in statuses
+
+    def recover(self) -> None:
+        """Let a peer come that dies at its first step, then one that dies at its second, until one has done it all."""
+        for number in range(100):
+
+            def work(number: int = number) -> None:
+                steps.arm(_Killer(number))
+                clean(VolumeRoot(str(self.volume)))
+
+            if os.waitpid(_fork(work), 0)[1] == 0:
+                return
+        raise AssertionError("recovery never ends")
+
+    def tidy(self) -> None:
+        """Check that nothing is left behind when old trees have been collected."""
+        volume = VolumeRoot(str(self.volume))
+        try:
+            collect(volume)
+        finally:
+            for descriptor in (volume.data, volume.staging, volume.locks):
+                os.close(descriptor)
+        left = [name for name in os.listdir(self.volume / "staging") if not name.startswith(KEPT)]
+        assert not left
+        assert not os.listdir(self.volume / "staging/locks")
+
+
+def theirs_only(other: socket.socket) -> None:
+    other.close()
+
+
+def _unable(*_: Any) -> None:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+class _Killer:
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __call__(self, _: str, __: dict[str, Any]) -> None:
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+
+
+def _sync(end: socket.socket, source: Path, options: SyncOptions) -> None:
+    with VolumeClient(Channel(end)) as client:
+        client.sync(str(source), "t", options)
+
+
+def _fork(work: Callable[[], object]) -> int:
+    """Run `work` in a child, whose status is 1 when it fails."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException as error:
+        if os.environ.get("ATOLL_TEST_VERBOSE"):
+            print(type(error), error, flush=True)
+    finally:
+        os._exit(status)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """A lab on a fresh volume."""
+    (tmp_path / "volume").mkdir()
+    return Lab(tmp_path / "volume")
+
+
+def _sources(case: Case, where: Path) -> tuple[Path | None, Path]:
+    """Make the two local directories of a case."""
+    old, new = where / "old", where / "new"
+    new.mkdir()
+    if case.first is not None:
+        case.first(new)
+        subprocess.run(["cp", "-a", str(new), str(old)], check=True)
+    case.then(new)
+    return old if case.first is not None else None, new
+
+
+def _reset(lab: Lab, old: Path | None) -> None:
+    lab.options = SyncOptions(atomic=lab.exchange)
+    if old is not None:
+        assert lab.sync(old)
+    elif lab.target.exists():
+        subprocess.run(["rm", "-rf", str(lab.target)], check=True)
+
+
+EVERY = [pytest.param(case, "peer", id=name) for name, case in CASES.items()]
+EVERY.append(pytest.param(CASES["many changes"], "client", id="the client, many changes"))
+
+
+@pytest.mark.parametrize(("case", "who"), EVERY)
+def test_killed_at_every_step(case: Case, who: str, lab: Lab, tmp_path: Path) -> None:
+    """A sync that dies at any of its steps, and whose recovery dies at each of its own, leaves the old tree or the new
+    one, and the next sync ends equal."""
+    old, new = _sources(case, tmp_path)
+    seen = set[bool]()
+    lab.exchange = case.exchange
+    for number in range(200):
+        _reset(lab, old)
+        before = lab.shot()
+        assert before == (snapshot(old) if old else None)
+        lab.options = case.options
+        survived = lab.sync(new, number, who)
+        found = lab.shot()
+        if survived:
+            if case.options.delete:
+                assert found == snapshot(new)
+            assert number > 3
+            lab.tidy()
+            break
+        reference = _wanted(case, new, before)
+        if case.exchange:
+            assert relaxed(found) in (relaxed(before), relaxed(reference)), number
+        lab.recover()
+        found = lab.shot()
+        assert found in (before, reference), number
+        seen.add(found == before)
+        assert lab.sync(new)
+        assert lab.shot() == reference
+        lab.tidy()
+    else:
+        raise AssertionError("the sync never ends")
+    assert seen == {True, False} or who == "client"
+
+
+def _wanted(case: Case, new: Path, before: Shot) -> Shot:
+    """Return what the target is to be after the sync."""
+    if case.options.delete:
+        return snapshot(new)
+    assert before is not None
+    return {**before, **snapshot(new)}
+
+
+@contextlib.contextmanager
+def _mounted(path: Path, size: str) -> Iterator[None]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def _random_trees(where: Path, dice: random.Random, size: int) -> list[Path]:
+    trees = []
+    for number in range(2):
+        root = where / f"tree-{number}"
+        root.mkdir()
+        fill(root)
+        (root / "large").write_bytes(dice.randbytes(size))
+        for name in range(60):
+            (root / f"file-{name}").write_bytes(dice.randbytes(3000 + number))
+        (root / f"only-{number}").write_text("x")
+        trees.append(root)
+    return trees
+
+
+def _sweep(lab: Lab, trees: list[Path], dice: random.Random, moments: int, *, full: bool = False) -> tuple[int, int]:
+    """Kill client or peer at random moments; return how many were, and how often the new tree was there then."""
+    shots = [snapshot(tree) for tree in trees]
+    assert lab.sync(trees[0])
+    standing, killed, switched = 0, 0, 0
+    took: list[float] = []
+    while killed < moments:
+        wanted = 1 - standing
+        ours, theirs = socket.socketpair()
+        started = time.monotonic()
+
+        def peer(ours: socket.socket = ours, theirs: socket.socket = theirs) -> None:
+            ours.close()
+            peer_main([str(theirs.fileno()), str(lab.volume)])
+
+        def client(ours: socket.socket = ours, theirs: socket.socket = theirs, wanted: int = wanted) -> None:
+            theirs.close()
+            _sync(ours, trees[wanted], SyncOptions())
+
+        pids = [_fork(peer), _fork(client)]
+        ours.close()
+        theirs.close()
+        dice.shuffle(pids)
+        victim, other = pids
+        # The first rounds, and one of twenty after them, are left alone, to know how long one takes.
+        spare = len(took) < 3 or dice.random() < 0.05
+        ended = _wait(victim, 60 if spare else dice.uniform(0, sorted(took)[len(took) // 2]))
+        if not ended:
+            os.kill(victim, signal.SIGKILL)
+            os.waitpid(victim, 0)
+            killed += 1
+        os.waitpid(other, 0)
+        found = lab.shot()
+        assert found in shots
+        standing = shots.index(found)
+        if spare:
+            took.append(time.monotonic() - started)
+            assert standing == wanted or full
+            clean_up(lab)
+        elif not ended:
+            switched += standing == wanted
+    for tree, shot in zip(trees, shots, strict=True):
+        clean_up(lab)
+        assert lab.sync(tree)
+        assert lab.shot() == shot
+    lab.tidy()
+    return killed, switched
+
+
+def clean_up(lab: Lab) -> None:
+    """Remove what has been replaced."""
+    volume = VolumeRoot(str(lab.volume))
+    try:
+        collect(volume)
+    finally:
+        for descriptor in (volume.data, volume.staging, volume.locks):
+            os.close(descriptor)
+
+
+def _wait(pid: int, seconds: float) -> bool:
+    """Wait for the end of a child, at most some seconds; return whether it has ended and was reaped."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        if not select.select([descriptor], [], [], seconds)[0]:
+            return False
+    finally:
+        os.close(descriptor)
+    os.waitpid(pid, 0)
+    return True
+
+
+def test_killed_at_random_moments(lab: Lab, tmp_path: Path) -> None:
+    """SIGKILL of client or peer at any moment leaves the old tree or the new one, and the next sync ends equal."""
+    dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
+    killed, switched = _sweep(lab, _random_trees(tmp_path, dice, 1_500_000), dice, MOMENTS * 2 // 3)
+    print(f"{killed} killed, {switched} after the switch")
+    assert 0 < switched < killed
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_killed_at_random_moments_while_the_disk_fills_up(tmp_path: Path) -> None:
+    """The same where not everything that dead syncs have left fits on the disk beside the new tree."""
+    dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
+    trees = _random_trees(tmp_path, dice, 600_000)
+    with _mounted(tmp_path / "disk", "3m"):
+        (tmp_path / "disk/volume").mkdir()
+        _sweep(Lab(tmp_path / "disk/volume"), trees, dice, MOMENTS // 3, full=True)
