@@ -126,10 +126,13 @@ def _alone(volume: VolumeRoot, key: str) -> Iterator[bool]:
     parts = record.target.split("/") if record is not None else []
     with contextlib.ExitStack() as stack:
         held = True
-        for depth in range(1, len(parts)):
+        for depth in range(len(parts)):
             name = target_key("/".join(parts[:depth]))
             held = held and stack.enter_context(holding(volume.locks, name, exclusive=False, wait=None))
-        yield held and stack.enter_context(holding(volume.locks, key, exclusive=True, wait=None))
+        held = held and stack.enter_context(holding(volume.locks, key, exclusive=True, wait=None))
+        if held:
+            volume.refresh()
+        yield held
 
 
 def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] | None = None) -> bool:
