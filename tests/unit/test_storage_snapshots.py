@@ -111,8 +111,10 @@ def test_what_is_no_directory_has_no_snapshot(volume: Volume) -> None:
         volume.take("x", "/data/file")
     with pytest.raises(FileNotFoundError):
         volume.take("x", "/data/nothing")
-    with pytest.raises(SnapshotError):
-        volume.take("x", "/data/.snapshots")
+    (volume.data / "way").symlink_to("/data/.snapshots")
+    for path in ("/data/.snapshots", "/data/.snapshots/x", "/data/way"):
+        with pytest.raises(PermissionError, match="snapshots cannot be changed"):
+            volume.take("x", path)
     assert not os.listdir(volume.trees)
     assert not volume.leftovers()
 

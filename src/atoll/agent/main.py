@@ -157,11 +157,13 @@ class Agent:
                 if known is not None and self._words[known[2] * WORDS] == epoch:
                     self._kill(name)
 
-    def _usage(self) -> dict[str, dict[str, int]]:
-        return {
-            name: {"busy": self._words[index * WORDS], "calls": self._words[index * WORDS + 1]}
-            for name, (_, _, index) in self._workers.items()
-        }
+    def _usage(self) -> dict[str, dict[str, int | str]]:
+        found: dict[str, dict[str, int | str]] = {}
+        for name, (_, _, index) in self._workers.items():
+            busy, calls = self._words[index * WORDS], self._words[index * WORDS + 1]
+            call, function = meter.running(self._sheet(index))
+            found[name] = {"busy": busy, "calls": calls, "call": call, "function": function}
+        return found
 
     def _kill(self, name: str) -> None:
         if name in self._workers:

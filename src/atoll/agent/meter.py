@@ -202,6 +202,12 @@ def left(sheet: memoryview, usage: Any) -> tuple[list[list[Any]], list[Any] | No
     return waiting, running
 
 
+def running(sheet: memoryview) -> tuple[str, str]:
+    """Return id and function of the call that runs, as its worker says; empty between calls."""
+    found = _read(sheet, min(_COUNT.unpack_from(sheet)[0], SLOTS), "lost")
+    return (str(found[0]), str(found[1])) if found[4] else ("", "")
+
+
 def read_slots(slots: str, last: Sequence[str]) -> list[list[Any]]:
     """Return the records of a `records` message; for the daemon, which checks what is in them.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import __version__, errors
+from atoll.daemon import volumes
 from atoll.engine.node import policy_of_builds
 from atoll.engine.records import never_started
 from atoll.environments import recipes
@@ -313,9 +314,12 @@ class Connection:
                 self._daemon.node.environments.ensure(spec.environment, self._progress())
             )
             key = SandboxKey(self._peer.user, environment.key, await self._network(spec), spec.mounts)
+            if self._daemon.pool.is_quiet(self._peer.user):
+                raise errors.VolumeBusy("the volume is just being restored", hint="try again in a moment")
             shell = self._daemon.node.start_shell(
                 key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
             )
+            self._daemon.shells[self._peer.user] += 1
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -324,15 +328,18 @@ class Connection:
             status = await self._until_gone(shell.wait())
         finally:
             await shell.kill()
+            self._daemon.shells[self._peer.user] -= 1
         failure = await shell.failure()
         if failure is not None:
             raise failure
         await self._channel.send({"type": "answer", "value": {"status": status}})
 
     async def _request(self, message: dict[str, Any]) -> None:
+        name, arguments = message.get("name"), message.get("arguments")
+        if self._peer.nested and name == "volume.restore":
+            raise volumes.refused_inside()
         if self._peer.nested:
             raise errors.ResourcesUnavailable("a function cannot control the daemon", hint="use the command line")
-        name, arguments = message.get("name"), message.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("a request has a `name` and `arguments`")
         answer = await self._until_gone(self._daemon.answer(name, arguments, self._progress()))

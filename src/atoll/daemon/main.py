@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import __version__, errors, settings
-from atoll.daemon import calls
+from atoll.daemon import calls, volumes
 from atoll.daemon.api import Connection, Peer
 from atoll.daemon.outputs import Outputs
 from atoll.daemon.recorder import Recorder
@@ -62,6 +62,8 @@ class Daemon:
         self._volume_was_used = True
         self.storage_peers: Counter[str] = Counter()
         """How many storage peers the code in each worker has open."""
+        self.shells: Counter[str] = Counter()
+        """How many shells each user has open."""
         self.senders_of_junk: deque[str] = deque(maxlen=1000)
         """Workers whose code has sent no frames: the log says it once for each."""
 
@@ -225,6 +227,8 @@ class Daemon:
         if name.startswith("calls."):
             await self.outputs.look()
             return await calls.handle(self.recorder, LOCAL_USER, name, arguments)
+        if name.startswith("volume."):
+            return await volumes.handle(self, LOCAL_USER, name, arguments, progress)
         if name.startswith("environments."):
             answer: dict[str, Any] = await environments_service.handle(
                 self.node.environments, name, arguments, progress

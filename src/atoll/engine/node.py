@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
-from atoll.engine import agent_files
+from atoll.engine import agent_files, volumes
 from atoll.engine.machine import Machine
 from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
@@ -24,7 +24,7 @@ from atoll.environments.store import EnvironmentStore
 from atoll.model.places import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.process import Completed
-from atoll.sandbox.identity import Identities, give
+from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits import Limits
 from atoll.sandbox.network import Network, Networks
@@ -137,16 +137,7 @@ class Node:
         """Return the directory of a user's volume and its owner; made if it is not there."""
         identity = self._identities.user(user)
         directory = self._settings.volumes_directory / user
-        try:
-            self._settings.volumes_directory.mkdir(mode=0o711, exist_ok=True)
-            for path in (directory, directory / "data", directory / "staging"):
-                path.mkdir(mode=0o700, exist_ok=True)
-                if path.stat().st_uid != identity.uid:
-                    give(path, identity, 0o700)
-        except OSError as error:
-            raise errors.StateUnusable(
-                f"cannot prepare the volume at `{directory}`: {error}", hint="mend the directory's permissions"
-            ) from error
+        volumes.prepare(directory, identity)
         return directory, identity
 
     async def settle(self) -> None:
@@ -252,7 +243,7 @@ class Node:
             Bind(str(self._library), LIBRARY),
             Bind(str(environment.path), ENVIRONMENT),
             *environment.interpreter.binds,
-            Bind(str(volume / "data"), "/data", writable=True),
+            *volumes.binds(volume),
         ]
         taken = [HOME, *(bind.target for bind in binds)]
         for target, source in key.mounts:

@@ -13,7 +13,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from atoll import errors
@@ -30,6 +30,7 @@ from atoll.engine.actions import (
     Request,
     StartSandbox,
 )
+from atoll.engine.gate import Gates
 from atoll.engine.limiting import Limiting
 from atoll.engine.node import Node, NodeSandbox
 from atoll.engine.resources import Allotment
@@ -53,6 +54,12 @@ RELEASE_SECONDS = 5.0
 HELLO_SECONDS = 10.0
 FIRST_HELLO_SECONDS = 60.0
 """How long an agent may take to fork a worker; for a sandbox that is only starting, on a machine that may be full."""
+
+QUIET_SECONDS = 0.2
+"""How often to look whether a user's sandboxes have ended, where nothing says so earlier."""
+
+MOST_NAME = 128
+"""Characters of what an agent says a call's id or function to be."""
 
 MAX_NESTED_CONNECTIONS = 160
 """How many connections to the daemon the code in one worker may have open: more than the SDK has threads."""
@@ -87,6 +94,8 @@ class Pool:
         self.limiting = Limiting(node.limits, self._workers, self._worker_spent)
         self._sandboxes: dict[str, PoolSandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._gates = Gates()
+        self._changed = asyncio.Event()
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -126,8 +135,16 @@ class Pool:
             max_concurrency=spec.max_concurrency,
             client=client,
         )
-        self._perform(self._schedule.ask(request))
+        if not self._gates.holds(user, request):
+            self._ask(request)
         return lease
+
+    def _ask(self, request: Request) -> None:
+        self._perform(self._schedule.ask(request))
+
+    def is_quiet(self, user: str) -> bool:
+        """Whether a user's calls are held up, because somebody has asked for `quiet`."""
+        return self._gates.is_shut(user)
 
     def position(self, lease: Lease) -> int:
         """Return how many requests are before this one; -1 once it is granted."""
@@ -139,6 +156,7 @@ class Pool:
         self.close_descriptors(lease)
         if not lease.granted.done():
             lease.granted.cancel()
+        self._gates.withdraw(lease.id)
         self._perform(self._schedule.withdraw(lease.id))
 
     def kill(self, lease: Lease) -> None:
@@ -162,6 +180,53 @@ class Pool:
         """Return the network policy of a worker's sandbox; the strictest for a worker that is gone."""
         known = self._workers.get(worker)
         return known.key.sandbox.network if known is not None else NETWORKS[0]
+
+    # --- quiet --------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def quiet(self, user: str, busy: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Have no sandbox of a user live: end those that are idle, and wait for the calls that run.
+
+        Calls that come meanwhile begin afterwards, but for those that running ones make and wait for.
+
+        Args:
+            busy: is awaited again and again while calls run; raises to give up.
+
+        Raises:
+            VolumeBusy: another waits for the same, or has it.
+        """
+        if not self._gates.shut(user):
+            raise errors.VolumeBusy("another restore of the same volume is under way", hint="try again after it")
+        try:
+            while self._of(user):
+                for worker in [one for one in self._workers.values() if one.key.sandbox.user == user]:
+                    self._perform(self._schedule.worker_spent(worker.id))
+                for sandbox in self._of(user):
+                    if not any(one.sandbox == sandbox.id for one in self._workers.values()):
+                        sandbox.unwanted = True
+                        self._spawn(sandbox.node.kill())
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), QUIET_SECONDS)
+                if any(one.sandbox in {sandbox.id for sandbox in self._of(user)} for one in self._workers.values()):
+                    await busy()
+            yield
+        finally:
+            self._gates.open(user, self._ask)
+
+    def _of(self, user: str) -> list[PoolSandbox]:
+        return [sandbox for sandbox in self._sandboxes.values() if sandbox.key.user == user]
+
+    async def running(self, user: str) -> list[dict[str, str]]:
+        """Return the calls of a user that run now, as far as the agents say: `call` and `function` of each."""
+        usage = await self._usage()
+        found = []
+        for worker in self._workers.values():
+            said = usage.get(worker.id, {})
+            if worker.key.sandbox.user == user and worker.lease is not None and said.get("busy", 1):
+                name = said.get("function") or (worker.spec.function if worker.spec is not None else "")
+                found.append({"call": str(said.get("call", "")), "function": name})
+        return found
 
     async def close(self) -> None:
         """End every sandbox and wait until they are gone."""
@@ -197,6 +262,8 @@ class Pool:
                 for worker, said in answer.result().items():
                     if self._worker_of(name, worker) is not None and isinstance(said, dict):
                         found[worker] = {word: number for word, number in said.items() if type(number) is int}
+                        for word in ("call", "function"):
+                            found[worker][word] = str(said.get(word, ""))[:MOST_NAME]
         return found
 
     def _worker_of(self, sandbox: str, worker: str) -> PoolWorker | None:
@@ -410,6 +477,7 @@ class Pool:
             )
             self._end_worker(worker, failure or (died if started else None))
         log.info("sandbox_ended id=%s", name)
+        self._changed.set()
         self._perform(self._schedule.sandbox_ended(name))
 
     def _worker_exited(self, sandbox: str, name: str, status: int, message: dict[str, Any]) -> None:
@@ -427,6 +495,7 @@ class Pool:
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         self._workers.pop(worker.id, None)
+        self._changed.set()
         self.limiting.ended(worker)
         self._end_lease(worker, None if worker.expired else error)
         worker.control.close()

@@ -164,9 +164,12 @@ class Schedule:
         return self._place() if paused else []
 
     def worker_spent(self, worker: str) -> list[Action]:
-        """A worker is to serve no further lease: it ends as soon as it is between two calls."""
+        """A worker is to serve no further lease: it ends as soon as it is between two calls.
+
+        One whose call waits for a nested one gives its lease up only when it is asked again.
+        """
         known = self._workers.get(worker)
-        if known is None or known.spent:
+        if known is None:
             return []
         known.spent = True
         if known.request is None:

@@ -30,9 +30,9 @@ from typing import Any
 from atoll.errors import SnapshotError
 from atoll.storage import filesystem
 from atoll.storage.contents import new_file
-from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VolumeRoot
+from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot
 from atoll.storage.locks import holding
-from atoll.storage.snapshots import COPY, VISIBLE, Snapshot, check_name, read_snapshot
+from atoll.storage.snapshots import COPY, Snapshot, check_name, read_snapshot
 from atoll.storage.stamps import StampReader
 from atoll.storage.steps import reached
 from atoll.storage.tree import MODE_BITS
@@ -56,17 +56,12 @@ class Archive:
     def __init__(self, volume: VolumeRoot) -> None:
         self._volume = volume
         self.staging = volume.staging
-        top = _made(volume.staging, "../snapshots", 0o700)
-        try:
-            self.trees = _made(top, "trees", 0o700)
-            self.records = _made(top, "records", 0o700)
-        finally:
-            os.close(top)
+        self.trees = volume.snapshots
+        self.records = _made(volume.snapshots, "../records", 0o700)
         self._way = ""
 
     def close(self) -> None:
-        """Close the directories."""
-        os.close(self.trees)
+        """Close what the volume does not."""
         os.close(self.records)
 
     @property

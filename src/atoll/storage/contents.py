@@ -94,6 +94,10 @@ class Contents:
     def _locate(self, path: Any) -> Place:
         return locate(self._volume.data, check_path(path), follow=True)
 
+    def _look(self, path: Any) -> Place:
+        """Find a path that is only read: the snapshots are there too."""
+        return locate(self._volume.data, check_path(path), follow=True, snapshots=self._volume.snapshots)
+
     # --- by path ------------------------------------------------------------------------------------------------
 
     def _read(self, header: dict[str, Any], _: list[bytearray]) -> None:
@@ -105,7 +109,7 @@ class Contents:
             os.close(descriptor)
 
     def _opened(self, path: Any, flags: int) -> int:
-        with self._locate(path) as place:
+        with self._look(path) if flags & os.O_ACCMODE == os.O_RDONLY else self._locate(path) as place:
             if place.found is None and flags & os.O_CREAT:
                 place.make_parents()
             elif not stat.S_ISREG(place.existing().st_mode):
@@ -133,7 +137,7 @@ class Contents:
         """Send the contents of many files below one directory; the buffers list their paths and sizes."""
         items = [item for buffer in buffers for item in unpack(buffer)]
         wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
-        with self._locate(header["path"]) as place, opened(place) as descriptor:
+        with self._look(header["path"]) as place, opened(place) as descriptor:
             reader = FileReader(lambda path, flags: os.open(path, flags, dir_fd=descriptor))
             send_files(wanted, reader, self._channel.send)
         self._channel.send({"type": "done"})

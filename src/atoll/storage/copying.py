@@ -54,7 +54,7 @@ class Copying:
         """Copy a file over what is at the target, or with `recursive` a directory to where nothing is."""
         self._files = self._bytes = 0
         with (
-            locate(self._volume.data, check_path(header["path"]), follow=bool(header.get("follow", True))) as place,
+            self._source(header) as place,
             locate(self._volume.data, check_path(header["target"]), follow=True) as target,
         ):
             info = place.existing()
@@ -71,6 +71,11 @@ class Copying:
             else:
                 self._copy_file(place, target)
         self._channel.send({"type": "done", "files": self._files, "bytes": self._bytes})
+
+    def _source(self, header: dict[str, Any]) -> Place:
+        """Find what is copied; snapshots can be copied from."""
+        volume, follow = self._volume, bool(header.get("follow", True))
+        return locate(volume.data, check_path(header["path"]), follow=follow, snapshots=volume.snapshots)
 
     def _copy_file(self, place: Place, target: Place) -> None:
         if target.path == place.path:

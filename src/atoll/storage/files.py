@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll.storage import filesystem
-from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRoot, locate
+from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
 from atoll.storage.scan import scan_target
 from atoll.storage.status import Status, status_of
 from atoll.storage.tree import MODE_BITS, check_path, pack, pack_tree
 from atoll.storage.walk import Walk
 from atoll.wire.channel import Channel
-
-SNAPSHOTS = ".snapshots"
-"""At the volume's top: no part of what is there."""
 
 
 class Files:
@@ -50,11 +47,15 @@ class Files:
     def _locate(self, path: Any, *, follow: bool = True) -> Place:
         return locate(self._volume.data, check_path(path), follow=follow)
 
+    def _look(self, path: Any, *, follow: bool = True) -> Place:
+        """Find a path that is only looked at: the snapshots are there too."""
+        return locate(self._volume.data, check_path(path), follow=follow, snapshots=self._volume.snapshots)
+
     # --- looking ------------------------------------------------------------------------------------------------
 
     def _stat(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Tell what stands at a path, followed or not."""
-        with self._locate(header["path"], follow=bool(header.get("follow", True))) as place:
+        with self._look(header["path"], follow=bool(header.get("follow", True))) as place:
             status = self._status(place.existing(), place.parent, place.name, place.path)
         self._channel.send({"type": "done", "status": ["", *status]})
 
@@ -62,16 +63,18 @@ class Files:
         if not stat.S_ISLNK(info.st_mode):
             return status_of(info)
         leads = None
-        with contextlib.suppress(OSError), self._locate(path) as end:
+        with contextlib.suppress(OSError), self._look(path) as end:
             leads = end.found
         return status_of(info, os.readlink(name, dir_fd=directory), leads)
 
     def _list(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Send what a directory holds."""
-        with self._locate(header["path"]) as place, opened(place) as descriptor, os.scandir(descriptor) as found:
+        with self._look(header["path"]) as place, opened(place) as descriptor, os.scandir(descriptor) as found:
             items = []
             above = place.path + "/" if place.path else ""
             for item in found:
+                if item.name == VISIBLE and not above:
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     info = item.stat(follow_symlinks=False)
                     items.append((item.name, *self._status(info, descriptor, item.name, above + item.name)))
@@ -84,15 +87,18 @@ class Files:
 
     def _scan(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Send a whole directory as the tree that a sync would see."""
-        with self._locate(header["path"]) as place, opened(place) as descriptor:
-            for buffer in pack_tree(scan_target(descriptor).tree):
+        with self._look(header["path"]) as place, opened(place) as descriptor:
+            tree = scan_target(descriptor).tree
+            if not place.path:
+                tree.pop(VISIBLE, None)
+            for buffer in pack_tree(tree):
                 self._channel.send({"type": "entries"}, [buffer])
         self._channel.send({"type": "done"})
 
     def _find(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Send what a directory holds at any depth, or down to one; symlinks are not followed."""
         most = header.get("depth")
-        with self._locate(header["path"]) as place, opened(place) as descriptor:
+        with self._look(header["path"]) as place, opened(place) as descriptor:
             self._send_entries(self._found(descriptor, place.path, 1 << 62 if most is None else int(most)))
 
     def _found(self, top: int, top_path: str, most: int) -> Iterator[Any]:
@@ -101,7 +107,7 @@ class Files:
             for step in walk.steps():
                 prefix = step.path + "/" if step.path else ""
                 for name in step.names:
-                    if name == SNAPSHOTS and not real + prefix:
+                    if name == VISIBLE and not real + prefix:
                         continue
                     with contextlib.suppress(FileNotFoundError):
                         info = os.stat(name, dir_fd=step.descriptor, follow_symlinks=False)
@@ -112,7 +118,7 @@ class Files:
     def _usage(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Add up a path, and each directory below it down to a depth; an inode with several names counts once."""
         most = int(header.get("depth", 0))
-        with self._locate(header["path"], follow=bool(header.get("follow", True))) as place:
+        with self._look(header["path"], follow=bool(header.get("follow", True))) as place:
             info = place.existing()
             if stat.S_ISDIR(info.st_mode):
                 with opened(place) as descriptor:
@@ -137,7 +143,7 @@ class Files:
                 parts = step.path.split("/") if step.path else []
                 ways = ["/".join(parts[:depth]) for depth in range(min(len(parts), most) + 1)]
                 for name in step.names:
-                    if name == SNAPSHOTS and whole and not step.path:
+                    if name == VISIBLE and whole and not step.path:
                         continue
                     with contextlib.suppress(FileNotFoundError):
                         info = os.stat(name, dir_fd=step.descriptor, follow_symlinks=False)

@@ -27,6 +27,12 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
+VISIBLE = ".snapshots"
+"""The name in `/data` at which functions see the snapshots, read-only; syncs, usage and snapshots leave it out."""
+
+_PARTS = {"data": 0o755, "staging": 0o700, "staging/locks": 0o700, "snapshots": 0o700, "snapshots/trees": 0o700}
+
+
 class VolumeRoot:
     """A volume's directories, open.
 
@@ -39,12 +45,13 @@ class VolumeRoot:
 
     def __init__(self, path: str) -> None:
         try:
-            for name, mode in (("data", 0o755), ("staging", 0o700), ("staging/locks", 0o700)):
+            for name, mode in _PARTS.items():
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(f"{path}/{name}", mode)
             self.data = os.open(f"{path}/data", OPEN_DIRECTORY)
             self.staging = os.open(f"{path}/staging", OPEN_DIRECTORY)
             self.locks = os.open(f"{path}/staging/locks", OPEN_DIRECTORY)
+            self.snapshots = os.open(f"{path}/snapshots/trees", OPEN_DIRECTORY)
         except OSError as error:
             raise StateUnusable(
                 f"the volume cannot be opened: {error.strerror}",
@@ -129,14 +136,15 @@ class Place:
         self.missing = ()
 
 
-def locate(data: int, path: str, *, follow: bool) -> Place:
+def locate(data: int, path: str, *, follow: bool, snapshots: int = -1) -> Place:
     """Find out where `path`, relative to the volume's root, leads.
 
     Args:
         follow: whether a symlink at the last component is followed too.
+        snapshots: the open directory that functions see at `/data/.snapshots`, for who only reads.
 
     Raises:
-        PermissionError: a symlink on the way leads out of `/data`.
+        PermissionError: a symlink on the way leads out of `/data`; or it leads to the snapshots, and these were not given.
         NotADirectoryError: something on the way is not a directory.
         OSError: the way cannot be followed otherwise.
     """
@@ -151,6 +159,12 @@ def locate(data: int, path: str, *, follow: bool) -> Place:
                 os.close(opened.pop())
                 names.pop()
                 continue
+            if name == VISIBLE and not names:
+                if snapshots < 0:
+                    raise PermissionError(errno.EPERM, "snapshots cannot be changed", path)
+                opened.append(os.dup(snapshots))
+                names.append(name)
+                continue
             try:
                 found = os.stat(name, dir_fd=opened[-1], follow_symlinks=False)
             except FileNotFoundError:
@@ -162,16 +176,7 @@ def locate(data: int, path: str, *, follow: bool) -> Place:
                 links += 1
                 if links > _MAX_SYMLINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                target = os.readlink(name, dir_fd=opened[-1])
-                parts = [part for part in target.split("/") if part not in ("", ".")]
-                if target.startswith("/"):
-                    if parts[:1] != ["data"]:
-                        raise _leads_out(path)
-                    parts = parts[1:]
-                    while len(opened) > 1:
-                        os.close(opened.pop())
-                    names.clear()
-                todo.extendleft(reversed(parts))
+                todo.extendleft(reversed(_follow(name, opened, names, path)))
             elif not todo:
                 return Place(opened.pop(), name, "/".join([*names, name]), (), found)
             else:
@@ -181,6 +186,8 @@ def locate(data: int, path: str, *, follow: bool) -> Place:
                 names.append(name)
         if not names:
             return Place(opened.pop(), "", "", (), os.fstat(data))
+        if names == [VISIBLE]:
+            return Place(opened.pop(), "", VISIBLE, (), os.fstat(snapshots))
         # The path ended in `..` of a symlink: name the directory from above.
         name = names.pop()
         os.close(opened.pop())
@@ -189,6 +196,20 @@ def locate(data: int, path: str, *, follow: bool) -> Place:
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def _follow(name: str, opened: list[int], names: list[str], path: str) -> list[str]:
+    """Return the components of a symlink's target; an absolute one leads back to the root."""
+    target = os.readlink(name, dir_fd=opened[-1])
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    if not target.startswith("/"):
+        return parts
+    if parts[:1] != ["data"]:
+        raise _leads_out(path)
+    while len(opened) > 1:
+        os.close(opened.pop())
+    names.clear()
+    return parts[1:]
 
 
 def _leads_out(path: str) -> PermissionError:

@@ -12,9 +12,6 @@ from typing import Any
 
 from atoll.storage.tree import check_path
 
-VISIBLE = ".snapshots"
-"""The name in `/data` at which functions see the snapshots; syncs, usage and snapshots leave it out."""
-
 REFLINK, JUICEFS, COPY = "reflink", "juicefs", "copy"
 """How a snapshot is made: by clones that share blocks, by JuiceFS, by copies that share files with an earlier one."""
 
@@ -88,11 +85,6 @@ def check_name(name: Any) -> str:
             f"a snapshot's name is 1 to {MOST_NAME} of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, without a dot in front"
         )
     return name
-
-
-def is_visible(path: str) -> bool:
-    """Whether a path relative to the volume's root is that of the snapshots, or below it."""
-    return path == VISIBLE or path.startswith(f"{VISIBLE}/")
 
 
 def read_snapshot(data: Any) -> Snapshot:

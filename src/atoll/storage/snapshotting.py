@@ -28,9 +28,9 @@ from atoll.storage import filesystem
 from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
 from atoll.storage.difference import Side, differences
-from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
+from atoll.storage.filesystem import OPEN_DIRECTORY, VISIBLE, Place, VolumeRoot, locate
 from atoll.storage.locks import holding, still_connected, target_key
-from atoll.storage.snapshots import COPY, VISIBLE, Snapshot, check_name, is_visible
+from atoll.storage.snapshots import COPY, Snapshot, check_name
 from atoll.storage.stamps import StampWriter
 from atoll.storage.steps import reached
 from atoll.storage.tree import MODE_BITS, check_path, pack, printable
@@ -116,8 +116,6 @@ class Snapshots:
 
     def _real(self, path: str) -> str:
         with locate(self._volume.data, path, follow=True) as place:
-            if is_visible(place.path):
-                raise SnapshotError("a snapshot has no snapshots", hint="name another directory of /data")
             place.existing()
             if not place.is_directory:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

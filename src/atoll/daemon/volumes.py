@@ -1,0 +1,140 @@
+"""What a client may ask of the daemon about its volume, because it concerns the functions that see it.
+
+A restore replaces a directory under everything that has it open. So it is prepared beside it first, by a storage peer
+and while functions run; then no new call begins, idle sandboxes are ended, and those that run are waited for, or the
+restore is refused; then the peer exchanges the two, which takes no time; then calls begin again, in new sandboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from atoll import errors
+from atoll.storage.sync import error_of
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import Message
+from atoll.wire.stream import AsyncChannel
+
+if TYPE_CHECKING:
+    from atoll.daemon.main import Daemon
+
+DRAIN_SECONDS = 10.0
+"""How long idle sandboxes may take to end before a restore that does not wait is refused."""
+
+
+def refused_inside() -> errors.VolumeBusy:
+    """Return why a function cannot restore its volume."""
+    return errors.VolumeBusy(
+        "a function cannot restore the volume that it sees: its own sandbox is running",
+        hint="restore from the program itself, or with `atoll data restore`",
+    )
+
+
+async def handle(
+    daemon: Daemon, user: str, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Do what a request asks.
+
+    - `volume.restore` (`name`; `wait`): puts a snapshot's tree where its directory is; gives `kept`, the name of the
+      snapshot of what was there, None where nothing was.
+
+    Raises:
+        SnapshotError: there is no such snapshot, or it is just being removed.
+        VolumeBusy: calls run and `wait` is not set; or another restore is under way.
+        DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; nothing has changed.
+    """
+    snapshot, wait = arguments.get("name"), arguments.get("wait", False)
+    if name != "volume.restore":
+        raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
+    if not isinstance(snapshot, str) or not isinstance(wait, bool):
+        raise ValueError("`name` must be text, and `wait` true or false")
+    return {"kept": await _restore(daemon, user, snapshot, wait, progress)}
+
+
+async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: Callable[[str], None]) -> str | None:
+    if not wait:
+        await _refuse_if_busy(daemon, user)
+    started, told = time.monotonic(), list[str]()
+
+    async def busy() -> None:
+        if not wait:
+            await _refuse_if_busy(daemon, user, late=time.monotonic() - started > DRAIN_SECONDS)
+        elif not told:
+            told.extend(_described(call) for call in await _running(daemon, user))
+            for line in told:
+                progress(f"waiting for {line}")
+
+    async with daemon.node.open_storage(user) as descriptor:
+        channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
+        try:
+            await channel.send({"type": "restore", "name": name})
+            await _answer(channel, name, "ready", progress)
+            started = time.monotonic()
+            async with daemon.pool.quiet(user, busy):
+                while daemon.shells[user]:
+                    await busy()
+                    await asyncio.sleep(0.1)
+                # What has begun is finished, also when who asked for it goes away.
+                exchange = asyncio.ensure_future(_exchange(channel, name, progress))
+                try:
+                    kept = await asyncio.shield(exchange)
+                except asyncio.CancelledError:
+                    await asyncio.gather(exchange, return_exceptions=True)
+                    raise
+            await _answer(channel, name, "done", progress)
+        finally:
+            channel.close()
+    return kept
+
+
+async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> str | None:
+    await channel.send({"type": "commit"})
+    kept = (await _answer(channel, name, "restored", progress)).header.get("kept")
+    return kept if isinstance(kept, str) else None
+
+
+async def _answer(channel: AsyncChannel, name: str, wanted: str, progress: Callable[[str], None]) -> Message:
+    while True:
+        try:
+            message = await channel.receive()
+        except ChannelClosed as error:
+            raise errors.InternalError("the storage peer ended before it answered", hint="see `atoll logs`") from error
+        if message.type == "waiting":
+            progress("waiting for a sync of the same directory")
+        elif message.type == "error":
+            refusal = error_of(message)
+            if isinstance(refusal, errors.AtollError):
+                raise refusal
+            text = f"cannot restore `{name}`: {str(refusal).lower()}"
+            raise errors.SyncError(text, hint="see what stands at its path now")
+        elif message.type == wanted:
+            return message
+        else:
+            raise errors.InternalError(f"the storage peer said `{message.type}`", hint="see `atoll logs`")
+
+
+async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
+    shells = [{"call": "", "function": "a shell"} for _ in range(daemon.shells[user])]
+    return [*await daemon.pool.running(user), *shells]
+
+
+async def _refuse_if_busy(daemon: Daemon, user: str, *, late: bool = False) -> None:
+    calls = await _running(daemon, user)
+    if calls:
+        shown = ", ".join(map(_described, calls[:5])) + (f" and {len(calls) - 5} more" if len(calls) > 5 else "")
+        raise errors.VolumeBusy(
+            f"the volume cannot be restored while functions use it: {shown}",
+            hint="wait for them (`--wait`, `wait=True`), or cancel them; `atoll status` shows what runs",
+            calls=calls,
+        )
+    if late:
+        raise errors.VolumeBusy("sandboxes that use the volume do not end", hint="try again, or see `atoll status`")
+
+
+def _described(call: dict[str, str]) -> str:
+    return f"call `{call['call']}` of `{call['function']}`" if call["call"] else call["function"] or "a call"
