@@ -298,10 +298,11 @@ class Connection:
                 del places[worker]
 
     async def _serve_storage(self) -> None:
-        async with self._daemon.node.open_storage(self._peer.user) as descriptor:
+        ended = asyncio.Event()
+        async with self._daemon.node.open_storage(self._peer.user, ended) as descriptor:
             await self._channel.send({"type": "granted"}, [descriptor])
-            with contextlib.suppress(ChannelClosed):
-                await self._channel.receive()
+            with contextlib.suppress(ChannelClosed):  # whoever goes first: the client, or a peer that rests no longer
+                await self._until_gone(ended.wait())
 
     async def _shell(self, message: dict[str, Any]) -> None:
         """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""

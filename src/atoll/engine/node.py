@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
-from atoll.engine import agent_files, volumes
+from atoll.engine import agent_files, native_files, volumes
 from atoll.engine.machine import Machine
 from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
@@ -37,6 +37,7 @@ from atoll.wire.stream import AsyncChannel
 log = logging.getLogger("atoll.node")
 
 LIBRARY = "/opt/atoll/lib"
+NATIVE = "/opt/atoll/native"
 ENVIRONMENT = "/opt/atoll/env"
 CACHE_VARIABLES = {
     "XDG_CACHE_HOME": "/data/.cache",
@@ -128,6 +129,7 @@ class Node:
         self.limits = Limits(options)
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = agent_files.hold(options.agents_directory)
+        self._native: tuple[Path, int] | None = None
         self.environments = EnvironmentStore(
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
@@ -151,6 +153,8 @@ class Node:
         await self._networks.close()
         self.limits.close()
         os.close(self._library_hold)
+        if self._native is not None:
+            os.close(self._native[1])
 
     def expect_network(self, asked: str) -> None:
         """See `sandbox.network.Networks.expect`."""
@@ -346,14 +350,21 @@ class Node:
     # --- storage ----------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def open_storage(self, user: str) -> AsyncIterator[int]:
-        """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end."""
+    async def open_storage(self, user: str, ended: asyncio.Event | None = None) -> AsyncIterator[int]:
+        """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end.
+
+        Args:
+            ended: is set when the peer has ended by itself.
+        """
         ours, theirs = pair()
         try:
             sandbox = await self._start_storage(user, theirs)
+            watch = asyncio.ensure_future(_tell(sandbox, ended)) if ended is not None else None
             try:
                 yield ours.fileno()
             finally:
+                if watch is not None:
+                    watch.cancel()
                 await sandbox.kill()
         finally:
             ours.close()
@@ -367,7 +378,12 @@ class Node:
             *self._interpreter.binds,
             Bind(str(volume), "/volume", writable=True),
         ]
-        code = f"import sys; sys.path.insert(0, {LIBRARY!r}); from atoll.storage.peer import main; sys.exit(main())"
+        if self._native is None:
+            with contextlib.suppress(OSError):
+                self._native = await asyncio.to_thread(native_files.hold, self._settings.agents_directory)
+        if self._native is not None:
+            binds.append(Bind(str(self._native[0]), NATIVE))
+        code = f"import sys; sys.path[:0] = [{LIBRARY!r}]; sys.path.append({NATIVE!r}); from atoll.storage.peer import main; sys.exit(main())"
         command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
         policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"}, "none")
         try:
@@ -387,6 +403,11 @@ class Node:
                     await asyncio.to_thread(_collect, channel)
                 finally:
                     channel.close()
+
+
+async def _tell(sandbox: Sandbox, ended: asyncio.Event) -> None:
+    await sandbox.wait()
+    ended.set()
 
 
 def _collect(channel: Channel) -> None:

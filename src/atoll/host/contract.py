@@ -146,6 +146,9 @@ class Host(Protocol):
     def open_storage(self) -> Channel:
         """Return a channel to a storage peer that serves the caller's volume until the channel is closed."""
 
+    def keep_storage(self, channel: Channel) -> None:
+        """Take back a channel that `open_storage` gave and on which nothing is under way, for who asks next."""
+
     def request(
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
     ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import errors, settings
 from atoll.agent import nested
@@ -24,6 +24,9 @@ from atoll.model.specs import Call, LeaseSpec
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
+
+if TYPE_CHECKING:
+    from atoll.host.warm_storage import WarmStorage
 
 MOST_REVOKED = 25
 """How often a call that has not started is given to another lease: a new lease is not given up before its first call,
@@ -49,6 +52,7 @@ class LocalHost:
         self._token = os.urandom(8).hex()
         self._settings: Settings | None = None
         self._all: weakref.WeakSet[LocalLease] = weakref.WeakSet()
+        self._warm: WarmStorage | None = None
         _hosts.add(self)
 
     def __repr__(self) -> str:
@@ -252,6 +256,13 @@ class LocalHost:
         """See `contract.Host.open_storage`."""
         import socket
 
+        from atoll.host.warm_storage import StorageChannel, WarmStorage
+
+        if self._warm is None:
+            self._warm = WarmStorage()
+        warm = self._warm.take(str(self.settings.home))
+        if warm is not None:
+            return warm
         control = start.open_connection(self.settings, {"type": "storage"})
         try:
             header = control.receive().header
@@ -264,7 +275,14 @@ class LocalHost:
         except BaseException:
             control.close()
             raise
-        return _StorageChannel(socket.socket(fileno=descriptor), control)
+        return StorageChannel(socket.socket(fileno=descriptor), control)
+
+    def keep_storage(self, channel: Channel) -> None:
+        """See `contract.Host.keep_storage`."""
+        if self._warm is None:
+            channel.close()
+        else:
+            self._warm.keep(str(self.settings.home), channel)
 
     def run_shell(
         self,
@@ -300,6 +318,8 @@ class LocalHost:
         """In a forked child: drop the parent's leases, which stay the parent's."""
         self._leases = Leases()
         self._token = os.urandom(8).hex()
+        if self._warm is not None:
+            self._warm.forget()
         for lease in list(self._all):
             with contextlib.suppress(OSError):
                 lease.close()
@@ -322,18 +342,6 @@ def given_back(call: Call) -> errors.WorkerDied:
 
 def _cancelled_before() -> errors.CallCancelled:
     return errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
-
-
-class _StorageChannel(Channel):
-    """A channel to a storage peer, which lives as long as the connection that asked for it."""
-
-    def __init__(self, sock: Any, control: Channel) -> None:
-        super().__init__(sock)
-        self._lease = control
-
-    def close(self) -> None:
-        super().close()
-        self._lease.close()
 
 
 def _answers(

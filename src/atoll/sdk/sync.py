@@ -22,15 +22,17 @@ def sync_dir(
     dry_run: bool = False,
     host: Host | None = None,
     atomic: bool = True,
+    allow_empty: bool = False,
 ) -> str:
     """Make `remote_dir` on the volume a mirror of the local directory `path`.
 
     Names, contents, modes, modification times, empty directories and symlinks (as they are) are mirrored. Hard links
     become separate files; fifos, sockets and devices are refused. Each lookup of a path finds the old tree or the
-    new one, whole. Nothing is written to the local directory, and an empty one empties the target.
+    new one, whole. Nothing is written to the local directory.
 
-    A file counts as unchanged when size, mode and modification time are those at the target, and its change time and
-    inode those of the last sync from here. What a function writes to the target while a sync runs is in the old tree,
+    Each file's digest is verified before it counts. A file counts as unchanged when its mode, size, modification time,
+    change time and inode are those of the last sync from here, at the target as well; else the digests decide, or size
+    and modification time where nothing is known of the target. Of a large file only what has changed travels. What a function writes to the target while a sync runs is in the old tree,
     or is undone by the next sync.
 
     Args:
@@ -44,6 +46,7 @@ def sync_dir(
         host: whose volume; the local host's by default.
         atomic: False accepts, where the volume's file system cannot exchange two directories in one step, a moment
             in which the target is not there.
+        allow_empty: whether a directory with nothing to mirror in it may empty a target that has something.
 
     Returns:
         the absolute path of the mirror inside a function.
@@ -56,7 +59,16 @@ def sync_dir(
     """
     from atoll.storage.volume import absolute
 
-    arranged = arrange(path, remote_dir, exclude=exclude, delete=delete, dry_run=dry_run, host=host, atomic=atomic)
+    arranged = arrange(
+        path,
+        remote_dir,
+        exclude=exclude,
+        delete=delete,
+        dry_run=dry_run,
+        host=host,
+        atomic=atomic,
+        allow_empty=allow_empty,
+    )
     check_source(arranged.source)
     synced = arranged.run()
     if dry_run:
@@ -84,7 +96,7 @@ class Arranged(NamedTuple):
         """Sync; raises as `sync_dir` does."""
         from atoll.storage.volume import VolumeClient
 
-        with VolumeClient(self.host.open_storage()) as volume:
+        with VolumeClient(self.host.open_storage(), getattr(self.host, "keep_storage", None)) as volume:
             return volume.sync(self.source, self.target, self.options)
 
 
@@ -97,6 +109,7 @@ def arrange(
     dry_run: bool = False,
     host: Host | None = None,
     atomic: bool = True,
+    allow_empty: bool = False,
 ) -> Arranged:
     """Check the arguments of `sync_dir`, and return what it runs."""
     from atoll import settings
@@ -118,6 +131,7 @@ def arrange(
         delete=delete,
         atomic=atomic,
         dry_run=dry_run,
+        allow_empty=allow_empty,
         index=index_path(home, host.name, real, target),
         leave_out=_below(real, os.path.realpath(home)),
     )

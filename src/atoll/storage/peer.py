@@ -8,9 +8,9 @@ take turns.
 
 A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
 
-    client: sync(path)                 peer: [waiting] tree... (entries of the target)
+    client: sync(path, generation)     peer: [waiting] standing (what has changed since, or everything)
     client: plan | end                 peer: ready (what an interrupted sync left)
-    client: files... chunk... commit | abort        peer: done
+    client: batch... piece... copy... whole... commit | abort        peer: done
 
 After an error the rest of a conversation is read and thrown away, up to its `commit` or `abort`.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
 
 MAX_MESSAGE_BYTES = 1 << 30
+MAX_REST_SECONDS = 60.0
 
 CHANGING = frozenset(
     {"mkdir", "attributes", "rename", "remove", "write", "open", "pwrite", "truncate", "close", "copy"}
@@ -68,14 +70,16 @@ class Peer:
             **self._snapshots.requests(),
             "collect": self._collect,
             "sync": self._sync,
+            "rest": self._rest,
         }
+        self._rest_seconds: float | None = None
 
     def serve(self) -> None:
         """Answer requests until the channel ends."""
         with contextlib.suppress(ChannelClosed), contextlib.ExitStack() as stack:
             stack.callback(self._contents.end)
             stack.callback(self._snapshots.end)
-            while True:
+            while self._comes():
                 message = self._channel.receive()
                 request = self._requests.get(message.type)
                 try:
@@ -87,6 +91,19 @@ class Peer:
                     raise
                 except REPORTED as error:
                     fail(self._channel, error, message.type)
+
+    def _rest(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """End unless the next request comes in so many seconds; there is no answer."""
+        self._rest_seconds = min(max(float(header["seconds"]), 0.0), MAX_REST_SECONDS)
+
+    def _comes(self) -> bool:
+        """Wait for the next request, while one may come."""
+        seconds, self._rest_seconds = self._rest_seconds, None
+        if seconds is None or self._channel.pending:
+            return True
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     @contextlib.contextmanager
     def _volume_of_now(self, request: str) -> Iterator[None]:
