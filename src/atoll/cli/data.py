@@ -217,6 +217,7 @@ def sync(
     atomic: bool = True,
     watch: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    allow_empty: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Make a directory of /data a mirror of a local one; prints where it is.
 
@@ -238,6 +239,8 @@ def sync(
         Go on: sync again after each change, a line for each sync, until Ctrl-C.
     json: bool
         With --watch: print a JSON object a line.
+    allow_empty: bool
+        Let a directory with nothing to mirror in it empty the target.
     """
     if watch:
         if dry_run:
@@ -247,7 +250,9 @@ def sync(
         return keep(local, remote, json=json, exclude=exclude, delete=delete, atomic=atomic)
     from atoll.sdk.sync import sync_dir
 
-    path = sync_dir(local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic)
+    path = sync_dir(
+        local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic, allow_empty=allow_empty
+    )
     if not dry_run:
         _print_name((b"", path))
     return 0
