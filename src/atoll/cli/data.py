@@ -12,6 +12,7 @@ from typing import Annotated
 
 import cyclopts
 
+from atoll.cli import snapshots
 from atoll.storage.progress import ProgressLine
 from atoll.storage.status import Status
 from atoll.storage.transfer import CHUNK_BYTES
@@ -256,3 +257,6 @@ def sync(
     if not dry_run:
         _print_name((b"", path))
     return 0
+
+
+snapshots.register(app)

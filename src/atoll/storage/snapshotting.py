@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from atoll.errors import SnapshotError, SyncError
-from atoll.storage import filesystem
+from atoll.storage import filesystem, recovery
 from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
 from atoll.storage.difference import Side, differences
@@ -81,6 +81,12 @@ class Snapshots:
             self._opened = Archive(self._volume)
         return self._opened
 
+    def _recover(self) -> None:
+        """Finish what dead peers have left; what cannot be finished keeps its place."""
+        with contextlib.suppress(OSError):
+            recovery.clean(self._volume)
+        self._archive.recover()
+
     def _wait(self) -> bool:
         if not self._said:
             self._channel.send({"type": "waiting"})
@@ -105,7 +111,7 @@ class Snapshots:
     def _snapshot(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Make one of a directory of the volume."""
         archive, asked = self._archive, header.get("name")
-        archive.recover()
+        self._recover()
         name = check_name(asked) if asked is not None else archive.unused_name(_now_name())
         with archive.busy_with(name, alone=True):
             archive.check_unused(name)
@@ -210,7 +216,7 @@ class Snapshots:
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Take one out of sight; its tree is removed later."""
         name = check_name(header["name"])
-        self._archive.recover()
+        self._recover()
         with self._archive.busy_with(name, alone=True):
             self._archive.find(name)
             self._archive.remove(name)
@@ -221,7 +227,7 @@ class Snapshots:
     def _restore(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Put a snapshot's tree where its directory is; what was there becomes a snapshot of its own."""
         name, archive = check_name(header["name"]), self._archive
-        archive.recover()
+        self._recover()
         with Conversation(self._channel, "restore") as conversation, contextlib.ExitStack() as stack:
             stack.enter_context(archive.busy_with(name, alone=False))
             snapshot = archive.find(name)

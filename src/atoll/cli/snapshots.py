@@ -1,0 +1,171 @@
+"""`atoll data snapshot`, `snapshots`, `diff`, `restore`, `rm-snapshot`: what /data was, and going back to it."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+
+from atoll.storage.tree import printable
+
+if TYPE_CHECKING:
+    from atoll.sdk.volume import Volume
+    from atoll.storage.snapshots import Difference
+
+_MARKS = {"added": "+", "removed": "-", "changed": "M", "attributes": "m"}
+
+
+def _volume() -> Volume:
+    from atoll.sdk.volume import Volume
+
+    return Volume()
+
+
+def snapshot(
+    name: str | None = None,
+    /,
+    *,
+    path: str = "/data",
+    json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+) -> int:
+    """Keep what a directory of /data holds now, read-only, at /data/.snapshots/NAME; prints the name.
+
+    Parameters
+    ----------
+    name: str | None
+        Letters, digits, dots, `_` and `-`; the time in UTC by default.
+    path: str
+        The directory.
+    json: bool
+        Print an object with all that is known of it.
+    """
+    with _volume() as volume:
+        made = volume.snapshot(name, path)
+    if json:
+        print(json_module.dumps(asdict(made), indent=2))
+        return 0
+    print(made.name)
+    took = "sharing blocks" if made.way != "copy" else f"{_size(made.copied_bytes)} copied"
+    print(f"{made.files} files, {_size(made.bytes)}, {took}", file=sys.stderr)
+    if made.moving:
+        print(f"{made.moving} files were written meanwhile: each may be a mixture of its states", file=sys.stderr)
+    if made.left_out:
+        print(f"{made.left_out} special files were left out", file=sys.stderr)
+    return 0
+
+
+def snapshots(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+    """List the snapshots of /data and its directories, the oldest first.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects with `name`, `path`, `created`, `way`, `generation`, `bytes`, `files`, `copied_bytes`,
+        `moving` and `left_out`.
+    """
+    with _volume() as volume:
+        found = volume.snapshots()
+    if json:
+        print(json_module.dumps([asdict(one) for one in found], indent=2))
+        return 0
+    width = max((len(one.name) for one in found), default=0)
+    for one in found:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.created))
+        print(f"{one.name:{width}}  {moment}  {one.files:>9} files  {_size(one.bytes):>9}  {printable(one.path)}")
+    return 0
+
+
+def diff(old: str, new: str | None = None, /, *, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+    """Show how a snapshot differs from a later one, or from what is there now: `+` added, `-` removed, `M` changed,
+    `m` mode or time only.
+
+    Parameters
+    ----------
+    old: str
+        A snapshot.
+    new: str | None
+        A later one; what is there now by default.
+    json: bool
+        Print a list of objects with `path`, `change`, `attributes`, `old_kind`, `kind`, `old_size` and `size`.
+    """
+    with _volume() as volume:
+        found = volume.diff(old, new)
+    if json:
+        print(json_module.dumps([asdict(one) for one in found], indent=2))
+        return 0
+    _print_differences(found)
+    return 0
+
+
+def _print_differences(found: Iterable[Difference]) -> None:
+    for one in found:
+        name = one.path + ("/" if "d" in (one.kind, one.old_kind) else "")
+        note = ""
+        if one.change == "attributes":
+            note = f"  ({', '.join(one.attributes)})"
+        elif one.change == "changed" and one.kind != one.old_kind:
+            note = "  (another kind)"
+        elif one.change == "changed" and one.kind == "f":
+            note = f"  ({one.old_size} to {one.size} bytes)"
+        print(f"{_MARKS[one.change]} {printable(name)}{note}")
+
+
+def restore(name: str, /, *, wait: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+    """Put what a snapshot holds where its directory is, in one step; prints the name of a snapshot of what was there.
+
+    Idle sandboxes are ended first. While calls run it is refused, with a list of them.
+
+    Parameters
+    ----------
+    name: str
+        The snapshot.
+    wait: bool
+        Wait for the calls that run; new ones wait until it is done.
+    """
+    from atoll.host.local import local
+    from atoll.storage.snapshots import check_name
+
+    answer: dict[str, Any] = local.request("volume.restore", {"name": check_name(name), "wait": wait}, _tell)
+    if answer.get("kept"):
+        print(answer["kept"])
+    return 0
+
+
+def _tell(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def rm_snapshot(*names: str) -> int:
+    """Remove snapshots; their space is free some time after, and what others share with them stays.
+
+    Parameters
+    ----------
+    names: str
+        The snapshots.
+    """
+    if not names:
+        raise ValueError("name the snapshots to remove")
+    with _volume() as volume:
+        for name in names:
+            volume.remove_snapshot(name)
+    return 0
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def register(app: cyclopts.App) -> None:
+    """Add the verbs to `atoll data`."""
+    for verb in (snapshot, snapshots, diff, restore, rm_snapshot):
+        app.command(verb)
