@@ -16,8 +16,13 @@ from ..conftest import Home
 PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
 
-def run(home: Home, *arguments: str | bytes, stdin: bytes = b"", status: int = 0) -> bytes:
-    """Run a command in the home directory; return what it printed, or with another status its errors."""
+def run(
+    home: Home, *arguments: str | bytes, stdin: bytes = b"", status: int = 0, complaints: bytes | None = b""
+) -> bytes:
+    """Run a command in the home directory; return what it printed, or with another status its errors.
+
+    `complaints` is what goes to stderr where the status is 0.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "data", *arguments],
         cwd=home.path,
@@ -29,7 +34,7 @@ def run(home: Home, *arguments: str | bytes, stdin: bytes = b"", status: int = 0
     )
     assert done.returncode == status, done.stderr.decode()
     if status == 0:
-        assert done.stderr == b""
+        assert done.stderr == complaints
     return done.stderr if status else done.stdout
 
 
@@ -106,7 +111,8 @@ def test_sync_mirrors(shared_home: Home, tmp_path: Path) -> None:
     (tmp_path / "b.log").write_text("1")
     here = ("sync", str(tmp_path), "cli-sync")
     assert b"send    a  (1 bytes)\n" in run(shared_home, *here, "--dry-run")
-    assert run(shared_home, *here, "--exclude", "*.log", "--exclude", "x") == b"/data/sync/cli-sync\n"
+    left = b"left out 1: `b.log`\n"
+    assert run(shared_home, *here, "--exclude", "*.log", "--exclude", "x", complaints=left) == b"/data/sync/cli-sync\n"
     assert run(shared_home, "ls", "sync/cli-sync") == b"a\n"
     (tmp_path / "a").unlink()
     run(shared_home, *here, "--no-delete")
@@ -190,3 +196,75 @@ def test_removing_a_directory_needs_to_be_asked_for(shared_home: Home) -> None:
     assert b"rm -r" in run(shared_home, "rm", "cli-rm", status=1)
     run(shared_home, "rm", "-r", "cli-rm")
     assert b"/data/cli-rm" in run(shared_home, "ls", "cli-rm", status=1)
+
+
+def test_patterns_match_on_the_volume(shared_home: Home, tmp_path: Path) -> None:
+    """Quoted patterns work in every command that reads names of the volume, and one without a match is an error."""
+    for name in ("a.csv", "b.csv", "c.txt"):
+        (tmp_path / name).write_text(name)
+    run(shared_home, "put", *(str(tmp_path / name) for name in ("a.csv", "b.csv", "c.txt")), "cli-glob/sub/")
+    assert run(shared_home, "ls", "/data/cli-glob/*/*.csv") == b"/data/cli-glob/sub/a.csv\n/data/cli-glob/sub/b.csv\n"
+    assert run(shared_home, "cat", "cli-glob/**/*.csv") == b"a.csvb.csv"
+    (tmp_path / "out").mkdir()
+    run(shared_home, "get", "cli-glob/sub/*.csv", "cli-glob/sub/c.txt", str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.csv", "b.csv", "c.txt"]
+    run(shared_home, "cp", "cli-glob/sub/?.csv", "cli-glob/copies/")
+    run(shared_home, "mv", "cli-glob/copies/[a]*", "cli-glob/moved")
+    assert run(shared_home, "ls", "cli-glob/copies") == b"b.csv\n"
+    run(shared_home, "rm", "cli-glob/sub/*.csv")
+    assert run(shared_home, "ls", "cli-glob/sub") == b"c.txt\n"
+    for verb in (["ls"], ["cat"], ["rm"], ["get"]):
+        assert b"nothing matches" in run(shared_home, *verb, "cli-glob/*.png", status=1)
+    run(shared_home, "rm", "-rf", "cli-glob", "cli-nothing")
+    assert b"several files" in run(shared_home, "put", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "x", status=1)
+
+
+def test_copying_and_moving(shared_home: Home) -> None:
+    """`cp` and `mv` put things into directories that are there, copy directories with `-r` only, and replace files."""
+    run(shared_home, "put", "-", "cli-cp/a/f", stdin=b"f")
+    assert b"cp -r" in run(shared_home, "cp", "cli-cp/a", "cli-cp/b", status=1)
+    run(shared_home, "cp", "-r", "cli-cp/a", "cli-cp/b")
+    run(shared_home, "cp", "-r", "cli-cp/a", "cli-cp/b")
+    assert run(shared_home, "ls", "cli-cp/b") == b"a\nf\n"
+    run(shared_home, "mv", "cli-cp/a/f", "cli-cp/g")
+    printed = run(shared_home, "mv", "-n", "cli-cp/b/f", "cli-cp/g", status=1)
+    assert printed == b"error: file exists: `/data/cli-cp/b/f` -> `/data/cli-cp/g`\n"
+    run(shared_home, "mv", "cli-cp/b/f", "cli-cp/g", "cli-cp/a")
+    assert run(shared_home, "ls", "cli-cp/a", "cli-cp/b") == b"/data/cli-cp/a:\nf\ng\n\n/data/cli-cp/b:\na\n"
+    printed = run(shared_home, "mv", "cli-cp/a", "cli-cp/c/d", "cli-cp/missing", status=1)
+    assert b"no such file or directory: `/data/cli-cp/c/d`" in printed
+    assert b"did you mean `g`" in run(shared_home, "cat", "cli-cp/a/gg", status=1)
+    assert run(shared_home, "cp", "cli-cp/a", status=2)
+    run(shared_home, "rm", "-r", "cli-cp")
+
+
+def test_what_things_take(shared_home: Home) -> None:
+    """`du` shows sizes for people, in bytes, by directory, and as data."""
+    run(shared_home, "put", "-", "cli-du/a/f", stdin=bytes(1_000_000))
+    run(shared_home, "put", "-", "cli-du/b/f", stdin=bytes(10))
+    assert b"/data/cli-du\n" in run(shared_home, "du", "cli-du")
+    lines = run(shared_home, "du", "-b", "--depth", "1", "cli-du").decode().splitlines()
+    assert [line.partition("\t")[2] for line in lines] == ["/data/cli-du", "/data/cli-du/a", "/data/cli-du/b"]
+    (found,) = json.loads(run(shared_home, "du", "--json", "cli-du"))
+    assert (found["apparent_bytes"], found["files"], found["directories"]) == (1_000_010, 2, 2)
+    assert found["allocated_bytes"] >= 1_000_000
+    assert found["disk_bytes"] > found["disk_free_bytes"] > 0
+    run(shared_home, "rm", "-r", "cli-du")
+
+
+def test_plans_as_data(shared_home: Home, tmp_path: Path) -> None:
+    """`sync --json` prints the plan and what was left out, also with `--dry-run`."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("12345")
+    (tmp_path / "link").symlink_to("d")
+    (tmp_path / "left.log").write_text("x")
+    here = ("sync", str(tmp_path), "cli-plan", "--exclude", "*.log", "--json")
+    plan = json.loads(run(shared_home, *here, "--dry-run"))
+    assert (plan["target"], plan["done"], plan["skipped"]) == ("/data/sync/cli-plan", False, ["left.log"])
+    assert (plan["files"], plan["bytes"]) == (1, 5)
+    found = {item["path"]: item["operation"] for item in plan["operations"]}
+    assert {path: found[path] for path in ("d", "d/f", "link")} == {"d": "mkdir", "d/f": "send", "link": "link"}
+    assert json.loads(run(shared_home, *here))["done"]
+    assert json.loads(run(shared_home, *here))["operations"] == []
+    (tmp_path / "d/f").unlink()
+    assert {"operation": "remove", "path": "d/f"} in json.loads(run(shared_home, *here))["operations"]

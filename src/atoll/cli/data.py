@@ -1,96 +1,116 @@
-"""`atoll data`: look at a volume, copy to and from it. `-` is stdin or stdout."""
+"""`atoll data`: look at a volume, copy to, from and within it, mirror a directory. `-` is stdin or stdout."""
 
 from __future__ import annotations
 
 import json as json_module
-import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli import snapshots
-from atoll.storage.progress import ProgressLine
-from atoll.storage.status import Status
-from atoll.storage.transfer import CHUNK_BYTES
-from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, printable
-from atoll.storage.volume import VolumeClient, absolute, volume_path
+from atoll.cli.data_paths import expanded, opened, print_name
+from atoll.sdk.volume import Volume, VolumeEntry, has_magic
+from atoll.storage.progress import size_text
+from atoll.storage.requests import volume_path
+from atoll.storage.tree import printable
 
 app = cyclopts.App(
     name="data",
-    help="Look at /data, and copy files to and from it. Paths are below /data.",
+    help="Look at /data, and copy files to, from and within it. Paths are below /data; quoted patterns (*, ?, [...], "
+    "**) match there.",
     help_format="plaintext",
     version_flags=[],
     result_action="return_value",
 )
-
-_KIND_NAMES = {FILE: "file", DIRECTORY: "directory", SYMLINK: "symlink"}
-_KIND_BITS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
-
-
-def _open() -> VolumeClient:
-    from atoll.host.local import local
-
-    return VolumeClient(local.open_storage())
+for _name, _where, _summary in (
+    ("get", "data_transfer:get", "Copy files and directories from /data."),
+    ("put", "data_transfer:put", "Copy files and directories to /data."),
+    ("cp", "data_transfer:cp", "Copy files and directories within /data."),
+    ("mv", "data_transfer:mv", "Rename or move files and directories within /data."),
+    ("sync", "data_sync:sync", "Make a directory of /data a mirror of a local one."),
+    ("snapshot", "snapshots:snapshot", "Keep what a directory of /data holds now."),
+    ("snapshots", "snapshots:snapshots", "List the snapshots of /data and its directories."),
+    ("diff", "snapshots:diff", "Show how a snapshot differs from a later one, or from now."),
+    ("restore", "snapshots:restore", "Put what a snapshot holds where its directory is."),
+    ("rm-snapshot", "snapshots:rm_snapshot", "Remove snapshots."),
+):
+    app.command(f"atoll.cli.{_where}", name=_name, help=_summary)
 
 
 @app.command
 def ls(
-    path: str = "/data",
-    /,
-    *,
+    *paths: str,
     long: Annotated[bool, cyclopts.Parameter(name=["--long", "-l"], negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
-    """List a directory of /data, or one file.
+    """List directories of /data, or files.
 
     Parameters
     ----------
-    path: str
-        What to list.
+    paths: str
+        What to list; /data by default.
     long: bool
         Show modes, sizes and times.
     json: bool
-        Print a list of objects with `name`, `type`, `size`, `mode`, `mtime_ns` and `target`.
+        Print a list of objects with `name`, `path`, `type`, `size`, `mode`, `mtime_ns` and `target`.
     """
-    with _open() as volume:
-        entry = volume.stat(path)
-        name = volume_path(path).rpartition("/")[2]
-        entries = volume.listdir(path) if entry.kind == DIRECTORY else {name: entry}
+    with opened() as volume:
+        groups = _listed(volume, paths or ("/data",))
     if json:
-        print(json_module.dumps([_described(name, found) for name, found in entries.items()], indent=2))
+        print(json_module.dumps([_described(name, entry) for _, group in groups for name, entry in group], indent=2))
         return 0
-    for name, found in entries.items():
-        _print_name(_line(name, found) if long else (b"", name))
+    for number, (title, group) in enumerate(groups):
+        if len(groups) > 1 and title:
+            if number:
+                print()
+            print_name("", f"{title}:")
+        for name, entry in group:
+            if long:
+                print_name(_details(entry), name + (f" -> {entry.target()}" if entry.target() else ""))
+            else:
+                print_name("", name)
     return 0
 
 
-def _described(name: str, entry: Status) -> dict[str, object]:
+def _listed(volume: Volume, paths: tuple[str, ...]) -> list[tuple[str, list[tuple[str, VolumeEntry]]]]:
+    """Return the files that were named, and each directory with what it holds."""
+    names, groups = [], []
+    for path in expanded(volume, paths, follow=False):
+        entry = volume.entry(path)
+        if entry.is_dir():
+            groups.append((path, [(below.name, below) for below in volume.scandir(path)]))
+        else:
+            alone = len(paths) == 1 and not has_magic(paths[0])
+            names.append((entry.name if alone else path, entry))
+    return [("", names), *groups] if names else groups
+
+
+def _kind(entry: VolumeEntry) -> str:
+    if entry.is_symlink():
+        return "symlink"
+    return "directory" if entry.is_dir() else "file" if entry.is_file() else "special"
+
+
+def _described(name: str, entry: VolumeEntry) -> dict[str, object]:
+    status = entry.stat()
     return {
         "name": name,
-        "type": _KIND_NAMES.get(entry.kind, "special"),
-        "size": entry.size,
-        "mode": f"{0o777 if entry.kind == SYMLINK else entry.mode:04o}",
-        "mtime_ns": entry.mtime_ns,
-        "target": entry.target,
+        "path": entry.path,
+        "type": _kind(entry),
+        "size": status.st_size if stat.S_ISREG(status.st_mode) else 0,
+        "mode": f"{stat.S_IMODE(status.st_mode):04o}",
+        "mtime_ns": status.st_mtime_ns,
+        "target": entry.target(),
     }
 
 
-def _line(name: str, entry: Status) -> tuple[bytes, str]:
-    mode = stat.filemode(_KIND_BITS.get(entry.kind, 0) | (0o777 if entry.kind == SYMLINK else entry.mode))
-    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime_ns // 1_000_000_000))
-    return f"{mode} {entry.size:>12} {moment} ".encode(), name + (f" -> {entry.target}" if entry.target else "")
-
-
-def _print_name(line: tuple[bytes, str]) -> None:
-    """Print a line that ends in a name: escaped on a terminal, which no name may act on; its own bytes elsewhere."""
-    before, name = line
-    text = printable(name) if sys.stdout.isatty() else name
-    sys.stdout.flush()
-    sys.stdout.buffer.write(before + text.encode("utf-8", "surrogateescape") + b"\n")
+def _details(entry: VolumeEntry) -> str:
+    status = entry.stat()
+    mode = stat.filemode(status.st_mode) if _kind(entry) != "special" else "?" + stat.filemode(status.st_mode)[1:]
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.st_mtime))
+    return f"{mode} {status.st_size if stat.S_ISREG(status.st_mode) else 0:>12} {moment} "
 
 
 @app.command
@@ -102,92 +122,28 @@ def cat(*paths: str) -> int:
     paths: str
         The files.
     """
-    with _open() as volume:
-        for path in paths:
-            _print_content(volume, path)
+    with opened() as volume:
+        for path in expanded(volume, paths):
+            print_content(volume, path)
     return 0
 
 
-def _print_content(volume: VolumeClient, path: str) -> None:
+def print_content(volume: Volume, path: str) -> None:
+    """Write a file to stdout as it comes."""
     sys.stdout.flush()
-    for piece in volume.read(path):
-        sys.stdout.buffer.write(piece)
+    with volume.open(path, "rb", buffering=0) as file:
+        while piece := file.read(4 << 20):
+            sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
 
 
 @app.command
-def get(remote: str, local: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "", /) -> int:
-    """Copy a file or a directory from /data. A directory is merged into one that is there; symlinks in it that stand
-    where directories or files come are replaced, never followed.
-
-    Parameters
-    ----------
-    remote: str
-        What to copy.
-    local: str
-        Where to: a new name, a directory to put it in, or `-` for stdout. The same name here by default.
-    """
-    with _open() as volume:
-        if local == "-":
-            _print_content(volume, remote)
-            return 0
-        target = local or os.curdir
-        name = volume_path(remote).rpartition("/")[2] or "data"
-        if os.path.isdir(target):
-            target = os.path.join(target, name)
-        for path in volume.get(remote, target, ProgressLine("downloading")):
-            print(f"left out `{printable(path)}`: a special file", file=sys.stderr)
-    return 0
-
-
-@app.command
-def put(local: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)], remote: str = "", /) -> int:
-    """Copy a file or a directory to /data. A directory is merged into one that is there; `sync` mirrors it.
-
-    Parameters
-    ----------
-    local: str
-        What to copy; `-` for stdin.
-    remote: str
-        Where to: a new name, or a directory of /data to put it in. The same name in /data by default.
-    """
-    with _open() as volume:
-        if local == "-":
-            if not volume_path(remote):
-                raise ValueError("name the file of /data that stdin goes to")
-            volume.write(remote, _stdin())
-            return 0
-        if not os.path.exists(local):
-            raise FileNotFoundError(f"there is no `{printable(local)}`")
-        path = volume_path(remote)
-        if not path or remote.endswith("/") or _is_directory(volume, path):
-            name = (
-                os.path.basename(os.path.realpath(local))
-                if local.strip("./") == ""
-                else os.path.basename(local.rstrip("/"))
-            )
-            path = f"{path}/{name}" if path else name
-        volume.put(local, path, ProgressLine("uploading"))
-    return 0
-
-
-def _stdin() -> Iterator[bytes]:
-    while piece := sys.stdin.buffer.read(CHUNK_BYTES):
-        yield piece
-
-
-def _is_directory(volume: VolumeClient, path: str) -> bool:
-    try:
-        return volume.stat(path).kind == DIRECTORY
-    except FileNotFoundError:
-        return False
-
-
-@app.command
 def rm(
-    *paths: str, recursive: Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")] = False
+    *paths: str,
+    recursive: Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")] = False,
+    force: Annotated[bool, cyclopts.Parameter(name=["--force", "-f"], negative="")] = False,
 ) -> int:
-    """Remove files of /data.
+    """Remove files of /data. All are looked at first: when one cannot be removed, none is.
 
     Parameters
     ----------
@@ -195,68 +151,61 @@ def rm(
         What to remove.
     recursive: bool
         Remove directories with all that they hold.
+    force: bool
+        What is not there is no error.
     """
-    with _open() as volume:
+    if any(not volume_path(path) for path in paths):
+        raise ValueError("`/data` itself cannot be removed")
+    with opened() as volume:
+        found: list[str] = []
         for path in paths:
-            if not volume_path(path):
-                raise ValueError("`/data` itself cannot be removed")
-            if not recursive and volume.stat(path, follow=False).kind == DIRECTORY:
-                raise IsADirectoryError(f"`{absolute(volume_path(path))}` is a directory; remove it with `rm -r`")
+            try:
+                found += expanded(volume, [path], follow=False)
+            except FileNotFoundError:
+                if not force:
+                    raise
+        for path in found:
+            if not recursive and volume.entry(path).is_dir(follow_symlinks=False):
+                raise IsADirectoryError(f"`{printable(path)}` is a directory; remove it with `rm -r`")
+        for path in found:
             volume.remove(path, recursive=recursive)
     return 0
 
 
 @app.command
-def sync(
-    local: str,
-    remote: str,
-    /,
-    *,
-    exclude: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = (),
-    delete: bool = True,
-    dry_run: Annotated[bool, cyclopts.Parameter(negative="")] = False,
-    atomic: bool = True,
-    watch: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+def du(
+    *paths: str,
+    depth: Annotated[int, cyclopts.Parameter(name=["--depth", "-d"], validator=cyclopts.validators.Number(gte=0))] = 0,
+    bytes_: Annotated[bool, cyclopts.Parameter(name=["--bytes", "-b"], negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
-    allow_empty: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
-    """Make a directory of /data a mirror of a local one; prints where it is.
+    """Show what files and directories of /data take on disk; what has several names counts once.
 
     Parameters
     ----------
-    local: str
-        The directory to upload.
-    remote: str
-        Where to: relative to /data/sync, or absolute below /data.
-    exclude: tuple[str, ...]
-        Pattern (gitignore's syntax) of names to leave alone on both sides; may be given again.
-    delete: bool
-        Remove there what is gone here.
-    dry_run: bool
-        Print what would be done, and do nothing.
-    atomic: bool
-        Refuse where the volume's file system cannot exchange directories in one step.
-    watch: bool
-        Go on: sync again after each change, a line for each sync, until Ctrl-C.
+    paths: str
+        What to add up; /data by default.
+    depth: int
+        Show directories down to this depth below each path, too.
+    bytes_: bool
+        Show bytes.
     json: bool
-        With --watch: print a JSON object a line.
-    allow_empty: bool
-        Let a directory with nothing to mirror in it empty the target.
+        Print a list of objects with `path`, `allocated_bytes`, `apparent_bytes`, `files` and `directories`, and for
+        each path that was named `disk_bytes` and `disk_free_bytes` of its file system.
     """
-    if watch:
-        if dry_run:
-            raise ValueError("`--watch` and `--dry-run` exclude each other")
-        from atoll.cli.watch import watch as keep
-
-        return keep(local, remote, json=json, exclude=exclude, delete=delete, atomic=atomic)
-    from atoll.sdk.sync import sync_dir
-
-    path = sync_dir(
-        local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic, allow_empty=allow_empty
-    )
-    if not dry_run:
-        _print_name((b"", path))
+    rows: list[dict[str, Any]] = []
+    with opened() as volume:
+        for path in expanded(volume, paths or ("/data",), follow=False):
+            with volume.lent() as client:
+                sums, disk, free = client.usage(path, depth, follow=path == "/data")
+            for below, sums_below in sums.items():
+                rows.append({"path": f"{path}/{below}" if below else path, **sums_below._asdict()})
+                if not below:
+                    rows[-1].update(disk_bytes=disk, disk_free_bytes=free)
+    if json:
+        print(json_module.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        size = row["allocated_bytes"]
+        print_name(f"{size}\t" if bytes_ else f"{size_text(size):>10}  ", row["path"])
     return 0
-
-
-snapshots.register(app)

@@ -164,8 +164,3 @@ def _size(count: int) -> str:
         size, unit = size / 1024, larger
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
-
-def register(app: cyclopts.App) -> None:
-    """Add the verbs to `atoll data`."""
-    for verb in (snapshot, snapshots, diff, restore, rm_snapshot):
-        app.command(verb)

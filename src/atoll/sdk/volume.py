@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 import stat as stat_module
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from atoll.sdk.storage_clients import StorageClients
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from atoll.storage.progress import ProgressLine
     from atoll.storage.snapshots import Difference, Snapshot
     from atoll.storage.status import Status
-    from atoll.storage.volume import Usage
+    from atoll.storage.volume import Usage, VolumeClient
 
 Path = str | os.PathLike[str]
 
@@ -114,6 +115,12 @@ class Volume:
         """
         self._clients.close()
 
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[VolumeClient]:
+        """Lend this thread the client that requests go through: for what no method does."""
+        with self._clients.lend() as lent:
+            yield lent.client
+
     # --- looking ------------------------------------------------------------------------------------------------
 
     def stat(self, path: Path = "/data", *, follow: bool = True) -> os.stat_result:
@@ -126,8 +133,8 @@ class Volume:
         return self._status(path, follow=follow).as_stat()
 
     def _status(self, path: Path, *, follow: bool = True) -> Status:
-        with self._clients.lend() as lent:
-            return lent.client.stat(os.fspath(path), follow=follow)
+        with self.lent() as client:
+            return client.stat(os.fspath(path), follow=follow)
 
     def exists(self, path: Path) -> bool:
         """Say whether something is at the end of a path; False for a symlink that leads nowhere."""
@@ -141,6 +148,11 @@ class Volume:
         """Say whether a path leads to a file."""
         return self._kind(path) == "f"
 
+    def entry(self, path: Path) -> VolumeEntry:
+        """Return what stands at a path, a symlink itself, as `scandir` of the directory above would give it."""
+        where = absolute(volume_path(path))
+        return VolumeEntry(where, self._status(where, follow=False))
+
     def _kind(self, path: Path) -> str:
         try:
             return self._status(path).kind
@@ -149,14 +161,14 @@ class Volume:
 
     def listdir(self, path: Path = "/data") -> list[str]:
         """Return the names in a directory, sorted."""
-        with self._clients.lend() as lent:
-            return list(lent.client.listdir(os.fspath(path)))
+        with self.lent() as client:
+            return list(client.listdir(os.fspath(path)))
 
     def scandir(self, path: Path = "/data") -> list[VolumeEntry]:
         """Return what a directory holds, with the status of each, sorted by name."""
         where = absolute(volume_path(path))
-        with self._clients.lend() as lent:
-            found = lent.client.listdir(where)
+        with self.lent() as client:
+            found = client.listdir(where)
         return [VolumeEntry(f"{where}/{name}", status) for name, status in found.items()]
 
     def walk(self, path: Path = "/data") -> Iterator[tuple[str, list[str], list[str]]]:
@@ -238,8 +250,8 @@ class Volume:
         """
         from atoll.storage.volume import Usage
 
-        with self._clients.lend() as lent:
-            sums, disk, free = lent.client.usage(os.fspath(path))
+        with self.lent() as client:
+            sums, disk, free = client.usage(os.fspath(path))
         return Usage(*sums[""], disk, free)
 
     # --- contents -----------------------------------------------------------------------------------------------
@@ -321,8 +333,8 @@ class Volume:
     def read_ranges(self, path: Path, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
         """Return pieces of one state of a file: offset (negative: from the end) and length (None: up to the end) of
         each, in bytes. What is behind the end is left out."""
-        with self._clients.lend() as lent:
-            return lent.client.read_ranges(os.fspath(path), ranges)
+        with self.lent() as client:
+            return client.read_ranges(os.fspath(path), ranges)
 
     def read_text(self, path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the content of a file as text, with its line ends as they are."""
@@ -353,8 +365,8 @@ class Volume:
             if isinstance(content, str):
                 raise TypeError("`write_bytes` takes bytes; `write_text` writes text") from None
             pieces = content
-        with self._clients.lend() as lent:
-            lent.client.write(os.fspath(path), counted(pieces), mode=mode)
+        with self.lent() as client:
+            client.write(os.fspath(path), counted(pieces), mode=mode)
         return count
 
     def write_text(self, path: Path, content: str, encoding: str = "utf-8", errors: str = "strict") -> int:
@@ -371,8 +383,8 @@ class Volume:
             FileExistsError: there is something, unless it is a directory and `exist_ok` is set.
             FileNotFoundError: the directory above is missing, and `parents` not set.
         """
-        with self._clients.lend() as lent:
-            lent.client.mkdir(os.fspath(path), mode=mode, parents=parents, exist_ok=exist_ok)
+        with self.lent() as client:
+            client.mkdir(os.fspath(path), mode=mode, parents=parents, exist_ok=exist_ok)
 
     def makedirs(self, path: Path, mode: int = 0o755, *, exist_ok: bool = False) -> None:
         """Make a directory and those above it."""
@@ -380,46 +392,53 @@ class Volume:
 
     def touch(self, path: Path, mtime_ns: int | None = None) -> None:
         """Make an empty file where there is nothing, and set the modification time (nanoseconds; by default now)."""
-        with self._clients.lend() as lent:
-            lent.client.set_attributes(os.fspath(path), mtime_ns=mtime_ns, create=True)
+        with self.lent() as client:
+            client.set_attributes(os.fspath(path), mtime_ns=mtime_ns, create=True)
 
     def chmod(self, path: Path, mode: int) -> None:
         """Set permission bits."""
-        with self._clients.lend() as lent:
-            lent.client.set_attributes(os.fspath(path), mode=stat_module.S_IMODE(mode))
+        with self.lent() as client:
+            client.set_attributes(os.fspath(path), mode=stat_module.S_IMODE(mode))
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Path, target: Path, *, replace: bool = True) -> None:
         """Give something another name in one step, replacing a file or an empty directory there, as `os.replace`.
 
         A symlink is renamed itself. Missing directories on the way to `target` are made.
 
+        Args:
+            replace: False refuses to replace anything.
+
         Raises:
+            FileExistsError: there is something, and `replace` is False.
             OSError: `target` is a directory that is not empty (`ENOTEMPTY`), or below `source`.
             IsADirectoryError, NotADirectoryError: one of the two is a directory and the other is not.
         """
-        with self._clients.lend() as lent:
-            lent.client.rename(os.fspath(source), os.fspath(target))
+        with self.lent() as client:
+            client.rename(os.fspath(source), os.fspath(target), exclusive=not replace)
 
-    def copy(self, source: Path, target: Path) -> None:
+    def copy(self, source: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Copy a file, or a directory with all that it holds, to exactly `target`, which appears whole and durable.
 
         Nothing of it travels; where the file system shares blocks (XFS, btrfs) it takes no space either. Modes,
         modification times and symlinks are kept, holes stay holes, and hard links become files of their own. A file
         replaces a file that is there, a directory nothing but an empty one. Missing directories on the way are made.
 
+        Args:
+            progress: is called now and then with the number of files and of bytes that have been copied so far.
+
         Raises:
             IsADirectoryError, NotADirectoryError: one of the two is a directory and the other is not.
             OSError: `target` is a directory that is not empty (`ENOTEMPTY`), or below `source`; or something is a
                 fifo, socket or device (`EINVAL`).
         """
-        with self._clients.lend() as lent:
-            lent.client.copy(os.fspath(source), os.fspath(target), recursive=True)
+        with self.lent() as client:
+            client.copy(os.fspath(source), os.fspath(target), recursive=True, progress=progress)
 
     def remove(self, path: Path, *, recursive: bool = False) -> None:
         """Remove a file, a symlink or an empty directory; with `recursive` a directory with all that it holds, which
         is gone in one step."""
-        with self._clients.lend() as lent:
-            lent.client.remove(os.fspath(path), recursive=recursive)
+        with self.lent() as client:
+            client.remove(os.fspath(path), recursive=recursive)
 
     # --- trees --------------------------------------------------------------------------------------------------
 
@@ -431,8 +450,8 @@ class Volume:
         Raises:
             SyncError: something local is a special file, cannot be read, or changes all the time while it is.
         """
-        with self._clients.lend() as lent:
-            lent.client.put(os.fspath(local), os.fspath(path), progress)
+        with self.lent() as client:
+            client.put(os.fspath(local), os.fspath(path), progress)
 
     def get(self, path: Path, local: Path, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
@@ -443,8 +462,8 @@ class Volume:
         Returns:
             what was left out, relative to `path`, since it is a fifo, socket or device.
         """
-        with self._clients.lend() as lent:
-            return lent.client.get(os.fspath(path), os.fspath(local), progress)
+        with self.lent() as client:
+            return client.get(os.fspath(path), os.fspath(local), progress)
 
     def sync(self, local: Path, path: Path, **options: Any) -> str:
         """Make `path` a mirror of a local directory; see `atoll.sync_dir`, whose options it takes."""

@@ -44,6 +44,10 @@ class ProgressLine:
                 f"{size_text(self._bytes)}/{size_text(self._total_bytes)}, {size_text(rate)}/s"
             )
 
+    def reach(self, files: int, size: int) -> None:
+        """Count up to what has been done in all."""
+        self.advance(files - self._files, size - self._bytes)
+
     def close(self) -> None:
         """Take the line away."""
         if self._shown_at:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from atoll.errors import AtollError, HostUnreachable
@@ -234,10 +234,18 @@ class VolumeClient(SnapshotRequests):
 
     def rename(self, path: str, target: str, *, exclusive: bool = False) -> None:
         """Give a path another name in one step, as `os.replace`; missing directories on the way are made."""
-        self._ask("rename", path, {"target": volume_path(target), "exclusive": exclusive})
+        where = volume_path(target)
+        with _naming(where):
+            self._ask("rename", path, {"target": where, "exclusive": exclusive})
 
     def copy(
-        self, path: str, target: str, *, recursive: bool = False, follow: bool = True, progress: Any = None
+        self,
+        path: str,
+        target: str,
+        *,
+        recursive: bool = False,
+        follow: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> tuple[int, int]:
         """Copy a file or a directory to exactly `target`, which appears whole; nothing of it travels.
 
@@ -249,12 +257,13 @@ class VolumeClient(SnapshotRequests):
         Returns:
             how many files and bytes were copied.
         """
-        arguments = {"target": volume_path(target), "recursive": recursive, "follow": follow}
+        where = volume_path(target)
         done: dict[str, Any] = {}
-        for message in self._messages("copy", path, arguments):
-            done = message.header
-            if progress is not None:
-                progress(int(done["files"]), int(done["bytes"]))
+        with _naming(where):
+            for message in self._messages("copy", path, {"target": where, "recursive": recursive, "follow": follow}):
+                done = message.header
+                if progress is not None:
+                    progress(int(done["files"]), int(done["bytes"]))
         return int(done["files"]), int(done["bytes"])
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
@@ -373,6 +382,17 @@ class _Pieces:
 
     def joined(self) -> list[bytes]:
         return [b"".join(pieces) for pieces in self._pieces]
+
+
+@contextlib.contextmanager
+def _naming(target: str) -> Iterator[None]:
+    """Give errors of the file system the second path, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, AtollError):
+            raise
+        raise OSError(error.errno, error.strerror, error.filename, None, absolute(target)) from error
 
 
 def _status(message: Message) -> Status:

@@ -1,0 +1,87 @@
+"""Paths of the volume on the command line: patterns, directories that things go into, and names that are not there."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+
+from atoll.errors import AtollError
+from atoll.sdk.volume import Volume, has_magic
+from atoll.storage.requests import absolute, volume_path
+from atoll.storage.tree import printable
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Volume]:
+    """Give the volume of the host that is used; errors of its file system are put into words."""
+    with Volume() as volume:
+        try:
+            yield volume
+        except OSError as error:
+            raise _worded(volume, error) from error
+
+
+def _worded(volume: Volume, error: OSError) -> OSError:
+    """Return an error of a file system in the words of this program, with the nearest name where one is missing."""
+    path, other = error.filename, error.filename2
+    if not isinstance(path, str) or error.strerror is None or isinstance(error, AtollError):
+        return error
+    text = f"{error.strerror.lower()}: `{printable(path)}`"
+    if isinstance(other, str):
+        text += f" -> `{printable(other)}`"
+    if isinstance(error, FileNotFoundError) and path.startswith("/data/"):
+        parent, _, name = path.rpartition("/")
+        with contextlib.suppress(OSError):
+            near = difflib.get_close_matches(name, volume.listdir(parent), 1)
+            if near:
+                text += f"\nhint: did you mean `{printable(near[0])}`?"
+    return type(error)(text)
+
+
+def expanded(volume: Volume, paths: Sequence[str], *, follow: bool = True) -> list[str]:
+    """Return the absolute paths that arguments name, patterns replaced by what matches them.
+
+    Raises:
+        FileNotFoundError: one is not there, or nothing matches.
+    """
+    found: list[str] = []
+    for path in paths:
+        where = absolute(volume_path(path))
+        if has_magic(where) and not volume.exists(where):
+            matches = volume.glob(where)
+            if not matches:
+                raise FileNotFoundError(f"nothing matches `{printable(where)}`")
+            found += matches
+        else:
+            volume.stat(where, follow=follow)
+            found.append(where)
+    return found
+
+
+def base_name(path: str) -> str:
+    """Return the last name of an absolute path of the volume."""
+    return path.rpartition("/")[2]
+
+
+def targets(volume: Volume, sources: Sequence[str], target: str) -> list[tuple[str, str]]:
+    """Pair what is copied or moved with where it goes, as `cp` and `mv` do: into a directory that is there or is
+    named with a `/` at its end, else to exactly the target.
+
+    Raises:
+        NotADirectoryError: several things go to what is no directory.
+    """
+    where = absolute(volume_path(target))
+    if target.endswith("/") or volume.isdir(where):
+        return [(source, f"{where}/{base_name(source)}") for source in sources]
+    if len(sources) != 1:
+        raise NotADirectoryError(f"several files go to `{printable(where)}`, which is not a directory")
+    return [(sources[0], where)]
+
+
+def print_name(before: str, name: str) -> None:
+    """Print a line that ends in a name: escaped on a terminal, which no name may act on; its own bytes elsewhere."""
+    text = printable(name) if sys.stdout.isatty() else name
+    sys.stdout.flush()
+    sys.stdout.buffer.write(f"{before}{text}\n".encode("utf-8", "surrogateescape"))
