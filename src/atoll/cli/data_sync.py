@@ -26,6 +26,7 @@ def sync(
     delete: bool = True,
     dry_run: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     atomic: bool = True,
+    allow_empty: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     watch: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
@@ -45,6 +46,8 @@ def sync(
         Print what would be done, and do nothing.
     atomic: bool
         Refuse where the volume's file system cannot exchange directories in one step.
+    allow_empty: bool
+        Let a local directory with nothing in it empty the one there.
     watch: bool
         Go on: sync again after each change, a line for each sync, until Ctrl-C.
     json: bool
@@ -60,7 +63,9 @@ def sync(
     from atoll.sdk.sync import arrange, check_source
     from atoll.storage.requests import absolute
 
-    arranged = arrange(local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic)
+    arranged = arrange(
+        local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic, allow_empty=allow_empty
+    )
     check_source(arranged.source)
     synced = arranged.run()
     target = absolute(arranged.target)
