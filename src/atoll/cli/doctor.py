@@ -9,23 +9,32 @@ import asyncio
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts
 
 from atoll import settings as options
 from atoll.errors import AtollError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from atoll.sandbox.abilities import Ability
+    from atoll.storage.findings import Finding
 
 
-def doctor(*, json: bool = False) -> int:
+def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
     """Test what this machine can do for Atoll, and say how to mend what it cannot.
 
     Parameters
     ----------
     json
         Print one JSON object: `ok`, and `abilities` with `name`, `needed`, `works`, `detail`, `loses`, `fix`.
+    data
+        Test the file system under /data instead: what programs rely on, and what a network file system leaves out.
     """
+    if data:
+        return _data(json=json)
     if sys.platform != "linux":
         print("functions run on Linux only; this machine can use a remote host")
         return 1
@@ -36,11 +45,25 @@ def doctor(*, json: bool = False) -> int:
     except AtollError as error:
         print(error, file=sys.stderr)
         return 1
-    healthy = all(ability.works for ability in found if ability.needed)
+    return _tell(found, json=json, subject="Atoll")
+
+
+def _data(*, json: bool) -> int:
+    """Test the volume's file system, by its storage peer."""
+    from atoll.host.local import local
+    from atoll.storage.findings import SelfTestRequests
+
+    with SelfTestRequests(local.open_storage()) as client:
+        found = client.selftest()
+    return _tell(found, json=json, subject="`/data`")
+
+
+def _tell(found: Sequence[Ability | Finding], *, json: bool, subject: str) -> int:
+    healthy = all(one.works for one in found if one.needed)
     if json:
         _print_json(found, healthy)
     else:
-        _print_table(found, healthy)
+        _print_table(found, healthy, subject)
     return 0 if healthy else 1
 
 
@@ -61,13 +84,13 @@ def _uv() -> Ability:
     return Ability("uv", True, True, f"{done.output.strip()}, `{path}`")
 
 
-def _print_json(found: list[Ability], healthy: bool) -> None:
+def _print_json(found: Sequence[Ability | Finding], healthy: bool) -> None:
     import json
 
     print(json.dumps({"ok": healthy, "abilities": [asdict(ability) for ability in found]}, indent=2))
 
 
-def _print_table(found: list[Ability], healthy: bool) -> None:
+def _print_table(found: Sequence[Ability | Finding], healthy: bool, subject: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -78,11 +101,12 @@ def _print_table(found: list[Ability], healthy: bool) -> None:
         table.add_column(heading, overflow="fold")
     for ability in found:
         mark = "[green]ok[/]" if ability.works else "[red]no[/]" if ability.needed else "[yellow]no[/]"
-        table.add_row(mark, ability.name, escape(ability.detail))
+        table.add_row(mark, escape(ability.name), escape(ability.detail))
     console.print(table)
     for ability in found:
         if not ability.works:
             # Not wrapped: a fix is to be copied.
-            console.print(f"\n[bold]{ability.name}[/]: without it {escape(ability.loses)}", soft_wrap=True)
+            console.print(f"\n[bold]{escape(ability.name)}[/]: without it {escape(ability.loses)}", soft_wrap=True)
             console.print(f"  fix: {escape(ability.fix)}", soft_wrap=True, highlight=False)
-    console.print("\neverything that Atoll needs works" if healthy else "\nsomething that Atoll needs does not work")
+    verdict = f"everything that {subject} needs works" if healthy else f"something that {subject} needs does not work"
+    console.print(f"\n{verdict}", highlight=False)

@@ -23,7 +23,7 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
 _MAX_DEPTH = 100
-_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
+RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -222,7 +222,7 @@ def exchange(old_parent: int, old: str, new_parent: int, new: str) -> None:
     Raises:
         OSError: with an errno of `NO_EXCHANGE` when the file system cannot.
     """
-    _renameat2(old_parent, old, new_parent, new, _RENAME_EXCHANGE)
+    renameat2(old_parent, old, new_parent, new, _RENAME_EXCHANGE)
 
 
 def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
@@ -232,7 +232,7 @@ def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
         FileExistsError: it does.
     """
     try:
-        _renameat2(old_parent, old, new_parent, new, _RENAME_NOREPLACE)
+        renameat2(old_parent, old, new_parent, new, RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in NO_EXCHANGE:
             raise
@@ -242,7 +242,12 @@ def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
         os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
 
 
-def _renameat2(old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+def renameat2(old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+    """Rename as the flags say (`renameat2`).
+
+    Raises:
+        OSError: with an errno of `NO_EXCHANGE` when the file system does not know the flags.
+    """
     import ctypes
 
     call = ctypes.CDLL(None, use_errno=True).renameat2

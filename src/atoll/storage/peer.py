@@ -69,6 +69,7 @@ class Peer:
             **Copying(volume, channel).requests(),
             **self._snapshots.requests(),
             "collect": self._collect,
+            "selftest": self._selftest,
             "sync": self._sync,
             "rest": self._rest,
         }
@@ -124,6 +125,13 @@ class Peer:
         before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
         removed = collect(self._volume, int(before) if before is not None else None, pace)
         self._channel.send({"type": "done", "removed": removed})
+
+    def _selftest(self, _: dict[str, Any], __: list[bytearray]) -> None:
+        from atoll.storage.selftest import examine
+
+        for finding in examine(self._volume):
+            self._channel.send({"type": "finding", "finding": finding.to_data()})
+        self._channel.send({"type": "done"})
 
     def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
         with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
