@@ -132,7 +132,11 @@ class AtollCommand(Atoll):
 
     def copy(self, source: Path, target: str) -> None:
         atoll = Path(sys.executable).with_name("atoll")
-        subprocess.run([atoll, "data", "sync", str(source), target], check=True, stdout=subprocess.DEVNULL)
+        # Bytecode is cached, as it is where the program is installed.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        env["PYTHONPYCACHEPREFIX"] = str(self._home.with_name("bytecode"))
+        command = [atoll, "data", "sync", str(source), target]
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
 class Rsync:
