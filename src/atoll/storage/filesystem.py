@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
+from atoll.storage.placement import spread
 from atoll.storage.tree import printable
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -59,6 +60,7 @@ class VolumeRoot:
             ) from error
         if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
             raise StateUnusable("`data` and `staging` of the volume are on different file systems")
+        spread(self.staging)
 
     def refresh(self) -> bool:
         """Have `data` be the directory that has this name now: a restore replaces it; return whether one has."""
@@ -75,6 +77,18 @@ class VolumeRoot:
     def temporary_name(self, kind: str) -> str:
         """Return a new name below `staging`."""
         return f"{kind}-{secrets.token_hex(8)}"
+
+    def make_apart(self, name: str) -> None:
+        """Make a directory of `staging` whose files go to a part of the disk where nothing was removed lately.
+
+        Where that is the file system draws from the name that a directory is made under (see `placement`).
+        """
+        while True:
+            drawn = self.temporary_name("trash")
+            os.mkdir(drawn, 0o700, dir_fd=self.staging)
+            with contextlib.suppress(FileNotFoundError):  # another peer has taken it for what it is called
+                os.rename(drawn, name, src_dir_fd=self.staging, dst_dir_fd=self.staging)
+                return
 
     def discard(self, parent: int, name: str) -> None:
         """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""

@@ -63,7 +63,7 @@ class Reception:
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.name, self._partial, src_dir_fd=staging, dst_dir_fd=staging)
             reached("parted")
-        os.mkdir(self.name, 0o700, dir_fd=staging)
+        volume.make_apart(self.name)
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
 
     def prepare(self, algorithm: str, old: int, scan: Scan) -> None:
