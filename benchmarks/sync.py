@@ -233,7 +233,9 @@ def _parts(benchmark: Benchmark, only: set[str], options: argparse.Namespace, no
         counts = (100, 1000) if options.tiny else (100_000, 1_000_000)
         rows += measure_million(benchmark.atoll, benchmark.place, *counts)
     if "disk" in only:
-        found, note = disk.measure(benchmark.place / "home", benchmark.rounds * (1 if options.tiny else 2), options.tiny)
+        found, note = disk.measure(
+            benchmark.place / "home", benchmark.rounds * (1 if options.tiny else 2), options.tiny
+        )
         rows += found
         notes.append(note)
     return rows
