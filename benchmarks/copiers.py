@@ -135,7 +135,7 @@ class AtollCommand(Atoll):
         # Bytecode is cached, as it is where the program is installed.
         env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         env["PYTHONPYCACHEPREFIX"] = str(self._home.with_name("bytecode"))
-        command = [atoll, "data", "sync", str(source), target]
+        command = [str(atoll), "data", "sync", str(source), target]
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
