@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,9 +32,11 @@ from atoll.storage.tidy import clean, collect
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
 
+from ..conftest import Home
 from .test_sync import fill, snapshot
 
 MOMENTS = 300 if os.geteuid() == 0 else 60
+DAEMONS = 10 if os.geteuid() == 0 else 6
 KEPT = ("locks", "index-")
 """What peers keep in staging at rest."""
 
@@ -453,3 +456,53 @@ def test_killed_at_random_moments_while_the_disk_fills_up(tmp_path: Path) -> Non
     with _mounted(tmp_path / "disk", "3m"):
         (tmp_path / "disk/volume").mkdir()
         _sweep(Lab(tmp_path / "disk/volume"), trees, dice, MOMENTS // 3, full=True)
+
+
+SYNC = "import sys; from atoll import sync_dir; print(sync_dir(sys.argv[1], 't'))"
+
+
+def _kill_daemon(home: Home) -> None:
+    pid = home.daemon_pid()
+    if pid is not None and pid in home.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_daemon_is_killed_at_random_moments(atoll_home: Home, tmp_path: Path) -> None:
+    """SIGKILL of the daemon ends the peer with it: the tree is the old one or the new one, the next sync ends equal,
+    and the next daemon begins to remove what was replaced."""
+    dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
+    trees = _random_trees(tmp_path, dice, 1_500_000)
+    shots = [snapshot(tree) for tree in trees]
+    atoll_home.python("-c", SYNC, str(trees[0]))
+    volume = atoll_home.path / "volumes/local"
+    took = 0.0
+    for number in range(DAEMONS):
+        started = time.monotonic()
+        program = subprocess.Popen(
+            [sys.executable, "-c", SYNC, str(trees[number % 2])],
+            env=atoll_home.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if number < 2:
+            assert program.wait() == 0
+            took = time.monotonic() - started
+            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(dice.uniform(took / 3, took))
+        _kill_daemon(atoll_home)
+        program.wait()
+        assert snapshot(volume / "data/sync/t") in shots
+    for tree, shot in zip(trees, shots, strict=True):
+        atoll_home.python("-c", SYNC, str(tree))
+        assert snapshot(volume / "data/sync/t") == shot
+    _kill_daemon(atoll_home)
+    atoll_home.python("-c", "from atoll import Volume; Volume().listdir()")
+    left = first = set(os.listdir(volume / "staging"))
+    assert any(name.startswith("old-") for name in first)
+    deadline = time.monotonic() + 60
+    while not first - left:  # slowly: the rest would take a minute
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        left = set(os.listdir(volume / "staging"))
+    assert all(name.startswith((*KEPT, "old-")) for name in left)

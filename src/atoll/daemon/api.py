@@ -308,28 +308,29 @@ class Connection:
         """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""
         if self._peer.nested:
             raise errors.ResourcesUnavailable("a function cannot open a shell", hint="run it from the command line")
-        descriptors = self._channel.take_descriptors(3)
-        try:
-            spec = self._checked(_read_spec(message.get("spec")))
-            environment = await self._until_gone(
-                self._daemon.node.environments.ensure(spec.environment, self._progress())
-            )
-            key = SandboxKey(self._peer.user, environment.key, await self._network(spec), spec.mounts)
-            if self._daemon.pool.is_quiet(self._peer.user):
-                raise errors.VolumeBusy("the volume is just being restored", hint="try again in a moment")
-            shell = self._daemon.node.start_shell(
-                key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
-            )
-            self._daemon.shells[self._peer.user] += 1
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        try:
-            await self._channel.send({"type": "granted"})
-            status = await self._until_gone(shell.wait())
-        finally:
-            await shell.kill()
-            self._daemon.shells[self._peer.user] -= 1
+        with self._daemon.shell():
+            descriptors = self._channel.take_descriptors(3)
+            try:
+                spec = self._checked(_read_spec(message.get("spec")))
+                environment = await self._until_gone(
+                    self._daemon.node.environments.ensure(spec.environment, self._progress())
+                )
+                key = SandboxKey(self._peer.user, environment.key, await self._network(spec), spec.mounts)
+                if self._daemon.pool.is_quiet(self._peer.user):
+                    raise errors.VolumeBusy("the volume is just being restored", hint="try again in a moment")
+                shell = self._daemon.node.start_shell(
+                    key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
+                )
+                self._daemon.shells[self._peer.user] += 1
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            try:
+                await self._channel.send({"type": "granted"})
+                status = await self._until_gone(shell.wait())
+            finally:
+                await shell.kill()
+                self._daemon.shells[self._peer.user] -= 1
         failure = await shell.failure()
         if failure is not None:
             raise failure

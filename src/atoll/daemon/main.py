@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ log = logging.getLogger("atoll.daemon")
 
 LOCAL_USER = "local"
 """The one user of the embedded daemon: who started it."""
+
+COLLECT_SECONDS = 30.0
+"""How often what syncs have replaced is looked for while there are sandboxes, or clients without any."""
+
+CLOCK_SECONDS = 60.0
+"""How much longer than the oldest sandbox something must have been replaced: clocks are set back, too."""
 
 
 class Daemon:
@@ -60,6 +66,9 @@ class Daemon:
         self._left = asyncio.Event()
         self._busy_until = time.monotonic()
         self._volume_was_used = True
+        self._collect_at = 0.0
+        self._collecting: asyncio.Task[None] | None = None
+        self._shells: list[float] = []
         self.storage_peers: Counter[str] = Counter()
         """How many storage peers the code in each worker has open."""
         self.shells: Counter[str] = Counter()
@@ -85,6 +94,8 @@ class Daemon:
             await self._left.wait()
         finally:
             self._stop_listening()
+            if self._collecting is not None:
+                tasks.append(self._collecting)
             for task in tasks:
                 task.cancel()
             await self.pool.close()
@@ -171,11 +182,7 @@ class Daemon:
         while True:
             await asyncio.sleep(min(1.0, max(idle_seconds / 4, 0.05)))
             now = time.monotonic()
-            if not self.pool.idle:
-                self._volume_was_used = True
-            elif self._volume_was_used:
-                self._volume_was_used = False
-                await self.node.collect(LOCAL_USER)
+            self._collect(now)
             if self._listener is not None and not self._owns_path():
                 self.leave(at_once=False)
             if self._connections or not self.pool.idle:
@@ -184,6 +191,32 @@ class Daemon:
             elif now - self._busy_until >= idle_seconds and self._can_leave():
                 self._left.set()
                 return
+
+    @contextlib.contextmanager
+    def shell(self) -> Iterator[None]:
+        """Know of an interactive shell while it lives: it may work in a directory that a sync replaces."""
+        started = time.time()
+        self._shells.append(started)
+        try:
+            yield
+        finally:
+            self._shells.remove(started)
+
+    def _collect(self, now: float) -> None:
+        """Have what syncs have replaced removed in the background: when the last sandbox has ended, and now and then
+        what is older than every one that lives."""
+        idle = self.pool.idle and not self._shells
+        if not idle:
+            self._volume_was_used = True
+        due = now >= self._collect_at or (idle and self._volume_was_used)
+        if not due or (self._collecting is not None and not self._collecting.done()):
+            return
+        if idle:
+            self._volume_was_used = False
+        self._collect_at = now + COLLECT_SECONDS
+        alive = [*self._shells, self.pool.oldest_sandbox(LOCAL_USER) or time.time()]
+        before = min(alive) - (0.0 if idle else CLOCK_SECONDS)
+        self._collecting = asyncio.get_running_loop().create_task(self.node.collect(LOCAL_USER, int(before * 1e9)))
 
     def _owns_path(self) -> bool:
         """Whether clients that come now come here; not so when the state directory was removed, for example."""

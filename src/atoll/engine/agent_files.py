@@ -92,6 +92,21 @@ def hold(directory: Path) -> tuple[Path, int]:
         os.close(descriptor)  # somebody removed it before it was held
 
 
+def used_by_others(own: Path) -> bool:
+    """Whether a daemon of another version is alive: one that drains still has sandboxes."""
+    for path in own.parent.iterdir():
+        if path == own or path.name.startswith("."):
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def remove_unused(directory: Path) -> None:
     """Remove the files of versions that no daemon holds: of other versions, and what was left half made."""
     for path in sorted(directory.iterdir()):

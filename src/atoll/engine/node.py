@@ -31,7 +31,8 @@ from atoll.sandbox.network import Network, Networks
 from atoll.sandbox.outbound import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
-from atoll.wire.channel import Channel, Socket, pair
+from atoll.storage.tidy import worth_collecting
+from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 from atoll.wire.stream import AsyncChannel
 
 log = logging.getLogger("atoll.node")
@@ -392,16 +393,20 @@ class Node:
         finally:
             end.close()
 
-    async def collect(self, user: str) -> None:
-        """Remove the trees that syncs have replaced; no sandbox of the user is alive."""
-        if not any((self._settings.volumes_directory / user / "staging").glob("old-*")):
-            return
+    async def collect(self, user: str, before_ns: int) -> None:
+        """Remove, slowly, what syncs have replaced before a moment (nanoseconds since the epoch): no sandbox of the
+        user that lives has been started earlier. It may be cancelled, and goes on the next time."""
+        staging = self._settings.volumes_directory / user / "staging"
         with contextlib.suppress(errors.AtollError, OSError):
+            if agent_files.used_by_others(self._library) or not worth_collecting(staging, before_ns):
+                return
             async with self.open_storage(user) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)))
                 try:
-                    await asyncio.to_thread(_collect, channel)
+                    await asyncio.to_thread(_collect, channel, before_ns)
                 finally:
+                    with contextlib.suppress(OSError):
+                        channel.socket.shutdown(socket.SHUT_RDWR)  # the thread, where this was cancelled
                     channel.close()
 
 
@@ -410,6 +415,7 @@ async def _tell(sandbox: Sandbox, ended: asyncio.Event) -> None:
     ended.set()
 
 
-def _collect(channel: Channel) -> None:
-    channel.send({"type": "collect"})
-    channel.receive()
+def _collect(channel: Channel, before_ns: int) -> None:
+    with contextlib.suppress(ChannelClosed, OSError):
+        channel.send({"type": "collect", "before_ns": before_ns, "slowly": True})
+        channel.receive()

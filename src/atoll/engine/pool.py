@@ -105,6 +105,10 @@ class Pool:
         """Nothing is alive and nothing waits."""
         return self._schedule.idle and not self._sandboxes
 
+    def oldest_sandbox(self, user: str) -> float | None:
+        """When the oldest sandbox of a user that lives was started, seconds since the epoch; None where none lives."""
+        return min((one.started_at for one in self._sandboxes.values() if one.key.user == user), default=None)
+
     @property
     def waiting(self) -> int:
         """How many requests wait for a worker."""

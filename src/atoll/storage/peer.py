@@ -123,6 +123,8 @@ class Peer:
         """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,
         where that is asked for."""
         before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
+        if pace is not None:
+            os.nice(10)
         removed = collect(self._volume, int(before) if before is not None else None, pace)
         self._channel.send({"type": "done", "removed": removed})
 

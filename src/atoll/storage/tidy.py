@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
+from pathlib import Path
 
 from atoll.storage import recovery
 from atoll.storage.filesystem import VolumeRoot, names
@@ -68,6 +69,24 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
         elif name.startswith(("stage-", "partial-")):
             _drop_abandoned(volume, name)
     return removed
+
+
+def worth_collecting(staging: Path, before_ns: int) -> bool:
+    """Whether `collect` would find something to do; for who must not touch what is there.
+
+    Raises:
+        OSError: the directory cannot be listed.
+    """
+    now = time.time()
+    for name in os.listdir(staging):
+        old = OLD.fullmatch(name)
+        if name.startswith(("trash-", "switch-", "record-")) or (old and int(old[1]) < before_ns):
+            return True
+        if name.startswith(("stage-", "partial-")):
+            with contextlib.suppress(FileNotFoundError):
+                if now - os.lstat(staging / name).st_mtime > ABANDONED_SECONDS:
+                    return True
+    return False
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
