@@ -189,7 +189,7 @@ class Lab:
         def peer() -> None:
             theirs_only(ours)
             if not self.exchange:
-                setattr(filesystem, "_renameat2", _unable)
+                setattr(filesystem, "renameat2", _unable)
             if who == "peer":
                 steps.arm(_Killer(die_at))
             peer_main([str(theirs.fileno()), str(self.volume)])

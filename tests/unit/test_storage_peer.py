@@ -143,7 +143,7 @@ def test_without_exchange_the_sync_is_refused_unless_less_is_accepted(
     def unable(*_: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(filesystem, "_renameat2", unable)
+    monkeypatch.setattr(filesystem, "renameat2", unable)
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_text("1")
