@@ -23,6 +23,7 @@ from atoll.storage.archive import Archive
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import main as peer_main
 from atoll.storage.sync import SyncOptions, error_of
+from atoll.storage.tidy import clean
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel, ChannelClosed
 
@@ -109,6 +110,7 @@ class Lab:
     def recover(self) -> None:
         """Have the next peer come, which finishes or drops what the last one has left."""
         volume = VolumeRoot(str(self.volume))
+        clean(volume)
         archive = Archive(volume)
         archive.recover()
         archive.close()
@@ -121,16 +123,19 @@ class Lab:
         names = os.listdir(self.trees)
         for record in os.listdir(self.volume / "snapshots/records"):
             left += [record] if record.rpartition(".")[0] not in names else []
-        return left + os.listdir(self.volume / "staging/locks")
+        locks = os.listdir(self.volume / "staging/locks")
+        return left + [name for name in locks if name.startswith(("snapshot-", "restore-", "name-"))]
 
 
 def converse(channel: Channel, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Make one request as the daemon does; return the headers of the answer."""
     channel.send(request)
-    answers = []
+    answers: list[dict[str, Any]] = []
     while not answers or answers[-1]["type"] != "done":
         message = channel.receive()
         if message.type == "error":
+            if not any(header["type"] == "ready" for header in answers):
+                channel.send({"type": "abort"})
             raise error_of(message)
         if message.type == "ready":
             channel.send({"type": "commit"})

@@ -319,6 +319,10 @@ class Archive:
                 with holding(self._volume.locks, _name_lock(base), exclusive=True, wait=None) as held:
                     if held and not self.has(base):
                         self._drop_records(base)
+        for name in filesystem.names(self._volume.locks):
+            if name.startswith(("snapshot-", "restore-", "name-")):
+                with holding(self._volume.locks, name, exclusive=True, wait=None):
+                    pass  # a lock that nobody holds is gone when it has been held
 
     def _recover_stage(self, stage: str) -> None:
         try:

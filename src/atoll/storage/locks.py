@@ -39,10 +39,12 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
                 break
             os.close(descriptor)  # the last holder has removed the file: its name means another one now
             descriptor = -1
-        yield True
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(name, dir_fd=directory)
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(name, dir_fd=directory)
     finally:
         if descriptor >= 0:
             os.close(descriptor)

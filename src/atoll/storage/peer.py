@@ -125,6 +125,7 @@ class Peer:
         before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
         if pace is not None:
             os.nice(10)
+        self._snapshots.recover()
         removed = collect(self._volume, int(before) if before is not None else None, pace)
         self._channel.send({"type": "done", "removed": removed})
 

@@ -6,7 +6,6 @@ holds off writers while it is made. Linux only; elsewhere, and where a file syst
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import secrets
@@ -15,9 +14,6 @@ _FICLONE = 0x40049409  # <linux/fs.h>: _IOW(0x94, 9, int)
 _UNABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EISDIR}
 )
-
-
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
 def clone(source_fd: int, target_fd: int) -> bool:
@@ -44,21 +40,30 @@ def clone(source_fd: int, target_fd: int) -> bool:
 
 
 def can_clone(directory_fd: int) -> bool:
-    """Say whether the file system of an open directory can clone, by trying it on two files that are removed again.
+    """Say whether the file system of an open directory can clone, by trying it on two files without names.
 
     Raises:
         OSError: nothing can be written there.
     """
-    names = [f"probe-{secrets.token_hex(8)}" for _ in range(2)]
     opened = list[int]()
     try:
-        for name in names:
-            opened.append(os.open(name, _NEW, 0o600, dir_fd=directory_fd))
+        for _ in range(2):
+            opened.append(_nameless(directory_fd))
         os.write(opened[0], bytes(4096))
         return clone(*opened)
     finally:
         for descriptor in opened:
             os.close(descriptor)
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory_fd)
+
+
+def _nameless(directory_fd: int) -> int:
+    """Make a file that is gone when it is closed."""
+    try:
+        return os.open(".", getattr(os, "O_TMPFILE", -1) | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            raise
+    name = f"trash-{secrets.token_hex(8)}"  # what is called so in staging, the next peer removes
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+    os.unlink(name, dir_fd=directory_fd)
+    return descriptor

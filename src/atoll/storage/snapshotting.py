@@ -81,7 +81,7 @@ class Snapshots:
             self._opened = Archive(self._volume)
         return self._opened
 
-    def _recover(self) -> None:
+    def recover(self) -> None:
         """Finish what dead peers have left; what cannot be finished keeps its place."""
         with contextlib.suppress(OSError):
             recovery.clean(self._volume)
@@ -111,7 +111,7 @@ class Snapshots:
     def _snapshot(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Make one of a directory of the volume."""
         archive, asked = self._archive, header.get("name")
-        self._recover()
+        self.recover()
         name = check_name(asked) if asked is not None else archive.unused_name(_now_name())
         with archive.busy_with(name, alone=True):
             archive.check_unused(name)
@@ -216,7 +216,7 @@ class Snapshots:
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Take one out of sight; its tree is removed later."""
         name = check_name(header["name"])
-        self._recover()
+        self.recover()
         with self._archive.busy_with(name, alone=True):
             self._archive.find(name)
             self._archive.remove(name)
@@ -227,7 +227,7 @@ class Snapshots:
     def _restore(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Put a snapshot's tree where its directory is; what was there becomes a snapshot of its own."""
         name, archive = check_name(header["name"]), self._archive
-        self._recover()
+        self.recover()
         with Conversation(self._channel, "restore") as conversation, contextlib.ExitStack() as stack:
             stack.enter_context(archive.busy_with(name, alone=False))
             snapshot = archive.find(name)
