@@ -321,7 +321,6 @@ class Connection:
                 shell = self._daemon.node.start_shell(
                     key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
                 )
-                self._daemon.shells[self._peer.user] += 1
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -330,7 +329,6 @@ class Connection:
                 status = await self._until_gone(shell.wait())
             finally:
                 await shell.kill()
-                self._daemon.shells[self._peer.user] -= 1
         failure = await shell.failure()
         if failure is not None:
             raise failure

@@ -71,8 +71,6 @@ class Daemon:
         self._shells: list[float] = []
         self.storage_peers: Counter[str] = Counter()
         """How many storage peers the code in each worker has open."""
-        self.shells: Counter[str] = Counter()
-        """How many shells each user has open."""
         self.senders_of_junk: deque[str] = deque(maxlen=1000)
         """Workers whose code has sent no frames: the log says it once for each."""
 
@@ -191,6 +189,11 @@ class Daemon:
             elif now - self._busy_until >= idle_seconds and self._can_leave():
                 self._left.set()
                 return
+
+    @property
+    def open_shells(self) -> int:
+        """How many interactive shells live."""
+        return len(self._shells)
 
     @contextlib.contextmanager
     def shell(self) -> Iterator[None]:

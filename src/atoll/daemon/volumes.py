@@ -76,7 +76,7 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
             await _answer(channel, name, "ready", progress)
             started = time.monotonic()
             async with daemon.pool.quiet(user, busy):
-                while daemon.shells[user]:
+                while daemon.open_shells:
                     await busy()
                     await asyncio.sleep(0.1)
                 # What has begun is finished, also when who asked for it goes away.
@@ -119,7 +119,7 @@ async def _answer(channel: AsyncChannel, name: str, wanted: str, progress: Calla
 
 
 async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
-    shells = [{"call": "", "function": "a shell"} for _ in range(daemon.shells[user])]
+    shells = [{"call": "", "function": "a shell"} for _ in range(daemon.open_shells)]
     return [*await daemon.pool.running(user), *shells]
 
 
