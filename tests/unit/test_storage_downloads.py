@@ -10,7 +10,9 @@ import http.server
 import json
 import os
 import re
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -94,8 +96,8 @@ class Site:
 
 
 @contextlib.contextmanager
-def serving(site: Site) -> Iterator[Site]:
-    """Serve a site on the loopback device."""
+def serving(site: Site, context: ssl.SSLContext | None = None) -> Iterator[Site]:
+    """Serve a site on the loopback device, over TLS where there is a context."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -117,6 +119,8 @@ def serving(site: Site) -> Iterator[Site]:
             return
 
     with Server(("127.0.0.1", 0), Handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         site.address = f"127.0.0.1:{server.server_address[1]}"
@@ -400,12 +404,15 @@ def test_secrets_go_to_their_host_only(site: Site, volume: Path) -> None:
     assert b"signature" not in everything
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http:///x", "/loop"])
-def test_redirects_that_lead_nowhere_are_refused(site: Site, volume: Path, target: str) -> None:
-    """A redirect to another kind of address, to none, or round in a circle is an error."""
+@pytest.mark.parametrize(
+    ("target", "asked"), [("file:///etc/passwd", 1), ("ftp://127.0.0.1/x", 1), ("http://h:x/", 1), ("/loop", 11)]
+)
+def test_redirects_that_lead_nowhere_are_refused(site: Site, volume: Path, target: str, asked: int) -> None:
+    """A redirect to another kind of address, to none, or round in a circle is an error at once."""
     site.scripts = [site.status(302, {"Location": target}) for _ in range(50)]
     with pytest.raises(DownloadError):
         get(volume, site)
+    assert len(site.requests) <= asked
     assert not (volume / "place").exists()
 
 
@@ -575,6 +582,70 @@ def test_who_waits_takes_over_from_a_killed_holder(site: Site, volume: Path) -> 
     assert second.communicate(timeout=30)[0] == b"%d\n" % len(CONTENT)
     assert int(site.requests[1][1]["Range"].removeprefix("bytes=").removesuffix("-")) >= arrived
     assert (volume / "file").read_bytes() == CONTENT
+
+
+def test_a_part_that_somebody_changes_is_received_again(site: Site, volume: Path) -> None:
+    """Where locks do not hold and another one cuts the part, what arrived is not taken for whole."""
+
+    def cutting(handler: Any) -> None:
+        site.head(handler, 200, {}, len(CONTENT))
+        handler.wfile.write(CONTENT[:-10])
+        (part,) = [path for path in notes(volume) if path.suffix == ".part"]
+        while part.stat().st_size < len(CONTENT) - 10:
+            time.sleep(0.01)
+        os.truncate(part, 5)
+        handler.wfile.write(CONTENT[-10:])
+
+    site.scripts = [cutting]
+    assert get(volume, site).digests == {"sha256": SHA256}
+    assert (volume / "place/file").read_bytes() == CONTENT
+    assert len(site.requests) == 2
+
+
+def tls(tmp_path: Path) -> tuple[Path, Path]:
+    """Make a certificate of 127.0.0.1 that nobody trusts; return it and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    if shutil.which("openssl") is None:
+        pytest.skip("needs `openssl`")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+def test_certificates_are_checked(volume: Path, tmp_path: Path) -> None:
+    """A server whose certificate nobody has vouched for is refused at once; one of the given bundle is believed."""
+    certificate, key = tls(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving(Site(), context) as site:
+        url = site.url().replace("http:", "https:")
+        with pytest.raises(DownloadError, match="not trusted") as caught:
+            get(volume, site, url=url)
+        assert "SSL_CERT_FILE" in caught.value.hint
+        assert not site.requests
+        assert get(volume, site, url=url, certificates=certificate.read_text()).size == len(CONTENT)
+        with serving(Site()) as plain:
+            site.scripts = [site.status(302, {"Location": plain.url()})] * 2
+            with pytest.raises(DownloadError, match="anybody on the way"):
+                get(volume, site, url=url, certificates=certificate.read_text(), force=True)
+            assert not plain.requests
+            digest = hashlib.sha256(b"other").hexdigest()
+            plain.content = b"other"
+            assert get(volume, site, digest, url=url, certificates=certificate.read_text()).size == 5
+
+
+def test_proxies_are_those_of_the_environment(site: Site, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request goes to the proxy that the environment names, unless `no_proxy` leaves its host out."""
+    monkeypatch.setenv("http_proxy", f"http://{site.address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert get(volume, site, url="http://files.example/x").size == len(CONTENT)
+    assert site.requests[0][0] == "http://files.example/x"
+    assert site.requests[0][1]["Host"] == "files.example"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert get(volume, site, path="direct").size == len(CONTENT)
+    assert site.requests[1][0] == "/dir/file.bin"
 
 
 @pytest.mark.root

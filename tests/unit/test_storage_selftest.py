@@ -287,6 +287,7 @@ def test_real_file_systems_are_told_apart(tmp_path: Path) -> None:
         ("ext4", set()),
         ("btrfs", set()),
         ("", set()),
+        ("fuse.gocryptfs", set()),
         ("nfs4", {"SQLite in WAL mode", "appends", "fresh reads", "locks"}),
         ("fuse.juicefs", {"SQLite in WAL mode", "appends", "fresh reads", "locks"}),
         ("9p", {"SQLite in WAL mode", "appends", "fresh reads", "locks"}),

@@ -281,6 +281,8 @@ class _Download:
             checkpoint = have
             while not content.complete and (piece := content.read(PIECE_BYTES)):
                 self._check_size(have + len(piece), have)
+                if os.fstat(part).st_size != have:  # somebody else is at it: locks do not hold here
+                    raise Transient("what has arrived was changed meanwhile", anew=True)
                 write_all(part, piece)
                 self._hashes.update(piece)
                 have += len(piece)

@@ -10,6 +10,20 @@ _NETWORK = frozenset(
         *("afs", "coda", "ocfs2", "gfs2", "orangefs", "pvfs2", "vboxsf", "prl_fs", "vmhgfs", "davfs", "drvfs", "fuse"),
     ]
 )
+_LOCAL_FUSE = frozenset(
+    f"fuse.{name}"
+    for name in (
+        "mergerfs",
+        "gocryptfs",
+        "encfs",
+        "cryfs",
+        "bindfs",
+        "fuse-overlayfs",
+        "ntfs-3g",
+        "lowntfs-3g",
+        "zfs-fuse",
+    )
+)
 
 
 def kind_of(path: str | int) -> str:
@@ -38,4 +52,4 @@ def kind_of(path: str | int) -> str:
 
 def is_network(kind: str) -> bool:
     """Whether a kind of file system is, or may be, served by another machine, which changes files unseen."""
-    return kind in _NETWORK or kind.startswith("fuse.")
+    return kind in _NETWORK or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE)

@@ -175,6 +175,8 @@ class Origin:
         request = urllib.request.Request(quoted(self.address), headers=headers)  # noqa: S310  # `split` has checked
         try:
             response = self._opener().open(request, timeout=self.timeout_seconds)
+        except DownloadError:  # of a redirect
+            raise
         except urllib.error.HTTPError as error:
             with contextlib.closing(error):
                 if error.code == 416 and offset:

@@ -74,6 +74,8 @@ class Watcher:
                     wanted = frozenset(path for path in paths if not self._excluded(root, path))
                     if wanted or not found:
                         yield wanted
+            except SyncError:
+                raise
             except OSError as error:
                 if _gone(self._source, here):
                     return
@@ -97,8 +99,13 @@ class Watcher:
 
         Its `ignore_permission_denied` hides every error, the limit of watches too: it is used only where it must be.
         """
-        from watchfiles import watch
-
+        try:
+            from watchfiles import watch
+        except ImportError as error:
+            raise SyncError(
+                "watching needs the package `watchfiles`, which is not here",
+                hint="inside a function, add `watchfiles` to its requirements",
+            ) from error
         for found in watch(
             root,
             watch_filter=None,
