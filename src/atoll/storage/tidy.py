@@ -80,7 +80,9 @@ def worth_collecting(staging: Path, before_ns: int) -> bool:
     now = time.time()
     for name in os.listdir(staging):
         old = OLD.fullmatch(name)
-        if name.startswith(("trash-", "switch-", "record-", "snapshot-", "restore-")) or (old and int(old[1]) < before_ns):
+        if name.startswith(("trash-", "switch-", "record-", "snapshot-", "restore-")) or (
+            old and int(old[1]) < before_ns
+        ):
             return True
         if name.startswith(("stage-", "partial-")):
             with contextlib.suppress(FileNotFoundError):
