@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Self
 
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
-from atoll.storage.placement import spread
+from atoll.storage.placement import QUICK_SECONDS, seconds_for_a_file, spread
 from atoll.storage.tree import printable
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
 _MAX_DEPTH = 100
+_DRAWS = 8
 RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -78,17 +79,36 @@ class VolumeRoot:
         """Return a new name below `staging`."""
         return f"{kind}-{secrets.token_hex(8)}"
 
-    def make_apart(self, name: str) -> None:
+    def make_apart(self, name: str, parent: int | None = None) -> None:
         """Make a directory of `staging` whose files go to a part of the disk where nothing was removed lately.
 
-        Where that is the file system draws from the name that a directory is made under (see `placement`).
+        Where that is the file system draws from the name that a directory is made under (see `placement`). A part
+        that turns out to be slow all the same is given up for another, a few times.
+
+        Args:
+            name: the directory, relative to `parent`.
+            parent: the open directory that gets it; `staging` by default.
+
+        Raises:
+            OSError: it cannot be made.
         """
-        while True:
+        best, best_seconds = "", 0.0
+        for _ in range(_DRAWS):
             drawn = self.temporary_name("trash")
             os.mkdir(drawn, 0o700, dir_fd=self.staging)
-            with contextlib.suppress(FileNotFoundError):  # another peer has taken it for what it is called
-                os.rename(drawn, name, src_dir_fd=self.staging, dst_dir_fd=self.staging)
-                return
+            seconds = seconds_for_a_file(self.staging, drawn)
+            if not best or seconds < best_seconds:
+                best, drawn, best_seconds = drawn, best, seconds
+            if drawn:
+                with contextlib.suppress(OSError):
+                    os.rmdir(drawn, dir_fd=self.staging)
+            if best_seconds < QUICK_SECONDS:
+                break
+        target = self.staging if parent is None else parent
+        try:
+            os.rename(best, name, src_dir_fd=self.staging, dst_dir_fd=target)
+        except FileNotFoundError:  # another peer has taken it for what it is called
+            os.mkdir(name, 0o700, dir_fd=target)
 
     def discard(self, parent: int, name: str) -> None:
         """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""

@@ -121,7 +121,10 @@ class Mirror:
                     unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:
                 conversation.finished()
-                if (generation := str(message.header.get("generation", ""))) and old >= 0:
+                generation = str(message.header.get("generation", ""))
+                if standing.stale and not standing.changed and not standing.gone:
+                    generation = generation or standing.index.generation
+                if generation and old >= 0:
                     self._remember(key, standing, generation, algorithm)
         finally:
             for path, mode in reversed(unlocked):
@@ -184,6 +187,7 @@ class Mirror:
             if message.type != "commit":
                 return False
             generation = str(message.header.get("generation", ""))
+            reception.settle()
             stamps = stage.commit()
             self._remember_new(stage, plan, standing, key, generation, algorithm, stamps)
             return True

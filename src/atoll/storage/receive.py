@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,12 +18,18 @@ from atoll.storage import filesystem
 from atoll.storage.chunks import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.index import FINE_CLOCK_NS, settled
 from atoll.storage.large import LargeFile
+from atoll.storage.placement import QUICK_SECONDS
 from atoll.storage.plan import Plan
 from atoll.storage.scan import ROW, Scan
 from atoll.storage.standing import open_below
 from atoll.storage.steps import reached
 from atoll.storage.tree import FILE, Entry, Tree, parent_of, printable
+
+_WORTH_WAITING_BYTES = 16 << 20
+_ENOUGH = 20
+"""So many files tell how long it takes to make one."""
 
 
 class Reception:
@@ -56,6 +63,7 @@ class Reception:
         self._large: tuple[int, LargeFile | None] = (-1, None)
         self._resumed: dict[int, tuple[int, Hasher]] = {}
         self._make = maker("sha256")
+        self._opened, self._opening_seconds, self._slow = 0, 0.0, False
         self._old, self._scan = -1, Scan()
         self._source: tuple[str, int] = ("", -1)
         staging = volume.staging
@@ -132,8 +140,11 @@ class Reception:
                 raise _damaged(path)
             directory, name = self._enter(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            began = time.perf_counter()
             try:
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
+                self._opening_seconds += time.perf_counter() - began
+                self._opened += 1
             except FileExistsError:  # from an interrupted sync, and not what the source has now
                 os.unlink(name, dir_fd=directory)
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
@@ -217,6 +228,17 @@ class Reception:
         """Have all that came written, but for what is in the page cache."""
         self.pause()
 
+    def settle(self) -> None:
+        """Wait, where it pays, until a change by a function is certain to get another time stamp than what arrived:
+        what cannot be told apart from a change is hashed at the next sync."""
+        now_ns, size, newest_ns = time.time_ns(), 0, 0
+        for path, (ctime_ns, _) in self.stamps.items():
+            if not settled(ctime_ns, now_ns):
+                size += self.arrived[path].size
+                newest_ns = max(newest_ns, ctime_ns)
+        if size >= _WORTH_WAITING_BYTES:
+            time.sleep(min(max(newest_ns + 2 * FINE_CLOCK_NS - now_ns, 0), 2 * FINE_CLOCK_NS) / 1e9)
+
     def _large_at(self, number: int, offset: int) -> LargeFile:
         """Return the large file with this number, ready to go on at `offset`."""
         path = self._path(number)
@@ -273,8 +295,14 @@ class Reception:
         while directory not in self._made:
             missing.append(directory)
             directory = parent_of(directory)
+        if self._opened >= _ENOUGH:  # where it is slow now, it stays so for minutes
+            self._slow = self._slow or self._opening_seconds > QUICK_SECONDS * self._opened
+            self._opened, self._opening_seconds = 0, 0.0
         for path in reversed(missing):
-            os.mkdir(path, 0o700, dir_fd=self.root)
+            if self._slow:
+                self._volume.make_apart(path, self.root)
+            else:
+                os.mkdir(path, 0o700, dir_fd=self.root)
             self._made.add(path)
 
     def pause(self) -> None:
