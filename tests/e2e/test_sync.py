@@ -263,6 +263,27 @@ def test_replaced_trees_stay_until_they_are_collected(peers: Peers, source: Path
     assert not peers.leftovers()
 
 
+def test_what_was_hashed_again_is_remembered(peers: Peers, source: Path, tmp_path: Path) -> None:
+    """The removal of a replaced tree moves the change times of what is linked in both; the next sync alone looks why."""
+    (source / "stays").write_text("the same")
+    options = SyncOptions(index=tmp_path / "index")
+    peers.sync(source, options=options)
+    for name in "ab":
+        (source / name).write_text("new")
+    for _ in range(2):  # the second time all stamps are old enough to be trusted
+        peers.sync(source, options=options)
+    client, _ = peers.start()
+    with client:
+        client.collect()
+    (index,) = peers.staging.glob("index-*")
+    kept = [index.read_bytes()]
+    for _ in range(3):
+        assert not peers.sync(source, options=options).plan
+        kept.append(index.read_bytes())
+    assert kept[0] != kept[2] == kept[3]
+    assert snapshot(peers.data / "t") == snapshot(source)
+
+
 def test_a_change_with_size_and_time_put_back_is_seen(peers: Peers, source: Path, tmp_path: Path) -> None:
     """The change time and the inode of the last sync tell what size and modification time hide."""
     options = SyncOptions(index=tmp_path / "index.json")
