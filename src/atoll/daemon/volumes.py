@@ -8,6 +8,7 @@ restore is refused; then the peer exchanges the two, which takes no time; then c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 10.0
 """How long idle sandboxes may take to end before a restore that does not wait is refused."""
+
+
+ABORT_SECONDS = 10.0
+"""How long a peer may take to remove what it has prepared; if it takes longer, the next one does."""
 
 
 def refused_inside() -> errors.VolumeBusy:
@@ -71,6 +76,7 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
 
     async with daemon.node.open_storage(user) as descriptor:
         channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
+        committed = False
         try:
             await channel.send({"type": "restore", "name": name})
             await _answer(channel, name, "ready", progress)
@@ -80,6 +86,7 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
                     await busy()
                     await asyncio.sleep(0.1)
                 # What has begun is finished, also when who asked for it goes away.
+                committed = True
                 exchange = asyncio.ensure_future(_exchange(channel, name, progress))
                 try:
                     kept = await asyncio.shield(exchange)
@@ -87,9 +94,21 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
                     await asyncio.gather(exchange, return_exceptions=True)
                     raise
             await _answer(channel, name, "done", progress)
+        except BaseException:
+            if not committed:
+                with contextlib.suppress(errors.AtollError, ChannelClosed, TimeoutError, OSError):
+                    await asyncio.wait_for(_abort(channel), ABORT_SECONDS)
+            raise
         finally:
             channel.close()
     return kept
+
+
+async def _abort(channel: AsyncChannel) -> None:
+    """Have the peer remove what it has prepared."""
+    await channel.send({"type": "abort"})
+    while (await channel.receive()).type not in ("done", "error"):
+        pass
 
 
 async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> str | None:
