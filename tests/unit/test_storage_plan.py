@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import SyncError
+from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.plan import apply, check_whole, plan
 from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, pack_tree, parent_of, unpack_tree
 
@@ -187,3 +190,44 @@ def test_a_directory_that_stands_is_not_made_again() -> None:
     source = {"": directory(mtime_ns=2), "d": directory(0o700), "new": directory()}
     lines = list(plan(source, {"": directory(), "d": directory()}).lines())
     assert lines == ["mode    .", "mode    d", "mkdir   new"]
+
+
+def test_a_plan_is_data() -> None:
+    """Each operation is a dictionary that JSON takes, in the order of the paths."""
+    made = plan({**ROOT, "a": file(3), "l": link("a"), "d": directory()}, {**ROOT, "gone": file()})
+    assert json.loads(json.dumps(made.operations())) == [
+        {"path": "a", "operation": "send", "kind": "f", "mode": 0o644, "size": 3, "mtime_ns": 1, "target": ""},
+        {"path": "d", "operation": "mkdir", "kind": "d", "mode": 0o755, "size": 0, "mtime_ns": 1, "target": ""},
+        {"path": "gone", "operation": "remove"},
+        {"path": "l", "operation": "link", "kind": "l", "mode": 0, "size": 0, "mtime_ns": 1, "target": "a"},
+    ]
+
+
+@given(trees())
+def test_trees_survive_as_columns(tree: Tree) -> None:
+    """What `pack_entries` makes `unpack_entries` takes back."""
+    received: Tree = {}
+    for buffer in pack_entries(tree):
+        received.update(unpack_entries(bytearray(buffer)))
+    assert received == tree
+
+
+@pytest.mark.parametrize(
+    "path", ["/a", "a/", "a//b", ".", "..", "a/..", "../a", "a/./b", "./a", "a/../b", "", "x\0", "\0x"]
+)
+def test_columns_refuse_what_is_no_path_inside_a_tree(path: str) -> None:
+    """No path that came over the wire leads out of a tree."""
+    for paths in (["b", path], [path, "b"]):
+        if paths[0] == "":  # the root may come first
+            continue
+        data = pack_paths(paths)
+        with pytest.raises(ValueError):  # noqa: PT011 - what it says depends on the path
+            unpack_paths(data)
+
+
+@given(st.binary(max_size=200))
+def test_columns_of_anything_are_a_tree_or_an_error(data: bytes) -> None:
+    """Bytes that are no tree are refused as a value, and nothing else happens."""
+    for unpack in (unpack_entries, unpack_paths):
+        with contextlib.suppress(ValueError):
+            unpack(data)

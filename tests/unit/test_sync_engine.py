@@ -76,6 +76,7 @@ class Side:
 
     def sync(self, spoil: Any = None, **options: Any) -> tuple[Synced, Counted]:
         """Sync with a peer of its own; return what was done and the channel."""
+        options.setdefault("compress", "never")
         ours, theirs = self._connect()
         root = VolumeRoot(str(self.base / "volume"))
         thread = threading.Thread(target=Peer(root, Channel(theirs)).serve)
@@ -374,6 +375,19 @@ def test_without_fastcdc_changes_are_found_from_both_ends(tmp_path: Path, monkey
     _, channel = side.sync()
     assert channel.content_bytes <= 2 * BLOCK_BYTES
     assert (side.target / "f").read_bytes() == (side.source / "f").read_bytes()
+
+
+@pytest.mark.parametrize("compress", ["auto", "always", "never"])
+def test_contents_are_compressed_where_it_pays(side: Side, compress: str) -> None:
+    """Over TCP what can be compressed is; between processes of one machine it is not, unless that is asked for."""
+    (side.source / "text").write_bytes(b"a line of text\n" * 20_000)
+    (side.source / "large").write_bytes(b"some more of it\n" * 200_000)
+    (side.source / "noise").write_bytes(os.urandom(100_000))
+    _, channel = side.sync(compress=compress)
+    assert tree_of(side.target) == tree_of(side.source)
+    small = compress == "always" or (compress == "auto" and side._connect is over_tcp)
+    assert (channel.content_bytes < 500_000) is small
+    assert channel.content_bytes >= 100_000
 
 
 @given(pieces=st.lists(st.integers(min_value=0, max_value=BLOCK_BYTES + 7), max_size=6), seed=st.integers(0, 9))

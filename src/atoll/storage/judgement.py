@@ -38,6 +38,8 @@ class Standing:
 
     def __init__(self, header: dict[str, Any], buffers: list[Any], known: Index) -> None:
         self.algorithm = str(header.get("algorithm", ""))
+        self.compressions: list[Any] = list(header.get("compressions") or ())
+        """How the peer takes contents compressed."""
         self.known = header.get("known") is True
         """Whether the peer remembers a sync."""
         self.since = bool(known) and header.get("since") == known.generation

@@ -15,6 +15,7 @@ from atoll.errors import SyncError
 from atoll.storage import standing as standing_index
 from atoll.storage.apply import Stage
 from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
+from atoll.storage.compression import decompressed, methods
 from atoll.storage.conversation import Conversation
 from atoll.storage.digest import UNKNOWN, chosen
 from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
@@ -136,7 +137,13 @@ class Mirror:
     def _say(self, standing: Standing, path: str, algorithm: str, generation: str) -> None:
         """Tell the client what stands: what has changed since its generation, or everything."""
         index, scan = standing.index, standing.scan
-        header = {"type": "standing", "path": path, "algorithm": algorithm, "known": bool(index)}
+        header = {
+            "type": "standing",
+            "path": path,
+            "algorithm": algorithm,
+            "known": bool(index),
+            "compressions": methods(),
+        }
         if index and index.generation == generation:
             header["since"] = generation
             if standing.same:
@@ -207,6 +214,8 @@ class Mirror:
         while True:
             message = self._channel.receive()
             header, buffers = message.header, message.buffers
+            if "zstd" in header:
+                buffers[-1] = decompressed(buffers[-1], header["zstd"])
             match message.type:
                 case "batch":
                     reception.batch(header["items"], buffers[0], buffers[1])

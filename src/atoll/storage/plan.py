@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, parent_of, printable
@@ -43,6 +44,21 @@ class Plan:
     def send_bytes(self) -> int:
         """How much content travels."""
         return sum(self.put[path].size for path in self.send)
+
+    def operations(self) -> list[dict[str, Any]]:
+        """Return the plan as data, in the order of the paths: for each one its `path` (the root is empty), the
+        `operation` (`send`, `mode`, `mkdir`, `link` or `remove`), and for what comes or changes its `kind`, `mode`,
+        `size` in bytes, `mtime_ns`, and a symlink's `target`."""
+        send = set(self.send)
+        found: list[dict[str, Any]] = []
+        for path in sorted(self.drop | self.put.keys()):
+            if path not in self.put:
+                found.append({"path": path, "operation": "remove"})
+                continue
+            entry = self.put[path]
+            verb = "send" if path in send else "mode" if path in self.stands else _VERBS[entry.kind].strip()
+            found.append({"path": path, "operation": verb, **entry._asdict()})
+        return found
 
     def lines(self) -> Iterator[str]:
         """Describe the plan for people, one operation a line, in the order of the paths."""

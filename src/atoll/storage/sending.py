@@ -2,7 +2,7 @@
 ones only the parts that the target does not have. No round trips but for those.
 
     batch(items [[number, mode, mtime_ns, size], ...])    the digests, the contents
-    piece(number, offset)                                 content
+    piece(number, offset)                                 content; with `zstd`, its size, compressed, as in a batch
     copy(number, offset, from, length)                    what stands at the target, from there on
     whole(number, size, mode, mtime_ns)                   the digest: the file ends here
     blocks(number), chunks(number, start, end)            questions about what stands at the target
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from atoll.errors import AtollError
 from atoll.storage.chunks import DELTA_BYTES, Comparison
+from atoll.storage.compression import Compressor
 from atoll.storage.digest import Hasher, Make, digest_of
 from atoll.storage.index import settled
 from atoll.storage.scan import Scan, to_native
@@ -73,6 +74,7 @@ class Sender:
         progress: is told how many files and bytes more have been dealt with.
         stands: returns what stands at the target in the place of a large file, None for nothing of use.
         received: how much of which file an interrupted sync has left at the peer, and the digest of it.
+        compressor: compresses contents; None for none.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Sender:
         progress: Callable[[int, int], None],
         stands: Callable[[str], Old | None],
         received: Mapping[int, tuple[int, bytes]],
+        compressor: Compressor | None = None,
     ) -> None:
         self._root = root
         self._reader = reader
@@ -96,6 +99,7 @@ class Sender:
         self._progress = progress
         self._stands = stands
         self._received = received
+        self._compressor = compressor
         self._items: list[list[int]] = []
         self._contents: list[Any] = []
         self._digests: list[bytes] = []
@@ -157,11 +161,19 @@ class Sender:
 
     def _flush(self) -> None:
         if self._items:
-            self._send({"type": "batch", "items": self._items}, [b"".join(self._digests), Rope(self._contents)])
+            header = {"type": "batch", "items": self._items}
+            self._send_content(header, [b"".join(self._digests), Rope(self._contents)])
             self._progress(len(self._items), self._pending)
             self.sent.bytes += self._pending
             self._items, self._contents, self._digests, self._pending = [], [], [], 0
         self._moment_ns = time.time_ns()
+
+    def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        """Send a message whose last buffer is content."""
+        if self._compressor is not None and (small := self._compressor.compress(buffers[-1])) is not None:
+            header["zstd"] = len(buffers[-1])
+            buffers[-1] = small
+        self._send(header, buffers)
 
     # --- large files --------------------------------------------------------------------------------------------
 
@@ -251,7 +263,7 @@ class Sender:
         return comparison.hasher if position == size else None
 
     def _piece(self, number: int, offset: int, content: Any) -> None:
-        self._send({"type": "piece", "number": number, "offset": offset}, [content])
+        self._send_content({"type": "piece", "number": number, "offset": offset}, [content])
         self._progress(0, len(content))
         self.sent.bytes += len(content)
 

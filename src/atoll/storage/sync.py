@@ -23,6 +23,7 @@ from typing import Any
 from atoll.errors import AtollError, HostUnreachable, SyncError, from_data
 from atoll.storage import index
 from atoll.storage.columns import pack_entries, pack_paths
+from atoll.storage.compression import Compressor, wanted
 from atoll.storage.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
 from atoll.storage.ignore import IgnoreRules
 from atoll.storage.index import Index
@@ -52,6 +53,8 @@ class SyncOptions:
         dry_run: only find out what would be done.
         index: where the client's index of this source and target is; None keeps none.
         allow_empty: whether a source with nothing in it may empty a target.
+        compress: `auto` compresses contents where it pays, but not between processes of one machine; or `always`,
+            `never`.
         leave_out: a path of the source that is never mirrored: where Atoll keeps its own state; empty for none.
     """
 
@@ -63,6 +66,7 @@ class SyncOptions:
     index: Path | None = None
     leave_out: str = ""
     allow_empty: bool = False
+    compress: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,7 @@ class _Conversation:
             self._progress.advance,
             stands,
             received,
+            Compressor() if wanted(self._options.compress, self._channel.socket, standing.compressions) else None,
         )
         return sender.run(paths, operations.put)
 
