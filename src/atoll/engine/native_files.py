@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 PACKAGES = ("blake3", "zstandard", "fastcdc")
-_LEFT_OUT = ("_cffi.", "cli.py", "benchmark.py", "original.py", "scan.py", "chunkify.py", ".pyx", ".c", ".h", ".pyi")
+_LEFT_OUT = ("_cffi.", "cli.py", "benchmark.py", "original.py", "scan.py", "chunkify.py")
 
 
 def _files() -> dict[str, Path]:
