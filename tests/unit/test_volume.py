@@ -275,7 +275,7 @@ def test_a_file_that_is_garbage_is_closed(volume: Volume) -> None:
     """`json.dump(x, volume.open(...))` writes the file, as with the builtin `open`."""
     json.dump([1], volume.open("f", "w"))
     assert json.load(volume.open("f")) == [1]
-    assert volume._clients._all[0].client.handles == 0
+    assert volume.clients._all[0].client.handles == 0
 
 
 def test_many_files_at_once(volume: Volume, host: ThreadHost) -> None:
@@ -318,7 +318,7 @@ def test_a_connection_that_has_gone_is_replaced(volume: Volume, host: ThreadHost
     """When a peer ends, what is open on it fails with a named error, and the next request has a new one."""
     volume.write_text("f", "x")
     file = volume.open("f", "rb")
-    volume._clients._all[0].client._channel.socket.shutdown(2)
+    volume.clients._all[0].client._channel.socket.shutdown(2)
     with pytest.raises(HostUnreachable):
         file.read()
     with pytest.raises(HostUnreachable):
@@ -604,7 +604,7 @@ def test_a_swapped_directory_leads_nowhere(volume: Volume, host: ThreadHost, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walk.Walk, "steps", swap)
-        with volume._clients.lend() as lent:
+        with volume.clients.lend() as lent:
             assert [path for path, _ in lent.client.find()] == ["d", "d/sub"]
 
 
@@ -678,7 +678,7 @@ def test_a_forked_process_has_connections_of_its_own(volume: Volume, host: Threa
     """A child uses none of its parent's connections, and a file that its parent opened says so."""
     volume.write_text("f", "x")
     file = volume.open("f", "rb")
-    first = volume._clients._all[0].client
+    first = volume.clients._all[0].client
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:

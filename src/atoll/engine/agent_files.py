@@ -20,6 +20,11 @@ from atoll import __version__
 from atoll.process import Child
 
 LAUNCHER = "from atoll.agent.main import main\n\nmain()\n"
+METADATA = {
+    f"atoll-{__version__}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: atoll\nVersion: {__version__}\n".encode(),
+    f"atoll-{__version__}.dist-info/entry_points.txt": b"[fsspec.specs]\natoll = atoll.fsspec:AtollFileSystem\n",
+}
+"""By which fsspec, where an environment has it, finds `atoll://`."""
 STAGE_SECONDS = 3600.0
 """For how long what is being made is left alone."""
 
@@ -47,13 +52,14 @@ def _sources() -> dict[str, Path]:
 def prepare(directory: Path) -> Path:
     """Return the directory of this version's files below `directory`, complete; made if it is not there."""
     sources = _sources()
-    digest = hashlib.blake2b(LAUNCHER.encode(), digest_size=8)
+    digest = hashlib.blake2b(LAUNCHER.encode() + repr(METADATA).encode(), digest_size=8)
     contents = {}
     for name, path in sorted(sources.items()):
         contents[name] = path.read_bytes()
         digest.update(name.encode() + b"\0" + len(contents[name]).to_bytes(8, "big") + contents[name])
     target = directory / f"{__version__}-{digest.hexdigest()}"
     contents["_atoll_agent.py"] = LAUNCHER.encode()
+    contents.update(METADATA)
     if _whole(target, contents):
         return target
     directory.mkdir(mode=0o755, exist_ok=True)

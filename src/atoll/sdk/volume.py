@@ -94,7 +94,8 @@ class Volume:
 
             host = local
         self.host = host
-        self._clients = StorageClients(host)
+        self.clients = StorageClients(host)
+        """Its connections."""
 
     def __repr__(self) -> str:
         return f"Volume({self.host!r})"
@@ -113,12 +114,12 @@ class Volume:
 
         The volume can be used again.
         """
-        self._clients.close()
+        self.clients.close()
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[VolumeClient]:
         """Lend this thread the client that requests go through: for what no method does."""
-        with self._clients.lend() as lent:
+        with self.clients.lend() as lent:
             yield lent.client
 
     # --- looking ------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ class Volume:
         """
         from atoll.sdk.volume_file import open_file
 
-        return open_file(self._clients, os.fspath(path), mode, buffering, encoding, errors, newline)
+        return open_file(self.clients, os.fspath(path), mode, buffering, encoding, errors, newline)
 
     def read_bytes(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
         """Return the content of a file from `offset` on (negative: from the end), at most `length` bytes."""
@@ -491,12 +492,12 @@ class Volume:
             SnapshotError: there is one of that name.
             NotADirectoryError, FileNotFoundError: `path` is no directory.
         """
-        with self._clients.lend() as lent:
+        with self.clients.lend() as lent:
             return lent.client.snapshot(name, os.fspath(path))
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, the oldest first."""
-        with self._clients.lend() as lent:
+        with self.clients.lend() as lent:
             return lent.client.snapshots()
 
     def diff(self, old: str, new: str | None = None) -> list[Difference]:
@@ -509,7 +510,7 @@ class Volume:
             SnapshotError: there is no such snapshot, or the directory is not there now.
             SyncError: they are of directories neither of which is in the other.
         """
-        with self._clients.lend() as lent:
+        with self.clients.lend() as lent:
             return list(lent.client.diff(old, new))
 
     def restore(self, name: str, *, wait: bool = False) -> str | None:
@@ -539,7 +540,7 @@ class Volume:
         Raises:
             SnapshotError: there is none of that name, or it is in use.
         """
-        with self._clients.lend() as lent:
+        with self.clients.lend() as lent:
             lent.client.remove_snapshot(name)
 
 

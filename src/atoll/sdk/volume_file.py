@@ -33,8 +33,14 @@ def open_file(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
+    *,
+    held: bool = False,
 ) -> Any:
-    """Open a file of the volume; see `Volume.open`."""
+    """Open a file of the volume; see `Volume.open`.
+
+    Args:
+        held: what is written in mode `wb` or `xb` takes its name when `commit` is called after `close`.
+    """
     kinds, plus, binary, text = (set(mode) & set("rwxa"), "+" in mode, "b" in mode, "t" in mode)
     if len(kinds) != 1 or set(mode) - set("rwxab+t") or len(set(mode)) != len(mode) or (binary and text):
         raise ValueError(f"invalid mode: {mode!r}")
@@ -43,7 +49,7 @@ def open_file(
     if buffering == 0 and not binary:
         raise ValueError("can't have unbuffered text I/O")
     (kind,) = kinds
-    raw = RawVolumeFile(clients, path, "update" if kind == "r" and plus else _MODES[kind], mode)
+    raw = RawVolumeFile(clients, path, "update" if kind == "r" and plus else _MODES[kind], mode, held=held)
     try:
         if buffering == 0:
             return raw
@@ -84,6 +90,12 @@ class _Dropping:
         if isinstance(raw := getattr(buffered, "raw", None), RawVolumeFile):
             raw.discard()
 
+    def commit(self) -> None:
+        """Have a file that was held when it was closed take its name."""
+        raw = getattr(getattr(self, "buffer", self), "raw", None)
+        if isinstance(raw, RawVolumeFile):
+            raw.commit()
+
     def close(self) -> None:
         super().close()  # type: ignore[misc]
 
@@ -96,9 +108,10 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         path: of the file.
         opened: how the peer is to open it; see `VolumeClient.open`.
         mode: as it was given to `open`.
+        held: whether a new file waits for `commit` when it is closed.
     """
 
-    def __init__(self, clients: StorageClients, path: str, opened: str, mode: str) -> None:
+    def __init__(self, clients: StorageClients, path: str, opened: str, mode: str, *, held: bool = False) -> None:
         self.name = absolute(volume_path(path))
         self.mode = mode
         self._path = path
@@ -111,6 +124,7 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         self._reads = "r" in mode or "+" in mode
         self._writes = mode.strip("bt") != "r"
         self._staged = opened in ("create", "exclusive")
+        self._held = held and self._staged
         self._commits = True
         with clients.lend() as lent:
             self._handle, _ = lent.client.open(path, opened)
@@ -211,6 +225,8 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
     def discard(self) -> None:
         """Have `close` drop what was written, where the file takes its name only then."""
         self._commits = not self._staged
+        if self.closed:
+            self._finish()
 
     def close(self) -> None:
         """Close the file; a new one takes its name now, durably.
@@ -221,6 +237,18 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         if self.closed:
             return
         super().close()
+        if not self._held or not self._commits:
+            self._finish()
+
+    def commit(self) -> None:
+        """Have a file that was held take its name.
+
+        Raises:
+            OSError: it cannot, and is gone.
+        """
+        self._finish()
+
+    def _finish(self) -> None:
         lent, self._lent = self._lent, None
         if lent is not None:
             self._clients.close_file(lent, self._path, self._handle, commit=self._commits and self._writes)
