@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_programs_write_and_read(shared_home: Home, tmp_path: Path, program: str
 def test_functions_see_the_same_files(shared_home: Home) -> None:
     """Inside a function `atoll://` is registered and works on `/data`, and `Volume` goes to the same files."""
 
-    def work() -> list[object]:
+    def work() -> list[Any]:
         import fsspec
 
         from atoll import Volume
@@ -160,7 +161,7 @@ def test_a_full_disk(atoll_home: Home) -> None:
             volume.write_bytes("f", b"old")
             with pytest.raises(DiskFull):
                 volume.write_bytes("f", bytes(20 << 20))
-            with pytest.raises(DiskFull), volume.open("f", "wb") as file:
+            with pytest.raises(DiskFull), volume.open("f", "wb") as file:  # noqa: PT012 - any of them may be the one
                 for _ in range(20):
                     file.write(bytes(1 << 20))
             assert volume.read_bytes("f") == b"old"
