@@ -108,6 +108,58 @@ def test_a_machine_type_is_a_limit(shared_home: Home, tmp_path: Path, imported: 
     ]
 
 
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_the_volume_is_used_from_outside(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """Files that a program puts on the volume are read by a function, and by fsspec under `atoll://`."""
+    assert run_example(shared_home, tmp_path, "volume.py", imported).splitlines() == [
+        "in /data/notes: copy.txt, island.txt",
+        "words, counted by a function: 5",
+        "through fsspec: many islands share one lagoon",
+    ]
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_snapshot_is_a_way_back(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+    """What an experiment has changed is listed, seen beside what was, and undone."""
+    assert run_example(atoll_home, tmp_path, "snapshots.py", imported).splitlines() == [
+        "changed /data/model/weights.txt",
+        "then and now, as a function sees them:",
+        "  good weights",
+        "  weights that turned out to be worse",
+        "restored: good weights",
+    ]
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_download_is_checked_and_stays(shared_home: Home, tmp_path: Path, imported: str) -> None:
+    """A file is downloaded to the volume and read by functions; one with another digest does not replace it."""
+    assert run_example(shared_home, tmp_path, "downloads.py", imported).splitlines() == [
+        "downloaded to /data/labels.txt",
+        "its first line, read by a function: heron",
+        "another digest is refused, and the file stays: heron",
+    ]
+
+
+@pytest.mark.parametrize("imported", IMPORTS)
+def test_a_mirror_follows_its_source(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+    """A dry run says what a sync would do, what is ignored stays away, and what is gone locally goes."""
+    assert run_example(atoll_home, tmp_path, "mirror.py", imported).splitlines() == [
+        "what would be done:",
+        "mkdir   .",
+        "send    .atollignore  (6 bytes)",
+        "mkdir   data",
+        "send    data/rows.csv  (8 bytes)",
+        "mkdir   runs",
+        "send    train.py  (18 bytes)",
+        "in /data/sync/project: .atollignore, data/rows.csv, train.py",
+        "what would be done now:",
+        "mode    data",
+        "send    data/more.csv  (8 bytes)",
+        "remove  data/rows.csv",
+        "in /data/sync/project: .atollignore, data/more.csv, train.py",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_network_is_trained_once(shared_home: Home, tmp_path: Path) -> None:
