@@ -221,12 +221,7 @@ class Lab:
 
     def tidy(self) -> None:
         """Check that nothing is left behind when old trees have been collected."""
-        volume = VolumeRoot(str(self.volume))
-        try:
-            collect(volume)
-        finally:
-            for descriptor in (volume.data, volume.staging, volume.locks):
-                os.close(descriptor)
+        clean_up(self)
         left = [name for name in os.listdir(self.volume / "staging") if not name.startswith(KEPT)]
         assert not left
         assert not os.listdir(self.volume / "staging/locks")
@@ -419,12 +414,7 @@ def _sweep(lab: Lab, trees: list[Path], dice: random.Random, moments: int, *, fu
 
 def clean_up(lab: Lab) -> None:
     """Remove what has been replaced."""
-    volume = VolumeRoot(str(lab.volume))
-    try:
-        collect(volume)
-    finally:
-        for descriptor in (volume.data, volume.staging, volume.locks):
-            os.close(descriptor)
+    assert os.waitpid(_fork(lambda: collect(VolumeRoot(str(lab.volume)))), 0)[1] == 0
 
 
 def _wait(pid: int, seconds: float) -> bool:

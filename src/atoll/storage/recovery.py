@@ -163,6 +163,8 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
         else:
             target.put_back(record.before)
         target.sync()
+        if won:  # who was just about to make a file in the old tree has made it by now
+            _carry_over(volume, switch, record, target, linked)
         reached("settled")
     if won:
         _retire(volume, switch, record)
