@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import unittest.mock
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,22 +99,20 @@ class Atoll:
         return []
 
     def copy_and_count(self, source: Path, target: str) -> int:
-        """Copy, and return how many bytes this process has written to the storage peer."""
-        from atoll.wire import channel
+        """Copy, and return how many bytes this process has sent to the storage peer, headers included."""
+        from atoll.wire.channel import Channel
+        from atoll.wire.frames import encode
 
-        written, write = 0, channel.write_pieces
+        sent, send = 0, Channel.send
 
-        def counted(sock: Any, pieces: list[Any]) -> None:
-            nonlocal written
-            written += sum(memoryview(piece).nbytes for piece in pieces)
-            write(sock, pieces)
+        def counted(self: Channel, header: dict[str, Any], buffers: Sequence[Any] = (), *more: Any) -> None:
+            nonlocal sent
+            sent += sum(memoryview(piece).nbytes for piece in encode(header, buffers))
+            send(self, header, buffers, *more)
 
-        channel.write_pieces = counted
-        try:
+        with unittest.mock.patch.object(Channel, "send", counted):
             self.copy(source, target)
-        finally:
-            channel.write_pieces = write
-        return written
+        return sent
 
     def storage_peers(self) -> list[int]:
         """Return the storage peers that live now."""

@@ -33,11 +33,12 @@ LOOK_SECONDS = 0.05
 
 
 class PeerMemory:
-    """Looks again and again for the largest resident set that a storage peer has had."""
+    """Looks again and again for the largest resident set that a storage peer has had, of those that come from now on."""
 
     def __init__(self, atoll: Atoll) -> None:
         self.peak_mib = 0.0
         self._atoll = atoll
+        self._others = set(atoll.storage_peers())
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -52,7 +53,8 @@ class PeerMemory:
     def _watch(self) -> None:
         peers: list[int] = []
         while not self._done.wait(LOOK_SECONDS):
-            peers = [pid for pid in peers if self._look(pid)] or self._atoll.storage_peers()
+            peers = [pid for pid in peers if self._look(pid)]
+            peers = peers or [pid for pid in self._atoll.storage_peers() if pid not in self._others]
 
     def _look(self, pid: int) -> bool:
         try:

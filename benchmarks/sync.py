@@ -38,9 +38,10 @@ from copiers import (
 )
 from million import measure_million
 from peers import stop_daemon
+from snapshotting import measure_snapshots
 from table import Comparison, Figure, Row, Samples, command_line, finish, say
 
-ROWS = ("first", "same", "changed", "command", "large", "inserted", "disk")
+ROWS = ("first", "same", "changed", "command", "large", "inserted", "snapshots", "disk")
 MIB = 1 << 20
 SETTLING_SECONDS = 0.05
 """After this a file's time stamps tell it from what it may become, for each of the copiers."""
@@ -228,6 +229,9 @@ def _parts(benchmark: Benchmark, only: set[str], options: argparse.Namespace, no
         parts.append(lambda: benchmark.small(only))
     if only & {"large", "inserted"}:
         parts.append(lambda: benchmark.large(only))
+    if "snapshots" in only:
+        rounds = benchmark.rounds
+        parts.append(lambda: measure_snapshots(benchmark.atoll, benchmark.place, rounds, tiny=options.tiny))
     rows = [row for part in parts for row in part()]
     if options.million or options.tiny:
         counts = (100, 1000) if options.tiny else (100_000, 1_000_000)
