@@ -379,7 +379,7 @@ def test_a_file_that_has_just_changed_is_waited_for(tmp_path: Path, monkeypatch:
 def test_only_settled_stamps_are_remembered(ctime_ns: int, now_ns: int, lasting: bool) -> None:
     """A stamp that a change from now on could repeat does not count as known at the next sync."""
     scan = Scan([""], array("q", (0o100644, 1, 1, ctime_ns, 1)))
-    kept = index_of(scan, "g", now_ns=now_ns, digests={})
+    kept = index_of(scan, "g", now_ns=now_ns)
     assert kept.same(scan) is lasting
 
 

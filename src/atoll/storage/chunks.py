@@ -37,14 +37,14 @@ class Part(NamedTuple):
     start: int
 
 
-def blocks_of(descriptor: int, make: Make) -> bytes:
-    """Return the digests of a file's blocks.
+def blocks_of(descriptor: int, size: int, make: Make) -> bytes:
+    """Return the digests of the blocks of a file of this size.
 
     Raises:
         OSError: it cannot be read.
     """
     hasher, position = Hasher(make), 0
-    while piece := os.pread(descriptor, _WINDOW_BYTES, position):
+    while piece := os.pread(descriptor, min(_WINDOW_BYTES, size - position), position):
         hasher.update(piece)
         position += len(piece)
     return hasher.blocks

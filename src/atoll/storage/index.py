@@ -17,7 +17,7 @@ import os
 import secrets
 import struct
 from array import array
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def index_of(
     generation: str,
     *,
     now_ns: int,
-    digests: Mapping[str, bytes],
+    digest: Callable[[str], bytes] = lambda _: UNKNOWN,
     sure: Container[str] = (),
     terms: str = "",
     algorithm: str = "",
@@ -114,7 +114,7 @@ def index_of(
 
     Args:
         now_ns: a moment; change times that a change after it could repeat are not kept.
-        digests: those that are known, by path.
+        digest: returns that of a path, `UNKNOWN` where it is not known.
         sure: paths whose change time is kept all the same: it was looked at later.
     """
     rows, changed_at = scan.rows[:], scan.rows[_CHANGED_AT::ROW]
@@ -122,7 +122,9 @@ def index_of(
         for number, ctime_ns in enumerate(changed_at):
             if ctime_ns and not settled(ctime_ns, now_ns) and scan.paths[number] not in sure:
                 rows[ROW * number + _CHANGED_AT] = _UNSURE
-    get = digests.get
+    digests = bytearray()
+    for path in scan.paths:
+        digests += digest(path)
     return Index(
         generation,
         terms,
@@ -130,7 +132,7 @@ def index_of(
         pack_names(scan.paths),
         to_bytes(rows),
         pack_names(scan.targets.values()),
-        b"".join([get(path, UNKNOWN) for path in scan.paths]),
+        bytes(digests),
         extras or {},
         dict(blocks or {}),
     )

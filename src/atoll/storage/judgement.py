@@ -12,6 +12,7 @@ it (`chunks`) costs no more.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -105,7 +106,7 @@ class Judgement:
     Attributes:
         suspect: files of the same size and modification time whose content is not the same, for all that is known.
         alike: files with another modification time whose content is the same.
-        ours: the digests of local files that are known now.
+        hashed: the digests of the local files that had to be hashed.
     """
 
     def __init__(
@@ -123,8 +124,9 @@ class Judgement:
         self._hash = hash_file
         self.suspect: set[str] = set()
         self.alike: set[str] = set()
-        self.ours: dict[str, bytes] = {}
+        self.hashed: dict[str, bytes] = {}
         self._changed: set[str] = set()
+        self._numbers: array[int] | None = None
 
     def run(self) -> Judgement:
         """Do it; returns itself."""
@@ -133,18 +135,23 @@ class Judgement:
             difference, numbers = compare(scan, self._known)
             self._changed = {scan.paths[number] for number in difference.changed}
             if self._known.algorithm == standing.algorithm:
-                self._remember(list(numbers))
+                self._numbers = numbers
         for path in self._doubtful():
             self._judge(path)
         return self
 
-    def _remember(self, numbers: list[int]) -> None:
-        digests, changed = self._known.digests, self._changed
-        for path, number in zip(self._scan.paths, numbers, strict=True):
-            if number >= 0 and path not in changed:
-                digest = digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
-                if digest != UNKNOWN:
-                    self.ours[path] = digest
+    def digest(self, path: str) -> bytes:
+        """Return the digest of a local file; `UNKNOWN` where it is not known."""
+        if path in self.hashed:
+            return self.hashed[path]
+        if self._numbers is None or path in self._changed:
+            return UNKNOWN
+        number = self._numbers[self._scan.positions[path]]
+        return self._known.digest(number) if number >= 0 else UNKNOWN
+
+    def keeps(self, path: str) -> bool:
+        """Whether a local file has the content that it had at the last sync."""
+        return path in self._scan.positions and path not in self._changed and self.digest(path) != UNKNOWN
 
     def _doubtful(self) -> list[str]:
         if self._standing.since:
@@ -164,9 +171,9 @@ class Judgement:
             return
         if not same_time and entry.size >= DELTA_BYTES:
             return
-        ours = self.ours.get(path)
-        if ours is None and (ours := self._hash(path, self._make)) is not None:
-            self.ours[path] = ours
+        ours: bytes | None = self.digest(path)
+        if ours == UNKNOWN and (ours := self._hash(path, self._make)) is not None:
+            self.hashed[path] = ours
         if ours != theirs:
             if same_time:
                 self.suspect.add(path)

@@ -26,7 +26,7 @@ from atoll.storage.recovery import recover
 from atoll.storage.scan import Scan, scan_target
 from atoll.storage.standing import Standing, index_after
 from atoll.storage.steps import reached
-from atoll.storage.tree import FILE, Tree, check_path, pack, printable
+from atoll.storage.tree import Tree, check_path, pack, printable
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
@@ -153,19 +153,19 @@ class Mirror:
             changed = {paths[number]: tree[paths[number]] for number in standing.changed}
             self._channel.send(header, [pack_paths(standing.gone), *pack_entries(changed)])
             return
-        known = standing.digests()
-        digests = b"".join([known.get(path, UNKNOWN) for path in scan.paths]) if known else b""
+        digests = b"".join([standing.digest(path) for path in scan.paths]) if index else b""
         self._channel.send(header, [digests, *pack_entries(scan.tree)] if scan.paths else [b""])
 
     def _remember(self, key: str, standing: Standing, generation: str, algorithm: str) -> None:
         """Keep what was found as the state after a sync that had nothing to do."""
         moment = standing.scanned_ns
-        known = standing.digests()
-        blocks = {path: packed for path, packed in standing.index.blocks.items() if path in known}
+        blocks = {path: packed for path, packed in standing.index.blocks.items() if standing.blocks(path)}
         standing_index.save(
             self._volume,
             key,
-            index_of(standing.scan, generation, now_ns=moment, digests=known, algorithm=algorithm, blocks=blocks),
+            index_of(
+                standing.scan, generation, now_ns=moment, digest=standing.digest, algorithm=algorithm, blocks=blocks
+            ),
         )
 
     def _build(
@@ -226,7 +226,7 @@ class Mirror:
                 case "whole":
                     reception.whole(header["number"], header["size"], header["mode"], header["mtime_ns"], *buffers)
                 case "blocks":
-                    blocks = reception.blocks(header["number"], standing.index.blocks, standing.digests())
+                    blocks = reception.blocks(header["number"], standing.blocks)
                     self._channel.send({"type": "blocks"}, [blocks])
                 case "chunks":
                     chunks = reception.chunks(header["number"], header["start"], header["end"])
@@ -250,25 +250,24 @@ class Mirror:
             return
         reception, scan = stage.reception, standing.scan
         tree = {**apply(plan, scan.tree), **reception.arrived}
-        known = standing.digests()
-        positions, rows = scan.positions, scan.rows
-        digests, blocks, all_stamps = dict[str, bytes](), dict(reception.blocks_of), dict[str, tuple[int, int]]()
-        for path, entry in tree.items():
-            if entry.kind == FILE:
-                if path in reception.digests:
-                    digests[path] = reception.digests[path]
-                elif path in known:
-                    digests[path] = known[path]
-                    if path in standing.index.blocks:
-                        blocks[path] = standing.index.blocks[path]
-            if path in stamps:
-                all_stamps[path] = stamps[path]
-            elif path in reception.stamps:
-                all_stamps[path] = reception.stamps[path]
-            elif path in positions and path not in plan.put:
-                number = positions[path] * 5
-                all_stamps[path] = (rows[number + 3], rows[number + 4])
-        index = index_after(tree, all_stamps, digests, blocks, generation, algorithm, now_ns=stage.complete_ns)
+        blocks = {path: known for path in standing.index.blocks if path in tree and (known := standing.blocks(path))}
+        blocks = {path: known for path, known in blocks.items() if path not in plan.put or path in plan.copy}
+        blocks.update(reception.blocks_of)
+
+        def digest(path: str) -> bytes:
+            if path in reception.digests:
+                return reception.digests[path]
+            return standing.digest(path) if path not in plan.put or path in plan.copy else UNKNOWN
+
+        def stamp(path: str) -> tuple[int, int]:
+            found = stamps.get(path) or reception.stamps.get(path)
+            if found is None and path not in plan.put:
+                row = scan.row(scan.positions[path])
+                found = (row[3], row[4])
+            return found or (-1, -1)
+
+        moment = stage.complete_ns
+        index = index_after(tree, stamp, digest, blocks, generation, algorithm, now_ns=moment)
         standing_index.save(self._volume, key, index)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from atoll.errors import SyncError
@@ -186,15 +186,17 @@ class Reception:
             self.blocks_of[path] = large.blocks
         self._leave_large()
 
-    def blocks(self, number: int, lists: Mapping[str, bytes], known: Mapping[str, bytes]) -> bytes:
+    def blocks(self, number: int, known: Callable[[str], bytes]) -> bytes:
         """Return the digests of the blocks of what stands at the target in place of a file.
 
         Args:
-            lists: those that were kept.
-            known: names the files that are what they were when the lists were made.
+            known: returns those that were kept, empty for none.
         """
         path = self._path(number)
-        return lists[path] if path in lists and path in known else blocks_of(self._standing(path), self._make)
+        if kept := known(path):
+            return kept
+        descriptor = self._standing(path)
+        return blocks_of(descriptor, os.fstat(descriptor).st_size, self._make)
 
     def chunks(self, number: int, start: int, end: int) -> bytes:
         """Return the chunks of a part of what stands at the target in place of a file."""

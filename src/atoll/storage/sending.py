@@ -217,7 +217,8 @@ class Sender:
     def _content(self, number: int, path: str, descriptor: int, size: int) -> Hasher | None:
         """Send a file's content; return what has hashed it, or None where it ended too early."""
         position, hasher = 0, Hasher(self._make)
-        if number in self._received:
+        old = self._stands(path) if size >= DELTA_BYTES else None
+        if number in self._received and (old is None or 2 * self._received[number][0] >= size):
             length, digest = self._received[number]
             while position < min(length, size) and (piece := self._read(descriptor, position, length - position)):
                 hasher.update(piece)
@@ -226,8 +227,7 @@ class Sender:
                 position, hasher = 0, Hasher(self._make)
             else:
                 self._progress(0, length)
-        old = self._stands(path) if not position and size >= DELTA_BYTES else None
-        if old is not None:
+        if old is not None and not position:
             return self._changed(number, descriptor, size, old)
         if not position:
             self._piece(number, 0, b"")

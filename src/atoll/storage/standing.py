@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import time
-from collections.abc import Mapping
+from array import array
+from collections.abc import Callable, Mapping
 
-from atoll.storage.digest import DIGEST_BYTES, UNKNOWN, Hasher, maker
+from atoll.storage.digest import UNKNOWN, Hasher, maker
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot, write_all
 from atoll.storage.index import Difference, Index, compare, decode, encode, index_of
 from atoll.storage.scan import ROW, Scan
@@ -76,13 +76,14 @@ class Standing:
         self.changed: list[int] = []
         self.gone: list[str] = []
         self.stale = False
-        self._numbers: list[int] | None = None
+        self._numbers: array[int] | None = None
+        self._suspect: set[int] = set()
         if not self.same and index:
             self._compare(directory)
 
     def _compare(self, directory: int) -> None:
         difference, numbers = compare(self.scan, self.index)
-        self._numbers = list(numbers)
+        self._numbers = numbers
         self.stale = True
         same = self._unchanged(directory, difference)
         self.changed = [number for number in difference.changed if number not in same]
@@ -97,31 +98,30 @@ class Standing:
             if known == UNKNOWN or self.scan.rows[ROW * number] & 0o170000 != stat.S_IFREG:
                 continue
             with contextlib.suppress(OSError):
-                if hash_below(directory, self.scan.paths[number], self.index.algorithm) == known:
+                size = self.scan.rows[ROW * number + 1]
+                if hash_below(directory, self.scan.paths[number], size, self.index.algorithm) == known:
                     same.add(number)
         return same
 
-    def digests(self) -> dict[str, bytes]:
-        """Return what is known of the content of the files that stand."""
+    def digest(self, path: str) -> bytes:
+        """Return the digest of what stands at a path; `UNKNOWN` where it is not known or nothing stands."""
         if not self.index:
-            return {}
-        paths = self.scan.paths
-        if self._numbers is None:
-            numbers, changed = list(range(len(paths))), set[int]()
-        else:
-            numbers, changed = self._numbers, self._suspect
-        known = {}
-        digests = self.index.digests
-        for number, other in enumerate(numbers):
-            if other >= 0 and number not in changed:
-                digest = digests[other * DIGEST_BYTES : (other + 1) * DIGEST_BYTES]
-                if digest != UNKNOWN:
-                    known[paths[number]] = digest
-        return known
+            return UNKNOWN
+        number = self.scan.positions.get(path, -1)
+        if number < 0 or number in self._suspect:
+            return UNKNOWN
+        other = number if self._numbers is None else self._numbers[number]
+        return self.index.digest(other) if other >= 0 else UNKNOWN
+
+    def blocks(self, path: str) -> bytes:
+        """Return the digests of the blocks of what stands at a path; empty where they are not known."""
+        return self.index.blocks.get(path, b"") if self.digest(path) != UNKNOWN else b""
 
 
-def hash_below(directory: int, path: str, algorithm: str) -> bytes:
-    """Return the digest of a file below an open directory, entered without following a symlink.
+def hash_below(directory: int, path: str, size: int, algorithm: str) -> bytes:
+    """Return the digest of a file of this size below an open directory, entered without following a symlink.
+
+    Of a file that has grown the digest is another one.
 
     Raises:
         OSError: it cannot be read.
@@ -133,8 +133,10 @@ def hash_below(directory: int, path: str, algorithm: str) -> bytes:
         os.close(parent)
     hasher = Hasher(maker(algorithm))
     try:
-        while piece := os.read(descriptor, _PIECE_BYTES):
+        left = size + 1  # a function may append to it faster than it can be read
+        while left > 0 and (piece := os.read(descriptor, min(left, _PIECE_BYTES))):
             hasher.update(piece)
+            left -= len(piece)
     finally:
         os.close(descriptor)
     return hasher.digest()
@@ -158,31 +160,31 @@ def open_below(directory: int, path: str) -> int:
 
 def index_after(
     tree: Tree,
-    stamps: Mapping[str, tuple[int, int]],
-    digests: Mapping[str, bytes],
+    stamp: Callable[[str], tuple[int, int]],
+    digest: Callable[[str], bytes],
     blocks: Mapping[str, bytes],
     generation: str,
     algorithm: str,
     *,
-    now_ns: int | None = None,
+    now_ns: int,
 ) -> Index:
     """Make the index of a tree that has just been put in place.
 
     Args:
-        stamps: change time and inode of files and symlinks; those that are not here are looked at again.
+        stamp: returns change time and inode of a path that is no directory; -1 where they are to be looked at again.
+        digest: returns that of a path, or `UNKNOWN`.
         now_ns: when functions could first write to what arrived.
     """
     scan = Scan()
     for path in in_order(tree):
         entry = tree[path]
-        ctime_ns, inode = (0, 0) if entry.kind == DIRECTORY else stamps.get(path, (-1, -1))
+        ctime_ns, inode = (0, 0) if entry.kind == DIRECTORY else stamp(path)
         mode = entry.mode | _TYPE_BITS.get(entry.kind, 0)
         if entry.kind == SYMLINK:
             scan.targets[path] = entry.target
         scan.paths.append(path)
         scan.rows.extend((mode, entry.size, entry.mtime_ns, ctime_ns, inode))
-    moment = time.time_ns() if now_ns is None else now_ns
-    return index_of(scan, generation, now_ns=moment, digests=digests, algorithm=algorithm, blocks=blocks)
+    return index_of(scan, generation, now_ns=now_ns, digest=digest, algorithm=algorithm, blocks=blocks)
 
 
 _TYPE_BITS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}

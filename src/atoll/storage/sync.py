@@ -221,12 +221,12 @@ class _Conversation:
         if operations.keeps:
             after = apply(operations, standing.tree)
             extras = {path: entry for path, entry in after.items() if path not in scan.positions}
-        blocks = {path: packed for path, packed in known.blocks.items() if path in found.ours}
+        blocks = {path: packed for path, packed in known.blocks.items() if found.keeps(path)}
         return index.index_of(
             scan,
             generation,
             now_ns=self._began_ns,
-            digests={**found.ours, **sent.digests},
+            digest=lambda path: sent.digests.get(path) or found.digest(path),
             sure=sent.digests,
             terms=terms,
             algorithm=standing.algorithm,
@@ -276,8 +276,10 @@ class _Conversation:
         descriptor, before = self._reader.opened(path)
         hasher = Hasher(make)
         try:
-            while piece := os.read(descriptor, 1 << 20):
+            left = before.st_size + 1
+            while left > 0 and (piece := os.read(descriptor, min(left, 1 << 20))):
                 hasher.update(piece)
+                left -= len(piece)
             return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
         except OSError as error:
             raise self._reader.failed(path, error) from error
