@@ -124,9 +124,11 @@ def serving(site: Site, context: ssl.SSLContext | None = None) -> Iterator[Site]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         site.address = f"127.0.0.1:{server.server_address[1]}"
-        yield site
-        server.shutdown()
-        thread.join()
+        try:
+            yield site
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
