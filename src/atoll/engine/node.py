@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
-from atoll.engine import agent_files, native_files, volumes
+from atoll.engine import agent_files, juicefs, native_files, volumes
 from atoll.engine.machine import Machine
 from atoll.environments import locks
 from atoll.environments.interpreter import Interpreter, probe
@@ -135,6 +135,7 @@ class Node:
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
         self._interpreter: Interpreter | None = None
+        self._cloners: set[asyncio.Task[None]] = set()
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
@@ -386,12 +387,22 @@ class Node:
             binds.append(Bind(str(self._native[0]), NATIVE))
         code = f"import sys; sys.path[:0] = [{LIBRARY!r}]; sys.path.append({NATIVE!r}); from atoll.storage.peer import main; sys.exit(main())"
         command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
+        ends = [end]
+        cloner = juicefs.find(volume)
+        if cloner is not None:
+            ours, theirs = pair()
+            ends.append(theirs)
+            command += ["/volume", str(theirs.fileno())]
+            task = asyncio.get_running_loop().create_task(juicefs.serve(AsyncChannel(ours), volume, cloner))
+            self._cloners.add(task)
+            task.add_done_callback(self._cloners.discard)
         policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"}, "none")
         try:
             with self._complaints("storage.log") as stderr:
-                return self._launcher.launch(policy, descriptors=[end.fileno()], stderr=stderr)
+                return self._launcher.launch(policy, descriptors=[one.fileno() for one in ends], stderr=stderr)
         finally:
-            end.close()
+            for one in ends:
+                one.close()
 
     async def collect(self, user: str, before_ns: int) -> None:
         """Remove, slowly, what syncs have replaced before a moment (nanoseconds since the epoch): no sandbox of the

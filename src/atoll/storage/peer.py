@@ -1,8 +1,9 @@
 """The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
 
-    python -m atoll.storage.peer FD [ROOT]
+    python -m atoll.storage.peer FD [ROOT [CLONER]]
 
-FD is an inherited socket that carries frames; ROOT is the volume (default `/volume`). The peer ends when the client
+FD is an inherited socket that carries frames; ROOT is the volume (default `/volume`); CLONER is a socket to who clones
+trees for the peer (`engine.juicefs`), where the volume is on JuiceFS. The peer ends when the client
 closes the socket. Several peers may work on one volume: syncs of the same target, or of one target inside another,
 take turns.
 
@@ -55,14 +56,15 @@ class Peer:
     Args:
         volume: the volume's directories.
         channel: the client.
+        cloner: clones trees for the peer, on JuiceFS.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, cloner: Channel | None = None) -> None:
         self._volume = volume
         self._channel = channel
         self._mirror = Mirror(volume, channel)
         self._contents = Contents(volume, channel)
-        self._snapshots = Snapshots(volume, channel)
+        self._snapshots = Snapshots(volume, channel, cloner)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
             **Files(volume, channel).requests(),
             **self._contents.requests(),
@@ -145,12 +147,13 @@ class Peer:
 def main(arguments: list[str] | None = None) -> int:
     """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    descriptor = int(arguments[0])
+    descriptors = [int(arguments[0]), *map(int, arguments[2:3])]
     if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
-        os.set_inheritable(descriptor, True)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     os.umask(0)
-    channel = Channel(socket.socket(fileno=descriptor), MAX_MESSAGE_BYTES)
+    channel, *rest = (Channel(socket.socket(fileno=descriptor), MAX_MESSAGE_BYTES) for descriptor in descriptors)
     with contextlib.suppress(ChannelClosed):
         try:
             volume = VolumeRoot(arguments[1] if len(arguments) > 1 else "/volume")
@@ -158,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             channel.receive()
             channel.send({"type": "error", "error": filesystem.translated(error, "cannot open").to_data()})
             return 1
-        Peer(volume, channel).serve()
+        Peer(volume, channel, *rest).serve()
     return 0
 
 
