@@ -148,7 +148,7 @@ def measure(home: Path, rounds: int, tiny: bool) -> tuple[list[Comparison], str]
                     pair[side] = seconds(item, f"/data/inside-{number}", function, within)
                 else:
                     pair[side] = seconds(item, str(outside / f"outside-{number}"), run, program)
-            if number:
+            if number or not rounds:
                 here.seconds.append(pair["inside"])
                 there.seconds.append(pair["outside"])
                 ratio.append(pair["outside"] / pair["inside"])

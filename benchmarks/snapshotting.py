@@ -38,7 +38,7 @@ def measure_snapshots(atoll: Atoll, place: Path, rounds: int, *, tiny: bool) -> 
     """Measure a first snapshot, one of what has not changed, and a restore."""
     from atoll import Volume
 
-    count = 200 if tiny else trees.SMALL_FILES
+    count = 100 if tiny else trees.SMALL_FILES
     source = place / "source" / "kept"
     trees.make_small_files(source, count, seed=6)
     copy, copied = _Copy(), Samples(_Copy.name)
@@ -58,7 +58,7 @@ def measure_snapshots(atoll: Atoll, place: Path, rounds: int, *, tiny: bool) -> 
                 volume.restore(f"again-{number}", wait=True)
             with measured(copied, copy):
                 copy.copy(source, os.fspath(place / "copies" / str(number)))
-            if number == 0:
+            if number == 0 and rounds:
                 for samples in (first, again, restored, copied):
                     samples.clear()
     return [Comparison(samples, copied) for samples in (first, again, restored)]
