@@ -12,7 +12,7 @@ from .conftest import Someone
 NAMES = {
     *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),
     *("sandbox", "system call filter", "no privileges", "outbound network", "memory limits", "FUSE", "uv"),
-    *("CPU limits", "process limits", "GPUs"),
+    *("CPU limits", "process limits", "GPUs", "snapshots"),
 }
 CODE = "import sys; from atoll.cli.doctor import doctor; sys.exit(doctor(json=len(sys.argv) > 1))"
 

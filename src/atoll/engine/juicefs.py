@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from atoll import process
+from atoll.sandbox import disk
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
 from atoll.wire.stream import AsyncChannel
@@ -27,20 +28,10 @@ _STAGE = re.compile(r"(snapshot|restore)-[0-9a-f]{16}")
 
 def find(volume: Path) -> str | None:
     """Return the path of `juicefs` where the volume is on JuiceFS and the program is here, else None."""
-    if not _is_on_juicefs(volume):
+    if disk.kind(volume) != "fuse.juicefs":
         return None
     beside = Path(sys.executable).with_name("juicefs")
     return str(beside) if beside.exists() else shutil.which("juicefs")
-
-
-def _is_on_juicefs(path: Path) -> bool:
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        text = Path("/proc/self/mountinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return any(line.split()[2] == number and " - fuse.juicefs " in line for line in text.splitlines())
 
 
 async def serve(channel: AsyncChannel, volume: Path, program: str) -> None:

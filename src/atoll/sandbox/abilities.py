@@ -229,7 +229,19 @@ def _state(home: Path) -> list[Ability]:
             found.append(Ability(name, needed, False, problem, loses, fix))
         else:
             found.append(Ability(name, needed, True, "tried"))
+    found.append(_snapshots(home, clones=found[-1].works))
     return found
+
+
+def _snapshots(home: Path, *, clones: bool) -> Ability:
+    """Say which way snapshots of volumes go, and what one costs; there is always one."""
+    if clones:
+        how = "by reflinks: about 0.1 ms for each file, and no space until something changes"
+    elif disk.kind(home) == "fuse.juicefs":
+        how = "by JuiceFS: no content is copied; fast where its program `juicefs` is found, a file at a time where not"
+    else:
+        how = "by copies: the first takes the space of the data, each further one that of the files that have changed"
+    return Ability("snapshots", False, True, how)
 
 
 _DISK = (

@@ -74,6 +74,18 @@ def reflinks(directory: Path) -> str:
     return ""
 
 
+def kind(directory: Path) -> str:
+    """Return the type of the file system, as mounts have it (`ext4`, `fuse.juicefs`); empty where it is not known."""
+    device = os.stat(directory).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            if before.split()[2] == number:
+                return after.split()[0]
+    return ""
+
+
 @contextlib.contextmanager
 def _scratch(directory: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=directory, prefix=".doctor-") as name:
