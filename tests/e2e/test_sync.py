@@ -189,6 +189,9 @@ def test_everything_is_mirrored_by_a_peer_without_privileges(peers: Peers, sourc
         assert snapshot(peers.data / "t") == snapshot(source)
         assert (peers.data / "t/plain").stat().st_uid == PLAIN_UID
         assert not client.sync(str(source), "t", SyncOptions()).plan
+        os.chmod(peers.data / "t/nobody/file", 0o600)
+        os.chmod(peers.data / "t/nobody/file", 0)
+        assert not client.sync(str(source), "t", SyncOptions()).plan
         (source / "plain").write_text("changed")
         (source / "nobody/new").write_text("n")
         client.sync(str(source), "t", SyncOptions())

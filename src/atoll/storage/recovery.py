@@ -223,6 +223,7 @@ class _Target:
         self.root: int | None = None
         self.holder: int | None = None
         self.name, self.found = "", None
+        self._staging = volume.staging
         place = self._stack.enter_context(locate(volume.data, record.target, follow=False))
         if place.missing or place.path != record.target:
             return
@@ -278,8 +279,12 @@ class _Target:
 
     def sync(self) -> None:
         """Make the switch and what was set in place durable."""
-        if self.holder is not None:
+        if self.holder is None:
+            return
+        try:
             filesystem.sync_directory(self.holder)
+        except PermissionError:  # a directory that its owner may not read
+            filesystem.sync_filesystem(self._staging)
 
 
 def _carry_over(

@@ -98,10 +98,32 @@ class Standing:
             if known == UNKNOWN or self.scan.rows[ROW * number] & 0o170000 != stat.S_IFREG:
                 continue
             with contextlib.suppress(OSError):
-                size = self.scan.rows[ROW * number + 1]
-                if hash_below(directory, self.scan.paths[number], size, self.index.algorithm) == known:
+                if self._hash(directory, number) == known:
                     same.add(number)
         return same
+
+    def _hash(self, directory: int, number: int) -> bytes:
+        path, rows = self.scan.paths[number], self.scan.rows
+        mode, size = rows[ROW * number : ROW * number + 2]
+        if mode & 0o400:
+            return hash_below(directory, path, size, self.index.algorithm)
+        # Its owner may not read it; lending the permission moves its change time.
+        parent = open_below(directory, parent_of(path))
+        try:
+            name = path.rpartition("/")[2]
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                link = f"/proc/self/fd/{descriptor}"
+                os.chmod(link, mode & 0o7777 | 0o400)
+                try:
+                    return hash_below(directory, path, size, self.index.algorithm)
+                finally:
+                    os.chmod(link, mode & 0o7777)
+                    rows[ROW * number + 3] = os.fstat(descriptor).st_ctime_ns
+            finally:
+                os.close(descriptor)
+        finally:
+            os.close(parent)
 
     def digest(self, path: str) -> bytes:
         """Return the digest of what stands at a path; `UNKNOWN` where it is not known or nothing stands."""
