@@ -208,6 +208,21 @@ def test_a_failed_sync_is_told_and_made_good(shared_home: Home, source: Path) ->
         keeper.wait_equal()
 
 
+def test_an_emptied_directory_empties_no_mirror(shared_home: Home, source: Path) -> None:
+    """A source that loses all that it has for a moment is an error, unless that was allowed; the mirror follows later."""
+    with keeping(shared_home, source, "watched-empty", "--json") as keeper:
+        keeper.wait_event("watching")
+        (source / "first").unlink()
+        keeper.wait_event("failed")
+        assert (keeper.mirror / "first").read_text() == "1"
+        (source / "first").write_text("2")
+        keeper.wait_equal()
+    with keeping(shared_home, source, "watched-empty", "--json", "--allow-empty") as keeper:
+        keeper.wait_event("watching")
+        (source / "first").unlink()
+        keeper.wait_equal()
+
+
 def test_the_daemon_may_end_meanwhile(atoll_home: Home, source: Path) -> None:
     """A daemon that is killed or stopped is started again by the next change; lines for people say what was done."""
     with keeping(atoll_home, source, "watched-daemon") as keeper:

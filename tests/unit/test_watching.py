@@ -29,7 +29,7 @@ class Mirror:
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
-        return SimpleNamespace(plan=result)
+        return SimpleNamespace(plan=result, sent=1, sent_bytes=1)
 
 
 class Clock:

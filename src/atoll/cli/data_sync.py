@@ -59,7 +59,8 @@ def sync(
             raise ValueError("`--watch` and `--dry-run` exclude each other")
         from atoll.cli.watch import watch as keep
 
-        return keep(local, remote, json=json, exclude=exclude, delete=delete, atomic=atomic)
+        options = {"exclude": exclude, "delete": delete, "atomic": atomic, "allow_empty": allow_empty}
+        return keep(local, remote, json=json, **options)
     from atoll.sdk.sync import arrange, check_source
     from atoll.storage.requests import absolute
 

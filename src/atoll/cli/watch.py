@@ -51,7 +51,7 @@ def _tell(happening: Happening) -> None:
         counts = [f"{len(plan.put) - len(plan.stands)} changed" * (len(plan.put) > len(plan.stands))]
         counts.append(f"{len(plan.drop)} removed" * bool(plan.drop))
         what = ", ".join(filter(None, counts)) or ("times and modes" if names else "nothing to do")
-        size = f", {size_text(plan.send_bytes)}" if plan.send else ""
+        size = f", {size_text(happening.sent_bytes)}" if happening.sent else ""
         line = f"{what}{size}, {happening.seconds:.2f} s" + (f": {shown}{more}" if names else "")
         print(f"{_now()}  {line}", flush=True)
     elif isinstance(happening, Waiting):
@@ -76,8 +76,8 @@ def _tell_json(happening: Happening) -> None:
                 "event": "synced",
                 "put": len(plan.put),
                 "removed": len(plan.drop),
-                "sent": len(plan.send),
-                "bytes": plan.send_bytes,
+                "sent": happening.sent,
+                "bytes": happening.sent_bytes,
                 "seconds": round(happening.seconds, 4),
                 "paths": sorted(plan.put.keys() | plan.drop)[:_LISTED],
             }

@@ -25,11 +25,15 @@ class Synced:
     Args:
         first: whether it is the sync at the beginning.
         plan: what was done.
+        sent: files whose content travelled.
+        sent_bytes: how much of it did.
         seconds: how long it took.
     """
 
     first: bool
     plan: Plan
+    sent: int
+    sent_bytes: int
     seconds: float
 
 
@@ -81,8 +85,8 @@ def watch_dir(path: str | os.PathLike[str], remote_dir: str | os.PathLike[str], 
 
 def _sync(arranged: Arranged, *, first: bool) -> Synced:
     began = time.monotonic()
-    plan = arranged.run().plan
-    return Synced(first, plan, time.monotonic() - began)
+    done = arranged.run()
+    return Synced(first, done.plan, done.sent, done.sent_bytes, time.monotonic() - began)
 
 
 class _Keeper:

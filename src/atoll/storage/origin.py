@@ -262,12 +262,11 @@ class Origin:
     # --- ways -------------------------------------------------------------------------------------------------------
 
     def _opener(self) -> urllib.request.OpenerDirector:
-        context = ssl.create_default_context(cadata=self.certificates or None)
         opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
             urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=context),
+            _Https(self.certificates),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             _Redirects(self),
@@ -289,6 +288,20 @@ class Origin:
             offset = 0
         stream.seek(offset)
         return Content(offset, found, stream)
+
+
+class _Https(urllib.request.AbstractHTTPHandler):
+    """Opens `https:`; the system's certificates are read when there is such an address only, which takes a while."""
+
+    def __init__(self, certificates: str) -> None:
+        super().__init__()
+        self._certificates = certificates
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        context = ssl.create_default_context(cadata=self._certificates or None)
+        return self.do_open(http.client.HTTPSConnection, request, context=context)
+
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
