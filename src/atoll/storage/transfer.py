@@ -24,7 +24,8 @@ from atoll.storage.tree import MODE_BITS, printable
 SMALL_FILE_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
 BATCH_FILES = 1000
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+"""A piece of a large file."""
 _ATTEMPTS = 5
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):

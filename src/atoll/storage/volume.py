@@ -27,6 +27,8 @@ __all__ = ["ROOT", "SYNC_ROOT", "Usage", "VolumeClient", "absolute", "sync_targe
 
 SYNC_ROOT = "sync"
 _FETCH_FILES = 5000
+_WRITE_BYTES = 4 << 20
+"""How much one request writes to an open file."""
 
 
 def sync_target(remote_dir: str | os.PathLike[str]) -> str:
@@ -195,9 +197,10 @@ class VolumeClient(SnapshotRequests):
     def pwrite(self, path: str, handle: int, offset: int, content: memoryview) -> int:
         """Write to an open file; return the position behind what was written."""
         position = offset
-        for start in range(0, content.nbytes, CHUNK_BYTES):
-            piece = content[start : start + CHUNK_BYTES]
-            done = self._ask("pwrite", path, {"handle": handle, "offset": position}, [piece])
+        for begin in range(0, content.nbytes, _WRITE_BYTES):
+            end = min(begin + _WRITE_BYTES, content.nbytes)
+            pieces = [content[start : min(start + CHUNK_BYTES, end)] for start in range(begin, end, CHUNK_BYTES)]
+            done = self._ask("pwrite", path, {"handle": handle, "offset": position}, pieces)
             position = int(done.header["position"])
         return position
 
