@@ -269,6 +269,7 @@ class Mirror:
         moment = stage.complete_ns
         index = index_after(tree, stamp, digest, blocks, generation, algorithm, now_ns=moment)
         standing_index.save(self._volume, key, index)
+        reached("remembered")
 
 
 def _plan(message: Message) -> tuple[Plan, bool]:

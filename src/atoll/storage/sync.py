@@ -193,6 +193,7 @@ class _Conversation:
             reached("committed")
         if options.index:
             index.save(options.index, made)
+            reached("remembered")
         return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes)
 
     def _receive_standing(self, known: Index) -> Standing:
