@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import re
 import signal
+import ssl
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import fal_serverless
 from atoll import errors, isolated
 
 from ..conftest import Home
-from ..unit.test_storage_downloads import CONTENT, SHA256, Site, serving
+from ..unit.test_storage_downloads import CONTENT, SHA256, Site, serving, tls
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
@@ -46,18 +49,26 @@ def read(path: str) -> bytes:
         return file.read()
 
 
-def test_twenty_calls_download_once(site: Site) -> None:
-    """Calls in several workers that ask at the same time share one download, also the next day without a network."""
+def test_twenty_workers_download_once(atoll_home: Home, site: Site) -> None:
+    """Twenty workers that ask at the same time share one download, and need no network the next day."""
+    (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 20\n")
+    notes = atoll_home.path / "volumes/local/data/.cache/atoll/downloads/.notes"
     entered, waiting = threading.Event(), threading.Event()
 
     def slow(handler: Any) -> None:
         entered.set()
-        waiting.wait(30.0)
+        waiting.wait(60.0)
         site.answer(handler)
 
     site.scripts = [slow]
     futures = [fetch.submit(site.url(), sha256=SHA256) for _ in range(20)]
     entered.wait(60.0)
+    (note,) = notes.glob("*.json")
+    line = re.compile(rf"-> FLOCK +ADVISORY +WRITE +\d+ \S+:{note.stat().st_ino} ")
+    deadline = time.monotonic() + 60.0
+    while len(line.findall(Path("/proc/locks").read_text())) < 19:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     waiting.set()
     found = [future.result() for future in futures]
     assert {(path, digest) for path, digest, _ in found} == {(found[0][0], SHA256)}
@@ -118,6 +129,22 @@ def test_a_program_downloads_to_the_volume(site: Site) -> None:
         atoll.download(site.url("/missing"), network="host")
     assert failed.value.status == 404
     assert read(path) == CONTENT
+
+
+def test_the_callers_proxy_and_certificates_count(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program trusts and goes through holds for its downloads, though a function makes them."""
+    certificate, key = tls(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving(Site(), context) as secure:
+        url = secure.url().replace("http:", "https:")
+        with pytest.raises(errors.DownloadError, match="not trusted"):
+            atoll.download(url, network="host")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert read(atoll.download(url, network="host")) == CONTENT
+    monkeypatch.setenv("http_proxy", f"http://{site.address}")
+    assert read(atoll.download("http://files.example/proxied.bin", network="host")) == CONTENT
+    assert site.requests[0][0] == "http://files.example/proxied.bin"
 
 
 def test_files_of_the_caller_are_uploaded(tmp_path: Path) -> None:
