@@ -6,6 +6,7 @@ files take ten times the time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ seconds = time.perf_counter() - began
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
 print(json.dumps([seconds, int(peak) / 1024]))
 """
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 
 
 class PeerMemory:
@@ -51,19 +52,16 @@ class PeerMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        peers: list[int] = []
         while not self._done.wait(LOOK_SECONDS):
-            peers = [pid for pid in peers if self._look(pid)]
-            peers = peers or [pid for pid in self._atoll.storage_peers() if pid not in self._others]
+            for pid in self._atoll.storage_peers():
+                if pid not in self._others:
+                    self._look(pid)
 
-    def _look(self, pid: int) -> bool:
-        try:
+    def _look(self, pid: int) -> None:
+        with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except OSError:
-            return False
-        peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
-        self.peak_mib = max([self.peak_mib, *peaks])
-        return bool(peaks)
+            peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
+            self.peak_mib = max([self.peak_mib, *peaks])
 
 
 def measure_million(atoll: Atoll, place: Path, fewer: int, more: int) -> list[Row]:
