@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 PYTHON ?=
 SUITE ?= calls streams payloads sync
 FUZZ_SECONDS ?= 60
+POWER_CUTS ?= 3000
 FUZZ_TARGETS ?= frames plain result exception lease
 PYTEST ?=
 TESTS ?= tests
@@ -67,6 +68,10 @@ test-here: $(VENV)/.installed ## the test suite as who calls
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: the test suite as a plain user, in a copy of this directory
 	@.ci/as-plain-user test-here PYTEST='$(PYTEST)' TESTS='$(TESTS)'
+
+.PHONY: powerloss
+powerloss: $(VENV)/.installed ## root only: what power cuts may leave of a sync (POWER_CUTS=3000 disks, about 10 minutes)
+	@ATOLL_POWER_CUTS=$(POWER_CUTS) $(BIN)/python -m pytest -s tests/e2e/test_power_loss.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.fuzz ## atheris on what hostile peers can send (FUZZ_SECONDS=60 for each target)

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
 from atoll.storage import filesystem, steps
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import main as peer_main
@@ -429,6 +430,7 @@ def _wait(pid: int, seconds: float) -> bool:
     return True
 
 
+@pytest.mark.timeout(400)
 def test_killed_at_random_moments(lab: Lab, tmp_path: Path) -> None:
     """SIGKILL of client or peer at any moment leaves the old tree or the new one, and the next sync ends equal."""
     dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
@@ -438,6 +440,7 @@ def test_killed_at_random_moments(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 def test_killed_at_random_moments_while_the_disk_fills_up(tmp_path: Path) -> None:
     """The same where not everything that dead syncs have left fits on the disk beside the new tree."""
@@ -496,3 +499,70 @@ def test_the_daemon_is_killed_at_random_moments(atoll_home: Home, tmp_path: Path
         time.sleep(0.1)
         left = set(os.listdir(volume / "staging"))
     assert all(name.startswith((*KEPT, "old-")) for name in left)
+
+
+NAMED = {
+    errno.ENOSPC: DiskFull,
+    errno.EDQUOT: QuotaExceeded,
+    errno.EIO: StateUnusable,
+    errno.EROFS: StateUnusable,
+}
+
+
+class _Failing:
+    def __init__(self, number: int, error: int) -> None:
+        self._left = number
+        self._error = error
+
+    def __call__(self, _: str, __: dict[str, Any]) -> None:
+        self._left -= 1
+        if self._left == -1:
+            raise OSError(self._error, os.strerror(self._error))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "stride"),
+    [
+        ("many changes", errno.ENOSPC, 1),
+        ("one file", errno.EIO, 2),
+        ("one directory goes", errno.EROFS, 2),
+        ("names that stay", errno.EDQUOT, 2),
+    ],
+)
+def test_an_error_at_every_step(name: str, error: int, stride: int, lab: Lab, tmp_path: Path) -> None:
+    """A file system that fails at any step (full, quota, broken, read-only) is an error with a name, after which the
+    target is the old tree or the new one, nothing is left behind, and the next sync on the same channel ends equal."""
+    case = CASES[name]
+    old, new = _sources(case, tmp_path)
+    assert old is not None
+    unharmed = 0
+    for number in range(0, 200, stride):
+        _reset(lab, old)
+        before = lab.shot()
+        reference = _wanted(case, new, before)
+        ours, theirs = socket.socketpair()
+
+        def peer(number: int = number, ours: socket.socket = ours, theirs: socket.socket = theirs) -> None:
+            ours.close()
+            steps.arm(_Failing(number, error))
+            peer_main([str(theirs.fileno()), str(lab.volume)])
+
+        pid = _fork(peer)
+        theirs.close()
+        failed = False
+        with VolumeClient(Channel(ours)) as client:
+            try:
+                client.sync(str(new), "t", case.options)
+            except NAMED[error]:
+                failed = True
+                assert lab.shot() in (before, reference), number
+                left = os.listdir(lab.volume / "staging")
+                assert not [item for item in left if item.startswith(("record-", "switch-", "trash-"))], number
+                client.sync(str(new), "t", case.options)
+            assert lab.shot() == reference
+        assert os.waitpid(pid, 0)[1] == 0
+        lab.tidy()
+        unharmed = 0 if failed else unharmed + 1
+        if unharmed == 4:  # the steps are over; one alone may be of something that need not succeed
+            return
+    raise AssertionError("the sync never ends")

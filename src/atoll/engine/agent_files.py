@@ -101,7 +101,7 @@ def hold(directory: Path) -> tuple[Path, int]:
 def used_by_others(own: Path) -> bool:
     """Whether a daemon of another version is alive: one that drains still has sandboxes."""
     for path in own.parent.iterdir():
-        if path == own or path.name.startswith("."):
+        if path == own or path.name.startswith((".", "native-")):  # what daemons of different versions may share
             continue
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -32,8 +32,11 @@ def sync_dir(
 
     Each file's digest is verified before it counts. A file counts as unchanged when its mode, size, modification time,
     change time and inode are those of the last sync from here, at the target as well; else the digests decide, or size
-    and modification time where nothing is known of the target. Of a large file only what has changed travels. What a function writes to the target while a sync runs is in the old tree,
-    or is undone by the next sync.
+    and modification time where nothing is known of the target. Of a large file only what has changed travels.
+
+    What a function writes to the target while a sync runs is in the old tree, or in the new one where the file stays,
+    or is undone by the next sync. What it adds or replaces among names that are kept (`exclude`, `delete=False`) is
+    brought along.
 
     Args:
         path: the directory to upload; a symlink to one is followed.
