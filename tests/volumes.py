@@ -26,16 +26,34 @@ class ThreadHost:
         self.volume = volume
         self.data = volume / "data"
         self.opened = 0
+        """How many peers were started."""
+        self._kept: Channel | None = None
         self._threads: list[threading.Thread] = []
 
     def open_storage(self) -> Channel:
-        """Start a peer."""
+        """Return the channel that is kept, or start a peer."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.fileno() >= 0:
+            return kept
         ours, theirs = socket.socketpair()
         self.opened += 1
         thread = threading.Thread(target=self._serve, args=[theirs])
         thread.start()
         self._threads.append(thread)
         return Channel(ours)
+
+    def keep_storage(self, channel: Channel) -> None:
+        """Keep one peer for the next client."""
+        if self._kept is None:
+            self._kept = channel
+        else:
+            channel.close()
+
+    def close(self) -> None:
+        """End the peer that is kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     def _serve(self, sock: socket.socket) -> None:
         root = VolumeRoot(str(self.volume))
@@ -50,6 +68,7 @@ class ThreadHost:
 
     def wait(self) -> None:
         """Wait until all peers have ended."""
+        self.close()
         for thread in self._threads:
             thread.join()
 

@@ -1,8 +1,8 @@
 """Storage clients of this process, lent to one thread at a time.
 
 Each client has a storage peer, a process of its own, at its other end: so there are few, and threads wait for them.
-A client that is given back without open files goes to the host, which keeps its peer for who comes next. A forked
-child has none of its parent's.
+When no thread works any more, those without open files go back to the host, which keeps some of their peers a while for
+who comes next. A forked child has none of its parent's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from atoll.agent import nested
@@ -19,7 +19,6 @@ from atoll.errors import HostUnreachable
 if TYPE_CHECKING:
     from atoll.host.contract import Host
     from atoll.storage.volume import VolumeClient
-    from atoll.wire.channel import Channel
 
 MOST = 4
 MOST_NESTED = 2
@@ -131,8 +130,7 @@ class StorageClients:
     def _open(self) -> VolumeClient:
         from atoll.storage.volume import VolumeClient
 
-        keep: Callable[[Channel], None] | None = getattr(self._host, "keep_storage", None)
-        return VolumeClient(self._host.open_storage(), keep)
+        return VolumeClient(self._host.open_storage(), self._host.keep_storage)
 
     @contextlib.contextmanager
     def _returned(self, lent: Lent) -> Iterator[None]:
@@ -144,19 +142,17 @@ class StorageClients:
                     lent.client.close_file(*lent.left.pop(), commit=False)
             with self._turn:
                 lent.thread = None
-                usable = lent.client.usable
-                done = not usable or (not lent.client.handles and self._kept_by_host)
-                if done and lent in self._all:
-                    self._all.remove(lent)
+                resting: list[Lent] = []
+                if not lent.client.usable:
+                    if lent in self._all:
+                        self._all.remove(lent)
+                    lent.client.abandon()
+                elif not self._opening and all(one.thread is None for one in self._all):
+                    resting = [one for one in self._all if not one.client.handles]
+                    self._all = [one for one in self._all if one.client.handles]
                 self._turn.notify_all()
-            if not usable:
-                lent.client.abandon()
-            elif done:
-                lent.client.close()
-
-    @property
-    def _kept_by_host(self) -> bool:
-        return hasattr(self._host, "keep_storage")
+            for one in resting:
+                one.client.close()
 
     @staticmethod
     def _abandon(clients: list[Lent]) -> None:
