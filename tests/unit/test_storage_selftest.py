@@ -201,7 +201,7 @@ def test_a_partner_that_hangs_or_dies_is_an_error(directory: int, monkeypatch: p
         with Partner(directory, "x") as partner:
             partner.ask("flock")
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(partner._pid, os.WNOHANG)
 
 
 @pytest.fixture
