@@ -34,8 +34,12 @@ from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
 from atoll.storage.way import Way
 
-MAX_SEPARATE = 64
-"""Up to how many files and directories are made durable one by one; beyond, the whole file system is (`syncfs`)."""
+MAX_SEPARATE = 8
+"""Up to how many files and directories are made durable one by one; beyond, the whole file system is (`syncfs`).
+
+On ext4 each `fsync` costs 2 to 5 ms, one `syncfs` 4 to 20 ms and what others have written to the disk besides: seconds
+where that is gigabytes.
+"""
 
 
 class Stage:
