@@ -10,8 +10,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from atoll.errors import AtollError, DiskFull
 from atoll.storage import steps
 from atoll.storage.archive import Archive
 from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.locks import target_key
 from atoll.storage.peer import main as peer_main
 from atoll.storage.sync import SyncOptions, error_of
 from atoll.storage.tidy import clean
@@ -75,16 +77,16 @@ class Lab:
         (self.data / "new").write_text("new")
 
     @contextlib.contextmanager
-    def peer(self, die_at: int = -1) -> Iterator[tuple[Channel, int]]:
-        """Give a channel to a peer that dies at its step number `die_at`, and its pid."""
+    def peer(self, die_at: int = -1, act: Callable[[str, dict[str, Any]], None] | None = None) -> Iterator[Any]:
+        """Give a channel to a peer that dies at its step number `die_at`, or calls `act` at each, and its pid."""
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 ours.close()
-                if die_at >= 0:
-                    steps.arm(_Killer(die_at))
+                if die_at >= 0 or act is not None:
+                    steps.arm(act or _Killer(die_at))
                 status = peer_main([str(theirs.fileno()), str(self.volume)])
             finally:
                 os._exit(status)
@@ -305,6 +307,46 @@ def test_clients_that_were_there_before_a_restore_work_on_what_is_there_after(la
         assert set(client.listdir()) == {"a", "d", "l", "after", "synced"}
         assert sorted(os.listdir(lab.trees / kept)) == ["a", "before", "d", "l", "new"]
         assert [entry.name for entry in client.snapshots()] == ["s", kept]
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "restore"])
+def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, kind: str) -> None:
+    """What comes while a sync has its target waits for its end: the sync is in the snapshot whole, and a restore
+    undoes it whole."""
+    assert lab.ask({"type": "snapshot", "path": "", "name": "s"})
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("x", "y"):
+        (source / name).write_text(name)
+    inside, go = os.pipe()
+
+    def hold(step: str, _: dict[str, Any]) -> None:
+        if step == "locked":
+            os.read(inside, 1)
+
+    with lab.peer(act=hold) as (syncing, _), lab.peer() as (other, _):
+        client = VolumeClient(syncing)
+        sync = threading.Thread(target=lambda: client.sync(str(source), "d/synced", SyncOptions()))
+        sync.start()
+        deadline = time.monotonic() + 20
+        while not os.path.exists(lab.volume / "staging/locks" / target_key("d/synced")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        name = "t" if kind == "snapshot" else "s"
+        other.send({"type": kind, "path": "", "name": name})
+        if kind == "restore":
+            assert other.receive().type == "ready"
+            other.send({"type": "commit"})
+        assert other.receive().type == "waiting"
+        os.write(go, b"1")
+        sync.join()
+        while other.receive().type != "done":
+            pass
+    os.close(inside)
+    os.close(go)
+    (kept,) = [one for one in os.listdir(lab.trees) if one != "s"]
+    assert sorted(os.listdir(lab.trees / kept / "d/synced")) == ["x", "y"]
+    assert (lab.data / "d/synced").exists() == (kind == "snapshot")
 
 
 # --- file systems -----------------------------------------------------------------------------------------------------
