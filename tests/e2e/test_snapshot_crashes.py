@@ -33,7 +33,7 @@ from ..conftest import find_tool
 from .test_sync import snapshot as seen
 
 MOMENTS = 30
-KEPT = ("locks", "index-", "old-")
+KEPT = ("locks", "index-", "old-", "restored")
 
 
 class _Killer:
@@ -347,6 +347,20 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
     (kept,) = [one for one in os.listdir(lab.trees) if one != "s"]
     assert sorted(os.listdir(lab.trees / kept / "d/synced")) == ["x", "y"]
     assert (lab.data / "d/synced").exists() == (kind == "snapshot")
+
+
+@pytest.mark.parametrize("path", ["", "d"])
+def test_a_file_that_was_open_for_writing_in_place_is_closed_by_a_restore(lab: Lab, path: str) -> None:
+    """What a client holds open for changes would lead into the snapshot of the old state; to read, it stays open."""
+    assert lab.ask({"type": "snapshot", "path": path, "name": "s"})
+    with lab.peer() as (channel, _), VolumeClient(channel) as client:
+        reading, writing = (client.open("d/b", mode)[0] for mode in ("read", "update"))
+        client.pwrite("d/b", writing, 0, memoryview(b"D"))
+        assert lab.ask({"type": "restore", "name": "s"})
+        with pytest.raises(OSError, match="Bad file"):
+            client.pwrite("d/b", writing, 0, memoryview(b"X"))
+        assert bytes(client.pread("d/b", reading, [(0, None)])[0]) == b"D/b"
+        assert b"".join(client.read("d/b")) == b"d/b"
 
 
 # --- file systems -----------------------------------------------------------------------------------------------------

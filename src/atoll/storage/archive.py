@@ -287,6 +287,7 @@ class Archive:
 
     def keep_replaced(self, stage: str, kept: Snapshot) -> Snapshot:
         """Make what a restore has replaced, and what now stands in staging, the snapshot that it is to become."""
+        self._volume.mark_restored()
         with contextlib.suppress(OSError):  # where the snapshots are mounted: live data has it, they do not
             os.rmdir(f"{stage}/{VISIBLE}", dir_fd=self.staging)
         kept = self.write_record(replace(kept, name=self.unused_name(kept.name)))

@@ -32,6 +32,9 @@ NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 VISIBLE = ".snapshots"
 """The name in `/data` at which functions see the snapshots, read-only; syncs, usage and snapshots leave it out."""
 
+RESTORED = "restored"
+"""A file in staging, whose time is that of the last restore."""
+
 _PARTS = {"data": 0o755, "staging": 0o700, "staging/locks": 0o700, "snapshots": 0o700, "snapshots/trees": 0o700}
 
 
@@ -59,21 +62,43 @@ class VolumeRoot:
                 f"the volume cannot be opened: {error.strerror}",
                 hint="check that its disk is mounted writable and that the volume belongs to its user",
             ) from error
+        self._mark = self._restored()
         if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
             raise StateUnusable("`data` and `staging` of the volume are on different file systems")
         spread(self.staging)
 
     def refresh(self) -> bool:
-        """Have `data` be the directory that has this name now: a restore replaces it; return whether one has."""
+        """Have `data` be the directory that has this name now: a restore may replace it.
+
+        Returns:
+            whether anything of the volume has been restored since the last time.
+        """
+        mark, self._mark = self._mark, self._restored()
         mine, found = os.fstat(self.data), os.stat("../data", dir_fd=self.staging, follow_symlinks=False)
         if (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino):
-            return False
+            return mark != self._mark
         current = os.open("../data", OPEN_DIRECTORY, dir_fd=self.staging)
         try:
             os.dup2(current, self.data, inheritable=False)
         finally:
             os.close(current)
         return True
+
+    def _restored(self) -> int:
+        try:
+            return os.stat(RESTORED, dir_fd=self.staging, follow_symlinks=False).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def mark_restored(self) -> None:
+        """Tell all peers that something of the volume has been replaced by what a snapshot held."""
+        descriptor = os.open(
+            RESTORED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging
+        )
+        try:
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
 
     def temporary_name(self, kind: str) -> str:
         """Return a new name below `staging`."""
