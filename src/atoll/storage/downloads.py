@@ -40,8 +40,9 @@ from atoll.storage.notes import (
     sync_directory,
     write_all,
 )
-from atoll.storage.origin import Content, Origin, Transient, Validators, shut_in
+from atoll.storage.origin import Content, Origin, Transient, shut_in
 from atoll.storage.tree import printable
+from atoll.storage.validators import Validators
 
 _ATTEMPTS = 6
 """How often it is tried without a byte gained."""

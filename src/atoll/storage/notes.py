@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from atoll.storage.origin import Validators
+from atoll.storage.validators import Validators
 
 SHELF = ".cache/atoll/downloads"
 PIECE_BYTES = 256 << 10

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import email.utils
 import errno
 import http.client
 import os
@@ -30,11 +29,9 @@ from typing import IO, Any
 from atoll.errors import DownloadError
 from atoll.storage.addresses import address_of, quoted, shown, split
 from atoll.storage.tree import printable
+from atoll.storage.validators import Validators, number, range_of, retry_after, validators_of
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LONGEST_WAIT_SECONDS = 60.0
-_SETTLED_SECONDS = 60.0
-"""A time of modification proves a state of a file only when it is this much older than the answer (RFC 9110, 8.8.2.2)."""
 _PORTABLE_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "range", "if-range"})
 _ENCODING_SUFFIXES = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "br": (".br",), "zstd": (".zst",)}
 _UNKNOWN_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
@@ -58,26 +55,6 @@ class Transient(Exception):
         self.reason = reason
         self.wait_seconds = wait_seconds
         self.anew = anew
-
-
-@dataclass(frozen=True)
-class Validators:
-    """What identifies one state of a file at its origin; empty texts where the origin does not say.
-
-    Args:
-        etag: a strong entity tag.
-        modified: the time of modification, where it is old enough to be relied on.
-        total: bytes in all; -1 where unknown.
-    """
-
-    etag: str = ""
-    modified: str = ""
-    total: int = -1
-
-    @property
-    def proof(self) -> str:
-        """What `If-Range` is to have; empty for nothing."""
-        return self.etag or self.modified
 
 
 @dataclass
@@ -206,22 +183,22 @@ class Origin:
                 f"`{self.shown}` is answered with the encoding `{printable(encoding)}`, which was not asked for",
                 hint="give `sha256` of the bytes as they are sent, or ask the server's operator",
             )
-        found = _validators(response.headers)
+        found = validators_of(response.headers)
         if response.status == 206:
-            start, total = _range(response.headers.get("Content-Range", ""))
+            start, total = range_of(response.headers.get("Content-Range", ""))
             same = found.etag in ("", validators.etag) and validators.total in (-1, total)
             if start != asked or not asked or not same:
                 raise Transient("the server answered with another part than was asked for", anew=True)
             return Content(asked, Validators(validators.etag, validators.modified, total), response)
-        length = _number(response.headers.get("Content-Length"))
+        length = number(response.headers.get("Content-Length"))
         if response.headers.get("Transfer-Encoding"):
             length = -1
         return Content(0, Validators(found.etag, found.modified, length), response)
 
     def _beyond(self, error: urllib.error.HTTPError, offset: int, validators: Validators) -> Content:
         """Nothing follows what is there: that was all, or it is of another state."""
-        total = _number(error.headers.get("Content-Range", "").rpartition("/")[2])
-        found = _validators(error.headers)
+        total = number(error.headers.get("Content-Range", "").rpartition("/")[2])
+        found = validators_of(error.headers)
         if total == offset and found.etag in ("", validators.etag):
             return Content(offset, Validators(validators.etag, validators.modified, total), _Empty(), complete=True)
         raise Transient("the file has changed at its origin", anew=True)
@@ -229,7 +206,7 @@ class Origin:
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         reason = f"HTTP status {error.code} ({printable(str(error.reason))})"
         if error.code in _RETRIED:
-            return Transient(reason, _retry_after(error.headers.get("Retry-After", "")), status=error.code)
+            return Transient(reason, retry_after(error.headers.get("Retry-After", "")), status=error.code)
         hint = {
             401: "pass the credentials, as in `headers={'Authorization': 'Bearer …'}`",
             403: "pass the credentials, as in `headers={'Authorization': 'Bearer …'}`, or renew the signed address",
@@ -346,42 +323,6 @@ class _Empty:
 
     def close(self) -> None:
         return None
-
-
-# --- headers --------------------------------------------------------------------------------------------------------
-
-
-def _validators(headers: Any) -> Validators:
-    etag = headers.get("ETag", "").strip()
-    if not re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', etag):  # a weak one proves nothing about bytes
-        etag = ""
-    modified = headers.get("Last-Modified", "").strip()
-    then, now = _moment(modified), _moment(headers.get("Date", ""))
-    return Validators(etag, modified if then and now and now - then >= _SETTLED_SECONDS else "")
-
-
-def _moment(text: str) -> float:
-    try:
-        return email.utils.parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-def _range(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text.strip())
-    if found is None:
-        return -1, -1
-    total = _number(found[3])
-    return (int(found[1]), total) if total < 0 or int(found[2]) == total - 1 else (-1, -1)
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and re.fullmatch(r"\d{1,30}", text.strip()) else -1
-
-
-def _retry_after(text: str) -> float:
-    seconds = _number(text)
-    return float(min(seconds, _LONGEST_WAIT_SECONDS)) if seconds > 0 else 0.0
 
 
 def _reason(error: Exception) -> str:
