@@ -25,6 +25,7 @@ def file(size: int = 1, mode: int = 0o644, mtime_ns: int = 1) -> Entry:
 
 D, D2, F, F2, L = directory(), directory(mtime_ns=2), file(), file(2), Entry(SYMLINK, 0, 0, 1, "x")
 LOCKED = directory(mode=0o700)
+BIG, BIG2 = file(64 << 20), file(65 << 20)
 SAME = {"": D, "a": F, "d": D, "d/b": F, "d/c": F, "d/e": D, "d/e/f": F, "l": L, "m": D, "m/n": F}
 
 
@@ -39,6 +40,9 @@ TABLE: list[tuple[str, Tree, Tree, str | None, bool, set[str]]] = [
     ("one file, and times above it", {**SAME, "d/b": F2, "d": D2, "": D2}, SAME, "d/b", False, {"d", ""}),
     ("one file, and a time elsewhere", {**SAME, "d/b": F2, "m": D2}, SAME, "d/b", False, {"d", "m"}),
     ("one file at the top", {**SAME, "a": F2}, SAME, "a", False, {""}),
+    ("a large file", {**SAME, "d/b": BIG2}, {**SAME, "d/b": BIG}, "d", True, {""}),
+    ("a large file at the top", {**SAME, "a": BIG2}, {**SAME, "a": BIG}, "", True, set()),
+    ("a file that becomes large", {**SAME, "a": BIG}, SAME, "a", False, {""}),
     ("one name comes", {**SAME, "d/e/new": F, "d/e": D2}, SAME, "d/e/new", False, {"d/e"}),
     ("one name goes", without(SAME, "d/e/f"), SAME, "d/e/f", False, {"d/e"}),
     ("a whole directory comes", SAME, without(SAME, "d"), "d", False, {""}),
@@ -114,6 +118,13 @@ def test_a_switch_at_the_scope_makes_the_whole_change(source: Tree, target: Tree
         assert scope.path in below or len({path[start:].split("/")[0] for path in below if path != scope.path}) > 1
     elif scope.path:
         assert parent_of(scope.path) in scope.in_place
+
+
+def test_a_large_file_among_very_many_is_switched_alone() -> None:
+    """Its directory is not linked for its sake where that takes longer than it saves."""
+    many = {f"n{number}": F for number in range(1500)}
+    target = {**SAME, "a": BIG, **many}
+    assert scope_of(plan({**target, "a": BIG2}, target), target).path == "a"
 
 
 @pytest.mark.parametrize(
