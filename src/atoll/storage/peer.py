@@ -30,7 +30,7 @@ from typing import Any
 from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.contents import Contents
-from atoll.storage.conversation import REPORTED, fail
+from atoll.storage.conversation import REPORTED, Conversation, fail
 from atoll.storage.copying import Copying
 from atoll.storage.files import Files
 from atoll.storage.filesystem import VolumeRoot
@@ -88,8 +88,9 @@ class Peer:
                 try:
                     if request is None:
                         raise SyncError(f"unknown request `{message.type}`")
-                    with self._volume_of_now(message.type):
-                        request(message.header, message.buffers)
+                    with contextlib.ExitStack() as held:
+                        if self._hold(held, message.type):
+                            request(message.header, message.buffers)
                 except ChannelClosed:
                     raise
                 except REPORTED as error:
@@ -107,6 +108,18 @@ class Peer:
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
         return bool(poll.poll(seconds * 1000))
+
+    def _hold(self, held: contextlib.ExitStack, request: str) -> bool:
+        """Enter `_volume_of_now`; return False where that failed and has been answered."""
+        try:
+            held.enter_context(self._volume_of_now(request))
+        except REPORTED:
+            if request != "write":
+                raise
+            with Conversation(self._channel, request):  # the client does not wait before it sends the content
+                raise
+            return False
+        return True
 
     @contextlib.contextmanager
     def _volume_of_now(self, request: str) -> Iterator[None]:
