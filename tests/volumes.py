@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -27,14 +28,13 @@ class ThreadHost:
         self.data = volume / "data"
         self.opened = 0
         """How many peers were started."""
-        self._kept: Channel | None = None
+        self._kept: list[Channel] = []
         self._threads: list[threading.Thread] = []
 
     def open_storage(self) -> Channel:
-        """Return the channel that is kept, or start a peer."""
-        kept, self._kept = self._kept, None
-        if kept is not None and kept.fileno() >= 0:
-            return kept
+        """Return a channel that is kept, or start a peer."""
+        with contextlib.suppress(IndexError):
+            return self._kept.pop()
         ours, theirs = socket.socketpair()
         self.opened += 1
         thread = threading.Thread(target=self._serve, args=[theirs])
@@ -43,17 +43,13 @@ class ThreadHost:
         return Channel(ours)
 
     def keep_storage(self, channel: Channel) -> None:
-        """Keep one peer for the next client."""
-        if self._kept is None:
-            self._kept = channel
-        else:
-            channel.close()
+        """Keep a peer for the next client."""
+        self._kept.append(channel)
 
     def close(self) -> None:
-        """End the peer that is kept."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
+        """End the peers that are kept."""
+        while self._kept:
+            self._kept.pop().close()
 
     def _serve(self, sock: socket.socket) -> None:
         root = VolumeRoot(str(self.volume))

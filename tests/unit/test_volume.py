@@ -311,7 +311,7 @@ def test_threads(volume: Volume, host: ThreadHost) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
-    assert host.opened <= storage_clients.MOST
+    assert host.opened <= 2 * storage_clients.MOST  # some may be on their way back to the host
 
 
 def test_a_connection_that_has_gone_is_replaced(volume: Volume, host: ThreadHost) -> None:

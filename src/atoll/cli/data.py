@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import expanded, opened, print_name
-from atoll.sdk.volume import Volume, VolumeEntry, has_magic
+from atoll.sdk.volume import Volume
+from atoll.sdk.volume_entry import VolumeEntry
+from atoll.sdk.volume_patterns import has_magic
 from atoll.storage.progress import size_text
 from atoll.storage.requests import volume_path
 from atoll.storage.tree import printable

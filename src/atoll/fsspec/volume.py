@@ -18,8 +18,9 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import trailing_sep
 
 from atoll.fsspec.names import PROTOCOL, Names
-from atoll.sdk.volume import Volume, has_magic
+from atoll.sdk.volume import Volume
 from atoll.sdk.volume_file import open_file
+from atoll.sdk.volume_patterns import has_magic
 from atoll.storage.requests import ROOT
 from atoll.storage.transfer import CHUNK_BYTES
 

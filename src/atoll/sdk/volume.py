@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
 import os
-import re
 import stat as stat_module
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from atoll.sdk.storage_clients import StorageClients
+from atoll.sdk.volume_entry import VolumeEntry
+from atoll.sdk.volume_patterns import matches
+from atoll.sdk.volume_snapshots import Path, VolumeSnapshots
 from atoll.storage.requests import absolute, volume_path
 
 if TYPE_CHECKING:
     import io
 
-    from atoll.host.contract import Host
     from atoll.storage.progress import ProgressLine
-    from atoll.storage.snapshots import Difference, Snapshot
     from atoll.storage.status import Status
-    from atoll.storage.volume import Usage, VolumeClient
-
-Path = str | os.PathLike[str]
+    from atoll.storage.volume import Usage
 
 
-class VolumeEntry:
-    """What a directory of a volume holds under one name, as `os.DirEntry`.
-
-    Attributes:
-        name: in its directory.
-        path: absolute, below `/data`.
-    """
-
-    def __init__(self, path: str, status: Status) -> None:
-        self.path = path
-        self.name = path.rpartition("/")[2]
-        self._status = status
-
-    def __repr__(self) -> str:
-        return f"<VolumeEntry {self.name!r}>"
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def stat(self) -> os.stat_result:
-        """Return its status, of a symlink its own."""
-        return self._status.as_stat()
-
-    def inode(self) -> int:
-        """Return the number of its inode."""
-        return self._status.inode
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Say whether it is a directory, or a symlink to one inside `/data`."""
-        return "d" in (self._status.kind, self._status.leads if follow_symlinks else "")
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Say whether it is a file, or a symlink to one inside `/data`."""
-        return "f" in (self._status.kind, self._status.leads if follow_symlinks else "")
-
-    def is_symlink(self) -> bool:
-        """Say whether it is a symlink."""
-        return self._status.kind == "l"
-
-    def target(self) -> str:
-        """Return where a symlink points, as it is stored; empty for anything else."""
-        return self._status.target
-
-
-class Volume:
+class Volume(VolumeSnapshots):
     """The caller's own volume: what functions see as `/data`.
 
     Paths are absolute (`/data/a/b`) or relative to `/data`; `..` is a `ValueError`. Symlinks are followed as inside a
@@ -87,40 +38,6 @@ class Volume:
     Args:
         host: whose volume; the local host's by default.
     """
-
-    def __init__(self, host: Host | None = None) -> None:
-        if host is None:
-            from atoll.host.local import local
-
-            host = local
-        self.host = host
-        self.clients = StorageClients(host)
-        """Its connections."""
-
-    def __repr__(self) -> str:
-        return f"Volume({self.host!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Volume, (self.host,)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close connections, and files that are still open: those that are being written are dropped.
-
-        The volume can be used again.
-        """
-        self.clients.close()
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[VolumeClient]:
-        """Lend this thread the client that requests go through: for what no method does."""
-        with self.clients.lend() as lent:
-            yield lent.client
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -205,44 +122,7 @@ class Volume:
         a dot are matched only by patterns that do; symlinks to directories are followed except by `**`.
         """
         parts = volume_path(pattern).split("/")
-        return sorted(set(self._matches("/data", parts))) if parts != [""] else ["/data"]
-
-    def _matches(self, base: str, parts: Sequence[str]) -> Iterator[str]:
-        part, rest = parts[0], parts[1:]
-        if part == "**":
-            for where, directories, files in self.walk(base):
-                directories[:] = [name for name in directories if not name.startswith(".")]
-                if rest:
-                    yield from self._matches(where, rest)
-                else:
-                    shown = [name for name in files if not name.startswith(".")]
-                    yield from (f"{where}/{name}" for name in [*directories, *shown])
-            return
-        if not has_magic(part):
-            path = f"{base}/{part}"
-            if rest:
-                yield from self._matches(path, rest)
-            elif self._is_there(path):
-                yield path
-            return
-        matches = re.compile(fnmatch.translate(part)).match
-        try:
-            entries = self.scandir(base)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return
-        for entry in entries:
-            if matches(entry.name) and (part.startswith(".") or not entry.name.startswith(".")):
-                if not rest:
-                    yield entry.path
-                elif entry.is_dir():
-                    yield from self._matches(entry.path, rest)
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self._status(path, follow=False)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return False
-        return True
+        return sorted(set(matches(self, "/data", parts))) if parts != [""] else ["/data"]
 
     def usage(self, path: Path = "/data") -> Usage:
         """Return what a path takes with all below it, and the size and free space of its file system, in bytes.
@@ -471,79 +351,3 @@ class Volume:
         from atoll.sdk.sync import sync_dir
 
         return sync_dir(local, path, host=self.host, **options)
-
-    # --- snapshots ----------------------------------------------------------------------------------------------
-
-    def snapshot(self, name: str | None = None, path: Path = "/data") -> Snapshot:
-        """Keep what a directory holds now; functions see it, read-only, at `/data/.snapshots/NAME`.
-
-        Nothing that is written later changes it. It shares blocks with the live files where the file system can (XFS,
-        btrfs, JuiceFS), else the files that have not changed with an earlier snapshot; `way` and `copied_bytes` of
-        the result say which, and what it took. Sync by sync it is consistent: each is in it whole or not at all. A
-        file that a program writes meanwhile is in it as it was at some moment, which may be another one for each file;
-        for a moment in time of several, let nothing write.
-
-        Args:
-            name: letters, digits, `.`, `_` and `-`, without a dot in front, at most 200; the time in UTC by default.
-            path: the directory.
-
-        Raises:
-            ValueError: no snapshot can have that name.
-            SnapshotError: there is one of that name.
-            NotADirectoryError, FileNotFoundError: `path` is no directory.
-        """
-        with self.clients.lend() as lent:
-            return lent.client.snapshot(name, os.fspath(path))
-
-    def snapshots(self) -> list[Snapshot]:
-        """Return the snapshots, the oldest first."""
-        with self.clients.lend() as lent:
-            return lent.client.snapshots()
-
-    def diff(self, old: str, new: str | None = None) -> list[Difference]:
-        """Return how a snapshot differs from a later one, or from what is there now, a directory at a time.
-
-        Files are compared by content, unless it is known that nothing has written them since. For snapshots of
-        different directories, the deeper one is what is compared.
-
-        Raises:
-            SnapshotError: there is no such snapshot, or the directory is not there now.
-            SyncError: they are of directories neither of which is in the other.
-        """
-        with self.clients.lend() as lent:
-            return list(lent.client.diff(old, new))
-
-    def restore(self, name: str, *, wait: bool = False) -> str | None:
-        """Put what a snapshot holds where its directory is, in one step.
-
-        Functions see all of the old state or all of the new: idle sandboxes end first, calls that run are waited for
-        or the restore is refused, and calls that come meanwhile begin after it. Syncs take their turn.
-
-        Args:
-            wait: wait for running calls; new ones wait too, but for those that running ones make.
-
-        Returns:
-            the name of a snapshot that holds what was replaced; None where nothing was there.
-
-        Raises:
-            VolumeBusy: calls run, which its `calls` lists; or this is one: a function cannot restore its own volume.
-            SnapshotError: there is no such snapshot.
-        """
-        from atoll.storage.snapshots import check_name
-
-        answer = self.host.request("volume.restore", {"name": check_name(name), "wait": wait})
-        return answer.get("kept") or None
-
-    def remove_snapshot(self, name: str) -> None:
-        """Remove a snapshot; its space is free some time after, and what others share with it stays.
-
-        Raises:
-            SnapshotError: there is none of that name, or it is in use.
-        """
-        with self.clients.lend() as lent:
-            lent.client.remove_snapshot(name)
-
-
-def has_magic(pattern: str) -> bool:
-    """Say whether a path is a pattern for `Volume.glob`."""
-    return any(char in pattern for char in "*?[")

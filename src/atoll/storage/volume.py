@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from atoll.errors import AtollError, HostUnreachable
+from atoll.errors import AtollError
+from atoll.storage.content_requests import ContentRequests, status_in
 from atoll.storage.download import Download
 from atoll.storage.progress import ProgressLine
 from atoll.storage.requests import ROOT, absolute, volume_path
@@ -21,14 +22,11 @@ from atoll.storage.status import Listing, Status, check_status
 from atoll.storage.sync import Synced, SyncOptions, sync_tree
 from atoll.storage.transfer import CHUNK_BYTES
 from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, check_entry, check_path, pack, printable, unpack
-from atoll.wire.frames import Message
 
 __all__ = ["ROOT", "SYNC_ROOT", "Usage", "VolumeClient", "absolute", "sync_target", "volume_path"]
 
 SYNC_ROOT = "sync"
 _FETCH_FILES = 5000
-_WRITE_BYTES = 4 << 20
-"""How much one request writes to an open file."""
 
 
 def sync_target(remote_dir: str | os.PathLike[str]) -> str:
@@ -79,7 +77,7 @@ class Usage(NamedTuple):
     disk_free_bytes: int
 
 
-class VolumeClient(SnapshotRequests):
+class VolumeClient(ContentRequests, SnapshotRequests):
     """Work on a volume through the storage peer at the other end of a channel, which the client owns.
 
     One thread uses it at a time. What the file system refuses is the builtin `OSError` for it
@@ -91,7 +89,7 @@ class VolumeClient(SnapshotRequests):
 
     def stat(self, path: str, *, follow: bool = True) -> Status:
         """Return what stands at `path`; a symlink at its end is followed only where `follow` is set."""
-        return _status(self._ask("stat", path, {"follow": follow}))
+        return status_in(self._ask("stat", path, {"follow": follow}))
 
     def listdir(self, path: str = "") -> Listing:
         """Return what a directory holds, by name, sorted."""
@@ -126,96 +124,6 @@ class VolumeClient(SnapshotRequests):
             for buffer in message.buffers:
                 sums.update((check_path(where), Sum(*map(int, numbers))) for where, *numbers in unpack(buffer))
         return sums, int(header["disk_bytes"]), int(header["disk_free_bytes"])
-
-    # --- contents -----------------------------------------------------------------------------------------------
-
-    def read(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytearray]:
-        """Yield the content of a file from `offset` on; who stops early closes the client."""
-        for message in self._messages("read", path, {"offset": offset, "length": length}):
-            yield from message.buffers
-
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
-        """Return pieces of one state of a file, in one request.
-
-        Args:
-            ranges: offset and length in bytes of each piece; a negative offset counts from the end, no length means
-                up to it. What is behind the end is left out.
-        """
-        pieces = _Pieces(len(ranges))
-        for message in self._messages("read", path, {"ranges": list(ranges)}):
-            pieces.add(message)
-        return pieces.joined()
-
-    def write(self, path: str, content: Iterable[Any], *, mode: int | None = None, mtime_ns: int | None = None) -> None:
-        """Replace a file in one step; it has the old content or the new one whole, whatever happens.
-
-        Args:
-            mode: permission bits; by default those of the file that is replaced, or 0644.
-            mtime_ns: modification time; by default now.
-        """
-        where = volume_path(path)
-        finished = False
-        try:
-            self._request({"type": "write", "path": where, "mode": mode, "mtime_ns": mtime_ns}, [])
-            for piece in content:
-                view = memoryview(piece).cast("B")
-                for start in range(0, view.nbytes, CHUNK_BYTES):
-                    self._send({"type": "data"}, [view[start : start + CHUNK_BYTES]])
-                    self._raise_early(where)
-            finished = True
-            self._send({"type": "commit"}, [])
-            self._answer(where)
-        except Exception as error:
-            if not finished and not isinstance(error, HostUnreachable):
-                self._abort(answered=isinstance(error, _Refused))
-            if isinstance(error, _Refused):
-                raise error.reason from None
-            raise
-        except BaseException:
-            self.abandon()  # interrupted, perhaps in the middle of a message: nothing can follow it
-            raise
-
-    def open(self, path: str, mode: str) -> tuple[int, Status]:
-        """Have the peer hold a file open; return the handle's number, and what it found.
-
-        Args:
-            mode: `read`, `update` (both, in place), `append` (in place, made where it is not there), `create` (a new
-                file that takes the path's place when it is closed) or `exclusive` (the same, unless something is
-                there).
-        """
-        done = self._ask("open", path, {"mode": mode})
-        self.handles += 1
-        return int(done.header["handle"]), _status(done)
-
-    def pread(self, path: str, handle: int, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
-        """Return pieces of an open file, as `read_ranges`; `path` is for errors."""
-        pieces = _Pieces(len(ranges))
-        for message in self._messages("pread", path, {"handle": handle, "ranges": list(ranges)}):
-            pieces.add(message)
-        return pieces.joined()
-
-    def pwrite(self, path: str, handle: int, offset: int, content: memoryview) -> int:
-        """Write to an open file; return the position behind what was written."""
-        position = offset
-        for begin in range(0, content.nbytes, _WRITE_BYTES):
-            end = min(begin + _WRITE_BYTES, content.nbytes)
-            pieces = [content[start : min(start + CHUNK_BYTES, end)] for start in range(begin, end, CHUNK_BYTES)]
-            done = self._ask("pwrite", path, {"handle": handle, "offset": position}, pieces)
-            position = int(done.header["position"])
-        return position
-
-    def truncate(self, path: str, handle: int, size: int) -> None:
-        """Give an open file another size."""
-        self._ask("truncate", path, {"handle": handle, "size": size})
-
-    def flush(self, path: str, handle: int, *, durable: bool = False) -> Status:
-        """Return the status of an open file, made durable where that is asked for."""
-        return _status(self._ask("flush", path, {"handle": handle, "durable": durable}))
-
-    def close_file(self, path: str, handle: int, *, commit: bool) -> None:
-        """Close an open file: what was written is durable then, and a new file takes its place, or is gone."""
-        self.handles -= 1
-        self._ask("close", path, {"handle": handle, "commit": commit})
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -350,42 +258,6 @@ class VolumeClient(SnapshotRequests):
             for buffer in message.buffers:
                 yield from map(check_status, unpack(buffer))
 
-    def _raise_early(self, where: str) -> None:
-        """Learn of an error while the content is still being sent."""
-        if self._channel.readable():
-            try:
-                self._receive(where)
-            except HostUnreachable:
-                raise
-            except (AtollError, OSError) as error:
-                raise _Refused(error) from error
-
-    def _abort(self, *, answered: bool) -> None:
-        with contextlib.suppress(AtollError, OSError):
-            self._send({"type": "abort"}, [])
-            while not answered and self._channel.receive().type not in ("done", "error"):
-                pass
-            self._at_rest = True
-
-
-class _Refused(Exception):
-    """The peer has said already that the content being sent is of no use."""
-
-    def __init__(self, reason: Exception) -> None:
-        self.reason = reason
-
-
-class _Pieces:
-    def __init__(self, count: int) -> None:
-        self._pieces: list[list[bytearray]] = [[] for _ in range(count)]
-
-    def add(self, message: Message) -> None:
-        if message.type == "data":
-            self._pieces[int(message.header["range"])].extend(message.buffers)
-
-    def joined(self) -> list[bytes]:
-        return [b"".join(pieces) for pieces in self._pieces]
-
 
 @contextlib.contextmanager
 def _naming(target: str) -> Iterator[None]:
@@ -396,10 +268,6 @@ def _naming(target: str) -> Iterator[None]:
         if error.errno is None or isinstance(error, AtollError):
             raise
         raise OSError(error.errno, error.strerror, error.filename, None, absolute(target)) from error
-
-
-def _status(message: Message) -> Status:
-    return check_status(message.header["status"])[1]
 
 
 def _split(path: str) -> tuple[str, str]:
