@@ -24,7 +24,7 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
 _MAX_DEPTH = 100
-_DRAWS = 8
+_DRAWS, _DRAWS_BELOW = 8, 2
 RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -118,7 +118,7 @@ class VolumeRoot:
             OSError: it cannot be made.
         """
         best, best_seconds = "", 0.0
-        for _ in range(_DRAWS):
+        for _ in range(_DRAWS if parent is None else _DRAWS_BELOW):
             drawn = self.temporary_name("trash")
             os.mkdir(drawn, 0o700, dir_fd=self.staging)
             seconds = seconds_for_a_file(self.staging, drawn)

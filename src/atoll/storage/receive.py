@@ -63,7 +63,7 @@ class Reception:
         self._large: tuple[int, LargeFile | None] = (-1, None)
         self._resumed: dict[int, tuple[int, Hasher]] = {}
         self._make = maker("sha256")
-        self._opened, self._opening_seconds, self._slow = 0, 0.0, False
+        self._opened, self._opened_slowly, self._slow = 0, 0, False
         self._old, self._scan = -1, Scan()
         self._source: tuple[str, int] = ("", -1)
         staging = volume.staging
@@ -143,8 +143,8 @@ class Reception:
             began = time.perf_counter()
             try:
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
-                self._opening_seconds += time.perf_counter() - began
                 self._opened += 1
+                self._opened_slowly += time.perf_counter() - began > QUICK_SECONDS
             except FileExistsError:  # from an interrupted sync, and not what the source has now
                 os.unlink(name, dir_fd=directory)
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
@@ -298,8 +298,8 @@ class Reception:
             missing.append(directory)
             directory = parent_of(directory)
         if self._opened >= _ENOUGH:  # where it is slow now, it stays so for minutes
-            self._slow = self._slow or self._opening_seconds > QUICK_SECONDS * self._opened
-            self._opened, self._opening_seconds = 0, 0.0
+            self._slow = self._slow or 2 * self._opened_slowly > self._opened
+            self._opened = self._opened_slowly = 0
         for path in reversed(missing):
             if self._slow:
                 self._volume.make_apart(path, self.root)
