@@ -238,7 +238,8 @@ def test_the_daemon_may_end_meanwhile(atoll_home: Home, source: Path) -> None:
             os.close(gone)
             (source / "more").write_text("x" * number)
             keeper.wait_equal()
-        assert any("1 changed, " in line and line.endswith(": more\n") for line in keeper.lines())
+        # The mirror is current a moment before its line is printed.
+        keeper.wait(lambda: any("1 changed, " in line and line.endswith(": more\n") for line in keeper.lines()))
 
 
 def test_wrong_usage_is_an_error_at_once(shared_home: Home, tmp_path: Path) -> None:
