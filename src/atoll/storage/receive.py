@@ -220,6 +220,8 @@ class Reception:
             finally:
                 os.close(parent)
             self._source = (path, descriptor)
+            with contextlib.suppress(OSError):  # what was written past the page cache is read from the disk, in order
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             row = self._scan.row(self._scan.positions.get(path, len(self._scan.paths)))
             info = os.fstat(descriptor)
             if list(row)[1:] != [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino] or len(row) != ROW:
