@@ -24,6 +24,7 @@ from atoll.storage.archive import Archive
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import target_key
 from atoll.storage.peer import main as peer_main
+from atoll.storage.rights import DAEMON
 from atoll.storage.sync import SyncOptions, error_of
 from atoll.storage.tidy import clean
 from atoll.storage.volume import VolumeClient
@@ -87,7 +88,7 @@ class Lab:
                 ours.close()
                 if die_at >= 0 or act is not None:
                     steps.arm(act or _Killer(die_at))
-                status = peer_main([str(theirs.fileno()), str(self.volume)])
+                status = peer_main([str(theirs.fileno()), DAEMON, str(self.volume)])
             finally:
                 os._exit(status)
         theirs.close()

@@ -256,6 +256,37 @@ def test_functions_take_and_compare_snapshots_and_cannot_restore(home: Home, vol
         inside("restore")
 
 
+@isolated(keep_alive=30)
+def raw(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return conversation(requests)
+
+
+def conversation(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say all this to a storage peer, and return its first answer to each."""
+    from atoll.host.local import local
+
+    channel, answers = local.open_storage(), []
+    try:
+        for request in requests:
+            channel.send(request)
+            answers.append(channel.receive().header)
+    finally:
+        channel.close()
+    return answers
+
+
+def test_only_the_daemon_has_a_peer_restore_or_remove_old_trees(home: Home, volume: Volume) -> None:
+    """What would pull a tree away under running functions is refused to who talks to a peer past the daemon's gate."""
+    asked = [{"type": "restore", "name": "s"}, {"type": "collect"}, {"type": "selftest"}, {"type": "snapshots"}]
+    (data(home) / "f").write_text("new")
+    for answers, allowed in ((raw(asked), 3), (conversation(asked[:2]), 2)):
+        refused = [answer["error"]["code"] for answer in answers[:allowed]]
+        assert refused == ["volume_busy", "sync", "sync"][:allowed]
+        assert all(answer["type"] != "error" for answer in answers[allowed:])
+    assert (data(home) / "f").read_text() == "new"
+    assert [one.name for one in volume.snapshots()] == ["s"]
+
+
 def test_the_command_line(home: Home, volume: Volume) -> None:
     """`atoll data` makes, lists, compares, restores and removes snapshots."""
     run = home.atoll

@@ -28,6 +28,7 @@ from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
 from atoll.storage import filesystem, steps
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import main as peer_main
+from atoll.storage.rights import DAEMON
 from atoll.storage.sync import SyncOptions
 from atoll.storage.tidy import clean, collect
 from atoll.storage.volume import VolumeClient
@@ -193,7 +194,7 @@ class Lab:
                 setattr(filesystem, "renameat2", _unable)
             if who == "peer":
                 steps.arm(_Killer(die_at))
-            peer_main([str(theirs.fileno()), str(self.volume)])
+            peer_main([str(theirs.fileno()), DAEMON, str(self.volume)])
 
         def client() -> None:
             theirs_only(theirs)
@@ -377,7 +378,7 @@ def _sweep(lab: Lab, trees: list[Path], dice: random.Random, moments: int, *, fu
 
         def peer(ours: socket.socket = ours, theirs: socket.socket = theirs) -> None:
             ours.close()
-            peer_main([str(theirs.fileno()), str(lab.volume)])
+            peer_main([str(theirs.fileno()), DAEMON, str(lab.volume)])
 
         def client(ours: socket.socket = ours, theirs: socket.socket = theirs, wanted: int = wanted) -> None:
             theirs.close()
@@ -545,7 +546,7 @@ def test_an_error_at_every_step(name: str, error: int, stride: int, lab: Lab, tm
         def peer(number: int = number, ours: socket.socket = ours, theirs: socket.socket = theirs) -> None:
             ours.close()
             steps.arm(_Failing(number, error))
-            peer_main([str(theirs.fileno()), str(lab.volume)])
+            peer_main([str(theirs.fileno()), DAEMON, str(lab.volume)])
 
         pid = _fork(peer)
         theirs.close()

@@ -27,6 +27,7 @@ from atoll.storage.mounts import is_network, kind_of
 from atoll.storage.networked import promises
 from atoll.storage.partner import Partner
 from atoll.storage.peer import Peer
+from atoll.storage.rights import PROGRAM
 from atoll.storage.selftest import CHECKS, Check, tried
 from atoll.wire.channel import Channel
 
@@ -217,7 +218,7 @@ def test_a_peer_examines_its_volume_and_leaves_nothing(volume: Path) -> None:
     """Over the wire each finding arrives as it was made, and nothing is left below staging."""
     ours, theirs = socket.socketpair()
     root = VolumeRoot(str(volume))
-    thread = threading.Thread(target=Peer(root, Channel(theirs)).serve)
+    thread = threading.Thread(target=Peer(root, Channel(theirs), PROGRAM).serve)
     thread.start()
     with SelfTestRequests(Channel(ours)) as client:
         found = client.selftest()
@@ -252,7 +253,7 @@ def examined(volume: Path) -> list[Finding]:
     """Have a peer that is a process of its own examine a volume."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), str(volume)]
+        command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), PROGRAM, str(volume)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with SelfTestRequests(Channel(ours)) as client:
         found = client.selftest()

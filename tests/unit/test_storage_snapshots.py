@@ -15,6 +15,7 @@ from atoll.errors import SnapshotError, SyncError
 from atoll.storage import reflink
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import Peer
+from atoll.storage.rights import DAEMON
 from atoll.storage.snapshots import COPY, Difference, Snapshot, check_name
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
@@ -49,7 +50,7 @@ def volume(tmp_path: Path) -> Iterator[Volume]:
     (root / "data/sub/link").symlink_to("other")
     (root / "data/.snapshots").mkdir()
     ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(root)), Channel(theirs)).serve)
+    thread = threading.Thread(target=Peer(VolumeRoot(str(root)), Channel(theirs), DAEMON).serve)
     thread.start()
     with VolumeClient(Channel(ours)) as client:
         yield Volume(root, client)

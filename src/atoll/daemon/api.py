@@ -24,6 +24,7 @@ from atoll.engine.records import never_started
 from atoll.environments import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.sandbox.network import within
+from atoll.storage.rights import FUNCTION, PROGRAM
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError, Message
 from atoll.wire.stream import AsyncChannel
@@ -299,7 +300,8 @@ class Connection:
 
     async def _serve_storage(self) -> None:
         ended = asyncio.Event()
-        async with self._daemon.node.open_storage(self._peer.user, ended) as descriptor:
+        client = FUNCTION if self._peer.nested else PROGRAM
+        async with self._daemon.node.open_storage(self._peer.user, ended, client=client) as descriptor:
             await self._channel.send({"type": "granted"}, [descriptor])
             with contextlib.suppress(ChannelClosed):  # whoever goes first: the client, or a peer that rests no longer
                 await self._until_gone(ended.wait())

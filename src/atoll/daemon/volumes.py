@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
+from atoll.storage.rights import DAEMON
 from atoll.storage.sync import error_of
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import Message
@@ -74,7 +75,7 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
             for line in told:
                 progress(f"waiting for {line}")
 
-    async with daemon.node.open_storage(user) as descriptor:
+    async with daemon.node.open_storage(user, client=DAEMON) as descriptor:
         channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
         committed = False
         try:

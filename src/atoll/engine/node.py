@@ -31,6 +31,7 @@ from atoll.sandbox.network import Network, Networks
 from atoll.sandbox.outbound import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
+from atoll.storage.rights import DAEMON
 from atoll.storage.tidy import worth_collecting
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 from atoll.wire.stream import AsyncChannel
@@ -352,15 +353,16 @@ class Node:
     # --- storage ----------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def open_storage(self, user: str, ended: asyncio.Event | None = None) -> AsyncIterator[int]:
+    async def open_storage(self, user: str, ended: asyncio.Event | None = None, *, client: str) -> AsyncIterator[int]:
         """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end.
 
         Args:
+            client: who gets it: `storage.rights.DAEMON`, `PROGRAM` or `FUNCTION`.
             ended: is set when the peer has ended by itself.
         """
         ours, theirs = pair()
         try:
-            sandbox = await self._start_storage(user, theirs)
+            sandbox = await self._start_storage(user, theirs, client)
             watch = asyncio.ensure_future(_tell(sandbox, ended)) if ended is not None else None
             try:
                 yield ours.fileno()
@@ -371,7 +373,7 @@ class Node:
         finally:
             ours.close()
 
-    async def _start_storage(self, user: str, end: Socket) -> Sandbox:
+    async def _start_storage(self, user: str, end: Socket, client: str) -> Sandbox:
         volume, identity = self.volume(user)
         if self._interpreter is None:
             self._interpreter = await probe(getattr(sys, "_base_executable", None) or sys.executable)
@@ -386,7 +388,7 @@ class Node:
         if self._native is not None:
             binds.append(Bind(str(self._native[0]), NATIVE))
         code = f"import sys; sys.path[:0] = [{LIBRARY!r}]; sys.path.append({NATIVE!r}); from atoll.storage.peer import main; sys.exit(main())"
-        command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno())]
+        command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno()), client]
         ends = [end]
         cloner = juicefs.find(volume)
         if cloner is not None:
@@ -411,7 +413,7 @@ class Node:
         with contextlib.suppress(errors.AtollError, OSError):
             if agent_files.used_by_others(self._library) or not worth_collecting(staging, before_ns):
                 return
-            async with self.open_storage(user) as descriptor:
+            async with self.open_storage(user, client=DAEMON) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)))
                 try:
                     await asyncio.to_thread(_collect, channel, before_ns)

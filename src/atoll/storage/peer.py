@@ -1,11 +1,11 @@
 """The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
 
-    python -m atoll.storage.peer FD [ROOT [CLONER]]
+    python -m atoll.storage.peer FD CLIENT [ROOT [CLONER]]
 
-FD is an inherited socket that carries frames; ROOT is the volume (default `/volume`); CLONER is a socket to who clones
-trees for the peer (`engine.juicefs`), where the volume is on JuiceFS. The peer ends when the client
-closes the socket. Several peers may work on one volume: syncs of the same target, or of one target inside another,
-take turns.
+FD is an inherited socket that carries frames; CLIENT says who is at its other end, as the daemon knows it (`rights`);
+ROOT is the volume (default `/volume`); CLONER is a socket to who clones trees for the peer (`engine.juicefs`), where
+the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
+of the same target, or of one target inside another, take turns.
 
 A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
 
@@ -37,6 +37,7 @@ from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, still_connected
 from atoll.storage.mirror import Mirror
 from atoll.storage.removal import Pace
+from atoll.storage.rights import FUNCTION, check
 from atoll.storage.snapshotting import EXCHANGE_LOCK, Snapshots
 from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
@@ -56,10 +57,14 @@ class Peer:
     Args:
         volume: the volume's directories.
         channel: the client.
+        client: who that is (`rights`).
         cloner: clones trees for the peer, on JuiceFS.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, cloner: Channel | None = None) -> None:
+    def __init__(
+        self, volume: VolumeRoot, channel: Channel, client: str = FUNCTION, cloner: Channel | None = None
+    ) -> None:
+        self._client = client
         self._volume = volume
         self._channel = channel
         self._mirror = Mirror(volume, channel)
@@ -88,6 +93,7 @@ class Peer:
                 try:
                     if request is None:
                         raise SyncError(f"unknown request `{message.type}`")
+                    check(self._client, message.type)
                     with contextlib.ExitStack() as held:
                         if self._hold(held, message.type):
                             request(message.header, message.buffers)
@@ -160,7 +166,7 @@ class Peer:
 def main(arguments: list[str] | None = None) -> int:
     """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    descriptors = [int(arguments[0]), *map(int, arguments[2:3])]
+    descriptors = [int(arguments[0]), *map(int, arguments[3:4])]
     if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
@@ -169,12 +175,12 @@ def main(arguments: list[str] | None = None) -> int:
     channel, *rest = (Channel(socket.socket(fileno=descriptor), MAX_MESSAGE_BYTES) for descriptor in descriptors)
     with contextlib.suppress(ChannelClosed):
         try:
-            volume = VolumeRoot(arguments[1] if len(arguments) > 1 else "/volume")
+            volume = VolumeRoot(arguments[2] if len(arguments) > 2 else "/volume")
         except OSError as error:
             channel.receive()
             channel.send({"type": "error", "error": filesystem.translated(error, "cannot open").to_data()})
             return 1
-        Peer(volume, channel, *rest).serve()
+        Peer(volume, channel, arguments[1], *rest).serve()
     return 0
 
 
