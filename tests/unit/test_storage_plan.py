@@ -115,6 +115,16 @@ def test_something_else_cannot_replace_a_directory_that_keeps_names(delete: bool
         )
 
 
+def test_a_kept_directory_does_not_go_for_a_file_of_its_name() -> None:
+    """What is below a directory that is excluded as such stays where the source has a file instead, and is told."""
+
+    def kept(path: str, is_directory: bool) -> bool:
+        return path == "build" and is_directory
+
+    with pytest.raises(SyncError, match=r"`build` is a directory at the target that keeps `build/o`"):
+        plan({**ROOT, "build": file()}, {**ROOT, "build": directory(), "build/o": file()}, kept=kept)
+
+
 NAMES = st.sampled_from(["a", "b", "a-b", "A", ".hidden", "-rf", "new\nline", "caf\udce9", "\U0001f600", "x" * 255])
 LEAVES = st.one_of(
     st.builds(file, st.integers(0, 2), st.sampled_from([0o644, 0o400, 0o000]), st.integers(-1, 2)),

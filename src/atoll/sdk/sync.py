@@ -55,7 +55,7 @@ def sync_dir(
         the absolute path of the mirror inside a function.
 
     Raises:
-        ValueError: `remote_dir` names nothing below `/data`, or has `..` or NUL; or a pattern is malformed.
+        ValueError: `remote_dir` names nothing below `/data`, or has `..` or NUL; or a pattern is not text.
         SourceNotFound: `path` does not exist.
         SyncError: something cannot be mirrored; the target is as it was.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.

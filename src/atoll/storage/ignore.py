@@ -1,6 +1,6 @@
 """Which names a sync leaves alone: `.atollignore` files and `exclude`, in gitignore's syntax.
 
-A path is decided by the last pattern of `exclude` that matches it; where none does, by the last matching pattern of
+An entry is decided by the last pattern of `exclude` that matches it; where none does, by the last matching pattern of
 the `.atollignore` in its own directory, then of the one above, up to the root. A directory that is excluded is not
 entered, so nothing below it can be taken in again. Patterns of a file are relative to its directory, those of
 `exclude` to the root. The `.atollignore` files themselves are mirrored as ordinary files.
@@ -11,9 +11,8 @@ The same rules, those of the source, decide at the target: an excluded name ther
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from atoll.errors import SyncError
+from atoll.storage.gitignore import Patterns, lines_of
 
 IGNORE_FILE = ".atollignore"
 
@@ -27,62 +26,40 @@ class IgnoreRules:
         paths: paths that are excluded whatever the patterns say.
 
     Raises:
-        ValueError: `exclude` has a pattern that is malformed.
+        ValueError: `exclude` has something that is no text.
     """
 
     def __init__(self, exclude: Iterable[str] = (), *, files: bool = True, paths: Iterable[str] = ()) -> None:
         self._paths = frozenset(paths)
         self.reads_files = files
-        self._exclude = _compile([exclude] if isinstance(exclude, str) else list(exclude))
-        self._files: dict[str, Any] = {}
+        lines = [exclude] if isinstance(exclude, str) else list(exclude)
+        if not all(isinstance(line, str) for line in lines):
+            raise ValueError("a pattern must be text")
+        self._exclude = Patterns(lines)
+        self._files: dict[str, Patterns] = {}
 
     def __bool__(self) -> bool:
         """Whether anything at all is excluded."""
-        return bool(self._paths or self._files) or self._exclude is not None
+        return bool(self._paths or self._files or self._exclude)
 
     def add(self, directory: str, text: str) -> None:
-        """Take in the `.atollignore` of `directory` (a path of the tree).
-
-        Raises:
-            ValueError: a pattern is malformed.
-        """
-        spec = _compile(text.splitlines())
-        if spec is not None:
-            self._files[directory] = spec
+        """Take in the `.atollignore` of `directory` (a path of the tree), read without translation of line ends."""
+        patterns = Patterns(lines_of(text))
+        if patterns:
+            self._files[directory] = patterns
 
     def excludes(self, path: str, is_directory: bool) -> bool:
         """Whether `path`, whose parents are not excluded, is."""
         if path in self._paths:
             return True
-        if self._exclude is None and not self._files:
-            return False
-        name = path + "/" if is_directory else path
-        if self._exclude is not None:
-            verdict = self._exclude.check_file(name).include
-            if verdict is not None:
-                return bool(verdict)
+        if self._exclude and (verdict := self._exclude.verdict(path, is_directory)) is not None:
+            return verdict
         directory = path
         while self._files and directory:
             directory = directory.rpartition("/")[0]
-            spec = self._files.get(directory)
-            if spec is not None:
-                verdict = spec.check_file(name[len(directory) + 1 :] if directory else name).include
+            patterns = self._files.get(directory)
+            if patterns is not None:
+                verdict = patterns.verdict(path[len(directory) + 1 :] if directory else path, is_directory)
                 if verdict is not None:
-                    return bool(verdict)
+                    return verdict
         return False
-
-
-def _compile(lines: list[str]) -> Any:
-    """Return what matches the patterns, or None when there are none; the library is loaded only for some."""
-    if not all(isinstance(line, str) for line in lines):
-        raise ValueError("a pattern must be text")
-    if not any(line.strip() for line in lines):
-        return None
-    try:
-        from pathspec import GitIgnoreSpec
-    except ImportError as error:
-        raise SyncError(
-            "patterns of names to exclude need the package `pathspec`, which is not here",
-            hint="inside a function, add `pathspec` to its requirements",
-        ) from error
-    return GitIgnoreSpec.from_lines(lines)

@@ -162,8 +162,13 @@ def plan(
     extra = sorted(path for path in target if path not in source)
     stays: set[str] = set()
     for path in extra:
-        # Sorted, so that the parent has been decided before.
-        if not delete or parent_of(path) in stays or (kept is not None and kept(path, target[path].kind == DIRECTORY)):
+        # Sorted, so that the parent has been decided before; one that is something else in the source is asked for now.
+        parent = parent_of(path)
+        stay = not delete or parent in stays
+        if not stay and kept is not None:
+            replaced = parent in source and source[parent].kind != DIRECTORY
+            stay = kept(path, target[path].kind == DIRECTORY) or (replaced and kept(parent, True))
+        if stay:
             stays.add(path)
     return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays), frozenset(stands))
 

@@ -271,7 +271,7 @@ class _Scanner:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rules.add(directory, file.read())
         except (OSError, ValueError) as error:
             raise SyncError(f"cannot read `{printable(path)}`: {reason(error)}") from error

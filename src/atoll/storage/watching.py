@@ -135,7 +135,8 @@ class Watcher:
                 self._known.add(directory)
                 self._read(root, directory)
             here = "/".join(parts[: depth + 1])
-            is_directory = depth + 1 < len(parts) or os.path.isdir(os.path.join(root, here))
+            there = os.path.join(root, here)
+            is_directory = depth + 1 < len(parts) or (os.path.isdir(there) and not os.path.islink(there))
             if self._rules.excludes(here, is_directory):
                 return True
         return False
@@ -143,7 +144,8 @@ class Watcher:
     def _read(self, root: str, directory: str) -> None:
         assert self._rules is not None
         try:
-            with open(os.path.join(root, directory, IGNORE_FILE), encoding="utf-8", errors="surrogateescape") as file:
+            path = os.path.join(root, directory, IGNORE_FILE)
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 self._rules.add(directory, file.read())
         except (OSError, ValueError):
             return  # the sync says what is wrong with it
