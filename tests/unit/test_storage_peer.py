@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, steps
+from atoll.storage import filesystem, mirror, scan, steps
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.index import FINE_CLOCK_NS, index_of
 from atoll.storage.peer import Peer
 from atoll.storage.scan import Scan
 from atoll.storage.sync import SyncOptions
 from atoll.storage.transfer import FileReader, Wanted, send_files
+from atoll.storage.tree import pack
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
 
@@ -109,6 +110,26 @@ def test_symlinks_that_lead_out_are_refused(data: int, path: str) -> None:
     """No symlink in a volume leads the peer out of it."""
     with pytest.raises(OSError, match=r"leads out|symbolic links"):
         locate(data, path, follow=True)
+
+
+def test_no_way_to_many_files_follows_a_symlink(client: VolumeClient, volume: Path) -> None:
+    """Contents, trees and modes are looked at component by component: a symlink in the middle leads nowhere."""
+    (volume / "data/d").mkdir()
+    (volume / "staging/secret").write_text("secret")
+    (volume / "data/d/way").symlink_to(volume / "staging")
+    with pytest.raises(SyncError, match="cannot read"):
+        list(client._messages("fetch", "d", {}, list(pack([[0, "way/secret", 6]]))))
+    directory = os.open(volume / "data", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (volume / "staging/below").mkdir(mode=0o711)
+        with pytest.raises(NotADirectoryError):
+            mirror._chmod_below(directory, "d/way/below", 0o777)
+        scanner = scan._Scanner("", directory, None, special=True)
+        with pytest.raises(NotADirectoryError):
+            scanner._list("d/way/below")
+    finally:
+        os.close(directory)
+    assert (volume / "staging/below").stat().st_mode & 0o777 == 0o711
 
 
 def test_a_file_on_the_way_is_refused(data: int) -> None:

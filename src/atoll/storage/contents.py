@@ -29,7 +29,8 @@ from atoll.storage.files import opened
 from atoll.storage.filesystem import Place, VolumeRoot, locate
 from atoll.storage.status import status_of
 from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
-from atoll.storage.tree import check_path, unpack
+from atoll.storage.tree import check_path, parent_of, unpack
+from atoll.storage.way import Way
 from atoll.wire.channel import Channel
 
 MAX_HANDLES = 512
@@ -137,9 +138,12 @@ class Contents:
         """Send the contents of many files below one directory; the buffers list their paths and sizes."""
         items = [item for buffer in buffers for item in unpack(buffer)]
         wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
-        with self._look(header["path"]) as place, opened(place) as descriptor:
-            reader = FileReader(lambda path, flags: os.open(path, flags, dir_fd=descriptor))
-            send_files(wanted, reader, self._channel.send)
+        with self._look(header["path"]) as place, opened(place) as descriptor, Way(descriptor) as way:
+
+            def open_file(path: str, flags: int) -> int:
+                return os.open(path.rpartition("/")[2], flags | _SAFE, dir_fd=way.enter(parent_of(path)))
+
+            send_files(wanted, FileReader(open_file), self._channel.send)
         self._channel.send({"type": "done"})
 
     def _write(self, header: dict[str, Any], _: list[bytearray]) -> None:

@@ -4,7 +4,7 @@
     the target's digest is known                             the digests decide; the local file is hashed where its own
                                                              is not known and its size is the target's
     the target was changed by something else than a sync     not the same
-    nothing is known of the target                           size and modification time decide, as for rsync
+    neither side remembers a sync                            size and modification time decide, as for rsync
 
 A large file of the same size with another modification time is not hashed for this: finding out what has changed in
 it (`chunks`) costs no more.
@@ -43,6 +43,8 @@ class Standing:
         """How the peer takes contents compressed."""
         self.known = header.get("known") is True
         """Whether the peer remembers a sync."""
+        self.next = str(header.get("next", ""))
+        """The generation of this sync."""
         self.since = bool(known) and header.get("since") == known.generation
         """Whether it told what has changed since the client's last sync, and nothing else."""
         self._index = known
@@ -165,8 +167,9 @@ class Judgement:
         same_time = entry.mtime_ns == old.mtime_ns
         theirs = self._theirs(path)
         if theirs is None:
-            # Where the peer remembers nothing at all, size and time decide, unless the file has changed here.
-            if same_time and (self._standing.known or path in self._changed):
+            # Where nobody remembers a sync, size and time decide. Where this side alone does, functions may have put
+            # something else at the target's place.
+            if same_time and (self._standing.known or self._known):
                 self.suspect.add(path)
             return
         if not same_time and entry.size >= DELTA_BYTES:

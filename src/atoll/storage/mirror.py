@@ -1,13 +1,16 @@
 """The storage peer's side of a sync: lock, scan, say what stands, receive, switch.
 
 What stands is said against the index of the last sync (`standing`): where the client names its generation, only what
-has changed since travels; else the whole tree does, with the digests that are known.
+has changed since travels; else the whole tree does, with the digests that are known. Clients may be functions, which
+change the target as they like: so the generation of a sync is drawn here, anew for each, and nothing is remembered of
+a content that was not received or hashed here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from typing import Any
 
@@ -17,7 +20,7 @@ from atoll.storage.apply import Stage
 from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.compression import decompressed, methods
 from atoll.storage.conversation import Conversation
-from atoll.storage.digest import UNKNOWN, chosen
+from atoll.storage.digest import UNKNOWN, algorithms, chosen
 from atoll.storage.filesystem import OPEN_PLACE, Place, VolumeRoot, locate
 from atoll.storage.index import Index, index_of
 from atoll.storage.locks import holding, still_connected, target_key
@@ -27,6 +30,7 @@ from atoll.storage.scan import Scan, scan_target
 from atoll.storage.standing import Standing, index_after
 from atoll.storage.steps import reached
 from atoll.storage.tree import Tree, check_path, pack, printable
+from atoll.storage.way import Way
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
@@ -90,8 +94,8 @@ class Mirror:
 
     def _converse(self, place: Place, header: dict[str, Any], conversation: Conversation) -> None:
         old, scan, key = -1, Scan(), target_key(place.path)
+        generation = secrets.token_hex(16)
         unlocked: list[tuple[str, int]] = []
-        algorithm = chosen(header.get("algorithms") or ())
 
         def unlock(path: str, mode: int) -> None:
             _chmod_below(old, path, mode | 0o700)
@@ -100,6 +104,9 @@ class Mirror:
         try:
             began_ns = time.time_ns()
             index = standing_index.load(self._volume, key)
+            known, theirs = bool(index), header.get("algorithms") or ()
+            usable = index.algorithm in algorithms() and index.algorithm in theirs
+            algorithm = index.algorithm if usable else chosen(theirs)
             if index.algorithm != algorithm:
                 index = Index()
             if place.found is not None:
@@ -112,19 +119,21 @@ class Mirror:
                 scan = scan_target(old, unlock)
             reached("scanned")
             standing = Standing(old, scan, index, began_ns)
-            self._say(standing, place.path, algorithm, str(header.get("generation", "")))
+            said = {"path": place.path, "algorithm": algorithm, "known": known, "next": generation}
+            self._say(standing, said, str(header.get("generation", "")))
             message = self._channel.receive()
             if message.type == "plan":
                 plan, atomic = _plan(message)
                 reached("planned")
                 stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic)
-                if self._build(stage, plan, standing, old, key, algorithm, conversation):
+                if self._build(stage, plan, standing, old, key, generation, algorithm, conversation):
                     unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:
                 conversation.finished()
-                generation = str(message.header.get("generation", ""))
-                if standing.stale and not standing.changed and not standing.gone:
-                    generation = generation or standing.index.generation
+                if not message.header.get("remember"):
+                    # What has moved change times only, as hard links do, is remembered with those that it has now.
+                    moved = standing.stale and not standing.changed and not standing.gone
+                    generation = standing.index.generation if moved else ""
                 if generation and old >= 0:
                     self._remember(key, standing, generation, algorithm)
         finally:
@@ -134,16 +143,10 @@ class Mirror:
             if old >= 0:
                 os.close(old)
 
-    def _say(self, standing: Standing, path: str, algorithm: str, generation: str) -> None:
+    def _say(self, standing: Standing, said: dict[str, Any], generation: str) -> None:
         """Tell the client what stands: what has changed since its generation, or everything."""
         index, scan = standing.index, standing.scan
-        header = {
-            "type": "standing",
-            "path": path,
-            "algorithm": algorithm,
-            "known": bool(index),
-            "compressions": methods(),
-        }
+        header = {"type": "standing", **said, "compressions": methods()}
         if index and index.generation == generation:
             header["since"] = generation
             if standing.same:
@@ -175,6 +178,7 @@ class Mirror:
         standing: Standing,
         old: int,
         key: str,
+        generation: str,
         algorithm: str,
         conversation: Conversation,
     ) -> bool:
@@ -193,7 +197,6 @@ class Mirror:
             reached("received", last=message.type)
             if message.type != "commit":
                 return False
-            generation = str(message.header.get("generation", ""))
             reception.settle()
             stamps = stage.commit()
             self._remember_new(stage, plan, standing, key, generation, algorithm, stamps)
@@ -246,8 +249,6 @@ class Mirror:
         stamps: dict[str, tuple[int, int]],
     ) -> None:
         """Keep what has just been put in place."""
-        if not generation:
-            return
         reception, scan = stage.reception, standing.scan
         tree = {**apply(plan, scan.tree), **reception.arrived}
         blocks = {path: known for path in standing.index.blocks if path in tree and (known := standing.blocks(path))}
@@ -282,8 +283,5 @@ def _plan(message: Message) -> tuple[Plan, bool]:
 
 
 def _chmod_below(directory: int, path: str, mode: int) -> None:
-    descriptor = os.open(path or ".", OPEN_PLACE, dir_fd=directory)
-    try:
-        os.chmod(f"/proc/self/fd/{descriptor}", mode)
-    finally:
-        os.close(descriptor)
+    with Way(directory) as way:
+        os.chmod(f"/proc/self/fd/{way.enter(path)}", mode)

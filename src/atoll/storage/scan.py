@@ -1,7 +1,8 @@
 """Read a tree from disk: the first step of a sync, on both sides.
 
-Where the platform can, each directory is opened once, without following a symlink, and its entries are looked up
-relative to that descriptor, so that a directory that is swapped for a symlink meanwhile leads nowhere. What vanishes
+Where the platform can, each directory is opened relative to the one that holds it, without following a symlink, and
+its entries are looked up relative to that descriptor, so that a directory that is swapped for a symlink meanwhile,
+wherever on the way it is, leads nowhere. What vanishes
 while it is scanned is left out: the tree is then as it is a moment later.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
+from atoll.storage.way import Way
 
 _BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
 _OPEN_DIRECTORY = (
@@ -159,6 +161,7 @@ class _Scanner:
     ) -> None:
         self._root = root
         self._descriptor = descriptor
+        self._way = Way(descriptor if descriptor is not None else -1, _OPEN_DIRECTORY)
         self._rules = rules
         self._special = special
         self._unlock = unlock
@@ -166,6 +169,10 @@ class _Scanner:
         self._gone: set[str] = set()
 
     def run(self) -> Scan:
+        with self._way:
+            return self._run()
+
+    def _run(self) -> Scan:
         scan = self.scan
         found = os.stat(self._root) if self._descriptor is None else os.fstat(self._descriptor)
         scan.paths.append("")
@@ -204,9 +211,9 @@ class _Scanner:
         if self._descriptor is None:
             return self._read(directory, self._path(directory), None)
         if directory:
-            descriptor = os.open(to_native(directory), _OPEN_DIRECTORY, dir_fd=self._descriptor)
-        else:
-            descriptor = os.open(".", _OPEN_DIRECTORY, dir_fd=self._descriptor)
+            descriptor = self._way.enter(to_native(directory))
+            return self._read(directory, descriptor, descriptor)
+        descriptor = os.open(".", _OPEN_DIRECTORY, dir_fd=self._descriptor)
         try:
             return self._read(directory, descriptor, descriptor)
         finally:

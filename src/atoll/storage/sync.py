@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from array import array
 from collections.abc import Container
@@ -181,13 +180,12 @@ class _Conversation:
                 hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and what is"
                 " excluded",
             )
-        generation = secrets.token_hex(16)
         sent = Sent()
         if operations:
             sent = self._transfer(operations, scan, known, standing)
             reached("sent")
-        self._say_last("commit" if operations else "end", generation)
-        made = self._new_index(generation, terms, scan, known, standing, operations, found, sent)
+        self._say_last("commit" if operations else "end", remember=True)
+        made = self._new_index(terms, scan, known, standing, operations, found, sent)
         self._expect("done")
         if operations:
             reached("committed")
@@ -205,7 +203,6 @@ class _Conversation:
 
     def _new_index(
         self,
-        generation: str,
         terms: str,
         scan: Scan,
         known: Index,
@@ -225,7 +222,7 @@ class _Conversation:
         blocks = {path: packed for path, packed in known.blocks.items() if found.keeps(path)}
         return index.index_of(
             scan,
-            generation,
+            standing.next,
             now_ns=self._began_ns,
             digest=lambda path: sent.digests.get(path) or found.digest(path),
             sure=sent.digests,
@@ -332,12 +329,12 @@ class _Conversation:
         self._send(header)
         return self._expect(str(header["type"])).buffers[0]
 
-    def _say_last(self, word: str, generation: str) -> None:
-        self._send({"type": word, "generation": generation})
+    def _say_last(self, word: str, *, remember: bool) -> None:
+        self._send({"type": word, "remember": remember})
         self._open = False
 
     def _finish(self, word: str) -> None:
-        self._say_last(word, "")
+        self._say_last(word, remember=False)
         self._expect("done")
 
     def _abort(self) -> None:

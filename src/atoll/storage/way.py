@@ -6,8 +6,9 @@ import os
 from types import TracebackType
 from typing import Self
 
-from atoll.storage.filesystem import OPEN_PLACE
-
+OPEN_PLACE = 0
+for _flag in ("O_PATH", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"):
+    OPEN_PLACE |= getattr(os, _flag, 0)
 _KEPT = 64
 """How many directories of the way are kept open; those that are deeper are walked to again."""
 
