@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ from atoll.storage.transfer import FileReader, Wanted, send_files
 from atoll.storage.tree import pack
 from atoll.storage.volume import VolumeClient
 from atoll.wire.channel import Channel
+
+from ..volumes import ThreadHost
 
 
 @pytest.fixture
@@ -257,6 +261,75 @@ def test_what_appears_at_the_target_during_a_sync_is_carried_over_when_names_are
     assert sorted(os.listdir(out)) == ["deep", "early", "late", "replaced"]
     assert (out / "replaced").read_text() == "after"
     assert (out / "deep/er/f").read_text() == "f"
+
+
+@pytest.mark.parametrize("options", [SyncOptions(exclude=("out",)), SyncOptions(delete=False)])
+def test_what_appears_where_nothing_was_kept_before_is_carried_over_too(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: SyncOptions
+) -> None:
+    """The first file that a function ever writes beside a mirror is not lost, if a sync runs just then."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    client.sync(str(source), "t", options)
+    for name in ("a", "b"):
+        (source / name).write_text("22")
+
+    def meddle() -> None:
+        (volume / "data/t/out").mkdir()
+        (volume / "data/t/out/result").write_text("r")
+
+    at_step("received", meddle, monkeypatch)
+    client.sync(str(source), "t", options)
+    assert (volume / "data/t/out/result").read_text() == "r"
+    assert not client.sync(str(source), "t", options).plan
+
+
+@pytest.mark.parametrize("step", ["written", "copied", "arriving"])
+@pytest.mark.parametrize("how", ["write", "copy", "copy directory", "rename", "create"])
+def test_what_clients_put_into_a_mirror_follows_a_sync(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, step: str
+) -> None:
+    """A file or directory that is written, copied or renamed into an excluded directory is there afterwards, also
+    where a sync replaces that directory in the midst of it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    options = SyncOptions(exclude=("out",))
+
+    def sync() -> None:
+        for name in ("a", "b"):
+            (source / name).write_text(f"{name}{time.time_ns()}")
+        with contextlib.closing(ThreadHost(volume)) as host, VolumeClient(host.open_storage()) as other:
+            other.sync(str(source), "t", options)
+
+    sync()
+    (volume / "data/t/out").mkdir()
+    (volume / "data/d").mkdir()
+    (volume / "data/d/f").write_text("new")
+    left = [step]
+
+    def meddle() -> None:
+        if left:
+            left.clear()
+            sync()
+
+    at_step(step, meddle, monkeypatch)
+    match how:
+        case "write":
+            client.write("t/out/x", [b"new"])
+        case "create":
+            handle, _ = client.open("t/out/x", "create")
+            client.pwrite("t/out/x", handle, 0, memoryview(b"new"))
+            client.close_file("t/out/x", handle, commit=True)
+        case "copy":
+            client.copy("d/f", "t/out/x")
+        case "copy directory":
+            client.copy("d", "t/out/x", recursive=True)
+        case "rename":
+            client.rename("d/f", "t/out/x")
+    assert (volume / "data/t/out/x" / ("f" if how == "copy directory" else "")).read_text() == "new"
+    sync()
+    assert (volume / "data/t/out/x" / ("f" if how == "copy directory" else "")).read_text() == "new"
 
 
 @pytest.mark.parametrize("size", [100, 3 << 20])

@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.storage import filesystem, tree
+from atoll.storage.arrival import arrive
 from atoll.storage.conversation import Conversation
 from atoll.storage.files import opened
 from atoll.storage.filesystem import Place, VolumeRoot, locate
 from atoll.storage.status import status_of
+from atoll.storage.steps import reached
 from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
 from atoll.storage.tree import check_path, parent_of, unpack
 from atoll.storage.way import Way
@@ -158,20 +160,23 @@ class Contents:
 
     def _replace(self, path: Any, name: str, descriptor: int, header: dict[str, Any], *, new: bool = False) -> None:
         mode, mtime_ns = header.get("mode"), header.get("mtime_ns")
-        with self._locate(path) as place:
-            _check_replaceable(place)
+
+        def find() -> Place:
+            place = self._locate(path)
+            if place.is_directory:
+                os.close(place.parent)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return place
+
+        with find() as place:
             if mode is None:
                 mode = stat.S_IMODE(place.found.st_mode) if place.found is not None else 0o644
-            os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
-            if mtime_ns is not None:
-                os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
-            os.fsync(descriptor)
-            place.make_parents()
-            if new:
-                filesystem.rename_new(self._volume.staging, name, place.parent, place.name)
-            else:
-                os.rename(name, place.name, src_dir_fd=self._volume.staging, dst_dir_fd=place.parent)
-            filesystem.sync_directory(place.parent)
+        os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
+        if mtime_ns is not None:
+            os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
+        os.fsync(descriptor)
+        reached("written")
+        arrive(self._volume.staging, name, find, exclusive=new)
 
     # --- by handle ----------------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.storage import filesystem
+from atoll.storage.arrival import arrive
 from atoll.storage.contents import new_file
 from atoll.storage.files import opened
 from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
 from atoll.storage.reflink import clone
+from atoll.storage.steps import reached
 from atoll.storage.tree import MODE_BITS, check_path
 from atoll.wire.channel import Channel
 
@@ -53,23 +55,20 @@ class Copying:
     def _copy(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Copy a file over what is at the target, or with `recursive` a directory to where nothing is."""
         self._files = self._bytes = 0
-        with (
-            self._source(header) as place,
-            locate(self._volume.data, check_path(header["target"]), follow=True) as target,
-        ):
+        with self._source(header) as place, self._target(header) as target:
             info = place.existing()
             if not target.name:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be replaced")
             if stat.S_ISDIR(info.st_mode):
                 if not header.get("recursive"):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                self._copy_directory(place, target)
+                self._copy_directory(place, target, header)
             elif target.is_directory:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             elif stat.S_ISLNK(info.st_mode):
-                self._copy_symlink(place, target)
+                self._copy_symlink(place, header)
             else:
-                self._copy_file(place, target)
+                self._copy_file(place, target, header)
         self._channel.send({"type": "done", "files": self._files, "bytes": self._bytes})
 
     def _source(self, header: dict[str, Any]) -> Place:
@@ -77,28 +76,32 @@ class Copying:
         volume, follow = self._volume, bool(header.get("follow", True))
         return locate(volume.data, check_path(header["path"]), follow=follow, snapshots=volume.snapshots)
 
-    def _copy_file(self, place: Place, target: Place) -> None:
+    def _target(self, header: dict[str, Any]) -> Place:
+        return locate(self._volume.data, check_path(header["target"]), follow=True)
+
+    def _arrive(self, name: str, header: dict[str, Any]) -> None:
+        reached("copied")
+        arrive(self._volume.staging, name, lambda: self._target(header))
+
+    def _copy_file(self, place: Place, target: Place, header: dict[str, Any]) -> None:
         if target.path == place.path:
             raise OSError(errno.EINVAL, "source and target are the same file")
         with new_file(self._volume) as (name, descriptor):
             self._fill(place.parent, place.name, descriptor)
             os.fsync(descriptor)
-            target.make_parents()
-            os.rename(name, target.name, src_dir_fd=self._volume.staging, dst_dir_fd=target.parent)
-        filesystem.sync_directory(target.parent)
+            self._arrive(name, header)
 
-    def _copy_symlink(self, place: Place, target: Place) -> None:
+    def _copy_symlink(self, place: Place, header: dict[str, Any]) -> None:
         name = self._volume.temporary_name("trash")
         os.symlink(os.readlink(place.name, dir_fd=place.parent), name, dir_fd=self._volume.staging)
         try:
-            target.make_parents()
-            os.rename(name, target.name, src_dir_fd=self._volume.staging, dst_dir_fd=target.parent)
+            self._arrive(name, header)
         except BaseException:
-            os.unlink(name, dir_fd=self._volume.staging)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._volume.staging)
             raise
-        filesystem.sync_directory(target.parent)
 
-    def _copy_directory(self, place: Place, target: Place) -> None:
+    def _copy_directory(self, place: Place, target: Place, header: dict[str, Any]) -> None:
         if target.found is not None and not target.is_directory:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target.path)
         if not place.name or f"{target.path}/".startswith(f"{place.path}/"):
@@ -113,9 +116,7 @@ class Copying:
             with opened(place) as source:
                 self._copy_below(source, top, 0)
             filesystem.sync_filesystem(staging)
-            target.make_parents()
-            filesystem.move(staging, name, target.parent, target.name)
-            filesystem.sync_directory(target.parent)
+            self._arrive(name, header)
         finally:
             with contextlib.suppress(OSError):
                 filesystem.remove_tree(staging, name)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll.storage import filesystem
+from atoll.storage.arrival import arrive
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
 from atoll.storage.scan import scan_target
 from atoll.storage.status import Status, status_of
@@ -212,12 +213,8 @@ class Files:
             place.existing()
             if not place.name or not target.name:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be renamed or replaced")
-            target.make_parents()
-            if header.get("exclusive"):
-                filesystem.rename_new(place.parent, place.name, target.parent, target.name)
-            else:
-                filesystem.move(place.parent, place.name, target.parent, target.name)
-            filesystem.sync_directory(target.parent)
+            exclusive = bool(header.get("exclusive"))
+            arrive(place.parent, place.name, lambda: self._locate(header["target"], follow=False), exclusive=exclusive)
             filesystem.sync_directory(place.parent)
         self._channel.send({"type": "done"})
 

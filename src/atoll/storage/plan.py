@@ -22,7 +22,7 @@ class Plan:
         drop: paths that go, each one named (what is below a dropped directory too).
         put: entries that come or change.
         copy: those paths of `put` whose content stands at the target already, under another mode.
-        keeps: whether something stays that the source does not have.
+        keeps: whether something may stay that the source does not have, also if it comes only later.
         stands: those paths of `put` that are directories at the target already, with another mode or time.
     """
 
@@ -137,7 +137,7 @@ def plan(
         target: what stands there; empty when nothing does.
         delete: whether what the source does not have goes.
         kept: whether a path that the source does not have stays all the same, with everything below it; asked with
-            the path and whether it is a directory, parents first.
+            the path and whether it is a directory, parents first. None where none does.
         suspect: files whose content may differ although size and modification time agree.
         alike: files whose content is the same although the modification time differs.
 
@@ -170,7 +170,7 @@ def plan(
             stay = kept(path, target[path].kind == DIRECTORY) or (replaced and kept(parent, True))
         if stay:
             stays.add(path)
-    return Plan(_drops(source, extra, stays), put, frozenset(copy), bool(stays), frozenset(stands))
+    return Plan(_drops(source, extra, stays), put, frozenset(copy), not delete or kept is not None, frozenset(stands))
 
 
 def _same_content(new: Entry, old: Entry) -> bool:

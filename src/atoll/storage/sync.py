@@ -165,7 +165,7 @@ class _Conversation:
             scan.tree,
             standing.tree,
             delete=options.delete,
-            kept=rules.excludes,
+            kept=rules.excludes if rules else None,
             suspect=found.suspect,
             alike=found.alike,
         )
