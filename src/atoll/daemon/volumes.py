@@ -29,6 +29,8 @@ DRAIN_SECONDS = 10.0
 """How long idle sandboxes may take to end before a restore that does not wait is refused."""
 
 
+ANSWERED_SECONDS = 0.5
+"""How long a call that its caller has the answer of may still be seen to run."""
 ABORT_SECONDS = 10.0
 """How long a peer may take to remove what it has prepared; if it takes longer, the next one does."""
 
@@ -39,7 +41,6 @@ def refused_inside() -> errors.VolumeBusy:
         "a function cannot restore the volume that it sees: its own sandbox is running",
         hint="restore from the program itself, or with `atoll data restore`",
     )
-
 
 async def handle(
     daemon: Daemon, user: str, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
@@ -144,7 +145,9 @@ async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
 
 
 async def _refuse_if_busy(daemon: Daemon, user: str, *, late: bool = False) -> None:
-    calls = await _running(daemon, user)
+    until = time.monotonic() + ANSWERED_SECONDS
+    while (calls := await _running(daemon, user)) and time.monotonic() < until:
+        await asyncio.sleep(0.02)
     if calls:
         shown = ", ".join(map(_described, calls[:5])) + (f" and {len(calls) - 5} more" if len(calls) > 5 else "")
         raise errors.VolumeBusy(

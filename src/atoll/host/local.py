@@ -53,7 +53,7 @@ class LocalHost:
         self._settings: Settings | None = None
         self._all: weakref.WeakSet[LocalLease] = weakref.WeakSet()
         self._warm: WarmStorage | None = None
-        _hosts.add(self)
+        _hosts[id(self)] = self
 
     def __repr__(self) -> str:
         return "local" if self._home is None else f"LocalHost({self._home!r})"
@@ -367,11 +367,11 @@ def _answers(
         channel.close()
 
 
-_hosts: weakref.WeakSet[LocalHost] = weakref.WeakSet()
+_hosts: weakref.WeakValueDictionary[int, LocalHost] = weakref.WeakValueDictionary()  # equal ones are several
 
 
 def _forget_all() -> None:
-    for host in list(_hosts):
+    for host in list(_hosts.values()):
         host.forget()
 
 
