@@ -42,6 +42,7 @@ def refused_inside() -> errors.VolumeBusy:
         hint="restore from the program itself, or with `atoll data restore`",
     )
 
+
 async def handle(
     daemon: Daemon, user: str, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
 ) -> dict[str, Any]:
