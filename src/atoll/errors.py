@@ -7,6 +7,7 @@ pickle, since the daemon does not unpickle.
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -183,9 +184,14 @@ class SyncError(CallerError, OSError):
 
 
 class SourceNotFound(SyncError, FileNotFoundError):
-    """The directory to upload does not exist."""
+    """The directory to upload does not exist; `errno` and `filename` say so, too."""
 
     code = "sync_source_not_found"
+
+    def __init__(self, message: str = "", *, hint: str = "", **details: Any) -> None:
+        super().__init__(message, hint=hint, **details)
+        self.errno = errno.ENOENT
+        self.filename = details.get("path")
 
 
 class SnapshotError(CallerError, OSError):

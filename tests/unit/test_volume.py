@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from atoll.errors import HostUnreachable
+from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk import storage_clients
 from atoll.sdk.volume import Volume
 from atoll.storage import copying, walk
@@ -67,6 +67,56 @@ def test_ranges(volume: Volume) -> None:
     assert volume.read_ranges("f", ranges) == expected
     assert volume.read_bytes("f", -3, 2) == content[-3:-1]
     assert volume.read_ranges("f", []) == []
+
+
+def test_ranges_that_are_none(volume: Volume) -> None:
+    """Numbers beyond any file are behind its end; what is no range is refused, and the next request works."""
+    volume.write_bytes("f", b"0123")
+    assert volume.read_ranges("f", [(1 << 70, 1), (-(1 << 70), 1), (1, 1 << 70)]) == [b"", b"0", b"123"]
+    for offset, length, kind in ((0, -1, ValueError), ("x", 1, TypeError), (0.5, 1, TypeError)):
+        with pytest.raises(kind):
+            volume.read_bytes("f", offset, length)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="write_bytes"):
+        volume.write_text("f", b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        volume.touch("f", mtime_ns="x")  # type: ignore[arg-type]
+    with pytest.raises(OverflowError):
+        volume.touch("f", mtime_ns=1 << 100)
+    with volume.open("f", "r+b", buffering=0) as file:
+        with pytest.raises(OverflowError):
+            file.truncate(1 << 70)
+        with pytest.raises(OverflowError):
+            file.seek(1 << 70)
+    with volume.lent() as client, pytest.raises(SyncError):  # what a client does not check, the peer survives
+        client._ask("attributes", "f", {"mtime_ns": 1 << 200})
+    assert volume.read_bytes("f") == b"0123"
+
+
+@pytest.mark.parametrize("mode", ["ab", "a+b"])
+def test_appending_without_a_buffer_begins_at_the_end(volume: Volume, mode: str) -> None:
+    """The position of a file that is opened to append is its end, buffered or not; `read(None)` reads all."""
+    volume.write_bytes("f", b"0123")
+    with volume.open("f", mode, buffering=0) as file:
+        assert file.tell() == 4
+        if "+" in mode:
+            assert file.read() == b""
+            assert (file.seek(1), file.read(None)) == (1, b"123")
+        with pytest.raises(OSError, match="Invalid argument") as caught:
+            file.seek(-1)
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_special_files_are_not_waited_for(volume: Volume, tmp_path: Path) -> None:
+    """`put` of a fifo is refused by its kind; of what a shell has opened it is read."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SyncError, match="is a fifo"):
+        volume.put(tmp_path / "fifo", "f")
+    reader, writer = os.pipe()
+    os.write(writer, b"piped")
+    os.close(writer)
+    volume.put(f"/dev/fd/{reader}", "f")
+    os.close(reader)
+    assert volume.read_bytes("f") == b"piped"
 
 
 def test_file_objects_read_like_builtin_ones(volume: Volume, host: ThreadHost) -> None:
@@ -386,6 +436,30 @@ def test_walking(volume: Volume, tree: Path) -> None:
         list(volume.walk("missing"))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_what_may_not_be_read_is_left_out_of_walks(volume: Volume, tree: Path, tmp_path: Path) -> None:
+    """One closed directory hides itself only; to copy it is the builtin error with its path."""
+    (tree / "closed").mkdir(mode=0)
+    try:
+        walked = [where for where, _, _ in volume.walk()]
+        assert "/data/a/b" in walked
+        assert "/data/closed" not in walked
+        assert volume.glob("**/h.csv") == ["/data/a/b/h.csv"]
+        assert volume.glob("closed/**") == []
+        with pytest.raises(PermissionError) as caught:
+            volume.get("/data", tmp_path / "got")
+        assert caught.value.filename == "/data/closed"
+    finally:
+        (tree / "closed").chmod(0o700)
+
+
+def test_circles_are_not_there(volume: Volume, tree: Path) -> None:
+    """A symlink to itself exists as little as for `os.path`."""
+    (tree / "circle").symlink_to("circle")
+    assert [volume.exists("circle"), volume.isfile("circle"), volume.isdir("circle")] == [False] * 3
+    assert volume.glob("c*") == ["/data/circle"]
+
+
 def test_entries(volume: Volume, tree: Path) -> None:
     """`scandir` gives entries with kind and status, without another request for each."""
     entries = {entry.name: entry for entry in volume.scandir()}
@@ -413,6 +487,10 @@ def test_entries(volume: Volume, tree: Path) -> None:
         ("missing*", []),
         ("missing", []),
         ("f.csv/*", []),
+        ("a/**/", ["a", "a/b", "a/b/c"]),
+        ("*/", ["a", "empty", "to-a"]),
+        ("f.csv/", []),
+        ("missing/**", []),
         ("", [""]),
     ],
 )

@@ -87,7 +87,9 @@ class StorageClients:
                 raise RuntimeError("a file of a volume was not closed before it was collected")
             self._turn.wait_for(lambda: lent.thread is None)
             if lent not in self._all:
-                raise HostUnreachable("the volume, or the storage peer that held the file open, is closed")
+                raise HostUnreachable(
+                    "the volume, or the storage peer that held the file open, is closed", hint="open the file again"
+                )
             lent.thread = threading.get_ident()
         with self._returned(lent):
             yield lent.client

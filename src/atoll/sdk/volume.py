@@ -7,6 +7,7 @@ import stat as stat_module
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from atoll.errors import AtollError
 from atoll.sdk.volume_entry import VolumeEntry
 from atoll.sdk.volume_patterns import matches
 from atoll.sdk.volume_snapshots import Path, VolumeSnapshots
@@ -55,7 +56,7 @@ class Volume(VolumeSnapshots):
             return client.stat(os.fspath(path), follow=follow)
 
     def exists(self, path: Path) -> bool:
-        """Say whether something is at the end of a path; False for a symlink that leads nowhere."""
+        """Say whether something is at the end of a path; False for a symlink that leads nowhere, or in a circle."""
         return self._kind(path) != ""
 
     def isdir(self, path: Path) -> bool:
@@ -74,7 +75,9 @@ class Volume(VolumeSnapshots):
     def _kind(self, path: Path) -> str:
         try:
             return self._status(path).kind
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except OSError as error:
+            if isinstance(error, AtollError):
+                raise
             return ""
 
     def listdir(self, path: Path = "/data") -> list[str]:
@@ -93,10 +96,11 @@ class Volume(VolumeSnapshots):
         """Yield (directory, names of directories in it, other names) for a directory and all below it, as `os.walk`.
 
         Names that the consumer removes from the second are not walked. Symlinks to directories are among them and not
-        followed. What vanishes meanwhile is left out; what holds snapshots is too.
+        followed. What vanishes meanwhile is left out, what may not be read, and what holds snapshots.
 
         Raises:
             FileNotFoundError, NotADirectoryError: `path` is no directory.
+            PermissionError: `path` itself may not be read.
         """
         top = absolute(volume_path(path))
         pending = [top]
@@ -104,7 +108,7 @@ class Volume(VolumeSnapshots):
             where = pending.pop()
             try:
                 entries = {entry.name: entry for entry in self.scandir(where)}
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
                 if where == top:
                     raise
                 continue
@@ -119,9 +123,12 @@ class Volume(VolumeSnapshots):
         """Return the paths that match a pattern, absolute and sorted.
 
         `*`, `?` and `[...]` match within a name, `**` any number of directories. As in a shell, names that begin with
-        a dot are matched only by patterns that do; symlinks to directories are followed except by `**`.
+        a dot are matched only by patterns that do; symlinks to directories are followed except by `**`. A pattern that
+        ends with `/` matches directories only; directories that may not be read are left out.
         """
         parts = volume_path(pattern).split("/")
+        if parts != [""] and os.fspath(pattern).endswith("/"):
+            parts.append("")
         return sorted(set(matches(self, "/data", parts))) if parts != [""] else ["/data"]
 
     def usage(self, path: Path = "/data") -> Usage:
@@ -208,7 +215,11 @@ class Volume(VolumeSnapshots):
         return open_file(self.clients, os.fspath(path), mode, buffering, encoding, errors, newline)
 
     def read_bytes(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the content of a file from `offset` on (negative: from the end), at most `length` bytes."""
+        """Return the content of a file from `offset` on (negative: from the end), at most `length` bytes.
+
+        Raises:
+            ValueError: `length` is negative.
+        """
         return self.read_ranges(path, [(offset, length)])[0]
 
     def read_ranges(self, path: Path, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
@@ -252,6 +263,8 @@ class Volume(VolumeSnapshots):
 
     def write_text(self, path: Path, content: str, encoding: str = "utf-8", errors: str = "strict") -> int:
         """Replace a file by text, as `write_bytes`; line ends are written as they are."""
+        if not isinstance(content, str):
+            raise TypeError("`write_text` takes text; `write_bytes` writes bytes")
         self.write_bytes(path, content.encode(encoding, errors))
         return len(content)
 

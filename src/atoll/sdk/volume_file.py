@@ -7,6 +7,7 @@ with `r+` is changed in place, as a function does it.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from types import TracebackType
@@ -61,8 +62,6 @@ def open_file(
             buffered = io.BufferedReader(raw, min(size, FIRST_READ_BYTES))
         else:
             buffered = _Writer(raw, size)
-        if kind == "a":
-            buffered.seek(0, os.SEEK_END)
         if binary:
             return buffered
         wrapped = _Text(buffered, encoding or "utf-8", errors, newline, line_buffering=buffering == 1)
@@ -127,8 +126,10 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         self._held = held and self._staged
         self._commits = True
         with clients.lend() as lent:
-            self._handle, _ = lent.client.open(path, opened)
+            self._handle, found = lent.client.open(path, opened)
             self._lent = lent
+            if opened == "append":
+                self._position = found.size
 
     def __repr__(self) -> str:
         return f"<{'closed' if self.closed else 'open'} file of a volume `{self.name}` mode={self.mode!r}>"
@@ -156,13 +157,18 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         elif whence != os.SEEK_SET:
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
         if offset < 0:
-            raise ValueError(f"negative seek position {offset}")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if offset >= 1 << 63:
+            raise OverflowError(f"no file is so large: {offset}")
         self._position = offset
         return offset
 
     def tell(self) -> int:
         self._check()
         return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(-1 if size is None else size) or b""
 
     def readinto(self, buffer: Any, /) -> int:
         self._check()

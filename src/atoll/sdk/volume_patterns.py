@@ -17,9 +17,18 @@ def has_magic(pattern: str) -> bool:
 
 
 def matches(volume: Volume, base: str, parts: Sequence[str]) -> Iterator[str]:
-    """Yield the paths below `base` that match the components of a pattern, some perhaps twice."""
+    """Yield the paths below `base`, a directory, that match the components of a pattern, some perhaps twice.
+
+    An empty component at the end stands for directories only.
+    """
     part, rest = parts[0], parts[1:]
+    if not part:
+        if volume.isdir(base):
+            yield base
+        return
     if part == "**":
+        if not _may_be_read(volume, base):
+            return
         for where, directories, files in volume.walk(base):
             directories[:] = [name for name in directories if not name.startswith(".")]
             if rest:
@@ -46,6 +55,14 @@ def matches(volume: Volume, base: str, parts: Sequence[str]) -> Iterator[str]:
                 yield entry.path
             elif entry.is_dir():
                 yield from matches(volume, entry.path, rest)
+
+
+def _may_be_read(volume: Volume, path: str) -> bool:
+    try:
+        next(volume.walk(path))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return True
 
 
 def _is_there(volume: Volume, path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class ContentRequests(Requests):
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytearray]:
         """Yield the content of a file from `offset` on; who stops early closes the client."""
-        for message in self._messages("read", path, {"offset": offset, "length": length}):
+        for message in self._messages("read", path, {"ranges": _checked([(offset, length)])}):
             yield from message.buffers
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
@@ -30,9 +31,12 @@ class ContentRequests(Requests):
         Args:
             ranges: offset and length in bytes of each piece; a negative offset counts from the end, no length means
                 up to it. What is behind the end is left out.
+
+        Raises:
+            TypeError, ValueError: a range is no pair of whole numbers, or its length is negative.
         """
         pieces = _Pieces(len(ranges))
-        for message in self._messages("read", path, {"ranges": list(ranges)}):
+        for message in self._messages("read", path, {"ranges": _checked(ranges)}):
             pieces.add(message)
         return pieces.joined()
 
@@ -80,7 +84,7 @@ class ContentRequests(Requests):
     def pread(self, path: str, handle: int, ranges: Sequence[tuple[int, int | None]]) -> list[bytes]:
         """Return pieces of an open file, as `read_ranges`; `path` is for errors."""
         pieces = _Pieces(len(ranges))
-        for message in self._messages("pread", path, {"handle": handle, "ranges": list(ranges)}):
+        for message in self._messages("pread", path, {"handle": handle, "ranges": _checked(ranges)}):
             pieces.add(message)
         return pieces.joined()
 
@@ -96,6 +100,8 @@ class ContentRequests(Requests):
 
     def truncate(self, path: str, handle: int, size: int) -> None:
         """Give an open file another size."""
+        if operator.index(size) >= 1 << 63:
+            raise OverflowError(f"no file is so large: {size}")
         self._ask("truncate", path, {"handle": handle, "size": size})
 
     def flush(self, path: str, handle: int, *, durable: bool = False) -> Status:
@@ -142,6 +148,15 @@ class _Pieces:
 
     def joined(self) -> list[bytes]:
         return [b"".join(pieces) for pieces in self._pieces]
+
+
+def _checked(ranges: Sequence[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+    checked: list[tuple[int, int | None]] = []
+    for offset, length in ranges:
+        checked.append((operator.index(offset), None if length is None else operator.index(length)))
+        if length is not None and length < 0:
+            raise ValueError(f"a length cannot be negative: {length}")
+    return checked
 
 
 def status_in(message: Message) -> Status:

@@ -45,6 +45,7 @@ _IN_PLACE = {
     "update": os.O_RDWR,
     "append": os.O_RDWR | os.O_APPEND | os.O_CREAT,
 }
+_MOST_BYTES = 1 << 62
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Contents:
     def _send_ranges(self, descriptor: int, ranges: Iterable[tuple[int, int | None]]) -> None:
         for number, (offset, length) in enumerate(ranges):
             position = offset if offset >= 0 else max(0, os.fstat(descriptor).st_size + offset)
-            left = length if length is not None else 1 << 62
+            left = length if length is not None else _MOST_BYTES
             while left > 0 and (content := os.pread(descriptor, min(left, CHUNK_BYTES), position)):
                 self._channel.send({"type": "data", "range": number}, [content])
                 left -= len(content)
@@ -271,7 +272,12 @@ def _ranges(header: dict[str, Any]) -> list[tuple[int, int | None]]:
         wanted = [[header.get("offset", 0), header.get("length")]]
     if len(wanted) > MAX_RANGES:
         raise ValueError(f"at most {MAX_RANGES} ranges at a time")
-    return [(int(offset), None if length is None else int(length)) for offset, length in wanted]
+    return [(_bounded(offset), None if length is None else _bounded(length)) for offset, length in wanted]
+
+
+def _bounded(number: Any) -> int:
+    """Return a number of bytes that the kernel takes: no file is so large."""
+    return max(-_MOST_BYTES, min(int(number), _MOST_BYTES))
 
 
 def _create(volume: VolumeRoot) -> tuple[str, int]:

@@ -12,8 +12,12 @@ from atoll.wire.channel import Channel, ChannelClosed
 
 _LAST = frozenset({"commit", "abort", "end"})
 _NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-REPORTED = (OSError, ValueError, TypeError, KeyError, IndexError)
+REPORTED = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
 """What a request may fail with: the file system's errors, and a malformed request."""
+
+
+class Unreadable(OSError):
+    """Something cannot be read below the path of a request; `filename` is relative to that."""
 
 
 def fail(channel: Channel, error: Exception, request: str) -> None:
@@ -22,7 +26,10 @@ def fail(channel: Channel, error: Exception, request: str) -> None:
         named = filesystem.translated(error, f"cannot {request}")
         channel.send({"type": "error", "error": named.to_data()})
     else:
-        channel.send({"type": "error", "errno": error.errno or errno.EIO, "text": error.strerror or str(error)})
+        answer = {"type": "error", "errno": error.errno or errno.EIO, "text": error.strerror or str(error)}
+        if isinstance(error, Unreadable):
+            answer["below"] = error.filename
+        channel.send(answer)
 
 
 class Conversation:

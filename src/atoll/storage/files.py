@@ -9,10 +9,12 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.arrival import arrive
+from atoll.storage.conversation import Unreadable
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
-from atoll.storage.scan import scan_target
+from atoll.storage.scan import Scan, scan_target
 from atoll.storage.status import Status, status_of
 from atoll.storage.tree import MODE_BITS, check_path, pack, pack_tree
 from atoll.storage.walk import Walk
@@ -89,7 +91,7 @@ class Files:
     def _scan(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Send a whole directory as the tree that a sync would see."""
         with self._look(header["path"]) as place, opened(place) as descriptor:
-            tree = scan_target(descriptor).tree
+            tree = _scanned(descriptor).tree
             if not place.path:
                 tree.pop(VISIBLE, None)
             for buffer in pack_tree(tree):
@@ -231,6 +233,17 @@ class Files:
             else:
                 os.rmdir(place.name, dir_fd=place.parent)
         self._channel.send({"type": "done"})
+
+
+def _scanned(descriptor: int) -> Scan:
+    """Scan an open directory; what cannot be read in it is an `Unreadable`."""
+    try:
+        return scan_target(descriptor)
+    except SyncError as error:
+        cause, path = error.__cause__, error.details.get("path")
+        if not isinstance(cause, OSError) or not path:
+            raise
+        raise Unreadable(cause.errno, cause.strerror, path) from error
 
 
 class _Sum:

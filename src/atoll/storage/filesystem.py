@@ -417,6 +417,13 @@ def _remove(parent: int, name: str, top: int, pending: list[str], depth: int) ->
         os.rmdir(name, dir_fd=parent)
 
 
+_HINTS = {
+    errno.EPERM: "choose a target that may be changed",
+    errno.ENAMETOOLONG: "choose a shorter name; the file system takes 255 bytes",
+    errno.ENOTDIR: "choose a target below a directory, or remove what is in its way",
+}
+
+
 def translated(error: Exception, what: str) -> AtollError:
     """Return the named error for a failure of the volume's file system while `what` was done."""
     if isinstance(error, AtollError):
@@ -431,4 +438,4 @@ def translated(error: Exception, what: str) -> AtollError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EIO):
         return StateUnusable(f"{what}: {text}", hint="check that the volume's disk is sound and mounted writable")
     where = f" (`{printable(os.fsdecode(error.filename))}`)" if isinstance(error.filename, (str, bytes)) else ""
-    return SyncError(f"{what}: {text}{where}")
+    return SyncError(f"{what}: {text}{where}", hint=_HINTS.get(error.errno or 0, ""))

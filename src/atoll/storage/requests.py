@@ -24,7 +24,7 @@ def _parts(path: str) -> list[str]:
         raise ValueError(f"`{printable(path)}` is not a name that a file system can hold") from error
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise ValueError(f"`{printable(path)}` has `..`, which a path on a volume cannot")
+        raise ValueError(f"`{printable(path)}` has `..`, which a path on a volume cannot have")
     return parts
 
 
@@ -144,7 +144,8 @@ class Requests:
         except (ChannelClosed, OSError) as error:
             raise HostUnreachable("the storage peer ended before it answered", hint="see `atoll logs`") from error
         if message.type == "error":
-            raise _named(error_of(message), where)
+            below = message.header.get("below")
+            raise _named(error_of(message), f"{where}/{below}".lstrip("/") if isinstance(below, str) else where)
         return message
 
 

@@ -130,7 +130,9 @@ def check_source(root: str) -> None:
     try:
         found = os.stat(root)
     except FileNotFoundError as error:
-        raise SourceNotFound(f"there is no directory `{printable(root)}`", hint="check the path to upload") from error
+        raise SourceNotFound(
+            f"there is no directory `{printable(root)}`", hint="check the path to upload", path=to_name(root)
+        ) from error
     except (OSError, ValueError) as error:
         raise SyncError(f"cannot read `{printable(root)}`: {reason(error)}") from error
     if not stat.S_ISDIR(found.st_mode):
@@ -191,7 +193,9 @@ class _Scanner:
             except OSError as error:
                 if isinstance(error, SyncError):
                     raise
-                raise SyncError(f"cannot read `{printable(self._path(directory))}`: {reason(error)}") from error
+                raise SyncError(
+                    f"cannot read `{printable(self._path(directory))}`: {reason(error)}", path=directory
+                ) from error
         if self._gone:
             self._leave_out()
         return scan
@@ -281,7 +285,9 @@ class _Scanner:
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rules.add(directory, file.read())
         except (OSError, ValueError) as error:
-            raise SyncError(f"cannot read `{printable(path)}`: {reason(error)}") from error
+            raise SyncError(
+                f"cannot read `{printable(path)}`: {reason(error)}", hint="mend it, or remove it"
+            ) from error
 
 
 def reason(error: Exception) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, SyncError
 from atoll.storage.content_requests import ContentRequests, status_in
 from atoll.storage.download import Download
 from atoll.storage.progress import ProgressLine
@@ -21,12 +23,25 @@ from atoll.storage.snapshot_requests import SnapshotRequests
 from atoll.storage.status import Listing, Status, check_status
 from atoll.storage.sync import Synced, SyncOptions, sync_tree
 from atoll.storage.transfer import CHUNK_BYTES
-from atoll.storage.tree import DIRECTORY, FILE, Entry, Tree, check_entry, check_path, pack, printable, unpack
+from atoll.storage.tree import (
+    DIRECTORY,
+    FILE,
+    Entry,
+    Tree,
+    check_entry,
+    check_path,
+    pack,
+    printable,
+    special_name,
+    unpack,
+)
 
 __all__ = ["ROOT", "SYNC_ROOT", "Usage", "VolumeClient", "absolute", "sync_target", "volume_path"]
 
 SYNC_ROOT = "sync"
 _FETCH_FILES = 5000
+_MOST_NS = 1 << 93
+"""Nanoseconds; seconds are of 63 bits."""
 
 
 def sync_target(remote_dir: str | os.PathLike[str]) -> str:
@@ -140,7 +155,14 @@ class VolumeClient(ContentRequests, SnapshotRequests):
         atime_ns: int | None = None,
         create: bool = False,
     ) -> None:
-        """Set permission bits and times; with `create`, as `touch` does."""
+        """Set permission bits and times; with `create`, as `touch` does.
+
+        Raises:
+            TypeError, OverflowError: a time is no whole number, or not one that a file system could keep.
+        """
+        for time_ns in (mtime_ns, atime_ns):
+            if time_ns is not None and abs(operator.index(time_ns)) >= _MOST_NS:
+                raise OverflowError(f"no file can have the time {time_ns}")
         self._ask("attributes", path, {"mode": mode, "mtime_ns": mtime_ns, "atime_ns": atime_ns, "create": create})
 
     def rename(self, path: str, target: str, *, exclusive: bool = False) -> None:
@@ -196,6 +218,11 @@ class VolumeClient(ContentRequests, SnapshotRequests):
                 raise ValueError(f"name a directory below `{ROOT}`")
             self.sync(local, path, SyncOptions(ignore_files=False, delete=False), progress)
             return
+        if not _from_descriptor(local) and not stat.S_ISREG(mode := os.stat(local).st_mode):
+            raise SyncError(
+                f"`{printable(local)}` is a {special_name(mode)}, which cannot be uploaded",
+                hint="write what it gives into a file, or pipe it to `atoll data put - TARGET`",
+            )
         with open(local, "rb") as file:
             info = os.fstat(file.fileno())
             if progress is not None:
@@ -268,6 +295,11 @@ def _naming(target: str) -> Iterator[None]:
         if error.errno is None or isinstance(error, AtollError):
             raise
         raise OSError(error.errno, error.strerror, error.filename, None, absolute(target)) from error
+
+
+def _from_descriptor(path: str) -> bool:
+    """Whether a path stands for what this process has open already, as a shell's `<(...)` does."""
+    return path == "/dev/stdin" or path.startswith(("/dev/fd/", "/proc/self/fd/"))
 
 
 def _split(path: str) -> tuple[str, str]:
