@@ -286,7 +286,7 @@ def test_what_appears_where_nothing_was_kept_before_is_carried_over_too(
 
 
 @pytest.mark.parametrize("step", ["written", "copied", "arriving"])
-@pytest.mark.parametrize("how", ["write", "copy", "copy directory", "rename", "create"])
+@pytest.mark.parametrize("how", ["write", "copy", "copy directory", "rename", "create", "append", "mkdir", "touch"])
 def test_what_clients_put_into_a_mirror_follows_a_sync(
     client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, step: str
 ) -> None:
@@ -327,9 +327,20 @@ def test_what_clients_put_into_a_mirror_follows_a_sync(
             client.copy("d", "t/out/x", recursive=True)
         case "rename":
             client.rename("d/f", "t/out/x")
-    assert (volume / "data/t/out/x" / ("f" if how == "copy directory" else "")).read_text() == "new"
+        case "append":
+            handle, _ = client.open("t/out/x", "append")
+            client.pwrite("t/out/x", handle, 0, memoryview(b"new"))
+            client.close_file("t/out/x", handle, commit=True)
+        case "mkdir":
+            client.mkdir("t/out/x")
+            assert (volume / "data/t/out/x").is_dir()
+            client.write("t/out/x/f", [b"new"])
+        case "touch":
+            client.set_attributes("t/out/x", create=True)
+    below, content = ("x/f" if how in ("mkdir", "copy directory") else "x"), "" if how == "touch" else "new"
+    assert (volume / "data/t/out" / below).read_text() == content
     sync()
-    assert (volume / "data/t/out/x" / ("f" if how == "copy directory" else "")).read_text() == "new"
+    assert (volume / "data/t/out" / below).read_text() == content
 
 
 @pytest.mark.parametrize("size", [100, 3 << 20])

@@ -13,10 +13,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import TypeVar
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import Place
 from atoll.storage.steps import reached
+
+T = TypeVar("T")
 
 _ATTEMPTS = 20
 
@@ -54,6 +57,27 @@ def arrive(parent: int, name: str, find: Callable[[], Place], *, exclusive: bool
                     return
     finally:
         os.close(parent)
+    raise OSError(errno.EBUSY, "its directory is being replaced all the time")
+
+
+def make(find: Callable[[], Place], create: Callable[[Place, bool], T]) -> T:
+    """Make something new at a place of the volume, and again where a sync has replaced its directory meanwhile.
+
+    Args:
+        find: looks the place up; called several times.
+        create: makes what is missing there, durably, and returns what `make` returns; it is told whether it has been
+            called before, so that what a sync has brought along is no mistake.
+
+    Raises:
+        OSError: it cannot be made, or its place does not come to rest.
+    """
+    for attempt in range(_ATTEMPTS):
+        with find() as place:
+            reached("arriving")
+            made = create(place, attempt > 0)
+            with find() as now:
+                if not now.missing and os.path.samestat(os.fstat(now.parent), os.fstat(place.parent)):
+                    return made
     raise OSError(errno.EBUSY, "its directory is being replaced all the time")
 
 

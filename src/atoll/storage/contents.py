@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.storage import filesystem, tree
-from atoll.storage.arrival import arrive
+from atoll.storage.arrival import arrive, make
 from atoll.storage.conversation import Conversation
 from atoll.storage.files import opened
 from atoll.storage.filesystem import Place, VolumeRoot, locate
@@ -113,19 +113,32 @@ class Contents:
             os.close(descriptor)
 
     def _opened(self, path: Any, flags: int) -> int:
+        if flags & os.O_CREAT:
+            return self._made(path, flags)
         with self._look(path) if flags & os.O_ACCMODE == os.O_RDONLY else self._locate(path) as place:
-            if place.found is None and flags & os.O_CREAT:
-                place.make_parents()
-            elif not stat.S_ISREG(place.existing().st_mode):
-                raise _not_ordinary(place.existing())
-            descriptor = os.open(place.name, flags | _SAFE, 0o644, dir_fd=place.parent)
+            return _open_file(place, flags)
+
+    def _made(self, path: Any, flags: int) -> int:
+        """Open a file for writing, and make it where nothing is."""
+        opened = -1
+
+        def create(place: Place, _: bool) -> int:
+            nonlocal opened
+            if opened >= 0:
+                os.close(opened)
+                opened = -1
+            place.make_parents()
+            opened = _open_file(place, flags)
             if place.found is None:
                 filesystem.sync_directory(place.parent)
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(descriptor)
-            raise _not_ordinary(info)
-        return descriptor
+            return opened
+
+        try:
+            return make(lambda: self._locate(path), create)
+        except BaseException:
+            if opened >= 0:
+                os.close(opened)
+            raise
 
     def _send_ranges(self, descriptor: int, ranges: Iterable[tuple[int, int | None]]) -> None:
         for number, (offset, length) in enumerate(ranges):
@@ -252,6 +265,17 @@ class Contents:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(handle.staged, dir_fd=self._volume.staging)
         os.close(handle.descriptor)
+
+
+def _open_file(place: Place, flags: int) -> int:
+    if (not flags & os.O_CREAT or place.found is not None) and not stat.S_ISREG(place.existing().st_mode):
+        raise _not_ordinary(place.existing())
+    descriptor = os.open(place.name, flags | _SAFE, 0o644, dir_fd=place.parent)
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        raise _not_ordinary(info)
+    return descriptor
 
 
 def _not_ordinary(info: os.stat_result) -> OSError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
-from atoll.storage.arrival import arrive
+from atoll.storage.arrival import arrive, make
 from atoll.storage.conversation import Unreadable
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
 from atoll.storage.scan import Scan, scan_target
@@ -166,26 +166,30 @@ class Files:
 
     def _mkdir(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Make a directory; with `parents` those above it too, with `exist_ok` unless it is there."""
-        with self._locate(header["path"]) as place:
+
+        def create(place: Place, again: bool) -> None:
             if place.found is not None:
-                if not (header.get("exist_ok") and place.is_directory):
+                if not ((again or header.get("exist_ok")) and place.is_directory):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            else:
-                if place.missing and not header.get("parents"):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                place.make_parents()
-                try:
-                    os.mkdir(place.name, int(header.get("mode", 0o755)) & MODE_BITS, dir_fd=place.parent)
-                except FileExistsError:
-                    if not header.get("exist_ok"):
-                        raise
-                filesystem.sync_directory(place.parent)
+                return
+            if place.missing and not header.get("parents"):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            place.make_parents()
+            try:
+                os.mkdir(place.name, int(header.get("mode", 0o755)) & MODE_BITS, dir_fd=place.parent)
+            except FileExistsError:
+                if not (again or header.get("exist_ok")):
+                    raise
+            filesystem.sync_directory(place.parent)
+
+        make(lambda: self._locate(header["path"]), create)
         self._channel.send({"type": "done"})
 
     def _attributes(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Set mode and times of a path; with `create` an empty file is made where nothing is."""
         mode, mtime, atime = (header.get(name) for name in ("mode", "mtime_ns", "atime_ns"))
-        with self._locate(header["path"]) as place:
+
+        def change(place: Place, _: bool) -> None:
             if place.found is None and header.get("create"):
                 place.make_parents()
                 flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -204,6 +208,8 @@ class Files:
                     os.utime(same, ns=now) if now is not None else os.utime(same)
             finally:
                 os.close(descriptor)
+
+        make(lambda: self._locate(header["path"]), change)
         self._channel.send({"type": "done"})
 
     def _rename(self, header: dict[str, Any], _: list[bytearray]) -> None:
