@@ -662,6 +662,28 @@ def test_sync_dir_end_to_end(shared_home: Home, tmp_path: Path, capfd: pytest.Ca
     assert index_path(shared_home.path, "local", os.path.realpath(source), "sync/sync-e2e").exists()
 
 
+@pytest.mark.root
+def test_on_a_full_disk_replaced_trees_go_first(atoll_home: Home, source: Path) -> None:
+    """A sync that has no room gets that of the trees which earlier ones have replaced; then it is `DiskFull`."""
+    volumes = atoll_home.path / "volumes"
+    volumes.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m,mode=755", "tmpfs", str(volumes)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        for number in range(4):
+            (source / "large").write_bytes(os.urandom(12 << 20))
+            (source / "small").write_text(str(number))
+            sync_dir(source, "t")
+            assert snapshot(volumes / "local/data/sync/t") == snapshot(source)
+        (source / "larger").write_bytes(os.urandom(28 << 20))
+        with pytest.raises(DiskFull):
+            sync_dir(source, "t")
+    finally:
+        atoll_home.stop()
+        subprocess.run(["umount", "-l", str(volumes)], check=True)
+
+
 @pytest.mark.parametrize("remote", ["", "/", "/data", "..", "/data/../x", "/etc", "a\0"])
 def test_escapes_are_refused_before_anything_runs(atoll_home: Home, source: Path, remote: str) -> None:
     """A target outside of `/data` is a `ValueError`, and no daemon is started for it."""

@@ -30,3 +30,17 @@ def test_what_no_daemon_holds_is_removed(tmp_path: Path) -> None:
     again, hold = agent_files.hold(tmp_path)
     assert again == mine
     os.close(hold)
+
+
+def test_only_other_versions_are_others(tmp_path: Path) -> None:
+    """What storage peers share is no sign of another daemon, whoever holds it; a held directory of a version is."""
+    mine, hold = agent_files.hold(tmp_path)
+    holds = [hold]
+    for name, used in (("native-1234", False), ("0.0.9-aaaa", True)):
+        (tmp_path / name).mkdir()
+        holds.append(os.open(tmp_path / name, os.O_RDONLY))
+        fcntl.flock(holds[-1], fcntl.LOCK_SH)
+        assert agent_files.used_by_others(mine) == used
+    for descriptor in holds:
+        os.close(descriptor)
+    assert not agent_files.used_by_others(mine)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -43,6 +44,12 @@ LOCAL_USER = "local"
 COLLECT_SECONDS = 30.0
 """How often what syncs have replaced is looked for while there are sandboxes, or clients without any."""
 
+COLLECT_FULL_SECONDS = 2.0
+"""The same while the volumes' disk is nearly full: who makes room there looks for it."""
+
+MAKE_ROOM_SECONDS = 60.0
+"""How long a client whose disk is full waits for that, and how long it then counts."""
+
 CLOCK_SECONDS = 60.0
 """How much longer than the oldest sandbox something must have been replaced: clocks are set back, too."""
 
@@ -67,7 +74,8 @@ class Daemon:
         self._busy_until = time.monotonic()
         self._volume_was_used = True
         self._collect_at = 0.0
-        self._collecting: asyncio.Task[None] | None = None
+        self._collecting: asyncio.Task[int] | None = None
+        self._made_room_at = -math.inf
         self._shells: list[float] = []
         self.storage_peers: Counter[str] = Counter()
         """How many storage peers the code in each worker has open."""
@@ -79,7 +87,7 @@ class Daemon:
         self._listen()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.leave)
-        tasks = [
+        tasks: list[asyncio.Task[Any]] = [
             asyncio.ensure_future(self._accept()),
             asyncio.ensure_future(self._watch_idle()),
             asyncio.ensure_future(self.pool.limiting.watch()),
@@ -212,14 +220,31 @@ class Daemon:
         if not idle:
             self._volume_was_used = True
         due = now >= self._collect_at or (idle and self._volume_was_used)
+        if not due and now >= self._collect_at - COLLECT_SECONDS + COLLECT_FULL_SECONDS:
+            due = self.node.is_nearly_full()
         if not due or (self._collecting is not None and not self._collecting.done()):
             return
         if idle:
             self._volume_was_used = False
         self._collect_at = now + COLLECT_SECONDS
+        self._collecting = asyncio.get_running_loop().create_task(self._collect_now())
+
+    async def make_room(self) -> bool:
+        """Have removed at once what is else removed at leisure; return whether there was any, now or a moment ago."""
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.get_running_loop().create_task(self._collect_now())
+        await asyncio.wait([self._collecting], timeout=MAKE_ROOM_SECONDS)
+        return time.monotonic() - self._made_room_at < MAKE_ROOM_SECONDS
+
+    async def _collect_now(self) -> int:
+        """Remove what syncs have replaced and no sandbox or shell that lives can have open; return how many trees."""
         alive = [*self._shells, self.pool.oldest_sandbox(LOCAL_USER) or time.time()]
+        idle = self.pool.idle and not self._shells
         before = min(alive) - (0.0 if idle else CLOCK_SECONDS)
-        self._collecting = asyncio.get_running_loop().create_task(self.node.collect(LOCAL_USER, int(before * 1e9)))
+        removed = await self.node.collect(LOCAL_USER, int(before * 1e9))
+        if removed:
+            self._made_room_at = time.monotonic()
+        return removed
 
     def _owns_path(self) -> bool:
         """Whether clients that come now come here; not so when the state directory was removed, for example."""

@@ -50,12 +50,15 @@ async def handle(
 
     - `volume.restore` (`name`; `wait`): puts a snapshot's tree where its directory is; gives `kept`, the name of the
       snapshot of what was there, None where nothing was.
+    - `volume.make_room`: removes now what is else removed at leisure; gives `made`, whether there was any.
 
     Raises:
         SnapshotError: there is no such snapshot, or it is just being removed.
         VolumeBusy: calls run and `wait` is not set; or another restore is under way.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; nothing has changed.
     """
+    if name == "volume.make_room":
+        return {"made": await daemon.make_room()}
     snapshot, wait = arguments.get("name"), arguments.get("wait", False)
     if name != "volume.restore":
         raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")

@@ -31,6 +31,7 @@ from atoll.sandbox.network import Network, Networks
 from atoll.sandbox.outbound import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
+from atoll.storage.removal import nearly_full
 from atoll.storage.rights import DAEMON
 from atoll.storage.tidy import worth_collecting
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
@@ -406,21 +407,32 @@ class Node:
             for one in ends:
                 one.close()
 
-    async def collect(self, user: str, before_ns: int) -> None:
+    async def collect(self, user: str, before_ns: int) -> int:
         """Remove, slowly, what syncs have replaced before a moment (nanoseconds since the epoch): no sandbox of the
-        user that lives has been started earlier. It may be cancelled, and goes on the next time."""
+        user that lives has been started earlier. It may be cancelled, and goes on the next time.
+
+        Returns:
+            how many replaced trees were removed.
+        """
         staging = self._settings.volumes_directory / user / "staging"
         with contextlib.suppress(errors.AtollError, OSError):
             if agent_files.used_by_others(self._library) or not worth_collecting(staging, before_ns):
-                return
+                return 0
             async with self.open_storage(user, client=DAEMON) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)))
                 try:
-                    await asyncio.to_thread(_collect, channel, before_ns)
+                    return await asyncio.to_thread(_collect, channel, before_ns)
                 finally:
                     with contextlib.suppress(OSError):
                         channel.socket.shutdown(socket.SHUT_RDWR)  # the thread, where this was cancelled
                     channel.close()
+        return 0
+
+    def is_nearly_full(self) -> bool:
+        """Whether the disk of the volumes is so full that room is more important than pace."""
+        with contextlib.suppress(OSError):
+            return nearly_full(os.statvfs(self._settings.volumes_directory))
+        return False
 
 
 async def _tell(sandbox: Sandbox, ended: asyncio.Event) -> None:
@@ -428,7 +440,8 @@ async def _tell(sandbox: Sandbox, ended: asyncio.Event) -> None:
     ended.set()
 
 
-def _collect(channel: Channel, before_ns: int) -> None:
+def _collect(channel: Channel, before_ns: int) -> int:
     with contextlib.suppress(ChannelClosed, OSError):
         channel.send({"type": "collect", "before_ns": before_ns, "slowly": True})
-        channel.receive()
+        return int(channel.receive().header.get("removed", 0))
+    return 0

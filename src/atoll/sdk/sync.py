@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from atoll.errors import SyncError
+from atoll.errors import AtollError, DiskFull, SyncError
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -96,7 +96,22 @@ class Arranged(NamedTuple):
     options: SyncOptions
 
     def run(self) -> Synced:
-        """Sync; raises as `sync_dir` does."""
+        """Sync; raises as `sync_dir` does. Where the disk is full, what syncs and removed snapshots have left there is
+        removed first, and the sync is tried once more."""
+        try:
+            return self._run()
+        except DiskFull:
+            if self.options.dry_run or not self._made_room():
+                raise
+        return self._run()
+
+    def _made_room(self) -> bool:
+        try:
+            return bool(self.host.request("volume.make_room", {}).get("made"))
+        except AtollError:  # it is refused to functions
+            return False
+
+    def _run(self) -> Synced:
         from atoll.storage.volume import VolumeClient
 
         with VolumeClient(self.host.open_storage(), getattr(self.host, "keep_storage", None)) as volume:

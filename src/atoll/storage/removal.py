@@ -38,6 +38,11 @@ def retire(volume: VolumeRoot, name: str) -> None:
         reached("retired")
 
 
+def nearly_full(room: os.statvfs_result) -> bool:
+    """Whether a file system is so full that room is more important than pace."""
+    return room.f_bavail * 100 <= room.f_blocks * _FULL_PER_CENT
+
+
 class Pace:
     """How slowly files are removed.
 
@@ -67,8 +72,7 @@ class Pace:
         self._done += self._links if last else 1
         if self._portion and self._done >= self._portion:
             self._done = 0
-            room = os.fstatvfs(parent)
-            if room.f_bavail * 100 > room.f_blocks * _FULL_PER_CENT:
+            if not nearly_full(os.fstatvfs(parent)):
                 self._wait(self._pause_seconds)
 
 
