@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import SnapshotError, SyncError
-from atoll.storage import reflink
+from atoll.storage import reflink, treecopy
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import Peer
 from atoll.storage.rights import DAEMON
@@ -74,6 +74,22 @@ def contents(root: Path) -> dict[str, object]:
             found[str(path.relative_to(root))] = what
     found.pop(".snapshots", None)
     return found
+
+
+def test_holes_are_compared_without_reading_them(tmp_path: Path) -> None:
+    """A file that a function has made huge is compared as fast as it was made."""
+    for name, data in (("a", b"x"), ("b", b"x"), ("c", b"y"), ("d", b"")):
+        with open(tmp_path / name, "wb") as file:
+            file.seek(1 << 39)
+            file.write(data)
+            file.truncate(1 << 42)
+    opened = [os.open(tmp_path / name, os.O_RDONLY) for name in "abcd"]
+    assert treecopy.same_content(opened[0], opened[1])
+    assert treecopy.same_content(opened[3], opened[3])
+    assert not treecopy.same_content(opened[0], opened[2])
+    assert not treecopy.same_content(opened[3], opened[0])
+    for descriptor in opened:
+        os.close(descriptor)
 
 
 def test_a_snapshot_holds_what_was_there_and_stays_so(volume: Volume) -> None:

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atoll.engine import native_files
 from atoll.errors import SyncError
 from atoll.storage import chunks, digest, index, standing
 from atoll.storage.digest import BLOCK_BYTES, Hasher, digest_of, maker
@@ -405,6 +408,51 @@ def test_a_large_file_that_a_function_changed_is_repaired(tmp_path: Path) -> Non
     assert synced.sent == 1
     assert channel.content_bytes <= 2 * BLOCK_BYTES
     assert (side.target / "f").read_bytes() == LARGE
+
+
+def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
+    """The chunker works with what peers have: the standard library, and what is copied for them."""
+    if chunks.cutter() is None:
+        pytest.skip("fastcdc is not installed for this Python")
+    native, held = native_files.hold(tmp_path)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from atoll.storage import chunks; print(chunks.cutter() is not None)"
+    )
+    command = [sys._base_executable, "-I", "-S", "-c", code]  # type: ignore[attr-defined]
+    library = str(Path(chunks.__file__).parents[2])
+    done = subprocess.run([*command, library, str(native)], capture_output=True, text=True, check=False)
+    os.close(held)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 5 << 20, (8 << 20) - 1000])
+def test_chunks_of_a_file_that_ends_early_end_with_it(tmp_path: Path, size: int) -> None:
+    """A file that is cut while it is looked at, or a part that reaches beyond it, keeps nobody busy."""
+    (tmp_path / "f").write_bytes(LARGE[:size])
+    descriptor = os.open(tmp_path / "f", os.O_RDONLY)
+    found = chunks.chunks_of(descriptor, 0, 8 << 20, maker("sha256"))
+    os.close(descriptor)
+    if chunks.cutter() is not None:
+        assert sum(int.from_bytes(found[at : at + 4], "little") for at in range(0, len(found), 20)) == size
+    read = chunks.Comparison(
+        lambda offset, length: LARGE[offset : min(offset + length, size)],
+        8 << 20,
+        bytes(32 * -(-len(LARGE[: 5 << 20]) // BLOCK_BYTES)),
+        5 << 20,
+        lambda _start, _end: found or b"x" * 20,
+        maker("sha256"),
+    )
+    assert sum(part.length for part, _ in read.parts()) == size
+
+
+def test_a_file_that_was_made_huge_is_replaced(tmp_path: Path) -> None:
+    """What a function has grown, which takes no space and no time, is not read by the next sync."""
+    side = Side(tmp_path)
+    (side.source / "f").write_bytes(LARGE[: 2 << 20])
+    side.sync()
+    os.truncate(side.target / "f", 1 << 42)
+    assert side.sync()[0].sent == 1
+    assert tree_of(side.target) == tree_of(side.source)
 
 
 def test_without_fastcdc_changes_are_found_from_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,26 +77,36 @@ def _fastcdc() -> Any:
             raise ImportError(name)
         package = types.ModuleType(name)
         package.__path__ = list(spec.submodule_search_locations)
-        sys.modules[name] = package
+        # A class of a module that it uses is a command of `click`, which storage peers do not have.
+        click = types.ModuleType("click")
+        click.Command = object  # type: ignore[attr-defined]
+        before = sys.modules.get("click")
+        sys.modules.update({name: package, "click": click})
         try:
             return importlib.import_module("fastcdc.fastcdc_cy").fastcdc_cy
         finally:
-            del sys.modules[name]
+            for one in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+                if one != "fastcdc.fastcdc_cy":
+                    del sys.modules[one]
+            del sys.modules["click"]
+            if before is not None:
+                sys.modules["click"] = before
     return importlib.import_module("fastcdc.fastcdc_cy").fastcdc_cy
 
 
 def chunks_of(descriptor: int, start: int, end: int, make: Make) -> bytes:
-    """Return the chunks of a part of a file: length and short digest of each, packed.
+    """Return the chunks of a part of a file, as far as there is one: length and short digest of each, packed.
 
     Raises:
         OSError: it cannot be read.
     """
     cut, found, position = cutter(), list[bytes](), start
     while cut is not None and position < end:
-        window = memoryview(os.pread(descriptor, min(_WINDOW_BYTES, end - position), position))
+        wanted = min(_WINDOW_BYTES, end - position)
+        window = memoryview(os.pread(descriptor, wanted, position))
         if not window:
             break
-        last = position + len(window) >= end
+        last = len(window) < wanted or position + wanted >= end
         for length in cut(window):
             # What reaches the end of the window may go on behind it.
             if not last and len(window) < MAX_CHUNK_BYTES:
@@ -224,7 +234,8 @@ class Comparison:
         table = _table(self._chunks(old_start, old_end), old_start) if cut is not None else {}
         offset = start
         while offset < end:
-            window = memoryview(self._read(offset, min(_WINDOW_BYTES, end - offset)))
+            wanted = min(_WINDOW_BYTES, end - offset)
+            window = memoryview(self._read(offset, wanted))
             if not window:
                 return
             if cut is None or not table:
@@ -232,7 +243,7 @@ class Comparison:
                 yield Part(offset, len(window), -1), window
                 offset += len(window)
                 continue
-            last = offset + len(window) >= end
+            last = len(window) < wanted or offset + wanted >= end
             for length in cut(window):
                 if not last and len(window) < MAX_CHUNK_BYTES:
                     break

@@ -38,6 +38,8 @@ from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
+_WORTH_COMPARING = 4
+"""How many times as large as a file may be what is compared with it."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ class _Conversation:
             entry = standing.tree.get(path)
             if path in self._damaged or entry is None or entry.kind != FILE or entry.size < BLOCK_BYTES:
                 return None
-            if not entry.mode & 0o400:
+            # What a function has made huge, which costs it nothing, takes longer to look at than to replace.
+            if not entry.mode & 0o400 or entry.size > _WORTH_COMPARING * max(operations.put[path].size, BLOCK_BYTES):
                 return None
             return Old(entry.size, known.blocks.get(path) if standing.as_known(path) else None)
 
