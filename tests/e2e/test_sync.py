@@ -201,6 +201,27 @@ def test_everything_is_mirrored_by_a_peer_without_privileges(peers: Peers, sourc
     assert not peers.leftovers()
 
 
+@pytest.mark.root
+def test_roots_that_their_owner_may_not_enter(peers: Peers, source: Path) -> None:
+    """A source of any mode can be synced again and again; a directory above the target that is closed is named."""
+    os.chown(peers.volume, PLAIN_UID, PLAIN_UID)
+    client, _ = peers.start(PLAIN_UID)
+    with client:
+        for mode in (0, 0o600, 0o300):
+            for text in ("a", "b", "c"):
+                source.chmod(0o755)
+                (source / "file").write_text(text)
+                source.chmod(mode)
+                client.sync(str(source), "above/t", SyncOptions())
+                assert snapshot(peers.data / "above/t") == snapshot(source)
+        (peers.data / "above").chmod(0)
+        with pytest.raises(SyncError, match="`/data/above` is a directory that its owner may not enter") as caught:
+            client.sync(str(source), "above/t", SyncOptions())
+        assert "chmod" in caught.value.hint
+        client.set_attributes("above", mode=0o755)
+        client.sync(str(source), "above/t", SyncOptions())
+
+
 def test_changes_of_every_kind(peers: Peers, source: Path) -> None:
     """After any mix of changes on both sides the target is the mirror again, and what did not change did not travel."""
     fill(source)

@@ -335,7 +335,10 @@ class Stage:
         if path is None or path in self._plan.drop:
             return {}
         if self._new_entry(path, put).kind == FILE:
-            found = _look(holder, name)
+            try:
+                found = _look(holder, name)
+            except PermissionError:  # its directory has the source's mode now, with which its owner may not enter it
+                return {}
             return {path: (found.st_ctime_ns, found.st_ino)} if found is not None else {}
         return {f"{path}/{below}": stamp for below, stamp in made.items()} if path else made
 

@@ -231,6 +231,8 @@ def locate(data: int, path: str, *, follow: bool, snapshots: int = -1) -> Place:
                     raise
                 below = [name, *todo]
                 return Place(opened.pop(), below[-1], "/".join([*names, *below]), tuple(below[:-1]), None)
+            except PermissionError as error:  # the directory may not be entered
+                raise PermissionError(error.errno, error.strerror, "/".join(names)) from error
             if stat.S_ISLNK(found.st_mode) and (todo or follow):
                 links += 1
                 if links > _MAX_SYMLINKS:

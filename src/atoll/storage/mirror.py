@@ -9,6 +9,7 @@ a content that was not received or hashed here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -62,8 +63,17 @@ class Mirror:
 
     def _locked(self, stack: contextlib.ExitStack, path: str) -> Place:
         """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
-        with locate(self._volume.data, path, follow=True) as place:
-            real = place.path
+        try:
+            with locate(self._volume.data, path, follow=True) as place:
+                real = place.path
+        except PermissionError as error:
+            if error.errno != errno.EACCES:
+                raise
+            above = f"/data/{printable(str(error.filename))}"
+            raise SyncError(
+                f"`{above}` is a directory that its owner may not enter",
+                hint=f"a function may have done that; `Volume().chmod({above!r}, 0o755)` mends it",
+            ) from error
         if not real:
             raise SyncError("the target is `/data` itself", hint="name a directory below it")
         if real.split("/")[0] == SNAPSHOTS:
