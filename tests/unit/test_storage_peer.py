@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, mirror, scan, steps
+from atoll.storage import filesystem, mirror, rights, scan, steps
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.index import FINE_CLOCK_NS, index_of
 from atoll.storage.peer import Peer
@@ -25,7 +27,7 @@ from atoll.storage.sync import SyncOptions
 from atoll.storage.transfer import FileReader, Wanted, send_files
 from atoll.storage.tree import pack
 from atoll.storage.volume import VolumeClient
-from atoll.wire.channel import Channel
+from atoll.wire.channel import Channel, ChannelClosed
 
 from ..volumes import ThreadHost
 
@@ -114,6 +116,30 @@ def test_symlinks_that_lead_out_are_refused(data: int, path: str) -> None:
     """No symlink in a volume leads the peer out of it."""
     with pytest.raises(OSError, match=r"leads out|symbolic links"):
         locate(data, path, follow=True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "buffer"),
+    [({"type": "pwrite"}, bytes(65 << 20)), ({"type": "fetch", "path": ""}, b"[" + b"[]," * (20 << 20) + b"[]]")],
+    ids=["large", "much"],
+)
+def test_a_function_cannot_have_its_peer_take_the_machines_memory(
+    volume: Path, request_: dict[str, str], buffer: bytes
+) -> None:
+    """The peer of a function takes messages of bounded size, has bounded memory, and says so before it ends."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), rights.FUNCTION, str(volume)]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    with contextlib.closing(Channel(ours)) as channel:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(request_, [buffer])
+        answer = channel.receive().header
+    assert answer["error"]["message"].startswith("too much at once for the storage peer")
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1
+    assert used.ru_maxrss < rights.MOST_MEMORY_BYTES[rights.FUNCTION] // 1000
 
 
 def test_no_way_to_many_files_follows_a_symlink(client: VolumeClient, volume: Path) -> None:

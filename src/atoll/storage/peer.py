@@ -37,12 +37,12 @@ from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, still_connected
 from atoll.storage.mirror import Mirror
 from atoll.storage.removal import Pace
-from atoll.storage.rights import FUNCTION, check
+from atoll.storage.rights import FUNCTION, MOST_MESSAGE_BYTES, check, confine
 from atoll.storage.snapshotting import EXCHANGE_LOCK, Snapshots
 from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError
 
-MAX_MESSAGE_BYTES = 1 << 30
 MAX_REST_SECONDS = 60.0
 
 CHANGING = frozenset(
@@ -172,7 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     os.umask(0)
-    channel, *rest = (Channel(socket.socket(fileno=descriptor), MAX_MESSAGE_BYTES) for descriptor in descriptors)
+    most = MOST_MESSAGE_BYTES[arguments[1]]
+    confine(arguments[1])
+    channel, *rest = (Channel(socket.socket(fileno=descriptor), most) for descriptor in descriptors)
     with contextlib.suppress(ChannelClosed):
         try:
             volume = VolumeRoot(arguments[2] if len(arguments) > 2 else "/volume")
@@ -180,7 +182,14 @@ def main(arguments: list[str] | None = None) -> int:
             channel.receive()
             channel.send({"type": "error", "error": filesystem.translated(error, "cannot open").to_data()})
             return 1
-        Peer(volume, channel, arguments[1], *rest).serve()
+        try:
+            Peer(volume, channel, arguments[1], *rest).serve()
+        except (MemoryError, FrameError) as error:
+            text = "too much at once for the storage peer"
+            hint = "do it outside of functions, or with fewer files or less content at a time"
+            reason = SyncError(f"{text}: {error}" if isinstance(error, FrameError) else text, hint=hint)
+            channel.send({"type": "error", "error": reason.to_data()})
+            return 1
     return 0
 
 

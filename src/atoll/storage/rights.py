@@ -20,6 +20,21 @@ _REFUSED = {
     FUNCTION: frozenset({"restore", "collect", "selftest"}),
 }
 
+MOST_MESSAGE_BYTES = {DAEMON: 1 << 30, PROGRAM: 1 << 30, FUNCTION: 64 << 20}
+"""The most that the buffers of one message may add up to."""
+
+MOST_MEMORY_BYTES = {FUNCTION: 512 << 20}
+"""What a peer may use of memory. Its memory is the machine's: it is not under the limit of the worker that drives it."""
+
+
+def confine(client: str) -> None:
+    """Bound what this process, the peer of such a client, may use of memory."""
+    most = MOST_MEMORY_BYTES.get(client)
+    if most is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
 
 def check(client: str, request: str) -> None:
     """Refuse a request that is not for this client.

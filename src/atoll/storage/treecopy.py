@@ -264,7 +264,7 @@ class TreeCopy:
             copied.files += 1
             copied.bytes += kept.st_size
             if not cloned:
-                copied.copied_bytes += kept.st_size if self._way != JUICEFS else 0
+                copied.copied_bytes += min(kept.st_size, 512 * kept.st_blocks) if self._way != JUICEFS else 0
                 copied.moving += not stable
             if not stable:
                 return None
