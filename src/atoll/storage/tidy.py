@@ -9,12 +9,22 @@ import time
 from pathlib import Path
 
 from atoll.storage import recovery
-from atoll.storage.filesystem import VolumeRoot, names
+from atoll.storage.filesystem import VolumeRoot, move, names
 from atoll.storage.locks import holding
 from atoll.storage.removal import OLD, Pace, remove_slowly
 
 ABANDONED_SECONDS = 24 * 3600.0
 """How long what an interrupted sync has received is kept for the next one to its target."""
+
+_QUIET_SECONDS = 30.0
+"""A file or tree that has been written to lately most likely has a writer that lives: `collect` need not look."""
+
+_AFTER_SECONDS = {
+    "stage-": ABANDONED_SECONDS,
+    "partial-": ABANDONED_SECONDS,
+    "file-": _QUIET_SECONDS,
+    "tree-": _QUIET_SECONDS,
+}
 
 _AT_ONCE = 500
 """How many inodes a sync frees before its own work: what dead peers left must not hold it up."""
@@ -28,13 +38,13 @@ def clean(volume: VolumeRoot) -> None:
     What an interrupted sync has received stays for the next one to its target.
     """
     recovery.clean(volume)
+    for name in names(volume.staging):
+        if name.startswith(("file-", "tree-")):
+            _throw_away_unlocked(volume, name)
     with contextlib.suppress(_Enough):
         for name in names(volume.staging):
             if name.startswith("trash-"):
                 _remove(volume, name, Pace(portion=_AT_ONCE, wait=_enough))
-    for name in names(volume.staging):
-        if name.startswith(("file-", "tree-")):
-            _remove_unlocked(volume, name)
 
 
 class _Enough(Exception):
@@ -84,9 +94,10 @@ def worth_collecting(staging: Path, before_ns: int) -> bool:
             old and int(old[1]) < before_ns
         ):
             return True
-        if name.startswith(("stage-", "partial-")):
+        seconds = next((seconds for kind, seconds in _AFTER_SECONDS.items() if name.startswith(kind)), None)
+        if seconds is not None:
             with contextlib.suppress(FileNotFoundError):
-                if now - os.lstat(staging / name).st_mtime > ABANDONED_SECONDS:
+                if now - os.lstat(staging / name).st_mtime > seconds:
                     return True
     return False
 
@@ -104,12 +115,17 @@ def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
                     volume.discard(volume.staging, name)
 
 
-def _remove_unlocked(volume: VolumeRoot, name: str) -> None:
-    """Remove a file or tree that was being written, unless its writer lives and holds its lock."""
+def _throw_away_unlocked(volume: VolumeRoot, name: str) -> None:
+    """Make a file or tree that was being written a thing to be removed, unless its writer lives and holds its lock."""
     with contextlib.suppress(OSError):
         descriptor = os.open(name, _READ, dir_fd=volume.staging)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            volume.discard(volume.staging, name)
+            trash = volume.temporary_name("trash")
+            move(volume.staging, name, volume.staging, trash)
+            if name.startswith("file-"):
+                os.unlink(trash, dir_fd=volume.staging)
+            else:  # one that has just been made, and is not locked yet, must not live on
+                os.rmdir(trash, dir_fd=volume.staging)
         finally:
             os.close(descriptor)
