@@ -234,20 +234,21 @@ def test_a_broken_connection_is_continued(site: Site, volume: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("etag", "modified", "sha256", "ranges"),
+    ("etag", "age_seconds", "sha256", "ranges"),
     [
-        ("", email.utils.formatdate(time.time() - 3600, usegmt=True), "", True),
-        ("", email.utils.formatdate(time.time() - 3, usegmt=True), "", False),
-        ('W/"weak"', "", "", False),
-        ("", "", "", False),
-        ("", "", SHA256, True),
+        ("", 3600, "", True),
+        ("", 3, "", False),
+        ('W/"weak"', None, "", False),
+        ("", None, "", False),
+        ("", None, SHA256, True),
     ],
     ids=["old time", "recent time", "weak tag", "nothing", "digest known"],
 )
 def test_only_what_can_be_proven_is_continued(
-    site: Site, volume: Path, etag: str, modified: str, sha256: str, ranges: bool
+    site: Site, volume: Path, etag: str, age_seconds: int | None, sha256: str, ranges: bool
 ) -> None:
     """Without a strong validator, or a digest to verify by, a broken download starts anew."""
+    modified = "" if age_seconds is None else email.utils.formatdate(time.time() - age_seconds, usegmt=True)
     site.etag, site.modified = etag, modified
     site.scripts = [site.cut(300_000), None]
     assert get(volume, site, sha256).digests["sha256"] == SHA256
