@@ -115,6 +115,18 @@ def test_something_else_cannot_replace_a_directory_that_keeps_names(delete: bool
         )
 
 
+def test_without_delete_no_file_goes_for_a_directory() -> None:
+    """What is merged removes no content: a file in a directory's place is refused by name, a symlink replaced."""
+    source = {**ROOT, "d": directory(), "d/x": file()}
+    with pytest.raises(SyncError, match=r"`d` is a file at the target") as caught:
+        plan(source, {**ROOT, "d": file()}, delete=False)
+    assert "exclude" not in caught.value.hint
+    with pytest.raises(SyncError, match=r"`\.` is a file at the target"):
+        plan(ROOT, {"": file()}, delete=False)
+    assert plan(source, {**ROOT, "d": link("/data/e")}, delete=False).put.keys() == {"d", "d/x"}
+    assert plan(source, {**ROOT, "d": file()}).put.keys() == {"d", "d/x"}
+
+
 def test_a_kept_directory_does_not_go_for_a_file_of_its_name() -> None:
     """What is below a directory that is excluded as such stays where the source has a file instead, and is told."""
 

@@ -44,7 +44,7 @@ def sync_dir(
         exclude: patterns in gitignore's syntax, relative to `path`, of names that are neither uploaded nor removed at
             the target; they win over `.atollignore` files, which are honoured at any depth. Atoll's own state, where
             it is below `path`, is always left out.
-        delete: whether what is gone locally goes there.
+        delete: whether what is gone locally goes there. Without it no file makes room for a directory either.
         dry_run: print what would be done to stdout, one operation a line, and do nothing.
         host: whose volume; the local host's by default.
         atomic: False accepts, where the volume's file system cannot exchange two directories in one step, a moment
@@ -142,6 +142,8 @@ def arrange(
         from atoll.host.local import local
 
         host = local
+    elif not hasattr(host, "open_storage"):
+        raise TypeError(f"`host` must be a host such as `local`, is {host!r}")
     home = settings.default_home()
     real = os.path.realpath(source)
     options = SyncOptions(

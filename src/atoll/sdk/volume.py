@@ -339,7 +339,8 @@ class Volume(VolumeSnapshots):
     def put(self, local: Path, path: Path, progress: ProgressLine | None = None) -> None:
         """Copy a local file or directory to exactly `path`; a directory is merged into one that is there.
 
-        A file is replaced in one step, a directory as by `sync_dir(delete=False)`: all of it appears at once.
+        A file is replaced in one step, a directory as by `sync_dir(delete=False)`: all of it appears at once. Nothing
+        is replaced by something of another kind but symlinks.
 
         Raises:
             SyncError: something local is a special file, cannot be read, or changes all the time while it is.

@@ -25,6 +25,8 @@ class VolumeConnection:
             from atoll.host.local import local
 
             host = local
+        if not hasattr(host, "open_storage"):
+            raise TypeError(f"`host` must be a host such as `local`, is {host!r}")
         self.host = host
         self.clients = StorageClients(host)
         """Its connections."""

@@ -11,6 +11,19 @@ from atoll.storage import filesystem
 from atoll.wire.channel import Channel, ChannelClosed
 
 _LAST = frozenset({"commit", "abort", "end"})
+_VERBS = {
+    "attributes": "set mode or times",
+    "close": "complete the file",
+    "fetch": "read",
+    "find": "walk",
+    "flush": "write",
+    "mkdir": "make the directory",
+    "pread": "read",
+    "pwrite": "write",
+    "scan": "read",
+    "stat": "look",
+}
+"""What people call requests that are not called what they do."""
 _NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 REPORTED = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
 """What a request may fail with: the file system's errors, and a malformed request."""
@@ -23,7 +36,7 @@ class Unreadable(OSError):
 def fail(channel: Channel, error: Exception, request: str) -> None:
     """Report an error: those of the volume's file system by name, others with their number."""
     if isinstance(error, AtollError) or request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
-        named = filesystem.translated(error, f"cannot {request}")
+        named = filesystem.translated(error, f"cannot {_VERBS.get(request, request)}")
         channel.send({"type": "error", "error": named.to_data()})
     else:
         answer = {"type": "error", "errno": error.errno or errno.EIO, "text": error.strerror or str(error)}

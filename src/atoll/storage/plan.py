@@ -142,7 +142,8 @@ def plan(
         alike: files whose content is the same although the modification time differs.
 
     Raises:
-        SyncError: the source has something else where the target has a directory with names that must stay.
+        SyncError: the source has something else where the target has a directory with names that must stay, or without
+            `delete` a directory where the target has a file.
     """
     put: Tree = {}
     copy: set[str] = set()
@@ -150,6 +151,11 @@ def plan(
     for path, entry in source.items():
         old = target.get(path)
         if old != entry:
+            if not delete and old is not None and old.kind == FILE and entry.kind == DIRECTORY:
+                raise SyncError(
+                    f"`{printable(path) or '.'}` is a file at the target, and a directory in the source",
+                    hint="remove or rename one of the two",
+                )
             put[path] = entry
             if old is not None and entry.kind == old.kind == DIRECTORY:
                 stands.add(path)
@@ -170,14 +176,20 @@ def plan(
             stay = kept(path, target[path].kind == DIRECTORY) or (replaced and kept(parent, True))
         if stay:
             stays.add(path)
-    return Plan(_drops(source, extra, stays), put, frozenset(copy), not delete or kept is not None, frozenset(stands))
+    return Plan(
+        _drops(source, extra, stays, excluded=delete),
+        put,
+        frozenset(copy),
+        not delete or kept is not None,
+        frozenset(stands),
+    )
 
 
 def _same_content(new: Entry, old: Entry) -> bool:
     return new.kind == old.kind == FILE and (new.size, new.mtime_ns) == (old.size, old.mtime_ns)
 
 
-def _drops(source: Tree, extra: list[str], stays: set[str]) -> frozenset[str]:
+def _drops(source: Tree, extra: list[str], stays: set[str], *, excluded: bool) -> frozenset[str]:
     """Return what goes; a directory above a path that stays does not go, and cannot become something else."""
     needed: set[str] = set()
     for path in stays:
@@ -188,7 +200,8 @@ def _drops(source: Tree, extra: list[str], stays: set[str]) -> frozenset[str]:
                 raise SyncError(
                     f"`{printable(parent)}` is a directory at the target that keeps `{printable(path)}`,"
                     " and something else in the source",
-                    hint="remove or rename one of the two, or do not exclude what is below it",
+                    hint="remove or rename one of the two"
+                    + (", or do not exclude what is below it" if excluded else ""),
                 )
             parent = parent_of(parent)
     return frozenset(path for path in extra if path not in stays and path not in needed)
