@@ -171,7 +171,13 @@ def _on_terminal(home: Home, *arguments: str) -> bytes:
         (["get", "missing", "x"], 1, b"/data/missing"),
         (["get", "missing", "-"], 1, b"/data/missing"),
         (["put", "missing-here"], 1, b"missing-here"),
-        (["put", "-"], 1, b"name the file"),
+        (["put", "-"], 2, b"name the file"),
+        (["put", "x", "-"], 2, b"./-"),
+        (["cat"], 2, b"name what to print"),
+        (["rm"], 2, b"name what to remove"),
+        (["rm-snapshot"], 2, b"name the snapshots"),
+        (["snapshot", "--", "-x"], 1, b"in front"),
+        (["sync", "--watch", "--dry-run", ".", "x"], 2, b"exclude each other"),
         (["rm", "missing"], 1, b"/data/missing"),
         (["rm", "/data", "-r"], 1, b"cannot be removed"),
         (["ls", "/etc"], 1, b"not below"),
@@ -188,6 +194,22 @@ def test_failures_have_a_status_and_say_why(shared_home: Home, arguments: list[s
     printed = run(shared_home, *arguments, status=status)
     assert words in printed
     assert b"Traceback" not in printed
+
+
+def test_all_are_looked_at_first(shared_home: Home) -> None:
+    """Where one argument cannot be served none is, and one that is named twice, or with what is above it, is one."""
+    for name in ("a", "d/b"):
+        run(shared_home, "put", "-", f"cli-first/{name}", stdin=b"x")
+    assert b"is a directory" in run(shared_home, "cat", "cli-first/*", status=1)
+    assert run(shared_home, "cat", "cli-first/a", "cli-first/a") == b"xx"
+    run(shared_home, "rm", "cli-first/a", "cli-first/a")
+    run(shared_home, "rm", "-r", "cli-first/d/b", "cli-first", "cli-first/d")
+    assert b"cli-first" not in run(shared_home, "ls")
+    run(shared_home, "snapshot", "cli-first", "--json")
+    run(shared_home, "rm-snapshot", "cli-first", "cli-missing", status=1)
+    assert b"cli-first" in run(shared_home, "snapshots")
+    run(shared_home, "rm-snapshot", "cli-first", "cli-first")
+    assert b"cli-first" not in run(shared_home, "snapshots")
 
 
 def test_removing_a_directory_needs_to_be_asked_for(shared_home: Home) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import expanded, opened, print_name
+from atoll.cli.program import TargetError
 from atoll.sdk.volume import Volume
 from atoll.sdk.volume_entry import VolumeEntry
 from atoll.sdk.volume_patterns import has_magic
@@ -117,15 +118,21 @@ def _details(entry: VolumeEntry) -> str:
 
 @app.command
 def cat(*paths: str) -> int:
-    """Print files of /data, one after the other.
+    """Print files of /data, one after the other. All are looked at first.
 
     Parameters
     ----------
     paths: str
         The files.
     """
+    if not paths:
+        raise TargetError("name what to print")
     with opened() as volume:
-        for path in expanded(volume, paths):
+        found = expanded(volume, paths)
+        for path in found:
+            if volume.isdir(path):
+                raise IsADirectoryError(f"`{printable(path)}` is a directory")
+        for path in found:
             print_content(volume, path)
     return 0
 
@@ -156,6 +163,8 @@ def rm(
     force: bool
         What is not there is no error.
     """
+    if not paths and not force:
+        raise TargetError("name what to remove")
     if any(not volume_path(path) for path in paths):
         raise ValueError("`/data` itself cannot be removed")
     with opened() as volume:
@@ -169,8 +178,9 @@ def rm(
         for path in found:
             if not recursive and volume.entry(path).is_dir(follow_symlinks=False):
                 raise IsADirectoryError(f"`{printable(path)}` is a directory; remove it with `rm -r`")
-        for path in found:
-            volume.remove(path, recursive=recursive)
+        for path in dict.fromkeys(found):
+            if not any(path.startswith(f"{above}/") for above in found):  # it goes with what is above it
+                volume.remove(path, recursive=recursive)
     return 0
 
 

@@ -77,8 +77,14 @@ def targets(volume: Volume, sources: Sequence[str], target: str) -> list[tuple[s
     if target.endswith("/") or volume.isdir(where):
         return [(source, f"{where}/{base_name(source)}") for source in sources]
     if len(sources) != 1:
-        raise NotADirectoryError(f"several files go to `{printable(where)}`, which is not a directory")
+        raise NotADirectoryError(several(where))
     return [(sources[0], where)]
+
+
+def several(target: str) -> str:
+    """Say that several things cannot go to what is no directory."""
+    where = printable(absolute(volume_path(target)))
+    return f"several files go to `{where}`, which is not a directory\nhint: `{where}/` makes one where nothing is"
 
 
 def print_name(before: str, name: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import print_name
+from atoll.cli.program import TargetError
 from atoll.storage.tree import DIRECTORY, FILE, printable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def sync(
     """
     if watch:
         if dry_run:
-            raise ValueError("`--watch` and `--dry-run` exclude each other")
+            raise TargetError("`--watch` and `--dry-run` exclude each other")
         from atoll.cli.watch import watch as keep
 
         options = {"exclude": exclude, "delete": delete, "atomic": atomic, "allow_empty": allow_empty}

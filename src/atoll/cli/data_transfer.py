@@ -10,7 +10,7 @@ from typing import Annotated
 import cyclopts
 
 from atoll.cli.data import print_content
-from atoll.cli.data_paths import base_name, expanded, opened, targets
+from atoll.cli.data_paths import base_name, expanded, opened, several, targets
 from atoll.cli.program import TargetError
 from atoll.sdk.volume import Volume
 from atoll.storage.progress import ProgressLine
@@ -69,7 +69,9 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
     sources, target = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, "")
     where = volume_path(target)
     if "-" in sources and (len(sources) > 1 or not where):
-        raise ValueError("name the file of /data that stdin goes to")
+        raise TargetError("name the file of /data that stdin goes to")
+    if target == "-":
+        raise TargetError("`-` is not a place of /data", hint="a file so called is `./-`")
     for source in sources:
         if source != "-" and not os.path.exists(source):
             raise FileNotFoundError(f"there is no `{printable(source)}`")
@@ -81,7 +83,7 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
             volume.write_bytes(where, _stdin())
             return 0
         if len(sources) > 1 and not into:
-            raise NotADirectoryError(f"several files go to `{printable(absolute(where))}`, which is not a directory")
+            raise NotADirectoryError(several(where))
         for source in sources:
             name = f"{where}/{_local_name(source)}" if where else _local_name(source)
             volume.put(source, name if into else where, ProgressLine("uploading"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
+from atoll.cli.program import TargetError
 from atoll.storage.tree import printable
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def _tell(line: str) -> None:
 
 
 def rm_snapshot(*names: str) -> int:
-    """Remove snapshots; their space is free some time after, and what others share with them stays.
+    """Remove snapshots; their space is free some time after, and what others share with them stays. When one is not
+    there, none is removed.
 
     Parameters
     ----------
@@ -149,9 +151,11 @@ def rm_snapshot(*names: str) -> int:
         The snapshots.
     """
     if not names:
-        raise ValueError("name the snapshots to remove")
+        raise TargetError("name the snapshots to remove")
     with _volume() as volume:
-        for name in names:
+        known = {one.name for one in volume.snapshots()}
+        # One that is not there is refused before any goes.
+        for name in sorted(dict.fromkeys(names), key=known.__contains__):
             volume.remove_snapshot(name)
     return 0
 

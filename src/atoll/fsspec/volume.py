@@ -134,7 +134,10 @@ class VolumeFileSystem(Names):
         return {name: found[name] for name in sorted(found)} if detail else sorted(found)
 
     def exists(self, path: Any, **_: Any) -> bool:
-        return self.volume.exists(self._strip_protocol(path))
+        try:
+            return self.volume.exists(self._strip_protocol(path))
+        except ValueError:  # not below `/data`
+            return False
 
     def lexists(self, path: Any, **_: Any) -> bool:
         try:

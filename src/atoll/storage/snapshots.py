@@ -17,7 +17,7 @@ REFLINK, JUICEFS, COPY = "reflink", "juicefs", "copy"
 
 WAYS = (REFLINK, JUICEFS, COPY)
 MOST_NAME = 200
-_NAME = re.compile(rf"(?!\.)[A-Za-z0-9._-]{{1,{MOST_NAME}}}")
+_NAME = re.compile(rf"(?![.-])[A-Za-z0-9._-]{{1,{MOST_NAME}}}")
 
 ADDED, REMOVED, CHANGED, ATTRIBUTES = "added", "removed", "changed", "attributes"
 CHANGES = (ADDED, REMOVED, CHANGED, ATTRIBUTES)
@@ -77,12 +77,12 @@ def check_name(name: Any) -> str:
     """Return `name` if a snapshot can have it.
 
     Raises:
-        ValueError: it is empty or too long, begins with a dot, or holds something else than letters, digits, `.`,
+        ValueError: it is empty or too long, begins with a dot or `-`, or holds something else than letters, digits, `.`,
             `_` and `-`.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"a snapshot's name is 1 to {MOST_NAME} of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, without a dot in front"
+            f"a snapshot's name is 1 to {MOST_NAME} of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, without a dot or `-` in front"
         )
     return name
 
