@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.storage import filesystem, mirror, rights, scan, steps
+from atoll.storage import filesystem, mirror, peer, rights, scan, steps
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.index import FINE_CLOCK_NS, index_of
 from atoll.storage.peer import Peer
@@ -257,6 +257,69 @@ def test_a_target_that_changes_under_a_sync_is_looked_at_again(
     client.sync(str(source), "t", SyncOptions())
     assert len(calls) == 2
     assert (volume / "data/t/a").read_text() == "22"
+
+
+@pytest.mark.parametrize("step", ["scanned", "resumed", "received", "staged", "linked", "synced"])
+def test_what_a_function_moves_under_a_sync_is_looked_at_again(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A directory of the target that is renamed at any moment makes the sync start again."""
+    source = tmp_path / "source"
+    for name in ("d/e/a", "d/e/b", "d/c"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("1" * (1 << 20) + "2" * (1 << 20))
+    client.sync(str(source), "t", SyncOptions())
+    (source / "d/e/a").write_text("1" * (2 << 20))
+    (source / "d/e/b").chmod(0o600)
+    (source / "d/c").write_text("22")
+    left = [step]
+
+    def meddle() -> None:
+        if left:
+            left.clear()
+            os.rename(volume / "data/t/d/e", volume / "data/t/d/ex")
+
+    at_step(step, meddle, monkeypatch)
+    client.sync(str(source), "t", SyncOptions())
+    client.sync(str(source), "t", SyncOptions())
+    assert sorted(path.name for path in (volume / "data/t").rglob("*")) == ["a", "b", "c", "d", "e"]
+    assert (volume / "data/t/d/e/a").read_text() == "1" * (2 << 20)
+
+
+def test_a_source_is_not_read_through_what_became_a_symlink(
+    client: VolumeClient, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of the source that is swapped for a symlink after the scan does not lead elsewhere."""
+    for name in ("source/d/shadow", "elsewhere/shadow"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+
+    def meddle() -> None:
+        with contextlib.suppress(FileExistsError):
+            os.rename(tmp_path / "source/d", tmp_path / "away")
+            (tmp_path / "source/d").symlink_to(tmp_path / "elsewhere")
+
+    at_step("ready", meddle, monkeypatch)
+    with pytest.raises(SyncError, match=r"cannot read .*not a directory"):
+        client.sync(str(tmp_path / "source"), "t", SyncOptions())
+    assert not (volume / "data/t").exists()
+
+
+def test_a_sync_that_waits_says_so_and_a_silent_function_is_not_waited_for(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who begins a sync within a function and then says nothing holds the target for a bounded time only."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a").write_text("1")
+    monkeypatch.setattr(rights, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
+    monkeypatch.setattr(peer, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
+    with contextlib.closing(ThreadHost(volume)) as host, contextlib.closing(host.open_storage()) as silent:
+        silent.send({"type": "sync", "path": "t", "algorithms": ["sha256"]})
+        assert silent.receive().type == "standing"
+        with VolumeClient(host.open_storage()) as client:
+            assert client.sync(str(tmp_path / "source"), "t", SyncOptions()).sent == 1
+        assert "waiting for another sync" in capsys.readouterr().err
+        assert silent.receive().header["error"]["code"] == "sync"
 
 
 def test_what_appears_at_the_target_during_a_sync_is_carried_over_when_names_are_kept(

@@ -18,6 +18,7 @@ from typing import Any
 from atoll.errors import SyncError
 from atoll.storage import standing as standing_index
 from atoll.storage.apply import Stage
+from atoll.storage.build import changed
 from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.compression import decompressed, methods
 from atoll.storage.conversation import Conversation
@@ -45,9 +46,11 @@ class Mirror:
     Args:
         volume: the volume's directories.
         channel: the client.
+        silent_seconds: how long it may say nothing in the midst of a sync; None for as long as it likes.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, silent_seconds: float | None = None) -> None:
+        self._silent_seconds = silent_seconds
         self._volume = volume
         self._channel = channel
 
@@ -59,7 +62,16 @@ class Mirror:
         """
         with Conversation(self._channel, "sync") as conversation, contextlib.ExitStack() as stack:
             place = self._locked(stack, check_path(header["path"]))
-            self._converse(place, header, conversation)
+            self._channel.socket.settimeout(self._silent_seconds)
+            stack.callback(self._channel.socket.settimeout, None)
+            try:
+                self._converse(place, header, conversation)
+            except TimeoutError as error:
+                raise SyncError("a sync within a function went on for too long without a word") from error
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if isinstance(error, SyncError):
+                    raise
+                raise _moved(error) from error
 
     def _locked(self, stack: contextlib.ExitStack, path: str) -> Place:
         """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
@@ -213,6 +225,10 @@ class Mirror:
             return True
         except ChannelClosed:
             raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if isinstance(error, SyncError):
+                raise
+            raise _moved(error) from error  # what was received can be used by the next attempt
         except BaseException as error:
             if not (isinstance(error, SyncError) and error.details.get("retry")):
                 with contextlib.suppress(OSError):
@@ -290,6 +306,12 @@ def _plan(message: Message) -> tuple[Plan, bool]:
         put.update(unpack_entries(buffer))
     drop, copy = (frozenset(unpack_paths(buffer)) for buffer in buffers[:2])
     return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
+
+
+def _moved(error: OSError) -> SyncError:
+    """Return what has the client start again, where something was not there any more."""
+    name = f"`{printable(os.fsdecode(error.filename))}`" if isinstance(error.filename, (str, bytes)) else "something"
+    return changed(f"{name} was moved or removed")
 
 
 def _chmod_below(directory: int, path: str, mode: int) -> None:

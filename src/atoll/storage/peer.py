@@ -37,7 +37,7 @@ from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, still_connected
 from atoll.storage.mirror import Mirror
 from atoll.storage.removal import Pace
-from atoll.storage.rights import FUNCTION, MOST_MESSAGE_BYTES, check, confine
+from atoll.storage.rights import FUNCTION, MOST_MESSAGE_BYTES, MOST_SILENT_SECONDS, check, confine
 from atoll.storage.snapshotting import EXCHANGE_LOCK, Snapshots
 from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
@@ -67,7 +67,7 @@ class Peer:
         self._client = client
         self._volume = volume
         self._channel = channel
-        self._mirror = Mirror(volume, channel)
+        self._mirror = Mirror(volume, channel, MOST_SILENT_SECONDS.get(client))
         self._contents = Contents(volume, channel)
         self._snapshots = Snapshots(volume, channel, cloner)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {

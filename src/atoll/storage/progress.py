@@ -1,4 +1,4 @@
-"""One line on a terminal that says how far a transfer is; nothing anywhere else."""
+"""One line on a terminal that says how far a transfer is, and elsewhere nothing but what must be said."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ class ProgressLine:
     def reach(self, files: int, size: int) -> None:
         """Count up to what has been done in all."""
         self.advance(files - self._files, size - self._bytes)
+
+    def say(self, line: str) -> None:
+        """Tell something that is not progress, on a terminal or not."""
+        if self._stream is not None:
+            self._stream.write(f"atoll: {line}\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Take the line away."""

@@ -26,6 +26,9 @@ MOST_MESSAGE_BYTES = {DAEMON: 1 << 30, PROGRAM: 1 << 30, FUNCTION: 64 << 20}
 MOST_MEMORY_BYTES = {FUNCTION: 512 << 20}
 """What a peer may use of memory. Its memory is the machine's: it is not under the limit of the worker that drives it."""
 
+MOST_SILENT_SECONDS = {FUNCTION: 120.0}
+"""How long a client may say nothing in the midst of a sync, with which it keeps others from its target."""
+
 
 def confine(client: str) -> None:
     """Bound what this process, the peer of such a client, may use of memory."""

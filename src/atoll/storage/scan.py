@@ -23,7 +23,7 @@ from atoll.storage.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
 from atoll.storage.way import Way
 
-_BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
+BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
 _OPEN_DIRECTORY = (
     os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 )
@@ -108,7 +108,7 @@ def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
     check_source(root)
     descriptor = None
     try:
-        if _BY_DESCRIPTOR:
+        if BY_DESCRIPTOR:
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return _Scanner(root, descriptor, rules, special=False).run()
     except OSError as error:

@@ -23,7 +23,7 @@ from atoll.storage.chunks import DELTA_BYTES, Comparison
 from atoll.storage.compression import Compressor
 from atoll.storage.digest import Hasher, Make, digest_of
 from atoll.storage.index import settled
-from atoll.storage.scan import Scan, to_native
+from atoll.storage.scan import Scan
 from atoll.storage.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader, stamp_of
 from atoll.storage.tree import MODE_BITS, Entry
 from atoll.wire.frames import Rope
@@ -65,7 +65,7 @@ class Sender:
     """Sends files to one peer.
 
     Args:
-        root: the local directory, ending in a separator.
+        open_file: opens a local file by its path, with flags.
         reader: reads files that do not rest.
         scan: says in which state they are.
         make: makes the hashes.
@@ -79,7 +79,7 @@ class Sender:
 
     def __init__(
         self,
-        root: str,
+        open_file: Callable[[str, int], int],
         reader: FileReader,
         scan: Scan,
         make: Make,
@@ -90,7 +90,7 @@ class Sender:
         received: Mapping[int, tuple[int, bytes]],
         compressor: Compressor | None = None,
     ) -> None:
-        self._root = root
+        self._open = open_file
         self._reader = reader
         self._scan = scan
         self._make = make
@@ -130,7 +130,7 @@ class Sender:
         mode, size, mtime_ns, ctime_ns, inode = self._scan.row(self._scan.positions[path])
         content = b""
         try:
-            descriptor = os.open(self._root + to_native(path), _OPEN)
+            descriptor = self._open(path, _OPEN)
             try:
                 content = os.read(descriptor, size + 1)
                 info = os.fstat(descriptor)

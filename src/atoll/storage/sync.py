@@ -31,13 +31,16 @@ from atoll.storage.plan import Plan, apply, plan
 from atoll.storage.progress import ProgressLine
 from atoll.storage.scan import ROW, Scan, scan_source, to_native
 from atoll.storage.sending import Old, Sender, Sent
+from atoll.storage.source import Source
 from atoll.storage.steps import reached
 from atoll.storage.transfer import FileReader, stamp_of
 from atoll.storage.tree import FILE, Tree, printable, unpack
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
+_PATIENCE_SECONDS = 1.0
+"""How long another sync of the target is waited for before that is said."""
 _WORTH_COMPARING = 4
 """How many times as large as a file may be what is compared with it."""
 
@@ -126,7 +129,8 @@ class _Conversation:
         self._progress = progress
         self._damaged = damaged
         self._open = False
-        self._reader = FileReader(self._open_file, self._local)
+        self._files = Source(source)
+        self._reader = FileReader(self._files.open, self._local)
         self._began_ns = time.time_ns()
 
     def run(self) -> Synced:
@@ -153,6 +157,7 @@ class _Conversation:
             self._channel.close()  # interrupted, perhaps in the middle of a message: nothing can follow it
             raise
         finally:
+            self._files.close()
             self._progress.close()
 
     def _converse(self, scan: Scan, rules: IgnoreRules, known: Index) -> Synced:
@@ -198,7 +203,10 @@ class _Conversation:
 
     def _receive_standing(self, known: Index) -> Standing:
         while (message := self._receive()).type == "waiting":
-            pass
+            if not self._channel.pending and not wait_readable(self._channel.fileno(), _PATIENCE_SECONDS):
+                self._progress.say(
+                    f"waiting for another sync, a snapshot or a restore of `/data/{printable(self._target)}`"
+                )
         if message.type != "standing":
             raise SyncError(f"the storage peer answered `{message.type}` instead of `standing`")
         return Standing(message.header, message.buffers, known)
@@ -259,7 +267,7 @@ class _Conversation:
             return Old(entry.size, known.blocks.get(path) if standing.as_known(path) else None)
 
         sender = Sender(
-            os.path.join(self._source, ""),
+            self._files.open,
             self._reader,
             scan,
             maker(standing.algorithm),
@@ -289,9 +297,6 @@ class _Conversation:
 
     def _local(self, path: str) -> str:
         return printable(os.path.join(self._source, to_native(path)))
-
-    def _open_file(self, path: str, flags: int) -> int:
-        return os.open(os.path.join(self._source, to_native(path)), flags)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
