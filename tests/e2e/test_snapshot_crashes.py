@@ -120,6 +120,10 @@ class Lab:
         for descriptor in (volume.data, volume.staging, volume.locks, volume.snapshots):
             os.close(descriptor)
 
+    def kept_of_restores(self) -> list[str]:
+        """Return the snapshots that restores have made."""
+        return [name for name in os.listdir(self.trees) if name.startswith("before-restore-")]
+
     def leftovers(self) -> list[str]:
         """Return what is there besides snapshots, their records and trees that wait to be removed."""
         left = [name for name in os.listdir(self.volume / "staging") if not name.startswith(KEPT)]
@@ -335,12 +339,12 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
             time.sleep(0.01)
         name = "t" if kind == "snapshot" else "s"
         other.send({"type": kind, "path": "", "name": name})
-        if kind == "restore":
-            assert other.receive().type == "ready"
-            other.send({"type": "commit"})
         assert other.receive().type == "waiting"
         os.write(go, b"1")
         sync.join()
+        if kind == "restore":
+            assert other.receive().type == "ready"
+            other.send({"type": "commit"})
         while other.receive().type != "done":
             pass
     os.close(inside)
@@ -348,6 +352,39 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
     (kept,) = [one for one in os.listdir(lab.trees) if one != "s"]
     assert sorted(os.listdir(lab.trees / kept / "d/synced")) == ["x", "y"]
     assert (lab.data / "d/synced").exists() == (kind == "snapshot")
+
+
+def test_a_restore_before_which_a_sync_begins_is_busy_soon_and_goes_on_after_it(lab: Lab, tmp_path: Path) -> None:
+    """No function may begin between `commit` and its answer, so it does not wait for a sync; a client that writes, or
+    has stopped in the midst of a copy, is not waited for at all."""
+    assert lab.ask({"type": "snapshot", "path": "d", "name": "s"})
+    with lab.peer() as (syncing, _), lab.peer() as (writing, _), lab.peer() as (other, _):
+        writing.send({"type": "write", "path": "d/b"})
+        writing.send({"type": "data"}, [b"late"])
+        other.send({"type": "restore", "name": "s"})
+        assert other.receive().type == "ready"
+        syncing.send({"type": "sync", "path": "d/synced", "generation": "", "algorithms": ["sha256"]})
+        assert syncing.receive().type == "standing"
+        other.send({"type": "commit"})
+        assert other.receive().type == "busy"
+        assert not lab.kept_of_restores()
+        other.send({"type": "again"})
+        assert other.receive().type == "waiting"
+        syncing.send({"type": "end"})
+        assert syncing.receive().type == "done"
+        assert other.receive().type == "ready"
+        other.send({"type": "commit"})
+        assert other.receive().type == "restored"
+        assert other.receive().type == "done"
+        writing.send({"type": "commit"})
+        assert writing.receive().type == "done"
+        assert (lab.data / "d/b").read_bytes() == b"late"
+        other.send({"type": "restore", "name": "s"})
+        assert other.receive().type == "ready"
+        other.send({"type": "abort"})
+        assert other.receive().type == "done"
+    assert len(lab.kept_of_restores()) == 1
+    assert not lab.leftovers()
 
 
 @pytest.mark.parametrize("path", ["", "d"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from atoll import isolated
+from atoll import isolated, local
 from atoll.errors import VolumeBusy
 from atoll.sdk.volume import Volume
 
@@ -222,15 +222,29 @@ def test_a_restore_that_waits_lets_running_calls_end_and_holds_new_ones_up(home:
     assert volume.read_bytes(f"/data/.snapshots/{kept}/f") == b"new"
 
 
+def test_a_restore_that_waits_for_a_sync_keeps_no_call_from_beginning(home: Home, volume: Volume) -> None:
+    """A sync may take hours, and its client may have stopped: calls are held up for the exchange alone."""
+    with contextlib.closing(local.open_storage()) as syncing:
+        syncing.send({"type": "sync", "path": "elsewhere", "generation": "", "algorithms": ["sha256"]})
+        assert syncing.receive().type == "standing"
+        with waiting_restore(home, "waiting for a sync") as restore:
+            assert shell("cat /data/f; echo -n new > /data/f") == "old"
+            syncing.send({"type": "end"})
+            assert syncing.receive().type == "done"
+            restore.communicate()
+            assert restore.returncode == 0
+    assert shell("cat /data/f") == "old"
+
+
 @contextlib.contextmanager
-def waiting_restore(home: Home) -> Iterator[subprocess.Popen[str]]:
-    """Restore `s` from the command line; gives the process when it waits for a call."""
+def waiting_restore(home: Home, what: str = "waiting for call") -> Iterator[subprocess.Popen[str]]:
+    """Restore `s` from the command line; gives the process when it waits for a call, or something else."""
     code = "import sys; from atoll.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "data", "restore", "s", "--wait"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=home.environment()) as process:
         assert process.stderr is not None
-        assert "waiting for call" in process.stderr.readline()
+        assert what in process.stderr.readline()
         yield process
 
 

@@ -2,7 +2,8 @@
 
 A restore replaces a directory under everything that has it open. So it is prepared beside it first, by a storage peer
 and while functions run; then no new call begins, idle sandboxes are ended, and those that run are waited for, or the
-restore is refused; then the peer exchanges the two, which takes no time; then calls begin again, in new sandboxes.
+restore is refused; then the peer exchanges the two, which takes no time; then calls begin again, in new sandboxes. Where a sync has begun
+that the exchange would have to wait for, calls begin again at once, and it is tried once more after the sync.
 """
 
 from __future__ import annotations
@@ -85,21 +86,24 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
         committed = False
         try:
             await channel.send({"type": "restore", "name": name})
-            await _answer(channel, name, "ready", progress)
-            started = time.monotonic()
-            async with daemon.pool.quiet(user, busy):
-                while daemon.open_shells:
-                    await busy()
-                    await asyncio.sleep(0.1)
-                # What has begun is finished, also when who asked for it goes away.
-                committed = True
-                exchange = asyncio.ensure_future(_exchange(channel, name, progress))
-                try:
-                    kept = await asyncio.shield(exchange)
-                except asyncio.CancelledError:
-                    await asyncio.gather(exchange, return_exceptions=True)
-                    raise
-            await _answer(channel, name, "done", progress)
+            while not committed:
+                await _answer(channel, name, ("ready",), progress)
+                started = time.monotonic()
+                async with daemon.pool.quiet(user, busy):
+                    while daemon.open_shells:
+                        await busy()
+                        await asyncio.sleep(0.1)
+                    # What has begun is finished, also when who asked for it goes away.
+                    committed = True
+                    exchange = asyncio.ensure_future(_exchange(channel, name, progress))
+                    try:
+                        committed, kept = await asyncio.shield(exchange)
+                    except asyncio.CancelledError:
+                        await asyncio.gather(exchange, return_exceptions=True)
+                        raise
+                if not committed:  # a sync has begun meanwhile: functions do not wait for it
+                    await channel.send({"type": "again"})
+            await _answer(channel, name, ("done",), progress)
         except BaseException:
             if not committed:
                 with contextlib.suppress(errors.AtollError, ChannelClosed, TimeoutError, OSError):
@@ -117,27 +121,31 @@ async def _abort(channel: AsyncChannel) -> None:
         pass
 
 
-async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> str | None:
+async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> tuple[bool, str | None]:
+    """Have the peer exchange; return whether it has, and the name of what is kept."""
     await channel.send({"type": "commit"})
-    kept = (await _answer(channel, name, "restored", progress)).header.get("kept")
-    return kept if isinstance(kept, str) else None
+    answer = await _answer(channel, name, ("restored", "busy"), progress)
+    kept = answer.header.get("kept")
+    return answer.type == "restored", kept if isinstance(kept, str) else None
 
 
-async def _answer(channel: AsyncChannel, name: str, wanted: str, progress: Callable[[str], None]) -> Message:
+async def _answer(
+    channel: AsyncChannel, name: str, wanted: tuple[str, ...], progress: Callable[[str], None]
+) -> Message:
     while True:
         try:
             message = await channel.receive()
         except ChannelClosed as error:
             raise errors.InternalError("the storage peer ended before it answered", hint="see `atoll logs`") from error
         if message.type == "waiting":
-            progress("waiting for a sync of the same directory")
+            progress("waiting for a sync")
         elif message.type == "error":
             refusal = error_of(message)
             if isinstance(refusal, errors.AtollError):
                 raise refusal
             text = f"cannot restore `{name}`: {str(refusal).lower()}"
             raise errors.SyncError(text, hint="see what stands at its path now")
-        elif message.type == wanted:
+        elif message.type in wanted:
             return message
         else:
             raise errors.InternalError(f"the storage peer said `{message.type}`", hint="see `atoll logs`")

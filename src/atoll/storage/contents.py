@@ -28,6 +28,7 @@ from atoll.storage.arrival import arrive, make
 from atoll.storage.conversation import Conversation
 from atoll.storage.files import opened
 from atoll.storage.filesystem import Place, VolumeRoot, locate
+from atoll.storage.gate import Gate
 from atoll.storage.status import status_of
 from atoll.storage.steps import reached
 from atoll.storage.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
@@ -62,13 +63,16 @@ class Contents:
     Args:
         volume: the volume's directories.
         channel: the client.
+        gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
         self._volume = volume
         self._channel = channel
+        self._gate = gate
         self._handles: dict[int, _Handle] = {}
         self._last = 0
+        gate.on_restored.append(self._forget_changing)
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
         """Return what is answered, by the type of its message."""
@@ -89,7 +93,7 @@ class Contents:
         for number in list(self._handles):
             self._drop(number)
 
-    def forget_changing(self) -> None:
+    def _forget_changing(self) -> None:
         """Close the handles that change files in place: a restore has made these a part of a snapshot."""
         for number, handle in list(self._handles.items()):
             if handle.mode in ("update", "append"):
@@ -190,7 +194,8 @@ class Contents:
             os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
         os.fsync(descriptor)
         reached("written")
-        arrive(self._volume.staging, name, find, exclusive=new)
+        with self._gate.passing():
+            arrive(self._volume.staging, name, find, exclusive=new)
 
     # --- by handle ----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from atoll.storage.arrival import arrive
 from atoll.storage.contents import new_file
 from atoll.storage.files import opened
 from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
+from atoll.storage.gate import Gate
 from atoll.storage.reflink import clone
 from atoll.storage.steps import reached
 from atoll.storage.tree import MODE_BITS, check_path
@@ -40,11 +41,13 @@ class Copying:
     Args:
         volume: the volume's directories.
         channel: the client.
+        gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
         self._volume = volume
         self._channel = channel
+        self._gate = gate
         self._files = self._bytes = 0
         self._reported = 0.0
 
@@ -81,7 +84,8 @@ class Copying:
 
     def _arrive(self, name: str, header: dict[str, Any]) -> None:
         reached("copied")
-        arrive(self._volume.staging, name, lambda: self._target(header))
+        with self._gate.passing():
+            arrive(self._volume.staging, name, lambda: self._target(header))
 
     def _copy_file(self, place: Place, target: Place, header: dict[str, Any]) -> None:
         if target.path == place.path:

@@ -14,6 +14,7 @@ from atoll.storage import filesystem
 from atoll.storage.arrival import arrive, make
 from atoll.storage.conversation import Unreadable
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
+from atoll.storage.gate import Gate
 from atoll.storage.scan import Scan, scan_target
 from atoll.storage.status import Status, status_of
 from atoll.storage.tree import MODE_BITS, check_path, pack, pack_tree
@@ -27,11 +28,13 @@ class Files:
     Args:
         volume: the volume's directories.
         channel: the client.
+        gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
         self._volume = volume
         self._channel = channel
+        self._gate = gate
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
         """Return what is answered, by the type of its message."""
@@ -228,16 +231,19 @@ class Files:
 
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
-        with self._locate(header["path"], follow=False) as place:
+        trash = None
+        with self._gate.passing(), self._locate(header["path"], follow=False) as place:
             info = place.existing()
             if not place.name:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be removed")
             if not stat.S_ISDIR(info.st_mode):
                 os.unlink(place.name, dir_fd=place.parent)
             elif header.get("recursive"):
-                self._volume.discard(place.parent, place.name)
+                trash = self._volume.take(place.parent, place.name)
             else:
                 os.rmdir(place.name, dir_fd=place.parent)
+        if trash is not None:
+            filesystem.remove_tree(self._volume.staging, trash)
         self._channel.send({"type": "done"})
 
 

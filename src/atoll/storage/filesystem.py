@@ -137,12 +137,17 @@ class VolumeRoot:
 
     def discard(self, parent: int, name: str) -> None:
         """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""
+        if (trash := self.take(parent, name)) is not None:
+            remove_tree(self.staging, trash)
+
+    def take(self, parent: int, name: str) -> str | None:
+        """Take what stands at `name` out of sight in one step; return what it is called in staging, None for nothing."""
         trash = self.temporary_name("trash")
         try:
             move(parent, name, self.staging, trash)
         except FileNotFoundError:
-            return
-        remove_tree(self.staging, trash)
+            return None
+        return trash
 
 
 @dataclass

@@ -55,6 +55,13 @@ def target_key(path: str) -> str:
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
+def readable(descriptor: int) -> bool:
+    """Whether the other end of a socket has said something, or has gone."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def still_connected(descriptor: int) -> bool:
     """Wait a moment for the other end of a socket to go away; return whether it is still there."""
     poll = select.poll()

@@ -23,8 +23,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from atoll.errors import SyncError
@@ -34,21 +33,19 @@ from atoll.storage.conversation import REPORTED, Conversation, fail
 from atoll.storage.copying import Copying
 from atoll.storage.files import Files
 from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.locks import holding, still_connected
+from atoll.storage.gate import Gate
 from atoll.storage.mirror import Mirror
 from atoll.storage.removal import Pace
 from atoll.storage.rights import FUNCTION, MOST_MESSAGE_BYTES, MOST_SILENT_SECONDS, check, confine
-from atoll.storage.snapshotting import EXCHANGE_LOCK, Snapshots
+from atoll.storage.snapshotting import Snapshots
 from atoll.storage.tidy import clean, collect
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import FrameError
 
 MAX_REST_SECONDS = 60.0
 
-CHANGING = frozenset(
-    {"mkdir", "attributes", "rename", "remove", "write", "open", "pwrite", "truncate", "close", "copy"}
-)
-"""Requests that change the volume without the locks of a sync or a snapshot."""
+CHANGING = frozenset({"mkdir", "attributes", "rename", "open", "pwrite", "truncate"})
+"""Requests that pass the gate as a whole; those that take long (`write`, `close`, `copy`, `remove`) pass it in between."""
 
 
 class Peer:
@@ -68,12 +65,13 @@ class Peer:
         self._volume = volume
         self._channel = channel
         self._mirror = Mirror(volume, channel, MOST_SILENT_SECONDS.get(client))
-        self._contents = Contents(volume, channel)
+        self._gate = Gate(volume, channel)
+        self._contents = Contents(volume, channel, self._gate)
         self._snapshots = Snapshots(volume, channel, cloner)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
-            **Files(volume, channel).requests(),
+            **Files(volume, channel, self._gate).requests(),
             **self._contents.requests(),
-            **Copying(volume, channel).requests(),
+            **Copying(volume, channel, self._gate).requests(),
             **self._snapshots.requests(),
             "collect": self._collect,
             "selftest": self._selftest,
@@ -116,9 +114,13 @@ class Peer:
         return bool(poll.poll(seconds * 1000))
 
     def _hold(self, held: contextlib.ExitStack, request: str) -> bool:
-        """Enter `_volume_of_now`; return False where that failed and has been answered."""
+        """Look at the volume as it is since the last restore, and hold the next one off while a request changes it;
+        return False where that failed and has been answered."""
         try:
-            held.enter_context(self._volume_of_now(request))
+            if request in CHANGING:
+                held.enter_context(self._gate.passing())
+            else:
+                self._gate.refresh()
         except REPORTED:
             if request != "write":
                 raise
@@ -126,19 +128,6 @@ class Peer:
                 raise
             return False
         return True
-
-    @contextlib.contextmanager
-    def _volume_of_now(self, request: str) -> Iterator[None]:
-        """Look at the volume as it is since the last restore, and hold the next one off while a request changes it."""
-        with contextlib.ExitStack() as stack:
-            if request in CHANGING:
-                wait = partial(still_connected, self._channel.fileno())
-                held = stack.enter_context(holding(self._volume.locks, EXCHANGE_LOCK, exclusive=False, wait=wait))
-                if not held:
-                    raise ChannelClosed("the client has gone")
-            if self._volume.refresh():
-                self._contents.forget_changing()
-            yield
 
     def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,

@@ -6,8 +6,11 @@ all. Programs that write meanwhile are not held up: each file is as it was at so
 A restore is a conversation, since who asks (the daemon) must see to it that no function runs at its end:
 
     client: restore(name)              peer: [waiting] ready (the new tree is complete, and durable, beside the old)
-    client: commit | abort             peer: [waiting] restored, done
+    client: commit | abort             peer: restored, done | busy
+    client: again | abort              peer: [waiting] ready
 
+It is `ready` when nothing is under way that it would have to wait for. Where a sync has begun all the same, `commit`
+is answered by `busy` soon, and nothing has changed: no function is kept from beginning until a slow sync is done.
 Between `restored` and `done` what was replaced is counted; functions may run again.
 """
 
@@ -29,7 +32,8 @@ from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
 from atoll.storage.difference import Side, differences
 from atoll.storage.filesystem import OPEN_DIRECTORY, VISIBLE, Place, VolumeRoot, locate
-from atoll.storage.locks import holding, still_connected, target_key
+from atoll.storage.gate import EXCHANGE_LOCK
+from atoll.storage.locks import holding, readable, still_connected, target_key
 from atoll.storage.snapshots import COPY, Snapshot, check_name
 from atoll.storage.stamps import StampWriter
 from atoll.storage.steps import reached
@@ -38,8 +42,8 @@ from atoll.storage.treecopy import TreeCopy, open_directory
 from atoll.storage.walk import Walk
 from atoll.wire.channel import Channel, ChannelClosed
 
-EXCHANGE_LOCK = "restore"
-"""Held shared by requests that change the volume, alone by a restore while it exchanges."""
+EXCHANGE_SECONDS = 2.0
+"""How long a restore waits for its turn while no function may begin."""
 
 _MARGIN_NS = 1_000_000_000
 """How far the clock of the file system may be behind ours, and how coarse its times may be."""
@@ -93,20 +97,32 @@ class Snapshots:
         if not self._said:
             self._channel.send({"type": "waiting"})
             self._said = True
+        return self._still_there()
+
+    def _until(self, end: float) -> Callable[[], bool]:
+        return lambda: self._still_there() and time.monotonic() < end
+
+    def _still_there(self) -> bool:
         if not still_connected(self._channel.fileno()):
             raise ChannelClosed("the client has gone")
         return True
 
     @contextlib.contextmanager
-    def _turn(self, path: str) -> Iterator[None]:
-        """Hold the locks that a sync to `path` would hold."""
-        self._said = False
+    def _turn(self, path: str, wait: Callable[[], bool]) -> Iterator[bool]:
+        """Hold the locks that a sync to `path` would hold; gives whether they are held."""
         with contextlib.ExitStack() as stack:
-            parts = path.split("/") if path else []
+            parts, held = path.split("/") if path else [], True
             for depth in range(len(parts) + 1):
-                name = target_key("/".join(parts[:depth]))
-                stack.enter_context(holding(self._volume.locks, name, exclusive=depth == len(parts), wait=self._wait))
-            yield
+                name, last = target_key("/".join(parts[:depth])), depth == len(parts)
+                held = held and stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
+            yield held
+
+    @contextlib.contextmanager
+    def _alone(self, path: str, wait: Callable[[], bool]) -> Iterator[bool]:
+        """Hold these locks, and keep all others from changing the volume; gives whether that is so."""
+        with self._turn(path, wait) as held, contextlib.ExitStack() as stack:
+            lock = holding(self._volume.locks, EXCHANGE_LOCK, exclusive=True, wait=wait)
+            yield held and stack.enter_context(lock)
 
     # --- making -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +134,8 @@ class Snapshots:
         with archive.busy_with(name, alone=True):
             archive.check_unused(name)
             path = self._real(check_path(header["path"]))
-            with self._turn(path), archive.staged("snapshot") as stage:
+            self._said = False
+            with self._turn(path, self._wait), archive.staged("snapshot") as stage:
                 made = archive.complete(stage, self._copy(path, name, stage))
         self._channel.send({"type": "done", "snapshot": asdict(made)})
 
@@ -264,17 +281,36 @@ class Snapshots:
             path = _relative(snapshot.path)
             stage = stack.enter_context(archive.staged("restore"))
             self._stage_restore(snapshot, stage)
-            self._channel.send({"type": "ready"})
-            last = self._channel.receive().type
-            conversation.finished()
-            if last != "commit":
-                return
-            kept = self._exchange(snapshot, path, stage)
+            self._said = False
+            while True:
+                self._say_when_ready(path)
+                last = self._channel.receive().type
+                conversation.finished()
+                if last != "commit":
+                    return
+                with self._alone(path, self._until(time.monotonic() + EXCHANGE_SECONDS)) as alone:
+                    if alone:
+                        kept = self._exchange(snapshot, path, stage)
+                        break
+                self._channel.send({"type": "busy"})
+                if self._channel.receive().type != "again":
+                    return
             with contextlib.suppress(OSError):
                 os.rename(f"{stage}.stamps", f"{name}.stamps", src_dir_fd=archive.staging, dst_dir_fd=archive.records)
             self._channel.send({"type": "restored", "kept": kept.name if kept is not None else None})
             if kept is not None:
                 self._count(kept)
+
+    def _say_when_ready(self, path: str) -> None:
+        """Wait until nothing is in the way of an exchange, or the client says something."""
+
+        def wait() -> bool:
+            return not self._channel.pending and not readable(self._channel.fileno()) and self._wait()
+
+        with self._alone(path, wait) as alone:
+            pass  # it is let go of again: functions that still run, and are waited for, may sync
+        if alone:
+            self._channel.send({"type": "ready"})
 
     def _stage_restore(self, snapshot: Snapshot, stage: str) -> None:
         """Copy a snapshot's tree, durably; note the stamps of the copies, which are live from then on."""
@@ -301,11 +337,7 @@ class Snapshots:
     def _exchange(self, snapshot: Snapshot, path: str, stage: str) -> Snapshot | None:
         archive, now = self._archive, time.time()
         kept = Snapshot(archive.unused_name(f"before-restore-{_now_name()}"), snapshot.path, now, archive.way, 0, 0, 0)
-        with (
-            self._turn(path),
-            holding(self._volume.locks, EXCHANGE_LOCK, exclusive=True, wait=self._wait),
-            self._target(path) as place,
-        ):
+        with self._target(path) as place:
             if place.found is not None and not place.is_directory:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             mode = os.stat(snapshot.name, dir_fd=archive.trees).st_mode
