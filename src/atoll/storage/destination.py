@@ -46,8 +46,12 @@ def holds_name(name: str, *, windows: bool) -> bool:
     return name == name.rstrip(". ") and not any(char in '\\:*?"<>|' or char < " " for char in name)
 
 
+_NAMELESS = getattr(os, "O_TMPFILE", 0) if _BY_DESCRIPTOR and os.path.isdir("/proc/self/fd") else 0
+"""Opens a file without a name, of which nothing is left when the program is killed; Linux, on most file systems."""
+
+
 class NewFile:
-    """A file that is being written beside its place; `Destination.create` makes it.
+    """A file that is being written for its place, beside it or without a name; `Destination.create` makes it.
 
     Attributes:
         descriptor: open for writing.
@@ -56,6 +60,11 @@ class NewFile:
     def __init__(self, name: str, parent: int | None) -> None:
         self._name = name
         self._parent = parent
+        self._temporary = ""
+        if _NAMELESS and parent is not None:
+            with contextlib.suppress(OSError):  # not on this file system
+                self.descriptor = os.open(".", _NAMELESS | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=parent)
+                return
         self._temporary = _beside(name)
         self.descriptor = os.open(self._temporary, _NEW_FILE, 0o600, dir_fd=parent)
 
@@ -68,17 +77,32 @@ class NewFile:
         if self._parent is not None:
             os.chmod(self.descriptor, mode & 0o777)
             os.utime(self.descriptor, ns=(mtime_ns, mtime_ns))
+        if not self._temporary and self._named():
+            self._close()
+            return
         self._close()
         if self._parent is None:
             os.chmod(self._temporary, mode & 0o777)
             os.utime(self._temporary, ns=(mtime_ns, mtime_ns))
         os.replace(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
 
+    def _named(self) -> bool:
+        """Give a file without a name its own, where that is free; else one beside it, to be renamed."""
+        here = f"/proc/self/fd/{self.descriptor}"
+        try:
+            os.link(here, self._name, dst_dir_fd=self._parent)
+        except FileExistsError:
+            self._temporary = _beside(self._name)
+            os.link(here, self._temporary, dst_dir_fd=self._parent)
+            return False
+        return True
+
     def discard(self) -> None:
         """Remove what has been written."""
         self._close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary, dir_fd=self._parent)
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._parent)
 
     def _close(self) -> None:
         if self.descriptor >= 0:
