@@ -26,6 +26,46 @@ DIRECT_BYTES = 16 << 20
 _BLOCK = 4096
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
+READ_BACK_BYTES = 8 << 20
+
+
+class ReadBack:
+    """Large files that have just been written past the page cache, to be read into it when nothing waits any more.
+
+    Who uploads a model has a function load it, or uploads the next version of it, which is compared with this one.
+    Nothing is read back beyond a quarter of the machine's memory.
+    """
+
+    def __init__(self) -> None:
+        self._left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        self._files: list[tuple[int, int]] = []
+
+    def add(self, descriptor: int, size: int) -> None:
+        """Take a file that is complete."""
+        if size <= self._left and len(self._files) < 100:
+            self._left -= size
+            self._files.append((os.dup(descriptor), size))
+
+    def begin(self) -> None:
+        """Have the kernel read them, in a thread of their own."""
+        files, self._files = self._files, []
+        if files:
+            threading.Thread(target=_read_back, args=(files,), daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of those that are not read."""
+        files, self._files = self._files, []
+        for descriptor, _ in files:
+            os.close(descriptor)
+
+
+def _read_back(files: list[tuple[int, int]]) -> None:
+    for descriptor, size in files:
+        with contextlib.suppress(OSError):
+            for offset in range(0, size, READ_BACK_BYTES):
+                os.posix_fadvise(descriptor, offset, READ_BACK_BYTES, os.POSIX_FADV_WILLNEED)
+        os.close(descriptor)
+
 
 class LargeFile:
     """A file being written; owns the descriptor.
@@ -55,6 +95,8 @@ class LargeFile:
         for buffer in self._buffers:
             self._free.put(memoryview(buffer))
         self._current: Any = None
+        self.past_cache = False
+        """Whether the page cache has not seen all of it."""
         self._direct = size >= DIRECT_BYTES and position % _BLOCK == 0 and self._set_direct(on=True)
         if count > 1:
             self._thread = threading.Thread(target=self._write_all, daemon=True)
@@ -149,6 +191,7 @@ class LargeFile:
             end = count - (count - start) % _BLOCK if self._direct else count
             try:
                 start += os.pwrite(self.descriptor, buffer[start:end], position + start)
+                self.past_cache = self.past_cache or self._direct
             except OSError as error:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise

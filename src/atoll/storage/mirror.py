@@ -222,6 +222,7 @@ class Mirror:
             reception.settle()
             stamps = stage.commit()
             self._remember_new(stage, plan, standing, key, generation, algorithm, stamps)
+            reception.read_back.begin()
             return True
         except ChannelClosed:
             raise

@@ -19,7 +19,7 @@ from atoll.storage.chunks import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
 from atoll.storage.index import FINE_CLOCK_NS, settled
-from atoll.storage.large import LargeFile
+from atoll.storage.large import LargeFile, ReadBack
 from atoll.storage.placement import QUICK_SECONDS
 from atoll.storage.plan import Plan
 from atoll.storage.scan import ROW, Scan
@@ -61,6 +61,7 @@ class Reception:
         self.stamps: dict[str, tuple[int, int]] = {}
         self.blocks_of: dict[str, bytes] = {}
         self._large: tuple[int, LargeFile | None] = (-1, None)
+        self.read_back = ReadBack()
         self._resumed: dict[int, tuple[int, Hasher]] = {}
         self._make = maker("sha256")
         self._opened, self._opened_slowly, self._slow = 0, 0, False
@@ -82,6 +83,7 @@ class Reception:
     def close(self) -> None:
         """Close what is open; what was received stays for the next sync."""
         self.pause()
+        self.read_back.close()
         if self.root >= 0:
             os.close(self.root)
             self.root = -1
@@ -184,6 +186,8 @@ class Reception:
         self._complete(large.descriptor, path, Entry(FILE, mode, size, mtime_ns), bytes(digest))
         if size >= DELTA_BYTES:
             self.blocks_of[path] = large.blocks
+        if large.past_cache:
+            self.read_back.add(large.descriptor, size)
         self._leave_large()
 
     def blocks(self, number: int, known: Callable[[str], bytes]) -> bytes:
