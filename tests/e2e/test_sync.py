@@ -395,7 +395,10 @@ def test_an_empty_source_does_not_empty_a_full_target_unless_told(peers: Peers, 
         peers.sync(source)
     assert "allow_empty" in caught.value.hint
     assert (peers.data / "t/a").read_text() == "1"
-    assert peers.sync(source, options=SyncOptions(dry_run=True)).plan.drop == {"a"}
+    tried = peers.sync(source, options=SyncOptions(dry_run=True))
+    assert tried.plan.drop == {"a"}
+    assert tried.refused
+    assert not peers.sync(source, options=SyncOptions(dry_run=True, allow_empty=True)).refused
     assert (peers.data / "t/a").exists()
     peers.sync(source, options=SyncOptions(allow_empty=True))
     assert os.listdir(peers.data / "t") == []

@@ -62,7 +62,7 @@ def sync(
 
         options = {"exclude": exclude, "delete": delete, "atomic": atomic, "allow_empty": allow_empty}
         return keep(local, remote, json=json, **options)
-    from atoll.sdk.sync import arrange, check_source
+    from atoll.sdk.sync import EMPTIES, arrange, check_source
     from atoll.storage.requests import absolute
 
     arranged = arrange(
@@ -85,6 +85,8 @@ def sync(
     if dry_run:
         for line in synced.plan.lines():
             print(line)
+        if synced.refused:
+            print(EMPTIES, file=sys.stderr)
     else:
         print_name("", target)
     if synced.skipped:

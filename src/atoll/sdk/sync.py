@@ -77,7 +77,13 @@ def sync_dir(
     if dry_run:
         for line in synced.plan.lines():
             print(line)
+        if synced.refused:
+            print(EMPTIES)
     return absolute(arranged.target)
+
+
+EMPTIES = "refused: it empties the target; `allow_empty=True` (`--allow-empty`) says that this is meant"
+"""Of a dry run whose sync would be refused."""
 
 
 class Arranged(NamedTuple):

@@ -82,12 +82,14 @@ class Synced:
         skipped: local paths that were excluded, the topmost of each.
         sent: files whose content travelled.
         sent_bytes: how much content that was.
+        refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
     """
 
     plan: Plan
     skipped: tuple[str, ...]
     sent: int = 0
     sent_bytes: int = 0
+    refused: bool = False
 
 
 def sync_tree(
@@ -177,10 +179,11 @@ class _Conversation:
             alike=found.alike,
         )
         reached("compared")
+        empties = operations.drop and len(scan.paths) == 1 and not options.allow_empty
         if options.dry_run:
             self._finish("end")
-            return Synced(operations, tuple(scan.skipped), len(operations.send))
-        if operations.drop and len(scan.paths) == 1 and not options.allow_empty:
+            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=bool(empties))
+        if empties:
             raise SyncError(
                 f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
                 " emptied",
