@@ -19,7 +19,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
@@ -53,6 +53,7 @@ class Stage:
         standing: what the target holds.
         plan: what is to change.
         atomic: whether to refuse where the file system cannot exchange.
+        known: returns the change time that a file of the target had when it was scanned, -1 where that says nothing.
 
     Raises:
         SyncError: the plan does not fit, or the file system cannot exchange.
@@ -60,8 +61,17 @@ class Stage:
     """
 
     def __init__(
-        self, volume: VolumeRoot, key: str, place: Place, old: int | None, standing: Tree, plan: Plan, atomic: bool
+        self,
+        volume: VolumeRoot,
+        key: str,
+        place: Place,
+        old: int | None,
+        standing: Tree,
+        plan: Plan,
+        atomic: bool,
+        known: Callable[[str], int],
     ) -> None:
+        self._known = known
         self._volume = volume
         self._place = place
         self._old = old
@@ -210,7 +220,8 @@ class Stage:
             start = len(path) + 1 if path else 0
             changes = {item[start:] for item in put if is_within(item, path)}
             copies = {item[start:]: self._standing[item].mtime_ns for item in self._plan.copy if is_within(item, path)}
-            builder = Builder(root, old, tree, changes, copies)
+            above = f"{path}/" if path else ""
+            builder = Builder(root, old, tree, changes, copies, lambda item: self._known(above + item))
             builder.link()
             reached("linked")
             builder.finish(0o700 if not entry.mode & 0o200 else 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from atoll.errors import SyncError
 from atoll.storage.filesystem import OPEN_DIRECTORY
@@ -31,13 +31,24 @@ class Builder:
         tree: what it is to hold, relative to it, with itself as the empty path.
         put: those paths that come or change.
         copy: those of them whose content stands at `old`, with the modification time that it has there.
+        known: returns the change time that a file at `old` had when it was scanned, -1 where that says nothing.
 
     Attributes:
-        stamps: of the files that were linked or copied.
+        stamps: of the files that were linked or copied; with a change time of -1 where a function may have changed the
+            content since it was scanned.
         copied: the paths of those that were copied.
     """
 
-    def __init__(self, root: int, old: int | None, tree: Tree, put: Container[str], copy: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        root: int,
+        old: int | None,
+        tree: Tree,
+        put: Container[str],
+        copy: Mapping[str, int],
+        known: Callable[[str], int],
+    ) -> None:
+        self._known = known
         self._root = root
         self._old = old
         self._tree = tree
@@ -85,6 +96,8 @@ class Builder:
                 continue
             if standing < 0:
                 standing = old.enter(directory)
+            if entry.kind == FILE:
+                before_ns = os.stat(name, dir_fd=standing, follow_symlinks=False).st_ctime_ns
             if path in self._copy:
                 copy_file(standing, here, name, entry, self._copy[path])
                 self.copied.append(path)
@@ -92,7 +105,8 @@ class Builder:
                 self.copied.append(path)
             if entry.kind == FILE:
                 made = os.stat(name, dir_fd=here, follow_symlinks=False)
-                self.stamps[path] = (made.st_ctime_ns, made.st_ino)
+                as_scanned = before_ns == self._known(path)
+                self.stamps[path] = (made.st_ctime_ns if as_scanned else -1, made.st_ino)
 
     def finish(self, extra_mode: int) -> None:
         """Give the directories their modes and times; the root's mode has `extra_mode` in addition.

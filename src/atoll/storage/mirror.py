@@ -147,7 +147,8 @@ class Mirror:
             if message.type == "plan":
                 plan, atomic = _plan(message)
                 reached("planned")
-                stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic)
+                known_ns = standing.changed_at
+                stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic, known_ns)
                 if self._build(stage, plan, standing, old, key, generation, algorithm, conversation):
                     unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:
@@ -290,8 +291,7 @@ class Mirror:
         def stamp(path: str) -> tuple[int, int]:
             found = stamps.get(path) or reception.stamps.get(path)
             if found is None and path not in plan.put:
-                row = scan.row(scan.positions[path])
-                found = (row[3], row[4])
+                found = (standing.changed_at(path), scan.row(scan.positions[path])[4])
             return found or (-1, -1)
 
         moment = stage.complete_ns

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from atoll.storage.digest import UNKNOWN, Hasher, maker
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot, write_all
-from atoll.storage.index import Difference, Index, compare, decode, encode, index_of
+from atoll.storage.index import Difference, Index, compare, decode, encode, index_of, settled
 from atoll.storage.scan import ROW, Scan
 from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, Tree, parent_of
 
@@ -134,6 +134,13 @@ class Standing:
             return UNKNOWN
         other = number if self._numbers is None else self._numbers[number]
         return self.index.digest(other) if other >= 0 else UNKNOWN
+
+    def changed_at(self, path: str) -> int:
+        """Return the change time that what stands at a path had when it was scanned; -1 where another change, a moment
+        later, may have left the same one."""
+        number = self.scan.positions.get(path, -1)
+        ctime_ns = self.scan.rows[ROW * number + 3] if number >= 0 else -1
+        return ctime_ns if settled(ctime_ns, self.scanned_ns) else -1
 
     def blocks(self, path: str) -> bytes:
         """Return the digests of the blocks of what stands at a path; empty where they are not known."""

@@ -26,6 +26,7 @@ BATCH_BYTES = 4 << 20
 BATCH_FILES = 1000
 CHUNK_BYTES = 1 << 20
 """A piece of a large file."""
+_MOST_SMALL_BYTES = 64 << 20
 _ATTEMPTS = 5
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
@@ -118,6 +119,9 @@ class FileReader:
         """
         for _ in range(_ATTEMPTS):
             descriptor, before = self.opened(path)
+            if before.st_size > _MOST_SMALL_BYTES:  # it was small a moment ago
+                os.close(descriptor)
+                break
             try:
                 content = os.read(descriptor, max(size_hint, before.st_size) + 1)
                 while len(content) < before.st_size and (more := os.read(descriptor, BATCH_BYTES)):
