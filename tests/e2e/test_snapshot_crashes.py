@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -352,6 +353,50 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
     (kept,) = [one for one in os.listdir(lab.trees) if one != "s"]
     assert sorted(os.listdir(lab.trees / kept / "d/synced")) == ["x", "y"]
     assert (lab.data / "d/synced").exists() == (kind == "snapshot")
+
+
+@pytest.mark.parametrize("step", ["restore_exchanged", "restore_durable", "record", "name"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_after_the_exchange_of_a_restore_loses_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """What was replaced is kept, whatever cannot be written then, and becomes a snapshot when it can."""
+    assert lab.ask({"type": "snapshot", "path": "d", "name": "s"})
+    (lab.data / "d/precious").write_text("only here")
+    exchanged = False
+
+    def fail(name: str, _: dict[str, Any]) -> None:
+        nonlocal exchanged
+        exchanged = exchanged or name == "restore_exchanged"
+        if name == step:
+            raise OSError(number, os.strerror(number))
+
+    def break_once(method: Callable[..., Any]) -> Callable[..., Any]:
+        def broken(*arguments: Any) -> Any:
+            if exchanged:
+                raise OSError(number, os.strerror(number))
+            return method(*arguments)
+
+        return broken
+
+    with monkeypatch.context() as context:
+        if step == "record":
+            context.setattr(Archive, "write_json", break_once(Archive.write_json))
+        if step == "name":
+            context.setattr(Archive, "_name_tree", break_once(Archive._name_tree))
+        with lab.peer(act=fail) as (channel, _):
+            channel.send({"type": "restore", "name": "s"})
+            assert channel.receive().type == "ready"
+            channel.send({"type": "commit"})
+            answer = channel.receive()
+            if step != "record":
+                assert answer.type == "error"
+                assert "is restored" in answer.header["error"]["message"]
+    assert not (lab.data / "d/precious").exists()
+    lab.recover()
+    (kept,) = lab.kept_of_restores()
+    assert (lab.trees / kept / "precious").read_text() == "only here"
+    assert not lab.leftovers()
 
 
 def test_a_restore_before_which_a_sync_begins_is_busy_soon_and_goes_on_after_it(lab: Lab, tmp_path: Path) -> None:

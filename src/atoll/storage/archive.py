@@ -180,8 +180,8 @@ class Archive:
             try:
                 yield name
             finally:
-                with contextlib.suppress(OSError):
-                    self._drop(name)
+                with contextlib.suppress(OSError):  # whatever went wrong: it may be what a restore has replaced
+                    self._recover_stage(name)
 
     # --- changing ---------------------------------------------------------------------------------------------------
 
@@ -286,11 +286,16 @@ class Archive:
         self.write_json(self.staging, f"{stage}.json", {"inode": found.st_ino, "kept": asdict(kept)})
 
     def keep_replaced(self, stage: str, kept: Snapshot) -> Snapshot:
-        """Make what a restore has replaced, and what now stands in staging, the snapshot that it is to become."""
+        """Make what a restore has replaced, and what now stands in staging, the snapshot that it is to become.
+
+        Args:
+            kept: what is known of it; `generation` is not 0 where its record has been written.
+        """
         self._volume.mark_restored()
         with contextlib.suppress(OSError):  # where the snapshots are mounted: live data has it, they do not
             os.rmdir(f"{stage}/{VISIBLE}", dir_fd=self.staging)
-        kept = self.write_record(replace(kept, name=self.unused_name(kept.name)))
+        if not kept.generation:
+            kept = self.write_record(replace(kept, name=self.unused_name(kept.name)))
         self._name_tree(stage, kept.name)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{stage}.json", dir_fd=self.staging)
@@ -326,17 +331,24 @@ class Archive:
                     pass  # a lock that nobody holds is gone when it has been held
 
     def _recover_stage(self, stage: str) -> None:
+        """Drop a staged tree, or keep it where it is what a restore has replaced.
+
+        Raises:
+            OSError: which of the two it is cannot be told, or it cannot be done: everything stays for the next time.
+        """
         try:
             data = self._read(self.staging, f"{stage}.json")
-            kept, inode = read_snapshot(data["kept"]), int(data["inode"])
             found = os.stat(stage, dir_fd=self.staging, follow_symlinks=False)
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:  # no exchange was about to be made, or the tree has gone where it belongs
             self._drop(stage)
             return
-        if found.st_ino == inode:
+        except ValueError:  # it was written whole, and has been damaged: what it says of the tree is lost, the tree not
+            return
+        if found.st_ino == data.get("inode"):
             self._drop(stage)
-        else:
-            self.keep_replaced(stage, kept)
+            return
+        with contextlib.suppress(ValueError, KeyError):
+            self.keep_replaced(stage, replace(read_snapshot(data["kept"]), generation=0))
 
 
 def _taken(name: str) -> SnapshotError:

@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from atoll.errors import SnapshotError, SyncError
+from atoll.errors import SnapshotError, StateUnusable, SyncError
 from atoll.storage import filesystem, recovery
 from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
@@ -337,7 +337,7 @@ class Snapshots:
     def _exchange(self, snapshot: Snapshot, path: str, stage: str) -> Snapshot | None:
         archive, now = self._archive, time.time()
         kept = Snapshot(archive.unused_name(f"before-restore-{_now_name()}"), snapshot.path, now, archive.way, 0, 0, 0)
-        with self._target(path) as place:
+        with self._target(path) as place, contextlib.ExitStack() as stack:
             if place.found is not None and not place.is_directory:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             mode = os.stat(snapshot.name, dir_fd=archive.trees).st_mode
@@ -347,19 +347,34 @@ class Snapshots:
                 place.make_parents()
                 filesystem.rename_new(archive.staging, stage, place.parent, place.name)
             else:
+                # What needs space is done before: afterwards the disk may be full.
+                stack.enter_context(archive.busy_with(kept.name, alone=True))
+                kept = archive.write_record(kept)
+                self._volume.mark_restored()
                 filesystem.make_writable(place.parent, place.name)
                 filesystem.exchange(archive.staging, stage, place.parent, place.name)
-            reached("restore_exchanged", snapshot=snapshot.name)
-            filesystem.sync_directory(place.parent)
-            os.fsync(archive.staging)
-            with contextlib.suppress(OSError):
-                os.chmod(place.name, mode & MODE_BITS, dir_fd=place.parent)
-            reached("restore_durable", snapshot=snapshot.name)
-            self._volume.refresh()
-            if place.found is None:
-                archive.forget(stage)
-                return None
-            return archive.keep_replaced(stage, kept)
+            try:
+                return self._after_exchange(place, stage, kept, mode)
+            except OSError as error:
+                text = (error.strerror or str(error)).lower()
+                raise StateUnusable(
+                    f"`{snapshot.name}` is restored, but what it has replaced may be no snapshot yet: {text}",
+                    hint=f"make room, and see that the disk is sound: the next snapshot makes it one, `{kept.name}`",
+                ) from error
+
+    def _after_exchange(self, place: Place, stage: str, kept: Snapshot, mode: int) -> Snapshot | None:
+        archive = self._archive
+        reached("restore_exchanged")
+        filesystem.sync_directory(place.parent)
+        os.fsync(archive.staging)
+        with contextlib.suppress(OSError):
+            os.chmod(place.name, mode & MODE_BITS, dir_fd=place.parent)
+        reached("restore_durable")
+        self._volume.refresh()
+        if place.found is None:
+            archive.forget(stage)
+            return None
+        return archive.keep_replaced(stage, kept)
 
     @contextlib.contextmanager
     def _target(self, path: str) -> Iterator[Place]:
