@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -261,6 +262,22 @@ def test_a_restore_whose_client_goes_lets_calls_begin_again(home: Home, volume: 
     thread.join()
     assert answers == ["oldold"]
     assert not [name for name in os.listdir(data(home).parent / "staging") if name.startswith("restore-")]
+
+
+def test_a_restore_is_refused_while_a_daemon_of_another_version_has_sandboxes(home: Home, volume: Volume) -> None:
+    """Which calls run there nobody else knows: they would go on in what was replaced."""
+    other = home.path / "agents/0.0.9-other"
+    other.mkdir()
+    with contextlib.ExitStack() as held:
+        descriptor = os.open(other, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        for wait in (False, True):
+            with pytest.raises(VolumeBusy, match="another version"):
+                volume.restore("s", wait=wait)
+    other.rmdir()
+    assert len(volume.snapshots()) == 1
+    assert volume.restore("s") is not None
 
 
 def test_functions_take_and_compare_snapshots_and_cannot_restore(home: Home, volume: Volume) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
+from atoll.sdk.sync import Arranged
 from atoll.storage import filesystem, mirror, peer, rights, scan, steps
 from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
 from atoll.storage.index import FINE_CLOCK_NS, index_of
@@ -430,6 +431,29 @@ def test_what_clients_put_into_a_mirror_follows_a_sync(
     assert (volume / "data/t/out" / below).read_text() == content
     sync()
     assert (volume / "data/t/out" / below).read_text() == content
+
+
+def test_a_sync_whose_resting_peer_says_nothing_is_made_by_another(volume: Path, tmp_path: Path) -> None:
+    """A peer that rested may be dying, with its daemon; nothing has begun then. A second one that does is told."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("1")
+    host = ThreadHost(volume)
+    arranged = Arranged(host, str(source), "t", SyncOptions())  # type: ignore[arg-type]
+
+    def keep_dead() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        host.keep_storage(Channel(ours))
+
+    keep_dead()
+    assert arranged.run().plan.put
+    host.close()
+    keep_dead()
+    keep_dead()
+    with pytest.raises(HostUnreachable, match="before it answered"):
+        arranged.run()
+    host.wait()
 
 
 @pytest.mark.parametrize("size", [100, 3 << 20])

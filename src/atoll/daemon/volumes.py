@@ -55,7 +55,7 @@ async def handle(
 
     Raises:
         SnapshotError: there is no such snapshot, or it is just being removed.
-        VolumeBusy: calls run and `wait` is not set; or another restore is under way.
+        VolumeBusy: calls run and `wait` is not set; or another restore is under way, or a daemon of another version.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; nothing has changed.
     """
     if name == "volume.make_room":
@@ -69,6 +69,7 @@ async def handle(
 
 
 async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: Callable[[str], None]) -> str | None:
+    _refuse_if_shared(daemon)
     if not wait:
         await _refuse_if_busy(daemon, user)
     started, told = time.monotonic(), list[str]()
@@ -93,6 +94,7 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
                     while daemon.open_shells:
                         await busy()
                         await asyncio.sleep(0.1)
+                    _refuse_if_shared(daemon)
                     # What has begun is finished, also when who asked for it goes away.
                     committed = True
                     exchange = asyncio.ensure_future(_exchange(channel, name, progress))
@@ -154,6 +156,15 @@ async def _answer(
 async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
     shells = [{"call": "", "function": "a shell"} for _ in range(daemon.open_shells)]
     return [*await daemon.pool.running(user), *shells]
+
+
+def _refuse_if_shared(daemon: Daemon) -> None:
+    """Refuse while another daemon has sandboxes: which calls run in them only that one knows."""
+    if daemon.node.used_by_others():
+        raise errors.VolumeBusy(
+            "the daemon of another version of Atoll still runs functions",
+            hint="try again when its calls have ended; it leaves then by itself",
+        )
 
 
 async def _refuse_if_busy(daemon: Daemon, user: str, *, late: bool = False) -> None:

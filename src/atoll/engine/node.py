@@ -407,6 +407,14 @@ class Node:
             for one in ends:
                 one.close()
 
+    def used_by_others(self) -> bool:
+        """Whether a daemon of another version runs, whose sandboxes this one does not know; what it has to do ends.
+
+        Raises:
+            OSError: the state directory cannot be read.
+        """
+        return agent_files.used_by_others(self._library)
+
     async def collect(self, user: str, before_ns: int) -> int:
         """Remove, slowly, what syncs have replaced before a moment (nanoseconds since the epoch): no sandbox of the
         user that lives has been started earlier. It may be cancelled, and goes on the next time.
@@ -416,7 +424,7 @@ class Node:
         """
         staging = self._settings.volumes_directory / user / "staging"
         with contextlib.suppress(errors.AtollError, OSError):
-            if agent_files.used_by_others(self._library) or not worth_collecting(staging, before_ns):
+            if self.used_by_others() or not worth_collecting(staging, before_ns):
                 return 0
             async with self.open_storage(user, client=DAEMON) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)))

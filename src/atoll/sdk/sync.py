@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from atoll.errors import AtollError, DiskFull, SyncError
+from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -105,7 +105,7 @@ class Arranged(NamedTuple):
         """Sync; raises as `sync_dir` does. Where the disk is full, what syncs and removed snapshots have left there is
         removed first, and the sync is tried once more."""
         try:
-            return self._run()
+            return self._run_answered()
         except DiskFull:
             if self.options.dry_run or not self._made_room():
                 raise
@@ -116,6 +116,15 @@ class Arranged(NamedTuple):
             return bool(self.host.request("volume.make_room", {}).get("made"))
         except AtollError:  # it is refused to functions
             return False
+
+    def _run_answered(self) -> Synced:
+        """Sync; by another peer where the first, which may have rested when its daemon was killed, says nothing."""
+        try:
+            return self._run()
+        except HostUnreachable as error:
+            if not error.details.get("unanswered"):
+                raise
+        return self._run()
 
     def _run(self) -> Synced:
         from atoll.storage.volume import VolumeClient

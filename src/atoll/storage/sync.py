@@ -130,7 +130,7 @@ class _Conversation:
         self._options = options
         self._progress = progress
         self._damaged = damaged
-        self._open = False
+        self._open = self._heard = False
         self._files = Source(source)
         self._reader = FileReader(self._files.open, self._local)
         self._began_ns = time.time_ns()
@@ -321,7 +321,8 @@ class _Conversation:
             message = self._channel.receive()
         except ChannelClosed as error:
             self._open = False
-            raise _gone() from error
+            raise _gone(unanswered=not self._heard) from error
+        self._heard = True
         if message.type == "error":
             if self._open:
                 self._open = False
@@ -364,8 +365,10 @@ def _terms(options: SyncOptions) -> str:
     return json.dumps([options.exclude, options.ignore_files, options.delete, options.leave_out])
 
 
-def _gone() -> HostUnreachable:
-    return HostUnreachable("the storage peer ended before it answered", hint="try again; see `atoll logs`")
+def _gone(*, unanswered: bool) -> HostUnreachable:
+    return HostUnreachable(
+        "the storage peer ended before it answered", hint="try again; see `atoll logs`", unanswered=unanswered
+    )
 
 
 def error_of(message: Message) -> Exception:
