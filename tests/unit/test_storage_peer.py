@@ -439,7 +439,7 @@ def test_a_sync_whose_resting_peer_says_nothing_is_made_by_another(volume: Path,
     source.mkdir()
     (source / "a").write_text("1")
     host = ThreadHost(volume)
-    arranged = Arranged(host, str(source), "t", SyncOptions())  # type: ignore[arg-type]
+    arranged = Arranged(host, str(source), "t", SyncOptions())
 
     def keep_dead() -> None:
         ours, theirs = socket.socketpair()

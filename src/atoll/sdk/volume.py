@@ -201,8 +201,10 @@ class Volume(VolumeSnapshots):
         `w` and `x` make a new file that takes its name, durably and in one step, when it is closed; until then what
         was there stays. A `with` block that an exception leaves drops it, and so does a write that fails. `a` and
         `r+` change the file in place, as a function does: others see each piece as it is written (pieces of `a` go to
-        the end, whoever else appends), `close` makes it durable, and an exception leaves what was written. Missing
-        directories are made. A file that is garbage is closed.
+        the end, whoever else appends), `close` makes it durable, and an exception leaves what was written.
+        What they write after a sync has replaced or removed that very file goes to the old one, which has no name any
+        more; a file that the sync keeps (`exclude`, `delete=False`) stays the same. Missing directories are made. A
+        file that is garbage is closed.
 
         Raises:
             FileNotFoundError: there is none to read.
