@@ -405,6 +405,9 @@ def test_status(volume: Volume, tree: Path) -> None:
         found, real = volume.stat(name), (tree / name).stat()
         for field in ("st_mode", "st_ino", "st_nlink", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_blocks"):
             assert getattr(found, field) == getattr(real, field), (name, field)
+    for time_ns in (1795387725144272509, 1795387725999999999, 1, 10**18 + 7):
+        os.utime(tree / "f.csv", ns=(time_ns, time_ns))
+        assert volume.stat("f.csv").st_mtime == (tree / "f.csv").stat().st_mtime
     assert volume.stat("f.csv").st_size == 5
     assert volume.stat("to-f").st_ino == volume.stat("f2.csv").st_ino
     assert volume.stat("to-f", follow=False).st_mode == (tree / "to-f").lstat().st_mode

@@ -22,6 +22,7 @@ from atoll.sdk.volume import Volume
 from atoll.sdk.volume_file import open_file
 from atoll.sdk.volume_patterns import has_magic
 from atoll.storage.requests import ROOT
+from atoll.storage.status import seconds
 from atoll.storage.transfer import CHUNK_BYTES
 
 if TYPE_CHECKING:
@@ -80,12 +81,12 @@ class VolumeFileSystem(Names):
             "name": path,
             "size": size,
             "type": _KINDS.get(kind, "other"),
-            "created": status.ctime_ns / 1e9,
+            "created": seconds(status.ctime_ns),
             "islink": own.kind == "l",
             "mode": status.st_mode,
             "uid": status.uid,
             "gid": status.gid,
-            "mtime": status.mtime_ns / 1e9,
+            "mtime": seconds(status.mtime_ns),
             "ino": status.inode,
             "nlink": status.links,
         }

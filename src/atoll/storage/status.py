@@ -56,7 +56,7 @@ class Status(NamedTuple):
         size = len(self.target.encode("utf-8", "surrogateescape")) if self.kind == SYMLINK else self.size
         times = (self.atime_ns, self.mtime_ns, self.ctime_ns)
         whole = (self.st_mode, self.inode, 0, self.links, self.uid, self.gid, size, *(at // 10**9 for at in times))
-        exact = (*(at / 1e9 for at in times), *times)
+        exact = (*map(seconds, times), *times)
         return os.stat_result((*whole, *exact), {"st_blocks": self.allocated // 512})
 
 
@@ -104,3 +104,9 @@ def check_status(item: Any) -> tuple[str, Status]:
     if not 0 <= status.mode <= MODE_BITS or min(status.size, status.links, status.allocated, status.leads_size) < 0:
         raise ValueError("a number of a status is malformed")
     return check_path(item[0]), status
+
+
+def seconds(time_ns: int) -> float:
+    """Return nanoseconds since the epoch as seconds, rounded as `os.stat` does it."""
+    whole, rest = divmod(time_ns, 10**9)
+    return whole + 1e-9 * rest

@@ -249,15 +249,16 @@ class TreeCopy:
         if source < 0:
             return None
         try:
+            attributes = attributes_of(source)  # before its state is looked at
             info = os.fstat(source)
-            if level.previous >= 0 and self._share(level, name, info, source):
+            if level.previous >= 0 and self._share(level, name, info, source, attributes):
                 return self._trusted(info) if stamp_of(os.fstat(source)) == stamp_of(info) else None
             stable = False
             for attempt in range(_ATTEMPTS):
                 if attempt:
                     os.unlink(name, dir_fd=level.target)
                     info = os.fstat(source)
-                kept, cloned = self._copy(source, info, level.target, name)
+                kept, cloned = self._copy(source, info, level.target, name, attributes)
                 stable = stamp_of(os.fstat(source)) == stamp_of(info)
                 if stable:
                     break
@@ -295,7 +296,14 @@ class TreeCopy:
         self._count(info)
         return True
 
-    def _share(self, level: _Level, name: str, info: os.stat_result, source: int | None) -> bool:
+    def _share(
+        self,
+        level: _Level,
+        name: str,
+        info: os.stat_result,
+        source: int | None,
+        attributes: dict[str, bytes] | None = None,
+    ) -> bool:
         """Link the file to that of the earlier copy; `source` is compared with it, None when it is known to be so."""
         try:
             old = os.stat(name, dir_fd=level.previous, follow_symlinks=False)
@@ -307,7 +315,7 @@ class TreeCopy:
                 if other < 0:
                     return False
                 try:
-                    if not same_content(source, other) or attributes_of(source) != attributes_of(other):
+                    if not same_content(source, other) or attributes != attributes_of(other):
                         return False
                 finally:
                     os.close(other)
@@ -322,14 +330,17 @@ class TreeCopy:
         self._count(info)
         return True
 
-    def _copy(self, source: int, info: os.stat_result, directory: int, name: str) -> tuple[os.stat_result, bool]:
+    def _copy(
+        self, source: int, info: os.stat_result, directory: int, name: str, attributes: dict[str, bytes]
+    ) -> tuple[os.stat_result, bool]:
         """Make the file `name`; return what it is, and whether it was cloned."""
         target = os.open(name, _NEW, 0o600, dir_fd=directory)
         try:
             cloned = self._way == REFLINK and reflink.clone(source, target)
             if not cloned:
                 copy_content(source, target, info.st_size)
-            copy_attributes(source, target)
+            for key, value in attributes.items():
+                os.setxattr(target, key, value)
             os.fchmod(target, info.st_mode & MODE_BITS)
             os.utime(target, ns=(info.st_mtime_ns, info.st_mtime_ns))
             return os.fstat(target), cloned
@@ -452,12 +463,32 @@ def _next_data(descriptor: int, offset: int) -> int:
 
 
 def attributes_of(descriptor: int) -> dict[str, bytes]:
-    """Return the user's extended attributes of an open file; none where the file system has none."""
+    """Return the user's extended attributes of an open file; none where the file system has none.
+
+    A file that its owner may not read is made readable for that moment, which moves its change time.
+    """
+    try:
+        return _attributes(descriptor)
+    except PermissionError:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & 0o400:
+            return {}
+    try:
+        os.fchmod(descriptor, mode | 0o400)
+        try:
+            return _attributes(descriptor)
+        finally:
+            os.fchmod(descriptor, mode)
+    except PermissionError:
+        return {}
+
+
+def _attributes(descriptor: int) -> dict[str, bytes]:
     try:
         names = [name for name in os.listxattr(descriptor) if name.startswith("user.")]
         return {name: os.getxattr(descriptor, name) for name in names}
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA, errno.EACCES, errno.EPERM, errno.ENOSYS):
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODATA, errno.ENOSYS):
             return {}
         raise
 
