@@ -260,7 +260,7 @@ def test_no_inode_is_shared_between_two_states_of_a_file(peers: Peers, source: P
     os.utime(source / "time", ns=(5, 5))
     peers.sync(source)
     assert snapshot(peers.data / "t") == snapshot(source)
-    (old,) = peers.staging.glob("old-*")
+    (old,) = peers.staging.glob("old-*[0-9a-f]")
     assert snapshot(old) == before
     assert os.fstat(held).st_ino == old.stat().st_ino
     os.close(held)
@@ -281,10 +281,10 @@ def test_replaced_trees_stay_until_they_are_collected(peers: Peers, source: Path
     with client:
         assert client.collect(before_ns=moment) == 1
         assert os.listdir(here) == []
-        assert len(list(peers.staging.glob("old-*"))) == 1
+        assert len(list(peers.staging.glob("old-*[0-9a-f]"))) == 1
         assert client.collect() == 1
     os.close(here)
-    assert not list(peers.staging.glob("old-*"))
+    assert not list(peers.staging.glob("old-*[0-9a-f]"))
     assert not peers.leftovers()
 
 

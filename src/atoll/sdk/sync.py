@@ -38,6 +38,10 @@ def sync_dir(
     or is undone by the next sync. What it adds or replaces among names that are kept (`exclude`, `delete=False`) is
     brought along.
 
+    A function whose working directory is in the mirror, or that holds a directory of it open, goes on in the tree that
+    a sync replaces, unseen by others: what it writes there by relative names comes to the mirror only when its sandbox
+    has ended, where the name is taken as `NAME.replaced-TIME`. So have it write under absolute paths, or elsewhere.
+
     Args:
         path: the directory to upload; a symlink to one is followed.
         remote_dir: where to; relative to `/data/sync`, or absolute and below `/data`.

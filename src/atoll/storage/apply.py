@@ -7,6 +7,7 @@ Below `staging`, for the target whose resolved path has the digest KEY, with KEY
     switch-KEY     what comes at the scope (`storage.scope`), complete; after the exchange what was there
     record-KEY     which is which (`storage.recovery`), durable before the exchange
     old-TIME-RAND  a tree that was replaced at TIME (nanoseconds since the epoch); functions may still have it open
+    old-….json     where that tree was, for what is written into it yet (`storage.rescue`)
     trash-RAND     what no function ever saw, and nobody needs
 
 The order is: take the scope out of `stage-KEY`, link what stays, write the record, make all of it durable, exchange,

@@ -50,6 +50,18 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def alone(directory: int, target: str, key: str) -> Iterator[bool]:
+    """Lock a target as a sync does, with what is above it, unless somebody is at work there; give whether it is."""
+    parts = target.split("/") if target else []
+    with contextlib.ExitStack() as stack:
+        held = True
+        for depth in range(len(parts)):
+            name = target_key("/".join(parts[:depth]))
+            held = held and stack.enter_context(holding(directory, name, exclusive=False, wait=None))
+        yield held and stack.enter_context(holding(directory, key, exclusive=True, wait=None))
+
+
 def target_key(path: str) -> str:
     """Return what names a target in staging, by its path with all symlinks resolved."""
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]

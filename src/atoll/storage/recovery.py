@@ -25,8 +25,9 @@ from typing import Any, Self
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
-from atoll.storage.locks import holding, target_key
+from atoll.storage.locks import alone
 from atoll.storage.removal import retire
+from atoll.storage.rescue import Origin
 from atoll.storage.scan import scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, Tree, parent_of
@@ -114,25 +115,12 @@ def clean(volume: VolumeRoot) -> None:
     for name in names(volume.staging):
         kind, _, key = name.partition("-")
         if kind in ("record", "switch"):
-            with contextlib.suppress(OSError, ValueError), _alone(volume, key) as held:
-                if held:
-                    recover(volume, key)
-
-
-@contextlib.contextmanager
-def _alone(volume: VolumeRoot, key: str) -> Iterator[bool]:
-    """Lock a target for a recovery, with what is above it, unless somebody is at work there."""
-    record = read_record(volume, key)
-    parts = record.target.split("/") if record is not None else []
-    with contextlib.ExitStack() as stack:
-        held = True
-        for depth in range(len(parts)):
-            name = target_key("/".join(parts[:depth]))
-            held = held and stack.enter_context(holding(volume.locks, name, exclusive=False, wait=None))
-        held = held and stack.enter_context(holding(volume.locks, key, exclusive=True, wait=None))
-        if held:
-            volume.refresh()
-        yield held
+            with contextlib.suppress(OSError, ValueError):
+                record = read_record(volume, key)
+                with alone(volume.locks, record.target if record is not None else "", key) as held:
+                    if held:
+                        volume.refresh()
+                        recover(volume, key)
 
 
 def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] | None = None) -> bool:
@@ -147,7 +135,7 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
     Raises:
         OSError: something cannot be done; `recover` will try again.
     """
-    switch = f"switch-{key}"
+    switch, began_ns = f"switch-{key}", time.time_ns()
     with _Target(volume, record) as target:
         if record.scope is None:
             won = target.root is not None
@@ -167,7 +155,8 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
             _carry_over(volume, switch, record, target, linked)
         reached("settled")
     if won:
-        _retire(volume, switch, record)
+        # After a crash the moment of the exchange is not known, only one before it.
+        _retire(volume, switch, record, began_ns if linked is not None else record.generation)
         volume.discard(volume.staging, f"stage-{key}")  # the directories above what was received
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
@@ -187,7 +176,7 @@ def _complete(volume: VolumeRoot, record: Record, switch: str, target: _Target) 
     return True
 
 
-def _retire(volume: VolumeRoot, switch: str, record: Record) -> None:
+def _retire(volume: VolumeRoot, switch: str, record: Record, moment_ns: int) -> None:
     try:
         found = os.stat(switch, dir_fd=volume.staging, follow_symlinks=False)
     except FileNotFoundError:
@@ -197,7 +186,7 @@ def _retire(volume: VolumeRoot, switch: str, record: Record) -> None:
     elif found.st_ino == record.new:
         volume.discard(volume.staging, switch)
     else:
-        retire(volume, switch)
+        retire(volume, switch, Origin(record.target, record.scope or "", moment_ns))
 
 
 def _inode(parent: int, name: str) -> int | None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.rescue import Origin
 from atoll.storage.steps import reached
 
 OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
@@ -31,10 +32,17 @@ def old_name() -> str:
     return f"old-{time.time_ns()}-{secrets.token_hex(4)}"
 
 
-def retire(volume: VolumeRoot, name: str) -> None:
-    """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone."""
+def retire(volume: VolumeRoot, name: str, origin: Origin | None = None) -> None:
+    """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone.
+
+    Args:
+        origin: where it was, for what functions will still write into it.
+    """
+    old = old_name()
     with contextlib.suppress(FileNotFoundError):
-        os.rename(name, old_name(), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
+        if origin is not None:
+            origin.note(volume, old)
+        os.rename(name, old, src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
         reached("retired")
 
 

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from atoll.storage import recovery
-from atoll.storage.filesystem import VolumeRoot, move, names
+from atoll.storage.filesystem import VolumeRoot, exists, move, names
 from atoll.storage.locks import holding
 from atoll.storage.removal import OLD, Pace, remove_slowly
+from atoll.storage.rescue import note_name, rescue
 
 ABANDONED_SECONDS = 24 * 3600.0
 """How long what an interrupted sync has received is kept for the next one to its target."""
@@ -72,12 +73,12 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
     for name in names(volume.staging):
         old = OLD.fullmatch(name)
         if old and (before_ns is None or int(old[1]) < before_ns):
-            _remove(volume, name, pace)
-            removed += 1
+            removed += _remove_replaced(volume, name, pace)
         elif name.startswith("trash-"):
             _remove(volume, name, pace)
         elif name.startswith(("stage-", "partial-")):
             _drop_abandoned(volume, name)
+    _drop_notes(volume)
     return removed
 
 
@@ -100,6 +101,28 @@ def worth_collecting(staging: Path, before_ns: int) -> bool:
                 if now - os.lstat(staging / name).st_mtime > seconds:
                     return True
     return False
+
+
+def _remove_replaced(volume: VolumeRoot, name: str, pace: Pace) -> bool:
+    """Remove a replaced tree, when what was written into it since is where its mirror is now."""
+    with contextlib.suppress(OSError):  # what cannot be brought along now is tried again the next time
+        if rescue(volume, name):
+            _remove(volume, name, pace)
+            if not exists(volume.staging, name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(note_name(name), dir_fd=volume.staging)
+            return True
+    return False
+
+
+def _drop_notes(volume: VolumeRoot) -> None:
+    """Remove the notes of trees that are gone."""
+    found = set(names(volume.staging))
+    for name in found:
+        old = OLD.fullmatch(name.removesuffix(".json"))
+        if old and name != old[0] and old[0] not in found and time.time_ns() - int(old[1]) > _QUIET_SECONDS * 1e9:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=volume.staging)
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:

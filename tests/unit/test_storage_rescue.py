@@ -1,0 +1,173 @@
+"""What functions write into a tree that a sync has replaced under them is brought along when that tree goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.locks import holding, target_key
+from atoll.storage.peer import Peer
+from atoll.storage.rights import DAEMON
+from atoll.storage.sync import SyncOptions
+from atoll.storage.volume import VolumeClient
+from atoll.wire.channel import Channel
+
+OPTIONS = SyncOptions(exclude=("out",))
+
+
+class Mirror:
+    """A mirror, and a process's hold on a directory of it."""
+
+    def __init__(self, client: VolumeClient, root: Path, source: Path) -> None:
+        self.client = client
+        self.staging = root / "staging"
+        self.target = root / "data/a/t"
+        self.source = source
+
+    def sync(self) -> None:
+        for name in ("x", "y"):
+            (self.source / name).write_text(f"{name}{time.time_ns()}")
+        self.client.sync(str(self.source), "a/t", OPTIONS)
+
+    @contextlib.contextmanager
+    def held(self, path: str = "") -> Iterator[Path]:
+        """Give a path that goes on leading to a directory of now."""
+        descriptor = os.open(self.target / path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+
+    def olds(self) -> list[str]:
+        return [name for name in os.listdir(self.staging) if name.startswith("old-")]
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Mirror]:
+    """A mirror that has been synced once, with an excluded directory at the target."""
+    root, source = tmp_path / "volume", tmp_path / "source"
+    (root / "data").mkdir(parents=True)
+    (source / "sub").mkdir(parents=True)
+    (source / "sub/z").write_text("z")
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=Peer(VolumeRoot(str(root)), Channel(theirs), DAEMON).serve)
+    thread.start()
+    with VolumeClient(Channel(ours)) as client:
+        made = Mirror(client, root, source)
+        made.sync()
+        (made.target / "out").mkdir()
+        (made.target / "out/best").write_text("first")
+        yield made
+    thread.join()
+    theirs.close()
+
+
+def test_what_is_written_through_a_held_directory_is_brought_along(mirror: Mirror) -> None:
+    """Files and symlinks that are made by relative names in a tree that was replaced get their names in the mirror."""
+    with mirror.held() as here:
+        mirror.sync()
+        before = (mirror.target / "out").stat().st_mtime_ns
+        (here / "out/2.pt").write_text("weights")
+        os.symlink("2.pt", here / "out/latest")
+        (here / "out/deep/er").mkdir(parents=True)
+        (here / "out/deep/er/f").write_text("f")
+        os.utime(here / "out/deep/er/f", (1, 1))
+        mirror.sync()
+    mirror.client.collect()
+    assert sorted(os.listdir(mirror.target)) == ["out", "sub", "x", "y"]
+    assert sorted(os.listdir(mirror.target / "out")) == ["2.pt", "best", "deep", "latest"]
+    assert (mirror.target / "out/2.pt").read_text() == "weights"
+    assert os.readlink(mirror.target / "out/latest") == "2.pt"
+    assert (mirror.target / "out/deep/er/f").stat().st_mtime == 1
+    assert (mirror.target / "out").stat().st_mtime_ns == before
+    assert not mirror.olds()
+
+
+def test_nothing_is_overwritten(mirror: Mirror) -> None:
+    """What has the name of something in the mirror comes to stand beside it."""
+    with mirror.held() as here:
+        mirror.sync()
+        (here / "out/new").write_text("second")
+        (here / "out/new").rename(here / "out/best")
+        (here / "x").write_text("mine")
+    content = (mirror.target / "x").read_text()
+    mirror.client.collect()
+    assert (mirror.target / "x").read_text() == content
+    assert (mirror.target / "out/best").read_text() == "first"
+    (beside,) = [name for name in os.listdir(mirror.target / "out") if name.startswith("best.replaced-")]
+    assert (mirror.target / "out" / beside).read_text() == "second"
+
+
+def test_what_only_syncs_have_touched_is_not_brought_back(mirror: Mirror) -> None:
+    """Trees that nobody has written to leave nothing, in whatever order they go, and however their files are linked."""
+    (mirror.source / "sub/w").write_text("w")
+    for name in ("1", "2", "3"):
+        mirror.sync()
+        os.utime(mirror.source / "sub", (5, 5))
+        (mirror.source / "gone").write_text(name)
+        mirror.sync()
+        (mirror.source / "gone").unlink()
+        (mirror.source / "sub" / name).mkdir()
+    (mirror.source / "sub/w").unlink()
+    mirror.sync()
+    for old in sorted(name for name in mirror.olds() if not name.endswith(".json")):
+        mirror.client.collect(before_ns=int(old.split("-")[1]) + 1)
+    assert not mirror.olds()
+    assert sorted(os.listdir(mirror.target)) == ["out", "sub", "x", "y"]
+    assert sorted(os.listdir(mirror.target / "sub")) == ["1", "2", "3", "z"]
+    assert not mirror.client.sync(str(mirror.source), "a/t", OPTIONS).plan
+
+
+def test_a_directory_that_has_gone_from_the_mirror_comes_back_for_what_was_written(mirror: Mirror) -> None:
+    """What is written in a directory that the source has no more is there until the next sync."""
+    with mirror.held("sub") as here:
+        (mirror.source / "sub/z").unlink()
+        (mirror.source / "sub").rmdir()
+        mirror.client.sync(str(mirror.source), "a/t", OPTIONS)
+        assert not (mirror.target / "sub").exists()
+        (here / "late").write_text("l")
+    mirror.client.collect()
+    assert (mirror.target / "sub/late").read_text() == "l"
+    assert not (mirror.target / "sub/z").exists()
+
+
+def test_while_a_sync_is_under_way_the_tree_stays(mirror: Mirror, tmp_path: Path) -> None:
+    """A replaced tree with something to bring along waits for who is at work at its target."""
+    with mirror.held() as here:
+        mirror.sync()
+        (here / "out/late").write_text("l")
+    locks = os.open(mirror.staging / "locks", os.O_RDONLY)
+    with holding(locks, target_key("a/t"), exclusive=True, wait=None) as held:
+        assert held
+        mirror.client.collect()
+        assert not (mirror.target / "out/late").exists()
+        assert mirror.olds()
+    os.close(locks)
+    mirror.client.collect()
+    assert (mirror.target / "out/late").read_text() == "l"
+    assert not mirror.olds()
+
+
+def test_nothing_is_brought_to_where_the_mirror_is_no_more(mirror: Mirror, tmp_path: Path) -> None:
+    """A mirror that was removed, or is a symlink now, gets nothing; the tree goes."""
+    for stands in ("nothing", "a symlink"):
+        mirror.sync()
+        with mirror.held() as here:
+            mirror.sync()
+            (here / "late").write_text("l")
+        mirror.target.rename(tmp_path / stands.replace(" ", ""))
+        if stands == "a symlink":
+            (tmp_path / "volume/data/other").mkdir()
+            mirror.target.symlink_to("../other")
+        mirror.client.collect()
+        assert not mirror.olds()
+        if stands == "a symlink":
+            assert os.listdir(tmp_path / "volume/data/other") == []
