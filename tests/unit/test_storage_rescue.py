@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.storage import steps
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, target_key
 from atoll.storage.peer import Peer
@@ -136,6 +137,30 @@ def test_a_directory_that_has_gone_from_the_mirror_comes_back_for_what_was_writt
         (here / "late").write_text("l")
     mirror.client.collect()
     assert (mirror.target / "sub/late").read_text() == "l"
+    assert not (mirror.target / "sub/z").exists()
+
+
+@pytest.mark.parametrize("with_others", [True, False])
+def test_what_appears_in_a_directory_that_a_sync_takes_away_is_not_lost(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, with_others: bool
+) -> None:
+    """An excluded name that a function makes, while a sync runs, below what the source has no more comes back."""
+
+    def meddle(step: str, _: object) -> None:
+        if step == "received":
+            (mirror.target / "sub/out").mkdir()
+            (mirror.target / "sub/out/result").write_text("r")
+
+    monkeypatch.setattr(steps, "_report", meddle)
+    (mirror.source / "sub/z").unlink()
+    (mirror.source / "sub").rmdir()
+    if with_others:
+        mirror.sync()
+        assert (mirror.target / "sub/out/result").read_text() == "r"
+    else:  # the directory itself is what is switched
+        mirror.client.sync(str(mirror.source), "a/t", OPTIONS)
+    mirror.client.collect()
+    assert (mirror.target / "sub/out/result").read_text() == "r"
     assert not (mirror.target / "sub/z").exists()
 
 

@@ -55,6 +55,7 @@ class Stage:
         plan: what is to change.
         atomic: whether to refuse where the file system cannot exchange.
         known: returns the change time that a file of the target had when it was scanned, -1 where that says nothing.
+        scanned_ns: when it began to be looked at, nanoseconds since the epoch.
 
     Raises:
         SyncError: the plan does not fit, or the file system cannot exchange.
@@ -71,8 +72,10 @@ class Stage:
         plan: Plan,
         atomic: bool,
         known: Callable[[str], int],
+        scanned_ns: int,
     ) -> None:
         self._known = known
+        self._scanned_ns = scanned_ns
         self._volume = volume
         self._place = place
         self._old = old
@@ -162,6 +165,7 @@ class Stage:
                 (path, (put.get(path) or entry).mode, (put.get(path) or entry).mtime_ns)
                 for path, entry in scope.in_place.items()
             ]
+            record.since_ns = self._scanned_ns if self._plan.keeps else 0
             built = _Built(volume.staging, self._switch)
             stack.callback(built.close)
             holder, name = -1, ""

@@ -147,8 +147,17 @@ class Mirror:
             if message.type == "plan":
                 plan, atomic = _plan(message)
                 reached("planned")
-                known_ns = standing.changed_at
-                stage = Stage(self._volume, key, place, old if old >= 0 else None, scan.tree, plan, atomic, known_ns)
+                stage = Stage(
+                    self._volume,
+                    key,
+                    place,
+                    old if old >= 0 else None,
+                    scan.tree,
+                    plan,
+                    atomic,
+                    standing.changed_at,
+                    began_ns,
+                )
                 if self._build(stage, plan, standing, old, key, generation, algorithm, conversation):
                     unlocked = [item for item in unlocked if not stage.covers(item[0])]
             else:

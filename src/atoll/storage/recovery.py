@@ -27,7 +27,7 @@ from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
 from atoll.storage.locks import alone
 from atoll.storage.removal import retire
-from atoll.storage.rescue import Origin
+from atoll.storage.rescue import Origin, make_missing
 from atoll.storage.scan import scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, Tree, parent_of
@@ -50,6 +50,8 @@ class Record:
         after: directories with the mode and time that they get in place.
         drop: what goes, relative to the scope, where what appears late is to be carried over; else None.
         aside: name in staging of the old side, where the file system cannot exchange.
+        since_ns: since when what is written to the old tree counts as late, where names are kept: when it was scanned;
+            else 0.
         generation: nanoseconds since the epoch.
     """
 
@@ -62,6 +64,7 @@ class Record:
     after: list[tuple[str, int, int]] = field(default_factory=list)
     drop: list[str] | None = None
     aside: str = ""
+    since_ns: int = 0
     generation: int = field(default_factory=time.time_ns)
 
     def write(self, volume: VolumeRoot, key: str) -> int:
@@ -156,7 +159,8 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
         reached("settled")
     if won:
         # After a crash the moment of the exchange is not known, only one before it.
-        _retire(volume, switch, record, began_ns if linked is not None else record.generation)
+        moment_ns = began_ns if linked is not None else record.generation
+        _retire(volume, switch, record, record.since_ns or moment_ns)
         volume.discard(volume.staging, f"stage-{key}")  # the directories above what was received
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
@@ -305,7 +309,9 @@ def _bring(old: int, new: int, dropped: frozenset[str], linked: dict[str, int] |
             if not path or path in dropped:
                 continue
             name = path.rpartition("/")[2]
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # `rescue` tries again what cannot be brought along now
+                if parent_of(path) in dropped:  # it stays for what appeared in it
+                    make_missing(theirs, parent_of(path))
                 parent = theirs.enter(parent_of(path))
                 there = None
                 with contextlib.suppress(FileNotFoundError):

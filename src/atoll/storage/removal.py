@@ -40,9 +40,9 @@ def retire(volume: VolumeRoot, name: str, origin: Origin | None = None) -> None:
     """
     old = old_name()
     with contextlib.suppress(FileNotFoundError):
+        os.rename(name, old, src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
         if origin is not None:
             origin.note(volume, old)
-        os.rename(name, old, src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
         reached("retired")
 
 

@@ -153,7 +153,7 @@ def _bring(tree: int, root: int, scope: str, late: list[str]) -> None:
         for path in late:
             where = f"{scope}/{path}" if scope else path
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a file stands where a directory was
-                _make(theirs, parent_of(where))
+                make_missing(theirs, parent_of(where))
                 old, new = ours.enter(parent_of(path)), theirs.enter(parent_of(where))
                 filesystem.make_writable(old, ".")
                 with _unchanged(new):
@@ -190,8 +190,12 @@ def _bring_one(old: int, new: int, name: str) -> None:
             return
 
 
-def _make(theirs: Way, directory: str) -> None:
-    """Make a directory of the mirror where it is missing."""
+def make_missing(theirs: Way, directory: str) -> None:
+    """Make a directory of the mirror, and those above it, where they are missing.
+
+    Raises:
+        NotADirectoryError: something else stands on the way.
+    """
     parts = directory.split("/") if directory else []
     for depth in range(1, len(parts) + 1):
         parent = theirs.enter("/".join(parts[: depth - 1]))

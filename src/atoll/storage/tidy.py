@@ -120,7 +120,7 @@ def _drop_notes(volume: VolumeRoot) -> None:
     found = set(names(volume.staging))
     for name in found:
         old = OLD.fullmatch(name.removesuffix(".json"))
-        if old and name != old[0] and old[0] not in found and time.time_ns() - int(old[1]) > _QUIET_SECONDS * 1e9:
+        if old and name != old[0] and old[0] not in found:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=volume.staging)
 
