@@ -75,9 +75,6 @@ def test_processor_time_is_limited_to_what_the_type_names(atoll_home: Home, kern
     assert spin() < 0.45
 
 
-@pytest.mark.xfail(
-    strict=False, reason="where the worker itself is refused first, the rest stays at its limit for a while"
-)
 def test_a_fork_bomb_is_stopped_and_the_next_call_works(atoll_home: Home, kernel: frozenset[str]) -> None:
     """Processes that multiply are refused at the limit and are ended with their worker, whatever they do."""
     if "pids" not in kernel:

@@ -27,7 +27,8 @@ class Limiting:
     Args:
         limits: makes them.
         workers: those that live now; looked at, never changed.
-        on_spent: is told of a worker that was refused a process: what it has started may never end by itself.
+        on_spent: is told of a worker that was refused a process, or whose processes multiply faster than they can be
+            brought under its limit: what it has started may never end by itself.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Limiting:
         self._limits = limits
         self._workers = workers
         self._on_spent = on_spent
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._littered: dict[str, tuple[int, int]] = {}
 
     async def begin(self, worker: PoolWorker) -> None:
         """Put a worker that has just started under its limit."""
@@ -48,21 +51,28 @@ class Limiting:
             millicores=terms.millicores,
             processes=terms.processes,
         )
-        await asyncio.to_thread(_put_under, worker.limit, worker)
+        if not await asyncio.to_thread(_put_under, worker.limit, worker) and worker.id in self._workers:
+            self._on_spent(worker)
 
     def ended(self, worker: PoolWorker) -> None:
-        """End what a worker has left that ended before it came under its limit, where nobody else can have started
-        it: other workers without a limit adopt it."""
-        if worker.limit is None and not any(
-            one.limit is None and one.sandbox == worker.sandbox for one in self._workers.values() if one is not worker
-        ):
-            for _ in range(END_ROUNDS):
-                strays = self._limits.strays(worker.init, worker.agent)
-                for pid in strays:
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
-                if not strays:
-                    break
+        """End what a worker has left that is under no limit: what it started before it came under its own, and what
+        of that multiplied faster than it could be brought under it."""
+        self._littered[worker.sandbox] = (worker.init, worker.agent)
+        self._tidy(worker.sandbox)
+
+    def _tidy(self, sandbox: str) -> None:
+        """End the strays of a sandbox, unless another worker of it is under no limit: they may be that one's. What
+        still multiplies is ended at the next looks."""
+        if any(one.limit is None and one.sandbox == sandbox for one in self._workers.values()):
+            return
+        for _ in range(END_ROUNDS):
+            strays = self._limits.strays(*self._littered[sandbox])
+            for pid in strays:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            if not strays:
+                del self._littered[sandbox]
+                break
 
     async def watch(self) -> None:
         """Look at every worker about ten times a second; runs until cancelled."""
@@ -70,14 +80,21 @@ class Limiting:
             await asyncio.sleep(LOOK_SECONDS)
             for worker in list(self._workers.values()):
                 if worker.pid and worker.limit is None:
-                    await self.begin(worker)
+                    # Not waited for: with processes that multiply it takes long, and they are to be noticed meanwhile.
+                    beginning = asyncio.create_task(self.begin(worker))
+                    self._beginning.add(beginning)
+                    beginning.add_done_callback(self._beginning.discard)
             self._limits.poll()
+            for sandbox in list(self._littered):
+                self._tidy(sandbox)
             for worker in list(self._workers.values()):
                 if worker.limit is not None and worker.limit.refused():
                     self._on_spent(worker)
 
 
-def _put_under(limit: Limit, worker: PoolWorker) -> None:
+def _put_under(limit: Limit, worker: PoolWorker) -> bool:
+    """Return whether all that the worker has started is under its limit: what is not multiplies."""
     with contextlib.suppress(OSError):  # one that has ended meanwhile needs no limit
         limit.add(worker.pid)
-        limit.adopt(worker.init, worker.agent)
+        return limit.adopt(worker.init, worker.agent)
+    return True

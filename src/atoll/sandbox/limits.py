@@ -19,7 +19,7 @@ from atoll.sandbox.watchdog import Watchdog, children, session, started_at
 from atoll.settings import Settings
 
 _RECORD = "cgroups"
-_ADD_ROUNDS = 100
+_ADD_ROUNDS = 20
 
 
 class _Enforcer(Protocol):
@@ -55,15 +55,24 @@ class Limit:
             else:
                 break
 
-    def adopt(self, init: int, agent: int) -> None:
-        """Put those under the limit whose parents have ended and that are under no limit: children of `init`, the
-        first process of a sandbox, other than its agent. May be called from another thread."""
+    def adopt(self, init: int, agent: int) -> bool:
+        """Put what has been started without a limit, and whose parents have ended, under this one.
+
+        May be called from another thread.
+
+        Args:
+            init, agent: the first process of a sandbox, to which such processes fall, and its agent, which is not one.
+
+        Returns:
+            whether none is left; what multiplies may be faster.
+        """
         for _ in range(_ADD_ROUNDS):
             strays = self._owner.strays(init, agent)
             for pid in strays:
                 self.add(pid)
             if not strays:
-                break
+                return True
+        return False
 
     def memory_bytes(self) -> int:
         """Return what the processes use together now."""
