@@ -30,7 +30,7 @@ from typing import Any
 from atoll.errors import SnapshotError
 from atoll.storage import filesystem
 from atoll.storage.contents import new_file
-from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot
+from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, open_below
 from atoll.storage.locks import holding
 from atoll.storage.snapshots import COPY, Snapshot, check_name, read_snapshot
 from atoll.storage.stamps import StampReader
@@ -111,14 +111,7 @@ class Archive:
         Raises:
             OSError: it is not there.
         """
-        opened = os.open(name, OPEN_DIRECTORY, dir_fd=self.trees)
-        for part in below.split("/") if below else ():
-            try:
-                deeper = os.open(part, OPEN_DIRECTORY, dir_fd=opened)
-            finally:
-                os.close(opened)
-            opened = deeper
-        return opened
+        return open_below(self.trees, f"{name}/{below}" if below else name)
 
     def stamps(self, name: str, below: str = "") -> StampReader:
         """Read the stamps that the live files had, of a directory in a snapshot."""

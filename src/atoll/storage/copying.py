@@ -19,6 +19,7 @@ from typing import Any
 from atoll.storage import filesystem
 from atoll.storage.arrival import arrive
 from atoll.storage.contents import new_file
+from atoll.storage.extents import copy_content
 from atoll.storage.files import opened
 from atoll.storage.filesystem import OPEN_DIRECTORY, Place, VolumeRoot, locate
 from atoll.storage.gate import Gate
@@ -30,9 +31,7 @@ from atoll.wire.channel import Channel
 MAX_DEPTH = 250
 """Levels of directories that a copy takes: each one is open, twice, while what is below it is copied."""
 REPORT_SECONDS = 0.1
-_PIECE_BYTES = 64 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.ETXTBSY, errno.EPERM}
 
 
 class Copying:
@@ -167,7 +166,7 @@ class Copying:
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.EINVAL, f"`{name}` is not an ordinary file")
             if not clone(source, target):
-                self._copy_content(source, target, info.st_size)
+                os.ftruncate(target, copy_content(source, target, info.st_size, self._report))
             os.fchmod(target, info.st_mode & MODE_BITS)
             os.utime(target, ns=(info.st_mtime_ns, info.st_mtime_ns))
             self._files += 1
@@ -175,42 +174,9 @@ class Copying:
         finally:
             os.close(source)
 
-    def _copy_content(self, source: int, target: int, size: int) -> None:
-        """Copy what is written of a file; holes stay holes."""
-        position = 0
-        while position < size:
-            try:
-                begin = os.lseek(source, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # a hole up to the end
-                    break
-                raise
-            position = begin
-            end = os.lseek(source, begin, os.SEEK_HOLE)
-            while position < end:
-                count = _copy_range(source, target, min(end - position, _PIECE_BYTES), position)
-                if not count:
-                    size = end = position  # the file was cut meanwhile
-                    break
-                position += count
-                self._report(count)
-        os.ftruncate(target, size)
-
     def _report(self, count: int) -> None:
         self._bytes += count
         now = time.monotonic()
         if now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._channel.send({"type": "progress", "files": self._files, "bytes": self._bytes})
-
-
-def _copy_range(source: int, target: int, count: int, position: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, position, position)
-    except OSError as error:
-        if error.errno not in _CANNOT:
-            raise
-    content = os.pread(source, min(count, 1 << 20), position)
-    os.lseek(target, position, os.SEEK_SET)
-    filesystem.write_all(target, content)
-    return len(content)

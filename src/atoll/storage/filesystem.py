@@ -282,6 +282,22 @@ def _leads_out(path: str) -> PermissionError:
     return PermissionError(errno.EPERM, "a symlink on the way leads out of `/data`", path)
 
 
+def open_below(directory: int, path: str) -> int:
+    """Open a directory below another, one component at a time, so that no symlink is followed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    here = os.dup(directory)
+    for name in path.split("/") if path else ():
+        try:
+            below = os.open(name, OPEN_DIRECTORY, dir_fd=here)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
 def exchange(old_parent: int, old: str, new_parent: int, new: str) -> None:
     """Swap two names of one file system in one step (renameat2, Linux 3.15).
 
@@ -389,26 +405,51 @@ def make_writable(parent: int, name: str) -> None:
         os.close(descriptor)
 
 
-def remove_tree(parent: int, name: str) -> None:
+class Removing:
+    """How `remove_tree` takes away each name; a subclass may do it at a pace of its own."""
+
+    def file(self, parent: int, name: str) -> bool:
+        """Remove a file; return False where it is a directory, which is left.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        try:
+            os.unlink(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+            return False
+        return True
+
+    def directory(self, parent: int, name: str) -> None:
+        """Remove an empty directory.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        os.rmdir(name, dir_fd=parent)
+
+
+def remove_tree(parent: int, name: str, removing: Removing | None = None) -> None:
     """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
 
-    `parent` must be private to peers (`staging`): directories that are nested too deeply are moved up into it.
+    Args:
+        parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
+        removing: takes away each name; as fast as it goes by default.
+
+    Raises:
+        OSError: something cannot be removed.
     """
     pending = [name]
     while pending:
-        _remove(parent, pending.pop(), parent, pending, 0)
+        _remove(parent, pending.pop(), parent, pending, 0, removing or Removing())
 
 
-def _remove(parent: int, name: str, top: int, pending: list[str], depth: int) -> None:
-    try:
-        os.unlink(name, dir_fd=parent)
-        return
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.EISDIR, errno.EPERM):
-            raise
+def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, removing: Removing) -> None:
     with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+        if removing.file(parent, name):
+            return
         make_writable(parent, name)
         if depth >= _MAX_DEPTH:
             moved = f"trash-{secrets.token_hex(8)}"
@@ -418,10 +459,10 @@ def _remove(parent: int, name: str, top: int, pending: list[str], depth: int) ->
         descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
         try:
             for below in os.listdir(descriptor):
-                _remove(descriptor, below, top, pending, depth + 1)
+                _remove(descriptor, below, top, pending, depth + 1, removing)
         finally:
             os.close(descriptor)
-        os.rmdir(name, dir_fd=parent)
+        removing.directory(parent, name)
 
 
 _HINTS = {

@@ -17,13 +17,12 @@ from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.chunks import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.digest import DIGEST_BYTES, Hasher, digest_of, maker
-from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot, open_below
 from atoll.storage.index import FINE_CLOCK_NS, settled
 from atoll.storage.large import LargeFile, ReadBack
 from atoll.storage.placement import QUICK_SECONDS
 from atoll.storage.plan import Plan
 from atoll.storage.scan import ROW, Scan
-from atoll.storage.standing import open_below
 from atoll.storage.steps import reached
 from atoll.storage.tree import FILE, Entry, Tree, parent_of, printable
 

@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable
 
 from atoll.storage import filesystem
-from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.rescue import Origin
 from atoll.storage.steps import reached
 
 OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
 _FULL_PER_CENT = 10
-_MAX_DEPTH = 100
 
 
 def old_name() -> str:
@@ -84,39 +83,21 @@ class Pace:
                 self._wait(self._pause_seconds)
 
 
-def remove_slowly(parent: int, name: str, pace: Pace) -> None:
-    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
+class Slowly(filesystem.Removing):
+    """Removes at a pace."""
 
-    Args:
-        parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
 
-    Raises:
-        OSError: something cannot be removed.
-    """
-    pending = [name]
-    while pending:
-        _remove(parent, pending.pop(), parent, pending, 0, pace)
-
-
-def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, pace: Pace) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+    def file(self, parent: int, name: str) -> bool:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if not stat.S_ISDIR(found.st_mode):
-            os.unlink(name, dir_fd=parent)
-            reached("unlinked")
-            pace.freed(parent, last=found.st_nlink == 1)
-            return
-        filesystem.make_writable(parent, name)
-        if depth >= _MAX_DEPTH:
-            moved = f"trash-{secrets.token_hex(8)}"
-            os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-            pending.append(moved)
-            return
-        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-        try:
-            for below in os.listdir(descriptor):
-                _remove(descriptor, below, top, pending, depth + 1, pace)
-        finally:
-            os.close(descriptor)
-        os.rmdir(name, dir_fd=parent)
-        pace.freed(parent, last=True)
+        if stat.S_ISDIR(found.st_mode):
+            return False
+        os.unlink(name, dir_fd=parent)
+        reached("unlinked")
+        self._pace.freed(parent, last=found.st_nlink == 1)
+        return True
+
+    def directory(self, parent: int, name: str) -> None:
+        super().directory(parent, name)
+        self._pace.freed(parent, last=True)

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Mapping
 
 from atoll.storage.digest import UNKNOWN, Hasher, maker
-from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot, write_all
+from atoll.storage.filesystem import VolumeRoot, open_below, write_all
 from atoll.storage.index import Difference, Index, compare, decode, encode, index_of, settled
 from atoll.storage.scan import ROW, Scan
 from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, Tree, parent_of
@@ -169,22 +169,6 @@ def hash_below(directory: int, path: str, size: int, algorithm: str) -> bytes:
     finally:
         os.close(descriptor)
     return hasher.digest()
-
-
-def open_below(directory: int, path: str) -> int:
-    """Open a directory below another, one component at a time, so that no symlink is followed.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    here = os.dup(directory)
-    for name in path.split("/") if path else ():
-        try:
-            below = os.open(name, OPEN_DIRECTORY, dir_fd=here)
-        finally:
-            os.close(here)
-        here = below
-    return here
 
 
 def index_after(

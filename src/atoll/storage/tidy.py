@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from atoll.storage import recovery
-from atoll.storage.filesystem import VolumeRoot, exists, move, names
+from atoll.storage.filesystem import VolumeRoot, exists, move, names, remove_tree
 from atoll.storage.locks import holding
-from atoll.storage.removal import OLD, Pace, remove_slowly
+from atoll.storage.removal import OLD, Pace, Slowly
 from atoll.storage.rescue import note_name, rescue
 
 ABANDONED_SECONDS = 24 * 3600.0
@@ -127,7 +127,7 @@ def _drop_notes(volume: VolumeRoot) -> None:
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
     with contextlib.suppress(FileNotFoundError, OSError):  # another peer may be at it; the rest is for the next time
-        remove_slowly(volume.staging, name, pace)
+        remove_tree(volume.staging, name, Slowly(pace))
 
 
 def _drop_abandoned(volume: VolumeRoot, name: str) -> None:

@@ -25,7 +25,8 @@ from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage import reflink
-from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, write_all
+from atoll.storage.extents import copy_content
+from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE
 from atoll.storage.snapshots import COPY, JUICEFS, REFLINK
 from atoll.storage.tree import MODE_BITS, printable
 
@@ -36,12 +37,10 @@ MAX_DEPTH = 300
 """How deep directories may be nested: each level takes three descriptors, and a process may have 1,024."""
 
 _ATTEMPTS = 3
-_COPY_BYTES = 64 << 20
 _COMPARE_BYTES = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-_NO_OFFLOAD = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
 def stamp_of(info: os.stat_result) -> Stamp:
@@ -339,6 +338,7 @@ class TreeCopy:
             cloned = self._way == REFLINK and reflink.clone(source, target)
             if not cloned:
                 copy_content(source, target, info.st_size)
+                os.ftruncate(target, info.st_size)
             for key, value in attributes.items():
                 os.setxattr(target, key, value)
             os.fchmod(target, info.st_mode & MODE_BITS)
@@ -403,41 +403,6 @@ def _open_locked(parent: int, name: str) -> int:
             os.chmod(f"/proc/self/fd/{place}", mode & MODE_BITS)
     finally:
         os.close(place)
-
-
-def copy_content(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes, inside the kernel where it can; holes stay holes."""
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
-            end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                break
-            start, end = offset, size
-        while start < end:
-            done = _copy_piece(source, target, start, min(end - start, _COPY_BYTES))
-            if not done:
-                break
-            start += done
-        if start >= size or start < end:  # complete, or cut short meanwhile
-            break
-        offset = end
-    if os.fstat(target).st_size != size:
-        os.ftruncate(target, size)
-
-
-def _copy_piece(source: int, target: int, offset: int, length: int) -> int:
-    try:
-        return os.copy_file_range(source, target, length, offset, offset)
-    except OSError as error:
-        if error.errno not in _NO_OFFLOAD:
-            raise
-    content = os.pread(source, min(length, _COMPARE_BYTES), offset)
-    os.lseek(target, offset, os.SEEK_SET)
-    write_all(target, content)
-    return len(content)
 
 
 def same_content(one: int, other: int) -> bool:
