@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, locate
@@ -133,15 +135,18 @@ def _written(tree: int, moment_ns: int) -> list[str]:
     return found
 
 
+@functools.cache
+def _statx() -> Any:
+    """Return the C library's call, looked up once for all files of a tree; None where it has none."""
+    return getattr(ctypes.CDLL(None), "statx", None)
+
+
 def _born_ns(parent: int, path: str) -> int:
     """Return when a file was made; 0 where the file system does not know."""
     name = os.fsencode(path.rpartition("/")[2])
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    try:
-        call = ctypes.CDLL(None).statx
-    except AttributeError:
-        return 0
-    if call(parent, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer) != 0:
+    statx = _statx()
+    if statx is None or statx(parent, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer) != 0:
         return 0
     (mask,) = struct.unpack_from("=I", buffer.raw)
     seconds, nanoseconds = struct.unpack_from("=qI", buffer.raw, _BTIME_AT)

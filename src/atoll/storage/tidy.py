@@ -126,7 +126,7 @@ def _drop_notes(volume: VolumeRoot) -> None:
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
-    with contextlib.suppress(FileNotFoundError, OSError):  # another peer may be at it; the rest is for the next time
+    with contextlib.suppress(OSError):  # another peer may be at it; the rest is for the next time
         remove_tree(volume.staging, name, Slowly(pace))
 
 
