@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from copiers import TOOLS, find_tool
+from copiers import find_tool
 from table import Comparison, Samples, say
 
 AIM = 0.98
 MOUNTED = "/tools"
+SEEN = ("/usr/", "/bin/")
+"""Where a function sees the machine's own programs; one from elsewhere is mounted with the directory above its own."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,10 @@ def measure(home: Path, rounds: int, tiny: bool) -> tuple[list[Comparison], str]
 
     outside = home / "volumes" / "local" / "data"
     program = find_tool("fio")
-    unpacked = program is not None and program.startswith(str(TOOLS))
-    within = f"{MOUNTED}/bin/fio" if unpacked else program
-    mounts = {MOUNTED: str(TOOLS)} if unpacked else {}
+    within, mounts = program, {}
+    if program is not None and not program.startswith(SEEN):
+        place = Path(program)
+        within, mounts = f"{MOUNTED}/{place.parent.name}/{place.name}", {MOUNTED: str(place.parents[1])}
     run: Callable[..., float] = stand_in if program is None else fio
     function: Any = isolated(keep_alive=600, mounts=mounts)(run)
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated
+from atoll.host.lease import LocalLease
 from atoll.sdk.future import CallFuture
 
 from ..conftest import Home
@@ -105,11 +106,32 @@ def test_a_call_that_failed_has_a_record_and_its_output(shared_home: Home, how: 
     call = id_of(lambda: talk(how))
     record = wait_record(shared_home, call)
     assert (record["outcome"], record["error"]) == (outcome, error)
+    deadline = time.monotonic() + WAIT_SECONDS
     while "to stdout\n" not in (shown := shared_home.atoll("logs", call).stdout):
+        assert time.monotonic() < deadline, shown
         time.sleep(0.05)  # the caller's tape comes a moment after the worker's record
     assert "to stderr\n" in shown
     assert error in shown
     assert call in [one["call"] for one in calls(shared_home, "--outcome", outcome, "--since", "10min")]
+
+
+def test_what_a_caller_reads_after_its_worker_ended_is_kept(shared_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that reads the last output only when the daemon has ended the lease still has it in the log."""
+    keep = LocalLease._keep
+
+    def keep_late(lease: LocalLease, data: bytes) -> None:
+        ended = select.poll()
+        ended.register(lease._control, select.POLLIN)
+        assert ended.poll(1000 * WAIT_SECONDS)
+        keep(lease, data)
+
+    monkeypatch.setattr(LocalLease, "_keep", keep_late)
+    call = id_of(lambda: talk("die"))
+    wait_record(shared_home, call)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while "to stderr\n" not in (shown := shared_home.atoll("logs", call).stdout):
+        assert time.monotonic() < deadline, shown
+    assert "to stdout\n" in shown
 
 
 def test_a_good_call_before_a_fatal_one_is_not_lost(shared_home: Home) -> None:

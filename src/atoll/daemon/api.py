@@ -39,6 +39,8 @@ HELLO_SECONDS = 10.0
 POSITION_SECONDS = 0.5
 LINGER_SECONDS = 1.0
 """How often to look whether a worker that has given a lease up has another one."""
+LAST_WORDS_SECONDS = 10.0
+"""How long a client may take to read what a worker that has ended had printed, and to close its connection."""
 MAX_STORAGE_PEERS = 4
 MAX_NESTED_STORAGE_PEERS = 32
 """How many storage peers the code in one worker may have open, and that in all workers together."""
@@ -212,25 +214,30 @@ class Connection:
     async def _hold(self, lease: Lease) -> None:
         """Keep the lease until the client leaves, kills the call, or the worker is gone."""
         message: asyncio.Future[Any] = asyncio.ensure_future(self._channel.receive())
+
+        async def heed(seconds: float | None, *others: asyncio.Future[Any]) -> None:
+            """Do what the client says next, if it says it in time."""
+            nonlocal message
+            await asyncio.wait({message, *others}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if message.done():
+                kind = message.result().type
+                if kind == "kill":
+                    self._daemon.pool.kill(lease)
+                elif kind == "tape":
+                    self._daemon.outputs.open(lease, self._peer.user, *self._channel.take_descriptors(1))
+                self._channel.drop_descriptors()
+                message = asyncio.ensure_future(self._channel.receive())
+
         try:
             while not lease.ended.done():
-                await asyncio.wait({lease.ended, message}, return_when=asyncio.FIRST_COMPLETED)
-                if message.done():
-                    kind = message.result().type
-                    if kind == "kill":
-                        self._daemon.pool.kill(lease)
-                    elif kind == "tape":
-                        self._daemon.outputs.open(lease, self._peer.user, *self._channel.take_descriptors(1))
-                    self._channel.drop_descriptors()
-                    message = asyncio.ensure_future(self._channel.receive())
+                await heed(None, lease.ended)
             await self._channel.send({"type": "ended", "error": lease.ended.result()})
             while self._daemon.pool.may_run(lease):  # the call has not ended because its worker says so
-                await asyncio.wait({message}, timeout=LINGER_SECONDS)
-                if message.done():
-                    if message.result().type == "kill":
-                        self._daemon.pool.kill(lease)
-                    self._channel.drop_descriptors()
-                    message = asyncio.ensure_future(self._channel.receive())
+                await heed(LINGER_SECONDS)
+            self._daemon.pool.release(lease)
+            deadline = time.monotonic() + LAST_WORDS_SECONDS
+            while time.monotonic() < deadline:  # what was printed last is in the pipes, which the client reads
+                await heed(deadline - time.monotonic())
         finally:
             message.cancel()
             await asyncio.gather(message, return_exceptions=True)
