@@ -105,10 +105,10 @@ class Atoll:
 
         sent, send = 0, Channel.send
 
-        def counted(self: Channel, header: dict[str, Any], buffers: Sequence[Any] = (), *more: Any) -> None:
+        def counted(self: Channel, header: dict[str, Any], buffers: Sequence[Any] = (), **more: Any) -> None:
             nonlocal sent
             sent += sum(memoryview(piece).nbytes for piece in encode(header, buffers))
-            send(self, header, buffers, *more)
+            send(self, header, buffers, **more)
 
         with unittest.mock.patch.object(Channel, "send", counted):
             self.copy(source, target)
