@@ -59,6 +59,26 @@ def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
     run(shared_home, "rm", "-r", "cli")
 
 
+def test_names_that_begin_like_options(shared_home: Home, tmp_path: Path) -> None:
+    """Behind `--` all are names, as with other programs; before it they are told from options."""
+    (tmp_path / "-dash").write_text("a dash\n")
+
+    def data(*arguments: str, status: int = 0) -> str:
+        done = shared_home.atoll("data", *arguments, cwd=tmp_path, check=False)
+        assert done.returncode == status, done.stderr
+        return done.stdout
+
+    data("put", "--", "-dash")
+    assert data("cat", "--", "-dash") == "a dash\n"
+    assert data("get", "--", "-dash", "-") == "a dash\n"
+    data("mv", "--", "-dash", "--moved")
+    data("put", "-dash", status=2)
+    data("rm", "--moved", status=2)
+    assert "--moved\n" in data("ls")
+    data("rm", "--", "--moved")
+    assert "--moved" not in data("ls")
+
+
 def test_directories_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
     """A directory is put and fetched whole, and merged into one that is there."""
     source = tmp_path / "tree"

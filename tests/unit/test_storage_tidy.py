@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage import removal
+from atoll.storage import removal, standing
 from atoll.storage.filesystem import VolumeRoot
+from atoll.storage.index import KEPT_SECONDS, Index
 from atoll.storage.removal import Pace
 from atoll.storage.tidy import clean, collect, worth_collecting
 
@@ -65,3 +66,17 @@ def test_a_sync_is_not_held_up_by_a_large_tree_that_was_left(
     collect(volume, 0, Pace(wait=pauses.append))
     assert leftovers(staging) == []
     assert pauses
+
+
+def test_indexes_of_targets_that_are_gone_go(volume: VolumeRoot, tmp_path: Path) -> None:
+    """One that no sync has read for months is worth collecting; reading renews one."""
+    staging, now = tmp_path / "staging", time.time_ns()
+    months_ago = time.time() - KEPT_SECONDS - 60
+    for key in ("used", "unused"):
+        standing.save(volume, key, Index("generation"))
+        os.utime(staging / f"index-{key}", (months_ago,) * 2)
+    assert worth_collecting(staging, now)
+    assert standing.load(volume, "used").generation == "generation"
+    collect(volume)
+    assert leftovers(staging) == ["index-used"]
+    assert not worth_collecting(staging, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
         if sources == ("-",):
             if into:
                 raise IsADirectoryError(f"`{printable(absolute(where))}` is a directory; name a file for stdin")
-            volume.write_bytes(where, _stdin())
+            with contextlib.closing(ProgressLine("uploading")) as progress:
+                volume.write_bytes(where, _stdin(progress))
             return 0
         if len(sources) > 1 and not into:
             raise NotADirectoryError(several(where))
@@ -105,9 +107,10 @@ def _local_name(path: str) -> str:
     return os.path.basename(os.path.realpath(path) if path.strip("./") == "" else path.rstrip("/"))
 
 
-def _stdin() -> Iterator[bytes]:
+def _stdin(progress: ProgressLine) -> Iterator[bytes]:
     while piece := sys.stdin.buffer.read(CHUNK_BYTES):
         yield piece
+        progress.advance(0, len(piece))
 
 
 def cp(*paths: _Paths, recursive: _Recursive = False) -> int:
@@ -134,12 +137,11 @@ def cp(*paths: _Paths, recursive: _Recursive = False) -> int:
 
 
 def _copy(volume: Volume, source: str, target: str) -> None:
-    progress = ProgressLine("copying")
-    if sys.stderr.isatty():
-        used = volume.usage(source)
-        progress.start(used.files, used.apparent_bytes)
-    volume.copy(source, target, progress.reach if sys.stderr.isatty() else None)
-    progress.close()
+    with contextlib.closing(ProgressLine("copying")) as progress:
+        if sys.stderr.isatty():
+            used = volume.usage(source)
+            progress.start(used.files, used.apparent_bytes)
+        volume.copy(source, target, progress.reach if sys.stderr.isatty() else None)
 
 
 def mv(

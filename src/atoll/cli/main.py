@@ -40,6 +40,10 @@ def run(arguments: list[str]) -> int:
     """Run a command; return its exit status. What goes wrong is printed to stderr."""
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest is the function's, `--help` too
+    if arguments[:1] == ["data"] and "--" in arguments:
+        end = arguments.index("--") + 1  # the rest is names, also those that begin like options
+        names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
+        arguments = [*arguments[:end], *names]
     if sys.stdout is None:  # closed by who started us: what is printed goes nowhere
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:

@@ -5,7 +5,8 @@ So where all four and the mode are those of the index, the content is the one wh
 indexes of a sync carry the same generation, made by chance for each: where client and peer find nothing changed since
 the same generation, the two trees are as that sync left them, and nothing travels.
 
-An index may be lost, damaged or removed at any time: it only makes syncs faster and sharper.
+An index may be lost, damaged or removed at any time: it only makes syncs faster and sharper. So each use of one renews
+it, and one that has not been used for `KEPT_SECONDS`, whose source or target is most likely gone, is removed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import secrets
 import struct
+import time
 from array import array
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ _CHANGED_AT = 3
 _UNSURE = -1
 FINE_CLOCK_NS = 20_000_000
 """Two ticks of the slowest kernel clock (100 Hz), by which file systems stamp changes."""
+KEPT_SECONDS = 90 * 24 * 3600.0
+"""How long an index that no sync uses is kept."""
 COARSE_CLOCK_NS = 2_000_000_000
 """The step of file systems that keep no fractions of a second (FAT has the widest)."""
 
@@ -229,11 +233,14 @@ def decode(data: bytes) -> Index:
 
 
 def load(path: Path) -> Index:
-    """Read an index; one that is missing or damaged is empty."""
+    """Read an index, and renew it; one that is missing or damaged is empty."""
     try:
-        return decode(path.read_bytes())
+        data = path.read_bytes()
     except OSError:
         return Index()
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return decode(data)
 
 
 def save(path: Path, index: Index) -> None:
@@ -242,7 +249,17 @@ def save(path: Path, index: Index) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.write_bytes(encode(index))
+        if not path.exists():  # a new source or target: the moment to look for those that are gone
+            _drop_unused(path.parent)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _drop_unused(directory: Path) -> None:
+    oldest = time.time() - KEPT_SECONDS
+    for found in directory.iterdir():
+        with contextlib.suppress(OSError):
+            if found.stat().st_mtime < oldest:
+                found.unlink()

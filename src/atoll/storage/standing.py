@@ -28,10 +28,11 @@ def name_of(key: str) -> str:
 
 
 def load(volume: VolumeRoot, key: str) -> Index:
-    """Read a target's index; one that is missing or damaged is empty."""
+    """Read a target's index, and renew it; one that is missing or damaged is empty."""
     try:
         descriptor = os.open(name_of(key), _READ, dir_fd=volume.staging)
         with os.fdopen(descriptor, "rb") as file:
+            os.utime(file.fileno())
             return decode(file.read())
     except OSError:
         return Index()

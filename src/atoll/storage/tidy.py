@@ -10,6 +10,7 @@ from pathlib import Path
 
 from atoll.storage import recovery
 from atoll.storage.filesystem import VolumeRoot, exists, move, names, remove_tree
+from atoll.storage.index import KEPT_SECONDS
 from atoll.storage.locks import holding
 from atoll.storage.removal import OLD, Pace, Slowly
 from atoll.storage.rescue import note_name, rescue
@@ -25,6 +26,7 @@ _AFTER_SECONDS = {
     "partial-": ABANDONED_SECONDS,
     "file-": _QUIET_SECONDS,
     "tree-": _QUIET_SECONDS,
+    "index-": KEPT_SECONDS,
 }
 
 _AT_ONCE = 500
@@ -78,6 +80,8 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
             _remove(volume, name, pace)
         elif name.startswith(("stage-", "partial-")):
             _drop_abandoned(volume, name)
+        elif name.startswith("index-"):
+            _drop_unused(volume, name)
     _drop_notes(volume)
     return removed
 
@@ -136,6 +140,12 @@ def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > ABANDONED_SECONDS:
                     volume.discard(volume.staging, name)
+
+
+def _drop_unused(volume: VolumeRoot, name: str) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > KEPT_SECONDS:
+            os.unlink(name, dir_fd=volume.staging)
 
 
 def _throw_away_unlocked(volume: VolumeRoot, name: str) -> None:

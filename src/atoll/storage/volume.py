@@ -223,13 +223,12 @@ class VolumeClient(ContentRequests, SnapshotRequests):
                 f"`{printable(local)}` is a {special_name(mode)}, which cannot be uploaded",
                 hint="write what it gives into a file, or pipe it to `atoll data put - TARGET`",
             )
-        with open(local, "rb") as file:
+        shown = contextlib.closing(progress) if progress is not None else contextlib.nullcontext()
+        with open(local, "rb") as file, shown:
             info = os.fstat(file.fileno())
             if progress is not None:
                 progress.start(1, info.st_size)
             self.write(path, _pieces(file, progress), mode=info.st_mode & 0o777, mtime_ns=info.st_mtime_ns)
-        if progress is not None:
-            progress.close()
 
     def get(self, path: str, local: str, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
