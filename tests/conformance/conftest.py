@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -38,17 +39,25 @@ class Place:
         made: IsolatedFunction[P, R] = isolated(host=self.host, **options)(function)
         return made
 
-    def program(self, path: Path, text: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Write and start a program of its own whose default host is this one; its three streams are pipes."""
-        path.write_text(text)
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def program(self, path: Path, text: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Write and start a program of its own whose default host is this one; its three streams are pipes.
+
+        It takes signals as from a terminal, also where who runs the tests ignores them, and has ended afterwards.
+        """
+        path.write_text(f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{text}")
+        with subprocess.Popen(
             [sys.executable, str(path), *arguments],
             cwd=path.parent,
             env={**os.environ, **self.variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        )
+        ) as run:
+            try:
+                yield run
+            finally:
+                run.kill()
 
 
 @pytest.fixture(scope="session", params=PLACES)
