@@ -20,12 +20,13 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.build import Builder, Stamps, changed, copy_file, make_symlink
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRoot
+from atoll.storage.inodes import pack_inodes
 from atoll.storage.plan import Plan, check_fits
 from atoll.storage.receive import Reception
 from atoll.storage.recovery import Record, forget, read_record, settle
@@ -181,8 +182,9 @@ class Stage:
                     if entry.kind == DIRECTORY and not entry.mode & 0o200:
                         record.after.append((scope.path, entry.mode, entry.mtime_ns))
                 if scope.rebuilt and self._plan.keeps:
-                    below = len(scope.path) + 1 if scope.path else 0
-                    record.drop = [path[below:] for path in self._plan.drop if is_within(path, scope.path)]
+                    record.drop = self._dropped(scope.path)
+                if scope.rebuilt:
+                    record.inodes = pack_inodes(built.inodes)
                 record.before = self._to_lend(holder, scope.path, found)
             reached("built")
             descriptor = record.write(volume, self._key)
@@ -193,7 +195,7 @@ class Stage:
             reached("synced")
             if scope.path is not None:
                 self._switch_over(record, holder, name)
-            if not settle(volume, self._key, record, built.linked):
+            if not settle(volume, self._key, record, built.inodes):
                 raise changed("something")
             return self._stamps(built.stamps, put, holder, name)
 
@@ -233,7 +235,7 @@ class Stage:
         finally:
             if old is not None:
                 os.close(old)
-        built.take(builder, tree, changes, copies)
+        built.take(builder, tree, changes, copies, self._dropped(path) if self._scope.rebuilt else ())
 
     def _below(self, path: str, put: Tree) -> Tree:
         """Return the new tree of the scope, relative to it."""
@@ -248,6 +250,11 @@ class Stage:
             }
         tree.update((item[start:], entry) for item, entry in put.items() if is_within(item, path))
         return tree
+
+    def _dropped(self, path: str) -> list[str]:
+        """Return what goes below the scope, relative to it."""
+        start = len(path) + 1 if path else 0
+        return [item[start:] for item in self._plan.drop if is_within(item, path)]
 
     def _take(self, path: str) -> None:
         """Move what was received for the scope to `switch-KEY`."""
@@ -366,7 +373,7 @@ class _Built:
         root: the directory, open; -1 where it is none.
         whole: whether the whole file system is to be made durable rather than single files.
         stamps: of what was linked or copied into it.
-        linked: the inodes of what was linked.
+        inodes: what will be known of the old tree (`storage.inodes`).
     """
 
     def __init__(self, staging: int, name: str) -> None:
@@ -375,7 +382,7 @@ class _Built:
         self.root = -1
         self.whole = False
         self.stamps: Stamps = {}
-        self.linked: dict[str, int] = {}
+        self.inodes: dict[str, int] = {}
         self._files: list[str] = []
         self._directories: list[str] = []
 
@@ -388,11 +395,14 @@ class _Built:
         """Make it a copy of the file that stands at the scope, which has this modification time."""
         copy_file(holder, self._staging, name, entry, mtime_ns, self._name)
 
-    def take(self, builder: Builder, tree: Tree, changes: set[str], copies: Mapping[str, int]) -> None:
-        """Remember what must be made durable of a directory."""
+    def take(
+        self, builder: Builder, tree: Tree, changes: set[str], copies: Mapping[str, int], dropped: Iterable[str]
+    ) -> None:
+        """Remember what must be made durable of a directory, and which inodes it shares with the one that stands."""
         self.stamps = builder.stamps
         copied = set(builder.copied)
-        self.linked = {path: inode for path, (_, inode) in self.stamps.items() if path not in copied}
+        self.inodes = dict.fromkeys([*dropped, *tree], 0)
+        self.inodes.update((path, inode) for path, (_, inode) in self.stamps.items() if path not in copied)
         self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]
         received = (path for path in changes if tree[path].kind == FILE and path not in copies)
         self._files = [*received, *builder.copied]

@@ -95,7 +95,7 @@ class Copying:
             self._arrive(name, header)
 
     def _copy_symlink(self, place: Place, header: dict[str, Any]) -> None:
-        name = self._volume.temporary_name("trash")
+        name = self._volume.temporary_name("new")
         os.symlink(os.readlink(place.name, dir_fd=place.parent), name, dir_fd=self._volume.staging)
         try:
             self._arrive(name, header)

@@ -119,7 +119,7 @@ class VolumeRoot:
         """
         best, best_seconds = "", 0.0
         for _ in range(_DRAWS if parent is None else _DRAWS_BELOW):
-            drawn = self.temporary_name("trash")
+            drawn = self.temporary_name("new")
             os.mkdir(drawn, 0o700, dir_fd=self.staging)
             seconds = seconds_for_a_file(self.staging, drawn)
             if not best or seconds < best_seconds:
@@ -130,10 +130,7 @@ class VolumeRoot:
             if best_seconds < QUICK_SECONDS:
                 break
         target = self.staging if parent is None else parent
-        try:
-            os.rename(best, name, src_dir_fd=self.staging, dst_dir_fd=target)
-        except FileNotFoundError:  # another peer has taken it for what it is called
-            os.mkdir(name, 0o700, dir_fd=target)
+        os.rename(best, name, src_dir_fd=self.staging, dst_dir_fd=target)
 
     def discard(self, parent: int, name: str) -> None:
         """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
+from atoll.storage.inodes import pack_inodes, unpack_inodes
 from atoll.storage.locks import alone
 from atoll.storage.removal import retire
 from atoll.storage.rescue import Origin, make_missing
@@ -52,6 +53,7 @@ class Record:
         aside: name in staging of the old side, where the file system cannot exchange.
         since_ns: since when what is written to the old tree counts as late, where names are kept: when it was scanned;
             else 0.
+        inodes: what is known of the old tree, where the scope is a directory that was rebuilt (`storage.inodes`).
         generation: nanoseconds since the epoch.
     """
 
@@ -65,6 +67,7 @@ class Record:
     drop: list[str] | None = None
     aside: str = ""
     since_ns: int = 0
+    inodes: str = ""
     generation: int = field(default_factory=time.time_ns)
 
     def write(self, volume: VolumeRoot, key: str) -> int:
@@ -85,7 +88,9 @@ def read_record(volume: VolumeRoot, key: str) -> Record | None:
         descriptor = os.open(f"record-{key}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
         with os.fdopen(descriptor, "rb") as file:
             data: dict[str, Any] = json.loads(file.read(_MAX_RECORD_BYTES))
-        return Record(**data)
+        record = Record(**data)
+        unpack_inodes(record.inodes)
+        return record
     except (OSError, ValueError, TypeError):
         return None
 
@@ -126,11 +131,11 @@ def clean(volume: VolumeRoot) -> None:
                         recover(volume, key)
 
 
-def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] | None = None) -> bool:
+def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] | None = None) -> bool:
     """Find out which side has won, do what is left to do, and forget the record; the target's lock is held.
 
     Args:
-        linked: the inodes of the new tree's files that are links into the old, by path, where they are known.
+        inodes: those of the record, in the course of the sync itself; updated.
 
     Returns:
         whether the new side has won.
@@ -139,6 +144,9 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
         OSError: something cannot be done; `recover` will try again.
     """
     switch, began_ns = f"switch-{key}", time.time_ns()
+    # After a crash the moment of the exchange is not known, only one before it.
+    moment_ns = began_ns if inodes is not None else record.generation
+    inodes = unpack_inodes(record.inodes) if inodes is None else inodes
     with _Target(volume, record) as target:
         if record.scope is None:
             won = target.root is not None
@@ -149,18 +157,17 @@ def settle(volume: VolumeRoot, key: str, record: Record, linked: dict[str, int] 
             won = target.found != record.old if gone else record.new != _inode(volume.staging, switch)
         reached("won" if won else "lost")
         if won:
-            _carry_over(volume, switch, record, target, linked)
+            _carry_over(volume, switch, record, target, inodes)
             target.set_in_place(record.after)
         else:
             target.put_back(record.before)
         target.sync()
         if won:  # who was just about to make a file in the old tree has made it by now
-            _carry_over(volume, switch, record, target, linked)
+            _carry_over(volume, switch, record, target, inodes)
         reached("settled")
     if won:
-        # After a crash the moment of the exchange is not known, only one before it.
-        moment_ns = began_ns if linked is not None else record.generation
-        _retire(volume, switch, record, record.since_ns or moment_ns)
+        origin = Origin(record.target, record.scope or "", record.since_ns or moment_ns, pack_inodes(inodes))
+        _retire(volume, key, record, origin)
         volume.discard(volume.staging, f"stage-{key}")  # the directories above what was received
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
@@ -180,7 +187,8 @@ def _complete(volume: VolumeRoot, record: Record, switch: str, target: _Target) 
     return True
 
 
-def _retire(volume: VolumeRoot, switch: str, record: Record, moment_ns: int) -> None:
+def _retire(volume: VolumeRoot, key: str, record: Record, origin: Origin) -> None:
+    switch = f"switch-{key}"
     try:
         found = os.stat(switch, dir_fd=volume.staging, follow_symlinks=False)
     except FileNotFoundError:
@@ -190,7 +198,7 @@ def _retire(volume: VolumeRoot, switch: str, record: Record, moment_ns: int) -> 
     elif found.st_ino == record.new:
         volume.discard(volume.staging, switch)
     else:
-        retire(volume, switch, Origin(record.target, record.scope or "", moment_ns))
+        retire(volume, switch, origin, f"record-{key}")
 
 
 def _inode(parent: int, name: str) -> int | None:
@@ -280,11 +288,9 @@ class _Target:
             filesystem.sync_filesystem(self._staging)
 
 
-def _carry_over(
-    volume: VolumeRoot, switch: str, record: Record, target: _Target, linked: dict[str, int] | None
-) -> None:
+def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target, inodes: dict[str, int]) -> None:
     """Bring along what appeared in the old tree after it was scanned, and what was replaced there: where names are
-    kept it could be one of those."""
+    kept it could be one of those. What the new tree has had and has no more, a function has removed: it stays so."""
     side = record.aside or switch
     if record.drop is None or _inode(volume.staging, side) != record.old:
         return
@@ -294,19 +300,20 @@ def _carry_over(
     try:
         old = os.open(side, OPEN_PLACE, dir_fd=volume.staging)
         try:
-            _bring(old, new, frozenset(record.drop), linked)
+            _bring(volume, old, new, frozenset(record.drop), inodes)
         finally:
             os.close(old)
     finally:
         os.close(new)
 
 
-def _bring(old: int, new: int, dropped: frozenset[str], linked: dict[str, int] | None) -> None:
+def _bring(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], inodes: dict[str, int]) -> None:
     scan = scan_target(old)
     late: Tree = scan.tree
     with Way(old) as ours, Way(new) as theirs:
         for path, entry in late.items():
-            if not path or path in dropped:
+            inode, had = scan.stamps.get(path, (0, 0))[1], inodes.get(path)
+            if not path or path in dropped or had == 0 or (had is not None and had == inode):
                 continue
             name = path.rpartition("/")[2]
             with contextlib.suppress(OSError):  # `rescue` tries again what cannot be brought along now
@@ -316,28 +323,34 @@ def _bring(old: int, new: int, dropped: frozenset[str], linked: dict[str, int] |
                 there = None
                 with contextlib.suppress(FileNotFoundError):
                     there = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if there is None or _was_replaced(path, entry.mtime_ns, scan.stamps.get(path), there, linked):
+                replaced = there is not None and there.st_ino == had
+                if replaced or (had is None and there is None):
                     holder = os.fstat(parent)
-                    _bring_one(ours.enter(parent_of(path)), parent, name, entry.kind == DIRECTORY, entry.mode, there)
+                    if entry.kind == DIRECTORY:
+                        os.mkdir(name, entry.mode, dir_fd=parent)
+                    else:
+                        _link(volume, ours.enter(parent_of(path)), parent, name, had)
                     os.utime(f"/proc/self/fd/{parent}", ns=(holder.st_atime_ns, holder.st_mtime_ns))
                     reached("carried over", path=path)
+                if replaced or had is not None or there is None:
+                    inodes[path] = inode
 
 
-def _was_replaced(
-    path: str, mtime_ns: int, stamp: tuple[int, int] | None, there: os.stat_result, linked: dict[str, int] | None
-) -> bool:
-    """Whether a file of the old tree is another than the one that was linked into the new tree, and newer."""
-    if stamp is None or not stat.S_ISREG(there.st_mode) or stamp[1] == there.st_ino:
-        return False
-    if linked is not None:
-        return linked.get(path) == there.st_ino
-    return mtime_ns > there.st_mtime_ns
-
-
-def _bring_one(old: int, new: int, name: str, directory: bool, mode: int, there: os.stat_result | None) -> None:
-    if directory:
-        os.mkdir(name, mode, dir_fd=new)
+def _link(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) -> None:
+    """Link a file of the old tree into the new one, in one step where it replaces the one that has this inode."""
+    if had is None:
+        os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
         return
-    if there is not None:
-        os.unlink(name, dir_fd=new)
-    os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
+    staging, link = volume.staging, volume.temporary_name("new")
+    os.link(name, link, src_dir_fd=old, dst_dir_fd=staging, follow_symlinks=False)
+    try:
+        filesystem.exchange(staging, link, new, name)
+        if _inode(staging, link) != had:  # a function has put another one there, just now: that one counts
+            filesystem.exchange(staging, link, new, name)
+    except OSError as error:
+        if error.errno not in filesystem.NO_EXCHANGE:
+            raise
+        os.rename(link, name, src_dir_fd=staging, dst_dir_fd=new)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link, dir_fd=staging)

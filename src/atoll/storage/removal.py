@@ -9,7 +9,6 @@ live on, and those are quick to remove. Where the disk is nearly full, room is m
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ from collections.abc import Callable
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.rescue import Origin
+from atoll.storage.rescue import Origin, note_name
 from atoll.storage.steps import reached
 
 OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
@@ -31,17 +30,29 @@ def old_name() -> str:
     return f"old-{time.time_ns()}-{secrets.token_hex(4)}"
 
 
-def retire(volume: VolumeRoot, name: str, origin: Origin | None = None) -> None:
+def retire(volume: VolumeRoot, name: str, origin: Origin | None = None, record: str = "") -> None:
     """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone.
 
     Args:
         origin: where it was, for what functions will still write into it.
+        record: a file of `staging` that can stand for it where the disk has no room for another one.
+
+    Raises:
+        OSError: the note of its origin cannot be kept; the tree stays where it is.
     """
-    old = old_name()
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(name, old, src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
-        if origin is not None:
+    old, staging = old_name(), volume.staging
+    if origin is not None:
+        try:
             origin.note(volume, old)
+        except OSError:
+            os.link(record, note_name(old), src_dir_fd=staging, dst_dir_fd=staging)
+        reached("noted")
+    try:
+        os.rename(name, old, src_dir_fd=staging, dst_dir_fd=staging)
+    except FileNotFoundError:
+        if origin is not None:
+            os.unlink(note_name(old), dir_fd=staging)
+    else:
         reached("retired")
 
 

@@ -6,8 +6,10 @@ ended, and before the tree is removed, what was made or rewritten in it since it
 is now, under its own name where that is free, else beside what has it (`NAME.replaced-TIME`): nothing is overwritten,
 and the next sync treats it as whatever a function writes there.
 
-Which files these are their time of birth tells, or their modification time; both are compared with the moment of the
-exchange. What a function has moved in from elsewhere in `/data` without writing it, and empty directories, stay out.
+Which files these are the note beside the tree tells: it knows the inodes that stood there when it was replaced. A file
+that the mirror has had since is left to the mirror, whatever became of it there. One at a path where another or none
+stood came later, as did what was written after the switch into a file that the mirror does not share: that its
+modification time or its time of birth tells. Empty directories stay out, and all where no mirror is any more.
 """
 
 from __future__ import annotations
@@ -22,18 +24,19 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, locate
+from atoll.storage.inodes import unpack_inodes
 from atoll.storage.locks import alone, target_key
 from atoll.storage.scan import ROW, scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import check_path, parent_of
 from atoll.storage.way import Way
 
-_MAX_NOTE_BYTES = 1 << 20
+_MAX_NOTE_BYTES = 1 << 30
 _LONGEST_NAME = 200
 _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, _STATX_BYTES, _BTIME_AT = 0x100, 0x800, 256, 80  # linux/stat.h
 
@@ -46,22 +49,46 @@ class Origin:
         target: the mirror's resolved path, relative to the volume's root.
         scope: what was replaced, relative to it.
         moment_ns: when, nanoseconds since the epoch.
+        inodes: what is known of the tree (`storage.inodes`); empty where nothing is.
     """
 
     target: str
     scope: str
     moment_ns: int
+    inodes: str = ""
 
     def note(self, volume: VolumeRoot, old: str) -> None:
-        """Keep it beside the tree; without it the tree is removed as it is."""
-        with contextlib.suppress(OSError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(note_name(old), flags, 0o600, dir_fd=volume.staging)
-            try:
-                data = {"target": self.target, "scope": self.scope, "moment_ns": self.moment_ns}
-                filesystem.write_all(descriptor, json.dumps(data).encode("ascii"))
-            finally:
-                os.close(descriptor)
+        """Keep it beside the tree; without it the tree is removed as it is.
+
+        Raises:
+            OSError: it cannot be written; nothing is left of it.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(note_name(old), flags, 0o600, dir_fd=volume.staging)
+        try:
+            filesystem.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
+        except OSError:
+            os.unlink(note_name(old), dir_fd=volume.staging)
+            raise
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def read(cls, volume: VolumeRoot, old: str) -> Self:
+        """Read the note of a replaced tree, which may be the record of its switch.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is torn, by a power cut after which no sandbox was left.
+        """
+        descriptor = os.open(note_name(old), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
+        with os.fdopen(descriptor, "rb") as file:
+            data = json.loads(file.read(_MAX_NOTE_BYTES))
+        try:
+            moment_ns = int(data["moment_ns"] if "moment_ns" in data else data["since_ns"] or data["generation"])
+            return cls(check_path(data["target"]), check_path(data["scope"] or ""), moment_ns, str(data["inodes"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the note of a replaced tree is malformed: {error!r}") from error
 
 
 def note_name(old: str) -> str:
@@ -79,20 +106,16 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
         OSError: the volume cannot be read or written.
     """
     try:
-        descriptor = os.open(note_name(old), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
-        with os.fdopen(descriptor, "rb") as file:
-            data = json.loads(file.read(_MAX_NOTE_BYTES))
-        origin = Origin(check_path(data["target"]), check_path(data["scope"]), int(data["moment_ns"]))
-    except FileNotFoundError:
-        return True
-    except (ValueError, KeyError, TypeError):  # torn by a crash, after which no sandbox was left
+        origin = Origin.read(volume, old)
+        inodes = unpack_inodes(origin.inodes)
+    except (FileNotFoundError, ValueError):
         return True
     try:
         tree = os.open(old, OPEN_DIRECTORY, dir_fd=volume.staging)
     except (FileNotFoundError, NotADirectoryError):
         return True
     try:
-        late = _written(tree, origin.moment_ns)
+        late = _written(tree, origin.moment_ns, inodes)
         if not late:
             return True
         with alone(volume.locks, origin.target, target_key(origin.target)) as held:
@@ -114,8 +137,13 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
         os.close(tree)
 
 
-def _written(tree: int, moment_ns: int) -> list[str]:
-    """List the files and symlinks that were made or rewritten after a moment, shortest paths first."""
+def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
+    """List the files and symlinks that came or were rewritten after a moment, and that the mirror has not had; parents
+    first.
+
+    Args:
+        inodes: what is known of the tree; empty where nothing is.
+    """
 
     def unlock(path: str, mode: int) -> None:
         with Way(tree) as way:
@@ -123,14 +151,19 @@ def _written(tree: int, moment_ns: int) -> list[str]:
 
     scan, now_ns = scan_target(tree, unlock), time.time_ns()
     found, rows = list[str](), scan.rows
-    columns = zip(scan.paths, rows[::ROW], rows[2::ROW], rows[3::ROW], strict=True)
+    columns = zip(scan.paths, rows[::ROW], rows[2::ROW], rows[3::ROW], rows[4::ROW], strict=True)
     with Way(tree, OPEN_PLACE) as way:
-        for path, mode, mtime_ns, ctime_ns in columns:
+        for path, mode, mtime_ns, ctime_ns, inode in columns:
             if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
                 continue
             if ctime_ns <= moment_ns:  # every change moves it; links, and removals of other names, do so as well
                 continue
-            if moment_ns < mtime_ns <= now_ns or _born_ns(way.enter(parent_of(path)), path) > moment_ns:
+            had = inodes.get(path) if inodes else 0
+            if had == 0:
+                late = moment_ns < mtime_ns <= now_ns or _born_ns(way.enter(parent_of(path)), path) > moment_ns
+            else:
+                late = had != inode
+            if late:
                 found.append(path)
     return found
 

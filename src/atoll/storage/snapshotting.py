@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from atoll.errors import SnapshotError, StateUnusable, SyncError
-from atoll.storage import filesystem, recovery
+from atoll.storage import filesystem, recovery, tidy
 from atoll.storage.archive import Archive
 from atoll.storage.conversation import Conversation
 from atoll.storage.difference import Side, differences
@@ -288,6 +288,7 @@ class Snapshots:
                 conversation.finished()
                 if last != "commit":
                     return
+                tidy.bring_all(self._volume)  # no function runs: what they left in replaced trees is of before
                 with self._alone(path, self._until(time.monotonic() + EXCHANGE_SECONDS)) as alone:
                     if alone:
                         kept = self._exchange(snapshot, path, stage)

@@ -26,6 +26,7 @@ _AFTER_SECONDS = {
     "partial-": ABANDONED_SECONDS,
     "file-": _QUIET_SECONDS,
     "tree-": _QUIET_SECONDS,
+    "new-": _QUIET_SECONDS,
     "index-": KEPT_SECONDS,
 }
 
@@ -82,6 +83,8 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
             _drop_abandoned(volume, name)
         elif name.startswith("index-"):
             _drop_unused(volume, name)
+        elif name.startswith("new-"):
+            _drop_unfinished(volume, name)
     _drop_notes(volume)
     return removed
 
@@ -120,13 +123,14 @@ def _remove_replaced(volume: VolumeRoot, name: str, pace: Pace) -> bool:
 
 
 def _drop_notes(volume: VolumeRoot) -> None:
-    """Remove the notes of trees that are gone."""
+    """Remove the notes of trees that are gone; a new one's tree is just coming."""
     found = set(names(volume.staging))
     for name in found:
         old = OLD.fullmatch(name.removesuffix(".json"))
         if old and name != old[0] and old[0] not in found:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=volume.staging)
+                if time.time() - os.stat(name, dir_fd=volume.staging).st_ctime > _QUIET_SECONDS:
+                    os.unlink(name, dir_fd=volume.staging)
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
@@ -140,6 +144,22 @@ def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > ABANDONED_SECONDS:
                     volume.discard(volume.staging, name)
+
+
+def _drop_unfinished(volume: VolumeRoot, name: str) -> None:
+    """Remove what was made to get another name at once, and did not: its maker was killed."""
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(name, dir_fd=volume.staging, follow_symlinks=False).st_ctime > _QUIET_SECONDS:
+            volume.discard(volume.staging, name)
+
+
+def bring_all(volume: VolumeRoot) -> None:
+    """Bring to their mirrors what was written into all replaced trees, once and for all; no sandbox lives."""
+    for name in names(volume.staging):
+        if OLD.fullmatch(name):
+            with contextlib.suppress(OSError):
+                if rescue(volume, name):
+                    os.unlink(note_name(name), dir_fd=volume.staging)
 
 
 def _drop_unused(volume: VolumeRoot, name: str) -> None:
