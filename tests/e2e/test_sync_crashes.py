@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
-from atoll.storage import filesystem, steps
+from atoll.storage import filesystem, steps, tidy
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.peer import main as peer_main
 from atoll.storage.rights import DAEMON
@@ -184,8 +184,9 @@ class Lab:
         """Read what stands at the target."""
         return snapshot(self.target) if os.path.lexists(self.target) else None
 
-    def sync(self, source: Path, die_at: int = -1, who: str = "nobody") -> bool:
-        """Sync in two processes of which one dies at its step number `die_at`; return whether it did not get there."""
+    def sync(self, source: Path, die_at: int | str = -1, who: str = "nobody") -> bool:
+        """Sync in two processes of which one dies at its step of this number or name; return whether it did not get
+        there."""
         ours, theirs = socket.socketpair()
 
         def peer() -> None:
@@ -238,13 +239,14 @@ def _unable(*_: Any) -> None:
 
 
 class _Killer:
-    def __init__(self, number: int) -> None:
-        self._left = number
+    def __init__(self, at: int | str) -> None:
+        self._at = at
+        self._number = 0
 
-    def __call__(self, _: str, __: dict[str, Any]) -> None:
-        if self._left == 0:
+    def __call__(self, name: str, _: dict[str, Any]) -> None:
+        if self._at in (self._number, name):
             os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
+        self._number += 1
 
 
 def _sync(end: socket.socket, source: Path, options: SyncOptions) -> None:
@@ -415,8 +417,42 @@ def _sweep(lab: Lab, trees: list[Path], dice: random.Random, moments: int, *, fu
 
 
 def clean_up(lab: Lab) -> None:
-    """Remove what has been replaced."""
-    assert os.waitpid(_fork(lambda: collect(VolumeRoot(str(lab.volume)))), 0)[1] == 0
+    """Remove what has been replaced, and what dead peers were just making, as if half a minute had passed."""
+
+    def later() -> None:
+        tidy.QUIET_SECONDS = -1.0
+        collect(VolumeRoot(str(lab.volume)))
+
+    assert os.waitpid(_fork(later), 0)[1] == 0
+
+
+@pytest.mark.parametrize("options", [SyncOptions(exclude=("out",)), SyncOptions(delete=False)], ids=["out", "kept"])
+def test_what_functions_do_before_a_recovery_stands(lab: Lab, tmp_path: Path, options: SyncOptions) -> None:
+    """Names that stay are deleted and replaced (by older files, too) between a crash and its recovery: so they remain,
+    and what had come to the old tree before the switch is there."""
+    source = tmp_path / "source"
+    _tree(source)
+    lab.options = options
+    assert lab.sync(source)
+    out = lab.target / "out"
+    for name in ("deleted", "replaced", "kept"):
+        _write(out / name, name)
+    _many(source)
+    assert not lab.sync(source, "exchanged", "peer")
+    (out / "deleted").unlink()
+    _write(out / "replaced.new", "by an older file")
+    os.utime(out / "replaced.new", (1, 1))
+    (out / "replaced.new").rename(out / "replaced")
+    ((old,)) = (lab.volume / "staging").glob("switch-*")
+    _write(old / "out/late", "came to the old tree")
+    lab.recover()
+    clean_up(lab)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {
+        "replaced": "by an older file",
+        "kept": "kept",
+        "late": "came to the old tree",
+    }
+    lab.tidy()
 
 
 def _wait(pid: int, seconds: float) -> bool:
@@ -499,7 +535,7 @@ def test_the_daemon_is_killed_at_random_moments(atoll_home: Home, tmp_path: Path
         assert time.monotonic() < deadline
         time.sleep(0.1)
         left = set(os.listdir(volume / "staging"))
-    assert all(name.startswith((*KEPT, "old-")) for name in left)
+    assert all(name.startswith((*KEPT, "old-", "new-")) for name in left)
 
 
 NAMED = {

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from atoll.storage import steps
+from atoll.errors import DiskFull
+from atoll.storage import removal, steps
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, target_key
 from atoll.storage.peer import Peer
+from atoll.storage.rescue import Origin
 from atoll.storage.rights import DAEMON
 from atoll.storage.sync import SyncOptions
 from atoll.storage.volume import VolumeClient
@@ -196,3 +200,146 @@ def test_nothing_is_brought_to_where_the_mirror_is_no_more(mirror: Mirror, tmp_p
         assert not mirror.olds()
         if stands == "a symlink":
             assert os.listdir(tmp_path / "volume/data/other") == []
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[[], object]) -> None:
+    """Do something once, when a sync reaches a step."""
+    done: list[str] = []
+
+    def meddle(step: str, _: object) -> None:
+        if step == name and not done:
+            done.append(step)
+            work()
+
+    monkeypatch.setattr(steps, "_report", meddle)
+
+
+@pytest.mark.parametrize("step", ["received", "recorded"])
+def test_what_came_during_a_sync_and_was_deleted_stays_deleted(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The journal of a transaction that was open while a sync ran does not come back when the old tree is collected."""
+    journal = mirror.target / "out/db-journal"
+    at_step(monkeypatch, step, lambda: journal.write_text("old pages"))
+    mirror.sync()
+    assert journal.read_text() == "old pages"
+    journal.unlink()
+    mirror.client.collect()
+    assert sorted(os.listdir(mirror.target / "out")) == ["best"]
+    assert not mirror.olds()
+
+
+@pytest.mark.parametrize("step", ["exchanged", "won"])
+def test_what_is_deleted_while_a_sync_ends_stays_deleted(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A name that the new tree has had is not brought again out of the old one, neither then nor later."""
+    (mirror.target / "out/deep").mkdir()
+
+    def delete() -> None:
+        (mirror.target / "out/best").unlink()
+        (mirror.target / "out/deep").rmdir()
+
+    at_step(monkeypatch, step, delete)
+    mirror.sync()
+    assert os.listdir(mirror.target / "out") == []
+    mirror.client.collect()
+    assert os.listdir(mirror.target / "out") == []
+
+
+def test_what_was_brought_along_at_once_and_deleted_is_not_brought_twice(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two looks for what came late a function may delete it."""
+    late = mirror.target / "out/late"
+
+    def meddle(step: str, fields: dict[str, object]) -> None:
+        if step == "recorded":
+            late.write_text("l")
+        if step == "carried over" and fields["path"] == "out/late":
+            late.unlink()
+
+    monkeypatch.setattr(steps, "_report", meddle)
+    mirror.sync()
+    mirror.client.collect()
+    assert os.listdir(mirror.target / "out") == ["best"]
+
+
+def test_a_file_that_is_replaced_again_and_again_leaves_no_copies(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that are written beside and renamed, while syncs run, are there once, the last one."""
+    best = mirror.target / "out/best"
+
+    def write(text: str) -> None:
+        (mirror.target / "out/temporary").write_text(text)
+        (mirror.target / "out/temporary").rename(best)
+
+    for number in range(3):
+        at_step(monkeypatch, "recorded", functools.partial(write, f"during {number}"))
+        mirror.sync()
+        assert best.read_text() == f"during {number}"
+        write(f"after {number}")
+    mirror.client.collect()
+    assert best.read_text() == "after 2"
+    assert os.listdir(mirror.target / "out") == ["best"]
+
+
+def test_what_a_function_appends_to_and_deletes_stays_deleted(mirror: Mirror) -> None:
+    """A file that both trees have is the mirror's: its removal there is final, though the old tree has it yet."""
+    mirror.sync()
+    with (mirror.target / "out/best").open("a") as file:
+        file.write("more")
+    (mirror.target / "out/best").unlink()
+    mirror.client.collect()
+    assert os.listdir(mirror.target / "out") == []
+
+
+def test_what_is_moved_in_without_being_written_is_brought_along(mirror: Mirror, tmp_path: Path) -> None:
+    """A file from elsewhere in the volume, and one that is renamed to its last name, keep their old times."""
+    elsewhere = tmp_path / "volume/data/elsewhere"
+    elsewhere.write_text("moved in")
+    (mirror.target / "out/best.tmp").write_text("second")
+    with mirror.held("out") as here:
+        mirror.sync()
+        elsewhere.rename(here / "result")
+        (here / "best.tmp").rename(here / "best")
+    mirror.client.collect()
+    assert (mirror.target / "out/result").read_text() == "moved in"
+    assert (mirror.target / "out/best").read_text() == "first"
+    (beside,) = (mirror.target / "out").glob("best.replaced-*")
+    assert beside.read_text() == "second"
+
+
+def test_where_no_note_can_be_written_the_record_is_one(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that has no inode left a replaced tree is known all the same."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Origin, "note", full)
+    with mirror.held("out") as here:
+        mirror.sync()
+        (mirror.target / "out/best").unlink()
+        (here / "late").write_text("l")
+    mirror.client.collect()
+    assert os.listdir(mirror.target / "out") == ["late"]
+    assert not mirror.olds()
+
+
+def test_a_tree_that_cannot_be_noted_stays_for_recovery(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no way to remember what a tree was, it is not given away; the next sync does it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with mirror.held("out") as here, monkeypatch.context() as patched:
+        patched.setattr(Origin, "note", full)
+        patched.setattr(removal, "_link_note", full)
+        with pytest.raises(DiskFull):
+            mirror.sync()
+        (here / "late").write_text("l")
+    mirror.sync()
+    mirror.client.collect()
+    assert sorted(os.listdir(mirror.target / "out")) == ["best", "late"]
+    assert not mirror.olds()

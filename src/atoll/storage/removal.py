@@ -45,7 +45,7 @@ def retire(volume: VolumeRoot, name: str, origin: Origin | None = None, record: 
         try:
             origin.note(volume, old)
         except OSError:
-            os.link(record, note_name(old), src_dir_fd=staging, dst_dir_fd=staging)
+            _link_note(volume, record, old)
         reached("noted")
     try:
         os.rename(name, old, src_dir_fd=staging, dst_dir_fd=staging)
@@ -54,6 +54,10 @@ def retire(volume: VolumeRoot, name: str, origin: Origin | None = None, record: 
             os.unlink(note_name(old), dir_fd=staging)
     else:
         reached("retired")
+
+
+def _link_note(volume: VolumeRoot, record: str, old: str) -> None:
+    os.link(record, note_name(old), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
 
 
 def nearly_full(room: os.statvfs_result) -> bool:

@@ -11,22 +11,22 @@ from pathlib import Path
 from atoll.storage import recovery
 from atoll.storage.filesystem import VolumeRoot, exists, move, names, remove_tree
 from atoll.storage.index import KEPT_SECONDS
-from atoll.storage.locks import holding
+from atoll.storage.locks import alone, holding, target_key
 from atoll.storage.removal import OLD, Pace, Slowly
-from atoll.storage.rescue import note_name, rescue
+from atoll.storage.rescue import Origin, note_name, rescue
 
 ABANDONED_SECONDS = 24 * 3600.0
 """How long what an interrupted sync has received is kept for the next one to its target."""
 
-_QUIET_SECONDS = 30.0
+QUIET_SECONDS = 30.0
 """A file or tree that has been written to lately most likely has a writer that lives: `collect` need not look."""
 
 _AFTER_SECONDS = {
     "stage-": ABANDONED_SECONDS,
     "partial-": ABANDONED_SECONDS,
-    "file-": _QUIET_SECONDS,
-    "tree-": _QUIET_SECONDS,
-    "new-": _QUIET_SECONDS,
+    "file-": QUIET_SECONDS,
+    "tree-": QUIET_SECONDS,
+    "new-": QUIET_SECONDS,
     "index-": KEPT_SECONDS,
 }
 
@@ -123,14 +123,24 @@ def _remove_replaced(volume: VolumeRoot, name: str, pace: Pace) -> bool:
 
 
 def _drop_notes(volume: VolumeRoot) -> None:
-    """Remove the notes of trees that are gone; a new one's tree is just coming."""
+    """Remove the notes of trees that are gone, or that never came."""
     found = set(names(volume.staging))
     for name in found:
         old = OLD.fullmatch(name.removesuffix(".json"))
         if old and name != old[0] and old[0] not in found:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - os.stat(name, dir_fd=volume.staging).st_ctime > _QUIET_SECONDS:
+            with contextlib.suppress(OSError):
+                if _is_abandoned(volume, old[0]):
                     os.unlink(name, dir_fd=volume.staging)
+
+
+def _is_abandoned(volume: VolumeRoot, old: str) -> bool:
+    """Whether nobody is just about to give a note its tree."""
+    try:
+        target = Origin.read(volume, old).target
+    except ValueError:  # who writes it now will be done soon
+        return time.time() - os.stat(note_name(old), dir_fd=volume.staging).st_ctime > QUIET_SECONDS
+    with alone(volume.locks, target, target_key(target)) as held:
+        return held and not exists(volume.staging, old)
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
@@ -149,7 +159,7 @@ def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
 def _drop_unfinished(volume: VolumeRoot, name: str) -> None:
     """Remove what was made to get another name at once, and did not: its maker was killed."""
     with contextlib.suppress(OSError):
-        if time.time() - os.stat(name, dir_fd=volume.staging, follow_symlinks=False).st_ctime > _QUIET_SECONDS:
+        if time.time() - os.stat(name, dir_fd=volume.staging, follow_symlinks=False).st_ctime > QUIET_SECONDS:
             volume.discard(volume.staging, name)
 
 
