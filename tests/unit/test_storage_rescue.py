@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.errors import DiskFull
+from atoll.errors import DiskFull, SyncError, VolumeBusy
 from atoll.storage import removal, steps
 from atoll.storage.filesystem import VolumeRoot
 from atoll.storage.locks import holding, target_key
@@ -343,3 +345,54 @@ def test_a_tree_that_cannot_be_noted_stays_for_recovery(mirror: Mirror, monkeypa
     mirror.client.collect()
     assert sorted(os.listdir(mirror.target / "out")) == ["best", "late"]
     assert not mirror.olds()
+
+
+def make_deep(directory: Path) -> None:
+    """Nest directories until nobody can name the last one."""
+    here = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(40):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_directories_without_end_are_an_error_and_can_be_removed(mirror: Mirror) -> None:
+    """A sync does not read what a function has nested more deeply than names can tell, and says where it is."""
+    make_deep(mirror.target / "out")
+    with pytest.raises(SyncError, match=r"nested too deeply: `out/ddd"):
+        mirror.sync()
+    mirror.client.remove(f"a/t/out/{'d' * 250}", recursive=True)
+    mirror.sync()
+
+
+def test_directories_without_end_in_a_replaced_tree_go_with_it(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function nests in the old tree while it is replaced, and afterwards, keeps no sync and no collection up."""
+    at_step(monkeypatch, "recorded", lambda: make_deep(mirror.target / "out"))
+    mirror.sync()
+    assert os.listdir(mirror.target / "out") == ["best"]
+    with mirror.held("out") as here:
+        mirror.sync()
+        make_deep(here)
+    mirror.client.collect()
+    assert not mirror.olds()
+    assert os.listdir(mirror.target / "out") == ["best"]
+
+
+def test_a_lease_of_a_function_is_an_error_that_says_so(mirror: Mirror) -> None:
+    """A file on which a process holds a lease cannot be opened just now: by name, and with a next step."""
+    descriptor = os.open(mirror.target / "out/best", os.O_WRONLY)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        signals = signal.signal(signal.SIGIO, signal.SIG_IGN)
+        try:
+            with pytest.raises(VolumeBusy, match="a function holds a lease on `best`") as caught:
+                b"".join(mirror.client.read("a/t/out/best"))
+            assert "atoll stop" in caught.value.hint
+        finally:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            signal.signal(signal.SIGIO, signals)
+    finally:
+        os.close(descriptor)
+    assert (mirror.target / "out/best").read_text() == "first"

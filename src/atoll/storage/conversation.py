@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from types import TracebackType
 from typing import Self
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, VolumeBusy
 from atoll.storage import filesystem
+from atoll.storage.tree import printable
 from atoll.wire.channel import Channel, ChannelClosed
 
 _LAST = frozenset({"commit", "abort", "end"})
@@ -35,6 +37,8 @@ class Unreadable(OSError):
 
 def fail(channel: Channel, error: Exception, request: str) -> None:
     """Report an error: those of the volume's file system by name, others with their number."""
+    if isinstance(error, BlockingIOError) and not isinstance(error, AtollError):
+        error = _leased(error)
     if isinstance(error, AtollError) or request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
         named = filesystem.translated(error, f"cannot {_VERBS.get(request, request)}")
         channel.send({"type": "error", "error": named.to_data()})
@@ -43,6 +47,14 @@ def fail(channel: Channel, error: Exception, request: str) -> None:
         if isinstance(error, Unreadable):
             answer["below"] = error.filename
         channel.send(answer)
+
+
+def _leased(error: OSError) -> VolumeBusy:
+    """Return the error for a file that a process has asked to keep for itself (`F_SETLEASE`)."""
+    name = f"`{printable(os.fsdecode(error.filename))}`" if isinstance(error.filename, (str, bytes)) else "a file"
+    return VolumeBusy(
+        f"a function holds a lease on {name}", hint="try again when its call has ended; `atoll stop` ends all calls"
+    )
 
 
 class Conversation:

@@ -23,13 +23,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_PLACE, VolumeRoot, locate, names
 from atoll.storage.inodes import pack_inodes, unpack_inodes
 from atoll.storage.locks import alone
 from atoll.storage.removal import retire
 from atoll.storage.rescue import Origin, make_missing
-from atoll.storage.scan import scan_target
+from atoll.storage.scan import TOO_DEEP, scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import DIRECTORY, Tree, parent_of
 from atoll.storage.way import Way
@@ -301,6 +302,9 @@ def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target
         old = os.open(side, OPEN_PLACE, dir_fd=volume.staging)
         try:
             _bring(volume, old, new, frozenset(record.drop), inodes)
+        except SyncError as error:
+            if error.details.get("reason") != TOO_DEEP:  # a function has just made that: it stays where it is
+                raise
         finally:
             os.close(old)
     finally:

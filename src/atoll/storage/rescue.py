@@ -27,11 +27,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from atoll.errors import SyncError
 from atoll.storage import filesystem
 from atoll.storage.filesystem import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, locate
 from atoll.storage.inodes import unpack_inodes
 from atoll.storage.locks import alone, target_key
-from atoll.storage.scan import ROW, scan_target
+from atoll.storage.scan import ROW, TOO_DEEP, scan_target
 from atoll.storage.steps import reached
 from atoll.storage.tree import check_path, parent_of
 from atoll.storage.way import Way
@@ -115,7 +116,12 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     try:
-        late = _written(tree, origin.moment_ns, inodes)
+        try:
+            late = _written(tree, origin.moment_ns, inodes)
+        except SyncError as error:
+            if error.details.get("reason") != TOO_DEEP:
+                raise
+            return True  # nobody could use it at the mirror either
         if not late:
             return True
         with alone(volume.locks, origin.target, target_key(origin.target)) as held:

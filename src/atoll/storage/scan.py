@@ -31,6 +31,10 @@ _BY_NAME = attrgetter("name")
 _TYPE_BITS = 0o170000
 _REGULAR = stat.S_IFREG
 _MOST = (1 << 63) - 1
+TOO_DEEP = "nested too deeply"
+MAX_PATH = 1 << 13
+"""Bytes of the longest path that is scanned, twice what system calls take. Each entry of a scan has its whole path: what
+a function nests more deeply would cost who scans it memory by the gigabyte."""
 ROW = 5
 """How many numbers a scan keeps of each path."""
 _UTF8 = sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
@@ -182,6 +186,8 @@ class _Scanner:
         pending = [("", found.st_mode)]
         while pending:
             directory, mode = pending.pop()
+            if len(directory) > MAX_PATH:
+                raise too_deep(directory)
             if self._unlock is not None and mode & 0o500 != 0o500:
                 self._unlock(directory, mode & MODE_BITS)
             try:
@@ -288,6 +294,15 @@ class _Scanner:
             raise SyncError(
                 f"cannot read `{printable(path)}`: {reason(error)}", hint="mend it, or remove it"
             ) from error
+
+
+def too_deep(path: str) -> SyncError:
+    """Return the error for directories below each other whose path is longer than `MAX_PATH`."""
+    return SyncError(
+        f"directories are nested too deeply: `{printable(path[:60])}…` goes on for {path.count('/') + 1} levels",
+        hint="remove the topmost, or move what is needed out of it",
+        reason=TOO_DEEP,
+    )
 
 
 def reason(error: Exception) -> str:
