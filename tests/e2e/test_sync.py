@@ -222,6 +222,43 @@ def test_roots_that_their_owner_may_not_enter(peers: Peers, source: Path) -> Non
         client.sync(str(source), "above/t", SyncOptions())
 
 
+@pytest.mark.root
+def test_directories_that_their_owner_may_not_write(peers: Peers, source: Path) -> None:
+    """A closed directory is named by a sync to a place in it; files and directories that would come or go there are a
+    `PermissionError` with their paths, and what has nothing to do there is no error."""
+    os.chown(peers.volume, PLAIN_UID, PLAIN_UID)
+    (source / "file").write_text("a")
+    client, _ = peers.start(PLAIN_UID)
+    with client:
+        client.sync(str(source), "ro/t", SyncOptions())
+        for name in ("ro/a", "ok"):
+            client.write(name, [b"x"])
+        client.set_attributes("ro", mode=0o555)
+        client.sync(str(source), "ro/t", SyncOptions())
+        for target in ("ro/new", "ro/x/new", "ro/t"):
+            (source / "file").unlink()
+            (source / "other").write_text(target)
+            with pytest.raises(SyncError, match="`/data/ro` is a directory that its owner may not write") as refused:
+                client.sync(str(source), target, SyncOptions())
+            assert "`Volume().chmod('/data/ro', 0o755)`" in refused.value.hint
+            (source / "other").rename(source / "file")
+        for attempt, paths in (
+            (lambda: client.write("ro/b", [b"x"]), ("/data/ro/b", None)),
+            (lambda: client.write("ro/a", [b"x"]), ("/data/ro/a", None)),
+            (lambda: client.rename("ro/a", "x"), ("/data/ro/a", "/data/x")),
+            (lambda: client.rename("ok", "ro/ok"), ("/data/ok", "/data/ro/ok")),
+            (lambda: client.copy("ok", "ro/ok"), ("/data/ok", "/data/ro/ok")),
+            (lambda: client.remove("ro/a"), ("/data/ro/a", None)),
+        ):
+            with pytest.raises(PermissionError) as caught:
+                attempt()
+            assert (caught.value.filename, caught.value.filename2) == paths
+        client.set_attributes("ro", mode=0o755)
+        client.sync(str(source), "ro/new", SyncOptions())
+    assert (peers.data / "ro/a").read_text() == "x"
+    assert not peers.leftovers()
+
+
 def test_changes_of_every_kind(peers: Peers, source: Path) -> None:
     """After any mix of changes on both sides the target is the mirror again, and what did not change did not travel."""
     fill(source)

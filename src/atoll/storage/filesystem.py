@@ -387,8 +387,14 @@ def move(old_parent: int, old: str, new_parent: int, new: str) -> None:
     try:
         os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
     except PermissionError:
-        make_writable(old_parent, old)
-        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+        try:
+            make_writable(old_parent, old)
+        except NotADirectoryError:  # so it is one of the directories that it moves between which may not be written
+            pass
+        else:
+            os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+            return
+        raise
 
 
 def make_writable(parent: int, name: str) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ from atoll.storage.locks import holding, still_connected, target_key
 from atoll.storage.plan import Plan, apply
 from atoll.storage.recovery import recover
 from atoll.storage.scan import Scan, scan_target
+from atoll.storage.scope import scope_of
 from atoll.storage.standing import Standing, index_after
 from atoll.storage.steps import reached
 from atoll.storage.tree import Tree, check_path, pack, printable
@@ -81,11 +83,7 @@ class Mirror:
         except PermissionError as error:
             if error.errno != errno.EACCES:
                 raise
-            above = f"/data/{printable(str(error.filename))}"
-            raise SyncError(
-                f"`{above}` is a directory that its owner may not enter",
-                hint=f"a function may have done that; `Volume().chmod({above!r}, 0o755)` mends it",
-            ) from error
+            raise _closed(str(error.filename), "enter") from error
         if not real:
             raise SyncError("the target is `/data` itself", hint="name a directory below it")
         if real.split("/")[0] == SNAPSHOTS:
@@ -147,6 +145,8 @@ class Mirror:
             if message.type == "plan":
                 plan, atomic = _plan(message)
                 reached("planned")
+                if place.missing or scope_of(plan, scan.tree).path == "":
+                    _check_writable(place)
                 stage = Stage(
                     self._volume,
                     key,
@@ -316,6 +316,26 @@ def _plan(message: Message) -> tuple[Plan, bool]:
         put.update(unpack_entries(buffer))
     drop, copy = (frozenset(unpack_paths(buffer)) for buffer in buffers[:2])
     return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
+
+
+def _closed(path: str, what: str) -> SyncError:
+    """Return what says that the owner of a directory, relative to the volume's root, may not do something there."""
+    above = f"/data/{printable(path)}" if path else "/data"
+    return SyncError(
+        f"`{above}` is a directory that its owner may not {what}",
+        hint=f"a function may have done that; `Volume().chmod({above!r}, 0o755)` mends it",
+    )
+
+
+def _check_writable(place: Place) -> None:
+    """Refuse a place in a directory whose mode keeps its owner from making names there.
+
+    Raises:
+        SyncError: it does.
+    """
+    mode = stat.S_IMODE(os.fstat(place.parent).st_mode)
+    if mode & 0o300 != 0o300 and not os.access(".", os.W_OK | os.X_OK, dir_fd=place.parent):
+        raise _closed("/".join(place.path.split("/")[: -1 - len(place.missing)]), "write")
 
 
 def _moved(error: OSError) -> SyncError:
