@@ -25,6 +25,10 @@ from atoll.storage.volume import sync_target, volume_path
         ("data/x", "sync/data/x"),
         ("-x", "sync/-x"),
         ("caf\udce9", "sync/caf\udce9"),
+        ("atoll://a/b", "a/b"),
+        ("atoll://a//./b/", "a/b"),
+        ("atoll:///data/a/b", "a/b"),
+        ("atoll:x", "sync/atoll:x"),
     ],
 )
 def test_targets(given: str, target: str) -> None:
@@ -35,6 +39,7 @@ def test_targets(given: str, target: str) -> None:
 @pytest.mark.parametrize(
     "given",
     ["", "/", "/data", "/data/", "/data/.", ".", "./", "..", "a/..", "/data/..", "/data/../etc", "/etc", "/database/x",
+     "atoll://", "atoll:///", "atoll:///data", "atoll://.", "atoll://..", "atoll://a/../b", "atoll:///etc", "atoll://\0",
      "a\0b", "/data/\0", "a/../b", "\ud800"],
 )  # fmt: skip
 def test_targets_that_escape(given: str) -> None:
@@ -45,7 +50,17 @@ def test_targets_that_escape(given: str) -> None:
 
 def test_the_root_is_a_path_of_the_volume() -> None:
     """`/data` itself can be looked at, in each of its spellings."""
-    assert [volume_path(text) for text in ("", "/data", "/data/", ".")] == [""] * 4
+    spellings = ("", "/data", "/data/", ".", "atoll://", "atoll:///data")
+    assert [volume_path(text) for text in spellings] == [""] * len(spellings)
+
+
+def test_addresses() -> None:
+    """An `atoll://` address is the path that fsspec takes it for, and not the name of a directory."""
+    given = ("atoll://a/b", "atoll:///data/a/b", "/data/atoll:/a", "atoll://data/a")
+    assert [volume_path(text) for text in given] == ["a/b", "a/b", "atoll:/a", "data/a"]
+    for refused in ("atoll:///a", "atoll://a/.."):
+        with pytest.raises(ValueError, match="`"):
+            volume_path(refused)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class Volume(VolumeSnapshots):
     """The caller's own volume: what functions see as `/data`.
 
-    Paths are absolute (`/data/a/b`) or relative to `/data`; `..` is a `ValueError`. Symlinks are followed as inside a
-    function, where they stay below `/data`. What the file system refuses is the builtin `OSError` for it
-    (`FileNotFoundError`, `IsADirectoryError`, …) with the path as functions know it. Besides, every method may raise
+    Paths are absolute (`/data/a/b`), relative to `/data` or addresses (`atoll://a/b`); `..` is a `ValueError`. Symlinks
+    are followed as inside a function, where they stay below `/data`. What the file system refuses is the builtin
+    `OSError` for it (`FileNotFoundError`, `IsADirectoryError`, …) with the path as functions know it. Besides, every
+    method may raise
 
         DiskFull, QuotaExceeded: the volume cannot take more; what was there is as it was.
         StateUnusable: the volume cannot be read or written.

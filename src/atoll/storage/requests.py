@@ -13,6 +13,8 @@ from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 ROOT = "/data"
+ADDRESS = "atoll://"
+"""In front of a path of the volume, as fsspec wants it: `atoll://a/b` and `atoll:///data/a/b` are `/data/a/b`."""
 
 
 def _parts(path: str) -> list[str]:
@@ -29,7 +31,7 @@ def _parts(path: str) -> list[str]:
 
 
 def volume_path(path: str | os.PathLike[str]) -> str:
-    """Return a path of the volume relative to its root; the root itself is the empty text.
+    """Return a path of the volume, or an `atoll://` address, relative to its root; the root itself is the empty text.
 
     Raises:
         ValueError: it is not below `/data`, or has `..` or NUL.
@@ -37,6 +39,7 @@ def volume_path(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError("a path on a volume is text")
+    text = text.removeprefix(ADDRESS)
     parts = _parts(text)
     if text.startswith("/"):
         if parts[:1] != ["data"]:

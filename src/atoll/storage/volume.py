@@ -18,7 +18,7 @@ from atoll.errors import AtollError, SyncError
 from atoll.storage.content_requests import ContentRequests, status_in
 from atoll.storage.download import Download
 from atoll.storage.progress import ProgressLine
-from atoll.storage.requests import ROOT, absolute, volume_path
+from atoll.storage.requests import ADDRESS, ROOT, absolute, volume_path
 from atoll.storage.snapshot_requests import SnapshotRequests
 from atoll.storage.status import Listing, Status, check_status
 from atoll.storage.sync import Synced, SyncOptions, sync_tree
@@ -45,7 +45,7 @@ _MOST_NS = 1 << 93
 
 
 def sync_target(remote_dir: str | os.PathLike[str]) -> str:
-    """Return where `sync_dir` mirrors to, relative to the volume's root: relative paths are below `sync`.
+    """Return where `sync_dir` mirrors to, relative to the volume's root: relative paths are below `sync`, addresses not.
 
     Raises:
         ValueError: it names nothing below `/data`, or has `..` or NUL.
@@ -53,7 +53,7 @@ def sync_target(remote_dir: str | os.PathLike[str]) -> str:
     path = volume_path(remote_dir)
     if not path:
         raise ValueError(f"`{printable(os.fspath(remote_dir))}` must name something below `{ROOT}`")
-    return path if os.fspath(remote_dir).startswith("/") else f"{SYNC_ROOT}/{path}"
+    return path if os.fspath(remote_dir).startswith(("/", ADDRESS)) else f"{SYNC_ROOT}/{path}"
 
 
 class Sum(NamedTuple):
