@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -28,7 +29,7 @@ from atoll.storage.networked import promises
 from atoll.storage.partner import Partner
 from atoll.storage.peer import Peer
 from atoll.storage.rights import PROGRAM
-from atoll.storage.selftest import CHECKS, Check, tried
+from atoll.storage.selftest import CHECKS, Check, NoRoom, examine, tried
 from atoll.wire.channel import Channel
 
 BY_NAME = {check.name: check for check in CHECKS}
@@ -184,6 +185,53 @@ def test_each_thing_is_seen_to_fail(
     assert words in found.detail
     assert found.loses
     assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the quota is used up")]
+)
+def test_what_found_no_room_is_not_missing(
+    number: int, reason: str, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be written, that comes first, with what could not be tried; only what was seen to fail fails."""
+    root = VolumeRoot(str(volume))
+    monkeypatch.setattr(filesystem, "write_all", raising(number))
+    monkeypatch.setattr(os, "symlink", raising(errno.EPERM))
+    kind, room, *found = list(examine(root))
+    assert kind.name == "file system"
+    assert (room.name, room.needed, room.works, room.detail) == ("room for trials", True, False, reason)
+    assert "could not be tried: atomic rename, rename without replacing, durable writes" in room.loses
+    assert "larger disk" in room.fix
+    failed = {finding.name for finding in found if not finding.works and finding.name in BY_NAME}
+    assert failed - {"reflinks", "preallocation", "direct input and output"} == {"symlinks"}
+    assert "atomic exchange" in {finding.name for finding in found}
+    assert all(name not in room.loses for name in failed)
+
+
+def test_a_partner_without_room_is_no_lack(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the second process found no room is told apart from what it was refused."""
+    program = f"print('no {errno.ENOSPC} No space left on device', flush=True)"
+    monkeypatch.setattr("atoll.storage.partner._PROGRAM", program)
+    with pytest.raises(NoRoom, match="disk is full"):
+        tried(BY_NAME["`flock` locks"], directory)
+
+
+@pytest.mark.root
+def test_a_full_disk_lacks_room_alone(tmp_path: Path) -> None:
+    """On a real disk that is full to its last byte no ability is said to be missing for it."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    on("tmpfs", ["-o", "size=4M", "none"], mount)
+    try:
+        empty = {finding.name for finding in examined(mount) if not finding.works}
+        with contextlib.suppress(OSError), (mount / "data/full").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        found = examined(mount)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+    assert next(finding.name for finding in found if not finding.works) == "room for trials"
+    assert {finding.name for finding in found if not finding.works} - empty == {"room for trials"}
 
 
 def test_every_check_is_seen_to_fail() -> None:

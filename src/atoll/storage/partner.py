@@ -36,7 +36,7 @@ for line in sys.stdin:
     try:
         answer = "ok " + do(line.strip())
     except OSError as error:
-        answer = "no " + (error.strerror or str(error))
+        answer = "no %d %s" % (error.errno or 0, error.strerror or error)
     print(answer.replace("\\0", "."), flush=True)
 """
 
@@ -100,7 +100,8 @@ class Partner:
             answer += piece
         verdict, _, text = answer.decode("latin-1").rstrip("\n").partition(" ")
         if verdict != "ok":
-            raise OSError(f"another process is refused: {text}")
+            number, _, reason = text.partition(" ")
+            raise OSError(int(number), f"another process is refused: {reason}")
         return text
 
     def ask(self, word: str) -> str:

@@ -4,12 +4,14 @@ What concerns two processes is tried with a second one, a Python of its own that
 What is tried stays in one directory below `staging`, on the volume's own file system, and is removed. A switch that
 says that something works is not believed, and an answer that pretends is found out: what was written is read back.
 
-What is tried is in `trials`; here is what each thing is for, and what to do without it.
+What is tried is in `trials`; here is what each thing is for, and what to do without it. A trial that finds no room
+says nothing about its thing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from atoll.storage.trials import Missing
 
 _LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_INODES = 10_000
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+_LARGER = "remove something from `/data`, or set `ATOLL_HOME` to a larger disk"
 _MOVE = "set `ATOLL_HOME` to a directory on ext4, XFS or btrfs"
 
 
@@ -44,7 +48,8 @@ class Check:
 
 
 def examine(volume: VolumeRoot) -> Iterator[Finding]:
-    """Try everything on a volume's file system, one after the other.
+    """Try everything on a volume's file system, one after the other. That there was no room for a trial comes before
+    what the others found.
 
     Raises:
         OSError: nothing can be tried: the disk is full, or cannot be written.
@@ -52,25 +57,59 @@ def examine(volume: VolumeRoot) -> Iterator[Finding]:
     with _scratch(volume) as scratch:
         kind = kind_of(scratch)
         yield Finding("file system", True, True, kind or "of a kind that `/proc` does not tell")
+        found: list[Finding] = []
+        untried: list[Check] = []
+        reason = ""
         for number, check in enumerate(CHECKS):
-            name = f"{number}"
-            os.mkdir(name, 0o700, dir_fd=scratch)
-            directory = os.open(name, OPEN_DIRECTORY, dir_fd=scratch)
             try:
-                yield tried(check, directory)
-            finally:
-                os.close(directory)
+                found.append(_tried_below(scratch, f"{number}", check))
+            except NoRoom as error:
+                untried.append(check)
+                reason = reason or str(error)
+        if untried:
+            yield _no_room(untried, reason)
+        yield from found
         yield from _room(scratch)
         yield from promises(kind)
 
 
+class NoRoom(Exception):
+    """A thing could not be tried, since the disk is full or the quota used up."""
+
+
+def _tried_below(scratch: int, name: str, check: Check) -> Finding:
+    try:
+        os.mkdir(name, 0o700, dir_fd=scratch)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoRoom(_FULL[error.errno]) from error
+        raise
+    directory = os.open(name, OPEN_DIRECTORY, dir_fd=scratch)
+    try:
+        return tried(check, directory)
+    finally:
+        os.close(directory)
+
+
+def _no_room(untried: list[Check], reason: str) -> Finding:
+    names = ", ".join(check.name for check in untried)
+    loses = f"functions can write little or nothing, and these could not be tried: {names}"
+    return Finding("room for trials", any(check.needed for check in untried), False, reason, loses, _LARGER)
+
+
 def tried(check: Check, directory: int) -> Finding:
-    """Try one thing in an open, empty directory; what goes wrong is what is found."""
+    """Try one thing in an open, empty directory; what goes wrong is what is found.
+
+    Raises:
+        NoRoom: it could not be tried.
+    """
     try:
         detail = check.attempt(directory)
     except Missing as error:
         return Finding(check.name, check.needed, False, str(error), check.loses, check.fix)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise NoRoom(_FULL[error.errno]) from error
         text = (getattr(error, "strerror", None) or str(error)).lower()
         return Finding(check.name, check.needed, False, text, check.loses, check.fix)
     return Finding(check.name, check.needed, True, detail)
@@ -99,7 +138,7 @@ def _room(directory: int) -> Iterator[Finding]:
     free = status.f_bavail * status.f_frsize
     enough = free >= _LEAST_FREE_BYTES
     lost = "" if enough else "functions cannot write much more"
-    fix = "" if enough else "remove something from `/data`, or set `ATOLL_HOME` to a larger disk"
+    fix = "" if enough else _LARGER
     yield Finding("free space", False, enough, f"{free / (1 << 30):.1f} GiB", lost, fix)
     enough = not status.f_files or status.f_favail >= _LEAST_FREE_INODES
     detail = f"{status.f_favail:,} files" if status.f_files else "no limit"
