@@ -141,6 +141,18 @@ def test_sync_mirrors(shared_home: Home, tmp_path: Path) -> None:
     assert run(shared_home, "ls", "sync/cli-sync") == b"b.log\n"
 
 
+def test_a_dry_run_fails_where_its_sync_would(shared_home: Home, tmp_path: Path) -> None:
+    """A sync that would be refused, since it empties its target, has status 1 with `--dry-run`, too."""
+    (tmp_path / "a").write_text("1")
+    here = ("sync", str(tmp_path), "cli-refused")
+    run(shared_home, *here)
+    (tmp_path / "a").unlink()
+    for more in ((), ("--json",)):
+        assert run(shared_home, *here, "--dry-run", *more, status=1).startswith(b"refused: it empties the target")
+    run(shared_home, *here, status=1)
+    assert run(shared_home, *here, "--dry-run", "--allow-empty").endswith(b"remove  a\n")
+
+
 def test_lists_for_people_and_for_programs(shared_home: Home, tmp_path: Path) -> None:
     """`ls` shows names as they are on a pipe, details with `-l`, and everything with `--json`."""
     name = b"caf\xe9\n\x1b[31m"

@@ -44,7 +44,7 @@ def sync(
     delete: bool
         Remove there what is gone here.
     dry_run: bool
-        Print what would be done, and do nothing.
+        Print what would be done, and do nothing; exits with 1 where it would be refused.
     atomic: bool
         Refuse where the volume's file system cannot exchange directories in one step.
     allow_empty: bool
@@ -71,6 +71,7 @@ def sync(
     check_source(arranged.source)
     synced = arranged.run()
     target = absolute(arranged.target)
+    status = int(synced.refused)
     if json:
         answer = {
             "target": target,
@@ -81,7 +82,9 @@ def sync(
             "skipped": list(synced.skipped),
         }
         print(json_module.dumps(answer, indent=2))
-        return 0
+        if synced.refused:
+            print(EMPTIES, file=sys.stderr)
+        return status
     if dry_run:
         for line in synced.plan.lines():
             print(line)
@@ -93,7 +96,7 @@ def sync(
         shown = ", ".join(f"`{printable(path)}`" for path in synced.skipped[:_SHOWN])
         more = ", …" if len(synced.skipped) > _SHOWN else ""
         print(f"left out {len(synced.skipped)}: {shown}{more}", file=sys.stderr)
-    return 0
+    return status
 
 
 def operations(plan: Plan) -> list[dict[str, Any]]:
