@@ -87,6 +87,35 @@ def test_programs_write_and_read(shared_home: Home, tmp_path: Path, program: str
         assert volume.isdir("programs")
 
 
+def test_functions_put_files_in_transactions(shared_home: Home) -> None:
+    """Inside a function what is put comes from anywhere in its file system, goes there too, and waits for the end of a
+    transaction."""
+
+    def work() -> list[Any]:
+        import fsspec
+
+        found = fsspec.filesystem("atoll")
+        with open("/tmp/local", "w") as file:
+            file.write("local")
+        found.pipe_file("put/old", b"old")
+        try:
+            with found.transaction:
+                found.put("/tmp/local", "put/old")
+                found.put_file("/tmp/local", "put/lost", mode="create")
+                raise KeyError
+        except KeyError:
+            kept = [found.cat_file("put/old"), found.exists("put/lost")]
+        with found.transaction:
+            found.put("/tmp/local", "put/new")
+            kept.append(found.exists("put/new"))
+        found.get("put/new", "/tmp/got")
+        with open("/tmp/got") as file:
+            return [*kept, sorted(found.ls("put", detail=False)), file.read()]
+
+    found = isolated(requirements=["fsspec"])(work)()
+    assert found == [b"old", False, False, ["/data/put/new", "/data/put/old"], "local"]
+
+
 def test_functions_see_the_same_files(shared_home: Home) -> None:
     """Inside a function `atoll://` is registered and works on `/data`, and `Volume` goes to the same files."""
 

@@ -226,10 +226,14 @@ def test_ranges(fs: Any) -> None:
     assert fs.tail("a", 2) == b"bc"
 
 
-def test_transactions(fs: Any, host: ThreadHost) -> None:
+def test_transactions(fs: Any, host: ThreadHost, tmp_path: Path) -> None:
     """Files of a transaction take their names together at its end, or never."""
     fs.pipe_file("f", b"old")
+    (tmp_path / "local/d").mkdir(parents=True)
+    (tmp_path / "local/d/p").write_bytes(b"put")
     with fs.transaction:
+        fs.put(str(tmp_path / "local"), "tree", recursive=True)
+        assert fs.find("tree") == []
         with fs.open("f", "wb") as file:
             file.write(b"new")
         fs.pipe_file("g", b"new")
@@ -240,8 +244,12 @@ def test_transactions(fs: Any, host: ThreadHost) -> None:
         with fs.transaction:
             with fs.open("f", "wb") as file:
                 file.write(b"newer")
+            fs.put(str(tmp_path / "local/d/p"), "f")
+            fs.put_file(str(tmp_path / "local/d/p"), "p", mode="create")
             raise KeyError
     assert fs.cat_file("f") == b"new"
+    assert fs.find("tree") == ["/data/tree/d/p"]
+    assert not fs.exists("p")
     file = fs.open("h", "wb", autocommit=False)
     file.write(b"x")
     file.close()

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from fsspec import AbstractFileSystem
+from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import LocalFileSystem
 
 from atoll.fsspec.names import PROTOCOL, Names
@@ -40,6 +42,25 @@ class DirectoryFileSystem(Names, LocalFileSystem):  # type: ignore[misc]
             return super()._open(path, mode, block_size, **kwargs)
         os.makedirs(self._parent(path), exist_ok=True)
         return _NewFile(path, exclusive=mode == "xb", held=not autocommit)
+
+    def put_file(
+        self, lpath: Any, rpath: Any, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
+    ) -> None:
+        """Copy what is anywhere in the function's file system to `/data`, in one step as all that is written."""
+        where = self._strip_protocol(rpath)
+        if os.path.isdir(lpath):
+            self.makedirs(where, exist_ok=True)
+            return
+        with open(lpath, "rb") as local:
+            callback.set_size(os.fstat(local.fileno()).st_size)
+            with self.open(where, "xb" if mode == "create" else "wb") as file:
+                while piece := local.read(_BUFFER_BYTES):
+                    file.write(piece)
+                    callback.relative_update(len(piece))
+
+    def get_file(self, rpath: Any, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **_: Any) -> None:
+        """Copy what is in `/data` to anywhere in the function's file system."""
+        AbstractFileSystem.get_file(self, rpath, lpath, callback, outfile)
 
 
 class _NewFile(io.BufferedWriter):

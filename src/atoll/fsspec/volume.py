@@ -261,8 +261,8 @@ class VolumeFileSystem(Names):
             return
         with open(lpath, "rb") as local:
             callback.set_size(os.fstat(local.fileno()).st_size)
-            if mode == "create":
-                with self.volume.open(where, "xb") as file:
+            if mode == "create" or self._intrans:
+                with self.open(where, "xb" if mode == "create" else "wb") as file:
                     for piece in _pieces(local, callback):
                         file.write(piece)
             else:
