@@ -377,6 +377,28 @@ def test_a_connection_that_has_gone_is_replaced(volume: Volume, host: ThreadHost
     assert host.opened == 2
 
 
+def test_files_of_a_closed_volume_are_closed(volume: Volume, host: ThreadHost) -> None:
+    """What was open when its volume was closed is a closed file: to use it is a `ValueError`, and so is to close one
+    whose content is lost; the volume itself goes on."""
+    volume.write_bytes("f", b"x")
+    opened: list[Any] = [volume.open("f", mode) for mode in ("rb", "wb", "w+b", "wb")]
+    read, empty, written, dropped = opened
+    raw: Any = volume.open("f", "rb", buffering=0)
+    written.write(b"y")
+    dropped.discard()
+    volume.close()
+    for attempt in (read.read, raw.readall, raw.stat, written.flush, empty.close):
+        with pytest.raises(ValueError, match="closed"):
+            attempt()
+    for file in (read, raw, dropped):
+        file.close()
+    assert volume.read_bytes("f") == b"x"
+    assert volume.listdir() == ["f"]
+    volume.close()
+    host.wait()
+    assert host.staged() == []
+
+
 # --- names ------------------------------------------------------------------------------------------------------
 
 

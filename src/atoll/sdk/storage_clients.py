@@ -35,6 +35,8 @@ class Lent:
         self.pid = os.getpid()
         self.left: list[tuple[str, int]] = []
         """Files that were collected as garbage in the middle of a request; they are closed after it."""
+        self.closed = False
+        """Whether `StorageClients.close` has ended it."""
 
 
 class StorageClients:
@@ -78,7 +80,8 @@ class StorageClients:
         """Lend this client, which holds a file open, to this thread.
 
         Raises:
-            HostUnreachable: it was opened by the parent of this process, or closed.
+            ValueError: it was closed, with what it held open.
+            HostUnreachable: it was opened by the parent of this process, or its peer has gone.
         """
         if lent.pid != os.getpid():
             raise HostUnreachable("a file of a volume cannot be used in a forked process", hint="open it again there")
@@ -86,10 +89,10 @@ class StorageClients:
             if lent.thread == threading.get_ident():  # the garbage collector runs in the middle of a request
                 raise RuntimeError("a file of a volume was not closed before it was collected")
             self._turn.wait_for(lambda: lent.thread is None)
+            if lent.closed:
+                raise ValueError("I/O operation on closed file: its volume has been closed")
             if lent not in self._all:
-                raise HostUnreachable(
-                    "the volume, or the storage peer that held the file open, is closed", hint="open the file again"
-                )
+                raise HostUnreachable("the storage peer that held the file open has gone", hint="open the file again")
             lent.thread = threading.get_ident()
         with self._returned(lent):
             yield lent.client
@@ -99,6 +102,8 @@ class StorageClients:
         if lent.thread == threading.get_ident():
             lent.left.append((path, handle))
             return
+        if lent.closed and not commit:  # nothing is lost
+            return
         with self.use(lent) as client:
             client.close_file(path, handle, commit=commit)
 
@@ -106,6 +111,8 @@ class StorageClients:
         """Close all clients, and what they hold open; the next `lend` opens a new one."""
         with self._turn:
             closed, self._all = self._all, []
+            for lent in closed:
+                lent.closed = True
             self._turn.notify_all()
         if self._pid == os.getpid():
             for lent in closed:

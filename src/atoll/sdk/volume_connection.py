@@ -46,7 +46,7 @@ class VolumeConnection:
     def close(self) -> None:
         """Close connections, and files that are still open: those that are being written are dropped.
 
-        The volume can be used again.
+        The volume can be used again; such a file cannot, which is a `ValueError` as for all closed files.
         """
         self.clients.close()
 
