@@ -59,6 +59,19 @@ def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
     run(shared_home, "rm", "-r", "cli")
 
 
+def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) -> None:
+    """`/dev/stdout` and `>(...)` take a file as `-` does, and stay what they are."""
+    run(shared_home, "put", "-", "cli-open", stdin=b"content")
+    assert run(shared_home, "get", "cli-open", "/dev/stdout") == b"content"
+    script = f"'{sys.executable}' -c '{PROGRAM}' data get cli-open >(cat) | cat"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=shared_home.environment(), capture_output=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"content", b"")
+    assert os.listdir(tmp_path) == []
+    run(shared_home, "rm", "cli-open")
+
+
 def test_names_that_begin_like_options(shared_home: Home, tmp_path: Path) -> None:
     """Behind `--` all are names, as with other programs; before it they are told from options."""
     (tmp_path / "-dash").write_text("a dash\n")

@@ -213,6 +213,109 @@ def test_what_the_owner_has_is_not_replaced_by_another_kind(tmp_path: Path) -> N
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["d", "f"]
 
 
+def _special(path: Path, kind: str) -> None:
+    """Make a fifo, a socket, or a character device that is as `/dev/null`."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    else:
+        if os.geteuid() != 0:
+            pytest.skip("only root makes devices")
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("entry", [A_FILE, Entry(SYMLINK, 0, 0, 1, "x"), A_DIRECTORY])
+@pytest.mark.parametrize("kind", ["fifo", "socket", "character device"])
+def test_special_files_are_never_replaced(tmp_path: Path, kind: str, entry: Entry) -> None:
+    """A fifo, socket or device that stands where something of a directory comes stays, and is named."""
+    out = tmp_path / "out"
+    out.mkdir()
+    _special(out / "s", kind)
+    before = (out / "s").lstat()
+    with pytest.raises(FileExistsError, match="out/s'") as caught:
+        run(out, {"": A_DIRECTORY, "s": entry})
+    assert (out / "s").lstat() == before
+    assert os.listdir(out) == ["s"]
+    if entry is not A_DIRECTORY:
+        assert kind in str(caught.value)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_special_file_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """What was made at a file's place while it was fetched stays, and nothing is left beside it."""
+    download = Download(str(tmp_path / "f"), {"": A_FILE})
+    chunk = {"type": "chunk", "number": 0, "offset": 0, "last": None}
+    download.receive([""], Message(chunk, [bytearray(CONTENT)]))
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(FileExistsError, match="fifo"):
+        download.receive([""], Message({**chunk, "offset": len(CONTENT), "last": [0o644, 1]}, [bytearray()]))
+    download.close()
+    assert os.listdir(tmp_path) == ["f"]
+    assert stat.S_ISFIFO((tmp_path / "f").lstat().st_mode)
+
+
+def test_a_file_alone_is_written_into_what_takes_it(client: VolumeClient, data: Path, tmp_path: Path) -> None:
+    """A fifo gets the content, and so does a descriptor that is open, however its path spells it."""
+    (data / "f").write_bytes(CONTENT)
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert client.get("f", str(tmp_path / "fifo")) == []
+    assert os.read(reader, 100) == CONTENT
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+    reader, writer = os.pipe()
+    for spelled in (f"/dev/fd/{writer}", f"/proc/self/fd/{writer}", f"/dev/../dev/fd/{writer}"):
+        client.get("f", spelled)
+        assert os.read(reader, 100) == CONTENT
+    client.get("f", f"/proc/{os.getpid()}/fd/{writer}")
+    assert os.read(reader, 100) == CONTENT
+    with pytest.raises(OSError, match="/dev/fd/123456789"):
+        client.get("f", "/dev/fd/123456789")
+    os.close(reader)
+    with pytest.raises(BrokenPipeError, match=f"/dev/fd/{writer}"):
+        client.get("f", f"/dev/fd/{writer}")
+    os.close(writer)
+
+
+def test_a_descriptor_is_written_where_it_stands(client: VolumeClient, data: Path, tmp_path: Path) -> None:
+    """A file that is open under `/dev/fd` gets the content behind what it has, as from `cat`."""
+    (data / "f").write_bytes(CONTENT)
+    with open(tmp_path / "log", "wb", buffering=0) as log:
+        log.write(b"before,")
+        client.get("f", f"/dev/fd/{log.fileno()}")
+        log.write(b",after")
+    assert (tmp_path / "log").read_bytes() == b"before," + CONTENT + b",after"
+
+
+def test_a_device_takes_a_file_and_a_socket_does_not(client: VolumeClient, data: Path, tmp_path: Path) -> None:
+    """A device stays the device that it is; a socket is refused by its name."""
+    (data / "f").write_bytes(CONTENT)
+    _special(tmp_path / "socket", "socket")
+    with pytest.raises(OSError, match=r"a socket, which .*/socket'"):
+        client.get("f", str(tmp_path / "socket"))
+    assert stat.S_ISSOCK((tmp_path / "socket").lstat().st_mode)
+    _special(tmp_path / "null", "character device")
+    before = (tmp_path / "null").lstat()
+    client.get("f", str(tmp_path / "null"))
+    after = (tmp_path / "null").lstat()
+    assert (after.st_ino, after.st_mode, after.st_rdev) == (before.st_ino, before.st_mode, before.st_rdev)
+    assert sorted(os.listdir(tmp_path)) == ["null", "socket", "volume"]
+
+
+def test_a_symlink_that_may_be_planted_leads_to_no_device(client: VolumeClient, data: Path, tmp_path: Path) -> None:
+    """A link to a device or fifo is replaced like any other, unless only the system can have made it."""
+    (data / "f").write_bytes(CONTENT)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    client.get("f", str(tmp_path / "link"))
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == CONTENT
+    assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("path", ["/abs", "..", "../x", "d/../../x", "d//x", "d/", ".", "nul\0"])
 def test_paths_that_lead_out_are_refused(tmp_path: Path, path: str) -> None:

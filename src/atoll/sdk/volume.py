@@ -355,7 +355,8 @@ class Volume(VolumeSnapshots):
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
 
         Each file is written beside its name and renamed. No symlink below `local` is followed: one that stands where
-        something comes is replaced.
+        something comes is replaced. A file alone is written into a device or fifo that `local` is, and into what is
+        open as `/dev/stdout` or `/dev/fd/N`; elsewhere devices, fifos and sockets are an error, and stay.
 
         Returns:
             what was left out, relative to `path`, since it is a fifo, socket or device.

@@ -7,8 +7,8 @@ descriptor; elsewhere (Windows) each is looked at before it is used, which a loc
 meanwhile could still deceive, but no volume.
 
 A symlink that stands where a directory or a file is to be is replaced, as rsync and tar do: what it points to keeps
-its content, and only the link, which most likely came from the volume as well, is lost. Files and directories are
-never replaced by something of another kind.
+its content, and only the link, which most likely came from the volume as well, is lost. Directories, devices, fifos
+and sockets are never replaced, and files by nothing but files and symlinks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from atoll.errors import SyncError
 from atoll.storage.scan import to_native
-from atoll.storage.tree import check_path, printable
+from atoll.storage.tree import check_path, printable, special_name
 
 _NEEDED = {os.open, os.mkdir, os.stat, os.rename, os.symlink, os.unlink}
 _BY_DESCRIPTOR = (
@@ -84,6 +84,7 @@ class NewFile:
         if self._parent is None:
             os.chmod(self._temporary, mode & 0o777)
             os.utime(self._temporary, ns=(mtime_ns, mtime_ns))
+        _check_replaceable(self._name, self._parent)
         os.replace(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
 
     def _named(self) -> bool:
@@ -140,7 +141,7 @@ class Destination:
 
     def make_directory(self, path: str) -> bool:
         """Make a directory, for its owner alone, unless one is there; return whether it was made."""
-        with self._errors_name(path):
+        with self.errors_name(path):
             name, parent = self._place(path)
             try:
                 found = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -155,7 +156,7 @@ class Destination:
 
     def finish_directory(self, path: str, mode: int, mtime_ns: int) -> None:
         """Set mode and modification time of a directory that was made."""
-        with self._errors_name(path):
+        with self.errors_name(path):
             name, parent = self._place(path)
             if parent is None:
                 _check_directory(name)
@@ -171,18 +172,21 @@ class Destination:
 
     def create(self, path: str) -> NewFile:
         """Begin a file; it must be complete or discarded before anything else is done here."""
-        with self._errors_name(path):
-            return NewFile(*self._place(path))
+        with self.errors_name(path):
+            name, parent = self._place(path)
+            _check_replaceable(name, parent)
+            return NewFile(name, parent)
 
     def complete(self, path: str, file: NewFile, mode: int, mtime_ns: int) -> None:
         """Put a file that `create` began in its place, with its mode and modification time."""
-        with self._errors_name(path):
+        with self.errors_name(path):
             file.complete(mode, mtime_ns)
 
     def make_symlink(self, path: str, target: str, mtime_ns: int) -> None:
         """Make a symlink, instead of a file or symlink there; `target` is spelled as trees do."""
-        with self._errors_name(path):
+        with self.errors_name(path):
             name, parent = self._place(path)
+            _check_replaceable(name, parent)
             temporary = _beside(name)
             os.symlink(to_native(target), temporary, dir_fd=parent)
             try:
@@ -204,7 +208,8 @@ class Destination:
         return os.path.normpath(os.path.join(self._parent, *self._components(path)))
 
     @contextlib.contextmanager
-    def _errors_name(self, path: str) -> Iterator[None]:
+    def errors_name(self, path: str) -> Iterator[None]:
+        """Give the errors of what is done to `path` its local path."""
         try:
             yield
         except OSError as error:
@@ -247,6 +252,15 @@ class Destination:
 
 def _beside(name: str) -> str:
     return os.path.join(os.path.dirname(name), f".atoll-{secrets.token_hex(8)}")
+
+
+def _check_replaceable(name: str, parent: int | None) -> None:
+    try:
+        mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        raise FileExistsError(errno.EEXIST, f"a {special_name(mode)} is there, which is not replaced")
 
 
 def _check_directory(path: str) -> None:

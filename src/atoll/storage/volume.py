@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from atoll.errors import AtollError, SyncError
 from atoll.storage.content_requests import ContentRequests, status_in
 from atoll.storage.download import Download
+from atoll.storage.outlet import Outlet, open_outlet
 from atoll.storage.progress import ProgressLine
 from atoll.storage.requests import ADDRESS, ROOT, absolute, volume_path
 from atoll.storage.snapshot_requests import SnapshotRequests
@@ -237,10 +238,16 @@ class VolumeClient(ContentRequests, SnapshotRequests):
         comes is replaced, since a function may have planted it in an earlier copy. What it points to stays as it is.
         To merge into the directory that a symlink of your own points to, end `local` with a separator.
 
+        A file is written into a device or fifo that `local` is, and into what is open as `/dev/stdout` or `/dev/fd/N`.
+        Elsewhere devices, fifos and sockets are an error, and stay.
+
         Returns:
             the paths that were left out, since they are special files.
         """
         entry = Entry(*self.stat(path)[:5])
+        if entry.kind == FILE and (outlet := open_outlet(local)) is not None:
+            self._pour(path, entry.size, outlet, progress)
+            return []
         tree = self.scan(path) if entry.kind == DIRECTORY else {"": entry}
         if entry.kind not in (DIRECTORY, FILE):
             raise OSError(errno.EINVAL, "not an ordinary file", absolute(volume_path(path)))
@@ -258,6 +265,16 @@ class VolumeClient(ContentRequests, SnapshotRequests):
                     download.receive(batch, message)
             download.finish()
         return download.skipped
+
+    def _pour(self, path: str, size: int, outlet: Outlet, progress: ProgressLine | None) -> None:
+        shown = contextlib.closing(progress) if progress is not None else contextlib.nullcontext()
+        with contextlib.closing(outlet), shown:
+            if progress is not None:
+                progress.start(1, size)
+            for piece in self.read(path):
+                outlet.write(piece)
+                if progress is not None:
+                    progress.advance(0, len(piece))
 
     def sync(self, local: str, path: str, options: SyncOptions, progress: ProgressLine | None = None) -> Synced:
         """Make `path` a mirror of a local directory; see `sync.sync_tree`."""
