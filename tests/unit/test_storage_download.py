@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -314,6 +316,25 @@ def test_a_symlink_that_may_be_planted_leads_to_no_device(client: VolumeClient, 
     assert not (tmp_path / "link").is_symlink()
     assert (tmp_path / "link").read_bytes() == CONTENT
     assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_full_disk_is_named_and_nothing_is_left(
+    client: VolumeClient, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written says where it was to go, as the caller spelled it, and no part of a file stays."""
+    (data / "f").write_bytes(bytes(3 << 20))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # as a disk that is full
+    try:
+        with pytest.raises(OSError, match="'out/f'") as caught:
+            client.get("f", "out/f")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path / "out") == []
 
 
 @pytest.mark.usefixtures("way")

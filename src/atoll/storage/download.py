@@ -65,14 +65,14 @@ class Download:
             for (number, *last), content in zip(header["items"], message.buffers, strict=True):
                 path = _path(paths, number)
                 self._begin(number, path)
-                self._write(0, content)
+                self._write(path, 0, content)
                 self._end(path, last)
         elif message.type == "chunk":
             number, last = header["number"], header["last"]
             path = _path(paths, number)
             if self._open is None or self._open[0] != number:
                 self._begin(number, path)
-            self._write(header["offset"], message.buffers[0])
+            self._write(path, header["offset"], message.buffers[0])
             if last is not None:
                 self._end(path, last)
 
@@ -80,17 +80,18 @@ class Download:
         self._drop()
         self._open = (number, self._destination.create(path), 0)
 
-    def _write(self, offset: Any, content: bytearray) -> None:
+    def _write(self, path: str, offset: Any, content: bytearray) -> None:
         assert self._open is not None
         number, file, size = self._open
         if type(offset) is not int or not 0 <= offset <= size:
             raise SyncError("a piece of a file is missing")
-        if offset < size:  # the file changed while it was read, and comes again
-            os.ftruncate(file.descriptor, offset)
-            os.lseek(file.descriptor, offset, os.SEEK_SET)
-        view = memoryview(content)
-        while view.nbytes:
-            view = view[os.write(file.descriptor, view) :]
+        with self._destination.errors_name(path):
+            if offset < size:  # the file changed while it was read, and comes again
+                os.ftruncate(file.descriptor, offset)
+                os.lseek(file.descriptor, offset, os.SEEK_SET)
+            view = memoryview(content)
+            while view.nbytes:
+                view = view[os.write(file.descriptor, view) :]
         self._open = (number, file, offset + len(content))
         if self._progress is not None:
             self._progress.advance(0, len(content))
