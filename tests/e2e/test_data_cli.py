@@ -72,6 +72,38 @@ def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) 
     run(shared_home, "rm", "cli-open")
 
 
+def test_symlinks_to_files_are_fetched_by_name_and_by_pattern(shared_home: Home, tmp_path: Path) -> None:
+    """Each gives what it leads to; one that leads nowhere, or out of /data, is named before anything is copied."""
+    (tmp_path / "in/real").mkdir(parents=True)
+    (tmp_path / "in/real/f").write_text("1")
+    (tmp_path / "in/a").write_text("2")
+    (tmp_path / "in/link").symlink_to("real/f")
+    out = tmp_path / "out"
+    out.mkdir()
+    run(shared_home, "put", str(tmp_path / "in"), "cli-links")
+    run(shared_home, "get", "cli-links/*", str(out))
+    assert {name: (out / name).read_text() for name in ("a", "link", "real/f")} == {
+        "a": "2",
+        "link": "1",
+        "real/f": "1",
+    }
+    assert not (out / "link").is_symlink()
+    subprocess.run(["rm", "-r", str(out)], check=True)
+    out.mkdir()
+    for target, words in (("nowhere", b"to what is not there"), ("/etc/passwd", b"leads out of `/data`")):
+        (tmp_path / "in/wrong").unlink(missing_ok=True)
+        (tmp_path / "in/wrong").symlink_to(target)
+        run(shared_home, "rm", "-r", "cli-links")
+        run(shared_home, "put", str(tmp_path / "in"), "cli-links")
+        for verb, last in (("get", str(out)), ("cat", ""), ("cp", "cli-links-copy/")):
+            printed = run(shared_home, verb, "cli-links/[alw]*", *([last] if last else []), status=1)
+            assert words in printed
+            assert b"`/data/cli-links/wrong`" in printed
+        assert os.listdir(out) == []
+        assert b"cli-links-copy" not in run(shared_home, "ls")
+    run(shared_home, "rm", "-r", "cli-links")
+
+
 def test_names_that_begin_like_options(shared_home: Home, tmp_path: Path) -> None:
     """Behind `--` all are names, as with other programs; before it they are told from options."""
     (tmp_path / "-dash").write_text("a dash\n")

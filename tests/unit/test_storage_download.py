@@ -215,6 +215,31 @@ def test_what_the_owner_has_is_not_replaced_by_another_kind(tmp_path: Path) -> N
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["d", "f"]
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("size", [7, 3 << 20])
+def test_a_symlink_to_a_file_gives_the_file(client: VolumeClient, data: Path, tmp_path: Path, size: int) -> None:
+    """The last symlink of the path is followed, also through others and absolute ones; what comes is a plain file."""
+    content = os.urandom(size)
+    (data / "d/real").mkdir(parents=True)
+    (data / "d/real/f").write_bytes(content)
+    (data / "d/real/f").chmod(0o640)
+    (data / "d/link").symlink_to("real/f")
+    (data / "d/far").symlink_to("/data/d/link")
+    (data / "top").symlink_to("d/../d/far")
+    for number, name in enumerate(("d/link", "d/far", "top")):
+        out = tmp_path / f"out{number}"
+        client.get(name, str(out))
+        assert stat.S_ISREG(out.lstat().st_mode)
+        assert out.read_bytes() == content
+        assert stat.S_IMODE(out.stat().st_mode) == 0o640
+    (data / "out").symlink_to("/etc/hostname")
+    (data / "gone").symlink_to("d/nothing")
+    for name, error in (("out", PermissionError), ("gone", FileNotFoundError)):
+        with pytest.raises(error, match=f"/data/{name}"):
+            client.get(name, str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
 def _special(path: Path, kind: str) -> None:
     """Make a fifo, a socket, or a character device that is as `/dev/null`."""
     if kind == "fifo":

@@ -35,8 +35,11 @@ def _worded(volume: Volume, error: OSError) -> OSError:
     if isinstance(error, FileNotFoundError) and path.startswith("/data/"):
         parent, _, name = path.rpartition("/")
         with contextlib.suppress(OSError):
-            near = difflib.get_close_matches(name, volume.listdir(parent), 1)
-            if near:
+            names = volume.listdir(parent)
+            near = difflib.get_close_matches(name, names, 1)
+            if name in names:
+                text += "\nhint: it is a symlink to what is not there"
+            elif near:
                 text += f"\nhint: did you mean `{printable(near[0])}`?"
     return type(error)(text)
 
@@ -44,8 +47,12 @@ def _worded(volume: Volume, error: OSError) -> OSError:
 def expanded(volume: Volume, paths: Sequence[str], *, follow: bool = True) -> list[str]:
     """Return the absolute paths that arguments name, patterns replaced by what matches them.
 
+    Args:
+        follow: whether symlinks are to lead to something: they are looked at all, also those that match.
+
     Raises:
         FileNotFoundError: one is not there, or nothing matches.
+        PermissionError: a symlink leads out of `/data`.
     """
     found: list[str] = []
     for path in paths:
@@ -54,6 +61,9 @@ def expanded(volume: Volume, paths: Sequence[str], *, follow: bool = True) -> li
             matches = volume.glob(where)
             if not matches:
                 raise FileNotFoundError(f"nothing matches `{printable(where)}`")
+            if follow:
+                for match in matches:
+                    volume.stat(match)
             found += matches
         else:
             volume.stat(where, follow=follow)

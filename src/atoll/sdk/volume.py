@@ -354,6 +354,8 @@ class Volume(VolumeSnapshots):
     def get(self, path: Path, local: Path, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
 
+        A symlink that `path` ends in is followed, those in a directory are copied.
+
         Each file is written beside its name and renamed. No symlink below `local` is followed: one that stands where
         something comes is replaced. A file alone is written into a device or fifo that `local` is, and into what is
         open as `/dev/stdout` or `/dev/fd/N`; elsewhere devices, fifos and sockets are an error, and stay.

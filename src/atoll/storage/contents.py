@@ -155,12 +155,17 @@ class Contents:
         self._channel.send({"type": "done"})
 
     def _fetch(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
-        """Send the contents of many files below one directory; the buffers list their paths and sizes."""
+        """Send the contents of many files below one directory; the buffers list their paths and sizes.
+
+        With `follow`, symlinks are followed as functions do; in a tree that was scanned, none is where a file was.
+        """
         items = [item for buffer in buffers for item in unpack(buffer)]
         wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
         with self._look(header["path"]) as place, opened(place) as descriptor, Way(descriptor) as way:
 
             def open_file(path: str, flags: int) -> int:
+                if header.get("follow"):
+                    return self._opened(f"{header['path']}/{path}".lstrip("/"), flags)
                 return os.open(path.rpartition("/")[2], flags | _SAFE, dir_fd=way.enter(parent_of(path)))
 
             send_files(wanted, FileReader(open_file), self._channel.send)

@@ -234,7 +234,7 @@ class VolumeClient(ContentRequests, SnapshotRequests):
     def get(self, path: str, local: str, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
 
-        `local` and all below it are written without following symlinks: one that stands where a directory or a file
+        A symlink that `path` ends in is followed, those in a directory are copied. `local` and all below it are written without following symlinks: one that stands where a directory or a file
         comes is replaced, since a function may have planted it in an earlier copy. What it points to stays as it is.
         To merge into the directory that a symlink of your own points to, end `local` with a separator.
 
@@ -254,14 +254,15 @@ class VolumeClient(ContentRequests, SnapshotRequests):
         if entry.kind == DIRECTORY and not os.path.isdir(local):
             local = local.rstrip(os.sep + (os.altsep or "")) or local
         files = [name for name, found in tree.items() if found.kind == FILE]
-        # A file alone is fetched from the directory that holds it.
+        # A file alone is fetched from the directory that holds it, or from where a symlink there leads.
         base, prefix = (path, "") if entry.kind == DIRECTORY else _split(volume_path(path))
+        how = {"follow": entry.kind == FILE}
         with contextlib.closing(Download(local, tree, progress)) as download:
             download.make_directories()
             for start in range(0, len(files), _FETCH_FILES):
                 batch = files[start : start + _FETCH_FILES]
                 items = [[number, prefix or name, tree[name].size] for number, name in enumerate(batch)]
-                for message in self._messages("fetch", base, {}, list(pack(items))):
+                for message in self._messages("fetch", base, how, list(pack(items))):
                     download.receive(batch, message)
             download.finish()
         return download.skipped
