@@ -72,6 +72,32 @@ def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) 
     run(shared_home, "rm", "cli-open")
 
 
+def test_streams_that_are_closed(shared_home: Home, tmp_path: Path) -> None:
+    """A closed stdin is wrong usage where it is named; what goes to a closed stdout or stderr goes nowhere."""
+    run(shared_home, "put", "-", "cli-closed", stdin=b"content")
+    for arguments, status, printed, complaints in (
+        ("put - cli-never <&-", 2, b"", b"error: stdin is closed\nhint: name a file, or pipe to this command\n"),
+        ("cat cli-closed >&-", 0, b"", b""),
+        ("get cli-closed - >&-", 0, b"", b""),
+        ("get cli-closed /dev/stdout >&-", 0, b"", b""),
+        ("ls cli-closed <&- >&-", 0, b"", b""),
+        ("cat cli-never 2>&-", 1, b"", b""),
+        ("cp cli-closed cli-copied 2>&-", 0, b"", b""),
+        ("cat cli-copied <&- 2>&-", 0, b"content", b""),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"'{sys.executable}' -c '{PROGRAM}' data {arguments}"],
+            cwd=tmp_path,
+            env=shared_home.environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (status, printed, complaints), arguments
+    run(shared_home, "rm", "cli-closed", "cli-copied")
+    assert b"cli-never" not in run(shared_home, "ls")
+
+
 def test_symlinks_to_files_are_fetched_by_name_and_by_pattern(shared_home: Home, tmp_path: Path) -> None:
     """Each gives what it leads to; one that leads nowhere, or out of /data, is named before anything is copied."""
     (tmp_path / "in/real").mkdir(parents=True)

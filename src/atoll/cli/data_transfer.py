@@ -71,6 +71,8 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
     where = volume_path(target)
     if "-" in sources and (len(sources) > 1 or not where):
         raise TargetError("name the file of /data that stdin goes to")
+    if "-" in sources and sys.stdin is None:
+        raise TargetError("stdin is closed", hint="name a file, or pipe to this command")
     if target == "-":
         raise TargetError("`-` is not a place of /data", hint="a file so called is `./-`")
     for source in sources:

@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> int:
         arguments = [*arguments[:end], *names]
     if sys.stdout is None:  # closed by who started us: what is printed goes nowhere
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
         result = app(arguments, exit_on_error=False, print_error=True)
         if sys.stdout is not None:
