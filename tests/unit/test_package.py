@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -295,3 +296,23 @@ def test_links_lead_somewhere(path: Path) -> None:
     """Each relative link in the documents names a file of this repository."""
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
         assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_an_early_interrupt_ends_the_command_line_quietly(tmp_path: Path) -> None:
+    """Ctrl-C while the command line imports what it needs is status 130, without a traceback."""
+    (tmp_path / "cyclopts.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", "--version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "ATOLL_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_the_entry_of_the_command_line_imports_next_to_nothing() -> None:
+    """Until Ctrl-C is taken care of, only the standard library and the empty packages above the entry are imported."""
+    program = "import sys; import atoll.cli.main; print(*(name for name in sys.modules if name.startswith('atoll')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True, text=True)
+    assert set(done.stdout.split()) <= {"atoll", "atoll.cli", "atoll.cli.main"}

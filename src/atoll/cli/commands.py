@@ -1,0 +1,68 @@
+"""What `atoll` can be asked for. Exit status 0 for success, 1 for failure, 2 for wrong usage, 130 for Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import cyclopts
+
+from atoll import __version__, errors
+from atoll.cli.program import TargetError
+
+app = cyclopts.App(
+    name="atoll",
+    help="Run Python functions serverless on machines that you own.",
+    version=__version__,
+    result_action="return_value",
+    help_format="plaintext",
+)
+for name, where, summary in (
+    ("run", "run:run", "Run one function of a file in its environment."),
+    ("shell", "shell:shell", "Open a shell in a function's environment and sandbox."),
+    ("data", "data:app", "Look at the volume, copy to and from it, mirror a directory."),
+    ("env", "env:app", "List, build, lock, upgrade and prune environments."),
+    ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
+    ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
+    ("calls", "calls:app", "List the calls that are over, and show one of them."),
+    ("logs", "daemon:logs", "Print the daemon's log, or what a call printed."),
+    ("doctor", "doctor:doctor", "Try what this machine can do, and say how to mend what it cannot."),
+):
+    app.command(f"atoll.cli.{where}", name=name, help=summary)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; return its exit status. What goes wrong is printed to stderr."""
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest is the function's, `--help` too
+    if arguments[:1] == ["data"] and "--" in arguments:
+        end = arguments.index("--") + 1  # the rest is names, also those that begin like options
+        names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
+        arguments = [*arguments[:end], *names]
+    if sys.stdout is None:  # closed by who started us: what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    try:
+        result = app(arguments, exit_on_error=False, print_error=True)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except cyclopts.CycloptsError:
+        return 2
+    except TargetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except errors.AtollError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read the output has left: nothing is to be flushed
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1 if error.code else 0
+    except (OSError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
