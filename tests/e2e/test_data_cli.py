@@ -323,6 +323,19 @@ def test_removing_a_directory_needs_to_be_asked_for(shared_home: Home) -> None:
     assert b"/data/cli-rm" in run(shared_home, "ls", "cli-rm", status=1)
 
 
+def test_what_removing_promises(shared_home: Home) -> None:
+    """`rm` removes nothing where a name is missing or is a directory, and its help promises that and no more."""
+    for name in ("a", "d/b"):
+        run(shared_home, "put", "-", f"cli-promise/{name}", stdin=b"x")
+    for wrong in ("nothing", "d"):
+        run(shared_home, "rm", "cli-promise/a", f"cli-promise/{wrong}", status=1)
+        assert run(shared_home, "ls", "cli-promise") == b"a\nd\n"
+    promise = " ".join(run(shared_home, "rm", "--help").decode().split())
+    assert "When one is not there, or is a directory and `-r` is not given, none is removed." in promise
+    assert "cannot" not in promise
+    run(shared_home, "rm", "-r", "cli-promise")
+
+
 def test_patterns_match_on_the_volume(shared_home: Home, tmp_path: Path) -> None:
     """Quoted patterns work in every command that reads names of the volume, and one without a match is an error."""
     for name in ("a.csv", "b.csv", "c.txt"):

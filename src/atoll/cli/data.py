@@ -152,7 +152,7 @@ def rm(
     recursive: Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")] = False,
     force: Annotated[bool, cyclopts.Parameter(name=["--force", "-f"], negative="")] = False,
 ) -> int:
-    """Remove files of /data. All are looked at first: when one cannot be removed, none is.
+    """Remove files of /data. When one is not there, or is a directory and `-r` is not given, none is removed.
 
     Parameters
     ----------

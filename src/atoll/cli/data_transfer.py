@@ -30,8 +30,8 @@ def get(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
     Parameters
     ----------
     paths: str
-        What to copy, and last where to: a new name, a directory to put it in, or `-` for stdout. One path alone is
-        copied to the same name here.
+        What to copy, and last where to: a new name, a directory to put it in, `-` for stdout, or a device or fifo
+        that a file is written into. One path alone is copied to the same name here.
     recursive: bool
         Accepted for habit: directories are always copied whole.
     """
