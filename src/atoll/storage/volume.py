@@ -234,9 +234,10 @@ class VolumeClient(ContentRequests, SnapshotRequests):
     def get(self, path: str, local: str, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into one that is there.
 
-        A symlink that `path` ends in is followed, those in a directory are copied. `local` and all below it are written without following symlinks: one that stands where a directory or a file
-        comes is replaced, since a function may have planted it in an earlier copy. What it points to stays as it is.
-        To merge into the directory that a symlink of your own points to, end `local` with a separator.
+        A symlink that `path` ends in is followed, those in a directory are copied. `local` and all below it are written
+        without following symlinks: one that stands where a directory or a file comes is replaced, since a function may
+        have planted it in an earlier copy. What it points to stays as it is. To merge into the directory that a symlink
+        of your own points to, end `local` with a separator.
 
         A file is written into a device or fifo that `local` is, and into what is open as `/dev/stdout` or `/dev/fd/N`.
         Elsewhere devices, fifos and sockets are an error, and stay.
