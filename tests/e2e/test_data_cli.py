@@ -60,7 +60,7 @@ def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
 
 
 def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) -> None:
-    """`/dev/stdout` and `>(...)` take a file as `-` does, and stay what they are."""
+    """`/dev/stdout` and `>(...)` take a file as `-` does; a fifo in a directory that was named takes none, and stays."""
     run(shared_home, "put", "-", "cli-open", stdin=b"content")
     assert run(shared_home, "get", "cli-open", "/dev/stdout") == b"content"
     script = f"'{sys.executable}' -c '{PROGRAM}' data get cli-open >(cat) | cat"
@@ -69,6 +69,10 @@ def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) 
     )
     assert (done.stdout, done.stderr) == (b"content", b"")
     assert os.listdir(tmp_path) == []
+    os.mkfifo(tmp_path / "cli-open")
+    printed = run(shared_home, "get", "cli-open", str(tmp_path), status=1)
+    assert b"a fifo is there, which is not replaced: `%s/cli-open`" % os.fsencode(tmp_path) in printed
+    assert (tmp_path / "cli-open").is_fifo()
     run(shared_home, "rm", "cli-open")
 
 

@@ -14,10 +14,11 @@ from atoll.cli.data import print_content
 from atoll.cli.data_paths import base_name, expanded, opened, several, targets
 from atoll.cli.program import TargetError
 from atoll.sdk.volume import Volume
+from atoll.storage.destination import is_special
 from atoll.storage.progress import ProgressLine
 from atoll.storage.requests import absolute, volume_path
 from atoll.storage.transfer import CHUNK_BYTES
-from atoll.storage.tree import printable
+from atoll.storage.tree import printable, special_name
 
 _Paths = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]
 _Recursive = Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")]
@@ -46,13 +47,23 @@ def get(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
         into = os.path.isdir(target) or target.endswith(("/", os.sep))
         if len(found) > 1 and not into:
             raise NotADirectoryError(f"several files go to `{printable(target)}`, which is not a directory here")
+        places = [os.path.join(target, base_name(path)) if into else target for path in found]
         if into:
             os.makedirs(target, exist_ok=True)
-        for path in found:
-            where = os.path.join(target, base_name(path)) if into else target
+            for where in places:
+                _check_not_special(where)
+        for path, where in zip(found, places, strict=True):
             for left in volume.get(path, where, ProgressLine("downloading")):
                 print(f"left out `{printable(left)}`: a special file", file=sys.stderr)
     return 0
+
+
+def _check_not_special(where: str) -> None:
+    """Refuse a device, fifo or socket that nobody named, but that is in the directory that was."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(where).st_mode
+        if is_special(mode):
+            raise FileExistsError(f"a {special_name(mode)} is there, which is not replaced: `{printable(where)}`")
 
 
 def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 - accepted for habit

@@ -254,12 +254,17 @@ def _beside(name: str) -> str:
     return os.path.join(os.path.dirname(name), f".atoll-{secrets.token_hex(8)}")
 
 
+def is_special(mode: int) -> bool:
+    """Whether something is a device, a fifo or a socket."""
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
+
+
 def _check_replaceable(name: str, parent: int | None) -> None:
     try:
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+    if is_special(mode):
         raise FileExistsError(errno.EEXIST, f"a {special_name(mode)} is there, which is not replaced")
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 
+from atoll.storage.destination import is_special
 from atoll.storage.tree import special_name
 
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
@@ -72,7 +73,7 @@ def open_outlet(local: str) -> Outlet | None:
             mode = os.stat(local).st_mode
     except OSError:
         return None  # who makes the file says what is wrong
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+    if not is_special(mode):
         return None
     if not _takes_a_stream(mode):
         raise OSError(errno.ENXIO, f"a {special_name(mode)}, which no file can be written into", local)
