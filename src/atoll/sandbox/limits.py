@@ -190,9 +190,10 @@ class Limits:
 
     def poll(self) -> None:
         """Enforce every open limit and finish what `close` began; to be called about every 100 ms."""
-        for limit in self._open:
+        for limit in list(self._open):
             limit.poll()
-        self._closing = [enforcer for enforcer in self._closing if not enforcer.remove()]
+        closing, self._closing = self._closing, []  # others may come meanwhile
+        self._closing += [enforcer for enforcer in closing if not enforcer.remove()]
         self._busy = [path for path in self._busy if not cgroups.remove(path)]
 
     def _closed(self, limit: Limit) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 
 _STOP_ROUNDS = 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -32,18 +33,22 @@ class Watchdog:
         self._leader = 0
         self._peak_bytes = 0
         self._record: tuple[int, int] | None = None
+        self._lock = threading.RLock()  # a thread polls, while others add processes, ask, and remove
 
     def add(self, host_pid: int) -> None:
         """Count a process and those that it will start; one that has ended is ignored."""
         started = started_at(host_pid)
         if started:
-            self._leader = self._leader or host_pid
-            self._members[host_pid] = started
+            with self._lock:
+                self._leader = self._leader or host_pid
+                self._members[host_pid] = started
 
     def memory_bytes(self) -> int:
         """Return what the processes use now, shared pages in proportion."""
-        self._follow()
-        return sum(_proportional_bytes(pid) for pid in self._members)
+        with self._lock:
+            self._follow()
+            members = list(self._members)
+        return sum(map(_proportional_bytes, members))
 
     def exceeded(self) -> tuple[int, int] | None:
         """Return the limit and the peak when this watchdog has killed the processes."""
@@ -55,21 +60,23 @@ class Watchdog:
 
     def poll(self) -> None:
         """Measure once; kill every process of the worker when they use more than the limit together."""
-        self._follow()
-        used = sum(_resident_bytes(pid) for pid in self._members)
-        if used > self.limit_bytes:  # an upper bound, cheap to read; the exact sum is not
-            used = sum(_proportional_bytes(pid) for pid in self._members)
-        self._peak_bytes = max(self._peak_bytes, used)
-        if used > self.limit_bytes:
-            self._record = (self.limit_bytes, self._peak_bytes)
-            self._kill()
+        with self._lock:
+            self._follow()
+            used = sum(_resident_bytes(pid) for pid in self._members)
+            if used > self.limit_bytes:  # an upper bound, cheap to read; the exact sum is not
+                used = sum(_proportional_bytes(pid) for pid in self._members)
+            self._peak_bytes = max(self._peak_bytes, used)
+            if used > self.limit_bytes:
+                self._record = (self.limit_bytes, self._peak_bytes)
+                self._kill()
 
     def remove(self) -> bool:
         """End what is left of the processes; return whether nothing is."""
-        self._follow()
-        if self._members:
-            self._kill()
-        return not self._members
+        with self._lock:
+            self._follow()
+            if self._members:
+                self._kill()
+            return not self._members
 
     def _follow(self) -> None:
         """Drop members that have ended, and take in the children of the others."""
