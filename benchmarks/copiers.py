@@ -119,7 +119,7 @@ class Atoll:
         found = []
         for pid in [pid for server in self.servers() for pid in _tree(server)]:
             with contextlib.suppress(OSError):
-                if b"atoll.storage.peer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"atoll.storage.peer.main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found
 

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atoll.environments.interpreter import probe
-from atoll.model.places import Bind, Identity
+from atoll.environments.built.interpreter import probe
+from atoll.model.mounts import Bind, Identity
 from atoll.sandbox import bwrap, machine, programs, seccomp
 from atoll.sandbox.policy import confine
 

@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.peer import Peer
+from atoll.storage.peer.main import Peer
+from atoll.storage.volume.locate import VolumeRoot
 from atoll.wire.channel import Channel
 
 

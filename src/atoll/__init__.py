@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
     from atoll.sdk.caching import cached as cached
-    from atoll.sdk.downloading import download as download
-    from atoll.sdk.downloading import download_file as download_file
-    from atoll.sdk.downloading import download_weights as download_weights
+    from atoll.sdk.download import download as download
+    from atoll.sdk.download import download_file as download_file
+    from atoll.sdk.download import download_weights as download_weights
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.function import isolated as isolated
     from atoll.sdk.retries import Retries as Retries
@@ -27,9 +27,9 @@ _WHERE = {
     "IsolatedFunction": "atoll.sdk.function",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
-    "download": "atoll.sdk.downloading",
-    "download_file": "atoll.sdk.downloading",
-    "download_weights": "atoll.sdk.downloading",
+    "download": "atoll.sdk.download",
+    "download_file": "atoll.sdk.download",
+    "download_weights": "atoll.sdk.download",
     "sync_dir": "atoll.sdk.sync",
     "Volume": "atoll.sdk.volume",
     "local": "atoll.host.local",

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated
-from atoll.host.lease import LocalLease
+from atoll.host.local_lease import LocalLease
 from atoll.sdk.future import CallFuture
 
 from ..conftest import Home

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from atoll import LocalHost, errors, isolated
-from atoll.engine import agent_files
-from atoll.host import start
-from atoll.sandbox import limits
+from atoll.host import daemon_start
+from atoll.node import mounted_files
+from atoll.sandbox.limits import limits
 from atoll.wire.channel import connect
 from tests.conftest import Home
 
@@ -250,7 +250,7 @@ def test_a_daemon_of_another_version_is_replaced_while_its_calls_go_on(atoll_hom
     with running(atoll_home, program) as client:
         old = atoll_home.daemon_pid()
         copy = program.parent / "copy"
-        source = Path(start.__file__).parents[2]
+        source = Path(daemon_start.__file__).parents[2]
         for package in ("atoll", "fal_serverless"):
             shutil.copytree(source / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
         init = copy / "atoll" / "__init__.py"
@@ -305,8 +305,8 @@ def _send(home: Home, header: dict[str, Any]) -> None:
 def test_the_daemon_works_with_pickle_blocked(atoll_home: Home, program: Path) -> None:
     """No bytes of a user are ever unpickled by the daemon: it runs where pickle cannot be imported."""
     options = LocalHost(atoll_home.path).settings
-    start.prepare_home(options)
-    package = str(Path(start.__file__).parents[2])
+    daemon_start.prepare_home(options)
+    package = str(Path(daemon_start.__file__).parents[2])
     code = (
         "import sys\n"
         "for name in ('pickle', '_pickle', 'cloudpickle', '_atoll_cloudpickle', 'marshal_pickle', 'dill'):\n"
@@ -544,8 +544,8 @@ def test_settings_that_are_wrong_are_named(atoll_home: Home, program: Path) -> N
 
 def test_agent_files_are_made_once_for_each_version(tmp_path: Path) -> None:
     """What sandboxes mount is named by its contents, and holds no file of another version."""
-    first = agent_files.prepare(tmp_path)
-    assert agent_files.prepare(tmp_path) == first
+    first = mounted_files.prepare(tmp_path)
+    assert mounted_files.prepare(tmp_path) == first
     assert (first / "_atoll_cloudpickle.py").is_file()
     assert not list(tmp_path.glob(".stage-*"))
 

@@ -26,10 +26,10 @@ from typing import Any
 import pytest
 
 from atoll import process
-from atoll.environments.records import Environment
+from atoll.environments.built.records import Environment
 from atoll.environments.store import EnvironmentStore
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, StateUnusable
-from atoll.model.places import Bind
+from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher

@@ -12,7 +12,7 @@ import pytest
 from atoll import __version__, errors, isolated
 from atoll.engine import report
 from atoll.engine.pool import Pool
-from atoll.host import start
+from atoll.host import daemon_start
 from tests.conftest import Home
 
 
@@ -22,7 +22,7 @@ def stop_the_daemon() -> None:
     import socket
     import time
 
-    from atoll.agent import nested
+    from atoll.wire import nested
 
     assert nested._control is not None
     ours, theirs = socket.socketpair()
@@ -40,7 +40,7 @@ def send_no_connection(kind: str) -> None:
     import socket
     import time
 
-    from atoll.agent import nested
+    from atoll.wire import nested
 
     assert nested._control is not None
     read, _write = os.pipe()
@@ -54,7 +54,7 @@ def send_no_connection(kind: str) -> None:
 def send_junk(count: int) -> None:
     import socket
 
-    from atoll.agent import nested
+    from atoll.wire import nested
 
     for _ in range(count):
         connection = nested.connect()
@@ -67,7 +67,7 @@ def send_junk(count: int) -> None:
 
 @isolated(network="none", timeout=60)
 def open_storage_peers(version: str, count: int) -> list[str]:
-    from atoll.agent import nested
+    from atoll.wire import nested
     from atoll.wire.channel import Channel
 
     channels = [Channel(nested.connect()) for _ in range(count)]
@@ -137,10 +137,10 @@ def test_a_long_log_is_put_aside_when_a_daemon_starts(atoll_home: Home) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("old\n")
     with open(log, "r+") as file:
-        file.truncate(start.LOG_BYTES + 1)
+        file.truncate(daemon_start.LOG_BYTES + 1)
     add(1)
     assert "daemon_started" in log.read_text()
-    assert log.with_name("daemon.log.1").stat().st_size == start.LOG_BYTES + 1
+    assert log.with_name("daemon.log.1").stat().st_size == daemon_start.LOG_BYTES + 1
 
 
 def test_what_is_just_starting_has_no_pid_yet() -> None:

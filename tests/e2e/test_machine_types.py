@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from atoll import errors, isolated
-from atoll.sandbox.limits import Limits
+from atoll.sandbox.limits.limits import Limits
 from atoll.settings import Settings
 
 from ..conftest import Home
@@ -266,7 +266,7 @@ def test_messages_of_a_worker_never_cost_one_another_their_descriptors(atoll_hom
 
     @isolated
     def noisy() -> int:
-        from atoll.agent import nested
+        from atoll.wire import nested
 
         inner = isolated(len)
         assert nested._control is not None

@@ -17,7 +17,7 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (min({DESCRIPTORS + 200}, hard), hard))
 held = [os.open(os.devnull, os.O_RDONLY) for _ in range({DESCRIPTORS})]
 from atoll import isolated, local, sync_dir
-from atoll.storage.volume import VolumeClient
+from atoll.storage.client.volume import VolumeClient
 
 @isolated(keep_alive=0)
 def read(path):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.environments.interpreter import find
+from atoll.environments.built.interpreter import find
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from atoll import errors, isolated
-from atoll.wire.payloads import free_bytes
+from atoll.wire.payload_channel import free_bytes
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from atoll.errors import AtollError, DiskFull
-from atoll.storage import steps
-from atoll.storage.archive import Archive
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.locks import target_key
-from atoll.storage.peer import main as peer_main
-from atoll.storage.rights import DAEMON
-from atoll.storage.sync import SyncOptions, error_of
-from atoll.storage.tidy import clean
-from atoll.storage.volume import VolumeClient
+from atoll.storage import crash_points
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.peer.main import main as peer_main
+from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.snapshots.archive import Archive
+from atoll.storage.sync.cleanup import clean
+from atoll.storage.sync.client import SyncOptions, error_of
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.locks import target_key
 from atoll.wire.channel import Channel, ChannelClosed
 
 from ..conftest import find_tool
@@ -88,7 +88,7 @@ class Lab:
             try:
                 ours.close()
                 if die_at >= 0 or act is not None:
-                    steps.arm(act or _Killer(die_at))
+                    crash_points.arm(act or _Killer(die_at))
                 status = peer_main([str(theirs.fileno()), DAEMON, str(self.volume)])
             finally:
                 os._exit(status)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from atoll import LocalHost
-from atoll.host import warm_storage
+from atoll.host import storage_channels
 from atoll.sdk.sync import sync_dir
-from atoll.storage.digest import algorithms
-from atoll.storage.index import decode
-from atoll.storage.volume import VolumeClient
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.content.digest import algorithms
+from atoll.storage.sync.index import decode
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
@@ -50,8 +50,8 @@ def test_the_next_client_gets_the_peer_of_the_last(host: LocalHost) -> None:
 def test_a_peer_that_has_gone_is_not_lent(host: LocalHost) -> None:
     """A peer that rested for as long as it was told has ended, and the next client gets another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_storage, "REST_SECONDS", 0.0)
-        patch.setattr(warm_storage, "MARGIN_SECONDS", -60.0)
+        patch.setattr(storage_channels, "REST_SECONDS", 0.0)
+        patch.setattr(storage_channels, "MARGIN_SECONDS", -60.0)
         first = kept(host)
     while not first.readable():  # the end of the stream, when the peer has ended
         threading.Event().wait(0.01)
@@ -62,12 +62,12 @@ def test_a_peer_that_has_gone_is_not_lent(host: LocalHost) -> None:
 
 def test_few_rest_and_none_in_the_middle_of_a_request(host: LocalHost) -> None:
     """Each resting peer is a process; one that still has something to say is not kept."""
-    clients = [VolumeClient(host.open_storage(), host.keep_storage) for _ in range(warm_storage.MOST + 1)]
+    clients = [VolumeClient(host.open_storage(), host.keep_storage) for _ in range(storage_channels.MOST + 1)]
     for client in clients:
         client.listdir()
         client.close()
     assert host._warm is not None
-    assert len(host._warm._resting) == warm_storage.MOST
+    assert len(host._warm._resting) == storage_channels.MOST
     host._warm.close()
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
         client.write("rest-test", [bytes(8 << 20)])

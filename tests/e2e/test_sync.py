@@ -18,10 +18,10 @@ import pytest
 
 from atoll.errors import DiskFull, HostUnreachable, SourceNotFound, StateUnusable, SyncError
 from atoll.sdk.sync import sync_dir
-from atoll.storage.index import index_path
-from atoll.storage.rights import DAEMON
-from atoll.storage.sync import Synced, SyncOptions
-from atoll.storage.volume import VolumeClient
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.sync.client import Synced, SyncOptions
+from atoll.storage.sync.index import index_path
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
@@ -53,7 +53,7 @@ class Peers:
         """Return a client and its peer."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), DAEMON, "."]
+            command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), DAEMON, "."]
             if uid is not None:
                 command[1:3] = ["-c", AS_USER, str(uid)]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=self.volume)

@@ -25,13 +25,15 @@ from typing import Any
 import pytest
 
 from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
-from atoll.storage import filesystem, steps, tidy
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.peer import main as peer_main
-from atoll.storage.rights import DAEMON
-from atoll.storage.sync import SyncOptions
-from atoll.storage.tidy import clean, collect
-from atoll.storage.volume import VolumeClient
+from atoll.storage import crash_points
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.peer.main import main as peer_main
+from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.sync import cleanup
+from atoll.storage.sync.cleanup import clean, collect
+from atoll.storage.sync.client import SyncOptions
+from atoll.storage.volume import locate
+from atoll.storage.volume.locate import VolumeRoot
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
@@ -192,15 +194,15 @@ class Lab:
         def peer() -> None:
             theirs_only(ours)
             if not self.exchange:
-                setattr(filesystem, "renameat2", _unable)
+                setattr(locate, "renameat2", _unable)
             if who == "peer":
-                steps.arm(_Killer(die_at))
+                crash_points.arm(_Killer(die_at))
             peer_main([str(theirs.fileno()), DAEMON, str(self.volume)])
 
         def client() -> None:
             theirs_only(theirs)
             if who == "client":
-                steps.arm(_Killer(die_at))
+                crash_points.arm(_Killer(die_at))
             _sync(ours, source, self.options)
 
         pids = [_fork(peer), _fork(client)]
@@ -215,7 +217,7 @@ class Lab:
         for number in range(100):
 
             def work(number: int = number) -> None:
-                steps.arm(_Killer(number))
+                crash_points.arm(_Killer(number))
                 clean(VolumeRoot(str(self.volume)))
 
             if os.waitpid(_fork(work), 0)[1] == 0:
@@ -420,7 +422,7 @@ def clean_up(lab: Lab) -> None:
     """Remove what has been replaced, and what dead peers were just making, as if half a minute had passed."""
 
     def later() -> None:
-        tidy.QUIET_SECONDS = -1.0
+        cleanup.QUIET_SECONDS = -1.0
         collect(VolumeRoot(str(lab.volume)))
 
     assert os.waitpid(_fork(later), 0)[1] == 0
@@ -581,7 +583,7 @@ def test_an_error_at_every_step(name: str, error: int, stride: int, lab: Lab, tm
 
         def peer(number: int = number, ours: socket.socket = ours, theirs: socket.socket = theirs) -> None:
             ours.close()
-            steps.arm(_Failing(number, error))
+            crash_points.arm(_Failing(number, error))
             peer_main([str(theirs.fileno()), DAEMON, str(lab.volume)])
 
         pid = _fork(peer)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.sync import SyncOptions
+from atoll.storage.sync.client import SyncOptions
 
 from .test_sync import Peers, peers, snapshot, source
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.storage import watching
-from atoll.storage.watching import Watcher
+from atoll.storage.sync import watch
+from atoll.storage.sync.watch import Watcher
 
 from ..conftest import Home
 from .test_sync import snapshot
@@ -257,7 +257,7 @@ LIMITED = """
 import sys, threading
 from pathlib import Path
 Path("/proc/sys/user/max_inotify_watches").write_text("3")
-from atoll.storage.watching import Watcher
+from atoll.storage.sync.watch import Watcher
 told = []
 for paths in Watcher(sys.argv[1], (), "", lambda *words: told.append(words)).changes():
     if "changed" in paths:
@@ -281,8 +281,8 @@ def test_where_the_system_cannot_tell_it_is_looked_through(source: Path) -> None
 
 def test_network_file_systems_are_looked_through(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another machine may change files unseen, the directory is polled from the start."""
-    monkeypatch.setattr(watching, "kind_of", lambda _path: "fuse.sshfs")
-    monkeypatch.setattr(watching, "_POLL_MS", 50)
+    monkeypatch.setattr(watch, "kind_of", lambda _path: "fuse.sshfs")
+    monkeypatch.setattr(watch, "_POLL_MS", 50)
     told: list[str] = []
     for paths in Watcher(str(source), (), "", lambda text, _hint: told.append(text)).changes():
         if "new" in paths:

@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from atoll.agent.plain import PlainDataError
-from atoll.agent.plain_decoder import loads
-from atoll.daemon import api
+from atoll.daemon import control
 from atoll.errors import AtollError, SerializationError
 from atoll.model.specs import LeaseSpec
-from atoll.sdk import plain as sdk_plain
+from atoll.payload import untrusted as sdk_plain
+from atoll.payload.plain.decode import loads
+from atoll.payload.plain.encode import PlainDataError
 from atoll.wire.frames import CHUNK, Decoder, FrameError
 
 MEMORY_BYTES = 64 << 20
@@ -50,7 +50,11 @@ def plain(data: bytes) -> Any:
     """Read the bytes as plain data; a NUL-free mark splits off further buffers."""
     try:
         return loads([bytearray(part) for part in data.split(b"\xf5\xf6")], MEMORY_BYTES)
-    except (PlainDataError, MemoryError, RecursionError):  # the last two are its limits, and `sdk.plain` reports them
+    except (
+        PlainDataError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two are its limits, and `payload.untrusted` reports them
         return None
 
 
@@ -88,7 +92,7 @@ def lease(data: bytes) -> Any:
     except ValueError:
         pass
     try:
-        return api._read_spec(asked)
+        return control._read_spec(asked)
     except AtollError:
         return None
 

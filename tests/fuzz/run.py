@@ -16,8 +16,8 @@ if sys.version_info < (3, 12):
 
 with atheris.instrument_imports(include=["atoll", "tests.fuzz"]):
     # The first two are imported when they are needed, which would be too late to see their branches.
-    import atoll.agent.plain_arrays
-    import atoll.agent.plain_tables  # noqa: F401
+    import atoll.payload.plain.arrays
+    import atoll.payload.plain.tables  # noqa: F401
     from tests.fuzz import harness
     from tests.fuzz.seeds import write_seeds
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from atoll.agent import exceptions, plain
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.payload import exceptions_dump
+from atoll.payload.plain import encode as plain
 from atoll.wire.frames import BESIDE, CHUNK, NEW_RING, Rope, encode
 
 SPLIT = b"\xf5\xf6"
@@ -52,7 +53,7 @@ def seeds(name: str) -> list[bytes]:
         try:
             raise error
         except Exception as caught:
-            header, buffers = exceptions.dumps(caught, plain=True)
+            header, buffers = exceptions_dump.dumps(caught, plain=True)
             found.append(SPLIT.join([json.dumps(header).encode(), joined(buffers)]))
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.model.places import Bind
+from atoll.model.mounts import Bind
 from atoll.sandbox.identity import Identities, give
 from atoll.sandbox.launch import Launcher
 from atoll.sandbox.policy import confine

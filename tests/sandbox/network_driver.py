@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.model.places import Bind
+from atoll.model.mounts import Bind
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
-from atoll.sandbox.network import Network, Networks
-from atoll.sandbox.outbound import OutboundSandbox
+from atoll.sandbox.network.networks import Network, Networks
+from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import confine
 from atoll.settings import SandboxSettings, Settings
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.sandbox.limits import Limit, Limits
-from atoll.sandbox.watchdog import started_at
+from atoll.sandbox.limits.limits import Limit, Limits
+from atoll.sandbox.limits.memory_watchdog import started_at
 from atoll.settings import Settings
 
 LIMIT = 128 << 20
@@ -141,7 +141,7 @@ def test_the_next_daemon_ends_and_removes_what_a_killed_one_left(tmp_path: Path)
     if first.kind == "watchdog":
         pytest.skip("no cgroup can be made here")
     code = (
-        "import sys, pathlib, subprocess\nfrom atoll.settings import Settings\nfrom atoll.sandbox.limits import Limits\n"
+        "import sys, pathlib, subprocess\nfrom atoll.settings import Settings\nfrom atoll.sandbox.limits.limits import Limits\n"
         "limits = Limits(Settings(pathlib.Path(sys.argv[1])))\nlimit = limits.open('w', 1 << 28)\n"
         "child = subprocess.Popen(['sleep', '1000'])\nlimit.add(child.pid)\n"
         "print(child.pid, limits._places[0].directory, flush=True)\nsys.stdin.read()"

@@ -15,16 +15,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import atoll
-from atoll.sdk import exceptions
-from atoll.sdk.bundle import Bundle
-from atoll.sdk.payload import FunctionPickler, loads_result
+from atoll.payload import exceptions_load
+from atoll.payload.functions import FunctionPickler, loads_result
+from atoll.sdk.modules.bundle import Bundle
 from atoll.wire.channel import Channel
 
 CHILD = """
 import socket, sys, types
 sys.path[:] = [path for path in sys.path if "site-packages" not in path]
 sys.path[0:0] = [sys.argv[1], *sys.argv[4:]]
-from atoll.agent import exceptions, payload, pickling, sources
+from atoll.payload import exceptions_dump, install, pickling, values
 from atoll.wire.channel import Channel, ChannelClosed
 pickling.cloudpickle()
 channel = Channel(socket.socket(fileno=int(sys.argv[2])))
@@ -35,15 +35,15 @@ while True:
     except ChannelClosed:
         break
     if header["type"] == "sources":
-        sources.install(header, buffers, sys.argv[3])
+        install.install(header, buffers, sys.argv[3])
         continue
     try:
-        function = payload.loads_function(buffers[0], header["reusable"])
-        args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
-        data, pieces = payload.dumps_result(function(*args, **kwargs))
+        function = values.loads_function(buffers[0], header["reusable"])
+        args, kwargs = values.loads_arguments(buffers[1], buffers[2:])
+        data, pieces = values.dumps_result(function(*args, **kwargs))
         channel.send({"type": "result"}, [data, *pieces])
     except BaseException as error:
-        described, pieces = exceptions.dumps(error)
+        described, pieces = exceptions_dump.dumps(error)
         channel.send({"type": "error", "error": described}, pieces)
 """
 
@@ -94,7 +94,7 @@ class BareWorker:
         answer = self.channel.receive()
         if answer.type == "result":
             return loads_result(answer.buffers[0], answer.buffers[1:])
-        raise exceptions.loads(answer.header["error"], answer.buffers)
+        raise exceptions_load.loads(answer.header["error"], answer.buffers)
 
     def close(self) -> None:
         self.channel.close()

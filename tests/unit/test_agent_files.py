@@ -7,40 +7,40 @@ import os
 import time
 from pathlib import Path
 
-from atoll.engine import agent_files
+from atoll.node import mounted_files
 
 
 def test_what_no_daemon_holds_is_removed(tmp_path: Path) -> None:
     """Of the versions' directories those stay that a running daemon holds, and what may be half made."""
-    mine, hold = agent_files.hold(tmp_path)
+    mine, hold = mounted_files.hold(tmp_path)
     other = tmp_path / "0.0.9-aaaa"
     for name in ("0.0.9-aaaa", "0.0.8-bbbb", ".stage-new", ".stage-old"):
         (tmp_path / name / "atoll").mkdir(parents=True)
         (tmp_path / name / "atoll" / "errors.py").touch()
-    os.utime(tmp_path / ".stage-old", (0, time.time() - 2 * agent_files.STAGE_SECONDS))
+    os.utime(tmp_path / ".stage-old", (0, time.time() - 2 * mounted_files.STAGE_SECONDS))
     other_hold = os.open(other, os.O_RDONLY)
     fcntl.flock(other_hold, fcntl.LOCK_SH)
-    agent_files.remove_unused(tmp_path)
+    mounted_files.remove_unused(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, "0.0.9-aaaa", ".stage-new"}
     os.close(other_hold)
-    agent_files.remove_unused(tmp_path)
+    mounted_files.remove_unused(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, ".stage-new"}
     os.close(hold)
-    agent_files.remove_unused(tmp_path)
-    again, hold = agent_files.hold(tmp_path)
+    mounted_files.remove_unused(tmp_path)
+    again, hold = mounted_files.hold(tmp_path)
     assert again == mine
     os.close(hold)
 
 
 def test_only_other_versions_are_others(tmp_path: Path) -> None:
     """What storage peers share is no sign of another daemon, whoever holds it; a held directory of a version is."""
-    mine, hold = agent_files.hold(tmp_path)
+    mine, hold = mounted_files.hold(tmp_path)
     holds = [hold]
     for name, used in (("native-1234", False), ("0.0.9-aaaa", True)):
         (tmp_path / name).mkdir()
         holds.append(os.open(tmp_path / name, os.O_RDONLY))
         fcntl.flock(holds[-1], fcntl.LOCK_SH)
-        assert agent_files.used_by_others(mine) == used
+        assert mounted_files.used_by_others(mine) == used
     for descriptor in holds:
         os.close(descriptor)
-    assert not agent_files.used_by_others(mine)
+    assert not mounted_files.used_by_others(mine)

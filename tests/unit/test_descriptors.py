@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
+from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import FrameError
-from atoll.wire.stream import AsyncChannel
 
 
 def test_descriptors_of_a_later_message_are_not_dropped_with_an_earlier_one() -> None:

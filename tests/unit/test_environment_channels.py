@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.environments import channels
-from atoll.environments.requirements import Requirements
+from atoll.environments.asked import conda_packages
+from atoll.environments.asked.requirements import Requirements
 from atoll.errors import EnvironmentBuildError
 
 NOTHING = Requirements()
 
 
 def _key(packages: list[str], names: list[str], **facts: str) -> str:
-    found = channels.parse(packages, names, NOTHING)
+    found = conda_packages.parse(packages, names, NOTHING)
     given = {"python": "3.11", "platform": "linux-x86_64", **facts}
-    return channels.key_of(channels.facts(found, virtual={}, pip_facts={}, **given))
+    return conda_packages.key_of(conda_packages.facts(found, virtual={}, pip_facts={}, **given))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_decides_the_result_is_in_the_key() -> None:
 def test_entries_that_cannot_be_meant_are_named(packages: list[str], names: list[str]) -> None:
     """The error says which entry and what to write."""
     with pytest.raises(EnvironmentBuildError, match="cannot be read") as caught:
-        channels.parse(packages, names, NOTHING)
+        conda_packages.parse(packages, names, NOTHING)
     assert caught.value.hint
 
 
@@ -80,23 +80,25 @@ def test_entries_that_cannot_be_meant_are_named(packages: list[str], names: list
 def test_a_function_cannot_name_places_of_the_machine(packages: list[str], names: list[str]) -> None:
     """Neither directories nor addresses of single packages; channels of the network and names are fine."""
     with pytest.raises(EnvironmentBuildError):
-        channels.refuse_host_paths(channels.parse(packages, names, NOTHING))
-    channels.refuse_host_paths(channels.parse(["conda-forge::a>=1", "b 1 0"], ["x", "https://host.example/c"], NOTHING))
+        conda_packages.refuse_host_paths(conda_packages.parse(packages, names, NOTHING))
+    conda_packages.refuse_host_paths(
+        conda_packages.parse(["conda-forge::a>=1", "b 1 0"], ["x", "https://host.example/c"], NOTHING)
+    )
 
 
 @pytest.mark.parametrize("end", ["", "/", "/c", "/c/linux-64"])
 def test_credentials_are_never_shown(end: str) -> None:
     """A password, a token and a query are in nothing that is shown or locked."""
     address = f"https://me:hunter2@host.example/t/tk-secret{end}"
-    found = channels.parse(["a"], [address], NOTHING)
-    shown = " ".join(found.shown()) + repr(found) + channels.lock_text(found, [("a", "1", "0", "")], [])
+    found = conda_packages.parse(["a"], [address], NOTHING)
+    shown = " ".join(found.shown()) + repr(found) + conda_packages.lock_text(found, [("a", "1", "0", "")], [])
     assert not [secret for secret in ("hunter2", "tk-secret") if secret in shown]
     assert {"hunter2", "tk-secret"} <= found.secrets
 
 
 def test_a_lock_is_read_back() -> None:
     """What `lock_text` writes, `pinned` finds: packages with digests, and what is on top."""
-    found = channels.parse(["a"], ["x"], NOTHING)
-    text = channels.lock_text(found, [("b", "2", "0", ""), ("a", "1", "py_0", "ab" * 32)], ["c==3"])
-    assert channels.pinned(text) == ((f"a==1=py_0[sha256={'ab' * 32}]", "b==2=0"), ("c==3",))
-    assert channels.pinned("") == ((), ())
+    found = conda_packages.parse(["a"], ["x"], NOTHING)
+    text = conda_packages.lock_text(found, [("b", "2", "0", ""), ("a", "1", "py_0", "ab" * 32)], ["c==3"])
+    assert conda_packages.pinned(text) == ((f"a==1=py_0[sha256={'ab' * 32}]", "b==2=0"), ("c==3",))
+    assert conda_packages.pinned("") == ((), ())

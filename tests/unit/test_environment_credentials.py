@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.environments.credentials import for_builds, host_of, indexes_of, netrc_of
-from atoll.environments.index import Index, read
-from atoll.environments.requirements import parse
+from atoll.environments.asked.credentials import for_builds, host_of, indexes_of, netrc_of
+from atoll.environments.asked.index import Index, read
+from atoll.environments.asked.requirements import parse
 from atoll.errors import EnvironmentBuildError
 
 NETRC = """# what I know

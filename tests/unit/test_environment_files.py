@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from atoll import isolated
 from atoll.errors import EnvironmentBuildError
-from atoll.sdk import conda
+from atoll.sdk import conda_options
 from atoll.sdk.environment_file import MAX_CHARACTERS, NotUnderstood, parse
 
 EXPORTED = """
@@ -40,7 +40,7 @@ def test_an_exported_file_is_read_as_it_is_meant() -> None:
     """Comments, quotes, versions and the nested list of pip give what the library gives."""
     found = parse(EXPORTED)
     assert found == yaml.safe_load(EXPORTED)
-    contents = conda.read_mapping(found, "/srv/project")
+    contents = conda_options.read_mapping(found, "/srv/project")
     assert contents.packages[:2] == ("python=3.11", "numpy >=1.2,<2")
     assert contents.channels == ("conda-forge", "file:///srv/channel")
     assert contents.pip == ("rich==13.7", "-e /srv/project/tree", "git+https://host.example/x.git#egg=x")

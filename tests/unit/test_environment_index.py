@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.environments.index import Index, read
-from atoll.environments.requirements import parse
-from atoll.model.places import Bind
+from atoll.environments.asked.index import Index, read
+from atoll.environments.asked.requirements import parse
+from atoll.model.mounts import Bind
 
 
 def gather(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.environments import interpreter
-from atoll.environments.interpreter import binds, find, fits, probe
+from atoll.environments.built import interpreter
+from atoll.environments.built.interpreter import binds, find, fits, probe
 from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.specs import EnvironmentSpec
 

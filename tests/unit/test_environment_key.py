@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.environments.interpreter import Interpreter
-from atoll.environments.key import key
-from atoll.environments.requirements import parse
+from atoll.environments.asked.key import key
+from atoll.environments.asked.requirements import parse
+from atoll.environments.built.interpreter import Interpreter
 
 PYTHON = Interpreter(
     "/opt/py/bin/python3.11",

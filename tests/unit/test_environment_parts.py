@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.environments import diagnosis, lockfile, locks, records, trees
+from atoll.environments.asked import local_sources
+from atoll.environments.build import diagnosis, lockfile
+from atoll.environments.built import locks, records
 from atoll.errors import DiskFull, EnvironmentBuildError
 
 NO_SUCH = (
@@ -150,7 +152,7 @@ def test_a_lock_excludes_other_processes_and_ends_with_its_holder(tmp_path: Path
     """A lock of another process is seen, and free when that is killed."""
     path = tmp_path / "lock"
     code = (
-        "import sys; from pathlib import Path; from atoll.environments.locks import try_lock;"
+        "import sys; from pathlib import Path; from atoll.environments.built.locks import try_lock;"
         "lock = try_lock(Path(sys.argv[1]), exclusive=True); print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
@@ -221,18 +223,18 @@ def test_a_trees_digest_is_its_content(tmp_path: Path) -> None:
     (other / "package" / "__pycache__").mkdir()
     (other / "package" / "__pycache__" / "module.pyc").write_text("")
     os.utime(other / "package" / "module.py", (1, 1))
-    same = trees.content_digest(str(one))
-    assert trees.content_digest(str(other)) == same
+    same = local_sources.content_digest(str(one))
+    assert local_sources.content_digest(str(other)) == same
     (other / "package" / "module.py").write_text("x = 2\n")
-    assert trees.content_digest(str(other)) != same
+    assert local_sources.content_digest(str(other)) != same
     (one / "package" / "module.py").chmod(0o755)
-    assert trees.content_digest(str(one)) != same
+    assert local_sources.content_digest(str(one)) != same
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A missing local path is an error of the caller's that names it."""
     with pytest.raises(EnvironmentBuildError, match="nothing-here"):
-        trees.content_digest(str(tmp_path / "nothing-here"))
+        local_sources.content_digest(str(tmp_path / "nothing-here"))
 
 
 def test_generations_have_names_of_their_own() -> None:

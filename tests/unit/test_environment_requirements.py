@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.environments.diagnosis import explain
-from atoll.environments.requirements import LocalPath, parse, redact, refuse_host_paths, secrets_in
+from atoll.environments.asked.requirements import LocalPath, parse, redact, refuse_host_paths, secrets_in
+from atoll.environments.build.diagnosis import explain
 from atoll.errors import EnvironmentBuildError
 
 

@@ -14,9 +14,9 @@ from typing import Any, Self
 import pytest
 
 from atoll import errors
-from atoll.agent import exceptions as agent_exceptions
 from atoll.errors import RemoteError, SerializationError
-from atoll.sdk import exceptions as sdk_exceptions
+from atoll.payload import exceptions_dump as agent_exceptions
+from atoll.payload import exceptions_load as sdk_exceptions
 
 from .bare_worker import BareWorker, run_script
 
@@ -399,7 +399,7 @@ def test_a_python_without_groups_and_columns_describes_its_exceptions(tmp_path: 
         tmp_path,
         """
 import builtins, sys, types
-from atoll.agent import exceptions, pickling
+from atoll.payload import exceptions_dump as exceptions, pickling
 pickling.cloudpickle()
 def fail():
     try:
@@ -422,7 +422,7 @@ try:
 except KeyError as error:
     header, buffers = exceptions.dumps(error)
 builtins.BaseExceptionGroup, builtins.ExceptionGroup = groups
-from atoll.sdk import exceptions as sdk
+from atoll.payload import exceptions_load as sdk
 there = sdk.loads(header, buffers)
 print(type(there), type(there.__cause__), header["exceptions"][0]["frames"][-1][1:])
 """,

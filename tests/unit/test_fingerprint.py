@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from atoll.sdk import fingerprint
+from atoll.payload import fingerprint
 
 SOURCE = """
 LIMIT = {limit}
@@ -52,7 +52,7 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
     """The order of sets, which changes from process to process, does not count."""
     program = tmp_path / "program.py"
     program.write_text(
-        "from atoll.sdk import fingerprint\n"
+        "from atoll.payload import fingerprint\n"
         + SOURCE.format(limit=1, offset=2, size=3, default=4)
         + "print(fingerprint.of_function(work).hex(), fingerprint.of_arguments([{'x', 'y', 'z'}]).hex())"
     )

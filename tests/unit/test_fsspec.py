@@ -82,7 +82,7 @@ class DirectoryFixtures(VolumeFixtures):
 
     @pytest.fixture
     def fs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-        for name in ("atoll.fsspec.names.absolute", "atoll.storage.requests.absolute"):
+        for name in ("atoll.fsspec.names.absolute", "atoll.storage.protocol.connection.absolute"):
             monkeypatch.setattr(name, lambda path: f"{tmp_path}/{path}" if path else str(tmp_path))
         monkeypatch.setattr("atoll.fsspec.names.volume_path", _relative_to(str(tmp_path)))
         monkeypatch.setattr("atoll.fsspec.names.ROOT", str(tmp_path))

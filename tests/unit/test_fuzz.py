@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.daemon.api import Connection, Peer
+from atoll.daemon.control import Connection, Peer
+from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.frames import MAGIC, PREFIX, VERSION
-from atoll.wire.stream import AsyncChannel
 from tests.fuzz import harness, seeds
 
 EXAMPLES = 150

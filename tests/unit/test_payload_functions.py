@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from atoll.agent import payload as agent_payload
-from atoll.agent import pickling
 from atoll.errors import SerializationError, WorkerDied
-from atoll.sdk.payload import FunctionPickler
+from atoll.payload import pickling
+from atoll.payload import values as agent_payload
+from atoll.payload.functions import FunctionPickler
 
 from .bare_worker import BareWorker, run_script
 
@@ -256,7 +256,7 @@ def test_the_public_cloudpickle_is_neither_imported_nor_met(tmp_path: Path) -> N
             sys.executable,
             "-c",
             (
-                "import sys; from atoll.sdk.payload import FunctionPickler as P; P(lambda: 1).dumps();"
+                "import sys; from atoll.payload.functions import FunctionPickler as P; P(lambda: 1).dumps();"
                 "assert '_atoll_cloudpickle' in sys.modules and 'cloudpickle' not in sys.modules"
             ),
         ],
@@ -436,7 +436,7 @@ def test_the_function_s_own_module_travels_by_value(project: Path, worker: BareW
 
 def test_an_edited_module_is_imported_as_it_is_on_the_disk(project: Path, tmp_path: Path) -> None:
     """Once the file was edited since the import, the worker runs what the file says; put back, what is in memory."""
-    from atoll.sdk.sources import Sources
+    from atoll.sdk.modules.discover import Sources
 
     file = project / "tasks_edited.py"
     text = TASKS.replace("import pytest, ", "import ")
@@ -455,7 +455,7 @@ def test_an_edited_module_is_imported_as_it_is_on_the_disk(project: Path, tmp_pa
 
 def test_an_edit_is_seen_where_nothing_in_memory_changed(project: Path, tmp_path: Path) -> None:
     """A function whose captures are as they were is not taken from them once its file was edited."""
-    from atoll.sdk.sources import Sources
+    from atoll.sdk.modules.discover import Sources
 
     file = project / "tasks_plain.py"
     file.write_text("def f(): return 1\n")
@@ -471,7 +471,7 @@ def test_an_edit_is_seen_where_nothing_in_memory_changed(project: Path, tmp_path
 
 def test_a_function_that_is_gone_from_the_edited_file_is_named(project: Path, tmp_path: Path) -> None:
     """The call fails with an error that names what the file no longer has."""
-    from atoll.sdk.sources import Sources
+    from atoll.sdk.modules.discover import Sources
 
     file = project / "tasks_gone.py"
     file.write_text("def f(): return 1\n")
@@ -486,7 +486,7 @@ def test_a_function_that_is_gone_from_the_edited_file_is_named(project: Path, tm
 
 def test_a_module_that_cannot_travel_by_value_travels_by_name(project: Path, tmp_path: Path) -> None:
     """A class with a lock in it, which no pickle holds, is imported by the worker instead."""
-    from atoll.sdk.sources import Sources
+    from atoll.sdk.modules.discover import Sources
 
     (project / "tasks_lock.py").write_text(
         "import threading\nclass C:\n  lock = threading.Lock()\n  x = 3\ndef f(c=None): return C() if c is None else c.x\n"

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.agent import payload as agent_payload
-from atoll.agent import pickling
 from atoll.errors import SerializationError
-from atoll.sdk import payload
-from atoll.sdk.payload import FunctionPickler
+from atoll.payload import functions, pickling
+from atoll.payload import values as agent_payload
+from atoll.payload.functions import FunctionPickler
 
 from .bare_worker import BareWorker
 
@@ -65,12 +64,12 @@ def _types(value: Any) -> Any:
 @given(st.lists(VALUES, max_size=4), st.dictionaries(st.text(), VALUES, max_size=3))
 def test_arguments_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]) -> None:
     """Values, types and order of built-in data survive, on the fast path and on the other."""
-    data, buffers = payload.dumps_arguments(tuple(args), kwargs)
+    data, buffers = functions.dumps_arguments(tuple(args), kwargs)
     there = agent_payload.loads_arguments(bytearray(data), [bytearray(buffer) for buffer in buffers])
     assert there == (tuple(args), kwargs)
     assert _types(there) == _types((tuple(args), kwargs))
     result, pieces = agent_payload.dumps_result(args)
-    assert payload.loads_result(bytearray(result), pieces) == args
+    assert functions.loads_result(bytearray(result), pieces) == args
 
 
 def test_subclasses_of_built_in_types_keep_their_type(worker: BareWorker) -> None:
@@ -146,7 +145,7 @@ def test_an_argument_that_cannot_travel_is_named(args: Any, kwargs: Any, words: 
     def f(a: Any, b: Any = None, c: Any = None, *rest: Any) -> None: ...
 
     with pytest.raises(SerializationError) as caught:
-        payload.dumps_arguments(args, kwargs, function=f)
+        functions.dumps_arguments(args, kwargs, function=f)
     for word in words:
         assert word in caught.value.message
     assert caught.value.hint
@@ -165,12 +164,12 @@ def test_the_cause_of_a_refusal_is_short() -> None:
             return super().__reduce__()
 
     attempts: list[tuple[Any, list[str]]] = [
-        (lambda: payload.dumps_arguments((threading.Lock(),), {}), []),
-        (lambda: payload.dumps_arguments((_deep(),), {}), []),
+        (lambda: functions.dumps_arguments((threading.Lock(),), {}), []),
+        (lambda: functions.dumps_arguments((_deep(),), {}), []),
         (lambda: FunctionPickler(space["f"]).dumps(), []),
-        (lambda: payload.loads_result(b"nonsense"), []),
-        (lambda: payload.dumps_arguments((Broken(),), {}), ["__reduce__"]),
-        (lambda: payload.dumps_arguments((Slotted(),), {}), ["__reduce__"]),
+        (lambda: functions.loads_result(b"nonsense"), []),
+        (lambda: functions.dumps_arguments((Broken(),), {}), ["__reduce__"]),
+        (lambda: functions.dumps_arguments((Slotted(),), {}), ["__reduce__"]),
     ]
     for attempt, frames in attempts:
         with pytest.raises(SerializationError) as caught:
@@ -186,7 +185,7 @@ def test_the_cause_of_a_refusal_is_short() -> None:
 def test_an_argument_without_a_name_is_counted() -> None:
     """Where the function's signature is not known the position is given."""
     with pytest.raises(SerializationError, match="the argument `1` cannot be sent"):
-        payload.dumps_arguments((1, threading.Lock()), {})
+        functions.dumps_arguments((1, threading.Lock()), {})
 
 
 @pytest.mark.parametrize("make", [threading.Lock, Broken, lambda: (i for i in "a"), _deep])

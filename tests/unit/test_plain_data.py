@@ -21,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.agent import exceptions as agent_exceptions
-from atoll.agent import payload, plain
-from atoll.agent.plain import NotPlainError, PlainDataError, leb
-from atoll.agent.plain_decoder import loads
-from atoll.sdk import plain as sdk_plain
+from atoll.payload import exceptions_dump as agent_exceptions
+from atoll.payload import untrusted as sdk_plain
+from atoll.payload import values
+from atoll.payload.plain import encode
+from atoll.payload.plain.decode import loads
+from atoll.payload.plain.encode import NotPlainError, PlainDataError, leb
 from atoll.wire.frames import Rope
 
 HASH_MODULUS = sys.hash_info.modulus
@@ -34,7 +35,7 @@ HASH_MODULUS = sys.hash_info.modulus
 def sent(value: Any) -> list[Any]:
     """Take a value through bytes, as the wire does."""
     return [
-        bytearray(b"".join(one.parts) if type(one) is Rope else bytes(memoryview(one))) for one in plain.dumps(value)
+        bytearray(b"".join(one.parts) if type(one) is Rope else bytes(memoryview(one))) for one in encode.dumps(value)
     ]
 
 
@@ -163,7 +164,7 @@ def test_arrays_arrive_as_they_were(name: str) -> None:
 def test_a_large_array_is_not_copied() -> None:
     """Its memory is sent as it is, and what arrives is used as it is."""
     array = np.arange(1_000_000)
-    structure, buffer = plain.dumps({"a": array})
+    structure, buffer = encode.dumps({"a": array})
     assert np.shares_memory(np.frombuffer(buffer, array.dtype), array)
     arrived = bytearray(buffer)
     assert np.shares_memory(loads([structure, arrived])["a"], np.frombuffer(arrived, np.uint8))
@@ -255,8 +256,8 @@ def _deep(depth: int) -> list[Any]:
         ({(1, Level.LOW): 1}, ["it's key[1]", "Level"]),
         (dt.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")), ["time zone", "fixed offsets"]),
         (_itself(), ["`it['k'][0]['again']` is a container that holds itself"]),
-        (_deep(plain.MAX_DEPTH), [f"deeper than {plain.MAX_DEPTH}"]),
-        (_deep(200_000), [f"deeper than {plain.MAX_DEPTH}"]),
+        (_deep(encode.MAX_DEPTH), [f"deeper than {encode.MAX_DEPTH}"]),
+        (_deep(200_000), [f"deeper than {encode.MAX_DEPTH}"]),
         (
             pa.table({"x": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16], pa.binary(16)))}),
             ["extension"],
@@ -268,27 +269,27 @@ def _deep(depth: int) -> list[Any]:
 def test_what_is_not_plain_is_named(value: Any, words: list[str]) -> None:
     """The error says where in the value it is, and its type."""
     with pytest.raises(NotPlainError) as caught:
-        plain.dumps(value)
+        encode.dumps(value)
     for word in words:
         assert word in str(caught.value)
     with pytest.raises(errors.SerializationError, match="the result cannot be sent as plain data") as refused:
-        payload.dumps_answer(value, plain=True)
+        values.dumps_answer(value, plain=True)
     assert refused.value.details["path"] == caught.value.path
 
 
 def test_depth_up_to_the_limit_arrives() -> None:
     """Data may be as deep as the limit says."""
-    assert there(_deep(plain.MAX_DEPTH - 1)) == _deep(plain.MAX_DEPTH - 1)
+    assert there(_deep(encode.MAX_DEPTH - 1)) == _deep(encode.MAX_DEPTH - 1)
 
 
 def test_containers_of_every_kind_may_be_as_deep_as_the_limit() -> None:
     """Python's usual stack holds each kind at the greatest depth, with places left for the program that calls."""
     script = (
-        "from atoll.agent import plain; from atoll.agent.plain_decoder import loads\n"
+        "from atoll.payload.plain import encode; from atoll.payload.plain.decode import loads\n"
         "for around in (lambda it: [it], lambda it: (it,), lambda it: {1: it}, lambda it: frozenset({it})):\n"
         "    deep = 1\n"
-        "    for _ in range(plain.MAX_DEPTH): deep = around(deep)\n"
-        "    assert loads(plain.dumps(deep)) == deep\n"
+        "    for _ in range(encode.MAX_DEPTH): deep = around(deep)\n"
+        "    assert loads(encode.dumps(deep)) == deep\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
@@ -296,11 +297,11 @@ def test_containers_of_every_kind_may_be_as_deep_as_the_limit() -> None:
 def test_decoding_plain_values_imports_nothing() -> None:
     """A caller that has neither NumPy nor Arrow at hand does not import them for what needs none."""
     code = (
-        "import sys; from atoll.agent.plain_decoder import loads; "
+        "import sys; from atoll.payload.plain.decode import loads; "
         "assert loads([bytes.fromhex(sys.argv[1])]) == [1, 'x', {2.5: None}]; "
         "assert not {'numpy', 'pyarrow', 'pickle'} & set(sys.modules), sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, plain.dumps([1, "x", {2.5: None}])[0].hex()], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, encode.dumps([1, "x", {2.5: None}])[0].hex()], check=True, timeout=60)
 
 
 # --- hostile data --------------------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ def test_one_wide_character_makes_a_text_wide_and_is_counted() -> None:
 
 
 def _colliding(count: int, make: Any = lambda number: number) -> bytes:
-    encoder = plain.Encoder()
+    encoder = encode.Encoder()
     for number in range(1, count + 1):
         encoder.add(make(number * HASH_MODULUS))
     return structure(b"e", count) + b"".join(encoder.pieces)
@@ -419,7 +420,7 @@ def test_sets_in_sets_that_collide_at_every_level_are_refused() -> None:
             return seed * HASH_MODULUS
         return frozenset(nested(level - 1, 60 * seed + number) for number in range(1, 41))
 
-    encoder = plain.Encoder()
+    encoder = encode.Encoder()
     encoder.add({nested(2, number) for number in range(1, 9)})
     # The same sets once more, without building them: all elements have the hash of 0.
     data = b"".join(encoder.pieces)
@@ -619,7 +620,7 @@ def test_a_wrong_description_of_an_exception_is_refused(nodes: Any) -> None:
 )
 def test_a_hostile_exception_is_only_stood_in_for(name: str, value: Any) -> None:
     """A name that is not on the list, or arguments that do not fit, give a `RemoteError` and call nothing else."""
-    buffers = plain.dumps(value)
+    buffers = encode.dumps(value)
     found = sdk_plain.loads_exception({"exceptions": [node(type=name, plain=0, buffers=len(buffers))]}, buffers)
     assert type(found) is errors.RemoteError
 
@@ -642,13 +643,13 @@ def test_lines_of_remote_files_do_not_pile_up() -> None:
     """However many sources a worker sends, what is kept of them is bounded."""
     import linecache
 
-    from atoll.sdk import exceptions
+    from atoll.payload import exceptions_load
 
     for number in range(60):
         frames = [[f"/far/{number}/{n}.py", 190_000, "f", "x = 1", None, None, None] for n in range(3)]
         sdk_plain.loads_exception({"exceptions": [node(frames=frames)]}, [])
     kept = sum(len(entry[2]) for entry in linecache.cache.values() if len(entry) == 4)
-    assert kept < 2 * exceptions._MOST_GIVEN
+    assert kept < 2 * exceptions_load._MOST_GIVEN
 
 
 def test_a_long_path_is_shown_without_its_middle() -> None:
@@ -656,6 +657,6 @@ def test_a_long_path_is_shown_without_its_middle() -> None:
     value: list[object] = []
     for _ in range(300):
         value = [value]
-    with pytest.raises(plain.NotPlainError, match="is deeper than") as refused:
-        plain.dumps(value)
+    with pytest.raises(encode.NotPlainError, match="is deeper than") as refused:
+        encode.dumps(value)
     assert len(str(refused.value)) < 200

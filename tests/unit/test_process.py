@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from atoll import process
-from atoll.environments import buildlog
+from atoll.environments.build import buildlog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are supervised on Linux")
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from atoll.storage.progress import ProgressLine, size_text
+from atoll.storage.protocol.progress import ProgressLine, size_text
 
 
 class Terminal(io.StringIO):

@@ -18,10 +18,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from atoll import errors
-from atoll.agent import meter
-from atoll.daemon.database import DAMAGED, FILE, Database
-from atoll.daemon.recorder import Recorder
-from atoll.engine import records
+from atoll.agent import usage as meter
+from atoll.daemon.records.database import DAMAGED, FILE, Database
+from atoll.daemon.records.recorder import Recorder
+from atoll.engine import call_claims
 from atoll.model.records import OUTCOMES, CallRecord
 from atoll.model.specs import SandboxKey
 from atoll.settings import RecordsSettings
@@ -128,7 +128,7 @@ def test_a_hostile_sheet_gives_records_that_are_checked(noise: bytes, count: int
     """Whatever code in a worker writes on its sheet, the agent reads it, and the daemon takes or refuses it."""
     sheet = memoryview(bytearray(count.to_bytes(8, "little") + noise * 200)[: meter.SHEET_BYTES])
     waiting, running = meter.left(sheet, resource.getrusage(resource.RUSAGE_SELF))
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1")
     message = {"records": waiting, "call": running}
     found = place.last_records(message, nested=False, error=None, left=False)
     assert len(found) <= meter.SLOTS + 1
@@ -162,7 +162,7 @@ def test_a_hostile_sheet_gives_records_that_are_checked(noise: bytes, count: int
 )
 def test_what_a_worker_cannot_claim(claims: Any) -> None:
     """Wrong types, sizes and outcomes that only the daemon can know are refused."""
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1")
     with pytest.raises(ValueError, match=r"record|report"):
         list(place.records(claims, nested=False))
 
@@ -184,14 +184,14 @@ def test_what_a_worker_cannot_claim(claims: Any) -> None:
 )
 def test_reports_that_are_none(message: dict[str, Any]) -> None:
     """A report that is not whole, names no call or holds no numbers is refused."""
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1")
     with pytest.raises(ValueError, match=r".+"):
         list(place.reported(message, nested=False))
 
 
 def test_a_record_says_what_the_daemon_knows() -> None:
     """User, environment, sandbox and worker are the daemon's; texts are cut; a parent only where there can be one."""
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1")
     claim = [*CLAIM[:12], "m" * 100_000]
     claim[1], claim[2] = "f\0\ud800" * 1000, "p-1"
     (record,) = place.records([claim], nested=False)
@@ -205,11 +205,17 @@ def test_a_record_says_what_the_daemon_knows() -> None:
 def test_a_worker_that_reports_too_much_is_cut_off() -> None:
     """Records over the rate are left out, and come through again when time has passed."""
     now = [0.0]
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1", clock=lambda: now[0])
-    assert len(list(place.records([CLAIM] * (records.MOST_PER_SECOND + 500), nested=False))) == records.MOST_PER_SECOND
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1", clock=lambda: now[0])
+    assert (
+        len(list(place.records([CLAIM] * (call_claims.MOST_PER_SECOND + 500), nested=False)))
+        == call_claims.MOST_PER_SECOND
+    )
     assert list(place.records([CLAIM], nested=False)) == []
     now[0] = 0.5
-    assert len(list(place.records([CLAIM] * records.MOST_PER_SECOND, nested=False))) == records.MOST_PER_SECOND // 2
+    assert (
+        len(list(place.records([CLAIM] * call_claims.MOST_PER_SECOND, nested=False)))
+        == call_claims.MOST_PER_SECOND // 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +231,7 @@ def test_a_worker_that_reports_too_much_is_cut_off() -> None:
 )
 def test_why_a_call_was_lost(error: errors.AtollError, left: bool, outcome: str) -> None:
     """What ended the worker decides the outcome; a kill after the caller has left is a cancelled call."""
-    place = records.Place(SandboxKey("u", "e"), "s1", "w1")
+    place = call_claims.Place(SandboxKey("u", "e"), "s1", "w1")
     (record,) = place.last_records({"call": changed(10, "lost")}, nested=False, error=error, left=left)
     assert record.outcome == outcome
     assert record.outcome in OUTCOMES

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.sandbox import cgroups
-from atoll.sandbox.cgroups import Group, Hierarchy, Place, hierarchies
+from atoll.sandbox.limits import cgroups
+from atoll.sandbox.limits.cgroups import Group, Hierarchy, Place, hierarchies
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.sandbox import gpus, scope
+from atoll.sandbox import gpus
+from atoll.sandbox.limits import systemd_scope
 
 
 def test_named_devices_are_found_and_missing_ones_are_not(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_the_driver_s_name_of_a_gpu_is_what_cuda_is_told(tmp_path: Path) -> None
 
 def test_systemd_is_asked_for_a_delegated_scope_around_the_process() -> None:
     """The call names the process and asks for delegation, with as many properties as it announces."""
-    words = scope.call(4711)
+    words = systemd_scope.call(4711)
     at = words.index("fail")
     assert words[at - 1] == "atoll-4711.scope"
     assert words[at + 1] == "3"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import SandboxUnavailable, StateUnusable
-from atoll.model.places import Identity
+from atoll.model.mounts import Identity
 from atoll.sandbox.identity import PREFERRED_UID, Identities, find_range, give
 from atoll.settings import SandboxSettings, Settings
 

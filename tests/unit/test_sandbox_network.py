@@ -12,8 +12,9 @@ import pytest
 
 from atoll.errors import ResourcesUnavailable, SandboxUnavailable
 from atoll.model.specs import NETWORKS
-from atoll.sandbox import netfilter, programs, uplink
-from atoll.sandbox.network import within
+from atoll.sandbox import programs
+from atoll.sandbox.network import firewall, uplink
+from atoll.sandbox.network.networks import within
 
 TRIE = """Main:
   +-- 0.0.0.0/0 3 0 5
@@ -50,7 +51,7 @@ fe80000000000000a8bbccfffeddeeff 02 40 20 80     eth0
 def test_what_no_sandbox_may_reach_is_refused(address: str) -> None:
     """Loopback, link-local, metadata and the machine's own addresses are refused, translated ones too."""
     one = ipaddress.ip_address(address)
-    assert any(one in network for network in netfilter.refused(["10.1.0.1"]) if network.version == one.version)
+    assert any(one in network for network in firewall.refused(["10.1.0.1"]) if network.version == one.version)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_what_no_sandbox_may_reach_is_refused(address: str) -> None:
 def test_the_internet_and_the_local_network_are_not_refused(address: str) -> None:
     """Other machines, those of the local network too, are reached."""
     one = ipaddress.ip_address(address)
-    assert not any(one in network for network in netfilter.refused(["10.1.0.1"]) if network.version == one.version)
+    assert not any(one in network for network in firewall.refused(["10.1.0.1"]) if network.version == one.version)
 
 
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_the_messages_are_one_whole_batch(ipv6: bool) -> None:
     """Lengths add up, the batch is framed, and the last rule of each family asks for an answer."""
-    data = netfilter.messages(netfilter.refused(["10.1.0.1", "fd50::1"]), uplink.RESOLVER, ipv6=ipv6)
+    data = firewall.messages(firewall.refused(["10.1.0.1", "fd50::1"]), uplink.RESOLVER, ipv6=ipv6)
     kinds, answered, families = [], 0, set()
     while data:
         length, kind, flags = struct.unpack_from("=IHH", data)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from atoll.model.places import Bind, Identity
+from atoll.model.mounts import Bind, Identity
 from atoll.sandbox import bwrap
 from atoll.sandbox.machine import Machine, Symlink
 from atoll.sandbox.policy import Policy, SyntheticFile, Tmpfs, accounts, confine

@@ -6,8 +6,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from atoll.sandbox import watchdog
-from atoll.sandbox.watchdog import Watchdog
+from atoll.sandbox.limits import memory_watchdog
+from atoll.sandbox.limits.memory_watchdog import Watchdog
 
 if TYPE_CHECKING:
     import pytest
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def test_one_thread_may_poll_while_another_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is added just while the others are looked at is counted, and nothing goes wrong."""
     looking, added = threading.Event(), threading.Event()
-    known = watchdog.started_at
+    known = memory_watchdog.started_at
 
     def look(pid: int) -> int:
         if threading.current_thread() is not threading.main_thread() and not looking.is_set():
@@ -26,7 +26,7 @@ def test_one_thread_may_poll_while_another_adds(monkeypatch: pytest.MonkeyPatch)
 
     guard = Watchdog(1 << 40)
     guard.add(os.getpid())
-    monkeypatch.setattr(watchdog, "started_at", look)
+    monkeypatch.setattr(memory_watchdog, "started_at", look)
     failures: list[BaseException] = []
 
     def poll() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from atoll.engine.actions import (
     Action,
-    Bounds,
     EndSandbox,
     EndWorker,
     ForkWorker,
@@ -22,6 +21,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.schedule import Schedule
+from atoll.model.resources import Bounds
 from atoll.model.specs import SandboxKey, WorkerKey
 
 

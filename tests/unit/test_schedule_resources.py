@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from atoll.engine.actions import (
     Action,
-    Bounds,
     EndSandbox,
     EndWorker,
     ForkWorker,
     Grant,
-    Needs,
     Reclaim,
     Refuse,
     Request,
 )
 from atoll.engine.schedule import Schedule
+from atoll.model.resources import Bounds, Needs
 from atoll.model.specs import SandboxKey, WorkerKey
 
 GPUS = ("g0", "g1")

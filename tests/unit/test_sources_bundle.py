@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from atoll.agent import sources as agent_sources
+from atoll import file_stamp
 from atoll.errors import SerializationError
-from atoll.sdk import bundle as bundle_module
-from atoll.sdk import stamps
-from atoll.sdk.bundle import imports_of
-from atoll.sdk.sources import Sources
+from atoll.payload import install as agent_sources
+from atoll.sdk.modules import bundle as bundle_module
+from atoll.sdk.modules.bundle import imports_of
+from atoll.sdk.modules.discover import Sources
 
 from .bare_worker import BareWorker, run_script
 
@@ -60,7 +60,7 @@ def names(sources: Sources) -> list[str]:
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all files for old ones, whose stamps alone say whether they changed."""
-    monkeypatch.setattr(stamps, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(file_stamp, "YOUNG_SECONDS", 0.0)
 
 
 def tick(root: Path) -> None:
@@ -152,7 +152,7 @@ def test_imports_are_read_from_text(text: str, expected: set[str]) -> None:
 def test_every_kind_of_edit_is_seen(project: Path, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Edits at once and after a while, new files, removed files, data, and new imports change the bundle."""
     if old:
-        monkeypatch.setattr(stamps, "YOUNG_SECONDS", 0.0)
+        monkeypatch.setattr(file_stamp, "YOUNG_SECONDS", 0.0)
     write(project, {"pkg/__init__.py": "A = 1\n", "pkg/m.py": "", "pkg/data.txt": "x", "fresh.py": ""})
     sources = Sources(interactive("def f():\n  import pkg"))
     seen = []
@@ -415,7 +415,7 @@ def test_a_worker_passes_its_bundle_on(project: Path, tmp_path: Path) -> None:
     """In a worker the project is what was unpacked: a nested call takes it along, with the first caller's paths."""
     write(project, {"pkg/__init__.py": "", "single.py": "", "lazy.py": ""})
     outer = interactive(
-        "def f():\n  import pkg, single\n  from atoll.sdk.sources import Sources\n  def g():\n    import lazy\n"
+        "def f():\n  import pkg, single\n  from atoll.sdk.modules.discover import Sources\n  def g():\n    import lazy\n"
         "  found = Sources(g).current()\n  header, buffers = found.message()\n"
         "  return [file[0] for file in header['files']], header['origins'], found.digest"
     )
@@ -466,7 +466,7 @@ def test_a_malformed_message_is_refused(change: dict[str, Any], tmp_path: Path) 
 
 PROGRAM = """
 import sys
-from atoll.sdk.sources import Sources
+from atoll.sdk.modules.discover import Sources
 def f():
     import beside
 found = Sources(f).current()
@@ -506,7 +506,7 @@ def test_a_change_of_the_working_directory_moves_a_prompt_s_project(tmp_path: Pa
 
     write(tmp_path, {"a/one.py": "", "b/two.py": ""})
     program = (
-        "import os\nfrom atoll.sdk import stamps\nfrom atoll.sdk.sources import Sources\nstamps.YOUNG_SECONDS = 0\ndef f():\n  import one, two\ns = Sources(f)\n"
+        "import os\nfrom atoll import file_stamp\nfrom atoll.sdk.modules.discover import Sources\nfile_stamp.YOUNG_SECONDS = 0\ndef f():\n  import one, two\ns = Sources(f)\n"
         "for d in 'ab':\n  os.chdir(f'{d}')\n  print([x.path for x in s.current().files])\n  os.chdir('..')\n"
     )
     done = subprocess.run(
@@ -521,7 +521,7 @@ def test_importing_the_package_is_cheap() -> None:
 
     check = (
         "import sys, atoll\n"
-        "late = {'cloudpickle', '_atoll_cloudpickle', 'atoll.sdk.payload', 'atoll.sdk.sources', 'inspect', 'dis'}\n"
+        "late = {'cloudpickle', '_atoll_cloudpickle', 'atoll.payload.functions', 'atoll.sdk.modules.discover', 'inspect', 'dis'}\n"
         "print(sorted(late & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.storage import destination
-from atoll.storage.destination import Destination, holds_name
-from atoll.storage.download import Download
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.peer import Peer
-from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree
-from atoll.storage.volume import VolumeClient
+from atoll.storage.client import local_target
+from atoll.storage.client.get import Download
+from atoll.storage.client.local_target import Destination, holds_name
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree
+from atoll.storage.peer.main import Peer
+from atoll.storage.volume.locate import VolumeRoot
 from atoll.wire.channel import Channel
 from atoll.wire.frames import Message
 
@@ -35,7 +35,7 @@ A_DIRECTORY = Entry(DIRECTORY, 0o750, 0, 2_000_000_000)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of reaching a local file; the second is what a platform without `openat` has."""
     if request.param == "by path":
-        monkeypatch.setattr(destination, "_BY_DESCRIPTOR", False)
+        monkeypatch.setattr(local_target, "_BY_DESCRIPTOR", False)
     return str(request.param)
 
 

@@ -25,11 +25,11 @@ from typing import Any
 import pytest
 
 from atoll.errors import ChecksumMismatch, DiskFull, DownloadError
-from atoll.storage import downloads
-from atoll.storage.addresses import file_name
-from atoll.storage.downloads import Kept, Shelf, Wanted
-from atoll.storage.notes import SHELF
-from atoll.storage.origin import Origin
+from atoll.storage.downloads import download
+from atoll.storage.downloads.addresses import file_name
+from atoll.storage.downloads.download import Kept, Shelf, Wanted
+from atoll.storage.downloads.http import Origin
+from atoll.storage.downloads.note import SHELF
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -307,9 +307,9 @@ def test_after_a_restart_of_the_machine_only_what_was_durable_counts(
     site: Site, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is behind the last `fdatasync` of an earlier boot may be zeros, and is received again."""
-    monkeypatch.setattr(downloads, "_CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(downloads, "PIECE_BYTES", 1 << 17)
-    monkeypatch.setattr(downloads, "boot", lambda: "monday")
+    monkeypatch.setattr(download, "_CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(download, "PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(download, "boot", lambda: "monday")
     site.scripts = [site.cut(300_000), *[site.status(503)] * 9]
     with pytest.raises(DownloadError):
         get(volume, site)
@@ -319,7 +319,7 @@ def test_after_a_restart_of_the_machine_only_what_was_durable_counts(
     note["partial"]["durable"] = 200_000
     part.with_suffix(".json").write_text(json.dumps(note))
     part.write_bytes(CONTENT[:200_000] + bytes(100_000))
-    monkeypatch.setattr(downloads, "boot", lambda: "tuesday")
+    monkeypatch.setattr(download, "boot", lambda: "tuesday")
     site.scripts = []
     assert get(volume, site).digests == {"sha256": SHA256}
     assert site.requests[-1][1]["Range"] == "bytes=200000-"
@@ -551,8 +551,8 @@ def test_who_waited_for_a_failure_fails_as_well(site: Site, volume: Path) -> Non
 
 HOLDER = """
 import sys
-from atoll.storage.downloads import Shelf, Wanted
-from atoll.storage.origin import Origin
+from atoll.storage.downloads.download import Shelf, Wanted
+from atoll.storage.downloads.http import Origin
 print(Shelf(sys.argv[1]).get(Origin(sys.argv[2]), Wanted("file")).size)
 """
 

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from atoll.storage import index
-from atoll.storage.index import KEPT_SECONDS, Index, index_path
+from atoll.storage.sync import index
+from atoll.storage.sync.index import KEPT_SECONDS, Index, index_path
 
 
 def test_indexes_of_sources_that_are_gone_go(tmp_path: Path) -> None:

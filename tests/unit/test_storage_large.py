@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.digest import chosen, maker
-from atoll.storage.large import DIRECT_BYTES, LargeFile, ReadBack
+from atoll.storage.content.digest import chosen, maker
+from atoll.storage.content.direct_write import DIRECT_BYTES, LargeFile, ReadBack
 
 
 def resident_pages(path: Path) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.ignore import IgnoreRules
-from atoll.storage.tree import printable
-from atoll.storage.volume import sync_target, volume_path
+from atoll.storage.client.volume import sync_target, volume_path
+from atoll.storage.files.ignore import IgnoreRules
+from atoll.storage.files.tree import printable
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_clients_half_imports_without_what_only_linux_has() -> None:
     code = (
         "import sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
-        "import atoll.sdk.sync, atoll.storage.volume, atoll.storage.sync, atoll.storage.index\n"
+        "import atoll.sdk.sync, atoll.storage.client.volume, atoll.storage.sync.client, atoll.storage.sync.index\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'rich', 'cyclopts', 'cloudpickle'}, loaded\n"
     )

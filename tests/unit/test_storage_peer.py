@@ -19,15 +19,20 @@ import pytest
 
 from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk.sync import Arranged
-from atoll.storage import filesystem, mirror, peer, rights, scan, steps
-from atoll.storage.filesystem import VolumeRoot, locate, remove_tree
-from atoll.storage.index import FINE_CLOCK_NS, index_of
-from atoll.storage.peer import Peer
-from atoll.storage.scan import Scan
-from atoll.storage.sync import SyncOptions
-from atoll.storage.transfer import FileReader, Wanted, send_files
-from atoll.storage.tree import pack
-from atoll.storage.volume import VolumeClient
+from atoll.storage import crash_points
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.content.transfer import FileReader, Wanted, send_files
+from atoll.storage.files import scan
+from atoll.storage.files.scan import Scan
+from atoll.storage.files.tree import pack
+from atoll.storage.peer import main
+from atoll.storage.peer.main import Peer
+from atoll.storage.protocol import rights
+from atoll.storage.sync import peer as mirror
+from atoll.storage.sync.client import SyncOptions
+from atoll.storage.sync.index import FINE_CLOCK_NS, index_of
+from atoll.storage.volume import locate as filesystem
+from atoll.storage.volume.locate import VolumeRoot, locate, remove_tree
 from atoll.wire.channel import Channel, ChannelClosed
 
 from ..volumes import ThreadHost
@@ -60,7 +65,7 @@ def at_step(name: str, action: Callable[[], None], monkeypatch: pytest.MonkeyPat
         if step == name:
             action()
 
-    monkeypatch.setattr(steps, "_report", report)
+    monkeypatch.setattr(crash_points, "_report", report)
 
 
 @pytest.fixture
@@ -130,7 +135,7 @@ def test_a_function_cannot_have_its_peer_take_the_machines_memory(
     """The peer of a function takes messages of bounded size, has bounded memory, and says so before it ends."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), rights.FUNCTION, str(volume)]
+        command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), rights.FUNCTION, str(volume)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with contextlib.closing(Channel(ours)) as channel:
         with contextlib.suppress(ChannelClosed):
@@ -310,7 +315,7 @@ def test_a_sync_that_waits_says_so_and_a_silent_function_is_not_waited_for(
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a").write_text("1")
     monkeypatch.setattr(rights, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
-    monkeypatch.setattr(peer, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
+    monkeypatch.setattr(main, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
     with contextlib.closing(ThreadHost(volume)) as host, contextlib.closing(host.open_storage()) as silent:
         silent.send({"type": "sync", "path": "t", "algorithms": ["sha256"]})
         assert silent.receive().type == "standing"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.placement import spread
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.root import spread
 
 TOPDIR = 0x20000
 

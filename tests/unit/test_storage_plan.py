@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import SyncError
-from atoll.storage.columns import pack_entries, pack_paths, unpack_entries, unpack_paths
-from atoll.storage.plan import apply, check_whole, plan
-from atoll.storage.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, pack_tree, parent_of, unpack_tree
+from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, pack_tree, parent_of, unpack_tree
+from atoll.storage.files.tree_wire import pack_entries, pack_paths, unpack_entries, unpack_paths
+from atoll.storage.sync.plan import apply, check_whole, plan
 
 
 def directory(mode: int = 0o755, mtime_ns: int = 1) -> Entry:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.reflink import can_clone, clone
+from atoll.storage.content.copy import can_clone, clone
 
 
 def test_a_clone_has_the_content_or_nothing_has_changed(tmp_path: Path) -> None:

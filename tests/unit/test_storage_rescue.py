@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import DiskFull, SyncError, VolumeBusy
-from atoll.storage import removal, steps
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.locks import holding, target_key
-from atoll.storage.peer import Peer
-from atoll.storage.rescue import Origin
-from atoll.storage.rights import DAEMON
-from atoll.storage.sync import SyncOptions
-from atoll.storage.volume import VolumeClient
+from atoll.storage import crash_points
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.peer.main import Peer
+from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.sync.client import SyncOptions
+from atoll.storage.sync.late_writes import Origin
+from atoll.storage.volume import removal
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.locks import holding, target_key
 from atoll.wire.channel import Channel
 
 OPTIONS = SyncOptions(exclude=("out",))
@@ -157,7 +158,7 @@ def test_what_appears_in_a_directory_that_a_sync_takes_away_is_not_lost(
             (mirror.target / "sub/out").mkdir()
             (mirror.target / "sub/out/result").write_text("r")
 
-    monkeypatch.setattr(steps, "_report", meddle)
+    monkeypatch.setattr(crash_points, "_report", meddle)
     (mirror.source / "sub/z").unlink()
     (mirror.source / "sub").rmdir()
     if with_others:
@@ -213,7 +214,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[[], objec
             done.append(step)
             work()
 
-    monkeypatch.setattr(steps, "_report", meddle)
+    monkeypatch.setattr(crash_points, "_report", meddle)
 
 
 @pytest.mark.parametrize("step", ["received", "recorded"])
@@ -261,7 +262,7 @@ def test_what_was_brought_along_at_once_and_deleted_is_not_brought_twice(
         if step == "carried over" and fields["path"] == "out/late":
             late.unlink()
 
-    monkeypatch.setattr(steps, "_report", meddle)
+    monkeypatch.setattr(crash_points, "_report", meddle)
     mirror.sync()
     mirror.client.collect()
     assert os.listdir(mirror.target / "out") == ["best"]

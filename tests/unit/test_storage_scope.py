@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.storage.plan import apply, check_fits, check_whole, plan
-from atoll.storage.scope import is_within, scope_of
-from atoll.storage.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of
-from atoll.storage.way import Way
+from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of
+from atoll.storage.sync.plan import apply, check_fits, check_whole, plan
+from atoll.storage.sync.scope import is_within, scope_of
 
 
 def directory(mode: int = 0o755, mtime_ns: int = 1) -> Entry:
@@ -142,7 +142,7 @@ def test_a_large_file_among_very_many_is_switched_alone() -> None:
 )
 def test_plans_that_make_no_tree_are_refused(put: Tree, drop: set[str]) -> None:
     """A plan that leaves something without its directory is refused before anything is built."""
-    from atoll.storage.plan import Plan
+    from atoll.storage.sync.plan import Plan
 
     with pytest.raises(ValueError, match=r"directory above|comes and goes|root"):
         check_fits(Plan(frozenset(drop), put), SAME)

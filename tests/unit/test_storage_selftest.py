@@ -21,15 +21,17 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.storage import filesystem, reflink
-from atoll.storage.filesystem import OPEN_DIRECTORY, VolumeRoot
-from atoll.storage.findings import Finding, SelfTestRequests, check_finding
-from atoll.storage.mounts import is_network, kind_of
-from atoll.storage.networked import promises
-from atoll.storage.partner import Partner
-from atoll.storage.peer import Peer
-from atoll.storage.rights import PROGRAM
-from atoll.storage.selftest import CHECKS, Check, NoRoom, examine, tried
+from atoll.model.findings import Finding, check_finding
+from atoll.storage.client.selftest_requests import SelfTestRequests
+from atoll.storage.content import copy
+from atoll.storage.peer.main import Peer
+from atoll.storage.protocol.rights import PROGRAM
+from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
+from atoll.storage.selftest.network_disks import promises
+from atoll.storage.selftest.second_process import Partner
+from atoll.storage.volume import locate
+from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.volume.mounts import is_network, kind_of
 from atoll.wire.channel import Channel
 
 BY_NAME = {check.name: check for check in CHECKS}
@@ -119,12 +121,12 @@ REAL_MMAP, REAL_WRITE = mmap.mmap, os.write
 FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ("atomic rename", os, "rename", nothing, "leads to the old file"),
     ("atomic rename", os, "rename", raising(errno.EIO), "input/output error"),
-    ("atomic exchange", filesystem, "exchange", raising(errno.EINVAL), "invalid argument"),
-    ("atomic exchange", filesystem, "exchange", nothing, "nothing was exchanged"),
-    ("rename without replacing", filesystem, "renameat2", raising(errno.EINVAL), "invalid argument"),
-    ("rename without replacing", filesystem, "renameat2", without_flags, "was replaced"),
+    ("atomic exchange", locate, "exchange", raising(errno.EINVAL), "invalid argument"),
+    ("atomic exchange", locate, "exchange", nothing, "nothing was exchanged"),
+    ("rename without replacing", locate, "renameat2", raising(errno.EINVAL), "invalid argument"),
+    ("rename without replacing", locate, "renameat2", without_flags, "was replaced"),
     ("durable writes", os, "fsync", raising(errno.EINVAL), "invalid argument"),
-    ("durable writes", filesystem, "sync_filesystem", raising(errno.EIO), "input/output error"),
+    ("durable writes", locate, "sync_filesystem", raising(errno.EIO), "input/output error"),
     ("`flock` locks", fcntl, "flock", nothing, "two processes hold one lock"),
     ("`flock` locks", fcntl, "flock", raising(errno.ENOLCK), "no locks available"),
     ("`fcntl` locks", fcntl, "lockf", nothing, "two processes hold one lock"),
@@ -154,7 +156,7 @@ FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ),
     ("extended attributes", os, "setxattr", raising(errno.EOPNOTSUPP), "not supported"),
     ("direct input and output", os, "open", open_where(lambda _, flags: flags & os.O_DIRECT != 0, errno.EINVAL), ""),
-    ("reflinks", reflink, "can_clone", lambda _fd: False, "do not share blocks"),
+    ("reflinks", copy, "can_clone", lambda _fd: False, "do not share blocks"),
 ]
 
 
@@ -195,7 +197,7 @@ def test_what_found_no_room_is_not_missing(
 ) -> None:
     """Where nothing can be written, that comes first, with what could not be tried; only what was seen to fail fails."""
     root = VolumeRoot(str(volume))
-    monkeypatch.setattr(filesystem, "write_all", raising(number))
+    monkeypatch.setattr(locate, "write_all", raising(number))
     monkeypatch.setattr(os, "symlink", raising(errno.EPERM))
     kind, room, *found = list(examine(root))
     assert kind.name == "file system"
@@ -211,7 +213,7 @@ def test_what_found_no_room_is_not_missing(
 def test_a_partner_without_room_is_no_lack(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the second process found no room is told apart from what it was refused."""
     program = f"print('no {errno.ENOSPC} No space left on device', flush=True)"
-    monkeypatch.setattr("atoll.storage.partner._PROGRAM", program)
+    monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", program)
     with pytest.raises(NoRoom, match="disk is full"):
         tried(BY_NAME["`flock` locks"], directory)
 
@@ -241,11 +243,11 @@ def test_every_check_is_seen_to_fail() -> None:
 
 def test_a_partner_that_hangs_or_dies_is_an_error(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process that does not answer in time, or ends, fails its check, and is gone afterwards."""
-    monkeypatch.setattr("atoll.storage.partner._SECONDS", 0.2)
-    monkeypatch.setattr("atoll.storage.partner._PROGRAM", "import time; time.sleep(1000)")
+    monkeypatch.setattr("atoll.storage.selftest.second_process._SECONDS", 0.2)
+    monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", "import time; time.sleep(1000)")
     assert "hangs" in tried(BY_NAME["`flock` locks"], directory).detail
-    monkeypatch.setattr("atoll.storage.partner._SECONDS", 20.0)
-    monkeypatch.setattr("atoll.storage.partner._PROGRAM", "")
+    monkeypatch.setattr("atoll.storage.selftest.second_process._SECONDS", 20.0)
+    monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", "")
     os.unlink("lock", dir_fd=directory)
     with pytest.raises((OSError, TimeoutError), match=r"ended at it|Broken pipe"):
         with Partner(directory, "x") as partner:
@@ -301,7 +303,7 @@ def examined(volume: Path) -> list[Finding]:
     """Have a peer that is a process of its own examine a volume."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "atoll.storage.peer", str(theirs.fileno()), PROGRAM, str(volume)]
+        command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), PROGRAM, str(volume)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with SelfTestRequests(Channel(ours)) as client:
         found = client.selftest()

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import SnapshotError, SyncError
-from atoll.storage import reflink, treecopy
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.peer import Peer
-from atoll.storage.rights import DAEMON
-from atoll.storage.snapshots import COPY, Difference, Snapshot, check_name
-from atoll.storage.volume import VolumeClient
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.content import copy as reflink
+from atoll.storage.peer.main import Peer
+from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.snapshots import tree_copy
+from atoll.storage.snapshots.values import COPY, Difference, Snapshot, check_name
+from atoll.storage.volume.locate import VolumeRoot
 from atoll.wire.channel import Channel
 
 
@@ -84,10 +85,10 @@ def test_holes_are_compared_without_reading_them(tmp_path: Path) -> None:
             file.write(data)
             file.truncate(1 << 42)
     opened = [os.open(tmp_path / name, os.O_RDONLY) for name in "abcd"]
-    assert treecopy.same_content(opened[0], opened[1])
-    assert treecopy.same_content(opened[3], opened[3])
-    assert not treecopy.same_content(opened[0], opened[2])
-    assert not treecopy.same_content(opened[3], opened[0])
+    assert tree_copy.same_content(opened[0], opened[1])
+    assert tree_copy.same_content(opened[3], opened[3])
+    assert not tree_copy.same_content(opened[0], opened[2])
+    assert not tree_copy.same_content(opened[3], opened[0])
     for descriptor in opened:
         os.close(descriptor)
 
@@ -167,7 +168,7 @@ def _again(path: Path, copy: Path) -> Path:
 def test_a_change_that_puts_size_and_time_back_is_seen(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next snapshot holds the new content, although size and modification time are what they were."""
     monkeypatch.setattr(reflink, "clone", lambda *_: False)
-    monkeypatch.setattr("atoll.storage.snapshotting._MARGIN_NS", -(10**12))  # every stamp is trusted
+    monkeypatch.setattr("atoll.storage.snapshots.peer._MARGIN_NS", -(10**12))  # every stamp is trusted
     volume.take("one")
     info = (volume.data / "file").stat()
     with open(volume.data / "file", "r+") as file:

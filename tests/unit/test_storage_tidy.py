@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage import removal, standing
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.index import KEPT_SECONDS, Index
-from atoll.storage.removal import Pace
-from atoll.storage.tidy import clean, collect, worth_collecting
+from atoll.storage.sync import target_state
+from atoll.storage.sync.cleanup import clean, collect, worth_collecting
+from atoll.storage.sync.index import KEPT_SECONDS, Index
+from atoll.storage.volume import removal
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.removal import Pace
 
 
 @pytest.fixture
@@ -73,10 +74,10 @@ def test_indexes_of_targets_that_are_gone_go(volume: VolumeRoot, tmp_path: Path)
     staging, now = tmp_path / "staging", time.time_ns()
     months_ago = time.time() - KEPT_SECONDS - 60
     for key in ("used", "unused"):
-        standing.save(volume, key, Index("generation"))
+        target_state.save(volume, key, Index("generation"))
         os.utime(staging / f"index-{key}", (months_ago,) * 2)
     assert worth_collecting(staging, now)
-    assert standing.load(volume, "used").generation == "generation"
+    assert target_state.load(volume, "used").generation == "generation"
     collect(volume)
     assert leftovers(staging) == ["index-used"]
     assert not worth_collecting(staging, now)

@@ -19,15 +19,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.engine import native_files
 from atoll.errors import SyncError
-from atoll.storage import chunks, digest, index, standing, steps
-from atoll.storage.digest import BLOCK_BYTES, Hasher, digest_of, maker
-from atoll.storage.filesystem import VolumeRoot
-from atoll.storage.locks import target_key
-from atoll.storage.peer import Peer
-from atoll.storage.sync import Synced, SyncOptions
-from atoll.storage.volume import VolumeClient
+from atoll.node import native_files
+from atoll.storage import crash_points
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.content import delta, digest
+from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
+from atoll.storage.peer.main import Peer
+from atoll.storage.sync import index, target_state
+from atoll.storage.sync.client import Synced, SyncOptions
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.locks import target_key
 from atoll.wire.channel import Channel
 
 
@@ -77,7 +79,7 @@ class Side:
 
     @property
     def peers_index(self) -> Path:
-        return self.base / "volume/staging" / standing.name_of(target_key("t"))
+        return self.base / "volume/staging" / target_state.name_of(target_key("t"))
 
     def sync(self, spoil: Any = None, **options: Any) -> tuple[Synced, Counted]:
         """Sync with a peer of its own; return what was done and the channel."""
@@ -294,7 +296,7 @@ def test_no_client_can_have_the_peer_believe_in_a_content(side: Side, algorithms
     side.sync()
     time.sleep(0.05)
     assert not side.sync()[0].plan
-    known = standing.load(VolumeRoot(str(side.base / "volume")), target_key("t"))
+    known = target_state.load(VolumeRoot(str(side.base / "volume")), target_key("t"))
     put_back(side.target / "f", b"b" * 1000)
     time.sleep(0.05)
     ours, theirs = over_unix()
@@ -333,7 +335,7 @@ def test_what_a_function_changes_while_contents_arrive_is_repaired(
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "_report", report)
+        patch.setattr(crash_points, "_report", report)
         side.sync()
     time.sleep(0.05)
     side.sync()
@@ -398,7 +400,7 @@ EDITS: list[tuple[str, bytes, int]] = [
     (
         "three parts are inserted",
         LARGE[:MIB] + b"1" + LARGE[MIB : 6 * MIB] + b"22" + LARGE[6 * MIB : 11 * MIB] + b"333" + LARGE[11 * MIB :],
-        4 * chunks.MAX_CHUNK_BYTES + 2 * BLOCK_BYTES,
+        4 * delta.MAX_CHUNK_BYTES + 2 * BLOCK_BYTES,
     ),
     ("nothing of it stays", bytes(reversed(LARGE)), len(LARGE)),
 ]
@@ -415,7 +417,7 @@ def test_of_a_large_file_only_what_changed_travels(
     side.sync()
     if known == "no index" and side.index is not None:
         side.index.unlink()
-    if "three" in what and chunks.cutter() is None:
+    if "three" in what and delta.cutter() is None:
         most = len(after)
     (side.source / "f").write_bytes(after)
     synced, channel = side.sync()
@@ -441,14 +443,12 @@ def test_a_large_file_that_a_function_changed_is_repaired(tmp_path: Path) -> Non
 
 def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
     """The chunker works with what peers have: the standard library, and what is copied for them."""
-    if chunks.cutter() is None:
+    if delta.cutter() is None:
         pytest.skip("fastcdc is not installed for this Python")
     native, held = native_files.hold(tmp_path)
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from atoll.storage import chunks; print(chunks.cutter() is not None)"
-    )
+    code = "import sys; sys.path[:0] = sys.argv[1:]; from atoll.storage.content import delta; print(delta.cutter() is not None)"
     command = [sys._base_executable, "-I", "-S", "-c", code]  # type: ignore[attr-defined]
-    library = str(Path(chunks.__file__).parents[2])
+    library = str(Path(delta.__file__).parents[3])
     done = subprocess.run([*command, library, str(native)], capture_output=True, text=True, check=False)
     os.close(held)
     assert done.stdout == "True\n", done.stderr
@@ -459,11 +459,11 @@ def test_chunks_of_a_file_that_ends_early_end_with_it(tmp_path: Path, size: int)
     """A file that is cut while it is looked at, or a part that reaches beyond it, keeps nobody busy."""
     (tmp_path / "f").write_bytes(LARGE[:size])
     descriptor = os.open(tmp_path / "f", os.O_RDONLY)
-    found = chunks.chunks_of(descriptor, 0, 8 << 20, maker("sha256"))
+    found = delta.chunks_of(descriptor, 0, 8 << 20, maker("sha256"))
     os.close(descriptor)
-    if chunks.cutter() is not None:
+    if delta.cutter() is not None:
         assert sum(int.from_bytes(found[at : at + 4], "little") for at in range(0, len(found), 20)) == size
-    read = chunks.Comparison(
+    read = delta.Comparison(
         lambda offset, length: LARGE[offset : min(offset + length, size)],
         8 << 20,
         bytes(32 * -(-len(LARGE[: 5 << 20]) // BLOCK_BYTES)),
@@ -486,7 +486,7 @@ def test_a_file_that_was_made_huge_is_replaced(tmp_path: Path) -> None:
 
 def test_without_fastcdc_changes_are_found_from_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the chunker is not installed, an insertion still costs about what was inserted."""
-    monkeypatch.setattr(chunks, "cutter", lambda: None)
+    monkeypatch.setattr(delta, "cutter", lambda: None)
     side = Side(tmp_path)
     (side.source / "f").write_bytes(LARGE)
     side.sync()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.wire import tape
-from atoll.wire.tape import KEPT_BYTES, SIZE, Printed, TapeReader, TapeWriter
+from atoll.wire import output_tape
+from atoll.wire.output_tape import KEPT_BYTES, SIZE, Printed, TapeReader, TapeWriter
 
 
 @pytest.fixture
@@ -93,15 +93,15 @@ def test_hostile_memory_is_read_in_bounds(
     """Whatever the memory holds and however short it is, reading it ends and gives at most what it may."""
     descriptor = os.memfd_create("hostile")
     os.ftruncate(descriptor, size)
-    memory = tape._PLACE.pack(serial, offset) + tape._ENTRY.pack(own, printed, own, b"call") + noise
+    memory = output_tape._PLACE.pack(serial, offset) + output_tape._ENTRY.pack(own, printed, own, b"call") + noise
     os.pwrite(descriptor, memory[:size], 0)
     if offset + 24 < size:
-        os.pwrite(descriptor, tape._COUNTS.pack(serial, printed, own), offset)
+        os.pwrite(descriptor, output_tape._COUNTS.pack(serial, printed, own), offset)
     reader = TapeReader(descriptor)
     for _ in range(3):
         found = reader.read()
         assert all(len(one.tail) <= KEPT_BYTES for one in found)
-        assert len(found) <= SIZE // tape._ENTRY.size + 1
+        assert len(found) <= SIZE // output_tape._ENTRY.size + 1
     reader.close()
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.sdk import storage_clients
+from atoll.sdk import volume_connections
 from atoll.sdk.volume import Volume
-from atoll.storage import copying, walk
+from atoll.storage.peer import copies
+from atoll.storage.volume import walk
 
 from ..volumes import ThreadHost
 
@@ -228,7 +229,7 @@ def test_a_write_that_fails_leaves_what_was_there(volume: Volume, monkeypatch: p
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("atoll.storage.filesystem.write_all", full)
+        patch.setattr("atoll.storage.volume.locate.write_all", full)
         with pytest.raises(OSError, match="error"):
             file.close()
     assert volume.read_text("f") == "old"
@@ -361,7 +362,7 @@ def test_threads(volume: Volume, host: ThreadHost) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
-    assert host.opened <= 2 * storage_clients.MOST  # some may be on their way back to the host
+    assert host.opened <= 2 * volume_connections.MOST  # some may be on their way back to the host
 
 
 def test_a_connection_that_has_gone_is_replaced(volume: Volume, host: ThreadHost) -> None:
@@ -669,7 +670,7 @@ def test_holes_stay_holes(volume: Volume, host: ThreadHost, monkeypatch: pytest.
         file.write(b"end")
         file.truncate((1 << 33) + 1_000_000)
     volume.copy("sparse", "first")
-    monkeypatch.setattr(copying, "clone", lambda *_: False)
+    monkeypatch.setattr(copies, "clone", lambda *_: False)
     volume.copy("sparse", "second")
 
     def unable(*_: object) -> int:
@@ -696,7 +697,7 @@ def test_deep_trees(volume: Volume, host: ThreadHost, monkeypatch: pytest.Monkey
     monkeypatch.setattr(walk, "MAX_PATH", 20)
     with pytest.raises(OSError, match="too deep"):
         volume.usage()
-    monkeypatch.setattr(copying, "MAX_DEPTH", 10)
+    monkeypatch.setattr(copies, "MAX_DEPTH", 10)
     with pytest.raises(OSError, match="too deep"):
         volume.copy("d", "x")
     assert host.staged() == []

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.sdk.watching import Failed, Synced, _Keeper
-from atoll.storage.plan import Plan
-from atoll.storage.tree import FILE, Entry
-from atoll.storage.watching import Watcher
+from atoll.sdk.watch import Failed, Synced, _Keeper
+from atoll.storage.files.tree import FILE, Entry
+from atoll.storage.sync.plan import Plan
+from atoll.storage.sync.watch import Watcher
 
 CHANGED = Plan(put={"file": Entry(FILE, 0o644, 1, 1)})
 

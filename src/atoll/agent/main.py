@@ -22,7 +22,8 @@ import sys
 import time
 from typing import NoReturn
 
-from atoll.agent import meter, worker
+from atoll.agent import usage as meter
+from atoll.agent import worker
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 
 MAX_WORKERS = 1024

@@ -14,8 +14,8 @@ a call: the worker says `revoked` and ends. A lease that is reclaimed before its
 Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need` (sources or
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
-Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `agent.nested`), `records`
-(see `agent.meter`), `paused` and `resumed` (see `agent.pacing`).
+Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `wire.nested`), `records`
+(see `agent.usage`), `paused` and `resumed` (see `agent.pacing`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ import time
 import types
 from typing import Any, NoReturn
 
-from atoll.agent import capture, exceptions, nested, payload, running
-from atoll.agent.meter import REPORT_SECONDS, Meter, size_of
+from atoll.agent import output, running
+from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
+from atoll.payload import exceptions_dump, values
+from atoll.wire import nested
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
-from atoll.wire.payloads import PayloadChannel
+from atoll.wire.payload_channel import PayloadChannel
 
 FIRST_CALL_SECONDS = 5.0
 MAX_POLL_MILLISECONDS = 1 << 30
@@ -42,10 +44,10 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 def prepare() -> None:
     """Do, once and before any fork, what every worker needs."""
-    from atoll.agent import pacing, pickling, sources  # noqa: F401 - imported for the forks
+    from atoll.payload import install, pickling  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
-    capture.unbuffer_c()
+    output.unbuffer_c()
 
 
 class Worker:
@@ -55,7 +57,7 @@ class Worker:
         words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served; when
             the call must have ended, in nanoseconds of the monotonic clock, else 0.
         control: the channel to the daemon.
-        sheet: shared with the agent: records of calls (see `agent.meter`).
+        sheet: shared with the agent: records of calls (see `agent.usage`).
         alarm: a pipe that tells the agent that the third word has changed; owned from here on.
     """
 
@@ -75,20 +77,20 @@ class Worker:
         self._prepared: list[Any] = []
         self._alarm = alarm
         self._shown: dict[str, Any] | None = None
-        self._clean: capture.ProcessState | None = None
+        self._clean: output.ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
         """Serve, beginning with the lease that came with the fork; return the exit status."""
-        capture.open_streams()
+        output.open_streams()
         sys.modules["__main__"] = types.ModuleType("__main__")
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
         self._begin(lease, descriptors)
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
-        self._clean = capture.ProcessState()
+        self._clean = output.ProcessState()
         with contextlib.suppress(ChannelClosed):
             while self._held:
                 self._listen()
@@ -98,7 +100,7 @@ class Worker:
 
     def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
         data, stdout, stderr = descriptors
-        capture.point(stdout, stderr)
+        output.point(stdout, stderr)
         self._data = PayloadChannel(Socket(fileno=data))
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
@@ -120,8 +122,8 @@ class Worker:
             with contextlib.suppress(OSError, ChannelClosed):
                 data.send({"type": "revoked", "epoch": self._epoch})
         data.close()
-        capture.flush()
-        capture.point_nowhere()
+        output.flush()
+        output.point_nowhere()
 
     def _serve_once(self) -> bool:
         """Wait for one event and serve it; return whether to go on."""
@@ -203,11 +205,11 @@ class Worker:
             if self._reclaimed:
                 self._yield()
         elif kind == "sources":
-            from atoll.agent import sources
+            from atoll.payload import install
 
             self._words[0] = self._epoch
             try:
-                sources.install(message.header, message.buffers, SOURCES_DIRECTORY)
+                install.install(message.header, message.buffers, SOURCES_DIRECTORY)
                 self._sources = str(message.header["digest"])
             finally:
                 self._words[0] = 0
@@ -231,10 +233,10 @@ class Worker:
         nested.call = self._meter.call
         answer, pieces = self._answer(data, header, buffers)
         if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
-            capture.flush()
+            output.flush()
             os._exit(0)
-        capture.flush()
-        capture.point_again()
+        output.flush()
+        output.point_again()
         nested.call = ""
         self._meter.end(answer, pieces)
         data.send(answer, pieces)
@@ -249,8 +251,8 @@ class Worker:
             nested.refuse(threading.get_ident())
             try:
                 prepared = self._prepare() if header.get("setup") else ()
-                function = payload.loads_function(buffers[0], bool(header.get("reusable")))
-                args, kwargs = payload.loads_arguments(buffers[1], buffers[2:])
+                function = values.loads_function(buffers[0], bool(header.get("reusable")))
+                args, kwargs = values.loads_arguments(buffers[1], buffers[2:])
             finally:
                 nested.refuse(0)
             self._show_in_main(function)
@@ -260,22 +262,22 @@ class Worker:
                 value = self._stream(data, call, running.items(function, args, kwargs), plain)
             else:
                 value = running.call(function, args, kwargs)
-            return {"type": "result", "call": call}, payload.dumps_answer(value, plain)
+            return {"type": "result", "call": call}, values.dumps_answer(value, plain)
         except SystemExit as error:
             self._exit(call, error.code)
         except BaseException as error:
-            described, pieces = exceptions.dumps(error, plain)
+            described, pieces = exceptions_dump.dumps(error, plain)
             return {"type": "error", "call": call, "error": described}, pieces
 
     def _prepare(self) -> tuple[Any]:
         """Return what `setup_function` has made of this worker; run it if it has not run to its end yet."""
         if not self._prepared:
-            function = payload.loads_function(self._setup[1])
+            function = values.loads_function(self._setup[1])
             self._show_in_main(function)
             nested.refuse(0)
             self._prepared.append(running.call(function, (), {}))
             nested.refuse(threading.get_ident())
-            self._clean = capture.ProcessState()
+            self._clean = output.ProcessState()
         return (self._prepared[0],)
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
@@ -293,10 +295,10 @@ class Worker:
                 except StopIteration as end:
                     return end.value
                 if os.getpid() != self._pid:  # the function forked, and its child goes on here: it is not the worker
-                    capture.flush()
+                    output.flush()
                     os._exit(0)
-                buffers = payload.dumps_answer(item, plain)
-                capture.flush()
+                buffers = values.dumps_answer(item, plain)
+                output.flush()
                 with pacer:
                     data.send({"type": "yield", "call": call}, buffers)
                 self._meter.sent_bytes += size_of(buffers[0])
@@ -328,7 +330,7 @@ class Worker:
             if code is not None and not isinstance(code, int):
                 with contextlib.suppress(Exception):
                     print(code, file=sys.stderr)
-            capture.flush()
+            output.flush()
             exiting = {"type": "exiting", "call": call, "status": status}
             with contextlib.suppress(OSError, ChannelClosed):
                 self._meter.end(exiting)

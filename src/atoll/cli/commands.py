@@ -8,7 +8,7 @@ import sys
 import cyclopts
 
 from atoll import __version__, errors
-from atoll.cli.program import TargetError
+from atoll.cli.target import TargetError
 
 app = cyclopts.App(
     name="atoll",

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
-from atoll.host import start
+from atoll.host import daemon_start
 from atoll.host.local import local
 
 STOP_SECONDS = 5.0
@@ -86,7 +86,7 @@ def _ago(moment: float) -> str:
 
 def stop() -> int:
     """Stop the daemon, and every call, worker and sandbox with it."""
-    pid = start.daemon_pid(local.settings)
+    pid = daemon_start.daemon_pid(local.settings)
     if pid is None:
         print("no daemon is running")
         return 0

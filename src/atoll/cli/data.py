@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import expanded, opened, print_name
-from atoll.cli.program import TargetError
+from atoll.cli.target import TargetError
+from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume
 from atoll.sdk.volume_entry import VolumeEntry
-from atoll.sdk.volume_patterns import has_magic
-from atoll.storage.progress import size_text
-from atoll.storage.requests import volume_path
-from atoll.storage.tree import printable
+from atoll.storage.files.tree import printable
+from atoll.storage.protocol.connection import volume_path
+from atoll.storage.protocol.progress import size_text
 
 app = cyclopts.App(
     name="data",

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from atoll.errors import AtollError
+from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume
-from atoll.sdk.volume_patterns import has_magic
-from atoll.storage.requests import absolute, volume_path
-from atoll.storage.tree import printable
+from atoll.storage.files.tree import printable
+from atoll.storage.protocol.connection import absolute, volume_path
 
 
 @contextlib.contextmanager

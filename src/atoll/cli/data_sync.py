@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import print_name
-from atoll.cli.program import TargetError
-from atoll.storage.tree import DIRECTORY, FILE, printable
+from atoll.cli.target import TargetError
+from atoll.storage.files.tree import DIRECTORY, FILE, printable
 
 if TYPE_CHECKING:
-    from atoll.storage.plan import Plan
+    from atoll.storage.sync.plan import Plan
 
 _SHOWN = 3
 
@@ -63,7 +63,7 @@ def sync(
         options = {"exclude": exclude, "delete": delete, "atomic": atomic, "allow_empty": allow_empty}
         return keep(local, remote, json=json, **options)
     from atoll.sdk.sync import EMPTIES, arrange, check_source
-    from atoll.storage.requests import absolute
+    from atoll.storage.protocol.connection import absolute
 
     arranged = arrange(
         local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic, allow_empty=allow_empty

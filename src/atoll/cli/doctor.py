@@ -19,8 +19,8 @@ from atoll.errors import AtollError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atoll.sandbox.abilities import Ability
-    from atoll.storage.findings import Finding
+    from atoll.model.findings import Finding
+    from atoll.node.selftest import Ability
 
 
 def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
@@ -38,7 +38,7 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
     if sys.platform != "linux":
         print("functions run on Linux only; this machine can use a remote host")
         return 1
-    from atoll.sandbox.abilities import examine
+    from atoll.node.selftest import examine
 
     try:
         found = [*asyncio.run(examine(options.load())), _uv()]
@@ -51,7 +51,7 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
 def _data(*, json: bool) -> int:
     """Test the volume's file system, by its storage peer."""
     from atoll.host.local import local
-    from atoll.storage.findings import SelfTestRequests
+    from atoll.storage.client.selftest_requests import SelfTestRequests
 
     with SelfTestRequests(local.open_storage()) as client:
         found = client.selftest()
@@ -68,8 +68,8 @@ def _tell(found: Sequence[Ability | Finding], *, json: bool, subject: str) -> in
 
 
 def _uv() -> Ability:
+    from atoll.node.selftest import Ability
     from atoll.process import check
-    from atoll.sandbox.abilities import Ability
 
     loses, fix = "environments cannot be built", "run `pip install uv`"
     try:

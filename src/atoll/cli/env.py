@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli import program
+from atoll.cli import target as program
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
 from atoll.settings import index_variables

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
-from atoll.cli import program
-from atoll.sdk import by_name
+from atoll.cli import target as program
+from atoll.sdk import run_by_name
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     if command is not parser.default_command:
         command(*bound.args, **bound.kwargs)  # --help
         return 0
-    if by_name.needed(function.options):
+    if run_by_name.needed(function.options):
         return _run_by_name(found, bound.args, bound.kwargs)
     try:
         result = function(*bound.args, **bound.kwargs)
@@ -68,7 +68,7 @@ def _run_by_name(found: program.Found, args: tuple[Any, ...], kwargs: dict[str, 
     """Run a function that asks for another Python than this one."""
     file = str(found.module.__file__)
     try:
-        by_name.run(found.function, found.module.__name__, file, found.name, args, kwargs)
+        run_by_name.run(found.function, found.module.__name__, file, found.name, args, kwargs)
     except errors.RemoteError as error:
         print(error.traceback_text.rstrip() or error, file=sys.stderr)
         return 1

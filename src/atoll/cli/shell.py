@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from atoll.cli import program
+from atoll.cli import target as program
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import LeaseSpec
 from atoll.sdk.function import isolated

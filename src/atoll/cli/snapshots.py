@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from atoll.cli.program import TargetError
-from atoll.storage.tree import printable
+from atoll.cli.target import TargetError
+from atoll.storage.files.tree import printable
 
 if TYPE_CHECKING:
     from atoll.sdk.volume import Volume
-    from atoll.storage.snapshots import Difference
+    from atoll.storage.snapshots.values import Difference
 
 _MARKS = {"added": "+", "removed": "-", "changed": "M", "attributes": "m"}
 
@@ -129,7 +129,7 @@ def restore(name: str, /, *, wait: Annotated[bool, cyclopts.Parameter(negative="
         Wait for the calls that run; new ones wait until it is done.
     """
     from atoll.host.local import local
-    from atoll.storage.snapshots import check_name
+    from atoll.storage.snapshots.values import check_name
 
     answer: dict[str, Any] = local.request("volume.restore", {"name": check_name(name), "wait": wait}, _tell)
     if answer.get("kept"):

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.sdk.watching import Failed, Happening, Notice, Synced, Waiting, watch_dir
-from atoll.storage.progress import size_text
-from atoll.storage.tree import printable
-from atoll.storage.volume import absolute, sync_target
+from atoll.sdk.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
+from atoll.storage.client.volume import absolute, sync_target
+from atoll.storage.files.tree import printable
+from atoll.storage.protocol.progress import size_text
 
 _NAMED = 3
 _LISTED = 100

@@ -25,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from atoll import __version__, errors, settings
-from atoll.daemon import calls, volumes
-from atoll.daemon.api import Connection, Peer
-from atoll.daemon.outputs import Outputs
-from atoll.daemon.recorder import Recorder
-from atoll.engine.node import Node
+from atoll.daemon import restore
+from atoll.daemon.control import Connection, Peer
+from atoll.daemon.records import requests
+from atoll.daemon.records.recorder import Recorder
+from atoll.daemon.records.tapes import Outputs
 from atoll.engine.pool import Pool
-from atoll.environments import service as environments_service
+from atoll.environments import requests as environments_service
+from atoll.node.node import Node
 from atoll.settings import Settings
+from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import short_name
-from atoll.wire.stream import AsyncChannel
 
 log = logging.getLogger("atoll.daemon")
 
@@ -287,9 +288,9 @@ class Daemon:
             return {}
         if name.startswith("calls."):
             await self.outputs.look()
-            return await calls.handle(self.recorder, LOCAL_USER, name, arguments)
+            return await requests.handle(self.recorder, LOCAL_USER, name, arguments)
         if name.startswith("volume."):
-            return await volumes.handle(self, LOCAL_USER, name, arguments, progress)
+            return await restore.handle(self, LOCAL_USER, name, arguments, progress)
         if name.startswith("environments."):
             answer: dict[str, Any] = await environments_service.handle(
                 self.node.environments, name, arguments, progress

@@ -4,40 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.model.resources import Needs
 from atoll.model.specs import SandboxKey, WorkerKey
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much there may be at a time.
-
-    Args:
-        slots: cores' worth of calls that compute at a time; at least 1.
-        workers, sandboxes: that live; at least 1.
-        memory_bytes: what the workers that reserve memory may reserve together; 0 for no bound.
-        gpus: names of the GPUs; each belongs to one worker at a time.
-    """
-
-    slots: int
-    workers: int
-    sandboxes: int
-    memory_bytes: int = 0
-    gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a worker takes of the machine.
-
-    Args:
-        millicores: thousandths of a core while its call computes. A call that waits for nested ones lends them.
-        memory_bytes: reserved as long as the worker lives, idle too; 0 for a worker that reserves none.
-        gpus: how many are its own as long as it lives.
-    """
-
-    millicores: int = 1000
-    memory_bytes: int = 0
-    gpus: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from atoll.engine.actions import Bounds, Needs, Request
+from atoll.engine.actions import Request
+from atoll.model.resources import Bounds, Needs
 from atoll.model.specs import SandboxKey, WorkerKey
 
 

@@ -14,8 +14,8 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 
-from atoll.engine.worker import PoolWorker
-from atoll.sandbox.limits import Limit, Limits
+from atoll.engine.pool_state import PoolWorker
+from atoll.sandbox.limits.limits import Limit, Limits
 
 LOOK_SECONDS = 0.1
 END_ROUNDS = 20

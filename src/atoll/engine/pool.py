@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from atoll import errors
-from atoll.engine import records, report
+from atoll.engine import call_claims, report
 from atoll.engine.actions import (
     Action,
     EndSandbox,
@@ -32,17 +32,17 @@ from atoll.engine.actions import (
 )
 from atoll.engine.gate import Gates
 from atoll.engine.limiting import Limiting
-from atoll.engine.node import Node, NodeSandbox
-from atoll.engine.resources import Allotment
+from atoll.engine.pool_state import Lease, PoolSandbox, PoolWorker, why
 from atoll.engine.schedule import Schedule
-from atoll.engine.worker import Lease, PoolSandbox, PoolWorker, why
-from atoll.environments.records import Environment
+from atoll.environments.built.records import Environment
 from atoll.model.records import CallRecord
+from atoll.model.resources import Allotment
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
-from atoll.sandbox.watchdog import parent
+from atoll.node.node import Node, NodeSandbox
+from atoll.sandbox.limits.memory_watchdog import parent
+from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
-from atoll.wire.stream import AsyncChannel
 
 log = logging.getLogger("atoll.pool")
 
@@ -376,7 +376,7 @@ class Pool:
         control.learn_sender()
         control.bound_descriptors(MAX_WORKER_DESCRIPTORS)
         task = self._spawn(self._listen(action.worker, control))
-        place = records.Place(action.key.sandbox, action.sandbox, action.worker)
+        place = call_claims.Place(action.key.sandbox, action.sandbox, action.worker)
         allotment = self._node.machine.allot(action.key.machine_type)
         worker = PoolWorker(
             action.worker, action.sandbox, action.key, control, task, theirs, place, allotment=allotment

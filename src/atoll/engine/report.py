@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from atoll.engine.worker import PoolSandbox, PoolWorker
+from atoll.engine.pool_state import PoolSandbox, PoolWorker
 
 
 def sandbox_rows(sandboxes: Collection[PoolSandbox], workers: Collection[PoolWorker]) -> list[dict[str, Any]]:

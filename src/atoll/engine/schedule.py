@@ -27,7 +27,6 @@ from dataclasses import replace
 
 from atoll.engine.actions import (
     Action,
-    Bounds,
     EndSandbox,
     EndWorker,
     ForkWorker,
@@ -39,6 +38,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
+from atoll.model.resources import Bounds
 
 
 class Schedule:

@@ -19,15 +19,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atoll.environments import buildlog, key, lockfile, locks, records, shelf
-from atoll.environments.layout import make_directory
-from atoll.environments.recipe import Recipe
-from atoll.environments.recipes import Recipes
-from atoll.environments.records import Environment, EnvironmentRecord
-from atoll.environments.shelf import translated
-from atoll.environments.workshop import Confinement, Workshop
+from atoll.environments.asked import key
+from atoll.environments.build import buildlog, lockfile
+from atoll.environments.build.recipe import Recipe
+from atoll.environments.build.recipes import Recipes
+from atoll.environments.build.workshop import Confinement, Workshop
+from atoll.environments.built import directory as shelf
+from atoll.environments.built import locks, records
+from atoll.environments.built.directory import translated
+from atoll.environments.built.layout import make_directory
+from atoll.environments.built.records import Environment, EnvironmentRecord
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
-from atoll.model.places import Identity
+from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
 
 Progress = Callable[[str], None]

@@ -8,7 +8,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
-from atoll.storage.requests import ROOT, absolute, volume_path
+from atoll.storage.protocol.connection import ROOT, absolute, volume_path
 
 PROTOCOL = "atoll"
 

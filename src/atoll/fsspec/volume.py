@@ -18,16 +18,16 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import trailing_sep
 
 from atoll.fsspec.names import PROTOCOL, Names
+from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume
 from atoll.sdk.volume_file import open_file
-from atoll.sdk.volume_patterns import has_magic
-from atoll.storage.requests import ROOT
-from atoll.storage.status import seconds
-from atoll.storage.transfer import CHUNK_BYTES
+from atoll.storage.content.transfer import CHUNK_BYTES
+from atoll.storage.files.status import seconds
+from atoll.storage.protocol.connection import ROOT
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.status import Status
+    from atoll.storage.files.status import Status
 
 _KINDS = {"f": "file", "d": "directory"}
 _volumes: dict[Any, Volume] = {}

@@ -30,7 +30,7 @@ class Output(Protocol):
         """Take a line that says what the caller waits for."""
 
     def waits(self, kind: str, detail: str) -> int | None:
-        """Hear that the call still waits, for what `sdk.live.KINDS` says; from the thread that waits.
+        """Hear that the call still waits, for what `sdk.live_line.KINDS` says; from the thread that waits.
 
         Returns after how many milliseconds to say so again, None for never.
         """

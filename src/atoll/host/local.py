@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors, settings
-from atoll.agent import nested
-from atoll.host import start
+from atoll.host import daemon_start
 from atoll.host.contract import Bundle, Output, Ticket
-from atoll.host.lease import LocalLease, Revoked, receive
-from atoll.host.resting import Leases, Waiter
+from atoll.host.lease_pool import Leases, Waiter
+from atoll.host.local_lease import LocalLease, Revoked, receive
 from atoll.model.specs import Call, LeaseSpec
 from atoll.settings import Settings
+from atoll.wire import nested
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 if TYPE_CHECKING:
-    from atoll.host.warm_storage import WarmStorage
+    from atoll.host.storage_channels import WarmStorage
 
 MOST_REVOKED = 25
 """How often a call that has not started is given to another lease: a new lease is not given up before its first call,
@@ -142,7 +142,7 @@ class LocalHost:
         if lease is not None:
             return lease
         waiter = self._leases.line_up(kind)
-        attempts = start.ATTEMPTS
+        attempts = daemon_start.ATTEMPTS
         taken = False
         try:
             while True:
@@ -204,7 +204,7 @@ class LocalHost:
         message = {"type": "lease", "spec": spec.to_data(), "client": client}
         if call is not None:
             message["for"] = {"call": call.id, "at": call.at, "parent": nested.call}
-        control = start.open_connection(self.settings, message)
+        control = daemon_start.open_connection(self.settings, message)
 
         def stop() -> None:
             with contextlib.suppress(OSError, ChannelClosed):
@@ -256,14 +256,14 @@ class LocalHost:
         """See `contract.Host.open_storage`."""
         import socket
 
-        from atoll.host.warm_storage import StorageChannel, WarmStorage
+        from atoll.host.storage_channels import StorageChannel, WarmStorage
 
         if self._warm is None:
             self._warm = WarmStorage()
         warm = self._warm.take(str(self.settings.home))
         if warm is not None:
             return warm
-        control = start.open_connection(self.settings, {"type": "storage"})
+        control = daemon_start.open_connection(self.settings, {"type": "storage"})
         try:
             header = control.receive().header
             if header.get("type") == "failed":
@@ -295,7 +295,7 @@ class LocalHost:
     ) -> int:
         """Run a shell in the function's sandbox on these descriptors; return its exit status."""
         message = {"type": "shell", "spec": spec.to_data(), "terminal": terminal}
-        control = start.open_connection(self.settings, message, descriptors)
+        control = daemon_start.open_connection(self.settings, message, descriptors)
         answer = _answers(control, on_progress, on_start)
         return int(answer["status"])
 
@@ -304,14 +304,14 @@ class LocalHost:
     ) -> dict[str, Any]:
         """See `contract.Host.request`."""
         message = {"type": "request", "name": name, "arguments": arguments}
-        return _answers(start.open_connection(self.settings, message), on_progress)
+        return _answers(daemon_start.open_connection(self.settings, message), on_progress)
 
     def request_running(
-        self, name: str, arguments: dict[str, Any], *, greeting_seconds: float = start.GREETING_SECONDS
+        self, name: str, arguments: dict[str, Any], *, greeting_seconds: float = daemon_start.GREETING_SECONDS
     ) -> dict[str, Any] | None:
         """Ask a daemon that is running already; None when there is none."""
         message = {"type": "request", "name": name, "arguments": arguments}
-        channel = start.control_connection(self.settings, message, greeting_seconds)
+        channel = daemon_start.control_connection(self.settings, message, greeting_seconds)
         return None if channel is None else _answers(channel, None)
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from atoll.errors import SandboxUnavailable, StateUnusable
-from atoll.model.places import Identity
+from atoll.model.mounts import Identity
 from atoll.settings import Settings
 
 PREFERRED_UID = 1_879_100_000

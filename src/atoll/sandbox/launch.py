@@ -23,8 +23,8 @@ from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
-from atoll.sandbox.lifeline import Lifeline
 from atoll.sandbox.machine import Machine, read
+from atoll.sandbox.orphans import Lifeline
 from atoll.sandbox.policy import Policy
 from atoll.settings import Settings
 

@@ -13,7 +13,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from atoll.model.places import Bind
+from atoll.model.mounts import Bind
 
 SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 """Links into `/usr` on a merged system, directories elsewhere."""

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from atoll.model.places import Bind, Identity
+from atoll.model.mounts import Bind, Identity
 from atoll.sandbox.machine import Machine, Symlink
 
 HOME = "/home/user"

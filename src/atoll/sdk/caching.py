@@ -2,7 +2,7 @@
 
 What is kept belongs to the worker and not to the wrapper, because a function is unpickled anew where anything that
 it uses has changed: the wrapper of the next call is another object, and finds by digest what an earlier one has
-computed. The digest says what the function would do (`sdk.fingerprint`), so that two functions of the same text and
+computed. The digest says what the function would do (`payload.fingerprint`), so that two functions of the same text and
 different globals do not meet, and that an edit of the calling function changes nothing.
 """
 
@@ -15,12 +15,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from atoll.agent import nested
-from atoll.agent.payload import type_name
 from atoll.errors import SerializationError
+from atoll.payload.values import type_name
+from atoll.wire import nested
 
 if TYPE_CHECKING:
-    from atoll.sdk.captures import Captures
+    from atoll.payload.captures import Captures
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,7 +102,7 @@ class CachedFunction(Generic[P, R]):
         return self.__wrapped__
 
     def _entry(self, args: Any, kwargs: Any) -> _Entry:
-        from atoll.sdk import fingerprint
+        from atoll.payload import fingerprint
 
         try:
             key = self._digest(), fingerprint.of_arguments(_bound(self.__wrapped__, args, kwargs))
@@ -118,8 +118,8 @@ class CachedFunction(Generic[P, R]):
         return entry
 
     def _digest(self) -> bytes:
-        from atoll.sdk import fingerprint
-        from atoll.sdk.captures import Captures
+        from atoll.payload import fingerprint
+        from atoll.payload.captures import Captures
 
         proof = self._proof
         if proof is None or not proof[0].unchanged():

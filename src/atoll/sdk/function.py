@@ -13,18 +13,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
-from atoll import settings
+from atoll import file_stamp, settings
 from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
-from atoll.sdk import conda, identity, stamps
+from atoll.sdk import conda_options, identity
+from atoll.sdk.call import Prepared, identity_of, is_generator, name_of, value_of
 from atoll.sdk.future import CallFuture
+from atoll.sdk.futures import threads
 from atoll.sdk.options import Options, check_python_version
-from atoll.sdk.preparing import Prepared, identity_of, is_generator, name_of, value_of
-from atoll.sdk.submitting import threads
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
-    from atoll.host.lanes import Job
+    from atoll.host.pipelining import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +49,7 @@ class IsolatedFunction(Generic[P, R]):
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
-        self._source = stamps.source_of(function)
+        self._source = file_stamp.source_of(function)
         self._prepared: Prepared | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -128,11 +128,11 @@ class IsolatedFunction(Generic[P, R]):
 
         A task that is cancelled while it waits has its call cancelled, running or not.
         """
-        from atoll.sdk import asynchronous
+        from atoll.sdk import aio
 
         if self.is_generator:
-            return asynchronous.items(self, args, kwargs)
-        return asynchronous.result(self, args, kwargs)
+            return aio.items(self, args, kwargs)
+        return aio.result(self, args, kwargs)
 
     def map(self, iterable: Iterable[Any], *more: Iterable[Any], return_exceptions: bool = False) -> Iterator[R]:
         """Call the function for each item and yield the results in order, with bounded work in flight.
@@ -165,7 +165,7 @@ class IsolatedFunction(Generic[P, R]):
             EnvironmentBuildError: that file cannot be read or understood.
         """
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
-        found = conda.contents(self._options)
+        found = conda_options.contents(self._options)
         return EnvironmentSpec(
             kind=self._options.kind,
             requirements=self._options.requirements,
@@ -295,7 +295,7 @@ class IsolatedFunction(Generic[P, R]):
 
     def job(self, number: int, args: tuple[Any, ...], like: Job | None = None) -> Job:
         """Return one of many calls, ready to be sent; with `like`, only its arguments are pickled anew."""
-        from atoll.host.lanes import Job
+        from atoll.host.pipelining import Job
         from atoll.sdk.output import CallerStreams
 
         prepared = self._prepared

@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from atoll.errors import AtollError, set_call_id
-from atoll.host.lanes import Job, Lanes
-from atoll.sdk.submitting import THREADS
+from atoll.host.pipelining import Job, Lanes
+from atoll.sdk.futures import THREADS
 
 if TYPE_CHECKING:
     from atoll.sdk.function import IsolatedFunction
@@ -261,6 +261,6 @@ class _Value:
         self._message, self._call_id, self._results = message, call_id, results
 
     def __call__(self) -> Any:
-        from atoll.sdk.preparing import value_of
+        from atoll.sdk.call import value_of
 
         return value_of(self._message, self._results, self._call_id)

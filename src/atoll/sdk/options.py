@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.model.specs import KINDS, NETWORKS
-from atoll.sdk import conda, retries
-from atoll.sdk.preparing import is_generator
+from atoll.sdk import conda_options, retries
+from atoll.sdk.call import is_generator
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Options:
             if name not in known:
                 raise TypeError(_unknown(name, known))
         changed = replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
-        conda.check(changed)
+        conda_options.check(changed)
         return changed
 
 
@@ -122,7 +122,7 @@ def _requirements(value: Any) -> tuple[str, ...]:
 
 
 def _entries(name: str, value: Any) -> tuple[str, ...]:
-    return tuple(conda.absolute(entry.strip()) for entry in _texts(name, value or ()) if entry.strip())
+    return tuple(conda_options.absolute(entry.strip()) for entry in _texts(name, value or ()) if entry.strip())
 
 
 def _env_yml(value: Any) -> str | None:
@@ -141,7 +141,7 @@ def _env_dict(value: Any) -> str | None:
     if not isinstance(value, Mapping):
         raise TypeError(f"`env_dict` must be a dict as an `environment.yml` has it, is {value!r}")
     try:
-        found = conda.read_mapping(value)
+        found = conda_options.read_mapping(value)
     except ValueError as error:
         raise ValueError(f"`env_dict` cannot be used: {error}") from error
     return json.dumps({"channels": found.channels, "dependencies": [*found.packages, {"pip": found.pip}]})

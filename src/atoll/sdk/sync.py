@@ -10,7 +10,7 @@ from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.sync import Synced, SyncOptions
+    from atoll.storage.sync.client import Synced, SyncOptions
 
 
 def sync_dir(
@@ -64,7 +64,7 @@ def sync_dir(
         SyncError: something cannot be mirrored; the target is as it was.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
     """
-    from atoll.storage.volume import absolute
+    from atoll.storage.client.volume import absolute
 
     arranged = arrange(
         path,
@@ -131,7 +131,7 @@ class Arranged(NamedTuple):
         return self._run()
 
     def _run(self) -> Synced:
-        from atoll.storage.volume import VolumeClient
+        from atoll.storage.client.volume import VolumeClient
 
         with VolumeClient(self.host.open_storage(), getattr(self.host, "keep_storage", None)) as volume:
             return volume.sync(self.source, self.target, self.options)
@@ -150,9 +150,9 @@ def arrange(
 ) -> Arranged:
     """Check the arguments of `sync_dir`, and return what it runs."""
     from atoll import settings
-    from atoll.storage.index import index_path
-    from atoll.storage.sync import SyncOptions
-    from atoll.storage.volume import sync_target
+    from atoll.storage.client.volume import sync_target
+    from atoll.storage.sync.client import SyncOptions
+    from atoll.storage.sync.index import index_path
 
     target = sync_target(remote_dir)
     source = os.fsdecode(os.fspath(path))
@@ -179,7 +179,7 @@ def arrange(
 
 def check_source(source: str) -> None:
     """Refuse what is no directory before a host is started for it."""
-    from atoll.storage import scan
+    from atoll.storage.files import scan
 
     try:
         scan.check_source(source)
@@ -191,7 +191,7 @@ def check_source(source: str) -> None:
 
 def _below(root: str, path: str) -> str:
     """Return `path` relative to `root` as trees spell it; empty when it is not below."""
-    from atoll.storage.scan import to_name
+    from atoll.storage.files.scan import to_name
 
     try:
         relative = os.path.relpath(path, root)

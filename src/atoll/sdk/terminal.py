@@ -19,10 +19,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from atoll import settings
-from atoll.agent import nested
+from atoll.wire import nested
 
 if TYPE_CHECKING:
-    from atoll.sdk.live import Waiting
+    from atoll.sdk.live_line import Waiting
 
 SHOW_SECONDS = 0.8
 """How long a call waits before the line appears."""
@@ -47,11 +47,11 @@ class LiveLine:
 
     def wait(self, key: int, kind: str, detail: str, began: float, now: float) -> int:
         """Show that a call, which began at `began`, waits; return after how many milliseconds to say so again."""
-        from atoll.sdk import live  # a quick call does not need it
+        from atoll.sdk import live_line  # a quick call does not need it
 
         known = self._calls.get(key)
         since = began if known is None else known.since if known.kind == kind else now
-        self._calls[key] = live.Waiting(kind, detail, since)
+        self._calls[key] = live_line.Waiting(kind, detail, since)
         if now - began < SHOW_SECONDS:
             return int((SHOW_SECONDS - now + began) * 1000) + 1
         if now - self._printed_at < QUIET_SECONDS:
@@ -77,14 +77,14 @@ class LiveLine:
             self._printed_at = time.monotonic()
 
     def _draw(self, now: float) -> None:
-        from atoll.sdk import live
+        from atoll.sdk import live_line
 
         stream = sys.stderr
         try:
             columns = os.get_terminal_size(stream.fileno()).columns
         except (OSError, ValueError, AttributeError):
             return
-        line = live.text(self._calls.values(), now, columns)
+        line = live_line.text(self._calls.values(), now, columns)
         if line == self._drawn:
             return
         dim, plain = ("\x1b[2m", "\x1b[22m") if settings.terminal()[1] else ("", "")

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from atoll.errors import AtollError
+from atoll.sdk.glob import matches
 from atoll.sdk.volume_entry import VolumeEntry
-from atoll.sdk.volume_patterns import matches
 from atoll.sdk.volume_snapshots import Path, VolumeSnapshots
-from atoll.storage.requests import absolute, volume_path
+from atoll.storage.protocol.connection import absolute, volume_path
 
 if TYPE_CHECKING:
     import io
 
-    from atoll.storage.progress import ProgressLine
-    from atoll.storage.status import Status
-    from atoll.storage.volume import Usage
+    from atoll.storage.client.volume import Usage
+    from atoll.storage.files.status import Status
+    from atoll.storage.protocol.progress import ProgressLine
 
 
 class Volume(VolumeSnapshots):
@@ -137,7 +137,7 @@ class Volume(VolumeSnapshots):
 
         A file with several names counts once. Snapshots are no part of `/data`.
         """
-        from atoll.storage.volume import Usage
+        from atoll.storage.client.volume import Usage
 
         with self.lent() as client:
             sums, disk, free = client.usage(os.fspath(path))

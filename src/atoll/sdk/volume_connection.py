@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from atoll.sdk.storage_clients import StorageClients
+from atoll.sdk.volume_connections import StorageClients
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.volume import VolumeClient
+    from atoll.storage.client.volume import VolumeClient
 
 
 class VolumeConnection:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from atoll.storage.status import Status
+    from atoll.storage.files.status import Status
 
 
 class VolumeEntry:

@@ -13,10 +13,10 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from atoll.storage.requests import absolute, volume_path
+from atoll.storage.protocol.connection import absolute, volume_path
 
 if TYPE_CHECKING:
-    from atoll.sdk.storage_clients import Lent, StorageClients
+    from atoll.sdk.volume_connections import Lent, StorageClients
 
 _MODES = {"r": "read", "w": "create", "x": "exclusive", "a": "append"}
 FIRST_READ_BYTES = 128 << 10

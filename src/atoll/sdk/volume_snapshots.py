@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from atoll.sdk.volume_connection import VolumeConnection
 
 if TYPE_CHECKING:
-    from atoll.storage.snapshots import Difference, Snapshot
+    from atoll.storage.snapshots.values import Difference, Snapshot
 
 Path = str | os.PathLike[str]
 
@@ -71,7 +71,7 @@ class VolumeSnapshots(VolumeConnection):
             VolumeBusy: calls run, which its `calls` lists; or this is one: a function cannot restore its own volume.
             SnapshotError: there is no such snapshot.
         """
-        from atoll.storage.snapshots import check_name
+        from atoll.storage.snapshots.values import check_name
 
         answer = self.host.request("volume.restore", {"name": check_name(name), "wait": wait})
         return answer.get("kept") or None

@@ -9,7 +9,7 @@ neither exhaust memory nor make the decoder loop. The same frames travel on a Un
 and between machines.
 
 Between two processes of one machine the buffers of a large frame may travel beside the stream (`flags`, see
-`atoll.wire.ring`). Then the header is followed by the lengths, u32 each, of the chunks that their concatenation comes
+`atoll.wire.shared_ring`). Then the header is followed by the lengths, u32 each, of the chunks that their concatenation comes
 in; a length says that its chunk can be fetched now.
 """
 

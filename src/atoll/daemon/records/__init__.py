@@ -1,0 +1,1 @@
+"""Records of calls: taking, keeping and reading them."""

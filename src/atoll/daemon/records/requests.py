@@ -1,0 +1,88 @@
+"""What a client may ask of the records of calls, as messages: names and JSON-compatible data in, data out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from atoll import errors
+from atoll.daemon.records.recorder import Recorder
+from atoll.model.records import OUTCOMES, CallRecord
+
+MOST_LISTED = 100_000
+MOST_MATCHES = 50
+
+
+async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do what a request asks.
+
+    - `calls.list` (`limit`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
+    - `calls.show` (`call`, an id or its beginning): gives `calls`, the attempts of the one call, and its `children`.
+    - `calls.output` (`call`, as above): the same `calls`, each with `printed_bytes` and `output`, the end of it.
+
+    Raises:
+        ValueError: an argument has the wrong type.
+        ResourcesUnavailable: no call, or more than one, has an id that begins so.
+        StateUnusable: the records cannot be read.
+    """
+    if name == "calls.list":
+        filters = _filters(arguments)
+        limit = arguments.get("limit", 50)
+        if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
+            raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
+        found = await _ask(recorder, lambda database: database.list(user, filters, limit))
+        return {"calls": [record.to_data() for record in found]}
+    if name not in ("calls.show", "calls.output"):
+        raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
+    calls = await _find(recorder, user, arguments.get("call"))
+    if name == "calls.show":
+        call = calls[0].call
+        children = await _ask(recorder, lambda database: database.list(user, {"parent": call}, MOST_MATCHES))
+        return {"calls": [one.to_data() for one in calls], "children": [one.to_data() for one in children]}
+    answers = []
+    for one in calls:
+        printed, tail = await _ask(recorder, lambda database, one=one: database.output(user, one.call, one.worker))
+        answers.append({**one.to_data(), "printed_bytes": printed, "output": tail.decode("utf-8", "replace")})
+    return {"calls": answers}
+
+
+async def _find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
+    """Return the attempts of the one call whose id is `start` or begins so."""
+    if not isinstance(start, str) or not start or len(start) > 200 or "\0" in start:
+        raise ValueError("`call` must be an id or its beginning")
+    found: list[CallRecord] = []
+    for name in ("call", "start"):
+        found = found or await _ask(recorder, lambda db, name=name: db.list(user, {name: start}, MOST_MATCHES))
+    names = sorted({record.call for record in found})
+    if not names:
+        raise errors.ResourcesUnavailable(
+            f"no call has an id that begins with `{start}`", hint="see `atoll calls list`"
+        )
+    if len(names) > 1:
+        shown = ", ".join(f"`{name}`" for name in names[:3])
+        raise errors.ResourcesUnavailable(
+            f"more than one call has an id that begins with `{start}`", hint=f"such as {shown}"
+        )
+    return found
+
+
+async def _ask(recorder: Recorder, question: Any) -> Any:
+    return await asyncio.wrap_future(recorder.ask(question))
+
+
+def _filters(arguments: dict[str, Any]) -> dict[str, Any]:
+    filters: dict[str, Any] = {}
+    for name in ("function", "outcome", "parent"):
+        value = arguments.get(name)
+        if value is not None:
+            if not isinstance(value, str) or "\0" in value:
+                raise ValueError(f"`{name}` must be text")
+            filters[name] = value
+    if filters.get("outcome", "ok") not in OUTCOMES:
+        raise ValueError(f"`outcome` must be one of {', '.join(OUTCOMES)}")
+    since = arguments.get("since")
+    if since is not None:
+        if isinstance(since, bool) or not isinstance(since, (int, float)):
+            raise ValueError("`since` must be seconds since the epoch")
+        filters["since"] = float(since)
+    return filters

@@ -1,0 +1,205 @@
+"""Records of calls out of what workers and agents claim.
+
+A worker's code is not trusted: what it says of its own calls is checked for type and size, and what the daemon knows
+better (user, sandbox, worker, environment, why a worker ended) is not asked of it. It can lie about its own calls,
+and cannot say anything about those of another worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from atoll import errors
+from atoll.agent import usage
+from atoll.model.records import CallRecord
+from atoll.model.specs import SandboxKey
+
+log = logging.getLogger("atoll.records")
+
+MOST_PER_SECOND = 20_000
+"""Records of one worker; what is over it is left out. A warm worker answers some 10,000 calls a second at best."""
+
+_TEXTS = {0: 100, 1: 200, 2: 100, 10: 20, 11: 200, 12: 8200}
+_NUMBERS = (3, 4, 5, 6)
+_COUNTS = (7, 8, 9)
+_SAID = ("ok", "error", "exited")
+_LATEST = 1 << 53
+_OUTCOME_BY_CODE = {
+    "out_of_memory": "out_of_memory",
+    "call_timeout": "timeout",
+    "call_cancelled": "cancelled",
+}
+
+
+class Place:
+    """Where a worker's calls run, and how many records it may still send; makes its records.
+
+    Args:
+        key: the sandbox's.
+        sandbox, worker: their ids.
+    """
+
+    def __init__(self, key: SandboxKey, sandbox: str, worker: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._key = key
+        self._sandbox = sandbox
+        self._worker = worker
+        self._clock = clock
+        self._left = float(MOST_PER_SECOND)
+        self._at = clock()
+        self._told = False
+
+    def reported(self, message: dict[str, Any], *, nested: bool) -> Iterator[CallRecord]:
+        """Make records of what the worker reports; `nested` says whether its calls come from another worker.
+
+        Raises:
+            ValueError: it is not what `agent.usage` sends.
+        """
+        slots, last = message.get("slots"), message.get("last")
+        if not isinstance(slots, str) or not isinstance(last, list):
+            raise ValueError("`records` must have `slots` and `last`")
+        return self.records(usage.read_slots(slots, last), nested=nested)
+
+    def records(self, claims: Any, *, nested: bool) -> Iterator[CallRecord]:
+        """Make records of claims, which are lists in the order of `agent.usage.FIELDS`.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if not isinstance(claims, list):
+            raise ValueError("`records` must be a list")
+        now = self._clock()
+        self._left = min(self._left + (now - self._at) * MOST_PER_SECOND, MOST_PER_SECOND)
+        self._at = now
+        for claim in claims:
+            self._left -= 1
+            if self._left < 0:
+                if not self._told:
+                    self._told = True
+                    log.warning("records_left_out worker=%s more_than=%s/s", self._worker, MOST_PER_SECOND)
+                self._left = 0.0
+                return
+            checked = _checked(claim)
+            if checked[10] not in _SAID:
+                raise ValueError(f"a worker cannot report `{checked[10]}`")
+            yield self._record(checked, nested)
+
+    def last_records(
+        self, claims: dict[str, Any], *, nested: bool, error: errors.AtollError | None, left: bool
+    ) -> list[CallRecord]:
+        """Make the records that the worker had not reported when it ended, and that of the call it was running.
+
+        Args:
+            claims: what the agent says: `records`, and `call` for the one that was running.
+            error: why the worker has ended.
+            left: the caller has cancelled the call, or is gone.
+        """
+        try:
+            found = list(self.records(claims.get("records", []), nested=nested))
+            if claims.get("call") is not None:
+                checked = _checked(claims["call"])
+                checked[10], checked[11], checked[12] = _why(error, left)
+                if isinstance(error, errors.OutOfMemory) and error.peak_bytes is not None:
+                    checked[7] = error.peak_bytes
+                found.append(self._record(checked, nested))
+        except ValueError as malformed:
+            log.warning("malformed_record worker=%s error=%s", self._worker, malformed)
+            return []
+        return found
+
+    def _record(self, checked: list[Any], nested: bool) -> CallRecord:
+        call, function, parent, queued, started, wall, cpu, peak, bytes_in, bytes_out, outcome, error, message = checked
+        now = time.time()
+        return CallRecord(
+            call=call,
+            function=function,
+            user=self._key.user,
+            parent=parent if nested else "",
+            queued_at=min(queued, started, now),
+            started_at=min(started, now),
+            wall_seconds=wall,
+            cpu_seconds=cpu,
+            peak_bytes=peak,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            outcome=outcome,
+            error=error,
+            message=message,
+            environment=self._key.environment,
+            sandbox=self._sandbox,
+            worker=self._worker,
+        )
+
+
+def never_started(claim: Any, function: str, user: str, nested: bool, error: BaseException) -> CallRecord | None:
+    """Make the record of a call that got no worker, because of this error or because its caller has left.
+
+    Args:
+        claim: what the client says of the call that it wants the lease for; None where it says nothing sensible.
+    """
+    if not isinstance(claim, dict):
+        return None
+    call, at, parent = claim.get("call"), claim.get("at"), claim.get("parent")
+    known = isinstance(error, errors.AtollError)
+    outcome, name, message = (
+        ("refused", type(error).__name__, str(error)[:8000])
+        if known
+        else ("cancelled", "CallCancelled", "the caller cancelled the call, or has ended")
+    )
+    now = time.time()
+    try:
+        queued = at if isinstance(at, float) and 0 < at <= now else now
+        checked = _checked([call, function, parent, queued, 0.0, now - queued, 0.0, 0, 0, 0, outcome, name, message])
+    except ValueError:
+        return None
+    return CallRecord(
+        call=checked[0],
+        function=checked[1],
+        user=user,
+        parent=checked[2] if nested else "",
+        queued_at=checked[3],
+        wall_seconds=0.0,
+        outcome=outcome,
+        error=name,
+        message=checked[12],
+    )
+
+
+def _why(error: errors.AtollError | None, left: bool) -> tuple[str, str, str]:
+    """Return outcome, error and message of a call whose worker has ended."""
+    known = _OUTCOME_BY_CODE.get(error.code) if error is not None else None
+    if known is not None and error is not None:
+        return known, type(error).__name__, error.message[:2000]
+    if left:
+        return "cancelled", "CallCancelled", "the caller cancelled the call, or has ended"
+    if isinstance(error, errors.WorkerDied):
+        outcome = "killed" if error.signal is not None else "exited"
+        return outcome, type(error).__name__, error.message[:2000]
+    return "lost", type(error).__name__ if error is not None else "", error.message[:2000] if error is not None else ""
+
+
+def _checked(claim: Any) -> list[Any]:
+    if not isinstance(claim, list) or len(claim) != 13:
+        raise ValueError("a record must be a list of 13 values")
+    checked = list(claim)
+    for number, most in _TEXTS.items():
+        text = claim[number]
+        if not isinstance(text, str):
+            raise ValueError(f"value {number} of a record must be text")
+        if len(text) > most or not text.isascii() or "\0" in text:
+            checked[number] = text[:most].encode("utf-8", "replace").decode().replace("\0", "")
+    for number in _NUMBERS:
+        value = claim[number]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"value {number} of a record must be a number of at least 0")
+        checked[number] = min(float(value), 1e12)
+    for number in _COUNTS:
+        value = claim[number]
+        if type(value) is not int or not 0 <= value < _LATEST:
+            raise ValueError(f"value {number} of a record must be a count")
+    if not checked[0]:
+        raise ValueError("a record must name its call")
+    return checked

@@ -1,0 +1,1 @@
+"""Requests for environments, read into values: pure."""

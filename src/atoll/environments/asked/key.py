@@ -1,0 +1,78 @@
+"""What makes two environments the same: pure.
+
+The key is a digest of canonical JSON, so that no two fields can run into each other. Everything that decides the
+result is in it; what only decides how it is fetched (credentials, proxies, certificates) is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atoll.environments.asked.requirements import INDEX_OPTIONS, Requirements, strip_credentials, without_query
+from atoll.environments.built.interpreter import Interpreter
+from atoll.model.specs import digest
+
+BUILDER_VERSION = 1
+"""Raised when the same request would give another directory than before."""
+
+_FETCH_ONLY = frozenset({"--trusted-host", "--prefer-binary"})
+
+
+def facts(
+    kind: str,
+    requirements: Requirements,
+    interpreter: Interpreter,
+    *,
+    index: Mapping[str, Any],
+    contents: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what the key is the digest of.
+
+    Args:
+        index: what the caller's index settings decide, credentials stripped (see `index.Index.facts`).
+        contents: for each local path its content's digest; a path of equal content elsewhere is the same.
+    """
+    return {
+        "builder": BUILDER_VERSION,
+        "kind": kind,
+        **pip_facts(requirements, index=index, contents=contents),
+        "python": [
+            interpreter.implementation,
+            interpreter.version,
+            interpreter.abi,
+            interpreter.platform,
+            interpreter.executable,
+        ],
+    }
+
+
+def pip_facts(requirements: Requirements, *, index: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
+    """Return the part of `facts` that is about what pip's words name."""
+    return {
+        "packages": [strip_credentials(package) for package in requirements.packages],
+        "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
+        # an environment without packages is the same wherever packages would have come from
+        "options": [] if requirements.empty else _options(requirements),
+        "index": {} if requirements.empty else dict(index),
+    }
+
+
+def _options(requirements: Requirements) -> list[list[str]]:
+    return [
+        [name, without_query(value) if name in INDEX_OPTIONS else value]
+        for name, value in requirements.options
+        if name not in _FETCH_ONLY
+    ]
+
+
+def key(
+    kind: str,
+    requirements: Requirements,
+    interpreter: Interpreter,
+    *,
+    index: Mapping[str, Any],
+    contents: Mapping[str, str],
+) -> str:
+    """Return the environment's key: 32 hexadecimal digits."""
+    return digest(facts(kind, requirements, interpreter, index=index, contents=contents))

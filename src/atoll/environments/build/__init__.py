@@ -1,0 +1,1 @@
+"""Builds of environments: recipes, builders, and their errors."""

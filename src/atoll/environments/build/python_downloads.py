@@ -1,0 +1,120 @@
+"""Pythons that this machine has not got: uv installs them beside the environments, once.
+
+uv checks each download against the digest that it was published with. What it installs stays until the state directory
+is removed: environments stand on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.environments.built import interpreter, locks
+from atoll.environments.built.interpreter import Interpreter
+from atoll.environments.built.layout import make_directory
+from atoll.environments.build.virtualenv import uv_program
+from atoll.environments.build.workshop import VARIABLES, Workshop
+from atoll.errors import EnvironmentBuildError
+from atoll.model.mounts import Bind
+from atoll.model.specs import EnvironmentSpec
+
+_UV = "/opt/atoll-uv/uv"
+_MIRRORS = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
+"""The caller's variables that say where Pythons come from."""
+
+
+class Pythons:
+    """Finds interpreters, and installs those that are missing.
+
+    Args:
+        workshop: holds what was installed.
+        lock_path: who installs holds this lock.
+    """
+
+    def __init__(self, workshop: Workshop, lock_path: Path) -> None:
+        self._workshop = workshop
+        self._directory = workshop.directory / "pythons"
+        self._lock_path = lock_path
+
+    async def find(self, spec: EnvironmentSpec, log: Callable[[str], None], *, nested: bool = False) -> Interpreter:
+        """Return the caller's interpreter when it fits, else one that this machine has, else one that is installed now.
+
+        Args:
+            nested: a function asks, which may not have anything installed on the machine.
+
+        Raises:
+            EnvironmentBuildError: there is none, and none can be installed.
+        """
+        try:
+            return await interpreter.find(spec)
+        except EnvironmentBuildError as error:
+            wanted = error.details.get("wanted")
+            if wanted is None:
+                raise
+            found = await self._installed(str(wanted))
+            if found is None and not nested and _may_download(spec):
+                with await locks.wait_exclusive(self._lock_path, lambda: None):
+                    found = await self._installed(str(wanted)) or await self._install(spec, error, log)
+            if found is None:
+                raise
+            return found
+
+    async def _installed(self, wanted: str) -> Interpreter | None:
+        for path in sorted(self._directory.glob("*-*/bin/python3"), reverse=True):
+            if re.fullmatch(r"cpython-\d+\.\d+\.\d+[a-z0-9]*(\+freethreaded)?-.*", path.parents[1].name):
+                found = await interpreter.probe(str(path))
+                if interpreter.fits(found.version, wanted):
+                    return found
+        return None
+
+    async def _install(
+        self, spec: EnvironmentSpec, missing: EnvironmentBuildError, log: Callable[[str], None]
+    ) -> Interpreter | None:
+        wanted = spec.python_version.strip()
+        log(f"Installing Python {wanted}")
+        make_directory(self._directory, exist_ok=True)
+        self._workshop.own(self._directory)
+        command = [_UV, "python", "install", wanted, "--install-dir", str(self._directory)]
+        command += ["--no-config", "--no-progress", "--color", "never"]
+        variables = dict(spec.index)
+        local = [variables[name] for name in _MIRRORS if variables.get(name, "").startswith("/")]
+        local += [variables[name][7:] for name in _MIRRORS if variables.get(name, "").startswith("file:///")]
+        done = await self._workshop.run(
+            command,
+            binds=[
+                Bind(str(self._directory), str(self._directory), writable=True),
+                Bind(uv_program(), _UV),
+                *(Bind(path, path) for path in dict.fromkeys(local) if Path(path).exists()),
+            ],
+            environment={
+                **VARIABLES,
+                "UV_PYTHON_INSTALL_BIN": "0",
+                "UV_CACHE_DIR": "/tmp/uv",
+                **{name: value for name, value in variables.items() if _decides(name)},
+            },
+            on_line=log,
+        )
+        found = await self._installed(wanted) if done.status == 0 else None
+        if found is None:
+            causes = re.findall(r"(?:cause|error): (.+)", done.output)
+            reason = causes[-1].strip()[:300] if causes else f"uv ended with status {done.status}"
+            raise EnvironmentBuildError(
+                f"{missing.message}, and it cannot be downloaded: {reason}",
+                hint=missing.hint + ", or have uv find a mirror (`UV_PYTHON_INSTALL_MIRROR`)",
+                log=done.output[-4000:],
+                **missing.details,
+            ) from missing
+        return found
+
+
+def _may_download(spec: EnvironmentSpec) -> bool:
+    variables = dict(spec.index)
+    offline = variables.get("UV_OFFLINE", "").lower() in ("1", "true", "yes")
+    return not offline and variables.get("UV_PYTHON_DOWNLOADS", "").lower() not in ("never", "manual")
+
+
+def _decides(name: str) -> bool:
+    return (
+        name in _MIRRORS or "proxy" in name.lower() or name in ("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT")
+    )

@@ -1,0 +1,161 @@
+"""From what a function asks for to the recipe of its environment: requirements read, settings gathered, key made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll import settings
+from atoll.environments.asked import conda_packages, index, key, requirements, local_sources
+from atoll.environments.build import conda, lockfile
+from atoll.environments.built import interpreter
+from atoll.environments.asked.conda_packages import CondaRequirements
+from atoll.environments.build.conda import CondaRecipe
+from atoll.environments.asked.index import Index
+from atoll.environments.build.python_downloads import Pythons
+from atoll.environments.build.recipe import Recipe
+from atoll.environments.asked.requirements import Requirements
+from atoll.environments.built.directory import Shelf
+from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
+from atoll.environments.build.workshop import Workshop
+from atoll.errors import EnvironmentBuildError
+from atoll.model.specs import EnvironmentSpec
+
+_VIRTUAL = {"CONDA_OVERRIDE_CUDA": "cuda", "CONDA_OVERRIDE_GLIBC": "libc", "CONDA_OVERRIDE_ARCHSPEC": "archspec"}
+"""The caller's variables that say what this machine has, by what rattler calls it."""
+
+
+class Recipes:
+    """Makes the recipes of one machine's environments.
+
+    Args:
+        workshop: where they are built.
+        shelf: where they are kept, and with them the versions that were locked.
+    """
+
+    def __init__(self, workshop: Workshop, shelf: Shelf) -> None:
+        self._workshop = workshop
+        self._shelf = shelf
+        self._builder = Builder(workshop)
+        self._pythons = Pythons(workshop, shelf.lock_path("pythons"))
+
+    async def read(
+        self, spec: EnvironmentSpec, log: Callable[[str], None] = lambda _line: None, *, nested: bool = False
+    ) -> Recipe:
+        """Return the recipe of what is asked for, with the versions that were locked.
+
+        Args:
+            log: is called with lines that say what is being done, where that takes time.
+            nested: a function asks; its builds must not get at the owner's credentials.
+
+        Raises:
+            EnvironmentBuildError: what is asked for cannot be read, or no Python fits.
+        """
+        if spec.kind == "conda":
+            return await self._conda(spec, nested)
+        if spec.kind != "virtualenv":
+            raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
+        parsed = requirements.parse(spec.requirements)
+        python = await self._pythons.find(spec, log, nested=nested)
+        contents, sources = await _contents(parsed), _sources(spec, parsed, nested)
+        found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
+        constraints = tuple(lockfile.constraints(self._pins(found)))
+        return VirtualenvRecipe(self._builder, Request(found, parsed, python, sources, constraints))
+
+    async def _conda(self, spec: EnvironmentSpec, nested: bool) -> CondaRecipe:
+        wanted = read_conda(spec)
+        contents, sources = await _contents(wanted.pip), _sources(spec, wanted.pip, nested)
+        caller = await interpreter.probe(spec.interpreter or os.path.realpath(sys.executable))
+        python = _python(spec.python_version, caller.version)
+        virtual = tuple(sorted(_virtual(spec).items()))
+        found = conda_packages.key_of(
+            conda_packages.facts(
+                wanted,
+                python=python,
+                platform=caller.platform,
+                virtual=dict(virtual),
+                pip_facts=key.pip_facts(wanted.pip, index=sources.facts, contents=contents),
+            )
+        )
+        pinned, on_top = conda_packages.pinned(self._pins(found))
+        request = Request(found, wanted.pip, conda.inner_python(python), sources, on_top)
+        offline = dict(spec.index).get("UV_OFFLINE", "").lower() in ("1", "true", "yes")
+        cache_lock = self._shelf.lock_path("conda-cache")
+        return CondaRecipe(
+            found, self._workshop, cache_lock, wanted, python, virtual, request, pinned=pinned, offline=offline
+        )
+
+    def _pins(self, found: str) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return self._shelf.pins_path(found).read_text("utf-8")
+        return ""
+
+    async def clear_caches(self) -> None:
+        """Remove the packages that are kept for further builds, of every kind."""
+        await self._builder.clear_cache()
+        await conda.clear_cache(self._workshop, self._shelf.lock_path("conda-cache"))
+
+
+def read_conda(spec: EnvironmentSpec) -> CondaRequirements:
+    """Return what a spec of kind `conda` asks for.
+
+    Raises:
+        EnvironmentBuildError: an entry cannot be read.
+    """
+    return conda_packages.parse(spec.packages, spec.channels, requirements.parse(spec.pip))
+
+
+def refuse_host_paths(spec: EnvironmentSpec) -> None:
+    """Refuse what names more than packages and addresses of the network: for who may not see this machine's files.
+
+    Raises:
+        EnvironmentBuildError: an entry is something else; the message names it.
+    """
+    if spec.kind == "conda":
+        wanted = read_conda(spec)
+        conda_packages.refuse_host_paths(wanted)
+        requirements.refuse_host_paths(wanted.pip)
+    else:
+        requirements.refuse_host_paths(requirements.parse(spec.requirements))
+
+
+async def _contents(parsed: Requirements) -> dict[str, str]:
+    return {path.path: await asyncio.to_thread(local_sources.content_digest, path.path) for path in parsed.paths}
+
+
+def _sources(spec: EnvironmentSpec, parsed: Requirements, nested: bool) -> Index:
+    return index.read(
+        dict(spec.index),
+        parsed,
+        home=Path.home(),
+        configuration=settings.user_config_directory(),
+        system=Path("/etc"),
+        nested=nested,
+    )
+
+
+def _python(wanted: str, callers: str) -> str:
+    """Return the version that the solver is asked for: the caller's minor version where that is what is wanted."""
+    wanted = wanted.strip()
+    if re.fullmatch(r"\d+\.\d+(\.\d+)?", wanted):
+        return wanted
+    if interpreter.fits(callers, wanted):
+        return ".".join(callers.split(".")[:2])
+    if wanted.isdecimal():
+        return wanted
+    raise EnvironmentBuildError(f"`{wanted}` is not a version of Python", hint='write it as in `python_version="3.11"`')
+
+
+def _virtual(spec: EnvironmentSpec) -> dict[str, str]:
+    found = {}
+    for name, value in spec.index:
+        if name in _VIRTUAL:
+            if re.fullmatch(r"[A-Za-z0-9._-]{1,50}", value) is None:
+                raise EnvironmentBuildError(f"`{name}` has the value `{value[:50]}`", hint="give a version")
+            found[_VIRTUAL[name]] = value
+    return found

@@ -1,0 +1,117 @@
+"""Where environments are built: a directory that belongs to the builder's identity, and commands confined to it.
+
+On the same file system as where environments are moved to, so that the move is a rename.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from atoll import process
+from atoll.environments.built.layout import make_directory
+from atoll.environments.asked.requirements import redact
+from atoll.model.mounts import Bind, Identity
+
+VARIABLES: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+"""What every builder's command finds in its environment."""
+
+CACHES = ("uv", "conda")
+"""What is kept for further builds, one directory for each tool."""
+
+
+class Confinement(Protocol):
+    """Runs a command as the builder's identity in a sandbox: the system's libraries, `/tmp`, the network, the binds."""
+
+    async def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Completed: ...
+
+
+class Workshop:
+    """The builder's directory: the caches, and a place for each environment in work.
+
+    Args:
+        directory: `ATOLL_HOME/environments/.cache`.
+        confinement: how commands run.
+        identity: whom they run as, and who owns what is here.
+    """
+
+    def __init__(self, directory: Path, confinement: Confinement, identity: Identity) -> None:
+        self.directory = directory
+        self._confinement = confinement
+        self._identity = identity
+
+    def place(self, name: str) -> Path:
+        """Return the directory in which `name` is built; `env` in it is the environment."""
+        return self.directory / "work" / name
+
+    def make_place(self, name: str) -> Path:
+        """Make the directory in which `name` is built, which must be absent."""
+        place = self.place(name)
+        make_directory(place)
+        self.own(place)
+        return place
+
+    def prepare(self) -> None:
+        """Make the directories."""
+        for directory in (self.directory, self.directory / "work", *(self.directory / name for name in CACHES)):
+            make_directory(directory, exist_ok=True)
+            self.own(directory)  # also where another process has just made it
+
+    def own(self, path: Path) -> None:
+        """Give a file or directory to the builder's identity, where this process may."""
+        if os.geteuid() == 0:
+            os.chown(path, self._identity.uid, self._identity.gid, follow_symlinks=False)
+
+    def own_tree(self, directory: Path) -> None:
+        """Give a directory with all that is in it to the builder's identity."""
+        for parent, inner, names in os.walk(directory):
+            for name in (*inner, *names):
+                self.own(Path(parent, name))
+        self.own(directory)
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str] = VARIABLES,
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Completed:
+        """Run a command confined, with files readable for everyone."""
+        return await self._confinement(
+            ["/bin/sh", "-c", 'umask 022; exec "$@"', "sh", *command],
+            binds=binds,
+            environment=environment,
+            on_line=on_line,
+        )
+
+
+class Cleaner:
+    """Passes lines on without the secrets in them."""
+
+    def __init__(self, secrets: frozenset[str], log: Callable[[str], None]) -> None:
+        self._secrets = sorted(secrets, key=len, reverse=True)
+        self._log = log
+
+    def __call__(self, line: str) -> None:
+        self._log(self.text(line))
+
+    def text(self, text: str) -> str:
+        """Return `text` without the secrets in it."""
+        for secret in self._secrets:
+            text = text.replace(secret, "****")
+        return redact(text)

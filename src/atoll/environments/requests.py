@@ -1,0 +1,92 @@
+"""What a client may ask of the environments, as messages: names and JSON-compatible data in, data out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from atoll.environments.built.records import EnvironmentRecord
+from atoll.environments.store import EnvironmentStore
+from atoll.errors import ProtocolMismatch
+from atoll.model.specs import EnvironmentSpec
+
+NAMES = (
+    "environments.list",
+    "environments.show",
+    "environments.build",
+    "environments.lock",
+    "environments.upgrade",
+    "environments.prune",
+)
+
+
+async def handle(
+    store: EnvironmentStore, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Do what a request of one of `NAMES` asks.
+
+    - `list`: gives `environments`, records with times in seconds since the epoch.
+    - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`.
+    - `build` (`environment`, a spec): gives `environment`.
+    - `lock` (`environment`): gives `lock`, the text.
+    - `upgrade` (`environment`): gives `environment` and `changed`.
+    - `prune` (`unused_seconds`, `dry_run`, `cache`): gives `removed` and `in_use`, records.
+
+    Raises:
+        ValueError: an argument has the wrong type.
+        AtollError: as the store does.
+    """
+    verb = name.removeprefix("environments.")
+    if verb == "list":
+        return {"environments": [record.to_data() for record in store.list()]}
+    if verb == "show":
+        record = store.find(_text(arguments, "key"))
+        return {
+            "environment": record.to_data(),
+            "log": store.text(record.key, "build.log"),
+            "lock": store.text(record.key, "requirements.lock"),
+        }
+    if verb == "build":
+        environment = await store.ensure(_spec(arguments), progress)
+        return {"environment": store.find(environment.key).to_data()}
+    if verb == "lock":
+        return {"lock": await store.lock(_spec(arguments), progress)}
+    if verb == "upgrade":
+        environment, changed = await store.upgrade(_spec(arguments), progress)
+        return {"environment": store.find(environment.key).to_data(), "changed": changed}
+    if verb == "prune":
+        return await _prune(store, arguments)
+    raise ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer version start")
+
+
+async def _prune(store: EnvironmentStore, arguments: dict[str, Any]) -> dict[str, Any]:
+    unused = arguments.get("unused_seconds", 0.0)
+    if isinstance(unused, bool) or not isinstance(unused, (int, float)) or unused < 0:
+        raise ValueError("`unused_seconds` must be a number of at least 0")
+    dry_run = _flag(arguments, "dry_run")
+    done = await store.prune(unused_seconds=float(unused), dry_run=dry_run)
+    if _flag(arguments, "cache") and not dry_run:
+        await store.clear_cache()
+    return {"removed": _data(done.removed), "in_use": _data(done.in_use)}
+
+
+def _data(records: tuple[EnvironmentRecord, ...]) -> list[dict[str, Any]]:
+    return [record.to_data() for record in records]
+
+
+def _spec(arguments: dict[str, Any]) -> EnvironmentSpec:
+    return EnvironmentSpec.from_data(arguments.get("environment"))
+
+
+def _text(arguments: dict[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` must be text")
+    return value
+
+
+def _flag(arguments: dict[str, Any], name: str) -> bool:
+    value = arguments.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false")
+    return value

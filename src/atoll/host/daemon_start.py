@@ -1,0 +1,275 @@
+"""A connection to the local daemon, which is started when there is none.
+
+Whoever finds no daemon takes `run/daemon.lock`, looks again, and starts one: of ten scripts that begin together one
+does. A daemon of another version of the package is told to take no new clients, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from atoll import __version__, errors, settings
+from atoll.settings import Settings
+from atoll.wire import nested
+from atoll.wire.channel import Channel, ChannelClosed, connect, wait_readable
+from atoll.wire.frames import FrameError
+
+ATTEMPTS = 5
+LOG_BYTES = 8 << 20
+"""A daemon's log that is longer is put aside when the next daemon starts."""
+START_SECONDS = 30.0
+GREETING_SECONDS = 20.0
+"""How long a daemon may take to greet; it greets at once unless it is stopped or stuck."""
+
+
+def open_connection(
+    options: Settings, message: dict[str, Any] | None = None, descriptors: Sequence[int] = ()
+) -> Channel:
+    """Return a channel to the daemon, past the greeting; starts a daemon if there is none.
+
+    Args:
+        message, descriptors: sent right behind the greeting, which saves waiting for its answer first.
+
+    Raises:
+        HostUnreachable: the daemon does not answer.
+        StateUnusable, DiskFull: the state directory cannot be used.
+    """
+    if nested.inside():
+        return _nested(message, descriptors)
+    if sys.platform != "linux":
+        raise errors.HostUnreachable(
+            "functions run on this machine only where it is Linux", hint='give a server: `host=Host("https://…")`'
+        )
+    for _ in range(ATTEMPTS):
+        try:
+            channel = Channel(connect(options.socket_path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            start(options)
+            continue
+        except OSError as error:
+            raise errors.HostUnreachable(
+                f"cannot connect to `{options.socket_path}`: {error}", hint="run `atoll doctor`"
+            ) from error
+        reply = _greet(channel, message, descriptors)
+        if reply is None:
+            continue
+        if reply.get("type") == "welcome":
+            return channel
+        if reply.get("type") == "mismatch":
+            replace(options)
+            continue
+        raise errors.from_data(reply.get("error") or {})
+    raise errors.HostUnreachable(
+        "the daemon does not answer", hint=f"run `atoll stop`, then see `{options.logs_directory / 'daemon.log'}`"
+    )
+
+
+def _nested(message: dict[str, Any] | None, descriptors: Sequence[int]) -> Channel:
+    try:
+        channel = Channel(nested.connect())
+        reply = _greet(channel, message, descriptors)
+    except ChannelClosed:
+        reply = None
+    if reply is None:
+        raise errors.HostUnreachable("the daemon has ended", hint="call again from the program")
+    return channel
+
+
+def _greet(
+    channel: Channel,
+    message: dict[str, Any] | None = None,
+    descriptors: Sequence[int] = (),
+    purpose: str = "",
+    seconds: float = GREETING_SECONDS,
+) -> dict[str, Any] | None:
+    """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
+    reply: dict[str, Any] | None = None
+    try:
+        with contextlib.suppress(ChannelClosed):  # it may have answered the greeting and gone before the rest is sent
+            channel.send({"type": "hello", "version": __version__, "purpose": purpose})
+            if message is not None:
+                channel.send(message, descriptors=descriptors)
+        channel.socket.settimeout(seconds)
+        reply = channel.receive().header
+        channel.socket.settimeout(None)
+    except TimeoutError:
+        raise errors.HostUnreachable(
+            f"the daemon has not answered for {seconds:.0f} s", hint="end it with `atoll stop`"
+        ) from None
+    except (ChannelClosed, OSError):
+        pass
+    except FrameError as error:
+        raise errors.ProtocolMismatch(
+            f"the daemon does not speak Atoll's protocol: {error}", hint="end it with `atoll stop`"
+        ) from error
+    finally:
+        if reply is None or reply.get("type") != "welcome":
+            channel.close()
+    return reply
+
+
+def control_connection(options: Settings, message: dict[str, Any], seconds: float = GREETING_SECONDS) -> Channel | None:
+    """Return a channel to a running daemon of any version, past this message, or None; starts nothing."""
+    try:
+        channel = Channel(connect(options.socket_path))
+    except OSError:
+        return None
+    reply = _greet(channel, message, purpose="control", seconds=seconds)
+    return channel if reply is not None and reply.get("type") == "welcome" else None
+
+
+def daemon_pid(options: Settings) -> int | None:
+    """Return the process that listens on the daemon's socket, as the kernel knows it; None when nobody does."""
+    import socket
+
+    try:
+        connection = connect(options.socket_path)
+        try:
+            return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        finally:
+            connection.close()
+    except OSError:
+        return None
+
+
+def replace(options: Settings) -> None:
+    """Have a daemon of another version take no new clients; it ends with its last one."""
+    channel = control_connection(options, {"type": "request", "name": "drain", "arguments": {}})
+    if channel is None:
+        return
+    with contextlib.suppress(ChannelClosed, FrameError):
+        channel.receive()
+        with contextlib.suppress(ChannelClosed):
+            channel.receive()  # its end: by then the socket is free
+    channel.close()
+
+
+def prepare_home(options: Settings) -> None:
+    """Make the state directories, private to their owner.
+
+    Raises:
+        StateUnusable, DiskFull: they cannot be made.
+    """
+    import tempfile
+
+    try:
+        for directory in (options.home, options.run_directory, options.logs_directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if options.home.stat().st_uid != os.getuid():
+            raise errors.StateUnusable(
+                f"`{options.home}` belongs to another user", hint="set ATOLL_HOME to a directory of your own"
+            )
+        with tempfile.TemporaryFile(dir=options.run_directory) as probe:
+            probe.write(b"x")
+    except errors.AtollError:
+        raise
+    except OSError as error:
+        raise unusable(options.home, error) from error
+
+
+def unusable(home: Path, error: OSError) -> errors.OperatorError:
+    """Say why the state directory cannot be used."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.DiskFull(f"no space left for `{home}`", hint="free some space, or set ATOLL_HOME elsewhere")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return errors.StateUnusable(
+        f"cannot write to `{home}`: {reason.lower()}", hint="set ATOLL_HOME to a directory that you can write"
+    )
+
+
+@contextlib.contextmanager
+def _start_lock(options: Settings) -> Iterator[int]:
+    """Hold the starters' lock; gives its descriptor, for the daemon to hold it on if its starter is killed."""
+    import fcntl
+
+    try:
+        descriptor = _above_standard(os.open(options.run_directory / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise unusable(options.home, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _above_standard(descriptor: int) -> int:
+    """Return the descriptor under a number that is not a standard stream's, as where the caller has closed these."""
+    import fcntl
+
+    if descriptor > 2:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
+
+
+def start(options: Settings) -> None:
+    """Start a daemon unless one is listening by now.
+
+    Raises:
+        StateUnusable, DiskFull: the state directory cannot be used.
+        HostUnreachable: the daemon did not come up; the hint names its log.
+    """
+    from atoll import process
+
+    prepare_home(options)
+    log_path = options.logs_directory / "daemon.log"
+    with _start_lock(options) as lock:
+        with contextlib.suppress(OSError):
+            connect(options.socket_path).close()
+            return
+        read, write = map(_above_standard, os.pipe())
+        try:
+            _keep_short(log_path)
+            log = _above_standard(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            try:
+                command = _command(options, write, lock)
+                environment = settings.daemon_environment()
+                process.start_detached(command, env=environment, descriptors=[write, lock], log=log)
+            finally:
+                os.close(log)
+                os.close(write)
+            answer = _read_ready(read)
+        except OSError as error:
+            raise errors.HostUnreachable(f"cannot start the daemon: {error}", hint="run `atoll doctor`") from error
+        finally:
+            os.close(read)
+    if answer == "ready":
+        return
+    if answer.startswith("{"):
+        raise errors.from_data(json.loads(answer))
+    raise errors.HostUnreachable("the daemon did not start", hint=f"see `{log_path}`")
+
+
+def _keep_short(log: Path) -> None:
+    """Put a log aside that has become long, in place of the one before it."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+
+
+def _command(options: Settings, ready: int, lock: int) -> list[str]:
+    package = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {package!r}); from atoll.daemon.main import main; sys.exit(main())"
+    if not sys.executable:
+        raise errors.HostUnreachable("this Python does not know its own program", hint="run it as `python`")
+    return [sys.executable, "-P", "-c", code, str(options.home), str(ready), str(lock)]
+
+
+def _read_ready(descriptor: int) -> str:
+    pieces = []
+    while wait_readable(descriptor, START_SECONDS):
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        pieces.append(data)
+    return b"".join(pieces).decode()

@@ -1,0 +1,1 @@
+"""One machine: its sandboxes, volumes, storage peers and capacity."""

@@ -1,0 +1,264 @@
+"""What this machine can do for Atoll, each ability tried for real.
+
+Reading a switch says what should work; only trying says what does. The sandbox is tried whole: an interpreter is
+confined like any function and reports what it is and what it may do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import AtollError
+from atoll.model.mounts import Bind
+from atoll.node import disk
+from atoll.process import check
+from atoll.sandbox import gpus, programs
+from atoll.sandbox.causes import explain
+from atoll.sandbox.identity import Identities
+from atoll.sandbox.launch import Launcher
+from atoll.sandbox.limits.limits import Limits
+from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.policy import confine
+from atoll.settings import Settings
+
+LEAST_FREE_BYTES = 1 << 30
+
+_PROBE = """
+import ctypes, errno, json, os
+status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+libc = ctypes.CDLL(None, use_errno=True)
+traced = libc.ptrace(0, 0, 0, 0)
+print(json.dumps({
+    "uid": os.getuid(),
+    "capabilities": [status[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")],
+    "no_new_privileges": status["NoNewPrivs"],
+    "denied": traced == -1 and ctypes.get_errno() == errno.EPERM,
+    "alone": sum(name.isdigit() for name in os.listdir("/proc")) == 2,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that a machine can or cannot do.
+
+    Args:
+        name: what it is.
+        needed: whether nothing works without it.
+        works: whether it was seen to work.
+        detail: what was found.
+        loses: what the user does not have without it; empty where it works.
+        fix: the command or change that mends it; empty where it works.
+    """
+
+    name: str
+    needed: bool
+    works: bool
+    detail: str = ""
+    loses: str = ""
+    fix: str = ""
+
+
+async def examine(settings: Settings) -> list[Ability]:
+    """Try every ability of this machine; takes about a second, changes nothing that stays but `ATOLL_HOME`."""
+    found = _state(settings.home)
+    found += _namespaces(settings)
+    found += await _confinement(settings)
+    found.append(await _network(settings))
+    found += _limits(settings)
+    found.append(_gpus(settings))
+    found.append(_fuse())
+    return found
+
+
+def _namespaces(settings: Settings) -> list[Ability]:
+    loses = "no function can run"
+    try:
+        path = programs.find_bwrap(settings.sandbox.bwrap)
+    except AtollError as error:
+        return [Ability("bubblewrap", True, False, error.message, loses, error.hint)]
+    version = ".".join(map(str, programs.bwrap_version(path) or ()))
+    found = [Ability("bubblewrap", True, True, f"{version}, `{path}`")]
+    as_root = os.geteuid() == 0
+    spaces = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", *([] if as_root else ["--unshare-user"])]
+    mounts = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for name, options in (("namespaces", []), ("mounts", mounts)):
+        try:
+            done = check([path, *spaces, "--ro-bind", "/", "/", *options, "--", "/bin/sh", "-c", ":"], env={})
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return [*found, Ability(name, True, False, str(error), loses, "see the message")]
+        if done.status != 0:
+            cause = explain(done.output, as_root=as_root, bwrap=path)
+            return [*found, Ability(name, True, False, cause.message, loses, cause.hint)]
+        kind = "made by root, without a user namespace" if as_root else "in a user namespace"
+        found.append(Ability(name, True, True, kind if name == "namespaces" else "own `/proc`, `/dev` and `/tmp`"))
+    return found
+
+
+async def _confinement(settings: Settings) -> list[Ability]:
+    """Confine this interpreter, and look at what it says from inside."""
+    loses = "no function can run"
+    as_root = os.geteuid() == 0
+    launcher = Launcher(settings)
+    try:
+        identity = Identities(settings).builder()
+        program = os.path.realpath(sys.executable)
+        policy = confine(
+            [program, "-I", "-S", "-c", _PROBE],
+            machine=launcher.machine,
+            identity=identity,
+            binds=[Bind(prefix, prefix) for prefix in {os.path.realpath(sys.base_prefix)}],
+            workdir="/",
+        )
+        done = await launcher.run(policy, timeout_seconds=30.0)
+        seen: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    except AtollError as error:
+        return [Ability("sandbox", True, False, error.message, loses, error.hint)]
+    except (ValueError, IndexError, TimeoutError) as error:
+        return [Ability("sandbox", True, False, f"the probe failed: {error}", loses, "report this with its text")]
+    bare = all(int(one, 16) == 0 for one in seen["capabilities"]) and seen["no_new_privileges"] == "1"
+    found = [
+        _verdict("sandbox", seen["alone"], "a process in it sees itself and the reaper", loses),
+        _verdict("system call filter", seen["denied"], "`ptrace` is refused inside", loses),
+        _verdict("no privileges", bare, "no capability, and no way to gain one", loses),
+    ]
+    if as_root:
+        apart = seen["uid"] == identity.uid != 0
+        found.append(_verdict("separate users", apart, f"functions run as host uid {identity.uid} and up", loses))
+    return found
+
+
+def _verdict(name: str, works: bool, detail: str, loses: str) -> Ability:
+    if works:
+        return Ability(name, True, True, detail)
+    return Ability(name, True, False, f"not so: {detail}", loses, "report this with `atoll doctor --json`")
+
+
+async def _network(settings: Settings) -> Ability:
+    """Make an outbound network, whole, with what it refuses."""
+    try:
+        name, path = programs.find_carrier(settings.sandbox.pasta, settings.sandbox.slirp4netns)
+        networks = Networks(settings, Launcher(settings), Identities(settings))
+        try:
+            network = await networks.take()
+            await network.close()
+        finally:
+            await networks.close()
+    except AtollError as error:
+        loses = 'functions share the network of this machine, and `network="outbound"` is refused'
+        return Ability("outbound network", False, False, error.message, loses, error.hint)
+    return Ability("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
+
+
+_DELEGATE = (
+    "log in where systemd manages the user's processes, or run `systemd-run --user --scope -p Delegate=yes $SHELL` and "
+    "use Atoll from that shell; in a container, mount `/sys/fs/cgroup` writable"
+)
+
+
+def _limits(settings: Settings) -> list[Ability]:
+    limits = Limits(settings)
+    kind, controllers = limits.kind, limits.controllers
+    limits.close()
+    found = [Ability("memory limits", False, True, f"{kind}: kept by the kernel")]
+    if kind == "watchdog":
+        found = [
+            Ability(
+                "memory limits",
+                False,
+                False,
+                "no cgroup can be made here: a watchdog measures instead",
+                "a function that takes memory fast can pass its limit before it is ended",
+                _DELEGATE,
+            )
+        ]
+    for controller, name, loses in (
+        ("cpu", "CPU limits", "a small machine type may compute as much as a large one"),
+        ("pids", "process limits", "processes are limited for each user of the platform instead of for each worker"),
+    ):
+        if controller in controllers:
+            found.append(Ability(name, False, True, "kept by the kernel"))
+        else:
+            found.append(Ability(name, False, False, "no cgroup can be made here", loses, _DELEGATE))
+    return found
+
+
+def _gpus(settings: Settings) -> Ability:
+    found = gpus.find(settings.pool.gpus)
+    if found.names:
+        return Ability("GPUs", False, True, ", ".join(found.devices(found.names[:])))
+    fix = "install the NVIDIA driver; in a container, start it with `--gpus all`"
+    if settings.pool.gpus not in ("", "auto"):
+        fix = "change `pool.gpus` in `settings.toml`"
+    return Ability("GPUs", False, False, "no `/dev/nvidia0` here", "machine types with GPUs are refused", fix)
+
+
+def _state(home: Path) -> list[Ability]:
+    problem = disk.writable(home)
+    if problem:
+        fix = f"run `sudo chown -R $USER '{home}'`, or set `ATOLL_HOME` to a directory that you can write"
+        return [Ability("state", True, False, f"`{home}` cannot be written: {problem}", "nothing works", fix)]
+    free = disk.free_bytes(home)
+    found = [
+        Ability("state", True, True, f"`{home}`"),
+        Ability(
+            "disk space",
+            True,
+            free >= LEAST_FREE_BYTES,
+            f"{free / (1 << 30):.1f} GiB free",
+            *("", "") if free >= LEAST_FREE_BYTES else _DISK,
+        ),
+    ]
+    tried: list[tuple[str, bool, Callable[[Path], str], str, str]] = [
+        ("atomic exchange", True, disk.exchanges, "`sync_dir` refuses to mirror", _MOVE),
+        ("hard links", False, disk.links, "environments are copied, not linked: slower and larger", _MOVE),
+        ("reflinks", False, disk.reflinks, "copies take space and time", "use btrfs, or XFS with `reflink=1`"),
+    ]
+    for name, needed, attempt, loses, fix in tried:
+        try:
+            problem = attempt(home)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem:
+            found.append(Ability(name, needed, False, problem, loses, fix))
+        else:
+            found.append(Ability(name, needed, True, "tried"))
+    found.append(_snapshots(home, clones=found[-1].works))
+    return found
+
+
+def _snapshots(home: Path, *, clones: bool) -> Ability:
+    """Say which way snapshots of volumes go, and what one costs; there is always one."""
+    if clones:
+        how = "by reflinks: about 0.1 ms for each file, and no space until something changes"
+    elif disk.kind(home) == "fuse.juicefs":
+        how = "by JuiceFS: no content is copied; fast where its program `juicefs` is found, a file at a time where not"
+    else:
+        how = "by copies: the first takes the space of the data, each further one that of the files that have changed"
+    return Ability("snapshots", False, True, how)
+
+
+_DISK = (
+    "environments cannot be built, and functions cannot write",
+    "run `atoll env prune`, or set `ATOLL_HOME` to a larger disk",
+)
+_MOVE = "set `ATOLL_HOME` to a directory on ext4, XFS, btrfs or tmpfs"
+
+
+def _fuse() -> Ability:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        fix = "run `sudo modprobe fuse`; for a container, add `--device /dev/fuse --cap-add SYS_ADMIN`"
+        if isinstance(error, PermissionError):
+            fix = "run `sudo chmod 666 /dev/fuse`, as most distributions have it"
+        loses = "file systems of a cluster cannot be mounted by Atoll"
+        return Ability("FUSE", False, False, f"`/dev/fuse`: {error.strerror}", loses, fix)
+    return Ability("FUSE", False, True, "`/dev/fuse` opens")

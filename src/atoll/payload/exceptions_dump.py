@@ -1,0 +1,212 @@
+"""Exceptions as data, on their way from the worker to the caller.
+
+An exception and all that its chain reaches (`__cause__`, `__context__`, the members of groups) become nodes of a
+list, the raised one first. Each node is pickled on its own, so that one that cannot be is replaced and the others
+arrive; what it was is said in plain data beside the pickle, for a caller that cannot unpickle it:
+
+    {"exceptions": [{"type": name, "text": str(exc), "pickle": first buffer or -1, "buffers": count,
+                     "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to], ...],
+                     "cause": node or -1, "context": node or -1, "suppress": bool, "notes": [...],
+                     "members": [node, ...] or null}, ...]}
+
+Nothing that an exception's own methods raise gets out of here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import itertools
+import linecache
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from atoll.errors import AtollError
+from atoll.payload import install, pickling
+from atoll.payload.values import first_line, type_name
+
+MOST_NODES = 500
+MOST_PLAIN_NODES = 50
+MOST_FRAMES = 200
+"""Frames of one exception, from either end; a deeper recursion loses its middle."""
+_MOST_TEXT = 20_000
+_MOST_TOTAL = 1_000_000
+"""Characters over all nodes; a frame's header is bounded at four times that in bytes."""
+
+
+def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """Return the exception as JSON-compatible data and the buffers with its pickles.
+
+    Args:
+        plain: with plain data (`payload.plain.encode`) of what built-in and Atoll's own exceptions are made of, in place of
+            pickles; `plain` in a node is then its first buffer, or -1.
+    """
+    nodes = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES)
+    numbers = {id(node): number for number, node in enumerate(nodes)}
+    room = [_MOST_TOTAL]
+    buffers: list[Any] = []
+    for node in nodes:
+        _name_original(node)
+    described = [_describe(node, numbers, buffers, room, plain) for node in nodes]
+    return {"exceptions": described}, buffers
+
+
+def _name_original(exc: BaseException) -> None:
+    """Let an error in an import of the project's modules name the caller's file, as the frames do."""
+    with contextlib.suppress(BaseException):  # a subclass may have its own idea of its attributes
+        if isinstance(exc, SyntaxError) and exc.filename:
+            shown = install.original(exc.filename)
+            if shown != exc.filename:
+                exc.filename = shown
+                message, (_, *place) = exc.args
+                exc.args = message, (shown, *place)
+        elif isinstance(exc, ImportError) and exc.path:
+            shown = install.original(exc.path)
+            if shown != exc.path:
+                exc.msg = exc.msg.replace(exc.path, shown)
+                exc.args = (exc.msg, *exc.args[1:])
+                exc.path = shown
+
+
+def _members(exc: BaseException) -> tuple[BaseException, ...] | None:
+    """The members of a group; None for every other exception, and where Python has no groups."""
+    group: Any = getattr(builtins, "BaseExceptionGroup", ())
+    return exc.exceptions if isinstance(exc, group) else None
+
+
+def _reachable(exc: BaseException, most: int) -> list[BaseException]:
+    found = [exc]
+    seen = {id(exc)}
+    for one in found:
+        for other in (*(_members(one) or ()), one.__cause__, one.__context__):
+            if other is not None and id(other) not in seen and len(found) < most:
+                seen.add(id(other))
+                found.append(other)
+    return found
+
+
+def _describe(
+    exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int], plain: bool
+) -> dict[str, Any]:
+    members = _members(exc)
+    node: dict[str, Any] = {
+        "type": type_name(exc),
+        "text": _clip(_text(exc), room),
+        "frames": _frames(exc.__traceback__, room),
+        "cause": numbers.get(id(exc.__cause__), -1),
+        "context": numbers.get(id(exc.__context__), -1),
+        "suppress": exc.__suppress_context__,
+        "notes": _notes(exc, room),
+        "members": None if members is None else [numbers[id(one)] for one in members if id(one) in numbers],
+        "pickle": -1,
+        "buffers": 0,
+        "refused": "",
+    }
+    if plain:
+        node["plain"] = -1
+        with contextlib.suppress(Exception):  # then its name and text must do
+            pieces = _plain_parts(exc)
+            node["plain"], node["buffers"] = len(buffers), len(pieces)
+            buffers.extend(pieces)
+        return node
+    try:
+        if members is not None:  # they are nodes of their own
+            data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))  # type: ignore[attr-defined]
+        else:
+            data, pieces = pickling.dumps(exc)
+            data = pickling.whole(data)
+            if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
+                raise TypeError("it does not come back as its own type")
+    except BaseException as error:
+        node["refused"] = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        node["pickle"], node["buffers"] = len(buffers), 1 + len(pieces)
+        buffers.extend((data, *pieces))
+    return node
+
+
+def _plain_parts(exc: BaseException) -> list[Any]:
+    """Return what the caller makes an exception of a type that both know of, as plain data."""
+    from atoll.payload.plain.encode import NotPlainError, dumps
+
+    cls = type(exc)
+    if cls.__module__ == AtollError.__module__:
+        return dumps(exc.to_data())  # type: ignore[attr-defined]
+    if cls.__module__ != "builtins":
+        raise NotPlainError("it", "an exception of another package")
+    if _members(exc) is not None:
+        return dumps([exc.message])  # type: ignore[attr-defined]
+    return dumps(list(exc.__reduce__()[1]))
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except BaseException:
+        return "<exception str() failed>"
+
+
+def _clip(text: str, room: list[int]) -> str:
+    most = max(min(_MOST_TEXT, room[0]), 200)
+    room[0] -= min(len(text), most)
+    return text if len(text) <= most else text[:most] + f"... ({len(text)} characters)"
+
+
+def _notes(exc: BaseException, room: list[int]) -> list[str]:
+    notes = getattr(exc, "__notes__", None)
+    return [_clip(note, room) for note in notes[:100] if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+# --- frames -----------------------------------------------------------------------------------------------------
+
+_OWN = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), own, "") for own in ("agent", "payload")
+)
+
+
+def _frames(traceback: TracebackType | None, room: list[int]) -> list[list[Any]]:
+    entries = list(_walk(traceback))
+    first = 0
+    while first < len(entries) and _is_own(entries[first]):
+        first += 1
+    entries = entries[first:]
+    if len(entries) > 2 * MOST_FRAMES:
+        entries = entries[:MOST_FRAMES] + entries[-MOST_FRAMES:]
+    return [_frame(entry, room) for entry in entries]
+
+
+def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_own(entry: TracebackType) -> bool:
+    code = entry.tb_frame.f_code
+    return code.co_filename.startswith(_OWN) or code.co_filename == getattr(pickling.cloudpickle(), "__file__", "")
+
+
+def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
+    code = entry.tb_frame.f_code
+    line = entry.tb_lineno
+    end, start, stop = _columns(code, entry.tb_lasti, line)
+    file = code.co_filename
+    source = linecache.getline(file, line, entry.tb_frame.f_globals) if line else ""
+    return [
+        _clip(install.original(file), room),
+        line,
+        code.co_name[:500],
+        _clip(source.rstrip("\n"), room),
+        end,
+        start,
+        stop,
+    ]
+
+
+def _columns(code: Any, instruction: int, line: int) -> tuple[Any, Any, Any]:
+    """Return the last line of what raised, and its columns; nothing before Python 3.11, which does not know them."""
+    positions = code.co_positions() if hasattr(code, "co_positions") else ()
+    first, end, start, stop = next(itertools.islice(positions, instruction // 2, None), (None, None, None, None))
+    return (end, start, stop) if first == line else (None, None, None)

@@ -1,0 +1,1 @@
+"""Plain data: the format of `results="data"`, decoded without running code."""

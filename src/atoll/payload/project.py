@@ -1,0 +1,148 @@
+"""What belongs to the user's project: its root directories, and the modules below them.
+
+The root is the nearest ancestor of the main script's directory (of the working directory in a notebook, at a
+prompt, and for programs that an environment installs, such as `pytest`) that holds one of `MARKERS`; that directory
+itself where none does. A function's own module adds its project's root. Environments, the standard library and
+Atoll itself never belong to a project, wherever they lie.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from atoll.payload import install as installed_sources
+
+MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
+OWN_PACKAGES = frozenset({"atoll", "fal_serverless", "_atoll_cloudpickle"})
+_PACKAGE_DIRECTORIES = frozenset({"site-packages", "dist-packages"})
+
+
+def roots(function: Any = None) -> tuple[str, ...]:
+    """Return the absolute directories of the project, without doubles.
+
+    In a worker that is where the caller's bundle was unpacked, so that nested calls take it along.
+    """
+    unpacked = installed_sources.installed()
+    if unpacked:
+        return (unpacked,)
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if isinstance(main, str) and os.path.isfile(main) and not _is_installed_program(os.path.abspath(main)):
+        found = [*_both(_run_from(os.path.dirname(os.path.abspath(main))))]
+    else:
+        found = [*_both(working_directory())]
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str) and module is not sys.modules.get("__main__") and not in_environment(file):
+        found += _both(_import_directory(module, os.path.abspath(file)))
+    return tuple(dict.fromkeys(_marked(directory) for directory in found))
+
+
+def working_directory() -> str:
+    """Return the working directory; the root where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.path.abspath(os.sep)
+
+
+def _run_from(directory: str) -> str:
+    """The directory that holds the main program's package, when it was started with `-m package.module`."""
+    package = getattr(sys.modules.get("__main__"), "__package__", None) or ""
+    for _ in range(package.count(".") + 1 if package else 0):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def _both(directory: str) -> Iterator[str]:
+    """The directory by the name given and by its real one: `sys.path` has either."""
+    yield directory
+    yield os.path.realpath(directory)
+
+
+def _import_directory(module: Any, file: str) -> str:
+    """The directory of the module's top-level package, where a project without a marker begins."""
+    depth = module.__name__.count(".") + (1 if os.path.basename(file).startswith("__init__.") else 0)
+    directory = os.path.dirname(file)
+    for _ in range(depth):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+@functools.lru_cache(maxsize=64)
+def _marked(directory: str) -> str:
+    above = directory
+    while True:
+        if any(os.path.exists(os.path.join(above, marker)) for marker in MARKERS):
+            return above
+        parent = os.path.dirname(above)
+        if parent == above:
+            return directory
+        above = parent
+
+
+@functools.cache
+def _library_directories() -> tuple[str, ...]:
+    named = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__))
+    found = {form for path in named if path for form in _both(os.path.abspath(path))}
+    return tuple(path + os.sep for path in found)
+
+
+@functools.cache
+def _program_directories() -> frozenset[str]:
+    named = (sysconfig.get_path("scripts"), os.path.dirname(sys.executable or ""), "/usr/bin", "/usr/local/bin")
+    return frozenset(form for path in named if path for form in _both(os.path.abspath(path)))
+
+
+def _is_installed_program(main: str) -> bool:
+    return os.path.dirname(main) in _program_directories() or in_environment(main)
+
+
+_ENVIRONMENT_PARTS = frozenset({"lib", "lib64", "Lib", "bin", "Scripts", "include", "Include", "share", "DLLs"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_environment(directory: str) -> bool:
+    """Whether the directory lies in the part of an environment that tools fill: a project may hold the rest."""
+    parent, name = os.path.split(directory)
+    if parent == directory:
+        return False
+    if name in _ENVIRONMENT_PARTS and any(
+        os.path.exists(os.path.join(parent, marker)) for marker in ("pyvenv.cfg", "conda-meta")
+    ):
+        return True
+    return _is_environment(parent)
+
+
+def in_environment(path: str) -> bool:
+    """Whether a file belongs to the standard library or to an environment that packages are installed in."""
+    path = os.path.abspath(path)
+    return (
+        not _PACKAGE_DIRECTORIES.isdisjoint(path.split(os.sep))
+        or path.startswith(_library_directories())
+        or _is_environment(os.path.dirname(path))
+    )
+
+
+def below(path: str, directories: tuple[str, ...]) -> bool:
+    """Whether a path lies in the project whose roots are given, and in no environment."""
+    path = os.path.abspath(path)
+    inside = any(path.startswith(root.rstrip(os.sep) + os.sep) for root in directories)
+    return inside and not in_environment(path)
+
+
+def locations(module: Any) -> tuple[str, ...]:
+    """Return where a module, or a spec of one, lies: its file, or a namespace package's directories."""
+    spec = module if not isinstance(module, ModuleType) else getattr(module, "__spec__", None)
+    file = getattr(module, "__file__", None) or getattr(spec, "origin", None)
+    if isinstance(file, str) and os.path.isabs(file):
+        return (file,)
+    if isinstance(file, str) and file not in ("built-in", "frozen", "namespace"):
+        return (os.path.abspath(file),)
+    portions = getattr(module, "__path__", None) or getattr(spec, "submodule_search_locations", None) or ()
+    return tuple(os.path.abspath(portion) for portion in portions)

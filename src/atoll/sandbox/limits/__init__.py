@@ -1,0 +1,1 @@
+"""Limits of memory, CPU and processes for one worker."""

@@ -1,0 +1,257 @@
+"""What one worker may use of memory, computing time and processes, and whether it was ended for using more.
+
+What enforces it depends on the machine, found once: a cgroup of version 2 or 1 where this user may make one, which
+systemd may have to be asked for (`scope`); else, for memory, a watchdog that the daemon polls. That a worker ran out of memory is read from the kernel's counters or the
+watchdog's own record, never guessed from a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Protocol
+
+from atoll.sandbox.limits import cgroups, systemd_scope
+from atoll.sandbox.limits.memory_watchdog import Watchdog, children, session, started_at
+from atoll.settings import Settings
+
+_RECORD = "cgroups"
+_ADD_ROUNDS = 20
+
+
+class _Enforcer(Protocol):
+    def refused(self) -> bool: ...
+    def add(self, host_pid: int) -> None: ...
+    def memory_bytes(self) -> int: ...
+    def exceeded(self) -> tuple[int, int] | None: ...
+    def poll(self) -> None: ...
+    def remove(self) -> bool: ...
+
+
+class Limit:
+    """The limit of one worker; made by `Limits.open`."""
+
+    def __init__(self, owner: Limits, enforcer: _Enforcer) -> None:
+        self._owner = owner
+        self._enforcer = enforcer
+
+    def add(self, host_pid: int) -> None:
+        """Put a process, by its number on the host, under the limit, with all that it has started and will start.
+
+        May block for about 10 ms (see `cgroups.Group.add`) and may be called from another thread.
+        """
+        done: set[int] = set()
+        waiting = {host_pid}
+        for _ in range(_ADD_ROUNDS):
+            for pid in waiting:
+                self._enforcer.add(pid)
+            done |= waiting
+            waiting = {child for pid in done for child in children(pid)} - done
+            if waiting:  # some may have lost their parents meanwhile
+                waiting |= session(host_pid) - done
+            else:
+                break
+
+    def adopt(self, init: int, agent: int) -> bool:
+        """Put what has been started without a limit, and whose parents have ended, under this one.
+
+        May be called from another thread.
+
+        Args:
+            init, agent: the first process of a sandbox, to which such processes fall, and its agent, which is not one.
+
+        Returns:
+            whether none is left; what multiplies may be faster.
+        """
+        for _ in range(_ADD_ROUNDS):
+            strays = self._owner.strays(init, agent)
+            for pid in strays:
+                self.add(pid)
+            if not strays:
+                return True
+        return False
+
+    def memory_bytes(self) -> int:
+        """Return what the processes use together now."""
+        return self._enforcer.memory_bytes()
+
+    def exceeded(self) -> tuple[int, int] | None:
+        """Return limit and peak in bytes when processes were killed for the limit, else None; also after `close`."""
+        return self._enforcer.exceeded()
+
+    def refused(self) -> bool:
+        """Whether the processes were refused another one, as they are as many as they may be."""
+        return self._enforcer.refused()
+
+    def poll(self) -> None:
+        """Measure and enforce, where the kernel does not do it by itself."""
+        self._enforcer.poll()
+
+    def close(self) -> None:
+        """Give the limit up; its group goes as soon as its last process has (see `Limits.poll`)."""
+        self._owner._closed(self)
+
+
+class Limits:
+    """Make limits for this machine's workers.
+
+    What a daemon of the same `ATOLL_HOME` left when it was killed is ended and removed.
+
+    Args:
+        settings: its home names the groups.
+        kernel: False leaves cgroups alone and uses the watchdog.
+    """
+
+    def __init__(self, settings: Settings, *, kernel: bool = True) -> None:
+        self._numbers = itertools.count(1)
+        self._open: list[Limit] = []
+        self._busy: list[Path] = []
+        self._closing: list[_Enforcer] = []
+        self._places: list[cgroups.Place] = []
+        self._cores = os.cpu_count() or 1
+        if kernel:
+            self._settle(settings)
+
+    @property
+    def kind(self) -> str:
+        """What enforces: `cgroup2`, `cgroup1` or `watchdog`."""
+        memory = next((place for place in self._places if "memory" in place.controllers), None)
+        return f"cgroup{memory.version}" if memory is not None else "watchdog"
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """What the kernel limits, of `memory`, `pids` and `cpu`."""
+        return frozenset(name for place in self._places for name in place.controllers)
+
+    def _settle(self, settings: Settings) -> None:
+        name = cgroups.name_for(settings.home)
+        record = settings.run_directory / _RECORD
+        bases = [Path(line) for line in _lines(record)]
+        for base in bases:
+            if base.name == name:
+                self._busy += cgroups.sweep(base, filter(_daemon_lives, _names(base)))
+        try:
+            for shared in sorted(_placed(name), key=lambda one: "memory" not in one.controllers):
+                place = shared.below(f"{os.getpid()}-{started_at(os.getpid())}")
+                if shared.directory not in bases:
+                    settings.run_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with open(record, "a", encoding="utf-8") as file:
+                        file.write(f"{shared.directory}\n")
+                place.directory.mkdir(exist_ok=True)
+                for controller in place.controllers if place.version == 2 else ():
+                    (place.directory / "cgroup.subtree_control").write_text(f"+{controller}")
+                self._places.append(place)
+        except (OSError, ValueError):
+            self._places.clear()
+
+    def open(self, name: str, memory_bytes: int, *, millicores: int = 0, processes: int = 0) -> Limit:
+        """Return a new limit.
+
+        Args:
+            name: of the worker; for who reads the machine's list of groups.
+            memory_bytes: what its processes may use together; more than 0.
+            millicores: thousandths of a core that they may compute together; 0 for no limit.
+            processes: how many there may be, threads included; 0 for no limit.
+        """
+        if memory_bytes <= 0:
+            raise ValueError("a memory limit is more than 0 bytes")
+        if millicores >= 1000 * self._cores:
+            millicores = 0
+        limit = Limit(self, self._enforcer(name, memory_bytes, millicores, processes))
+        self._open.append(limit)
+        return limit
+
+    def _enforcer(self, name: str, memory_bytes: int, millicores: int, processes: int) -> _Enforcer:
+        if self.kind != "watchdog":
+            readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
+            group = f"{next(self._numbers)}-{readable}"
+            with contextlib.suppress(OSError):  # an operator took the group away: the watchdog still works
+                return cgroups.Group(
+                    [place.below(group) for place in self._places], memory_bytes, millicores, processes
+                )
+        return Watchdog(memory_bytes, processes)
+
+    def strays(self, init: int, agent: int) -> list[int]:
+        """Return the processes of a sandbox whose parents have ended and that are under no limit of these; only
+        those of control groups are known, since every process stays in the group in which it was started."""
+        if self.kind == "watchdog" or not init:
+            return []
+        own = [os.fsencode(f"/{place.directory.name}/") for place in self._places]
+        found = []
+        for pid in children(init):
+            with contextlib.suppress(OSError):
+                groups = Path(f"/proc/{pid}/cgroup").read_bytes()
+                if pid != agent and not any(part in groups for part in own) and started_at(pid):
+                    found.append(pid)
+        return found
+
+    def poll(self) -> None:
+        """Enforce every open limit and finish what `close` began; to be called about every 100 ms."""
+        for limit in list(self._open):
+            limit.poll()
+        closing, self._closing = self._closing, []  # others may come meanwhile
+        self._closing += [enforcer for enforcer in closing if not enforcer.remove()]
+        self._busy = [path for path in self._busy if not cgroups.remove(path)]
+
+    def _closed(self, limit: Limit) -> None:
+        if limit in self._open:
+            self._open.remove(limit)
+            if not limit._enforcer.remove():
+                self._closing.append(limit._enforcer)
+
+    def close(self) -> None:
+        """Give all limits up, and remove this daemon's own group when nothing is left in it."""
+        for limit in list(self._open):
+            limit.close()
+        self.poll()
+        for place in self._places:
+            if cgroups.remove(place.directory):
+                cgroups.remove(place.directory.parent)
+
+
+def machine_memory_bytes() -> int:
+    """Return the memory that this process and what it starts may use: the machine's, or less where a group that
+    holds them has a limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        above = cgroups.limit_above(_hierarchies())
+        return min(memory, above) if above else memory
+    return memory
+
+
+def _hierarchies() -> list[cgroups.Hierarchy]:
+    return cgroups.hierarchies(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
+
+
+def _placed(name: str) -> list[cgroups.Place]:
+    """Return where groups can be made, asking systemd for a place where there is none with memory."""
+    places = cgroups.place(_hierarchies(), name)
+    if any("memory" in place.controllers for place in places) or not systemd_scope.enter():
+        return places
+    return cgroups.place(_hierarchies(), name)
+
+
+def _daemon_lives(name: str) -> bool:
+    pid, _, started = name.partition("-")
+    return pid.isdigit() and started.isdigit() and started_at(int(pid)) == int(started)
+
+
+def _names(base: Path) -> list[str]:
+    try:
+        return os.listdir(base)
+    except OSError:
+        return []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return list(dict.fromkeys(path.read_text("utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text("utf-8", "surrogateescape")

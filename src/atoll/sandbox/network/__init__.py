@@ -1,0 +1,1 @@
+"""Outbound networks: packets from a sandbox to the outside, and no further."""

@@ -1,0 +1,1 @@
+"""The project's modules that travel with a call."""

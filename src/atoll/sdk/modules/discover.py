@@ -1,0 +1,232 @@
+"""The project's modules that travel with a call, as they are on the disk now.
+
+A call takes along the modules of the project that this process has imported, those that the function's code imports
+when it runs, and what these import in turn. The unit is the top-level module or package; a package travels whole,
+with its data. Nothing is imported to find out: names are looked up on `sys.path`, and imports are read from the
+text of the files by a pattern that may find too many (in a docstring) but not too few; what is not the project's
+falls away when it is looked up.
+
+A warm call pays one `stat` for each file and directory. The text and the bytes are read again only where a stamp
+has moved or is too young to be trusted (`file_stamp`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from importlib.machinery import FileFinder
+from types import ModuleType
+from typing import Any
+
+from atoll import file_stamp
+from atoll.errors import SerializationError
+from atoll.payload import install as installed_sources
+from atoll.payload import project
+from atoll.payload.captures import Captures, imported_names
+from atoll.sdk.modules.bundle import Bundle, Unit, make_bundle
+
+_lock = threading.RLock()
+_units: dict[tuple[str, str], Unit] = {}
+_scans: dict[tuple[str, ...], tuple[dict[str, None], dict[str, int]]] = {}
+"""By the project's roots: the imported modules that are the project's, and all that were looked at."""
+_NOT_SHIPPED = frozenset({"__main__", "__mp_main__"})
+if hasattr(os, "register_at_fork"):  # a fork waits until no thread is half-way, so that the child finds it all whole
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class Sources:
+    """The modules that travel with the calls of one function.
+
+    Safe to use from several threads.
+
+    Args:
+        function: whose code says what is imported.
+        local_modules: names or paths of the modules and packages to send instead; `[]` for none.
+    """
+
+    def __init__(self, function: Any, local_modules: Sequence[str | os.PathLike[str]] | None = None) -> None:
+        self._function = function
+        self._given = None if local_modules is None else [os.fspath(name) for name in local_modules]
+        self._captures: Captures | None = None
+        self._imports: tuple[set[str], set[str]] = (set(), set())
+        self._module_count = -1
+        self._path: list[str] = []
+        self._working_directory = ""
+        self._roots: tuple[str, ...] = ()
+        self._loaded: dict[str, None] = {}
+        self._scanned: dict[str, int] = {}
+        self._directories: dict[str, tuple[file_stamp.Stamp, bool]] = {}
+        self._chosen: list[Unit] = []
+        self._bundle: Bundle | None = None
+        self._key: tuple[str, ...] = ()
+
+    def current(self) -> Bundle | None:
+        """Return the bundle as the files are now; None when nothing travels.
+
+        Raises:
+            SerializationError: the modules are too large or cannot be read, or a name of `local_modules` is unknown.
+        """
+        if self._given is not None and not self._given:
+            return None
+        with _lock:
+            if self._given is not None:
+                if not self._chosen or not all(unit.digest for unit in self._chosen):
+                    self._chosen = [unit for name in self._given for unit in _given_units(name)]
+            elif self._choice_is_stale():
+                self._choose()
+            for unit in self._chosen:
+                unit.refresh()
+            key = tuple(unit.digest for unit in self._chosen)
+            if key != self._key:
+                if self._given is None:
+                    self._choose()  # an edited file may import more
+                    key = tuple(unit.digest for unit in self._chosen)
+                self._bundle = make_bundle(self._chosen)
+                self._key = key
+            return self._bundle
+
+    def with_file(self, module: str, file: str) -> Bundle:
+        """Return the bundle as the files are now, with a file that is the module of that name.
+
+        Raises:
+            SerializationError: as `current`.
+        """
+        self.current()
+        with _lock:
+            unit = _unit(module, file)
+            unit.refresh()
+            bundle = make_bundle([unit, *(one for one in self._chosen if one.name != module)])
+        assert bundle is not None  # it has the file
+        return bundle
+
+    # --- the automatic choice -----------------------------------------------------------------------------------
+
+    def _choice_is_stale(self) -> bool:
+        captures = self._captures
+        if captures is None or not captures.unchanged():
+            captures = self._captures = Captures(self._function)
+            imports = imported_names(captures)
+            if imports != self._imports:
+                self._imports = imports
+                return True
+        if len(sys.modules) != self._module_count or sys.path != self._path:
+            return True
+        if self._working_directory != project.working_directory():
+            return True
+        return any(young or file_stamp.take(path) != stamp for path, (stamp, young) in self._directories.items())
+
+    def _choose(self) -> None:
+        self._working_directory = project.working_directory()
+        self._path = list(sys.path)
+        roots = project.roots(self._function)
+        if roots != self._roots:
+            self._roots = roots
+            self._loaded, self._scanned = _scans.setdefault(roots, ({}, {}))
+        self._watch()
+        self._scan_modules()
+        found: dict[tuple[str, str], Unit] = {}
+        pending: list[tuple[str, bool]] = [(name, False) for name in (*self._loaded, *self._imports[0])]
+        pending += [(name, True) for name in self._imports[1]]
+        asked = set()
+        for name, loosely in pending:
+            if name in asked or name in _NOT_SHIPPED or name in project.OWN_PACKAGES:
+                continue
+            asked.add(name)
+            for unit in _located(name, roots, loosely):
+                if unit.key not in found:
+                    found[unit.key] = unit
+                    unit.refresh()
+                    pending.extend((inner, False) for inner in unit.imports)
+                    pending.extend((inner, True) for inner in unit.literals)
+        self._chosen = [found[key] for key in sorted(found)]
+
+    def _watch(self) -> None:
+        """Remember the directories of the project that modules are imported from: a new file there may be meant."""
+        self._directories = {}
+        for entry in self._path:
+            directory = os.path.abspath(entry or self._working_directory)
+            if directory in self._roots or project.below(os.path.join(directory, "x"), self._roots):
+                stamp = file_stamp.take(directory)
+                if stamp == file_stamp.GONE:
+                    continue
+                young = file_stamp.is_young(stamp)
+                finder = sys.path_importer_cache.get(entry or directory)
+                if young and isinstance(finder, FileFinder):  # it trusts the time of its directory
+                    finder.invalidate_caches()
+                self._directories[directory] = stamp, young
+
+    def _scan_modules(self) -> None:
+        """Find which imported modules are the project's; those that were looked at before are not looked at again."""
+        self._module_count = len(sys.modules)
+        for name, module in list(sys.modules.items()):
+            if self._scanned.get(name) == id(module):
+                continue
+            self._scanned[name] = id(module)
+            top = name.partition(".")[0]
+            if top in project.OWN_PACKAGES or name in _NOT_SHIPPED or not isinstance(module, ModuleType):
+                continue
+            if any(project.below(path, self._roots) for path in project.locations(module)):
+                self._loaded[top] = None
+
+
+def _unit(name: str, path: str) -> Unit:
+    unit = _units.get((name, path))
+    if unit is None:
+        unit = _units[name, path] = Unit(name, path, installed_sources.origins().get(os.path.basename(path), ""))
+    return unit
+
+
+def _spec(name: str) -> Any:
+    module = sys.modules.get(name)
+    if module is not None:
+        return module
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _located(name: str, roots: tuple[str, ...], loosely: bool) -> Iterable[Unit]:
+    """Return the units of a top-level name that are the project's.
+
+    Args:
+        loosely: the name is only a string in the code: a directory without `__init__` is not what it means.
+    """
+    if not name.isidentifier():
+        return
+    for path in project.locations(_spec(name)):
+        if not project.below(path, roots):
+            continue
+        if os.path.isdir(path):
+            if loosely and name not in sys.modules:
+                continue
+            unit = _unit(name, path)
+            if unit.has_code():
+                yield unit
+        elif os.path.basename(path).startswith("__init__."):
+            yield _unit(name, os.path.dirname(path))
+        else:
+            yield _unit(name, path)
+
+
+def _given_units(name: str) -> Iterable[Unit]:
+    """Return the units that an entry of `local_modules` names: a path, or a module that can be found."""
+    path = os.path.abspath(os.path.expanduser(name))
+    looks_like_path = os.sep in name or "/" in name or name.endswith(".py")
+    top = name.partition(".")[0]
+    if not looks_like_path and top.isidentifier():
+        paths = project.locations(_spec(top))
+        if paths:
+            for found in paths:
+                plain = os.path.basename(found).startswith("__init__.")
+                yield _unit(top, os.path.dirname(found) if plain else found)
+            return
+    if not os.path.exists(path):
+        raise SerializationError(
+            f"`local_modules` names `{name}`, which is no module here and no file",
+            hint="give the name of a module that can be imported, or the path of a module or package",
+        )
+    yield _unit(os.path.basename(path.rstrip(os.sep)).partition(".")[0], path.rstrip(os.sep))

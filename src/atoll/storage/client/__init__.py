@@ -1,0 +1,1 @@
+"""The storage client: every request on a volume as a method; every platform."""

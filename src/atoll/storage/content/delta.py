@@ -1,0 +1,255 @@
+"""What of a large file has changed: which parts stand at the target already, and where.
+
+Theory of operation. Of a large file that was synced the digests of its blocks are known (`digest`). When it has
+changed, its blocks are compared with them from the front, which finds what is before the first change, and where the
+size is the same every other block that is as it was. Where the size differs, the end of the file is compared with the
+end of the old one, block by block backwards, so that one insertion or removal costs a pass over the file and nothing
+else. What is between, where it is much, is cut by content into chunks (FastCDC), and so is what stands there in its
+place; chunks that are in both need not travel. Everything is only a proposal: the digest of the whole file decides.
+
+Source: Xia et al., "FastCDC: a Fast and Efficient Content-Defined Chunking Approach for Data Deduplication", 2016.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
+
+from atoll.storage.content.digest import BLOCK_BYTES, DIGEST_BYTES, Hasher, Make
+
+DELTA_BYTES = 1 << 20
+"""From this size on a changed file is compared with what stands at the target."""
+MIN_CHUNK_BYTES, CHUNK_BYTES, MAX_CHUNK_BYTES = 16 << 10, 64 << 10, 256 << 10
+GAP_BYTES = 1 << 20
+"""From this size on what has changed is cut into chunks; less is sent as it is."""
+_SHORT_BYTES = 16
+_CHUNK = 4 + _SHORT_BYTES
+_WINDOW_BYTES = 4 << 20
+
+
+class Part(NamedTuple):
+    """A part of the new file: `length` bytes at `offset`, which stand at `start` of the old one; -1 where they do not."""
+
+    offset: int
+    length: int
+    start: int
+
+
+def blocks_of(descriptor: int, size: int, make: Make) -> bytes:
+    """Return the digests of the blocks of a file of this size.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hasher, position = Hasher(make), 0
+    while piece := os.pread(descriptor, min(_WINDOW_BYTES, size - position), position):
+        hasher.update(piece)
+        position += len(piece)
+    return hasher.blocks
+
+
+def cutter() -> Callable[[Any], Iterator[int]] | None:
+    """Return what cuts a content into the lengths of chunks; None where FastCDC is not installed."""
+    try:
+        cut = _fastcdc()
+    except ImportError:
+        return None
+
+    def lengths(content: Any) -> Iterator[int]:
+        for chunk in cut(content, MIN_CHUNK_BYTES, CHUNK_BYTES, MAX_CHUNK_BYTES):
+            yield chunk.length
+
+    return lengths
+
+
+def _fastcdc() -> Any:
+    """Import the compiled module alone: its package imports what only its command line needs."""
+    import importlib
+    import importlib.machinery
+    import types
+
+    name = "fastcdc"
+    if name not in sys.modules:
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        if spec is None or spec.submodule_search_locations is None:
+            raise ImportError(name)
+        package = types.ModuleType(name)
+        package.__path__ = list(spec.submodule_search_locations)
+        # A class of a module that it uses is a command of `click`, which storage peers do not have.
+        click = types.ModuleType("click")
+        click.Command = object  # type: ignore[attr-defined]
+        before = sys.modules.get("click")
+        sys.modules.update({name: package, "click": click})
+        try:
+            return importlib.import_module("fastcdc.fastcdc_cy").fastcdc_cy
+        finally:
+            for one in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+                if one != "fastcdc.fastcdc_cy":
+                    del sys.modules[one]
+            del sys.modules["click"]
+            if before is not None:
+                sys.modules["click"] = before
+    return importlib.import_module("fastcdc.fastcdc_cy").fastcdc_cy
+
+
+def chunks_of(descriptor: int, start: int, end: int, make: Make) -> bytes:
+    """Return the chunks of a part of a file, as far as there is one: length and short digest of each, packed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    cut, found, position = cutter(), list[bytes](), start
+    while cut is not None and position < end:
+        wanted = min(_WINDOW_BYTES, end - position)
+        window = memoryview(os.pread(descriptor, wanted, position))
+        if not window:
+            break
+        last = len(window) < wanted or position + wanted >= end
+        for length in cut(window):
+            # What reaches the end of the window may go on behind it.
+            if not last and len(window) < MAX_CHUNK_BYTES:
+                break
+            chunk, window = window[:length], window[length:]
+            found.append(length.to_bytes(4, "little") + make(chunk).digest()[:_SHORT_BYTES])
+            position += length
+    return b"".join(found)
+
+
+def _table(chunks: bytes, start: int) -> dict[bytes, int]:
+    """Return where each chunk of a list is, the first of which is at `start`."""
+    table: dict[bytes, int] = {}
+    for place in range(0, len(chunks) - _CHUNK + 1, _CHUNK):
+        table.setdefault(chunks[place : place + _CHUNK], start)
+        start += int.from_bytes(chunks[place : place + 4], "little")
+    return table
+
+
+class Comparison:
+    """Compares a new file with the blocks of an old one.
+
+    Args:
+        read: returns a part of the new file, by offset and length; shorter where it ends.
+        size: the new file's size.
+        blocks, old_size: of the old file.
+        chunks: returns the chunk list of a part of the old file, by start and end.
+        make: makes the hashes of `blocks`.
+
+    Attributes:
+        hasher: has hashed the new file when `parts` is exhausted.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Any],
+        size: int,
+        blocks: bytes,
+        old_size: int,
+        chunks: Callable[[int, int], bytes],
+        make: Make,
+    ) -> None:
+        self._read = read
+        self._size = size
+        self._blocks = blocks
+        self._old_size = old_size
+        self._chunks = chunks
+        self._make = make
+        self.hasher = Hasher(make)
+        if len(blocks) != DIGEST_BYTES * -(-old_size // BLOCK_BYTES):
+            self._blocks, self._old_size = b"", 0
+
+    def _is_block(self, number: int, content: Any) -> bool:
+        start = number * DIGEST_BYTES
+        return self._make(content).digest() == self._blocks[start : start + DIGEST_BYTES]
+
+    def parts(self) -> Iterator[tuple[Part, Any]]:
+        """Yield the parts of the new file in order, each with its content where that is not at the target; those that
+        are, merged as far as they follow each other within a window."""
+        offset = yield from self._front()
+        if offset >= self._size:
+            return
+        if self._size == self._old_size:
+            yield from self._in_place(offset)
+            return
+        back, shift = self._back(offset), self._size - self._old_size
+        old_end = back - shift
+        yield from self._middle(offset, back, min(offset, old_end), old_end)
+        for position in range(back, self._size, _WINDOW_BYTES):
+            content = self._read(position, min(_WINDOW_BYTES, self._size - position))
+            self.hasher.update(content)
+            yield Part(position, len(content), position - shift), None
+
+    def _front(self) -> Generator[tuple[Part, Any], None, int]:
+        """Yield what is before the first change; return where that is."""
+        offset = 0
+        while offset < min(self._size, self._old_size):
+            window = memoryview(self._read(offset, min(_WINDOW_BYTES, self._size - offset)))
+            equal = 0
+            while equal < len(window):
+                number = (offset + equal) // BLOCK_BYTES
+                block = window[equal : equal + BLOCK_BYTES]
+                if not self._is_block(number, block):
+                    break
+                equal += len(block)
+            if equal:
+                self.hasher.update(window[:equal])
+                yield Part(offset, equal, offset), None
+            offset += equal
+            if equal < len(window) or not window:
+                break
+        return offset
+
+    def _back(self, front: int) -> int:
+        """Return from where on the end of the file is the end of the old one."""
+        shift = self._size - self._old_size
+        number = -(-self._old_size // BLOCK_BYTES) - 1
+        back = self._size
+        while number >= 0:
+            start = number * BLOCK_BYTES + shift
+            if start < front:
+                break
+            block = self._read(start, back - start)
+            if len(block) != back - start or not self._is_block(number, block):
+                break
+            back = start
+            number -= 1
+        return back
+
+    def _in_place(self, offset: int) -> Iterator[tuple[Part, Any]]:
+        while offset < self._size:
+            window = memoryview(self._read(offset, min(_WINDOW_BYTES, self._size - offset)))
+            if not window:
+                return
+            self.hasher.update(window)
+            for start in range(0, len(window), BLOCK_BYTES):
+                block = window[start : start + BLOCK_BYTES]
+                equal = self._is_block((offset + start) // BLOCK_BYTES, block)
+                yield Part(offset + start, len(block), offset + start if equal else -1), None if equal else block
+            offset += len(window)
+
+    def _middle(self, start: int, end: int, old_start: int, old_end: int) -> Iterator[tuple[Part, Any]]:
+        """Yield what is between the front and the back, cut by content where it is worth while."""
+        cut = cutter() if end - start >= GAP_BYTES and old_end - old_start >= MAX_CHUNK_BYTES else None
+        table = _table(self._chunks(old_start, old_end), old_start) if cut is not None else {}
+        offset = start
+        while offset < end:
+            wanted = min(_WINDOW_BYTES, end - offset)
+            window = memoryview(self._read(offset, wanted))
+            if not window:
+                return
+            if cut is None or not table:
+                self.hasher.update(window)
+                yield Part(offset, len(window), -1), window
+                offset += len(window)
+                continue
+            last = len(window) < wanted or offset + wanted >= end
+            for length in cut(window):
+                if not last and len(window) < MAX_CHUNK_BYTES:
+                    break
+                chunk, window = window[:length], window[length:]
+                self.hasher.update(chunk)
+                key = length.to_bytes(4, "little") + self._make(chunk).digest()[:_SHORT_BYTES]
+                place = table.get(key, -1)
+                yield Part(offset, length, place), chunk if place < 0 else None
+                offset += length

@@ -1,0 +1,1 @@
+"""Files of the network on `/data`: downloaded once, resumed, verified."""

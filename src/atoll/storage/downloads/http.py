@@ -1,0 +1,347 @@
+"""Where a download comes from: a `file:` or `http(s):` address, opened at an offset, with what proves that a rest of it
+belongs to the beginning that one has.
+
+Standard library only: it runs inside functions. Proxies are those of the environment (`http_proxy` and the like);
+certificates those of the system, `SSL_CERT_FILE`, or the bundle that is given.
+
+Secrets in an address (user and password, and the query, which signed addresses have theirs in) appear in no message.
+What was meant for one server is not sent to another: a redirect to another host carries neither user, password nor
+the caller's headers.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import http.client
+import os
+import re
+import socket
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from atoll.errors import DownloadError
+from atoll.storage.downloads.addresses import address_of, quoted, shown, split
+from atoll.storage.downloads.validators import Validators, number, range_of, retry_after, validators_of
+from atoll.storage.files.tree import printable
+
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PORTABLE_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "range", "if-range"})
+_ENCODING_SUFFIXES = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "br": (".br",), "zstd": (".zst",)}
+_UNKNOWN_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+
+
+class Transient(Exception):
+    """It went wrong and may go well in a moment.
+
+    Args:
+        reason: what happened, for people.
+        wait_seconds: how long the server asks one to wait; 0 where it does not say.
+        anew: what has been received cannot be continued.
+        status: of the server's answer, if there was one.
+    """
+
+    def __init__(
+        self, reason: str, wait_seconds: float = 0.0, *, anew: bool = False, status: int | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.wait_seconds = wait_seconds
+        self.anew = anew
+
+
+@dataclass
+class Content:
+    """An open download.
+
+    Args:
+        offset: where the content starts: what was asked for, or 0 for all of it.
+        validators: of the state that is being read.
+        stream: gives the bytes.
+        complete: there is nothing more behind the offset that was asked for.
+    """
+
+    offset: int
+    validators: Validators
+    stream: Any
+    complete: bool = False
+
+    def read(self, size: int) -> bytes:
+        """Return what has come, at most `size` bytes; none at the end.
+
+        Raises:
+            Transient: the connection broke.
+        """
+        try:
+            piece: bytes = self.stream.read1(size)
+        except http.client.IncompleteRead as error:
+            raise Transient("the connection ended early") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Transient(_reason(error)) from error
+        return piece
+
+    def close(self) -> None:
+        """Let the connection go."""
+        with contextlib.suppress(OSError):
+            self.stream.close()
+
+
+@dataclass
+class Origin:
+    """An address to download from.
+
+    Args:
+        url: `http:`, `https:` or `file:`.
+        headers: sent with the request to this host.
+        timeout_seconds: how long the server may be silent.
+        certificates: PEM texts to trust instead of the system's.
+        verified: whether the caller knows the digest of the content, so that what cannot be proven is found out.
+
+    Raises:
+        ValueError: the address or a header is malformed.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = 60.0
+    certificates: str = ""
+    verified: bool = False
+
+    def __post_init__(self) -> None:
+        parts = split(self.url)
+        self._scheme = parts.scheme
+        self._path = urllib.parse.unquote(parts.path)
+        self._headers = {"User-Agent": "atoll", "Accept": "*/*", "Accept-Encoding": "identity"}
+        for name, value in self.headers.items():
+            if not isinstance(name, str) or not isinstance(value, str) or re.search(r"[\r\n\0]", name + value):
+                raise ValueError("`headers` must be texts by name, without line breaks")
+            if name.lower() in ("range", "if-range", "accept-encoding"):
+                raise ValueError(f"the header `{printable(name)}` is the download's own")
+            self._headers[name.title()] = value
+        if parts.username is not None and "Authorization" not in self._headers:
+            secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+            self._headers["Authorization"] = "Basic " + base64.b64encode(secret.encode()).decode("ascii")
+        self.address = address_of(self.url)
+        """The address without user and password."""
+        self.shown = shown(self.url)
+        """The address for messages."""
+        self.private = parts.username is not None or bool(self.headers)
+        """Whether others may be answered differently."""
+
+    def open(self, offset: int, validators: Validators) -> Content:
+        """Open the content from `offset` on, if it is still what `validators` say; else from its beginning.
+
+        Raises:
+            Transient: trying again may help.
+            DownloadError: it does not.
+        """
+        if self._scheme == "file":
+            return self._open_file(offset, validators)
+        headers = dict(self._headers)
+        if offset and (validators.proof or self.verified):
+            headers["Range"] = f"bytes={offset}-"
+            if validators.proof:
+                headers["If-Range"] = validators.proof
+        request = urllib.request.Request(quoted(self.address), headers=headers)  # noqa: S310  # `split` has checked
+        try:
+            response = self._opener().open(request, timeout=self.timeout_seconds)
+        except DownloadError:  # of a redirect
+            raise
+        except urllib.error.HTTPError as error:
+            with contextlib.closing(error):
+                if error.code == 416 and offset:
+                    return self._beyond(error, offset, validators)
+                failure = self._refused(error)
+            raise failure from None  # the answer may name a signed address, and cannot be pickled
+        except urllib.error.URLError as error:
+            reason = error.reason
+            if isinstance(reason, Exception):
+                raise self._unreachable(reason) from reason
+            raise DownloadError(f"cannot download `{self.shown}`: {reason}", hint="check the address") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        try:
+            return self._answered(response, offset if "Range" in headers else 0, validators)
+        except BaseException:
+            response.close()
+            raise
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _answered(self, response: Any, asked: int, validators: Validators) -> Content:
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        named = self._path.lower().endswith(_ENCODING_SUFFIXES.get(encoding, ()))
+        if encoding not in ("", "identity") and not named and not self.verified:
+            raise DownloadError(
+                f"`{self.shown}` is answered with the encoding `{printable(encoding)}`, which was not asked for",
+                hint="give `sha256` of the bytes as they are sent, or ask the server's operator",
+            )
+        found = validators_of(response.headers)
+        if response.status == 206:
+            start, total = range_of(response.headers.get("Content-Range", ""))
+            same = found.etag in ("", validators.etag) and validators.total in (-1, total)
+            if start != asked or not asked or not same:
+                raise Transient("the server answered with another part than was asked for", anew=True)
+            return Content(asked, Validators(validators.etag, validators.modified, total), response)
+        length = number(response.headers.get("Content-Length"))
+        if response.headers.get("Transfer-Encoding"):
+            length = -1
+        return Content(0, Validators(found.etag, found.modified, length), response)
+
+    def _beyond(self, error: urllib.error.HTTPError, offset: int, validators: Validators) -> Content:
+        """Nothing follows what is there: that was all, or it is of another state."""
+        total = number(error.headers.get("Content-Range", "").rpartition("/")[2])
+        found = validators_of(error.headers)
+        if total == offset and found.etag in ("", validators.etag):
+            return Content(offset, Validators(validators.etag, validators.modified, total), _Empty(), complete=True)
+        raise Transient("the file has changed at its origin", anew=True)
+
+    def _refused(self, error: urllib.error.HTTPError) -> Exception:
+        reason = f"HTTP status {error.code} ({printable(str(error.reason))})"
+        if error.code in _RETRIED:
+            return Transient(reason, retry_after(error.headers.get("Retry-After", "")), status=error.code)
+        hint = {
+            401: "pass the credentials, as in `headers={'Authorization': 'Bearer …'}`",
+            403: "pass the credentials, as in `headers={'Authorization': 'Bearer …'}`, or renew the signed address",
+            404: "check the address",
+            410: "check the address",
+        }.get(error.code, "check the address and what the server expects")
+        return DownloadError(f"cannot download `{self.shown}`: {reason}", hint=hint, status=error.code)
+
+    def _unreachable(self, error: Exception) -> Exception:
+        if isinstance(error, (socket.gaierror, OSError)) and not isinstance(error, ssl.SSLError) and shut_in():
+            return DownloadError(
+                f"cannot download `{self.shown}`: this function has no network",
+                hint='give it `network="outbound"`, or call `download` in your program before the function',
+                reason="no_network",
+            )
+        if isinstance(error, socket.gaierror) and error.errno in _UNKNOWN_HOST:
+            return DownloadError(
+                f"cannot download `{self.shown}`: there is no such host",
+                hint="check the address, and that this machine's network works",
+                reason="no_host",
+            )
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return DownloadError(
+                f"cannot download `{self.shown}`: the server's certificate is not trusted: {error.verify_message}",
+                hint="name the certificates of its authority in `SSL_CERT_FILE`",
+                reason="certificate",
+            )
+        return Transient(_reason(error))
+
+    # --- ways -------------------------------------------------------------------------------------------------------
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.HTTPHandler(),
+            _Https(self.certificates),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            _Redirects(self),
+        ):
+            opener.add_handler(handler)
+        return opener
+
+    def _open_file(self, offset: int, validators: Validators) -> Content:
+        try:
+            if not os.path.isfile(self._path) and os.path.exists(self._path):
+                raise OSError(errno.EINVAL, "not an ordinary file")
+            stream = open(self._path, "rb")
+        except OSError as error:
+            hint = "inside a function only its own files are seen: `/data`, and the directories that `mounts` names"
+            raise DownloadError(f"cannot read `{self.shown}`: {_reason(error)}", hint=hint) from error
+        info = os.fstat(stream.fileno())
+        found = Validators(f"{info.st_ino}-{info.st_ctime_ns}", "", info.st_size)
+        if offset and (offset > info.st_size or found != validators):
+            offset = 0
+        stream.seek(offset)
+        return Content(offset, found, stream)
+
+
+class _Https(urllib.request.AbstractHTTPHandler):
+    """Opens `https:`; the system's certificates are read when there is such an address only, which takes a while."""
+
+    def __init__(self, certificates: str) -> None:
+        super().__init__()
+        self._certificates = certificates
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        context = ssl.create_default_context(cadata=self._certificates or None)
+        return self.do_open(http.client.HTTPSConnection, request, context=context)
+
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 10
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        shown_here = self._origin.shown
+        try:
+            old, new = urllib.parse.urlsplit(req.full_url), split(newurl)
+        except ValueError as error:
+            text = f"`{shown_here}` leads to an address that cannot be used"
+            raise DownloadError(text, hint="ask the server's operator") from error
+        if new.scheme not in ("http", "https"):
+            raise DownloadError(
+                f"`{shown_here}` leads to an address of the kind `{new.scheme}:`", hint="use another address"
+            )
+        if (old.scheme, new.scheme) == ("https", "http") and not self._origin.verified:
+            raise DownloadError(
+                f"`{shown_here}` leads to `{shown(newurl)}`, where anybody on the way could change it",
+                hint="give `sha256`, so that the content is verified",
+            )
+        bare = new._replace(netloc=new.netloc.rpartition("@")[2], fragment="")
+        next_ = super().redirect_request(req, fp, code, msg, headers, quoted(urllib.parse.urlunsplit(bare)))
+        if next_ is not None and (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, new.port):
+            for kept in (next_.headers, next_.unredirected_hdrs):
+                for name in [name for name in kept if name.lower() not in _PORTABLE_HEADERS]:
+                    del kept[name]
+        return next_
+
+    def http_error_308(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        return self.http_error_302(req, fp, code, msg, headers)
+
+
+class _Empty:
+    def read1(self, _size: int) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "the server did not answer in time"
+    if isinstance(error, ConnectionResetError):
+        return "the connection was reset"
+    if isinstance(error, ConnectionRefusedError):
+        return "the connection was refused"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the server closed the connection without an answer"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error) or errno.errorcode.get(error.errno or 0, "an error")).lower()
+    return f"the server's answer cannot be read ({type(error).__name__})"
+
+
+def shut_in() -> bool:
+    """Whether this process has no network but its own loopback device: it is in a sandbox with `network="none"`."""
+    try:
+        return [name for _, name in socket.if_nameindex()] == ["lo"]
+    except (OSError, AttributeError):
+        return False

@@ -1,0 +1,1 @@
+"""Names, trees and scans that client and peer share; every platform."""

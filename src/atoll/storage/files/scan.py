@@ -1,0 +1,312 @@
+"""Read a tree from disk: the first step of a sync, on both sides.
+
+Where the platform can, each directory is opened relative to the one that holds it, without following a symlink, and
+its entries are looked up relative to that descriptor, so that a directory that is swapped for a symlink meanwhile,
+wherever on the way it is, leads nowhere. What vanishes
+while it is scanned is left out: the tree is then as it is a moment later.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+from atoll.errors import SourceNotFound, SyncError
+from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
+from atoll.storage.files.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
+
+BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
+_OPEN_DIRECTORY = (
+    os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+)
+_BY_NAME = attrgetter("name")
+_TYPE_BITS = 0o170000
+_REGULAR = stat.S_IFREG
+_MOST = (1 << 63) - 1
+TOO_DEEP = "nested too deeply"
+MAX_PATH = 1 << 13
+"""Bytes of the longest path that is scanned, twice what system calls take. Each entry of a scan has its whole path: what
+a function nests more deeply would cost who scans it memory by the gigabyte."""
+ROW = 5
+"""How many numbers a scan keeps of each path."""
+_UTF8 = sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
+
+
+def to_name(native: str) -> str:
+    """Return a name of this machine as trees spell it, whatever the locale."""
+    return native if _UTF8 else os.fsencode(native).decode("utf-8", "surrogateescape")
+
+
+def to_native(name: str) -> str:
+    """Return a tree's name or path as this machine's calls take it; the inverse of `to_name`."""
+    return name if _UTF8 else os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
+@dataclass
+class Scan:
+    """What a scan found, in a slim form: 40 bytes and its name for each entry.
+
+    Args:
+        paths: sorted in each directory, parents before what they hold.
+        rows: `ROW` numbers for each path: mode with its type, size, modification time, change time, inode; the last
+            two, which a change of content cannot put back, are 0 for directories, whose own do not matter.
+        targets: where symlinks point.
+        skipped: excluded paths, the topmost of each.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    targets: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The entries, in the order of the paths."""
+        made: Tree = {}
+        rows, targets = self.rows, self.targets
+        for path, mode, size, mtime_ns in zip(self.paths, rows[::ROW], rows[1::ROW], rows[2::ROW], strict=True):
+            kind = KINDS.get(mode & _TYPE_BITS, SPECIAL)
+            if kind == SYMLINK:
+                made[path] = Entry(kind, 0, 0, mtime_ns, targets[path])
+            else:
+                made[path] = Entry(kind, mode & MODE_BITS, size, mtime_ns)
+        return made
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Where each path is in `paths`."""
+        return {path: number for number, path in enumerate(self.paths)}
+
+    @cached_property
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Change time (nanoseconds) and inode of each file."""
+        rows = self.rows
+        columns = zip(self.paths, rows[::ROW], rows[3::ROW], rows[4::ROW], strict=True)
+        return {path: (ctime_ns, inode) for path, mode, ctime_ns, inode in columns if mode & _TYPE_BITS == _REGULAR}
+
+    def row(self, number: int) -> array[int]:
+        """Return the numbers of one path."""
+        return self.rows[ROW * number : ROW * number + ROW]
+
+
+def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
+    """Scan a local directory that is to be mirrored.
+
+    Args:
+        root: the directory; a symlink to one is followed.
+        rules: what to leave out; `.atollignore` files are added to them as they are found. None leaves out nothing
+            and reads no such file.
+
+    Raises:
+        SourceNotFound: `root` does not exist.
+        SyncError: it is not a directory, something in it cannot be read, or is a special file.
+    """
+    check_source(root)
+    descriptor = None
+    try:
+        if BY_DESCRIPTOR:
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return _Scanner(root, descriptor, rules, special=False).run()
+    except OSError as error:
+        if isinstance(error, SyncError):
+            raise
+        raise SyncError(f"cannot read `{printable(root)}`: {reason(error)}") from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def check_source(root: str) -> None:
+    """Check that a directory to be mirrored is one.
+
+    Raises:
+        SourceNotFound: it does not exist.
+        SyncError: it is something else, or cannot be looked at.
+    """
+    try:
+        found = os.stat(root)
+    except FileNotFoundError as error:
+        raise SourceNotFound(
+            f"there is no directory `{printable(root)}`", hint="check the path to upload", path=to_name(root)
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SyncError(f"cannot read `{printable(root)}`: {reason(error)}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise SyncError(f"not a directory: `{printable(root)}`", hint="sync_dir uploads directories")
+
+
+def scan_target(descriptor: int, unlock: Callable[[str, int], None] | None = None) -> Scan:
+    """Scan the directory that is open as `descriptor`; special files are entries like others.
+
+    Args:
+        unlock: is called with path and mode of each directory that its owner may not list, before it is listed.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    return _Scanner("", descriptor, None, special=True, unlock=unlock).run()
+
+
+class _Scanner:
+    def __init__(
+        self,
+        root: str,
+        descriptor: int | None,
+        rules: IgnoreRules | None,
+        *,
+        special: bool,
+        unlock: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._root = root
+        self._descriptor = descriptor
+        self._way = Way(descriptor if descriptor is not None else -1, _OPEN_DIRECTORY)
+        self._rules = rules
+        self._special = special
+        self._unlock = unlock
+        self.scan = Scan()
+        self._gone: set[str] = set()
+
+    def run(self) -> Scan:
+        with self._way:
+            return self._run()
+
+    def _run(self) -> Scan:
+        scan = self.scan
+        found = os.stat(self._root) if self._descriptor is None else os.fstat(self._descriptor)
+        scan.paths.append("")
+        scan.rows.extend((found.st_mode, 0, found.st_mtime_ns, 0, 0))
+        pending = [("", found.st_mode)]
+        while pending:
+            directory, mode = pending.pop()
+            if len(directory) > MAX_PATH:
+                raise too_deep(directory)
+            if self._unlock is not None and mode & 0o500 != 0o500:
+                self._unlock(directory, mode & MODE_BITS)
+            try:
+                pending.extend(self._list(directory))
+            except (FileNotFoundError, NotADirectoryError):
+                if not directory:
+                    raise
+                self._gone.add(directory)  # gone, or replaced by something else, since its parent was read
+            except OSError as error:
+                if isinstance(error, SyncError):
+                    raise
+                raise SyncError(
+                    f"cannot read `{printable(self._path(directory))}`: {reason(error)}", path=directory
+                ) from error
+        if self._gone:
+            self._leave_out()
+        return scan
+
+    def _leave_out(self) -> None:
+        scan, kept = self.scan, Scan(skipped=self.scan.skipped, targets=self.scan.targets)
+        for number, path in enumerate(scan.paths):
+            if path not in self._gone:
+                kept.paths.append(path)
+                kept.rows.extend(scan.row(number))
+        self.scan.paths, self.scan.rows = kept.paths, kept.rows
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self._root, to_native(path)) if self._root else path
+
+    def _list(self, directory: str) -> list[tuple[str, int]]:
+        if self._descriptor is None:
+            return self._read(directory, self._path(directory), None)
+        if directory:
+            descriptor = self._way.enter(to_native(directory))
+            return self._read(directory, descriptor, descriptor)
+        descriptor = os.open(".", _OPEN_DIRECTORY, dir_fd=self._descriptor)
+        try:
+            return self._read(directory, descriptor, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, directory: str, where: str | int, descriptor: int | None) -> list[tuple[str, int]]:
+        """Add what a directory holds; return the directories in it, with their modes."""
+        with os.scandir(where) as found:
+            entries: list[os.DirEntry[Any]] = sorted(found, key=_BY_NAME)
+        prefix = directory + "/" if directory else ""
+        rules, scan = self._rules, self.scan
+        if rules is not None:
+            if rules.reads_files and any(item.name == IGNORE_FILE for item in entries):
+                self._add_rules(rules, directory)
+            if rules:
+                entries = [item for item in entries if self._wanted(rules, prefix, item)]
+        below: list[tuple[str, int]] = []
+        paths, rows = list[str](), list[int]()
+        add_path, add_row = paths.append, rows.extend
+        for item in entries:
+            path = prefix + (item.name if _UTF8 else to_name(item.name))
+            try:
+                info = item.stat(follow_symlinks=False)
+                mode = info.st_mode
+                kind = mode & _TYPE_BITS
+                if kind == _REGULAR:
+                    add_row((mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                elif kind == stat.S_IFDIR:
+                    add_row((mode, 0, info.st_mtime_ns, 0, 0))
+                    below.append((path, mode))
+                elif kind == stat.S_IFLNK:
+                    scan.targets[path] = to_name(
+                        os.readlink(item.name, dir_fd=descriptor) if descriptor is not None else os.readlink(item.path)
+                    )
+                    add_row((kind, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                elif self._special:
+                    add_row((mode, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+                else:
+                    raise SyncError(
+                        f"`{printable(self._path(path))}` is a {special_name(mode)}, which cannot be uploaded",
+                        hint=f"remove it, or exclude it in `{IGNORE_FILE}`",
+                    )
+            except FileNotFoundError:
+                continue
+            add_path(path)
+        try:
+            scan.rows.fromlist(rows)
+        except OverflowError:  # inodes of more than 63 bits, times beyond the year 2262
+            scan.rows.extend(min(max(number, -_MOST - 1), _MOST) for number in rows)
+        scan.paths += paths
+        return below
+
+    def _wanted(self, rules: IgnoreRules, prefix: str, item: os.DirEntry[Any]) -> bool:
+        path = prefix + to_name(item.name)
+        if rules.excludes(path, item.is_dir(follow_symlinks=False)):
+            self.scan.skipped.append(path)
+            return False
+        return True
+
+    def _add_rules(self, rules: IgnoreRules, directory: str) -> None:
+        path = self._path(f"{directory}/{IGNORE_FILE}" if directory else IGNORE_FILE)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                rules.add(directory, file.read())
+        except (OSError, ValueError) as error:
+            raise SyncError(
+                f"cannot read `{printable(path)}`: {reason(error)}", hint="mend it, or remove it"
+            ) from error
+
+
+def too_deep(path: str) -> SyncError:
+    """Return the error for directories below each other whose path is longer than `MAX_PATH`."""
+    return SyncError(
+        f"directories are nested too deeply: `{printable(path[:60])}…` goes on for {path.count('/') + 1} levels",
+        hint="remove the topmost, or move what is needed out of it",
+        reason=TOO_DEEP,
+    )
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words why a call failed, without the path that its caller knows."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

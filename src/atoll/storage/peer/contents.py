@@ -1,0 +1,338 @@
+"""The storage peer's requests about the contents of files. Linux only.
+
+Small requests name a path: `read`, `fetch`, `write`. A file object of a client works on a *handle* instead, a file
+that the peer holds open, so that what it reads is one state of the file whatever is renamed meanwhile, and so that
+any number of file objects share one channel:
+
+    open(path, mode)   "read", "update" and "append" open the file that is there (append makes it);
+                       "create" and "exclusive" open a new file in staging that nobody sees
+    pread, pwrite, truncate, flush
+    close              with `commit`, a new file takes the path's place in one step; without, it is gone
+
+A handle ends with its channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
+from atoll.storage.crash_points import reached
+from atoll.storage.files import tree
+from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.status import status_of
+from atoll.storage.files.tree import check_path, parent_of, unpack
+from atoll.storage.peer.names import opened
+from atoll.storage.protocol.replies import Conversation
+from atoll.storage.volume import locate as filesystem
+from atoll.storage.volume.arrival import arrive, make
+from atoll.storage.volume.locate import Place, VolumeRoot, locate
+from atoll.storage.volume.restore_lock import Gate
+from atoll.wire.channel import Channel
+
+MAX_HANDLES = 512
+MAX_RANGES = 10_000
+
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READ = os.O_RDONLY | _SAFE
+_IN_PLACE = {
+    "read": os.O_RDONLY,
+    "update": os.O_RDWR,
+    "append": os.O_RDWR | os.O_APPEND | os.O_CREAT,
+}
+_MOST_BYTES = 1 << 62
+
+
+@dataclass
+class _Handle:
+    path: str
+    descriptor: int
+    mode: str
+    staged: str = ""
+
+
+class Contents:
+    """Answer one client's requests about contents.
+
+    Args:
+        volume: the volume's directories.
+        channel: the client.
+        gate: is passed by what changes the volume.
+    """
+
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
+        self._volume = volume
+        self._channel = channel
+        self._gate = gate
+        self._handles: dict[int, _Handle] = {}
+        self._last = 0
+        gate.on_restored.append(self._forget_changing)
+
+    def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
+        """Return what is answered, by the type of its message."""
+        return {
+            "read": self._read,
+            "fetch": self._fetch,
+            "write": self._write,
+            "open": self._open,
+            "pread": self._pread,
+            "pwrite": self._pwrite,
+            "truncate": self._truncate,
+            "flush": self._flush,
+            "close": self._close,
+        }
+
+    def end(self) -> None:
+        """Close all handles; what was not committed is gone."""
+        for number in list(self._handles):
+            self._drop(number)
+
+    def _forget_changing(self) -> None:
+        """Close the handles that change files in place: a restore has made these a part of a snapshot."""
+        for number, handle in list(self._handles.items()):
+            if handle.mode in ("update", "append"):
+                self._drop(number)
+
+    def _locate(self, path: Any) -> Place:
+        return locate(self._volume.data, check_path(path), follow=True)
+
+    def _look(self, path: Any) -> Place:
+        """Find a path that is only read: the snapshots are there too."""
+        return locate(self._volume.data, check_path(path), follow=True, snapshots=self._volume.snapshots)
+
+    # --- by path ------------------------------------------------------------------------------------------------
+
+    def _read(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Send pieces of a file, all of one state of its name: `ranges`, or from `offset` on."""
+        descriptor = self._opened(header["path"], _READ)
+        try:
+            self._send_ranges(descriptor, _ranges(header))
+        finally:
+            os.close(descriptor)
+
+    def _opened(self, path: Any, flags: int) -> int:
+        if flags & os.O_CREAT:
+            return self._made(path, flags)
+        with self._look(path) if flags & os.O_ACCMODE == os.O_RDONLY else self._locate(path) as place:
+            return _open_file(place, flags)
+
+    def _made(self, path: Any, flags: int) -> int:
+        """Open a file for writing, and make it where nothing is."""
+        opened = -1
+
+        def create(place: Place, _: bool) -> int:
+            nonlocal opened
+            if opened >= 0:
+                os.close(opened)
+                opened = -1
+            place.make_parents()
+            opened = _open_file(place, flags)
+            if place.found is None:
+                filesystem.sync_directory(place.parent)
+            return opened
+
+        try:
+            return make(lambda: self._locate(path), create)
+        except BaseException:
+            if opened >= 0:
+                os.close(opened)
+            raise
+
+    def _send_ranges(self, descriptor: int, ranges: Iterable[tuple[int, int | None]]) -> None:
+        for number, (offset, length) in enumerate(ranges):
+            position = offset if offset >= 0 else max(0, os.fstat(descriptor).st_size + offset)
+            left = length if length is not None else _MOST_BYTES
+            while left > 0 and (content := os.pread(descriptor, min(left, CHUNK_BYTES), position)):
+                self._channel.send({"type": "data", "range": number}, [content])
+                left -= len(content)
+                position += len(content)
+        self._channel.send({"type": "done"})
+
+    def _fetch(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        """Send the contents of many files below one directory; the buffers list their paths and sizes.
+
+        With `follow`, symlinks are followed as functions do; in a tree that was scanned, none is where a file was.
+        """
+        items = [item for buffer in buffers for item in unpack(buffer)]
+        wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
+        with self._look(header["path"]) as place, opened(place) as descriptor, Way(descriptor) as way:
+
+            def open_file(path: str, flags: int) -> int:
+                if header.get("follow"):
+                    return self._opened(f"{header['path']}/{path}".lstrip("/"), flags)
+                return os.open(path.rpartition("/")[2], flags | _SAFE, dir_fd=way.enter(parent_of(path)))
+
+            send_files(wanted, FileReader(open_file), self._channel.send)
+        self._channel.send({"type": "done"})
+
+    def _write(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Replace a file in one step by what follows in `data` messages, up to `commit`."""
+        with Conversation(self._channel, "write") as conversation, new_file(self._volume) as (name, descriptor):
+            while (message := self._channel.receive()).type == "data":
+                for content in message.buffers:
+                    filesystem.write_all(descriptor, content)
+            conversation.finished()
+            if message.type == "commit":
+                self._replace(header["path"], name, descriptor, header)
+
+    def _replace(self, path: Any, name: str, descriptor: int, header: dict[str, Any], *, new: bool = False) -> None:
+        mode, mtime_ns = header.get("mode"), header.get("mtime_ns")
+
+        def find() -> Place:
+            place = self._locate(path)
+            if place.is_directory:
+                os.close(place.parent)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return place
+
+        with find() as place:
+            if mode is None:
+                mode = stat.S_IMODE(place.found.st_mode) if place.found is not None else 0o644
+        os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
+        if mtime_ns is not None:
+            os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
+        os.fsync(descriptor)
+        reached("written")
+        with self._gate.passing():
+            arrive(self._volume.staging, name, find, exclusive=new)
+
+    # --- by handle ----------------------------------------------------------------------------------------------
+
+    def _open(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Open a file; answers the handle's number and the status of what is there."""
+        path, mode = check_path(header["path"]), header["mode"]
+        if len(self._handles) >= MAX_HANDLES:
+            raise OSError(errno.EMFILE, "too many files of the volume are open")
+        if mode in _IN_PLACE:
+            handle = _Handle(path, self._opened(path, _IN_PLACE[mode]), mode)
+        elif mode in ("create", "exclusive"):
+            with self._locate(path) as place:
+                _check_replaceable(place)
+                if mode == "exclusive" and place.found is not None:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            name, descriptor = _create(self._volume)
+            handle = _Handle(path, descriptor, mode, name)
+        else:
+            raise ValueError(f"unknown mode `{mode}`")
+        self._last += 1
+        self._handles[self._last] = handle
+        status = status_of(os.fstat(handle.descriptor))
+        self._channel.send({"type": "done", "handle": self._last, "status": ["", *status]})
+
+    def _handle(self, header: dict[str, Any]) -> _Handle:
+        handle = self._handles.get(header["handle"])
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def _pread(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Send pieces of an open file."""
+        self._send_ranges(self._handle(header).descriptor, _ranges(header))
+
+    def _pwrite(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
+        """Write at an offset, or where the file was opened to append, at its end; answers where what follows goes."""
+        handle = self._handle(header)
+        os.lseek(handle.descriptor, int(header["offset"]), os.SEEK_SET)
+        for content in buffers:
+            filesystem.write_all(handle.descriptor, content)
+        self._channel.send({"type": "done", "position": os.lseek(handle.descriptor, 0, os.SEEK_CUR)})
+
+    def _truncate(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Give an open file another size."""
+        os.ftruncate(self._handle(header).descriptor, int(header["size"]))
+        self._channel.send({"type": "done"})
+
+    def _flush(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Make what was written durable; answers the file's status."""
+        descriptor = self._handle(header).descriptor
+        if header.get("durable"):
+            os.fsync(descriptor)
+        self._channel.send({"type": "done", "status": ["", *status_of(os.fstat(descriptor))]})
+
+    def _close(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Close a handle: a new file takes its place with `commit`, and is gone without."""
+        handle = self._handle(header)
+        try:
+            if header.get("commit"):
+                if handle.staged:
+                    new = handle.mode == "exclusive"
+                    self._replace(handle.path, handle.staged, handle.descriptor, header, new=new)
+                elif handle.mode != "read":
+                    os.fsync(handle.descriptor)
+        finally:
+            self._drop(header["handle"])
+        self._channel.send({"type": "done"})
+
+    def _drop(self, number: int) -> None:
+        handle = self._handles.pop(number)
+        if handle.staged:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(handle.staged, dir_fd=self._volume.staging)
+        os.close(handle.descriptor)
+
+
+def _open_file(place: Place, flags: int) -> int:
+    if (not flags & os.O_CREAT or place.found is not None) and not stat.S_ISREG(place.existing().st_mode):
+        raise _not_ordinary(place.existing())
+    descriptor = os.open(place.name, flags | _SAFE, 0o644, dir_fd=place.parent)
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        raise _not_ordinary(info)
+    return descriptor
+
+
+def _not_ordinary(info: os.stat_result) -> OSError:
+    if stat.S_ISDIR(info.st_mode):
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return OSError(errno.EINVAL, "not an ordinary file")
+
+
+def _check_replaceable(place: Place) -> None:
+    if place.is_directory:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _ranges(header: dict[str, Any]) -> list[tuple[int, int | None]]:
+    """Return offsets and lengths; a negative offset counts from the end, no length means up to it."""
+    wanted = header.get("ranges")
+    if wanted is None:
+        wanted = [[header.get("offset", 0), header.get("length")]]
+    if len(wanted) > MAX_RANGES:
+        raise ValueError(f"at most {MAX_RANGES} ranges at a time")
+    return [(_bounded(offset), None if length is None else _bounded(length)) for offset, length in wanted]
+
+
+def _bounded(number: Any) -> int:
+    """Return a number of bytes that the kernel takes: no file is so large."""
+    return max(-_MOST_BYTES, min(int(number), _MOST_BYTES))
+
+
+def _create(volume: VolumeRoot) -> tuple[str, int]:
+    """Create a file in staging; it is locked while it is open, so that nobody takes it for a leftover."""
+    name = volume.temporary_name("file")
+    while True:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=volume.staging)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return name, descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_file(volume: VolumeRoot) -> Iterator[tuple[str, int]]:
+    """Create a file in staging that is gone at the end, unless it was renamed."""
+    name, descriptor = _create(volume)
+    try:
+        yield name, descriptor
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=volume.staging)
+        os.close(descriptor)

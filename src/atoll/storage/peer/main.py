@@ -1,0 +1,186 @@
+"""The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
+
+    python -m atoll.storage.peer.main FD CLIENT [ROOT [CLONER]]
+
+FD is an inherited socket that carries frames; CLIENT says who is at its other end, as the daemon knows it (`rights`);
+ROOT is the volume (default `/volume`); CLONER is a socket to who clones trees for the peer (`node.juicefs`), where
+the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
+of the same target, or of one target inside another, take turns.
+
+A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
+
+    client: sync(path, generation)     peer: [waiting] standing (what has changed since, or everything)
+    client: plan | end                 peer: ready (what an interrupted sync left)
+    client: batch... piece... copy... whole... commit | abort        peer: done
+
+After an error the rest of a conversation is read and thrown away, up to its `commit` or `abort`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from atoll.errors import SyncError
+from atoll.storage.peer.contents import Contents
+from atoll.storage.peer.copies import Copying
+from atoll.storage.peer.names import Files
+from atoll.storage.protocol.replies import REPORTED, Conversation, fail
+from atoll.storage.protocol.rights import FUNCTION, MOST_MESSAGE_BYTES, MOST_SILENT_SECONDS, check, confine
+from atoll.storage.snapshots.peer import Snapshots
+from atoll.storage.sync.cleanup import clean, collect
+from atoll.storage.sync.peer import Mirror
+from atoll.storage.volume import locate
+from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.removal import Pace
+from atoll.storage.volume.restore_lock import Gate
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError
+
+MAX_REST_SECONDS = 60.0
+
+CHANGING = frozenset({"mkdir", "attributes", "rename", "open", "pwrite", "truncate"})
+"""Requests that pass the gate as a whole; those that take long (`write`, `close`, `copy`, `remove`) pass it in between."""
+
+
+class Peer:
+    """Serve requests on one volume until the client goes.
+
+    Args:
+        volume: the volume's directories.
+        channel: the client.
+        client: who that is (`rights`).
+        cloner: clones trees for the peer, on JuiceFS.
+    """
+
+    def __init__(
+        self, volume: VolumeRoot, channel: Channel, client: str = FUNCTION, cloner: Channel | None = None
+    ) -> None:
+        self._client = client
+        self._volume = volume
+        self._channel = channel
+        self._mirror = Mirror(volume, channel, MOST_SILENT_SECONDS.get(client))
+        self._gate = Gate(volume, channel)
+        self._contents = Contents(volume, channel, self._gate)
+        self._snapshots = Snapshots(volume, channel, cloner)
+        self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
+            **Files(volume, channel, self._gate).requests(),
+            **self._contents.requests(),
+            **Copying(volume, channel, self._gate).requests(),
+            **self._snapshots.requests(),
+            "collect": self._collect,
+            "selftest": self._selftest,
+            "sync": self._sync,
+            "rest": self._rest,
+        }
+        self._rest_seconds: float | None = None
+
+    def serve(self) -> None:
+        """Answer requests until the channel ends."""
+        with contextlib.suppress(ChannelClosed), contextlib.ExitStack() as stack:
+            stack.callback(self._contents.end)
+            stack.callback(self._snapshots.end)
+            while self._comes():
+                message = self._channel.receive()
+                request = self._requests.get(message.type)
+                try:
+                    if request is None:
+                        raise SyncError(f"unknown request `{message.type}`")
+                    check(self._client, message.type)
+                    with contextlib.ExitStack() as held:
+                        if self._hold(held, message.type):
+                            request(message.header, message.buffers)
+                except ChannelClosed:
+                    raise
+                except REPORTED as error:
+                    fail(self._channel, error, message.type)
+
+    def _rest(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """End unless the next request comes in so many seconds; there is no answer."""
+        self._rest_seconds = min(max(float(header["seconds"]), 0.0), MAX_REST_SECONDS)
+
+    def _comes(self) -> bool:
+        """Wait for the next request, while one may come."""
+        seconds, self._rest_seconds = self._rest_seconds, None
+        if seconds is None or self._channel.pending:
+            return True
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _hold(self, held: contextlib.ExitStack, request: str) -> bool:
+        """Look at the volume as it is since the last restore, and hold the next one off while a request changes it;
+        return False where that failed and has been answered."""
+        try:
+            if request in CHANGING:
+                held.enter_context(self._gate.passing())
+            else:
+                self._gate.refresh()
+        except REPORTED:
+            if request != "write":
+                raise
+            with Conversation(self._channel, request):  # the client does not wait before it sends the content
+                raise
+            return False
+        return True
+
+    def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,
+        where that is asked for."""
+        before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
+        if pace is not None:
+            os.nice(10)
+        self._snapshots.recover()
+        removed = collect(self._volume, int(before) if before is not None else None, pace)
+        self._channel.send({"type": "done", "removed": removed})
+
+    def _selftest(self, _: dict[str, Any], __: list[bytearray]) -> None:
+        from atoll.storage.selftest.checks import examine
+
+        for finding in examine(self._volume):
+            self._channel.send({"type": "finding", "finding": finding.to_data()})
+        self._channel.send({"type": "done"})
+
+    def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
+        with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
+            clean(self._volume)
+        self._mirror.serve(header)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    descriptors = [int(arguments[0]), *map(int, arguments[3:4])]
+    if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    os.umask(0)
+    most = MOST_MESSAGE_BYTES[arguments[1]]
+    confine(arguments[1])
+    channel, *rest = (Channel(socket.socket(fileno=descriptor), most) for descriptor in descriptors)
+    with contextlib.suppress(ChannelClosed):
+        try:
+            volume = VolumeRoot(arguments[2] if len(arguments) > 2 else "/volume")
+        except OSError as error:
+            channel.receive()
+            channel.send({"type": "error", "error": locate.translated(error, "cannot open").to_data()})
+            return 1
+        try:
+            Peer(volume, channel, arguments[1], *rest).serve()
+        except (MemoryError, FrameError) as error:
+            text = "too much at once for the storage peer"
+            hint = "do it outside of functions, or with fewer files or less content at a time"
+            reason = SyncError(f"{text}: {error}" if isinstance(error, FrameError) else text, hint=hint)
+            channel.send({"type": "error", "error": reason.to_data()})
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Requests of a storage client and answers of a storage peer."""

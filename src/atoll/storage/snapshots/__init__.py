@@ -1,0 +1,1 @@
+"""Snapshots of a volume: make, compare, restore."""

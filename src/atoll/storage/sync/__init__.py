@@ -1,0 +1,1 @@
+"""Directory sync: scan, plan, send, stage, switch."""

@@ -1,0 +1,380 @@
+"""The client's side of a sync: scan, plan, send; the peer does the rest.
+
+The local tree and the target are scanned at the same time, and each is compared with its index of the last sync.
+When neither has changed since the same generation, that was all: one round trip. Otherwise the plan travels, then
+the contents of what changed, in one stream; the peer switches when all is there. The local directory is only read.
+
+Which content counts as the same: `judgement`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import AtollError, HostUnreachable, SyncError, from_data
+from atoll.storage.content.compression import Compressor, wanted
+from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
+from atoll.storage.content.transfer import FileReader, stamp_of
+from atoll.storage.crash_points import reached
+from atoll.storage.files.ignore import IgnoreRules
+from atoll.storage.files.scan import ROW, Scan, scan_source, to_native
+from atoll.storage.files.tree import FILE, Tree, printable, unpack
+from atoll.storage.files.tree_wire import pack_entries, pack_paths
+from atoll.storage.protocol.progress import ProgressLine
+from atoll.storage.sync import index
+from atoll.storage.sync.index import Index
+from atoll.storage.sync.plan import Plan, apply, plan
+from atoll.storage.sync.sender import Old, Sender, Sent
+from atoll.storage.sync.source import Source
+from atoll.storage.sync.unchanged import Judgement, Standing
+from atoll.wire.channel import Channel, ChannelClosed, wait_readable
+from atoll.wire.frames import Message
+
+_ATTEMPTS = 5
+_PATIENCE_SECONDS = 1.0
+"""How long another sync of the target is waited for before that is said."""
+_WORTH_COMPARING = 4
+"""How many times as large as a file may be what is compared with it."""
+
+
+@dataclass(frozen=True)
+class SyncOptions:
+    """What a sync is to do.
+
+    Args:
+        exclude: patterns as in `.atollignore`; they win over those files.
+        ignore_files: whether `.atollignore` files count.
+        delete: whether names go that the source does not have.
+        atomic: whether to refuse where the volume's file system cannot exchange directories in one step.
+        dry_run: only find out what would be done.
+        index: where the client's index of this source and target is; None keeps none.
+        allow_empty: whether a source with nothing in it may empty a target.
+        compress: `auto` compresses contents where it pays, but not between processes of one machine; or `always`,
+            `never`.
+        leave_out: a path of the source that is never mirrored: where Atoll keeps its own state; empty for none.
+    """
+
+    exclude: tuple[str, ...] = ()
+    ignore_files: bool = True
+    delete: bool = True
+    atomic: bool = True
+    dry_run: bool = False
+    index: Path | None = None
+    leave_out: str = ""
+    allow_empty: bool = False
+    compress: str = "auto"
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync did, or would do.
+
+    Args:
+        plan: the operations.
+        skipped: local paths that were excluded, the topmost of each.
+        sent: files whose content travelled.
+        sent_bytes: how much content that was.
+        refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
+    """
+
+    plan: Plan
+    skipped: tuple[str, ...]
+    sent: int = 0
+    sent_bytes: int = 0
+    refused: bool = False
+
+
+def sync_tree(
+    channel: Channel, source: str, target: str, options: SyncOptions, progress: ProgressLine | None = None
+) -> Synced:
+    """Make `target`, relative to the volume's root, a mirror of the local directory `source`.
+
+    Raises:
+        SyncError: it cannot be done; the target is as it was.
+        DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
+        HostUnreachable: the peer went away; the target is as it was, or as it should be.
+    """
+    damaged: set[str] = set()
+    for attempt in range(_ATTEMPTS):
+        try:
+            line = progress or ProgressLine("uploading")
+            return _Conversation(channel, source, target, options, line, damaged).run()
+        except SyncError as error:
+            if not error.details.get("retry") or attempt == _ATTEMPTS - 1:
+                raise
+            damaged.add(str(error.details.get("damaged", "")))
+    raise AssertionError("unreachable")
+
+
+class _Conversation:
+    def __init__(
+        self,
+        channel: Channel,
+        source: str,
+        target: str,
+        options: SyncOptions,
+        progress: ProgressLine,
+        damaged: Container[str],
+    ) -> None:
+        self._channel = channel
+        self._source = source
+        self._target = target
+        self._options = options
+        self._progress = progress
+        self._damaged = damaged
+        self._open = self._heard = False
+        self._files = Source(source)
+        self._reader = FileReader(self._files.open, self._local)
+        self._began_ns = time.time_ns()
+
+    def run(self) -> Synced:
+        options = self._options
+        rules = IgnoreRules(
+            options.exclude, files=options.ignore_files, paths=[options.leave_out] if options.leave_out else []
+        )
+        known = index.load(options.index) if options.index is not None else Index()
+        try:
+            self._send({
+                "type": "sync",
+                "path": self._target,
+                "generation": known.generation,
+                "algorithms": algorithms(),
+            })  # fmt: skip
+            self._open = True
+            scan = scan_source(self._source, rules)
+            reached("scanned")
+            return self._converse(scan, rules, known)
+        except Exception:
+            self._abort()
+            raise
+        except BaseException:
+            self._channel.close()  # interrupted, perhaps in the middle of a message: nothing can follow it
+            raise
+        finally:
+            self._files.close()
+            self._progress.close()
+
+    def _converse(self, scan: Scan, rules: IgnoreRules, known: Index) -> Synced:
+        options, terms = self._options, _terms(self._options)
+        standing = self._receive_standing(known)
+        if standing.untouched and known.terms == terms and known.same(scan):
+            reached("compared")
+            self._finish("end")
+            return Synced(Plan(), tuple(scan.skipped))
+        found = Judgement(scan, known, standing, maker(standing.algorithm), self._hash).run()
+        operations = plan(
+            scan.tree,
+            standing.tree,
+            delete=options.delete,
+            kept=rules.excludes if rules else None,
+            suspect=found.suspect,
+            alike=found.alike,
+        )
+        reached("compared")
+        empties = operations.drop and len(scan.paths) == 1 and not options.allow_empty
+        if options.dry_run:
+            self._finish("end")
+            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=bool(empties))
+        if empties:
+            raise SyncError(
+                f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
+                " emptied",
+                hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and what is"
+                " excluded",
+            )
+        sent = Sent()
+        if operations:
+            sent = self._transfer(operations, scan, known, standing)
+            reached("sent")
+        self._say_last("commit" if operations else "end", remember=True)
+        made = self._new_index(terms, scan, known, standing, operations, found, sent)
+        self._expect("done")
+        if operations:
+            reached("committed")
+        if options.index:
+            index.save(options.index, made)
+            reached("remembered")
+        return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes)
+
+    def _receive_standing(self, known: Index) -> Standing:
+        while (message := self._receive()).type == "waiting":
+            if not self._channel.pending and not wait_readable(self._channel.fileno(), _PATIENCE_SECONDS):
+                self._progress.say(
+                    f"waiting for another sync, a snapshot or a restore of `/data/{printable(self._target)}`"
+                )
+        if message.type != "standing":
+            raise SyncError(f"the storage peer answered `{message.type}` instead of `standing`")
+        return Standing(message.header, message.buffers, known)
+
+    def _new_index(
+        self,
+        terms: str,
+        scan: Scan,
+        known: Index,
+        standing: Standing,
+        operations: Plan,
+        found: Judgement,
+        sent: Sent,
+    ) -> Index:
+        """Return the index of what has been mirrored."""
+        for path, row in sent.rows.items():
+            number = scan.positions[path] * ROW
+            scan.rows[number : number + ROW] = array("q", row)
+        extras: Tree = {}
+        if operations.keeps:
+            after = apply(operations, standing.tree)
+            extras = {path: entry for path, entry in after.items() if path not in scan.positions}
+        blocks = {path: packed for path, packed in known.blocks.items() if found.keeps(path)}
+        return index.index_of(
+            scan,
+            standing.next,
+            now_ns=self._began_ns,
+            digest=lambda path: sent.digests.get(path) or found.digest(path),
+            sure=sent.digests,
+            terms=terms,
+            algorithm=standing.algorithm,
+            extras=extras,
+            blocks={**blocks, **sent.blocks},
+        )
+
+    def _transfer(self, operations: Plan, scan: Scan, known: Index, standing: Standing) -> Sent:
+        header = {"type": "plan", "keeps": operations.keeps, "atomic": self._options.atomic}
+        drop, copy = pack_paths(sorted(operations.drop)), pack_paths(sorted(operations.copy))
+        self._send(header, [drop, copy, *pack_entries(operations.put)])
+        reached("planned")
+        ready = self._expect("ready")
+        reached("ready")
+        received = {
+            number: (length, bytes.fromhex(digest))
+            for buffer in ready.buffers
+            for number, length, digest in unpack(buffer)
+        }
+        paths = operations.send
+        self._progress.start(len(paths), operations.send_bytes)
+
+        def stands(path: str) -> Old | None:
+            entry = standing.tree.get(path)
+            if path in self._damaged or entry is None or entry.kind != FILE or entry.size < BLOCK_BYTES:
+                return None
+            # What a function has made huge, which costs it nothing, takes longer to look at than to replace.
+            if not entry.mode & 0o400 or entry.size > _WORTH_COMPARING * max(operations.put[path].size, BLOCK_BYTES):
+                return None
+            return Old(entry.size, known.blocks.get(path) if standing.as_known(path) else None)
+
+        sender = Sender(
+            self._files.open,
+            self._reader,
+            scan,
+            maker(standing.algorithm),
+            self._send_content,
+            self._ask,
+            self._progress.advance,
+            stands,
+            received,
+            Compressor() if wanted(self._options.compress, self._channel.socket, standing.compressions) else None,
+        )
+        return sender.run(paths, operations.put)
+
+    def _hash(self, path: str, make: Make) -> bytes | None:
+        """Return the digest of a local file; None where it changes meanwhile."""
+        descriptor, before = self._reader.opened(path)
+        hasher = Hasher(make)
+        try:
+            left = before.st_size + 1
+            while left > 0 and (piece := os.read(descriptor, min(left, 1 << 20))):
+                hasher.update(piece)
+                left -= len(piece)
+            return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
+        except OSError as error:
+            raise self._reader.failed(path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def _local(self, path: str) -> str:
+        return printable(os.path.join(self._source, to_native(path)))
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def _send(self, header: dict[str, Any], buffers: list[Any] | None = None) -> None:
+        try:
+            self._channel.send(header, buffers or ())
+        except ChannelClosed:
+            while True:  # the peer is gone; what it said before may explain why
+                self._receive()
+
+    def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        """Send contents, unless the peer has said meanwhile that it cannot take any more."""
+        if self._channel.readable():
+            self._receive()
+        self._send(header, buffers)
+
+    def _receive(self) -> Message:
+        try:
+            message = self._channel.receive()
+        except ChannelClosed as error:
+            self._open = False
+            raise _gone(unanswered=not self._heard) from error
+        self._heard = True
+        if message.type == "error":
+            if self._open:
+                self._open = False
+                with contextlib.suppress(ChannelClosed):
+                    self._channel.send({"type": "abort"})
+            raise error_of(message)
+        return message
+
+    def _expect(self, kind: str) -> Message:
+        message = self._receive()
+        if message.type != kind:
+            raise SyncError(f"the storage peer answered `{message.type}` instead of `{kind}`")
+        return message
+
+    def _ask(self, header: dict[str, Any]) -> Any:
+        self._send(header)
+        return self._expect(str(header["type"])).buffers[0]
+
+    def _say_last(self, word: str, *, remember: bool) -> None:
+        self._send({"type": word, "remember": remember})
+        self._open = False
+
+    def _finish(self, word: str) -> None:
+        self._say_last(word, remember=False)
+        self._expect("done")
+
+    def _abort(self) -> None:
+        """End the conversation, so that the channel can be used for another."""
+        if not self._open:
+            return
+        self._open = False
+        with contextlib.suppress(ChannelClosed):
+            self._channel.send({"type": "abort"})
+            while self._channel.receive().type not in ("done", "error"):
+                pass
+
+
+def _terms(options: SyncOptions) -> str:
+    """Return what besides the two trees decides what a sync does."""
+    return json.dumps([options.exclude, options.ignore_files, options.delete, options.leave_out])
+
+
+def _gone(*, unanswered: bool) -> HostUnreachable:
+    return HostUnreachable(
+        "the storage peer ended before it answered", hint="try again; see `atoll logs`", unanswered=unanswered
+    )
+
+
+def error_of(message: Message) -> Exception:
+    """Return the exception that an `error` message carries."""
+    data = message.header.get("error")
+    if isinstance(data, dict):
+        error: AtollError = from_data(data)
+        return error
+    return OSError(int(message.header.get("errno", 0)), str(message.header.get("text", "")))

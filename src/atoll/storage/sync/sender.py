@@ -1,0 +1,285 @@
+"""Send the contents that a sync needs: small files many in one message, large ones in pieces, and of changed large
+ones only the parts that the target does not have. No round trips but for those.
+
+    batch(items [[number, mode, mtime_ns, size], ...])    the digests, the contents
+    piece(number, offset)                                 content; with `zstd`, its size, compressed, as in a batch
+    copy(number, offset, from, length)                    what stands at the target, from there on
+    whole(number, size, mode, mtime_ns)                   the digest: the file ends here
+    blocks(number), chunks(number, start, end)            questions about what stands at the target
+
+Every file is read as it was when it was scanned, or read again (see `transfer`), and hashed as it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from atoll.errors import AtollError
+from atoll.storage.content.compression import Compressor
+from atoll.storage.content.delta import DELTA_BYTES, Comparison
+from atoll.storage.content.digest import Hasher, Make, digest_of
+from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader, stamp_of
+from atoll.storage.files.scan import Scan
+from atoll.storage.files.tree import MODE_BITS, Entry
+from atoll.storage.sync.index import settled
+from atoll.wire.frames import Rope
+
+PIECE_BYTES = 4 << 20
+_ATTEMPTS = 5
+_OPEN = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
+    _OPEN |= getattr(os, _flag, 0)
+
+
+Row = tuple[int, int, int, int, int]
+
+
+class Old(NamedTuple):
+    """What stands at the target in a large file's place; `blocks` where they are known here."""
+
+    size: int
+    blocks: bytes | None
+
+
+@dataclass
+class Sent:
+    """What was sent.
+
+    Args:
+        rows: the row of each file as it was read, where that is not the scan's.
+        digests, blocks: by path; blocks of large files only.
+        bytes: how much content travelled.
+    """
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    blocks: dict[str, bytes] = field(default_factory=dict)
+    bytes: int = 0
+
+
+class Sender:
+    """Sends files to one peer.
+
+    Args:
+        open_file: opens a local file by its path, with flags.
+        reader: reads files that do not rest.
+        scan: says in which state they are.
+        make: makes the hashes.
+        send: sends a message.
+        ask: sends a question and returns the buffer of its answer.
+        progress: is told how many files and bytes more have been dealt with.
+        stands: returns what stands at the target in the place of a large file, None for nothing of use.
+        received: how much of which file an interrupted sync has left at the peer, and the digest of it.
+        compressor: compresses contents; None for none.
+    """
+
+    def __init__(
+        self,
+        open_file: Callable[[str, int], int],
+        reader: FileReader,
+        scan: Scan,
+        make: Make,
+        send: Callable[[dict[str, Any], list[Any]], None],
+        ask: Callable[[dict[str, Any]], Any],
+        progress: Callable[[int, int], None],
+        stands: Callable[[str], Old | None],
+        received: Mapping[int, tuple[int, bytes]],
+        compressor: Compressor | None = None,
+    ) -> None:
+        self._open = open_file
+        self._reader = reader
+        self._scan = scan
+        self._make = make
+        self._send = send
+        self._ask = ask
+        self._progress = progress
+        self._stands = stands
+        self._received = received
+        self._compressor = compressor
+        self._items: list[list[int]] = []
+        self._contents: list[Any] = []
+        self._digests: list[bytes] = []
+        self._pending = 0
+        self._moment_ns = time.time_ns()
+        self._buffer: Any = None
+        self.sent = Sent()
+
+    def run(self, paths: list[str], entries: Mapping[str, Entry]) -> Sent:
+        """Send all files; their numbers are their places in `paths`.
+
+        Raises:
+            SyncError: a file cannot be read.
+        """
+        for number, path in enumerate(paths):
+            if number in self._received:
+                self._flush()
+                self._large(number, path)
+            elif entries[path].size <= SMALL_FILE_BYTES:
+                self._small(number, path)
+            else:
+                self._flush()
+                self._large(number, path)
+        self._flush()
+        return self.sent
+
+    def _small(self, number: int, path: str) -> None:
+        mode, size, mtime_ns, ctime_ns, inode = self._scan.row(self._scan.positions[path])
+        content = b""
+        try:
+            descriptor = self._open(path, _OPEN)
+            try:
+                content = os.read(descriptor, size + 1)
+                info = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._reader.failed(path, error) from error
+        # Settled before it was opened and the same afterwards: no change can have come between.
+        if not (
+            len(content) == size == info.st_size
+            and info.st_ctime_ns == ctime_ns
+            and info.st_mtime_ns == mtime_ns
+            and info.st_ino == inode
+            and info.st_mode == mode
+            and settled(ctime_ns, self._moment_ns)
+        ):
+            content, info = self._reader.small(path, size)
+            self.sent.rows[path] = row_of(info)
+            mode, size, mtime_ns = info.st_mode, len(content), info.st_mtime_ns
+        digest = digest_of(self._make, content)
+        self.sent.digests[path] = digest
+        self._items.append([number, mode & MODE_BITS, mtime_ns, size])
+        self._contents.append(content)
+        self._digests.append(digest)
+        self._pending += size
+        if self._pending >= BATCH_BYTES or len(self._items) >= BATCH_FILES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._items:
+            header = {"type": "batch", "items": self._items}
+            self._send_content(header, [b"".join(self._digests), Rope(self._contents)])
+            self._progress(len(self._items), self._pending)
+            self.sent.bytes += self._pending
+            self._items, self._contents, self._digests, self._pending = [], [], [], 0
+        self._moment_ns = time.time_ns()
+
+    def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        """Send a message whose last buffer is content."""
+        if self._compressor is not None and (small := self._compressor.compress(buffers[-1])) is not None:
+            header["zstd"] = len(buffers[-1])
+            buffers[-1] = small
+        self._send(header, buffers)
+
+    # --- large files --------------------------------------------------------------------------------------------
+
+    def _large(self, number: int, path: str) -> None:
+        for _ in range(_ATTEMPTS):
+            descriptor, before = self._reader.opened(path)
+            try:
+                hasher = self._content(number, path, descriptor, before.st_size)
+                after = os.fstat(descriptor)
+            except OSError as error:
+                if isinstance(error, (AtollError, ConnectionError)):  # the channel's, not the file's
+                    raise
+                raise self._reader.failed(path, error) from error
+            finally:
+                os.close(descriptor)
+            if stamp_of(before) == stamp_of(after) and hasher is not None:
+                break
+            self._received = {key: value for key, value in self._received.items() if key != number}
+            self._send({"type": "piece", "number": number, "offset": 0}, [b""])
+        else:
+            raise self._reader.restless(path)
+        digest = hasher.digest()
+        self._send(
+            {
+                "type": "whole",
+                "number": number,
+                "size": after.st_size,
+                "mode": after.st_mode & MODE_BITS,
+                "mtime_ns": after.st_mtime_ns,
+            },
+            [digest],
+        )
+        self._progress(1, 0)
+        self.sent.digests[path] = digest
+        if after.st_size >= DELTA_BYTES:
+            self.sent.blocks[path] = hasher.blocks
+        row = row_of(after)
+        if row != tuple(self._scan.row(self._scan.positions[path])):
+            self.sent.rows[path] = row
+
+    def _content(self, number: int, path: str, descriptor: int, size: int) -> Hasher | None:
+        """Send a file's content; return what has hashed it, or None where it ended too early."""
+        position, hasher = 0, Hasher(self._make)
+        old = self._stands(path) if size >= DELTA_BYTES else None
+        if number in self._received and (old is None or 2 * self._received[number][0] >= size):
+            length, digest = self._received[number]
+            while position < min(length, size) and (piece := self._read(descriptor, position, length - position)):
+                hasher.update(piece)
+                position += len(piece)
+            if position != length or hasher.digest() != digest:
+                position, hasher = 0, Hasher(self._make)
+            else:
+                self._progress(0, length)
+        if old is not None and not position:
+            return self._changed(number, descriptor, size, old)
+        if not position:
+            self._piece(number, 0, b"")
+        while position < size and (piece := self._read(descriptor, position, size - position)):
+            hasher.update(piece)
+            self._piece(number, position, piece)
+            position += len(piece)
+        return hasher if position == size else None
+
+    def _changed(self, number: int, descriptor: int, size: int, old: Old) -> Hasher | None:
+        """Send what of a file has changed."""
+        blocks = old.blocks
+        if blocks is None:
+            blocks = bytes(self._ask({"type": "blocks", "number": number}))
+        self._piece(number, 0, b"")
+        comparison = Comparison(
+            lambda offset, length: self._read(descriptor, offset, length),
+            size,
+            blocks,
+            old.size,
+            lambda start, end: bytes(self._ask({"type": "chunks", "number": number, "start": start, "end": end})),
+            self._make,
+        )
+        position = 0
+        for part, content in comparison.parts():
+            if content is None:
+                header = {"type": "copy", "number": number, "offset": position, "from": part.start}
+                self._send({**header, "length": part.length}, [])
+                self._progress(0, part.length)
+            else:
+                self._piece(number, position, content)
+            position += part.length
+        return comparison.hasher if position == size else None
+
+    def _piece(self, number: int, offset: int, content: Any) -> None:
+        self._send_content({"type": "piece", "number": number, "offset": offset}, [content])
+        self._progress(0, len(content))
+        self.sent.bytes += len(content)
+
+    def _read(self, descriptor: int, offset: int, length: int) -> Any:
+        """Read a part of a file into the one buffer that is used again and again."""
+        if not hasattr(os, "preadv"):
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, min(length, PIECE_BYTES))
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(PIECE_BYTES))
+        wanted, filled = self._buffer[: min(length, PIECE_BYTES)], 0
+        while filled < len(wanted) and (count := os.preadv(descriptor, [wanted[filled:]], offset + filled)):
+            filled += count
+        return wanted[:filled]
+
+
+def row_of(info: os.stat_result) -> Row:
+    """Return what a scan keeps of a file in this state."""
+    return (info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)

@@ -1,0 +1,1 @@
+"""One volume's directories on disk: paths, locks, staging. Linux only."""

@@ -1,0 +1,89 @@
+"""Give something its place in the volume while syncs put other directories there. Linux only.
+
+A path is looked up, and what was made is moved into the directory that was found. In between, or while gigabytes were
+being written, a sync may have replaced that directory by another one: then what arrives in the old one, after the sync
+has looked there for what came late (`recovery`), would be lost. So the place is looked up when all else is done, and
+once more afterwards: where the directory at that path is still the one that it was moved to, a sync that comes later
+finds it there; where it is another one, it follows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+from atoll.storage.crash_points import reached
+from atoll.storage.volume import locate
+from atoll.storage.volume.locate import Place
+
+T = TypeVar("T")
+
+_ATTEMPTS = 20
+
+
+def arrive(parent: int, name: str, find: Callable[[], Place], *, exclusive: bool = False) -> None:
+    """Move what stands at `name` of `parent` to a place of the volume, durably.
+
+    Args:
+        find: looks the place up; called several times.
+        exclusive: whether nothing may stand there.
+
+    Raises:
+        FileExistsError: something does.
+        OSError: it cannot be moved, or its place does not come to rest.
+    """
+    moved = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    parent, first = os.dup(parent), True
+    try:
+        for _ in range(_ATTEMPTS):
+            with find() as place:
+                if not first and not locate.exists(parent, name):
+                    return  # it has been removed since, or moved on
+                place.make_parents()
+                reached("arriving")
+                if first or not _is_there(place, moved):
+                    if exclusive:
+                        locate.rename_new(parent, name, place.parent, place.name)
+                    else:
+                        locate.move(parent, name, place.parent, place.name)
+                locate.sync_directory(place.parent)
+                os.close(parent)
+                parent, name, first = os.dup(place.parent), place.name, False
+            with find() as now:
+                if not now.missing and os.path.samestat(os.fstat(now.parent), os.fstat(parent)):
+                    return
+    finally:
+        os.close(parent)
+    raise OSError(errno.EBUSY, "its directory is being replaced all the time")
+
+
+def make(find: Callable[[], Place], create: Callable[[Place, bool], T]) -> T:
+    """Make something new at a place of the volume, and again where a sync has replaced its directory meanwhile.
+
+    Args:
+        find: looks the place up; called several times.
+        create: makes what is missing there, durably, and returns what `make` returns; it is told whether it has been
+            called before, so that what a sync has brought along is no mistake.
+
+    Raises:
+        OSError: it cannot be made, or its place does not come to rest.
+    """
+    for attempt in range(_ATTEMPTS):
+        with find() as place:
+            reached("arriving")
+            made = create(place, attempt > 0)
+            with find() as now:
+                if not now.missing and os.path.samestat(os.fstat(now.parent), os.fstat(place.parent)):
+                    return made
+    raise OSError(errno.EBUSY, "its directory is being replaced all the time")
+
+
+def _is_there(place: Place, moved: os.stat_result) -> bool:
+    """Whether a sync has brought it along: a file is linked, a directory made anew."""
+    found = place.found
+    if found is None:
+        return False
+    return os.path.samestat(found, moved) or (stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(moved.st_mode))
