@@ -15,7 +15,7 @@ from atoll.errors import AtollError, SerializationError
 from atoll.model.specs import LeaseSpec
 from atoll.payload import untrusted as sdk_plain
 from atoll.payload.plain.decode import loads
-from atoll.payload.plain.encode import PlainDataError
+from atoll.payload.plain.format import PlainDataError
 from atoll.wire.frames import CHUNK, Decoder, FrameError
 
 MEMORY_BYTES = 64 << 20

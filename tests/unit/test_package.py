@@ -67,14 +67,14 @@ def third_party(names: set[str]) -> set[str]:
     return tops - set(sys.stdlib_module_names) - {"atoll", "fal_serverless"}
 
 
-DATA_LIBRARIES = {"numpy": {"atoll.payload.plain.arrays"}, "pyarrow": {"atoll.payload.plain.tables"}}
+DATA_LIBRARIES = {library: {"atoll.payload.plain.arrays_tables"} for library in ("numpy", "pyarrow")}
 
 
 @pytest.mark.parametrize("name", portable_modules())
 def test_portable_modules_need_cloudpickle_alone(name: str) -> None:
     """What runs in sandboxes and on other platforms imports the standard library and cloudpickle only.
 
-    The two modules that know a kind of data import its library inside functions, where there is such data.
+    The module for arrays and tables imports their libraries inside functions, where there is such data.
     """
     path = dict(modules())[name]
     own = {library for library, users in DATA_LIBRARIES.items() if name in users}

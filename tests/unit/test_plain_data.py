@@ -26,7 +26,7 @@ from atoll.payload import untrusted as sdk_plain
 from atoll.payload import values
 from atoll.payload.plain import encode
 from atoll.payload.plain.decode import loads
-from atoll.payload.plain.encode import NotPlainError, PlainDataError, leb
+from atoll.payload.plain.format import MAX_DEPTH, NotPlainError, PlainDataError, leb
 from atoll.wire.frames import Rope
 
 HASH_MODULUS = sys.hash_info.modulus
@@ -256,8 +256,8 @@ def _deep(depth: int) -> list[Any]:
         ({(1, Level.LOW): 1}, ["it's key[1]", "Level"]),
         (dt.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")), ["time zone", "fixed offsets"]),
         (_itself(), ["`it['k'][0]['again']` is a container that holds itself"]),
-        (_deep(encode.MAX_DEPTH), [f"deeper than {encode.MAX_DEPTH}"]),
-        (_deep(200_000), [f"deeper than {encode.MAX_DEPTH}"]),
+        (_deep(MAX_DEPTH), [f"deeper than {MAX_DEPTH}"]),
+        (_deep(200_000), [f"deeper than {MAX_DEPTH}"]),
         (
             pa.table({"x": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16], pa.binary(16)))}),
             ["extension"],
@@ -279,16 +279,16 @@ def test_what_is_not_plain_is_named(value: Any, words: list[str]) -> None:
 
 def test_depth_up_to_the_limit_arrives() -> None:
     """Data may be as deep as the limit says."""
-    assert there(_deep(encode.MAX_DEPTH - 1)) == _deep(encode.MAX_DEPTH - 1)
+    assert there(_deep(MAX_DEPTH - 1)) == _deep(MAX_DEPTH - 1)
 
 
 def test_containers_of_every_kind_may_be_as_deep_as_the_limit() -> None:
     """Python's usual stack holds each kind at the greatest depth, with places left for the program that calls."""
     script = (
-        "from atoll.payload.plain import encode; from atoll.payload.plain.decode import loads\n"
+        "from atoll.payload.plain import encode, format; from atoll.payload.plain.decode import loads\n"
         "for around in (lambda it: [it], lambda it: (it,), lambda it: {1: it}, lambda it: frozenset({it})):\n"
         "    deep = 1\n"
-        "    for _ in range(encode.MAX_DEPTH): deep = around(deep)\n"
+        "    for _ in range(format.MAX_DEPTH): deep = around(deep)\n"
         "    assert loads(encode.dumps(deep)) == deep\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -657,6 +657,6 @@ def test_a_long_path_is_shown_without_its_middle() -> None:
     value: list[object] = []
     for _ in range(300):
         value = [value]
-    with pytest.raises(encode.NotPlainError, match="is deeper than") as refused:
+    with pytest.raises(NotPlainError, match="is deeper than") as refused:
         encode.dumps(value)
     assert len(str(refused.value)) < 200

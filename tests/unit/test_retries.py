@@ -8,7 +8,7 @@ import pytest
 
 from atoll import errors, isolated
 from atoll.sdk import retries
-from atoll.sdk.call import is_generator
+from atoll.sdk.options import is_generator
 from atoll.sdk.retries import Retries
 
 

@@ -129,7 +129,8 @@ def _describe(
 
 def _plain_parts(exc: BaseException) -> list[Any]:
     """Return what the caller makes an exception of a type that both know of, as plain data."""
-    from atoll.payload.plain.encode import NotPlainError, dumps
+    from atoll.payload.plain.encode import dumps
+    from atoll.payload.plain.format import NotPlainError
 
     cls = type(exc)
     if cls.__module__ == AtollError.__module__:

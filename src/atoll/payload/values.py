@@ -93,7 +93,8 @@ def dumps_answer(value: Any, plain: bool = False) -> list[Any]:
     if not plain:
         data, pieces = dumps_result(value)
         return [data, *pieces]
-    from atoll.payload.plain.encode import NotPlainError, dumps
+    from atoll.payload.plain.encode import dumps
+    from atoll.payload.plain.format import NotPlainError
 
     try:
         return dumps(value)

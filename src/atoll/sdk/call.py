@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import os
@@ -58,14 +57,6 @@ class Setup:
         if data is not self._made[0]:
             self._made = data, hashlib.blake2b(data, digest_size=16).hexdigest()
         return self._made
-
-
-def is_generator(function: Any) -> bool:
-    """Whether calling a function gives items one by one, async or not."""
-    call = (
-        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
-    )
-    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
 
 def value_of(message: Message, results: str, call_id: str) -> Any:

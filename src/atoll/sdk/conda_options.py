@@ -8,12 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.errors import EnvironmentBuildError
-
-if TYPE_CHECKING:
-    from atoll.sdk.options import Options
 
 OPTIONS = ("packages", "channels", "env_yml", "env_dict", "pip")
 """The options that go with `kind="conda"` only."""
@@ -30,42 +27,47 @@ class Contents(NamedTuple):
     pip: tuple[str, ...] = ()
 
 
-def check(options: Options) -> None:
-    """Refuse options that do not go together.
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse options that exclude each other.
+
+    Args:
+        values: the checked options by name.
 
     Raises:
         TypeError: names them, and what to write instead.
     """
-    if options.kind == "conda":
-        if options.requirements:
+    if values["kind"] == "conda":
+        if values["requirements"]:
             raise TypeError(
                 "`requirements` goes with kind `virtualenv`; with kind `conda` write `packages=[...]`, or `pip=[...]` "
                 "for what comes from the package index"
             )
-        if options.env_yml is not None and options.env_dict is not None:
+        if values["env_yml"] is not None and values["env_dict"] is not None:
             raise TypeError("give one of `env_yml` and `env_dict`, not both")
         return
-    given = [name for name in OPTIONS if getattr(options, name)]
+    given = [name for name in OPTIONS if values[name]]
     if given:
         instead = "; with kind `virtualenv` write `requirements=[...]`" if given[0] in ("packages", "pip") else ""
         raise TypeError(f'`{given[0]}` goes with `kind="conda"`{instead}')
 
 
-def contents(options: Options) -> Contents:
+def contents(values: Mapping[str, Any]) -> Contents:
     """Return what the options mean together, as files are now: `packages` and `pip` are added to what the file lists,
     and `channels` rank before its own.
 
     Raises:
         EnvironmentBuildError: the file cannot be read or understood.
     """
-    if options.kind != "conda":
+    if values["kind"] != "conda":
         return Contents()
     listed = Contents()
-    if options.env_dict is not None:
-        listed = read_mapping(json.loads(options.env_dict))
-    elif options.env_yml is not None:
-        listed = read_file(options.env_yml)
-    return Contents(listed.packages + options.packages, options.channels + listed.channels, listed.pip + options.pip)
+    if values["env_dict"] is not None:
+        listed = read_mapping(json.loads(values["env_dict"]))
+    elif values["env_yml"] is not None:
+        listed = read_file(values["env_yml"])
+    return Contents(
+        listed.packages + values["packages"], values["channels"] + listed.channels, listed.pip + values["pip"]
+    )
 
 
 def read_file(path: str) -> Contents:

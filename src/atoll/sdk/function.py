@@ -17,10 +17,10 @@ from atoll import file_stamp, settings
 from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda_options, identity
-from atoll.sdk.call import Prepared, identity_of, is_generator, name_of, value_of
+from atoll.sdk.call import Prepared, identity_of, name_of, value_of
 from atoll.sdk.future import CallFuture
 from atoll.sdk.futures import threads
-from atoll.sdk.options import Options, check_python_version
+from atoll.sdk.options import Options, check_python_version, is_generator
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
@@ -165,7 +165,7 @@ class IsolatedFunction(Generic[P, R]):
             EnvironmentBuildError: that file cannot be read or understood.
         """
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
-        found = conda_options.contents(self._options)
+        found = conda_options.contents(vars(self._options))
         return EnvironmentSpec(
             kind=self._options.kind,
             requirements=self._options.requirements,

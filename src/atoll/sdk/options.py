@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import os
 import posixpath
 import sys
@@ -13,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from atoll import errors
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.sdk import conda_options, retries
-from atoll.sdk.call import is_generator
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Options:
             if name not in known:
                 raise TypeError(_unknown(name, known))
         changed = replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
-        conda_options.check(changed)
+        conda_options.check(vars(changed))
         return changed
 
 
@@ -289,6 +290,14 @@ _CHECKS: dict[str, Any] = {
     "pip": lambda value: _entries("pip", value),
     "results": _results,
 }
+
+
+def is_generator(function: Any) -> bool:
+    """Whether calling a function gives items one by one, async or not."""
+    call = (
+        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
+    )
+    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
 
 def check_python_version(wanted: str | None) -> None:

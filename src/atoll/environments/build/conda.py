@@ -25,18 +25,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atoll.environments.build import compile_bytecode, diagnosis
 from atoll.environments.asked import conda_packages
-from atoll.environments.built import locks, records
 from atoll.environments.asked.conda_packages import CondaRequirements
-from atoll.environments.build.conda_program import ARCHIVES, CACHE, FAILED, RESULT
 from atoll.environments.asked.index import Index
-from atoll.environments.built.interpreter import Interpreter, probe
-from atoll.environments.built.layout import PYTHON, make_directory
+from atoll.environments.build import compile_bytecode, diagnosis
+from atoll.environments.build.conda_program import ARCHIVES, CACHE, FAILED, RESULT
 from atoll.environments.build.recipe import Built
-from atoll.environments.built.records import Environment
 from atoll.environments.build.virtualenv import Builder, Request, hint
 from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
+from atoll.environments.built import locks, records
+from atoll.environments.built.interpreter import Interpreter, probe
+from atoll.environments.built.layout import PYTHON, make_directory
+from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Bind
 
@@ -180,7 +180,11 @@ class _Steps:
         self._recipe.workshop.own(root)
         await asyncio.to_thread(self._show_archives, archives, packages)
         shown = [
-            {**one, "url": conda_packages.cleaned(one["url"]), "channel": conda_packages.shown_channel(one["channel"].rstrip("/"))}
+            {
+                **one,
+                "url": conda_packages.cleaned(one["url"]),
+                "channel": conda_packages.shown_channel(one["channel"].rstrip("/")),
+            }
             for one in packages
         ]
         request = {"packages": shown}

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from atoll.environments.build.virtualenv import uv_program
+from atoll.environments.build.workshop import VARIABLES, Workshop
 from atoll.environments.built import interpreter, locks
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.layout import make_directory
-from atoll.environments.build.virtualenv import uv_program
-from atoll.environments.build.workshop import VARIABLES, Workshop
 from atoll.errors import EnvironmentBuildError
 from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec

@@ -11,18 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atoll import settings
-from atoll.environments.asked import conda_packages, index, key, requirements, local_sources
-from atoll.environments.build import conda, lockfile
-from atoll.environments.built import interpreter
+from atoll.environments.asked import conda_packages, index, key, local_sources, requirements
 from atoll.environments.asked.conda_packages import CondaRequirements
-from atoll.environments.build.conda import CondaRecipe
 from atoll.environments.asked.index import Index
+from atoll.environments.asked.requirements import Requirements
+from atoll.environments.build import conda, lockfile
+from atoll.environments.build.conda import CondaRecipe
 from atoll.environments.build.python_downloads import Pythons
 from atoll.environments.build.recipe import Recipe
-from atoll.environments.asked.requirements import Requirements
-from atoll.environments.built.directory import Shelf
 from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
 from atoll.environments.build.workshop import Workshop
+from atoll.environments.built import interpreter
+from atoll.environments.built.directory import Shelf
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
 

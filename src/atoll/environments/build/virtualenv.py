@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import process
-from atoll.environments.build import compile_bytecode, diagnosis, lockfile
 from atoll.environments.asked.index import PRIVATE, Index
+from atoll.environments.asked.local_sources import copy_source
+from atoll.environments.asked.requirements import Requirements
+from atoll.environments.build import compile_bytecode, diagnosis, lockfile
+from atoll.environments.build.recipe import Built
+from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.layout import INSIDE, PYTHON, create, has_shape, make_directory, site_packages_of
-from atoll.environments.build.recipe import Built
 from atoll.environments.built.records import Environment
-from atoll.environments.asked.requirements import Requirements
-from atoll.environments.asked.local_sources import copy_source
-from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
 from atoll.errors import CallerError, EnvironmentBuildError
 from atoll.model.mounts import Bind
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll import process
-from atoll.environments.built.layout import make_directory
 from atoll.environments.asked.requirements import redact
+from atoll.environments.built.layout import make_directory
 from atoll.model.mounts import Bind, Identity
 
 VARIABLES: Mapping[str, str] = {

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
-from atoll.payload.plain.encode import COMPLEX, DATE, DELTA, FLOAT, MAX_DEPTH, SWAPPED, TIME, PlainDataError
+from atoll.payload.plain import arrays_tables
+from atoll.payload.plain.format import COMPLEX, DATE, DELTA, FLOAT, MAX_DEPTH, SWAPPED, TIME, PlainDataError
 
 
 def loads(buffers: Sequence[Any], most_bytes: int | None = None) -> Any:
@@ -232,21 +233,6 @@ class Decoder:
         days, seconds, microseconds = DELTA.unpack(self.take(DELTA.size))
         return dt.timedelta(days, seconds, microseconds)
 
-    def _array(self, _depth: int) -> Any:
-        from atoll.payload.plain import arrays
-
-        return arrays.decode(self)
-
-    def _scalar(self, _depth: int) -> Any:
-        from atoll.payload.plain import arrays
-
-        return arrays.decode_scalar(self)
-
-    def _table(self, _depth: int) -> Any:
-        from atoll.payload.plain import tables
-
-        return tables.decode(self)
-
     def _float(self, _depth: int) -> float:
         self.charge(24)
         return float(FLOAT.unpack(self.take(8))[0])
@@ -279,7 +265,7 @@ _DECODERS: dict[int, Callable[[Decoder, int], Any]] = {
     ord("H"): Decoder._datetime,
     ord("C"): Decoder._time,
     ord("I"): Decoder._timedelta,
-    ord("a"): Decoder._array,
-    ord("n"): Decoder._scalar,
-    ord("A"): Decoder._table,
+    ord("a"): lambda decoder, _depth: arrays_tables.decode_array(decoder),
+    ord("n"): lambda decoder, _depth: arrays_tables.decode_scalar(decoder),
+    ord("A"): lambda decoder, _depth: arrays_tables.decode_table(decoder),
 }

@@ -1,67 +1,22 @@
-"""Values as plain data: decoded without running anything that the data names.
+"""The encoder of plain data, for `results="data"`: values that the caller decodes without running code.
 
-What `results="data"` sends in place of pickles. The first buffer says the structure, one byte for each value's kind
-and then its contents, integers little-endian; large bytes, arrays and tables are buffers of their own, in order:
-
-    N T F                    None, True, False
-    i LENGTH bytes           int, two's complement
-    d f64   c f64 f64        float, complex
-    s LENGTH utf-8           str
-    b LENGTH bytes, B        bytes; B: the next buffer
-    l t e f  COUNT items     list, tuple, set, frozenset
-    m COUNT key value ...    dict
-    q COUNT i64 ...          list of ints that fit;  Q: tuple
-    x COUNT f64 ...          list of floats;  X: tuple
-    D H C I                  date, datetime, time, timedelta
-    a, n                     NumPy array and scalar (`plain_arrays`)
-    A                        Arrow table (`plain_tables`)
-
-LENGTH and COUNT are u64 in LEB128. Types are exact: a subclass would come back as something else, and is refused.
-A value that is referred to twice comes twice.
-
-`plain_decoder` reads it.
+`format` describes the bytes, and `decode` reads them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import struct
-import sys
 from array import array
 from collections.abc import Callable
 from typing import Any
 
-PATH_CHARACTERS = 120
-"""A longer path is shown without its middle."""
-MAX_DEPTH = 200
+from atoll.payload.plain import arrays_tables
+from atoll.payload.plain.format import COMPLEX, DATE, DELTA, FLOAT, MAX_DEPTH, SWAPPED, TIME, NotPlainError, leb
+
 BUFFER_BYTES = 64 << 10
 """Bytes of this size are a buffer of their own."""
 _PACKED_ITEMS = 8
-FLOAT = struct.Struct("<d")
-COMPLEX = struct.Struct("<dd")
-DATE = struct.Struct("<HBB")
-TIME = struct.Struct("<BBBIBB")
-DELTA = struct.Struct("<iiI")
-SWAPPED = sys.byteorder != "little"
-
-
-class PlainDataError(ValueError):
-    """The bytes are not plain data."""
-
-
-class NotPlainError(TypeError):
-    """A value is not plain data.
-
-    Args:
-        path: where it is, as an expression on the whole value, which is `it`.
-        reason: its type, or what else is the matter.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        shown = path if len(path) <= PATH_CHARACTERS else f"{path[:40]} ... {path[-40:]}"
-        super().__init__(f"`{shown}` is {reason}")
-        self.path = path
-        self.reason = reason
+"""Lists and tuples of at least so many numbers are packed."""
 
 
 def dumps(value: Any) -> list[Any]:
@@ -95,12 +50,10 @@ class Encoder:
         if add is not None:
             add(self, value)
             return
-        from atoll.payload.plain import arrays, tables
-
-        if arrays.is_array(value):
-            arrays.encode(self, value)
-        elif tables.is_table(value):
-            tables.encode(self, value)
+        if arrays_tables.is_array(value):
+            arrays_tables.encode_array(self, value)
+        elif arrays_tables.is_table(value):
+            arrays_tables.encode_table(self, value)
         else:
             raise self.refuse(f"a `{kind.__module__}.{kind.__qualname__}`".replace("`builtins.", "`"))
 
@@ -202,16 +155,6 @@ class _Inside:
     def __exit__(self, *_: object) -> None:
         self._encoder._above.popitem()
         self._encoder._steps.pop()
-
-
-def leb(value: int) -> bytes:
-    """Return an unsigned integer of any size in LEB128."""
-    pieces = bytearray()
-    while value >= 0x80:
-        pieces.append(value & 0x7F | 0x80)
-        value >>= 7
-    pieces.append(value)
-    return bytes(pieces)
 
 
 def _shown(step: Any) -> str:
