@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from atoll import linux
 from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
 from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
@@ -32,7 +33,6 @@ from atoll.storage.protocol.rights import DAEMON
 from atoll.storage.sync import cleanup
 from atoll.storage.sync.cleanup import clean, collect
 from atoll.storage.sync.client import SyncOptions
-from atoll.storage.volume import locate
 from atoll.storage.volume.locate import VolumeRoot
 from atoll.wire.channel import Channel
 
@@ -194,7 +194,7 @@ class Lab:
         def peer() -> None:
             theirs_only(ours)
             if not self.exchange:
-                setattr(locate, "renameat2", _unable)
+                setattr(linux, "renameat2", _unable)
             if who == "peer":
                 crash_points.arm(_Killer(die_at))
             peer_main([str(theirs.fileno()), DAEMON, str(self.volume)])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll import linux
 from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk.sync import Arranged
 from atoll.storage import crash_points
@@ -31,7 +32,6 @@ from atoll.storage.protocol import rights
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
 from atoll.storage.sync.index import FINE_CLOCK_NS, index_of
-from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.locate import VolumeRoot, locate, remove_tree
 from atoll.wire.channel import Channel, ChannelClosed
 
@@ -197,7 +197,7 @@ def test_without_exchange_the_sync_is_refused_unless_less_is_accepted(
     def unable(*_: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(filesystem, "renameat2", unable)
+    monkeypatch.setattr(linux, "renameat2", unable)
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_text("1")

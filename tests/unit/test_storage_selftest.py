@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.model.findings import Finding, check_finding
 from atoll.storage.client.selftest_requests import SelfTestRequests
@@ -29,9 +29,7 @@ from atoll.storage.protocol.rights import PROGRAM
 from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
 from atoll.storage.selftest.network_disks import promises
 from atoll.storage.selftest.second_process import Partner
-from atoll.storage.volume import locate
 from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot
-from atoll.storage.volume.mounts import is_network, kind_of
 from atoll.wire.channel import Channel
 
 BY_NAME = {check.name: check for check in CHECKS}
@@ -121,12 +119,12 @@ REAL_MMAP, REAL_WRITE = mmap.mmap, os.write
 FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ("atomic rename", os, "rename", nothing, "leads to the old file"),
     ("atomic rename", os, "rename", raising(errno.EIO), "input/output error"),
-    ("atomic exchange", locate, "exchange", raising(errno.EINVAL), "invalid argument"),
-    ("atomic exchange", locate, "exchange", nothing, "nothing was exchanged"),
-    ("rename without replacing", locate, "renameat2", raising(errno.EINVAL), "invalid argument"),
-    ("rename without replacing", locate, "renameat2", without_flags, "was replaced"),
+    ("atomic exchange", linux, "exchange", raising(errno.EINVAL), "invalid argument"),
+    ("atomic exchange", linux, "exchange", nothing, "nothing was exchanged"),
+    ("rename without replacing", linux, "renameat2", raising(errno.EINVAL), "invalid argument"),
+    ("rename without replacing", linux, "renameat2", without_flags, "was replaced"),
     ("durable writes", os, "fsync", raising(errno.EINVAL), "invalid argument"),
-    ("durable writes", locate, "sync_filesystem", raising(errno.EIO), "input/output error"),
+    ("durable writes", linux, "sync_filesystem", raising(errno.EIO), "input/output error"),
     ("`flock` locks", fcntl, "flock", nothing, "two processes hold one lock"),
     ("`flock` locks", fcntl, "flock", raising(errno.ENOLCK), "no locks available"),
     ("`fcntl` locks", fcntl, "lockf", nothing, "two processes hold one lock"),
@@ -146,14 +144,8 @@ FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ("names of any bytes", os, "open", open_where(lambda name, _: is_no_text(name), errno.EILSEQ), "invalid"),
     ("sparse files", os, "fstat", no_holes, "a hole of 64 MiB takes 64 MiB"),
     ("sparse files", os, "ftruncate", raising(errno.EFBIG), "too large"),
-    ("preallocation", ctypes, "CDLL", lambda *_, **__: SimpleNamespace(fallocate=lambda *_: -1), ""),
-    (
-        "preallocation",
-        ctypes,
-        "CDLL",
-        lambda *_, **__: SimpleNamespace(fallocate=lambda *_: 0),
-        "nothing was allocated",
-    ),
+    ("preallocation", linux, "fallocate", raising(errno.EOPNOTSUPP), ""),
+    ("preallocation", linux, "fallocate", nothing, "nothing was allocated"),
     ("extended attributes", os, "setxattr", raising(errno.EOPNOTSUPP), "not supported"),
     ("direct input and output", os, "open", open_where(lambda _, flags: flags & os.O_DIRECT != 0, errno.EINVAL), ""),
     ("reflinks", copy, "can_clone", lambda _fd: False, "do not share blocks"),
@@ -197,7 +189,7 @@ def test_what_found_no_room_is_not_missing(
 ) -> None:
     """Where nothing can be written, that comes first, with what could not be tried; only what was seen to fail fails."""
     root = VolumeRoot(str(volume))
-    monkeypatch.setattr(locate, "write_all", raising(number))
+    monkeypatch.setattr(linux, "write_all", raising(number))
     monkeypatch.setattr(os, "symlink", raising(errno.EPERM))
     kind, room, *found = list(examine(root))
     assert kind.name == "file system"
@@ -361,15 +353,15 @@ def test_network_file_systems_are_warned_of(kind: str, names: set[str]) -> None:
     found = list(promises(kind))
     assert {finding.name for finding in found} == {f"several machines: {name}" for name in names}
     assert all(not finding.works and not finding.needed and finding.loses and finding.fix for finding in found)
-    assert bool(found) == is_network(kind)
+    assert bool(found) == linux.is_network(kind)
 
 
 def test_the_kind_of_a_file_system_is_found() -> None:
     """The kind is that of the mount, by path or by an open directory; what cannot be told is empty."""
-    assert kind_of("/proc") == "proc"
+    assert linux.kind_of("/proc") == "proc"
     descriptor = os.open("/proc", os.O_RDONLY)
     try:
-        assert kind_of(descriptor) == "proc"
+        assert linux.kind_of(descriptor) == "proc"
     finally:
         os.close(descriptor)
-    assert kind_of("/no/such/directory") == ""
+    assert linux.kind_of("/no/such/directory") == ""

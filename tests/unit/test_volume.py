@@ -229,7 +229,7 @@ def test_a_write_that_fails_leaves_what_was_there(volume: Volume, monkeypatch: p
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("atoll.storage.volume.locate.write_all", full)
+        patch.setattr("atoll.linux.write_all", full)
         with pytest.raises(OSError, match="error"):
             file.close()
     assert volume.read_text("f") == "old"

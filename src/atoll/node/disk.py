@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_RENAME_EXCHANGE = 2  # <linux/fs.h>
-_FICLONE = 0x40049409  # <linux/fs.h>: _IOW(0x94, 9, int)
-_AT_FDCWD = -100
+from atoll import linux
+
+_HERE = -100  # AT_FDCWD: absolute paths need no directory
 
 
 def free_bytes(directory: Path) -> int:
@@ -41,11 +40,10 @@ def exchanges(directory: Path) -> str:
         one.mkdir()
         two.mkdir()
         (one / "mark").touch()
-        libc = ctypes.CDLL(None, use_errno=True)
-        if not hasattr(libc, "renameat2"):
-            return "the C library has no `renameat2`"
-        if libc.renameat2(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(two), _RENAME_EXCHANGE) != 0:
-            return os.strerror(ctypes.get_errno())
+        try:
+            linux.exchange(_HERE, str(one), _HERE, str(two))
+        except OSError as error:
+            return error.strerror or str(error)
         return "" if (two / "mark").exists() else os.strerror(errno.EIO)
 
 
@@ -62,27 +60,13 @@ def links(directory: Path) -> str:
 
 def reflinks(directory: Path) -> str:
     """Clone a file without copying its blocks; return what went wrong, empty for nothing."""
-    import fcntl
-
     with _scratch(directory) as scratch:
         (scratch / "one").write_bytes(bytes(4096))
         with open(scratch / "one", "rb") as one, open(scratch / "two", "wb") as two:
             try:
-                fcntl.ioctl(two.fileno(), _FICLONE, one.fileno())
+                linux.clone(one.fileno(), two.fileno())
             except OSError as error:
                 return error.strerror or str(error)
-    return ""
-
-
-def kind(directory: Path) -> str:
-    """Return the type of the file system, as mounts have it (`ext4`, `fuse.juicefs`); empty where it is not known."""
-    device = os.stat(directory).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == number:
-                return after.split()[0]
     return ""
 
 

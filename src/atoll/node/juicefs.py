@@ -14,8 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from atoll import process
-from atoll.node import disk
+from atoll import linux, process
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
@@ -28,7 +27,7 @@ _STAGE = re.compile(r"(snapshot|restore)-[0-9a-f]{16}")
 
 def find(volume: Path) -> str | None:
     """Return the path of `juicefs` where the volume is on JuiceFS and the program is here, else None."""
-    if disk.kind(volume) != "fuse.juicefs":
+    if linux.kind_of(str(volume)) != "fuse.juicefs":
         return None
     beside = Path(sys.executable).with_name("juicefs")
     return str(beside) if beside.exists() else shutil.which("juicefs")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll import linux
 from atoll.errors import AtollError
 from atoll.model.mounts import Bind
 from atoll.node import disk
@@ -238,7 +239,7 @@ def _snapshots(home: Path, *, clones: bool) -> Ability:
     """Say which way snapshots of volumes go, and what one costs; there is always one."""
     if clones:
         how = "by reflinks: about 0.1 ms for each file, and no space until something changes"
-    elif disk.kind(home) == "fuse.juicefs":
+    elif linux.kind_of(str(home)) == "fuse.juicefs":
         how = "by JuiceFS: no content is copied; fast where its program `juicefs` is found, a file at a time where not"
     else:
         how = "by copies: the first takes the space of the data, each further one that of the files that have changed"

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from atoll import linux
+
 CONTROLLERS = ("memory", "pids", "cpu")
 """What is limited, where the machine has it."""
 
@@ -62,10 +64,7 @@ def hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
         for name in set(names.split(",")) & set(CONTROLLERS):
             groups[name] = path
     found = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        root, mount = before.split()[3:5]
-        kind, _source, options = after.split(maxsplit=2)
+    for _number, root, mount, kind, options in linux.mounts(mountinfo):
         if kind not in ("cgroup", "cgroup2"):
             continue
         has = frozenset(options.split(",")) & set(CONTROLLERS) & set(groups) if kind == "cgroup" else frozenset()

@@ -10,7 +10,8 @@ import errno
 import os
 import secrets
 
-_FICLONE = 0x40049409  # <linux/fs.h>: _IOW(0x94, 9, int)
+from atoll import linux
+
 _UNABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EISDIR}
 )
@@ -27,11 +28,7 @@ def clone(source_fd: int, target_fd: int) -> bool:
         OSError: the disk or quota is full, or the device failed.
     """
     try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+        linux.clone(source_fd, target_fd)
     except OSError as error:
         if error.errno in _UNABLE:
             return False

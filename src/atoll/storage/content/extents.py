@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from atoll.storage.volume.locate import write_all
+from atoll import linux
 
 _PIECE_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 20
@@ -62,5 +62,5 @@ def _copy_piece(source: int, target: int, offset: int, length: int) -> int:
             raise
     content = os.pread(source, min(length, _BUFFER_BYTES), offset)
     os.lseek(target, offset, os.SEEK_SET)
-    write_all(target, content)
+    linux.write_all(target, content)
     return len(content)

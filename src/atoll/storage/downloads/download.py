@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from atoll import linux
 from atoll.errors import AtollError, ChecksumMismatch, DiskFull, DownloadError, QuotaExceeded, StateUnusable, from_data
 from atoll.storage.downloads.http import Content, Origin, Transient, shut_in
 from atoll.storage.downloads.note import (
@@ -38,8 +39,6 @@ from atoll.storage.downloads.note import (
     hold_note,
     make_directories,
     stamp,
-    sync_directory,
-    write_all,
 )
 from atoll.storage.downloads.validators import Validators
 from atoll.storage.files.tree import printable
@@ -284,7 +283,7 @@ class _Download:
                 self._check_size(have + len(piece), have)
                 if os.fstat(part).st_size != have:  # somebody else is at it: locks do not hold here
                     raise Transient("what has arrived was changed meanwhile", anew=True)
-                write_all(part, piece)
+                linux.write_all(part, piece)
                 self._hashes.update(piece)
                 have += len(piece)
                 self._progress(have, total)
@@ -324,7 +323,7 @@ class _Download:
         made = make_directories(os.path.dirname(self._target))
         os.rename(self._note.part, self._target)
         for directory in made:
-            sync_directory(directory)
+            linux.sync_directory(directory)
         info = os.stat(self._target)
         self._note.partial = {}
         self._note.kept = {"source": self._source, "stamp": stamp(info), "digests": digests, "began": began}

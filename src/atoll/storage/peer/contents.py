@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from atoll import linux
 from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
 from atoll.storage.crash_points import reached
 from atoll.storage.files import tree
@@ -31,7 +32,6 @@ from atoll.storage.files.status import status_of
 from atoll.storage.files.tree import check_path, parent_of, unpack
 from atoll.storage.peer.names import opened
 from atoll.storage.protocol.replies import Conversation
-from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.arrival import arrive, make
 from atoll.storage.volume.locate import Place, VolumeRoot, locate
 from atoll.storage.volume.restore_lock import Gate
@@ -135,7 +135,7 @@ class Contents:
             place.make_parents()
             opened = _open_file(place, flags)
             if place.found is None:
-                filesystem.sync_directory(place.parent)
+                linux.sync_directory(place.parent)
             return opened
 
         try:
@@ -177,7 +177,7 @@ class Contents:
         with Conversation(self._channel, "write") as conversation, new_file(self._volume) as (name, descriptor):
             while (message := self._channel.receive()).type == "data":
                 for content in message.buffers:
-                    filesystem.write_all(descriptor, content)
+                    linux.write_all(descriptor, content)
             conversation.finished()
             if message.type == "commit":
                 self._replace(header["path"], name, descriptor, header)
@@ -241,7 +241,7 @@ class Contents:
         handle = self._handle(header)
         os.lseek(handle.descriptor, int(header["offset"]), os.SEEK_SET)
         for content in buffers:
-            filesystem.write_all(handle.descriptor, content)
+            linux.write_all(handle.descriptor, content)
         self._channel.send({"type": "done", "position": os.lseek(handle.descriptor, 0, os.SEEK_CUR)})
 
     def _truncate(self, header: dict[str, Any], _: list[bytearray]) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from atoll import linux
 from atoll.storage.content.copy import clone
 from atoll.storage.content.extents import copy_content
 from atoll.storage.crash_points import reached
@@ -118,7 +119,7 @@ class Copying:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # somebody has, just now
             with opened(place) as source:
                 self._copy_below(source, top, 0)
-            filesystem.sync_filesystem(staging)
+            linux.sync_filesystem(staging)
             self._arrive(name, header)
         finally:
             with contextlib.suppress(OSError):

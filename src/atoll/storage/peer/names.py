@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.files.scan import Scan, scan_target
 from atoll.storage.files.status import Status, status_of
@@ -183,7 +184,7 @@ class Files:
             except FileExistsError:
                 if not (again or header.get("exist_ok")):
                     raise
-            filesystem.sync_directory(place.parent)
+            linux.sync_directory(place.parent)
 
         make(lambda: self._locate(header["path"]), create)
         self._channel.send({"type": "done"})
@@ -197,7 +198,7 @@ class Files:
                 place.make_parents()
                 flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 os.close(os.open(place.name, flags, 0o644, dir_fd=place.parent))
-                filesystem.sync_directory(place.parent)
+                linux.sync_directory(place.parent)
             else:
                 place.existing()
             descriptor = os.open(place.name or ".", OPEN_PLACE & ~os.O_DIRECTORY, dir_fd=place.parent)
@@ -226,7 +227,7 @@ class Files:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be renamed or replaced")
             exclusive = bool(header.get("exclusive"))
             arrive(place.parent, place.name, lambda: self._locate(header["target"], follow=False), exclusive=exclusive)
-            filesystem.sync_directory(place.parent)
+            linux.sync_directory(place.parent)
         self._channel.send({"type": "done"})
 
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:

@@ -17,12 +17,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from atoll import linux
 from atoll.model.findings import Finding
 from atoll.storage.selftest import trials
 from atoll.storage.selftest.network_disks import promises
 from atoll.storage.selftest.trials import Missing
 from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot
-from atoll.storage.volume.mounts import kind_of
 
 _LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_INODES = 10_000
@@ -55,7 +55,7 @@ def examine(volume: VolumeRoot) -> Iterator[Finding]:
         OSError: nothing can be tried: the disk is full, or cannot be written.
     """
     with _scratch(volume) as scratch:
-        kind = kind_of(scratch)
+        kind = linux.kind_of(scratch)
         yield Finding("file system", True, True, kind or "of a kind that `/proc` does not tell")
         found: list[Finding] = []
         untried: list[Check] = []

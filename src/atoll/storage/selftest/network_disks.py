@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from atoll import linux
 from atoll.model.findings import Finding
-from atoll.storage.volume.mounts import is_network
 
 _ONE = "let functions of one machine at a time use such files, or keep them on a disk of the machine"
 _COHERENT = frozenset({"ceph", "lustre", "gpfs", "ocfs2", "gfs2"})
@@ -32,7 +32,7 @@ _LOCKS = {
 
 def promises(kind: str) -> Iterator[Finding]:
     """Yield a finding for each thing that a kind of file system does not promise between machines."""
-    if not is_network(kind):
+    if not linux.is_network(kind):
         return
     yield Finding(
         "several machines: SQLite in WAL mode",

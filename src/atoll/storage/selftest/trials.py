@@ -6,7 +6,6 @@ A trial returns what it found, and raises `Missing` or an `OSError` where the th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -14,9 +13,9 @@ import os
 import stat
 from collections.abc import Callable
 
+from atoll import linux
 from atoll.storage.content import copy
 from atoll.storage.selftest.second_process import Partner
-from atoll.storage.volume import locate
 
 _PAGE_BYTES = 4096
 _HOLE_BYTES = 64 << 20
@@ -51,7 +50,7 @@ def exchange(directory: int) -> str:
     for name in ("one", "two"):
         os.mkdir(name, dir_fd=directory)
     os.mkdir("one/mark", dir_fd=directory)
-    locate.exchange(directory, "one", directory, "two")
+    linux.exchange(directory, "one", directory, "two")
     _expect(_exists(directory, "two/mark") and not _exists(directory, "one/mark"), "nothing was exchanged")
     return "two directories change places in one step"
 
@@ -60,9 +59,9 @@ def no_replace(directory: int) -> str:
     _make(directory, "one", b"1")
     _make(directory, "two", b"2")
     with contextlib.suppress(FileExistsError):
-        locate.renameat2(directory, "one", directory, "two", locate.RENAME_NOREPLACE)
+        linux.renameat2(directory, "one", directory, "two", linux.RENAME_NOREPLACE)
     _expect(_read(directory, "two") == b"2", "a file was replaced that was not to be")
-    locate.renameat2(directory, "one", directory, "three", locate.RENAME_NOREPLACE)
+    linux.renameat2(directory, "one", directory, "three", linux.RENAME_NOREPLACE)
     _expect(_read(directory, "three") == b"1", "the new name does not lead to the file")
     return "tried"
 
@@ -133,7 +132,7 @@ def durable(directory: int) -> str:
     finally:
         os.close(descriptor)
     os.fsync(directory)
-    locate.sync_filesystem(directory)
+    linux.sync_filesystem(directory)
     return "files, directories and the whole file system"
 
 
@@ -155,10 +154,7 @@ def sparse(directory: int) -> str:
 def allocation(directory: int) -> str:
     descriptor = _make(directory, "file", b"", keep=True)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        # Not `posix_fallocate`, which writes zeros where the file system cannot.
-        if libc.fallocate(descriptor, 0, ctypes.c_longlong(0), ctypes.c_longlong(1 << 20)) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        linux.fallocate(descriptor, 1 << 20)
         info = os.fstat(descriptor)
         _expect(info.st_size == 1 << 20 and info.st_blocks * 512 >= 1 << 20, "nothing was allocated")
     finally:
@@ -291,7 +287,7 @@ def appends(directory: int) -> str:
 def _make(directory: int, name: str, content: bytes, *, keep: bool = False) -> int:
     descriptor = os.open(name, _NEW, 0o600, dir_fd=directory)
     try:
-        locate.write_all(descriptor, content)
+        linux.write_all(descriptor, content)
     except BaseException:
         os.close(descriptor)
         raise

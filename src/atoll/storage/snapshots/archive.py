@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+from atoll import linux
 from atoll.errors import SnapshotError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS
@@ -220,7 +221,7 @@ class Archive:
         try:
             mode = os.fstat(tree).st_mode & MODE_BITS
             locate.make_writable(self.staging, stage)  # to move a directory is to write its `..`
-            locate.rename_new(self.staging, stage, self.trees, name)
+            linux.rename_new(self.staging, stage, self.trees, name)
             if mode & 0o700 != 0o700:
                 os.chmod(f"/proc/self/fd/{tree}", mode)
         except FileExistsError as error:
@@ -248,7 +249,7 @@ class Archive:
     def write_json(self, directory: int, name: str, data: dict[str, Any]) -> None:
         """Write a file of one of the private directories, whole and durably."""
         with new_file(self._volume) as (staged, descriptor):
-            locate.write_all(descriptor, json.dumps(data).encode())
+            linux.write_all(descriptor, json.dumps(data).encode())
             os.fsync(descriptor)
             os.rename(staged, name, src_dir_fd=self.staging, dst_dir_fd=directory)
         os.fsync(directory)

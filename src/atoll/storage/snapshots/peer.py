@@ -26,6 +26,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from atoll import linux
 from atoll.errors import SnapshotError, StateUnusable, SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS, check_path, pack, printable
@@ -160,7 +161,7 @@ class Snapshots:
             target = _opened(stack, os.open(stage, OPEN_DIRECTORY, dir_fd=archive.staging))
             reached("snapshot_began", snapshot=name)
             if archive.way == COPY:
-                filesystem.sync_filesystem(target)  # what is written to mapped memory later moves the change time
+                linux.sync_filesystem(target)  # what is written to mapped memory later moves the change time
             previous = stack.enter_context(archive.previous(path)) if archive.way == COPY else None
             copy = TreeCopy(
                 archive.way,
@@ -171,7 +172,7 @@ class Snapshots:
             )
             copied = copy.run(source, target)
             writer.close(durable=True)
-            filesystem.sync_filesystem(target)
+            linux.sync_filesystem(target)
         reached("snapshot_staged", snapshot=name)
         return Snapshot(name, _absolute(path), created / 1e9, archive.way, 0, **asdict(copied))
 
@@ -333,7 +334,7 @@ class Snapshots:
             if snapshot.path == "/data":
                 os.mkdir(VISIBLE, 0o755, dir_fd=target)
             filesystem.make_writable(archive.staging, stage)
-            filesystem.sync_filesystem(target)
+            linux.sync_filesystem(target)
         reached("restore_staged", snapshot=snapshot.name)
 
     def _exchange(self, snapshot: Snapshot, path: str, stage: str) -> Snapshot | None:
@@ -347,14 +348,14 @@ class Snapshots:
             reached("restore_noted", snapshot=snapshot.name)
             if place.found is None:
                 place.make_parents()
-                filesystem.rename_new(archive.staging, stage, place.parent, place.name)
+                linux.rename_new(archive.staging, stage, place.parent, place.name)
             else:
                 # What needs space is done before: afterwards the disk may be full.
                 stack.enter_context(archive.busy_with(kept.name, alone=True))
                 kept = archive.write_record(kept)
                 self._volume.mark_restored()
                 filesystem.make_writable(place.parent, place.name)
-                filesystem.exchange(archive.staging, stage, place.parent, place.name)
+                linux.exchange(archive.staging, stage, place.parent, place.name)
             try:
                 return self._after_exchange(place, stage, kept, mode)
             except OSError as error:
@@ -367,7 +368,7 @@ class Snapshots:
     def _after_exchange(self, place: Place, stage: str, kept: Snapshot, mode: int) -> Snapshot | None:
         archive = self._archive
         reached("restore_exchanged")
-        filesystem.sync_directory(place.parent)
+        linux.sync_directory(place.parent)
         os.fsync(archive.staging)
         with contextlib.suppress(OSError):
             os.chmod(place.name, mode & MODE_BITS, dir_fd=place.parent)

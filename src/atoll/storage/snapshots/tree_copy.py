@@ -21,8 +21,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.content import copy
 from atoll.storage.content.extents import copy_content
@@ -472,15 +472,4 @@ def usual_way(directory: int) -> str:
     """
     if copy.can_clone(directory):
         return REFLINK
-    return JUICEFS if _type_of(os.fstat(directory).st_dev) == "fuse.juicefs" else COPY
-
-
-def _type_of(device: int) -> str:
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            fields: list[Any] = before.split()
-            if len(fields) > 2 and fields[2] == number:
-                return after.split()[0]
-    return ""
+    return JUICEFS if linux.kind_of(directory) == "fuse.juicefs" else COPY

@@ -15,18 +15,16 @@ modification time or its time of birth tells. Empty directories stay out, and al
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import json
 import os
 import secrets
 import stat
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import Way
@@ -39,7 +37,6 @@ from atoll.storage.volume.locks import alone, target_key
 
 _MAX_NOTE_BYTES = 1 << 30
 _LONGEST_NAME = 200
-_AT_SYMLINK_NOFOLLOW, _STATX_BTIME, _STATX_BYTES, _BTIME_AT = 0x100, 0x800, 256, 80  # linux/stat.h
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Origin:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(note_name(old), flags, 0o600, dir_fd=volume.staging)
         try:
-            filesystem.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
+            linux.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
         except OSError:
             os.unlink(note_name(old), dir_fd=volume.staging)
             raise
@@ -137,7 +134,7 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
                 _bring(tree, root, origin.scope, late)
             finally:
                 os.close(root)
-            filesystem.sync_filesystem(volume.staging)
+            linux.sync_filesystem(volume.staging)
         return True
     finally:
         os.close(tree)
@@ -166,30 +163,15 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
                 continue
             had = inodes.get(path) if inodes else 0
             if had == 0:
-                late = moment_ns < mtime_ns <= now_ns or _born_ns(way.enter(parent_of(path)), path) > moment_ns
+                late = (
+                    moment_ns < mtime_ns <= now_ns
+                    or linux.born_ns(way.enter(parent_of(path)), path.rpartition("/")[2]) > moment_ns
+                )
             else:
                 late = had != inode
             if late:
                 found.append(path)
     return found
-
-
-@functools.cache
-def _statx() -> Any:
-    """Return the C library's call, looked up once for all files of a tree; None where it has none."""
-    return getattr(ctypes.CDLL(None), "statx", None)
-
-
-def _born_ns(parent: int, path: str) -> int:
-    """Return when a file was made; 0 where the file system does not know."""
-    name = os.fsencode(path.rpartition("/")[2])
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    statx = _statx()
-    if statx is None or statx(parent, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer) != 0:
-        return 0
-    (mask,) = struct.unpack_from("=I", buffer.raw)
-    seconds, nanoseconds = struct.unpack_from("=qI", buffer.raw, _BTIME_AT)
-    return int(seconds) * 10**9 + int(nanoseconds) if mask & _STATX_BTIME else 0
 
 
 def _bring(tree: int, root: int, scope: str, late: list[str]) -> None:
@@ -230,7 +212,7 @@ def _bring_one(old: int, new: int, name: str) -> None:
     short = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
     for free in (name, f"{short}.replaced-{stamp}", f"{short}.replaced-{stamp}-{secrets.token_hex(4)}"):
         with contextlib.suppress(FileExistsError):
-            filesystem.rename_new(old, name, new, free)
+            linux.rename_new(old, name, new, free)
             return
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.content.delta import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.content.digest import DIGEST_BYTES, Hasher, digest_of, maker
@@ -22,7 +23,6 @@ from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import FILE, Entry, Tree, parent_of, printable
 from atoll.storage.sync.index import FINE_CLOCK_NS, settled
 from atoll.storage.sync.plan import Plan
-from atoll.storage.volume import locate
 from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot, open_below
 from atoll.storage.volume.root import QUICK_SECONDS
 
@@ -153,7 +153,7 @@ class Reception:
                 if os.write(descriptor, content) != size:
                     os.ftruncate(descriptor, 0)
                     os.lseek(descriptor, 0, os.SEEK_SET)
-                    locate.write_all(descriptor, content)
+                    linux.write_all(descriptor, content)
                 self._complete(descriptor, path, Entry(FILE, mode, size, mtime_ns), digest)
             finally:
                 os.close(descriptor)

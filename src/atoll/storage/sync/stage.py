@@ -22,6 +22,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import Way
@@ -117,9 +118,9 @@ class Stage:
             for name in names:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, dir_fd=staging)
-            locate.exchange(staging, names[0], staging, names[1])
+            linux.exchange(staging, names[0], staging, names[1])
         except OSError as error:
-            if error.errno in locate.NO_EXCHANGE:
+            if error.errno in linux.NO_EXCHANGE:
                 raise _no_exchange() from error
             raise
         finally:
@@ -322,7 +323,7 @@ class Stage:
             reached("lent")
         if record.old is None:
             try:
-                locate.rename_new(staging, self._switch, holder, name)
+                linux.rename_new(staging, self._switch, holder, name)
             except FileExistsError as error:
                 raise changed("the target appeared") from error
         elif record.new is None:
@@ -334,9 +335,9 @@ class Stage:
     def _exchange(self, record: Record, holder: int, name: str) -> None:
         staging = self._volume.staging
         try:
-            locate.exchange(staging, self._switch, holder, name)
+            linux.exchange(staging, self._switch, holder, name)
         except OSError as error:
-            if error.errno not in locate.NO_EXCHANGE:
+            if error.errno not in linux.NO_EXCHANGE:
                 raise
             if not self._exchanges_directories():
                 os.rename(self._switch, name, src_dir_fd=staging, dst_dir_fd=holder)
@@ -351,7 +352,7 @@ class Stage:
                 os.close(again)
             locate.move(holder, name, staging, record.aside)
             reached("taken aside")
-            locate.rename_new(staging, self._switch, holder, name)
+            linux.rename_new(staging, self._switch, holder, name)
 
     def _stamps(self, made: Stamps, put: Tree, holder: int, name: str) -> Stamps:
         path = self._scope.path
@@ -421,7 +422,7 @@ class _Built:
                 os.fsync(record)
                 os.fsync(self._staging)
                 return
-        locate.sync_filesystem(self._staging)
+        linux.sync_filesystem(self._staging)
 
     def _sync_each(self) -> None:
         if self.root < 0:

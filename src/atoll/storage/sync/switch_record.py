@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import Way
@@ -76,7 +77,7 @@ class Record:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(f"record-{key}", flags, 0o600, dir_fd=volume.staging)
         try:
-            filesystem.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
+            linux.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
         except BaseException:
             os.close(descriptor)
             raise
@@ -181,7 +182,7 @@ def _complete(volume: VolumeRoot, record: Record, switch: str, target: _Target) 
     if target.holder is None or _inode(volume.staging, record.aside) != record.old:
         return False
     try:
-        filesystem.rename_new(volume.staging, switch, target.holder, target.name)
+        linux.rename_new(volume.staging, switch, target.holder, target.name)
     except FileExistsError:
         return False
     reached("completed")
@@ -284,9 +285,9 @@ class _Target:
         if self.holder is None:
             return
         try:
-            filesystem.sync_directory(self.holder)
+            linux.sync_directory(self.holder)
         except PermissionError:  # a directory that its owner may not read
-            filesystem.sync_filesystem(self._staging)
+            linux.sync_filesystem(self._staging)
 
 
 def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target, inodes: dict[str, int]) -> None:
@@ -348,11 +349,11 @@ def _link(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) ->
     staging, link = volume.staging, volume.temporary_name("new")
     os.link(name, link, src_dir_fd=old, dst_dir_fd=staging, follow_symlinks=False)
     try:
-        filesystem.exchange(staging, link, new, name)
+        linux.exchange(staging, link, new, name)
         if _inode(staging, link) != had:  # a function has put another one there, just now: that one counts
-            filesystem.exchange(staging, link, new, name)
+            linux.exchange(staging, link, new, name)
     except OSError as error:
-        if error.errno not in filesystem.NO_EXCHANGE:
+        if error.errno not in linux.NO_EXCHANGE:
             raise
         os.rename(link, name, src_dir_fd=staging, dst_dir_fd=new)
     finally:

@@ -12,11 +12,12 @@ import stat
 from array import array
 from collections.abc import Callable, Mapping
 
+from atoll import linux
 from atoll.storage.content.digest import UNKNOWN, Hasher, maker
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Tree, parent_of
 from atoll.storage.sync.index import Difference, Index, compare, decode, encode, index_of, settled
-from atoll.storage.volume.locate import VolumeRoot, open_below, write_all
+from atoll.storage.volume.locate import VolumeRoot, open_below
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIECE_BYTES = 1 << 20
@@ -45,7 +46,7 @@ def save(volume: VolumeRoot, key: str, index: Index) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600, dir_fd=volume.staging)
         try:
-            write_all(descriptor, encode(index))
+            linux.write_all(descriptor, encode(index))
             os.rename(name, name_of(key), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
         except OSError:
             os.unlink(name, dir_fd=volume.staging)

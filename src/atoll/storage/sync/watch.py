@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.files.scan import to_name
 from atoll.storage.files.tree import printable
-from atoll.storage.volume.mounts import is_network, kind_of
 
 QUIET_MS = 500
 _SETTLED_MS = 100
@@ -57,7 +57,7 @@ class Watcher:
             here = _identity(root)
         except OSError:
             return
-        polling = is_network(kind_of(root))
+        polling = linux.is_network(linux.kind_of(root))
         if polling:
             self._notice(
                 f"`{printable(self._source)}` is on a network file system: it is looked through again and again", ""

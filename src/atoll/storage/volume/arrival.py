@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from typing import TypeVar
 
+from atoll import linux
 from atoll.storage.crash_points import reached
 from atoll.storage.volume import locate
 from atoll.storage.volume.locate import Place
@@ -46,10 +47,10 @@ def arrive(parent: int, name: str, find: Callable[[], Place], *, exclusive: bool
                 reached("arriving")
                 if first or not _is_there(place, moved):
                     if exclusive:
-                        locate.rename_new(parent, name, place.parent, place.name)
+                        linux.rename_new(parent, name, place.parent, place.name)
                     else:
                         locate.move(parent, name, place.parent, place.name)
-                locate.sync_directory(place.parent)
+                linux.sync_directory(place.parent)
                 os.close(parent)
                 parent, name, first = os.dup(place.parent), place.name, False
             with find() as now:

@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
+from atoll import linux
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
 from atoll.storage.files.tree import printable
 from atoll.storage.volume.root import QUICK_SECONDS, seconds_for_a_file, spread
@@ -25,8 +26,6 @@ OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
 _MAX_DEPTH = 100
 _DRAWS, _DRAWS_BELOW = 8, 2
-RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
-NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 VISIBLE = ".snapshots"
@@ -190,7 +189,7 @@ class Place:
         for name in self.missing:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=self.parent)
-                sync_directory(self.parent)
+                linux.sync_directory(self.parent)
             below = os.open(name, OPEN_DIRECTORY, dir_fd=self.parent)
             os.close(self.parent)
             self.parent = below
@@ -295,68 +294,6 @@ def open_below(directory: int, path: str) -> int:
     return here
 
 
-def exchange(old_parent: int, old: str, new_parent: int, new: str) -> None:
-    """Swap two names of one file system in one step (renameat2, Linux 3.15).
-
-    Raises:
-        OSError: with an errno of `NO_EXCHANGE` when the file system cannot.
-    """
-    renameat2(old_parent, old, new_parent, new, _RENAME_EXCHANGE)
-
-
-def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
-    """Rename unless `new` exists.
-
-    Raises:
-        FileExistsError: it does.
-    """
-    try:
-        renameat2(old_parent, old, new_parent, new, RENAME_NOREPLACE)
-    except OSError as error:
-        if error.errno not in NO_EXCHANGE:
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(new, dir_fd=new_parent, follow_symlinks=False)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
-        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
-
-
-def renameat2(old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
-    """Rename as the flags say (`renameat2`).
-
-    Raises:
-        OSError: with an errno of `NO_EXCHANGE` when the file system does not know the flags.
-    """
-    import ctypes
-
-    call = ctypes.CDLL(None, use_errno=True).renameat2
-    if call(old_parent, os.fsencode(old), new_parent, os.fsencode(new), flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), new)
-
-
-def sync_filesystem(descriptor: int) -> None:
-    """Make everything that was written to the descriptor's file system durable (syncfs).
-
-    Raises:
-        OSError: something could not be written.
-    """
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def sync_directory(descriptor: int) -> None:
-    """Make the names in a directory durable; the descriptor may be one that cannot be read itself."""
-    readable = os.open(".", OPEN_DIRECTORY, dir_fd=descriptor)
-    try:
-        os.fsync(readable)
-    finally:
-        os.close(readable)
-
-
 def exists(parent: int, name: str) -> bool:
     """Whether there is something at a name, a dangling symlink included."""
     try:
@@ -373,13 +310,6 @@ def names(directory: int) -> list[str]:
         return os.listdir(fresh)
     finally:
         os.close(fresh)
-
-
-def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
-    """Write all of `content`."""
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def move(old_parent: int, old: str, new_parent: int, new: str) -> None:

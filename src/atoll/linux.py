@@ -1,0 +1,251 @@
+"""Kernel calls that Python's standard library lacks, and facts about mounts, for storage, node and sandbox.
+
+The module imports on every platform; a call that the platform does not have raises `OSError`, as the kernel would.
+Directories are open descriptors and names relative to them, so that nobody can swap a component of a path meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # <linux/fs.h>
+NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Error numbers of a file system that does not know the flags of `renameat2`."""
+
+_FICLONE = 0x40049409  # <linux/fs.h>: _IOW(0x94, 9, int)
+_AT_SYMLINK_NOFOLLOW, _STATX_BTIME, _STATX_BYTES, _BTIME_AT = 0x100, 0x800, 256, 80  # <linux/stat.h>
+_READ_DIRECTORY = os.O_RDONLY
+for _flag in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"):
+    _READ_DIRECTORY |= getattr(os, _flag, 0)
+
+_NETWORK_KINDS = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "glusterfs",
+        "9p",
+        "virtiofs",
+        "afs",
+        "coda",
+        "ocfs2",
+        "gfs2",
+        "orangefs",
+        "pvfs2",
+        "vboxsf",
+        "prl_fs",
+        "vmhgfs",
+        "davfs",
+        "drvfs",
+        "fuse",
+    ]
+)
+_LOCAL_FUSE_KINDS = frozenset(
+    f"fuse.{name}"
+    for name in [
+        "mergerfs",
+        "gocryptfs",
+        "encfs",
+        "cryfs",
+        "bindfs",
+        "fuse-overlayfs",
+        "ntfs-3g",
+        "lowntfs-3g",
+        "zfs-fuse",
+    ]
+)
+
+
+@functools.cache  # the look-up takes 30 us, and a replaced tree may have 100,000 files
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: Any, filename: str | None = None) -> None:
+    import ctypes
+
+    function = getattr(_libc(), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, f"the C library has no `{name}`", filename)
+    if function(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), filename)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def renameat2(old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+    """Rename as the flags say (Linux 3.15).
+
+    Raises:
+        OSError: with an errno of `NO_EXCHANGE` when the file system does not know the flags.
+    """
+    _call("renameat2", old_parent, os.fsencode(old), new_parent, os.fsencode(new), flags, filename=new)
+
+
+def exchange(old_parent: int, old: str, new_parent: int, new: str) -> None:
+    """Swap two names of one file system in one step.
+
+    Raises:
+        OSError: with an errno of `NO_EXCHANGE` when the file system cannot.
+    """
+    renameat2(old_parent, old, new_parent, new, RENAME_EXCHANGE)
+
+
+def rename_new(old_parent: int, old: str, new_parent: int, new: str) -> None:
+    """Rename unless `new` exists; in two steps where the file system cannot do that in one.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    try:
+        renameat2(old_parent, old, new_parent, new, RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new, dir_fd=new_parent, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+        os.rename(old, new, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
+    """Write all of `content`."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def fallocate(descriptor: int, length: int) -> None:
+    """Allocate the blocks of a file's first bytes, and never write zeros instead, as `posix_fallocate` may.
+
+    Raises:
+        OSError: the file system cannot, or has no room.
+    """
+    import ctypes
+
+    _call("fallocate", descriptor, 0, ctypes.c_longlong(0), ctypes.c_longlong(length))
+
+
+def clone(source: int, target: int) -> None:
+    """Make an open file share all blocks of another (FICLONE).
+
+    Raises:
+        OSError: the two cannot share blocks; `target` is unchanged.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def born_ns(parent: int, name: str) -> int:
+    """Return when a file was made, nanoseconds since the epoch; 0 where the file system does not know."""
+    import ctypes
+
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        _call("statx", parent, os.fsencode(name), _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer)
+    except OSError:
+        return 0
+    (mask,) = struct.unpack_from("=I", buffer.raw)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer.raw, _BTIME_AT)
+    return int(seconds) * 10**9 + int(nanoseconds) if mask & _STATX_BTIME else 0
+
+
+# --- durability -------------------------------------------------------------------------------------------------------
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """Make everything that was written to the descriptor's file system durable (syncfs).
+
+    Raises:
+        OSError: something could not be written.
+    """
+    _call("syncfs", descriptor)
+
+
+def sync_directory(directory: int | str) -> None:
+    """Make the names in a directory durable: a path, or a descriptor, which need not be readable itself."""
+    if isinstance(directory, int):
+        readable = os.open(".", _READ_DIRECTORY, dir_fd=directory)  # fsync refuses an O_PATH descriptor
+    else:
+        readable = os.open(directory, _READ_DIRECTORY & ~getattr(os, "O_NOFOLLOW", 0))
+    try:
+        os.fsync(readable)
+    finally:
+        os.close(readable)
+
+
+# --- mounts -----------------------------------------------------------------------------------------------------------
+
+
+class Mount(NamedTuple):
+    """One line of `/proc/self/mountinfo`.
+
+    Args:
+        number: the mount's id.
+        root: the directory of the file system that is mounted.
+        point: where.
+        kind: the type of the file system, as `mount` names it (`ext4`, `fuse.juicefs`).
+        options: those of the file system.
+    """
+
+    number: str
+    root: str
+    point: str
+    kind: str
+    options: str
+
+
+def mounts(mountinfo: str) -> Iterator[Mount]:
+    """Yield the mounts in the text of a `mountinfo` file."""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        number, _parent, _device, root, point = before.split(" ", 5)[:5]
+        kind, _source, options = (*after.split(" ", 2), "", "")[:3]  # the source may be empty
+        yield Mount(number, root, point, kind, options)
+
+
+def kind_of(path: str | int) -> str:
+    """Return the type of the file system that a directory (a path, or an open one) is on.
+
+    Empty where nobody can tell: on another system than Linux, or without `/proc`.
+    """
+    try:
+        descriptor = os.dup(path) if isinstance(path, int) else os.open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}") as file:
+            number = dict(line.split(":", 1) for line in file if ":" in line).get("mnt_id", "").strip()
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            return next((mount.kind for mount in mounts(file.read()) if mount.number == number), "")
+    except (OSError, ValueError):
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def is_network(kind: str) -> bool:
+    """Whether a type of file system is, or may be, served by another machine, which changes files unseen."""
+    return kind in _NETWORK_KINDS or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE_KINDS)
