@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.storage.peer.main import Peer
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 

@@ -27,8 +27,8 @@ from atoll.storage.protocol.rights import DAEMON
 from atoll.storage.snapshots.archive import Archive
 from atoll.storage.sync.cleanup import clean
 from atoll.storage.sync.client import SyncOptions, error_of
-from atoll.storage.volume.locate import VolumeRoot
 from atoll.storage.volume.locks import target_key
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 
 from ..conftest import find_tool

@@ -33,7 +33,8 @@ from atoll.storage.protocol.rights import DAEMON
 from atoll.storage.sync import cleanup
 from atoll.storage.sync.cleanup import clean, collect
 from atoll.storage.sync.client import SyncOptions
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume import staging
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
@@ -422,7 +423,8 @@ def clean_up(lab: Lab) -> None:
     """Remove what has been replaced, and what dead peers were just making, as if half a minute had passed."""
 
     def later() -> None:
-        cleanup.QUIET_SECONDS = -1.0
+        setattr(cleanup, "QUIET_SECONDS", -1.0)
+        staging.KINDS["new"] = staging.KINDS["new"]._replace(seconds=-1.0)
         collect(VolumeRoot(str(lab.volume)))
 
     assert os.waitpid(_fork(later), 0)[1] == 0

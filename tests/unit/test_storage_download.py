@@ -22,7 +22,7 @@ from atoll.storage.client.local_target import Destination, holds_name
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree
 from atoll.storage.peer.main import Peer
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 from atoll.wire.frames import Message
 

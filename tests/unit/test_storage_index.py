@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from atoll.storage.sync import index
-from atoll.storage.sync.index import KEPT_SECONDS, Index, index_path
+from atoll.storage.sync.index import Index, index_path
+from atoll.storage.volume.staging import KEPT_SECONDS
 
 
 def test_indexes_of_sources_that_are_gone_go(tmp_path: Path) -> None:

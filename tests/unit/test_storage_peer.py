@@ -32,7 +32,9 @@ from atoll.storage.protocol import rights
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
 from atoll.storage.sync.index import FINE_CLOCK_NS, index_of
-from atoll.storage.volume.locate import VolumeRoot, locate, remove_tree
+from atoll.storage.volume.locate import locate
+from atoll.storage.volume.removal import remove_tree
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 
 from ..volumes import ThreadHost

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.volume.locate import VolumeRoot
-from atoll.storage.volume.root import spread
+from atoll.storage.volume.root import VolumeRoot, start_in_own_block_group
 
 TOPDIR = 0x20000
 
@@ -28,7 +27,7 @@ def can_spread(directory: Path) -> bool:
     directory.mkdir()
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        return spread(descriptor)
+        return start_in_own_block_group(descriptor)
     finally:
         os.close(descriptor)
 
@@ -48,6 +47,6 @@ def test_a_file_system_without_the_flag_is_left_alone() -> None:
     """Where directories cannot be spread, that is said and nothing fails."""
     descriptor = os.open("/proc/self", os.O_RDONLY)
     try:
-        assert not spread(descriptor)
+        assert not start_in_own_block_group(descriptor)
     finally:
         os.close(descriptor)

@@ -22,10 +22,10 @@ from atoll.storage.client.volume import VolumeClient
 from atoll.storage.peer.main import Peer
 from atoll.storage.protocol.rights import DAEMON
 from atoll.storage.sync.client import SyncOptions
-from atoll.storage.sync.late_writes import Origin
-from atoll.storage.volume import removal
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume import staging
 from atoll.storage.volume.locks import holding, target_key
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import ReplacedTree
 from atoll.wire.channel import Channel
 
 OPTIONS = SyncOptions(exclude=("out",))
@@ -320,7 +320,7 @@ def test_where_no_note_can_be_written_the_record_is_one(mirror: Mirror, monkeypa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(Origin, "note", full)
+    monkeypatch.setattr(ReplacedTree, "write", full)
     with mirror.held("out") as here:
         mirror.sync()
         (mirror.target / "out/best").unlink()
@@ -337,8 +337,8 @@ def test_a_tree_that_cannot_be_noted_stays_for_recovery(mirror: Mirror, monkeypa
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with mirror.held("out") as here, monkeypatch.context() as patched:
-        patched.setattr(Origin, "note", full)
-        patched.setattr(removal, "_link_note", full)
+        patched.setattr(ReplacedTree, "write", full)
+        patched.setattr(staging, "_link_note", full)
         with pytest.raises(DiskFull):
             mirror.sync()
         (here / "late").write_text("l")

@@ -29,7 +29,8 @@ from atoll.storage.protocol.rights import PROGRAM
 from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
 from atoll.storage.selftest.network_disks import promises
 from atoll.storage.selftest.second_process import Partner
-from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.volume.locate import OPEN_DIRECTORY
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 BY_NAME = {check.name: check for check in CHECKS}

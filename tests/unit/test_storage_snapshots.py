@@ -18,7 +18,7 @@ from atoll.storage.peer.main import Peer
 from atoll.storage.protocol.rights import DAEMON
 from atoll.storage.snapshots import tree_copy
 from atoll.storage.snapshots.values import COPY, Difference, Snapshot, check_name
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from atoll.storage.sync import target_state
 from atoll.storage.sync.cleanup import clean, collect, worth_collecting
-from atoll.storage.sync.index import KEPT_SECONDS, Index
+from atoll.storage.sync.index import Index
 from atoll.storage.volume import removal
-from atoll.storage.volume.locate import VolumeRoot
 from atoll.storage.volume.removal import Pace
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import KEPT_SECONDS
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
 from atoll.storage.peer.main import Peer
 from atoll.storage.sync import index, target_state
 from atoll.storage.sync.client import Synced, SyncOptions
-from atoll.storage.volume.locate import VolumeRoot
 from atoll.storage.volume.locks import target_key
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import name_of
 from atoll.wire.channel import Channel
 
 
@@ -79,7 +80,7 @@ class Side:
 
     @property
     def peers_index(self) -> Path:
-        return self.base / "volume/staging" / target_state.name_of(target_key("t"))
+        return self.base / "volume/staging" / name_of("index", target_key("t"))
 
     def sync(self, spoil: Any = None, **options: Any) -> tuple[Synced, Counted]:
         """Sync with a peer of its own; return what was done and the channel."""

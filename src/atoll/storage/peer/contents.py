@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +32,10 @@ from atoll.storage.files.tree import check_path, parent_of, unpack
 from atoll.storage.peer.names import opened
 from atoll.storage.protocol.replies import Conversation
 from atoll.storage.volume.arrival import arrive, make
-from atoll.storage.volume.locate import Place, VolumeRoot, locate
-from atoll.storage.volume.restore_lock import Gate
+from atoll.storage.volume.locate import Place, locate
+from atoll.storage.volume.locks import RestoreLock
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import create_file, new_file
 from atoll.wire.channel import Channel
 
 MAX_HANDLES = 512
@@ -67,7 +68,7 @@ class Contents:
         gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
         self._gate = gate
@@ -174,7 +175,7 @@ class Contents:
 
     def _write(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Replace a file in one step by what follows in `data` messages, up to `commit`."""
-        with Conversation(self._channel, "write") as conversation, new_file(self._volume) as (name, descriptor):
+        with Conversation(self._channel, "write") as conversation, new_file(self._volume.staging) as (name, descriptor):
             while (message := self._channel.receive()).type == "data":
                 for content in message.buffers:
                     linux.write_all(descriptor, content)
@@ -200,7 +201,7 @@ class Contents:
             os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
         os.fsync(descriptor)
         reached("written")
-        with self._gate.passing():
+        with self._gate.shared():
             arrive(self._volume.staging, name, find, exclusive=new)
 
     # --- by handle ----------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class Contents:
                 _check_replaceable(place)
                 if mode == "exclusive" and place.found is not None:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            name, descriptor = _create(self._volume)
+            name, descriptor = create_file(self._volume.staging)
             handle = _Handle(path, descriptor, mode, name)
         else:
             raise ValueError(f"unknown mode `{mode}`")
@@ -313,26 +314,3 @@ def _ranges(header: dict[str, Any]) -> list[tuple[int, int | None]]:
 def _bounded(number: Any) -> int:
     """Return a number of bytes that the kernel takes: no file is so large."""
     return max(-_MOST_BYTES, min(int(number), _MOST_BYTES))
-
-
-def _create(volume: VolumeRoot) -> tuple[str, int]:
-    """Create a file in staging; it is locked while it is open, so that nobody takes it for a leftover."""
-    name = volume.temporary_name("file")
-    while True:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=volume.staging)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return name, descriptor
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def new_file(volume: VolumeRoot) -> Iterator[tuple[str, int]]:
-    """Create a file in staging that is gone at the end, unless it was renamed."""
-    name, descriptor = _create(volume)
-    try:
-        yield name, descriptor
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=volume.staging)
-        os.close(descriptor)

@@ -21,12 +21,13 @@ from atoll.storage.content.copy import clone
 from atoll.storage.content.extents import copy_content
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS, check_path
-from atoll.storage.peer.contents import new_file
 from atoll.storage.peer.names import opened
-from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.arrival import arrive
-from atoll.storage.volume.locate import OPEN_DIRECTORY, Place, VolumeRoot, locate
-from atoll.storage.volume.restore_lock import Gate
+from atoll.storage.volume.locate import OPEN_DIRECTORY, Place, locate
+from atoll.storage.volume.locks import RestoreLock
+from atoll.storage.volume.removal import remove_tree
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import new_file, new_name
 from atoll.wire.channel import Channel
 
 MAX_DEPTH = 250
@@ -44,7 +45,7 @@ class Copying:
         gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
         self._gate = gate
@@ -84,19 +85,19 @@ class Copying:
 
     def _arrive(self, name: str, header: dict[str, Any]) -> None:
         reached("copied")
-        with self._gate.passing():
+        with self._gate.shared():
             arrive(self._volume.staging, name, lambda: self._target(header))
 
     def _copy_file(self, place: Place, target: Place, header: dict[str, Any]) -> None:
         if target.path == place.path:
             raise OSError(errno.EINVAL, "source and target are the same file")
-        with new_file(self._volume) as (name, descriptor):
+        with new_file(self._volume.staging) as (name, descriptor):
             self._fill(place.parent, place.name, descriptor)
             os.fsync(descriptor)
             self._arrive(name, header)
 
     def _copy_symlink(self, place: Place, header: dict[str, Any]) -> None:
-        name = self._volume.temporary_name("new")
+        name = new_name("new")
         os.symlink(os.readlink(place.name, dir_fd=place.parent), name, dir_fd=self._volume.staging)
         try:
             self._arrive(name, header)
@@ -110,7 +111,7 @@ class Copying:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target.path)
         if not place.name or f"{target.path}/".startswith(f"{place.path}/"):
             raise OSError(errno.EINVAL, "a directory cannot be copied into itself")
-        staging, name = self._volume.staging, self._volume.temporary_name("tree")
+        staging, name = self._volume.staging, new_name("tree")
         os.mkdir(name, 0o700, dir_fd=staging)
         top = os.open(name, OPEN_DIRECTORY, dir_fd=staging)
         try:
@@ -123,7 +124,7 @@ class Copying:
             self._arrive(name, header)
         finally:
             with contextlib.suppress(OSError):
-                filesystem.remove_tree(staging, name)
+                remove_tree(staging, name)
             os.close(top)
 
     def _copy_below(self, source: int, target: int, depth: int) -> None:

@@ -36,9 +36,9 @@ from atoll.storage.snapshots.peer import Snapshots
 from atoll.storage.sync.cleanup import clean, collect
 from atoll.storage.sync.peer import Mirror
 from atoll.storage.volume import locate
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import Pace
-from atoll.storage.volume.restore_lock import Gate
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import FrameError
 
@@ -65,7 +65,7 @@ class Peer:
         self._volume = volume
         self._channel = channel
         self._mirror = Mirror(volume, channel, MOST_SILENT_SECONDS.get(client))
-        self._gate = Gate(volume, channel)
+        self._gate = RestoreLock(volume, channel)
         self._contents = Contents(volume, channel, self._gate)
         self._snapshots = Snapshots(volume, channel, cloner)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
@@ -118,7 +118,7 @@ class Peer:
         return False where that failed and has been answered."""
         try:
             if request in CHANGING:
-                held.enter_context(self._gate.passing())
+                held.enter_context(self._gate.shared())
             else:
                 self._gate.refresh()
         except REPORTED:

@@ -15,10 +15,11 @@ from atoll.storage.files.scan import Scan, scan_target
 from atoll.storage.files.status import Status, status_of
 from atoll.storage.files.tree import MODE_BITS, check_path, pack, pack_tree
 from atoll.storage.protocol.replies import Unreadable
-from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.arrival import arrive, make
-from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, VolumeRoot, locate
-from atoll.storage.volume.restore_lock import Gate
+from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, locate
+from atoll.storage.volume.locks import RestoreLock
+from atoll.storage.volume.removal import remove_tree
+from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.walk import Walk
 from atoll.wire.channel import Channel
 
@@ -32,7 +33,7 @@ class Files:
         gate: is passed by what changes the volume.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: Gate) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
         self._gate = gate
@@ -233,7 +234,7 @@ class Files:
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
         trash = None
-        with self._gate.passing(), self._locate(header["path"], follow=False) as place:
+        with self._gate.shared(), self._locate(header["path"], follow=False) as place:
             info = place.existing()
             if not place.name:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be removed")
@@ -244,7 +245,7 @@ class Files:
             else:
                 os.rmdir(place.name, dir_fd=place.parent)
         if trash is not None:
-            filesystem.remove_tree(self._volume.staging, trash)
+            remove_tree(self._volume.staging, trash)
         self._channel.send({"type": "done"})
 
 

@@ -22,7 +22,9 @@ from atoll.model.findings import Finding
 from atoll.storage.selftest import trials
 from atoll.storage.selftest.network_disks import promises
 from atoll.storage.selftest.trials import Missing
-from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot
+from atoll.storage.volume.locate import OPEN_DIRECTORY
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import new_name
 
 _LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_INODES = 10_000
@@ -118,7 +120,7 @@ def tried(check: Check, directory: int) -> Finding:
 @contextlib.contextmanager
 def _scratch(volume: VolumeRoot) -> Iterator[int]:
     """Make a directory below staging that is removed at the end; it is locked, so that nobody takes it for a leftover."""
-    name = volume.temporary_name("tree")
+    name = new_name("tree")
     os.mkdir(name, 0o700, dir_fd=volume.staging)
     descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=volume.staging)
     try:

@@ -21,8 +21,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -31,17 +29,16 @@ from atoll import linux
 from atoll.errors import SnapshotError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS
-from atoll.storage.peer.contents import new_file
 from atoll.storage.snapshots.stamps_file import StampReader
 from atoll.storage.snapshots.tree_copy import Previous, usual_way
 from atoll.storage.snapshots.values import COPY, Snapshot, check_name, read_snapshot
 from atoll.storage.volume import locate
-from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, open_below
+from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, open_below
 from atoll.storage.volume.locks import holding
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import leftovers, new_file, new_name, read_json
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_RECORD = 1 << 20
-_ID_BYTES = 8
 
 
 class Archive:
@@ -92,7 +89,7 @@ class Archive:
         if not self.has(name):
             raise SnapshotError(f"there is no snapshot `{name}`", hint="see `atoll data snapshots`", reason="missing")
         try:
-            return read_snapshot({**self._read(self.records, f"{name}.json"), "name": name})
+            return read_snapshot({**read_json(self.records, f"{name}.json"), "name": name})
         except (OSError, ValueError):  # removed just now, or damaged: what matters is the tree
             if not self.has(name):
                 raise SnapshotError(f"there is no snapshot `{name}`", reason="missing") from None
@@ -168,7 +165,7 @@ class Archive:
     @contextlib.contextmanager
     def staged(self, kind: str) -> Iterator[str]:
         """Make a directory in staging that is gone at the end, unless it has been moved on; give its name."""
-        name = f"{kind}-{secrets.token_hex(_ID_BYTES)}"
+        name = new_name(kind)
         with holding(self._volume.locks, name, exclusive=True, wait=lambda: True):
             os.mkdir(name, 0o700, dir_fd=self.staging)
             try:
@@ -238,8 +235,7 @@ class Archive:
 
     def remove(self, name: str) -> None:
         """Take a snapshot out of sight, durably; its tree is removed with those that syncs have replaced."""
-        old = f"old-{time.time_ns()}-{secrets.token_hex(4)}"
-        locate.move(self.trees, name, self.staging, old)
+        locate.move(self.trees, name, self.staging, new_name("old"))
         os.fsync(self.trees)
         os.fsync(self.staging)
         reached("snapshot_unnamed", snapshot=name)
@@ -248,19 +244,11 @@ class Archive:
 
     def write_json(self, directory: int, name: str, data: dict[str, Any]) -> None:
         """Write a file of one of the private directories, whole and durably."""
-        with new_file(self._volume) as (staged, descriptor):
+        with new_file(self.staging) as (staged, descriptor):
             linux.write_all(descriptor, json.dumps(data).encode())
             os.fsync(descriptor)
             os.rename(staged, name, src_dir_fd=self.staging, dst_dir_fd=directory)
         os.fsync(directory)
-
-    @staticmethod
-    def _read(directory: int, name: str) -> dict[str, Any]:
-        with os.fdopen(os.open(name, _READ, dir_fd=directory), "rb") as file:
-            data = json.loads(file.read(_MOST_RECORD))
-        if not isinstance(data, dict):
-            raise ValueError("a record must be an object")
-        return data
 
     def _drop_records(self, name: str) -> None:
         for kind in ("stamps", "json"):
@@ -306,13 +294,11 @@ class Archive:
 
     def recover(self) -> None:
         """Finish or drop what dead peers have left."""
-        for name in locate.names(self.staging):
+        for _, _, name in leftovers(self.staging, "snapshot", "restore"):
             stage, _, _ = name.partition(".")
-            kind, _, key = stage.partition("-")
-            if kind in ("snapshot", "restore") and len(key) == _ID_BYTES * 2:
-                with holding(self._volume.locks, stage, exclusive=True, wait=None) as held:
-                    if held:
-                        self._recover_stage(stage)
+            with holding(self._volume.locks, stage, exclusive=True, wait=None) as held:
+                if held:
+                    self._recover_stage(stage)
         for name in locate.names(self.records):
             base, _, kind = name.rpartition(".")
             if kind in ("json", "stamps") and not self.has(base):
@@ -331,7 +317,7 @@ class Archive:
             OSError: which of the two it is cannot be told, or it cannot be done: everything stays for the next time.
         """
         try:
-            data = self._read(self.staging, f"{stage}.json")
+            data = read_json(self.staging, f"{stage}.json")
             found = os.stat(stage, dir_fd=self.staging, follow_symlinks=False)
         except FileNotFoundError:  # no exchange was about to be made, or the tree has gone where it belongs
             self._drop(stage)

@@ -38,9 +38,9 @@ from atoll.storage.snapshots.tree_copy import TreeCopy, open_directory
 from atoll.storage.snapshots.values import COPY, Snapshot, check_name
 from atoll.storage.sync import cleanup, switch_record
 from atoll.storage.volume import locate as filesystem
-from atoll.storage.volume.locate import OPEN_DIRECTORY, VISIBLE, Place, VolumeRoot, locate
-from atoll.storage.volume.locks import holding, readable, still_connected, target_key
-from atoll.storage.volume.restore_lock import EXCHANGE_LOCK
+from atoll.storage.volume.locate import OPEN_DIRECTORY, VISIBLE, Place, locate
+from atoll.storage.volume.locks import RestoreLock, Waiting, holding_target
+from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.walk import Walk
 from atoll.wire.channel import Channel, ChannelClosed
 
@@ -65,7 +65,7 @@ class Snapshots:
         self._volume = volume
         self._channel = channel
         self._opened: Archive | None = None
-        self._said = False
+        self._wait = Waiting(channel)
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
         """Return what is answered, by the type of its message."""
@@ -95,36 +95,8 @@ class Snapshots:
             switch_record.clean(self._volume)
         self._archive.recover()
 
-    def _wait(self) -> bool:
-        if not self._said:
-            self._channel.send({"type": "waiting"})
-            self._said = True
-        return self._still_there()
-
     def _until(self, end: float) -> Callable[[], bool]:
-        return lambda: self._still_there() and time.monotonic() < end
-
-    def _still_there(self) -> bool:
-        if not still_connected(self._channel.fileno()):
-            raise ChannelClosed("the client has gone")
-        return True
-
-    @contextlib.contextmanager
-    def _turn(self, path: str, wait: Callable[[], bool]) -> Iterator[bool]:
-        """Hold the locks that a sync to `path` would hold; gives whether they are held."""
-        with contextlib.ExitStack() as stack:
-            parts, held = path.split("/") if path else [], True
-            for depth in range(len(parts) + 1):
-                name, last = target_key("/".join(parts[:depth])), depth == len(parts)
-                held = held and stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
-            yield held
-
-    @contextlib.contextmanager
-    def _alone(self, path: str, wait: Callable[[], bool]) -> Iterator[bool]:
-        """Hold these locks, and keep all others from changing the volume; gives whether that is so."""
-        with self._turn(path, wait) as held, contextlib.ExitStack() as stack:
-            lock = holding(self._volume.locks, EXCHANGE_LOCK, exclusive=True, wait=wait)
-            yield held and stack.enter_context(lock)
+        return lambda: self._wait.connected() and time.monotonic() < end
 
     # --- making -----------------------------------------------------------------------------------------------------
 
@@ -136,8 +108,8 @@ class Snapshots:
         with archive.busy_with(name, alone=True):
             archive.check_unused(name)
             path = self._real(check_path(header["path"]))
-            self._said = False
-            with self._turn(path, self._wait), archive.staged("snapshot") as stage:
+            self._wait = Waiting(self._channel)
+            with holding_target(self._volume.locks, path, wait=self._wait), archive.staged("snapshot") as stage:
                 made = archive.complete(stage, self._copy(path, name, stage))
         self._channel.send({"type": "done", "snapshot": asdict(made)})
 
@@ -283,15 +255,18 @@ class Snapshots:
             path = _relative(snapshot.path)
             stage = stack.enter_context(archive.staged("restore"))
             self._stage_restore(snapshot, stage)
-            self._said = False
+            self._wait = Waiting(self._channel)
             while True:
                 self._say_when_ready(path)
                 last = self._channel.receive().type
                 conversation.finished()
                 if last != "commit":
                     return
-                cleanup.bring_all(self._volume)  # no function runs: what they left in replaced trees is of before
-                with self._alone(path, self._until(time.monotonic() + EXCHANGE_SECONDS)) as alone:
+                cleanup.copy_all_late_writes(
+                    self._volume
+                )  # no function runs: what they left in replaced trees is of before
+                until = self._until(time.monotonic() + EXCHANGE_SECONDS)
+                with RestoreLock.alone(self._volume, path, until) as alone:
                     if alone:
                         kept = self._exchange(snapshot, path, stage)
                         break
@@ -308,9 +283,9 @@ class Snapshots:
         """Wait until nothing is in the way of an exchange, or the client says something."""
 
         def wait() -> bool:
-            return not self._channel.pending and not readable(self._channel.fileno()) and self._wait()
+            return not self._channel.readable() and self._wait()
 
-        with self._alone(path, wait) as alone:
+        with RestoreLock.alone(self._volume, path, wait) as alone:
             pass  # it is let go of again: functions that still run, and are waited for, may sync
         if alone:
             self._channel.send({"type": "ready"})

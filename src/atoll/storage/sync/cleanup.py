@@ -1,4 +1,8 @@
-"""What is done in staging besides the work: recover what a crash has cut, and remove what nobody needs any more."""
+"""Upkeep of `staging`: recover the work that a crash has cut, and remove leftovers and replaced trees.
+
+`clean` comes before each sync and does little; `collect` is a request of the daemon, from time to time. The table
+`volume.staging.KINDS` says how each kind of name is reclaimed.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,41 @@ import time
 from pathlib import Path
 
 from atoll.storage.sync import switch_record
-from atoll.storage.sync.index import KEPT_SECONDS
-from atoll.storage.sync.late_writes import Origin, note_name, rescue
-from atoll.storage.volume.locate import VolumeRoot, exists, move, names, remove_tree
-from atoll.storage.volume.locks import alone, holding, target_key
-from atoll.storage.volume.removal import OLD, Pace, Slowly
-
-ABANDONED_SECONDS = 24 * 3600.0
-"""How long what an interrupted sync has received is kept for the next one to its target."""
-
-QUIET_SECONDS = 30.0
-"""A file or tree that has been written to lately most likely has a writer that lives: `collect` need not look."""
-
-_AFTER_SECONDS = {
-    "stage-": ABANDONED_SECONDS,
-    "partial-": ABANDONED_SECONDS,
-    "file-": QUIET_SECONDS,
-    "tree-": QUIET_SECONDS,
-    "new-": QUIET_SECONDS,
-    "index-": KEPT_SECONDS,
-}
+from atoll.storage.sync.late_writes import rescue
+from atoll.storage.volume.locate import exists, move
+from atoll.storage.volume.locks import holding, holding_target
+from atoll.storage.volume.removal import Pace, Slowly, remove_tree
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import (
+    KINDS,
+    NOTE,
+    QUIET_SECONDS,
+    Reclaim,
+    ReplacedTree,
+    leftovers,
+    new_name,
+    parse,
+    replaced_ns,
+)
 
 _AT_ONCE = 500
-"""How many inodes a sync frees before its own work: what dead peers left must not hold it up."""
+"""Inodes that a sync frees before its own work: leftovers of dead peers must not hold it up."""
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def clean(volume: VolumeRoot) -> None:
-    """Finish or undo what dead peers have left; of much that is to be removed, only a part, unless the disk is full.
+    """Finish or undo the work of dead peers, and remove a part of their leftovers; all, where the disk is full.
 
-    What an interrupted sync has received stays for the next one to its target.
+    The contents of an interrupted sync stay for the next one to its target.
     """
     switch_record.clean(volume)
-    for name in names(volume.staging):
-        if name.startswith(("file-", "tree-")):
-            _throw_away_unlocked(volume, name)
+    unlocked = [kind for kind, row in KINDS.items() if row.reclaim is Reclaim.UNLOCKED]
+    for kind, _, name in leftovers(volume.staging, *unlocked):
+        _throw_away_unlocked(volume, kind, name)
     with contextlib.suppress(_Enough):
-        for name in names(volume.staging):
-            if name.startswith("trash-"):
-                _remove(volume, name, Pace(portion=_AT_ONCE, wait=_enough))
+        for _, _, name in leftovers(volume.staging, "trash"):
+            _remove(volume, name, Pace(portion=_AT_ONCE, wait=_enough))
 
 
 class _Enough(Exception):
@@ -60,11 +59,10 @@ def _enough(_: float) -> None:
 
 
 def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None = None) -> int:
-    """Remove the trees that were replaced (before a moment, where one is given), and what dead peers left.
+    """Remove the trees that were replaced (before a moment, where one is given), and the leftovers of dead peers.
 
     Args:
-        before_ns: when the oldest sandbox that lives was started, nanoseconds since the epoch; it may have older ones
-            open.
+        before_ns: when the oldest living sandbox was started, nanoseconds since the epoch; it may have newer ones open.
         pace: how slowly; None takes no pauses.
 
     Returns:
@@ -73,122 +71,114 @@ def collect(volume: VolumeRoot, before_ns: int | None = None, pace: Pace | None 
     clean(volume)
     pace = pace or Pace(portion=0)
     removed = 0
-    for name in names(volume.staging):
-        old = OLD.fullmatch(name)
-        if old and (before_ns is None or int(old[1]) < before_ns):
-            removed += _remove_replaced(volume, name, pace)
-        elif name.startswith("trash-"):
-            _remove(volume, name, pace)
-        elif name.startswith(("stage-", "partial-")):
-            _drop_abandoned(volume, name)
-        elif name.startswith("index-"):
-            _drop_unused(volume, name)
-        elif name.startswith("new-"):
-            _drop_unfinished(volume, name)
+    for kind, key, name in leftovers(volume.staging):
+        row, moment_ns = KINDS[kind], replaced_ns(name)
+        match row.reclaim:
+            case Reclaim.UNSEEN if moment_ns is not None and (before_ns is None or moment_ns < before_ns):
+                removed += _remove_replaced(volume, name, pace)
+            case Reclaim.REMOVED:
+                _remove(volume, name, pace)
+            case Reclaim.ABANDONED:
+                with holding(volume.locks, key, exclusive=True, wait=None) as held:
+                    if held:
+                        _discard_old(volume, name, row.seconds)
+            case Reclaim.OLD:
+                _discard_old(volume, name, row.seconds)
     _drop_notes(volume)
     return removed
 
 
 def worth_collecting(staging: Path, before_ns: int) -> bool:
-    """Whether `collect` would find something to do; for who must not touch what is there.
+    """Return whether `collect` would find something to do; it touches nothing.
 
     Raises:
         OSError: the directory cannot be listed.
     """
     now = time.time()
     for name in os.listdir(staging):
-        old = OLD.fullmatch(name)
-        if name.startswith(("trash-", "switch-", "record-", "snapshot-", "restore-")) or (
-            old and int(old[1]) < before_ns
-        ):
+        kind, _ = parse(name)
+        if not kind:
+            continue
+        row, moment_ns = KINDS[kind], replaced_ns(name)
+        if row.reclaim is Reclaim.UNSEEN:
+            if moment_ns is not None and moment_ns < before_ns:
+                return True
+        elif not row.seconds:
             return True
-        seconds = next((seconds for kind, seconds in _AFTER_SECONDS.items() if name.startswith(kind)), None)
-        if seconds is not None:
+        else:
             with contextlib.suppress(FileNotFoundError):
-                if now - os.lstat(staging / name).st_mtime > seconds:
+                if now - os.lstat(staging / name).st_mtime > row.seconds:
                     return True
     return False
 
 
+def copy_all_late_writes(volume: VolumeRoot) -> None:
+    """Copy the late writes of all replaced trees to their mirrors, for the last time; no sandbox lives."""
+    for _, _, name in leftovers(volume.staging, "old"):
+        if replaced_ns(name) is not None:
+            with contextlib.suppress(OSError):
+                if rescue(volume, name):
+                    os.unlink(name + NOTE, dir_fd=volume.staging)
+
+
 def _remove_replaced(volume: VolumeRoot, name: str, pace: Pace) -> bool:
-    """Remove a replaced tree, when what was written into it since is where its mirror is now."""
-    with contextlib.suppress(OSError):  # what cannot be brought along now is tried again the next time
+    """Remove a replaced tree, after its late writes were copied to its mirror."""
+    with contextlib.suppress(OSError):  # the next `collect` tries again
         if rescue(volume, name):
             _remove(volume, name, pace)
             if not exists(volume.staging, name):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(note_name(name), dir_fd=volume.staging)
+                    os.unlink(name + NOTE, dir_fd=volume.staging)
             return True
     return False
 
 
 def _drop_notes(volume: VolumeRoot) -> None:
     """Remove the notes of trees that are gone, or that never came."""
-    found = set(names(volume.staging))
+    found = {name for _, _, name in leftovers(volume.staging, "old")}
     for name in found:
-        old = OLD.fullmatch(name.removesuffix(".json"))
-        if old and name != old[0] and old[0] not in found:
+        old = name.removesuffix(NOTE)
+        if name != old and replaced_ns(old) is not None and old not in found:
             with contextlib.suppress(OSError):
-                if _is_abandoned(volume, old[0]):
+                if _is_abandoned(volume, old):
                     os.unlink(name, dir_fd=volume.staging)
 
 
 def _is_abandoned(volume: VolumeRoot, old: str) -> bool:
-    """Whether nobody is just about to give a note its tree."""
+    """Return whether no peer is about to give a note its tree."""
     try:
-        target = Origin.read(volume, old).target
-    except ValueError:  # who writes it now will be done soon
-        return time.time() - os.stat(note_name(old), dir_fd=volume.staging).st_ctime > QUIET_SECONDS
-    with alone(volume.locks, target, target_key(target)) as held:
+        target = ReplacedTree.read(volume.staging, old).target
+    except ValueError:  # a peer that writes it now is done soon
+        return time.time() - os.stat(old + NOTE, dir_fd=volume.staging).st_ctime > QUIET_SECONDS
+    with holding_target(volume.locks, target) as held:
         return held and not exists(volume.staging, old)
 
 
 def _remove(volume: VolumeRoot, name: str, pace: Pace) -> None:
-    with contextlib.suppress(OSError):  # another peer may be at it; the rest is for the next time
+    with contextlib.suppress(OSError):  # another peer may be removing it too; the next `collect` goes on
         remove_tree(volume.staging, name, Slowly(pace))
 
 
-def _drop_abandoned(volume: VolumeRoot, name: str) -> None:
-    with holding(volume.locks, name.partition("-")[2], exclusive=True, wait=None) as held:
-        if held:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > ABANDONED_SECONDS:
-                    volume.discard(volume.staging, name)
-
-
-def _drop_unfinished(volume: VolumeRoot, name: str) -> None:
-    """Remove what was made to get another name at once, and did not: its maker was killed."""
+def _discard_old(volume: VolumeRoot, name: str, seconds: float) -> None:
     with contextlib.suppress(OSError):
-        if time.time() - os.stat(name, dir_fd=volume.staging, follow_symlinks=False).st_ctime > QUIET_SECONDS:
+        found = os.stat(name, dir_fd=volume.staging, follow_symlinks=False)
+        # A rename moves the change time: a tree that was made long ago may just have got this name.
+        changed = found.st_mtime if seconds > QUIET_SECONDS else found.st_ctime
+        if time.time() - changed > seconds:
             volume.discard(volume.staging, name)
 
 
-def bring_all(volume: VolumeRoot) -> None:
-    """Bring to their mirrors what was written into all replaced trees, once and for all; no sandbox lives."""
-    for name in names(volume.staging):
-        if OLD.fullmatch(name):
-            with contextlib.suppress(OSError):
-                if rescue(volume, name):
-                    os.unlink(note_name(name), dir_fd=volume.staging)
-
-
-def _drop_unused(volume: VolumeRoot, name: str) -> None:
-    with contextlib.suppress(OSError):
-        if time.time() - os.stat(name, dir_fd=volume.staging).st_mtime > KEPT_SECONDS:
-            os.unlink(name, dir_fd=volume.staging)
-
-
-def _throw_away_unlocked(volume: VolumeRoot, name: str) -> None:
-    """Make a file or tree that was being written a thing to be removed, unless its writer lives and holds its lock."""
+def _throw_away_unlocked(volume: VolumeRoot, kind: str, name: str) -> None:
+    """Rename an unfinished file or tree to a `trash` name, unless its writer lives and holds its lock."""
     with contextlib.suppress(OSError):
         descriptor = os.open(name, _READ, dir_fd=volume.staging)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            trash = volume.temporary_name("trash")
+            trash = new_name("trash")
             move(volume.staging, name, volume.staging, trash)
-            if name.startswith("file-"):
+            if kind == "file":
                 os.unlink(trash, dir_fd=volume.staging)
-            else:  # one that has just been made, and is not locked yet, must not live on
+            else:  # a tree without its lock was made just now, and must not live on
                 os.rmdir(trash, dir_fd=volume.staging)
         finally:
             os.close(descriptor)

@@ -27,6 +27,7 @@ from atoll.storage.content.digest import DIGEST_BYTES, UNKNOWN
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import Tree
 from atoll.storage.files.tree_wire import from_bytes, pack_entries, pack_names, to_bytes, unpack_entries, unpack_names
+from atoll.storage.volume.staging import KEPT_SECONDS
 
 _MAGIC = b"ATOLLIX3"
 _HEAD = struct.Struct("<8s32sI")
@@ -35,8 +36,6 @@ _CHANGED_AT = 3
 _UNSURE = -1
 FINE_CLOCK_NS = 20_000_000
 """Two ticks of the slowest kernel clock (100 Hz), by which file systems stamp changes."""
-KEPT_SECONDS = 90 * 24 * 3600.0
-"""How long an index that no sync uses is kept."""
 COARSE_CLOCK_NS = 2_000_000_000
 """The step of file systems that keep no fractions of a second (FAT has the widest)."""
 

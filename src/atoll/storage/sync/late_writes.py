@@ -15,83 +15,26 @@ modification time or its time of birth tells. Empty directories stay out, and al
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Self
 
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import Way
 from atoll.storage.files.scan import ROW, TOO_DEEP, scan_target
-from atoll.storage.files.tree import check_path, parent_of
+from atoll.storage.files.tree import parent_of
 from atoll.storage.sync.inodes import unpack_inodes
 from atoll.storage.volume import locate as filesystem
-from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, VolumeRoot, locate
-from atoll.storage.volume.locks import alone, target_key
+from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, locate
+from atoll.storage.volume.locks import holding_target
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import ReplacedTree
 
-_MAX_NOTE_BYTES = 1 << 30
 _LONGEST_NAME = 200
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a replaced tree was.
-
-    Args:
-        target: the mirror's resolved path, relative to the volume's root.
-        scope: what was replaced, relative to it.
-        moment_ns: when, nanoseconds since the epoch.
-        inodes: what is known of the tree (`storage.sync.inodes`); empty where nothing is.
-    """
-
-    target: str
-    scope: str
-    moment_ns: int
-    inodes: str = ""
-
-    def note(self, volume: VolumeRoot, old: str) -> None:
-        """Keep it beside the tree; without it the tree is removed as it is.
-
-        Raises:
-            OSError: it cannot be written; nothing is left of it.
-        """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(note_name(old), flags, 0o600, dir_fd=volume.staging)
-        try:
-            linux.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
-        except OSError:
-            os.unlink(note_name(old), dir_fd=volume.staging)
-            raise
-        finally:
-            os.close(descriptor)
-
-    @classmethod
-    def read(cls, volume: VolumeRoot, old: str) -> Self:
-        """Read the note of a replaced tree, which may be the record of its switch.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is torn, by a power cut after which no sandbox was left.
-        """
-        descriptor = os.open(note_name(old), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
-        with os.fdopen(descriptor, "rb") as file:
-            data = json.loads(file.read(_MAX_NOTE_BYTES))
-        try:
-            moment_ns = int(data["moment_ns"] if "moment_ns" in data else data["since_ns"] or data["generation"])
-            return cls(check_path(data["target"]), check_path(data["scope"] or ""), moment_ns, str(data["inodes"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the note of a replaced tree is malformed: {error!r}") from error
-
-
-def note_name(old: str) -> str:
-    """Return the name of the file that says where a replaced tree was."""
-    return f"{old}.json"
 
 
 def rescue(volume: VolumeRoot, old: str) -> bool:
@@ -104,7 +47,7 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
         OSError: the volume cannot be read or written.
     """
     try:
-        origin = Origin.read(volume, old)
+        origin = ReplacedTree.read(volume.staging, old)
         inodes = unpack_inodes(origin.inodes)
     except (FileNotFoundError, ValueError):
         return True
@@ -121,7 +64,7 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
             return True  # nobody could use it at the mirror either
         if not late:
             return True
-        with alone(volume.locks, origin.target, target_key(origin.target)) as held:
+        with holding_target(volume.locks, origin.target) as held:
             if not held:
                 return False
             volume.refresh()

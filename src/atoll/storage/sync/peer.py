@@ -33,8 +33,9 @@ from atoll.storage.sync.scope import scope_of
 from atoll.storage.sync.stage import Stage
 from atoll.storage.sync.switch_record import recover
 from atoll.storage.sync.target_state import Standing, index_after
-from atoll.storage.volume.locate import OPEN_PLACE, Place, VolumeRoot, locate
-from atoll.storage.volume.locks import holding, still_connected, target_key
+from atoll.storage.volume.locate import OPEN_PLACE, Place, locate
+from atoll.storage.volume.locks import Waiting, holding_target, target_key
+from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
@@ -88,21 +89,7 @@ class Mirror:
             raise SyncError("the target is `/data` itself", hint="name a directory below it")
         if real.split("/")[0] == SNAPSHOTS:
             raise SyncError(f"`/data/{SNAPSHOTS}` is read-only", hint="sync to another directory")
-        said = False
-
-        def wait() -> bool:
-            nonlocal said
-            if not said:
-                self._channel.send({"type": "waiting"})
-                said = True
-            if not still_connected(self._channel.fileno()):
-                raise ChannelClosed("the client has gone")
-            return True
-
-        parts = real.split("/")
-        for depth in range(len(parts) + 1):  # from the volume's root on, which is locked for snapshots and restores
-            name, last = target_key("/".join(parts[:depth])), depth == len(parts)
-            stack.enter_context(holding(self._volume.locks, name, exclusive=last, wait=wait))
+        stack.enter_context(holding_target(self._volume.locks, real, wait=Waiting(self._channel)))
         self._volume.refresh()
         recover(self._volume, target_key(real))
         # Another sync may have replaced it, or a directory above it, until the locks were held.

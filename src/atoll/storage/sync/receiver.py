@@ -23,12 +23,11 @@ from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import FILE, Entry, Tree, parent_of, printable
 from atoll.storage.sync.index import FINE_CLOCK_NS, settled
 from atoll.storage.sync.plan import Plan
-from atoll.storage.volume.locate import OPEN_DIRECTORY, VolumeRoot, open_below
-from atoll.storage.volume.root import QUICK_SECONDS
+from atoll.storage.volume.locate import OPEN_DIRECTORY, open_below
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import name_of
 
 _WORTH_WAITING_BYTES = 16 << 20
-_ENOUGH = 20
-"""So many files tell how long it takes to make one."""
 
 
 class Reception:
@@ -50,7 +49,7 @@ class Reception:
 
     def __init__(self, volume: VolumeRoot, key: str, plan: Plan) -> None:
         self._volume = volume
-        self.name, self._partial = f"stage-{key}", f"partial-{key}"
+        self.name, self._partial = name_of("stage", key), name_of("partial", key)
         self._send, self._put = plan.send, plan.put
         self.arrived: Tree = {}
         self.missing = set(self._send)
@@ -63,7 +62,6 @@ class Reception:
         self.read_back = ReadBack()
         self._resumed: dict[int, tuple[int, Hasher]] = {}
         self._make = maker("sha256")
-        self._opened, self._opened_slowly, self._slow = 0, 0, False
         self._old, self._scan = -1, Scan()
         self._source: tuple[str, int] = ("", -1)
         staging = volume.staging
@@ -71,7 +69,7 @@ class Reception:
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.name, self._partial, src_dir_fd=staging, dst_dir_fd=staging)
             reached("parted")
-        volume.make_apart(self.name)
+        volume.make_stage(self.name)
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
 
     def prepare(self, algorithm: str, old: int, scan: Scan) -> None:
@@ -141,11 +139,8 @@ class Reception:
                 raise _damaged(path)
             directory, name = self._enter(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            began = time.perf_counter()
             try:
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
-                self._opened += 1
-                self._opened_slowly += time.perf_counter() - began > QUICK_SECONDS
             except FileExistsError:  # from an interrupted sync, and not what the source has now
                 os.unlink(name, dir_fd=directory)
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
@@ -302,14 +297,8 @@ class Reception:
         while directory not in self._made:
             missing.append(directory)
             directory = parent_of(directory)
-        if self._opened >= _ENOUGH:  # where it is slow now, it stays so for minutes
-            self._slow = self._slow or 2 * self._opened_slowly > self._opened
-            self._opened = self._opened_slowly = 0
         for path in reversed(missing):
-            if self._slow:
-                self._volume.make_apart(path, self.root)
-            else:
-                os.mkdir(path, 0o700, dir_fd=self.root)
+            os.mkdir(path, 0o700, dir_fd=self.root)
             self._made.add(path)
 
     def pause(self) -> None:

@@ -34,8 +34,9 @@ from atoll.storage.sync.receiver import Reception
 from atoll.storage.sync.scope import is_within, scope_of
 from atoll.storage.sync.switch_record import Record, forget, read_record, settle
 from atoll.storage.volume import locate
-from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, Place, VolumeRoot
-from atoll.storage.volume.removal import old_name
+from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, Place
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import name_of, new_name
 
 MAX_SEPARATE = 8
 """Up to how many files and directories are made durable one by one; beyond, the whole file system is (`syncfs`).
@@ -85,7 +86,7 @@ class Stage:
         self._plan = plan
         self._atomic = atomic
         self._key = key
-        self._switch = f"switch-{key}"
+        self._switch = name_of("switch", key)
         self.complete_ns = 0
         """When what is new was complete, before functions could see it."""
         check_fits(plan, standing)
@@ -112,12 +113,11 @@ class Stage:
         return DIRECTORY in (self._standing[path].kind, self._new_entry(path, self._plan.put).kind)
 
     def _check_exchange(self) -> None:
-        names = [f"{kind}-{self._key}" for kind in ("probe", "probe2")]
+        names = [new_name("new") for _ in range(2)]
         staging = self._volume.staging
         try:
             for name in names:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=staging)
+                os.mkdir(name, dir_fd=staging)
             linux.exchange(staging, names[0], staging, names[1])
         except OSError as error:
             if error.errno in linux.NO_EXCHANGE:
@@ -344,7 +344,7 @@ class Stage:
                 return
             if self._atomic:
                 raise _no_exchange() from error
-            record.aside = old_name()
+            record.aside = new_name("old")
             again = record.write(self._volume, self._key)
             try:
                 os.fsync(again)

@@ -15,13 +15,12 @@ crash during recovery is recovered from like any other. A torn record means that
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from atoll import linux
 from atoll.errors import SyncError
@@ -30,13 +29,12 @@ from atoll.storage.files.directory_cursor import Way
 from atoll.storage.files.scan import TOO_DEEP, scan_target
 from atoll.storage.files.tree import DIRECTORY, Tree, parent_of
 from atoll.storage.sync.inodes import pack_inodes, unpack_inodes
-from atoll.storage.sync.late_writes import Origin, make_missing
+from atoll.storage.sync.late_writes import make_missing
 from atoll.storage.volume import locate as filesystem
-from atoll.storage.volume.locate import OPEN_PLACE, VolumeRoot, locate, names
-from atoll.storage.volume.locks import alone
-from atoll.storage.volume.removal import retire
-
-_MAX_RECORD_BYTES = 1 << 30
+from atoll.storage.volume.locate import OPEN_PLACE, locate
+from atoll.storage.volume.locks import holding_target
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import ReplacedTree, leftovers, name_of, new_name, read_json, retire, write_json
 
 
 @dataclass
@@ -74,23 +72,13 @@ class Record:
 
     def write(self, volume: VolumeRoot, key: str) -> int:
         """Write the record; returns it, open: it is not durable yet."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(f"record-{key}", flags, 0o600, dir_fd=volume.staging)
-        try:
-            linux.write_all(descriptor, json.dumps(asdict(self)).encode("ascii"))
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return write_json(volume.staging, name_of("record", key), asdict(self))
 
 
 def read_record(volume: VolumeRoot, key: str) -> Record | None:
     """Return the record of a target; None where there is none that is whole."""
     try:
-        descriptor = os.open(f"record-{key}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.staging)
-        with os.fdopen(descriptor, "rb") as file:
-            data: dict[str, Any] = json.loads(file.read(_MAX_RECORD_BYTES))
-        record = Record(**data)
+        record = Record(**read_json(volume.staging, name_of("record", key)))
         unpack_inodes(record.inodes)
         return record
     except (OSError, ValueError, TypeError):
@@ -100,7 +88,7 @@ def read_record(volume: VolumeRoot, key: str) -> Record | None:
 def forget(volume: VolumeRoot, key: str) -> None:
     """Remove the record of a target."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"record-{key}", dir_fd=volume.staging)
+        os.unlink(name_of("record", key), dir_fd=volume.staging)
         reached("forgotten")
 
 
@@ -114,23 +102,21 @@ def recover(volume: VolumeRoot, key: str) -> None:
     if record is not None:
         settle(volume, key, record)
         return
-    if filesystem.exists(volume.staging, f"switch-{key}"):
+    if filesystem.exists(volume.staging, name_of("switch", key)):
         # It came to no switch, and so no function saw it. (But for what another version left here: it may be old.)
-        retire(volume, f"switch-{key}")
+        retire(volume.staging, name_of("switch", key))
     forget(volume, key)
 
 
 def clean(volume: VolumeRoot) -> None:
     """Recover all targets at which nobody works."""
-    for name in names(volume.staging):
-        kind, _, key = name.partition("-")
-        if kind in ("record", "switch"):
-            with contextlib.suppress(OSError, ValueError):
-                record = read_record(volume, key)
-                with alone(volume.locks, record.target if record is not None else "", key) as held:
-                    if held:
-                        volume.refresh()
-                        recover(volume, key)
+    for _, key, _ in leftovers(volume.staging, "record", "switch"):
+        with contextlib.suppress(OSError, ValueError):
+            record = read_record(volume, key)
+            with holding_target(volume.locks, record.target if record is not None else "", key=key) as held:
+                if held:
+                    volume.refresh()
+                    recover(volume, key)
 
 
 def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] | None = None) -> bool:
@@ -145,7 +131,7 @@ def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] 
     Raises:
         OSError: something cannot be done; `recover` will try again.
     """
-    switch, began_ns = f"switch-{key}", time.time_ns()
+    switch, began_ns = name_of("switch", key), time.time_ns()
     # After a crash the moment of the exchange is not known, only one before it.
     moment_ns = began_ns if inodes is not None else record.generation
     inodes = unpack_inodes(record.inodes) if inodes is None else inodes
@@ -168,9 +154,9 @@ def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] 
             _carry_over(volume, switch, record, target, inodes)
         reached("settled")
     if won:
-        origin = Origin(record.target, record.scope or "", record.since_ns or moment_ns, pack_inodes(inodes))
+        origin = ReplacedTree(record.target, record.scope or "", record.since_ns or moment_ns, pack_inodes(inodes))
         _retire(volume, key, record, origin)
-        volume.discard(volume.staging, f"stage-{key}")  # the directories above what was received
+        volume.discard(volume.staging, name_of("stage", key))  # the directories above what was received
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
     forget(volume, key)
@@ -189,8 +175,8 @@ def _complete(volume: VolumeRoot, record: Record, switch: str, target: _Target) 
     return True
 
 
-def _retire(volume: VolumeRoot, key: str, record: Record, origin: Origin) -> None:
-    switch = f"switch-{key}"
+def _retire(volume: VolumeRoot, key: str, record: Record, origin: ReplacedTree) -> None:
+    switch = name_of("switch", key)
     try:
         found = os.stat(switch, dir_fd=volume.staging, follow_symlinks=False)
     except FileNotFoundError:
@@ -200,7 +186,7 @@ def _retire(volume: VolumeRoot, key: str, record: Record, origin: Origin) -> Non
     elif found.st_ino == record.new:
         volume.discard(volume.staging, switch)
     else:
-        retire(volume, switch, origin, f"record-{key}")
+        retire(volume.staging, switch, origin, name_of("record", key))
 
 
 def _inode(parent: int, name: str) -> int | None:
@@ -346,7 +332,7 @@ def _link(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) ->
     if had is None:
         os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
         return
-    staging, link = volume.staging, volume.temporary_name("new")
+    staging, link = volume.staging, new_name("new")
     os.link(name, link, src_dir_fd=old, dst_dir_fd=staging, follow_symlinks=False)
     try:
         linux.exchange(staging, link, new, name)

@@ -17,21 +17,18 @@ from atoll.storage.content.digest import UNKNOWN, Hasher, maker
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Tree, parent_of
 from atoll.storage.sync.index import Difference, Index, compare, decode, encode, index_of, settled
-from atoll.storage.volume.locate import VolumeRoot, open_below
+from atoll.storage.volume.locate import open_below
+from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import name_of, new_file
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIECE_BYTES = 1 << 20
 
 
-def name_of(key: str) -> str:
-    """Return the name in staging of the index of the target with this key."""
-    return f"index-{key}"
-
-
 def load(volume: VolumeRoot, key: str) -> Index:
     """Read a target's index, and renew it; one that is missing or damaged is empty."""
     try:
-        descriptor = os.open(name_of(key), _READ, dir_fd=volume.staging)
+        descriptor = os.open(name_of("index", key), _READ, dir_fd=volume.staging)
         with os.fdopen(descriptor, "rb") as file:
             os.utime(file.fileno())
             return decode(file.read())
@@ -41,18 +38,10 @@ def load(volume: VolumeRoot, key: str) -> Index:
 
 def save(volume: VolumeRoot, key: str, index: Index) -> None:
     """Write a target's index in one step; where that fails the next sync compares more."""
-    name = volume.temporary_name("file")
-    with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=volume.staging)
-        try:
-            linux.write_all(descriptor, encode(index))
-            os.rename(name, name_of(key), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
-        except OSError:
-            os.unlink(name, dir_fd=volume.staging)
-            raise
-        finally:
-            os.close(descriptor)
+    staging = volume.staging
+    with contextlib.suppress(OSError), new_file(staging) as (name, descriptor):
+        linux.write_all(descriptor, encode(index))
+        os.rename(name, name_of("index", key), src_dir_fd=staging, dst_dir_fd=staging)
 
 
 class Standing:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import deque
 from dataclasses import dataclass
@@ -19,131 +18,14 @@ from typing import Self
 from atoll import linux
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
 from atoll.storage.files.tree import printable
-from atoll.storage.volume.root import QUICK_SECONDS, seconds_for_a_file, spread
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_SYMLINKS = 40  # the kernel's own limit for one lookup
-_MAX_DEPTH = 100
-_DRAWS, _DRAWS_BELOW = 8, 2
 
 
 VISIBLE = ".snapshots"
 """The name in `/data` at which functions see the snapshots, read-only; syncs, usage and snapshots leave it out."""
-
-RESTORED = "restored"
-"""A file in staging, whose time is that of the last restore."""
-
-_PARTS = {"data": 0o755, "staging": 0o700, "staging/locks": 0o700, "snapshots": 0o700, "snapshots/trees": 0o700}
-
-
-class VolumeRoot:
-    """A volume's directories, open.
-
-    Args:
-        path: the volume's directory; `data` and `staging` are made where they are missing.
-
-    Raises:
-        StateUnusable: they cannot be made or opened, or are on different file systems.
-    """
-
-    def __init__(self, path: str) -> None:
-        try:
-            for name, mode in _PARTS.items():
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(f"{path}/{name}", mode)
-            self.data = os.open(f"{path}/data", OPEN_DIRECTORY)
-            self.staging = os.open(f"{path}/staging", OPEN_DIRECTORY)
-            self.locks = os.open(f"{path}/staging/locks", OPEN_DIRECTORY)
-            self.snapshots = os.open(f"{path}/snapshots/trees", OPEN_DIRECTORY)
-        except OSError as error:
-            raise StateUnusable(
-                f"the volume cannot be opened: {error.strerror}",
-                hint="check that its disk is mounted writable and that the volume belongs to its user",
-            ) from error
-        self._mark = self._restored()
-        if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
-            raise StateUnusable("`data` and `staging` of the volume are on different file systems")
-        spread(self.staging)
-
-    def refresh(self) -> bool:
-        """Have `data` be the directory that has this name now: a restore may replace it.
-
-        Returns:
-            whether anything of the volume has been restored since the last time.
-        """
-        mark, self._mark = self._mark, self._restored()
-        mine, found = os.fstat(self.data), os.stat("../data", dir_fd=self.staging, follow_symlinks=False)
-        if (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino):
-            return mark != self._mark
-        current = os.open("../data", OPEN_DIRECTORY, dir_fd=self.staging)
-        try:
-            os.dup2(current, self.data, inheritable=False)
-        finally:
-            os.close(current)
-        return True
-
-    def _restored(self) -> int:
-        try:
-            return os.stat(RESTORED, dir_fd=self.staging, follow_symlinks=False).st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def mark_restored(self) -> None:
-        """Tell all peers that something of the volume has been replaced by what a snapshot held."""
-        descriptor = os.open(
-            RESTORED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging
-        )
-        try:
-            os.utime(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def temporary_name(self, kind: str) -> str:
-        """Return a new name below `staging`."""
-        return f"{kind}-{secrets.token_hex(8)}"
-
-    def make_apart(self, name: str, parent: int | None = None) -> None:
-        """Make a directory of `staging` whose files go to a part of the disk where nothing was removed lately.
-
-        Where that is the file system draws from the name that a directory is made under (see `placement`). A part
-        that turns out to be slow all the same is given up for another, a few times.
-
-        Args:
-            name: the directory, relative to `parent`.
-            parent: the open directory that gets it; `staging` by default.
-
-        Raises:
-            OSError: it cannot be made.
-        """
-        best, best_seconds = "", 0.0
-        for _ in range(_DRAWS if parent is None else _DRAWS_BELOW):
-            drawn = self.temporary_name("new")
-            os.mkdir(drawn, 0o700, dir_fd=self.staging)
-            seconds = seconds_for_a_file(self.staging, drawn)
-            if not best or seconds < best_seconds:
-                best, drawn, best_seconds = drawn, best, seconds
-            if drawn:
-                with contextlib.suppress(OSError):
-                    os.rmdir(drawn, dir_fd=self.staging)
-            if best_seconds < QUICK_SECONDS:
-                break
-        target = self.staging if parent is None else parent
-        os.rename(best, name, src_dir_fd=self.staging, dst_dir_fd=target)
-
-    def discard(self, parent: int, name: str) -> None:
-        """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""
-        if (trash := self.take(parent, name)) is not None:
-            remove_tree(self.staging, trash)
-
-    def take(self, parent: int, name: str) -> str | None:
-        """Take what stands at `name` out of sight in one step; return what it is called in staging, None for nothing."""
-        trash = self.temporary_name("trash")
-        try:
-            move(parent, name, self.staging, trash)
-        except FileNotFoundError:
-            return None
-        return trash
 
 
 @dataclass
@@ -336,66 +218,6 @@ def make_writable(parent: int, name: str) -> None:
             os.chmod(f"/proc/self/fd/{descriptor}", mode | 0o700)
     finally:
         os.close(descriptor)
-
-
-class Removing:
-    """How `remove_tree` takes away each name; a subclass may do it at a pace of its own."""
-
-    def file(self, parent: int, name: str) -> bool:
-        """Remove a file; return False where it is a directory, which is left.
-
-        Raises:
-            OSError: it cannot be removed.
-        """
-        try:
-            os.unlink(name, dir_fd=parent)
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.EPERM):
-                raise
-            return False
-        return True
-
-    def directory(self, parent: int, name: str) -> None:
-        """Remove an empty directory.
-
-        Raises:
-            OSError: it cannot be removed.
-        """
-        os.rmdir(name, dir_fd=parent)
-
-
-def remove_tree(parent: int, name: str, removing: Removing | None = None) -> None:
-    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
-
-    Args:
-        parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
-        removing: takes away each name; as fast as it goes by default.
-
-    Raises:
-        OSError: something cannot be removed.
-    """
-    pending = [name]
-    while pending:
-        _remove(parent, pending.pop(), parent, pending, 0, removing or Removing())
-
-
-def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, removing: Removing) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
-        if removing.file(parent, name):
-            return
-        make_writable(parent, name)
-        if depth >= _MAX_DEPTH:
-            moved = f"trash-{secrets.token_hex(8)}"
-            os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-            pending.append(moved)
-            return
-        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-        try:
-            for below in os.listdir(descriptor):
-                _remove(descriptor, below, top, pending, depth + 1, removing)
-        finally:
-            os.close(descriptor)
-        removing.directory(parent, name)
 
 
 _HINTS = {

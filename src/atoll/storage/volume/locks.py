@@ -1,4 +1,9 @@
-"""Locks between storage peers: files below `staging/locks` that exist only while somebody holds them."""
+"""Locks between storage peers, below `staging/locks`: targets of syncs, and the lock between requests and restores.
+
+A lock is a file that exists only while a peer holds or awaits it. A sync, a snapshot or a restore of a directory holds
+that target's lock exclusively and the locks of all directories above it shared: so two of them exclude each other where
+one's target is, or is above, the other's.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,19 @@ import os
 import select
 from collections.abc import Callable, Iterator
 
+from atoll.storage.volume.root import VolumeRoot
+from atoll.wire.channel import Channel, ChannelClosed
+
 _POLL_MS = 50
+_EXCHANGE = "restore"
 
 
 @contextlib.contextmanager
 def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bool] | None) -> Iterator[bool]:
-    """Hold the lock file `name`, which exists only while somebody does.
+    """Hold the lock file `name`, which exists only while a peer does.
 
     Args:
-        wait: is asked again and again while another holds the lock, and says whether to go on; None does not wait.
+        wait: is called again and again while another holds the lock, and returns whether to go on; None does not wait.
 
     Returns:
         whether the lock is held.
@@ -51,31 +60,105 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
 
 
 @contextlib.contextmanager
-def alone(directory: int, target: str, key: str) -> Iterator[bool]:
-    """Lock a target as a sync does, with what is above it, unless somebody is at work there; give whether it is."""
-    parts = target.split("/") if target else []
+def holding_target(
+    directory: int, path: str, *, key: str = "", wait: Callable[[], bool] | None = None
+) -> Iterator[bool]:
+    """Hold a target's lock exclusively, and those of the directories above it shared.
+
+    Args:
+        path: the target, with all symlinks resolved, relative to the volume's root.
+        key: names the target's lock, where the path is not known; by default that of the path.
+        wait: as for `holding`.
+
+    Returns:
+        whether all locks are held.
+    """
+    parts = path.split("/") if path else []
     with contextlib.ExitStack() as stack:
-        held = True
-        for depth in range(len(parts)):
-            name = target_key("/".join(parts[:depth]))
-            held = held and stack.enter_context(holding(directory, name, exclusive=False, wait=None))
-        yield held and stack.enter_context(holding(directory, key, exclusive=True, wait=None))
+        # From the volume's root on: snapshots and restores of all data lock that one.
+        held = all(
+            stack.enter_context(holding(directory, target_key("/".join(parts[:depth])), exclusive=False, wait=wait))
+            for depth in range(len(parts))
+        )
+        key = key or target_key(path)
+        yield held and stack.enter_context(holding(directory, key, exclusive=True, wait=wait))
 
 
 def target_key(path: str) -> str:
-    """Return what names a target in staging, by its path with all symlinks resolved."""
+    """Return the key of a target in staging, by its path with all symlinks resolved."""
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def readable(descriptor: int) -> bool:
-    """Whether the other end of a socket has said something, or has gone."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+class Waiting:
+    """The `wait` of a request: it tells the client once, and ends when the client is gone.
+
+    Args:
+        channel: the client.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._told = False
+
+    def __call__(self) -> bool:
+        if not self._told:
+            self._channel.send({"type": "waiting"})
+            self._told = True
+        return self.connected()
+
+    def connected(self) -> bool:
+        """Wait a moment for the client to go.
+
+        Raises:
+            ChannelClosed: the client is gone.
+        """
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLRDHUP)
+        if poll.poll(_POLL_MS):
+            raise ChannelClosed("the client has gone")
+        return True
 
 
-def still_connected(descriptor: int) -> bool:
-    """Wait a moment for the other end of a socket to go away; return whether it is still there."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return not poll.poll(_POLL_MS)
+class RestoreLock:
+    """Readers-writer lock: requests hold it shared for an instant, a restore alone while it swaps `/data`.
+
+    A request holds it while it changes names or contents, and never while it waits for its client or copies much.
+    So a restore, during which no function may begin, gets it at once.
+
+    Args:
+        volume: the volume's directories.
+        channel: the client.
+
+    Attributes:
+        on_restored: called after a restore of anything in the volume, before the next request is answered.
+    """
+
+    def __init__(self, volume: VolumeRoot, channel: Channel) -> None:
+        self._volume = volume
+        self._wait = Waiting(channel).connected
+        self.on_restored: list[Callable[[], None]] = []
+
+    def refresh(self) -> None:
+        """Open the volume's data anew, if a restore has replaced it."""
+        if self._volume.refresh():
+            for call in self.on_restored:
+                call()
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the lock for a brief change of the volume.
+
+        Raises:
+            ChannelClosed: the client went while it waited.
+        """
+        with holding(self._volume.locks, _EXCHANGE, exclusive=False, wait=self._wait):
+            self.refresh()
+            yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def alone(volume: VolumeRoot, path: str, wait: Callable[[], bool]) -> Iterator[bool]:
+        """Hold a target's locks and this one exclusively; gives whether they are held."""
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(holding_target(volume.locks, path, wait=wait))
+            yield held and stack.enter_context(holding(volume.locks, _EXCHANGE, exclusive=True, wait=wait))

@@ -9,55 +9,79 @@ live on, and those are quick to remove. Where the disk is nearly full, room is m
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import re
-import secrets
 import stat
 import time
 from collections.abc import Callable
 
 from atoll.storage.crash_points import reached
-from atoll.storage.sync.late_writes import Origin, note_name
-from atoll.storage.volume import locate
-from atoll.storage.volume.locate import VolumeRoot
+from atoll.storage.volume.locate import OPEN_DIRECTORY, make_writable
+from atoll.storage.volume.staging import new_name
 
-OLD = re.compile(r"old-(\d+)-[0-9a-f]+")
 _FULL_PER_CENT = 10
+_MAX_DEPTH = 100
 
 
-def old_name() -> str:
-    """Return a new name in staging for a tree that is replaced now."""
-    return f"old-{time.time_ns()}-{secrets.token_hex(4)}"
+class Removing:
+    """How `remove_tree` takes away each name; a subclass may do it at a pace of its own."""
+
+    def file(self, parent: int, name: str) -> bool:
+        """Remove a file; return False where it is a directory, which is left.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        try:
+            os.unlink(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+            return False
+        return True
+
+    def directory(self, parent: int, name: str) -> None:
+        """Remove an empty directory.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        os.rmdir(name, dir_fd=parent)
 
 
-def retire(volume: VolumeRoot, name: str, origin: Origin | None = None, record: str = "") -> None:
-    """Turn a leftover of `staging` that may be an old tree into one; what is not there is left alone.
+def remove_tree(parent: int, name: str, removing: Removing | None = None) -> None:
+    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
 
     Args:
-        origin: where it was, for what functions will still write into it.
-        record: a file of `staging` that can stand for it where the disk has no room for another one.
+        parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
+        removing: takes away each name; as fast as it goes by default.
 
     Raises:
-        OSError: the note of its origin cannot be kept; the tree stays where it is.
+        OSError: something cannot be removed.
     """
-    old, staging = old_name(), volume.staging
-    if origin is not None:
+    pending = [name]
+    while pending:
+        _remove(parent, pending.pop(), parent, pending, 0, removing or Removing())
+
+
+def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, removing: Removing) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+        if removing.file(parent, name):
+            return
+        make_writable(parent, name)
+        if depth >= _MAX_DEPTH:
+            moved = new_name("trash")
+            os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
+            pending.append(moved)
+            return
+        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
         try:
-            origin.note(volume, old)
-        except OSError:
-            _link_note(volume, record, old)
-        reached("noted")
-    try:
-        os.rename(name, old, src_dir_fd=staging, dst_dir_fd=staging)
-    except FileNotFoundError:
-        if origin is not None:
-            os.unlink(note_name(old), dir_fd=staging)
-    else:
-        reached("retired")
-
-
-def _link_note(volume: VolumeRoot, record: str, old: str) -> None:
-    os.link(record, note_name(old), src_dir_fd=volume.staging, dst_dir_fd=volume.staging)
+            for below in os.listdir(descriptor):
+                _remove(descriptor, below, top, pending, depth + 1, removing)
+        finally:
+            os.close(descriptor)
+        removing.directory(parent, name)
 
 
 def nearly_full(room: os.statvfs_result) -> bool:
@@ -98,7 +122,7 @@ class Pace:
                 self._wait(self._pause_seconds)
 
 
-class Slowly(locate.Removing):
+class Slowly(Removing):
     """Removes at a pace."""
 
     def __init__(self, pace: Pace) -> None:
