@@ -186,7 +186,7 @@ def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 def _is_own(entry: TracebackType) -> bool:
     code = entry.tb_frame.f_code
-    return code.co_filename.startswith(_OWN) or code.co_filename == getattr(pickling.cloudpickle(), "__file__", "")
+    return code.co_filename.startswith(_OWN) or code.co_filename == pickling.own_file()
 
 
 def _frame(entry: TracebackType, room: list[int]) -> list[Any]:

@@ -21,8 +21,9 @@ import os
 import pickle
 import sys
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterable
-from types import FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
+from types import CodeType, FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from atoll.wire.frames import Rope
@@ -112,6 +113,26 @@ def _slots(cls: Any) -> Any:
     return None if set_later else slots
 
 
+def own_file() -> str:
+    """Return the file name in the private module's code objects, as tracebacks show them."""
+    name: str = cloudpickle().dumps.__code__.co_filename
+    return name
+
+
+_FILE_NAME = 10
+"""The position of `co_filename` among the arguments of `CodeType`, in CPython 3.8 and later."""
+
+
+def _with_file_name(reduce: Callable[[CodeType], Any]) -> Callable[[CodeType], Any]:
+    """Return cloudpickle's reducer of code objects, with their file names: from 3.1.3 on it drops them."""
+
+    def reduce_code(code: CodeType) -> tuple[Any, ...]:
+        made, arguments = reduce(code)
+        return made, (*arguments[:_FILE_NAME], code.co_filename, *arguments[_FILE_NAME + 1 :])
+
+    return reduce_code
+
+
 # --- plain data -------------------------------------------------------------------------------------------------
 
 _ATOMS = frozenset({int, float, bool, complex, type(None)})
@@ -155,6 +176,8 @@ def _pickler_class() -> Any:
     base: Any = module.Pickler
 
     class Pickler(base):  # type: ignore[misc]  # the module is found at run time
+        dispatch_table: Any = ChainMap({CodeType: _with_file_name(module._code_reduce)}, base.dispatch_table)
+
         def __init__(self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
             self._by_value = by_value

@@ -26,7 +26,7 @@ def without_own_frames(error: Exception) -> Exception:
 
     What is left are the user's own reducers and modules. Where there are none, the error is printed as one line.
     """
-    own = (*_OWN_FILES, pickling.cloudpickle().__file__)
+    own = (*_OWN_FILES, pickling.own_file())
     one: BaseException | None = error
     seen: set[int] = set()
     while one is not None and id(one) not in seen:  # contexts are left alone: the caller may be handling one
