@@ -211,6 +211,27 @@ def test_a_file_with_pip_is_locked_upgraded_and_pruned(programs: Programs) -> No
     assert not list((home.path / "environments/.cache/conda").iterdir())
 
 
+def test_a_function_reads_an_env_yml_inside_its_sandbox(programs: Programs) -> None:
+    """A call from inside names a file of its sandbox; its environment needs no YAML library for that."""
+    found = programs.run(
+        """
+        @isolated(keep_alive=0)
+        def outer(text):
+            with open("/tmp/environment.yml", "w") as file:
+                file.write(text)
+            try:
+                return isolated("conda", env_yml="/tmp/environment.yml")(lambda: 1)()
+            except errors.EnvironmentBuildError as error:
+                return f"{error.message} {'yaml' in sys.modules}"
+
+        print(outer("channels: ['file:///etc']\\ndependencies: [alpha]"))
+        print(outer("channels: ["))
+        """
+    ).splitlines()
+    assert found[0] == "`file:///etc` names a place, which a call from inside a sandbox cannot do False"
+    assert re.match("cannot understand `/tmp/environment.yml`, which `env_yml` names: line 1: ", found[1])
+
+
 def _digest(channel: LocalChannel, name: str, version: str) -> str:
     (path,) = channel.directory.glob(f"*/{name}-{version}-0.tar.bz2")
     return hashlib.sha256(path.read_bytes()).hexdigest()

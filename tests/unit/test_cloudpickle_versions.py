@@ -66,7 +66,18 @@ def test_each_release_keeps_file_names_and_stays_out_of_tracebacks(
     if version != "locked":
         library = tmp_path / "library"
         wanted = f"cloudpickle{'>=3.1' if version == 'newest' else version}"
-        command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(library), wanted]
+        command = [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(library),
+            wanted,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         if done.returncode != 0:
             pytest.skip(f"no package index: {done.stderr[-200:]}")

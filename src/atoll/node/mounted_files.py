@@ -29,6 +29,7 @@ STAGE_SECONDS = 3600.0
 """For how long what is being made is left alone."""
 
 CLOUDPICKLE = "_atoll_cloudpickle.py"
+YAML = "_atoll_yaml"
 _PACKAGES = ("atoll", "fal_serverless")
 _COLD_PATH = ("atoll/__init__.py", "atoll/errors.py", "atoll/agent/", "atoll/payload/", "atoll/wire/", CLOUDPICKLE)
 """What an agent imports before it can serve: compiled before the first use."""
@@ -46,6 +47,11 @@ def _sources() -> dict[str, Path]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("cloudpickle is not installed")
     found[CLOUDPICKLE] = Path(spec.origin).with_name("cloudpickle.py")
+    spec = importlib.machinery.PathFinder.find_spec("yaml")  # for an `env_yml` that a function names
+    if spec is not None and spec.origin is not None:
+        for path in Path(spec.origin).parent.glob("*.py"):
+            if path.name != "cyaml.py":  # which needs a compiled module
+                found[f"{YAML}/{path.name}"] = path
     return found
 
 

@@ -24,7 +24,7 @@ import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from atoll.wire.frames import Rope
 
@@ -176,7 +176,7 @@ def _pickler_class() -> Any:
     base: Any = module.Pickler
 
     class Pickler(base):  # type: ignore[misc]  # the module is found at run time
-        dispatch_table: Any = ChainMap({CodeType: _with_file_name(module._code_reduce)}, base.dispatch_table)
+        dispatch_table: ClassVar[Any] = ChainMap({CodeType: _with_file_name(module._code_reduce)}, base.dispatch_table)
 
         def __init__(self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)

@@ -19,7 +19,7 @@ from typing import Any
 from atoll.payload import install as installed_sources
 
 MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
-OWN_PACKAGES = frozenset({"atoll", "fal_serverless", "_atoll_cloudpickle"})
+OWN_PACKAGES = frozenset({"atoll", "fal_serverless", "_atoll_cloudpickle", "_atoll_yaml"})
 _PACKAGE_DIRECTORIES = frozenset({"site-packages", "dist-packages"})
 
 
