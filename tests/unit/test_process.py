@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from atoll import process
-from atoll.environments.build import buildlog
+from atoll.environments.build import workshop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are supervised on Linux")
 
@@ -41,11 +41,11 @@ def test_of_endless_output_the_end_is_kept() -> None:
     assert peak < 20 << 20
 
 
-@pytest.mark.parametrize(("line", "count"), [("x", buildlog.MAX_LINES), ("x" * 4096, buildlog.MAX_CHARACTERS // 4096)])
+@pytest.mark.parametrize(("line", "count"), [("x", workshop.MAX_LINES), ("x" * 4096, workshop.MAX_CHARACTERS // 4096)])
 def test_lines_are_passed_on_up_to_a_bound(line: str, count: int) -> None:
     """Beyond the bound of lines or characters one line says so, and nothing follows."""
     passed: list[str] = []
-    bounded = buildlog.Bounded(passed.append)
+    bounded = workshop.BoundedLog(passed.append)
     for _ in range(count + 1000):
         bounded(line)
     assert passed[:count] == [line] * count

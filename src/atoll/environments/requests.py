@@ -1,4 +1,4 @@
-"""What a client may ask of the environments, as messages: names and JSON-compatible data in, data out."""
+"""Clients' requests about environments, as messages: names and JSON-compatible data in, data out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = (
 async def handle(
     store: EnvironmentStore, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Do what a request of one of `NAMES` asks.
+    """Perform a request named in `NAMES`.
 
     - `list`: gives `environments`, records with times in seconds since the epoch.
     - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`.

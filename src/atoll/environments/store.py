@@ -1,12 +1,12 @@
-"""The environments of one machine: each complete or absent, built once, never removed while it is used.
+"""The environments of one machine: each complete or absent, built once, never removed while in use.
 
-An environment is built in the builder's workshop and moved to its directory, where `record.json` is written last:
-without it, or with one that cannot be read, the directory counts as absent and is removed at the next start or request. Whoever builds or removes holds
-the environment's lock exclusively, sandboxes hold it shared. In one process all who ask share one task; in another
-process they wait for the lock, reading along in the log.
+An environment is built in the builder's workshop and moved to its directory, where `record.json` is written last.
+Without a readable record the directory counts as absent, and is removed at the next start or request. A build or
+removal holds the environment's lock exclusively, sandboxes hold it shared. Requests of one process share one task;
+other processes wait for the lock and follow the log.
 
-Requirements mostly leave a choice of versions, if only to what they depend on. An environment stays as it was first
-built, also when it is pruned and built again (`.pins`), until `upgrade` builds its next generation beside it.
+Most requirements allow several versions, at least of their dependencies. An environment keeps its first versions, also
+when it is pruned and built again (`.pins`), until `upgrade` builds its next generation beside it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.environments.asked import key
-from atoll.environments.build import buildlog, lockfile
+from atoll.environments.build import lockfile, workshop
 from atoll.environments.build.recipe import Recipe
 from atoll.environments.build.recipes import Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
 from atoll.environments.built import directory as shelf
 from atoll.environments.built import locks, records
 from atoll.environments.built.directory import translated
-from atoll.environments.built.layout import make_directory
-from atoll.environments.built.records import Environment, EnvironmentRecord
+from atoll.environments.built.records import Environment, EnvironmentRecord, make_directory
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
@@ -37,7 +36,7 @@ Progress = Callable[[str], None]
 
 _RECENT = 64
 _RECENT_SECONDS = 1.0
-"""For how many specs, and how long, the key is remembered: within it the index's configuration is not read again."""
+"""Number of specs, and seconds, for which a key is remembered without reading the index's configuration again."""
 
 
 def _silent(_line: str) -> None:
@@ -46,7 +45,7 @@ def _silent(_line: str) -> None:
 
 @dataclass(frozen=True)
 class Removed:
-    """What `prune` removed or would remove, and what it had to leave since a sandbox uses it."""
+    """Environments that `prune` removed or would remove, and those that a sandbox uses."""
 
     removed: tuple[EnvironmentRecord, ...] = ()
     in_use: tuple[EnvironmentRecord, ...] = ()
@@ -68,7 +67,7 @@ class EnvironmentStore:
     Args:
         directory: `ATOLL_HOME/environments`.
         confinement: runs the builder's commands in a sandbox.
-        builder_identity: whom they run as, and who owns what is built.
+        builder_identity: user and group of the commands, and owner of the environments.
         logs: where build logs are kept.
     """
 
@@ -87,11 +86,11 @@ class EnvironmentStore:
     # --- finding and building -----------------------------------------------------------------------------------
 
     async def ensure(self, spec: EnvironmentSpec, progress: Progress = _silent, *, nested: bool = False) -> Environment:
-        """Return the environment, which is built if it is absent.
+        """Return the environment, built first if it is absent.
 
         Args:
-            nested: a function asks; what it has built gets none of the owner's credentials (see `index`).
-            progress: is called with lines that say what is being done; not at all when the environment is there.
+            nested: a function asks; its build gets none of the owner's credentials (see `index`).
+            progress: called with lines about the build; not called for an existing environment.
 
         Raises:
             EnvironmentBuildError: it cannot be built as asked.
@@ -133,9 +132,9 @@ class EnvironmentStore:
             return environment, environment.key != old
 
     async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
-        """Return the lines that pin what the environment has: names, versions, hashes; no download addresses.
+        """Return the lines that pin the environment's packages: names, versions, hashes; no download addresses.
 
-        Hashes are there for what comes from an index as wheels.
+        Wheels from an index have hashes.
         """
         with translated(self.directory):
             environment = await self.ensure(spec, progress)
@@ -169,7 +168,7 @@ class EnvironmentStore:
         finally:
             build.listeners.remove(progress)
             if not build.listeners and not build.task.done():
-                self._forget(name, build.task)  # who asks from now on starts another
+                self._forget(name, build.task)  # later requests start another build
                 build.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await build.task
@@ -201,7 +200,7 @@ class EnvironmentStore:
             await asyncio.to_thread(self._shelf.discard, name)
             with contextlib.suppress(FileNotFoundError):
                 log_path.unlink()  # a new inode tells those who read along that this is another build
-            with buildlog.open_log(log_path) as log:
+            with workshop.open_log(log_path) as log:
 
                 def note(line: str) -> None:
                     print(line, file=log, flush=True)
@@ -221,7 +220,7 @@ class EnvironmentStore:
         if recipe.shown:
             note(f"Building environment {name[:8]} with Python {recipe.python}: {', '.join(recipe.shown)}")
         try:
-            built = await recipe.build(name, buildlog.Bounded(note))
+            built = await recipe.build(name, workshop.BoundedLog(note))
         except EnvironmentBuildError as error:
             error.hint += recipe.hint
             raise
@@ -297,7 +296,7 @@ class EnvironmentStore:
     async def prune(self, *, unused_seconds: float = 0.0, dry_run: bool = False) -> Removed:
         """Remove environments that nobody uses and that were last used at least `unused_seconds` ago.
 
-        Superseded generations go whatever their last use. What a sandbox holds stays.
+        Superseded generations are removed regardless of their last use. Environments in use stay.
         """
         with translated(self.directory):
             self.prepare()
@@ -321,7 +320,7 @@ class EnvironmentStore:
             await self._recipes.clear_caches()
 
     def prepare(self) -> None:
-        """Make the directories and, once in a process, remove what builds and removals left that were killed."""
+        """Make the directories and, once per process, remove leftovers of killed builds and removals."""
         if self._prepared and self.directory.is_dir():
             return
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)

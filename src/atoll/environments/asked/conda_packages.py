@@ -1,7 +1,7 @@
-"""What a conda environment is made of, as its author wrote it, read into values. Pure.
+"""Packages and channels of a conda environment, read into values. Pure.
 
-Two lists that say the same give equal values, so that they share one environment. The order of channels is part of
-what is said: a package comes from the first channel that has it.
+Equivalent lists give equal values, so that they share one environment. The order of channels counts: a package comes
+from the first channel that has it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import digest
 
 ALIAS = "https://conda.anaconda.org"
-"""Where a channel is that is given by its name, as for every conda client."""
+"""The server of channels that are given by name, as in every conda client."""
 
 DEFAULT = ("conda-forge", "pytorch")
 """The channels of an environment that names none."""
 
 _DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
-"""What `defaults` means."""
+"""The channels behind the name `defaults`."""
 
 _TOKEN = re.compile(r"/t/([^/\s]+)(?=/|\s|$)")
-"""The part of an address that lets in who has it; also where nothing follows."""
+"""The access token in an address, also at its end."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _OPERATOR = re.compile(r"\s*([<>=!~,|]+)\s*")
 _REMOTE = ("http", "https")
@@ -38,12 +38,12 @@ _REMOTE = ("http", "https")
 
 @dataclass(frozen=True)
 class CondaRequirements:
-    """What to install.
+    """Packages, channels and pip requirements to install.
 
     Args:
         packages: match specs in conda's words, sorted, without repetition.
         channels: addresses in order of rank; they may hold credentials, see `shown_channel`.
-        pip: what goes on top.
+        pip: requirements that pip names, installed over the packages.
     """
 
     packages: tuple[str, ...]
@@ -65,7 +65,7 @@ class CondaRequirements:
         return tuple(unquote(urlsplit(channel).path) for channel in self.channels if channel.startswith("file:"))
 
     def shown(self) -> tuple[str, ...]:
-        """Return what a record or a message may show: no credentials."""
+        """Return lines for a record or a message: no credentials."""
         lines = [cleaned(package) for package in self.packages]
         lines += [f"channel {shown_channel(channel)}" for channel in self.channels]
         return (*lines, *(f"pip {line}" for line in self.pip.redacted()))
@@ -132,8 +132,7 @@ def _bad(option: str, entry: str, why: str) -> EnvironmentBuildError:
 
 
 def refuse_host_paths(found: CondaRequirements) -> None:
-    """Refuse what names more than packages and addresses of the network, but in `pip`: for who may not see this
-    machine's files.
+    """Refuse local paths, for callers that may not see this machine's files; `pip` is not checked here.
 
     Raises:
         EnvironmentBuildError: an entry is something else; the message names it.
@@ -166,13 +165,13 @@ def facts(
     virtual: Mapping[str, str],
     pip_facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the key is the digest of.
+    """Return the facts whose digest is the key.
 
     Args:
         python: the version that was asked for, as the solver gets it.
         platform: of this machine, with its C library.
-        virtual: what the caller says of the machine (`CONDA_OVERRIDE_…`).
-        pip_facts: `key.pip_facts` of what goes on top.
+        virtual: the caller's overrides of the machine's abilities (`CONDA_OVERRIDE_…`).
+        pip_facts: `key.pip_facts` of the pip requirements.
     """
     return {
         "builder": key.BUILDER_VERSION,
@@ -195,11 +194,11 @@ def key_of(data: Mapping[str, Any]) -> str:
 
 
 def lock_text(found: CondaRequirements, packages: Iterable[tuple[str, str, str, str]], pip: Iterable[str]) -> str:
-    """Return what an environment has as an `env_yml` that pins it.
+    """Return an `env_yml` that pins the environment's packages.
 
     Args:
         packages: names, versions, builds and SHA-256 digests (hexadecimal, or empty) of the packages.
-        pip: `name==version` of what was installed on top.
+        pip: `name==version` of the packages that pip installed.
     """
     lines = ["channels:", *(f"  - {shown_channel(channel)}" for channel in found.channels), "dependencies:"]
     for name, version, build, sha256 in sorted(packages):
@@ -211,7 +210,7 @@ def lock_text(found: CondaRequirements, packages: Iterable[tuple[str, str, str, 
 
 
 def pinned(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the packages, and what is on top of them, that a lock names."""
+    """Return the packages and the pip requirements of a lock."""
     return (
         tuple(re.findall(r'^  - "([^"]+)"$', text, re.MULTILINE)),
         tuple(re.findall(r'^    - "([^"]+)"$', text, re.MULTILINE)),

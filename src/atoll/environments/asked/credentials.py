@@ -1,8 +1,8 @@
-"""Which of the owner's credentials a build may see: pure.
+"""The owner's credentials that a build may see: pure.
 
-Code of packages runs while sources are built, and can read what its builder reads. So a build is never given the files
-of the owner's home, but what is left of them here: of a netrc the entries of the hosts in use, of a `uv.toml` the
-settings that installing needs.
+Code of packages runs while sources are built, and can read its builder's files. So a build never gets the files of the
+owner's home, but extracts: from a netrc the entries of the hosts in use, from a `uv.toml` the settings that installing
+needs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def indexes_of(configuration: Mapping[str, Any]) -> list[str]:
 
 
 def for_builds(configuration: Mapping[str, Any], *, credentials: bool) -> str:
-    """Return a `uv.toml` with what installing needs of another, without its comments.
+    """Return a `uv.toml` with the settings of another that installing needs, without comments.
 
     Args:
         credentials: whether the addresses in it keep theirs.

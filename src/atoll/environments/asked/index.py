@@ -1,12 +1,12 @@
-"""Where packages come from: the caller's settings, in the words that the builder's process understands.
+"""The package index: the caller's settings, as variables and files of the builder's process.
 
-Settings of pip count where uv has none of the same meaning. What may hold credentials (variables, netrc, `uv.toml`)
-goes to the builder's process only: `Index` does not show it, and `facts`, which the key is made of, has none.
+Settings of pip count where uv has none of the same meaning. Variables, netrc and `uv.toml` may hold credentials: they
+go to the builder's process only. The repr of `Index` hides them, and `facts`, the key's input, has none.
 
-While wheels are installed no code of a package runs; while sources are built it does, and can read what the builder
-can. A function that asks for an environment could choose what is built, so such a build gets none of the owner's
-credentials; and where the function names addresses of its own, the whole request does not: what it names could ask
-the builder for them (uv puts variables into the addresses that a wheel depends on).
+Installing wheels runs no code of a package. Building sources does, and that code can read everything the builder can.
+A function that asks for an environment could choose the sources, so such a build gets none of the owner's credentials.
+If the function names addresses of its own, the whole request gets none: a wheel's dependencies can name variables in
+their addresses, and uv expands them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from atoll.errors import EnvironmentBuildError
 from atoll.model.mounts import Bind
 
 CONFIGURATION = "/opt/atoll-configuration"
-"""Where the build sandbox has the files that decide how to connect."""
+"""The build sandbox's directory of files about proxies and certificates."""
 
 _PASSED = (
     "UV_INDEX_STRATEGY",
@@ -56,7 +56,7 @@ _DECIDING = ("UV_INDEX_STRATEGY", "UV_EXCLUDE_NEWER", "UV_PRERELEASE")
 
 @dataclass(frozen=True)
 class Index:
-    """How the builder's process reaches packages.
+    """Settings with which the builder's process reaches packages.
 
     Args:
         variables: for its environment; may hold credentials.
@@ -64,7 +64,7 @@ class Index:
         private: pairs of a variable and the text of the file that it must point to; may hold credentials.
         withholds: whether the owner has credentials that are not in all of these.
         build_variables, build_private: the same for the phase in which code of packages runs.
-        facts: what of it decides the result, without credentials.
+        facts: the part that decides the result, without credentials.
         secrets: texts that no log may hold.
     """
 
@@ -121,7 +121,7 @@ def read(
     links = requirements.values("--find-links")
     links += words("UV_FIND_LINKS", "PIP_FIND_LINKS", pip_name="find-links")
     if extra and not variables.get("UV_INDEX") and not variables.get("UV_EXTRA_INDEX_URL"):
-        # pip's own words mean what they mean to pip: the indexes are one, and the best version of all wins
+        # pip's options keep pip's meaning: all indexes are searched as one, and the best version wins
         result.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     extra, links = list(dict.fromkeys(extra)), list(dict.fromkeys(links))
 

@@ -1,7 +1,7 @@
-"""What makes two environments the same: pure.
+"""The key of an environment, equal for equal environments: pure.
 
 The key is a digest of canonical JSON, so that no two fields can run into each other. Everything that decides the
-result is in it; what only decides how it is fetched (credentials, proxies, certificates) is not.
+result is in it; credentials, proxies and certificates, which only decide the way of fetching, are not.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def facts(
     index: Mapping[str, Any],
     contents: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what the key is the digest of.
+    """Return the facts whose digest is the key.
 
     Args:
-        index: what the caller's index settings decide, credentials stripped (see `index.Index.facts`).
+        index: facts of the caller's index settings, without credentials (see `index.Index.facts`).
         contents: for each local path its content's digest; a path of equal content elsewhere is the same.
     """
     return {
@@ -48,7 +48,7 @@ def facts(
 
 
 def pip_facts(requirements: Requirements, *, index: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
-    """Return the part of `facts` that is about what pip's words name."""
+    """Return the part of `facts` about pip requirements."""
     return {
         "packages": [strip_credentials(package) for package in requirements.packages],
         "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),

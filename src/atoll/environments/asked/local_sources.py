@@ -1,4 +1,4 @@
-"""What is in a local path that a requirement names: its digest, so that an edit gives another environment."""
+"""Digests of local paths in requirements, so that an edit gives another environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SKIPPED = (
 
 
 def skipped(name: str) -> bool:
-    """Whether a file or directory of this name is there only by the tree's use, and not part of what is installed."""
+    """Return whether a name is a by-product of using the tree (caches, environments), and not part of the package."""
     return f" {name} " in _SKIPPED or name.endswith((".pyc", ".egg-info"))
 
 
@@ -94,7 +94,7 @@ def _raise(error: OSError) -> None:
 
 
 def copy_source(source: Path, copy: Path) -> None:
-    """Copy a file or source tree for a build, which may write into it; what is in it only by its use is left out."""
+    """Copy a file or source tree for a build, which may write into it; by-products of its use are left out."""
     if source.is_dir():
         shutil.copytree(
             source,

@@ -1,6 +1,6 @@
 """Requirements as their author wrote them, read into values: packages, local paths, options.
 
-Pure. Two lists that say the same give equal values, so that they share one environment.
+Pure. Equivalent lists give equal values, so that they share one environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from atoll.errors import EnvironmentBuildError
 
 SATISFIED = frozenset({"atoll", "fal-serverless"})
-"""Canonical names of what every sandbox has already."""
+"""Canonical names of packages that every sandbox has already."""
 
 _VALUE_OPTIONS = {
     "-i": "--index-url",
@@ -67,7 +67,7 @@ class LocalPath:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What to install.
+    """Packages, local paths and options to install with.
 
     Args:
         packages: PEP 508 strings and addresses in their normal form, sorted, without repetition. Addresses may hold
@@ -86,7 +86,7 @@ class Requirements:
 
     @property
     def may_need_building(self) -> bool:
-        """Whether wheels alone cannot be enough, known without asking anyone."""
+        """Return whether some requirement certainly needs a build, without asking the index."""
         return (
             any(not path.is_wheel for path in self.paths)
             or any(_is_source_address(package) for package in self.packages)
@@ -95,7 +95,7 @@ class Requirements:
 
     @property
     def names_addresses(self) -> bool:
-        """Whether they say where packages come from, beside an index's name for them."""
+        """Return whether a package or an option names an address."""
         return any("://" in package for package in self.packages) or any(
             name in INDEX_OPTIONS for name, _ in self.options
         )
@@ -105,7 +105,7 @@ class Requirements:
         return [value for name, value in self.options if name == option]
 
     def redacted(self) -> list[str]:
-        """Return what a record or a message may show: no credentials."""
+        """Return lines for a record or a message: no credentials."""
         shown = [redact(package) for package in self.packages]
         shown += [path.path + (f"[{','.join(path.extras)}]" if path.extras else "") for path in self.paths]
         shown += [f"{name} {redact(value)}".strip() for name, value in self.options]
@@ -160,7 +160,7 @@ def parse(entries: Iterable[str]) -> Requirements:
 
 
 def refuse_host_paths(parsed: Requirements) -> None:
-    """Refuse what names more than packages and addresses of the network: for who may not see this machine's files.
+    """Refuse local paths and everything but packages and addresses of the network.
 
     Allowed are names with versions, extras and markers, addresses over http and https, index options with such an
     address, package names as the value of `--no-binary` and `--only-binary`, and flags.
@@ -180,7 +180,7 @@ def refuse_host_paths(parsed: Requirements) -> None:
 
 
 def _is_remote(package: str) -> bool:
-    """Whether a package in its normal form is a name, or an address of the network."""
+    """Return whether a package in its normal form is a name or an address of the network."""
     text, *hashes = package.split(" --hash=")
     if any(_HASH.fullmatch(value) is None for value in hashes):
         return False
@@ -195,7 +195,7 @@ def _is_remote(package: str) -> bool:
 
 
 def _is_remote_address(text: str) -> bool:
-    """Whether `text` is one address of the network and nothing beside it."""
+    """Return whether `text` is exactly one address of the network."""
     try:
         parts = urlsplit(text)
     except ValueError:

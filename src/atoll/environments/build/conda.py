@@ -4,9 +4,9 @@ Theory of operation (docs/decisions/0008-conda-environments.md). Packages embed 
 they are installed where functions see them: every sandbox of the build has the environment at `/opt/atoll/env`.
 There are four steps, each in a sandbox of its own. *Solve*: repodata is read, and archives are fetched into the
 shared cache under their digests; none is opened. *Link*: the archives of this environment, read-only, are unpacked
-into it, and their link scripts run. *On top*: what `pip` names is installed by uv. *Finish*: the environment's own
-Python compiles bytecode, which shows that it runs. In the last three, code of packages runs or may be led astray by
-a link that a package has; they see this environment alone, and what they write is trusted by nobody else.
+into it, and their link scripts run. *On top*: uv installs the pip requirements. *Finish*: the environment's own
+Python compiles bytecode, which proves that it runs. The last three run code of packages, or follow links that a
+package has planted: they see this environment alone, and no other environment trusts their output.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from atoll.environments.build.virtualenv import Builder, Request, hint
 from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
 from atoll.environments.built import locks, records
 from atoll.environments.built.interpreter import Interpreter, probe
-from atoll.environments.built.layout import PYTHON, make_directory
-from atoll.environments.built.records import Environment
+from atoll.environments.built.records import PYTHON, Environment, make_directory
 from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Bind
 
@@ -63,20 +62,20 @@ version = "%d.%d.%d" % sys.version_info[:3]
 print("atoll-result " + json.dumps({"version": version, "on_top": sorted(on_top)}), flush=True)
 """
 )
-"""Compiles what is installed and says what the environment is; run by the environment's own Python."""
+"""Compiles the installed modules and prints facts of the environment; run by the environment's own Python."""
 
 
 @dataclass(frozen=True)
 class CondaRecipe:
-    """See `recipe.Recipe`.
+    """Recipe of a conda environment (see `recipe.Recipe`).
 
     Args:
-        found: what to install; its `pip` part is that of `on_top` too.
+        found: packages to install; its `pip` part is that of `on_top` too.
         python: the version that was asked for, `3.11` or more exact.
-        virtual: what the caller says of the machine, by the names of `VirtualPackageOverrides`.
-        on_top: the request of what goes on top; its interpreter is only a stand-in.
-        pinned: packages to keep to where they are needed, as match specs.
-        offline: only what is cached of the channels is used.
+        virtual: the caller's overrides of the machine's abilities, by the names of `VirtualPackageOverrides`.
+        on_top: the request for the pip requirements; its interpreter is a placeholder.
+        pinned: match specs that constrain the solver to the locked packages.
+        offline: use cached repodata and archives only.
     """
 
     key: str
@@ -127,7 +126,7 @@ class CondaRecipe:
             await Builder(self.workshop).add(place, self.on_top, log)
         facts = await steps.finish()
         if not _has_shape(place / "env"):
-            raise _failed(self.key, "a package changed the environment's shape", "look at what its scripts do")
+            raise _failed(self.key, "a package changed the environment's shape", "look at the package's link scripts")
         locked = [(one["name"], one["version"], one["build"], one["sha256"]) for one in packages]
         return Built(place, conda_packages.lock_text(self.found, locked, facts.on_top), facts.version, PYTHON)
 
@@ -207,7 +206,7 @@ class _Steps:
             os.link(cached / digest / file, archives / digest / file, follow_symlinks=False)
 
     async def finish(self) -> _Facts:
-        """Compile bytecode with the environment's own Python; return what it says of itself."""
+        """Compile bytecode with the environment's own Python; return its version and pip packages."""
         done = await self._recipe.workshop.run(
             [PYTHON, "-I", "-S", "-c", _FINISH], binds=[Bind(str(self._place), "/opt/atoll", writable=True)]
         )
@@ -278,7 +277,7 @@ def _connection(index: Index) -> dict[str, str]:
 
 
 def _rattler() -> list[Bind]:
-    """Return what shows rattler and its program.
+    """Return the binds of rattler and its program.
 
     Raises:
         EnvironmentBuildError: it is not installed.
@@ -306,7 +305,7 @@ def _result(output: str, mark: str) -> Any:
 
 
 def _has_shape(environment: Path) -> bool:
-    """Whether an environment is what may be moved and mounted: directories of its own, and a Python in them."""
+    """Return whether an environment may be moved and mounted: real directories with a Python in them."""
     try:
         directories = all(stat.S_ISDIR(path.lstat().st_mode) for path in (environment, environment / "bin"))
         return directories and os.path.lexists(environment / "bin" / "python")
@@ -320,7 +319,7 @@ def _failed(key: str, message: str, what_next: str, log: str = "") -> Environmen
 
 
 async def clear_cache(workshop: Workshop, cache_lock: Path) -> None:
-    """Remove what is kept of channels and packages; builds that run now are waited for."""
+    """Remove cached repodata and archives, after the running builds have ended."""
     with await locks.wait_exclusive(cache_lock, lambda: None):
         for part in ("archives", "repodata"):
             await asyncio.to_thread(shutil.rmtree, workshop.directory / "conda" / part, True)

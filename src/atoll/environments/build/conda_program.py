@@ -4,7 +4,7 @@ It runs inside the builder's sandbox, as a file of its own beside the package `r
 Atoll. `solve` reads repodata and writes the shared cache: it opens no package. `link` unpacks packages into an
 environment, and runs their link scripts: it sees that environment alone. (See docs/decisions/0008.)
 
-Usage: `program.py solve|link REQUEST`, a JSON file. What is being done is printed; the last line is `RESULT` or
+Usage: `program.py solve|link REQUEST`, a JSON file. Progress is printed; the last line is `RESULT` or
 `FAILED` and JSON.
 """
 
@@ -27,10 +27,10 @@ RESULT = "atoll-result "
 FAILED = "atoll-failed "
 
 SOLVE_MINUTES = 20
-"""After which a solver that has not found anything is given up."""
+"""Time limit of the solver."""
 
 DOWNLOADS = 8
-"""How many packages are fetched at a time."""
+"""Concurrent downloads."""
 
 CACHE = Path("/opt/atoll-conda")
 ARCHIVES = Path("/opt/atoll-archives")
@@ -38,11 +38,11 @@ PREFIX = Path("/opt/atoll/env")
 
 
 class Unusable(Exception):
-    """A package is not what its channel says."""
+    """A package differs from its channel's description."""
 
 
 async def solve(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Find the packages and have each in the cache; return what they are."""
+    """Solve, and fetch each package into the cache; return their facts."""
     import rattler
 
     print("Resolving", flush=True)
@@ -75,7 +75,7 @@ async def solve(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def _fetch(client: Any, record: Any) -> dict[str, Any]:
-    """Have one package in the cache, under its digest; return what it is."""
+    """Fetch one package into the cache, under its digest; return its facts."""
     name, version = record.name.normalized, str(record.version)
     file = unquote(os.path.basename(urlsplit(record.url).path))
     wanted = record.sha256.hex() if record.sha256 else ""
@@ -164,7 +164,7 @@ def _tell_origin(package: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit status."""
+    """Run the action of the arguments; return the exit status."""
     action, file = sys.argv[1:]
     with open(file, encoding="utf-8") as opened:
         request = json.load(opened)

@@ -1,4 +1,4 @@
-"""What the builder's words mean: its log, read into the error that the caller gets. Pure."""
+"""Diagnosis of a failed build: its log, read into the error that the caller gets. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from atoll.environments.asked.requirements import redact
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError
 
 LOG_CHARACTERS = 4000
-"""How much of the log's end an error carries."""
+"""Characters of the log's end that an error carries."""
 
 READ_CHARACTERS = 200_000
-"""How much of the log's end is read for the cause."""
+"""Characters of the log's end that are searched for the cause."""
 
 WELL_KNOWN = (
     "accelerate aiohttp anyio beautifulsoup4 bokeh boto3 catboost celery click cryptography cython dash dask "
@@ -80,7 +80,7 @@ def explain_conda(key: str, status: int, log: str, *, kind: str, message: str) -
     Args:
         key, status, log: as for `explain`.
         kind: the type of rattler's error; empty where the step ended without one.
-        message: what it said.
+        message: its text.
     """
     prefix = f"could not build environment `{key[:8]}`: "
     tail = log[-LOG_CHARACTERS:]
@@ -104,7 +104,7 @@ def _read_conda(kind: str, text: str, message: str, status: int) -> tuple[str, s
         if absent:
             return (
                 f"no release of `{absent[1]} {absent[2]}` in the channels",
-                "check the version, and what the channels have for this Python and machine",
+                "check the version, and the channels' releases for this Python and machine",
             )
         return f"the packages conflict: {said}", "loosen one of the versions"
     if kind.startswith("Invalid") or kind in ("ParseSubdirError", "PackageNameMatcherParseError"):
@@ -119,7 +119,7 @@ def _read_conda(kind: str, text: str, message: str, status: int) -> tuple[str, s
         return (
             (f"the builder was ended by signal {number}", "try again") if number > 0 else ("see the log", "see the log")
         )
-    return text or f"the builder failed with `{kind}`", "see the log; `atoll env prune --cache` forgets what is cached"
+    return text or f"the builder failed with `{kind}`", "see the log; `atoll env prune --cache` clears the cache"
 
 
 def _joined(log: str) -> str:
@@ -154,7 +154,7 @@ def _read(log: str, status: int) -> tuple[str, str]:
         reason = [line.strip() for line in re.findall(r"cause: (.+)", log)]
         return (
             f"cannot reach {f'`{host}`' if host else 'the package index'}" + (f" ({reason[-1]})" if reason else ""),
-            "check the network and the proxy variables; what is cached builds with `UV_OFFLINE=1`",
+            "check the network and the proxy variables; cached packages build with `UV_OFFLINE=1`",
         )
     denied = _first(r"`(/[^`]+)`: Permission denied", log)
     if denied:
@@ -170,7 +170,7 @@ def _read(log: str, status: int) -> tuple[str, str]:
         )
     absent = _first(r"there (?:is|are) no versions? of (\S+)", log)
     if absent:
-        return (f"no release of `{absent.rstrip('.,')}` matches", "check the version, and what the index has")
+        return (f"no release of `{absent.rstrip('.,')}` matches", "check the version, and the index's releases")
     if re.search(r"no wheels? with a matching|no usable wheels", log):
         return (
             _sentence(cause) or "a package has no wheel for this Python",

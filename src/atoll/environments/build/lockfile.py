@@ -1,4 +1,4 @@
-"""`requirements.lock`: what an environment has, as lines that pin it. No download addresses."""
+"""`requirements.lock`: lines that pin an environment's packages. No download addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atoll.environments.asked.requirements import redact
 
 
 def installed(packages: Path) -> str:
-    """Return the lock of what is installed in the directory `packages`: `name==version` lines, sorted.
+    """Return the lock of the packages in the directory `packages`: `name==version` lines, sorted.
 
     A repository is named with its commit; what came from a local path is a comment, since another machine has not
     got it.

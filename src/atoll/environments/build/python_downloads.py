@@ -1,7 +1,7 @@
-"""Pythons that this machine has not got: uv installs them beside the environments, once.
+"""Pythons that this machine lacks: uv installs them beside the environments, once.
 
-uv checks each download against the digest that it was published with. What it installs stays until the state directory
-is removed: environments stand on it.
+uv checks each download against its published digest. An installed Python stays until the state directory is removed:
+environments depend on it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from atoll.environments.build.virtualenv import uv_program
 from atoll.environments.build.workshop import VARIABLES, Workshop
 from atoll.environments.built import interpreter, locks
 from atoll.environments.built.interpreter import Interpreter
-from atoll.environments.built.layout import make_directory
+from atoll.environments.built.records import make_directory
 from atoll.errors import EnvironmentBuildError
 from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec
 
 _UV = "/opt/atoll-uv/uv"
 _MIRRORS = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
-"""The caller's variables that say where Pythons come from."""
+"""The caller's variables that name sources of Pythons."""
 
 
 class Pythons:
     """Finds interpreters, and installs those that are missing.
 
     Args:
-        workshop: holds what was installed.
-        lock_path: who installs holds this lock.
+        workshop: holds the installed Pythons.
+        lock_path: lock held during an installation.
     """
 
     def __init__(self, workshop: Workshop, lock_path: Path) -> None:
@@ -38,7 +38,7 @@ class Pythons:
         self._lock_path = lock_path
 
     async def find(self, spec: EnvironmentSpec, log: Callable[[str], None], *, nested: bool = False) -> Interpreter:
-        """Return the caller's interpreter when it fits, else one that this machine has, else one that is installed now.
+        """Return the caller's interpreter if it fits, else one of this machine, else a newly installed one.
 
         Args:
             nested: a function asks, which may not have anything installed on the machine.

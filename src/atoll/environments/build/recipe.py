@@ -1,4 +1,4 @@
-"""What the store knows of an environment that was asked for, whatever its kind."""
+"""Recipes: the store's view of a requested environment of any kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left.
+    """The result of a build.
 
     Args:
         place: the directory that holds `env`; the caller moves that away.
@@ -43,19 +43,19 @@ class Recipe(Protocol):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """What it is made of, without credentials; empty where there is nothing to build."""
+        """Its requirements for messages, without credentials; empty for an empty environment."""
 
     @property
     def python(self) -> str:
-        """The Python that is asked for or known, for messages."""
+        """The requested or known Python, for messages."""
 
     @property
     def volatile(self) -> bool:
-        """Whether the key may be another one a moment later: local paths are keyed by their content."""
+        """Return whether the key may change at any moment: local paths are keyed by their content."""
 
     @property
     def hint(self) -> str:
-        """What to add to the hint of a failed build."""
+        """An addition to the hint of a failed build."""
 
     def renewed(self) -> Recipe:
         """Return the recipe of the newest versions, free from those that were locked."""

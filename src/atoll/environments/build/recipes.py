@@ -1,4 +1,4 @@
-"""From what a function asks for to the recipe of its environment: requirements read, settings gathered, key made."""
+"""Recipes from specs: requirements read, index settings gathered, key computed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
 
 _VIRTUAL = {"CONDA_OVERRIDE_CUDA": "cuda", "CONDA_OVERRIDE_GLIBC": "libc", "CONDA_OVERRIDE_ARCHSPEC": "archspec"}
-"""The caller's variables that say what this machine has, by what rattler calls it."""
+"""The caller's variables that override the machine's abilities, with rattler's names for them."""
 
 
 class Recipes:
@@ -47,14 +47,14 @@ class Recipes:
     async def read(
         self, spec: EnvironmentSpec, log: Callable[[str], None] = lambda _line: None, *, nested: bool = False
     ) -> Recipe:
-        """Return the recipe of what is asked for, with the versions that were locked.
+        """Return the recipe of a spec, with its locked versions.
 
         Args:
-            log: is called with lines that say what is being done, where that takes time.
+            log: called with lines about progress, if that takes time.
             nested: a function asks; its builds must not get at the owner's credentials.
 
         Raises:
-            EnvironmentBuildError: what is asked for cannot be read, or no Python fits.
+            EnvironmentBuildError: the spec cannot be read, or no Python fits.
         """
         if spec.kind == "conda":
             return await self._conda(spec, nested)
@@ -102,7 +102,7 @@ class Recipes:
 
 
 def read_conda(spec: EnvironmentSpec) -> CondaRequirements:
-    """Return what a spec of kind `conda` asks for.
+    """Return the requirements of a spec of kind `conda`.
 
     Raises:
         EnvironmentBuildError: an entry cannot be read.
@@ -111,7 +111,7 @@ def read_conda(spec: EnvironmentSpec) -> CondaRequirements:
 
 
 def refuse_host_paths(spec: EnvironmentSpec) -> None:
-    """Refuse what names more than packages and addresses of the network: for who may not see this machine's files.
+    """Refuse local paths and everything but packages and addresses of the network.
 
     Raises:
         EnvironmentBuildError: an entry is something else; the message names it.
@@ -140,7 +140,7 @@ def _sources(spec: EnvironmentSpec, parsed: Requirements, nested: bool) -> Index
 
 
 def _python(wanted: str, callers: str) -> str:
-    """Return the version that the solver is asked for: the caller's minor version where that is what is wanted."""
+    """Return the solver's Python version: the caller's minor version if it fits."""
     wanted = wanted.strip()
     if re.fullmatch(r"\d+\.\d+(\.\d+)?", wanted):
         return wanted

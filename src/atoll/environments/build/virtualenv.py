@@ -29,8 +29,15 @@ from atoll.environments.build import compile_bytecode, diagnosis, lockfile
 from atoll.environments.build.recipe import Built
 from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
 from atoll.environments.built.interpreter import Interpreter
-from atoll.environments.built.layout import INSIDE, PYTHON, create, has_shape, make_directory, site_packages_of
-from atoll.environments.built.records import Environment
+from atoll.environments.built.records import (
+    INSIDE,
+    PYTHON,
+    Environment,
+    create,
+    has_shape,
+    make_directory,
+    site_packages_of,
+)
 from atoll.errors import CallerError, EnvironmentBuildError
 from atoll.model.mounts import Bind
 
@@ -41,13 +48,13 @@ _WORKSHOP = "/opt/atoll-workshop"
 
 @dataclass(frozen=True)
 class Request:
-    """What to build.
+    """A virtual environment to build.
 
     Args:
         key: names the environment in messages.
         requirements, interpreter, index: as they were read.
         constraints: versions to keep to where a package is needed, as lines of a requirements file.
-        refresh: ask the index again for what is cached of its answers.
+        refresh: ask the index again instead of using its cached answers.
     """
 
     key: str
@@ -87,14 +94,14 @@ class Builder:
         if not has_shape(place / "env", request.interpreter):
             raise EnvironmentBuildError(
                 f"could not build environment `{request.key[:8]}`: a package's build changed the environment's shape",
-                hint="look at what the build of its packages does",
+                hint="look at the build scripts of its packages",
             )
         await attempt.compile()
         (place / "env" / ".lock").unlink(missing_ok=True)  # uv's own
         return place
 
     async def add(self, place: Path, request: Request, log: Callable[[str], None]) -> None:
-        """Install the requirements on top of what is at `place` already: an environment with a Python of its own.
+        """Install the requirements into the environment at `place`, which has a Python of its own.
 
         That Python runs for it, so this is confined like the build of sources: one environment, and no shared cache.
 
@@ -111,7 +118,7 @@ class Builder:
                 await asyncio.to_thread(shutil.rmtree, place / leftover, True)
 
     async def resolve(self, name: str, request: Request, log: Callable[[str], None]) -> str:
-        """Return the lines of a lock with hashes for what `request` with its constraints gives; wheels only.
+        """Return lock lines with hashes for the resolution of `request`; wheels only.
 
         Raises:
             EnvironmentBuildError: the index cannot be asked.
@@ -141,7 +148,7 @@ class Builder:
         self.workshop.prepare()
 
     def _write_inputs(self, place: Path, request: Request) -> None:
-        """Put what the builder reads into `input`, which only its identity can read."""
+        """Write the builder's files into `input`, which only its identity can read."""
         inside = place / "inside"
         make_directory(inside)
         for part in ("env", "input"):
@@ -202,7 +209,7 @@ class _Attempt:
         self._check(await self._run([*self._install("/opt/atoll/cache"), "--link-mode", "hardlink"], shared=False))
 
     async def on_top(self) -> None:
-        """Install beside what is there, with building allowed; what fits already stays."""
+        """Install into the existing environment, with building allowed; fitting packages stay."""
         command = [*self._install("/opt/atoll/cache"), "--link-mode", "hardlink", "--break-system-packages"]
         self._check(await self._run(command, shared=False))
 
@@ -228,7 +235,7 @@ class _Attempt:
 
     def _install(self, cache: str) -> list[str]:
         command = [f"{_UV}/uv", "pip", "install", *self._common(cache), "--python", PYTHON, *self._options()]
-        # whatever the user's uv.toml says: it would start the environment's interpreter, and with it `.pth` files
+        # overrides the user's uv.toml: compiling would start the environment's interpreter, and with it `.pth` files
         command.append("--no-compile-bytecode")
         if self._request.refresh:
             command.append("--refresh")
@@ -284,7 +291,7 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class VirtualenvRecipe:
-    """See `recipe.Recipe`."""
+    """Recipe of a virtual environment (see `recipe.Recipe`)."""
 
     builder: Builder
     request: Request
@@ -333,7 +340,7 @@ class VirtualenvRecipe:
 
 
 def hint(*, locked: bool, withheld: bool) -> str:
-    """Return what a failed build's hint says of locked versions and of credentials that a function does not get."""
+    """Return a failed build's hint about locked versions and withheld credentials."""
     text = "; `atoll env upgrade` forgets the versions that were locked" if locked else ""
     return text + (
         "; a function's own builds have no credentials: build it once from the program itself" if withheld else ""

@@ -1,6 +1,6 @@
-"""Where environments are built: a directory that belongs to the builder's identity, and commands confined to it.
+"""The workshop, where environments are built: a directory of the builder's identity, and commands confined to it.
 
-On the same file system as where environments are moved to, so that the move is a rename.
+It shares a file system with the finished environments, so that moving one is a rename.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from atoll import process
 from atoll.environments.asked.requirements import redact
-from atoll.environments.built.layout import make_directory
+from atoll.environments.built.records import make_directory
 from atoll.model.mounts import Bind, Identity
 
 VARIABLES: Mapping[str, str] = {
@@ -21,10 +21,10 @@ VARIABLES: Mapping[str, str] = {
     "LANG": "C.UTF-8",
     "GIT_TERMINAL_PROMPT": "0",
 }
-"""What every builder's command finds in its environment."""
+"""Environment variables of every builder's command."""
 
 CACHES = ("uv", "conda")
-"""What is kept for further builds, one directory for each tool."""
+"""Caches for further builds, one directory for each tool."""
 
 
 class Confinement(Protocol):
@@ -46,7 +46,7 @@ class Workshop:
     Args:
         directory: `ATOLL_HOME/environments/.cache`.
         confinement: how commands run.
-        identity: whom they run as, and who owns what is here.
+        identity: user and group of the commands, and owner of the files.
     """
 
     def __init__(self, directory: Path, confinement: Confinement, identity: Identity) -> None:
@@ -115,3 +115,36 @@ class Cleaner:
         for secret in self._secrets:
             text = text.replace(secret, "****")
         return redact(text)
+
+
+MAX_CHARACTERS = 10 << 20
+MAX_LINES = 20_000
+
+
+class BoundedLog:
+    """Passes lines on up to a limit, then prints one notice.
+
+    Args:
+        to: takes the lines.
+    """
+
+    def __init__(self, to: Callable[[str], None]) -> None:
+        self._to = to
+        self._characters = 0
+        self._lines = 0
+
+    def __call__(self, line: str) -> None:
+        if self._lines > MAX_LINES or self._characters > MAX_CHARACTERS:
+            return
+        self._lines += 1
+        self._characters += len(line)
+        if self._lines > MAX_LINES or self._characters > MAX_CHARACTERS:
+            self._lines = MAX_LINES + 1
+            self._to("The builder prints more than is kept; the rest is left out")
+        else:
+            self._to(line)
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a build's log anew, private to the owner."""
+    return open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))

@@ -1,6 +1,6 @@
-"""The directory of environments: what is there, which generation is current, and removing.
+"""The directory of environments: listing, current generations, removal.
 
-A directory without a readable `record.json` is what a build or a removal left that was killed; it counts as absent. Whoever
+A directory without a readable `record.json` is left by a killed build or removal; it counts as absent. Whoever
 changes a name's state here holds its lock.
 """
 
@@ -51,10 +51,10 @@ class Shelf:
         """Make the directories."""
         for directory in (self.directory, self.directory / ".locks", self.directory / ".pins"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o755)  # whatever the umask: functions of other users read below it
+        self.directory.chmod(0o755)  # independent of the umask: functions of other users read below it
 
     def clean(self) -> None:
-        """Remove what builds and removals left that were killed; what somebody works on stays."""
+        """Remove leftovers of killed builds and removals; locked ones stay."""
         work = [path.name for path in self._work.iterdir()]
         for name in {*work, *(name for name in self.names() if records.read(self.path(name)) is None)}:
             lock = locks.try_lock(self.lock_path(name), exclusive=True)
@@ -138,13 +138,13 @@ class Shelf:
                 self.remove(name)
 
     def discard(self, name: str) -> None:
-        """Remove what is there under this name, complete or not; the caller holds its lock."""
+        """Remove the directory of this name, complete or not; the caller holds its lock."""
         with contextlib.suppress(FileNotFoundError):
             (self.path(name) / "record.json").unlink()
         self.drop_leftovers(name)
 
     def drop_leftovers(self, name: str) -> None:
-        """Remove what is not complete under this name; the caller holds its lock."""
+        """Remove the directory of this name unless it is complete; the caller holds its lock."""
         shutil.rmtree(self._work / name, ignore_errors=True)
         directory = self.path(name)
         if records.read(directory) is None:

@@ -1,4 +1,4 @@
-"""The Python that an environment is made for, and what of the host it needs to run inside a sandbox.
+"""The base Python of an environment, and the host's files that it needs inside a sandbox.
 
 An interpreter is not relocatable: it finds its standard library from where it lies, so a sandbox shows it at the
 host's own path. Usually that is its whole prefix (pyenv, conda, uv's own); where the prefix holds much else (a home
@@ -26,7 +26,7 @@ from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec
 
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-"""What every sandbox sees anyway."""
+"""Directories that every sandbox sees."""
 
 _SHARED_DIRECTORIES = ("/", "/opt", "/home", "/srv", "/mnt", "/var", "/data", "/media", "/tmp", "/etc", "/run")
 
@@ -69,7 +69,7 @@ class Interpreter:
         abi: the tag of its extension modules, as in `cpython-311-x86_64-linux-gnu`.
         platform: operating system, architecture and C library.
         prefix: where its standard library is, as the interpreter says.
-        binds: what a sandbox must show, at the same paths, beside the system's libraries.
+        binds: host paths that a sandbox must show beside the system's libraries.
     """
 
     executable: str
@@ -87,7 +87,7 @@ class Interpreter:
 
 
 def fits(version: str, wanted: str) -> bool:
-    """Return whether `version` (`3.11.7`) is what `wanted` asks for: ``, `3`, `3.11`, `3.11.7` or `>=3.10,<3.13`.
+    """Return whether `version` (`3.11.7`) satisfies `wanted`: ``, `3`, `3.11`, `3.11.7` or `>=3.10,<3.13`.
 
     Raises:
         EnvironmentBuildError: `wanted` is not a version.
@@ -155,7 +155,7 @@ async def _ask(executable: str) -> dict[str, Any]:
         if error.errno in _MACHINES:
             raise StateUnusable(
                 f"cannot start `{executable}`: {(error.strerror or str(error)).lower()}",
-                hint="end what uses so many files, processes or memory, or raise the limit (`ulimit -n`, `ulimit -u`)",
+                hint="end programs that use many files, processes or memory, or raise the limit (`ulimit -n`, `ulimit -u`)",
             ) from error
         raise EnvironmentBuildError(
             f"`{executable}` cannot be started: {(error.strerror or str(error)).lower()}",
@@ -177,7 +177,7 @@ async def find(spec: EnvironmentSpec) -> Interpreter:
     """
     wanted = spec.python_version.strip()
     own = spec.interpreter or os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    fits("3", wanted)  # refuse what is not a version before anything is searched
+    fits("3", wanted)  # refuse a malformed version before any search
     caller = await probe(own)
     if fits(caller.version, wanted):
         return caller
@@ -237,7 +237,7 @@ def _is_system(path: str) -> bool:
 
 
 def _is_shared(prefix: str) -> bool:
-    """Whether a prefix holds much more than the interpreter."""
+    """Return whether a prefix holds much more than the interpreter."""
     if prefix in _SHARED_DIRECTORIES or prefix.endswith("/.local"):
         return True
     homes = {entry.pw_dir for entry in pwd.getpwall()} | {str(Path.home())}
@@ -245,7 +245,7 @@ def _is_shared(prefix: str) -> bool:
 
 
 def binds(executable: str, prefix: str, version: str, mapped: list[str]) -> tuple[Bind, ...]:
-    """Return what of the host a sandbox must show so that `executable` runs there, beside the system's libraries."""
+    """Return the host's paths that `executable` needs in a sandbox, beside the system's libraries."""
     minor = ".".join(version.split(".")[:2])
     wanted: list[str] = []
     for place in dict.fromkeys([prefix, os.path.realpath(prefix)]):

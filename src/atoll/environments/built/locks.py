@@ -1,7 +1,7 @@
 """One lock file per environment: exclusive while it is built or removed, shared while a sandbox uses it.
 
-`flock` belongs to the open file, so it ends with its holder, whatever happens to that. The file also carries the last
-failed build's error, for those who waited for that build in other processes. Lock files are never removed.
+A `flock` belongs to the open file, so it ends with its holder. The file also carries the last failed build's error,
+for waiters in other processes. Lock files are never removed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Lock:
             self._descriptor = -1
 
     def note_failure(self, error: errors.AtollError | None) -> None:
-        """Leave the error for those who wait, or take back what was left before."""
+        """Write the error for waiting processes, or clear an earlier one."""
         os.ftruncate(self._descriptor, 0)
         if error is not None:
             os.pwrite(self._descriptor, json.dumps({"at": time.time(), "error": error.to_data()}).encode(), 0)
 
     def failure_since(self, since: float) -> errors.AtollError | None:
-        """Return the error that a build since then has left."""
+        """Return the error of a build that failed since then."""
         try:
             note = json.loads(os.pread(self._descriptor, 1 << 20, 0))
             return errors.from_data(note["error"]) if note["at"] >= since else None
@@ -70,15 +70,15 @@ def try_lock(path: Path, *, exclusive: bool) -> Lock | None:
 
 
 async def wait_exclusive(path: Path, while_waiting: Callable[[], None]) -> Lock:
-    """Wait until nobody holds the lock; `while_waiting` is called now and then.
+    """Wait for the exclusive lock; `while_waiting` is called at each poll.
 
-    It asks again and again, since a thread that blocks in `flock` could not be cancelled.
+    The lock is polled, since a thread that blocks in `flock` could not be cancelled.
     """
     return await _wait(path, while_waiting, exclusive=True)
 
 
 async def wait_shared(path: Path) -> Lock:
-    """Wait until nobody holds the lock exclusively."""
+    """Wait for the shared lock."""
     return await _wait(path, lambda: None, exclusive=False)
 
 

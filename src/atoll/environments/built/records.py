@@ -1,4 +1,4 @@
-"""What is known of a built environment, and how it is kept on disk.
+"""Records of built environments, and their format on disk.
 
 An environment's directory is `NAME`: the key, and from the second generation on (`upgrade`) `KEY.2`, `KEY.3` …
 The current generation is the highest that is complete, so that no pointer can be torn.
@@ -9,12 +9,65 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll.environments.built.interpreter import Interpreter
-from atoll.environments.built.layout import INSIDE, PYTHON
+
+INSIDE = "/opt/atoll/env"
+"""The environment's path in every sandbox."""
+
+PYTHON = f"{INSIDE}/bin/python"
+
+
+def create(directory: Path, interpreter: Interpreter) -> None:
+    """Make an environment without packages at `directory`, which must not exist; no process is started."""
+    packages = site_packages_of(directory, interpreter)
+    for path in (directory, directory / "lib", packages.parent, packages, directory / "bin"):
+        make_directory(path)
+    (directory / "lib64").symlink_to("lib")
+    (directory / "bin" / "python").symlink_to(interpreter.executable)
+    for name in ("python3", f"python{interpreter.minor}"):
+        (directory / "bin" / name).symlink_to("python")
+    (directory / "pyvenv.cfg").write_text(
+        f"home = {os.path.dirname(interpreter.executable)}\n"
+        f"implementation = {interpreter.implementation}\n"
+        f"version_info = {interpreter.version}\n"
+        "include-system-site-packages = false\n"
+    )
+    (directory / "pyvenv.cfg").chmod(0o644)
+
+
+def make_directory(path: Path, *, exist_ok: bool = False) -> None:
+    """Make a directory that everyone may read, independent of the umask."""
+    path.mkdir(exist_ok=exist_ok)
+    path.chmod(0o755)
+
+
+def site_packages_of(directory: Path, interpreter: Interpreter) -> Path:
+    """Return where the packages of the environment at `directory` are."""
+    kind = "pypy" if interpreter.implementation == "pypy" else "python"
+    return directory / "lib" / f"{kind}{interpreter.minor}" / "site-packages"
+
+
+def has_shape(environment: Path, interpreter: Interpreter) -> bool:
+    """Return whether an environment still has the shape that `create` gave it.
+
+    A package's build may write into it, and a process that sees more than the build reads it afterwards: so no
+    directory on the way may have become a symlink.
+    """
+    packages = site_packages_of(environment, interpreter)
+    parts = [packages, *packages.parents][: len(packages.relative_to(environment).parts) + 1]
+    python = environment / "bin" / "python"
+    try:
+        return os.readlink(python) == interpreter.executable and all(
+            stat.S_ISDIR(part.lstat().st_mode) for part in (*parts, environment / "bin")
+        )
+    except OSError:
+        return False
+
 
 _NAME = re.compile(r"^(?P<key>[0-9a-f]{32})(?:\.(?P<generation>[1-9][0-9]*))?$")
 
@@ -36,7 +89,7 @@ class Environment:
     """A complete environment, ready to be shown in a sandbox.
 
     Args:
-        key: its name on disk and what tells sandboxes apart; another after an upgrade.
+        key: its name on disk, and part of a sandbox's key; another after an upgrade.
         directory: holds `env`, `record.json`, `requirements.lock`, `build.log`.
         path: the environment on the host; sandboxes have it read-only at `/opt/atoll/env`.
         interpreter: its Python; the interpreter's binds are needed beside.
@@ -53,7 +106,7 @@ class Environment:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Return the variables that say to programs which environment they are in."""
+        """Return the variables that tell programs about their environment."""
         if self.kind == "conda":
             return {"CONDA_PREFIX": INSIDE, "CONDA_DEFAULT_ENV": INSIDE, "CONDA_SHLVL": "1"}
         return {"VIRTUAL_ENV": INSIDE}
@@ -69,7 +122,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class EnvironmentRecord:
-    """What `record.json` says; times are seconds since the epoch.
+    """The contents of `record.json`; times are seconds since the epoch.
 
     Args:
         key: its name on disk, generation included.
@@ -138,5 +191,5 @@ def read(directory: Path) -> EnvironmentRecord | None:
 
 
 def complete(directory: Path) -> bool:
-    """Whether the environment is complete and its Python still there; a record that is damaged counts as none."""
+    """Return whether the environment is complete and its Python exists; a damaged record counts as none."""
     return read(directory) is not None and (directory / "env" / "bin" / "python").exists()
