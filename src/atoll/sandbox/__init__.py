@@ -1,1 +1,1 @@
-"""What a confined process sees and may do: a policy as a value, and bubblewrap that carries it out."""
+"""The sandbox: a policy as a value, and bubblewrap that enforces it."""

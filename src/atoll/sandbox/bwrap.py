@@ -1,9 +1,9 @@
 """A policy as bubblewrap's arguments: the only module that knows its options.
 
 Theory of operation. Bubblewrap gives the command new mount, pid, ipc, uts and cgroup namespaces, builds a root of
-its own in a tmpfs, and stays twice: outside as the parent that reports the end, inside as pid 1 that reaps. Both
-end when their parent does (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
-They arm this late, though, and what is killed before that is ended by its lifeline (see `warden`).
+its own in a tmpfs, and runs twice: outside as the parent that reports the end, inside as pid 1 that reaps. Both
+end with their parent (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
+Bubblewrap arms this signal late; the orphan killer ends sandboxes that lose their parent before (`orphan_killer`).
 
 A plain user gets a user namespace in which the user has the same ids as outside, so that files belong to the
 user. Root gets none: mounts are made with root's own capabilities, all but four are dropped, and `setpriv`
@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from atoll.sandbox.policy import Policy, beneath
 
 NETWORK: Mapping[str, tuple[str, ...]] = {"host": (), "outbound": (), "none": ("--unshare-net",)}
-"""What each network policy adds: sharing the network of who starts it is bubblewrap's default, and for `outbound` it is
-started in one that is there already (see `network`); a network of its own has the loopback device only."""
+"""Options for each network policy. By default bubblewrap shares the network of its parent; for `outbound` it is started
+in an existing one (see `sandbox.network`). A network of its own has the loopback device only."""
 
 NEEDED_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_DAC_READ_SEARCH")
-"""What `setpriv` needs, and drops, to become the identity; the last lets bubblewrap enter a working directory that
-is the identity's alone."""
+"""Capabilities that `setpriv` needs, and drops, to become the identity. The last one lets bubblewrap enter a working
+directory with mode 0700 of the identity."""
 
 
 def arguments(
@@ -97,7 +97,7 @@ def options(
 
 
 def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
-    """Return what builds the root, parents before children, and then makes what is not meant for writing so."""
+    """Return the options that build the root, parents before children, and then remount parts read-only."""
     steps: dict[str, list[str]] = {path: ["--perms", "0755", "--dir", path] for path in policy.directories}
     steps["/proc"] = ["--proc", "/proc"]
     steps["/dev"] = ["--dev", "/dev"]

@@ -1,7 +1,7 @@
-"""Why a sandbox cannot be made here, and what mends it.
+"""Causes for which a sandbox cannot be made, and their fixes.
 
-Bubblewrap says which step the kernel refused; the machine says why. `explain` puts both together. The wording of
-each cause is here only: errors and `atoll doctor` share it.
+Bubblewrap reports the step that the kernel refused; the machine's settings tell the reason. `explain` combines both.
+Errors and `atoll doctor` share the wording of this module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOUNTS = ("mount", "newroot", "pivot", "remount", "slave", "oldroot", "chdir")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What of this machine decides whether namespaces can be made."""
+    """Settings of this machine that decide whether namespaces can be made."""
 
     apparmor_restricts: bool = False
     debian_forbids: bool = False
@@ -64,7 +64,7 @@ def explain(output: str, *, as_root: bool, around: Surroundings | None = None, b
     """Return the error for a sandbox that bubblewrap could not make.
 
     Args:
-        output: what bubblewrap printed.
+        output: bubblewrap's output.
         as_root: whether it ran as root.
         around: the machine's switches; read when it is None.
     """
@@ -99,7 +99,7 @@ def _cause(around: Surroundings, *, as_root: bool, mounts: bool, bwrap: str) -> 
     if around.in_container:
         return "this container may not make user namespaces", DOCKER_USER
     if around.selinux:
-        return "SELinux may forbid it", "see `sudo ausearch -m avc -c bwrap`, and allow what it names"
+        return "SELinux may forbid it", "see `sudo ausearch -m avc -c bwrap`, and allow the operations that it lists"
     what = "mounts in a user namespace" if mounts else "user namespaces"
     return f"this machine does not allow {what}", "see `atoll doctor`"
 

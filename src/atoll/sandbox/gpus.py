@@ -1,9 +1,9 @@
-"""The NVIDIA GPUs of this machine: what of them a sandbox is shown.
+"""The NVIDIA GPUs of this machine, and the devices and files of them that a sandbox sees.
 
 A sandbox that has GPUs gets their device nodes, the driver's control nodes, `/sys` read-only (where the driver looks
 for their place on the bus), and the driver's libraries where these are not among the system's. It has no node of
-another GPU, so what its own variables say cannot give it one. `CUDA_VISIBLE_DEVICES` names GPUs by the driver's UUID
-where that is known, which means the same in every sandbox.
+another GPU, so no variable of its own can give it one. `CUDA_VISIBLE_DEVICES` names GPUs by the driver's UUID if
+known, which means the same in every sandbox.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONTROL = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/n
 """Nodes of the driver as a whole, shown with each GPU where they exist."""
 
 LIBRARY_DIRECTORIES = ("/run/opengl-driver/lib", "/opt/nvidia/lib64", "/opt/nvidia/lib")
-"""Where drivers are that are not below `/usr`, which every sandbox sees."""
+"""Directories of drivers outside of `/usr`, which every sandbox sees."""
 
 DRIVER = "/proc/driver/nvidia/gpus"
 

@@ -1,4 +1,4 @@
-"""Which host uid a user of the platform has.
+"""Host uids of the platform's users.
 
 A daemon of a plain user confines everything as that user. A daemon of root gives each user a host uid of its own,
 for good, from a range that belongs to nobody else: the first of the range builds environments, the others are
@@ -19,7 +19,7 @@ from atoll.model.mounts import Identity
 from atoll.settings import Settings
 
 PREFERRED_UID = 1_879_100_000
-"""Above what systemd hands out to containers and homes ("1879048192 to 2147483647: unused" in its table of uids)."""
+"""Above systemd's ranges for containers and homes ("1879048192 to 2147483647: unused" in its table of uids)."""
 RANGE_COUNT = 65536
 _LOWEST_UID = 1000
 _NOBODY = range(65534, 65536)
@@ -40,7 +40,7 @@ class Identities:
         self._span: range | None = None
 
     def builder(self) -> Identity:
-        """Return who builds environments."""
+        """Return the identity that builds environments."""
         if os.geteuid() != 0:
             return Identity(os.getuid(), os.getgid())
         span = self._range()

@@ -1,11 +1,11 @@
 """Sandboxes as running processes.
 
-A launch costs one `fork` and what bubblewrap does: everything that is read of the machine is read once. Filter,
+A launch costs one `fork` and bubblewrap's own work: facts of the machine are read once. Filter,
 options and synthetic files travel as memory files. Bubblewrap reports on a pipe: the number of its pid 1, by which
 the end of the whole sandbox is seen, and the exit status of the command, without which it was never started.
 
 A kill goes to bubblewrap's process group, which pid 1 leaves only after its number was reported, and to pid 1: so it
-also reaches one that is still being made. What is left when this process is killed, its warden ends.
+also reaches an unfinished sandbox. If this process is killed, its orphan killer ends the sandboxes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Sandbox:
 
     @property
     def running(self) -> bool:
-        """Whether the outer process is alive."""
+        """Return whether the outer process is alive."""
         return self._child.running
 
     @property
@@ -70,7 +70,7 @@ class Sandbox:
 
     @property
     def started(self) -> bool:
-        """Whether an ended sandbox had got as far as running its command."""
+        """Return whether an ended sandbox had started its command."""
         return b'"exit-code"' in self._text
 
     def _read(self) -> None:
@@ -162,7 +162,7 @@ class Launcher:
 
     @property
     def machine(self) -> Machine:
-        """What `confine` needs to know of this machine; read once."""
+        """Facts of this machine for `confine`; read once."""
         if self._machine is None:
             self._machine = read()
         return self._machine
@@ -300,7 +300,7 @@ class Launcher:
 
 
 def _check_network(policy: Policy, enter: Sequence[str]) -> None:
-    """Refuse what would give a sandbox the machine's network, or a network to a sandbox that is to have another."""
+    """Refuse a launch whose network differs from its policy's."""
     if (policy.network == "outbound") != bool(enter):
         raise ValueError("a sandbox is started in an outbound network if its policy says so, and only then")
 

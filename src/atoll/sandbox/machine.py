@@ -1,5 +1,4 @@
-"""What a sandbox may take from this machine: system libraries, the public part of `/etc`, and the programs that
-make it.
+"""The machine's part of every sandbox: system libraries and the public part of `/etc`.
 
 Distributions differ: `/bin` is a directory or a link, certificates lie in `/etc/ssl`, `/etc/pki` or
 `/etc/ca-certificates`, `/etc/resolv.conf` is often a link into `/run`, and NixOS keeps programs in `/nix/store`.

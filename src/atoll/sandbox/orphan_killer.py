@@ -1,13 +1,13 @@
-"""A process that ends what a killed launcher leaves of its sandboxes.
+"""The orphan killer: a process that ends the sandboxes of a killed launcher.
 
 Bubblewrap arms its parent-death signals late: the outer process after its `clone`, pid 1 of the sandbox when the
-mounts are made. One whose parent is killed earlier stays for good, or runs its command without an owner, and no
-signal of the kernel's can be set from outside: a pid 1 ignores what does not come from a process.
+mounts are made. A sandbox whose parent is killed earlier stays for good, or runs its command without an owner. The
+kernel offers no parent-death signal that could be set from outside.
 
-So every bubblewrap inherits the read end of a pipe, its *lifeline*, whose write end the launching process alone has.
-Pid 1 keeps it for its whole life (`--sync-fd`) and the command never gets it. The warden waits for the end of the
-last writer, and then kills whoever still holds the pipe. It runs as a script of its own, outside of any sandbox, so
-it needs nothing but the standard library, and little of that.
+So every bubblewrap inherits the read end of a pipe whose write end only the launching process has.
+Pid 1 keeps it for its whole life (`--sync-fd`) and the command never gets it. The orphan killer waits for the end of the
+last writer, and then kills every process that still holds the pipe. It runs as a script of its own, outside of any
+sandbox, with little of the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 
 QUIET_SECONDS = 0.4
-"""How long no holder must be found until there can be none: one that was just cloned may be missed by a scan."""
+"""Seconds without a holder until there can be none: a scan may miss a process that was just cloned."""
 
 GIVE_UP_SECONDS = 60.0
 """A process that cannot be killed is waited for no longer."""
@@ -69,7 +69,7 @@ def main(descriptor: int) -> None:
     """Wait for the launcher's end, then sweep until nothing is left."""
     lifeline = os.readlink(f"/proc/self/fd/{descriptor}")
     poll = select.poll()
-    poll.register(descriptor, 0)  # a hang-up is told without being asked for; what is written is no matter
+    poll.register(descriptor, 0)  # poll always reports a hang-up; written bytes do not matter
     poll.poll()
     started = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < QUIET_SECONDS and now - started < GIVE_UP_SECONDS:

@@ -1,4 +1,4 @@
-"""The pipe that every sandbox of a launcher holds, and the warden at its end (see `warden`)."""
+"""The pipe that every sandbox of a launcher holds, and the orphan killer at its end (see `orphan_killer`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from atoll.sandbox import orphan_killer
 
 
 class Lifeline:
-    """A pipe by which this process's sandboxes are known, and ended when this process is.
+    """A pipe that marks this process's sandboxes, so that they end with this process.
 
-    The warden is started here and outlives this process for a moment. It also ends what is left when this object is
-    collected.
+    The orphan killer is started here and outlives this process for a moment. It also ends the sandboxes when this object
+    is collected.
 
     Raises:
-        OSError: the warden cannot be started.
+        OSError: the orphan killer cannot be started.
     """
 
     def __init__(self) -> None:

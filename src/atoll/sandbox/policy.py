@@ -1,7 +1,7 @@
-"""What a sandbox sees, as a value: an allow-list, and nothing else.
+"""The policy of a sandbox, as a value: an allow-list, and nothing else.
 
 `confine` adds to the caller's wishes the base that every sandbox gets. It is pure: the machine's part comes in as a
-`Machine`, and what bubblewrap is told follows from the `Policy` alone (`bwrap.arguments`).
+`Machine`, and bubblewrap's arguments follow from the `Policy` alone (`bwrap.arguments`).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Tmpfs:
 
 @dataclass(frozen=True)
 class Policy:
-    """Everything that decides what a confined command sees and may do.
+    """Everything that decides the view and the rights of a confined command.
 
     Args:
         command: the program, by its path inside, and its arguments.
-        identity: whom the command runs as.
+        identity: user and group of the command.
         system: the machine's own directories and files, read-only; one that has gone is left out.
-        binds: what the caller shows; one that is missing makes the launch fail.
-        files, tmpfs, directories, links: what exists inside only. Directories have mode 0755.
+        binds: the caller's own; a missing one makes the launch fail.
+        files, tmpfs, directories, links: exist inside only. Directories have mode 0755.
         environment: the whole environment, as pairs.
-        network: `host` shares the network of who starts the sandbox, abstract Unix sockets included; `none` gives it
-            one of its own, with the loopback device only.
+        network: `host` shares the launcher's network, abstract Unix sockets included; `none` gives a network of its own,
+            with the loopback device only.
         devices: device nodes of the host, at the same paths.
         sysfs: whether `/sys` is shown, read-only.
         workdir: the directory in which the command starts.
@@ -77,7 +77,7 @@ class Policy:
     tun: str = ""
     """The host's path of the device that the command finds as `/dev/net/tun`; empty for none."""
     nests: bool = False
-    """Whether the command may make namespaces and is not filtered: for Atoll's own programs, never for functions."""
+    """True lets the command make namespaces, without a filter: for Atoll's own programs, never for functions."""
 
 
 def confine(
@@ -96,7 +96,7 @@ def confine(
     workdir: str = HOME,
     hostname: str = "atoll",
 ) -> Policy:
-    """Return the policy of a command that sees the common base and what is named here.
+    """Return the policy of a command that sees the common base and the given parts.
 
     The base is: the machine's system libraries and public `/etc`, a `passwd` and `group` of three names, `/proc`
     and `/dev` of its own, and `/tmp`, `/dev/shm` and the home directory in memory.

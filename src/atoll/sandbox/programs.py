@@ -1,7 +1,7 @@
-"""Where bubblewrap and setpriv are.
+"""Paths of bubblewrap, setpriv and pasta.
 
-The packaged bubblewrap and the system's are both looked at, and the newer one is taken. One with the setuid bit is
-the last choice: it works where user namespaces are off, but it is a root program that users can start.
+Of the packaged bubblewrap and the system's, the newer one is taken. One with the setuid bit is the last choice: it
+works without user namespaces, but is a root program that users can start.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The system calls that no sandboxed process may make.
 
 A deny list, so that NumPy, TensorFlow, PyTorch, threads and multiprocessing meet nothing unusual. Its sources are
-Flatpak's list (`setup_seccomp` in `common/flatpak-run.c`, 1.14) and what Docker's default profile leaves out
-(`profiles/seccomp/default.json` of moby, 24.0); the reason of each group stands beside it. What needs a capability
-is denied too although no process here has one: the filter is the second lock on the same door.
+Flatpak's list (`setup_seccomp` in `common/flatpak-run.c`, 1.14) and the calls that Docker's default profile omits
+(`profiles/seccomp/default.json` of moby, 24.0); each group has its reason beside it. Calls that need a capability are
+denied too, although no process here has one: the filter is a second line of defence.
 
 The filter is compiled by libseccomp (`python -m atoll.sandbox.compile_filters`) and shipped as BPF, one file for
 each architecture, so that libseccomp is not needed where Atoll runs. Calls of a foreign ABI (i386 and x32 on
-x86_64, 32-bit ARM on aarch64) kill the process: they would go round the numbers that the filter knows.
+x86_64, 32-bit ARM on aarch64) kill the process: their numbers would bypass the filter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Control groups of the kernel, version 1 or 2: where Atoll may make its own, and what one worker's do.
+"""Control groups of the kernel, version 1 or 2: places for Atoll's own groups, and the group of one worker.
 
 Atoll makes one directory, named after its `ATOLL_HOME`, inside the group that it runs in (so that a limit of the
 operator holds for functions too) or, where version 2 forbids that, inside the nearest group above that is
@@ -20,7 +20,7 @@ from pathlib import Path
 from atoll import linux
 
 CONTROLLERS = ("memory", "pids", "cpu")
-"""What is limited, where the machine has it."""
+"""Controllers in use, as far as the machine has them."""
 
 PERIOD_MICROSECONDS = 100_000
 
@@ -33,7 +33,7 @@ class Hierarchy:
         version: 1 or 2.
         mount: where it is mounted.
         own: the group of this process, as a directory below `mount`.
-        controllers: those of `CONTROLLERS` that it has; of version 2 each group says what it has.
+        controllers: those of `CONTROLLERS` that it has; in version 2 each group lists its own.
     """
 
     version: int
@@ -44,7 +44,7 @@ class Hierarchy:
 
 @dataclass(frozen=True)
 class Place:
-    """A directory in which groups can be made, and what they limit."""
+    """A directory for new groups, and the controllers that these have."""
 
     version: int
     directory: Path
@@ -55,7 +55,7 @@ class Place:
 
 
 def hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
-    """Return what `/proc/self/mountinfo` and `/proc/self/cgroup` say, version 1 first; pure."""
+    """Return the hierarchies in `/proc/self/mountinfo` and `/proc/self/cgroup`, version 1 first; pure."""
     groups: dict[str, str] = {}
     for line in cgroup.splitlines():
         number, names, path = line.split(":", 2)
@@ -105,7 +105,7 @@ def place(found: Iterable[Hierarchy], name: str) -> list[Place]:
 
 
 def _make(hierarchy: Hierarchy, parent: Path, directory: Path) -> frozenset[str]:
-    """Make one directory for groups; return what these can limit. Version 2 is of use with memory only."""
+    """Make one directory for groups; return their controllers. Version 2 is useful only with memory."""
     if hierarchy.version == 1:
         directory.mkdir(exist_ok=True)
         return hierarchy.controllers
@@ -153,7 +153,7 @@ class Group:
 
     Args:
         places: are made.
-        memory_bytes: what its processes may use together, memory files included and swap excluded.
+        memory_bytes: limit of its processes together, memory files included and swap excluded.
         millicores: thousandths of a core that they may compute together; 0 for no limit.
         processes: how many there may be, threads included; 0 for no limit.
 
@@ -199,7 +199,7 @@ class Group:
                 _write(place.directory / "cgroup.procs", str(host_pid))
 
     def memory_bytes(self) -> int:
-        """Return what the processes use now, without the page cache that the kernel would give back first."""
+        """Return the processes' memory use, without the page cache that the kernel would reclaim first."""
         if self._memory is None:
             return 0
         directory, old = self._memory.directory, self._memory.version == 1
@@ -225,7 +225,7 @@ class Group:
         return self._record
 
     def refused(self) -> bool:
-        """Whether the kernel has refused these processes another one."""
+        """Return whether the kernel has refused these processes another one."""
         return self._pids is not None and _field(self._pids.directory / "pids.events", "max") > 0
 
     def poll(self) -> None:
@@ -235,7 +235,7 @@ class Group:
             self._kill()
 
     def remove(self) -> bool:
-        """End what is left in the group and remove it; return False while it is there. What `exceeded` says stays."""
+        """End the remaining processes and remove the group; return False while it exists. `exceeded` keeps its answer."""
         self.exceeded()
         if all(remove(place.directory) for place in self._places):
             return True
@@ -321,7 +321,7 @@ def kill_all(directory: Path) -> None:
 
 
 def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
-    """End and remove what daemons that are gone have left below `base`; return what is still busy.
+    """End and remove groups of dead daemons below `base`; return the busy ones.
 
     Args:
         alive: names of the directories of daemons that run.

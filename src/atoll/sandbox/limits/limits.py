@@ -1,8 +1,8 @@
-"""What one worker may use of memory, computing time and processes, and whether it was ended for using more.
+"""Limits of one worker: memory, computing time and processes.
 
-What enforces it depends on the machine, found once: a cgroup of version 2 or 1 where this user may make one, which
-systemd may have to be asked for (`scope`); else, for memory, a watchdog that the daemon polls. That a worker ran out of memory is read from the kernel's counters or the
-watchdog's own record, never guessed from a SIGKILL.
+The machine decides the enforcement, found once: a cgroup of version 2 or 1 if this user may make one, by systemd if
+necessary (`systemd_scope`); else, for memory, a watchdog that the daemon polls. Running out of memory is read from the
+kernel's counters or the watchdog's own record, never guessed from a SIGKILL.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Limit:
                 break
 
     def adopt(self, init: int, agent: int) -> bool:
-        """Put what has been started without a limit, and whose parents have ended, under this one.
+        """Move processes that were started without a limit, and whose parents have ended, under this limit.
 
         May be called from another thread.
 
@@ -64,7 +64,7 @@ class Limit:
             init, agent: the first process of a sandbox, to which such processes fall, and its agent, which is not one.
 
         Returns:
-            whether none is left; what multiplies may be faster.
+            whether none is left; a fork bomb may be faster.
         """
         for _ in range(_ADD_ROUNDS):
             strays = self._owner.strays(init, agent)
@@ -75,7 +75,7 @@ class Limit:
         return False
 
     def memory_bytes(self) -> int:
-        """Return what the processes use together now."""
+        """Return the memory that the processes use together."""
         return self._enforcer.memory_bytes()
 
     def exceeded(self) -> tuple[int, int] | None:
@@ -83,7 +83,7 @@ class Limit:
         return self._enforcer.exceeded()
 
     def refused(self) -> bool:
-        """Whether the processes were refused another one, as they are as many as they may be."""
+        """Return whether the processes have reached their number, and were refused another one."""
         return self._enforcer.refused()
 
     def poll(self) -> None:
@@ -98,7 +98,7 @@ class Limit:
 class Limits:
     """Make limits for this machine's workers.
 
-    What a daemon of the same `ATOLL_HOME` left when it was killed is ended and removed.
+    Leftovers of a killed daemon of the same `ATOLL_HOME` are ended and removed.
 
     Args:
         settings: its home names the groups.
@@ -117,13 +117,13 @@ class Limits:
 
     @property
     def kind(self) -> str:
-        """What enforces: `cgroup2`, `cgroup1` or `watchdog`."""
+        """The enforcement: `cgroup2`, `cgroup1` or `watchdog`."""
         memory = next((place for place in self._places if "memory" in place.controllers), None)
         return f"cgroup{memory.version}" if memory is not None else "watchdog"
 
     @property
     def controllers(self) -> frozenset[str]:
-        """What the kernel limits, of `memory`, `pids` and `cpu`."""
+        """The kernel's limits, of `memory`, `pids` and `cpu`."""
         return frozenset(name for place in self._places for name in place.controllers)
 
     def _settle(self, settings: Settings) -> None:
@@ -151,8 +151,8 @@ class Limits:
         """Return a new limit.
 
         Args:
-            name: of the worker; for who reads the machine's list of groups.
-            memory_bytes: what its processes may use together; more than 0.
+            name: of the worker; shown in the machine's list of groups.
+            memory_bytes: limit of its processes together; more than 0.
             millicores: thousandths of a core that they may compute together; 0 for no limit.
             processes: how many there may be, threads included; 0 for no limit.
         """
@@ -189,7 +189,7 @@ class Limits:
         return found
 
     def poll(self) -> None:
-        """Enforce every open limit and finish what `close` began; to be called about every 100 ms."""
+        """Enforce every open limit and finish the work of `close`; to be called about every 100 ms."""
         for limit in list(self._open):
             limit.poll()
         closing, self._closing = self._closing, []  # others may come meanwhile
@@ -213,8 +213,7 @@ class Limits:
 
 
 def machine_memory_bytes() -> int:
-    """Return the memory that this process and what it starts may use: the machine's, or less where a group that
-    holds them has a limit."""
+    """Return the memory for this process and its children: the machine's, or less if their group has a limit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):
         above = cgroups.limit_above(_hierarchies())
