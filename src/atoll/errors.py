@@ -1,6 +1,6 @@
 """The exceptions that Atoll raises, by who must act.
 
-Each error says what happened in its message, and what to do next in `hint`. `code` is stable: programs and
+Each error has a message about the event, and the next step in `hint`. `code` is stable: programs and
 other processes may rely on it. Between processes an error travels as data (`to_data`, `from_data`), never as a
 pickle, since the daemon does not unpickle.
 """
@@ -15,8 +15,8 @@ class AtollError(Exception):
     """The root of every error that Atoll itself raises.
 
     Args:
-        message: what happened; lower case, no full stop, values in backticks.
-        hint: the next step for who reads it; empty where there is none.
+        message: the event; lower case, no full stop, values in backticks.
+        hint: the reader's next step; empty if there is none.
         details: values of JSON's types that belong to the error (exit status, versions, paths).
     """
 
@@ -123,7 +123,7 @@ class WorkerDied(CallerError):
 
     @property
     def last_output(self) -> str:
-        """The end of what the call printed."""
+        """The end of the call's output."""
         return str(self.details.get("last_output", ""))
 
 
@@ -213,13 +213,13 @@ class VolumeBusy(CallerError, OSError):
 
     @property
     def calls(self) -> list[dict[str, str]]:
-        """What runs: `call` and `function` of each call; a shell has no call's id."""
+        """The running calls: `call` and `function` of each; a shell has no call's id."""
         found = self.details.get("calls")
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 class QuotaExceeded(CallerError, OSError):
-    """The volume would grow over what its user may store."""
+    """The volume would grow over its user's quota."""
 
     code = "quota_exceeded"
 
@@ -243,7 +243,7 @@ class DownloadError(CallerError, OSError):
 
 
 class ChecksumMismatch(DownloadError):
-    """What was downloaded is not what was asked for; it has been thrown away. Digests are in hexadecimal."""
+    """The downloaded contents have another digest, and were discarded. Digests are in hexadecimal."""
 
     code = "checksum_mismatch"
 
@@ -254,7 +254,7 @@ class ChecksumMismatch(DownloadError):
 
     @property
     def found(self) -> str:
-        """The digest of what arrived."""
+        """The digest of the downloaded contents."""
         return str(self.details.get("found", ""))
 
 

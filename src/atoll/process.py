@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 KEPT_BYTES = 1 << 20
-"""How much of a child's output is kept: its end."""
+"""Bytes of a child's output that are kept: its end."""
 
 LINE_BYTES = 4096
-"""How much of one line is passed on."""
+"""Characters of one line that are passed on."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """What a finished child left: its status (negative for a signal) and its output, of `run` the last `KEPT_BYTES`."""
+    """A finished child: its status (negative for a signal) and its output, for `run` the last `KEPT_BYTES`."""
 
     status: int
     output: str
@@ -72,7 +72,7 @@ class Child:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     def _reap(self) -> None:
-        # What the child left of its group goes with it; until it is waited for, its number is no other group's.
+        # The child's group ends with it; until the child is waited for, no other group has its number.
         self.signal(signal.SIGKILL)
         status = self._process.poll()
         if status is None:
@@ -140,8 +140,7 @@ async def run(
     """Run a child to its end with stdout and stderr together; a cancelled caller kills it.
 
     Args:
-        on_line: is called with each line (or `\\r` piece) of output as it comes, without its end; what a line has
-            beyond `LINE_BYTES` is left out.
+        on_line: called with each line (or `\\r` piece) of output as it comes, without its end, cut at `LINE_BYTES`.
 
     Raises:
         OSError: the program cannot be started.

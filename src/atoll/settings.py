@@ -58,7 +58,7 @@ INDEX_VARIABLES = (
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How much of the machine the embedded daemon uses.
+    """The embedded daemon's share of the machine.
 
     Args:
         slots: calls that compute at the same time; 0 means one for each core that this process may use.
@@ -68,7 +68,7 @@ class PoolSettings:
             tenths of the machine.
         daemon_idle_seconds: how long the daemon stays with nothing to do.
         worker_processes: processes and threads of one worker.
-        memory_bytes: what all workers with a machine type may use together; 0 means nine tenths of the machine.
+        memory_bytes: limit of all workers with a machine type together; 0 means nine tenths of the machine.
         gpus: `auto` for the NVIDIA devices that are found, `none`, or the paths of the devices to use, by commas.
     """
 
@@ -84,7 +84,7 @@ class PoolSettings:
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """What every sandbox gets.
+    """Sizes and programs of every sandbox.
 
     Args:
         tmp_bytes: size of `/tmp` and of the home directory, each; memory of the machine while it is used.
@@ -106,7 +106,7 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class RecordsSettings:
-    """How much is kept of calls that are over.
+    """Limits of the records of finished calls.
 
     Args:
         keep_days: for how long; 0 keeps nothing.
@@ -119,7 +119,7 @@ class RecordsSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where Atoll keeps its state, and its options."""
+    """Atoll's options, and the paths of its state."""
 
     home: Path
     pool: PoolSettings = field(default_factory=PoolSettings)
@@ -128,12 +128,12 @@ class Settings:
 
     @property
     def run_directory(self) -> Path:
-        """Sockets, locks and process ids of what runs now; private to the owner."""
+        """Sockets, locks and process ids of the running daemon; private to the owner."""
         return self.home / "run"
 
     @property
     def socket_path(self) -> Path:
-        """Where the daemon listens; may be longer than a socket's name can be (see `wire.channel`)."""
+        """The daemon's socket; may be longer than a socket's name can be (see `wire.channel`)."""
         return self.run_directory / "daemon.sock"
 
     @property
@@ -142,7 +142,7 @@ class Settings:
 
     @property
     def records_directory(self) -> Path:
-        """What is kept of calls that are over."""
+        """Records of finished calls."""
         return self.home / "records"
 
     @property
@@ -280,6 +280,6 @@ def terminal() -> tuple[bool, bool]:
 
 
 def daemon_environment() -> dict[str, str]:
-    """Return what the daemon is started with: who the user is and where programs are, and nothing else."""
+    """Return the daemon's environment: the user and the search path, nothing else."""
     names = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     return {name: os.environ[name] for name in (*names, "XDG_RUNTIME_DIR") if name in os.environ}

@@ -1,4 +1,4 @@
-"""`atoll calls`, and `atoll logs CALL`: what is kept of calls that are over."""
+"""`atoll calls` and `atoll logs CALL`: records of finished calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_(
     Parameters
     ----------
     lines: int
-        How many at most.
+        The largest number of calls.
     function: str
         Only calls of this function.
     outcome: str
@@ -66,7 +66,7 @@ def list_(
 
 @app.command
 def show(call: str, /, *, json: bool = False) -> int:
-    """Show one call: where it ran, what it used, how it ended.
+    """Show one call: its worker, its use of the machine, its outcome.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def show(call: str, /, *, json: bool = False) -> int:
 
 
 def output(call: str, *, json: bool = False) -> int:
-    """Print what a call printed, and how it ended."""
+    """Print a call's output and its outcome."""
     if not call:
         return _usage("the call's id, or its beginning, is missing")
     found = local.request("calls.output", {"call": call})

@@ -1,4 +1,4 @@
-"""What `atoll` can be asked for. Exit status 0 for success, 1 for failure, 2 for wrong usage, 130 for Ctrl-C."""
+"""The table of commands. Exit status 0 for success, 1 for failure, 2 for wrong usage, 130 for Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ for name, where, summary in (
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
     ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
-    ("calls", "calls:app", "List the calls that are over, and show one of them."),
-    ("logs", "daemon:logs", "Print the daemon's log, or what a call printed."),
-    ("doctor", "doctor:doctor", "Try what this machine can do, and say how to mend what it cannot."),
+    ("calls", "calls:app", "List finished calls, and show one of them."),
+    ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
+    ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 ):
     app.command(f"atoll.cli.{where}", name=name, help=summary)
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command; return its exit status. What goes wrong is printed to stderr."""
+    """Run a command; return its exit status. Errors are printed to stderr."""
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest is the function's, `--help` too
     if arguments[:1] == ["data"] and "--" in arguments:
         end = arguments.index("--") + 1  # the rest is names, also those that begin like options
         names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
         arguments = [*arguments[:end], *names]
-    if sys.stdout is None:  # closed by who started us: what is printed goes nowhere
+    if sys.stdout is None:  # closed by the parent process: output is discarded
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read the output has left: nothing is to be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing is left to flush
         return 1
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1 if error.code else 0

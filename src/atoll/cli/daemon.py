@@ -20,11 +20,11 @@ from atoll.host.local import local
 STOP_SECONDS = 5.0
 GREETING_SECONDS = 3.0
 SIGNAL_SECONDS = 2.0
-"""How long a daemon may take to end, to answer a greeting, and to end after a signal, before more is done."""
+"""Seconds for a daemon to end, to answer a greeting, and to end after a signal, before the next measure."""
 
 
 def status(*, json: bool = False) -> int:
-    """Show what runs: the daemon, its sandboxes and workers. Starts nothing.
+    """Show the daemon, its sandboxes and workers. Starts nothing.
 
     Parameters
     ----------
@@ -118,16 +118,16 @@ def logs(
     follow: Annotated[bool, cyclopts.Parameter(alias="-f")] = False,
     json: bool = False,
 ) -> int:
-    """Print the end of the daemon's log, or with CALL the end of what that call printed and how it ended.
+    """Print the end of the daemon's log, or with CALL the end of that call's output and its outcome.
 
     Parameters
     ----------
     call: str
         A call's id, or its beginning.
     lines: int
-        How many lines of the daemon's log.
+        Lines of the daemon's log.
     follow: bool
-        Go on with what is written to the daemon's log, until interrupted.
+        Follow the daemon's log, until interrupted.
     json: bool
         With CALL: print an object with `calls`, the attempts.
     """

@@ -33,10 +33,10 @@ for _name, _where, _summary in (
     ("cp", "data_transfer:cp", "Copy files and directories within /data."),
     ("mv", "data_transfer:mv", "Rename or move files and directories within /data."),
     ("sync", "data_sync:sync", "Make a directory of /data a mirror of a local one."),
-    ("snapshot", "snapshots:snapshot", "Keep what a directory of /data holds now."),
+    ("snapshot", "snapshots:snapshot", "Keep the present state of a directory of /data."),
     ("snapshots", "snapshots:snapshots", "List the snapshots of /data and its directories."),
     ("diff", "snapshots:diff", "Show how a snapshot differs from a later one, or from now."),
-    ("restore", "snapshots:restore", "Put what a snapshot holds where its directory is."),
+    ("restore", "snapshots:restore", "Put a snapshot back in its directory's place."),
     ("rm-snapshot", "snapshots:rm_snapshot", "Remove snapshots."),
 ):
     app.command(f"atoll.cli.{_where}", name=_name, help=_summary)
@@ -53,7 +53,7 @@ def ls(
     Parameters
     ----------
     paths: str
-        What to list; /data by default.
+        Files and directories to list; /data by default.
     long: bool
         Show modes, sizes and times.
     json: bool
@@ -78,7 +78,7 @@ def ls(
 
 
 def _listed(volume: Volume, paths: tuple[str, ...]) -> list[tuple[str, list[tuple[str, VolumeEntry]]]]:
-    """Return the files that were named, and each directory with what it holds."""
+    """Return the named files, and each named directory with its entries."""
     names, groups = [], []
     for path in expanded(volume, paths, follow=False):
         entry = volume.entry(path)
@@ -126,7 +126,7 @@ def cat(*paths: str) -> int:
         The files.
     """
     if not paths:
-        raise TargetError("name what to print")
+        raise TargetError("name the files to print")
     with opened() as volume:
         found = expanded(volume, paths)
         for path in found:
@@ -157,14 +157,14 @@ def rm(
     Parameters
     ----------
     paths: str
-        What to remove.
+        Files and directories to remove.
     recursive: bool
         Remove directories with all that they hold.
     force: bool
-        What is not there is no error.
+        Missing names are no error.
     """
     if not paths and not force:
-        raise TargetError("name what to remove")
+        raise TargetError("name the files to remove")
     if any(not volume_path(path) for path in paths):
         raise ValueError("`/data` itself cannot be removed")
     with opened() as volume:
@@ -179,7 +179,7 @@ def rm(
             if not recursive and volume.entry(path).is_dir(follow_symlinks=False):
                 raise IsADirectoryError(f"`{printable(path)}` is a directory; remove it with `rm -r`")
         for path in dict.fromkeys(found):
-            if not any(path.startswith(f"{above}/") for above in found):  # it goes with what is above it
+            if not any(path.startswith(f"{above}/") for above in found):  # removed with a directory above it
                 volume.remove(path, recursive=recursive)
     return 0
 
@@ -191,12 +191,12 @@ def du(
     bytes_: Annotated[bool, cyclopts.Parameter(name=["--bytes", "-b"], negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
-    """Show what files and directories of /data take on disk; what has several names counts once.
+    """Show the disk space of files and directories of /data; a file with several names counts once.
 
     Parameters
     ----------
     paths: str
-        What to add up; /data by default.
+        Files and directories to measure; /data by default.
     depth: int
         Show directories down to this depth below each path, too.
     bytes_: bool

@@ -25,14 +25,14 @@ _Recursive = Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], nega
 
 
 def get(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 - accepted for habit
-    """Copy files and directories from /data. A directory is merged into one that is there; symlinks in it that stand
-    where directories or files come are replaced, never followed.
+    """Copy files and directories from /data. A directory is merged into an existing one; symlinks in the way are replaced,
+    never followed.
 
     Parameters
     ----------
     paths: str
-        What to copy, and last where to: a new name, a directory to put it in, `-` for stdout, or a device or fifo
-        that a file is written into. One path alone is copied to the same name here.
+        Sources, and last the target: a new name, an existing directory, or `-` for stdout. A single path is copied to
+        the same name here.
     recursive: bool
         Accepted for habit: directories are always copied whole.
     """
@@ -72,8 +72,8 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
     Parameters
     ----------
     paths: str
-        What to copy (`-` for stdin), and last where to: a new name, or a directory of /data to put it in. One path
-        alone is copied to the same name in /data.
+        Sources (`-` for stdin), and last the target: a new name, or a directory of /data. A single path is copied to
+        the same name in /data.
     recursive: bool
         Accepted for habit: directories are always copied whole.
     """
@@ -106,14 +106,14 @@ def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
 
 
 def _check(paths: tuple[str, ...], least: int) -> None:
-    """Check that there are paths; `-` is one, and what else begins so is an option that does not exist."""
+    """Check the paths; `-` is one, and anything else that begins with a dash is an unknown option."""
     for path in paths:
         if path.startswith("-") and path != "-":
             raise TargetError(
                 f"there is no option `{printable(path)}`", hint="see `--help`; a file so called is `./-…`"
             )
     if len(paths) < least:
-        raise TargetError("name what goes where: SOURCE… TARGET" if least > 1 else "name what to copy")
+        raise TargetError("name sources and target: SOURCE… TARGET" if least > 1 else "name what to copy")
 
 
 def _local_name(path: str) -> str:
@@ -134,7 +134,7 @@ def cp(*paths: _Paths, recursive: _Recursive = False) -> int:
     Parameters
     ----------
     paths: str
-        What to copy, and last where to: a new name, or a directory to put it in.
+        Sources, and last the target: a new name, or an existing directory.
     recursive: bool
         Copy directories with all that they hold.
     """
@@ -166,7 +166,7 @@ def mv(
     Parameters
     ----------
     paths: str
-        What to move, and last where to: a new name, or a directory to put it in.
+        Sources, and last the target: a new name, or an existing directory.
     no_clobber: bool
         Refuse to replace a file that is there.
     """

@@ -45,7 +45,7 @@ def _worded(volume: Volume, error: OSError) -> OSError:
 
 
 def expanded(volume: Volume, paths: Sequence[str], *, follow: bool = True) -> list[str]:
-    """Return the absolute paths that arguments name, patterns replaced by what matches them.
+    """Return the absolute paths that arguments name, patterns replaced by their matches.
 
     Args:
         follow: whether symlinks are to lead to something: they are looked at all, also those that match.
@@ -77,11 +77,11 @@ def base_name(path: str) -> str:
 
 
 def targets(volume: Volume, sources: Sequence[str], target: str) -> list[tuple[str, str]]:
-    """Pair what is copied or moved with where it goes, as `cp` and `mv` do: into a directory that is there or is
-    named with a `/` at its end, else to exactly the target.
+    """Pair sources with their targets, as `cp` and `mv` do: inside the target if it is a directory or ends with `/`,
+    else exactly the target.
 
     Raises:
-        NotADirectoryError: several things go to what is no directory.
+        NotADirectoryError: there are several sources and the target is no directory.
     """
     where = absolute(volume_path(target))
     if target.endswith("/") or volume.isdir(where):
@@ -92,7 +92,7 @@ def targets(volume: Volume, sources: Sequence[str], target: str) -> list[tuple[s
 
 
 def several(target: str) -> str:
-    """Say that several things cannot go to what is no directory."""
+    """Return the error for several sources without a target directory."""
     where = printable(absolute(volume_path(target)))
     return f"several files go to `{where}`, which is not a directory\nhint: `{where}/` makes one where nothing is"
 

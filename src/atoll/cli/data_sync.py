@@ -38,13 +38,13 @@ def sync(
     local: str
         The directory to upload.
     remote: str
-        Where to: relative to /data/sync, or absolute below /data.
+        Target: relative to /data/sync, or absolute below /data.
     exclude: tuple[str, ...]
         Pattern (gitignore's syntax) of names to leave alone on both sides; may be given again.
     delete: bool
-        Remove there what is gone here.
+        Remove names there that are gone here.
     dry_run: bool
-        Print what would be done, and do nothing; exits with 1 where it would be refused.
+        Print the changes and make none; exits with 1 if the sync would be refused.
     atomic: bool
         Refuse where the volume's file system cannot exchange directories in one step.
     allow_empty: bool

@@ -1,4 +1,4 @@
-"""`atoll doctor`: what this machine can and cannot do, with the fix for each.
+"""`atoll doctor`: abilities of this machine, with a fix for each missing one.
 
 Exit status 0 when everything that is needed works, 1 otherwise.
 """
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
-    """Test what this machine can do for Atoll, and say how to mend what it cannot.
+    """Try the abilities of this machine that Atoll needs, with a fix for each missing one.
 
     Parameters
     ----------
     json
         Print one JSON object: `ok`, and `abilities` with `name`, `needed`, `works`, `detail`, `loses`, `fix`.
     data
-        Test the file system under /data instead: what programs rely on, and what a network file system leaves out.
+        Test the file system under /data instead: the promises of /data, and the limits of network file systems.
     """
     if data:
         return _data(json=json)

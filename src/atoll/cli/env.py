@@ -47,7 +47,7 @@ def list_(*, json: bool = False) -> int:
 
 @app.command
 def show(key: str, /, *, json: bool = False) -> int:
-    """Show one environment: what it was built from, what is in it, and how the build went.
+    """Show one environment: its requirements, its packages, and the log of its build.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def build(target: str = "", /, *, requirement: Requirement = None, python: Pytho
 
 @app.command
 def lock(target: str = "", /, *, requirement: Requirement = None, python: Python = "") -> int:
-    """Print what an environment has as pinned requirements with hashes; it is built if it is absent.
+    """Print an environment's packages as pinned requirements with hashes; it is built first if absent.
 
     Parameters
     ----------
@@ -151,9 +151,9 @@ def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = Fals
     Parameters
     ----------
     unused_days: float
-        Keep what was used within so many days.
+        Keep environments that were used within so many days.
     dry_run: bool
-        Only say what would be removed.
+        Only print the names.
     cache: bool
         Remove the packages that are kept for further builds, too; without it little space is freed.
     json: bool

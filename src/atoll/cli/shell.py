@@ -65,7 +65,7 @@ def _on_terminal(host: LocalHost, spec: LeaseSpec) -> int:
     before = termios.tcgetattr(0)
 
     def begin() -> None:
-        tty.setraw(0, termios.TCSANOW)  # what was typed meanwhile is kept
+        tty.setraw(0, termios.TCSANOW)  # keeps input that was typed meanwhile
         threading.Thread(target=_copy, args=(0, ours), daemon=True).start()
 
     reader = threading.Thread(target=_copy, args=(ours, 1), daemon=True)

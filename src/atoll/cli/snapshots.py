@@ -1,4 +1,4 @@
-"""`atoll data snapshot`, `snapshots`, `diff`, `restore`, `rm-snapshot`: what /data was, and going back to it."""
+"""`atoll data snapshot`, `snapshots`, `diff`, `restore`, `rm-snapshot`: earlier states of /data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def snapshot(
     path: str = "/data",
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
-    """Keep what a directory of /data holds now, read-only, at /data/.snapshots/NAME; prints the name.
+    """Keep the present state of a directory of /data, read-only, at /data/.snapshots/NAME; prints the name.
 
     Parameters
     ----------
@@ -82,15 +82,15 @@ def snapshots(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False)
 
 
 def diff(old: str, new: str | None = None, /, *, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
-    """Show how a snapshot differs from a later one, or from what is there now: `+` added, `-` removed, `M` changed,
-    `m` mode or time only.
+    """Show changes from a snapshot to a later one, or to the present state: `+` added, `-` removed, `M` changed, `m` mode
+    or time only.
 
     Parameters
     ----------
     old: str
         A snapshot.
     new: str | None
-        A later one; what is there now by default.
+        A later one; the present state by default.
     json: bool
         Print a list of objects with `path`, `change`, `attributes`, `old_kind`, `kind`, `old_size` and `size`.
     """
@@ -117,7 +117,7 @@ def _print_differences(found: Iterable[Difference]) -> None:
 
 
 def restore(name: str, /, *, wait: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
-    """Put what a snapshot holds where its directory is, in one step; prints the name of a snapshot of what was there.
+    """Put a snapshot back in its directory's place, in one step; prints the name of a snapshot of the replaced state.
 
     Idle sandboxes are ended first. While calls run it is refused, with a list of them.
 
@@ -142,8 +142,8 @@ def _tell(line: str) -> None:
 
 
 def rm_snapshot(*names: str) -> int:
-    """Remove snapshots; their space is free some time after, and what others share with them stays. When one is not
-    there, none is removed.
+    """Remove snapshots. Their space is freed some time later; data shared with others stays. If one name is missing, none
+    is removed.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ class TargetError(CallerError):
 
 
 class Found(NamedTuple):
-    """A function, the module of the file that was named, and what the function is called there."""
+    """A function, the module of the named file, and the function's name in it."""
 
     function: IsolatedFunction[..., Any]
     module: ModuleType
@@ -78,7 +78,7 @@ def _import(path: Path) -> ModuleType:
     except Exception as error:
         theirs = error.__traceback__
         while theirs is not None and theirs.tb_frame.f_code.co_filename != str(path):
-            theirs = theirs.tb_next  # what led there is ours
+            theirs = theirs.tb_next  # the frames before are Atoll's own
         text = "".join(traceback.format_exception(error.with_traceback(theirs)))
         raise TargetError(f"`{path}` cannot be imported\n{text.rstrip()}", hint="mend the file") from None
     return module
