@@ -1,13 +1,40 @@
-"""The text of the line that says what a caller waits for: pure, from what each call waits for to one line."""
+"""The live line: the terminal's last line, which shows why the calls of this process wait; drawn by `output`.
+
+Theory of operation. There is no thread: a waiting caller wakes up now and then, and draws. All calls share the one
+line. It is drawn behind the cursor, which returns to its place, with the terminal's line wrapping off. So erasing to
+the end of the line removes it, whatever the program has printed before. The line goes before anything is printed, by
+a function or by the program itself, and comes back when there is quiet. While a function's own line has no end yet
+(a prompt, a progress bar), nothing is drawn.
+
+Nothing of this happens unless standard output and standard error are both terminals.
+"""
 
 from __future__ import annotations
 
-import unicodedata
+import contextlib
+import os
+import sys
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from atoll import settings
+from atoll.wire import nested
+
+SHOW_SECONDS = 0.8
+"""The wait of a call before the line appears."""
+QUIET_SECONDS = 0.15
+"""The time without output before the line comes back."""
+TICK_MILLISECONDS = 500
+SOON_MILLISECONDS = 150
+
+writing = threading.RLock()
+"""Held during each write to the caller's streams."""
 
 KINDS = ("running", "waiting", "building", "starting")
-"""What a call can wait for: its answer, a free slot, its environment, a sandbox."""
+"""A call waits for its answer, a free slot, its environment, a sandbox."""
 
 _SEVERAL = {
     "running": "running",
@@ -19,17 +46,140 @@ _SEVERAL = {
 
 @dataclass(frozen=True)
 class Waiting:
-    """What one call waits for.
+    """The wait of one call.
 
     Args:
         kind: one of `KINDS`.
-        detail: the function's name, how many calls are before it, or what the build does, by kind.
-        since: when this wait began, by the clock that `text` is given.
+        detail: the function's name, the number of calls before this one, or the build's step, by kind.
+        since: the begin of this wait, by the clock that `text` is given.
     """
 
     kind: str
     detail: str
     since: float
+
+
+class LiveLine:
+    """The one line of this process; its methods are called with `writing` held."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Waiting] = {}
+        self._drawn = ""
+        self._printed_at = 0.0
+        self._inside_line = False
+        self._guarded: list[Any] = []
+
+    def wait(self, key: int, kind: str, detail: str, began: float, now: float) -> int:
+        """Show that a call, which began at `began`, waits; return the milliseconds until it must be shown again."""
+        known = self._calls.get(key)
+        since = began if known is None else known.since if known.kind == kind else now
+        self._calls[key] = Waiting(kind, detail, since)
+        if now - began < SHOW_SECONDS:
+            return int((SHOW_SECONDS - now + began) * 1000) + 1
+        if now - self._printed_at < QUIET_SECONDS:
+            return SOON_MILLISECONDS
+        if not self._inside_line:
+            self._draw(now)
+        return TICK_MILLISECONDS
+
+    def leave(self, key: int) -> None:
+        """Remove a call: it has been answered, or its caller has been interrupted."""
+        if self._calls.pop(key, None) is None:
+            return
+        if not self._calls:
+            self.erase()
+            self._inside_line = False
+        elif self._drawn:
+            self._draw(time.monotonic())
+
+    def wrote(self, data: bytes) -> None:
+        """Note the output of a function."""
+        self._inside_line = not data.endswith(b"\n")
+        if self._calls:
+            self._printed_at = time.monotonic()
+
+    def _draw(self, now: float) -> None:
+        stream = sys.stderr
+        try:
+            columns = os.get_terminal_size(stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):
+            return
+        line = text(self._calls.values(), now, columns)
+        if line == self._drawn:
+            return
+        dim, plain = ("\x1b[2m", "\x1b[22m") if settings.terminal()[1] else ("", "")
+        self._put(f"\x1b[?7l\x1b7\x1b[K{dim}{line}{plain}\x1b8\x1b[?7h")
+        self._drawn = line
+        if not self._guarded:
+            self._guard()
+
+    def erase(self) -> None:
+        """Erase the line; the cursor stays at its place."""
+        self.unguard()
+        if self._drawn:
+            self._drawn = ""
+            self._put("\x1b[K")
+
+    def unguard(self) -> None:
+        """Give the program's streams their own `write` back."""
+        guarded, self._guarded = self._guarded, []
+        for stream in guarded:
+            with contextlib.suppress(AttributeError):
+                del stream.write
+
+    def _put(self, text: str) -> None:
+        stream = sys.stderr
+        guard = vars(stream).pop("write", None) if stream in self._guarded else None
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                stream.write(text)
+                stream.flush()
+        finally:
+            if guard is not None:
+                stream.write = guard  # type: ignore[method-assign]
+
+    def _guard(self) -> None:
+        """Have the program's own next `print` erase the line first."""
+        for stream in (sys.stdout, sys.stderr):
+            write = stream.write
+
+            def guarded(text: str, write: Any = write) -> Any:
+                with writing:
+                    self.erase()
+                    self._printed_at = time.monotonic()
+                    return write(text)
+
+            with contextlib.suppress(AttributeError):  # a stream without attributes of its own stays unguarded
+                stream.write = guarded  # type: ignore[method-assign]
+                self._guarded.append(stream)
+
+
+line = LiveLine()
+
+
+def usable() -> bool:
+    """Whether the program's output goes to a terminal only, and the line can be drawn there."""
+    if nested.inside() or not settings.terminal()[0]:
+        return False
+    try:
+        return sys.stdout.isatty() and sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+def _renew() -> None:
+    """In a forked child: the lock may be held by a thread of the parent, and the line is the parent's."""
+    global line, writing
+    writing = threading.RLock()
+    line.unguard()
+    line = LiveLine()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+# --- the text: pure -----------------------------------------------------------------------------------------------
 
 
 def text(calls: Iterable[Waiting], now: float, columns: int) -> str:
@@ -68,9 +218,9 @@ def duration(seconds: float) -> str:
 
 
 def fit(start: str, end: str, columns: int) -> str:
-    """Return both texts in one line that is narrower than the terminal; of `start` the end is cut.
+    """Return both texts in one line that is narrower than the terminal; the end of `start` is cut.
 
-    What comes from elsewhere may hold anything: only printable characters are kept.
+    Only printable characters are kept, since a build's step or a function's name may hold any.
     """
     most = max(columns - 1, 0)
     start = " ".join("".join(one if one.isprintable() else " " for one in start).split())
@@ -89,7 +239,9 @@ def fit(start: str, end: str, columns: int) -> str:
 
 
 def width(characters: str) -> int:
-    """Return how many columns a text takes."""
+    """Return the number of columns that a text takes."""
+    import unicodedata  # a large module, which a quick call does not need
+
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in ("W", "F") else 1
         for one in characters

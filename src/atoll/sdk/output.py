@@ -1,4 +1,4 @@
-"""What a call prints, passed on to the caller's own streams as it comes."""
+"""The output of a call, passed on to the caller's own streams as it comes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from atoll.sdk import terminal
+from atoll.sdk import live_line
 
 TAIL_BYTES = 4096
 
@@ -31,35 +31,35 @@ class CallerStreams:
         self._write("stderr", data)
 
     def notice(self, line: str) -> None:
-        """Say something on stderr."""
-        with terminal.writing, contextlib.suppress(Exception):
-            terminal.line.erase()
+        """Print a line of Atoll's own on stderr."""
+        with live_line.writing, contextlib.suppress(Exception):
+            live_line.line.erase()
             print(f"atoll: {line}", file=sys.stderr, flush=True)
 
     def progress(self, line: str) -> None:
-        """Say on stderr what the call waits for; on a terminal the live line does."""
+        """Print the cause of a wait on stderr; on a terminal the live line shows it."""
         if self._live is None:
-            self._live = terminal.usable()
+            self._live = live_line.usable()
         if not self._live:
             self.notice(line)
 
     def waits(self, kind: str, detail: str) -> int | None:
-        """Show what the call waits for; return after how many milliseconds to say so again, None for never."""
+        """Show the cause of a wait; return the milliseconds until it must be shown again, None for never."""
         if self._live is None:
-            self._live = terminal.usable()
+            self._live = live_line.usable()
         if not self._live:
             return None
-        with terminal.writing:
-            return terminal.line.wait(id(self), kind, detail, self._began, time.monotonic())
+        with live_line.writing:
+            return live_line.line.wait(id(self), kind, detail, self._began, time.monotonic())
 
     def proceeds(self) -> None:
-        """Show no more that the call waits."""
+        """End the display of the wait."""
         if self._live:
-            with terminal.writing:
-                terminal.line.leave(id(self))
+            with live_line.writing:
+                live_line.line.leave(id(self))
 
     def tail(self) -> str:
-        """Return the last few thousand bytes that were printed, as text."""
+        """Return the last few thousand bytes of the output, as text."""
         return self._tail.decode("utf-8", "replace")
 
     def _remember(self, data: bytes) -> None:
@@ -70,9 +70,9 @@ class CallerStreams:
         stream = getattr(sys, name)
         if stream is None:
             return
-        with terminal.writing:
-            terminal.line.erase()
-            terminal.line.wrote(data)
+        with live_line.writing:
+            live_line.line.erase()
+            live_line.line.wrote(data)
             buffer = getattr(stream, "buffer", None)
             if buffer is not None:
                 stream.flush()
