@@ -21,8 +21,7 @@ from pathlib import Path
 
 from atoll.environments.asked import key
 from atoll.environments.build import lockfile, workshop
-from atoll.environments.build.recipe import Recipe
-from atoll.environments.build.recipes import Recipes
+from atoll.environments.build.recipes import Recipe, Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
 from atoll.environments.built import directory as shelf
 from atoll.environments.built import locks, records

@@ -30,9 +30,8 @@ from atoll.environments.asked.conda_packages import CondaRequirements
 from atoll.environments.asked.index import Index
 from atoll.environments.build import compile_bytecode, diagnosis
 from atoll.environments.build.conda_program import ARCHIVES, CACHE, FAILED, RESULT
-from atoll.environments.build.recipe import Built
 from atoll.environments.build.virtualenv import Builder, Request, hint
-from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
+from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built import locks, records
 from atoll.environments.built.interpreter import Interpreter, probe
 from atoll.environments.built.records import PYTHON, Environment, make_directory
@@ -67,7 +66,7 @@ print("atoll-result " + json.dumps({"version": version, "on_top": sorted(on_top)
 
 @dataclass(frozen=True)
 class CondaRecipe:
-    """Recipe of a conda environment (see `recipe.Recipe`).
+    """Recipe of a conda environment (see `recipes.Recipe`).
 
     Args:
         found: packages to install; its `pip` part is that of `on_top` too.

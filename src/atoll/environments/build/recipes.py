@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from atoll import settings
 from atoll.environments.asked import conda_packages, index, key, local_sources, requirements
@@ -18,16 +19,69 @@ from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import conda, lockfile
 from atoll.environments.build.conda import CondaRecipe
 from atoll.environments.build.python_downloads import Pythons
-from atoll.environments.build.recipe import Recipe
 from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
-from atoll.environments.build.workshop import Workshop
+from atoll.environments.build.workshop import Built, Workshop
 from atoll.environments.built import interpreter
 from atoll.environments.built.directory import Shelf
+from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
 
 _VIRTUAL = {"CONDA_OVERRIDE_CUDA": "cuda", "CONDA_OVERRIDE_GLIBC": "libc", "CONDA_OVERRIDE_ARCHSPEC": "archspec"}
 """The caller's variables that override the machine's abilities, with rattler's names for them."""
+
+
+Log = Callable[[str], None]
+
+
+class Recipe(Protocol):
+    """An environment as it was asked for: its key, and how to make it.
+
+    Recipes of equal keys give the same environment.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Its requirements for messages, without credentials; empty for an empty environment."""
+
+    @property
+    def python(self) -> str:
+        """The requested or known Python, for messages."""
+
+    @property
+    def volatile(self) -> bool:
+        """Return whether the key may change at any moment: local paths are keyed by their content."""
+
+    @property
+    def hint(self) -> str:
+        """An addition to the hint of a failed build."""
+
+    def renewed(self) -> Recipe:
+        """Return the recipe of the newest versions, free from those that were locked."""
+
+    async def build(self, name: str, log: Log) -> Built:
+        """Build into the workshop's place for `name`, which must be empty or absent.
+
+        Raises:
+            EnvironmentBuildError: it cannot be built as asked.
+            DiskFull: there is no space for it.
+        """
+
+    async def hashed(self, name: str, text: str, log: Log) -> str:
+        """Return the lock `text` of the built environment with all the hashes that can be had.
+
+        Args:
+            name: whose place in the workshop may be used.
+        """
+
+    def environment(self, directory: Path) -> Environment:
+        """Return the complete environment in `directory`."""
 
 
 class Recipes:
@@ -44,9 +98,7 @@ class Recipes:
         self._builder = Builder(workshop)
         self._pythons = Pythons(workshop, shelf.lock_path("pythons"))
 
-    async def read(
-        self, spec: EnvironmentSpec, log: Callable[[str], None] = lambda _line: None, *, nested: bool = False
-    ) -> Recipe:
+    async def read(self, spec: EnvironmentSpec, log: Log = lambda _line: None, *, nested: bool = False) -> Recipe:
         """Return the recipe of a spec, with its locked versions.
 
         Args:

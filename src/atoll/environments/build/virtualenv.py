@@ -26,8 +26,7 @@ from atoll.environments.asked.index import PRIVATE, Index
 from atoll.environments.asked.local_sources import copy_source
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import compile_bytecode, diagnosis, lockfile
-from atoll.environments.build.recipe import Built
-from atoll.environments.build.workshop import VARIABLES, Cleaner, Workshop
+from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.records import (
     INSIDE,
@@ -291,7 +290,7 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class VirtualenvRecipe:
-    """Recipe of a virtual environment (see `recipe.Recipe`)."""
+    """Recipe of a virtual environment (see `recipes.Recipe`)."""
 
     builder: Builder
     request: Request

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -38,6 +39,23 @@ class Confinement(Protocol):
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
     ) -> process.Completed: ...
+
+
+@dataclass(frozen=True)
+class Built:
+    """The result of a build.
+
+    Args:
+        place: the directory that holds `env`; the caller moves that away.
+        lock: the text of `requirements.lock`, without hashes that are only asked for later.
+        python_version: as in `3.11.7`.
+        interpreter: the base interpreter's path; for environments that have a Python of their own, the path inside.
+    """
+
+    place: Path
+    lock: str
+    python_version: str
+    interpreter: str
 
 
 class Workshop:
