@@ -20,7 +20,7 @@ import pytest
 
 from atoll import errors, isolated
 from atoll.host.local_lease import LocalLease
-from atoll.sdk.future import CallFuture
+from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
 

@@ -33,6 +33,7 @@ from atoll.agent import output, running
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
 from atoll.wire import nested
+from atoll.wire.call_protocol import KeptFunctions
 from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import FrameError, Message
 from atoll.wire.payload_channel import PayloadChannel
@@ -72,6 +73,7 @@ class Worker:
         self._idle_seconds = 10.0
         self._deadline = 0.0
         self._poll = select.poll()
+        self._functions = KeptFunctions()
         self._sources = ""
         self._setup: tuple[str, bytes] = "", b""
         self._prepared: list[Any] = []
@@ -221,6 +223,11 @@ class Worker:
         if header.get("epoch") != self._epoch:
             data.send({"type": "revoked", "epoch": header.get("epoch")})
             return
+        pickled = self._functions.find(str(header.get("function", "")), buffers[0])
+        if pickled is None:
+            data.send({"type": "need", "function": header["function"]})
+            return
+        buffers[0] = pickled
         if header.get("sources") and header["sources"] != self._sources:
             data.send({"type": "need", "sources": header["sources"]})
             return

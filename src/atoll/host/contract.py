@@ -1,4 +1,4 @@
-"""What a host promises to the SDK.
+"""The contract between the SDK and a host: values, and the Protocols that a host implements.
 
 A host moves calls and answers as bytes: it neither pickles nor unpickles. Implementations are safe to use from
 several threads at once.
@@ -7,7 +7,7 @@ several threads at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from atoll.errors import CallCancelled
@@ -17,29 +17,29 @@ from atoll.wire.frames import Message
 
 
 class Output(Protocol):
-    """Takes what a call prints, as it comes; called from the thread that waits for the call."""
+    """A caller's streams; used by the thread that waits for the call."""
 
     def stdout(self, data: bytes) -> None: ...
 
     def stderr(self, data: bytes) -> None: ...
 
     def notice(self, line: str) -> None:
-        """Take a line that the caller should know."""
+        """Take a line for the caller."""
 
     def progress(self, line: str) -> None:
-        """Take a line that says what the caller waits for."""
+        """Take a line about the build or start that the caller waits for."""
 
     def waits(self, kind: str, detail: str) -> int | None:
-        """Hear that the call still waits, for what `sdk.live_line.KINDS` says; from the thread that waits.
+        """Take note that the call still waits, for one of `sdk.live_line.KINDS`; from the thread that waits.
 
-        Returns after how many milliseconds to say so again, None for never.
+        Returns after how many milliseconds to call this again, None for never.
         """
 
     def proceeds(self) -> None:
-        """Hear that the wait is over, where `waits` was called."""
+        """Take note that the wait is over, where `waits` was called."""
 
     def tail(self) -> str:
-        """Return the end of what was printed."""
+        """Return the end of the call's output."""
 
 
 class Bundle(Protocol):
@@ -56,9 +56,9 @@ class Ticket:
     """Lets another thread stop a call, before or after it has started.
 
     Args:
-        begin: is called once, when the call is about to be sent; returns False when it is not wanted any more.
-        call_id: the id that the call gets; empty for a new one.
-        made_at: when the call was made, in seconds since the epoch; 0 for now.
+        begin: called once, when the call is about to be sent; returns False for a call that was cancelled.
+        call_id: the call's id; empty for a new one.
+        made_at: the time of the call, in seconds since the epoch; 0 for now.
     """
 
     def __init__(self, begin: Callable[[], bool] | None = None, *, call_id: str = "", made_at: float = 0.0) -> None:
@@ -77,10 +77,10 @@ class Ticket:
                 self._stop()
 
     def start(self) -> None:
-        """Say that the call is about to be sent.
+        """Mark that the call is about to be sent.
 
         Raises:
-            CallCancelled: it is not wanted any more.
+            CallCancelled: it was cancelled before.
         """
         begin, self._begin = self._begin, None
         if begin is not None and not begin():
@@ -88,7 +88,7 @@ class Ticket:
             raise CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 
     def arm(self, stop: Callable[[], None] | None) -> None:
-        """Say how to stop from now on.
+        """Set the function that stops the call from now on.
 
         Raises:
             CallCancelled: `cancel` was called already.
@@ -99,12 +99,66 @@ class Ticket:
                 raise CallCancelled("the call was cancelled", hint="nothing to do: it was asked for")
 
     def disarm(self) -> None:
-        """Say that what was armed is over; the next `arm` says what is."""
+        """Clear the function that stops the call, whether the ticket was cancelled or not."""
         with self._lock:
             self._stop = None
 
 
-class Host(Protocol):
+class Lease(Protocol):
+    """A hold on one worker; used by one thread at a time."""
+
+    @property
+    def kind(self) -> Any:
+        """Equal for leases that can serve the same calls; as `Leasing.kind` of their spec."""
+
+    def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
+        """Run one call to its answer.
+
+        Raises:
+            wire.call_protocol.Revoked: the call has not started; the lease is over.
+            CallTimeout, WorkerDied, OutOfMemory, SandboxUnavailable, HostUnreachable: it was lost; so is the lease.
+        """
+
+    def start(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None) -> None:
+        """Send a call; `next` returns the worker's answers."""
+
+    def start_more(self, calls: Sequence[Call]) -> None:
+        """Send further small calls behind one that was sent, whose sources and setup serve them too."""
+
+    def attend(self, call: Call) -> None:
+        """Set the one of the calls sent that is answered next."""
+
+    def next(self, output: Output) -> Message:
+        """Wait for the next `yield`, `result` or `error`; raises as `run`."""
+
+    def stop(self, output: Output) -> bool:
+        """Close a generator; return whether it has ended soon."""
+
+    def kill(self) -> None:
+        """Have the worker killed; from any thread."""
+
+
+class Leasing(Protocol):
+    """The part of a host that grants leases; `map` uses many at once."""
+
+    def kind(self, spec: LeaseSpec) -> Any:
+        """Return a value that is equal for calls that can share a lease."""
+
+    def acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call | None = None) -> Lease:
+        """Return an idle lease, or wait for one.
+
+        Args:
+            call: the call that waits for the lease, where there is one.
+
+        Raises:
+            CallCancelled, EnvironmentBuildError, OperatorError: as `Host.run`.
+        """
+
+    def settle(self, lease: Any, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
+        """Keep a lease for the next call; give it back where `done` is False, and kill its worker's call."""
+
+
+class Host(Leasing, Protocol):
     """A place that runs functions."""
 
     @property
@@ -137,19 +191,30 @@ class Host(Protocol):
         output: Output,
         ticket: Ticket | None = None,
     ) -> Iterator[Message]:
-        """Run a generator's call: give a `yield` message for each item as it is made, then `result` or `error`.
+        """Run a generator's call: yield a `yield` message for each item as it is made, then `result` or `error`.
 
-        The call starts with the first `next`. Closing the iterator closes the generator; one that does not end soon
-        has its worker killed. Raises as `run`.
+        The call starts with the first `next`. Closing the iterator closes the generator; the worker of one that does
+        not end soon is killed. Raises as `run`.
         """
 
     def open_storage(self) -> Channel:
         """Return a channel to a storage peer that serves the caller's volume until the channel is closed."""
 
     def keep_storage(self, channel: Channel) -> None:
-        """Take back a channel that `open_storage` gave and on which nothing is under way, for who asks next."""
+        """Take back an idle channel of `open_storage`, for its next use."""
+
+    def run_shell(
+        self,
+        spec: LeaseSpec,
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_progress: Callable[[str], None],
+        on_start: Callable[[], None],
+    ) -> int:
+        """Run a shell in a function's sandbox on these descriptors; return its exit status."""
 
     def request(
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Have the host do something that is not a call; its answer is JSON-compatible data."""
+        """Send a request that is not a call; return its answer, which is JSON-compatible data."""

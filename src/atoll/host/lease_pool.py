@@ -1,12 +1,12 @@
-"""The leases of one process that no call uses, and the calls that wait for one.
+"""Idle leases of this process, and the calls that wait for one.
 
-Theory of operation. A call takes a resting lease of its kind, or has to wait for one. Of those that wait for the same
-kind, one at a time asks the daemon for another lease; whatever comes first, a grant or a call that ends, goes to the
-one that has waited longest. So a thousand calls of a process cost the daemon one request at a time, and a lease that
-ends a call is used for the next without a word to anyone. The daemon takes part: it does not ask leases back on
-behalf of the process that holds them itself (`engine.schedule`).
+Theory of operation. A call takes an idle lease of its kind, or waits for one. Of the calls that wait for the same kind,
+one at a time asks the daemon for another lease. A grant, or the lease of a call that ends, goes to the call that has
+waited longest. So a thousand calls of a process cost the daemon one request at a time, and a lease that ends a call is
+used for the next without a message. The daemon takes part: it does not reclaim leases on behalf of the process that
+holds them itself (`engine.schedule`).
 
-Whoever asks is the one that came last: it is the last to be served otherwise, so that requests are seldom given up.
+The call that came last is the one that asks: it is the last to be served otherwise, so that few requests are withdrawn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from atoll.errors import CallCancelled, HostUnreachable
+from atoll.host.contract import Ticket
 from atoll.host.local_lease import LocalLease
+
+ATTEMPTS = 5
+"""How often a lease is asked for when the daemon ends meanwhile: no call has started, another daemon may serve it."""
+
+
+class DaemonEnded(HostUnreachable):
+    """The daemon ended before it had granted a lease."""
 
 
 class Waiter:
-    """One call that waits; `lease` is set when it has been given one."""
+    """One call that waits; `lease` is set when one was granted."""
 
     def __init__(self) -> None:
         self.lease: LocalLease | None = None
@@ -30,7 +39,7 @@ class Waiter:
         self._stopped = False
 
     def stir(self) -> None:
-        """Have the waiting thread look again, whatever it waits for; from any thread."""
+        """Wake the waiting thread; from any thread."""
         self._stirred.set()
         with self._lock:
             if self._stop is not None:
@@ -42,69 +51,69 @@ class Waiter:
         self._stirred.clear()
 
     def begin_to_ask(self, stop: Callable[[], None]) -> None:
-        """Say what ends the request that this thread is about to wait for; it is ended at once with a lease here."""
+        """Set the function that withdraws the request of this thread; it is called at once where a lease is here."""
         with self._lock:
             self._stop, self._stopped = stop, self.lease is not None
             if self._stopped:
                 stop()
 
     def end_to_ask(self) -> bool:
-        """Let nothing end the request from now on; return whether nothing has."""
+        """Clear that function; return whether it was not called."""
         with self._lock:
             self._stop = None
             return not self._stopped
 
 
 class Leases:
-    """What rests and who waits, by kind; safe to use from several threads."""
+    """Idle leases and waiting calls by kind; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._resting: dict[Any, list[LocalLease]] = {}
+        self._idle: dict[Any, list[LocalLease]] = {}
         self._waiting: dict[Any, deque[Waiter]] = {}
         self._asking: dict[Any, Waiter] = {}
 
     def take(self, kind: Any) -> LocalLease | None:
-        """Return a resting lease of this kind that its worker has not given up."""
+        """Return an idle lease of this kind that its worker has not given up."""
         while True:
             with self._lock:
-                resting = self._resting.get(kind)
-                lease = resting.pop() if resting else None
-                if resting is not None and not resting:
-                    del self._resting[kind]
+                idle = self._idle.get(kind)
+                lease = idle.pop() if idle else None
+                if idle is not None and not idle:
+                    del self._idle[kind]
             if lease is None or lease.usable:
                 return lease
             lease.close()
 
     def rest(self, kind: Any, lease: LocalLease) -> None:
-        """Give a lease to the call that has waited longest for its kind, or let it rest."""
+        """Give a lease to the call that has waited longest for its kind, or keep it."""
         with self._lock:
             for waiter in self._waiting.get(kind, ()):
                 if waiter.lease is None:
                     waiter.lease = lease
                     waiter.stir()
                     return
-            self._resting.setdefault(kind, []).append(lease)
+            self._idle.setdefault(kind, []).append(lease)
 
     def line_up(self, kind: Any) -> Waiter:
-        """Begin to wait for a lease; `leave` ends it. One that has come to rest meanwhile is given at once."""
+        """Begin to wait for a lease; `leave` ends the wait. A lease that became idle meanwhile is granted at once."""
         waiter = Waiter()
         with self._lock:
-            resting = self._resting.get(kind)
-            if resting:
-                waiter.lease = resting.pop()
-                if not resting:
-                    del self._resting[kind]
+            idle = self._idle.get(kind)
+            if idle:
+                waiter.lease = idle.pop()
+                if not idle:
+                    del self._idle[kind]
             self._waiting.setdefault(kind, deque()).append(waiter)
         return waiter
 
     def asks(self, kind: Any, waiter: Waiter) -> bool:
-        """Whether this one has to ask the daemon, as nobody else of its kind does."""
+        """Return whether this call has to ask the daemon, because no other of its kind does."""
         with self._lock:
             return self._asking.setdefault(kind, waiter) is waiter
 
     def asked(self, kind: Any, waiter: Waiter) -> None:
-        """This one does not ask any more: the last that waits and has nothing is to ask."""
+        """End the asking of this call; the last that waits without a lease asks next."""
         with self._lock:
             if self._asking.get(kind) is not waiter:
                 return
@@ -118,7 +127,7 @@ class Leases:
                 return
 
     def leave(self, kind: Any, waiter: Waiter, *, taken: bool) -> None:
-        """End a wait; a lease that was given and not taken goes to the next."""
+        """End a wait; a lease that was granted and not taken goes to the next call."""
         with self._lock:
             waiting = self._waiting[kind]
             waiting.remove(waiter)
@@ -126,17 +135,68 @@ class Leases:
                 del self._waiting[kind]
             if self._asking.get(kind) is waiter:
                 del self._asking[kind]
-            if kind not in self._asking:  # also where this one was told to ask, and leaves instead
+            if kind not in self._asking:  # this call may have been the next to ask
                 self._have_one_ask(kind, waiter)
         if not taken and waiter.lease is not None:
             self.rest(kind, waiter.lease)
 
     def drop_spent(self) -> None:
-        """Close resting leases that their workers have given up."""
+        """Close idle leases that their workers have given up."""
         with self._lock:
-            for kind, resting in list(self._resting.items()):
-                for lease in [one for one in resting if not one.usable]:
-                    resting.remove(lease)
+            for kind, idle in list(self._idle.items()):
+                for lease in [one for one in idle if not one.usable]:
+                    idle.remove(lease)
                     lease.close()
-                if not resting:
-                    del self._resting[kind]
+                if not idle:
+                    del self._idle[kind]
+
+    def acquire(self, kind: Any, ask: Callable[[Waiter], LocalLease | None], ticket: Ticket | None) -> LocalLease:
+        """Return an idle lease of this kind, or wait for one.
+
+        Args:
+            ask: asks the daemon; returns None when the request was withdrawn for another lease.
+
+        Raises:
+            CallCancelled: the ticket was cancelled.
+            DaemonEnded: the daemon ended, and so did those after it.
+        """
+        lease = self.take(kind)
+        if lease is not None:
+            return lease
+        waiter = self.line_up(kind)
+        attempts = ATTEMPTS
+        taken = False
+        try:
+            while True:
+                if waiter.lease is not None:
+                    lease, waiter.lease = waiter.lease, None
+                    if lease.unused or lease.usable:  # the call of an unused one gets the reason of its end
+                        taken = True
+                        return lease
+                    lease.close()
+                elif self.asks(kind, waiter):
+                    try:
+                        lease = ask(waiter)
+                    except DaemonEnded:
+                        attempts -= 1
+                        if attempts == 0:
+                            raise
+                        continue
+                    self.asked(kind, waiter)
+                    if lease is not None:
+                        self.rest(kind, lease)  # to this call, unless another has waited longer
+                else:
+                    if ticket is not None:
+                        ticket.arm(waiter.stir)
+                    waiter.wait()
+                    if ticket is not None:
+                        ticket.arm(None)
+                        if ticket.cancelled:
+                            raise cancelled_before()
+        finally:
+            self.leave(kind, waiter, taken=taken)
+
+
+def cancelled_before() -> CallCancelled:
+    """Return the error of a call that was cancelled before it was sent."""
+    return CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from atoll import errors, settings
 from atoll.host import daemon_start
 from atoll.host.contract import Bundle, Output, Ticket
-from atoll.host.lease_pool import Leases, Waiter
-from atoll.host.local_lease import LocalLease, Revoked, receive
+from atoll.host.lease_pool import DaemonEnded, Leases, Waiter, cancelled_before
+from atoll.host.local_lease import LocalLease, receive
 from atoll.model.specs import Call, LeaseSpec
 from atoll.settings import Settings
 from atoll.wire import nested
+from atoll.wire.call_protocol import Revoked
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
     from atoll.host.storage_channels import WarmStorage
 
 MOST_REVOKED = 25
-"""How often a call that has not started is given to another lease: a new lease is not given up before its first call,
-so that more than two is the doing of code in the workers."""
-
-
-class DaemonEnded(errors.HostUnreachable):
-    """The daemon ended before it had granted a lease."""
+"""How often a call is sent under another lease. No worker gives a new lease up before its first call, so more than
+two are the work of code in the workers."""
 
 
 class LocalHost:
@@ -93,7 +90,7 @@ class LocalHost:
                 return message
             except Revoked:
                 if ticket is not None and ticket.cancelled:
-                    raise _cancelled_before() from None
+                    raise cancelled_before() from None
                 continue
             except errors.WorkerDied as error:
                 raise _cancelled_or(error, ticket) from None
@@ -132,50 +129,12 @@ class LocalHost:
         raise given_back(call)
 
     def acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call | None = None) -> LocalLease:
-        """Return a resting lease that serves this wish, or wait for one.
-
-        Args:
-            call: for which it is asked, where it is for one.
-        """
+        """See `contract.Leasing.acquire`."""
         kind = self.kind(spec)
-        lease = self._leases.take(kind)
-        if lease is not None:
-            return lease
-        waiter = self._leases.line_up(kind)
-        attempts = daemon_start.ATTEMPTS
-        taken = False
-        try:
-            while True:
-                if waiter.lease is not None:
-                    lease, waiter.lease = waiter.lease, None
-                    if lease.unused or lease.usable:  # why an unused one has ended already, its call will hear
-                        taken = True
-                        return lease
-                    lease.close()
-                elif self._leases.asks(kind, waiter):
-                    try:
-                        lease = self._lease(spec, output, ticket, waiter, call)
-                    except DaemonEnded:  # the call has not started: another daemon may take it
-                        attempts -= 1
-                        if attempts == 0:
-                            raise
-                        continue
-                    self._leases.asked(kind, waiter)
-                    if lease is not None:
-                        self._leases.rest(kind, lease)  # to this one, unless another has waited longer
-                else:
-                    if ticket is not None:
-                        ticket.arm(waiter.stir)
-                    waiter.wait()
-                    if ticket is not None:
-                        ticket.arm(None)
-                        if ticket.cancelled:
-                            raise _cancelled_before()
-        finally:
-            self._leases.leave(kind, waiter, taken=taken)
+        return self._leases.acquire(kind, lambda waiter: self._ask(kind, spec, output, ticket, waiter, call), ticket)
 
     def kind(self, spec: LeaseSpec) -> Any:
-        """Return what is equal for calls that can share a lease."""
+        """See `contract.Leasing.kind`."""
         return self._home or settings.home_variables(), spec.terms
 
     @staticmethod
@@ -185,22 +144,22 @@ class LocalHost:
             ticket.arm(lease.kill)
 
     def settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
-        """Let a lease rest for the next call, or give it back: what still runs under it is then killed."""
+        """See `contract.Leasing.settle`."""
         lease.end_call()
         if ticket is not None:
             ticket.arm(None)
             done = done and not ticket.cancelled  # a kill may be on its way to the worker
         if done and spec.keep_alive_seconds > 0:
-            self._leases.rest(self.kind(spec), lease)
+            self._leases.rest(lease.kind, lease)
         else:
             lease.close()
 
-    def _lease(
-        self, spec: LeaseSpec, output: Output, ticket: Ticket | None, waiter: Waiter, call: Call | None
+    def _ask(
+        self, kind: Any, spec: LeaseSpec, output: Output, ticket: Ticket | None, waiter: Waiter, call: Call | None
     ) -> LocalLease | None:
-        """Ask the daemon for a lease; None when the waiter was given another one meanwhile."""
+        """Ask the daemon for a lease; return None when the waiter got another one meanwhile."""
         self._leases.drop_spent()
-        client = f"{self._token}-{hash(self.kind(spec)) & 0xFFFFFFFFFFFF:x}"  # who passes its leases on to this wish
+        client = f"{self._token}-{hash(kind) & 0xFFFFFFFFFFFF:x}"  # who uses its leases again for such calls
         message = {"type": "lease", "spec": spec.to_data(), "client": client}
         if call is not None:
             message["for"] = {"call": call.id, "at": call.at, "parent": nested.call}
@@ -216,23 +175,22 @@ class LocalHost:
             if ticket is not None:
                 ticket.arm(stop)
             waiter.begin_to_ask(stop)
-            kind, detail = "starting", ""
+            wait, detail = "starting", ""
             while True:
-                header = receive(control, output, kind, detail).header
+                header = receive(control, output, wait, detail).header
                 match header.get("type"):
                     case "granted":
                         if not waiter.end_to_ask():
                             raise ChannelClosed("given up for another lease")
-                        lease = LocalLease(
-                            control, int(header["epoch"]), control.take_descriptors(3), bool(header["fresh"])
-                        )
+                        descriptors = control.take_descriptors(3)
+                        lease = LocalLease(control, int(header["epoch"]), descriptors, bool(header["fresh"]), kind)
                         self._all.add(lease)
                         return lease
                     case "progress":
-                        kind, detail = "building", str(header.get("line", ""))
+                        wait, detail = "building", str(header.get("line", ""))
                         output.progress(detail)
                     case "waiting":
-                        kind, detail = "waiting", str(header.get("position", ""))
+                        wait, detail = "waiting", str(header.get("position", ""))
                     case "notice":
                         output.notice(str(header.get("line", "")))
                     case "failed":
@@ -240,7 +198,7 @@ class LocalHost:
         except ChannelClosed:
             control.close()
             if ticket is not None and ticket.cancelled:
-                raise _cancelled_before() from None
+                raise cancelled_before() from None
             if waiter.lease is not None:
                 return None
             raise DaemonEnded("the daemon ended while the call waited", hint="call again") from None
@@ -338,10 +296,6 @@ def given_back(call: Call) -> errors.WorkerDied:
         f"the workers of `{call.name}` gave the call back again and again, or in the middle of it",
         hint="code in the worker has disturbed its channel",
     )
-
-
-def _cancelled_before() -> errors.CallCancelled:
-    return errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 
 
 def _answers(

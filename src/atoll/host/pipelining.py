@@ -1,8 +1,10 @@
-"""Many calls of one function at once: each lease has a thread of its own, and short calls are sent ahead.
+"""Many calls of one function at once, for `map`: a thread for each lease, and short calls sent ahead.
 
-A worker that has to wait for its next call costs a change of process in each direction, many times what a tiny call
-takes. So while calls are short, a few are sent before the first is answered; the worker takes them in order. Whatever
-ends a lease, at most the first of them has started: the others are given to another lease.
+Theory of operation. A worker that waits for its next call costs a change of process in each direction, many times the
+time of a tiny call. So once calls are seen to be short, a few are sent before the first is answered; the worker takes
+them in order. A call of unknown or long duration has a lease of its own: each lane that has sent its first call
+starts another lane at once while calls are left, so that all free slots fill without waiting for an answer. At the end
+of a lease at most the first of its calls has started: the others go to another lease.
 """
 
 from __future__ import annotations
@@ -11,27 +13,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from atoll import errors
-from atoll.host.contract import Bundle, Output, Ticket
-from atoll.host.local_lease import LocalLease, Revoked
+from atoll.host.contract import Bundle, Lease, Leasing, Output, Ticket
 from atoll.model.specs import Call, LeaseSpec
+from atoll.wire.call_protocol import Revoked
 from atoll.wire.frames import Message
 
-if TYPE_CHECKING:
-    from atoll.host.local import LocalHost
-
 MOST_AHEAD = 16
-"""Calls that a worker may have beside the one that it runs."""
+"""Calls that a worker may have besides the running one."""
 AHEAD_SECONDS = 0.002
-"""How long the calls that are sent ahead may take together, going by the last ones."""
+"""How long the calls sent ahead may take together, estimated from the last ones."""
 AHEAD_BYTES = 4096
-"""Calls with more than this travel when their turn has come: a worker that runs does not read."""
+"""Calls with more bytes are sent when their turn comes: a worker that runs a call does not read."""
 
 
 class Job(NamedTuple):
-    """One call, with what belongs to it and a number for who gets the answer."""
+    """One call with its spec, modules and output, and its number in the input."""
 
     number: int
     spec: LeaseSpec
@@ -46,43 +45,46 @@ class Job(NamedTuple):
 
 
 class Jobs(Protocol):
-    """Where the calls come from and the answers go to; used by several threads."""
+    """The source of the calls and the target of the answers; used by several threads."""
 
     def take(self, *, wait: bool) -> Job | None:
         """Return the next call; None when there is none now, or with `wait` when there will be none."""
 
+    def more(self) -> bool:
+        """Return whether `take` would return a call now."""
+
     def put_back(self, jobs: list[Job]) -> None:
-        """Take calls that have not started, to be given out again before all others."""
+        """Take back calls that have not started; they are the next ones of `take`."""
 
     def deliver(self, job: Job, answer: Message | BaseException) -> None:
-        """Take the answer of a call, or why it has none."""
+        """Take the answer of a call, or the error in its place."""
 
 
 class Silent:
-    """An output for leases that nobody waits for."""
+    """An output for leases that no call waits for; the call of the first lane tells its caller of the wait."""
 
     def stdout(self, data: bytes) -> None:
-        """Nothing is printed before a call."""
+        """Drop output; there is none before a call."""
 
     stderr = stdout
 
     def notice(self, line: str) -> None:
-        """What is said has been said to the first."""
+        """Drop a line."""
 
     progress = notice
 
     def waits(self, kind: str, detail: str) -> int | None:
-        """The first one waits too."""
+        """Ask for no further call."""
 
     def proceeds(self) -> None:
-        """There is nothing to take back."""
+        """Do nothing."""
 
     def tail(self) -> str:
         return ""
 
 
 class Lanes:
-    """Runs what `jobs` has, on as many leases as the host grants.
+    """Runs the calls of `jobs` on as many leases as the host grants.
 
     Args:
         host: grants the leases.
@@ -90,7 +92,7 @@ class Lanes:
         most: leases at a time.
     """
 
-    def __init__(self, host: LocalHost, jobs: Jobs, most: int) -> None:
+    def __init__(self, host: Leasing, jobs: Jobs, most: int) -> None:
         self._host = host
         self._jobs = jobs
         self._most = most
@@ -100,14 +102,14 @@ class Lanes:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin with one lane; each lane that has a lease starts the next while there is work."""
+        """Start the first lane; each lane that has a lease starts the next while calls are left."""
         self._spawn(self._first)
 
     def stop(self, *, kill: bool = True) -> None:
-        """Give up what waits for a lease, and kill what runs; from any thread.
+        """Withdraw requests for leases, and kill running calls; from any thread.
 
         Args:
-            kill: False where nothing runs whose answer has not come.
+            kill: False where all running calls have been answered.
         """
         with self._lock:
             self._stopped = True
@@ -129,7 +131,7 @@ class Lanes:
                 with self._lock:
                     self._tickets.discard(ticket)
                     last = not self._tickets
-                if last:  # what was put back while the others were ending
+                if last:  # calls that came back while the other lanes ended
                     job = None if self._stopped else self._jobs.take(wait=False)
                     if job is not None:
                         self._jobs.put_back([job])
@@ -138,7 +140,7 @@ class Lanes:
         threading.Thread(target=run, name="atoll-lane", daemon=True).start()
 
     def _first(self, ticket: Ticket) -> None:
-        """Serve until there is no work: this lane tells why there is no lease, to one call after the other."""
+        """Serve until no calls are left; where there is no lease, each call gets the reason as its answer."""
         while not self._stopped:
             job = self._jobs.take(wait=True)
             if job is None:
@@ -156,20 +158,19 @@ class Lanes:
     def _further(self, spec: LeaseSpec, ticket: Ticket) -> None:
         try:
             lease = self._host.acquire(spec, Silent(), ticket)
-        except BaseException:  # the first lane meets it too, and tells
+        except BaseException:  # the first lane gets the same error, and reports it
             return
         self._serve(lease, spec, ticket)
 
-    def _serve(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket) -> None:
-        """Run calls on a lease until there are none that it can serve, or until it ends."""
-        kind = self._host.kind(spec)
+    def _serve(self, lease: Lease, spec: LeaseSpec, ticket: Ticket) -> None:
+        """Run calls on a lease until none are left that it can serve, or until it ends."""
         pending: deque[Job] = deque()
         done = False
         with self._lock:
             self._serving.add(ticket)
         try:
             ticket.arm(lease.kill)
-            _Lane(self._jobs, lease, kind, self._host.kind, pending, lambda: self._more(spec)).run()
+            _Lane(self._jobs, lease, self._host, pending, lambda: self._more(spec)).run()
             done = True
         except Revoked:
             pass
@@ -190,30 +191,26 @@ class Lanes:
 
 
 class _Lane:
-    """The calls of one lease; `pending` are those that have been sent and not been answered."""
+    """The calls of one lease; `pending` are those that were sent and not answered."""
 
     def __init__(
-        self,
-        jobs: Jobs,
-        lease: LocalLease,
-        kind: Any,
-        kind_of: Callable[[LeaseSpec], Any],
-        pending: deque[Job],
-        more: Callable[[], None],
+        self, jobs: Jobs, lease: Lease, host: Leasing, pending: deque[Job], start_another: Callable[[], None]
     ) -> None:
         self._jobs = jobs
         self._lease = lease
-        self._kind = kind
-        self._kind_of = kind_of
+        self._host = host
         self._spec: LeaseSpec | None = None
         self._pending = pending
-        self._more: Callable[[], None] | None = more
+        self._start_another: Callable[[], None] | None = start_another
         self._seconds = AHEAD_SECONDS
         self._warm = False
 
     def run(self) -> None:
         while self._send(self._jobs.take(wait=False)):
             while self._pending:
+                if self._start_another is not None and self._jobs.more():
+                    start, self._start_another = self._start_another, None
+                    start()
                 self._send_ahead()
                 self._answer()
 
@@ -222,7 +219,7 @@ class _Lane:
         if job is None:
             return False
         if job.spec is not self._spec:
-            if self._kind_of(job.spec) != self._kind:
+            if self._host.kind(job.spec) != self._lease.kind:
                 self._jobs.put_back([job])
                 return False
             self._spec = job.spec
@@ -247,7 +244,7 @@ class _Lane:
             more.append(job)
         if more:
             self._pending.extend(more)
-            self._lease.start_more([job.call for job in more], more[0].spec.keep_alive_seconds)
+            self._lease.start_more([job.call for job in more])
 
     def _answer(self) -> None:
         began = time.monotonic()
@@ -257,6 +254,3 @@ class _Lane:
         self._jobs.deliver(self._pending.popleft(), message)
         self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
         self._warm = True
-        if self._more is not None:
-            more, self._more = self._more, None
-            more()

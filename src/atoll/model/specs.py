@@ -235,6 +235,13 @@ class LeaseSpec:
         """What decides whether a lease that was asked for with this can serve another wish too."""
         return replace(self, function="", keep_alive_seconds=0.0)
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, name) for name in self.__dataclass_fields__))
+
+    def __hash__(self) -> int:  # a look-up of a lease hashes its terms several times
+        return self._hash
+
     def to_data(self) -> dict[str, Any]:
         return {
             "environment": self.environment.to_data(),
@@ -296,6 +303,7 @@ class Call:
         stream: the function gives items one by one.
         setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
         results: how results and exceptions come back: `pickle`, or `data` for plain data.
+        function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
     """
 
     id: str
@@ -312,6 +320,7 @@ class Call:
     setup: bytes = b""
     setup_digest: str = ""
     results: str = "pickle"
+    function_digest: str = ""
 
     def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
         """Return a call of the same function with other arguments."""

@@ -10,6 +10,7 @@ with their source (`sdk.modules.discover`).
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import os
 import pickle
@@ -25,12 +26,30 @@ from atoll.payload.captures import Captures
 from atoll.payload.unpicklable import culprit_in, describe_captured, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
 
+MOST_KEPT_BYTES = 1 << 20
+"""Functions up to this size travel once and then by their digest; a worker keeps several."""
 
-class _Made(NamedTuple):
+
+class PickledFunction(NamedTuple):
+    """A function's pickle.
+
+    Args:
+        captures: the places that it was read from.
+        data: the pickle.
+        digest: of the pickle; empty over `MOST_KEPT_BYTES`.
+        reusable: a worker may keep the function that it unpickles.
+        by_value: the modules whose functions and classes travel by value.
+    """
+
     captures: Captures
     data: bytes
+    digest: str
     reusable: bool
     by_value: frozenset[str]
+
+    def full_digest(self) -> str:
+        """Return the digest whatever the size."""
+        return self.digest or _digest(self.data)
 
 
 class FunctionPickler:
@@ -53,7 +72,7 @@ class FunctionPickler:
         self.function = function
         self._local_modules = local_modules
         self._source = source if source is not None else file_stamp.source_of(function)
-        self._made: _Made | None = None
+        self._made: PickledFunction | None = None
 
     def dumps(self) -> tuple[bytes, bool]:
         """Return the function's pickle as it is now, and whether a worker may keep what it unpickles.
@@ -61,11 +80,19 @@ class FunctionPickler:
         Raises:
             SerializationError: it cannot be pickled; what it uses that cannot be is named.
         """
-        made = self._made
-        if made is not None and made.captures.unchanged() and not self._edited():
-            return made.data, made.reusable
-        self._made = made = self._make()
+        made = self.current()
         return made.data, made.reusable
+
+    def current(self) -> PickledFunction:
+        """Return the function's pickle as it is now: the same object while nothing that it depends on has changed.
+
+        Raises:
+            SerializationError: as `dumps`.
+        """
+        made = self._made
+        if made is None or not made.captures.unchanged() or self._edited():
+            self._made = made = self._make()
+        return made
 
     @property
     def by_value(self) -> frozenset[str]:
@@ -76,11 +103,11 @@ class FunctionPickler:
         """As the module's `dumps_arguments`, with the classes of the function's own module as the function has them."""
         return dumps_arguments(args, kwargs, by_value=self.by_value, function=self.function)
 
-    def _make(self) -> _Made:
+    def _make(self) -> PickledFunction:
         module = self._own_module()
         if module is not None and self._edited() and self._importable():
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
-            return _Made(Captures(None), data, True, frozenset())
+            return _pickled(Captures(None), data, True, frozenset())
         by_value = frozenset({module} if module else ())
         captures = Captures(self.function, by_value)
         try:
@@ -89,8 +116,8 @@ class FunctionPickler:
             if module is None or not self._importable():
                 raise self._refused(error, by_value) from without_own_frames(error)
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
-            return _Made(captures, data, False, frozenset())
-        return _Made(captures, data, captures.constant, by_value)
+            return _pickled(captures, data, False, frozenset())
+        return _pickled(captures, data, captures.constant, by_value)
 
     def _own_module(self) -> str | None:
         """The function's module, if it is one of the project's that is to be treated like `__main__`."""
@@ -131,6 +158,15 @@ class FunctionPickler:
             f"the function `{name}` cannot be sent: {culprit or first_line(error)}",
             hint="create it inside the function, or pass plain data",
         )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _pickled(captures: Captures, data: bytes, reusable: bool, by_value: frozenset[str]) -> PickledFunction:
+    digest = _digest(data) if len(data) <= MOST_KEPT_BYTES else ""
+    return PickledFunction(captures, data, digest, reusable, by_value)
 
 
 class _Imported:

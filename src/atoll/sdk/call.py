@@ -1,62 +1,121 @@
-"""What a call sends and what its answer brings: the parts of an isolated function that stay from call to call."""
+"""Calls of isolated functions: from arguments to a request for a host, and from an answer to a value."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoll.errors import ProtocolMismatch, set_call_id
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
+from atoll.sdk.futures import new_id
+from atoll.sdk.options import Options, is_generator
 
 if TYPE_CHECKING:
-    from atoll.sdk.options import Options
+    from atoll.host.contract import Bundle, Host
+    from atoll.payload.functions import PickledFunction
     from atoll.wire.frames import Message
 
 
+class Request(NamedTuple):
+    """One call of a function: the call, its spec for the host, and the modules that travel with it."""
+
+    call: Call
+    spec: LeaseSpec
+    bundle: Bundle | None
+
+
+class _Template(NamedTuple):
+    """The last request, and the parts that it was made of."""
+
+    request: Request
+    function: PickledFunction
+    setup: PickledFunction | None
+
+
 class Prepared:
-    """What stays the same from call to call of one function."""
+    """The parts of a function's calls that stay from call to call; made anew where their source has changed."""
 
     def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
         from atoll.host.local import local
         from atoll.payload.functions import FunctionPickler
         from atoll.sdk.modules.discover import Sources
 
-        self.host = options.host if options.host is not None else local
-        self.name = spec.function
-        self.pickler = FunctionPickler(function, options.local_modules, source)
-        self.sources = Sources(function, options.local_modules)
-        self.setup = Setup(options.setup_function, options.local_modules) if options.setup_function else None
-        self._spec = self._last = spec
+        self.host: Host = options.host if options.host is not None else local
+        self._pickler = FunctionPickler(function, options.local_modules, source)
+        self._sources = Sources(function, options.local_modules)
+        setup = options.setup_function
+        self._setup = FunctionPickler(setup, options.local_modules) if setup is not None else None
+        self._timeout_seconds = options.timeout or 0.0
+        self._stream = is_generator(function)
+        self._results = options.results
+        self._spec = spec
+        self._template: _Template | None = None
 
     def renew(self, environment: EnvironmentSpec) -> None:
         """Have the next call run in this environment."""
         if environment != self._spec.environment:
-            self._spec = self._last = replace(self._spec, environment=environment)
+            self._spec = replace(self._spec, environment=environment)
+            self._template = None
 
-    def lease_spec(self, call: Call) -> LeaseSpec:
-        if self._last.sources != call.sources or self._last.setup != call.setup_digest:
-            self._last = replace(self._spec, sources=call.sources, setup=call.setup_digest)
-        return self._last
+    def request(self, args: Any, kwargs: Any, call_id: str = "", made_at: float = 0.0) -> Request:
+        """Return a call with the function, its modules and its arguments as they are now.
 
+        Args:
+            call_id: empty for a new one.
+            made_at: seconds since the epoch; 0 for now.
 
-class Setup:
-    """The pickle of a `setup_function`, with its digest."""
+        Raises:
+            SerializationError: a part cannot be pickled, or the modules cannot travel.
+        """
+        bundle = self._sources.current()
+        function = self._pickler.current()
+        arguments, buffers = self._pickler.dumps_arguments(args, kwargs)
+        setup = self._setup.current() if self._setup is not None else None
+        template = self._template
+        if (
+            template is None
+            or template.function is not function
+            or template.request.bundle is not bundle
+            or template.setup is not setup
+        ):
+            template = self._template = self._new_template(function, bundle, setup)
+        like, spec, _ = template.request
+        call = like.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
+        return Request(call, spec, bundle)
 
-    def __init__(self, function: Callable[[], Any], local_modules: Any) -> None:
-        from atoll.payload.functions import FunctionPickler
+    def another(self, like: Request, args: Any) -> Request:
+        """Return a request like this one with other arguments; nothing else is looked at."""
+        arguments, buffers = self._pickler.dumps_arguments(args, {})
+        return like._replace(call=like.call.again(new_id(), arguments, tuple(buffers), time.time()))
 
-        self._pickler = FunctionPickler(function, local_modules)
-        self._made = b"", ""
-
-    def __call__(self) -> tuple[bytes, str]:
-        data, _ = self._pickler.dumps()
-        if data is not self._made[0]:
-            self._made = data, hashlib.blake2b(data, digest_size=16).hexdigest()
-        return self._made
+    def _new_template(
+        self, function: PickledFunction, bundle: Bundle | None, setup: PickledFunction | None
+    ) -> _Template:
+        sources = bundle.digest if bundle is not None else ""
+        setup_digest = setup.full_digest() if setup is not None else ""
+        call = Call(
+            "",
+            function.data,
+            b"",
+            reusable=function.reusable,
+            sources=sources,
+            name=self._spec.function,
+            timeout_seconds=self._timeout_seconds,
+            stream=self._stream,
+            setup=setup.data if setup is not None else b"",
+            setup_digest=setup_digest,
+            results=self._results,
+            function_digest=function.digest,
+        )
+        spec = replace(self._spec, sources=sources, setup=setup_digest)
+        last = self._template
+        if last is not None and last.request.spec == spec:
+            spec = last.request.spec  # the host finds a lease faster for the same object
+        return _Template(Request(call, spec, bundle), function, setup)
 
 
 def value_of(message: Message, results: str, call_id: str) -> Any:

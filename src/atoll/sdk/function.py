@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 
 from atoll import file_stamp, settings
 from atoll.errors import AtollError, set_call_id
-from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
-from atoll.sdk import conda_options, identity
-from atoll.sdk.call import Prepared, identity_of, name_of, value_of
-from atoll.sdk.future import CallFuture
-from atoll.sdk.futures import threads
+from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.sdk import conda_options
+from atoll.sdk.call import Prepared, Request, identity_of, name_of, value_of
+from atoll.sdk.futures import CallFuture, new_id, threads
 from atoll.sdk.options import Options, check_python_version, is_generator
+from atoll.sdk.output import CallerStreams
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
-    from atoll.host.pipelining import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -233,12 +232,12 @@ class IsolatedFunction(Generic[P, R]):
             ticket.arm(None)
 
     def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
-        from atoll.sdk.output import CallerStreams
-
-        prepared, call, bundle = self._prepare(args, kwargs, ticket)
+        prepared = self._prepare()
+        request = _request(prepared, args, kwargs, ticket)
+        call = request.call
         streams = CallerStreams()
         try:
-            message = prepared.host.run(prepared.lease_spec(call), call, bundle, streams, ticket)
+            message = prepared.host.run(request.spec, call, request.bundle, streams, ticket)
         except AtollError as error:
             set_call_id(error, call.id)
             raise
@@ -266,11 +265,11 @@ class IsolatedFunction(Generic[P, R]):
             self._pause(retry, ticket)
 
     def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
-        from atoll.sdk.output import CallerStreams
-
-        prepared, call, bundle = self._prepare(args, kwargs, ticket)
+        prepared = self._prepare()
+        request = _request(prepared, args, kwargs, ticket)
+        call = request.call
         streams = CallerStreams()
-        messages = prepared.host.stream(prepared.lease_spec(call), call, bundle, streams, ticket)
+        messages = prepared.host.stream(request.spec, call, request.bundle, streams, ticket)
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
                 for message in messages:
@@ -285,64 +284,45 @@ class IsolatedFunction(Generic[P, R]):
     @property
     def plain_calls(self) -> bool:
         """Whether a call is one question and one answer, made once."""
-        return not self.is_generator and not self._options.retries.count and hasattr(self.lanes_host(), "acquire")
+        return not self.is_generator and not self._options.retries.count
 
-    def lanes_host(self) -> Any:
-        """Return the host whose leases `map` uses."""
+    @property
+    def host(self) -> Host:
+        """The host that runs the function's calls."""
         from atoll.host.local import local
 
         return self._options.host if self._options.host is not None else local
 
-    def job(self, number: int, args: tuple[Any, ...], like: Job | None = None) -> Job:
-        """Return one of many calls, ready to be sent; with `like`, only its arguments are pickled anew."""
-        from atoll.host.pipelining import Job
-        from atoll.sdk.output import CallerStreams
-
-        prepared = self._prepared
-        if like is None or prepared is None:
-            prepared, call, bundle = self._prepare(args, {}, None)
-            return Job(number, prepared.lease_spec(call), call, bundle, CallerStreams())
-        arguments, buffers = prepared.pickler.dumps_arguments(args, {})
-        call = like.call.again(identity.new_id(), arguments, tuple(buffers), time.time())
-        return Job(number, like.spec, call, like.bundle, CallerStreams())
+    def request(self, args: tuple[Any, ...], like: Request | None = None) -> Request:
+        """Return one of many calls; with `like`, only its arguments are pickled anew."""
+        if like is not None and self._prepared is not None:
+            return self._prepared.another(like, args)
+        return self._prepare().request(args, {})
 
     def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
         return list(self._iterate(args, kwargs, ticket))
 
-    def _prepare(self, args: Any, kwargs: Any, ticket: Ticket | None) -> tuple[Prepared, Call, Any]:
-        """Return what a call sends: everything is pickled anew, where it has changed."""
+    def _prepare(self) -> Prepared:
+        """Return the parts that stay from call to call, for the environment as `env_yml` is now."""
         prepared = self._prepared
         if prepared is None:
             prepared = self._prepared = Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         elif self._options.env_yml is not None:
             prepared.renew(self.environment_spec())
-        bundle = prepared.sources.current()
-        function, reusable = prepared.pickler.dumps()
-        arguments, buffers = prepared.pickler.dumps_arguments(args, kwargs)
-        setup, setup_digest = prepared.setup() if prepared.setup is not None else (b"", "")
-        call = Call(
-            (ticket.call_id if ticket is not None else "") or identity.new_id(),
-            function,
-            arguments,
-            tuple(buffers),
-            reusable=reusable,
-            sources=bundle.digest if bundle is not None else "",
-            name=prepared.name,
-            at=(ticket.made_at if ticket is not None else 0.0) or time.time(),
-            timeout_seconds=self._options.timeout or 0.0,
-            stream=self.is_generator,
-            setup=setup,
-            setup_digest=setup_digest,
-            results=self._options.results,
-        )
-        return prepared, call, bundle
+        return prepared
+
+
+def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) -> Request:
+    if ticket is None:
+        return prepared.request(args, kwargs)
+    return prepared.request(args, kwargs, ticket.call_id, ticket.made_at)
 
 
 def _new_ticket() -> Ticket:
     """Return what makes the attempts of one call attempts of the same call."""
     from atoll.host.contract import Ticket
 
-    return Ticket(call_id=identity.new_id(), made_at=time.time())
+    return Ticket(call_id=new_id(), made_at=time.time())
 
 
 class _End(NamedTuple):

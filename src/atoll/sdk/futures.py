@@ -1,23 +1,70 @@
-"""The threads that wait for submitted calls.
+"""Submitted calls: their ids and futures, and the threads that wait for them.
 
-They are daemon threads, so that Ctrl-C ends the program at once: at its end a program waits for the calls that it
-has submitted, as with a process pool, unless it was interrupted; then they are cancelled.
+The threads are daemon threads, so that Ctrl-C ends the program at once. At its end a program waits for the calls that
+it has submitted, as with a process pool; after an interrupt the calls are cancelled instead.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from atoll.host.contract import Ticket
+
+R = TypeVar("R")
 
 THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
-"""How many submitted calls a process waits for at a time; more wait their turn."""
+"""How many submitted calls a process waits for at a time; further ones queue."""
+
+_token = os.urandom(6).hex()
+_counter = itertools.count()
+
+
+def new_id() -> str:
+    """Return an id that no other call of any process has."""
+    return f"{_token}-{next(_counter)}"
+
+
+class CallFuture(Future[R]):
+    """The future of a submitted call: pending until the call is sent to a worker, running from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False
+        self.ticket = Ticket(self._start, call_id=new_id(), made_at=time.time())
+
+    @property
+    def call_id(self) -> str:
+        """The call's id in `atoll calls show` and `atoll logs`."""
+        return self.ticket.call_id
+
+    def _start(self) -> bool:
+        started = self.set_running_or_notify_cancel()
+        self._told = not started
+        return started
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not been sent yet; return whether it is cancelled."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.ticket.cancel()
+        return cancelled
+
+    def tell_cancelled(self) -> None:
+        """Tell those who wait for several futures that this one was cancelled."""
+        if self.cancelled() and not self._told:
+            self._told = True
+            self.set_running_or_notify_cancel()
 
 
 class Threads:
@@ -128,8 +175,9 @@ def threads() -> Threads:
 
 
 def _forget() -> None:
-    """In a forked child: the threads are the parent's."""
-    global _threads, _lock, _interrupted_at_end
+    """Start afresh in a forked child: threads and ids are the parent's."""
+    global _threads, _lock, _interrupted_at_end, _token
+    _token = os.urandom(6).hex()
     if _threads is not None:
         atexit.unregister(_threads.finish)
     _threads, _lock, _interrupted_at_end = None, threading.Lock(), False

@@ -14,14 +14,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job, Lanes
 from atoll.sdk.futures import THREADS
+from atoll.sdk.output import CallerStreams
 
 if TYPE_CHECKING:
-    from atoll.sdk.function import IsolatedFunction
+    from atoll.host.contract import Host
+    from atoll.sdk.call import Request
+    from atoll.sdk.options import Options
     from atoll.wire.frames import Message
 
 AHEAD = 8 * THREADS
@@ -32,13 +35,27 @@ DIRECT = (list, tuple, range, str, bytes)
 """What neither blocks nor fails when an item is taken from it; a class derived from one of them may."""
 
 
+class MappedFunction(Protocol):
+    """The function that `map` calls; see `IsolatedFunction`."""
+
+    @property
+    def options(self) -> Options: ...
+    @property
+    def plain_calls(self) -> bool: ...
+    @property
+    def host(self) -> Host: ...
+    def request(self, args: tuple[Any, ...], like: Request | None = None) -> Request: ...
+    def submit(self, /, *args: Any) -> Future[Any]: ...
+    def cancel(self, future: Future[Any]) -> bool: ...
+
+
 def is_direct(*iterables: object) -> bool:
     """Whether to draw from these neither blocks nor fails."""
     return all(type(iterable) in DIRECT for iterable in iterables)
 
 
 def results(
-    function: IsolatedFunction[..., Any], items: Iterator[Iterable[Any]], *, direct: bool, return_exceptions: bool
+    function: MappedFunction, items: Iterator[Iterable[Any]], *, direct: bool, return_exceptions: bool
 ) -> Iterator[Any]:
     """Give the result of each call in the order of the input; see `IsolatedFunction.map` and `starmap`.
 
@@ -46,7 +63,7 @@ def results(
         direct: drawing from `items` neither blocks nor fails.
     """
     jobs = _Jobs(function, items, direct=direct)
-    lanes = Lanes(function.lanes_host(), jobs, THREADS) if function.plain_calls else None
+    lanes = Lanes(function.host, jobs, THREADS) if function.plain_calls else None
     ended = False
     try:
         if lanes is not None:
@@ -74,12 +91,12 @@ def results(
 class _Jobs:
     """Items on their way to be calls, and answers on their way to who asked; see `lanes.Jobs`."""
 
-    def __init__(self, function: IsolatedFunction[..., Any], items: Iterator[Iterable[Any]], *, direct: bool) -> None:
+    def __init__(self, function: MappedFunction, items: Iterator[Iterable[Any]], *, direct: bool) -> None:
         self._function = function
         self._items = items
         self._direct = direct
-        self._last: tuple[float, Job] | None = None
-        """When the function and the modules were last looked at, and the call that was made then."""
+        self._last: tuple[float, Request] | None = None
+        """The time of the last look at the function and the modules, and the request made then."""
         self._drawn: deque[Iterable[Any]] = deque()
         self._back: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -159,10 +176,23 @@ class _Jobs:
     def _job(self, number: int, arguments: tuple[Any, ...]) -> Job:
         last, now = self._last, time.monotonic()
         if last is not None and now < last[0] + SAME_SECONDS:
-            return self._function.job(number, arguments, like=last[1])
-        job = self._function.job(number, arguments)
-        self._last = now, job
-        return job
+            request = self._function.request(arguments, last[1])
+        else:
+            request = self._function.request(arguments)
+            self._last = now, request
+        return Job(number, request.spec, request.call, request.bundle, CallerStreams())
+
+    def more(self) -> bool:
+        """See `pipelining.Jobs.more`."""
+        with self._changed:
+            if self._closed:
+                return False
+            if not self._back and not self._drawn and self._direct and not self._ended:
+                drawn = self._draw(wait=False)
+                if drawn is not None:
+                    self._count -= 1
+                    self._drawn.append(drawn[1])
+            return bool(self._back or (self._drawn and self._count - self._taken < AHEAD))
 
     def put_back(self, jobs: list[Job]) -> None:
         """See `lanes.Jobs.put_back`."""
