@@ -1,15 +1,15 @@
 """Exceptions as data, on their way from the worker to the caller.
 
 An exception and all that its chain reaches (`__cause__`, `__context__`, the members of groups) become nodes of a
-list, the raised one first. Each node is pickled on its own, so that one that cannot be is replaced and the others
-arrive; what it was is said in plain data beside the pickle, for a caller that cannot unpickle it:
+list, the raised one first. Each node is pickled on its own, so that a failed one is replaced and the others arrive.
+Plain data beside each pickle describes the exception to a caller that cannot unpickle it:
 
     {"exceptions": [{"type": name, "text": str(exc), "pickle": first buffer or -1, "buffers": count,
                      "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to], ...],
                      "cause": node or -1, "context": node or -1, "suppress": bool, "notes": [...],
                      "members": [node, ...] or null}, ...]}
 
-Nothing that an exception's own methods raise gets out of here.
+Errors that an exception's own methods raise never leave this module.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list
     """Return the exception as JSON-compatible data and the buffers with its pickles.
 
     Args:
-        plain: with plain data (`payload.plain.encode`) of what built-in and Atoll's own exceptions are made of, in place of
-            pickles; `plain` in a node is then its first buffer, or -1.
+        plain: send the arguments of built-in and of Atoll's own exceptions as plain data in place of pickles;
+            `plain` in a node is then its first buffer, or -1.
     """
     nodes = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES)
     numbers = {id(node): number for number, node in enumerate(nodes)}
@@ -55,7 +55,7 @@ def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list
 
 def _name_original(exc: BaseException) -> None:
     """Let an error in an import of the project's modules name the caller's file, as the frames do."""
-    with contextlib.suppress(BaseException):  # a subclass may have its own idea of its attributes
+    with contextlib.suppress(BaseException):  # a subclass may define the attributes in its own way
         if isinstance(exc, SyntaxError) and exc.filename:
             shown = install.original(exc.filename)
             if shown != exc.filename:
@@ -71,7 +71,7 @@ def _name_original(exc: BaseException) -> None:
 
 
 def _members(exc: BaseException) -> tuple[BaseException, ...] | None:
-    """The members of a group; None for every other exception, and where Python has no groups."""
+    """Return the members of a group; None for every other exception, and for a Python without groups."""
     group: Any = getattr(builtins, "BaseExceptionGroup", ())
     return exc.exceptions if isinstance(exc, group) else None
 
@@ -106,7 +106,7 @@ def _describe(
     }
     if plain:
         node["plain"] = -1
-        with contextlib.suppress(Exception):  # then its name and text must do
+        with contextlib.suppress(Exception):  # the caller then has its name and text
             pieces = _plain_parts(exc)
             node["plain"], node["buffers"] = len(buffers), len(pieces)
             buffers.extend(pieces)
@@ -128,7 +128,7 @@ def _describe(
 
 
 def _plain_parts(exc: BaseException) -> list[Any]:
-    """Return what the caller makes an exception of a type that both know of, as plain data."""
+    """Return the arguments of an exception whose type both sides know, as plain data."""
     from atoll.payload.plain.encode import dumps
     from atoll.payload.plain.format import NotPlainError
 
@@ -207,7 +207,7 @@ def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
 
 
 def _columns(code: Any, instruction: int, line: int) -> tuple[Any, Any, Any]:
-    """Return the last line of what raised, and its columns; nothing before Python 3.11, which does not know them."""
+    """Return the last line and the columns of the raising expression; None for each before Python 3.11."""
     positions = code.co_positions() if hasattr(code, "co_positions") else ()
     first, end, start, stop = next(itertools.islice(positions, instruction // 2, None), (None, None, None, None))
     return (end, start, stop) if first == line else (None, None, None)

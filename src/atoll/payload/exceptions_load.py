@@ -1,8 +1,8 @@
 """Exceptions that a worker sent, rebuilt here with the frames where they were raised.
 
-The frames are real: for each one a piece of code that only raises is given the remote file, line, columns and
-name, and is run once. So debuggers, loggers and `traceback` show them without knowing of Atoll. Source lines that
-this machine does not have are given to `linecache`.
+Theory of operation. The frames are real. For each one, a piece of code that only raises gets the remote file, line,
+columns and name, and runs once. So debuggers, loggers and `traceback` show it without knowing of Atoll. `linecache`
+gets the source lines of files that this machine lacks.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _unpickle(
         exc = base.__new__(cls, message, inner)
         vars(exc).update(state)
     if not isinstance(exc, BaseException):
-        raise TypeError("what arrived is not an exception")
+        raise TypeError("the pickle holds no exception")
     return exc
 
 
@@ -135,10 +135,10 @@ def stand_in(number: int, nodes: list[dict[str, Any]], error: Exception | None =
 
 
 def _format(number: int, nodes: list[dict[str, Any]], seen: set[int]) -> list[str]:
-    """Format a node with what led to it, as the interpreter would."""
+    """Format a node with its causes and contexts, as the interpreter would."""
     lines: list[str] = []
     chain: list[tuple[int, str]] = [(number, "")]
-    while True:  # from the raised one to what caused it; printed the other way round
+    while True:  # from the raised one down to its first cause; printed in the opposite order
         current = chain[-1][0]
         seen.add(current)
         node = nodes[current]
@@ -241,13 +241,13 @@ def _varint(value: int) -> bytes:
 
 
 def _give_line(file: str, line: int, source: str) -> None:
-    """Let `linecache` know a line of a file that is not on this machine."""
+    """Give `linecache` a line of a file that is not on this machine."""
     global _given
     if line > _MOST_LINES or os.path.exists(file):
         return
     entry: Any = linecache.cache.get(file)
     if entry is not None and (len(entry) != 4 or not isinstance(entry[2], _Lines)):
-        return  # a notebook's cell, or what an import hook serves
+        return  # a notebook's cell, or a module of an import hook
     lines = entry[2] if entry is not None else _Lines()
     _given += max(0, line - len(lines)) + len(source) // 8 + 100
     if _given > _MOST_GIVEN:
@@ -259,7 +259,7 @@ def _give_line(file: str, line: int, source: str) -> None:
 
 
 def _forget_lines() -> None:
-    """Take back every line that was given: a worker must not fill this process's memory with them."""
+    """Remove every line that was given: a worker must not fill this process's memory with them."""
     global _given
     for file, entry in list(linecache.cache.items()):
         if len(entry) == 4 and isinstance(entry[2], _Lines):

@@ -1,10 +1,9 @@
-"""What a function would do, as a digest: its code, the globals and closures that it uses, and plain values.
+"""The digest of a function's behaviour, for `@cached`: its code, the globals and closures that it uses, plain values.
 
-A pickle will not do, since it depends on which objects are shared and in which order sets were filled. Here values
-are walked and written down by what they are: names of imported things, the instructions of functions that travel
-by value (without file names and line numbers, so that a function which only moved stays the same), and for other
-objects what their own `__reduce_ex__` says of them. Each part is written with its kind and length, so that no two
-different values read the same.
+A pickle is no such digest: it depends on shared objects and on the order in which sets were filled. The walk here
+writes values down instead: imported things by name, other functions by their instructions, other objects by the
+result of their `__reduce_ex__`. File names and line numbers are left out, so that a function which only moved keeps
+its digest. Each part is written with its kind and length, so that no two different values give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SCALARS = frozenset({int, float, complex, bool, type(None), type(Ellipsis), typ
 
 
 class Unknowable(TypeError):
-    """A value says nothing of itself that could be compared."""
+    """A value has nothing to compare it by."""
 
 
 def of_function(function: Callable[..., Any]) -> bytes:
@@ -41,7 +40,7 @@ def of_arguments(arguments: Iterable[Any]) -> bytes:
 
 
 class _Walk:
-    """One walk; an object that was met before is written as its number."""
+    """One walk over values; an object that occurs again is written as its number."""
 
     def __init__(self, *, by_identity: bool) -> None:
         self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -52,20 +51,20 @@ class _Walk:
         self._value(value)
         return self._hash.digest()
 
-    def _say(self, kind: str, data: Any = b"") -> None:
+    def _write(self, kind: str, data: Any = b"") -> None:
         view = memoryview(data).cast("B")
         self._hash.update(f"{kind}:{view.nbytes}:".encode())
         self._hash.update(view)
 
     def _text(self, kind: str, text: str) -> None:
-        self._say(kind, text.encode("utf-8", "surrogatepass"))
+        self._write(kind, text.encode("utf-8", "surrogatepass"))
 
     def _value(self, value: Any) -> None:
         kind = type(value)
         if kind is str:
             self._text("str", value)
         elif kind is bytes:
-            self._say("bytes", value)
+            self._write("bytes", value)
         elif kind in _SCALARS:
             self._text(kind.__name__, repr(value))
         elif kind is tuple:
@@ -85,7 +84,7 @@ class _Walk:
             self._value(item)
 
     def _unordered(self, kind: str, items: Iterable[Any]) -> None:
-        self._say(kind, b"".join(sorted(self._inner(item) for item in items)))
+        self._write(kind, b"".join(sorted(self._inner(item) for item in items)))
 
     def _pairs(self, value: dict[Any, Any]) -> list[tuple[Any, Any]]:
         """Return the pairs in an order that depends on the keys alone: equal dicts may have been filled differently."""
@@ -104,7 +103,7 @@ class _Walk:
         elif kind is dict:
             self._items("dict", (part for pair in self._pairs(value) for part in pair))
         elif kind in (bytearray, memoryview):
-            self._say(kind.__name__, bytes(value))
+            self._write(kind.__name__, bytes(value))
         elif kind is CodeType:
             self._code(value)
         elif kind is FunctionType:
@@ -118,7 +117,7 @@ class _Walk:
         elif hasattr(kind, "__atoll_function__"):
             self._items("wrapped", (kind.__name__, value.__atoll_function__))
         elif kind is pickle.PickleBuffer:
-            self._say("buffer", value.raw())
+            self._write("buffer", value.raw())
         else:
             self._reduced(kind, value)
 
@@ -198,7 +197,7 @@ def _contents(cell: Any) -> Any:
 
 
 def _importable(value: Any) -> bool:
-    """Whether its module knows it by its name; never so for the program's own, which travel by value."""
+    """Whether its module has it under its name; never so for the main program's, which travel by value."""
     module = getattr(value, "__module__", None)
     if module in (None, "__main__"):
         return False

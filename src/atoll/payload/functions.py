@@ -23,7 +23,7 @@ from atoll import file_stamp
 from atoll.errors import SerializationError
 from atoll.payload import pickling, project
 from atoll.payload.captures import Captures
-from atoll.payload.unpicklable import culprit_in, describe_captured, failure, without_own_frames
+from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
 
 MOST_KEPT_BYTES = 1 << 20
@@ -224,7 +224,7 @@ def _argument_refused(
         reason = failure(value, by_value)
         if reason is None:
             continue
-        path, culprit = culprit_in(name if name.isidentifier() else "it", value, by_value)
+        path, culprit = failing_part(name if name.isidentifier() else "it", value, by_value)
         message = f"the argument `{name}` cannot be sent: a `{type_name(value)}`: {first_line(reason)}"
         if culprit is not value:
             message += f" (`{path}` is a `{type_name(culprit)}`)"

@@ -7,7 +7,7 @@ The `sources` message, whose buffers are the files' contents in the order of `fi
 `path` is relative, with `/`, as an import needs it (`package/module.py`); `mode` is 420 or 493 (0644, 0755).
 `origins` gives, for the first component of each path, its path on the caller's machine, which tracebacks show.
 
-Workers of one sandbox share what they have unpacked: a bundle appears whole under its digest, by a rename.
+Workers of one sandbox share the unpacked files: a bundle appears whole under its digest, by a rename.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _origins: dict[str, str] = {}
 
 
 def install(header: dict[str, Any], buffers: Sequence[Any], directory: str) -> str:
-    """Unpack a bundle below `directory` and let this process import from it; return where it is.
+    """Unpack a bundle below `directory` and let this process import from it; return its path.
 
-    Its place on `sys.path` is after Atoll's own library and before everything else, so that it wins over packages
+    Its position on `sys.path` is after Atoll's own library and before everything else, so that it wins over packages
     of the environment as the project's directory does in the caller. A bundle that was installed before leaves
     `sys.path`.
 

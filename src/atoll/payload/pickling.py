@@ -5,11 +5,13 @@ version of the package carries its copy, and both sides know it as `_atoll_cloud
 In a sandbox it is a file on `sys.path`; in a client it is loaded from the installed package's file, without
 importing the public `cloudpickle`.
 
-What is mended here, since a function's program should not notice that it was pickled: exceptions are rebuilt
-without calling their `__init__` (whose signature need not fit `args`); `functools.lru_cache` and
-`cached_property` travel by value as the functions in them do; classes with `__slots__` have them on the other side
-too; class bodies inside a function count as readers of its globals; functions of test modules run where there is no
-pytest.
+A function's program should not notice that it was pickled, so this module adds to cloudpickle:
+
+- exceptions are rebuilt without calling their `__init__`, whose signature need not fit `args`;
+- `functools.lru_cache` and `cached_property` travel by value as the functions in them do;
+- classes keep their `__slots__`, and code objects their file names, which tracebacks show;
+- class bodies inside a function count as readers of its globals;
+- functions of test modules run without pytest.
 """
 
 from __future__ import annotations
@@ -86,8 +88,7 @@ def _load() -> Any:
 
 
 def _adapt(module: Any) -> Any:
-    """Have names that a class body inside a function reads (`LOAD_NAME`) captured like the function's own globals, and
-    classes made with the `__slots__` that they had."""
+    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`), and keep `__slots__`."""
     opcodes = module.opcode.opmap
     wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
     module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
@@ -103,7 +104,7 @@ def _adapt(module: Any) -> Any:
 
 
 def _slots(cls: Any) -> Any:
-    """Return what `__slots__` was when the class was made; None for a class that was made without."""
+    """Return the `__slots__` that the class was made with; None for a class without."""
     fields = vars(cls)
     slots = fields.get("__slots__")
     if slots is None or NamedTuple in fields.get("__orig_bases__", ()):  # which sets them itself, and allows no others
@@ -140,7 +141,7 @@ _TEXTS = frozenset({str, bytes})
 _SEQUENCES = frozenset({tuple, list, set, frozenset})
 _PLAIN_ITEMS = 128
 _PLAIN_BYTES = 64 << 10
-"""From here on the pickler does better with a file to write to than with memory of its own."""
+"""From this size on the pickler is faster with a file to write to than with memory of its own."""
 
 
 def is_plain(value: Any) -> bool:
@@ -224,7 +225,7 @@ def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool 
         out_of_band: False keeps everything in the pickle.
 
     Raises:
-        Exception: whatever the value's own reducers raise.
+        Exception: any error of the value's own reducers.
     """
     buffers: list[Any] = []
 
@@ -257,14 +258,14 @@ class _Sink:
 
 
 def loads(data: Any, buffers: Iterable[Any] = ()) -> Any:
-    """Unpickle what `dumps` made; classes that came by value before are brought up to date."""
+    """Unpickle a result of `dumps`; classes that came by value before are updated."""
     if _module is None:
         cloudpickle()
     return pickle.loads(whole(data), buffers=buffers)
 
 
 def whole(data: Any) -> Any:
-    """Return a pickle that `dumps` made in one piece."""
+    """Return a pickle of `dumps` in one piece."""
     return b"".join(data.parts) if type(data) is Rope else data
 
 
@@ -283,11 +284,11 @@ def rebuild_cached_property(function: Any, name: str | None, doc: str | None) ->
 
 
 ASSERTIONS = "_pytest.assertion.rewrite"
-"""What pytest writes into functions of test modules, and needs when an `assert` in them fails."""
+"""The module of pytest that its rewritten `assert` statements call when they fail."""
 
 
 def rebuild_assertions() -> Any:
-    """Return that module, or where there is no pytest what does its part without comparing in detail."""
+    """Return that module, or without pytest a stand-in that compares in no detail."""
     try:
         return importlib.import_module(ASSERTIONS)
     except ImportError:
@@ -308,12 +309,12 @@ _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
 def _static_base(cls: type) -> Any:
-    """The nearest base that is written in C: it decides the object's layout and its fields."""
+    """Return the nearest base that is written in C: it decides the object's layout and its fields."""
     return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
 
 
 def reduce_exception(exc: BaseException) -> tuple[Any, ...] | None:
-    """Reduce an exception so that `__init__` is not called again; None when its type says how to pickle it."""
+    """Reduce an exception so that `__init__` is not called again; None if its type defines its own pickling."""
     cls = type(exc)
     base = _static_base(cls)
     if cls is base or any(getattr(cls, hook, None) is not getattr(base, hook, None) for hook in _HOOKS):

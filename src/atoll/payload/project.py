@@ -1,4 +1,4 @@
-"""What belongs to the user's project: its root directories, and the modules below them.
+"""The user's project: its root directories, and the test whether a module lies below them.
 
 The root is the nearest ancestor of the main script's directory (of the working directory in a notebook, at a
 prompt, and for programs that an environment installs, such as `pytest`) that holds one of `MARKERS`; that directory
@@ -26,7 +26,7 @@ _PACKAGE_DIRECTORIES = frozenset({"site-packages", "dist-packages"})
 def roots(function: Any = None) -> tuple[str, ...]:
     """Return the absolute directories of the project, without doubles.
 
-    In a worker that is where the caller's bundle was unpacked, so that nested calls take it along.
+    In a worker the root is the directory of the caller's bundle, so that nested calls send it on.
     """
     unpacked = installed_sources.installed()
     if unpacked:
@@ -52,7 +52,7 @@ def working_directory() -> str:
 
 
 def _run_from(directory: str) -> str:
-    """The directory that holds the main program's package, when it was started with `-m package.module`."""
+    """Return the directory of the main program's package, if it was started with `-m package.module`."""
     package = getattr(sys.modules.get("__main__"), "__package__", None) or ""
     for _ in range(package.count(".") + 1 if package else 0):
         directory = os.path.dirname(directory)
@@ -60,13 +60,13 @@ def _run_from(directory: str) -> str:
 
 
 def _both(directory: str) -> Iterator[str]:
-    """The directory by the name given and by its real one: `sys.path` has either."""
+    """Yield the directory by the name given and by its real one: `sys.path` has either."""
     yield directory
     yield os.path.realpath(directory)
 
 
 def _import_directory(module: Any, file: str) -> str:
-    """The directory of the module's top-level package, where a project without a marker begins."""
+    """Return the directory of the module's top-level package: the root of a project without a marker."""
     depth = module.__name__.count(".") + (1 if os.path.basename(file).startswith("__init__.") else 0)
     directory = os.path.dirname(file)
     for _ in range(depth):
@@ -137,7 +137,7 @@ def below(path: str, directories: tuple[str, ...]) -> bool:
 
 
 def locations(module: Any) -> tuple[str, ...]:
-    """Return where a module, or a spec of one, lies: its file, or a namespace package's directories."""
+    """Return the file of a module or of a module's spec, or the directories of a namespace package."""
     spec = module if not isinstance(module, ModuleType) else getattr(module, "__spec__", None)
     file = getattr(module, "__file__", None) or getattr(spec, "origin", None)
     if isinstance(file, str) and os.path.isabs(file):

@@ -1,6 +1,6 @@
-"""What is to blame when a function or an argument cannot be pickled, by the names that lead to it.
+"""The search for the part of a function or an argument that cannot be pickled, and the names that lead to it.
 
-Runs once the pickling of the whole has failed: parts are pickled one by one until the one that cannot be is found.
+Runs after the pickling of the whole has failed: parts are pickled one by one until one fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN_FILES = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.s
 def without_own_frames(error: Exception) -> Exception:
     """Drop Atoll's and the picklers' frames from the tracebacks of the error and its causes; return the error.
 
-    What is left are the user's own reducers and modules. Where there are none, the error is printed as one line.
+    The user's own reducers and modules stay. Without any, the error is printed as one line.
     """
     own = (*_OWN_FILES, pickling.own_file())
     one: BaseException | None = error
@@ -57,13 +57,13 @@ def failure(value: Any, by_value: frozenset[str]) -> Exception | None:
 _SEARCHED = 200
 
 
-def culprit_in(path: str, value: Any, by_value: frozenset[str], depth: int = 6) -> tuple[str, Any]:
-    """Follow what cannot be pickled into containers and attributes, as far as that is cheap; return its path and itself."""
+def failing_part(path: str, value: Any, by_value: frozenset[str], depth: int = 6) -> tuple[str, Any]:
+    """Follow a failing part into containers and attributes, while that is cheap; return its path and itself."""
     if depth == 0:
         return path, value
     for step, part in _parts(value):
         if failure(part, by_value) is not None:
-            return culprit_in(path + step, part, by_value, depth - 1)
+            return failing_part(path + step, part, by_value, depth - 1)
     return path, value
 
 
@@ -89,7 +89,7 @@ def _short(key: Any) -> str:
 
 
 def describe_captured(function: Any, by_value: frozenset[str]) -> str:
-    """Say what the function, or what it calls, uses that cannot be pickled; empty where nothing is found."""
+    """Describe the unpicklable thing that the function, or a function it calls, uses; empty if nothing is found."""
     chain, culprit = _search_captured(function, by_value, set())
     if not chain:
         return f"its {culprit}" if culprit else ""
@@ -97,7 +97,7 @@ def describe_captured(function: Any, by_value: frozenset[str]) -> str:
 
 
 def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tuple[list[str], str]:
-    """Return the names that lead from `user` to what uses the culprit, and what that is; empty text for none."""
+    """Return the names from `user` to the user of the unpicklable part, and a description; empty text for none."""
     seen.add(id(user))
     inner = []
     for kind, name, value in _captured(user):
@@ -110,7 +110,7 @@ def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tup
         if used is not None:
             inner.append((name, used))
             continue
-        path, culprit = culprit_in(name, value, by_value)
+        path, culprit = failing_part(name, value, by_value)
         at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"
         return [], f"{kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}"
     for name, used in inner:
@@ -122,7 +122,7 @@ def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tup
 
 
 def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield what travels with a function or a class: what it is to it, its name, the value."""
+    """Yield each thing that travels with a function or a class: its role, its name, the value."""
     while isinstance(user, (functools.partial, MethodType)):
         user = user.func if isinstance(user, functools.partial) else user.__func__
     if isinstance(user, type):
@@ -146,7 +146,7 @@ def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _user(value: Any, by_value: frozenset[str]) -> Any:
-    """Return the function or class whose captures keep `value` from being pickled; None where it is to blame itself."""
+    """Return the function or class whose captures keep `value` from being pickled; None if the fault is its own."""
     if isinstance(value, (FunctionType, type)):
         return value
     if hasattr(type(value), "__atoll_function__"):

@@ -1,8 +1,8 @@
-"""What comes back with `results="data"`: values and exceptions, without running code that the worker names.
+"""Results and exceptions of `results="data"`, read without running code that the worker names.
 
 The worker counts as hostile here. Exceptions become built-in types of a fixed list, Atoll's own, or `RemoteError`.
-Frames name a file of this program only where it is one of this program's modules: whoever prints a traceback opens the
-files that it names, and a worker could name a device or a pipe.
+Frames keep a file name only if it is a module of this program. Printing a traceback opens the files in it, and a
+worker could name a device or a pipe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_NODES = 50
 MOST_FRAMES = 2000
 """Of all exceptions of a chain together."""
 _MEASURED_BYTES = 1 << 20
-"""Values up to this size take little memory, however it is used."""
+"""Values up to this size take little memory, whatever they hold."""
 _MOST_LINE = (1 << 31) - 1
 
 _BUILT_IN = frozenset(
@@ -33,9 +33,9 @@ _BUILT_IN = frozenset(
     OverflowError PermissionError ProcessLookupError RecursionError ReferenceError RuntimeError RuntimeWarning
     TimeoutError TypeError UnboundLocalError UnicodeDecodeError UnicodeEncodeError UnicodeError UnicodeTranslateError
     UserWarning ValueError Warning ZeroDivisionError
-    """.split()  # noqa: SIM905 - one name a line would say no more
+    """.split()  # noqa: SIM905 - one name a line is no clearer
 )
-"""Not among them: what ends a program or an iteration, and what makes Python read a file when it is printed."""
+"""Left out: exceptions that end a program or an iteration, and `SyntaxError`, whose printing reads a file."""
 
 
 def loads(buffers: Sequence[Any]) -> Any:
@@ -76,7 +76,7 @@ def loads_exception(described: Any, buffers: Sequence[Any]) -> BaseException:
     """Return the exception that the worker described, ready to be raised.
 
     Raises:
-        ValueError: it is not described as `payload.exceptions_dump` does.
+        ValueError: the description is not of the form of `payload.exceptions_dump`.
     """
     nodes = _checked(described)
     rebuilt: list[BaseException | None] = [None] * len(nodes)
@@ -94,7 +94,7 @@ def loads_exception(described: Any, buffers: Sequence[Any]) -> BaseException:
 def _rebuilt(
     number: int, nodes: list[dict[str, Any]], buffers: Sequence[Any], rebuilt: list[BaseException | None]
 ) -> BaseException | None:
-    """Return the exception of one node; None where it can only be stood in for."""
+    """Return the exception of one node; None if only a stand-in can be made."""
     node = nodes[number]
     first = node["plain"]
     if first < 0:
@@ -116,7 +116,7 @@ def _rebuilt(
     return None
 
 
-# --- what the worker may say ------------------------------------------------------------------------------------
+# --- checks of the worker's description -------------------------------------------------------------------------
 
 
 def _checked(described: Any) -> list[dict[str, Any]]:

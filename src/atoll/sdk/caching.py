@@ -1,9 +1,9 @@
 """`@cached`: computed once in each worker, for as long as it lives.
 
-What is kept belongs to the worker and not to the wrapper, because a function is unpickled anew where anything that
-it uses has changed: the wrapper of the next call is another object, and finds by digest what an earlier one has
-computed. The digest says what the function would do (`payload.fingerprint`), so that two functions of the same text and
-different globals do not meet, and that an edit of the calling function changes nothing.
+The results belong to the worker and not to the wrapper. A function is unpickled anew after each change of the things
+that it uses, so the next call has another wrapper, which finds earlier results by digest. The digest covers the
+function's behaviour (`payload.fingerprint`): functions of the same text and different globals do not share results,
+and an edit of the calling function changes nothing.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ if hasattr(os, "register_at_fork"):
 class CachedFunction(Generic[P, R]):
     """A function that a worker runs once for each combination of its code, the globals it uses and its arguments.
 
-    All calls get the same object: who changes it changes it for the next. An exception is not kept. In the caller's
-    own process it is the plain function. Threads that ask for the same at once wait for the one that computes.
+    All calls get the same object: a change to it is seen by the next call. An exception is not kept. In the caller's
+    own process it is the plain function. Threads that ask for one result at once wait for the first of them.
 
     Raises:
         SerializationError: an argument cannot be compared with that of another call, such as an open file.
@@ -98,7 +98,7 @@ class CachedFunction(Generic[P, R]):
 
     @property
     def __atoll_function__(self) -> Callable[P, R]:
-        """The plain function, for what follows a function's globals."""
+        """The plain function, for walks over a function's globals."""
         return self.__wrapped__
 
     def _entry(self, args: Any, kwargs: Any) -> _Entry:
@@ -132,7 +132,7 @@ def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, .
     """Return the arguments in one order, however they were given."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):  # the call itself says what is wrong, where there is something
+    except (TypeError, ValueError):  # the call itself raises the fitting error
         return (args, tuple(sorted(kwargs.items())))
     bound.apply_defaults()
     return tuple(

@@ -20,17 +20,14 @@ from atoll.sdk.retries import Retries
 if TYPE_CHECKING:
     from atoll.host.contract import Host
 
-LATER = (
-    "secrets",
-    "serve",
-    "exposed_port",
-)
-"""Options of the reference that this version does not have yet."""
+LATER = ("secrets", "serve", "exposed_port")
+"""Options of later versions."""
+RESULTS = ("pickle", "data")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a function asks for; each field is an option of `@isolated` of the same name.
+    """The options of one function; each field is an option of `@isolated` of the same name.
 
     Args:
         kind: `virtualenv` or `conda`.
@@ -41,16 +38,16 @@ class Options:
         network: `outbound`, `none` or `host`; None means `outbound` where the machine can, else `host`.
         mounts: path inside -> directory of this machine, shown read-only.
         local_modules: names or paths of the project's modules that travel; None means found automatically.
-        host: where it runs; None means the local host.
-        timeout: seconds that a call may take, from when its worker has it, its `setup_function` included.
-        retries: how often a call is made again; see `retries.Retries`.
-        setup_function: prepares each worker, once; what it returns is the first argument of every call.
+        host: runs the calls; None means the local host.
+        timeout: seconds that a call may take in its worker, its `setup_function` included.
+        retries: number of further attempts; see `retries.Retries`.
+        setup_function: prepares each worker, once; its result is the first argument of every call.
         machine_type: a name of `model.machine_types`, or None for the host's default.
         max_concurrency: calls of this function at a time, over all programs of the user; None for no bound.
         packages: conda's match specs.
         channels: names, addresses or directories, the first that has a package counts.
         env_yml: absolute path of a file, read when a call is made.
-        env_dict: what such a file lists, as JSON.
+        env_dict: the contents of such a file, as JSON.
         pip: like `requirements`, installed on top of `packages`.
         results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
     """
@@ -87,7 +84,7 @@ class Options:
         for name in changes:
             if name not in known:
                 raise TypeError(_unknown(name, known))
-        changed = replace(self, **{name: _CHECKS[name](value) for name, value in changes.items()})
+        changed = replace(self, **{name: _CHECKS[name](name, value) for name, value in changes.items()})
         conda_options.check(vars(changed))
         return changed
 
@@ -100,12 +97,51 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"unknown option `{name}`; {hint}"
 
 
-def _kind(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"`kind` must be a text, is {value!r}")
-    if value not in KINDS:
-        raise ValueError(f"unknown kind `{value}`; the kinds are {', '.join(KINDS)}")
-    return value
+# --- checks: each takes an option's name and value, and returns the value to keep -----------------------------------
+
+Check = Callable[[str, Any], Any]
+
+
+def _typed(wanted: str, kind: Any, check: Check = lambda _, value: value) -> Check:
+    """Check the type first; a truth value is no number."""
+
+    def typed(name: str, value: Any) -> Any:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"`{name}` must be {wanted}, is {value!r}")
+        return check(name, value)
+
+    return typed
+
+
+def _unless_none(check: Check) -> Check:
+    """Let None through: the option is unset."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _one_of(choices: tuple[str, ...]) -> Check:
+    def chosen(name: str, value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"unknown {name} `{value}`; known are {', '.join(choices)}")
+        return str(value)
+
+    return _typed("a text", str, chosen)
+
+
+def _seconds(least: float, wanted: str) -> Check:
+    """Check a number of seconds below a billion, which every clock can add."""
+
+    def seconds(name: str, value: Any) -> float:
+        if not least <= value < 1e9:
+            raise ValueError(f"`{name}` must be {wanted} seconds, is {value}")
+        return float(value)
+
+    return _typed("a number of seconds", (int, float), seconds)
+
+
+def _concurrency(name: str, value: Any) -> int:
+    if not 1 <= value < 1_000_000:
+        raise ValueError(f"`{name}` must be from 1 to a million, is {value}")
+    return int(value)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -118,70 +154,38 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return items
 
 
-def _requirements(value: Any) -> tuple[str, ...]:
-    return _entries("requirements", value)
-
-
 def _entries(name: str, value: Any) -> tuple[str, ...]:
     return tuple(conda_options.absolute(entry.strip()) for entry in _texts(name, value or ()) if entry.strip())
 
 
-def _env_yml(value: Any) -> str | None:
-    if value is None:
-        return None
+def _path(name: str, value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"`env_yml` must be a path, is {value!r}")
+        raise TypeError(f"`{name}` must be a path, is {value!r}")
     return os.path.abspath(os.path.expanduser(os.fspath(value)))
 
 
-def _env_dict(value: Any) -> str | None:
+def _env_dict(name: str, value: Any) -> str:
     import json
 
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise TypeError(f"`env_dict` must be a dict as an `environment.yml` has it, is {value!r}")
     try:
         found = conda_options.read_mapping(value)
     except ValueError as error:
-        raise ValueError(f"`env_dict` cannot be used: {error}") from error
+        raise ValueError(f"`{name}` cannot be used: {error}") from error
     return json.dumps({"channels": found.channels, "dependencies": [*found.packages, {"pip": found.pip}]})
 
 
-def _python_version(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f'`python_version` must be a text such as "3.11", is {value!r}')
+def _python_version(name: str, value: Any) -> str | None:
     parts = value.strip().split(".")
-    if not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts):
-        raise ValueError(f'`python_version` must be a version such as "3.11" or "3.11.7", is {value!r}')
-    return value.strip()
+    if value and not (1 <= len(parts) <= 3 and all(part.isdigit() for part in parts)):
+        raise ValueError(f'`{name}` must be a version such as "3.11" or "3.11.7", is {value!r}')
+    return value.strip() or None
 
 
-def _keep_alive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`keep_alive` must be a number of seconds, is {value!r}")
-    if not 0 <= value < 1e9:
-        raise ValueError(f"`keep_alive` must be from 0 to a billion seconds, is {value}")
-    return float(value)
-
-
-def _timeout(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`timeout` must be a number of seconds, is {value!r}")
-    if not 0 < value < 1e9:
-        raise ValueError(f"`timeout` must be more than 0 and less than a billion seconds, is {value}")
-    return float(value)
-
-
-def _setup_function(value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise TypeError(f"`setup_function` must be a function without arguments, is {value!r}")
-    if value is not None and is_generator(value):
-        raise TypeError(f"`setup_function` must return what it makes, and {value!r} is a generator function")
+def _setup_function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function without arguments, is {value!r}")
+    if is_generator(value):
+        raise TypeError(f"`{name}` must return its result, and {value!r} is a generator function")
     return value
 
 
@@ -197,23 +201,17 @@ def _pairs(name: str, value: Any) -> dict[str, str]:
     return {key: os.fspath(item) for key, item in pairs.items()}
 
 
-def _env(value: Any) -> tuple[tuple[str, str], ...]:
-    pairs = _pairs("env", value)
-    for name in pairs:
-        if not name or "=" in name:
-            raise ValueError(f"`env` has the name {name!r}, which no variable can have")
+def _env(name: str, value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = _pairs(name, value)
+    for variable in pairs:
+        if not variable or "=" in variable:
+            raise ValueError(f"`{name}` has the name {variable!r}, which no variable can have")
     return tuple(sorted(pairs.items()))
 
 
-def _network(value: Any) -> str | None:
-    if value is None or value in NETWORKS:
-        return value  # type: ignore[no-any-return]  # one of the texts in NETWORKS
-    raise ValueError(f"unknown network {value!r}; the policies are {', '.join(NETWORKS)}")
-
-
-def _mounts(value: Any) -> tuple[tuple[str, str], ...]:
+def _mounts(name: str, value: Any) -> tuple[tuple[str, str], ...]:
     pairs = {}
-    for target, source in _pairs("mounts", value).items():
+    for target, source in _pairs(name, value).items():
         if not target.startswith("/") or ".." in target.split("/") or posixpath.normpath(target) == "/":
             raise ValueError(f"mount `{target}` must be an absolute path below `/`, such as `/datasets`")
         pairs["/" + posixpath.normpath(target).lstrip("/")] = os.path.abspath(os.path.expanduser(source))
@@ -224,71 +222,45 @@ def _mounts(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pairs.items()))
 
 
-def _local_modules(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _local_modules(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
         value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
-    return _texts("local_modules", value)
+    return _texts(name, value)
 
 
-def _host(value: Any) -> Any:
-    if value is None or callable(getattr(value, "run", None)):
-        return value
-    raise TypeError(f"`host` must be a host such as `local`, is {value!r}")
+def _host(name: str, value: Any) -> Any:
+    if not callable(getattr(value, "run", None)):
+        raise TypeError(f"`{name}` must be a host such as `local`, is {value!r}")
+    return value
 
 
-def _machine_type(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f'`machine_type` must be a text such as "M", is {value!r}')
+def _machine_type(_: str, value: Any) -> str:
     from atoll.model import machine_types
 
     return machine_types.find(value).name
 
 
-def _max_concurrency(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`max_concurrency` must be a whole number, is {value!r}")
-    if not 1 <= value < 1_000_000:
-        raise ValueError(f"`max_concurrency` must be from 1 to a million, is {value}")
-    return value
-
-
-def _results(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"`results` must be a text, is {value!r}")
-    if value not in RESULTS:
-        raise ValueError(f"unknown results `{value}`; they are {' and '.join(f'`{one}`' for one in RESULTS)}")
-    return value
-
-
-RESULTS = ("pickle", "data")
-
-_CHECKS: dict[str, Any] = {
-    "kind": _kind,
-    "requirements": _requirements,
-    "python_version": _python_version,
-    "keep_alive": _keep_alive,
+_CHECKS: dict[str, Check] = {
+    "kind": _one_of(KINDS),
+    "requirements": _entries,
+    "python_version": _unless_none(_typed('a text such as "3.11"', str, _python_version)),
+    "keep_alive": _seconds(0, "from 0 to a billion"),
     "env": _env,
-    "network": _network,
+    "network": _unless_none(_one_of(NETWORKS)),
     "mounts": _mounts,
-    "local_modules": _local_modules,
-    "host": _host,
-    "timeout": _timeout,
-    "retries": retries.of,
-    "setup_function": _setup_function,
-    "machine_type": _machine_type,
-    "max_concurrency": _max_concurrency,
-    "packages": lambda value: _entries("packages", value),
-    "channels": lambda value: _entries("channels", value),
-    "env_yml": _env_yml,
-    "env_dict": _env_dict,
-    "pip": lambda value: _entries("pip", value),
-    "results": _results,
+    "local_modules": _unless_none(_local_modules),
+    "host": _unless_none(_host),
+    "timeout": _unless_none(_seconds(sys.float_info.min, "more than 0 and less than a billion")),
+    "retries": lambda _, value: retries.of(value),
+    "setup_function": _unless_none(_setup_function),
+    "machine_type": _unless_none(_typed('a text such as "M"', str, _machine_type)),
+    "max_concurrency": _unless_none(_typed("a whole number", int, _concurrency)),
+    "packages": _entries,
+    "channels": _entries,
+    "env_yml": _unless_none(_path),
+    "env_dict": _unless_none(_typed("a dict as an `environment.yml` has it", Mapping, _env_dict)),
+    "pip": _entries,
+    "results": _one_of(RESULTS),
 }
 
 

@@ -1,4 +1,4 @@
-"""When a call is made again: only where the function asks for it."""
+"""Repeated attempts of a call, for functions that ask for them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from atoll import errors
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a call is made again, for which failures, and how long to wait before each time.
+    """The number of further attempts of a call, the failures that they follow, and the waits before them.
 
     A lost worker, or a daemon that ended while the call ran, counts always; `OutOfMemory`, `CallTimeout` and the
     function's own exceptions count where `on` names their type or one above it.
 
     Args:
-        count: how often at most, after the first time.
+        count: the most attempts after the first.
         on: further types of exceptions.
         wait_seconds: before the first retry.
-        factor: what the wait grows by from one to the next.
+        factor: growth of the wait from one retry to the next.
         most_seconds: the longest wait.
     """
 
@@ -65,10 +65,10 @@ class Retries:
 
 
 def of(value: Any) -> Retries:
-    """Return what the option `retries` says: a number, `Retries`, or a tuple of a number and types of exceptions.
+    """Read the option `retries`: a number, `Retries`, or a tuple of a number and types of exceptions.
 
     Raises:
-        TypeError, ValueError: it says something else.
+        TypeError, ValueError: it is of another form.
     """
     if isinstance(value, Retries):
         return value

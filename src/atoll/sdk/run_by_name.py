@@ -1,7 +1,7 @@
-"""Running a function of a file under another Python: the file travels as source, the arguments as plain data.
+"""A function of a file under another Python, for `atoll run`: the file travels as source, arguments as plain data.
 
-What comes back is what the function printed, its result included: nothing that the other Python pickled is unpickled
-here, since bytecode in it would be read wrongly.
+The worker prints the result. Pickles of the other Python are never loaded here, since bytecode in them would be read
+wrongly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from atoll.sdk.function import IsolatedFunction
 from atoll.sdk.options import Options
 
 OLDEST = (3, 10)
-"""What Atoll's own part inside a sandbox runs on."""
+"""The oldest Python for Atoll's own part inside a sandbox."""
 
 
 def needed(options: Options) -> bool:
@@ -96,7 +96,7 @@ def run(
 
 
 def _described(header: Any) -> AtollError:
-    """Return what was raised, from its description alone."""
+    """Return the raised exception, from its description alone."""
     from atoll.payload import exceptions_load
 
     try:

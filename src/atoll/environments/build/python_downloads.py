@@ -6,11 +6,11 @@ environments depend on it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from atoll.environments.build.virtualenv import uv_program
 from atoll.environments.build.workshop import VARIABLES, Workshop
 from atoll.environments.built import interpreter, locks
 from atoll.environments.built.interpreter import Interpreter
@@ -118,3 +118,19 @@ def _decides(name: str) -> bool:
     return (
         name in _MIRRORS or "proxy" in name.lower() or name in ("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT")
     )
+
+
+def uv_program() -> str:
+    """Return the path of the uv program.
+
+    Raises:
+        EnvironmentBuildError: the package `uv` is not complete.
+    """
+    import uv
+
+    try:
+        return os.path.realpath(uv.find_uv_bin())
+    except FileNotFoundError as error:
+        raise EnvironmentBuildError(
+            "the program `uv` is missing", hint="install the package `uv` again: `pip install --force-reinstall uv`"
+        ) from error

@@ -1,4 +1,4 @@
-"""Build a virtual environment: the only module that knows uv.
+"""Build a virtual environment: with `python_downloads` the only module that knows uv.
 
 Theory of operation. Functions see an environment read-only at `/opt/atoll/env`, so that is where the build sandbox
 has it too, and the scripts' first lines are right. uv links files from its cache by hard links, which work within
@@ -15,7 +15,6 @@ without `site`, since a `.pth` file of the environment is code of a package.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from atoll.environments.asked.index import PRIVATE, Index
 from atoll.environments.asked.local_sources import copy_source
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import compile_bytecode, diagnosis, lockfile
+from atoll.environments.build.python_downloads import uv_program
 from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.records import (
@@ -344,19 +344,3 @@ def hint(*, locked: bool, withheld: bool) -> str:
     return text + (
         "; a function's own builds have no credentials: build it once from the program itself" if withheld else ""
     )
-
-
-def uv_program() -> str:
-    """Return the path of the uv program.
-
-    Raises:
-        EnvironmentBuildError: the package `uv` is not complete.
-    """
-    import uv
-
-    try:
-        return os.path.realpath(uv.find_uv_bin())
-    except FileNotFoundError as error:
-        raise EnvironmentBuildError(
-            "the program `uv` is missing", hint="install the package `uv` again: `pip install --force-reinstall uv`"
-        ) from error

@@ -36,7 +36,7 @@ _DTYPE = re.compile(
 )
 
 OLDEST = (15, 0)
-"""Earlier releases unpickle what a schema holds (CVE-2023-47248)."""
+"""Earlier releases unpickle parts of a schema (CVE-2023-47248)."""
 _EXTENSION = b"ARROW:extension"
 # <format/Message.fbs>, <format/Schema.fbs> of Arrow: fields by their place in the table
 _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER = 1, 2
@@ -157,22 +157,22 @@ def encode_table(writer: Writer, table: Any) -> None:
 
 
 class _Sink:
-    """A file that keeps what is written to it."""
+    """A file that keeps the written pieces, without copies."""
 
     closed = False
 
     def __init__(self, parts: list[Any]) -> None:
         self._parts = parts
-        self._place = 0
+        self._position = 0
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         self._parts.append(data)
-        self._place += size
+        self._position += size
         return size
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def writable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Read plain data (`payload.plain.encode`) that may come from anybody.
+"""The decoder of plain data, which may come from anybody; `format` describes the bytes.
 
 The decoder trusts nothing: counts are held against the bytes that are left; depth and the memory that the values take
 are bounded; and so is the work of comparing keys that have the same hash, since numbers can be chosen to collide.
@@ -20,13 +20,13 @@ from atoll.payload.plain.format import COMPLEX, DATE, DELTA, FLOAT, MAX_DEPTH, S
 
 
 def loads(buffers: Sequence[Any], most_bytes: int | None = None) -> Any:
-    """Return the value that `dumps` made these buffers of; arrays and tables use the buffers' memory.
+    """Return the value in the buffers of `encode.dumps`; arrays and tables use the buffers' memory.
 
     Args:
         most_bytes: about how much memory the value may take beside the buffers.
 
     Raises:
-        PlainDataError: the buffers are not what `dumps` makes.
+        PlainDataError: the buffers are no result of `dumps`.
         MemoryError: the value would take more than `most_bytes`.
         ModuleNotFoundError: it holds an array or a table, and the library for it is not installed here.
         RecursionError: the stack has no room for it.
@@ -49,23 +49,23 @@ class Decoder:
 
     def __init__(self, buffers: Sequence[Any], most_bytes: int | None) -> None:
         self._view = memoryview(buffers[0]).toreadonly()
-        self._place = 0
+        self._position = 0
         self._buffers = buffers
         self._next = 1
         self._room = sys.maxsize if most_bytes is None else most_bytes
         self._work = (1 << 20) + 64 * len(self._view)
 
     def value(self, depth: int) -> Any:
-        tag = self._view[self._place] if self._place < len(self._view) else -1
-        self._place += 1
+        tag = self._view[self._position] if self._position < len(self._view) else -1
+        self._position += 1
         decode = _DECODERS.get(tag)
         if decode is None:
             raise PlainDataError("the data ends too early" if tag < 0 else f"unknown tag {tag}")
         return decode(self, depth)
 
     def end(self) -> None:
-        """Say that nothing should be left."""
-        if self._place != len(self._view) or self._next != len(self._buffers):
+        """Refuse data after the end."""
+        if self._position != len(self._view) or self._next != len(self._buffers):
             raise PlainDataError("the data goes on after its end")
 
     def charge(self, size: int) -> None:
@@ -76,19 +76,19 @@ class Decoder:
 
     def take(self, size: int) -> memoryview:
         """Return the next `size` bytes of the structure."""
-        begin, self._place = self._place, self._place + size
-        if self._place > len(self._view):
+        begin, self._position = self._position, self._position + size
+        if self._position > len(self._view):
             raise PlainDataError("the data ends too early")
-        return self._view[begin : self._place]
+        return self._view[begin : self._position]
 
     def number(self) -> int:
         """Return a LEB128 integer below 2 ** 63."""
         value = shift = 0
         while True:
-            if self._place >= len(self._view) or shift > 56:
+            if self._position >= len(self._view) or shift > 56:
                 raise PlainDataError("a number ends too late")
-            byte = self._view[self._place]
-            self._place += 1
+            byte = self._view[self._position]
+            self._position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
@@ -135,7 +135,7 @@ class Decoder:
         if depth >= MAX_DEPTH:
             raise PlainDataError(f"deeper than {MAX_DEPTH} containers")
         count = self.number()
-        if count * least_bytes > len(self._view) - self._place:
+        if count * least_bytes > len(self._view) - self._position:
             raise PlainDataError("the data ends too early")
         return count
 

@@ -23,7 +23,7 @@ def dumps(value: Any) -> list[Any]:
     """Return the buffers that `loads` takes; large ones are views of memory that `value` owns.
 
     Raises:
-        NotPlainError: a part of it is not plain data, or contains itself; says which.
+        NotPlainError: a part of it is not plain data, or contains itself; the error names the part.
         RecursionError: the stack has no room for it.
     """
     encoder = Encoder()
