@@ -184,7 +184,7 @@ class SyncError(CallerError, OSError):
 
 
 class SourceNotFound(SyncError, FileNotFoundError):
-    """The directory to upload does not exist; `errno` and `filename` say so, too."""
+    """The directory to upload does not exist; `errno` and `filename` are set as for the built-in error."""
 
     code = "sync_source_not_found"
 
@@ -195,7 +195,7 @@ class SourceNotFound(SyncError, FileNotFoundError):
 
 
 class SnapshotError(CallerError, OSError):
-    """A snapshot is not there, is there already, or is in use; `reason` in the details says which."""
+    """A snapshot is not there, is there already, or is in use; `reason` in the details tells them apart."""
 
     code = "snapshot"
 
