@@ -59,19 +59,28 @@ def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
     run(shared_home, "rm", "-r", "cli")
 
 
-def test_files_go_into_what_a_shell_has_open(shared_home: Home, tmp_path: Path) -> None:
-    """`/dev/stdout` and `>(...)` take a file as `-` does; a fifo in a directory that was named takes none, and stays."""
+def test_open_descriptors_and_fifos_are_no_targets(shared_home: Home, tmp_path: Path) -> None:
+    """`/dev/stdout`, `>(...)` and a fifo are refused with the way out, `-`; a fifo stays."""
     run(shared_home, "put", "-", "cli-open", stdin=b"content")
-    assert run(shared_home, "get", "cli-open", "/dev/stdout") == b"content"
-    script = f"'{sys.executable}' -c '{PROGRAM}' data get cli-open >(cat) | cat"
+    hint = b"hint: `-` is standard output: `atoll data get FILE - > TARGET`"
+    printed = run(shared_home, "get", "cli-open", "/dev/stdout", status=1)
+    assert b"`/dev/stdout` is a " in printed
+    assert hint in printed
+    script = f"'{sys.executable}' -c '{PROGRAM}' data get cli-open >(cat)"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=shared_home.environment(), capture_output=True, timeout=60, check=True
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=shared_home.environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
-    assert (done.stdout, done.stderr) == (b"content", b"")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert hint in done.stderr
     assert os.listdir(tmp_path) == []
     os.mkfifo(tmp_path / "cli-open")
     printed = run(shared_home, "get", "cli-open", str(tmp_path), status=1)
-    assert b"a fifo is there, which is not replaced: `%s/cli-open`" % os.fsencode(tmp_path) in printed
+    assert b"`%s/cli-open` is a fifo, which is not replaced" % os.fsencode(tmp_path) in printed
     assert (tmp_path / "cli-open").is_fifo()
     run(shared_home, "rm", "cli-open")
 
@@ -83,7 +92,6 @@ def test_streams_that_are_closed(shared_home: Home, tmp_path: Path) -> None:
         ("put - cli-never <&-", 2, b"", b"error: stdin is closed\nhint: name a file, or pipe to this command\n"),
         ("cat cli-closed >&-", 0, b"", b""),
         ("get cli-closed - >&-", 0, b"", b""),
-        ("get cli-closed /dev/stdout >&-", 0, b"", b""),
         ("ls cli-closed <&- >&-", 0, b"", b""),
         ("cat cli-never 2>&-", 1, b"", b""),
         ("cp cli-closed cli-copied 2>&-", 0, b"", b""),

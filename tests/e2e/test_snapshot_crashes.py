@@ -21,12 +21,14 @@ import pytest
 
 from atoll.errors import AtollError, DiskFull
 from atoll.storage import crash_points
+from atoll.storage.client.contents import OpenFile
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.peer.main import main as peer_main
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.connection import error_of
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.snapshots.archive import Archive
 from atoll.storage.sync.cleanup import clean
-from atoll.storage.sync.client import SyncOptions, error_of
+from atoll.storage.sync.client import SyncOptions
 from atoll.storage.volume.locks import target_key
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
@@ -437,12 +439,12 @@ def test_a_file_that_was_open_for_writing_in_place_is_closed_by_a_restore(lab: L
     """What a client holds open for changes would lead into the snapshot of the old state; to read, it stays open."""
     assert lab.ask({"type": "snapshot", "path": path, "name": "s"})
     with lab.peer() as (channel, _), VolumeClient(channel) as client:
-        reading, writing = (client.open("d/b", mode)[0] for mode in ("read", "update"))
-        client.pwrite("d/b", writing, 0, memoryview(b"D"))
+        reading, writing = (OpenFile(client.connection, "d/b", mode) for mode in ("read", "update"))
+        writing.write(0, memoryview(b"D"))
         assert lab.ask({"type": "restore", "name": "s"})
         with pytest.raises(OSError, match="Bad file"):
-            client.pwrite("d/b", writing, 0, memoryview(b"X"))
-        assert bytes(client.pread("d/b", reading, [(0, None)])[0]) == b"D/b"
+            writing.write(0, memoryview(b"X"))
+        assert reading.read_ranges([(0, None)])[0] == b"D/b"
         assert b"".join(client.read("d/b")) == b"d/b"
 
 
@@ -501,7 +503,7 @@ def test_each_file_system_has_its_way(tmp_path: Path, kind: str, mebibytes: int,
                 file.write(b"changed in place")
             assert whole(lab.trees / "first") == whole(lab.trees / "second") == before
             assert [one.path for one in client.diff("first")] == ["/data/big"]
-            assert not list(client.diff("first", "second"))
+            assert not client.diff("first", "second")
             assert client.diff("first")
         assert lab.ask({"type": "restore", "name": "first"})
         assert whole(lab.data) == before

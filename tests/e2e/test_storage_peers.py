@@ -33,17 +33,17 @@ def kept(host: LocalHost) -> Channel:
     """Use storage once and return the channel that rests."""
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
         client.listdir()
-        return client._channel
+        return client.connection.channel
 
 
 def test_the_next_client_gets_the_peer_of_the_last(host: LocalHost) -> None:
     """A channel at rest is lent again, and works."""
     first = kept(host)
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
-        assert client._channel is first
+        assert client.connection.channel is first
         client.listdir()
         with VolumeClient(host.open_storage(), host.keep_storage) as other:
-            assert other._channel is not first
+            assert other.connection.channel is not first
             other.listdir()
 
 
@@ -56,7 +56,7 @@ def test_a_peer_that_has_gone_is_not_lent(host: LocalHost) -> None:
     while not first.readable():  # the end of the stream, when the peer has ended
         threading.Event().wait(0.01)
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
-        assert client._channel is not first
+        assert client.connection.channel is not first
         client.listdir()
 
 
@@ -89,7 +89,7 @@ def test_a_forked_child_has_none_of_its_parents(host: LocalHost) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
-        assert client._channel is first
+        assert client.connection.channel is first
         client.listdir()
 
 

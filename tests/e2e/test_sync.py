@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from atoll.errors import DiskFull, HostUnreachable, SourceNotFound, StateUnusable, SyncError
 from atoll.sdk.sync import sync_dir
 from atoll.storage.client.volume import VolumeClient
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.client import Synced, SyncOptions
 from atoll.storage.sync.index import index_path
 from atoll.wire.channel import Channel
@@ -242,14 +242,15 @@ def test_directories_that_their_owner_may_not_write(peers: Peers, source: Path) 
                 client.sync(str(source), target, SyncOptions())
             assert "`Volume().chmod('/data/ro', 0o755)`" in refused.value.hint
             (source / "other").rename(source / "file")
-        for attempt, paths in (
+        attempts: list[tuple[Callable[[], None], tuple[str, str | None]]] = [
             (lambda: client.write("ro/b", [b"x"]), ("/data/ro/b", None)),
             (lambda: client.write("ro/a", [b"x"]), ("/data/ro/a", None)),
             (lambda: client.rename("ro/a", "x"), ("/data/ro/a", "/data/x")),
             (lambda: client.rename("ok", "ro/ok"), ("/data/ok", "/data/ro/ok")),
             (lambda: client.copy("ok", "ro/ok"), ("/data/ok", "/data/ro/ok")),
             (lambda: client.remove("ro/a"), ("/data/ro/a", None)),
-        ):
+        ]
+        for attempt, paths in attempts:
             with pytest.raises(PermissionError) as caught:
                 attempt()
             assert (caught.value.filename, caught.value.filename2) == paths
@@ -603,7 +604,7 @@ def test_an_interrupted_sync_resumes(peers: Peers, source: Path) -> None:
             super().send(header, buffers, descriptors)  # type: ignore[arg-type]
 
     client, _ = peers.start()
-    with VolumeClient(Counting(client._channel.socket)) as counted:
+    with VolumeClient(Counting(client.connection.channel.socket)) as counted:
         counted.sync(str(source), "t", SyncOptions())
     assert snapshot(peers.data / "t") == snapshot(source)
     assert 2000 < sent <= (20 << 20) + 2001
@@ -627,7 +628,7 @@ def _send_a_part(client: VolumeClient, source: Path, size: int) -> None:
             super().send(header, buffers, descriptors)  # type: ignore[arg-type]
 
     with pytest.raises(Leave):
-        VolumeClient(Leaving(client._channel.socket)).sync(str(source), "t", SyncOptions())
+        VolumeClient(Leaving(client.connection.channel.socket)).sync(str(source), "t", SyncOptions())
 
 
 @pytest.fixture

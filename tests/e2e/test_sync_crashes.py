@@ -29,7 +29,7 @@ from atoll.errors import DiskFull, QuotaExceeded, StateUnusable
 from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.peer.main import main as peer_main
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync import cleanup
 from atoll.storage.sync.cleanup import clean, collect
 from atoll.storage.sync.client import SyncOptions

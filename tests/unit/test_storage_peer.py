@@ -21,6 +21,7 @@ from atoll import linux
 from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk.sync import Arranged
 from atoll.storage import crash_points
+from atoll.storage.client.contents import OpenFile
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content.transfer import FileReader, Wanted, send_files
 from atoll.storage.files import scan
@@ -28,7 +29,7 @@ from atoll.storage.files.scan import Scan
 from atoll.storage.files.tree import pack
 from atoll.storage.peer import main
 from atoll.storage.peer.main import Peer
-from atoll.storage.protocol import rights
+from atoll.storage.protocol import replies
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
 from atoll.storage.sync.index import FINE_CLOCK_NS, index_of
@@ -137,7 +138,7 @@ def test_a_function_cannot_have_its_peer_take_the_machines_memory(
     """The peer of a function takes messages of bounded size, has bounded memory, and says so before it ends."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), rights.FUNCTION, str(volume)]
+        command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), replies.FUNCTION, str(volume)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with contextlib.closing(Channel(ours)) as channel:
         with contextlib.suppress(ChannelClosed):
@@ -316,8 +317,8 @@ def test_a_sync_that_waits_says_so_and_a_silent_function_is_not_waited_for(
     """Who begins a sync within a function and then says nothing holds the target for a bounded time only."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a").write_text("1")
-    monkeypatch.setattr(rights, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
-    monkeypatch.setattr(main, "MOST_SILENT_SECONDS", {rights.FUNCTION: 1.5})
+    monkeypatch.setattr(replies, "MOST_SILENT_SECONDS", {replies.FUNCTION: 1.5})
+    monkeypatch.setattr(main, "MOST_SILENT_SECONDS", {replies.FUNCTION: 1.5})
     with contextlib.closing(ThreadHost(volume)) as host, contextlib.closing(host.open_storage()) as silent:
         silent.send({"type": "sync", "path": "t", "algorithms": ["sha256"]})
         assert silent.receive().type == "standing"
@@ -412,9 +413,9 @@ def test_what_clients_put_into_a_mirror_follows_a_sync(
         case "write":
             client.write("t/out/x", [b"new"])
         case "create":
-            handle, _ = client.open("t/out/x", "create")
-            client.pwrite("t/out/x", handle, 0, memoryview(b"new"))
-            client.close_file("t/out/x", handle, commit=True)
+            file = OpenFile(client.connection, "t/out/x", "create")
+            file.write(0, memoryview(b"new"))
+            file.close(commit=True)
         case "copy":
             client.copy("d/f", "t/out/x")
         case "copy directory":
@@ -422,9 +423,9 @@ def test_what_clients_put_into_a_mirror_follows_a_sync(
         case "rename":
             client.rename("d/f", "t/out/x")
         case "append":
-            handle, _ = client.open("t/out/x", "append")
-            client.pwrite("t/out/x", handle, 0, memoryview(b"new"))
-            client.close_file("t/out/x", handle, commit=True)
+            file = OpenFile(client.connection, "t/out/x", "append")
+            file.write(0, memoryview(b"new"))
+            file.close(commit=True)
         case "mkdir":
             client.mkdir("t/out/x")
             assert (volume / "data/t/out/x").is_dir()
@@ -525,7 +526,7 @@ def test_operations_of_the_client(client: VolumeClient, volume: Path) -> None:
     client.write("a/b", [b"hello ", memoryview(b"world")], mode=0o600, mtime_ns=5)
     assert b"".join(client.read("/data/a/b", offset=6)) == b"world"
     assert b"".join(client.read("a/b", offset=1, length=3)) == b"ell"
-    entry = client.stat("a/b")
+    entry = client.status("a/b")
     assert (entry.mode, entry.size, entry.mtime_ns) == (0o600, 11, 5)
     client.write("a/b", [])
     assert stat.S_IMODE((volume / "data/a/b").stat().st_mode) == 0o600
@@ -544,7 +545,7 @@ def test_operations_of_the_client(client: VolumeClient, volume: Path) -> None:
     for call in (client.remove, client.stat):
         with pytest.raises(ValueError, match=r"\.\."):
             call("../x")
-    assert client.listdir() == {}
+    assert client.listdir() == []
     assert os.listdir(volume / "staging") == ["locks"]
 
 

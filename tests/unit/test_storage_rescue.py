@@ -20,7 +20,7 @@ from atoll.errors import DiskFull, SyncError, VolumeBusy
 from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.peer.main import Peer
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.client import SyncOptions
 from atoll.storage.volume import staging
 from atoll.storage.volume.locks import holding, target_key

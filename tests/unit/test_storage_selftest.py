@@ -22,10 +22,10 @@ import pytest
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.model.findings import Finding, check_finding
-from atoll.storage.client.selftest_requests import SelfTestRequests
+from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy
 from atoll.storage.peer.main import Peer
-from atoll.storage.protocol.rights import PROGRAM
+from atoll.storage.protocol.replies import PROGRAM
 from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
 from atoll.storage.selftest.network_disks import promises
 from atoll.storage.selftest.second_process import Partner
@@ -263,7 +263,7 @@ def test_a_peer_examines_its_volume_and_leaves_nothing(volume: Path) -> None:
     root = VolumeRoot(str(volume))
     thread = threading.Thread(target=Peer(root, Channel(theirs), PROGRAM).serve)
     thread.start()
-    with SelfTestRequests(Channel(ours)) as client:
+    with VolumeClient(Channel(ours)) as client:
         found = client.selftest()
         again = client.selftest()
     thread.join()
@@ -298,7 +298,7 @@ def examined(volume: Path) -> list[Finding]:
     with theirs:
         command = [sys.executable, "-m", "atoll.storage.peer.main", str(theirs.fileno()), PROGRAM, str(volume)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    with SelfTestRequests(Channel(ours)) as client:
+    with VolumeClient(Channel(ours)) as client:
         found = client.selftest()
     assert process.wait(30) == 0
     return found

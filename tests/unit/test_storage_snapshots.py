@@ -15,7 +15,7 @@ from atoll.errors import SnapshotError, SyncError
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy as reflink
 from atoll.storage.peer.main import Peer
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.snapshots import tree_copy
 from atoll.storage.snapshots.values import COPY, Difference, Snapshot, check_name
 from atoll.storage.volume.root import VolumeRoot

@@ -88,8 +88,8 @@ def test_ranges_that_are_none(volume: Volume) -> None:
             file.truncate(1 << 70)
         with pytest.raises(OverflowError):
             file.seek(1 << 70)
-    with volume.lent() as client, pytest.raises(SyncError):  # what a client does not check, the peer survives
-        client._ask("attributes", "f", {"mtime_ns": 1 << 200})
+    with pytest.raises(SyncError):  # the peer survives a value that its client did not check
+        volume._ask("attributes", "f", {"mtime_ns": 1 << 200})
     assert volume.read_bytes("f") == b"0123"
 
 
@@ -326,7 +326,7 @@ def test_a_file_that_is_garbage_is_closed(volume: Volume) -> None:
     """`json.dump(x, volume.open(...))` writes the file, as with the builtin `open`."""
     json.dump([1], volume.open("f", "w"))
     assert json.load(volume.open("f")) == [1]
-    assert volume.clients._all == []
+    assert volume.connections._all == []
 
 
 def test_many_files_at_once(volume: Volume, host: ThreadHost) -> None:
@@ -369,7 +369,7 @@ def test_a_connection_that_has_gone_is_replaced(volume: Volume, host: ThreadHost
     """When a peer ends, what is open on it fails with a named error, and the next request has a new one."""
     volume.write_text("f", "x")
     file = volume.open("f", "rb")
-    volume.clients._all[0].client._channel.socket.shutdown(2)
+    volume.connections._all[0].connection.channel.socket.shutdown(2)
     with pytest.raises(HostUnreachable):
         file.read()
     with pytest.raises(HostUnreachable):
@@ -719,8 +719,7 @@ def test_a_swapped_directory_leads_nowhere(volume: Volume, host: ThreadHost, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walk.Walk, "steps", swap)
-        with volume.clients.lend() as lent:
-            assert [path for path, _ in lent.client.find()] == ["d", "d/sub"]
+        assert [path for path, _ in volume.find()] == ["d", "d/sub"]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
@@ -793,7 +792,7 @@ def test_a_forked_process_has_connections_of_its_own(volume: Volume, host: Threa
     """A child uses none of its parent's connections, and a file that its parent opened says so."""
     volume.write_text("f", "x")
     file = volume.open("f", "rb")
-    first = volume.clients._all[0].client
+    first = volume.connections._all[0].connection
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:

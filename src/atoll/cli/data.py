@@ -13,8 +13,7 @@ import cyclopts
 from atoll.cli.data_paths import expanded, opened, print_name
 from atoll.cli.target import TargetError
 from atoll.sdk.glob import has_magic
-from atoll.sdk.volume import Volume
-from atoll.sdk.volume_entry import VolumeEntry
+from atoll.sdk.volume import Volume, VolumeEntry
 from atoll.storage.files.tree import printable
 from atoll.storage.protocol.connection import volume_path
 from atoll.storage.protocol.progress import size_text
@@ -208,8 +207,7 @@ def du(
     rows: list[dict[str, Any]] = []
     with opened() as volume:
         for path in expanded(volume, paths or ("/data",), follow=False):
-            with volume.lent() as client:
-                sums, disk, free = client.usage(path, depth, follow=path == "/data")
+            sums, disk, free = volume.sums(path, depth, follow=path == "/data")
             for below, sums_below in sums.items():
                 rows.append({"path": f"{path}/{below}" if below else path, **sums_below._asdict()})
                 if not below:

@@ -14,9 +14,8 @@ from atoll.cli.data import print_content
 from atoll.cli.data_paths import base_name, expanded, opened, several, targets
 from atoll.cli.target import TargetError
 from atoll.sdk.volume import Volume
-from atoll.storage.client.local_target import is_special
 from atoll.storage.content.transfer import CHUNK_BYTES
-from atoll.storage.files.tree import printable, special_name
+from atoll.storage.files.tree import printable
 from atoll.storage.protocol.connection import absolute, volume_path
 from atoll.storage.protocol.progress import ProgressLine
 
@@ -50,20 +49,10 @@ def get(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
         places = [os.path.join(target, base_name(path)) if into else target for path in found]
         if into:
             os.makedirs(target, exist_ok=True)
-            for where in places:
-                _check_not_special(where)
         for path, where in zip(found, places, strict=True):
             for left in volume.get(path, where, ProgressLine("downloading")):
                 print(f"left out `{printable(left)}`: a special file", file=sys.stderr)
     return 0
-
-
-def _check_not_special(where: str) -> None:
-    """Refuse a device, fifo or socket that nobody named, but that is in the directory that was."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = os.lstat(where).st_mode
-        if is_special(mode):
-            raise FileExistsError(f"a {special_name(mode)} is there, which is not replaced: `{printable(where)}`")
 
 
 def put(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 - accepted for habit

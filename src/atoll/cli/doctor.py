@@ -51,9 +51,9 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
 def _data(*, json: bool) -> int:
     """Test the volume's file system, by its storage peer."""
     from atoll.host.local import local
-    from atoll.storage.client.selftest_requests import SelfTestRequests
+    from atoll.storage.client.volume import VolumeClient
 
-    with SelfTestRequests(local.open_storage()) as client:
+    with VolumeClient(local.open_storage()) as client:
         found = client.selftest()
     return _tell(found, json=json, subject="`/data`")
 

@@ -24,7 +24,7 @@ from atoll.environments.build import recipes
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.node.node import policy_of_builds
 from atoll.sandbox.network.networks import within
-from atoll.storage.protocol.rights import FUNCTION, PROGRAM
+from atoll.storage.protocol.replies import FUNCTION, PROGRAM
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError, Message

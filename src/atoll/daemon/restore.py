@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
-from atoll.storage.protocol.rights import DAEMON
-from atoll.storage.sync.client import error_of
+from atoll.storage.protocol.connection import error_of
+from atoll.storage.protocol.replies import DAEMON
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import Message

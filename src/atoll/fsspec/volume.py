@@ -96,15 +96,13 @@ class VolumeFileSystem(Names):
 
     def info(self, path: Any, **_: Any) -> dict[str, Any]:
         where = self._strip_protocol(path)
-        with self.volume.lent() as client:
-            own = client.stat(where, follow=False)
-            return self._described(where, client.stat(where), link=own) if own.leads else self._described(where, own)
+        own = self.volume.status(where, follow=False)
+        return self._described(where, self.volume.status(where), link=own) if own.leads else self._described(where, own)
 
     def ls(self, path: Any, detail: bool = True, **_: Any) -> list[Any]:
         where = self._strip_protocol(path)
         try:
-            with self.volume.lent() as client:
-                found = client.listdir(where)
+            found = self.volume.statuses(where)
         except NotADirectoryError:
             return [self.info(where)] if detail else [where]
         if not detail:
@@ -125,11 +123,10 @@ class VolumeFileSystem(Names):
             else:
                 if withdirs and where != ROOT:
                     found[where] = info
-                with self.volume.lent() as client:
-                    for name, status in client.find(where, maxdepth):
-                        below = self._described(f"{where}/{name}", status)
-                        if withdirs or below["type"] != "directory":
-                            found[below["name"]] = below
+                for name, status in self.volume.find(where, maxdepth):
+                    below = self._described(f"{where}/{name}", status)
+                    if withdirs or below["type"] != "directory":
+                        found[below["name"]] = below
         except (FileNotFoundError, NotADirectoryError):
             pass
         return {name: found[name] for name in sorted(found)} if detail else sorted(found)
@@ -195,7 +192,7 @@ class VolumeFileSystem(Names):
         cache_options: Any = None,  # noqa: ARG002 - the file objects read ahead by themselves
         **_: Any,
     ) -> Any:
-        return open_file(self.volume.clients, path, mode, block_size or -1, held=not autocommit)
+        return open_file(self.volume.connections, path, mode, block_size or -1, held=not autocommit)
 
     def cat_file(self, path: Any, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         (content,) = self.cat_ranges([path], [start], [end], on_error="raise")

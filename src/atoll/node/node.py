@@ -31,7 +31,7 @@ from atoll.sandbox.network.networks import Network, Networks
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
-from atoll.storage.protocol.rights import DAEMON
+from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.cleanup import worth_collecting
 from atoll.storage.volume.removal import nearly_full
 from atoll.wire.async_channel import AsyncChannel
@@ -358,7 +358,7 @@ class Node:
         """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end.
 
         Args:
-            client: who gets it: `storage.protocol.rights.DAEMON`, `PROGRAM` or `FUNCTION`.
+            client: who gets it: `storage.protocol.replies.DAEMON`, `PROGRAM` or `FUNCTION`.
             ended: is set when the peer has ended by itself.
         """
         ours, theirs = pair()

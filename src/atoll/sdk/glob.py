@@ -1,22 +1,45 @@
-"""Patterns for paths of a volume: one directory is listed for each that a pattern leads through."""
+"""Patterns for paths of a volume; each directory that a pattern leads through is listed once."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from atoll.sdk.volume import Volume
+
+class Entry(Protocol):
+    """One name in a directory, as `os.DirEntry`."""
+
+    name: str
+    path: str
+
+    def is_dir(self) -> bool:
+        """Return True for a directory, and a symlink to one."""
+
+
+class Directories(Protocol):
+    """The methods of a volume that matching needs."""
+
+    def isdir(self, path: str) -> bool:
+        """Return True for a directory."""
+
+    def scandir(self, path: str) -> Sequence[Entry]:
+        """Return the entries of a directory, sorted by name."""
+
+    def walk(self, path: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield directories, as `os.walk`."""
+
+    def stat(self, path: str, *, follow: bool = ...) -> Any:
+        """Return the status of a path."""
 
 
 def has_magic(pattern: str) -> bool:
-    """Say whether a path is a pattern for `Volume.glob`."""
+    """Return True for a path that is a pattern for `Volume.glob`."""
     return any(char in pattern for char in "*?[")
 
 
-def matches(volume: Volume, base: str, parts: Sequence[str]) -> Iterator[str]:
+def matches(volume: Directories, base: str, parts: Sequence[str]) -> Iterator[str]:
     """Yield the paths below `base`, a directory, that match the components of a pattern, some perhaps twice.
 
     An empty component at the end stands for directories only.
@@ -57,7 +80,7 @@ def matches(volume: Volume, base: str, parts: Sequence[str]) -> Iterator[str]:
                 yield from matches(volume, entry.path, rest)
 
 
-def _may_be_read(volume: Volume, path: str) -> bool:
+def _may_be_read(volume: Directories, path: str) -> bool:
     try:
         next(volume.walk(path))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -65,7 +88,7 @@ def _may_be_read(volume: Volume, path: str) -> bool:
     return True
 
 
-def _is_there(volume: Volume, path: str) -> bool:
+def _is_there(volume: Directories, path: str) -> bool:
     try:
         volume.stat(path, follow=False)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

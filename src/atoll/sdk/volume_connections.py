@@ -1,8 +1,8 @@
-"""Storage clients of this process, lent to one thread at a time.
+"""The connections of one `Volume` to storage peers; each is lent to one thread at a time.
 
-Each client has a storage peer, a process of its own, at its other end: so there are few, and threads wait for them.
-When no thread works any more, those without open files go back to the host, which keeps some of their peers a while for
-who comes next. A forked child has none of its parent's.
+Each connection has a storage peer, a process of its own, at its other end: so a volume has few, and threads wait for
+them. When no thread uses any, those without open files go back to the host, which keeps some of their peers a while
+for the next client. A forked child uses none of its parent's.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from atoll.wire import nested
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.client.volume import VolumeClient
+    from atoll.storage.client.contents import OpenFile
+    from atoll.storage.protocol.connection import Connection
 
 MOST = 4
 MOST_NESTED = 2
-"""In a function; its worker may have four storage peers in all."""
+"""The limit in a function, whose worker may have four storage peers in all."""
 
 
-class Lent:
-    """One client, and the thread that uses it."""
+class Borrowed:
+    """One connection, and the thread that uses it."""
 
-    def __init__(self, client: VolumeClient) -> None:
-        self.client = client
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.thread: int | None = threading.get_ident()
-        """Who uses it now."""
+        """The current user, None while the connection is idle."""
         self.pid = os.getpid()
-        self.left: list[tuple[str, int]] = []
+        self.garbage: list[OpenFile] = []
         """Files that were collected as garbage in the middle of a request; they are closed after it."""
         self.closed = False
-        """Whether `StorageClients.close` has ended it."""
+        """Whether `VolumeConnections.close` has ended the connection."""
 
 
-class StorageClients:
-    """Lend clients of a host's storage to threads.
+class VolumeConnections:
+    """Lend connections to a host's storage to threads.
 
     Args:
-        host: whose storage.
+        host: the volume's host.
     """
 
     def __init__(self, host: Host) -> None:
@@ -53,118 +54,119 @@ class StorageClients:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._turn = threading.Condition()
-        self._all: list[Lent] = []
+        self._all: list[Borrowed] = []
         self._opening = 0
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Lent]:
-        """Lend a client to this thread for one request, or a few; waits for one while all are lent."""
+    def borrow(self) -> Iterator[Borrowed]:
+        """Lend a connection to this thread for one request, or a few; wait for one while all are in use."""
         if self._pid != os.getpid():
             self._abandon(self._all)
             self._reset()
-        lent = self._free()
-        if lent is None:
+        borrowed = self._free()
+        if borrowed is None:
             try:
-                lent = Lent(self._open())
+                borrowed = Borrowed(self._open())
             finally:
                 with self._turn:
                     self._opening -= 1
-                    if lent is not None:
-                        self._all.append(lent)
+                    if borrowed is not None:
+                        self._all.append(borrowed)
                     self._turn.notify()
-        with self._returned(lent):
-            yield lent
+        with self._returned(borrowed):
+            yield borrowed
 
     @contextlib.contextmanager
-    def use(self, lent: Lent) -> Iterator[VolumeClient]:
-        """Lend this client, which holds a file open, to this thread.
+    def use(self, borrowed: Borrowed) -> Iterator[Connection]:
+        """Lend this connection, which holds a file open, to this thread.
 
         Raises:
-            ValueError: it was closed, with what it held open.
-            HostUnreachable: it was opened by the parent of this process, or its peer has gone.
+            ValueError: the connection was closed, with its open files.
+            HostUnreachable: the parent of this process opened the connection, or its peer has gone.
         """
-        if lent.pid != os.getpid():
+        if borrowed.pid != os.getpid():
             raise HostUnreachable("a file of a volume cannot be used in a forked process", hint="open it again there")
         with self._turn:
-            if lent.thread == threading.get_ident():  # the garbage collector runs in the middle of a request
+            if borrowed.thread == threading.get_ident():  # the garbage collector runs in the middle of a request
                 raise RuntimeError("a file of a volume was not closed before it was collected")
-            self._turn.wait_for(lambda: lent.thread is None)
-            if lent.closed:
+            self._turn.wait_for(lambda: borrowed.thread is None)
+            if borrowed.closed:
                 raise ValueError("I/O operation on closed file: its volume has been closed")
-            if lent not in self._all:
+            if borrowed not in self._all:
                 raise HostUnreachable("the storage peer that held the file open has gone", hint="open the file again")
-            lent.thread = threading.get_ident()
-        with self._returned(lent):
-            yield lent.client
+            borrowed.thread = threading.get_ident()
+        with self._returned(borrowed):
+            yield borrowed.connection
 
-    def close_file(self, lent: Lent, path: str, handle: int, *, commit: bool) -> None:
-        """Close a file that a client holds open; see `VolumeClient.close_file`."""
-        if lent.thread == threading.get_ident():
-            lent.left.append((path, handle))
+    def close_file(self, borrowed: Borrowed, file: OpenFile, *, commit: bool) -> None:
+        """Close a file that a connection holds open; see `OpenFile.close`."""
+        if borrowed.thread == threading.get_ident():
+            borrowed.garbage.append(file)
             return
-        if lent.closed and not commit:  # nothing is lost
+        if borrowed.closed and not commit:  # nothing is lost
             return
-        with self.use(lent) as client:
-            client.close_file(path, handle, commit=commit)
+        with self.use(borrowed):
+            file.close(commit=commit)
 
     def close(self) -> None:
-        """Close all clients, and what they hold open; the next `lend` opens a new one."""
+        """Close all connections with their open files; the next `borrow` opens a new one."""
         with self._turn:
             closed, self._all = self._all, []
-            for lent in closed:
-                lent.closed = True
+            for borrowed in closed:
+                borrowed.closed = True
             self._turn.notify_all()
         if self._pid == os.getpid():
-            for lent in closed:
-                lent.client.close()
+            for borrowed in closed:
+                borrowed.connection.close()
         else:
             self._abandon(closed)
 
-    def _free(self) -> Lent | None:
-        """Return a client that is not lent, lent now; None for leave to open one."""
+    def _free(self) -> Borrowed | None:
+        """Return an idle connection, borrowed from now on; None is leave to open one."""
         most = MOST_NESTED if nested.inside() else MOST
         with self._turn:
             while True:
-                for lent in [lent for lent in self._all if lent.thread is None]:
-                    if lent.client.usable:
-                        lent.thread = threading.get_ident()
-                        return lent
-                    self._all.remove(lent)  # its peer has gone
-                    lent.client.abandon()
+                for borrowed in [one for one in self._all if one.thread is None]:
+                    if borrowed.connection.usable:
+                        borrowed.thread = threading.get_ident()
+                        return borrowed
+                    self._all.remove(borrowed)  # its peer has gone
+                    borrowed.connection.abandon()
                 if len(self._all) + self._opening < most:
                     self._opening += 1
                     return None
                 self._turn.wait()
 
-    def _open(self) -> VolumeClient:
-        from atoll.storage.client.volume import VolumeClient
+    def _open(self) -> Connection:
+        from atoll.storage.protocol.connection import Connection
 
-        return VolumeClient(self._host.open_storage(), self._host.keep_storage)
+        return Connection(self._host.open_storage(), self._host.keep_storage)
 
     @contextlib.contextmanager
-    def _returned(self, lent: Lent) -> Iterator[None]:
+    def _returned(self, borrowed: Borrowed) -> Iterator[None]:
+        connection = borrowed.connection
         try:
             yield
         finally:
-            while lent.left and lent.client.usable:
+            while borrowed.garbage and connection.usable:
                 with contextlib.suppress(Exception):
-                    lent.client.close_file(*lent.left.pop(), commit=False)
+                    borrowed.garbage.pop().close(commit=False)
             with self._turn:
-                lent.thread = None
-                resting: list[Lent] = []
-                if not lent.client.usable:
-                    if lent in self._all:
-                        self._all.remove(lent)
-                    lent.client.abandon()
+                borrowed.thread = None
+                idle: list[Borrowed] = []
+                if not connection.usable:
+                    if borrowed in self._all:
+                        self._all.remove(borrowed)
+                    connection.abandon()
                 elif not self._opening and all(one.thread is None for one in self._all):
-                    resting = [one for one in self._all if not one.client.handles]
-                    self._all = [one for one in self._all if one.client.handles]
+                    idle = [one for one in self._all if not one.connection.handles]
+                    self._all = [one for one in self._all if one.connection.handles]
                 self._turn.notify_all()
-            for one in resting:
-                one.client.close()
+            for one in idle:
+                one.connection.close()
 
     @staticmethod
-    def _abandon(clients: list[Lent]) -> None:
-        for lent in clients:
+    def _abandon(all_borrowed: list[Borrowed]) -> None:
+        for borrowed in all_borrowed:
             with contextlib.suppress(OSError):
-                lent.client.abandon()
+                borrowed.connection.abandon()

@@ -1,33 +1,35 @@
 """Files of a volume as Python's file objects.
 
-The storage peer holds the file open; a file object asks it for ranges and reads ahead while it is read in order. What
-is opened to be written is a new file in staging, which takes its name when it is closed; what is opened to append or
-with `r+` is changed in place, as a function does it.
+The storage peer holds the file open; a file object requests ranges, and reads ahead while it is read in order. Modes
+`w` and `x` write a new file in staging, which takes its name when it is closed; modes `a` and `r+` change the file in
+place, as a function does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from atoll.storage.protocol.connection import absolute, volume_path
 
 if TYPE_CHECKING:
-    from atoll.sdk.volume_connections import Lent, StorageClients
+    from atoll.sdk.volume_connections import Borrowed, VolumeConnections
+    from atoll.storage.client.contents import OpenFile
 
 _MODES = {"r": "read", "w": "create", "x": "exclusive", "a": "append"}
 FIRST_READ_BYTES = 128 << 10
 MOST_READ_BYTES = 8 << 20
-"""How much is read at a time: the first for the first read after a seek, twice as much each time that the reader
-goes on where it was, up to the second."""
+"""Bytes of one request: the first after a seek, then twice as many for each read in order, up to the second."""
 WRITE_BYTES = 1 << 20
 
 
 def open_file(
-    clients: StorageClients,
+    connections: VolumeConnections,
     path: str,
     mode: str,
     buffering: int = -1,
@@ -40,7 +42,7 @@ def open_file(
     """Open a file of the volume; see `Volume.open`.
 
     Args:
-        held: what is written in mode `wb` or `xb` takes its name when `commit` is called after `close`.
+        held: a file in mode `wb` or `xb` takes its name when `commit` is called after `close`.
     """
     kinds, plus, binary, text = (set(mode) & set("rwxa"), "+" in mode, "b" in mode, "t" in mode)
     if len(kinds) != 1 or set(mode) - set("rwxab+t") or len(set(mode)) != len(mode) or (binary and text):
@@ -50,7 +52,7 @@ def open_file(
     if buffering == 0 and not binary:
         raise ValueError("can't have unbuffered text I/O")
     (kind,) = kinds
-    raw = RawVolumeFile(clients, path, "update" if kind == "r" and plus else _MODES[kind], mode, held=held)
+    raw = RawVolumeFile(connections, path, "update" if kind == "r" and plus else _MODES[kind], mode, held=held)
     try:
         if buffering == 0:
             return raw
@@ -74,7 +76,7 @@ def open_file(
 
 
 class _Dropping:
-    """A file that a `with` block drops when an exception leaves it."""
+    """A mixin: a `with` block that an exception leaves drops the file."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -84,13 +86,13 @@ class _Dropping:
         self.close()
 
     def discard(self) -> None:
-        """Have `close` drop what was written, where the file takes its name only then."""
+        """Have `close` drop the new content of a file that takes its name only then."""
         buffered = getattr(self, "buffer", self)
         if isinstance(raw := getattr(buffered, "raw", None), RawVolumeFile):
             raw.discard()
 
     def commit(self) -> None:
-        """Have a file that was held when it was closed take its name."""
+        """Give a file that was held when it was closed its name."""
         raw = getattr(getattr(self, "buffer", self), "raw", None)
         if isinstance(raw, RawVolumeFile):
             raw.commit()
@@ -100,22 +102,23 @@ class _Dropping:
 
 
 class RawVolumeFile(_Dropping, io.RawIOBase):
-    """An open file of a volume, without a buffer for what is written.
+    """An open file of a volume, without a buffer for writes.
 
     Args:
-        clients: lend the client that holds it open.
+        connections: lend the connection that holds the file open.
         path: of the file.
-        opened: how the peer is to open it; see `VolumeClient.open`.
-        mode: as it was given to `open`.
+        opened: the mode of the peer's `OpenFile`.
+        mode: the mode given to `open`.
         held: whether a new file waits for `commit` when it is closed.
     """
 
-    def __init__(self, clients: StorageClients, path: str, opened: str, mode: str, *, held: bool = False) -> None:
+    def __init__(
+        self, connections: VolumeConnections, path: str, opened: str, mode: str, *, held: bool = False
+    ) -> None:
         self.name = absolute(volume_path(path))
         self.mode = mode
-        self._path = path
-        self._clients = clients
-        self._lent: Lent | None = None
+        self._connections = connections
+        self._borrowed: Borrowed | None = None
         self._position = 0
         self._start, self._ahead = 0, b""
         self._expected = -1
@@ -125,11 +128,13 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         self._staged = opened in ("create", "exclusive")
         self._held = held and self._staged
         self._commits = True
-        with clients.lend() as lent:
-            self._handle, found = lent.client.open(path, opened)
-            self._lent = lent
+        from atoll.storage.client.contents import OpenFile
+
+        with connections.borrow() as borrowed:
+            self._file = OpenFile(borrowed.connection, path, opened)
+            self._borrowed = borrowed
             if opened == "append":
-                self._position = found.size
+                self._position = self._file.found.size
 
     def __repr__(self) -> str:
         return f"<{'closed' if self.closed else 'open'} file of a volume `{self.name}` mode={self.mode!r}>"
@@ -144,9 +149,9 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         return True
 
     def stat(self) -> os.stat_result:
-        """Return the status of the open file; of one that is being written, without what is still in buffers."""
-        with self._clients.use(self._open_lent()) as client:
-            return client.flush(self._path, self._handle).as_stat()
+        """Return the status of the open file, without content that is still in buffers."""
+        with self._opened() as file:
+            return file.status().as_stat()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._check()
@@ -200,8 +205,8 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         return content
 
     def _fetch(self, offset: int, length: int | None) -> bytes:
-        with self._clients.use(self._open_lent()) as client:
-            return client.pread(self._path, self._handle, [(offset, length)])[0]
+        with self._opened() as file:
+            return file.read_ranges([(offset, length)])[0]
 
     def write(self, content: Any, /) -> int:
         self._check()
@@ -211,10 +216,10 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         self._ahead = b""
         if self._commits:
             try:
-                with self._clients.use(self._open_lent()) as client:
-                    self._position = client.pwrite(self._path, self._handle, self._position, view)
+                with self._opened() as file:
+                    self._position = file.write(self._position, view)
             except BaseException:
-                self.discard()  # a part of what was written is no file
+                self.discard()  # a part of the content is no file
                 raise
         return view.nbytes
 
@@ -224,12 +229,12 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
             raise io.UnsupportedOperation("not writable")
         size = self._position if size is None else size
         self._ahead = b""
-        with self._clients.use(self._open_lent()) as client:
-            client.truncate(self._path, self._handle, size)
+        with self._opened() as file:
+            file.truncate(size)
         return size
 
     def discard(self) -> None:
-        """Have `close` drop what was written, where the file takes its name only then."""
+        """Have `close` drop the new content of a file that takes its name only then."""
         self._commits = not self._staged
         if self.closed:
             self._finish()
@@ -247,7 +252,7 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
             self._finish()
 
     def commit(self) -> None:
-        """Have a file that was held take its name.
+        """Give a file that was held its name.
 
         Raises:
             OSError: it cannot, and is gone.
@@ -255,14 +260,17 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
         self._finish()
 
     def _finish(self) -> None:
-        lent, self._lent = self._lent, None
-        if lent is not None:
-            self._clients.close_file(lent, self._path, self._handle, commit=self._commits and self._writes)
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            self._connections.close_file(borrowed, self._file, commit=self._commits and self._writes)
 
-    def _open_lent(self) -> Lent:
-        if self._lent is None:
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[OpenFile]:
+        """Give the file to this thread, with the connection that holds the file open."""
+        if self._borrowed is None:
             raise ValueError("I/O operation on closed file.")
-        return self._lent
+        with self._connections.use(self._borrowed):
+            yield self._file
 
     def _check(self) -> None:
         if self.closed:

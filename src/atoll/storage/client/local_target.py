@@ -254,9 +254,36 @@ def _beside(name: str) -> str:
     return os.path.join(os.path.dirname(name), f".atoll-{secrets.token_hex(8)}")
 
 
-def is_special(mode: int) -> bool:
-    """Whether something is a device, a fifo or a socket."""
+def _is_special(mode: int) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
+
+
+def check_target(local: str) -> None:
+    """Refuse devices, fifos, sockets and open descriptors (`/dev/stdout`) as the target of a copy.
+
+    Raises:
+        SyncError: `local` is one.
+    """
+    try:
+        mode = os.lstat(local).st_mode
+    except OSError:
+        return  # the creation of the target reports a better error
+    if _is_special(mode):
+        kind = special_name(mode)
+    elif stat.S_ISLNK(mode) and _of_the_system(local):
+        kind = "link of the system"  # /dev/stdout, /dev/fd/3: replacing it would break other programs
+    else:
+        return
+    raise SyncError(
+        f"`{printable(local)}` is a {kind}, which is not replaced",
+        hint="`-` is standard output: `atoll data get FILE - > TARGET`",
+    )
+
+
+def _of_the_system(link: str) -> bool:
+    """Whether a symlink is in a directory in which only the system makes links."""
+    above = os.path.realpath(os.path.dirname(os.path.abspath(link)))
+    return above == "/dev" or above.startswith("/proc/")
 
 
 def _check_replaceable(name: str, parent: int | None) -> None:
@@ -264,7 +291,7 @@ def _check_replaceable(name: str, parent: int | None) -> None:
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
-    if is_special(mode):
+    if _is_special(mode):
         raise FileExistsError(errno.EEXIST, f"a {special_name(mode)} is there, which is not replaced")
 
 

@@ -30,12 +30,20 @@ from atoll.errors import SyncError
 from atoll.storage.peer.contents import Contents
 from atoll.storage.peer.copies import Copying
 from atoll.storage.peer.names import Files
-from atoll.storage.protocol.replies import REPORTED, Conversation, fail
-from atoll.storage.protocol.rights import FUNCTION, MOST_MESSAGE_BYTES, MOST_SILENT_SECONDS, check, confine
+from atoll.storage.protocol.replies import (
+    FUNCTION,
+    MOST_MESSAGE_BYTES,
+    MOST_SILENT_SECONDS,
+    REPORTED,
+    Conversation,
+    check,
+    confine,
+    fail,
+    translated,
+)
 from atoll.storage.snapshots.peer import Snapshots
 from atoll.storage.sync.cleanup import clean, collect
 from atoll.storage.sync.peer import Mirror
-from atoll.storage.volume import locate
 from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import Pace
 from atoll.storage.volume.root import VolumeRoot
@@ -169,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
             volume = VolumeRoot(arguments[2] if len(arguments) > 2 else "/volume")
         except OSError as error:
             channel.receive()
-            channel.send({"type": "error", "error": locate.translated(error, "cannot open").to_data()})
+            channel.send({"type": "error", "error": translated(error, "cannot open").to_data()})
             return 1
         try:
             Peer(volume, channel, arguments[1], *rest).serve()

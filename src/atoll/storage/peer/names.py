@@ -13,7 +13,8 @@ from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.files.scan import Scan, scan_target
 from atoll.storage.files.status import Status, status_of
-from atoll.storage.files.tree import MODE_BITS, check_path, pack, pack_tree
+from atoll.storage.files.tree import MODE_BITS, check_path, pack
+from atoll.storage.files.tree_wire import pack_entries
 from atoll.storage.protocol.replies import Unreadable
 from atoll.storage.volume.arrival import arrive, make
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, Place, locate
@@ -99,7 +100,7 @@ class Files:
             tree = _scanned(descriptor).tree
             if not place.path:
                 tree.pop(VISIBLE, None)
-            for buffer in pack_tree(tree):
+            for buffer in pack_entries(tree):
                 self._channel.send({"type": "entries"}, [buffer])
         self._channel.send({"type": "done"})
 

@@ -1,20 +1,42 @@
-"""Requests to a storage peer, and what it answers: the part of a client that knows messages, and paths of volumes."""
+"""Paths of a volume, and a client's end of the channel to a storage peer: requests, answers and errors."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
-from atoll.errors import AtollError, HostUnreachable
+from atoll.errors import AtollError, HostUnreachable, from_data
 from atoll.storage.files.tree import printable
-from atoll.storage.sync.client import error_of
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
+AnyPath = str | os.PathLike[str]
+
 ROOT = "/data"
 ADDRESS = "atoll://"
-"""In front of a path of the volume, as fsspec wants it: `atoll://a/b` and `atoll:///data/a/b` are `/data/a/b`."""
+"""The prefix of a path for fsspec: `atoll://a/b` and `atoll:///data/a/b` are `/data/a/b`."""
+
+
+def volume_path(path: AnyPath) -> str:
+    """Return a path of the volume, or an `atoll://` address, relative to the root, which itself is the empty text.
+
+    Raises:
+        ValueError: the path is not below `/data`, or has `..` or NUL.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError("a path on a volume is text")
+    text = text.removeprefix(ADDRESS)
+    parts = _parts(text)
+    if text.startswith("/"):
+        if parts[:1] != ["data"]:
+            raise ValueError(f"`{printable(text)}` is not below `{ROOT}`")
+        parts = parts[1:]
+    return "/".join(parts)
 
 
 def _parts(path: str) -> list[str]:
@@ -30,126 +52,141 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-def volume_path(path: str | os.PathLike[str]) -> str:
-    """Return a path of the volume, or an `atoll://` address, relative to its root; the root itself is the empty text.
-
-    Raises:
-        ValueError: it is not below `/data`, or has `..` or NUL.
-    """
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        raise TypeError("a path on a volume is text")
-    text = text.removeprefix(ADDRESS)
-    parts = _parts(text)
-    if text.startswith("/"):
-        if parts[:1] != ["data"]:
-            raise ValueError(f"`{printable(text)}` is not below `{ROOT}`")
-        parts = parts[1:]
-    return "/".join(parts)
-
-
 def absolute(path: str) -> str:
     """Return the path that functions use for one relative to the volume's root."""
     return f"{ROOT}/{path}" if path else ROOT
 
 
-class Requests:
-    """Ask the storage peer at the other end of a channel.
+class Connection:
+    """One channel to a storage peer; one thread uses it at a time.
 
     Args:
-        channel: to the peer; the client's own.
-        keep: takes the channel when the client is closed and nothing is under way on it, for another client.
+        channel: to the peer; the connection's own.
+        keep: takes the channel when an idle connection is closed, for the next client.
     """
 
     def __init__(self, channel: Channel, keep: Callable[[Channel], None] | None = None) -> None:
-        self._channel = channel
+        self.channel = channel
         self._keep = keep
-        self._at_rest = True
         self._closed = False
+        self.idle = True
+        """Whether the last request has been answered."""
         self.handles = 0
-        """How many files the peer holds open for this client."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """How many files the peer holds open for this connection."""
 
     def close(self) -> None:
-        """Have the channel kept for others where nothing is under way on it; else close it, and the peer ends."""
+        """Hand an idle channel to `keep`; close any other one, upon which its peer ends."""
         if self._closed:
             return
-        kept = self._keep is not None and self.usable and not self.handles
+        kept = self.usable and not self.handles
         self._closed = True
         if kept and self._keep is not None:
-            self._keep(self._channel)
+            self._keep(self.channel)
         else:
-            self._channel.close()
+            self.channel.close()
 
     def abandon(self) -> None:
-        """Close the channel, whatever is under way."""
+        """Close the channel, even in the middle of a request."""
         self._closed = True
-        self._channel.close()
+        self.channel.close()
 
     @property
     def usable(self) -> bool:
-        """Whether the peer waits for a request: nothing is under way, and it has not gone."""
-        if self._closed or not self._at_rest or not self._channel.between_messages:
+        """Whether the peer lives and waits for a request."""
+        if self._closed or not self.idle or not self.channel.between_messages:
             return False
-        return not self._channel.readable()
+        return not self.channel.readable()  # an idle peer sends nothing: readable means that it has gone
 
-    def _ask(self, kind: str, path: str, arguments: dict[str, Any], buffers: list[Any] | None = None) -> Message:
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[Channel]:
+        """Give the channel to a longer exchange; the connection is idle again unless that fails."""
+        self.idle = False
+        yield self.channel
+        self.idle = True
+
+    def ask(self, kind: str, path: AnyPath, arguments: dict[str, Any], buffers: list[Any] | None = None) -> Message:
+        """Send a request, and return its one answer."""
         where = volume_path(path)
-        self._request({"type": kind, "path": where, **arguments}, buffers or [])
-        return self._answer(where)
+        self.request({"type": kind, "path": where, **arguments}, buffers or [])
+        return self.answer(where)
 
-    def _messages(
-        self, kind: str, path: str, arguments: dict[str, Any], buffers: list[Any] | None = None
+    def messages(
+        self, kind: str, path: AnyPath, arguments: dict[str, Any], buffers: list[Any] | None = None
     ) -> Iterator[Message]:
-        """Yield what comes before `done`, and that; who stops early closes the client."""
+        """Send a request, and yield its answers up to `done`; a consumer that stops early closes the connection."""
         where = volume_path(path)
-        self._request({"type": kind, "path": where, **arguments}, buffers or [])
+        self.request({"type": kind, "path": where, **arguments}, buffers or [])
         try:
             while True:
-                message = self._answer(where)
+                message = self.answer(where)
                 yield message
                 if message.type == "done":
                     return
         finally:
-            if not self._at_rest:
+            if not self.idle:
                 self.abandon()
 
-    def _request(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        self._at_rest = False
-        self._send(header, buffers)
+    def request(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        """Send the first message of a request."""
+        self.idle = False
+        self.send(header, buffers)
 
-    def _answer(self, where: str) -> Message:
-        """Return the next message of an answer; the client is at rest again after `done` and errors."""
+    def answer(self, where: str) -> Message:
+        """Return the next message of an answer; `where` is the path that errors name."""
         try:
-            message = self._receive(where)
+            message = self.receive(where)
         except HostUnreachable:
             raise
         except (AtollError, OSError):
-            self._at_rest = True
+            self.idle = True  # an error is the last message of an answer
             raise
-        self._at_rest = message.type == "done"
+        self.idle = message.type == "done"
         return message
 
-    def _send(self, header: dict[str, Any], buffers: list[Any]) -> None:
+    def send(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        """Send one more message of a request."""
         try:
-            self._channel.send(header, buffers)
+            self.channel.send(header, buffers)
         except (ChannelClosed, OSError) as error:
             raise HostUnreachable("the storage peer has gone", hint="try again; see `atoll logs`") from error
 
-    def _receive(self, where: str) -> Message:
+    def receive(self, where: str) -> Message:
+        """Return the next message, and raise the error that it reports."""
         try:
-            message = self._channel.receive()
+            message = self.channel.receive()
         except (ChannelClosed, OSError) as error:
             raise HostUnreachable("the storage peer ended before it answered", hint="see `atoll logs`") from error
         if message.type == "error":
             below = message.header.get("below")
             raise _named(error_of(message), f"{where}/{below}".lstrip("/") if isinstance(below, str) else where)
         return message
+
+
+class Requests(ABC):
+    """The base of every class whose methods are requests; a subclass supplies the connection."""
+
+    @abstractmethod
+    def _connected(self) -> AbstractContextManager[Connection]:
+        """Give this thread a connection for one request."""
+
+    def _ask(self, kind: str, path: AnyPath, arguments: dict[str, Any]) -> Message:
+        with self._connected() as connection:
+            return connection.ask(kind, path, arguments)
+
+    def _messages(
+        self, kind: str, path: AnyPath, arguments: dict[str, Any], buffers: list[Any] | None = None
+    ) -> Iterator[Message]:
+        with self._connected() as connection:
+            yield from connection.messages(kind, path, arguments, buffers)
+
+
+def error_of(message: Message) -> Exception:
+    """Return the exception that an `error` message carries."""
+    data = message.header.get("error")
+    if isinstance(data, dict):
+        error: AtollError = from_data(data)
+        return error
+    return OSError(int(message.header.get("errno", 0)), str(message.header.get("text", "")))
 
 
 def _named(error: Exception, where: str) -> Exception:

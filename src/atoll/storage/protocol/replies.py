@@ -1,4 +1,9 @@
-"""How a storage peer answers: one `done` or one error for each request."""
+"""The storage peer's end of the protocol: one `done` or one error for each request, and the rights of each client.
+
+The process that starts a peer names its client; the client itself has no influence on that. Code inside a sandbox
+talks to its peer freely, and so does a program of the volume's owner. Requests that must not run beside functions can
+only be refused here: the daemon alone knows which sandboxes live, and keeps new ones from starting.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,59 @@ import os
 from types import TracebackType
 from typing import Self
 
-from atoll.errors import AtollError, VolumeBusy
+from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError, VolumeBusy
 from atoll.storage.files.tree import printable
-from atoll.storage.volume import locate
 from atoll.wire.channel import Channel, ChannelClosed
 
-_LAST = frozenset({"commit", "abort", "end"})
+# --- rights -----------------------------------------------------------------------------------------------------------
+
+DAEMON, PROGRAM, FUNCTION = "daemon", "program", "function"
+"""The clients of a peer: the daemon itself; a program or command of the volume's owner; code inside a sandbox."""
+
+_REFUSED = {
+    DAEMON: frozenset[str](),
+    PROGRAM: frozenset({"restore", "collect"}),  # they replace or remove trees that sandboxes may have open
+    FUNCTION: frozenset({"restore", "collect", "selftest"}),  # the self-test loads the file system heavily
+}
+
+MOST_MESSAGE_BYTES = {DAEMON: 1 << 30, PROGRAM: 1 << 30, FUNCTION: 64 << 20}
+"""The most that the buffers of one message may add up to."""
+
+MOST_MEMORY_BYTES = {FUNCTION: 512 << 20}
+"""The memory of a peer, which the memory limit of the worker that drives the peer does not cover."""
+
+MOST_SILENT_SECONDS = {FUNCTION: 120.0}
+"""The longest pause of a client during a sync, which keeps other clients from its target."""
+
+
+def confine(client: str) -> None:
+    """Limit the memory of this process, the peer of such a client."""
+    most = MOST_MEMORY_BYTES.get(client)
+    if most is not None:
+        import resource  # Linux only, and this module is for every platform
+
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def check(client: str, request: str) -> None:
+    """Refuse a request that this client has no right to.
+
+    Raises:
+        VolumeBusy: the request is a restore; the daemon serves those, and refuses them to functions.
+        SyncError: any other request.
+    """
+    if request not in _REFUSED[client]:
+        return
+    if request == "restore":
+        raise VolumeBusy(
+            "a volume is restored by the daemon, which sees to it that no function runs meanwhile",
+            hint="use `atoll data restore` or `Volume.restore`, and not inside a function",
+        )
+    raise SyncError(f"`{request}` is not for this client", hint="use the `atoll` command outside functions")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
 _VERBS = {
     "attributes": "set mode or times",
     "close": "complete the file",
@@ -25,14 +77,19 @@ _VERBS = {
     "scan": "read",
     "stat": "look",
 }
-"""What people call requests that are not called what they do."""
+"""The words for requests in messages, where these differ from the request's name."""
 _NAMED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_HINTS = {
+    errno.EPERM: "choose a target that may be changed",
+    errno.ENAMETOOLONG: "choose a shorter name; the file system takes 255 bytes",
+    errno.ENOTDIR: "choose a target below a directory, or remove what is in its way",
+}
 REPORTED = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
-"""What a request may fail with: the file system's errors, and a malformed request."""
+"""The failures of a request: the file system's errors, and a malformed request."""
 
 
 class Unreadable(OSError):
-    """Something cannot be read below the path of a request; `filename` is relative to that."""
+    """A path below that of a request cannot be read; `filename` is relative to the request's path."""
 
 
 def fail(channel: Channel, error: Exception, request: str) -> None:
@@ -40,7 +97,7 @@ def fail(channel: Channel, error: Exception, request: str) -> None:
     if isinstance(error, BlockingIOError) and not isinstance(error, AtollError):
         error = _leased(error)
     if isinstance(error, AtollError) or request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
-        named = locate.translated(error, f"cannot {_VERBS.get(request, request)}")
+        named = translated(error, f"cannot {_VERBS.get(request, request)}")
         channel.send({"type": "error", "error": named.to_data()})
     else:
         answer = {"type": "error", "errno": error.errno or errno.EIO, "text": error.strerror or str(error)}
@@ -49,18 +106,40 @@ def fail(channel: Channel, error: Exception, request: str) -> None:
         channel.send(answer)
 
 
+def translated(error: Exception, action: str) -> AtollError:
+    """Return the named error for a failure of the volume's file system during `action`."""
+    if isinstance(error, AtollError):
+        return error
+    if not isinstance(error, OSError):
+        return SyncError(f"{action}: {error}")
+    text = (error.strerror or str(error)).lower()
+    if error.errno == errno.ENOSPC:
+        return DiskFull(f"{action}: the volume's disk is full", hint="free some space there and try again")
+    if error.errno == errno.EDQUOT:
+        return QuotaExceeded(f"{action}: the volume's quota is used up", hint="remove something and try again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EIO):
+        return StateUnusable(f"{action}: {text}", hint="check that the volume's disk is sound and mounted writable")
+    where = f" (`{printable(os.fsdecode(error.filename))}`)" if isinstance(error.filename, (str, bytes)) else ""
+    return SyncError(f"{action}: {text}{where}", hint=_HINTS.get(error.errno or 0, ""))
+
+
 def _leased(error: OSError) -> VolumeBusy:
-    """Return the error for a file that a process has asked to keep for itself (`F_SETLEASE`)."""
+    """Return the error for a file that a process holds a lease on (`F_SETLEASE`)."""
     name = f"`{printable(os.fsdecode(error.filename))}`" if isinstance(error.filename, (str, bytes)) else "a file"
     return VolumeBusy(
         f"a function holds a lease on {name}", hint="try again when its call has ended; `atoll stop` ends all calls"
     )
 
 
-class Conversation:
-    """A request to which the client has more to say, up to a `commit`, `abort` or `end`.
+# --- conversations ----------------------------------------------------------------------------------------------------
 
-    Leaving it answers `done`; an error is reported at once, and what the client still says is thrown away.
+_LAST = frozenset({"commit", "abort", "end"})
+
+
+class Conversation:
+    """A request that the client continues with further messages, up to a `commit`, `abort` or `end`.
+
+    Leaving the block answers `done`. An error is reported at once, and the client's further messages are dropped.
     """
 
     def __init__(self, channel: Channel, request: str) -> None:
@@ -72,7 +151,7 @@ class Conversation:
         return self
 
     def finished(self) -> None:
-        """Say that the client has said its last word."""
+        """Note that the client's last message has arrived."""
         self._finished = True
 
     def __exit__(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.errors import AtollError, HostUnreachable, SyncError, from_data
+from atoll.errors import HostUnreachable, SyncError
 from atoll.storage.content.compression import Compressor, wanted
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
 from atoll.storage.content.transfer import FileReader, stamp_of
@@ -28,6 +28,7 @@ from atoll.storage.files.ignore import IgnoreRules
 from atoll.storage.files.scan import ROW, Scan, scan_source, to_native
 from atoll.storage.files.tree import FILE, Tree, printable, unpack
 from atoll.storage.files.tree_wire import pack_entries, pack_paths
+from atoll.storage.protocol.connection import error_of
 from atoll.storage.protocol.progress import ProgressLine
 from atoll.storage.sync import index
 from atoll.storage.sync.index import Index
@@ -369,12 +370,3 @@ def _gone(*, unanswered: bool) -> HostUnreachable:
     return HostUnreachable(
         "the storage peer ended before it answered", hint="try again; see `atoll logs`", unanswered=unanswered
     )
-
-
-def error_of(message: Message) -> Exception:
-    """Return the exception that an `error` message carries."""
-    data = message.header.get("error")
-    if isinstance(data, dict):
-        error: AtollError = from_data(data)
-        return error
-    return OSError(int(message.header.get("errno", 0)), str(message.header.get("text", "")))

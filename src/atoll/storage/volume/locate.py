@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from atoll import linux
-from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError
-from atoll.storage.files.tree import printable
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -218,27 +216,3 @@ def make_writable(parent: int, name: str) -> None:
             os.chmod(f"/proc/self/fd/{descriptor}", mode | 0o700)
     finally:
         os.close(descriptor)
-
-
-_HINTS = {
-    errno.EPERM: "choose a target that may be changed",
-    errno.ENAMETOOLONG: "choose a shorter name; the file system takes 255 bytes",
-    errno.ENOTDIR: "choose a target below a directory, or remove what is in its way",
-}
-
-
-def translated(error: Exception, what: str) -> AtollError:
-    """Return the named error for a failure of the volume's file system while `what` was done."""
-    if isinstance(error, AtollError):
-        return error
-    if not isinstance(error, OSError):
-        return SyncError(f"{what}: {error}")
-    text = (error.strerror or str(error)).lower()
-    if error.errno == errno.ENOSPC:
-        return DiskFull(f"{what}: the volume's disk is full", hint="free some space there and try again")
-    if error.errno == errno.EDQUOT:
-        return QuotaExceeded(f"{what}: the volume's quota is used up", hint="remove something and try again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EIO):
-        return StateUnusable(f"{what}: {text}", hint="check that the volume's disk is sound and mounted writable")
-    where = f" (`{printable(os.fsdecode(error.filename))}`)" if isinstance(error.filename, (str, bytes)) else ""
-    return SyncError(f"{what}: {text}{where}", hint=_HINTS.get(error.errno or 0, ""))
