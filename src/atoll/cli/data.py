@@ -27,10 +27,10 @@ app = cyclopts.App(
     result_action="return_value",
 )
 for _name, _where, _summary in (
-    ("get", "data_transfer:get", "Copy files and directories from /data."),
-    ("put", "data_transfer:put", "Copy files and directories to /data."),
-    ("cp", "data_transfer:cp", "Copy files and directories within /data."),
-    ("mv", "data_transfer:mv", "Rename or move files and directories within /data."),
+    ("get", "data_copy:get", "Copy files and directories from /data."),
+    ("put", "data_copy:put", "Copy files and directories to /data."),
+    ("cp", "data_copy:cp", "Copy files and directories within /data."),
+    ("mv", "data_copy:mv", "Rename or move files and directories within /data."),
     ("sync", "data_sync:sync", "Make a directory of /data a mirror of a local one."),
     ("snapshot", "snapshots:snapshot", "Keep the present state of a directory of /data."),
     ("snapshots", "snapshots:snapshots", "List the snapshots of /data and its directories."),
