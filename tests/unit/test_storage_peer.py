@@ -19,6 +19,7 @@ import pytest
 
 from atoll import linux
 from atoll.errors import HostUnreachable, SyncError
+from atoll.file_stamp import FINE_CLOCK_NS
 from atoll.sdk.sync import Arranged
 from atoll.storage import crash_points
 from atoll.storage.client.contents import OpenFile
@@ -32,7 +33,7 @@ from atoll.storage.peer.main import Peer
 from atoll.storage.protocol import replies
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
-from atoll.storage.sync.index import FINE_CLOCK_NS, index_of
+from atoll.storage.sync.index import index_of
 from atoll.storage.volume.locate import locate
 from atoll.storage.volume.removal import remove_tree
 from atoll.storage.volume.root import VolumeRoot

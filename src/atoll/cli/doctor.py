@@ -15,12 +15,10 @@ import cyclopts
 
 from atoll import settings as options
 from atoll.errors import AtollError
+from atoll.model.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from atoll.model.findings import Finding
-    from atoll.node.selftest import Ability
 
 
 def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
@@ -58,7 +56,7 @@ def _data(*, json: bool) -> int:
     return _tell(found, json=json, subject="`/data`")
 
 
-def _tell(found: Sequence[Ability | Finding], *, json: bool, subject: str) -> int:
+def _tell(found: Sequence[Finding], *, json: bool, subject: str) -> int:
     healthy = all(one.works for one in found if one.needed)
     if json:
         _print_json(found, healthy)
@@ -67,8 +65,7 @@ def _tell(found: Sequence[Ability | Finding], *, json: bool, subject: str) -> in
     return 0 if healthy else 1
 
 
-def _uv() -> Ability:
-    from atoll.node.selftest import Ability
+def _uv() -> Finding:
     from atoll.process import check
 
     loses, fix = "environments cannot be built", "run `pip install uv`"
@@ -78,19 +75,19 @@ def _uv() -> Ability:
         path = find_uv_bin()
         done = check([path, "--version"], env={})
     except (ImportError, OSError, subprocess.TimeoutExpired) as error:
-        return Ability("uv", True, False, str(error), loses, fix)
+        return Finding("uv", True, False, str(error), loses, fix)
     if done.status != 0:
-        return Ability("uv", True, False, f"`{path}` exits with {done.status}", loses, fix)
-    return Ability("uv", True, True, f"{done.output.strip()}, `{path}`")
+        return Finding("uv", True, False, f"`{path}` exits with {done.status}", loses, fix)
+    return Finding("uv", True, True, f"{done.output.strip()}, `{path}`")
 
 
-def _print_json(found: Sequence[Ability | Finding], healthy: bool) -> None:
+def _print_json(found: Sequence[Finding], healthy: bool) -> None:
     import json
 
     print(json.dumps({"ok": healthy, "abilities": [asdict(ability) for ability in found]}, indent=2))
 
 
-def _print_table(found: Sequence[Ability | Finding], healthy: bool, subject: str) -> None:
+def _print_table(found: Sequence[Finding], healthy: bool, subject: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What the self-test of a volume's file system finds, as values, and how a client asks for it."""
+"""Findings of `atoll doctor`: the values that the self-tests of a machine and of `/data` return."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _MAX_TEXT = 2000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a file system does or does not do.
+    """One ability of a machine or of the file system under `/data`, as a self-test found it.
 
     Args:
-        name: what it is.
-        needed: whether what the documents promise of `/data` rests on it.
-        works: whether it was seen to work.
-        detail: what was found.
-        loses: what does not work without it; empty where it works.
-        fix: what mends it; empty where it works.
+        name: name of the ability.
+        needed: True when a documented promise depends on it.
+        works: True when a trial showed it to work.
+        detail: findings of the trial.
+        loses: features that fail without it; empty where it works.
+        fix: command or change that repairs it; empty where it works.
     """
 
     name: str
@@ -31,15 +31,15 @@ class Finding:
     fix: str = ""
 
     def to_data(self) -> dict[str, Any]:
-        """Return it as JSON-compatible data; `check_finding` is the inverse."""
+        """Return the finding as JSON-compatible data."""
         return asdict(self)
 
 
 def check_finding(data: Any) -> Finding:
-    """Return what a peer found.
+    """Return a finding that a storage peer sent as data; the inverse of `Finding.to_data`.
 
     Raises:
-        SyncError: it is malformed.
+        SyncError: the data is malformed.
     """
     kinds = {field.name: bool if field.type == "bool" else str for field in fields(Finding)}
     if not isinstance(data, dict) or data.keys() != kinds.keys():

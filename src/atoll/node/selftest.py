@@ -11,12 +11,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atoll import linux
 from atoll.errors import AtollError
+from atoll.model.findings import Finding
 from atoll.model.mounts import Bind
 from atoll.node import disk
 from atoll.process import check
@@ -46,28 +46,7 @@ print(json.dumps({
 """
 
 
-@dataclass(frozen=True)
-class Ability:
-    """One thing that a machine can or cannot do.
-
-    Args:
-        name: what it is.
-        needed: whether nothing works without it.
-        works: whether it was seen to work.
-        detail: what was found.
-        loses: what the user does not have without it; empty where it works.
-        fix: the command or change that mends it; empty where it works.
-    """
-
-    name: str
-    needed: bool
-    works: bool
-    detail: str = ""
-    loses: str = ""
-    fix: str = ""
-
-
-async def examine(settings: Settings) -> list[Ability]:
+async def examine(settings: Settings) -> list[Finding]:
     """Try every ability of this machine; takes about a second, changes nothing that stays but `ATOLL_HOME`."""
     found = _state(settings.home)
     found += _namespaces(settings)
@@ -79,14 +58,14 @@ async def examine(settings: Settings) -> list[Ability]:
     return found
 
 
-def _namespaces(settings: Settings) -> list[Ability]:
+def _namespaces(settings: Settings) -> list[Finding]:
     loses = "no function can run"
     try:
         path = programs.find_bwrap(settings.sandbox.bwrap)
     except AtollError as error:
-        return [Ability("bubblewrap", True, False, error.message, loses, error.hint)]
+        return [Finding("bubblewrap", True, False, error.message, loses, error.hint)]
     version = ".".join(map(str, programs.bwrap_version(path) or ()))
-    found = [Ability("bubblewrap", True, True, f"{version}, `{path}`")]
+    found = [Finding("bubblewrap", True, True, f"{version}, `{path}`")]
     as_root = os.geteuid() == 0
     spaces = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", *([] if as_root else ["--unshare-user"])]
     mounts = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
@@ -94,16 +73,16 @@ def _namespaces(settings: Settings) -> list[Ability]:
         try:
             done = check([path, *spaces, "--ro-bind", "/", "/", *options, "--", "/bin/sh", "-c", ":"], env={})
         except (OSError, subprocess.TimeoutExpired) as error:
-            return [*found, Ability(name, True, False, str(error), loses, "see the message")]
+            return [*found, Finding(name, True, False, str(error), loses, "see the message")]
         if done.status != 0:
             cause = explain(done.output, as_root=as_root, bwrap=path)
-            return [*found, Ability(name, True, False, cause.message, loses, cause.hint)]
+            return [*found, Finding(name, True, False, cause.message, loses, cause.hint)]
         kind = "made by root, without a user namespace" if as_root else "in a user namespace"
-        found.append(Ability(name, True, True, kind if name == "namespaces" else "own `/proc`, `/dev` and `/tmp`"))
+        found.append(Finding(name, True, True, kind if name == "namespaces" else "own `/proc`, `/dev` and `/tmp`"))
     return found
 
 
-async def _confinement(settings: Settings) -> list[Ability]:
+async def _confinement(settings: Settings) -> list[Finding]:
     """Confine this interpreter, and look at what it says from inside."""
     loses = "no function can run"
     as_root = os.geteuid() == 0
@@ -121,9 +100,9 @@ async def _confinement(settings: Settings) -> list[Ability]:
         done = await launcher.run(policy, timeout_seconds=30.0)
         seen: dict[str, Any] = json.loads(done.output.splitlines()[-1])
     except AtollError as error:
-        return [Ability("sandbox", True, False, error.message, loses, error.hint)]
+        return [Finding("sandbox", True, False, error.message, loses, error.hint)]
     except (ValueError, IndexError, TimeoutError) as error:
-        return [Ability("sandbox", True, False, f"the probe failed: {error}", loses, "report this with its text")]
+        return [Finding("sandbox", True, False, f"the probe failed: {error}", loses, "report this with its text")]
     bare = all(int(one, 16) == 0 for one in seen["capabilities"]) and seen["no_new_privileges"] == "1"
     found = [
         _verdict("sandbox", seen["alone"], "a process in it sees itself and the reaper", loses),
@@ -136,13 +115,13 @@ async def _confinement(settings: Settings) -> list[Ability]:
     return found
 
 
-def _verdict(name: str, works: bool, detail: str, loses: str) -> Ability:
+def _verdict(name: str, works: bool, detail: str, loses: str) -> Finding:
     if works:
-        return Ability(name, True, True, detail)
-    return Ability(name, True, False, f"not so: {detail}", loses, "report this with `atoll doctor --json`")
+        return Finding(name, True, True, detail)
+    return Finding(name, True, False, f"not so: {detail}", loses, "report this with `atoll doctor --json`")
 
 
-async def _network(settings: Settings) -> Ability:
+async def _network(settings: Settings) -> Finding:
     """Make an outbound network, whole, with what it refuses."""
     try:
         name, path = programs.find_carrier(settings.sandbox.pasta, settings.sandbox.slirp4netns)
@@ -154,8 +133,8 @@ async def _network(settings: Settings) -> Ability:
             await networks.close()
     except AtollError as error:
         loses = 'functions share the network of this machine, and `network="outbound"` is refused'
-        return Ability("outbound network", False, False, error.message, loses, error.hint)
-    return Ability("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
+        return Finding("outbound network", False, False, error.message, loses, error.hint)
+    return Finding("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
 
 
 _DELEGATE = (
@@ -164,14 +143,14 @@ _DELEGATE = (
 )
 
 
-def _limits(settings: Settings) -> list[Ability]:
+def _limits(settings: Settings) -> list[Finding]:
     limits = Limits(settings)
     kind, controllers = limits.kind, limits.controllers
     limits.close()
-    found = [Ability("memory limits", False, True, f"{kind}: kept by the kernel")]
+    found = [Finding("memory limits", False, True, f"{kind}: kept by the kernel")]
     if kind == "watchdog":
         found = [
-            Ability(
+            Finding(
                 "memory limits",
                 False,
                 False,
@@ -185,31 +164,31 @@ def _limits(settings: Settings) -> list[Ability]:
         ("pids", "process limits", "processes are limited for each user of the platform instead of for each worker"),
     ):
         if controller in controllers:
-            found.append(Ability(name, False, True, "kept by the kernel"))
+            found.append(Finding(name, False, True, "kept by the kernel"))
         else:
-            found.append(Ability(name, False, False, "no cgroup can be made here", loses, _DELEGATE))
+            found.append(Finding(name, False, False, "no cgroup can be made here", loses, _DELEGATE))
     return found
 
 
-def _gpus(settings: Settings) -> Ability:
+def _gpus(settings: Settings) -> Finding:
     found = gpus.find(settings.pool.gpus)
     if found.names:
-        return Ability("GPUs", False, True, ", ".join(found.devices(found.names[:])))
+        return Finding("GPUs", False, True, ", ".join(found.devices(found.names[:])))
     fix = "install the NVIDIA driver; in a container, start it with `--gpus all`"
     if settings.pool.gpus not in ("", "auto"):
         fix = "change `pool.gpus` in `settings.toml`"
-    return Ability("GPUs", False, False, "no `/dev/nvidia0` here", "machine types with GPUs are refused", fix)
+    return Finding("GPUs", False, False, "no `/dev/nvidia0` here", "machine types with GPUs are refused", fix)
 
 
-def _state(home: Path) -> list[Ability]:
+def _state(home: Path) -> list[Finding]:
     problem = disk.writable(home)
     if problem:
         fix = f"run `sudo chown -R $USER '{home}'`, or set `ATOLL_HOME` to a directory that you can write"
-        return [Ability("state", True, False, f"`{home}` cannot be written: {problem}", "nothing works", fix)]
+        return [Finding("state", True, False, f"`{home}` cannot be written: {problem}", "nothing works", fix)]
     free = disk.free_bytes(home)
     found = [
-        Ability("state", True, True, f"`{home}`"),
-        Ability(
+        Finding("state", True, True, f"`{home}`"),
+        Finding(
             "disk space",
             True,
             free >= LEAST_FREE_BYTES,
@@ -228,14 +207,14 @@ def _state(home: Path) -> list[Ability]:
         except OSError as error:
             problem = error.strerror or str(error)
         if problem:
-            found.append(Ability(name, needed, False, problem, loses, fix))
+            found.append(Finding(name, needed, False, problem, loses, fix))
         else:
-            found.append(Ability(name, needed, True, "tried"))
+            found.append(Finding(name, needed, True, "tried"))
     found.append(_snapshots(home, clones=found[-1].works))
     return found
 
 
-def _snapshots(home: Path, *, clones: bool) -> Ability:
+def _snapshots(home: Path, *, clones: bool) -> Finding:
     """Say which way snapshots of volumes go, and what one costs; there is always one."""
     if clones:
         how = "by reflinks: about 0.1 ms for each file, and no space until something changes"
@@ -243,7 +222,7 @@ def _snapshots(home: Path, *, clones: bool) -> Ability:
         how = "by JuiceFS: no content is copied; fast where its program `juicefs` is found, a file at a time where not"
     else:
         how = "by copies: the first takes the space of the data, each further one that of the files that have changed"
-    return Ability("snapshots", False, True, how)
+    return Finding("snapshots", False, True, how)
 
 
 _DISK = (
@@ -253,7 +232,7 @@ _DISK = (
 _MOVE = "set `ATOLL_HOME` to a directory on ext4, XFS, btrfs or tmpfs"
 
 
-def _fuse() -> Ability:
+def _fuse() -> Finding:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -261,5 +240,5 @@ def _fuse() -> Ability:
         if isinstance(error, PermissionError):
             fix = "run `sudo chmod 666 /dev/fuse`, as most distributions have it"
         loses = "file systems of a cluster cannot be mounted by Atoll"
-        return Ability("FUSE", False, False, f"`/dev/fuse`: {error.strerror}", loses, fix)
-    return Ability("FUSE", False, True, "`/dev/fuse` opens")
+        return Finding("FUSE", False, False, f"`/dev/fuse`: {error.strerror}", loses, fix)
+    return Finding("FUSE", False, True, "`/dev/fuse` opens")

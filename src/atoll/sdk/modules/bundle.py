@@ -137,7 +137,7 @@ class Unit:
         try:
             for file in self.files:
                 now = stat_(file.path)
-                if (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino) != file.stamp:
+                if (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) != file.stamp:
                     return False
         except OSError:
             return False

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from atoll.errors import SyncError
+from atoll.file_stamp import COARSE_CLOCK_NS, Stamp, clock_step_ns, settled, stamp_of
 from atoll.storage.files.scan import reason
 from atoll.storage.files.tree import MODE_BITS, printable
-from atoll.storage.sync.index import COARSE_CLOCK_NS, FINE_CLOCK_NS, settled
 
 SMALL_FILE_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
@@ -33,15 +33,6 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
     _OPEN |= getattr(os, _flag, 0)
 
 Send = Callable[[dict[str, Any], list[Any]], None]
-
-
-class Stamp(NamedTuple):
-    """What tells two states of a local file apart."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
 
 
 class Wanted(NamedTuple):
@@ -60,11 +51,6 @@ class Wanted(NamedTuple):
     size: int
     offset: int = 0
     known: Stamp | None = None
-
-
-def stamp_of(info: os.stat_result) -> Stamp:
-    """Return the stamp of what `stat` found."""
-    return Stamp(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
 class FileReader:
@@ -106,8 +92,7 @@ class FileReader:
             raise SyncError(f"`{self._describe(path)}` became something else than a file while it was read")
         age = time.time_ns() - info.st_ctime_ns
         if not settled(info.st_ctime_ns, info.st_ctime_ns + age) and age > -COARSE_CLOCK_NS:
-            step = FINE_CLOCK_NS if info.st_ctime_ns % 1_000_000_000 else COARSE_CLOCK_NS
-            self._wait((step - age) / 1e9)
+            self._wait((clock_step_ns(info.st_ctime_ns) - age) / 1e9)
             info = os.fstat(descriptor)
         return descriptor, info
 

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 
 from atoll import linux
 from atoll.errors import AtollError, ChecksumMismatch, DiskFull, DownloadError, QuotaExceeded, StateUnusable, from_data
+from atoll.file_stamp import stamp_of
 from atoll.storage.downloads.http import Content, Origin, Transient, shut_in
 from atoll.storage.downloads.note import (
     PIECE_BYTES,
@@ -38,7 +39,6 @@ from atoll.storage.downloads.note import (
     digests_of,
     hold_note,
     make_directories,
-    stamp,
 )
 from atoll.storage.downloads.validators import Validators
 from atoll.storage.files.tree import printable
@@ -178,7 +178,7 @@ class _Download:
             return None
         if not kept and not wanted.digests:
             return Kept(wanted.path, info.st_size, {})
-        same = bool(kept) and kept["stamp"] == stamp(info)
+        same = bool(kept) and kept["stamp"] == list(stamp_of(info))
         if not same or not wanted.digests.keys() <= known.keys():
             if kept and not wanted.digests and info.st_size != kept["stamp"][0]:
                 return None
@@ -190,7 +190,7 @@ class _Download:
         if not same or known != kept.get("digests"):
             self._note.kept = {
                 "source": self._source if wanted.digests else kept["source"],
-                "stamp": stamp(info),
+                "stamp": list(stamp_of(info)),
                 "digests": known,
                 "began": kept.get("began", 0.0),
             }
@@ -326,7 +326,7 @@ class _Download:
             linux.sync_directory(directory)
         info = os.stat(self._target)
         self._note.partial = {}
-        self._note.kept = {"source": self._source, "stamp": stamp(info), "digests": digests, "began": began}
+        self._note.kept = {"source": self._source, "stamp": list(stamp_of(info)), "digests": digests, "began": began}
         self._note.save()
         return Kept(self._wanted.path, info.st_size, digests)
 

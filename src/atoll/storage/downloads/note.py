@@ -79,10 +79,6 @@ def hold_note(root: str, path: str) -> Iterator[Note]:
         os.close(descriptor)
 
 
-def stamp(info: os.stat_result) -> list[int]:
-    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
-
-
 class Hashes:
     """Digests of a file from its beginning up to where it has come."""
 

@@ -36,7 +36,9 @@ MAX_PATH = 1 << 13
 """Bytes of the longest path that is scanned, twice what system calls take. Each entry of a scan has its whole path: what
 a function nests more deeply would cost who scans it memory by the gigabyte."""
 ROW = 5
-"""How many numbers a scan keeps of each path."""
+"""Numbers in the row that a scan keeps of each path."""
+Row = tuple[int, int, int, int, int]
+"""Mode with its type, size, modification time, change time, inode."""
 _UTF8 = sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
 
 
@@ -95,6 +97,11 @@ class Scan:
     def row(self, number: int) -> array[int]:
         """Return the numbers of one path."""
         return self.rows[ROW * number : ROW * number + ROW]
+
+
+def row_of(info: os.stat_result) -> Row:
+    """Return the row that a scan has for a file in this state."""
+    return (info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
 def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from atoll.errors import SyncError
+from atoll.file_stamp import Stamp, stamp_of
 from atoll.storage.files.tree import MODE_BITS, entry_of, printable
-from atoll.storage.snapshots.tree_copy import MAX_DEPTH, Stamp, open_directory, open_file, same_content, stamp_of
+from atoll.storage.snapshots.tree_copy import MAX_DEPTH, open_directory, open_file, same_content
 from atoll.storage.snapshots.values import ADDED, ATTRIBUTES, CHANGED, REMOVED, Difference
 
 Items = dict[str, os.stat_result]

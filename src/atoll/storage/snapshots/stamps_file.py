@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from atoll.storage.snapshots.tree_copy import Stamp
+from atoll.file_stamp import Stamp
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 

@@ -24,14 +24,12 @@ from dataclasses import dataclass, field
 
 from atoll import linux
 from atoll.errors import SyncError
+from atoll.file_stamp import Stamp, stamp_of
 from atoll.storage.content import copy
 from atoll.storage.content.extents import copy_content
 from atoll.storage.files.tree import MODE_BITS, printable
 from atoll.storage.snapshots.values import COPY, JUICEFS, REFLINK
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE
-
-Stamp = tuple[int, int, int, int]
-"""Inode, size, modification time and change time, both in nanoseconds: moves whenever the content may have changed."""
 
 MAX_DEPTH = 300
 """How deep directories may be nested: each level takes three descriptors, and a process may have 1,024."""
@@ -41,11 +39,6 @@ _COMPARE_BYTES = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-
-
-def stamp_of(info: os.stat_result) -> Stamp:
-    """Return the stamp of what `stat` found."""
-    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 @dataclass

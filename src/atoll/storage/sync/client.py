@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import HostUnreachable, SyncError
+from atoll.file_stamp import stamp_of
 from atoll.storage.content.compression import Compressor, wanted
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
-from atoll.storage.content.transfer import FileReader, stamp_of
+from atoll.storage.content.transfer import FileReader
 from atoll.storage.crash_points import reached
 from atoll.storage.files.ignore import IgnoreRules
 from atoll.storage.files.scan import ROW, Scan, scan_source, to_native

@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.file_stamp import COARSE_CLOCK_NS, settled
 from atoll.storage.content.digest import DIGEST_BYTES, UNKNOWN
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import Tree
@@ -34,21 +35,12 @@ _HEAD = struct.Struct("<8s32sI")
 _WIDTH = 8 * ROW
 _CHANGED_AT = 3
 _UNSURE = -1
-FINE_CLOCK_NS = 20_000_000
-"""Two ticks of the slowest kernel clock (100 Hz), by which file systems stamp changes."""
-COARSE_CLOCK_NS = 2_000_000_000
-"""The step of file systems that keep no fractions of a second (FAT has the widest)."""
 
 
 def index_path(home: Path, host: str, source: str, target: str) -> Path:
     """Return where the index of one source and one target on one host is kept."""
     text = json.dumps([host, source, target])
     return home / "sync" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.index"
-
-
-def settled(ctime_ns: int, now_ns: int) -> bool:
-    """Whether a change after `now_ns` is certain to get another time stamp than `ctime_ns`."""
-    return now_ns - ctime_ns > (FINE_CLOCK_NS if ctime_ns % 1_000_000_000 else COARSE_CLOCK_NS)
 
 
 @dataclass

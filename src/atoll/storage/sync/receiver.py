@@ -15,13 +15,13 @@ from typing import Any
 
 from atoll import linux
 from atoll.errors import SyncError
+from atoll.file_stamp import FINE_CLOCK_NS, settled
 from atoll.storage.content.delta import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.content.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.content.direct_write import LargeFile, ReadBack
 from atoll.storage.crash_points import reached
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import FILE, Entry, Tree, parent_of, printable
-from atoll.storage.sync.index import FINE_CLOCK_NS, settled
 from atoll.storage.sync.plan import Plan
 from atoll.storage.volume.locate import OPEN_DIRECTORY, open_below
 from atoll.storage.volume.root import VolumeRoot

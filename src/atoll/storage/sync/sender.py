@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from atoll.errors import AtollError
+from atoll.file_stamp import settled, stamp_of
 from atoll.storage.content.compression import Compressor
 from atoll.storage.content.delta import DELTA_BYTES, Comparison
 from atoll.storage.content.digest import Hasher, Make, digest_of
-from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader, stamp_of
-from atoll.storage.files.scan import Scan
+from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader
+from atoll.storage.files.scan import Row, Scan, row_of
 from atoll.storage.files.tree import MODE_BITS, Entry
-from atoll.storage.sync.index import settled
 from atoll.wire.frames import Rope
 
 PIECE_BYTES = 4 << 20
@@ -33,9 +33,6 @@ _ATTEMPTS = 5
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
     _OPEN |= getattr(os, _flag, 0)
-
-
-Row = tuple[int, int, int, int, int]
 
 
 class Old(NamedTuple):
@@ -278,8 +275,3 @@ class Sender:
         while filled < len(wanted) and (count := os.preadv(descriptor, [wanted[filled:]], offset + filled)):
             filled += count
         return wanted[:filled]
-
-
-def row_of(info: os.stat_result) -> Row:
-    """Return what a scan keeps of a file in this state."""
-    return (info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)

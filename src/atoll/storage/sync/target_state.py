@@ -13,10 +13,11 @@ from array import array
 from collections.abc import Callable, Mapping
 
 from atoll import linux
+from atoll.file_stamp import settled
 from atoll.storage.content.digest import UNKNOWN, Hasher, maker
 from atoll.storage.files.scan import ROW, Scan
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Tree, parent_of
-from atoll.storage.sync.index import Difference, Index, compare, decode, encode, index_of, settled
+from atoll.storage.sync.index import Difference, Index, compare, decode, encode, index_of
 from atoll.storage.volume.locate import open_below
 from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import name_of, new_file
