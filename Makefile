@@ -17,13 +17,19 @@ POWER_CUTS ?= 3000
 FUZZ_TARGETS ?= frames plain result exception lease
 PYTEST ?=
 TESTS ?= tests
+WORKERS ?= 2
+export SOAK
 
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt pyproject.toml .ci/install
-	@.ci/install '$(VENV)' '$(PYTHON)'
+$(VENV)/.runtime: requirements/bootstrap.txt requirements/run.txt pyproject.toml .ci/install
+	@.ci/install run '$(VENV)' '$(PYTHON)'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime requirements/dev.txt
+	@.ci/install dev '$(VENV)' '$(PYTHON)'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed requirements/bench.txt
@@ -40,7 +46,7 @@ $(VENV)/.fuzz: $(VENV)/.installed requirements/fuzz.txt
 install: $(VENV)/.installed ## make .venv from the lock files
 
 .PHONY: quickstart
-quickstart: $(VENV)/.installed ## run the three first examples
+quickstart: $(VENV)/.runtime ## run the three first examples
 	@$(BIN)/python -u examples/quickstart.py
 
 .PHONY: check
@@ -55,19 +61,20 @@ format: $(VENV)/.installed ## mend what ruff can mend
 	@$(BIN)/ruff check --fix; $(BIN)/ruff format
 
 # The last lines are those of pytest, of the last suite that ran; the first failure does not hide the second.
+# The plain user runs the tests whose result depends on the user alone (marker `as_user`).
 .PHONY: test
-test: $(VENV)/.installed ## the test suite; root runs it as root, then as a plain user
+test: $(VENV)/.installed ## the test suite in WORKERS=2 processes; root repeats the user's part as a plain user (SOAK=1: long forms)
 	@status=0; $(MAKE) test-here || status=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) test-user || status=1; fi; exit $$status
 
 .PHONY: test-here
-test-here: $(VENV)/.installed ## the test suite as who calls
+test-here: $(VENV)/.installed ## the test suite as the calling user
 	@echo "== the test suite as $$(id -un 2>/dev/null || id -u)"
-	@$(BIN)/python -m pytest $(PYTEST) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST) $(TESTS)
 
 .PHONY: test-user
-test-user: $(VENV)/.installed ## root only: the test suite as a plain user, in a copy of this directory
-	@.ci/as-plain-user test-here PYTEST='$(PYTEST)' TESTS='$(TESTS)'
+test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
+	@.ci/as-plain-user test-here PYTEST='-m as_user $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)'
 
 .PHONY: powerloss
 powerloss: $(VENV)/.installed ## root only: what power cuts may leave of a sync (POWER_CUTS=3000 disks, about 10 minutes)

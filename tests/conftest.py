@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from .leaks import Holdings
+
 ROOT = Path(__file__).parents[1]
 GONE_SECONDS = 5.0
 
@@ -157,6 +159,26 @@ def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
     """One state directory for all tests that do not mind each other's environments, daemon and volume."""
     monkeypatch.setenv("ATOLL_HOME", str(_session_home.path))
     return _session_home
+
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Note that a test failed: its traceback keeps the objects of its frames alive."""
+    report: pytest.TestReport = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that ends with more descriptors, threads or children than it began with."""
+    before = Holdings.now()
+    yield
+    if not request.node.stash.get(_failed, False) and (leaked := before.leaked()):
+        pytest.fail(f"the test leaks\n{leaked}", pytrace=False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""A host that has storage only, with its peers in threads of this process."""
+"""Storage peers in threads of this process, and a host that has such peers only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,39 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from atoll.storage.peer.main import Peer
+from atoll.storage.protocol.replies import FUNCTION
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
+
+
+@contextlib.contextmanager
+def serving(
+    volume: Path,
+    client: str = FUNCTION,
+    connect: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
+) -> Iterator[socket.socket]:
+    """Serve a volume from a thread while the block runs; yield the client's end of the stream.
+
+    Args:
+        volume: its directory, which exists.
+        client: the peer's kind of client (`rights`).
+        connect: makes the two ends.
+    """
+    root = VolumeRoot(str(volume))
+    ours, theirs = connect()
+    with root, theirs:
+        thread = threading.Thread(target=Peer(root, Channel(theirs), client).serve, name="peer")
+        thread.start()
+        try:
+            yield ours
+        finally:
+            ours.close()
+            thread.join()
 
 
 class ThreadHost:
@@ -52,11 +79,8 @@ class ThreadHost:
             self._kept.pop().close()
 
     def _serve(self, sock: socket.socket) -> None:
-        root = VolumeRoot(str(self.volume))
-        with sock:
+        with sock, VolumeRoot(str(self.volume)) as root:
             Peer(root, Channel(sock)).serve()
-        for descriptor in (root.data, root.staging, root.locks):
-            os.close(descriptor)
 
     def staged(self) -> list[str]:
         """Return what is in staging."""

@@ -115,13 +115,11 @@ class Lab:
 
     def recover(self) -> None:
         """Have the next peer come, which finishes or drops what the last one has left."""
-        volume = VolumeRoot(str(self.volume))
-        clean(volume)
-        archive = Archive(volume)
-        archive.recover()
-        archive.close()
-        for descriptor in (volume.data, volume.staging, volume.locks, volume.snapshots):
-            os.close(descriptor)
+        with VolumeRoot(str(self.volume)) as volume:
+            clean(volume)
+            archive = Archive(volume)
+            archive.recover()
+            archive.close()
 
     def kept_of_restores(self) -> list[str]:
         """Return the snapshots that restores have made."""

@@ -104,7 +104,7 @@ def test_plain_data_arrives_as_it_was(value: Any) -> None:
         {(-1, -1): 1, (-1, -2): 2, (-2, -1): 3, (-2, -2): 4},
         {frozenset({-1}), frozenset({-2})},
         dt.datetime(2020, 3, 29, 2, 30, fold=1),  # noqa: DTZ001 - it has none on purpose
-        dt.datetime.now(dt.UTC),
+        dt.datetime(2026, 11, 29, 5, 29, 41, 123456, tzinfo=dt.UTC),
         dt.time(1, tzinfo=dt.timezone(dt.timedelta(hours=2), "CEST")),
         dt.timedelta.max,
         dt.timedelta.min,

@@ -41,15 +41,23 @@ def changed(number: int, value: Any) -> list[Any]:
 # --- in the worker ------------------------------------------------------------------------------------------------
 
 
-def new_meter() -> tuple[meter.Meter, memoryview, list[dict[str, Any]]]:
+Measuring = tuple[meter.Meter, memoryview, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def measuring() -> Iterator[Measuring]:
+    """A meter, the sheet it writes, and the records it sends."""
     sheet = memoryview(mmap.mmap(-1, meter.SHEET_BYTES))
     sent: list[dict[str, Any]] = []
-    return meter.Meter(sheet, sent.append), sheet, sent
+    made = meter.Meter(sheet, sent.append)
+    yield made, sheet, sent
+    if made._reset >= 0:
+        os.close(made._reset)
 
 
-def test_a_call_is_measured() -> None:
+def test_a_call_is_measured(measuring: Measuring) -> None:
     """A record has what the call used, its children included, and sizes of all that came and went."""
-    measured, _, sent = new_meter()
+    measured, _, sent = measuring
     measured.begin(HEADER, [bytes(1000), memoryview(bytes(800)).cast("d")])
     begun = time.process_time()
     while time.process_time() - begun < 0.05:
@@ -71,11 +79,11 @@ def test_a_call_is_measured() -> None:
     assert not measured.waiting
 
 
-def test_the_peak_of_a_call_is_its_own() -> None:
+def test_the_peak_of_a_call_is_its_own(measuring: Measuring) -> None:
     """A call that uses little after one that used much has a small peak, where the kernel lets it be measured."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("no /proc/self/clear_refs")
-    measured, _, sent = new_meter()
+    measured, _, sent = measuring
     measured.begin(HEADER, [])
     block = bytearray(os.urandom(1)) * (200 << 20)
     del block
@@ -87,9 +95,9 @@ def test_the_peak_of_a_call_is_its_own() -> None:
     assert first - second > 100 << 20
 
 
-def test_records_wait_for_a_batch_and_errors_do_not() -> None:
+def test_records_wait_for_a_batch_and_errors_do_not(measuring: Measuring) -> None:
     """Good calls are reported together, at most `SLOTS` of them; a failed one at once, with those before it."""
-    measured, _, sent = new_meter()
+    measured, _, sent = measuring
     for _ in range(meter.SLOTS):
         measured.begin(HEADER, [])
         measured.end({"type": "result"})
@@ -103,9 +111,9 @@ def test_records_wait_for_a_batch_and_errors_do_not() -> None:
     assert read(sent[1])[-1][12].splitlines()[:2] == ["division by zero", '  File "prog.py", line 3, in f']
 
 
-def test_what_a_killed_worker_did_not_report_is_on_its_sheet() -> None:
+def test_what_a_killed_worker_did_not_report_is_on_its_sheet(measuring: Measuring) -> None:
     """The agent finds the calls that were not reported, and the one that was running."""
-    measured, sheet, _ = new_meter()
+    measured, sheet, _ = measuring
     usage = resource.getrusage(resource.RUSAGE_SELF)
     assert meter.left(sheet, usage) == ([], None)
     for name in ("a", "b"):

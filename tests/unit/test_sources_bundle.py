@@ -28,8 +28,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = tmp_path / "project"
     root.mkdir()
     monkeypatch.syspath_prepend(str(root))
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(root / "main.py"))
-    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(root / "main.py"), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
     write(root, {"main.py": "", "pyproject.toml": ""})
     before = set(sys.modules)
     yield root

@@ -8,7 +8,6 @@ import resource
 import shutil
 import socket
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from atoll.storage.client.get import Download
 from atoll.storage.client.local_target import Destination, holds_name
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree
-from atoll.storage.peer.main import Peer
-from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 from atoll.wire.frames import Message
+
+from ..volumes import serving
 
 CONTENT = b"planted"
 A_FILE = Entry(FILE, 0o640, len(CONTENT), 1_000_000_000)
@@ -50,13 +49,8 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(data: Path) -> Iterator[VolumeClient]:
     """A client whose peer is a thread."""
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(data.parent)), Channel(theirs)).serve)
-    thread.start()
-    with VolumeClient(Channel(ours)) as made:
+    with serving(data.parent) as sock, VolumeClient(Channel(sock)) as made:
         yield made
-    thread.join()
-    theirs.close()
 
 
 @pytest.fixture

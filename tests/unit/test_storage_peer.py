@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ from atoll.storage.files import scan
 from atoll.storage.files.scan import Scan
 from atoll.storage.files.tree import pack
 from atoll.storage.peer import main
-from atoll.storage.peer.main import Peer
 from atoll.storage.protocol import replies
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
@@ -39,7 +37,7 @@ from atoll.storage.volume.removal import remove_tree
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 
-from ..volumes import ThreadHost
+from ..volumes import ThreadHost, serving
 
 
 @pytest.fixture
@@ -53,13 +51,8 @@ def volume(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(volume: Path) -> Iterator[VolumeClient]:
     """A client whose peer is a thread, so that its file system can be replaced."""
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(volume)), Channel(theirs)).serve)
-    thread.start()
-    with VolumeClient(Channel(ours)) as made:
+    with serving(volume) as sock, VolumeClient(Channel(sock)) as made:
         yield made
-    thread.join()
-    theirs.close()
 
 
 def at_step(name: str, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +68,6 @@ def at_step(name: str, action: Callable[[], None], monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def data(volume: Path) -> Iterator[int]:
     """The open directory that functions see as `/data`, with a few ways through it."""
-    root = VolumeRoot(str(volume))
     base = volume / "data"
     (base / "real/deep").mkdir(parents=True)
     (base / "file").write_text("x")
@@ -94,9 +86,8 @@ def data(volume: Path) -> Iterator[int]:
         "dangling": "/data/nothing",
     }.items():
         (base / name).symlink_to(target)
-    yield root.data
-    for descriptor in (root.data, root.staging, root.locks):
-        os.close(descriptor)
+    with VolumeRoot(str(volume)) as root:
+        yield root.data
 
 
 @pytest.mark.parametrize(
@@ -618,15 +609,10 @@ def test_a_sync_waits_for_one_above_or_below_it(
     answers = list[str]()
 
     def meddle() -> None:
-        ours, theirs = socket.socketpair()
-        thread = threading.Thread(target=Peer(VolumeRoot(str(volume)), Channel(theirs)).serve)
-        thread.start()
-        channel = Channel(ours)
-        channel.send({"type": "sync", "path": other})
-        answers.append(channel.receive().type)
-        channel.close()
-        thread.join()
-        theirs.close()
+        with serving(volume) as sock:
+            channel = Channel(sock)
+            channel.send({"type": "sync", "path": other})
+            answers.append(channel.receive().type)
 
     at_step("synced", meddle, monkeypatch)
     client.sync(str(source), "a/t", SyncOptions())

@@ -38,7 +38,7 @@ def test_trees_that_are_staged_start_in_places_of_their_own(tmp_path: Path) -> N
         pytest.skip("the file system of the temporary directory has no such flag")
     (tmp_path / "plain").mkdir()
     for _ in range(2):
-        VolumeRoot(str(tmp_path))
+        VolumeRoot(str(tmp_path)).close()
     assert flags_of(tmp_path / "staging") == flags_of(tmp_path / "plain") | TOPDIR
     assert not flags_of(tmp_path / "data") & TOPDIR
 

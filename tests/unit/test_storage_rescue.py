@@ -8,8 +8,6 @@ import fcntl
 import functools
 import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,14 +17,14 @@ import pytest
 from atoll.errors import DiskFull, SyncError, VolumeBusy
 from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
-from atoll.storage.peer.main import Peer
 from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.client import SyncOptions
 from atoll.storage.volume import staging
 from atoll.storage.volume.locks import holding, target_key
-from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import ReplacedTree
 from atoll.wire.channel import Channel
+
+from ..volumes import serving
 
 OPTIONS = SyncOptions(exclude=("out",))
 
@@ -65,17 +63,12 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
     (root / "data").mkdir(parents=True)
     (source / "sub").mkdir(parents=True)
     (source / "sub/z").write_text("z")
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(root)), Channel(theirs), DAEMON).serve)
-    thread.start()
-    with VolumeClient(Channel(ours)) as client:
+    with serving(root, DAEMON) as sock, VolumeClient(Channel(sock)) as client:
         made = Mirror(client, root, source)
         made.sync()
         (made.target / "out").mkdir()
         (made.target / "out/best").write_text("first")
         yield made
-    thread.join()
-    theirs.close()
 
 
 def test_what_is_written_through_a_held_directory_is_brought_along(mirror: Mirror) -> None:

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from atoll.errors import SyncError
 from atoll.model.findings import Finding, check_finding
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy
-from atoll.storage.peer.main import Peer
 from atoll.storage.protocol.replies import PROGRAM
 from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
 from atoll.storage.selftest.network_disks import promises
@@ -32,6 +30,8 @@ from atoll.storage.selftest.second_process import Partner
 from atoll.storage.volume.locate import OPEN_DIRECTORY
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
+
+from ..volumes import serving
 
 BY_NAME = {check.name: check for check in CHECKS}
 REAL = SimpleNamespace(**{name: getattr(os, name) for name in ("open", "stat", "utime", "fstat")})
@@ -189,10 +189,10 @@ def test_what_found_no_room_is_not_missing(
     number: int, reason: str, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing can be written, that comes first, with what could not be tried; only what was seen to fail fails."""
-    root = VolumeRoot(str(volume))
     monkeypatch.setattr(linux, "write_all", raising(number))
     monkeypatch.setattr(os, "symlink", raising(errno.EPERM))
-    kind, room, *found = list(examine(root))
+    with VolumeRoot(str(volume)) as root:
+        kind, room, *found = list(examine(root))
     assert kind.name == "file system"
     assert (room.name, room.needed, room.works, room.detail) == ("room for trials", True, False, reason)
     assert "could not be tried: atomic rename, rename without replacing, durable writes" in room.loses
@@ -259,15 +259,9 @@ def volume(tmp_path: Path) -> Path:
 
 def test_a_peer_examines_its_volume_and_leaves_nothing(volume: Path) -> None:
     """Over the wire each finding arrives as it was made, and nothing is left below staging."""
-    ours, theirs = socket.socketpair()
-    root = VolumeRoot(str(volume))
-    thread = threading.Thread(target=Peer(root, Channel(theirs), PROGRAM).serve)
-    thread.start()
-    with VolumeClient(Channel(ours)) as client:
+    with serving(volume, PROGRAM) as sock, VolumeClient(Channel(sock)) as client:
         found = client.selftest()
         again = client.selftest()
-    thread.join()
-    theirs.close()
     names = ["file system", *BY_NAME, "free space", "free inodes"]
     assert [finding.name for finding in found] == names == [finding.name for finding in again]
     assert all(finding.works for finding in found if finding.needed)

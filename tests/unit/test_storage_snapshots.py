@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +12,12 @@ import pytest
 from atoll.errors import SnapshotError, SyncError
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy as reflink
-from atoll.storage.peer.main import Peer
 from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.snapshots import tree_copy
 from atoll.storage.snapshots.values import COPY, Difference, Snapshot, check_name
-from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
+
+from ..volumes import serving
 
 
 class Volume:
@@ -50,13 +48,8 @@ def volume(tmp_path: Path) -> Iterator[Volume]:
     (root / "data/sub/other").write_text("two")
     (root / "data/sub/link").symlink_to("other")
     (root / "data/.snapshots").mkdir()
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(root)), Channel(theirs), DAEMON).serve)
-    thread.start()
-    with VolumeClient(Channel(ours)) as client:
+    with serving(root, DAEMON) as sock, VolumeClient(Channel(sock)) as client:
         yield Volume(root, client)
-    thread.join()
-    theirs.close()
 
 
 def contents(root: Path) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from atoll.storage.volume.staging import KEPT_SECONDS
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> VolumeRoot:
+def volume(tmp_path: Path) -> Iterator[VolumeRoot]:
     """A volume."""
-    return VolumeRoot(str(tmp_path))
+    with VolumeRoot(str(tmp_path)) as root:
+        yield root
 
 
 def leftovers(staging: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -25,13 +24,14 @@ from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import delta, digest
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
-from atoll.storage.peer.main import Peer
 from atoll.storage.sync import index, target_state
 from atoll.storage.sync.client import Synced, SyncOptions
 from atoll.storage.volume.locks import target_key
 from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import name_of
 from atoll.wire.channel import Channel
+
+from ..volumes import serving
 
 
 def over_unix() -> tuple[socket.socket, socket.socket]:
@@ -85,20 +85,11 @@ class Side:
     def sync(self, spoil: Any = None, **options: Any) -> tuple[Synced, Counted]:
         """Sync with a peer of its own; return what was done and the channel."""
         options.setdefault("compress", "never")
-        ours, theirs = self._connect()
-        root = VolumeRoot(str(self.base / "volume"))
-        thread = threading.Thread(target=Peer(root, Channel(theirs)).serve)
-        thread.start()
-        channel = Counted(ours)
-        channel.spoil = spoil
-        try:
+        with serving(self.base / "volume", connect=self._connect) as sock:
+            channel = Counted(sock)
+            channel.spoil = spoil
             with VolumeClient(channel) as client:
                 return client.sync(str(self.source), "t", SyncOptions(index=self.index, **options)), channel
-        finally:
-            thread.join()
-            theirs.close()
-            for descriptor in (root.data, root.staging, root.locks):
-                os.close(descriptor)
 
 
 @pytest.fixture(params=[over_unix, over_tcp], ids=["unix", "tcp"])
@@ -297,19 +288,16 @@ def test_no_client_can_have_the_peer_believe_in_a_content(side: Side, algorithms
     side.sync()
     time.sleep(0.05)
     assert not side.sync()[0].plan
-    known = target_state.load(VolumeRoot(str(side.base / "volume")), target_key("t"))
+    with VolumeRoot(str(side.base / "volume")) as root:
+        known = target_state.load(root, target_key("t"))
     put_back(side.target / "f", b"b" * 1000)
     time.sleep(0.05)
-    ours, theirs = over_unix()
-    thread = threading.Thread(target=Peer(VolumeRoot(str(side.base / "volume")), Channel(theirs)).serve)
-    thread.start()
-    with contextlib.closing(Channel(ours)) as channel:
+    with serving(side.base / "volume") as sock:
+        channel = Channel(sock)
         channel.send({"type": "sync", "path": "t", "generation": known.generation, "algorithms": algorithms})
         assert channel.receive().type == "standing"
         channel.send({"type": "end", "remember": last == "remember", "generation": known.generation})
         assert channel.receive().type == "done"
-    thread.join()
-    theirs.close()
     assert side.sync()[0].sent == 1
     assert tree_of(side.target) == tree_of(side.source)
 

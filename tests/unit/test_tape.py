@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +15,11 @@ from atoll.wire.output_tape import KEPT_BYTES, SIZE, Printed, TapeReader, TapeWr
 
 
 @pytest.fixture
-def ends() -> tuple[TapeWriter, TapeReader]:
-    writer = TapeWriter()
-    return writer, TapeReader(os.dup(writer.descriptor))
+def ends() -> Iterator[tuple[TapeWriter, TapeReader]]:
+    with contextlib.closing(TapeWriter()) as writer:
+        with contextlib.closing(TapeReader(os.dup(writer.descriptor))) as reader:
+            yield writer, reader
+        writer._memory.close()  # it has a descriptor of its own
 
 
 def test_calls_follow_one_another(ends: tuple[TapeWriter, TapeReader]) -> None:
@@ -64,6 +68,7 @@ def test_nothing_is_lost_when_it_is_read_in_time(steps: list[tuple[int, bool]]) 
     for number, ((size, _), one) in enumerate(zip(steps, found, strict=True)):
         assert one.tail == (b"%d" % number * size)[-KEPT_BYTES:]
     reader.close()
+    writer.close()
 
 
 def test_a_reader_that_is_late_goes_on_with_the_newest(ends: tuple[TapeWriter, TapeReader]) -> None:

@@ -150,6 +150,13 @@ class Leases:
                 if not idle:
                     del self._idle[kind]
 
+    def close(self) -> None:
+        """Close the idle leases."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for lease in (lease for leases in idle.values() for lease in leases):
+            lease.close()
+
     def acquire(self, kind: Any, ask: Callable[[Waiter], LocalLease | None], ticket: Ticket | None) -> LocalLease:
         """Return an idle lease of this kind, or wait for one.
 

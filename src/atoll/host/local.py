@@ -272,6 +272,12 @@ class LocalHost:
         channel = daemon_start.control_connection(self.settings, message, greeting_seconds)
         return None if channel is None else _answers(channel, None)
 
+    def close(self) -> None:
+        """Give the idle leases and storage channels back; later calls ask for new ones."""
+        self._leases.close()
+        if self._warm is not None:
+            self._warm.close()
+
     def forget(self) -> None:
         """In a forked child: drop the parent's leases, which stay the parent's."""
         self._leases = Leases()

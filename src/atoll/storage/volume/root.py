@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from typing import Self
 
 from atoll.errors import StateUnusable
 from atoll.storage.volume.locate import OPEN_DIRECTORY, move
@@ -53,6 +54,17 @@ class VolumeRoot:
         if os.fstat(self.data).st_dev != os.fstat(self.staging).st_dev:
             raise StateUnusable("`data` and `staging` of the volume are on different file systems")
         start_in_own_block_group(self.staging)
+
+    def close(self) -> None:
+        """Close the directories."""
+        for descriptor in (self.data, self.staging, self.locks, self.snapshots):
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def refresh(self) -> bool:
         """Have `data` be the directory that has this name now: a restore may replace it.
