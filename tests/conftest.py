@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from .leaks import Holdings
 
 ROOT = Path(__file__).parents[1]
-GONE_SECONDS = 5.0
+GONE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Home:
         *arguments: str,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        timeout_seconds: float = 100.0,
+        timeout_seconds: float = 120.0,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a Python program to its end; with `check`, a failed one fails the test with what it printed."""
@@ -165,9 +165,9 @@ _failed = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note that a test failed: its traceback keeps the objects of its frames alive."""
-    report: pytest.TestReport = yield
+    report = yield
     item.stash[_failed] = item.stash.get(_failed, False) or report.failed
     return report
 

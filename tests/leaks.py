@@ -83,7 +83,7 @@ def release_idle() -> None:
 
 
 def _descriptors() -> set[tuple[int, str]]:
-    found = set()
+    found = set[tuple[int, str]]()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own
             found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
@@ -97,7 +97,7 @@ def _children() -> set[int]:
     Not counted are multiprocessing's tracker and daemons: the fixture of their state directory ends them.
     """
     tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
-    found = set()
+    found = set[int]()
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))

@@ -26,7 +26,7 @@ def double(value: int) -> int:
 
 
 def wait_for(path: str) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.005)
     return path if os.path.exists(path) else "never came"
@@ -60,7 +60,7 @@ def test_callbacks_of_a_future_are_called(place: Place) -> None:
     wait([future], 60)
     future.add_done_callback(lambda done: called.append(-done.result()))
     assert called[-1] == -2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while len(called) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert sorted(called) == [-2, 2]
@@ -358,7 +358,7 @@ def test_a_long_idle_function_works_again(place: Place) -> None:
     """A worker whose `keep_alive` has passed is replaced without a word."""
     function = place.isolated(os.getpid, keep_alive=0.05, env={"CONFORMANCE": "idle"})
     first = function()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (again := function()) == first and time.monotonic() < deadline:
         time.sleep(0.2)  # longer than the worker is kept
     assert again != first

@@ -352,7 +352,7 @@ def test_a_process_pool_runs_the_functions_own_helpers(place: Place) -> None:
         children = [context.Process(target=work, args=(number,)) for number in range(4)]
         for child in children:
             child.start()
-        found = sorted(queue.get(timeout=30) for _ in children)
+        found = sorted(queue.get(timeout=120) for _ in children)
         for child in children:
             child.join()
         return found
@@ -434,7 +434,7 @@ def test_data_is_shared_by_functions_at_once(place: Place) -> None:
     def answer() -> str:
         import time
 
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not os.path.exists("/data/conformance-question") and time.monotonic() < deadline:
             time.sleep(0.005)
         with open("/data/conformance-question") as file:

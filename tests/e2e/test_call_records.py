@@ -26,7 +26,7 @@ from ..conftest import Home
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 
 
 def calls(home: Home, *arguments: str) -> list[dict[str, Any]]:
@@ -269,7 +269,7 @@ def on_terminal(home: Home, tmp_path: Path, *arguments: str, interrupt: str = ""
     ) as child:
         os.close(other)
         written = b""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             if not select.select([main], [], [], 1.0)[0]:
                 continue
@@ -281,7 +281,7 @@ def on_terminal(home: Home, tmp_path: Path, *arguments: str, interrupt: str = ""
             if interrupt and interrupt.encode() in written:
                 os.write(main, b"\x03")
                 interrupt = ""
-        assert child.wait(20) is not None
+        assert child.wait(120) is not None
     os.close(main)
     return written.decode()
 

@@ -57,15 +57,15 @@ def test_twenty_workers_download_once(atoll_home: Home, site: Site) -> None:
 
     def slow(handler: Any) -> None:
         entered.set()
-        waiting.wait(60.0)
+        waiting.wait(120.0)
         site.answer(handler)
 
     site.scripts = [slow]
     futures = [fetch.submit(site.url(), sha256=SHA256) for _ in range(20)]
-    entered.wait(60.0)
+    entered.wait(120.0)
     (note,) = notes.glob("*.json")
     line = re.compile(rf"-> FLOCK +ADVISORY +WRITE +\d+ \S+:{note.stat().st_ino} ")
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 120.0
     while len(line.findall(Path("/proc/locks").read_text())) < 19:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_a_killed_worker_leaves_what_arrived(site: Site) -> None:
         site.head(handler, 200, {}, len(CONTENT))
         handler.wfile.write(CONTENT[:500_000])
         halfway.set()
-        over.wait(60.0)
+        over.wait(120.0)
 
     @isolated(network="host")
     def die(url: str) -> None:

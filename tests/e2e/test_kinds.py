@@ -366,7 +366,7 @@ def test_results_come_while_the_input_blocks() -> None:
 
     def inputs() -> Iterator[int]:
         yield 1
-        assert arrived.wait(30)
+        assert arrived.wait(120)
         yield 2
 
     results = double.map(inputs())
@@ -574,7 +574,7 @@ def test_the_wait_before_a_retry_ends_with_its_cancellation() -> None:
     while not function.cancel(future) and not future.done():
         time.sleep(0.01)
     with pytest.raises(BaseException, match=r"cancelled|ended by"):
-        future.result(timeout=30)
+        future.result(timeout=120)
 
 
 # --- setup_function ---------------------------------------------------------------------------------------------
@@ -690,7 +690,7 @@ def test_an_interrupt_stops_what_was_started_and_returns_at_once(atoll_home: Hom
             assert child.stdout is not None
             assert "running" in child.stdout.readline()
             child.send_signal(signal.SIGINT)
-            child.communicate(timeout=20)
+            child.communicate(timeout=120)
             assert child.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
         finally:
             child.kill()
@@ -731,7 +731,7 @@ def test_a_fork_while_calls_are_in_flight_can_call_too(shared_home: Home, tmp_pa
         env=shared_home.environment({}),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=120,
         check=False,
     )
     assert done.stdout.split("\n")[:2] == ["10 12", "0 2450"], done.stderr
@@ -793,7 +793,7 @@ def test_a_generator_that_outlives_its_event_loop_ends_silently(shared_home: Hom
         env=shared_home.environment({}),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=120,
         check=False,
     )
     assert done.stdout.split() == ["1", "1"], done.stderr

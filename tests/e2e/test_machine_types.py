@@ -93,7 +93,7 @@ def test_a_fork_bomb_is_stopped_and_the_next_call_works(atoll_home: Home, kernel
     count()
     with pytest.raises((BlockingIOError, errors.WorkerDied)):
         bomb()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (left := count()) > 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left <= 5, "the bomb's processes are gone, without a call that says so"
@@ -128,7 +128,7 @@ def test_a_function_has_no_more_calls_at_a_time_than_it_says(atoll_home: Home) -
         )
         for _ in range(2)
     ]
-    most = [int(one.communicate(timeout=90)[0]) for one in programs]
+    most = [int(one.communicate(timeout=120)[0]) for one in programs]
     assert max(most) == 2
 
 
@@ -252,7 +252,7 @@ def test_small_calls_share_a_core(atoll_home: Home) -> None:
     def meet(name: int, others: int) -> bool:
         os.makedirs("/data/meet", exist_ok=True)
         open(f"/data/meet/{name}", "w").close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(os.listdir("/data/meet")) < others and time.monotonic() < deadline:
             time.sleep(0.01)
         return len(os.listdir("/data/meet")) >= others
@@ -279,5 +279,5 @@ def test_messages_of_a_worker_never_cost_one_another_their_descriptors(atoll_hom
     result: list[int] = []
     thread = threading.Thread(target=lambda: result.append(noisy()), daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(120)
     assert result == [3]

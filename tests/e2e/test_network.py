@@ -160,7 +160,7 @@ def test_outbound_is_the_default_where_it_can_be_made(atoll_home: Home, tmp_path
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

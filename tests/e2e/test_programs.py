@@ -141,7 +141,7 @@ def test_a_python_prompt_works(shared_home: Home) -> None:
         env=shared_home.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert "42" in done.stdout
@@ -295,7 +295,7 @@ def test_shell_runs_commands_in_the_functions_sandbox(shared_home: Home, tasks: 
         env=shared_home.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     home, uid = done.stdout.split()[:2]
@@ -320,7 +320,7 @@ def test_shell_on_a_terminal_has_a_terminal_of_its_own(shared_home: Home, tasks:
         )
     os.write(terminal, b"test -t 0 && echo is-a-$((40+2))-terminal; exit 5\n")
     seen = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and select.select([terminal], [], [], 60)[0]:
         try:
             data = os.read(terminal, 4096)

@@ -334,7 +334,7 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
         client = VolumeClient(syncing)
         sync = threading.Thread(target=lambda: client.sync(str(source), "d/synced", SyncOptions()))
         sync.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not os.path.exists(lab.volume / "staging/locks" / target_key("d/synced")):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -86,7 +86,7 @@ def data(home: Home) -> Path:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -354,7 +354,7 @@ def test_on_juicefs_snapshots_are_clones(tmp_path: Path, monkeypatch: pytest.Mon
     options = ["--cache-dir", f"{tmp_path}/cache", "--log", f"{tmp_path}/log", "--no-usage-report", "-o", "allow_other"]
     with subprocess.Popen([program, "mount", meta, str(mount), *options], stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not os.path.ismount(mount):
                 if process.poll() is not None or time.monotonic() > deadline:
                     pytest.skip("JuiceFS cannot be mounted here")

@@ -273,7 +273,7 @@ def test_where_the_system_cannot_tell_it_is_looked_through(source: Path) -> None
     for number in range(20):
         (source / f"{number}").mkdir()
     command = ["unshare", "--user", "--map-root-user", "--", sys.executable, "-c", LIMITED, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if "unshare" in done.stderr or "max_inotify_watches" in done.stderr:
         pytest.skip(f"no user namespace with a limit of its own: {done.stderr.splitlines()[-1]}")
     assert done.stdout == "fine\n", done.stderr

@@ -60,7 +60,7 @@ class Someone:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             pass_fds=[*order.get("descriptors", []), *order.get("keep", [])],
             check=False,
         )

@@ -24,7 +24,7 @@ def examine(someone: Someone, *arguments: str, around: tuple[str, ...] = ()) -> 
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

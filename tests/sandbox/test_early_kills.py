@@ -29,7 +29,7 @@ def finish(someone: Someone, what: str, rounds: int) -> tuple[str, list[int]]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def test_a_sandbox_dies_with_a_parent_that_is_killed(someone: Someone) -> None:
         argv, env=someone.environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[theirs]
     ) as launcher:
         os.close(theirs)
-        readable, _, _ = select.select([ours], [], [], 20)
+        readable, _, _ = select.select([ours], [], [], 120)
         assert readable, "the grandchild has started"
         assert os.read(ours, 1) == b"1"
         assert not ended(ours, 0.05), "and it lives"

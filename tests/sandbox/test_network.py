@@ -111,7 +111,7 @@ def run(someone: Someone, **order: Any) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

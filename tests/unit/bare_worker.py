@@ -98,7 +98,7 @@ class BareWorker:
 
     def close(self) -> None:
         self.channel.close()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(120) == 0
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +120,7 @@ def run_script(directory: Path, text: str, *arguments: str, name: str = "program
         env={**os.environ, "PYTHONPATH": os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -78,7 +78,7 @@ def test_each_release_keeps_file_names_and_stays_out_of_tracebacks(
             str(library),
             wanted,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode != 0:
             pytest.skip(f"no package index: {done.stderr[-200:]}")
         monkeypatch.setenv("PYTHONPATH", str(library))

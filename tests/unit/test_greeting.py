@@ -18,7 +18,7 @@ class SlowSender(Channel):
 
     def send(self, header: dict[str, Any], buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         if not self.first:
-            assert self.gone.wait(10)
+            assert self.gone.wait(120)
         self.first = False
         super().send(header, buffers, descriptors)
 

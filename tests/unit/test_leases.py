@@ -171,6 +171,6 @@ def test_many_threads_share_few_leases_and_none_waits_for_ever() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(served) == 40 * 25
     assert asked < len(served) / 2

@@ -310,7 +310,7 @@ def test_an_early_interrupt_ends_the_command_line_quietly(tmp_path: Path) -> Non
         [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", "--version"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "ATOLL_HOME": str(tmp_path / "home")},
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
@@ -319,5 +319,5 @@ def test_an_early_interrupt_ends_the_command_line_quietly(tmp_path: Path) -> Non
 def test_the_entry_of_the_command_line_imports_next_to_nothing() -> None:
     """Until Ctrl-C is taken care of, only the standard library and the empty packages above the entry are imported."""
     program = "import sys; import atoll.cli.main; print(*(name for name in sys.modules if name.startswith('atoll')))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=True, text=True)
     assert set(done.stdout.split()) <= {"atoll", "atoll.cli", "atoll.cli.main"}

@@ -132,7 +132,7 @@ def test_a_sender_whose_receiver_leaves_is_told(channels: Pair) -> None:
     thread.start()
     channels[1].fill()
     channels[1].close()
-    thread.join(30)
+    thread.join(120)
     assert caught
 
 
@@ -302,7 +302,7 @@ def test_a_receiver_that_gives_back_too_much_is_gone() -> None:
         received = array.array("i", ancillary[0][2])
         with socket.socket(fileno=received[1]) as returns:
             returns.send(b"x" * 100)
-            thread.join(30)
+            thread.join(120)
         os.close(received[0])
     assert caught
     sender.close()

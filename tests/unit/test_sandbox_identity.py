@@ -89,7 +89,7 @@ def test_identities_are_assigned_once_whoever_races(tmp_path: Path) -> None:
     ]
     for racer in racers:
         racer.start()
-    found = [results.get(timeout=20) for _ in racers]
+    found = [results.get(timeout=120) for _ in racers]
     for racer in racers:
         racer.join()
     assert all(one == found[0] for one in found)

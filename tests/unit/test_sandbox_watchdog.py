@@ -37,7 +37,7 @@ def test_one_thread_may_poll_while_another_adds(monkeypatch: pytest.MonkeyPatch)
 
     thread = threading.Thread(target=poll)
     thread.start()
-    assert looking.wait(10)
+    assert looking.wait(120)
     guard.add(os.getppid())
     added.set()
     thread.join()

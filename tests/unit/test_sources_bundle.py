@@ -494,7 +494,7 @@ def test_programs_without_a_script_file_have_a_project(tmp_path: Path, start: li
 
     write(tmp_path, {"beside.py": "", "app/__init__.py": "", "app/main.py": PROGRAM})
     done = subprocess.run(
-        [sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "'beside.py'" in done.stdout
@@ -510,7 +510,7 @@ def test_a_change_of_the_working_directory_moves_a_prompt_s_project(tmp_path: Pa
         "for d in 'ab':\n  os.chdir(f'{d}')\n  print([x.path for x in s.current().files])\n  os.chdir('..')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "['one.py']\n['two.py']\n", done.stderr
 
@@ -524,5 +524,5 @@ def test_importing_the_package_is_cheap() -> None:
         "late = {'cloudpickle', '_atoll_cloudpickle', 'atoll.payload.functions', 'atoll.sdk.modules.discover', 'inspect', 'dis'}\n"
         "print(sorted(late & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=False)
     assert "cloudpickle" not in done.stdout, done.stdout + done.stderr

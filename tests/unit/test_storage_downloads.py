@@ -376,10 +376,10 @@ def test_a_silent_server_is_left(site: Site, volume: Path) -> None:
     stop = threading.Event()
 
     def silent(_handler: Any) -> None:
-        stop.wait(10.0)
+        stop.wait(120.0)
 
     site.scripts = [silent, None]
-    Shelf(str(volume), pause=lambda _: None).get(Origin(site.url(), timeout_seconds=0.3), Wanted("file"))
+    Shelf(str(volume), pause=lambda _: None).get(Origin(site.url(), timeout_seconds=1.0), Wanted("file"))
     stop.set()
     assert len(site.requests) == 2
 
@@ -522,7 +522,7 @@ def test_who_waited_for_a_failure_fails_as_well(site: Site, volume: Path) -> Non
 
     def slow(handler: Any) -> None:
         entered.set()
-        leave.wait(10.0)
+        leave.wait(120.0)
         site.status(404)(handler)
 
     site.scripts = [slow]
@@ -536,7 +536,7 @@ def test_who_waited_for_a_failure_fails_as_well(site: Site, volume: Path) -> Non
 
     threads = [threading.Thread(target=ask) for _ in range(5)]
     threads[0].start()
-    entered.wait(10.0)
+    entered.wait(120.0)
     for thread in threads[1:]:
         thread.start()
     waiting = f"{os.getpid()}".encode()
@@ -565,12 +565,12 @@ def test_who_waits_takes_over_from_a_killed_holder(site: Site, volume: Path) -> 
         site.head(handler, 200, {}, len(CONTENT))
         handler.wfile.write(CONTENT[:500_000])
         halfway.set()
-        over.wait(30.0)
+        over.wait(120.0)
 
     site.scripts = [stall]
     command = [sys.executable, "-c", HOLDER, str(volume), site.url()]
     first = subprocess.Popen(command, stdout=subprocess.PIPE)
-    halfway.wait(30.0)
+    halfway.wait(120.0)
     second = subprocess.Popen(command, stdout=subprocess.PIPE)
     while f"-> FLOCK  ADVISORY  WRITE {second.pid} ".encode() not in Path("/proc/locks").read_bytes():
         time.sleep(0.01)
@@ -582,7 +582,7 @@ def test_who_waits_takes_over_from_a_killed_holder(site: Site, volume: Path) -> 
     first.kill()
     first.communicate()
     over.set()
-    assert second.communicate(timeout=30)[0] == b"%d\n" % len(CONTENT)
+    assert second.communicate(timeout=120)[0] == b"%d\n" % len(CONTENT)
     assert int(site.requests[1][1]["Range"].removeprefix("bytes=").removesuffix("-")) >= arrived
     assert (volume / "file").read_bytes() == CONTENT
 

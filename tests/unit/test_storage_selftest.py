@@ -294,7 +294,7 @@ def examined(volume: Path) -> list[Finding]:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with VolumeClient(Channel(ours)) as client:
         found = client.selftest()
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     return found
 
 
