@@ -15,6 +15,7 @@ import pytest
 
 from atoll import errors
 
+from ..waiting import PATIENCE_SECONDS, until
 from .conftest import Place
 from .samples import numbers
 
@@ -23,13 +24,10 @@ def exists(path: str) -> bool:
     return os.path.exists(path)
 
 
-def wait_until(place: Place, path: str, seconds: float = 30.0) -> bool:
+def wait_until(place: Place, path: str) -> bool:
     """Wait until a file is there in `/data`."""
     look = place.isolated(exists)
-    deadline = time.monotonic() + seconds
-    while not (found := look(path)) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return found
+    return until(lambda: look(path))
 
 
 def remove(path: str) -> None:
@@ -122,11 +120,10 @@ def test_leaving_a_loop_stops_the_function(place: Place) -> None:
             break
     read = place.isolated(lambda: Path(beat).read_text())
     last = read()
-    deadline = time.monotonic() + 120
-    while (now := read()) != last and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (now := read()) != last:
+        assert time.monotonic() < deadline
         last = now
-        time.sleep(0.05)
-    assert now == last
 
 
 def test_a_slow_reader_holds_a_fast_generator_back(place: Place) -> None:
@@ -144,10 +141,9 @@ def test_a_slow_reader_holds_a_fast_generator_back(place: Place) -> None:
     next(items)
     read = place.isolated(lambda: int(Path(made).read_text() or -2))
     last = -1
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (now := read()) != last and time.monotonic() < deadline:
         last = now
-        time.sleep(0.1)
     assert now < 2000
     items.close()  # type: ignore[attr-defined]
 
@@ -283,10 +279,7 @@ def test_a_cancelled_task_stops_its_call(place: Place) -> None:
 
     asyncio.run(ask())
     look = place.isolated(lambda: _running(b"CONFORMANCE=aio\0"))
-    deadline = time.monotonic() + 120
-    while look() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not look()
+    until(lambda: not look())
     place.isolated(remove)(began)
 
 
@@ -378,9 +371,7 @@ def test_results_come_while_the_input_blocks(place: Place) -> None:
 
     def chained() -> Iterator[int]:
         yield 1
-        deadline = time.monotonic() + 120
-        while not got and time.monotonic() < deadline:
-            time.sleep(0.001)
+        until(lambda: got)
         yield got[0] + 1
 
     function: Any = place.isolated(abs)
@@ -394,19 +385,12 @@ def test_results_come_while_the_input_blocks(place: Place) -> None:
 
 def test_a_call_over_its_timeout_is_ended(place: Place) -> None:
     """The error is a `CallTimeout`, which is a `TimeoutError`, and names the time; the call is dead."""
-    mark = "/data/conformance-late"
-
-    def late() -> None:
-        time.sleep(3)
-        Path(mark).touch()
-
-    began = time.monotonic()
+    late = place.isolated(time.sleep, timeout=0.2, env={"CONFORMANCE": "late"})
     with pytest.raises(errors.CallTimeout, match=r"0\.2") as caught:
-        place.isolated(late, timeout=0.2)()
+        late(1000)
     assert isinstance(caught.value, TimeoutError)
-    assert time.monotonic() - began < 2.5
-    time.sleep(max(0.0, 3.3 - (time.monotonic() - began)))
-    assert not place.isolated(exists)(mark)
+    look = place.isolated(lambda: _running(b"CONFORMANCE=late\0"))
+    until(lambda: not look())
 
 
 def test_a_timeout_ends_what_does_not_listen(place: Place) -> None:
@@ -426,7 +410,7 @@ def test_a_timeout_ends_what_does_not_listen(place: Place) -> None:
 
 def test_a_call_within_its_timeout_is_left_alone(place: Place) -> None:
     """The time counts for each call anew, and not between calls."""
-    function = place.isolated(os.getpid, timeout=20)
+    function = place.isolated(os.getpid, timeout=100)
     assert function() == function()
 
 
@@ -437,7 +421,7 @@ def test_a_timeout_of_the_functions_own_is_its_own(place: Place) -> None:
         raise TimeoutError("its own")
 
     with pytest.raises(TimeoutError, match="its own") as caught:
-        place.isolated(fail, timeout=20)()
+        place.isolated(fail, timeout=100)()
     assert not isinstance(caught.value, errors.CallTimeout)
 
 

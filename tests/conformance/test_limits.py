@@ -14,6 +14,8 @@ from atoll import errors
 
 from .conftest import Place
 
+pytestmark = pytest.mark.as_user
+
 
 def fill(megabytes: int) -> int:
     block = bytearray(megabytes << 20)

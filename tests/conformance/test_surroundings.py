@@ -13,6 +13,8 @@ import pytest
 
 from .conftest import Place
 
+pytestmark = pytest.mark.as_user
+
 
 def test_nobody_is_root(place: Place) -> None:
     """User and group are not 0, and cannot be made so."""

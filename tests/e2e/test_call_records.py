@@ -23,6 +23,7 @@ from atoll.host.local_lease import LocalLease
 from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
+from ..waiting import until
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
@@ -106,10 +107,8 @@ def test_a_call_that_failed_has_a_record_and_its_output(shared_home: Home, how: 
     call = id_of(lambda: talk(how))
     record = wait_record(shared_home, call)
     assert (record["outcome"], record["error"]) == (outcome, error)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while "to stdout\n" not in (shown := shared_home.atoll("logs", call).stdout):
-        assert time.monotonic() < deadline, shown
-        time.sleep(0.05)  # the caller's tape comes a moment after the worker's record
+    # The caller's tape comes a moment after the worker's record.
+    shown = until(lambda: text if "to stdout\n" in (text := shared_home.atoll("logs", call).stdout) else "")
     assert "to stderr\n" in shown
     assert error in shown
     assert call in [one["call"] for one in calls(shared_home, "--outcome", outcome, "--since", "10min")]
@@ -128,9 +127,7 @@ def test_what_a_caller_reads_after_its_worker_ended_is_kept(shared_home: Home, m
     monkeypatch.setattr(LocalLease, "_keep", keep_late)
     call = id_of(lambda: talk("die"))
     wait_record(shared_home, call)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while "to stderr\n" not in (shown := shared_home.atoll("logs", call).stdout):
-        assert time.monotonic() < deadline, shown
+    shown = until(lambda: text if "to stderr\n" in (text := shared_home.atoll("logs", call).stdout) else "")
     assert "to stdout\n" in shown
 
 
@@ -175,8 +172,7 @@ def test_calls_that_never_ran_have_records(shared_home: Home) -> None:
     sleep = isolated(time.sleep)
     future = sleep.submit(60)
     assert isinstance(future, CallFuture)
-    while not future.running():
-        time.sleep(0.01)
+    until(future.running)
     sleep.cancel(future)
     with pytest.raises(errors.CallCancelled):
         future.result()

@@ -18,7 +18,7 @@ from atoll import errors, isolated, local
 from tests.conftest import Home
 from tests.e2e.shapes import Point, TwoArguments
 
-pytestmark = pytest.mark.usefixtures("shared_home")
+pytestmark = [pytest.mark.as_user, pytest.mark.usefixtures("shared_home")]
 
 LIMIT = 3
 

@@ -12,6 +12,8 @@ import pytest
 
 from ..conftest import Home
 
+pytestmark = pytest.mark.as_user
+
 
 def test_the_volume_is_tried_as_its_owner(shared_home: Home) -> None:
     """All that `/data` needs works here; what is found is a table for people and an object for programs."""

@@ -23,6 +23,7 @@ from atoll import errors, isolated
 
 from ..conftest import Home
 from ..unit.test_storage_downloads import CONTENT, SHA256, Site, serving, tls
+from ..waiting import until
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
@@ -65,10 +66,7 @@ def test_twenty_workers_download_once(atoll_home: Home, site: Site) -> None:
     entered.wait(120.0)
     (note,) = notes.glob("*.json")
     line = re.compile(rf"-> FLOCK +ADVISORY +WRITE +\d+ \S+:{note.stat().st_ino} ")
-    deadline = time.monotonic() + 120.0
-    while len(line.findall(Path("/proc/locks").read_text())) < 19:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: len(line.findall(Path("/proc/locks").read_text())) >= 19)
     waiting.set()
     found = [future.result() for future in futures]
     assert {(path, digest) for path, digest, _ in found} == {(found[0][0], SHA256)}
@@ -94,7 +92,6 @@ def test_a_killed_worker_leaves_what_arrived(site: Site) -> None:
     @isolated(network="host")
     def die(url: str) -> None:
         import glob
-        import time
 
         def watch() -> None:
             parts = "/data/.cache/atoll/downloads/.notes/*.part"

@@ -36,7 +36,10 @@ from atoll.sandbox.launch import Launcher
 from atoll.sandbox.policy import confine
 from atoll.settings import Settings
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="environments are built on Linux")
+pytestmark = [
+    pytest.mark.as_user,
+    pytest.mark.skipif(sys.platform != "linux", reason="environments are built on Linux"),
+]
 BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 PLAIN_UID = 54322
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

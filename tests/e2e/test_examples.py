@@ -10,6 +10,8 @@ import pytest
 
 from ..conftest import Home
 
+pytestmark = pytest.mark.as_user
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMPORTS = ("atoll", "fal_serverless")
 

@@ -15,12 +15,15 @@ from atoll.engine.pool import Pool
 from atoll.host import daemon_start
 from tests.conftest import Home
 
+from ..waiting import until
+
+pytestmark = pytest.mark.as_user
+
 
 @isolated(network="none", timeout=60)
 def stop_the_daemon() -> None:
     import os
     import socket
-    import time
 
     from atoll.wire import nested
 
@@ -38,7 +41,6 @@ def stop_the_daemon() -> None:
 def send_no_connection(kind: str) -> None:
     import os
     import socket
-    import time
 
     from atoll.wire import nested
 
@@ -88,10 +90,7 @@ def test_a_function_does_not_stop_the_daemon(atoll_home: Home) -> None:
     """A connection that its function has made block, with half a message in it, keeps no other call waiting."""
     blocked = atoll_home.path / "volumes" / "local" / "data" / "blocked"
     hostile = stop_the_daemon.submit()
-    deadline = time.monotonic() + 120
-    while not blocked.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(blocked.exists)
     try:
         assert add(1) == 2
     finally:

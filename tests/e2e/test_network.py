@@ -16,7 +16,7 @@ import pytest
 from atoll import errors, isolated
 from tests.conftest import ROOT, Home
 
-pytestmark = pytest.mark.usefixtures("shared_home")
+pytestmark = [pytest.mark.as_user, pytest.mark.usefixtures("shared_home")]
 
 
 def attempt(address: Any) -> str:

@@ -34,9 +34,10 @@ from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 
 from ..conftest import find_tool
+from ..waiting import soak, until
 from .test_sync import snapshot as seen
 
-MOMENTS = 30
+MOMENTS = soak(20, 100)
 KEPT = ("locks", "index-", "old-", "restored")
 
 
@@ -334,10 +335,7 @@ def test_a_sync_and_a_snapshot_or_restore_take_turns(lab: Lab, tmp_path: Path, k
         client = VolumeClient(syncing)
         sync = threading.Thread(target=lambda: client.sync(str(source), "d/synced", SyncOptions()))
         sync.start()
-        deadline = time.monotonic() + 120
-        while not os.path.exists(lab.volume / "staging/locks" / target_key("d/synced")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until((lab.volume / "staging/locks" / target_key("d/synced")).exists)
         name = "t" if kind == "snapshot" else "s"
         other.send({"type": kind, "path": "", "name": name})
         assert other.receive().type == "waiting"

@@ -24,6 +24,9 @@ from atoll.errors import VolumeBusy
 from atoll.sdk.volume import Volume
 
 from ..conftest import Home, _home, find_tool
+from ..waiting import until
+
+pytestmark = pytest.mark.as_user
 
 
 @isolated(keep_alive=30)
@@ -86,10 +89,7 @@ def data(home: Home) -> Path:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(path.exists)
 
 
 def test_functions_see_snapshots_and_cannot_change_them(home: Home, volume: Volume) -> None:

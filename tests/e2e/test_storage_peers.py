@@ -19,6 +19,8 @@ from atoll.wire.channel import Channel
 
 from ..conftest import Home
 
+pytestmark = pytest.mark.as_user
+
 
 @pytest.fixture
 def host(shared_home: Home) -> Iterator[LocalHost]:

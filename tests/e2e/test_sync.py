@@ -26,6 +26,8 @@ from atoll.wire.channel import Channel
 
 from ..conftest import Home
 
+pytestmark = pytest.mark.as_user
+
 PLAIN_UID = 65534
 
 

@@ -38,9 +38,10 @@ from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
+from ..waiting import soak, until
 from .test_sync import fill, snapshot
 
-MOMENTS = 300 if os.geteuid() == 0 else 60
+MOMENTS = soak(60, 300)
 DAEMONS = 10 if os.geteuid() == 0 else 6
 KEPT = ("locks", "index-")
 """What peers keep in staging at rest."""
@@ -534,11 +535,8 @@ def test_the_daemon_is_killed_at_random_moments(atoll_home: Home, tmp_path: Path
     atoll_home.python("-c", "from atoll import Volume; Volume().listdir()")
     left = first = set(os.listdir(volume / "staging"))
     assert any(name.startswith("old-") for name in first)
-    deadline = time.monotonic() + 120
-    while not first - left:  # slowly: the rest would take a minute
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-        left = set(os.listdir(volume / "staging"))
+    until(lambda: first - set(os.listdir(volume / "staging")))  # slowly: the rest would take a minute
+    left = set(os.listdir(volume / "staging"))
     assert all(name.startswith((*KEPT, "old-", "new-")) for name in left)
 
 

@@ -13,6 +13,8 @@ from atoll.errors import DiskFull
 
 from ..conftest import Home
 
+pytestmark = pytest.mark.as_user
+
 PANDAS = """
 import pandas, numpy
 frame = pandas.DataFrame({"a": numpy.arange(100_000), "b": numpy.random.default_rng(1).normal(size=100_000),

@@ -22,10 +22,13 @@ from atoll.storage.sync import watch
 from atoll.storage.sync.watch import Watcher
 
 from ..conftest import Home
+from ..waiting import PATIENCE_SECONDS
 from .test_sync import snapshot
 
+pytestmark = pytest.mark.as_user
+
 PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
-SECONDS = 30.0
+SECONDS = PATIENCE_SECONDS
 
 
 class Keeper:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from atoll.sandbox.programs import find_bwrap
 
 from .conftest import Someone
+
+pytestmark = pytest.mark.as_user
 
 NAMES = {
     *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),

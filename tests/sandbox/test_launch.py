@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from atoll.sandbox.programs import find_bwrap
 
 from .conftest import Someone
+
+pytestmark = pytest.mark.as_user
 
 
 def test_descriptors_pass_under_their_numbers(someone: Someone) -> None:

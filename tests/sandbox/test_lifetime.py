@@ -10,6 +10,8 @@ import pytest
 
 from .conftest import Someone
 
+pytestmark = pytest.mark.as_user
+
 # A grandchild in a session of its own holds the descriptor open, and ignores what can be ignored.
 ESCAPE = """
 import os, signal, sys

@@ -17,6 +17,8 @@ from atoll.sandbox.limits.limits import Limit, Limits
 from atoll.sandbox.limits.memory_watchdog import started_at
 from atoll.settings import Settings
 
+pytestmark = pytest.mark.as_user
+
 LIMIT = 128 << 20
 
 # Waits for a byte, then takes what it is told in a child, which stays until the next.

@@ -14,6 +14,8 @@ import pytest
 
 from .conftest import ROOT, Someone
 
+pytestmark = pytest.mark.as_user
+
 # Each address is tried plainly, and by naming the device, which needs no privilege: then the kernel takes an address
 # that no route leads to as one on the link.
 TRY = r"""

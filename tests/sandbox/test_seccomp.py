@@ -14,9 +14,12 @@ from atoll.sandbox import seccomp
 
 from .conftest import Someone
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() not in seccomp.ARCHITECTURES, reason="no filter is shipped for this architecture"
-)
+pytestmark = [
+    pytest.mark.as_user,
+    pytest.mark.skipif(
+        platform.machine() not in seccomp.ARCHITECTURES, reason="no filter is shipped for this architecture"
+    ),
+]
 
 CALLS = """
 import ctypes, json, sys

@@ -10,6 +10,8 @@ import pytest
 
 from .conftest import Someone
 
+pytestmark = pytest.mark.as_user
+
 LOOK = r"""
 import json, os, stat, sys
 hidden = set(json.loads(sys.argv[1]))

@@ -10,6 +10,8 @@ import pytest
 from atoll.sandbox.limits import cgroups
 from atoll.sandbox.limits.cgroups import Group, Hierarchy, Place, hierarchies
 
+pytestmark = pytest.mark.as_user
+
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
 CPU = "34 31 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"

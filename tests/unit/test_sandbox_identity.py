@@ -14,6 +14,8 @@ from atoll.model.mounts import Identity
 from atoll.sandbox.identity import PREFERRED_UID, Identities, find_range, give
 from atoll.settings import SandboxSettings, Settings
 
+pytestmark = pytest.mark.as_user
+
 EVERYTHING = range(4294967295)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives users ids of their own")
 

@@ -25,6 +25,8 @@ from atoll.wire.frames import Message
 
 from ..volumes import serving
 
+pytestmark = pytest.mark.as_user
+
 CONTENT = b"planted"
 A_FILE = Entry(FILE, 0o640, len(CONTENT), 1_000_000_000)
 A_DIRECTORY = Entry(DIRECTORY, 0o750, 0, 2_000_000_000)

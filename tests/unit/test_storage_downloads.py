@@ -31,6 +31,8 @@ from atoll.storage.downloads.download import Kept, Shelf, Wanted
 from atoll.storage.downloads.http import Origin
 from atoll.storage.downloads.note import SHELF
 
+from ..waiting import until
+
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -540,8 +542,7 @@ def test_who_waited_for_a_failure_fails_as_well(site: Site, volume: Path) -> Non
     for thread in threads[1:]:
         thread.start()
     waiting = f"{os.getpid()}".encode()
-    while Path("/proc/locks").read_bytes().count(b"-> FLOCK  ADVISORY  WRITE " + waiting) < 4:
-        time.sleep(0.01)
+    until(lambda: Path("/proc/locks").read_bytes().count(b"-> FLOCK  ADVISORY  WRITE " + waiting) == 4)
     leave.set()
     for thread in threads:
         thread.join()
@@ -572,12 +573,10 @@ def test_who_waits_takes_over_from_a_killed_holder(site: Site, volume: Path) -> 
     first = subprocess.Popen(command, stdout=subprocess.PIPE)
     halfway.wait(120.0)
     second = subprocess.Popen(command, stdout=subprocess.PIPE)
-    while f"-> FLOCK  ADVISORY  WRITE {second.pid} ".encode() not in Path("/proc/locks").read_bytes():
-        time.sleep(0.01)
+    until(lambda: f"-> FLOCK  ADVISORY  WRITE {second.pid} ".encode() in Path("/proc/locks").read_bytes())
     assert len(site.requests) == 1
     part = next(path for path in notes(volume) if path.suffix == ".part")
-    while not part.stat().st_size:  # what was sent is not yet what has been written
-        time.sleep(0.01)
+    until(lambda: part.stat().st_size)  # the content was sent, and may not be written yet
     arrived = part.stat().st_size
     first.kill()
     first.communicate()
@@ -594,8 +593,7 @@ def test_a_part_that_somebody_changes_is_received_again(site: Site, volume: Path
         site.head(handler, 200, {}, len(CONTENT))
         handler.wfile.write(CONTENT[:-10])
         (part,) = [path for path in notes(volume) if path.suffix == ".part"]
-        while part.stat().st_size < len(CONTENT) - 10:
-            time.sleep(0.01)
+        until(lambda: part.stat().st_size >= len(CONTENT) - 10)
         os.truncate(part, 5)
         handler.wfile.write(CONTENT[-10:])
 

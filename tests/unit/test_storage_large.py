@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from atoll.storage.content.digest import chosen, maker
 from atoll.storage.content.direct_write import DIRECT_BYTES, LargeFile, ReadBack
+
+from ..waiting import until
 
 
 def resident_pages(path: Path) -> int:
@@ -46,6 +47,5 @@ def test_what_was_written_past_the_page_cache_is_read_back(tmp_path: Path) -> No
         large.close()
     assert resident_pages(path) < size // mmap.PAGESIZE // 2
     back.begin()
-    while resident_pages(path) < size // mmap.PAGESIZE:
-        time.sleep(0.01)
+    until(lambda: resident_pages(path) >= size // mmap.PAGESIZE)
     assert path.stat().st_size == size

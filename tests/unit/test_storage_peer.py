@@ -39,6 +39,8 @@ from atoll.wire.channel import Channel, ChannelClosed
 
 from ..volumes import ThreadHost, serving
 
+pytestmark = pytest.mark.as_user
+
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:

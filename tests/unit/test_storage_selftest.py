@@ -33,6 +33,8 @@ from atoll.wire.channel import Channel
 
 from ..volumes import serving
 
+pytestmark = pytest.mark.as_user
+
 BY_NAME = {check.name: check for check in CHECKS}
 REAL = SimpleNamespace(**{name: getattr(os, name) for name in ("open", "stat", "utime", "fstat")})
 

@@ -33,6 +33,8 @@ from atoll.wire.channel import Channel
 
 from ..volumes import serving
 
+pytestmark = pytest.mark.as_user
+
 
 def over_unix() -> tuple[socket.socket, socket.socket]:
     """Two ends of a socket pair."""

@@ -23,6 +23,8 @@ from atoll.storage.volume import walk
 
 from ..volumes import ThreadHost
 
+pytestmark = pytest.mark.as_user
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[ThreadHost]:
