@@ -29,7 +29,7 @@ def run(
         env=home.environment(),
         input=stdin,
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == status, done.stderr.decode()
@@ -72,7 +72,7 @@ def test_open_descriptors_and_fifos_are_no_targets(shared_home: Home, tmp_path: 
         cwd=tmp_path,
         env=shared_home.environment(),
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, b"")
@@ -102,7 +102,7 @@ def test_streams_that_are_closed(shared_home: Home, tmp_path: Path) -> None:
             cwd=tmp_path,
             env=shared_home.environment(),
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (status, printed, complaints), arguments
