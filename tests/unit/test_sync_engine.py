@@ -435,7 +435,7 @@ def test_a_large_file_that_a_function_changed_is_repaired(tmp_path: Path) -> Non
 def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
     """The chunker works with what peers have: the standard library, and what is copied for them."""
     if delta.cutter() is None:
-        pytest.skip("fastcdc is not installed for this Python")
+        pytest.skip("pyfastcdc is not installed for this Python")
     native, held = native_files.hold(tmp_path)
     code = "import sys; sys.path[:0] = sys.argv[1:]; from atoll.storage.content import delta; print(delta.cutter() is not None)"
     command = [sys._base_executable, "-I", "-S", "-c", code]  # type: ignore[attr-defined]

@@ -16,15 +16,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-PACKAGES = ("blake3", "zstandard", "fastcdc")
-_LEFT_OUT = ("_cffi.", "cli.py", "benchmark.py", "original.py", "scan.py", "chunkify.py")
+PACKAGES = ("blake3", "zstandard", "pyfastcdc", "typing_extensions")  # the last is imported by pyfastcdc
+_LEFT_OUT = ("_cffi.",)
 
 
 def _files() -> dict[str, Path]:
     found = {}
     for package in PACKAGES:
         spec = importlib.machinery.PathFinder.find_spec(package)  # found, and not imported
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None or spec.origin is None:
+            continue
+        if not spec.submodule_search_locations:  # a module of one file
+            found[Path(spec.origin).name] = Path(spec.origin)
             continue
         root = Path(next(iter(spec.submodule_search_locations)))
         for path in root.rglob("*"):
