@@ -47,7 +47,7 @@ def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list
     numbers = {id(node): number for number, node in enumerate(nodes)}
     room = [_MOST_TOTAL]
     buffers: list[Any] = []
-    for node in nodes:
+    for node in nodes:  # all before the first is described: pickles of one may hold others
         _name_original(node)
     described = [_describe(node, numbers, buffers, room, plain) for node in nodes]
     return {"exceptions": described}, buffers
@@ -117,6 +117,7 @@ def _describe(
         else:
             data, pieces = pickling.dumps(exc)
             data = pickling.whole(data)
+            # a `__reduce__` of its own may return another type, or fail only when it is loaded
             if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
                 raise TypeError("it does not come back as its own type")
     except BaseException as error:

@@ -69,7 +69,7 @@ def _rebuild(
     exc: BaseException
     if node["pickle"] < 0:
         exc = stand_in(number, nodes)
-        if number == 0:
+        if number == 0:  # causes and contexts stay plain stand-ins
             refused = SerializationError(
                 f"the function raised an exception that cannot be sent: a `{node['type']}`: {node['refused']}",
                 hint="let its arguments and attributes be plain data",

@@ -94,7 +94,7 @@ class _Walk:
 
     def _inner(self, value: Any) -> bytes:
         inner = _Walk(by_identity=self._by_identity)
-        inner._seen = dict(self._seen)
+        inner._seen = dict(self._seen)  # a container may hold itself
         return inner.digest(value)
 
     def _object(self, kind: Any, value: Any) -> None:
@@ -178,6 +178,7 @@ class _Walk:
         except Exception as error:
             if not self._by_identity:
                 raise Unknowable(f"a `{kind.__module__}.{kind.__qualname__}` cannot be compared: {error}") from error
+            # an unpicklable global, such as a lock: the same object behaves the same
             self._text("identity", f"{kind.__module__}.{kind.__qualname__}:{id(value)}")
             return
         if isinstance(reduced, str):
@@ -197,7 +198,7 @@ def _contents(cell: Any) -> Any:
 
 
 def _importable(value: Any) -> bool:
-    """Whether its module has it under its name; never so for the main program's, which travel by value."""
+    """Return whether its module has it under its name; never so for the main program's, which travel by value."""
     module = getattr(value, "__module__", None)
     if module in (None, "__main__"):
         return False

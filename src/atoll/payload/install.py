@@ -46,13 +46,13 @@ def install(header: dict[str, Any], buffers: Sequence[Any], directory: str) -> s
     if not isinstance(origins, dict) or not all(isinstance(value, str) for value in origins.values()):
         raise ValueError("`origins` must map names to paths")
     target = os.path.join(directory, digest)
-    if not os.path.isdir(target):
+    if not os.path.isdir(target):  # complete whenever it exists: it appears by a rename
         _unpack(files, buffers, directory, target)
     if _directory in sys.path:
         sys.path.remove(_directory)
     sys.path.insert(_place(), target)
     _directory, _origins = target, dict(origins)
-    importlib.invalidate_caches()
+    importlib.invalidate_caches()  # finders may have listed `sys.path` before the files appeared
     return target
 
 

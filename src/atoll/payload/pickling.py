@@ -145,7 +145,7 @@ _PLAIN_BYTES = 64 << 10
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` is small and made of exact built-in types only, so that the C pickler alone can do it."""
+    """Return whether `value` is small and made of exact built-in types only, so that the C pickler alone can do it."""
     pending = [value]
     for item in pending:
         kind = type(item)

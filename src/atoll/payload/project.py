@@ -1,8 +1,7 @@
 """The user's project: its root directories, and the test whether a module lies below them.
 
-The root is the nearest ancestor of the main script's directory (of the working directory in a notebook, at a
-prompt, and for programs that an environment installs, such as `pytest`) that holds one of `MARKERS`; that directory
-itself where none does. A function's own module adds its project's root. Environments, the standard library and
+The root is the nearest ancestor of the main script's directory that holds one of `MARKERS`, or else that directory.
+In a notebook, at a prompt, and for installed programs such as `pytest`, the working directory counts instead. A function's own module adds its project's root. Environments, the standard library and
 Atoll itself never belong to a project, wherever they lie.
 """
 
@@ -108,7 +107,7 @@ _ENVIRONMENT_PARTS = frozenset({"lib", "lib64", "Lib", "bin", "Scripts", "includ
 
 @functools.lru_cache(maxsize=4096)
 def _is_environment(directory: str) -> bool:
-    """Whether the directory lies in the part of an environment that tools fill: a project may hold the rest."""
+    """Return whether the directory lies in the part of an environment that tools fill: a project may hold the rest."""
     parent, name = os.path.split(directory)
     if parent == directory:
         return False
@@ -120,7 +119,7 @@ def _is_environment(directory: str) -> bool:
 
 
 def in_environment(path: str) -> bool:
-    """Whether a file belongs to the standard library or to an environment that packages are installed in."""
+    """Return whether a file belongs to the standard library or to an environment that packages are installed in."""
     path = os.path.abspath(path)
     return (
         not _PACKAGE_DIRECTORIES.isdisjoint(path.split(os.sep))
@@ -130,7 +129,7 @@ def in_environment(path: str) -> bool:
 
 
 def below(path: str, directories: tuple[str, ...]) -> bool:
-    """Whether a path lies in the project whose roots are given, and in no environment."""
+    """Return whether a path lies in the project whose roots are given, and in no environment."""
     path = os.path.abspath(path)
     inside = any(path.startswith(root.rstrip(os.sep) + os.sep) for root in directories)
     return inside and not in_environment(path)

@@ -108,7 +108,7 @@ def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tup
             continue
         used = _user(value, by_value)
         if used is not None:
-            inner.append((name, used))
+            inner.append((name, used))  # followed after the direct ones: the shortest chain is named
             continue
         path, culprit = failing_part(name, value, by_value)
         at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"

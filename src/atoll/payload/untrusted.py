@@ -80,7 +80,7 @@ def loads_exception(described: Any, buffers: Sequence[Any]) -> BaseException:
     """
     nodes = _checked(described)
     rebuilt: list[BaseException | None] = [None] * len(nodes)
-    for number in reversed(range(len(nodes))):  # members of a group come behind it
+    for number in reversed(range(len(nodes))):  # members of a group follow it in the list
         exc = _rebuilt(number, nodes, buffers, rebuilt)
         if exc is None:
             exc = exceptions_load.stand_in(number, nodes)
@@ -160,7 +160,7 @@ def _checked_frame(frame: list[Any], own: frozenset[str]) -> list[Any]:
     file, line, name, source, *columns = frame
     if len(columns) != 3 or not all(one is None or 0 <= _of(one, int) < _MOST_LINE for one in columns):
         raise ValueError("a frame has wrong columns")
-    shown = _of(file, str) if file in own else f"<{file}>"
+    shown = _of(file, str) if file in own else f"<{file}>"  # no file has such a name, so nothing is opened
     return [shown, _number(line, 0, _MOST_LINE) if line is not None else 0, _of(name, str), _of(source, str), *columns]
 
 

@@ -81,7 +81,7 @@ class CachedFunction(Generic[P, R]):
         entry = self._entry(args, kwargs)
         if not entry.done:
             with entry.lock:
-                if not entry.done:
+                if not entry.done:  # another thread may have computed it meanwhile
                     entry.value = self.__wrapped__(*args, **kwargs)
                     entry.done = True
         value: R = entry.value

@@ -158,7 +158,7 @@ line = LiveLine()
 
 
 def usable() -> bool:
-    """Whether the program's output goes to a terminal only, and the line can be drawn there."""
+    """Return whether the program's output goes to a terminal only, and the line can be drawn there."""
     if nested.inside() or not settings.terminal()[0]:
         return False
     try:

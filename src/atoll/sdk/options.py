@@ -265,7 +265,7 @@ _CHECKS: dict[str, Check] = {
 
 
 def is_generator(function: Any) -> bool:
-    """Whether calling a function gives items one by one, async or not."""
+    """Return whether calling a function gives items one by one, async or not."""
     call = (
         function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
     )

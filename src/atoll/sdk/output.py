@@ -75,10 +75,11 @@ class CallerStreams:
             live_line.line.wrote(data)
             buffer = getattr(stream, "buffer", None)
             if buffer is not None:
-                stream.flush()
+                stream.flush()  # text that the program has printed comes first
                 buffer.write(data)
                 buffer.flush()
             else:
+                # a notebook's stream takes text only, and a chunk may end inside a character
                 decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
                 stream.write(decoder.decode(data))
                 stream.flush()

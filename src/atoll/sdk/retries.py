@@ -45,10 +45,10 @@ class Retries:
                 raise ValueError(f"`Retries.{name}` must be a number of at least 0, is {value!r}")
 
     def covers(self, error: BaseException) -> bool:
-        """Whether a call that failed so is to be made again."""
+        """Return whether a call that failed so is to be made again."""
         if self.on and isinstance(error, self.on):
             return True
-        if isinstance(error, errors.OutOfMemory):
+        if isinstance(error, errors.OutOfMemory):  # a `WorkerDied` that would most likely happen again
             return False
         return isinstance(error, (errors.WorkerDied, errors.HostUnreachable))
 
@@ -58,7 +58,7 @@ class Retries:
             return min(self.wait_seconds, self.most_seconds)
         seconds = self.wait_seconds
         for _ in range(retry):
-            if seconds >= self.most_seconds:
+            if seconds >= self.most_seconds:  # a thousand retries would overflow a float
                 break
             seconds *= self.factor
         return min(seconds, self.most_seconds)

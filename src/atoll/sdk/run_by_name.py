@@ -23,7 +23,7 @@ OLDEST = (3, 10)
 
 
 def needed(options: Options) -> bool:
-    """Whether a function asks for another minor version of Python than this one."""
+    """Return whether a function asks for another minor version of Python than this one."""
     wanted = _version(options)
     return wanted != tuple(sys.version_info[: len(wanted)])
 

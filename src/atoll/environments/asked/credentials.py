@@ -79,7 +79,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def indexes_of(configuration: Mapping[str, Any]) -> list[str]:
-    """Return the addresses that a `uv.toml` says packages come from."""
+    """Return the addresses that a `uv.toml` takes packages from."""
     found: list[str] = []
     for table in (configuration, configuration.get("pip")):
         if isinstance(table, dict):

@@ -172,7 +172,7 @@ def _private(uv_file: str, netrc: str = "") -> tuple[tuple[str, str], ...]:
 
 
 def _without_credentials(variables: Mapping[str, str], requirements: Requirements) -> dict[str, str]:
-    """Return the variables with no credentials but those that the requirements themselves say."""
+    """Return the variables with no credentials but those of the requirements themselves."""
     own = {value for name, value in requirements.options if name in INDEX_OPTIONS}
     cleaned = {}
     for name, text in variables.items():

@@ -53,7 +53,7 @@ class LocalPath:
     Args:
         path: absolute.
         extras: canonical, sorted.
-        name: the package's name where the requirement says it.
+        name: the package's name, if the requirement has it.
     """
 
     path: str

@@ -16,7 +16,7 @@ from atoll.environments.asked.requirements import redact
 def installed(packages: Path) -> str:
     """Return the lock of the packages in the directory `packages`: `name==version` lines, sorted.
 
-    A repository is named with its commit; what came from a local path is a comment, since another machine has not
+    A repository is named with its commit; a package of a local path is a comment, since another machine has not
     got it.
     """
     lines = []

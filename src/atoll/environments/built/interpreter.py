@@ -68,7 +68,7 @@ class Interpreter:
         implementation: `cpython`, `pypy`.
         abi: the tag of its extension modules, as in `cpython-311-x86_64-linux-gnu`.
         platform: operating system, architecture and C library.
-        prefix: where its standard library is, as the interpreter says.
+        prefix: the directory of its standard library, as the interpreter reports.
         binds: host paths that a sandbox must show beside the system's libraries.
     """
 
@@ -173,7 +173,7 @@ async def find(spec: EnvironmentSpec) -> Interpreter:
     Nothing is downloaded.
 
     Raises:
-        EnvironmentBuildError: no Python here fits; the message says which are there.
+        EnvironmentBuildError: no Python here fits; the message names those that are installed.
     """
     wanted = spec.python_version.strip()
     own = spec.interpreter or os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)

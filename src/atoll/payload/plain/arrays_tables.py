@@ -48,7 +48,7 @@ _DICTIONARY_DATA, _DICTIONARY_IS_DELTA, _BATCH_COMPRESSION = 1, 2, 3
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is a NumPy array or scalar, of NumPy's own types."""
+    """Return whether `value` is a NumPy array or scalar, of NumPy's own types."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "generic"):  # while it is being imported
         return False
@@ -134,7 +134,7 @@ def _check_items(dtype: Any, data: Any, np: Any) -> None:
 
 
 def is_table(value: Any) -> bool:
-    """Whether `value` is an Arrow table."""
+    """Return whether `value` is an Arrow table."""
     arrow = sys.modules.get("pyarrow")
     return arrow is not None and type(value) is getattr(arrow, "Table", None)
 

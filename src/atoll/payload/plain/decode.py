@@ -53,7 +53,7 @@ class Decoder:
         self._buffers = buffers
         self._next = 1
         self._room = sys.maxsize if most_bytes is None else most_bytes
-        self._work = (1 << 20) + 64 * len(self._view)
+        self._work = (1 << 20) + 64 * len(self._view)  # honest data needs far less: keys rarely collide
 
     def value(self, depth: int) -> Any:
         tag = self._view[self._position] if self._position < len(self._view) else -1
@@ -90,7 +90,7 @@ class Decoder:
             byte = self._view[self._position]
             self._position += 1
             value |= (byte & 0x7F) << shift
-            if byte < 0x80:
+            if byte < 0x80:  # the last byte of a number has no high bit
                 return value
             shift += 7
 
@@ -166,7 +166,7 @@ class Decoder:
     def _check_keys(self, keys: list[Any]) -> None:
         """Refuse keys whose comparing, when a set or dict is built of them, would take much more time than reading."""
         hashes = list(map(hash, keys))
-        if len(set(hashes)) == len(hashes):
+        if len(set(hashes)) == len(hashes):  # no two keys are ever compared
             return
         groups: dict[int, list[Any]] = {}
         for number, key in zip(hashes, keys, strict=True):
@@ -191,7 +191,7 @@ class Decoder:
             raise PlainDataError("too many keys have the same hash")
 
     def _numbers(self, code: str) -> list[Any]:
-        count = self._count(0, 8)
+        count = self._count(0, 8)  # numbers hold nothing, so depth does not matter
         self.charge(60 + 48 * count)
         numbers = array(code)
         numbers.frombytes(self.take(8 * count))
@@ -221,7 +221,7 @@ class Decoder:
         if bytes(self.take(1)) != b"I":
             raise PlainDataError("a time zone has no offset")
         offset = self._timedelta(0)
-        name = self.value(MAX_DEPTH)
+        name = self.value(MAX_DEPTH)  # at this depth a container is refused
         if name is None:
             return dt.timezone(offset)
         if type(name) is not str:
