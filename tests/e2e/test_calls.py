@@ -18,6 +18,8 @@ from atoll import errors, isolated, local
 from tests.conftest import Home
 from tests.e2e.shapes import Point, TwoArguments
 
+from ..waiting import until
+
 pytestmark = [pytest.mark.as_user, pytest.mark.usefixtures("shared_home")]
 
 LIMIT = 3
@@ -449,12 +451,10 @@ def test_a_call_that_waits_can_be_cancelled(atoll_home: Home) -> None:
     """`Future.cancel` works until the call is sent to a worker, and those who wait for several are told."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\n")
     futures = [isolated(time.sleep).submit(1) for _ in range(3)]
-    until_running = time.monotonic() + 20
-    while not any(future.running() for future in futures) and time.monotonic() < until_running:
-        time.sleep(0.01)
+    until(lambda: any(future.running() for future in futures))
     waiting = next(future for future in futures if not future.running())
     assert waiting.cancel()
-    _, left = wait(futures, 20)
+    _, left = wait(futures, 120)
     assert not left
     assert [future.cancelled() for future in futures].count(True) == 1
 

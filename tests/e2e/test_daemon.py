@@ -433,7 +433,7 @@ def test_children_that_were_forked_at_once_are_under_the_limit(atoll_home: Home)
     def fork() -> bytes:
         read, write = os.pipe()
         if os.fork() == 0:
-            time.sleep(1.0)  # until the worker has come under its limit
+            time.sleep(2.0)  # until the worker has come under its limit
             kept = os.urandom(1 << 20) * 600
             os.write(write, b"%d" % len(kept))
             os._exit(0)
@@ -446,7 +446,7 @@ def test_children_that_were_forked_at_once_are_under_the_limit(atoll_home: Home)
 
 HIDDEN = """
 import os, time
-time.sleep(0.7)  # until the worker has come under its limit
+time.sleep(2.0)  # until the worker has come under its limit
 open("/data/hidden", "w").write(str(os.getpid()))
 kept = os.urandom(1 << 20) * 600
 open("/data/kept", "w").write(str(len(kept)))

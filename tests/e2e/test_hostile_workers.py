@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ import pytest
 from atoll import errors, isolated
 from tests.conftest import Home
 
+from ..waiting import until
+
 pytestmark = pytest.mark.usefixtures("shared_home")
 
 
@@ -24,7 +27,7 @@ def own_worker() -> Any:
     return found[0]
 
 
-@isolated(timeout=2, results="data", keep_alive=0)
+@isolated(timeout=60, results="data", keep_alive=0)
 def give_back(path: str) -> None:
     with open(path, "a") as file:
         file.write("x")
@@ -49,10 +52,10 @@ def close_everything(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@isolated(keep_alive=30, timeout=1)
+@isolated(keep_alive=120, timeout=3)
 def stop_later(data: bytes) -> int:
     def stop() -> None:
-        time.sleep(0.5)
+        time.sleep(0.5)  # behind the answer
         os.kill(os.getpid(), signal.SIGSTOP)
 
     threading.Thread(target=stop, daemon=True).start()
@@ -84,10 +87,16 @@ def test_a_function_that_closes_all_descriptors_is_named() -> None:
     assert isolated(abs)(-1) == 1
 
 
-def test_a_large_argument_to_a_worker_that_does_not_read_keeps_its_timeout() -> None:
+def test_a_large_argument_to_a_worker_that_does_not_read_keeps_its_timeout(shared_home: Home) -> None:
     """A worker that stops between two calls cannot hold the next one's caller."""
+
+    def stopped() -> bool:
+        workers = json.loads(shared_home.atoll("status", "--json").stdout)["workers"]
+        states = [Path(f"/proc/{worker['pid']}/stat").read_text() for worker in workers if worker["pid"]]
+        return any(state.rpartition(")")[2].split()[0] == "T" for state in states)
+
     assert stop_later(b"") == 0
-    time.sleep(1)
+    until(stopped)
     with pytest.raises(errors.CallTimeout):
         stop_later(bytes(8 << 20))
     assert stop_later(bytes(8 << 20)) == 8 << 20

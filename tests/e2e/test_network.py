@@ -23,7 +23,7 @@ def attempt(address: Any) -> str:
     """Connect to an address; return `reached` or the error."""
     family = socket.AF_UNIX if isinstance(address, (str, bytes)) else socket.AF_INET
     with socket.socket(family) as client:
-        client.settimeout(5.0)
+        client.settimeout(20.0)
         try:
             client.connect(address)
         except OSError as error:
@@ -93,7 +93,7 @@ from atoll import errors, isolated, local
 
 def attempt(address):
     with socket.socket() as client:
-        client.settimeout(1.5)
+        client.settimeout(4.0)
         try:
             client.connect((address, 8080))
         except OSError as error:
@@ -138,7 +138,7 @@ descriptors = [os.pidfd_open(one) for one in before]
 os.kill(pid, 9)
 import select
 found["carriers"] = len(before)
-found["ended"] = [bool(select.select([one], [], [], 5)[0]) for one in descriptors]
+found["ended"] = [bool(select.select([one], [], [], 60)[0]) for one in descriptors]
 print(json.dumps(found))
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from atoll.storage.sync.index import decode
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
+from ..waiting import until
 
 pytestmark = pytest.mark.as_user
 
@@ -55,8 +55,7 @@ def test_a_peer_that_has_gone_is_not_lent(host: LocalHost) -> None:
         patch.setattr(storage_channels, "REST_SECONDS", 0.0)
         patch.setattr(storage_channels, "MARGIN_SECONDS", -60.0)
         first = kept(host)
-    while not first.readable():  # the end of the stream, when the peer has ended
-        threading.Event().wait(0.01)
+    until(first.readable)  # the end of the stream, when the peer has ended
     with VolumeClient(host.open_storage(), host.keep_storage) as client:
         assert client.connection.channel is not first
         client.listdir()

@@ -24,7 +24,7 @@ def family(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 def attempt(address, port, bound):
     with socket.socket(family(address), socket.SOCK_STREAM) as client:
-        client.settimeout(1.5)
+        client.settimeout(3.0)
         try:
             if bound:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap0\0")
@@ -46,7 +46,7 @@ with open("/proc/self/status") as file:
 found["devices"] = [name for _, name in socket.if_nameindex()]
 try:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
-        netlink.settimeout(2)
+        netlink.settimeout(60)
         # NFT_MSG_DELTABLE of every table of the family
         body = struct.pack("!BBH", 2, 0, 0)
         batch = lambda kind: struct.pack("=IHHII", 20, kind, 1, 0, 0) + struct.pack("!BBH", 0, 0, 10)
@@ -75,7 +75,7 @@ CUT = r"""
 import json, socket, sys
 def attempt(address):
     with socket.socket() as client:
-        client.settimeout(1.5)
+        client.settimeout(3.0)
         try:
             client.connect((address, 8080))
         except OSError as error:
