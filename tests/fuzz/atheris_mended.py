@@ -2,7 +2,7 @@
 
 It makes room in the bytecode for its counters, and lengthens jumps that then go farther than one byte says. The last
 instruction of a function it forgets: a loop that ends a function, such as `while True`, and that grows beyond 255 words
-afterwards goes on one word too late, with the wrong value on the stack. `plain_decoder.Decoder.number` is such a loop.
+afterwards goes on one word too late, with the wrong value on the stack. `decode.Decoder.number` is such a loop.
 """
 
 from __future__ import annotations
