@@ -11,8 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from atoll.storage.files.gitignore import Patterns, lines_of
-from atoll.storage.files.ignore import IgnoreRules
+from atoll.storage.files.ignore import IgnoreRules, Patterns, lines_of
 
 FILES = [
     "x.py", "x.txt", "sub/x.py", "sub/x.txt", "sub/deep/x.py", "foo/bar/a", "foo/f", "foo/.env", "logs/a.log",

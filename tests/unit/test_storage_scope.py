@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of
 from atoll.storage.sync.plan import apply, check_fits, check_whole, plan
 from atoll.storage.sync.scope import is_within, scope_of
@@ -157,9 +157,9 @@ def test_ways_through_directories(tmp_path: Path) -> None:
     (tmp_path / "a/file").touch()
     root = os.open(tmp_path, os.O_RDONLY)
     before = len(os.listdir("/proc/self/fd"))
-    with Way(root) as way:
+    with DirectoryCursor(root) as cursor:
         for path in ["", "a/b", "a", deep, "a/b", deep[:-2], deep[:127], deep, ""]:
-            assert os.path.samestat(os.fstat(way.enter(path)), (tmp_path / path).stat())
+            assert os.path.samestat(os.fstat(cursor.open(path)), (tmp_path / path).stat())
             assert len(os.listdir("/proc/self/fd")) < before + 70
         for path, error in [
             ("a/link", NotADirectoryError),
@@ -167,7 +167,7 @@ def test_ways_through_directories(tmp_path: Path) -> None:
             ("a/x/y", FileNotFoundError),
         ]:
             with pytest.raises(error):
-                way.enter(path)
-            assert os.path.samestat(os.fstat(way.enter("a/b")), (tmp_path / "a/b").stat())
+                cursor.open(path)
+            assert os.path.samestat(os.fstat(cursor.open("a/b")), (tmp_path / "a/b").stat())
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(root)

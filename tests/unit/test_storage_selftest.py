@@ -24,9 +24,10 @@ from atoll.model.findings import Finding, check_finding
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy
 from atoll.storage.protocol.replies import PROGRAM
-from atoll.storage.selftest.checks import CHECKS, Check, NoRoom, examine, tried
+from atoll.storage.selftest.checks import CHECKS, Check
+from atoll.storage.selftest.examine import NoRoom, examine, tried
 from atoll.storage.selftest.network_disks import promises
-from atoll.storage.selftest.second_process import Partner
+from atoll.storage.selftest.second_process import SecondProcess
 from atoll.storage.volume.locate import OPEN_DIRECTORY
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
@@ -124,8 +125,6 @@ FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ("atomic rename", os, "rename", raising(errno.EIO), "input/output error"),
     ("atomic exchange", linux, "exchange", raising(errno.EINVAL), "invalid argument"),
     ("atomic exchange", linux, "exchange", nothing, "nothing was exchanged"),
-    ("rename without replacing", linux, "renameat2", raising(errno.EINVAL), "invalid argument"),
-    ("rename without replacing", linux, "renameat2", without_flags, "was replaced"),
     ("durable writes", os, "fsync", raising(errno.EINVAL), "invalid argument"),
     ("durable writes", linux, "sync_filesystem", raising(errno.EIO), "input/output error"),
     ("`flock` locks", fcntl, "flock", nothing, "two processes hold one lock"),
@@ -144,13 +143,9 @@ FAILURES: list[tuple[str, Any, str, Any, str]] = [
     ("modification times", os, "utime", whole_seconds, "off by 0.123456789 s"),
     ("names of 255 bytes", os, "open", open_where(lambda name, _: len(name) > 143, errno.ENAMETOOLONG), "too long"),
     ("case in names", os, "open", lower_open, "are one file"),
-    ("names of any bytes", os, "open", open_where(lambda name, _: is_no_text(name), errno.EILSEQ), "invalid"),
     ("sparse files", os, "fstat", no_holes, "a hole of 64 MiB takes 64 MiB"),
     ("sparse files", os, "ftruncate", raising(errno.EFBIG), "too large"),
-    ("preallocation", linux, "fallocate", raising(errno.EOPNOTSUPP), ""),
-    ("preallocation", linux, "fallocate", nothing, "nothing was allocated"),
     ("extended attributes", os, "setxattr", raising(errno.EOPNOTSUPP), "not supported"),
-    ("direct input and output", os, "open", open_where(lambda _, flags: flags & os.O_DIRECT != 0, errno.EINVAL), ""),
     ("reflinks", copy, "can_clone", lambda _fd: False, "do not share blocks"),
 ]
 
@@ -197,15 +192,15 @@ def test_what_found_no_room_is_not_missing(
         kind, room, *found = list(examine(root))
     assert kind.name == "file system"
     assert (room.name, room.needed, room.works, room.detail) == ("room for trials", True, False, reason)
-    assert "could not be tried: atomic rename, rename without replacing, durable writes" in room.loses
+    assert "could not be tried: atomic rename, durable writes" in room.loses
     assert "larger disk" in room.fix
     failed = {finding.name for finding in found if not finding.works and finding.name in BY_NAME}
-    assert failed - {"reflinks", "preallocation", "direct input and output"} == {"symlinks"}
+    assert failed - {"reflinks"} == {"symlinks"}
     assert "atomic exchange" in {finding.name for finding in found}
     assert all(name not in room.loses for name in failed)
 
 
-def test_a_partner_without_room_is_no_lack(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_without_room_is_no_lack(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the second process found no room is told apart from what it was refused."""
     program = f"print('no {errno.ENOSPC} No space left on device', flush=True)"
     monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", program)
@@ -236,7 +231,7 @@ def test_every_check_is_seen_to_fail() -> None:
     assert {row[0] for row in FAILURES} == BY_NAME.keys()
 
 
-def test_a_partner_that_hangs_or_dies_is_an_error(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_that_hangs_or_dies_is_an_error(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process that does not answer in time, or ends, fails its check, and is gone afterwards."""
     monkeypatch.setattr("atoll.storage.selftest.second_process._SECONDS", 0.2)
     monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", "import time; time.sleep(1000)")
@@ -245,10 +240,10 @@ def test_a_partner_that_hangs_or_dies_is_an_error(directory: int, monkeypatch: p
     monkeypatch.setattr("atoll.storage.selftest.second_process._PROGRAM", "")
     os.unlink("lock", dir_fd=directory)
     with pytest.raises((OSError, TimeoutError), match=r"ended at it|Broken pipe"):
-        with Partner(directory, "x") as partner:
-            partner.ask("flock")
+        with SecondProcess(directory, "x") as second:
+            second.ask("flock")
     with pytest.raises(ChildProcessError):
-        os.waitpid(partner._pid, os.WNOHANG)
+        os.waitpid(second.pid, os.WNOHANG)
 
 
 @pytest.fixture
@@ -318,8 +313,8 @@ def test_real_file_systems_are_told_apart(tmp_path: Path) -> None:
     features = "^extent,^64bit,^has_journal,^metadata_csum,^flex_bg,^extra_isize"
     subprocess.run([made, "-q", "-F", "-I", "128", "-O", features, str(image)], check=True, capture_output=True)
     expected = {
-        "ext4": {"modification times", "preallocation", "reflinks", "free space", "free inodes"},
-        "ramfs": {"preallocation", "extended attributes", "direct input and output", "reflinks", "free space"},
+        "ext4": {"modification times", "reflinks", "free space", "free inodes"},
+        "ramfs": {"extended attributes", "reflinks", "free space"},
     }
     for kind, options in (("ext4", ["-o", "loop", str(image)]), ("ramfs", ["none"])):
         on(kind, options, mount)

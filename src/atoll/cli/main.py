@@ -1,19 +1,82 @@
-"""`atoll`, and `fal-serverless`: the same program.
+"""Entry point of `atoll` (and of `fal-serverless`, the same program) with its command table.
 
-All that takes time to import is imported where Ctrl-C ends it quietly, so nothing but `sys` is imported here.
+Exit status 0 for success, 1 for failure, 2 for wrong usage, 130 for Ctrl-C. Everything slow is imported in `run`,
+where Ctrl-C ends it quietly; the module itself imports the standard library alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+
+_COMMANDS = (
+    ("run", "run:run", "Run one function of a file in its environment."),
+    ("shell", "shell:shell", "Open a shell in a function's environment and sandbox."),
+    ("data", "data:app", "Look at the volume, copy to and from it, mirror a directory."),
+    ("env", "env:app", "List, build, lock, upgrade and prune environments."),
+    ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
+    ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
+    ("calls", "calls:app", "List finished calls, and show one of them."),
+    ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
+    ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments (default: the process's) name, and exit with its status."""
     try:
-        from atoll.cli.commands import run
-
         status = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit status; errors are printed to stderr."""
+    import cyclopts
+
+    from atoll import __version__, errors
+    from atoll.cli.target import TargetError
+
+    app = cyclopts.App(
+        name="atoll",
+        help="Run Python functions serverless on machines that you own.",
+        version=__version__,
+        result_action="return_value",
+        help_format="plaintext",
+    )
+    for name, where, summary in _COMMANDS:
+        app.command(f"atoll.cli.{where}", name=name, help=summary)
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest are the function's arguments, `--help` too
+    if arguments[:1] == ["data"] and "--" in arguments:
+        end = arguments.index("--") + 1  # the rest are names, even those that begin like options
+        names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
+        arguments = [*arguments[:end], *names]
+    if sys.stdout is None:  # closed by the parent process: output is discarded
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    try:
+        result = app(arguments, exit_on_error=False, print_error=True)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except cyclopts.CycloptsError:
+        return 2
+    except TargetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except errors.AtollError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing is left to flush
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1 if error.code else 0
+    except (OSError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0

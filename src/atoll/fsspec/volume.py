@@ -22,12 +22,12 @@ from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume
 from atoll.sdk.volume_file import open_file
 from atoll.storage.content.transfer import CHUNK_BYTES
-from atoll.storage.files.status import seconds
+from atoll.storage.files.tree import seconds
 from atoll.storage.protocol.connection import ROOT
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.files.status import Status
+    from atoll.storage.files.tree import Status
 
 _KINDS = {"f": "file", "d": "directory"}
 _volumes: dict[Any, Volume] = {}

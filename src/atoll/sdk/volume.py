@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import io
 
     from atoll.host.contract import Host
-    from atoll.storage.files.status import Status
+    from atoll.storage.files.tree import Status
 
 
 class VolumeEntry:

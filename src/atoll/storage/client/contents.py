@@ -10,7 +10,7 @@ from typing import Any
 from atoll.errors import AtollError, HostUnreachable
 from atoll.storage.client.names import status_in
 from atoll.storage.content.transfer import CHUNK_BYTES
-from atoll.storage.files.status import Status
+from atoll.storage.files.tree import Status
 from atoll.storage.protocol.connection import AnyPath, Connection, Requests, volume_path
 from atoll.wire.frames import Message
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from atoll.errors import AtollError
-from atoll.storage.files.status import Listing, Status, check_status
-from atoll.storage.files.tree import Tree, check_path, unpack
+from atoll.storage.files.tree import Listing, Status, Tree, check_path, check_status, unpack
 from atoll.storage.files.tree_wire import unpack_entries
 from atoll.storage.protocol.connection import ROOT, AnyPath, Requests, absolute, volume_path
 from atoll.wire.frames import Message

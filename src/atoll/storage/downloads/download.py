@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from atoll import linux
 from atoll.errors import AtollError, ChecksumMismatch, DiskFull, DownloadError, QuotaExceeded, StateUnusable, from_data
 from atoll.file_stamp import stamp_of
-from atoll.storage.downloads.http import Content, Origin, Transient, shut_in
+from atoll.storage.downloads.http import Content, Origin, Transient, Validators, shut_in
 from atoll.storage.downloads.note import (
     PIECE_BYTES,
     Hashes,
@@ -40,7 +40,6 @@ from atoll.storage.downloads.note import (
     hold_note,
     make_directories,
 )
-from atoll.storage.downloads.validators import Validators
 from atoll.storage.files.tree import printable
 
 _ATTEMPTS = 6

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from atoll.storage.downloads.validators import Validators
+from atoll.storage.downloads.http import Validators
 
 SHELF = ".cache/atoll/downloads"
 PIECE_BYTES = 256 << 10

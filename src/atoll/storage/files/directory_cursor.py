@@ -1,4 +1,9 @@
-"""Open the directories of a tree that hostile code may be changing: one component at a time, following no symlink."""
+"""A cursor over the directories of a tree that hostile code may be changing at the same time.
+
+Every directory is opened relative to the one above and no symlink is followed, so a directory that is swapped for a
+symlink leads nowhere. Of a path deeper than `_KEPT` only the lowest directories stay open. Those above are opened
+again, from the top, when the cursor comes back to them.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +15,22 @@ OPEN_PLACE = 0
 for _flag in ("O_PATH", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"):
     OPEN_PLACE |= getattr(os, _flag, 0)
 _KEPT = 64
-"""How many directories of the way are kept open; those that are deeper are walked to again."""
+"""Directories of the current path that stay open: a process may have 1,024 descriptors."""
+_CLOSED = -1
 
 
-class Way:
-    """The directories below one. Paths that share their beginning with the one before cost only what differs.
+class DirectoryCursor:
+    """Open one directory below a root at a time; a path costs only the components that differ from the last one.
 
     Args:
-        root: the directory, open; it is not closed here.
-        flags: with which the others are opened.
+        root: the directory, open; the caller closes it.
+        flags: flags with which the others are opened.
     """
 
     def __init__(self, root: int, flags: int = OPEN_PLACE) -> None:
         self._root = root
         self._flags = flags
-        self._parts: list[str] = []
-        self._opened: list[int] = []
-        self._deep = -1
+        self._opened: list[tuple[str, int]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -36,49 +40,43 @@ class Way:
     ) -> None:
         self.close()
 
-    def enter(self, path: str) -> int:
-        """Return a directory, open until the next call.
+    def open(self, path: str) -> int:
+        """Return a directory's descriptor, open until the next call; the root's for the empty path.
 
         Raises:
-            FileNotFoundError: there is nothing.
-            NotADirectoryError: it, or something on the way, is not a directory (or a symlink).
+            FileNotFoundError: nothing is there.
+            NotADirectoryError: a component is no directory, or is a symlink.
         """
         parts = path.split("/") if path else []
-        if parts == self._parts:
-            return self._here
-        self._leave_deep()
-        kept = 0
-        while kept < min(len(parts), len(self._opened)) and parts[kept] == self._parts[kept]:
-            kept += 1
-        while len(self._opened) > kept:
-            os.close(self._opened.pop())
+        common = 0
+        while common < min(len(parts), len(self._opened)) and self._opened[common][0] == parts[common]:
+            common += 1
+        self._close_below(common)
+        if common and self._opened[-1][1] == _CLOSED:
+            self.close()
         try:
-            for part in parts[kept:_KEPT]:
-                self._opened.append(os.open(part, self._flags, dir_fd=self._here))
-            for part in parts[_KEPT:]:
-                below = os.open(part, self._flags, dir_fd=self._here)
-                self._leave_deep()
-                self._deep = below
+            for name in parts[len(self._opened) :]:
+                self._enter(name)
         except BaseException:
             self.close()
             raise
-        self._parts = parts
-        return self._here
+        return self._opened[-1][1] if self._opened else self._root
 
-    @property
-    def _here(self) -> int:
-        if self._deep >= 0:
-            return self._deep
-        return self._opened[-1] if self._opened else self._root
+    def _enter(self, name: str) -> None:
+        above = self._opened[-1][1] if self._opened else self._root
+        self._opened.append((name, os.open(name, self._flags, dir_fd=above)))
+        if len(self._opened) > _KEPT:
+            high, descriptor = self._opened[-1 - _KEPT]
+            if descriptor != _CLOSED:
+                os.close(descriptor)
+                self._opened[-1 - _KEPT] = (high, _CLOSED)
 
     def close(self) -> None:
-        """Close what is open; it may be called twice."""
-        self._leave_deep()
-        while self._opened:
-            os.close(self._opened.pop())
-        self._parts = []
+        """Close all open directories but the root; it may be called twice."""
+        self._close_below(0)
 
-    def _leave_deep(self) -> None:
-        if self._deep >= 0:
-            os.close(self._deep)
-            self._deep = -1
+    def _close_below(self, depth: int) -> None:
+        while len(self._opened) > depth:
+            descriptor = self._opened.pop()[1]
+            if descriptor != _CLOSED:
+                os.close(descriptor)

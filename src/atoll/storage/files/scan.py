@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from atoll.errors import SourceNotFound, SyncError
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.files.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
 
@@ -174,7 +174,7 @@ class _Scanner:
     ) -> None:
         self._root = root
         self._descriptor = descriptor
-        self._way = Way(descriptor if descriptor is not None else -1, _OPEN_DIRECTORY)
+        self._cursor = DirectoryCursor(descriptor if descriptor is not None else -1, _OPEN_DIRECTORY)
         self._rules = rules
         self._special = special
         self._unlock = unlock
@@ -182,7 +182,7 @@ class _Scanner:
         self._gone: set[str] = set()
 
     def run(self) -> Scan:
-        with self._way:
+        with self._cursor:
             return self._run()
 
     def _run(self) -> Scan:
@@ -228,7 +228,7 @@ class _Scanner:
         if self._descriptor is None:
             return self._read(directory, self._path(directory), None)
         if directory:
-            descriptor = self._way.enter(to_native(directory))
+            descriptor = self._cursor.open(to_native(directory))
             return self._read(directory, descriptor, descriptor)
         descriptor = os.open(".", _OPEN_DIRECTORY, dir_fd=self._descriptor)
         try:

@@ -26,9 +26,8 @@ from atoll import linux
 from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
 from atoll.storage.crash_points import reached
 from atoll.storage.files import tree
-from atoll.storage.files.directory_cursor import Way
-from atoll.storage.files.status import status_of
-from atoll.storage.files.tree import check_path, parent_of, unpack
+from atoll.storage.files.directory_cursor import DirectoryCursor
+from atoll.storage.files.tree import check_path, parent_of, status_of, unpack
 from atoll.storage.peer.names import opened
 from atoll.storage.protocol.replies import Conversation
 from atoll.storage.volume.arrival import arrive, make
@@ -163,12 +162,12 @@ class Contents:
         """
         items = [item for buffer in buffers for item in unpack(buffer)]
         wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
-        with self._look(header["path"]) as place, opened(place) as descriptor, Way(descriptor) as way:
+        with self._look(header["path"]) as place, opened(place) as descriptor, DirectoryCursor(descriptor) as cursor:
 
             def open_file(path: str, flags: int) -> int:
                 if header.get("follow"):
                     return self._opened(f"{header['path']}/{path}".lstrip("/"), flags)
-                return os.open(path.rpartition("/")[2], flags | _SAFE, dir_fd=way.enter(parent_of(path)))
+                return os.open(path.rpartition("/")[2], flags | _SAFE, dir_fd=cursor.open(parent_of(path)))
 
             send_files(wanted, FileReader(open_file), self._channel.send)
         self._channel.send({"type": "done"})

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll import linux
-from atoll.storage.content.copy import clone
-from atoll.storage.content.extents import copy_content
+from atoll.storage.content.copy import clone, copy_content
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS, check_path
 from atoll.storage.peer.names import opened

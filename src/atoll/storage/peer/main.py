@@ -148,7 +148,7 @@ class Peer:
         self._channel.send({"type": "done", "removed": removed})
 
     def _selftest(self, _: dict[str, Any], __: list[bytearray]) -> None:
-        from atoll.storage.selftest.checks import examine
+        from atoll.storage.selftest.examine import examine
 
         for finding in examine(self._volume):
             self._channel.send({"type": "finding", "finding": finding.to_data()})

@@ -12,8 +12,7 @@ from typing import Any
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.files.scan import Scan, scan_target
-from atoll.storage.files.status import Status, status_of
-from atoll.storage.files.tree import MODE_BITS, check_path, pack
+from atoll.storage.files.tree import MODE_BITS, Status, check_path, pack, status_of
 from atoll.storage.files.tree_wire import pack_entries
 from atoll.storage.protocol.replies import Unreadable
 from atoll.storage.volume.arrival import arrive, make

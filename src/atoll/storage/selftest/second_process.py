@@ -1,20 +1,21 @@
-"""A second process, for what concerns two: locks, shared maps, appends.
+"""The second process of a trial that needs two: for locks, shared maps and appends.
 
-It is a Python of its own with nothing imported from here, which opens the file by itself and does what it is told, a
-word a line. It is killed in the end, so that what is to end with its holder can be seen to.
+A Python that imports nothing of Atoll opens the file by itself and answers one word a line. It is killed at the end,
+so that a trial sees a lock end with its holder.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
+import socket
 import sys
 from types import TracebackType
 from typing import Self
 
 _SECONDS = 20.0
-"""How long it may take: a file system whose locks hang is one without."""
+"""The longest wait for an answer: a file system whose locks hang has none."""
+_DIRECTORY = 3
 
 _PROGRAM = """
 import fcntl, mmap, os, sys
@@ -41,37 +42,29 @@ for line in sys.stdin:
 """
 
 
-class Partner:
+class SecondProcess:
     """Another process that works on a file.
 
     Args:
-        directory: an open directory, which the process inherits.
-        name: the file in it.
+        directory: an open directory, inherited by the process.
+        name: name of the file in it.
 
     Raises:
-        OSError: it cannot be started, or what it was told to do failed there.
-        TimeoutError: it does not answer.
+        OSError: the process cannot be started.
     """
 
     def __init__(self, directory: int, name: str) -> None:
-        theirs_in, self._write = os.pipe()
-        self._read, theirs_out = os.pipe()
-        own = os.dup(directory)
-        try:
-            os.set_inheritable(own, True)
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(own), name],
-                {},
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs_in, 0), (os.POSIX_SPAWN_DUP2, theirs_out, 1)],
-            )
-        except BaseException:
-            os.close(self._write)
-            os.close(self._read)
-            raise
-        finally:
-            for descriptor in (theirs_in, theirs_out, own):
-                os.close(descriptor)
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(_SECONDS)
+        with theirs:
+            program = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_DIRECTORY), name]
+            inherited = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)]
+            inherited.append((os.POSIX_SPAWN_DUP2, directory, _DIRECTORY))
+            try:
+                self.pid = os.posix_spawn(sys.executable, program, {}, file_actions=inherited)
+            except BaseException:
+                self._socket.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -79,22 +72,29 @@ class Partner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self._write)
-        os.close(self._read)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._socket.close()
 
     def begin(self, word: str) -> None:
-        """Tell it to do something."""
-        os.write(self._write, f"{word}\n".encode())
+        """Send a word that tells the process what to do."""
+        self._socket.sendall(f"{word}\n".encode())
 
     def end(self) -> str:
-        """Wait until it has done that, and return its answer."""
+        """Wait until the process has done it, and return its answer.
+
+        Raises:
+            OSError: it failed there, or the process ended.
+            TimeoutError: no answer came.
+        """
         answer = b""
         while not answer.endswith(b"\n"):
-            if not select.select([self._read], [], [], _SECONDS)[0]:
-                raise TimeoutError("another process hangs at it")
-            piece = os.read(self._read, 1 << 16)
+            try:
+                piece = self._socket.recv(1 << 16)
+            except TimeoutError:
+                raise TimeoutError("another process hangs at it") from None
+            except ConnectionError:
+                piece = b""
             if not piece:
                 raise OSError("another process ended at it")
             answer += piece
@@ -105,6 +105,6 @@ class Partner:
         return text
 
     def ask(self, word: str) -> str:
-        """Tell it to do something, and return its answer."""
+        """Send a word and return the answer."""
         self.begin(word)
         return self.end()

@@ -26,7 +26,7 @@ from atoll import linux
 from atoll.errors import SyncError
 from atoll.file_stamp import Stamp, stamp_of
 from atoll.storage.content import copy
-from atoll.storage.content.extents import copy_content
+from atoll.storage.content.copy import copy_content
 from atoll.storage.files.tree import MODE_BITS, printable
 from atoll.storage.snapshots.values import COPY, JUICEFS, REFLINK
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE

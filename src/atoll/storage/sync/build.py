@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Mapping
 
 from atoll.errors import SyncError
 from atoll.storage.content.copy import clone
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of, printable
 from atoll.storage.volume.locate import OPEN_DIRECTORY
 
@@ -70,13 +70,16 @@ class Builder:
                 directories.append(path)
             elif path not in self._put or entry.kind != FILE or path in self._copy:
                 below.setdefault(parent_of(path), []).append(path)
-        with Way(self._root, OPEN_DIRECTORY) as new, Way(self._old if self._old is not None else -1) as old:
+        with (
+            DirectoryCursor(self._root, OPEN_DIRECTORY) as new,
+            DirectoryCursor(self._old if self._old is not None else -1) as old,
+        ):
             for directory in sorted(directories):
                 if directory:
-                    self._make(new.enter(parent_of(directory)), directory)
+                    self._make(new.open(parent_of(directory)), directory)
             for directory in sorted(below):
                 try:
-                    self._fill(directory, below[directory], new.enter(directory), old)
+                    self._fill(directory, below[directory], new.open(directory), old)
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise changed(f"`{printable(directory)}` changed") from error
 
@@ -86,7 +89,7 @@ class Builder:
         except FileExistsError:
             return
 
-    def _fill(self, directory: str, paths: list[str], here: int, old: Way) -> None:
+    def _fill(self, directory: str, paths: list[str], here: int, old: DirectoryCursor) -> None:
         start = len(directory) + 1 if directory else 0
         standing = -1
         for path in paths:
@@ -95,7 +98,7 @@ class Builder:
                 make_symlink(here, name, entry)
                 continue
             if standing < 0:
-                standing = old.enter(directory)
+                standing = old.open(directory)
             if entry.kind == FILE:
                 before_ns = os.stat(name, dir_fd=standing, follow_symlinks=False).st_ctime_ns
             if path in self._copy:
@@ -114,11 +117,11 @@ class Builder:
         Raises:
             OSError: it cannot be done.
         """
-        with Way(self._root, OPEN_DIRECTORY) as new:
+        with DirectoryCursor(self._root, OPEN_DIRECTORY) as new:
             # Deepest first: a directory may lose the permission by which one gets to those in it.
             for path in sorted((path for path, entry in self._tree.items() if entry.kind == DIRECTORY), reverse=True):
                 entry = self._tree[path]
-                descriptor = new.enter(path)
+                descriptor = new.open(path)
                 mode = entry.mode if path else entry.mode | extra_mode
                 if mode != 0o700:
                     os.fchmod(descriptor, mode)

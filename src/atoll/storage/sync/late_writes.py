@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import ROW, TOO_DEEP, scan_target
 from atoll.storage.files.tree import parent_of
 from atoll.storage.sync.inodes import unpack_inodes
@@ -92,13 +92,13 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
     """
 
     def unlock(path: str, mode: int) -> None:
-        with Way(tree) as way:
-            os.chmod(f"/proc/self/fd/{way.enter(path)}", mode | 0o700)
+        with DirectoryCursor(tree) as cursor:
+            os.chmod(f"/proc/self/fd/{cursor.open(path)}", mode | 0o700)
 
     scan, now_ns = scan_target(tree, unlock), time.time_ns()
     found, rows = list[str](), scan.rows
     columns = zip(scan.paths, rows[::ROW], rows[2::ROW], rows[3::ROW], rows[4::ROW], strict=True)
-    with Way(tree, OPEN_PLACE) as way:
+    with DirectoryCursor(tree, OPEN_PLACE) as cursor:
         for path, mode, mtime_ns, ctime_ns, inode in columns:
             if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
                 continue
@@ -108,7 +108,7 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
             if had == 0:
                 late = (
                     moment_ns < mtime_ns <= now_ns
-                    or linux.born_ns(way.enter(parent_of(path)), path.rpartition("/")[2]) > moment_ns
+                    or linux.born_ns(cursor.open(parent_of(path)), path.rpartition("/")[2]) > moment_ns
                 )
             else:
                 late = had != inode
@@ -118,12 +118,12 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
 
 
 def _bring(tree: int, root: int, scope: str, late: list[str]) -> None:
-    with Way(tree) as ours, Way(root) as theirs:
+    with DirectoryCursor(tree) as ours, DirectoryCursor(root) as theirs:
         for path in late:
             where = f"{scope}/{path}" if scope else path
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a file stands where a directory was
                 make_missing(theirs, parent_of(where))
-                old, new = ours.enter(parent_of(path)), theirs.enter(parent_of(where))
+                old, new = ours.open(parent_of(path)), theirs.open(parent_of(where))
                 filesystem.make_writable(old, ".")
                 with _unchanged(new):
                     _bring_one(old, new, path.rpartition("/")[2])
@@ -159,7 +159,7 @@ def _bring_one(old: int, new: int, name: str) -> None:
             return
 
 
-def make_missing(theirs: Way, directory: str) -> None:
+def make_missing(theirs: DirectoryCursor, directory: str) -> None:
     """Make a directory of the mirror, and those above it, where they are missing.
 
     Raises:
@@ -167,7 +167,7 @@ def make_missing(theirs: Way, directory: str) -> None:
     """
     parts = directory.split("/") if directory else []
     for depth in range(1, len(parts) + 1):
-        parent = theirs.enter("/".join(parts[: depth - 1]))
+        parent = theirs.open("/".join(parts[: depth - 1]))
         try:
             found = os.stat(parts[depth - 1], dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:

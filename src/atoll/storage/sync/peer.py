@@ -20,7 +20,7 @@ from atoll.errors import SyncError
 from atoll.storage.content.compression import decompressed, methods
 from atoll.storage.content.digest import UNKNOWN, algorithms, chosen
 from atoll.storage.crash_points import reached
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import Scan, scan_target
 from atoll.storage.files.tree import Tree, check_path, pack, printable
 from atoll.storage.files.tree_wire import pack_entries, pack_paths, unpack_entries, unpack_paths
@@ -332,5 +332,5 @@ def _moved(error: OSError) -> SyncError:
 
 
 def _chmod_below(directory: int, path: str, mode: int) -> None:
-    with Way(directory) as way:
-        os.chmod(f"/proc/self/fd/{way.enter(path)}", mode)
+    with DirectoryCursor(directory) as cursor:
+        os.chmod(f"/proc/self/fd/{cursor.open(path)}", mode)

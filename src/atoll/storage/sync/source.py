@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import BY_DESCRIPTOR, to_native
 
 
@@ -22,7 +22,7 @@ class Source:
     def __init__(self, root: str) -> None:
         self._root = root
         self._descriptor = -1
-        self._way: Way | None = None
+        self._cursor: DirectoryCursor | None = None
 
     def open(self, path: str, flags: int) -> int:
         """Open a file by its path in the tree.
@@ -33,15 +33,15 @@ class Source:
         native = to_native(path)
         if not BY_DESCRIPTOR:
             return os.open(os.path.join(self._root, native), flags)
-        if self._way is None:
+        if self._cursor is None:
             self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._way = Way(self._descriptor)
+            self._cursor = DirectoryCursor(self._descriptor)
         directory, _, name = native.rpartition("/")
-        return os.open(name, flags, dir_fd=self._way.enter(directory))
+        return os.open(name, flags, dir_fd=self._cursor.open(directory))
 
     def close(self) -> None:
         """Close what is open; more may be opened afterwards."""
-        if self._way is not None:
-            self._way.close()
+        if self._cursor is not None:
+            self._cursor.close()
             os.close(self._descriptor)
-            self._way = None
+            self._cursor = None

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
 from atoll.storage.sync.build import Builder, Stamps, changed, copy_file, make_symlink
 from atoll.storage.sync.inodes import pack_inodes
@@ -264,8 +264,8 @@ class Stage:
             os.rename(self.reception.name, self._switch, src_dir_fd=staging, dst_dir_fd=staging)
             return
         try:
-            with Way(self.reception.root, OPEN_DIRECTORY) as walk:
-                parent = walk.enter(parent_of(path))
+            with DirectoryCursor(self.reception.root, OPEN_DIRECTORY) as walk:
+                parent = walk.open(parent_of(path))
                 os.rename(path.rpartition("/")[2], self._switch, src_dir_fd=parent, dst_dir_fd=staging)
         except FileNotFoundError:  # a directory of which nothing had to be received
             os.mkdir(self._switch, 0o700, dir_fd=staging)
@@ -277,9 +277,9 @@ class Stage:
         if not path:
             return self._place.parent, self._place.name
         assert self._old is not None
-        walk = stack.enter_context(Way(self._old))
+        walk = stack.enter_context(DirectoryCursor(self._old))
         try:
-            return walk.enter(parent_of(path)), path.rpartition("/")[2]
+            return walk.open(parent_of(path)), path.rpartition("/")[2]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise changed(f"`{printable(parent_of(path))}` changed") from error
 
@@ -429,11 +429,11 @@ class _Built:
             with contextlib.suppress(FileNotFoundError):
                 _sync(self._name, self._staging)
             return
-        with Way(self.root, OPEN_DIRECTORY) as walk:
+        with DirectoryCursor(self.root, OPEN_DIRECTORY) as walk:
             for path in sorted(self._files):
-                _sync(path.rpartition("/")[2], walk.enter(parent_of(path)))
+                _sync(path.rpartition("/")[2], walk.open(parent_of(path)))
             for path in sorted(self._directories, reverse=True):
-                os.fsync(walk.enter(path))
+                os.fsync(walk.open(path))
 
 
 def _sync(name: str, parent: int) -> None:

@@ -25,7 +25,7 @@ from typing import Self
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
-from atoll.storage.files.directory_cursor import Way
+from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import TOO_DEEP, scan_target
 from atoll.storage.files.tree import DIRECTORY, Tree, parent_of
 from atoll.storage.sync.inodes import pack_inodes, unpack_inodes
@@ -222,9 +222,9 @@ class _Target:
             self.root = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
             self._stack.callback(os.close, self.root)
         if record.scope and self.root is not None:
-            walk = self._stack.enter_context(Way(self.root))
+            walk = self._stack.enter_context(DirectoryCursor(self.root))
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self.holder, self.name = walk.enter(parent_of(record.scope)), record.scope.rpartition("/")[2]
+                self.holder, self.name = walk.open(parent_of(record.scope)), record.scope.rpartition("/")[2]
         if self.holder is not None:
             self.found = _inode(self.holder, self.name)
         # The target's directory is another one where it is switched itself, or where a function has replaced it.
@@ -261,10 +261,10 @@ class _Target:
     def _each(self, items: list[tuple[str, int, int]]) -> Iterator[tuple[int, str, int, int]]:
         if self.root is None:
             return
-        with Way(self.root) as walk:
+        with DirectoryCursor(self.root) as walk:
             for path, mode, mtime_ns in items:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    yield walk.enter(path), path, mode, mtime_ns
+                    yield walk.open(path), path, mode, mtime_ns
 
     def sync(self) -> None:
         """Make the switch and what was set in place durable."""
@@ -301,7 +301,7 @@ def _carry_over(volume: VolumeRoot, switch: str, record: Record, target: _Target
 def _bring(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], inodes: dict[str, int]) -> None:
     scan = scan_target(old)
     late: Tree = scan.tree
-    with Way(old) as ours, Way(new) as theirs:
+    with DirectoryCursor(old) as ours, DirectoryCursor(new) as theirs:
         for path, entry in late.items():
             inode, had = scan.stamps.get(path, (0, 0))[1], inodes.get(path)
             if not path or path in dropped or had == 0 or (had is not None and had == inode):
@@ -310,7 +310,7 @@ def _bring(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], inod
             with contextlib.suppress(OSError):  # `rescue` tries again what cannot be brought along now
                 if parent_of(path) in dropped:  # it stays for what appeared in it
                     make_missing(theirs, parent_of(path))
-                parent = theirs.enter(parent_of(path))
+                parent = theirs.open(parent_of(path))
                 there = None
                 with contextlib.suppress(FileNotFoundError):
                     there = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -320,7 +320,7 @@ def _bring(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], inod
                     if entry.kind == DIRECTORY:
                         os.mkdir(name, entry.mode, dir_fd=parent)
                     else:
-                        _link(volume, ours.enter(parent_of(path)), parent, name, had)
+                        _link(volume, ours.open(parent_of(path)), parent, name, had)
                     os.utime(f"/proc/self/fd/{parent}", ns=(holder.st_atime_ns, holder.st_mtime_ns))
                     reached("carried over", path=path)
                 if replaced or had is not None or there is None:

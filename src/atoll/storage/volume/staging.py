@@ -74,7 +74,7 @@ KINDS = {
     "old": Kind("sync.switch_record, snapshots.archive", "", Reclaim.UNSEEN),
     "trash": Kind("volume.root", "", Reclaim.REMOVED),
     "file": Kind("volume.staging", "a file of the volume, an index", Reclaim.UNLOCKED, QUIET_SECONDS),
-    "tree": Kind("peer.copies, selftest.checks", "a directory of the volume", Reclaim.UNLOCKED, QUIET_SECONDS),
+    "tree": Kind("peer.copies, selftest.examine", "a directory of the volume", Reclaim.UNLOCKED, QUIET_SECONDS),
     "new": Kind("volume.root, peer.copies, sync.late_writes", "any name, at once", Reclaim.OLD, QUIET_SECONDS),
     "snapshot": Kind("snapshots.peer", "a tree below `snapshots`", Reclaim.ARCHIVED),
     "restore": Kind("snapshots.peer", "the target; what it replaced becomes a snapshot", Reclaim.ARCHIVED),
