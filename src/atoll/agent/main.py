@@ -1,13 +1,18 @@
 """The agent: the first process of a sandbox below bubblewrap's reaper.
 
-It imports what every worker needs, once, and forks a worker when the daemon asks. It stays single-threaded, so that
-a fork is always safe. A page of memory shared with its workers says which lease's call each of them is running:
-when the daemon reports that a lease's client is gone, the agent kills the worker if it is still busy for it, and
-leaves an idle one alone. When a worker ends, the processes that it left behind are killed with it, and when the last
-one has ended, every process that there still is.
+Theory of operation. The agent imports what every worker needs, once, and forks a worker when the daemon asks. It stays
+single-threaded, so that a fork is always safe. One process that has been forked ahead, the spare, waits for the next
+worker's message: a fork and the first touch of its pages cost more than the call. A page of memory shared with the
+workers says which lease's call each of them is running: when the daemon reports that a lease's client is gone, the
+agent kills the worker if it is still busy for it, and leaves an idle one alone. When a worker ends, the processes that
+it left behind are killed with it, and when the last worker has ended, every process that is left.
 
-Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`, `usage`.
-To the daemon: `exited`, `usage`.
+The preloader is an agent of its own below the first one, with packages of the environment imported (see
+`agent.preloading`). The agent passes on to it what the daemon says of its workers.
+
+Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`, `usage`, and
+`preload` (modules to import, and variables for their import). To the daemon: `exited`, `usage`, `preloaded`.
+From a preloader to its agent: `importing`, `refused`, `preloaded`, `exited`.
 """
 
 from __future__ import annotations
@@ -20,35 +25,78 @@ import select
 import signal
 import sys
 import time
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
+from atoll.agent import preloading, worker
 from atoll.agent import usage as meter
-from atoll.agent import worker
-from atoll.wire.channel import Channel, ChannelClosed, Socket
+from atoll.agent.leftovers import kill_left_behind
+from atoll.agent.preloaders import Preloaders
+from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 
 MAX_WORKERS = 1024
 WORDS = 3
 """Unsigned words of shared memory for each worker: the epoch that it is busy for, the calls it has served, and when
 its call must have ended (`time.monotonic_ns`; 0 for never)."""
-STOP_ROUNDS = 100
-"""How often to look for what a worker left behind, while there is more of it."""
 
 RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
 
+SPARE_SECONDS = 0.05
+"""How long after its first worker a sandbox gets a spare: most sandboxes of a single call have ended by then."""
+
+
+class Memory:
+    """What an agent shares with its preloader and its workers: words and a sheet of records for each worker."""
+
+    def __init__(self) -> None:
+        self._words = memoryview(mmap.mmap(-1, MAX_WORKERS * WORDS * 8)).cast("Q")
+        self._sheets = memoryview(mmap.mmap(-1, MAX_WORKERS * meter.SHEET_BYTES))
+
+    def words(self, index: int) -> memoryview:
+        return self._words[index * WORDS : (index + 1) * WORDS]
+
+    def sheet(self, index: int) -> memoryview:
+        return self._sheets[index * meter.SHEET_BYTES : (index + 1) * meter.SHEET_BYTES]
+
+
+@dataclass
+class Child:
+    """A worker that this process has forked."""
+
+    pid: int
+    pidfd: int
+    index: int
+
+
+@dataclass
+class Spare:
+    """A process that becomes the next worker."""
+
+    pid: int
+    pidfd: int
+    channel: Channel
+
 
 class Agent:
-    """Forks, reaps and kills the workers of one sandbox, as the daemon at the other end of `channel` says."""
+    """Forks, reaps and kills the workers of one sandbox, as the daemon at the other end of `channel` says.
 
-    def __init__(self, channel: Channel) -> None:
+    Args:
+        first: whether this is the sandbox's agent, and not a preloader below it.
+    """
+
+    def __init__(self, channel: Channel, memory: Memory, *, first: bool = True) -> None:
         self._channel = channel
+        self._memory = memory
+        self._first = first
         self._poll = select.poll()
-        self._memory = mmap.mmap(-1, MAX_WORKERS * WORDS * 8)
-        self._words = memoryview(self._memory).cast("Q")
-        self._sheets = memoryview(mmap.mmap(-1, MAX_WORKERS * meter.SHEET_BYTES))
+        self._on_ready: dict[int, Callable[[], None]] = {}
         self._free = list(range(MAX_WORKERS - 1, -1, -1))
-        self._workers: dict[str, tuple[int, int, int]] = {}  # id -> pid, pidfd, index of its busy word
-        self._by_pidfd: dict[int, str] = {}
+        self._workers: dict[str, Child] = {}
+        self._spare: Spare | None = None
+        self._spare_at = 0.0 if first else time.monotonic()
+        self._preloaders = Preloaders(self)
         self._checks: list[tuple[float, str, int]] = []
         self._overdue: set[str] = set()
         self._alarm, self._alarm_end = os.pipe()
@@ -57,34 +105,51 @@ class Agent:
 
     def run(self) -> None:
         """Serve until the daemon closes the channel."""
-        self._poll.register(self._channel, select.POLLIN)
-        self._poll.register(self._alarm, select.POLLIN)
+        self.watch(self._channel.fileno(), self._listen)
+        self.watch(self._alarm, self._drain_alarm)
         while True:
-            for descriptor, _ in self._poll.poll(self._milliseconds()):
-                if descriptor == self._channel.fileno():
-                    if not self._channel.fill():
-                        continue
-                    while self._channel.pending:
-                        self._handle(self._channel.receive().header)
-                elif descriptor in self._by_pidfd:
-                    self._reap(self._by_pidfd[descriptor])
-                elif descriptor == self._alarm:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._alarm, 4096)
+            events = self._poll.poll(self._milliseconds())
+            for descriptor, on_ready in [(one, self._on_ready[one]) for one, _ in events]:
+                if self._on_ready.get(descriptor) is on_ready:  # else an event before it has closed this descriptor
+                    on_ready()
             self._check_released()
             self._check_deadlines()
+            self._check_spare()
+
+    def watch(self, descriptor: int, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` whenever a descriptor can be read."""
+        self._poll.register(descriptor, select.POLLIN)
+        self._on_ready[descriptor] = on_ready
+
+    def unwatch(self, descriptor: int) -> None:
+        """Forget a descriptor, which is still open."""
+        self._poll.unregister(descriptor)
+        del self._on_ready[descriptor]
+
+    def _listen(self) -> None:
+        if self._channel.fill():
+            while self._channel.pending:
+                self._handle(self._channel.receive().header)
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._alarm, 4096)
 
     def _milliseconds(self) -> float | None:
         times = [deadline / 1e9 for deadline in self._deadlines().values()]
+        if self._preloaders.deadline:
+            times.append(self._preloaders.deadline)
         if self._checks:
             times.append(min(self._checks)[0])
+        if self._spare_at:
+            times.append(self._spare_at)
         if not times:
             return None
         return max(0.0, (min(times) - time.monotonic()) * 1000) + 1
 
     def _deadlines(self) -> dict[str, int]:
         """When the running calls that have a timeout must have ended."""
-        found = {name: self._words[index * WORDS + 2] for name, (_, _, index) in self._workers.items()}
+        found = {name: self._memory.words(one.index)[2] for name, one in self._workers.items()}
         return {name: deadline for name, deadline in found.items() if deadline and name not in self._overdue}
 
     def _check_deadlines(self) -> None:
@@ -93,60 +158,89 @@ class Agent:
             if deadline <= now:
                 self._overdue.add(name)
                 self._kill(name)
+        self._preloaders.check_deadline()
 
-    def _handle(self, message: dict[str, object]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         kind, name = message.get("type"), str(message.get("worker"))
         if kind == "fork":
             self._fork(name, message)
+        elif kind == "usage":
+            self._channel.send({"type": "usage", "workers": self._usage()})
+        elif kind == "preload":
+            self._preloaders.start(message)
+        elif self._preloaders.pass_on(name, message):
+            pass
         elif kind == "release":
             epoch = int(str(message["epoch"]))
             now = time.monotonic()
             self._checks.extend((now + delay, name, epoch) for delay in RELEASE_CHECKS_SECONDS)
         elif kind == "kill":
             self._kill(name)
-        elif kind == "usage":
-            self._channel.send({"type": "usage", "workers": self._usage()})
 
-    def _fork(self, name: str, message: dict[str, object]) -> None:
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    def _fork(self, name: str, message: dict[str, Any]) -> None:
         descriptors = self._channel.take_descriptors(4)
-        index = self._free.pop()
+        index = message.get("index")  # chosen by the agent above, in a preloader
+        message["index"] = index = self._free.pop() if index is None else int(index)
+        try:
+            if message.get("preloaded") and self._preloaders.fork(name, message, descriptors):
+                return
+            if not self._use_spare(name, message, descriptors):
+                pid = self.fork(lambda: self._serve(message, descriptors))
+                self._add_worker(name, Child(pid, os.pidfd_open(pid), index))
+                self._spare_at = time.monotonic() + SPARE_SECONDS
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _add_worker(self, name: str, child: Child) -> None:
+        self._workers[name] = child
+        self.watch(child.pidfd, lambda: self._reap(name))
+
+    def _serve(self, message: dict[str, Any], descriptors: list[int]) -> int:
+        worker.prepare_process()
+        return self._work(message, descriptors)
+
+    def _work(self, message: dict[str, Any], descriptors: list[int]) -> int:
+        env = message.get("env")
+        os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
+        os.environ["ATOLL_WORKER_ID"] = str(message["worker"])
+        if "TZ" in os.environ:
+            time.tzset()  # the C library has looked before
+        os.setsid()
+        _bound_processes(message.get("processes"))
+        index = int(message["index"])
+        control = Channel(Socket(fileno=descriptors[0]))
+        serving = worker.Worker(self._memory.words(index), control, self._memory.sheet(index), self._alarm_end)
+        return serving.run(message, descriptors[1:])
+
+    def fork(self, serve: Callable[[], int]) -> int:
+        """Fork a process that runs `serve` to its end; return its number."""
         pid = os.fork()
         if pid == 0:
-            self._become_worker(name, index, message, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        pidfd = os.pidfd_open(pid)
-        self._workers[name] = (pid, pidfd, index)
-        self._by_pidfd[pidfd] = name
-        self._poll.register(pidfd, select.POLLIN)
+            self._run_child(serve)
+        return pid
 
-    def _become_worker(self, name: str, index: int, message: dict[str, object], descriptors: list[int]) -> NoReturn:
+    def _run_child(self, serve: Callable[[], int]) -> NoReturn:
         status = 70
         try:
             self._channel.close()
             os.close(self._alarm)
-            for _, pidfd, _ in self._workers.values():
-                os.close(pidfd)
-            env = message.get("env")
-            os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
-            os.environ["ATOLL_WORKER_ID"] = name
-            if "TZ" in os.environ:
-                time.tzset()  # the C library has looked before
-            os.setsid()
-            _bound_processes(message.get("processes"))
-            words = self._words[index * WORDS : (index + 1) * WORDS]
-            control = Channel(Socket(fileno=descriptors[0]))
-            serving = worker.Worker(words, control, self._sheet(index), self._alarm_end)
-            status = serving.run(message, descriptors[1:])
+            if self._spare is not None:
+                os.close(self._spare.pidfd)
+                self._spare.channel.close()
+            for child in self._workers.values():
+                os.close(child.pidfd)
+            self._preloaders.close()
+            preloading.reseed()
+            status = serve()
         except BaseException:
             import traceback
 
             traceback.print_exc()
         finally:
             os._exit(status)
-
-    def _sheet(self, index: int) -> memoryview:
-        return self._sheets[index * meter.SHEET_BYTES : (index + 1) * meter.SHEET_BYTES]
 
     def _check_released(self) -> None:
         now = time.monotonic()
@@ -155,38 +249,37 @@ class Agent:
             self._checks = [check for check in self._checks if check[0] > now]
             for _, name, epoch in due:
                 known = self._workers.get(name)
-                if known is not None and self._words[known[2] * WORDS] == epoch:
+                if known is not None and self._memory.words(known.index)[0] == epoch:
                     self._kill(name)
 
     def _usage(self) -> dict[str, dict[str, int | str]]:
+        indexes = {name: child.index for name, child in self._workers.items()} | self._preloaders.workers
         found: dict[str, dict[str, int | str]] = {}
-        for name, (_, _, index) in self._workers.items():
-            busy, calls = self._words[index * WORDS], self._words[index * WORDS + 1]
-            call, function = meter.running(self._sheet(index))
+        for name, index in indexes.items():
+            busy, calls, _ = self._memory.words(index)
+            call, function = meter.running(self._memory.sheet(index))
             found[name] = {"busy": busy, "calls": calls, "call": call, "function": function}
         return found
 
     def _kill(self, name: str) -> None:
         if name in self._workers:
-            pid, pidfd, _ = self._workers[name]
+            child = self._workers[name]
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            kill_left_behind(name, pid)
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            kill_left_behind(name, child.pid)
 
     def _reap(self, name: str) -> None:
-        pid, pidfd, index = self._workers.pop(name)
-        _, status, usage = os.wait4(pid, 0)
-        between_calls = self._words[index * WORDS] == 0 and self._words[index * WORDS + 1] > 0
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        del self._by_pidfd[pidfd]
-        for word in range(index * WORDS, (index + 1) * WORDS):
-            self._words[word] = 0
-        sheet = self._sheet(index)
+        child = self._workers.pop(name)
+        self.unwatch(child.pidfd)
+        os.close(child.pidfd)
+        _, status, usage = os.wait4(child.pid, 0)
+        words, sheet = self._memory.words(child.index), self._memory.sheet(child.index)
+        between_calls = words[0] == 0 and words[1] > 0
         waiting, running = meter.left(sheet, usage)
+        for word in range(WORDS):
+            words[word] = 0
         meter.clear(sheet)
-        self._free.append(index)
-        kill_left_behind(name, pid, alone=not self._workers)
+        kill_left_behind(name, child.pid, alone=self._alone, keep=self._preloaders.sessions)
         code = os.waitstatus_to_exitcode(status)
         exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
         if between_calls:
@@ -194,7 +287,85 @@ class Agent:
         elif name in self._overdue:
             exited["reason"] = "timeout"
         self._overdue.discard(name)
+        self._free.append(child.index)
         self._channel.send(exited)
+
+    def preloaded_worker_ended(self, index: int, exited: dict[str, Any]) -> None:
+        """Report the end of a worker that a preloader has reaped."""
+        if self._alone:
+            kill_left_behind(str(exited["worker"]), 0, alone=True, keep=self._preloaders.sessions)
+        self._free.append(index)
+        self._channel.send(exited)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether no worker of the sandbox lives."""
+        return self._first and not self._workers and not self._preloaders.workers
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send to the daemon."""
+        self._channel.send(message)
+
+    def serve_preloaded(self, channel: Channel) -> None:
+        """Be the agent of a preloader, which this process has become."""
+        Agent(channel, self._memory, first=False).run()
+
+    # --- the spare ----------------------------------------------------------------------------------------------
+
+    def _check_spare(self) -> None:
+        if self._spare_at and self._spare_at <= time.monotonic():
+            self._spare_at = 0.0
+            if self._spare is None:
+                self._make_spare()
+
+    def _make_spare(self) -> None:
+        ours, theirs = pair()
+
+        def serve() -> int:
+            ours.close()
+            return self._wait_for_work(Channel(theirs))
+
+        pid = self.fork(serve)
+        theirs.close()
+        self._spare = Spare(pid, os.pidfd_open(pid), Channel(ours))
+        self.watch(self._spare.pidfd, self._spare_ended)
+
+    def _wait_for_work(self, channel: Channel) -> int:
+        worker.prepare_process()
+        try:
+            message = channel.receive().header
+            descriptors = channel.take_descriptors(4)
+        except ChannelClosed:
+            return 0
+        channel.close()
+        return self._work(message, descriptors)
+
+    def _use_spare(self, name: str, message: dict[str, Any], descriptors: list[int]) -> bool:
+        """Make the spare a worker; return whether there was one."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return False
+        self.unwatch(spare.pidfd)
+        try:
+            spare.channel.send(message, descriptors=descriptors)
+        except (ChannelClosed, OSError):
+            os.close(spare.pidfd)
+            os.waitpid(spare.pid, 0)
+            return False
+        finally:
+            spare.channel.close()
+        self._add_worker(name, Child(spare.pid, spare.pidfd, int(message["index"])))
+        self._spare_at = time.monotonic()
+        return True
+
+    def _spare_ended(self) -> None:
+        """Forget a spare that code in the sandbox has killed."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self.unwatch(spare.pidfd)
+            os.close(spare.pidfd)
+            spare.channel.close()
+            os.waitpid(spare.pid, 0)
 
 
 def _bound_processes(count: object) -> None:
@@ -207,51 +378,6 @@ def _bound_processes(count: object) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
-def kill_left_behind(name: str, session: int, *, alone: bool = False) -> None:
-    """Kill the processes that worker `name` started and that outlived it: those of its session, and those that
-    carry its mark in their environment; every process where it was `alone`.
-
-    All are stopped before any is killed: what is stopped starts nothing, and keeps counting against the number of
-    processes that there may be, so that those which multiply run out of places.
-    """
-    stopped: set[int] = set()
-    for _ in range(STOP_ROUNDS):
-        found = _left_behind(name, session, alone) - stopped
-        if not found:
-            break
-        for pid in found:
-            _signal(pid, signal.SIGSTOP)
-        stopped |= found
-    for pid in stopped:
-        _signal(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, number)
-
-
-def _left_behind(name: str, session: int, alone: bool) -> set[int]:
-    mark = f"ATOLL_WORKER_ID={name}\0".encode()
-    found = set()
-    for entry in os.listdir("/proc"):
-        pid = int(entry) if entry.isdigit() else 0
-        if pid in (0, 1, os.getpid(), session):
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as stat:
-                state, _parent, _group, of_session = stat.read().rsplit(b") ", 1)[1].split()[:4]
-            belongs = alone or int(of_session) == session
-            if not belongs:
-                with open(f"/proc/{entry}/environ", "rb") as environ:
-                    belongs = mark in environ.read() + b"\0"
-        except (OSError, ValueError, IndexError):
-            continue
-        if belongs and state not in (b"Z", b"X"):
-            found.add(pid)
-    return found
-
-
 def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
     channel = Channel(Socket(fileno=int(sys.argv[1])))
@@ -259,5 +385,5 @@ def main() -> None:
     worker.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):
-        Agent(channel).run()
+        Agent(channel, Memory()).run()
     os._exit(0)

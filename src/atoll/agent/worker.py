@@ -15,7 +15,7 @@ Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `e
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `wire.nested`), `records`
-(see `agent.usage`), `paused` and `resumed` (see `agent.pacing`).
+(see `agent.usage`), `imported` (see `agent.preloading`), `paused` and `resumed` (see `agent.pacing`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 import types
 from typing import Any, NoReturn
 
-from atoll.agent import output, running
+from atoll.agent import output, preloading, running
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
 from atoll.wire import nested
@@ -45,10 +45,18 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 def prepare() -> None:
     """Do, once and before any fork, what every worker needs."""
+    import resource  # noqa: F401 - imported for the forks
+
     from atoll.payload import install, pickling  # noqa: F401 - imported for the forks
 
     pickling.cloudpickle()
     output.unbuffer_c()
+
+
+def prepare_process() -> None:
+    """Do, once in each forked process, what does not depend on the lease."""
+    output.open_streams()
+    sys.modules["__main__"] = types.ModuleType("__main__")
 
 
 class Worker:
@@ -82,11 +90,10 @@ class Worker:
         self._clean: output.ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
+        self._imported = preloading.Imported()
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
         """Serve, beginning with the lease that came with the fork; return the exit status."""
-        output.open_streams()
-        sys.modules["__main__"] = types.ModuleType("__main__")
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
         self._begin(lease, descriptors)
@@ -211,6 +218,7 @@ class Worker:
 
             self._words[0] = self._epoch
             try:
+                preloading.forget(message.header.get("origins", ()))
                 install.install(message.header, message.buffers, SOURCES_DIRECTORY)
                 self._sources = str(message.header["digest"])
             finally:
@@ -248,6 +256,8 @@ class Worker:
         self._meter.end(answer, pieces)
         data.send(answer, pieces)
         self._meter.tick()
+        if modules := self._imported.new():
+            self._control.send({"type": "imported", "modules": modules})
 
     def _answer(
         self, data: Channel, header: dict[str, Any], buffers: list[bytearray]

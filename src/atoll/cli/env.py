@@ -54,7 +54,7 @@ def show(key: str, /, *, json: bool = False) -> int:
     key: str
         The environment's key, or its beginning.
     json: bool
-        Print an object with `environment`, `lock` and `log`.
+        Print an object with `environment`, `lock`, `log` and `preload`.
     """
     found = local.request("environments.show", {"key": key}, None)
     if json:
@@ -66,8 +66,11 @@ def show(key: str, /, *, json: bool = False) -> int:
     print(f"size          {_size(record['size_bytes'])}")
     print(f"built         {_ago(record['created'])} ago in {record['build_seconds']:.1f} s")
     print(f"last used     {_ago(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
+    preload = found["preload"]
+    refused = [f"not {name}: {reason}" for name, reason in preload["refused"].items()]
     for title, lines in (
         ("requirements", record["requirements"]),
+        ("preloaded into new workers", [*preload["modules"], *refused]),
         ("installed", found["lock"].splitlines()),
         ("build log", found["log"].splitlines()),
     ):

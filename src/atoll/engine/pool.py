@@ -33,13 +33,14 @@ from atoll.engine.actions import (
 from atoll.engine.gate import Gates
 from atoll.engine.limiting import Limiting
 from atoll.engine.pool_state import Lease, PoolSandbox, PoolWorker, why
+from atoll.engine.preloading import Preloading
 from atoll.engine.schedule import Schedule
 from atoll.environments.built.records import Environment
 from atoll.model.records import CallRecord
 from atoll.model.resources import Allotment
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.node.node import Node, NodeSandbox
-from atoll.sandbox.limits.memory_watchdog import parent
+from atoll.sandbox.limits.memory_watchdog import first_processes
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed, pair
 from atoll.wire.frames import FrameError
@@ -54,6 +55,9 @@ RELEASE_SECONDS = 5.0
 HELLO_SECONDS = 10.0
 FIRST_HELLO_SECONDS = 60.0
 """How long an agent may take to fork a worker; for a sandbox that is only starting, on a machine that may be full."""
+
+PRELOAD_SECONDS = 0.1
+"""How long after its first worker a sandbox imports packages ahead: many a sandbox has ended by then."""
 
 QUIET_SECONDS = 0.2
 """How often to look whether a user's sandboxes have ended, where nothing says so earlier."""
@@ -93,6 +97,8 @@ class Pool:
         self._workers: dict[str, PoolWorker] = {}
         self.limiting = Limiting(node.limits, self._workers, self._worker_spent)
         self._sandboxes: dict[str, PoolSandbox] = {}
+        gpu_variables = node.machine.gpus.variables
+        self._preloading = Preloading(self._sandboxes, self._environments, gpu_variables, self._tell)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._gates = Gates()
         self._changed = asyncio.Event()
@@ -124,7 +130,7 @@ class Pool:
         """
         allotment = self._node.machine.allot(spec.machine_type)
         self._count += 1
-        sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts)
+        sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts, preload=spec.preload)
         key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, machine_type=spec.machine_type)
         lease = Lease(f"l{self._count}", spec, nested=parent is not None)
         self._leases[lease.id] = lease
@@ -404,6 +410,8 @@ class Pool:
                 "env": {**dict(worker.key.env), **self._node.machine.gpus.variables(worker.key.sandbox.gpus)},
                 "hold": _held(worker.allotment),
                 "processes": self._node.machine.process_wall(worker.allotment),
+                # A function's own variables may change how packages are imported, unless it says which it wants.
+                "preloaded": not worker.key.env or worker.key.sandbox.preload is not None,
             }
             self._tell(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])
             worker.inner_end.close()
@@ -462,9 +470,12 @@ class Pool:
                 pending = self._sandboxes[name].usage
                 if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
                     pending.set_result(message["workers"])
+            elif message.get("type") == "preloaded":
+                self._preloading.finished(name, message)
 
     def _sandbox_gone(self, name: str, failure: errors.AtollError | None) -> None:
         sandbox = self._sandboxes.pop(name)
+        self._preloading.ended(name)
         if failure is None and not sandbox.lived and not sandbox.unwanted:
             failure = errors.SandboxUnavailable(
                 "the sandbox's agent ended before it served a call",
@@ -538,9 +549,11 @@ class Pool:
                 if worker.pid:  # once, before any code of a function runs: a child of it could name itself
                     return
                 worker.pid = control.sender_pid
-                worker.agent = parent(worker.pid)
-                worker.init = parent(worker.agent)
-                self._sandboxes[worker.sandbox].lived = True
+                sandbox = self._sandboxes[worker.sandbox]
+                worker.init, worker.agent = first_processes(worker.pid, sandbox.node.pid)
+                if not sandbox.lived:
+                    sandbox.lived = True
+                    self._later(PRELOAD_SECONDS, self._preloading.begin, sandbox.id)
                 if _held(worker.allotment):
                     self._spawn(self._let_go(worker))
             case "idle":
@@ -553,6 +566,8 @@ class Pool:
                 self._perform(self._schedule.worker_paused(worker.id, int(message["epoch"]), paused=paused))
             case "expired":
                 worker.expired = True
+            case "imported":
+                self._preloading.imported(worker, message)
             case "records":
                 for record in worker.place.reported(message, nested=worker.nested):
                     self._on_record(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from atoll.environments.built import preloads
 from atoll.environments.built.records import EnvironmentRecord
 from atoll.environments.store import EnvironmentStore
 from atoll.errors import ProtocolMismatch
@@ -26,7 +27,7 @@ async def handle(
     """Perform a request named in `NAMES`.
 
     - `list`: gives `environments`, records with times in seconds since the epoch.
-    - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`.
+    - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`, `preload`.
     - `build` (`environment`, a spec): gives `environment`.
     - `lock` (`environment`): gives `lock`, the text.
     - `upgrade` (`environment`): gives `environment` and `changed`.
@@ -41,10 +42,12 @@ async def handle(
         return {"environments": [record.to_data() for record in store.list()]}
     if verb == "show":
         record = store.find(_text(arguments, "key"))
+        found = preloads.read(store.directory / record.key)
         return {
             "environment": record.to_data(),
             "log": store.text(record.key, "build.log"),
             "lock": store.text(record.key, "requirements.lock"),
+            "preload": {"modules": list(found.modules), "refused": dict(found.refused)},
         }
     if verb == "build":
         environment = await store.ensure(_spec(arguments), progress)

@@ -174,6 +174,8 @@ class SandboxKey:
         network: one of `NETWORKS`.
         mounts: pairs of the path inside and the host's directory, shown read-only.
         gpus: names of the GPUs that it sees, in the machine's order.
+        preload: modules that its workers have imported before their first call; None for those that earlier calls of
+            the environment have imported.
     """
 
     user: str
@@ -181,6 +183,7 @@ class SandboxKey:
     network: str = "host"
     mounts: tuple[tuple[str, str], ...] = ()
     gpus: tuple[str, ...] = ()
+    preload: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ class LeaseSpec:
         machine_type: a name of `machine_types.MACHINE_TYPES`; empty for the host's default.
         max_concurrency: how many leases with the same `identity` the user may hold at a time; 0 for no bound.
         identity: which function it is, for `max_concurrency` only: its file and qualified name.
+        preload: as in `SandboxKey`.
     """
 
     environment: EnvironmentSpec
@@ -229,6 +233,7 @@ class LeaseSpec:
     machine_type: str = ""
     max_concurrency: int = 0
     identity: str = ""
+    preload: tuple[str, ...] | None = None
 
     @cached_property
     def terms(self) -> LeaseSpec:
@@ -255,6 +260,7 @@ class LeaseSpec:
             "machine_type": self.machine_type,
             "max_concurrency": self.max_concurrency,
             "identity": self.identity,
+            "preload": None if self.preload is None else list(self.preload),
         }
 
     @classmethod
@@ -282,6 +288,7 @@ class LeaseSpec:
             machine_type=_machine_type(data),
             max_concurrency=_count(data, "max_concurrency"),
             identity=_identity(data),
+            preload=None if data.get("preload") is None else _texts(data, "preload"),
         )
 
 

@@ -50,6 +50,8 @@ class Options:
         env_dict: the contents of such a file, as JSON.
         pip: like `requirements`, installed on top of `packages`.
         results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
+        preload: modules of the environment that each new worker has imported already; None for those that earlier
+            calls have imported.
     """
 
     kind: str = "virtualenv"
@@ -72,6 +74,7 @@ class Options:
     env_dict: str | None = None
     pip: tuple[str, ...] = ()
     results: str = "pickle"
+    preload: tuple[str, ...] | None = None
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
@@ -240,6 +243,14 @@ def _machine_type(_: str, value: Any) -> str:
     return machine_types.find(value).name
 
 
+def _preload(name: str, value: Any) -> tuple[str, ...]:
+    names = tuple(sorted(set(_texts(name, value))))
+    for one in names:
+        if not all(part.isidentifier() for part in one.split(".")):
+            raise ValueError(f"`preload` names modules, such as `numpy`, and has {one!r}")
+    return names
+
+
 _CHECKS: dict[str, Check] = {
     "kind": _one_of(KINDS),
     "requirements": _entries,
@@ -261,6 +272,7 @@ _CHECKS: dict[str, Check] = {
     "env_dict": _unless_none(_typed("a dict as an `environment.yml` has it", Mapping, _env_dict)),
     "pip": _entries,
     "results": _one_of(RESULTS),
+    "preload": _unless_none(_preload),
 }
 
 

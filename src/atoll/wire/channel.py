@@ -89,6 +89,8 @@ class Channel:
                     first = memoryview(pieces[0])
                     rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
                     pieces[0] = first[self.socket.sendmsg([first], [rights]) :]
+                    if not pieces[0] and len(pieces) == 1:
+                        return  # a peer that needs nothing more may have closed its end by now
                 write_pieces(self.socket, pieces)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the peer has closed the channel") from error

@@ -13,6 +13,7 @@ import signal
 import threading
 
 _STOP_ROUNDS = 20
+_DEEPEST = 8
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -131,6 +132,19 @@ def parent(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except OSError:
         return 0
+
+
+def first_processes(pid: int, outer: int) -> tuple[int, int]:
+    """Return the first process of the sandbox that a worker is in, and its agent; zeros for those that have ended.
+
+    Args:
+        pid: the worker's, which the agent or one of its children has forked.
+        outer: bubblewrap's, whose child is the first process.
+    """
+    line = [pid]
+    while (above := parent(line[-1])) not in (0, 1, outer) and len(line) < _DEEPEST:
+        line.append(above)
+    return (line[-1], line[-2]) if above == outer and len(line) > 2 else (0, 0)
 
 
 def children(pid: int) -> list[int]:

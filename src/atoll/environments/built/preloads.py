@@ -1,0 +1,67 @@
+"""The modules that workers of an environment have imported before their first call: `preload.json`.
+
+The file lies beside `record.json` and is a hint: where it is missing or damaged, the next calls make it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+MOST_MODULES = 2000
+
+
+@dataclass(frozen=True)
+class Preloads:
+    """What an environment has preloaded.
+
+    Args:
+        modules: to be imported ahead.
+        implied: modules that calls have imported and that the import of `modules` brings.
+        refused: modules that cannot be imported ahead, each with the reason.
+    """
+
+    modules: tuple[str, ...] = ()
+    implied: frozenset[str] = frozenset()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def with_imported(self, names: Iterable[str]) -> Preloads:
+        """Return these and what calls have imported since; equal where nothing of it is new."""
+        known = {*self.modules, *self.implied, *dict(self.refused)}
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        return replace(self, modules=(*self.modules, *new[: max(0, MOST_MODULES - len(known))]))
+
+    def with_outcome(self, asked: Iterable[str], needed: Iterable[str], refused: Mapping[str, str]) -> Preloads:
+        """Return these after a preloader has imported `asked`, of which `needed` bring the others."""
+        reasons = {**dict(self.refused), **refused}
+        kept = {name for name in needed if name not in reasons}
+        done = set(asked) - kept
+        modules = tuple(name for name in self.modules if name not in done and name not in reasons)
+        return Preloads(modules, (self.implied | done) - reasons.keys(), tuple(sorted(reasons.items())))
+
+    def to_data(self) -> dict[str, Any]:
+        return {"modules": list(self.modules), "implied": sorted(self.implied), "refused": dict(self.refused)}
+
+
+def read(directory: Path) -> Preloads:
+    """Return what the environment in `directory` has preloaded."""
+    try:
+        data = json.loads((directory / "preload.json").read_text("utf-8"))
+        refused = {str(name): str(reason) for name, reason in data["refused"].items()}
+        implied = frozenset(map(str, data["implied"]))
+        return Preloads(tuple(map(str, data["modules"])), implied, tuple(sorted(refused.items())))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Preloads()
+
+
+def write(directory: Path, found: Preloads) -> None:
+    """Keep it; where it cannot be written, the next daemon learns it anew."""
+    temporary = directory / f"preload.json.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(found.to_data(), indent=1), "utf-8")
+        temporary.rename(directory / "preload.json")
