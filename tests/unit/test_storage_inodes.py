@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.storage.sync.inodes import pack_inodes, unpack_inodes
+from atoll.storage.sync.late_writes import pack_inodes, unpack_inodes
 
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1) | st.just("x\udc80")
 

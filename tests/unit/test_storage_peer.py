@@ -31,7 +31,7 @@ from atoll.storage.peer import main
 from atoll.storage.protocol import replies
 from atoll.storage.sync import peer as mirror
 from atoll.storage.sync.client import SyncOptions
-from atoll.storage.sync.index import index_of
+from atoll.storage.sync.index import Index, index_of
 from atoll.storage.volume.locate import locate
 from atoll.storage.volume.removal import remove_tree
 from atoll.storage.volume.root import VolumeRoot
@@ -596,7 +596,7 @@ def test_a_file_that_has_just_changed_is_waited_for(tmp_path: Path, monkeypatch:
 def test_only_settled_stamps_are_remembered(ctime_ns: int, now_ns: int, lasting: bool) -> None:
     """A stamp that a change from now on could repeat does not count as known at the next sync."""
     scan = Scan([""], array("q", (0o100644, 1, 1, ctime_ns, 1)))
-    kept = index_of(scan, "g", now_ns=now_ns)
+    kept = index_of(scan, Index("g"), now_ns=now_ns)
     assert kept.same(scan) is lasting
 
 

@@ -43,7 +43,7 @@ from atoll.storage.protocol.replies import (
 )
 from atoll.storage.snapshots.peer import Snapshots
 from atoll.storage.sync.cleanup import clean, collect
-from atoll.storage.sync.peer import Mirror
+from atoll.storage.sync.peer import SyncPeer
 from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import Pace
 from atoll.storage.volume.root import VolumeRoot
@@ -72,7 +72,7 @@ class Peer:
         self._client = client
         self._volume = volume
         self._channel = channel
-        self._mirror = Mirror(volume, channel, MOST_SILENT_SECONDS.get(client))
+        self._syncs = SyncPeer(volume, channel, MOST_SILENT_SECONDS.get(client))
         self._gate = RestoreLock(volume, channel)
         self._contents = Contents(volume, channel, self._gate)
         self._snapshots = Snapshots(volume, channel, cloner)
@@ -157,7 +157,7 @@ class Peer:
     def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
         with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
             clean(self._volume)
-        self._mirror.serve(header)
+        self._syncs.serve(header)
 
 
 def main(arguments: list[str] | None = None) -> int:

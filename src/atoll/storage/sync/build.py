@@ -1,16 +1,18 @@
-"""Build the tree of a directory in staging, out of what was received there and of what stands at the target.
+"""Build the new tree of a directory in staging, out of received files and of those that stay at the target.
 
-No inode is shared between two states of a file: only what stays as it is is linked, and what has another mode is a
-copy (a clone where the file system has them). What a function does to a linked file while the tree is built it does
-to both trees.
+No inode is shared between two states of a file: only an unchanged file is linked, and one with a new mode is a copy (a
+clone where the file system has them). A function that writes to a linked file meanwhile writes to both trees.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.content.copy import clone
 from atoll.storage.files.directory_cursor import DirectoryCursor
@@ -18,8 +20,31 @@ from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, pare
 from atoll.storage.volume.locate import OPEN_DIRECTORY
 
 _COPY_BYTES = 64 << 20
+MAX_SEPARATE = 8
+"""Up to how many files and directories are made durable one by one; beyond, the whole file system is (`syncfs`).
+
+On ext4 each `fsync` costs 2 to 5 ms, one `syncfs` 4 to 20 ms and as long as the writes of others take: seconds, if those
+are gigabytes.
+"""
 Stamps = dict[str, tuple[int, int]]
 """Change time (nanoseconds) and inode of files."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The content of a directory that is built. Paths are relative to it.
+
+    Args:
+        tree: its new tree, with itself as the empty path.
+        put: the paths that come or change.
+        copy: those of them whose content is at the old directory, with the modification time there.
+        drop: the paths of the old tree that go.
+    """
+
+    tree: Tree
+    put: set[str]
+    copy: Mapping[str, int]
+    drop: Iterable[str] = ()
 
 
 class Builder:
@@ -27,89 +52,72 @@ class Builder:
 
     Args:
         root: the directory, open for reading; it holds the received files, and may hold directories.
-        old: the directory that stands, open, or None.
-        tree: what it is to hold, relative to it, with itself as the empty path.
-        put: those paths that come or change.
-        copy: those of them whose content stands at `old`, with the modification time that it has there.
-        known: returns the change time that a file at `old` had when it was scanned, -1 where that says nothing.
+        old: the directory that it replaces, open; -1 for none.
+        contents: its new content.
+        known: returns the change time of a file of `old` at the scan, -1 where that proves nothing.
 
     Attributes:
         stamps: of the files that were linked or copied; with a change time of -1 where a function may have changed the
-            content since it was scanned.
+            content since the scan.
         copied: the paths of those that were copied.
     """
 
-    def __init__(
-        self,
-        root: int,
-        old: int | None,
-        tree: Tree,
-        put: Container[str],
-        copy: Mapping[str, int],
-        known: Callable[[str], int],
-    ) -> None:
+    def __init__(self, root: int, old: int, contents: Contents, known: Callable[[str], int]) -> None:
         self._known = known
         self._root = root
         self._old = old
-        self._tree = tree
-        self._put = put
-        self._copy = copy
+        self._contents = contents
         self.stamps: Stamps = {}
         self.copied: list[str] = []
 
     def link(self) -> None:
-        """Make the directories and symlinks, link what stays and copy what has another mode.
+        """Make the directories and symlinks, link unchanged files and copy those with a new mode.
 
         Raises:
-            SyncError: the old directory is not what was scanned any more (`retry` in its details).
+            SyncError: the old directory is not the scanned one any more (`retry` in its details).
             OSError: the volume cannot be written.
         """
+        put, copy = self._contents.put, self._contents.copy
         directories, below = [], dict[str, list[str]]()
-        for path, entry in self._tree.items():
+        for path, entry in self._contents.tree.items():
             if entry.kind == DIRECTORY:
                 directories.append(path)
-            elif path not in self._put or entry.kind != FILE or path in self._copy:
+            elif path not in put or entry.kind != FILE or path in copy:
                 below.setdefault(parent_of(path), []).append(path)
-        with (
-            DirectoryCursor(self._root, OPEN_DIRECTORY) as new,
-            DirectoryCursor(self._old if self._old is not None else -1) as old,
-        ):
+        with DirectoryCursor(self._root, OPEN_DIRECTORY) as new, DirectoryCursor(self._old) as old:
             for directory in sorted(directories):
                 if directory:
-                    self._make(new.open(parent_of(directory)), directory)
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(directory.rpartition("/")[2], 0o700, dir_fd=new.open(parent_of(directory)))
             for directory in sorted(below):
                 try:
                     self._fill(directory, below[directory], new.open(directory), old)
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise changed(f"`{printable(directory)}` changed") from error
 
-    def _make(self, parent: int, path: str) -> None:
-        try:
-            os.mkdir(path.rpartition("/")[2], 0o700, dir_fd=parent)
-        except FileExistsError:
-            return
-
     def _fill(self, directory: str, paths: list[str], here: int, old: DirectoryCursor) -> None:
+        tree, put, copy = self._contents.tree, self._contents.put, self._contents.copy
+        known, stamps, look = self._known, self.stamps, os.stat
         start = len(directory) + 1 if directory else 0
-        standing = -1
+        there = -1
         for path in paths:
-            entry, name = self._tree[path], path[start:]
-            if path in self._put and entry.kind == SYMLINK:
+            entry, name = tree[path], path[start:]
+            if entry.kind == SYMLINK and path in put:
                 make_symlink(here, name, entry)
                 continue
-            if standing < 0:
-                standing = old.open(directory)
-            if entry.kind == FILE:
-                before_ns = os.stat(name, dir_fd=standing, follow_symlinks=False).st_ctime_ns
-            if path in self._copy:
-                copy_file(standing, here, name, entry, self._copy[path])
+            if there < 0:
+                there = old.open(directory)
+            if entry.kind != FILE:
+                _link(there, here, name, entry)
+                continue
+            before_ns = look(name, dir_fd=there, follow_symlinks=False).st_ctime_ns
+            if path in copy:
+                copy_file(there, here, name, entry, copy[path])
                 self.copied.append(path)
-            elif not _link(standing, here, name, entry):
+            elif not _link(there, here, name, entry):
                 self.copied.append(path)
-            if entry.kind == FILE:
-                made = os.stat(name, dir_fd=here, follow_symlinks=False)
-                as_scanned = before_ns == self._known(path)
-                self.stamps[path] = (made.st_ctime_ns if as_scanned else -1, made.st_ino)
+            made = look(name, dir_fd=here, follow_symlinks=False)
+            stamps[path] = (made.st_ctime_ns if before_ns == known(path) else -1, made.st_ino)
 
     def finish(self, extra_mode: int) -> None:
         """Give the directories their modes and times; the root's mode has `extra_mode` in addition.
@@ -119,13 +127,92 @@ class Builder:
         """
         with DirectoryCursor(self._root, OPEN_DIRECTORY) as new:
             # Deepest first: a directory may lose the permission by which one gets to those in it.
-            for path in sorted((path for path, entry in self._tree.items() if entry.kind == DIRECTORY), reverse=True):
-                entry = self._tree[path]
+            for path in sorted(
+                (path for path, entry in self._contents.tree.items() if entry.kind == DIRECTORY), reverse=True
+            ):
+                entry = self._contents.tree[path]
                 descriptor = new.open(path)
                 mode = entry.mode if path else entry.mode | extra_mode
                 if mode != 0o700:
                     os.fchmod(descriptor, mode)
                 os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+class Built:
+    """The new content of a scope, as `switch-KEY` in staging, and how it gets durable.
+
+    Attributes:
+        root: the directory, open; -1 where it is a file or a symlink.
+        whole: whether the whole file system is made durable rather than single files.
+        stamps: of the files that were linked or copied into it.
+        inodes: those of the old tree, by path: for the note of a replaced tree (`late_writes.pack_inodes`).
+    """
+
+    def __init__(self, staging: int, name: str) -> None:
+        self._staging = staging
+        self._name = name
+        self.root = -1
+        self.whole = False
+        self.stamps: Stamps = {}
+        self.inodes: dict[str, int] = {}
+        self._files: list[str] = []
+        self._directories: list[str] = []
+
+    def close(self) -> None:
+        """Close what is open; it may be called twice."""
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
+
+    def copy(self, holder: int, name: str, entry: Entry, mtime_ns: int) -> None:
+        """Make it a copy of the file `name` of `holder`, which has this modification time."""
+        copy_file(holder, self._staging, name, entry, mtime_ns, self._name)
+
+    def take(self, builder: Builder, contents: Contents) -> None:
+        """Note what must be made durable of a directory, and which inodes it shares with the old one."""
+        tree, put = contents.tree, contents.put
+        self.stamps = builder.stamps
+        copied = set(builder.copied)
+        self.inodes = dict.fromkeys([*contents.drop, *tree], 0)
+        self.inodes.update((path, inode) for path, (_, inode) in self.stamps.items() if path not in copied)
+        self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]
+        received = (path for path in put if tree[path].kind == FILE and path not in contents.copy)
+        self._files = [*received, *builder.copied]
+        symlinks = any(tree[path].kind == SYMLINK for path in put)  # a symlink cannot be opened for its own fsync
+        self.whole = symlinks or len(self._directories) + len(self._files) > MAX_SEPARATE
+
+    def make_durable(self, record: int) -> None:
+        """Make it durable, with the open record of its switch.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        if not self.whole:
+            with contextlib.suppress(PermissionError):  # its owner may not open a file
+                self._sync_each()
+                os.fsync(record)
+                os.fsync(self._staging)
+                return
+        linux.sync_filesystem(self._staging)
+
+    def _sync_each(self) -> None:
+        if self.root < 0:
+            with contextlib.suppress(FileNotFoundError):
+                _sync(self._name, self._staging)
+            return
+        with DirectoryCursor(self.root, OPEN_DIRECTORY) as walk:
+            for path in sorted(self._files):
+                _sync(path.rpartition("/")[2], walk.open(parent_of(path)))
+            for path in sorted(self._directories, reverse=True):
+                os.fsync(walk.open(path))
+
+
+def _sync(name: str, parent: int) -> None:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_symlink(parent: int, name: str, entry: Entry) -> None:
@@ -134,9 +221,9 @@ def make_symlink(parent: int, name: str, entry: Entry) -> None:
     os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
 
-def changed(what: str) -> SyncError:
+def changed(subject: str) -> SyncError:
     """Return the error that has the client start again."""
-    return SyncError(f"{what} at the target while it was synced", hint="sync again", retry=True)
+    return SyncError(f"{subject} at the target while it was synced", hint="sync again", retry=True)
 
 
 def _link(old: int, new: int, name: str, entry: Entry) -> bool:

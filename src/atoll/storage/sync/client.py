@@ -1,17 +1,14 @@
 """The client's side of a sync: scan, plan, send; the peer does the rest.
 
 The local tree and the target are scanned at the same time, and each is compared with its index of the last sync.
-When neither has changed since the same generation, that was all: one round trip. Otherwise the plan travels, then
-the contents of what changed, in one stream; the peer switches when all is there. The local directory is only read.
-
-Which content counts as the same: `judgement`.
+When neither has changed since the same generation, the sync ends after one round trip. Otherwise the plan travels, then
+the changed contents, in one stream; the peer switches when all of them have arrived. The local directory is only read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from array import array
 from collections.abc import Container
@@ -20,48 +17,43 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.file_stamp import stamp_of
 from atoll.storage.content.compression import Compressor, wanted
-from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, algorithms, maker
-from atoll.storage.content.transfer import FileReader
+from atoll.storage.content.digest import algorithms
 from atoll.storage.crash_points import reached
 from atoll.storage.files.ignore import IgnoreRules
-from atoll.storage.files.scan import ROW, Scan, scan_source, to_native
-from atoll.storage.files.tree import FILE, Tree, printable, unpack
+from atoll.storage.files.scan import ROW, Scan, scan_source
+from atoll.storage.files.tree import Tree, printable, unpack
 from atoll.storage.files.tree_wire import pack_entries, pack_paths
 from atoll.storage.protocol.connection import error_of
 from atoll.storage.protocol.progress import ProgressLine
 from atoll.storage.sync import index
 from atoll.storage.sync.index import Index
 from atoll.storage.sync.plan import Plan, apply, plan
-from atoll.storage.sync.sender import Old, Sender, Sent
-from atoll.storage.sync.source import Source
-from atoll.storage.sync.unchanged import Judgement, Standing
+from atoll.storage.sync.sender import Sender, Sent, SourceFiles, SourceSync
+from atoll.storage.sync.unchanged import TargetReport, UnchangedFiles
 from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
 _PATIENCE_SECONDS = 1.0
-"""How long another sync of the target is waited for before that is said."""
-_WORTH_COMPARING = 4
-"""How many times as large as a file may be what is compared with it."""
+"""After this time a wait for another sync of the target is shown."""
 
 
 @dataclass(frozen=True)
 class SyncOptions:
-    """What a sync is to do.
+    """Options of a sync.
 
     Args:
         exclude: patterns as in `.atollignore`; they win over those files.
         ignore_files: whether `.atollignore` files count.
-        delete: whether names go that the source does not have.
+        delete: whether names that the source does not have are removed.
         atomic: whether to refuse where the volume's file system cannot exchange directories in one step.
-        dry_run: only find out what would be done.
+        dry_run: whether to only make the plan.
         index: where the client's index of this source and target is; None keeps none.
         allow_empty: whether a source with nothing in it may empty a target.
         compress: `auto` compresses contents where it pays, but not between processes of one machine; or `always`,
             `never`.
-        leave_out: a path of the source that is never mirrored: where Atoll keeps its own state; empty for none.
+        leave_out: a path of the source that is never mirrored: Atoll's own state; empty for none.
     """
 
     exclude: tuple[str, ...] = ()
@@ -77,13 +69,13 @@ class SyncOptions:
 
 @dataclass(frozen=True)
 class Synced:
-    """What a sync did, or would do.
+    """Result of a sync, or of a dry run.
 
     Args:
         plan: the operations.
         skipped: local paths that were excluded, the topmost of each.
         sent: files whose content travelled.
-        sent_bytes: how much content that was.
+        sent_bytes: bytes of their contents.
         refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
     """
 
@@ -133,8 +125,7 @@ class _Conversation:
         self._progress = progress
         self._damaged = damaged
         self._open = self._heard = False
-        self._files = Source(source)
-        self._reader = FileReader(self._files.open, self._local)
+        self._files = SourceFiles(source)
         self._began_ns = time.time_ns()
 
     def run(self) -> Synced:
@@ -166,15 +157,20 @@ class _Conversation:
 
     def _converse(self, scan: Scan, rules: IgnoreRules, known: Index) -> Synced:
         options, terms = self._options, _terms(self._options)
-        standing = self._receive_standing(known)
-        if standing.untouched and known.terms == terms and known.same(scan):
+        found = UnchangedFiles(scan, known, self._files.hash)
+        same = known.terms == terms and known.same(scan)
+        if not same:  # the peer scans the target meanwhile
+            found.compare_with_index()
+            _ = scan.tree
+        sync = SourceSync(self._files, scan, known, self._receive_report(known), self._damaged)
+        if same and sync.target.untouched:
             reached("compared")
             self._finish("end")
             return Synced(Plan(), tuple(scan.skipped))
-        found = Judgement(scan, known, standing, maker(standing.algorithm), self._hash).run()
+        found.compare_with_target(sync.target)
         operations = plan(
             scan.tree,
-            standing.tree,
+            sync.target.tree,
             delete=options.delete,
             kept=rules.excludes if rules else None,
             suspect=found.suspect,
@@ -194,10 +190,10 @@ class _Conversation:
             )
         sent = Sent()
         if operations:
-            sent = self._transfer(operations, scan, known, standing)
+            sent = self._transfer(sync, operations)
             reached("sent")
-        self._say_last("commit" if operations else "end", remember=True)
-        made = self._new_index(terms, scan, known, standing, operations, found, sent)
+        self._send_last("commit" if operations else "end", remember=True)
+        made = self._new_index(sync, operations, found, sent)  # the peer switches meanwhile
         self._expect("done")
         if operations:
             reached("committed")
@@ -206,7 +202,7 @@ class _Conversation:
             reached("remembered")
         return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes)
 
-    def _receive_standing(self, known: Index) -> Standing:
+    def _receive_report(self, known: Index) -> TargetReport:
         while (message := self._receive()).type == "waiting":
             if not self._channel.pending and not wait_readable(self._channel.fileno(), _PATIENCE_SECONDS):
                 self._progress.say(
@@ -214,40 +210,28 @@ class _Conversation:
                 )
         if message.type != "standing":
             raise SyncError(f"the storage peer answered `{message.type}` instead of `standing`")
-        return Standing(message.header, message.buffers, known)
+        return TargetReport(message.header, message.buffers, known)
 
-    def _new_index(
-        self,
-        terms: str,
-        scan: Scan,
-        known: Index,
-        standing: Standing,
-        operations: Plan,
-        found: Judgement,
-        sent: Sent,
-    ) -> Index:
-        """Return the index of what has been mirrored."""
+    def _new_index(self, sync: SourceSync, operations: Plan, found: UnchangedFiles, sent: Sent) -> Index:
+        """Return the index of the mirrored state."""
+        scan, target = sync.scan, sync.target
         for path, row in sent.rows.items():
             number = scan.positions[path] * ROW
             scan.rows[number : number + ROW] = array("q", row)
         extras: Tree = {}
         if operations.keeps:
-            after = apply(operations, standing.tree)
+            after = apply(operations, target.tree)
             extras = {path: entry for path, entry in after.items() if path not in scan.positions}
-        blocks = {path: packed for path, packed in known.blocks.items() if found.keeps(path)}
-        return index.index_of(
-            scan,
-            standing.next,
-            now_ns=self._began_ns,
-            digest=lambda path: sent.digests.get(path) or found.digest(path),
-            sure=sent.digests,
-            terms=terms,
-            algorithm=standing.algorithm,
-            extras=extras,
-            blocks={**blocks, **sent.blocks},
+        blocks = {path: packed for path, packed in sync.index.blocks.items() if found.keeps(path)}
+        digests = found.digests()
+        for path, digest in sent.digests.items():
+            digests[scan.positions[path]] = digest
+        about = Index(
+            target.next, _terms(self._options), target.algorithm, extras=extras, blocks={**blocks, **sent.blocks}
         )
+        return index.index_of(scan, about, now_ns=self._began_ns, digests=b"".join(digests), sure=sent.digests)
 
-    def _transfer(self, operations: Plan, scan: Scan, known: Index, standing: Standing) -> Sent:
+    def _transfer(self, sync: SourceSync, operations: Plan) -> Sent:
         header = {"type": "plan", "keeps": operations.keeps, "atomic": self._options.atomic}
         drop, copy = pack_paths(sorted(operations.drop)), pack_paths(sorted(operations.copy))
         self._send(header, [drop, copy, *pack_entries(operations.put)])
@@ -261,47 +245,16 @@ class _Conversation:
         }
         paths = operations.send
         self._progress.start(len(paths), operations.send_bytes)
-
-        def stands(path: str) -> Old | None:
-            entry = standing.tree.get(path)
-            if path in self._damaged or entry is None or entry.kind != FILE or entry.size < BLOCK_BYTES:
-                return None
-            # What a function has made huge, which costs it nothing, takes longer to look at than to replace.
-            if not entry.mode & 0o400 or entry.size > _WORTH_COMPARING * max(operations.put[path].size, BLOCK_BYTES):
-                return None
-            return Old(entry.size, known.blocks.get(path) if standing.as_known(path) else None)
-
+        compress = wanted(self._options.compress, self._channel.socket, sync.target.compressions)
         sender = Sender(
-            self._files.open,
-            self._reader,
-            scan,
-            maker(standing.algorithm),
+            sync,
             self._send_content,
             self._ask,
             self._progress.advance,
-            stands,
             received,
-            Compressor() if wanted(self._options.compress, self._channel.socket, standing.compressions) else None,
+            Compressor() if compress else None,
         )
         return sender.run(paths, operations.put)
-
-    def _hash(self, path: str, make: Make) -> bytes | None:
-        """Return the digest of a local file; None where it changes meanwhile."""
-        descriptor, before = self._reader.opened(path)
-        hasher = Hasher(make)
-        try:
-            left = before.st_size + 1
-            while left > 0 and (piece := os.read(descriptor, min(left, 1 << 20))):
-                hasher.update(piece)
-                left -= len(piece)
-            return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
-        except OSError as error:
-            raise self._reader.failed(path, error) from error
-        finally:
-            os.close(descriptor)
-
-    def _local(self, path: str) -> str:
-        return printable(os.path.join(self._source, to_native(path)))
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -309,7 +262,7 @@ class _Conversation:
         try:
             self._channel.send(header, buffers or ())
         except ChannelClosed:
-            while True:  # the peer is gone; what it said before may explain why
+            while True:  # the peer is gone; an earlier message may explain why
                 self._receive()
 
     def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
@@ -343,12 +296,12 @@ class _Conversation:
         self._send(header)
         return self._expect(str(header["type"])).buffers[0]
 
-    def _say_last(self, word: str, *, remember: bool) -> None:
+    def _send_last(self, word: str, *, remember: bool) -> None:
         self._send({"type": word, "remember": remember})
         self._open = False
 
     def _finish(self, word: str) -> None:
-        self._say_last(word, remember=False)
+        self._send_last(word, remember=False)
         self._expect("done")
 
     def _abort(self) -> None:
@@ -363,7 +316,7 @@ class _Conversation:
 
 
 def _terms(options: SyncOptions) -> str:
-    """Return what besides the two trees decides what a sync does."""
+    """Return the options that change the result of a sync, as a part of its index."""
     return json.dumps([options.exclude, options.ignore_files, options.delete, options.leave_out])
 
 

@@ -19,8 +19,8 @@ import secrets
 import struct
 import time
 from array import array
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from atoll.file_stamp import COARSE_CLOCK_NS, settled
@@ -34,7 +34,7 @@ _MAGIC = b"ATOLLIX3"
 _HEAD = struct.Struct("<8s32sI")
 _WIDTH = 8 * ROW
 _CHANGED_AT = 3
-_UNSURE = -1
+UNSURE = -1
 
 
 def index_path(home: Path, host: str, source: str, target: str) -> Path:
@@ -94,47 +94,32 @@ class Index:
 
 
 def index_of(
-    scan: Scan,
-    generation: str,
-    *,
-    now_ns: int,
-    digest: Callable[[str], bytes] = lambda _: UNKNOWN,
-    sure: Container[str] = (),
-    terms: str = "",
-    algorithm: str = "",
-    extras: Tree | None = None,
-    blocks: Mapping[str, bytes] | None = None,
+    scan: Scan, about: Index, *, now_ns: int, digests: bytes | bytearray = b"", sure: Container[str] = ()
 ) -> Index:
     """Make the index of a state.
 
     Args:
+        about: its generation, terms, algorithm, extras and blocks.
         now_ns: a moment; change times that a change after it could repeat are not kept.
-        digest: returns that of a path, `UNKNOWN` where it is not known.
-        sure: paths whose change time is kept all the same: it was looked at later.
+        digests: one for each path; none are known by default.
+        sure: paths whose change time is kept all the same: it was read later.
     """
     rows, changed_at = scan.rows[:], scan.rows[_CHANGED_AT::ROW]
     if changed_at and max(changed_at) >= now_ns - COARSE_CLOCK_NS:
         for number, ctime_ns in enumerate(changed_at):
             if ctime_ns and not settled(ctime_ns, now_ns) and scan.paths[number] not in sure:
-                rows[ROW * number + _CHANGED_AT] = _UNSURE
-    digests = bytearray()
-    for path in scan.paths:
-        digests += digest(path)
-    return Index(
-        generation,
-        terms,
-        algorithm,
-        pack_names(scan.paths),
-        to_bytes(rows),
-        pack_names(scan.targets.values()),
-        bytes(digests),
-        extras or {},
-        dict(blocks or {}),
+                rows[ROW * number + _CHANGED_AT] = UNSURE
+    return replace(
+        about,
+        names=pack_names(scan.paths),
+        rows=to_bytes(rows),
+        links=pack_names(scan.targets.values()),
+        digests=bytes(digests) or UNKNOWN * len(scan.paths),
     )
 
 
 @dataclass
-class Difference:
+class Changes:
     """Where a scan differs from an index.
 
     Args:
@@ -151,9 +136,9 @@ class Difference:
         return bool(self.changed or self.gone)
 
 
-def compare(scan: Scan, index: Index) -> tuple[Difference, array[int]]:
+def compare(scan: Scan, index: Index) -> tuple[Changes, array[int]]:
     """Return how a scan differs from an index, and for each of its paths the number in the index, -1 for new ones."""
-    found = Difference()
+    found = Changes()
     names = pack_names(scan.paths)
     if names == index.names and len(scan.paths) * _WIDTH == len(index.rows):
         numbers = array("q", range(len(scan.paths)))

@@ -1,47 +1,141 @@
-"""Bring to a mirror what was written into a tree that it has replaced. Linux only.
+"""Late writes: files that functions create or replace in a tree that a sync replaces. They are copied to the new tree.
 
-A function whose working directory, or an open directory, is in a mirror goes on writing into the tree that stood there
-when it began, however often syncs replace it: relative names lead nowhere else. When the sandboxes of that time have
-ended, and before the tree is removed, what was made or rewritten in it since it was replaced goes to where the mirror
-is now, under its own name where that is free, else beside what has it (`NAME.replaced-TIME`): nothing is overwritten,
-and the next sync treats it as whatever a function writes there.
+A function whose working directory, or an open directory, is in a mirror goes on writing into the tree that it opened,
+however often syncs replace it. Two moments matter:
 
-Which files these are the note beside the tree tells: it knows the inodes that stood there when it was replaced. A file
-that the mirror has had since is left to the mirror, whatever became of it there. One at a path where another or none
-stood came later, as did what was written after the switch into a file that the mirror does not share: that its
-modification time or its time of birth tells. Empty directories stay out, and all where no mirror is any more.
+    during the switch    (`copy_during_switch`) where a sync keeps names that the source does not have, a file that
+                         appears in the old tree after the scan belongs to the mirror: it is linked into the new tree
+    at the end           (`rescue`) when no sandbox lives that can have the replaced tree open, its late writes go to
+                         the mirror of that day under their own names; an existing file keeps its name, and the late one
+                         is called `NAME.replaced-TIME`
+
+The inode that the old tree has at a path tells late writes from the rest (`pack_inodes`, in the record and the note):
+
+    inode    the mirror has that file too, or got it as a late write: nothing is left to do
+    0        the new tree has a different file here, or none, as planned
+    absent   the file came after the scan: a late write, as is a file with another inode
+
+A file that the mirror has had since is the mirror's, and its removal there is final. A file at a path with 0 is late
+where its modification time or its time of birth is after the switch. Empty directories are not copied, and nothing is
+where the mirror is gone.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import secrets
 import stat
+import struct
 import time
-from collections.abc import Iterator
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
 
 from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import ROW, TOO_DEEP, scan_target
-from atoll.storage.files.tree import parent_of
-from atoll.storage.sync.inodes import unpack_inodes
-from atoll.storage.volume import locate as filesystem
-from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, locate
+from atoll.storage.files.tree import DIRECTORY, Tree, parent_of
+from atoll.storage.files.tree_wire import from_bytes, pack_names, to_bytes, unpack_names
+from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, locate, make_writable
 from atoll.storage.volume.locks import holding_target
 from atoll.storage.volume.root import VolumeRoot
-from atoll.storage.volume.staging import ReplacedTree
+from atoll.storage.volume.staging import ReplacedTree, new_name
 
 _LONGEST_NAME = 200
+_COUNT = struct.Struct("<I")
+_WIDTH = 8
+
+
+def copy_during_switch(
+    volume: VolumeRoot, side: str, new: int, dropped: frozenset[str], inodes: dict[str, int]
+) -> None:
+    """Link late writes of the old tree into the new one. Skip files that a function deleted from the new tree.
+
+    Args:
+        side: the old tree's name in staging.
+        new: the new tree, open.
+        dropped: paths that the sync removes.
+        inodes: those of the old tree; updated.
+
+    Raises:
+        OSError: a tree cannot be read.
+    """
+    old = os.open(side, OPEN_PLACE, dir_fd=volume.staging)
+    try:
+        _link_late(volume, old, new, dropped, inodes)
+    except SyncError as error:
+        if error.details.get("reason") != TOO_DEEP:  # a function has just made such a tree: it stays behind
+            raise
+    finally:
+        os.close(old)
+
+
+def _link_late(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], inodes: dict[str, int]) -> None:
+    scan = scan_target(old)
+    late: Tree = scan.tree
+    with DirectoryCursor(old) as ours, DirectoryCursor(new) as theirs:
+        for path, entry in late.items():
+            inode, had = scan.stamps.get(path, (0, 0))[1], inodes.get(path)
+            if not path or path in dropped or had == 0 or (had is not None and had == inode):
+                continue
+            name = path.rpartition("/")[2]
+            with contextlib.suppress(OSError):  # `rescue` tries again
+                if parent_of(path) in dropped:  # the directory stays for a late file in it
+                    _make_missing(theirs, parent_of(path))
+                parent = theirs.open(parent_of(path))
+                there = None
+                with contextlib.suppress(FileNotFoundError):
+                    there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                replaced = there is not None and there.st_ino == had
+                if replaced or (had is None and there is None):
+                    holder = os.fstat(parent)
+                    if entry.kind == DIRECTORY:
+                        os.mkdir(name, entry.mode, dir_fd=parent)
+                    else:
+                        _link_one(volume, ours.open(parent_of(path)), parent, name, had)
+                    os.utime(f"/proc/self/fd/{parent}", ns=(holder.st_atime_ns, holder.st_mtime_ns))
+                    reached("carried over", path=path)
+                if replaced or had is not None or there is None:
+                    inodes[path] = inode
+
+
+def _link_one(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) -> None:
+    """Link a file of the old tree into the new one; it replaces the file with the inode `had` in one step."""
+    if had is None:
+        os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
+        return
+    staging, link = volume.staging, new_name("new")
+    os.link(name, link, src_dir_fd=old, dst_dir_fd=staging, follow_symlinks=False)
+    try:
+        linux.exchange(staging, link, new, name)
+        if inode_of(staging, link) != had:  # a function has just put another file there: that one stays
+            linux.exchange(staging, link, new, name)
+    except OSError as error:
+        if error.errno not in linux.NO_EXCHANGE:
+            raise
+        os.rename(link, name, src_dir_fd=staging, dst_dir_fd=new)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link, dir_fd=staging)
+
+
+def inode_of(parent: int, name: str) -> int | None:
+    """Return the inode at a name; None where nothing exists."""
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def rescue(volume: VolumeRoot, old: str) -> bool:
-    """Bring along what was written into a replaced tree; no sandbox that could have it open lives.
+    """Copy the late writes of a replaced tree to its mirror; no sandbox lives that can have the tree open.
 
     Returns:
-        whether the tree can be removed: False where somebody is at work at its target; then it must be tried again.
+        whether the tree can be removed; False where another peer works at its target, and it must be tried again.
 
     Raises:
         OSError: the volume cannot be read or written.
@@ -57,11 +151,11 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
         return True
     try:
         try:
-            late = _written(tree, origin.moment_ns, inodes)
+            late = _late_in(tree, origin.moment_ns, inodes)
         except SyncError as error:
             if error.details.get("reason") != TOO_DEEP:
                 raise
-            return True  # nobody could use it at the mirror either
+            return True  # the mirror could not be used with it either
         if not late:
             return True
         with holding_target(volume.locks, origin.target) as held:
@@ -71,10 +165,10 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
             with locate(volume.data, origin.target, follow=False) as place:
                 mirror = place.path.split("/")[0] != VISIBLE and not place.missing and place.is_directory
                 if not mirror or place.path != origin.target:
-                    return True  # somebody has removed the mirror since
+                    return True  # the mirror was removed since
                 root = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
             try:
-                _bring(tree, root, origin.scope, late)
+                _move_late(tree, root, origin.scope, late)
             finally:
                 os.close(root)
             linux.sync_filesystem(volume.staging)
@@ -83,12 +177,11 @@ def rescue(volume: VolumeRoot, old: str) -> bool:
         os.close(tree)
 
 
-def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
-    """List the files and symlinks that came or were rewritten after a moment, and that the mirror has not had; parents
-    first.
+def _late_in(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
+    """List the late files and symlinks of a tree that was replaced at a moment, parents first.
 
     Args:
-        inodes: what is known of the tree; empty where nothing is.
+        inodes: those of the tree; empty where they are not known.
     """
 
     def unlock(path: str, mode: int) -> None:
@@ -102,7 +195,7 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
         for path, mode, mtime_ns, ctime_ns, inode in columns:
             if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
                 continue
-            if ctime_ns <= moment_ns:  # every change moves it; links, and removals of other names, do so as well
+            if ctime_ns <= moment_ns:  # every change moves it, and so do links and removals of other names
                 continue
             had = inodes.get(path) if inodes else 0
             if had == 0:
@@ -117,22 +210,22 @@ def _written(tree: int, moment_ns: int, inodes: dict[str, int]) -> list[str]:
     return found
 
 
-def _bring(tree: int, root: int, scope: str, late: list[str]) -> None:
+def _move_late(tree: int, root: int, scope: str, late: list[str]) -> None:
     with DirectoryCursor(tree) as ours, DirectoryCursor(root) as theirs:
         for path in late:
             where = f"{scope}/{path}" if scope else path
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a file stands where a directory was
-                make_missing(theirs, parent_of(where))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a file may be in place of the directory
+                _make_missing(theirs, parent_of(where))
                 old, new = ours.open(parent_of(path)), theirs.open(parent_of(where))
-                filesystem.make_writable(old, ".")
-                with _unchanged(new):
-                    _bring_one(old, new, path.rpartition("/")[2])
+                make_writable(old, ".")
+                with _mode_and_time_kept(new):
+                    _move_one(old, new, path.rpartition("/")[2])
                 reached("rescued", path=where)
 
 
 @contextlib.contextmanager
-def _unchanged(directory: int) -> Iterator[None]:
-    """Have a directory writable, and give it its mode and time again."""
+def _mode_and_time_kept(directory: int) -> Iterator[None]:
+    """Make a directory writable for a moment; it gets its mode and time back."""
     found, itself = os.fstat(directory), f"/proc/self/fd/{directory}"
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o300 != 0o300:
@@ -145,7 +238,7 @@ def _unchanged(directory: int) -> Iterator[None]:
             os.chmod(itself, mode)
 
 
-def _bring_one(old: int, new: int, name: str) -> None:
+def _move_one(old: int, new: int, name: str) -> None:
     found, there = os.stat(name, dir_fd=old, follow_symlinks=False), None
     with contextlib.suppress(FileNotFoundError):
         there = os.stat(name, dir_fd=new, follow_symlinks=False)
@@ -159,11 +252,11 @@ def _bring_one(old: int, new: int, name: str) -> None:
             return
 
 
-def make_missing(theirs: DirectoryCursor, directory: str) -> None:
-    """Make a directory of the mirror, and those above it, where they are missing.
+def _make_missing(theirs: DirectoryCursor, directory: str) -> None:
+    """Make the missing directories of a path in the mirror.
 
     Raises:
-        NotADirectoryError: something else stands on the way.
+        NotADirectoryError: a file is in place of one.
     """
     parts = directory.split("/") if directory else []
     for depth in range(1, len(parts) + 1):
@@ -171,8 +264,33 @@ def make_missing(theirs: DirectoryCursor, directory: str) -> None:
         try:
             found = os.stat(parts[depth - 1], dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            with _unchanged(parent):
+            with _mode_and_time_kept(parent):
                 os.mkdir(parts[depth - 1], 0o755, dir_fd=parent)
         else:
             if not stat.S_ISDIR(found.st_mode):
                 raise NotADirectoryError(parts[depth - 1])
+
+
+def pack_inodes(inodes: Mapping[str, int]) -> str:
+    """Return the text; `unpack_inodes` takes it back."""
+    data = _COUNT.pack(len(inodes)) + to_bytes(array("Q", inodes.values())) + pack_names(inodes)
+    return base64.b64encode(zlib.compress(data, 1)).decode("ascii")
+
+
+def unpack_inodes(text: str) -> dict[str, int]:
+    """Return what `pack_inodes` made a text of; empty for an empty text.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    if not text:
+        return {}
+    try:
+        data = memoryview(zlib.decompress(base64.b64decode(text, validate=True)))
+        (count,) = _COUNT.unpack_from(data)
+    except (zlib.error, struct.error) as error:
+        raise ValueError(f"inodes are malformed: {error}") from error
+    end = _COUNT.size + _WIDTH * count
+    if len(data) < end:
+        raise ValueError("inodes are cut short")
+    return dict(zip(unpack_names(data[end:], count), from_bytes("Q", data[_COUNT.size : end]), strict=True))

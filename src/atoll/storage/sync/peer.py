@@ -1,9 +1,9 @@
-"""The storage peer's side of a sync: lock, scan, say what stands, receive, switch.
+"""The storage peer's side of a sync: lock, scan, report the target's state, receive, switch.
 
-What stands is said against the index of the last sync (`standing`): where the client names its generation, only what
-has changed since travels; else the whole tree does, with the digests that are known. Clients may be functions, which
-change the target as they like: so the generation of a sync is drawn here, anew for each, and nothing is remembered of
-a content that was not received or hashed here.
+The state is reported against the index of the last sync (`target_state`): a client that names its generation gets only
+the changes since; any other gets the whole tree, with the known digests. Clients may be functions, which change the
+target as they like. So the peer draws the generation of each sync, and remembers only the digests of contents that it
+received or hashed itself.
 """
 
 from __future__ import annotations
@@ -14,42 +14,40 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage.content.compression import decompressed, methods
-from atoll.storage.content.digest import UNKNOWN, algorithms, chosen
+from atoll.storage.content.digest import algorithms, chosen
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import Scan, scan_target
 from atoll.storage.files.tree import Tree, check_path, pack, printable
 from atoll.storage.files.tree_wire import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.protocol.replies import Conversation
-from atoll.storage.sync import target_state as standing_index
-from atoll.storage.sync.build import changed
-from atoll.storage.sync.index import Index, index_of
+from atoll.storage.sync import target_state
+from atoll.storage.sync.build import Stamps, changed
+from atoll.storage.sync.index import Index
 from atoll.storage.sync.plan import Plan, apply
 from atoll.storage.sync.scope import scope_of
 from atoll.storage.sync.stage import Stage
 from atoll.storage.sync.switch_record import recover
-from atoll.storage.sync.target_state import Standing, index_after
-from atoll.storage.volume.locate import OPEN_PLACE, Place, locate
+from atoll.storage.sync.target_state import Arrived, TargetState, TargetSync, index_after
+from atoll.storage.volume.locate import OPEN_PLACE, VISIBLE, Place, locate
 from atoll.storage.volume.locks import Waiting, holding_target, target_key
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
-SNAPSHOTS = ".snapshots"
-"""The name in `/data` at which snapshots show: no sync goes there."""
 
-
-class Mirror:
+class SyncPeer:
     """Serve the syncs of one client.
 
     Args:
         volume: the volume's directories.
         channel: the client.
-        silent_seconds: how long it may say nothing in the midst of a sync; None for as long as it likes.
+        silent_seconds: how long it may send nothing in the midst of a sync; None for as long as it likes.
     """
 
     def __init__(self, volume: VolumeRoot, channel: Channel, silent_seconds: float | None = None) -> None:
@@ -64,20 +62,20 @@ class Mirror:
             ChannelClosed: the client has gone; the target is the old tree or the new one.
         """
         with Conversation(self._channel, "sync") as conversation, contextlib.ExitStack() as stack:
-            place = self._locked(stack, check_path(header["path"]))
+            place = self._lock(stack, check_path(header["path"]))
             self._channel.socket.settimeout(self._silent_seconds)
             stack.callback(self._channel.socket.settimeout, None)
             try:
                 self._converse(place, header, conversation)
             except TimeoutError as error:
-                raise SyncError("a sync within a function went on for too long without a word") from error
+                raise SyncError("a sync within a function sent nothing for too long") from error
             except (FileNotFoundError, NotADirectoryError) as error:
                 if isinstance(error, SyncError):
                     raise
                 raise _moved(error) from error
 
-    def _locked(self, stack: contextlib.ExitStack, path: str) -> Place:
-        """Find the target, and lock it for this sync: alone, and shared with others for all that is above it."""
+    def _lock(self, stack: contextlib.ExitStack, path: str) -> Place:
+        """Find the target, lock it for this sync, and finish or undo a switch that a crash has interrupted."""
         try:
             with locate(self._volume.data, path, follow=True) as place:
                 real = place.path
@@ -87,8 +85,8 @@ class Mirror:
             raise _closed(str(error.filename), "enter") from error
         if not real:
             raise SyncError("the target is `/data` itself", hint="name a directory below it")
-        if real.split("/")[0] == SNAPSHOTS:
-            raise SyncError(f"`/data/{SNAPSHOTS}` is read-only", hint="sync to another directory")
+        if real.split("/")[0] == VISIBLE:
+            raise SyncError(f"`/data/{VISIBLE}` is read-only", hint="sync to another directory")
         stack.enter_context(holding_target(self._volume.locks, real, wait=Waiting(self._channel)))
         self._volume.refresh()
         recover(self._volume, target_key(real))
@@ -100,125 +98,115 @@ class Mirror:
         return place
 
     def _converse(self, place: Place, header: dict[str, Any], conversation: Conversation) -> None:
-        old, scan, key = -1, Scan(), target_key(place.path)
-        generation = secrets.token_hex(16)
-        unlocked: list[tuple[str, int]] = []
-
-        def unlock(path: str, mode: int) -> None:
-            _chmod_below(old, path, mode | 0o700)
-            unlocked.append((path, mode))
-
-        try:
-            began_ns = time.time_ns()
-            index = standing_index.load(self._volume, key)
-            known, theirs = bool(index), header.get("algorithms") or ()
-            usable = index.algorithm in algorithms() and index.algorithm in theirs
-            algorithm = index.algorithm if usable else chosen(theirs)
-            if index.algorithm != algorithm:
-                index = Index()
-            if place.found is not None:
-                if not place.is_directory:
-                    raise SyncError(
-                        f"`/data/{printable(place.path)}` is a file, not a directory",
-                        hint="remove it first, or sync to another path",
-                    )
-                old = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
-                scan = scan_target(old, unlock)
-            reached("scanned")
-            standing = Standing(old, scan, index, began_ns)
-            said = {"path": place.path, "algorithm": algorithm, "known": known, "next": generation}
-            self._say(standing, said, str(header.get("generation", "")))
+        with self._opened(place) as (directory, unlocked):
+            target = self._scan(place, directory, header, unlocked)
+            self._report(target, header)
             message = self._channel.receive()
-            if message.type == "plan":
-                plan, atomic = _plan(message)
-                reached("planned")
-                if place.missing or scope_of(plan, scan.tree).path == "":
-                    _check_writable(place)
-                stage = Stage(
-                    self._volume,
-                    key,
-                    place,
-                    old if old >= 0 else None,
-                    scan.tree,
-                    plan,
-                    atomic,
-                    standing.changed_at,
-                    began_ns,
-                )
-                if self._build(stage, plan, standing, old, key, generation, algorithm, conversation):
-                    unlocked = [item for item in unlocked if not stage.covers(item[0])]
-            else:
+            if message.type != "plan":
                 conversation.finished()
-                if not message.header.get("remember"):
-                    # What has moved change times only, as hard links do, is remembered with those that it has now.
-                    moved = standing.stale and not standing.changed and not standing.gone
-                    generation = standing.index.generation if moved else ""
-                if generation and old >= 0:
-                    self._remember(key, standing, generation, algorithm)
+                self._keep(target, remember=bool(message.header.get("remember")))
+                return
+            plan, atomic = _plan(message)
+            reached("planned")
+            scope = scope_of(plan, target.tree)
+            if place.missing or scope.path == "":
+                _check_writable(place)
+            stage = Stage(target, plan, scope, atomic=atomic)
+            if self._transfer(stage, plan, target, conversation):
+                unlocked[:] = [item for item in unlocked if not stage.covers(item[0])]
+
+    @contextlib.contextmanager
+    def _opened(self, place: Place) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+        """Open the target; -1 where it does not exist. Directories that its scan had to make readable (the list that is
+        given too: paths and modes) get their modes back."""
+        directory, unlocked = -1, list[tuple[str, int]]()
+        if place.found is not None:
+            if not place.is_directory:
+                raise SyncError(
+                    f"`/data/{printable(place.path)}` is a file, not a directory",
+                    hint="remove it first, or sync to another path",
+                )
+            directory = os.open(place.name, OPEN_PLACE, dir_fd=place.parent)
+        try:
+            yield directory, unlocked
         finally:
             for path, mode in reversed(unlocked):
                 with contextlib.suppress(OSError):
-                    _chmod_below(old, path, mode)
-            if old >= 0:
-                os.close(old)
+                    _chmod_below(directory, path, mode)
+            if directory >= 0:
+                os.close(directory)
 
-    def _say(self, standing: Standing, said: dict[str, Any], generation: str) -> None:
-        """Tell the client what stands: what has changed since its generation, or everything."""
-        index, scan = standing.index, standing.scan
-        header = {"type": "standing", **said, "compressions": methods()}
-        if index and index.generation == generation:
-            header["since"] = generation
-            if standing.same:
-                self._channel.send(header)
-                return
-            tree, paths = scan.tree, scan.paths
-            changed = {paths[number]: tree[paths[number]] for number in standing.changed}
-            self._channel.send(header, [pack_paths(standing.gone), *pack_entries(changed)])
-            return
-        digests = b"".join([standing.digest(path) for path in scan.paths]) if index else b""
-        self._channel.send(header, [digests, *pack_entries(scan.tree)] if scan.paths else [b""])
+    def _scan(
+        self, place: Place, directory: int, header: dict[str, Any], unlocked: list[tuple[str, int]]
+    ) -> TargetSync:
+        """Scan the target, and compare it with its index."""
 
-    def _remember(self, key: str, standing: Standing, generation: str, algorithm: str) -> None:
-        """Keep what was found as the state after a sync that had nothing to do."""
-        moment = standing.scanned_ns
-        blocks = {path: packed for path, packed in standing.index.blocks.items() if standing.blocks(path)}
-        standing_index.save(
-            self._volume,
-            key,
-            index_of(
-                standing.scan, generation, now_ns=moment, digest=standing.digest, algorithm=algorithm, blocks=blocks
-            ),
+        def unlock(path: str, mode: int) -> None:
+            _chmod_below(directory, path, mode | 0o700)
+            unlocked.append((path, mode))
+
+        began_ns, key = time.time_ns(), target_key(place.path)
+        index = target_state.load(self._volume, key)
+        remembered, theirs = bool(index), header.get("algorithms") or ()
+        usable = index.algorithm in algorithms() and index.algorithm in theirs
+        algorithm = index.algorithm if usable else chosen(theirs)
+        scan = scan_target(directory, unlock) if directory >= 0 else Scan()
+        reached("scanned")
+        state = TargetState(directory, scan, index if index.algorithm == algorithm else Index(), began_ns)
+        return TargetSync(
+            self._volume, key, place, directory, state, remembered, algorithm, secrets.token_hex(16), began_ns
         )
 
-    def _build(
-        self,
-        stage: Stage,
-        plan: Plan,
-        standing: Standing,
-        old: int,
-        key: str,
-        generation: str,
-        algorithm: str,
-        conversation: Conversation,
-    ) -> bool:
+    def _report(self, target: TargetSync, asked: dict[str, Any]) -> None:
+        """Send the target's state: the changes since the client's generation, or everything."""
+        state, scan = target.state, target.scan
+        index = state.index
+        header = {
+            "type": "standing",
+            "path": target.place.path,
+            "algorithm": target.algorithm,
+            "known": target.remembered,
+            "next": target.generation,
+            "compressions": methods(),
+        }
+        if index and index.generation == str(asked.get("generation", "")):
+            header["since"] = index.generation
+            if state.same:
+                self._channel.send(header)
+                return
+            changes = {scan.paths[number]: scan.tree[scan.paths[number]] for number in state.changed}
+            self._channel.send(header, [pack_paths(state.gone), *pack_entries(changes)])
+            return
+        digests = state.digests() if index else b""
+        self._channel.send(header, [bytes(digests), *pack_entries(scan.tree)] if scan.paths else [b""])
+
+    def _keep(self, target: TargetSync, *, remember: bool) -> None:
+        """Save the index after a sync that had nothing to do, where it is worth it."""
+        state, generation = target.state, target.generation
+        if not remember:
+            # A change time that has moved alone, as hard links move it, is remembered.
+            moved = state.stale and not state.changed and not state.gone
+            generation = state.index.generation if moved else ""
+        if generation and target.directory >= 0:
+            target.remember(generation)
+
+    def _transfer(self, stage: Stage, plan: Plan, target: TargetSync, conversation: Conversation) -> bool:
         """Receive contents and switch, unless the client gives up; return whether it was done.
 
-        What was received stays when the client gives up or goes, and is removed when we fail.
+        Received contents stay when the client gives up or goes, and are removed when the peer fails.
         """
         reception = stage.reception
         try:
-            reception.prepare(algorithm, old, standing.scan)
             ready = list(pack(reception.resume()))
             reached("resumed")
             self._channel.send({"type": "ready"}, ready)
-            message = self._receive(stage, standing)
+            message = self._receive(stage)
             conversation.finished()
             reached("received", last=message.type)
             if message.type != "commit":
                 return False
             reception.settle()
-            stamps = stage.commit()
-            self._remember_new(stage, plan, standing, key, generation, algorithm, stamps)
+            self._remember_new(stage, plan, target, stage.commit())
             reception.read_back.begin()
             return True
         except ChannelClosed:
@@ -226,7 +214,7 @@ class Mirror:
         except (FileNotFoundError, NotADirectoryError) as error:
             if isinstance(error, SyncError):
                 raise
-            raise _moved(error) from error  # what was received can be used by the next attempt
+            raise _moved(error) from error  # the next attempt uses the received contents
         except BaseException as error:
             if not (isinstance(error, SyncError) and error.details.get("retry")):
                 with contextlib.suppress(OSError):
@@ -235,8 +223,8 @@ class Mirror:
         finally:
             reception.close()
 
-    def _receive(self, stage: Stage, standing: Standing) -> Message:
-        """Take contents in; return the message that ends them."""
+    def _receive(self, stage: Stage) -> Message:
+        """Receive contents; return the message that ends them."""
         reception = stage.reception
         while True:
             message = self._channel.receive()
@@ -253,8 +241,7 @@ class Mirror:
                 case "whole":
                     reception.whole(header["number"], header["size"], header["mode"], header["mtime_ns"], *buffers)
                 case "blocks":
-                    blocks = reception.blocks(header["number"], standing.blocks)
-                    self._channel.send({"type": "blocks"}, [blocks])
+                    self._channel.send({"type": "blocks"}, [reception.blocks(header["number"])])
                 case "chunks":
                     chunks = reception.chunks(header["number"], header["start"], header["end"])
                     self._channel.send({"type": "chunks"}, [chunks])
@@ -262,37 +249,15 @@ class Mirror:
                     reception.flush()
                     return message
 
-    def _remember_new(
-        self,
-        stage: Stage,
-        plan: Plan,
-        standing: Standing,
-        key: str,
-        generation: str,
-        algorithm: str,
-        stamps: dict[str, tuple[int, int]],
-    ) -> None:
-        """Keep what has just been put in place."""
-        reception, scan = stage.reception, standing.scan
-        tree = {**apply(plan, scan.tree), **reception.arrived}
-        blocks = {path: known for path in standing.index.blocks if path in tree and (known := standing.blocks(path))}
-        blocks = {path: known for path, known in blocks.items() if path not in plan.put or path in plan.copy}
+    def _remember_new(self, stage: Stage, plan: Plan, target: TargetSync, stamps: Stamps) -> None:
+        """Save the index of the tree that was just switched to."""
+        reception, state = stage.reception, target.state
+        tree = {**apply(plan, target.tree), **reception.arrived}
+        stays = [path for path in state.index.blocks if path in tree and (path not in plan.put or path in plan.copy)]
+        blocks = {path: known for path in stays if (known := state.blocks(path))}
         blocks.update(reception.blocks_of)
-
-        def digest(path: str) -> bytes:
-            if path in reception.digests:
-                return reception.digests[path]
-            return standing.digest(path) if path not in plan.put or path in plan.copy else UNKNOWN
-
-        def stamp(path: str) -> tuple[int, int]:
-            found = stamps.get(path) or reception.stamps.get(path)
-            if found is None and path not in plan.put:
-                found = (standing.changed_at(path), scan.row(scan.positions[path])[4])
-            return found or (-1, -1)
-
-        moment = stage.complete_ns
-        index = index_after(tree, stamp, digest, blocks, generation, algorithm, now_ns=moment)
-        standing_index.save(self._volume, key, index)
+        arrived = Arrived(tree, plan.put, {**reception.stamps, **stamps}, reception.digests, blocks, stage.complete_ns)
+        target_state.save(self._volume, target.key, index_after(target, arrived))
         reached("remembered")
 
 
@@ -305,20 +270,20 @@ def _plan(message: Message) -> tuple[Plan, bool]:
     return Plan(drop, put, copy, bool(header["keeps"])), bool(header["atomic"])
 
 
-def _closed(path: str, what: str) -> SyncError:
-    """Return what says that the owner of a directory, relative to the volume's root, may not do something there."""
+def _closed(path: str, action: str) -> SyncError:
+    """Return the error for a directory, relative to the volume's root, whose owner may not do something there."""
     above = f"/data/{printable(path)}" if path else "/data"
     return SyncError(
-        f"`{above}` is a directory that its owner may not {what}",
+        f"`{above}` is a directory that its owner may not {action}",
         hint=f"a function may have done that; `Volume().chmod({above!r}, 0o755)` mends it",
     )
 
 
 def _check_writable(place: Place) -> None:
-    """Refuse a place in a directory whose mode keeps its owner from making names there.
+    """Refuse a place in a directory that its owner may not write.
 
     Raises:
-        SyncError: it does.
+        SyncError: its owner may not.
     """
     mode = stat.S_IMODE(os.fstat(place.parent).st_mode)
     if mode & 0o300 != 0o300 and not os.access(".", os.W_OK | os.X_OK, dir_fd=place.parent):
@@ -326,7 +291,7 @@ def _check_writable(place: Place) -> None:
 
 
 def _moved(error: OSError) -> SyncError:
-    """Return what has the client start again, where something was not there any more."""
+    """Return the error that has the client start again, for a name that does not exist any more."""
     name = f"`{printable(os.fsdecode(error.filename))}`" if isinstance(error.filename, (str, bytes)) else "something"
     return changed(f"{name} was moved or removed")
 

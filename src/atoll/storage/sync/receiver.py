@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from atoll import linux
@@ -20,11 +20,11 @@ from atoll.storage.content.delta import DELTA_BYTES, blocks_of, chunks_of
 from atoll.storage.content.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.content.direct_write import LargeFile, ReadBack
 from atoll.storage.crash_points import reached
-from atoll.storage.files.scan import ROW, Scan
+from atoll.storage.files.scan import ROW
 from atoll.storage.files.tree import FILE, Entry, Tree, parent_of, printable
 from atoll.storage.sync.plan import Plan
+from atoll.storage.sync.target_state import TargetSync
 from atoll.storage.volume.locate import OPEN_DIRECTORY, open_below
-from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import name_of
 
 _WORTH_WAITING_BYTES = 16 << 20
@@ -34,8 +34,7 @@ class Reception:
     """The files of one plan on their way.
 
     Args:
-        volume: where they are staged.
-        key: names the target; its lock is held by the caller.
+        target: the sync's target.
         plan: says which files come.
 
     Attributes:
@@ -47,9 +46,12 @@ class Reception:
         blocks_of: the digests of the blocks of those that are large.
     """
 
-    def __init__(self, volume: VolumeRoot, key: str, plan: Plan) -> None:
-        self._volume = volume
-        self.name, self._partial = name_of("stage", key), name_of("partial", key)
+    def __init__(self, target: TargetSync, plan: Plan) -> None:
+        self._volume = volume = target.volume
+        self._old, self._scan = target.directory, target.scan
+        self._known_blocks = target.state.blocks
+        self._make = maker(target.algorithm)
+        self.name, self._partial = name_of("stage", target.key), name_of("partial", target.key)
         self._send, self._put = plan.send, plan.put
         self.arrived: Tree = {}
         self.missing = set(self._send)
@@ -61,8 +63,6 @@ class Reception:
         self._large: tuple[int, LargeFile | None] = (-1, None)
         self.read_back = ReadBack()
         self._resumed: dict[int, tuple[int, Hasher]] = {}
-        self._make = maker("sha256")
-        self._old, self._scan = -1, Scan()
         self._source: tuple[str, int] = ("", -1)
         staging = volume.staging
         volume.discard(staging, self._partial)
@@ -71,11 +71,6 @@ class Reception:
             reached("parted")
         volume.make_stage(self.name)
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
-
-    def prepare(self, algorithm: str, old: int, scan: Scan) -> None:
-        """Say how contents are hashed, and what stands at the target: its directory, -1 for none, and its scan."""
-        self._make = maker(algorithm)
-        self._old, self._scan = old, scan
 
     def close(self) -> None:
         """Close what is open; what was received stays for the next sync."""
@@ -158,11 +153,11 @@ class Reception:
         self._large_at(number, offset).write(content)
 
     def copy(self, number: int, offset: int, start: int, length: int) -> None:
-        """Append to a large file what stands at the target, from `start` on."""
+        """Append to a large file a part of the file at the target, from `start` on."""
         path = self._path(number)
         if type(start) is not int or type(length) is not int or start < 0 or length < 0:
-            raise SyncError(f"what is to be copied of `{printable(path)}` is malformed")
-        self._large_at(number, offset).copy(self._standing(path), start, length)
+            raise SyncError(f"the part of `{printable(path)}` to copy is malformed")
+        self._large_at(number, offset).copy(self._opened(path), start, length)
 
     def whole(self, number: int, size: int, mode: int, mtime_ns: int, digest: Any) -> None:
         """End a large file, or one that an interrupted sync has received whole.
@@ -184,24 +179,20 @@ class Reception:
             self.read_back.add(large.descriptor, size)
         self._leave_large()
 
-    def blocks(self, number: int, known: Callable[[str], bytes]) -> bytes:
-        """Return the digests of the blocks of what stands at the target in place of a file.
-
-        Args:
-            known: returns those that were kept, empty for none.
-        """
+    def blocks(self, number: int) -> bytes:
+        """Return the digests of the blocks of the file at the target that a new one replaces."""
         path = self._path(number)
-        if kept := known(path):
+        if kept := self._known_blocks(path):
             return kept
-        descriptor = self._standing(path)
+        descriptor = self._opened(path)
         return blocks_of(descriptor, os.fstat(descriptor).st_size, self._make)
 
     def chunks(self, number: int, start: int, end: int) -> bytes:
-        """Return the chunks of a part of what stands at the target in place of a file."""
-        return chunks_of(self._standing(self._path(number)), start, end, self._make)
+        """Return the chunks of a part of the file at the target that a new one replaces."""
+        return chunks_of(self._opened(self._path(number)), start, end, self._make)
 
-    def _standing(self, path: str) -> int:
-        """Return the file that stands at the target, open, as it was scanned.
+    def _opened(self, path: str) -> int:
+        """Return the file at the target, open, as it was scanned.
 
         Raises:
             OSError: it cannot be opened.
@@ -210,7 +201,7 @@ class Reception:
         if self._source[0] != path:
             self._leave_source()
             if self._old < 0:
-                raise SyncError(f"nothing stands in place of `{printable(path)}`")
+                raise SyncError(f"the target has no `{printable(path)}` to compare with")
             parent = open_below(self._old, parent_of(path))
             try:
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,20 +1,23 @@
-"""Send the contents that a sync needs: small files many in one message, large ones in pieces, and of changed large
-ones only the parts that the target does not have. No round trips but for those.
+"""The sender of contents, in the client: small files many in a message, large ones in pieces, and of changed large
+files only the parts that the target does not have. Only those need round trips.
 
     batch(items [[number, mode, mtime_ns, size], ...])    the digests, the contents
     piece(number, offset)                                 content; with `zstd`, its size, compressed, as in a batch
-    copy(number, offset, from, length)                    what stands at the target, from there on
+    copy(number, offset, from, length)                    a part of the file at the target
     whole(number, size, mode, mtime_ns)                   the digest: the file ends here
-    blocks(number), chunks(number, start, end)            questions about what stands at the target
+    blocks(number), chunks(number, start, end)            questions about the file at the target
 
-Every file is read as it was when it was scanned, or read again (see `transfer`), and hashed as it is read.
+A file that changed since the scan is read again (`content.transfer`). Contents are hashed as they are read.
+
+Others than its owner may change the local directory meanwhile. So, where the platform can, each component of a path is
+opened by itself without following symlinks: a directory that becomes a symlink does not lead to files elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,21 +25,26 @@ from atoll.errors import AtollError
 from atoll.file_stamp import settled, stamp_of
 from atoll.storage.content.compression import Compressor
 from atoll.storage.content.delta import DELTA_BYTES, Comparison
-from atoll.storage.content.digest import Hasher, Make, digest_of
+from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, digest_of, maker
 from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader
-from atoll.storage.files.scan import Row, Scan, row_of
-from atoll.storage.files.tree import MODE_BITS, Entry
+from atoll.storage.files.directory_cursor import DirectoryCursor
+from atoll.storage.files.scan import BY_DESCRIPTOR, Row, Scan, row_of, to_native
+from atoll.storage.files.tree import FILE, MODE_BITS, Entry, printable
+from atoll.storage.sync.index import Index
+from atoll.storage.sync.unchanged import TargetReport
 from atoll.wire.frames import Rope
 
 PIECE_BYTES = 4 << 20
 _ATTEMPTS = 5
+_WORTH_COMPARING = 4
+"""How many times as large as its new content a file may be that is compared with it."""
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
     _OPEN |= getattr(os, _flag, 0)
 
 
 class Old(NamedTuple):
-    """What stands at the target in a large file's place; `blocks` where they are known here."""
+    """The file at the target that a large one replaces; `blocks` where they are known here."""
 
     size: int
     blocks: bytes | None
@@ -44,7 +52,7 @@ class Old(NamedTuple):
 
 @dataclass
 class Sent:
-    """What was sent.
+    """The contents that were sent.
 
     Args:
         rows: the row of each file as it was read, where that is not the scan's.
@@ -58,43 +66,114 @@ class Sent:
     bytes: int = 0
 
 
+class SourceFiles:
+    """The files below the local directory of a sync.
+
+    Args:
+        root: the directory; a symlink to one is followed.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._descriptor = -1
+        self._cursor: DirectoryCursor | None = None
+        self.reader = FileReader(self.open, lambda path: printable(os.path.join(root, to_native(path))))
+
+    def open(self, path: str, flags: int) -> int:
+        """Open a file by its path in the tree.
+
+        Raises:
+            OSError: it cannot be opened, or a component of its path is not a directory any more.
+        """
+        native = to_native(path)
+        if not BY_DESCRIPTOR:
+            return os.open(os.path.join(self._root, native), flags)
+        if self._cursor is None:
+            self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._cursor = DirectoryCursor(self._descriptor)
+        directory, _, name = native.rpartition("/")
+        return os.open(name, flags, dir_fd=self._cursor.open(directory))
+
+    def hash(self, path: str, make: Make) -> bytes | None:
+        """Return the digest of a file; None where it changes meanwhile."""
+        descriptor, before = self.reader.opened(path)
+        hasher = Hasher(make)
+        try:
+            left = before.st_size + 1
+            while left > 0 and (piece := os.read(descriptor, min(left, 1 << 20))):
+                hasher.update(piece)
+                left -= len(piece)
+            return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
+        except OSError as error:
+            raise self.reader.failed(path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the open directories; more may be opened afterwards."""
+        if self._cursor is not None:
+            self._cursor.close()
+            os.close(self._descriptor)
+            self._cursor = None
+
+
+@dataclass
+class SourceSync:
+    """One sync of a local directory, as the client's modules share it.
+
+    Args:
+        files: the local files.
+        scan: their tree.
+        index: the client's index of its last sync.
+        target: the peer's report of the target.
+        damaged: paths whose delta arrived damaged: they are sent whole.
+    """
+
+    files: SourceFiles
+    scan: Scan
+    index: Index
+    target: TargetReport
+    damaged: Container[str] = ()
+
+    def old(self, path: str, size: int) -> Old | None:
+        """Return the file at the target that a file of this size replaces; None where it is of no use."""
+        entry = self.target.tree.get(path)
+        if path in self.damaged or entry is None or entry.kind != FILE or entry.size < BLOCK_BYTES:
+            return None
+        # A function can make a huge file for free; to compare one takes longer than to replace it.
+        if not entry.mode & 0o400 or entry.size > _WORTH_COMPARING * max(size, BLOCK_BYTES):
+            return None
+        return Old(entry.size, self.index.blocks.get(path) if self.target.as_known(path) else None)
+
+
 class Sender:
     """Sends files to one peer.
 
     Args:
-        open_file: opens a local file by its path, with flags.
-        reader: reads files that do not rest.
-        scan: says in which state they are.
-        make: makes the hashes.
+        sync: the sync.
         send: sends a message.
         ask: sends a question and returns the buffer of its answer.
-        progress: is told how many files and bytes more have been dealt with.
-        stands: returns what stands at the target in the place of a large file, None for nothing of use.
-        received: how much of which file an interrupted sync has left at the peer, and the digest of it.
+        progress: is called with the files and bytes that were sent.
+        received: how much of a file an interrupted sync has left at the peer, and the digest of that, by its number.
         compressor: compresses contents; None for none.
     """
 
     def __init__(
         self,
-        open_file: Callable[[str, int], int],
-        reader: FileReader,
-        scan: Scan,
-        make: Make,
+        sync: SourceSync,
         send: Callable[[dict[str, Any], list[Any]], None],
         ask: Callable[[dict[str, Any]], Any],
         progress: Callable[[int, int], None],
-        stands: Callable[[str], Old | None],
         received: Mapping[int, tuple[int, bytes]],
         compressor: Compressor | None = None,
     ) -> None:
-        self._open = open_file
-        self._reader = reader
-        self._scan = scan
-        self._make = make
+        self._sync = sync
+        self._open, self._reader = sync.files.open, sync.files.reader
+        self._scan = sync.scan
+        self._make = maker(sync.target.algorithm)
         self._send = send
         self._ask = ask
         self._progress = progress
-        self._stands = stands
         self._received = received
         self._compressor = compressor
         self._items: list[list[int]] = []
@@ -135,7 +214,7 @@ class Sender:
                 os.close(descriptor)
         except OSError as error:
             raise self._reader.failed(path, error) from error
-        # Settled before it was opened and the same afterwards: no change can have come between.
+        # Settled before it was opened and the same afterwards: no change came in between.
         if not (
             len(content) == size == info.st_size
             and info.st_ctime_ns == ctime_ns
@@ -212,9 +291,9 @@ class Sender:
             self.sent.rows[path] = row
 
     def _content(self, number: int, path: str, descriptor: int, size: int) -> Hasher | None:
-        """Send a file's content; return what has hashed it, or None where it ended too early."""
+        """Send a file's content; return its hasher, or None where the file ended too early."""
         position, hasher = 0, Hasher(self._make)
-        old = self._stands(path) if size >= DELTA_BYTES else None
+        old = self._sync.old(path, size) if size >= DELTA_BYTES else None
         if number in self._received and (old is None or 2 * self._received[number][0] >= size):
             length, digest = self._received[number]
             while position < min(length, size) and (piece := self._read(descriptor, position, length - position)):
@@ -235,7 +314,7 @@ class Sender:
         return hasher if position == size else None
 
     def _changed(self, number: int, descriptor: int, size: int, old: Old) -> Hasher | None:
-        """Send what of a file has changed."""
+        """Send the changed parts of a file."""
         blocks = old.blocks
         if blocks is None:
             blocks = bytes(self._ask({"type": "blocks", "number": number}))
