@@ -91,8 +91,7 @@ class SandboxSettings:
         shm_bytes: size of `/dev/shm`.
         first_uid, uid_count: host uids for functions when the daemon runs as root; 0 means found on this machine.
         bwrap: path of the bubblewrap program; empty means the newest of the packaged one and the system's.
-        pasta, slirp4netns: paths of the programs that carry the packets of outbound networks; empty means the system's,
-            pasta before slirp4netns.
+        pasta: path of the program that carries the packets of outbound networks; empty means the system's.
     """
 
     tmp_bytes: int = 4 << 30
@@ -101,7 +100,6 @@ class SandboxSettings:
     uid_count: int = 0
     bwrap: str = ""
     pasta: str = ""
-    slirp4netns: str = ""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,19 @@ class Machine:
         say.close()
         await one.wait()
         await asyncio.gather(first.close(), second.close())
-        return {"listens": listens, "reached": reached, "status": status}
+        return {"listens": listens, "reached": reached, "status": status, "shared": await self.share()}
+
+    async def share(self) -> list[bool]:
+        """Whether one user's sandboxes share a network, another user's have another, and it is kept when unused."""
+        take = self.networks.take
+        one, again, other = await asyncio.gather(take("one"), take("one"), take("other"))
+        found = [one is again, one is not other]
+        for network in (one, again, other):
+            await self.networks.give_back(network)
+        later = await take("one")
+        found += [later is one, one.running]
+        await self.networks.give_back(later)
+        return found
 
     async def cut(self) -> dict[str, Any]:
         """The program of a network is killed; then that of one whose sandbox is watched."""
@@ -78,7 +90,10 @@ class Machine:
         await network.close()
         launched = asyncio.Event()
         lost = OutboundSandbox(
-            self.networks, lambda network: self.start(network, "import signal; signal.pause()")[0], launched.set
+            self.networks,
+            "someone",
+            lambda network: self.start(network, "import signal; signal.pause()")[0],
+            launched.set,
         )
         await launched.wait()
         assert lost._network is not None

@@ -110,18 +110,17 @@ def test_a_call_from_inside_is_at_most_as_open() -> None:
 
 
 def test_a_configured_program_is_taken_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path of the settings is used as it is, pasta before slirp4netns; one that cannot be is named, with the fix."""
+    """A path of the settings is used as it is, and one that cannot be is named, with the fix."""
     program = tmp_path / "pasta"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert programs.find_carrier(str(program), str(program)) == ("pasta", str(program))
-    assert programs.find_carrier("", str(program)) == ("slirp4netns", str(program))
+    assert programs.find_pasta(str(program)) == str(program)
     with pytest.raises(SandboxUnavailable, match=r"`sandbox\.pasta` is `/nowhere`"):
-        programs.find_carrier("/nowhere")
+        programs.find_pasta("/nowhere")
     monkeypatch.setattr(programs, "_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert programs.find_carrier() == ("pasta", str(program))
+    assert programs.find_pasta() == str(program)
     os.unlink(program)
-    with pytest.raises(SandboxUnavailable, match="neither `pasta` nor `slirp4netns`") as caught:
-        programs.find_carrier()
+    with pytest.raises(SandboxUnavailable, match="`pasta` is not installed") as caught:
+        programs.find_pasta()
     assert caught.value.hint == "run `sudo apt install passt`"

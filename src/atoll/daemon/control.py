@@ -171,7 +171,7 @@ class Connection:
         if not isinstance(client, str) or len(client) > MAX_CLIENT:
             raise ValueError("`client` must be a short text")
         spec = self._checked(spec)
-        self._daemon.node.expect_network(spec.network)
+        self._daemon.node.expect_network(spec.network, self._peer.user)
         self._daemon.node.machine.allot(spec.machine_type, self._notice)
         store = self._daemon.node.environments
         environment = await self._until_gone(store.ensure(spec.environment, self._progress(), nested=self._peer.nested))

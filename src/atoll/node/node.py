@@ -160,9 +160,9 @@ class Node:
         if self._native is not None:
             os.close(self._native[1])
 
-    def expect_network(self, asked: str) -> None:
+    def expect_network(self, asked: str, user: str) -> None:
         """See `sandbox.network.Networks.expect`."""
-        self._networks.expect(asked)
+        self._networks.expect(asked, user)
 
     async def network(self, asked: str, notice: Callable[[str], None]) -> str:
         """Return the network policy that a function gets which asks for this one, or for none.
@@ -232,7 +232,7 @@ class Node:
     ) -> Sandbox | OutboundSandbox:
         """Launch a sandbox now, or as soon as it has its network; `done` is called when it is launched, or never is."""
         if key.network == "outbound":
-            return OutboundSandbox(self._networks, launch, done)
+            return OutboundSandbox(self._networks, key.user, launch, done)
         try:
             return launch(None)
         finally:
@@ -349,7 +349,7 @@ class Node:
             policy = replace(policy, files=(*policy.files, *network.files))
             return await self._launcher.run(policy, enter=network.enter, on_line=on_line)
         finally:
-            await network.close()
+            await self._networks.give_back(network)
 
     # --- storage ----------------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ def _verdict(name: str, works: bool, detail: str, loses: str) -> Finding:
 async def _network(settings: Settings) -> Finding:
     """Make an outbound network, whole, with what it refuses."""
     try:
-        name, path = programs.find_carrier(settings.sandbox.pasta, settings.sandbox.slirp4netns)
+        path = programs.find_pasta(settings.sandbox.pasta)
         networks = Networks(settings, Launcher(settings), Identities(settings))
         try:
             network = await networks.take()
@@ -134,7 +134,7 @@ async def _network(settings: Settings) -> Finding:
     except AtollError as error:
         loses = 'functions share the network of this machine, and `network="outbound"` is refused'
         return Finding("outbound network", False, False, error.message, loses, error.hint)
-    return Finding("outbound network", False, True, f"made by {name}, `{path}`, and filtered")
+    return Finding("outbound network", False, True, f"made by pasta, `{path}`, and filtered")
 
 
 _DELEGATE = (

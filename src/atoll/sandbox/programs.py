@@ -105,30 +105,26 @@ def find_nsenter() -> str:
     return path
 
 
-def find_carrier(pasta: str = "", slirp4netns: str = "") -> tuple[str, str]:
-    """Return name and path of the program that carries the packets of outbound networks; pasta where there is one.
+def find_pasta(configured: str = "") -> str:
+    """Return the path of pasta, which carries the packets of outbound networks.
 
     Args:
-        pasta, slirp4netns: paths to take as they are; empty for what the system or the user's `PATH` has.
+        configured: a path to take as it is; empty for the pasta of the system or the user's `PATH`.
 
     Raises:
         SandboxUnavailable: there is none.
     """
-    for name, configured in (("pasta", pasta), ("slirp4netns", slirp4netns)):
-        if configured and not os.access(configured, os.X_OK):
-            raise SandboxUnavailable(
-                f"`sandbox.{name}` is `{configured}`, which is not a program",
-                hint="mend or remove the option in `settings.toml`",
-            )
-        if configured:
-            return name, configured
-    for name in ("pasta", "slirp4netns"):
-        if path := _named(name) or shutil.which(name, path=search_path()):
-            return name, path
-    raise SandboxUnavailable(
-        "neither `pasta` nor `slirp4netns` is installed, one of which carries the packets of network `outbound`",
-        hint=f"run `{_install()}`",
-    )
+    if configured and not os.access(configured, os.X_OK):
+        raise SandboxUnavailable(
+            f"`sandbox.pasta` is `{configured}`, which is not a program",
+            hint="mend or remove the option in `settings.toml`",
+        )
+    path = configured or _named("pasta") or shutil.which("pasta", path=search_path())
+    if not path:
+        raise SandboxUnavailable(
+            "`pasta` is not installed, which carries the packets of network `outbound`", hint=f"run `{_install()}`"
+        )
+    return path
 
 
 def _install() -> str:

@@ -1,7 +1,6 @@
 """A process that has an outbound network namespace made and keeps it; a script of its own (see `network`).
 
-It runs as root of the user namespace that owns the network, and nowhere else: started by pasta, or starting
-slirp4netns beside itself. On its standard input it has a socket to Atoll, from which it takes netlink messages; once
+It runs as root of the user namespace that owns the network, and nowhere else: pasta starts it. On its standard input it has a socket to Atoll, from which it takes netlink messages; once
 the kernel has acknowledged these it answers with descriptors of both namespaces. So whoever has the descriptors has
 a network that is filtered already. It needs nothing but the standard library, and little of that.
 """
@@ -9,7 +8,6 @@ a network that is filtered already. It needs nothing but the standard library, a
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 import sys
@@ -17,7 +15,6 @@ import sys
 NETLINK_NETFILTER = 12  # <linux/netlink.h>
 NLMSG_ERROR = 2
 ACKNOWLEDGED = 0x4
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # <linux/sched.h>
 
 
 def apply(messages: bytes) -> None:
@@ -64,48 +61,5 @@ def hold(owner: socket.socket) -> None:
     os.execv("/bin/sleep", ["sleep", "infinity"])
 
 
-def unshare() -> None:
-    """Make a user namespace with a network namespace, in which this process is root."""
-    import ctypes
-
-    uid, gid = os.getuid(), os.getgid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "a user namespace cannot be made")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-
-
-def serve(command: list[str], owner: socket.socket) -> None:
-    """Make the namespaces in a child, and become the program that serves them: slirp4netns."""
-    made, tell_made = os.pipe()
-    ready, tell_ready = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(tell_ready)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        try:
-            unshare()
-        except OSError as error:
-            owner.send(str(error).encode())
-            sys.exit(1)
-        os.write(tell_made, b"1")
-        if os.read(ready, 1):
-            hold(owner)
-        sys.exit(1)
-    os.close(tell_made)
-    os.close(ready)
-    if not os.read(made, 1):
-        sys.exit(1)
-    owner.close()
-    os.set_inheritable(tell_ready, True)
-    os.execv(command[0], [*command, "--ready-fd", str(tell_ready), str(child), "tap0"])
-
-
 if __name__ == "__main__":
-    channel = socket.socket(fileno=0)
-    if len(sys.argv) > 1:
-        serve(sys.argv[1:], channel)
-    else:
-        hold(channel)
+    hold(socket.socket(fileno=0))

@@ -1,6 +1,6 @@
 """The networks of sandboxes: which policy a call gets, and the networks of `outbound`.
 
-Theory of operation. An outbound network is a network namespace with a device that *pasta* (or slirp4netns) serves: a
+Theory of operation. An outbound network is a network namespace with a device that *pasta* serves: a
 plain program that opens ordinary sockets outside for what arrives at the device. It runs in a sandbox of its own, the
 *carrier*, so that it ends as sandboxes do, with its owner, and sees nothing that it does not need. The namespace
 belongs to a user namespace which the carrier has made. As root, the carrier has a uid that no function has: the kernel
@@ -10,8 +10,8 @@ Inside, `holder` has what must not be reached refused (see `netfilter`) and only
 sandbox is started in them (`Network.enter`), so that none ever runs a command in a network that is not finished, and
 one whose carrier has ended is cut off, never back on the machine's own network.
 
-Making a network takes about 70 ms, so that one is kept ready when networks are in use. It is thrown away when the
-machine's own has changed, as a laptop's does.
+Making a network takes about 70 ms. So all sandboxes of a user share one, and it is kept for a minute after the last
+of them. A sandbox that starts when the machine's own network has changed, as a laptop's does, gets a new one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ from atoll.settings import Settings
 log = logging.getLogger("atoll.network")
 
 MAKE_SECONDS = 20.0
-SPARE_SECONDS = 60.0
-"""How long a network is kept ready that nobody takes."""
-REFILL_SECONDS = 1.0
-"""How long after one was taken the next is made: not while a sandbox is starting."""
+IDLE_SECONDS = 60.0
+"""How long a network is kept that no sandbox uses."""
 FAILED_SECONDS = 30.0
 """How long it is remembered that no network could be made."""
 
@@ -60,7 +58,6 @@ _UNROUTED = (
     *("--address", "10.0.2.100", "--netmask", "24", "--gateway", "10.0.2.2"),
 )
 """Without a default route there is nothing that pasta could copy the addresses from."""
-_SLIRP = ("--configure", "--mtu", "65520", "--disable-host-loopback")
 
 
 def within(asked: str, outer: str) -> str:
@@ -84,7 +81,7 @@ def within(asked: str, outer: str) -> str:
 
 
 class Network:
-    """A running outbound network, for one sandbox.
+    """A running outbound network, for the sandboxes of one user or for one build.
 
     Args:
         carrier: the sandbox of the program that serves it.
@@ -108,7 +105,8 @@ class Network:
         self._open = True
         self.uplink = uplink_then
         self.files = files
-        self.made_at = time.monotonic()
+        self.users = 0
+        """How many sandboxes use it."""
 
     @property
     def running(self) -> bool:
@@ -154,8 +152,10 @@ class Networks:
         self._settings = settings
         self._launcher = launcher
         self._identities = identities
-        self._spare: asyncio.Task[Network] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._spare: asyncio.Task[Network] | None = None  # made, and not taken yet
+        self._shared: dict[str, Network] = {}  # by user
+        self._making: dict[str, asyncio.Lock] = {}
+        self._timers: dict[Network | None, asyncio.TimerHandle] = {}  # None for the spare
         self._failure: tuple[float, AtollError] | None = None
         self._told = False
         self._works = False
@@ -174,9 +174,10 @@ class Networks:
         if asked in ("none", "host"):
             return asked
         try:
-            self.prepare()
-            if not self._works and self._spare is not None:
-                await asyncio.shield(self._spare)
+            if not self._works:
+                self.prepare()
+                if self._spare is not None:
+                    await asyncio.shield(self._spare)
             return "outbound"
         except AtollError as error:
             if asked:
@@ -186,14 +187,14 @@ class Networks:
                 notice(f"functions share this machine's network: {error.message}; {error.hint}")
             return "host"
 
-    def expect(self, asked: str) -> None:
-        """Begin what `policy` will need for this, so that it is ready sooner.
+    def expect(self, asked: str, user: str) -> None:
+        """Begin what a sandbox of this user will need, so that it is ready sooner.
 
         Raises:
             SandboxUnavailable: it asks for `outbound`, and there is no program for it.
         """
         try:
-            if asked in ("", "outbound"):
+            if asked in ("", "outbound") and user not in self._shared:
                 self.prepare()
         except AtollError:
             if asked:
@@ -205,7 +206,7 @@ class Networks:
         Raises:
             SandboxUnavailable: there is no program for it, or none could be made a moment ago.
         """
-        programs.find_carrier(self._settings.sandbox.pasta, self._settings.sandbox.slirp4netns)
+        programs.find_pasta(self._settings.sandbox.pasta)
         if self._failure is not None:
             if time.monotonic() - self._failure[0] < FAILED_SECONDS:
                 raise self._failure[1]
@@ -223,94 +224,115 @@ class Networks:
         if not self._works and self._spare is task:
             self._spare = None
         elif self._spare is task:
-            self._after(SPARE_SECONDS, self._drop)
+            self._after(None, self._drop)
 
-    async def take(self) -> Network:
-        """Return a network that is the caller's own from now on.
+    async def take(self, user: str = "") -> Network:
+        """Return a network for one sandbox more; `give_back` ends its use.
+
+        Args:
+            user: whose sandboxes share it; empty for a network that nobody shares.
 
         Raises:
             SandboxUnavailable: none can be made; with the fix.
         """
+        if not user:
+            network = await self._new()
+        else:
+            async with self._making.setdefault(user, asyncio.Lock()):
+                known = self._shared.get(user)
+                if known is None or not known.running or known.uplink != uplink.read():
+                    self._shared[user] = await self._new()
+                    if known is not None and not known.users:
+                        self._end(known)
+                network = self._shared[user]
+                self._stop_timer(network)
+        network.users += 1
+        return network
+
+    async def give_back(self, network: Network) -> None:
+        """End one use of a network; one that is shared stays for a while."""
+        network.users -= 1
+        if network.users:
+            return
+        if network.running and network in self._shared.values() and not self._closed:
+            self._after(network, lambda: self._end(network))
+        else:
+            await network.close()
+
+    async def _new(self) -> Network:
         spare, self._spare = self._spare, None
+        self._stop_timer(None)
         if spare is not None:
             network = await asyncio.shield(spare)
             if network.running and network.uplink == uplink.read():
-                self._after(REFILL_SECONDS, self._refill)
                 return network
             self._end(network)
-        network = await self._make()
-        self._after(REFILL_SECONDS, self._refill)
-        return network
-
-    def _refill(self) -> None:
-        with contextlib.suppress(AtollError):
-            self.prepare()
+        return await self._make()
 
     def _drop(self) -> None:
         spare, self._spare = self._spare, None
         if spare is not None and spare.done() and not spare.cancelled() and spare.exception() is None:
             self._end(spare.result())
 
-    def _after(self, seconds: float, what: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if self._closed else asyncio.get_running_loop().call_later(seconds, what)
+    def _after(self, network: Network | None, end: Callable[[], None]) -> None:
+        self._stop_timer(network)
+        self._timers[network] = asyncio.get_running_loop().call_later(IDLE_SECONDS, end)
+
+    def _stop_timer(self, network: Network | None) -> None:
+        if timer := self._timers.pop(network, None):
+            timer.cancel()
 
     def _end(self, network: Network) -> None:
+        self._stop_timer(network)
+        self._shared = {user: one for user, one in self._shared.items() if one is not network}
         task = asyncio.get_running_loop().create_task(network.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """End what is kept ready and is being made; networks that were taken are their owners'."""
+        """End all networks that are kept or being made; those of builds are their owners'."""
         self._closed = True
-        self._after(0.0, self._drop)
+        self._stop_timer(None)
         if self._spare is not None and not self._spare.done():
             self._spare.cancel()
             await asyncio.gather(self._spare, return_exceptions=True)
         self._drop()
+        for network in list(self._shared.values()):
+            self._end(network)
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     # --- making one -------------------------------------------------------------------------------------------------
 
     async def _make(self) -> Network:
-        name, path = programs.find_carrier(self._settings.sandbox.pasta, self._settings.sandbox.slirp4netns)
+        path = programs.find_pasta(self._settings.sandbox.pasta)
         now = uplink.read()
-        if name == "slirp4netns":
-            return await self._start(now, path, (path, *_SLIRP), uplink.SLIRP_RESOLVER, spawns=False)
         more = () if now.ipv6 else ("--ipv4-only",)
         try:
-            return await self._start(now, path, (path, *_PASTA, *more), uplink.RESOLVER, spawns=True)
+            return await self._start(now, path, (path, *_PASTA, *more))
         except SandboxUnavailable:
             if now.routed:
                 raise
-            return await self._start(now, path, (path, *_PASTA, *_UNROUTED), uplink.RESOLVER, spawns=True)
+            return await self._start(now, path, (path, *_PASTA, *_UNROUTED))
 
-    async def _start(
-        self, now: uplink.Uplink, path: str, command: tuple[str, ...], resolver: str, *, spawns: bool
-    ) -> Network:
-        """Start a carrier and wait until its network is ready.
-
-        Args:
-            spawns: whether the program makes the network and starts the holder, or the other way round.
-        """
+    async def _start(self, now: uplink.Uplink, path: str, command: tuple[str, ...]) -> Network:
+        """Start a carrier and wait until its network is ready."""
         ours, theirs = socket.socketpair()
         read, write = os.pipe2(os.O_CLOEXEC)
         ours.setblocking(False)
         carrier: Sandbox | None = None
         try:
-            policy = self._carrier_policy(path, command, spawns=spawns)
+            policy = self._carrier_policy(path, command)
             carrier = self._launcher.launch(policy, stdin=theirs.fileno(), stdout=write, stderr=write)
             theirs.close()
             os.close(write)
             write = -1
-            filters = firewall.messages(firewall.refused(now.own), resolver, ipv6=now.ipv6)
+            filters = firewall.messages(firewall.refused(now.own), uplink.RESOLVER, ipv6=now.ipv6)
             with contextlib.suppress(OSError):  # the holder has ended: what was said tells why
                 await asyncio.get_running_loop().sock_sendall(ours, filters)
             said, descriptors = await asyncio.wait_for(_receive(ours), MAKE_SECONDS)
             if len(descriptors) != 2:
                 raise await self._failed(carrier, said.decode("utf-8", "replace"), read)
-            content = uplink.resolver_file(now.resolv, resolver).encode()
+            content = uplink.resolver_file(now.resolv, uplink.RESOLVER).encode()
             files = (SyntheticFile("/etc/resolv.conf", content),)
             network = Network(carrier, ours, (descriptors[0], descriptors[1]), now, files)
             carrier = None
@@ -328,7 +350,7 @@ class Networks:
                 await carrier.kill()
             os.close(read)
 
-    def _carrier_policy(self, path: str, command: tuple[str, ...], *, spawns: bool) -> Policy:
+    def _carrier_policy(self, path: str, command: tuple[str, ...]) -> Policy:
         interpreter = os.path.realpath(sys.executable)
         hold = (interpreter, "-I", "-S", _HOLDER)
         identity = self._identities.carrier()
@@ -337,7 +359,7 @@ class Networks:
         # Not the program's own real path: that may be named `passt`, and it goes by the name by which it is called.
         command = (f"{directory}/{os.path.basename(path)}", *command[1:])
         policy = confine(
-            (*command, "--", *hold) if spawns else (*hold, *command),
+            (*command, "--", *hold),
             machine=self._launcher.machine,
             identity=identity,
             binds=[Bind(namespace_keeper.__file__, _HOLDER), *(Bind(each, each) for each in sorted(directories))],

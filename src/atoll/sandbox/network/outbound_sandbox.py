@@ -1,4 +1,4 @@
-"""A sandbox with an outbound network: one value for both, since neither is of use without the other."""
+"""A sandbox with an outbound network, as one value: it starts in the network and ends with it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ class OutboundSandbox:
 
     Args:
         networks: where its network comes from.
+        user: whose sandboxes share it.
         launch: starts it in a network, called at most once.
         done: is called once, when it has been started or cannot be.
     """
 
-    def __init__(self, networks: Networks, launch: Callable[[Network], Sandbox], done: Callable[[], None]) -> None:
+    def __init__(
+        self, networks: Networks, user: str, launch: Callable[[Network], Sandbox], done: Callable[[], None]
+    ) -> None:
         self._networks = networks
+        self._user = user
         self._launch = launch
         self._done = done
         self._network: Network | None = None
@@ -41,7 +45,7 @@ class OutboundSandbox:
         """Start, and see that the end of one is the end of the other."""
         try:
             try:
-                self._network = await self._networks.take()
+                self._network = await self._networks.take(self._user)
                 self._sandbox = self._launch(self._network)
             except AtollError as error:
                 self._failed = error
@@ -53,7 +57,10 @@ class OutboundSandbox:
                 self._done()
             ended = asyncio.ensure_future(self._sandbox.wait())
             cut = asyncio.ensure_future(self._network.wait())
-            await asyncio.wait({ended, cut}, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait({ended, cut}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                cut.cancel()  # the network outlives this sandbox
             if not ended.done():
                 log.warning("network_lost sandbox=%s", self._sandbox.pid)
                 self._failed = SandboxUnavailable(
@@ -64,7 +71,7 @@ class OutboundSandbox:
             return await ended
         finally:
             if self._network is not None:
-                await self._network.close()
+                await self._networks.give_back(self._network)
 
     async def wait(self) -> int:
         """Wait until every process of the sandbox has ended; return the command's exit status."""

@@ -10,9 +10,6 @@ RESOLVER = "169.254.53.53"
 """The address at which pasta answers for the machine's resolver. It is link-local, and so can be no other machine's
 that a function may reach; the machine's own resolver may listen on its loopback address."""
 
-SLIRP_RESOLVER = "10.0.2.3"
-"""The address at which slirp4netns does; it has no option for another one."""
-
 
 @dataclass(frozen=True)
 class Uplink:
