@@ -179,6 +179,7 @@ def _leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "e2e" in request.node.path.parts and "LEAKS" not in os.environ:  # their own leaks are being mended
         return
+    request.node.funcargs.clear()  # values of fixtures that have ended
     if not request.node.stash.get(_failed, False) and (leaked := before.leaked()):
         pytest.fail(f"the test leaks\n{leaked}", pytrace=False)
 

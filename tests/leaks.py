@@ -20,7 +20,7 @@ from pathlib import Path
 
 from atoll.host import local
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = float(os.environ.get("LEAK_SECONDS", "30"))
 """How long threads and children may take to end; only a test that leaks waits so long."""
 STEP_SECONDS = 0.1
 _KEPT_THREADS = re.compile(r"atoll-\d+")
@@ -43,13 +43,18 @@ class Holdings:
 
     def leaked(self) -> str:
         """Return a description of the holdings that this process has beyond these, empty where there are none."""
+        self._collect()
         deadline = time.monotonic() + WAIT_SECONDS
         while self._wait_end() and time.monotonic() < deadline:
             pass
-        release_idle()  # only now: the threads of a `map` leave idle leases as they end
-        if Holdings.now().beyond(self):
-            gc.collect()  # a traceback or a cycle may hold the last reference
+        self._collect()  # the threads of a `map` leave idle leases as they end
         return Holdings.now().beyond(self)
+
+    def _collect(self) -> None:
+        """Close everything that is idle or that only a traceback or a cycle keeps."""
+        release_idle()
+        if Holdings.now().beyond(self):
+            gc.collect()
 
     def _wait_end(self) -> bool:
         """Wait a moment for a thread or child to end; return whether there was one. Descriptors close with them."""
@@ -101,11 +106,18 @@ def _children() -> set[int]:
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
-    return {pid for pid in found - {tracker} if "atoll.daemon.main" not in _command(pid)}
+    return {pid for pid in found - {tracker} if "atoll.daemon.main" not in _command(pid) and not _reaped(pid)}
+
+
+def _reaped(pid: int) -> bool:
+    """Wait for a child that has ended: detached programs are nobody's to wait for. Others raise a ResourceWarning."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    return True
 
 
 def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        return line.strip() or "(ended, not waited for)"
+        return line.strip()
     return "(gone)"
