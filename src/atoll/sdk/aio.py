@@ -1,21 +1,29 @@
-"""Calls from asyncio: the waiting is done by the threads of `submitting`, the event loop stays free."""
+"""Calls from asyncio, for `IsolatedFunction.aio`: the threads of `futures` wait, the event loop stays free."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 from atoll.host.contract import Ticket
-
-if TYPE_CHECKING:
-    from atoll.sdk.function import IsolatedFunction
 
 _END = object()
 
 
-async def result(function: IsolatedFunction[..., Any], args: Any, kwargs: Any) -> Any:
+class Callee(Protocol):
+    """The part of an `IsolatedFunction` that a call from asyncio uses."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]: ...
+
+    def cancel(self, future: Future[Any]) -> bool: ...
+
+    def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Generator[Any, None, Any]: ...
+
+
+async def result(function: Callee, args: Any, kwargs: Any) -> Any:
     """Run one call; when the task is cancelled, so is the call."""
     future = function.submit(*args, **kwargs)
     try:
@@ -25,7 +33,7 @@ async def result(function: IsolatedFunction[..., Any], args: Any, kwargs: Any) -
         raise
 
 
-async def items(function: IsolatedFunction[..., Any], args: Any, kwargs: Any) -> AsyncIterator[Any]:
+async def items(function: Callee, args: Any, kwargs: Any) -> AsyncIterator[Any]:
     """Run a generator's call and give its items; the next one is asked for when this one has been taken."""
     ticket = Ticket()
     source = function._iterate(args, kwargs, ticket)
