@@ -27,7 +27,7 @@ import pytest
 from atoll.errors import ChecksumMismatch, DiskFull, DownloadError
 from atoll.storage.downloads import download
 from atoll.storage.downloads.addresses import file_name
-from atoll.storage.downloads.download import Kept, Shelf, Wanted
+from atoll.storage.downloads.download import Downloads, Kept, Request
 from atoll.storage.downloads.http import Origin
 from atoll.storage.downloads.note import SHELF
 
@@ -152,9 +152,9 @@ def volume(tmp_path: Path) -> Path:
 
 def get(volume: Path, site: Site, sha256: str = "", *, path: str = "place/file", **options: Any) -> Kept:
     """Download the site's file."""
-    wanted = Wanted(path, {"sha256": sha256} if sha256 else {}, options.pop("force", False), options.pop("most", None))
+    wanted = Request(path, {"sha256": sha256} if sha256 else {}, options.pop("force", False), options.pop("most", None))
     made = Origin(options.pop("url", site.url()), verified=bool(sha256), timeout_seconds=10.0, **options)
-    return Shelf(str(volume), pause=lambda _: None).get(made, wanted)
+    return Downloads(str(volume), pause=lambda _: None).get(made, wanted)
 
 
 def notes(volume: Path) -> list[Path]:
@@ -224,7 +224,7 @@ def test_a_wrong_digest_is_refused(site: Site, volume: Path) -> None:
     assert (volume / "place/file").read_bytes() == CONTENT
     assert not any(path.stat().st_size for path in notes(volume) if path.suffix == ".part")
     with pytest.raises(ChecksumMismatch):
-        Shelf(str(volume)).get(Origin(site.url(), verified=True), Wanted("place/file", {"md5": "0" * 32}))
+        Downloads(str(volume)).get(Origin(site.url(), verified=True), Request("place/file", {"md5": "0" * 32}))
 
 
 def test_a_broken_connection_is_continued(site: Site, volume: Path) -> None:
@@ -344,7 +344,7 @@ def test_passing_troubles_are_tried_again(site: Site, volume: Path) -> None:
         handler.close_connection = True
 
     site.scripts = [site.status(503, {"Retry-After": "7"}), reset, leave, nonsense, site.status(429)]
-    Shelf(str(volume), pause=pauses.append).get(Origin(site.url()), Wanted("file"))
+    Downloads(str(volume), pause=pauses.append).get(Origin(site.url()), Request("file"))
     assert pauses[0] == 7.0
     assert [round(pause, 1) <= 0.25 * 2 ** (n + 2) for n, pause in enumerate(pauses[1:])] == [True] * 4
     assert (volume / "file").read_bytes() == CONTENT
@@ -381,7 +381,7 @@ def test_a_silent_server_is_left(site: Site, volume: Path) -> None:
         stop.wait(120.0)
 
     site.scripts = [silent, None]
-    Shelf(str(volume), pause=lambda _: None).get(Origin(site.url(), timeout_seconds=1.0), Wanted("file"))
+    Downloads(str(volume), pause=lambda _: None).get(Origin(site.url(), timeout_seconds=1.0), Request("file"))
     stop.set()
     assert len(site.requests) == 2
 
@@ -476,12 +476,12 @@ def test_files_are_origins_too(volume: Path, tmp_path: Path) -> None:
     """A `file:` address is copied; one that is missing or no file is an error."""
     source = tmp_path / "a b.bin"
     source.write_bytes(CONTENT)
-    shelf = Shelf(str(volume))
-    assert shelf.get(Origin(source.as_uri()), Wanted("x")).digests == {"sha256": SHA256}
+    shelf = Downloads(str(volume))
+    assert shelf.get(Origin(source.as_uri()), Request("x")).digests == {"sha256": SHA256}
     os.mkfifo(tmp_path / "fifo")
     for wrong in ("missing", "fifo", ""):
         with pytest.raises(DownloadError):
-            shelf.get(Origin((tmp_path / wrong).as_uri()), Wanted("y"))
+            shelf.get(Origin((tmp_path / wrong).as_uri()), Request("y"))
 
 
 def test_a_place_that_cannot_be_is_named(site: Site, volume: Path) -> None:
@@ -552,9 +552,9 @@ def test_who_waited_for_a_failure_fails_as_well(site: Site, volume: Path) -> Non
 
 HOLDER = """
 import sys
-from atoll.storage.downloads.download import Shelf, Wanted
+from atoll.storage.downloads.download import Downloads, Request
 from atoll.storage.downloads.http import Origin
-print(Shelf(sys.argv[1]).get(Origin(sys.argv[2]), Wanted("file")).size)
+print(Downloads(sys.argv[1]).get(Origin(sys.argv[2]), Request("file")).size)
 """
 
 
@@ -707,5 +707,5 @@ def test_without_a_network_the_error_says_so(volume: Path, monkeypatch: pytest.M
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"
         with pytest.raises(DownloadError, match="no network") as caught:
-            Shelf(str(volume)).get(Origin(url), Wanted("x"))
+            Downloads(str(volume)).get(Origin(url), Request("x"))
     assert 'network="outbound"' in caught.value.hint

@@ -23,7 +23,7 @@ from atoll.sdk.sync import Arranged
 from atoll.storage import crash_points
 from atoll.storage.client.contents import OpenFile
 from atoll.storage.client.volume import VolumeClient
-from atoll.storage.content.transfer import FileReader, Wanted, send_files
+from atoll.storage.content.transfer import FileReader, FileRequest, send_files
 from atoll.storage.files import scan
 from atoll.storage.files.scan import Scan
 from atoll.storage.files.tree import pack
@@ -481,7 +481,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, size
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "read", read)
-        send_files([Wanted(0, str(path), size)], FileReader(open_file), lambda h, b: sent.append((h, list(b))))
+        send_files([FileRequest(0, str(path), size)], FileReader(open_file), lambda h, b: sent.append((h, list(b))))
     received = bytearray()
     for header, buffers in sent:
         if header["type"] == "files":
@@ -512,7 +512,7 @@ def test_a_file_that_never_rests_is_an_error(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "read", read)
         with pytest.raises(SyncError, match="changes all the time"):
-            send_files([Wanted(0, str(path), 0)], FileReader(open_file), lambda *_: None)
+            send_files([FileRequest(0, str(path), 0)], FileReader(open_file), lambda *_: None)
 
 
 def test_operations_of_the_client(client: VolumeClient, volume: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json as json_module
 import re
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli.tables import print_json, print_table, size, wrong_usage
 from atoll.host.local import local
 from atoll.model.records import OUTCOMES
 
@@ -44,19 +44,19 @@ def list_(
         Print a list of objects; times in seconds since the epoch, sizes in bytes.
     """
     if lines < 1:
-        return _usage("-n must be at least 1")
+        return wrong_usage("-n must be at least 1")
     if outcome and outcome not in OUTCOMES:
-        return _usage(f"--outcome is one of {', '.join(OUTCOMES)}; not `{outcome}`")
+        return wrong_usage(f"--outcome is one of {', '.join(OUTCOMES)}; not `{outcome}`")
     filters = {name: value for name, value in (("function", function), ("outcome", outcome)) if value}
     arguments: dict[str, Any] = {"limit": min(lines, 100_000), **filters}
     if since:
         moment = _moment(since)
         if moment is None:
-            return _usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
+            return wrong_usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
         arguments["since"] = moment
     found = local.request("calls.list", arguments)["calls"]
     if json:
-        print(json_module.dumps(found, indent=2))
+        print_json(found)
     elif not found:
         print("no such calls" if len(arguments) > 1 else "no calls yet")
     else:
@@ -76,10 +76,10 @@ def show(call: str, /, *, json: bool = False) -> int:
         Print an object with `calls`, the attempts, and `children`, the calls that its function made.
     """
     if not call:
-        return _usage("the call's id, or its beginning, is missing")
+        return wrong_usage("the call's id, or its beginning, is missing")
     found = local.request("calls.show", {"call": call})
     if json:
-        print(json_module.dumps(found, indent=2))
+        print_json(found)
         return 0
     for record in found["calls"]:
         _print_record(record)
@@ -93,20 +93,20 @@ def show(call: str, /, *, json: bool = False) -> int:
 def output(call: str, *, json: bool = False) -> int:
     """Print a call's output and its outcome."""
     if not call:
-        return _usage("the call's id, or its beginning, is missing")
+        return wrong_usage("the call's id, or its beginning, is missing")
     found = local.request("calls.output", {"call": call})
     if json:
-        print(json_module.dumps(found, indent=2))
+        print_json(found)
         return 0
     for record in found["calls"]:
         text = record["output"]
         left_out = record["printed_bytes"] - len(text.encode())
         if left_out > 0:
-            print(f"... {_size(left_out)} before this are not kept")
+            print(f"... {size(left_out)} before this are not kept")
         sys.stdout.write(text if not text or text.endswith("\n") else f"{text}\n")
         sys.stdout.flush()
         summary = f"{record['call']}  {record['function']}: {record['outcome']} after {_duration(record)}"
-        print(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {_size(record['peak_bytes'])}")
+        print(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {size(record['peak_bytes'])}")
         if record["error"]:
             print(f"{record['error']}: {record['message']}")
     return 0
@@ -123,8 +123,8 @@ def _print_record(record: dict[str, Any]) -> None:
         print(f"waited       {record['queue_seconds']:.3f} s")
         print(f"ran          {record['wall_seconds']:.3f} s")
         print(f"CPU          {record['cpu_seconds']:.3f} s")
-        print(f"peak memory  {_size(record['peak_bytes'])}")
-        print(f"in, out      {_size(record['bytes_in'])}, {_size(record['bytes_out'])}")
+        print(f"peak memory  {size(record['peak_bytes'])}")
+        print(f"in, out      {size(record['bytes_in'])}, {size(record['bytes_out'])}")
         print(f"worker       {record['worker']} in {record['sandbox']}")
     print(f"environment  {record['environment']}")
     print(f"user         {record['user']}")
@@ -133,30 +133,23 @@ def _print_record(record: dict[str, Any]) -> None:
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("call", "function", "made", "outcome", "waited", "ran", "cpu", "peak"):
-        table.add_column(
-            column, no_wrap=True, justify="right" if column in ("waited", "ran", "cpu", "peak") else "left"
-        )
+    rows = []
     for record in found:
         started = bool(record["started_at"])
-        row = (
-            record["call"],
-            record["function"],
-            _when(record),
-            record["error"] if record["outcome"] == "error" else record["outcome"],
-            f"{record['queue_seconds']:.3f} s" if started else "",
-            _duration(record) if started else "",
-            f"{record['cpu_seconds']:.3f} s" if started else "",
-            _size(record["peak_bytes"]) if started else "",
+        rows.append(
+            (
+                record["call"],
+                record["function"],
+                _when(record),
+                record["error"] if record["outcome"] == "error" else record["outcome"],
+                f"{record['queue_seconds']:.3f} s" if started else "",
+                _duration(record) if started else "",
+                f"{record['cpu_seconds']:.3f} s" if started else "",
+                size(record["peak_bytes"]) if started else "",
+            )
         )
-        table.add_row(*(Text(text) for text in row))
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width).print(table, crop=False)
+    numbers = ("waited", "ran", "cpu", "peak")
+    print_table(("call", "function", "made", "outcome", *numbers), rows, right=numbers)
 
 
 def _moment(text: str) -> float | None:
@@ -177,17 +170,3 @@ def _when(record: dict[str, Any]) -> str:
 
 def _duration(record: dict[str, Any]) -> str:
     return f"{record['wall_seconds']:.3f} s"
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _usage(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2

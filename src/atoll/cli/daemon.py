@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
+from atoll.cli.tables import age
 from atoll.host import daemon_start
 from atoll.host.local import local
 
@@ -50,7 +51,7 @@ def _print(found: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     daemon = found["daemon"]
     console.print(
-        f"daemon {daemon['pid']}, version {daemon['version']}, since {_ago(daemon['started_at'])}, "
+        f"daemon {daemon['pid']}, version {daemon['version']}, since {age(daemon['started_at'])}, "
         f"{daemon['waiting']} waiting, state in {daemon['home']}",
         markup=False,
         highlight=False,
@@ -69,19 +70,11 @@ def _print(found: dict[str, Any]) -> None:
             shown = {
                 **row,
                 "pid": row["pid"] or "",
-                "since": _ago(row["started_at"]),
+                "since": age(row["started_at"]),
                 "memory": f"{row.get('memory_bytes', 0) / (1 << 20):.0f} MiB",
             }
             table.add_row(*(Text(str(shown[column])) for column in columns))
         console.print(table)
-
-
-def _ago(moment: float) -> str:
-    seconds = max(0, int(time.time() - moment))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
 
 
 def stop() -> int:

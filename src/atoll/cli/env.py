@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 
 from atoll.cli import target as program
+from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
 from atoll.settings import index_variables
@@ -37,7 +36,7 @@ def list_(*, json: bool = False) -> int:
     """
     found = local.request("environments.list", {}, None)["environments"]
     if json:
-        _print_json(found)
+        print_json(found)
     elif not found:
         print("no environments; the first call of a function builds one")
     else:
@@ -58,14 +57,14 @@ def show(key: str, /, *, json: bool = False) -> int:
     """
     found = local.request("environments.show", {"key": key}, None)
     if json:
-        _print_json(found)
+        print_json(found)
         return 0
     record = found["environment"]
     print(f"environment   {record['key']}")
     print(f"python        {record['python_version']} ({record['interpreter']})")
-    print(f"size          {_size(record['size_bytes'])}")
-    print(f"built         {_ago(record['created'])} ago in {record['build_seconds']:.1f} s")
-    print(f"last used     {_ago(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
+    print(f"size          {size(record['size_bytes'])}")
+    print(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
+    print(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
     preload = found["preload"]
     refused = [f"not {name}: {reason}" for name, reason in preload["refused"].items()]
     for title, lines in (
@@ -97,7 +96,7 @@ def build(target: str = "", /, *, requirement: Requirement = None, python: Pytho
     host, spec = _wanted(target, requirement, python)
     answer = host.request("environments.build", {"environment": spec.to_data()}, _tell)
     if json:
-        _print_json(answer["environment"])
+        print_json(answer["environment"])
     else:
         print(answer["environment"]["key"])
     return 0
@@ -141,7 +140,7 @@ def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Pyt
     host, spec = _wanted(target, requirement, python)
     answer = host.request("environments.upgrade", {"environment": spec.to_data()}, _tell)
     if json:
-        _print_json(answer)
+        print_json(answer)
     else:
         print(answer["environment"]["key"] + ("" if answer["changed"] else " is up to date"))
     return 0
@@ -163,14 +162,14 @@ def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = Fals
         Print an object with `removed` and `in_use`.
     """
     if unused_days < 0:
-        return _usage("--unused-days must be at least 0")
+        return wrong_usage("--unused-days must be at least 0")
     arguments = {"unused_seconds": unused_days * 86400, "dry_run": dry_run, "cache": cache}
     answer = local.request("environments.prune", arguments, _tell)
     if json:
-        _print_json(answer)
+        print_json(answer)
         return 0
     for record in answer["removed"]:
-        print(f"{'would remove' if dry_run else 'removed'} {record['key']}  {_size(record['size_bytes'])}")
+        print(f"{'would remove' if dry_run else 'removed'} {record['key']}  {size(record['size_bytes'])}")
     for record in answer["in_use"]:
         print(f"in use {record['key']}")
     if not answer["removed"]:
@@ -178,18 +177,13 @@ def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = Fals
     return 0
 
 
-def _usage(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[LocalHost, EnvironmentSpec]:
     """Return the environment that a command line names, and the host that has it; exit with 2 on wrong usage."""
     if bool(target) == bool(requirements):
-        raise SystemExit(_usage("give either FILE.py::FUNC or -r REQUIREMENT"))
+        raise SystemExit(wrong_usage("give either FILE.py::FUNC or -r REQUIREMENT"))
     if target:
         if python:
-            raise SystemExit(_usage("--python goes with -r; a function says its own `python_version`"))
+            raise SystemExit(wrong_usage("--python goes with -r; a function says its own `python_version`"))
         function = program.load(target)
         host = function.options.host if isinstance(function.options.host, LocalHost) else local
         return host, function.environment_spec()
@@ -208,45 +202,18 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, indent=2))
-
-
 def _print_table(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("key", "python", "size", "built", "used", "requirements"):
-        table.add_column(column, overflow="fold" if column == "requirements" else "ellipsis", no_wrap=column == "key")
+    rows = []
     for record in found:
-        state = "now" if record["in_use"] else _ago(record["last_used"])
-        shown = (
-            record["key"],
-            record["python_version"],
-            _size(record["size_bytes"]),
-            _ago(record["created"]),
-            f"{state} (old)" if record["superseded"] else state,
-            ", ".join(record["requirements"]) or "none",
+        state = "now" if record["in_use"] else age(record["last_used"])
+        rows.append(
+            (
+                record["key"],
+                record["python_version"],
+                size(record["size_bytes"]),
+                age(record["created"]),
+                f"{state} (old)" if record["superseded"] else state,
+                ", ".join(record["requirements"]) or "none",
+            )
         )
-        table.add_row(*(Text(text) for text in shown))
-    wide = None if sys.stdout.isatty() else 100_000
-    Console(width=wide).print(table, crop=False)
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _ago(moment: float) -> str:
-    seconds = max(0, int(time.time() - moment))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    print_table(("key", "python", "size", "built", "used", "requirements"), rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 import time
 from collections.abc import Iterable
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
+from atoll.cli.tables import print_json
 from atoll.cli.target import TargetError
 from atoll.storage.files.tree import printable
+from atoll.storage.protocol.progress import size_text
 
 if TYPE_CHECKING:
     from atoll.sdk.volume import Volume
@@ -48,11 +49,11 @@ def snapshot(
     with _volume() as volume:
         made = volume.snapshot(name, path)
     if json:
-        print(json_module.dumps(asdict(made), indent=2))
+        print_json(asdict(made))
         return 0
     print(made.name)
-    took = "sharing blocks" if made.way != "copy" else f"{_size(made.copied_bytes)} copied"
-    print(f"{made.files} files, {_size(made.bytes)}, {took}", file=sys.stderr)
+    took = "sharing blocks" if made.way != "copy" else f"{size_text(made.copied_bytes)} copied"
+    print(f"{made.files} files, {size_text(made.bytes)}, {took}", file=sys.stderr)
     if made.moving:
         print(f"{made.moving} files were written meanwhile: each may be a mixture of its states", file=sys.stderr)
     if made.left_out:
@@ -72,12 +73,12 @@ def snapshots(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False)
     with _volume() as volume:
         found = volume.snapshots()
     if json:
-        print(json_module.dumps([asdict(one) for one in found], indent=2))
+        print_json([asdict(one) for one in found])
         return 0
     width = max((len(one.name) for one in found), default=0)
     for one in found:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.created))
-        print(f"{one.name:{width}}  {moment}  {one.files:>9} files  {_size(one.bytes):>9}  {printable(one.path)}")
+        print(f"{one.name:{width}}  {moment}  {one.files:>9} files  {size_text(one.bytes):>9}  {printable(one.path)}")
     return 0
 
 
@@ -97,7 +98,7 @@ def diff(old: str, new: str | None = None, /, *, json: Annotated[bool, cyclopts.
     with _volume() as volume:
         found = volume.diff(old, new)
     if json:
-        print(json_module.dumps([asdict(one) for one in found], indent=2))
+        print_json([asdict(one) for one in found])
         return 0
     _print_differences(found)
     return 0
@@ -158,12 +159,3 @@ def rm_snapshot(*names: str) -> int:
         for name in sorted(dict.fromkeys(names), key=known.__contains__):
             volume.remove_snapshot(name)
     return 0
-
-
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

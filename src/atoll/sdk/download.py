@@ -23,7 +23,7 @@ from atoll.wire import nested
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
-    from atoll.storage.downloads.download import Kept, Wanted
+    from atoll.storage.downloads.download import Kept, Request
     from atoll.storage.downloads.http import Origin
 
 _SANDBOX = "/opt/atoll/"
@@ -177,13 +177,13 @@ def _have(
     host: Host | None,
     network: str | None,
 ) -> Kept:
-    from atoll.storage.downloads.download import Wanted
+    from atoll.storage.downloads.download import Request
     from atoll.storage.downloads.http import Origin
 
     sums = {name: _checked(name, digest) for name, digest in digests.items() if digest is not None}
     if (max_bytes is not None and max_bytes < 0) or not timeout > 0:
         raise ValueError("`max_bytes` cannot be negative, and `timeout` must be a number of seconds")
-    wanted = Wanted(_place(url, path), sums, bool(force), max_bytes)
+    wanted = Request(_place(url, path), sums, bool(force), max_bytes)
     origin = Origin(url, dict(headers or {}), float(timeout), _certificates(), bool(sums))
     if inside():
         if host is not None or network is not None:
@@ -204,21 +204,21 @@ def inside() -> bool:
     return nested.inside() or __file__.startswith(_SANDBOX)
 
 
-def _on_this_volume(origin: Origin, wanted: Wanted, terminal: bool) -> Kept:
+def _on_this_volume(origin: Origin, wanted: Request, terminal: bool) -> Kept:
     """Download to `/data` of this sandbox."""
-    from atoll.storage.downloads.download import Shelf
+    from atoll.storage.downloads.download import Downloads
 
     with _progress(terminal, wanted.path) as progress:
-        return Shelf("/data", progress).get(origin, wanted)
+        return Downloads("/data", progress).get(origin, wanted)
 
 
-def _upload(origin: Origin, wanted: Wanted, host: Host | None) -> Kept:
+def _upload(origin: Origin, wanted: Request, host: Host | None) -> Kept:
     """Put a file of the caller's machine on the volume, unless it is there."""
     from dataclasses import replace
 
     from atoll.sdk.function import isolated
     from atoll.storage.client.volume import VolumeClient
-    from atoll.storage.downloads.download import Wanted, mismatch
+    from atoll.storage.downloads.download import Request, mismatch
     from atoll.storage.downloads.note import digests_of
 
     if host is None:
@@ -235,7 +235,7 @@ def _upload(origin: Origin, wanted: Wanted, host: Host | None) -> Kept:
         for name, digest in wanted.digests.items():
             if found[name] != digest:
                 raise mismatch(origin.shown, name, digest, found[name])
-        exact = Wanted(wanted.path, {"sha256": found["sha256"], **wanted.digests}, wanted.force, wanted.max_bytes)
+        exact = Request(wanted.path, {"sha256": found["sha256"], **wanted.digests}, wanted.force, wanted.max_bytes)
         there = isolated(_standing).on(host=host)
         kept: Kept | None = there(origin, exact)
         if kept is None:
@@ -249,10 +249,10 @@ def _upload(origin: Origin, wanted: Wanted, host: Host | None) -> Kept:
     return kept
 
 
-def _standing(origin: Origin, wanted: Wanted) -> Kept | None:
-    from atoll.storage.downloads.download import Shelf
+def _standing(origin: Origin, wanted: Request) -> Kept | None:
+    from atoll.storage.downloads.download import Downloads
 
-    return None if wanted.force else Shelf("/data").find(wanted, origin.url)
+    return None if wanted.force else Downloads("/data").find(wanted, origin.url)
 
 
 def _pieces(file: Any) -> Iterator[bytes]:

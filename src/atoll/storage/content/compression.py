@@ -32,7 +32,7 @@ def methods() -> list[str]:
 
 
 def wanted(option: str, sock: Any, theirs: Sequence[Any]) -> bool:
-    """Whether to compress what is sent over a socket.
+    """Tell if content for a socket is worth compressing.
 
     Args:
         option: `auto`, `always` or `never`.

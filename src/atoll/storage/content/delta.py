@@ -1,11 +1,11 @@
-"""What of a large file has changed: which parts stand at the target already, and where.
+"""The changed parts of a large file, for a sender: parts that the target's old file has already need not travel.
 
-Theory of operation. Of a large file that was synced the digests of its blocks are known (`digest`). When it has
-changed, its blocks are compared with them from the front, which finds what is before the first change, and where the
-size is the same every other block that is as it was. Where the size differs, the end of the file is compared with the
-end of the old one, block by block backwards, so that one insertion or removal costs a pass over the file and nothing
-else. What is between, where it is much, is cut by content into chunks (FastCDC), and so is what stands there in its
-place; chunks that are in both need not travel. Everything is only a proposal: the digest of the whole file decides.
+Theory of operation. The digests of a synced file's blocks are known (`digest`). The new file's blocks are compared
+with them from the front, up to the first change; for an equal size, all further blocks are compared in place. For
+another size the ends of both files are compared backwards, block by block, so one insertion or removal costs one pass
+over the file. A large rest in the middle is cut by content into chunks (FastCDC) on both sides; chunks that both have
+need not travel. No decision here is final: the digest of the whole file decides. Chunks are never stored, so the two
+ends may cut differently after an upgrade: then more bytes travel.
 
 Source: Xia et al., "FastCDC: a Fast and Efficient Content-Defined Chunking Approach for Data Deduplication", 2016.
 """
@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 from atoll.storage.content.digest import BLOCK_BYTES, DIGEST_BYTES, Hasher, Make
 
 DELTA_BYTES = 1 << 20
-"""From this size on a changed file is compared with what stands at the target."""
+"""From this size on a changed file is compared with the target's."""
 MIN_CHUNK_BYTES, CHUNK_BYTES, MAX_CHUNK_BYTES = 16 << 10, 64 << 10, 256 << 10
 GAP_BYTES = 1 << 20
-"""From this size on what has changed is cut into chunks; less is sent as it is."""
+"""From this size on a changed part is cut into chunks; less is sent whole."""
 _SHORT_BYTES = 16
 _CHUNK = 4 + _SHORT_BYTES
 _WINDOW_BYTES = 4 << 20
 
 
 class Part(NamedTuple):
-    """A part of the new file: `length` bytes at `offset`, which stand at `start` of the old one; -1 where they do not."""
+    """A part of the new file: `length` bytes at `offset`, equal to the old file's at `start`; -1 for new bytes."""
 
     offset: int
     length: int
@@ -62,7 +62,7 @@ def cutter() -> Callable[[Any], Iterator[int]] | None:
 
 
 def chunks_of(descriptor: int, start: int, end: int, make: Make) -> bytes:
-    """Return the chunks of a part of a file, as far as there is one: length and short digest of each, packed.
+    """Return the chunks of a part of a file: length and short digest of each, packed.
 
     Raises:
         OSError: it cannot be read.
@@ -75,7 +75,7 @@ def chunks_of(descriptor: int, start: int, end: int, make: Make) -> bytes:
             break
         last = len(window) < wanted or position + wanted >= end
         for length in cut(window):
-            # What reaches the end of the window may go on behind it.
+            # a chunk at the end of the window may go on behind it
             if not last and len(window) < MAX_CHUNK_BYTES:
                 break
             chunk, window = window[:length], window[length:]
@@ -85,7 +85,7 @@ def chunks_of(descriptor: int, start: int, end: int, make: Make) -> bytes:
 
 
 def _table(chunks: bytes, start: int) -> dict[bytes, int]:
-    """Return where each chunk of a list is, the first of which is at `start`."""
+    """Return the offset of each chunk of a list that begins at `start`."""
     table: dict[bytes, int] = {}
     for place in range(0, len(chunks) - _CHUNK + 1, _CHUNK):
         table.setdefault(chunks[place : place + _CHUNK], start)
@@ -131,8 +131,10 @@ class Comparison:
         return self._make(content).digest() == self._blocks[start : start + DIGEST_BYTES]
 
     def parts(self) -> Iterator[tuple[Part, Any]]:
-        """Yield the parts of the new file in order, each with its content where that is not at the target; those that
-        are, merged as far as they follow each other within a window."""
+        """Yield the parts of the new file in order, new ones with their content.
+
+        Adjacent parts that the target has are merged within a window.
+        """
         offset = yield from self._front()
         if offset >= self._size:
             return
@@ -148,7 +150,7 @@ class Comparison:
             yield Part(position, len(content), position - shift), None
 
     def _front(self) -> Generator[tuple[Part, Any], None, int]:
-        """Yield what is before the first change; return where that is."""
+        """Yield the parts before the first change; return its offset."""
         offset = 0
         while offset < min(self._size, self._old_size):
             window = memoryview(self._read(offset, min(_WINDOW_BYTES, self._size - offset)))
@@ -168,7 +170,7 @@ class Comparison:
         return offset
 
     def _back(self, front: int) -> int:
-        """Return from where on the end of the file is the end of the old one."""
+        """Return the offset from which on the file equals the end of the old one."""
         shift = self._size - self._old_size
         number = -(-self._old_size // BLOCK_BYTES) - 1
         back = self._size
@@ -196,7 +198,7 @@ class Comparison:
             offset += len(window)
 
     def _middle(self, start: int, end: int, old_start: int, old_end: int) -> Iterator[tuple[Part, Any]]:
-        """Yield what is between the front and the back, cut by content where it is worth while."""
+        """Yield the parts between front and back, cut by content if there is enough of it."""
         cut = cutter() if end - start >= GAP_BYTES and old_end - old_start >= MAX_CHUNK_BYTES else None
         table = _table(self._chunks(old_start, old_end), old_start) if cut is not None else {}
         offset = start

@@ -1,4 +1,4 @@
-"""What tells two contents apart: BLAKE3 where both ends of a sync have it, else SHA-256. 32 bytes each.
+"""Digests of contents, by blocks and whole: BLAKE3 if both ends of a sync have it, else SHA-256. 32 bytes each.
 
 Inside functions there is only the standard library.
 

@@ -1,9 +1,8 @@
-"""Write one large file from front to back: hashed as it comes, written by a thread past the page cache.
+"""The writer of one large file from front to back: hashed as it comes, written by a thread past the page cache.
 
-Content is gathered in aligned buffers that are used again and again. A buffer that is full goes to the writer, which
-writes it with `O_DIRECT`, so that a durable file costs one pass over the disk instead of a copy into the page cache
-and a long `fsync`; the sender fills the next buffer meanwhile. Where the file system has no such writes, or the file
-is not that large, the same buffers are written the usual way.
+Content is gathered in aligned buffers, used in turn. The writer's thread writes a full buffer with `O_DIRECT` while
+the sender fills the next one: a durable file costs one pass over the disk instead of a copy into the page cache and a
+long `fsync`. On file systems without such writes, and for smaller files, the buffers go through the page cache.
 """
 
 from __future__ import annotations
@@ -30,10 +29,9 @@ READ_BACK_BYTES = 8 << 20
 
 
 class ReadBack:
-    """Large files that have just been written past the page cache, to be read into it when nothing waits any more.
+    """Files written past the page cache, to be read into it after the sync, up to a quarter of the machine's memory.
 
-    Who uploads a model has a function load it, or uploads the next version of it, which is compared with this one.
-    Nothing is read back beyond a quarter of the machine's memory.
+    A function usually loads an uploaded model soon, or the next upload is compared with it.
     """
 
     def __init__(self) -> None:
@@ -41,19 +39,19 @@ class ReadBack:
         self._files: list[tuple[int, int]] = []
 
     def add(self, descriptor: int, size: int) -> None:
-        """Take a file that is complete."""
+        """Add a complete file."""
         if size <= self._left and len(self._files) < 100:
             self._left -= size
             self._files.append((os.dup(descriptor), size))
 
     def begin(self) -> None:
-        """Have the kernel read them, in a thread of their own."""
+        """Ask the kernel to read them, in a thread."""
         files, self._files = self._files, []
         if files:
             threading.Thread(target=_read_back, args=(files,), daemon=True).start()
 
     def close(self) -> None:
-        """Let go of those that are not read."""
+        """Close the files that are not read."""
         files, self._files = self._files, []
         for descriptor, _ in files:
             os.close(descriptor)
@@ -73,9 +71,9 @@ class LargeFile:
     Args:
         descriptor: the file, open for writing.
         make: makes the hasher.
-        size: how large it is expected to become.
-        position: how much of it is there already.
-        hasher: has hashed that.
+        size: expected size in bytes.
+        position: bytes that are there already.
+        hasher: a hasher of those bytes.
     """
 
     def __init__(self, descriptor: int, make: Make, size: int, position: int = 0, hasher: Hasher | None = None) -> None:
@@ -96,7 +94,7 @@ class LargeFile:
             self._free.put(memoryview(buffer))
         self._current: Any = None
         self.past_cache = False
-        """Whether the page cache has not seen all of it."""
+        """True if some of it went past the page cache."""
         self._direct = size >= DIRECT_BYTES and position % _BLOCK == 0 and self._set_direct(on=True)
         if count > 1:
             self._thread = threading.Thread(target=self._write_all, daemon=True)
@@ -137,7 +135,7 @@ class LargeFile:
             space = self._space()[:length]
             count = os.preadv(source, [space], offset)
             if count == 0:
-                raise OSError(errno.ESTALE, "the file that stood here changed while it was read")
+                raise OSError(errno.ESTALE, "the old file changed while it was read")
             self._hasher.update(space[:count])
             self._wrote(count)
             offset += count
@@ -198,7 +196,7 @@ class LargeFile:
                 self._direct = not self._set_direct(on=False)
 
     def restart(self) -> None:
-        """Begin again from the start: what came so far is not wanted."""
+        """Begin again from the start, without the content so far."""
         self._drain()
         self._hasher = Hasher(self._make)
         self.position = 0

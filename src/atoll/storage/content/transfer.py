@@ -35,7 +35,7 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
 Send = Callable[[dict[str, Any], list[Any]], None]
 
 
-class Wanted(NamedTuple):
+class FileRequest(NamedTuple):
     """A file to send.
 
     Args:
@@ -159,7 +159,7 @@ class FileReader:
 
 
 def send_files(
-    wanted: Iterable[Wanted],
+    wanted: Iterable[FileRequest],
     reader: FileReader,
     send: Send,
     progress: Callable[[int, int], None] | None = None,

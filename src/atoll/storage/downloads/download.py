@@ -1,18 +1,17 @@
-"""Downloads on a volume: once for all who ask, resumed, verified, and there whole or not at all.
+"""Downloads to a volume: once for all callers, resumed, verified, complete or absent.
 
-Theory of operation. Each place that a download may have (a path below `/data`) has a note, a file named by the
-place's digest in `/data/.cache/atoll/downloads/.notes`, and beside it what has arrived so far. Who works on the place
-holds the note's `flock`; the others wait for it and then find what they came for. The kernel gives the lock away when
-its holder dies, however it dies: the next one reads in the note what has arrived, asks for the rest with `Range` and
-`If-Range`, and goes on. When everything is there and verified, it is made durable and renamed to its place.
+Theory of operation. Each target path below `/data` has a note, a file in `/data/.cache/atoll/downloads/.notes` named
+by the path's digest, and beside it the part: the content received so far. A process that downloads holds the note's
+`flock`; others wait for the lock and then find the file. The kernel releases the lock when its holder dies. The next
+holder reads the note, asks for the rest with `Range` and `If-Range`, and continues. A complete and verified part is
+made durable and renamed to the target path.
 
-The note remembers the digest of what was downloaded with the size, times and inode that the file had. While these are
-the same, the file is good without a look inside and without a network; where they moved it is read, and good if its
-digest is the same. A note may be lost at any time: then a file that stands at the place is verified where a digest is
-given, and is taken as it is otherwise.
+The note keeps the digest of the content with the file's stamp. While the stamp is the same, the file is good, without
+a network and without reading it. After a change of the stamp the file is read, and good if its digest is the same. A
+note may be lost at any time: then an existing file is verified if the caller gives a digest, and accepted otherwise.
 
-A part is continued only as far as it must be on the disk: all of it in the same boot of the machine, up to the last
-`fdatasync` in a later one.
+A part is continued only as far as the disk certainly has it: all of it in the same boot of the machine, up to the
+last `fdatasync` in a later boot.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ from atoll.storage.downloads.note import (
 from atoll.storage.files.tree import printable
 
 _ATTEMPTS = 6
-"""How often it is tried without a byte gained."""
+"""Attempts in a row without a byte received."""
 _LONGEST_PAUSE_SECONDS = 30.0
 _CHECKPOINT_BYTES = 64 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be there.
+class Request:
+    """A file to download.
 
     Args:
-        path: the place, relative to the volume's root.
+        path: target path, relative to the volume's root.
         digests: hexadecimal digests by algorithm that the content must have.
-        force: whether to download also what is there.
-        max_bytes: the most that it may have.
+        force: download even if the file exists.
+        max_bytes: largest size in bytes; None for no limit.
     """
 
     path: str
@@ -68,12 +67,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Kept:
-    """A file that is there.
+    """A downloaded file.
 
     Args:
         path: relative to the volume's root.
         size: bytes.
-        digests: what is known of its digests, hexadecimal by algorithm.
+        digests: known digests, hexadecimal by algorithm.
     """
 
     path: str
@@ -81,13 +80,13 @@ class Kept:
     digests: Mapping[str, str]
 
 
-class Shelf:
-    """Download to a volume.
+class Downloads:
+    """The downloads of one volume.
 
     Args:
         root: the volume's directory.
-        progress: is told how many bytes there are of how many (-1: unknown), now and then.
-        pause: waits some seconds.
+        progress: called with received and total bytes (-1: unknown).
+        pause: waits a number of seconds.
     """
 
     def __init__(
@@ -100,11 +99,11 @@ class Shelf:
         self._progress = progress
         self._pause = pause
 
-    def get(self, origin: Origin, wanted: Wanted) -> Kept:
-        """Have the file there; see `sdk.download.download`.
+    def get(self, origin: Origin, wanted: Request) -> Kept:
+        """Download a file unless it exists; see `sdk.download.download`.
 
         Raises:
-            DownloadError, ChecksumMismatch: it cannot be downloaded; what stood there is as it was.
+            DownloadError, ChecksumMismatch: it cannot be downloaded; an existing file is unchanged.
             DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it.
         """
         began = time.time()
@@ -116,36 +115,36 @@ class Shelf:
         except OSError as error:
             raise _translated(error, wanted.path) from error
 
-    def find(self, wanted: Wanted, url: str) -> Kept | None:
-        """Return what `get` would return without a download, if anything."""
+    def find(self, wanted: Request, url: str) -> Kept | None:
+        """Return the result of `get` if that needs no download."""
         with hold_note(self._root, wanted.path) as note:
-            return _Download(self, Origin(url), wanted, note, 0.0).standing()
+            return _Download(self, Origin(url), wanted, note, 0.0).existing()
 
 
 class _Download:
     """One request, which holds the note's lock."""
 
-    def __init__(self, shelf: Shelf, origin: Origin, wanted: Wanted, note: Note, began: float) -> None:
-        self._root = shelf._root
-        self._progress = shelf._progress
-        self._pause = shelf._pause
+    def __init__(self, downloads: Downloads, origin: Origin, wanted: Request, note: Note, began: float) -> None:
+        self._root = downloads._root
+        self._progress = downloads._progress
+        self._pause = downloads._pause
         self._origin = origin
         self._wanted = wanted
         self._note = note
         self._began = began
-        self._target = f"{shelf._root}/{wanted.path}"
+        self._target = f"{downloads._root}/{wanted.path}"
         self._source = hashlib.sha256(origin.address.encode("utf-8", "surrogatepass")).hexdigest()
         self._request = json.dumps([self._source, sorted(wanted.digests.items()), wanted.max_bytes, shut_in()])
         self._hashes = Hashes({"sha256", *wanted.digests})
 
     def run(self) -> Kept:
         note = self._note
-        found = self.standing()
+        found = self.existing()
         if found is not None:
             return found
         failed = note.failed
         if failed and failed["at"] >= self._began and failed["request"] == self._request:
-            raise from_data(failed["error"])  # of one who asked for the same while we waited for the lock
+            raise from_data(failed["error"])  # another process asked for the same and failed while this one waited
         started = time.time()
         try:
             digests = self._transfer()
@@ -157,10 +156,10 @@ class _Download:
         note.failed = {}
         return self._publish(digests, started)
 
-    # --- what is there ----------------------------------------------------------------------------------------------
+    # --- the existing file ----------------------------------------------------------------------------------------------
 
-    def standing(self) -> Kept | None:
-        """Return the file that is there already, if it will do."""
+    def existing(self) -> Kept | None:
+        """Return the existing file if it satisfies the request."""
         wanted, kept = self._wanted, self._note.kept
         try:
             info = os.stat(self._target)
@@ -196,10 +195,10 @@ class _Download:
             self._note.save()
         return Kept(wanted.path, info.st_size, known)
 
-    # --- what comes -------------------------------------------------------------------------------------------------
+    # --- receiving -------------------------------------------------------------------------------------------------
 
     def _transfer(self) -> dict[str, str]:
-        """Fill the part; return its digests."""
+        """Receive the whole part; return its digests."""
         part = os.open(self._note.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             resumed = self._begin(part)
@@ -213,7 +212,7 @@ class _Download:
                 if not resumed:
                     expected = self._wanted.digests[wrong[0]]
                     raise mismatch(self._origin.shown, wrong[0], expected, digests[wrong[0]])
-                resumed = False  # the beginning was of another time: once more, all of it
+                resumed = False  # the kept part was of another version: once more, from the start
             os.fchmod(part, 0o644)
             os.fsync(part)
             return digests
@@ -225,7 +224,7 @@ class _Download:
             os.close(part)
 
     def _begin(self, part: int) -> bool:
-        """Keep of the part what can be relied on; return whether that is anything."""
+        """Cut the part to the bytes that are certainly on disk; return True if there are any."""
         found = self._note.partial
         usable = 0
         if found.get("source") == self._source:
@@ -242,7 +241,7 @@ class _Download:
         self._note.save()
 
     def _fill(self, part: int) -> None:
-        """Receive until everything is there, through as many connections as that takes."""
+        """Receive the rest, over as many connections as needed."""
         failures = 0
         while True:
             before = os.fstat(part).st_size
@@ -265,7 +264,7 @@ class _Download:
                 self._pause(max(error.wait_seconds, backoff))
 
     def _receive(self, part: int, have: int) -> None:
-        """Receive through one connection."""
+        """Receive over one connection."""
         content = self._origin.open(have, Validators(**self._note.partial.get("validators", {})))
         with contextlib.closing(content):
             if content.offset == 0 and have:
@@ -280,7 +279,9 @@ class _Download:
             checkpoint = have
             while not content.complete and (piece := content.read(PIECE_BYTES)):
                 self._check_size(have + len(piece), have)
-                if os.fstat(part).st_size != have:  # somebody else is at it: locks do not hold here
+                if (
+                    os.fstat(part).st_size != have
+                ):  # another process writes to it: locks do not work on this file system
                     raise Transient("what has arrived was changed meanwhile", anew=True)
                 linux.write_all(part, piece)
                 self._hashes.update(piece)
@@ -331,7 +332,7 @@ class _Download:
 
 
 def mismatch(shown: str, name: str, expected: str, found: str) -> ChecksumMismatch:
-    """Return the error for content that has another digest than it must have."""
+    """Return the error for content with a wrong digest."""
     return ChecksumMismatch(
         f"`{shown}` has the {name} digest `{found}`, and `{expected}` was asked for",
         hint="check the address and the digest; what arrived was thrown away",

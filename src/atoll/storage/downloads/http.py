@@ -1,12 +1,10 @@
-"""Where a download comes from: a `file:` or `http(s):` address, opened at an offset, with what proves that a rest of it
-belongs to the beginning that one has.
+"""The origin of a download: a `file:` or `http(s):` address, opened at an offset if the file there is unchanged.
 
-Standard library only: it runs inside functions. Proxies are those of the environment (`http_proxy` and the like);
-certificates those of the system, `SSL_CERT_FILE`, or the bundle that is given.
+Standard library only, because functions run this. Proxies come from the environment (`http_proxy` and the like),
+certificates from the system, `SSL_CERT_FILE` or the caller.
 
-Secrets in an address (user and password, and the query, which signed addresses have theirs in) appear in no message.
-What was meant for one server is not sent to another: a redirect to another host carries neither user, password nor
-the caller's headers.
+Secrets of an address (user, password, and the query of a signed address) appear in no message. A redirect to another
+host carries neither user, password nor the caller's headers.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import contextlib
 import email.utils
 import errno
 import http.client
+import io
 import os
 import re
 import socket
@@ -42,11 +41,11 @@ _SETTLED_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Validators:
-    """What identifies one state of a file at its origin; empty texts where the origin does not say.
+    """Validators of one state of a file at its origin; empty texts if the origin sends none.
 
     Args:
         etag: a strong entity tag.
-        modified: the time of modification, where it is old enough to be relied on.
+        modified: time of modification, if old enough to prove a state.
         total: bytes in all; -1 where unknown.
     """
 
@@ -56,12 +55,12 @@ class Validators:
 
     @property
     def proof(self) -> str:
-        """What `If-Range` is to have; empty for nothing."""
+        """The value of `If-Range`; empty for none."""
         return self.etag or self.modified
 
 
 def validators_of(headers: Any) -> Validators:
-    """Return what an answer says of the state that it is of, as far as it can be relied on; `total` is left open."""
+    """Return the reliable validators in the headers of an answer, without `total`."""
     etag = headers.get("ETag", "").strip()
     if not re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', etag):  # a weak one proves nothing about bytes
         etag = ""
@@ -98,12 +97,12 @@ def retry_after(text: str) -> float:
 
 
 class Transient(Exception):
-    """It went wrong and may go well in a moment.
+    """A failure that another attempt may cure.
 
     Args:
-        reason: what happened, for people.
-        wait_seconds: how long the server asks one to wait; 0 where it does not say.
-        anew: what has been received cannot be continued.
+        reason: text for people.
+        wait_seconds: seconds that the server asks to wait; 0 for none.
+        anew: the received part cannot be continued.
         status: of the server's answer, if there was one.
     """
 
@@ -122,10 +121,10 @@ class Content:
     """An open download.
 
     Args:
-        offset: where the content starts: what was asked for, or 0 for all of it.
+        offset: start of the content: the requested offset, or 0.
         validators: of the state that is being read.
         stream: gives the bytes.
-        complete: there is nothing more behind the offset that was asked for.
+        complete: nothing follows the requested offset.
     """
 
     offset: int
@@ -134,7 +133,7 @@ class Content:
     complete: bool = False
 
     def read(self, size: int) -> bytes:
-        """Return what has come, at most `size` bytes; none at the end.
+        """Return received bytes, at most `size`; none at the end.
 
         Raises:
             Transient: the connection broke.
@@ -148,7 +147,7 @@ class Content:
         return piece
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self.stream.close()
 
@@ -160,9 +159,9 @@ class Origin:
     Args:
         url: `http:`, `https:` or `file:`.
         headers: sent with the request to this host.
-        timeout_seconds: how long the server may be silent.
+        timeout_seconds: longest silence of the server.
         certificates: PEM texts to trust instead of the system's.
-        verified: whether the caller knows the digest of the content, so that what cannot be proven is found out.
+        verified: the caller checks the content's digest, so unproven content is acceptable.
 
     Raises:
         ValueError: the address or a header is malformed.
@@ -193,14 +192,14 @@ class Origin:
         self.shown = shown(self.url)
         """The address for messages."""
         self.private = parts.username is not None or bool(self.headers)
-        """Whether others may be answered differently."""
+        """True if other callers may get a different answer."""
 
     def open(self, offset: int, validators: Validators) -> Content:
-        """Open the content from `offset` on, if it is still what `validators` say; else from its beginning.
+        """Open the content from `offset` on if it still matches `validators`, else from its start.
 
         Raises:
             Transient: trying again may help.
-            DownloadError: it does not.
+            DownloadError: trying again cannot help.
         """
         if self._scheme == "file":
             return self._open_file(offset, validators)
@@ -256,11 +255,11 @@ class Origin:
         return Content(0, Validators(found.etag, found.modified, length), response)
 
     def _beyond(self, error: urllib.error.HTTPError, offset: int, validators: Validators) -> Content:
-        """Nothing follows what is there: that was all, or it is of another state."""
+        """Return an empty rest if the part is complete, or raise if the file has changed."""
         total = number(error.headers.get("Content-Range", "").rpartition("/")[2])
         found = validators_of(error.headers)
         if total == offset and found.etag in ("", validators.etag):
-            return Content(offset, Validators(validators.etag, validators.modified, total), _Empty(), complete=True)
+            return Content(offset, Validators(validators.etag, validators.modified, total), io.BytesIO(), complete=True)
         raise Transient("the file has changed at its origin", anew=True)
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
@@ -296,7 +295,7 @@ class Origin:
             )
         return Transient(_reason(error))
 
-    # --- ways -------------------------------------------------------------------------------------------------------
+    # --- opening -------------------------------------------------------------------------------------------------------
 
     def _opener(self) -> urllib.request.OpenerDirector:
         opener = urllib.request.OpenerDirector()
@@ -377,14 +376,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return self.http_error_302(req, fp, code, msg, headers)
 
 
-class _Empty:
-    def read1(self, _size: int) -> bytes:
-        return b""
-
-    def close(self) -> None:
-        return None
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "the server did not answer in time"
@@ -400,7 +391,7 @@ def _reason(error: Exception) -> str:
 
 
 def shut_in() -> bool:
-    """Whether this process has no network but its own loopback device: it is in a sandbox with `network="none"`."""
+    """Tell if this process has only a loopback device, as in a sandbox with `network="none"`."""
     try:
         return [name for _, name in socket.if_nameindex()] == ["lo"]
     except (OSError, AttributeError):

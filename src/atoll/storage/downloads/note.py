@@ -1,4 +1,4 @@
-"""The notes of downloads: what is known of each place, and the lock of who works on it. See `storage.downloads`."""
+"""Notes of downloads: the record and the lock of each target path; used by `downloads.download`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MAX_NOTE_BYTES = 1 << 16
 
 
 class Note:
-    """What is known of one place; its file is locked as long as this lives.
+    """Record of one target path; its file stays locked while this exists.
 
     Args:
         descriptor: the file, open and locked.
-        part: where what arrives is written.
+        part: path of the received content.
     """
 
     def __init__(self, descriptor: int, part: str) -> None:
@@ -44,10 +44,10 @@ class Note:
             float(kept.get("began", 0.0))
             self.kept, self.partial, self.failed = kept, partial, failed
         except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # new, or torn by a loss of power: nothing is known
+            pass  # new, or torn by a power loss: start afresh
 
     def save(self) -> None:
-        """Write it; who reads it has the lock, so it need not be replaced."""
+        """Write the note in place: every reader holds the lock."""
         content = json.dumps({"kept": self.kept, "partial": self.partial, "failed": self.failed}).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
@@ -55,7 +55,7 @@ class Note:
 
 @contextlib.contextmanager
 def hold_note(root: str, path: str) -> Iterator[Note]:
-    """Hold the note of a place, alone."""
+    """Hold the note of a target path exclusively."""
     import fcntl
 
     directory = f"{root}/{SHELF}/.notes"
@@ -71,7 +71,7 @@ def hold_note(root: str, path: str) -> Iterator[Note]:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # somebody has cleared the cache meanwhile
+        os.close(descriptor)  # the cache was cleared meanwhile
         make_directories(directory)
     try:
         yield Note(descriptor, f"{base}.part")
@@ -80,7 +80,7 @@ def hold_note(root: str, path: str) -> Iterator[Note]:
 
 
 class Hashes:
-    """Digests of a file from its beginning up to where it has come."""
+    """Running digests of a file's first bytes."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = sorted(names)
@@ -91,19 +91,19 @@ class Hashes:
         self._offset = 0
 
     def update(self, piece: bytes) -> None:
-        """Take in what follows."""
+        """Hash the next piece."""
         for one in self._hashes.values():
             one.update(piece)
         self._offset += len(piece)
 
     def reach(self, descriptor: int, offset: int) -> None:
-        """Be at `offset` of a file, whatever has been taken in before."""
+        """Hash a file up to `offset`, from its start where needed."""
         if self._offset != offset:
             self._start()
         while self._offset < offset:
             piece = os.pread(descriptor, min(PIECE_BYTES, offset - self._offset), self._offset)
             if not piece:
-                raise OSError(errno.EIO, "what has arrived cannot be read again")
+                raise OSError(errno.EIO, "the received part cannot be read again")
             self.update(piece)
 
     def digests(self) -> dict[str, str]:

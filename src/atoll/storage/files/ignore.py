@@ -63,7 +63,7 @@ class IgnoreRules:
         self._files: dict[str, Patterns] = {}
 
     def __bool__(self) -> bool:
-        """Whether anything at all is excluded."""
+        """Tell if anything at all is excluded."""
         return bool(self._paths or self._files or self._exclude)
 
     def add(self, directory: str, text: str) -> None:
@@ -73,7 +73,7 @@ class IgnoreRules:
             self._files[directory] = patterns
 
     def excludes(self, path: str, is_directory: bool) -> bool:
-        """Whether `path`, whose parents are not excluded, is."""
+        """Tell if `path` is excluded; its parents are not."""
         if path in self._paths:
             return True
         if self._exclude and (verdict := self._exclude.verdict(path, is_directory)) is not None:
@@ -90,7 +90,7 @@ class IgnoreRules:
 
 
 class Patterns:
-    """What the lines of one gitignore file say of the entries below its directory.
+    """Patterns of one gitignore file, which decide about the entries below its directory.
 
     Args:
         lines: without their ends; comments, empty lines, and what can match nothing count for nothing, as in git.
@@ -103,7 +103,7 @@ class Patterns:
         self._of_directories = _Decision([(glob, excludes) for glob, excludes, _ in found])
 
     def __bool__(self) -> bool:
-        """Whether there is any pattern."""
+        """Tell if there is any pattern."""
         return self._of_directories.matcher is not None
 
     def verdict(self, path: str, is_directory: bool) -> bool | None:

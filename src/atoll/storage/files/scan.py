@@ -1,9 +1,8 @@
-"""Read a tree from disk: the first step of a sync, on both sides.
+"""The scan of a tree on disk: the first step of a sync, on both sides.
 
-Where the platform can, each directory is opened relative to the one that holds it, without following a symlink, and
-its entries are looked up relative to that descriptor, so that a directory that is swapped for a symlink meanwhile,
-wherever on the way it is, leads nowhere. What vanishes
-while it is scanned is left out: the tree is then as it is a moment later.
+On platforms that allow it each directory is opened by a directory cursor, and its entries are looked up relative to
+that descriptor: a directory that is swapped for a symlink meanwhile leads nowhere. An entry that vanishes during the
+scan is left out, so the tree is as it is a moment later.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ _REGULAR = stat.S_IFREG
 _MOST = (1 << 63) - 1
 TOO_DEEP = "nested too deeply"
 MAX_PATH = 1 << 13
-"""Bytes of the longest path that is scanned, twice what system calls take. Each entry of a scan has its whole path: what
-a function nests more deeply would cost who scans it memory by the gigabyte."""
+"""Bytes of the longest path that is scanned, twice the limit of system calls. Each entry keeps its whole path, so
+deeper nesting by a hostile function would cost the scanner gigabytes of memory."""
 ROW = 5
 """Numbers in the row that a scan keeps of each path."""
 Row = tuple[int, int, int, int, int]
@@ -54,13 +53,13 @@ def to_native(name: str) -> str:
 
 @dataclass
 class Scan:
-    """What a scan found, in a slim form: 40 bytes and its name for each entry.
+    """Result of a scan in a slim form: 40 bytes and the name for each entry.
 
     Args:
         paths: sorted in each directory, parents before what they hold.
         rows: `ROW` numbers for each path: mode with its type, size, modification time, change time, inode; the last
             two, which a change of content cannot put back, are 0 for directories, whose own do not matter.
-        targets: where symlinks point.
+        targets: targets of symlinks.
         skipped: excluded paths, the topmost of each.
     """
 
@@ -84,7 +83,7 @@ class Scan:
 
     @cached_property
     def positions(self) -> dict[str, int]:
-        """Where each path is in `paths`."""
+        """Index in `paths` of each path."""
         return {path: number for number, path in enumerate(self.paths)}
 
     @cached_property
@@ -109,7 +108,7 @@ def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
 
     Args:
         root: the directory; a symlink to one is followed.
-        rules: what to leave out; `.atollignore` files are added to them as they are found. None leaves out nothing
+        rules: rules for entries to leave out; `.atollignore` files are added to them as they are found. None leaves out nothing
             and reads no such file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trees as values: what a scan finds, what a plan makes, what travels between client and peer.
+"""Trees as values: result of a scan, input of a plan, content of messages between client and peer.
 
 A path is relative to the tree's root, with `/` between components and without `.` or `..`; the root itself is the
 empty path. Names are text in which bytes that are not UTF-8 are surrogates (`surrogateescape`), on every platform
@@ -22,14 +22,14 @@ MODE_BITS = 0o7777
 
 
 class Entry(NamedTuple):
-    """What is mirrored of one path besides a file's content.
+    """Attributes of one path that a sync mirrors besides a file's content.
 
     Args:
         kind: `FILE`, `DIRECTORY`, `SYMLINK` or `SPECIAL`.
         mode: permission bits; 0 for a symlink, which has none of its own.
         size: bytes of a file; 0 for the others.
         mtime_ns: modification time, nanoseconds since the epoch.
-        target: where a symlink points, as it is stored.
+        target: target of a symlink, as stored.
     """
 
     kind: str
@@ -52,7 +52,7 @@ _SPECIAL_NAMES = {
 
 
 def entry_of(found: os.stat_result, target: str = "") -> Entry:
-    """Make the entry of what `lstat` found; `target` is where a symlink points."""
+    """Make an entry from the result of `lstat`; `target` is a symlink's target."""
     kind = KINDS.get(stat.S_IFMT(found.st_mode), SPECIAL)
     if kind == SYMLINK:
         return Entry(kind, 0, 0, found.st_mtime_ns, target)
@@ -60,7 +60,7 @@ def entry_of(found: os.stat_result, target: str = "") -> Entry:
 
 
 def special_name(mode: int) -> str:
-    """Say what kind of special file `mode` is."""
+    """Return the name of a special file's kind by its mode."""
     return _SPECIAL_NAMES.get(stat.S_IFMT(mode), "special file")
 
 
@@ -80,24 +80,6 @@ def check_path(path: Any) -> str:
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise ValueError(f"`{printable(path)}` is not a path inside a tree")
     return path
-
-
-def check_entry(item: Any) -> tuple[str, Entry]:
-    """Return path and entry of one received item; `pack` is its inverse.
-
-    Raises:
-        ValueError: a field has a wrong type or value.
-    """
-    if not isinstance(item, list) or len(item) != 6:
-        raise ValueError("an entry must have six fields")
-    path, kind, mode, size, mtime_ns, target = item
-    if kind not in (FILE, DIRECTORY, SYMLINK, SPECIAL) or not isinstance(target, str) or "\0" in target:
-        raise ValueError(f"the entry of `{path}` is malformed")
-    if not all(type(number) is int for number in (mode, size, mtime_ns)):
-        raise ValueError(f"the entry of `{path}` is malformed")
-    if not 0 <= mode <= MODE_BITS or not 0 <= size < 1 << 63:
-        raise ValueError(f"the entry of `{path}` is malformed")
-    return check_path(path), Entry(kind, mode, size, mtime_ns, target)
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
@@ -127,20 +109,6 @@ def unpack(buffer: bytes | bytearray) -> list[Any]:
     return items
 
 
-def pack_tree(tree: Tree) -> Iterator[bytes]:
-    """Turn a tree into buffers; `unpack_tree` takes one back."""
-    return pack((path, *entry) for path, entry in tree.items())
-
-
-def unpack_tree(buffer: bytes | bytearray) -> Tree:
-    """Return the part of a tree that one buffer holds.
-
-    Raises:
-        ValueError: an entry is malformed.
-    """
-    return dict(check_entry(item) for item in unpack(buffer))
-
-
 def printable(name: str) -> str:
     """Return a name for people: control characters, surrogates and the like as escapes, so that no name can act
     on a terminal."""
@@ -167,16 +135,16 @@ class Status(NamedTuple):
         mode: permission bits.
         size: bytes of a file; 0 for the others.
         mtime_ns: modification time, nanoseconds since the epoch.
-        target: where a symlink points, as it is stored.
+        target: target of a symlink, as stored.
         ctime_ns: when the inode changed, nanoseconds since the epoch.
         atime_ns: access time, as far as the file system keeps it.
         inode: its number; a file that is replaced has another one.
-        links: how many names it has.
+        links: number of names.
         allocated: bytes on disk.
-        uid: whose it is.
-        gid: whose group's it is.
-        leads: what a symlink leads to, of the kinds above; empty where it leads nowhere, and for what is no symlink.
-        leads_size: the size of that.
+        uid: owner.
+        gid: group.
+        leads: kind of the file at a symlink's end; empty for a dangling symlink, and for other files.
+        leads_size: size of the file at a symlink's end.
     """
 
     kind: str
@@ -212,11 +180,11 @@ Listing = dict[str, Status]
 
 
 def status_of(found: os.stat_result, target: str = "", leads: os.stat_result | None = None) -> Status:
-    """Make the status of what `lstat` found.
+    """Make a status from the result of `lstat`.
 
     Args:
-        target: where a symlink points.
-        leads: what `stat` found at its end, None where it leads nowhere.
+        target: target of a symlink.
+        leads: result of `stat` at its end, None for a dangling symlink.
     """
     entry = entry_of(found, target)
     end = entry_of(leads) if leads is not None and entry.kind == SYMLINK else None

@@ -1,4 +1,4 @@
-"""Trees and lists of paths as columns of numbers and one text of names: what a sync sends and what an index keeps.
+"""The encoding of trees and lists of paths for messages of a sync and for indexes: columns, and one text of names.
 
 A million entries are a few buffers that are checked as a whole instead of a million small objects. Integers are
 little-endian.
@@ -18,7 +18,7 @@ _HEAD = struct.Struct("<III")
 _BATCH = 100_000
 _KINDS = b"fdls"
 _REFUSED = ("\0/", "/\0", "//", "/./", "/../", "\0./", "\0../", "/.\0", "/..\0", "\0.\0", "\0..\0")
-"""What no list of paths has between two NULs: absolute paths, and components that are empty, `.` or `..`."""
+"""Parts that a list of valid paths never has: absolute paths, and components that are empty, `.` or `..`."""
 
 
 def to_bytes(numbers: array[int]) -> bytes:
@@ -30,7 +30,7 @@ def to_bytes(numbers: array[int]) -> bytes:
 
 
 def from_bytes(kind: str, data: bytes | bytearray | memoryview) -> array[int]:
-    """Return the array that `to_bytes` made bytes of.
+    """Return the array from the bytes of `to_bytes`.
 
     Raises:
         ValueError: the length does not fit.
@@ -55,7 +55,7 @@ def unpack_names(data: bytes | bytearray | memoryview, count: int) -> list[str]:
     """
     names = str(data, "utf-8", "surrogateescape").split("\0") if count else []
     if len(names) != count or (not count and len(data)):
-        raise ValueError("the number of names is not the one that was said")
+        raise ValueError("the number of paths differs from the count that was sent")
     return names
 
 
@@ -111,7 +111,7 @@ def unpack_entries(data: bytes | bytearray | memoryview) -> Tree:
     for width in (names_bytes, links_bytes, count, 2 * count, 8 * count, 8 * count):
         ends.append(ends[-1] + width)
     if ends[-1] != len(view):
-        raise ValueError("a tree has another length than it says")
+        raise ValueError("the length of a tree differs from the length that it announces")
     parts = [view[start:end] for start, end in pairwise(ends)]
     paths = _checked(unpack_names(parts[0], count))
     kinds = bytes(parts[2])
@@ -133,5 +133,5 @@ def _checked(paths: list[str]) -> list[str]:
     """Check that all are paths inside a tree; the empty one, the root, may be the first."""
     text = "\0" + "\0".join(paths[1:] if paths[:1] == [""] else paths) + "\0"
     if text != "\0\0" and ("\0\0" in text or any(refused in text for refused in _REFUSED)):
-        raise ValueError("what came holds a path that is not inside a tree")
+        raise ValueError("a received path is not inside a tree")
     return paths

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll import linux
-from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, Wanted, send_files
+from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, FileRequest, send_files
 from atoll.storage.crash_points import reached
 from atoll.storage.files import tree
 from atoll.storage.files.directory_cursor import DirectoryCursor
@@ -161,7 +161,7 @@ class Contents:
         With `follow`, symlinks are followed as functions do; in a tree that was scanned, none is where a file was.
         """
         items = [item for buffer in buffers for item in unpack(buffer)]
-        wanted = [Wanted(number, check_path(path), int(size)) for number, path, size in items]
+        wanted = [FileRequest(number, check_path(path), int(size)) for number, path, size in items]
         with self._look(header["path"]) as place, opened(place) as descriptor, DirectoryCursor(descriptor) as cursor:
 
             def open_file(path: str, flags: int) -> int:

@@ -1,6 +1,6 @@
-"""What file systems that are served by another machine do not promise, by kind; no I/O.
+"""Limits of network file systems between machines, by kind, for `atoll doctor --data`; no I/O.
 
-One machine cannot try what happens between two. These are what the documentation of each says (`nfs(5)`,
+One machine cannot try effects between two. The limits come from the documentation of each (`nfs(5)`,
 `mount.cifs(8)`, Ceph's "Differences from POSIX", Lustre's manual on `flock`, the kernel's `9p.rst`), and of SQLite on
 write-ahead logs: "all processes using a database must be on the same host computer".
 """
@@ -31,7 +31,7 @@ _LOCKS = {
 
 
 def promises(kind: str) -> Iterator[Finding]:
-    """Yield a finding for each thing that a kind of file system does not promise between machines."""
+    """Yield a finding for each promise that a kind of file system does not keep between machines."""
     if not linux.is_network(kind):
         return
     yield Finding(
@@ -47,7 +47,7 @@ def promises(kind: str) -> Iterator[Finding]:
             "several machines: appends",
             False,
             False,
-            f"`{kind}`: each machine appends where it believes the end to be",
+            f"`{kind}`: each machine appends at its own idea of the end",
             "lines that two machines append to one file at the same time overwrite each other",
             "write a file for each machine, or append on one machine",
         )
