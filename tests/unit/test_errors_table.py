@@ -13,9 +13,9 @@ from atoll import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 BRANCHES = {
-    "**the caller's to mend**": errors.CallerError,
-    "**the operator's to mend**": errors.OperatorError,
-    "**ours to mend**": errors.InternalError,
+    "**for the caller to fix**": errors.CallerError,
+    "**for the operator to fix**": errors.OperatorError,
+    "**for us to fix**": errors.InternalError,
     "**of the command line only**": errors.CallerError,
 }
 
