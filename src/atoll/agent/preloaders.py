@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from atoll.agent import preloading
@@ -35,18 +34,18 @@ class Agent(Protocol):
     def preloaded_worker_ended(self, index: int, exited: dict[str, Any], /) -> None: ...
 
 
-@dataclass
 class Preloader:
     """A child that imports modules, and then is an agent for its own workers."""
 
-    pid: int
-    channel: Channel
-    message: dict[str, Any]
-    refused: dict[str, str]
-    ready: bool = False
-    importing: str = ""
-    deadline: float = 0.0
-    workers: dict[str, int] = field(default_factory=dict)  # their names, and the indexes of their words
+    def __init__(self, pid: int, channel: Channel, message: dict[str, Any], refused: dict[str, str]) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.message = message
+        self.refused = refused
+        self.ready = False
+        self.importing = ""
+        self.deadline = time.monotonic() + IMPORT_SECONDS
+        self.workers: dict[str, int] = {}  # their names, and the indexes of their words
 
 
 class Preloaders:
@@ -90,7 +89,6 @@ class Preloaders:
 
         preloader = Preloader(self._agent.fork(serve), Channel(ours), message, refused)
         theirs.close()
-        preloader.deadline = time.monotonic() + IMPORT_SECONDS
         self._all.append(preloader)
         self._agent.watch(ours.fileno(), lambda: self._listen(preloader))
 
