@@ -23,7 +23,7 @@ _WORTH = 0.85
 
 
 def methods() -> list[str]:
-    """Return what this process can decompress."""
+    """Return the formats that this process can decompress."""
     try:
         import zstandard  # noqa: F401
     except ImportError:
@@ -36,7 +36,7 @@ def wanted(option: str, sock: Any, theirs: Sequence[Any]) -> bool:
 
     Args:
         option: `auto`, `always` or `never`.
-        theirs: what the other end can decompress.
+        theirs: formats that the other end can decompress.
     """
     if option == "never" or "zstd" not in theirs or "zstd" not in methods():
         return False
@@ -44,7 +44,7 @@ def wanted(option: str, sock: Any, theirs: Sequence[Any]) -> bool:
 
 
 class Compressor:
-    """Compresses what it pays to compress."""
+    """Compresses content that compresses well."""
 
     def __init__(self) -> None:
         import zstandard

@@ -52,7 +52,7 @@ def chosen(theirs: Sequence[Any]) -> str:
 
 
 def maker(algorithm: str) -> Make:
-    """Return what makes a hash, of no content or of what it is given.
+    """Return a function that makes a hash object, empty or with a first content.
 
     Raises:
         ValueError: this process does not have the algorithm.
@@ -110,5 +110,5 @@ class Hasher:
         return b"".join([*self._blocks, self._current.digest()])
 
     def digest(self) -> bytes:
-        """Return the digest of what came so far."""
+        """Return the digest of the content so far."""
         return self._make(self.blocks).digest() if self._blocks else self._current.digest()

@@ -39,11 +39,11 @@ class FileRequest(NamedTuple):
     """A file to send.
 
     Args:
-        number: how the receiver knows it.
-        path: what `open_file` takes.
+        number: the receiver's number of the file.
+        path: argument of `open_file`.
         size: its size when it was scanned.
-        offset: how much the receiver has; only what follows is sent.
-        known: the state of the file that `offset` is about; in any other it is sent from the start.
+        offset: bytes that the receiver has; only the rest is sent.
+        known: stamp of the file as `offset` was sent; with another stamp it is sent from the start.
     """
 
     number: int
@@ -73,7 +73,7 @@ class FileReader:
         self._wait = wait_seconds
 
     def failed(self, path: str, error: OSError) -> SyncError:
-        """Return what to raise for a file that cannot be read."""
+        """Return the error for a file that cannot be read."""
         return SyncError(f"cannot read `{self._describe(path)}`: {reason(error)}", hint="sync again when it is there")
 
     def opened(self, path: str) -> tuple[int, os.stat_result]:

@@ -9,10 +9,10 @@ The same rules, those of the source, decide at the target: an excluded name ther
 
 Patterns are read as git itself reads them (its `dir.c` and `wildmatch.c`).
 Each entry is held against the patterns by itself: a pattern that matches a directory says nothing of the names in it.
-That what is in an excluded directory is out follows from its not being entered. Of the patterns that match, the last
+Names in an excluded directory are out because it is not entered. Of the patterns that match, the last
 decides; one that ends with `/` is for directories only; one with another `/` is for the path, any other for the name.
-Libraries that answer for a whole path at once (`pathspec`) let each pattern match what is below a directory as well,
-which takes back in what was excluded (`.env`, then `!prod.d/`) and leaves out what was taken back (`*`, `!*/`, `!*.py`).
+Libraries that answer for a whole path at once (`pathspec`) match each pattern below a directory as well,
+and so decide differently from git (`.env`, then `!prod.d/`; and `*`, `!*/`, `!*.py`).
 
 All patterns of a file become one regular expression, the last first: the group that matched is the pattern that
 decides. Here `?` and `[...]` match a character, in git a byte; nothing else is known to differ.
@@ -42,7 +42,7 @@ _CLASSES = {
 
 
 class IgnoreRules:
-    """Rules that grow while the source is scanned; directories are added before what they hold is asked for.
+    """Rules that grow while the source is scanned; a directory is added before its entries are asked for.
 
     Args:
         exclude: patterns; one text is one pattern.
@@ -93,7 +93,7 @@ class Patterns:
     """Patterns of one gitignore file, which decide about the entries below its directory.
 
     Args:
-        lines: without their ends; comments, empty lines, and what can match nothing count for nothing, as in git.
+        lines: without their ends; comments, empty lines, and patterns without a match are ignored, as in git.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -131,7 +131,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def _translated(line: str) -> tuple[str, bool, bool] | None:
-    """Return a regular expression, whether what matches it is excluded, and whether that need not be a directory.
+    """Return a regular expression, True if it excludes, and True if it matches other files than directories.
 
     None where nothing can match.
     """
@@ -146,7 +146,7 @@ def _translated(line: str) -> tuple[str, bool, bool] | None:
     start = 1 if pattern.startswith("/") else 0
     if len(pattern) == start:
         return None
-    # Git compares what stands before the first special character by itself: a `**` behind that is at the glob's start.
+    # git compares the text before the first special character by itself: a `**` behind that is at the glob's start.
     special = next((number for number, char in enumerate(pattern) if char in _SPECIAL), len(pattern))
     glob = _glob(pattern[special:], anchored=anchored)
     if glob is None:

@@ -56,7 +56,7 @@ class Scan:
     """Result of a scan in a slim form: 40 bytes and the name for each entry.
 
     Args:
-        paths: sorted in each directory, parents before what they hold.
+        paths: sorted in each directory, parents before their entries.
         rows: `ROW` numbers for each path: mode with its type, size, modification time, change time, inode; the last
             two, which a change of content cannot put back, are 0 for directories, whose own do not matter.
         targets: targets of symlinks.
@@ -236,7 +236,7 @@ class _Scanner:
             os.close(descriptor)
 
     def _read(self, directory: str, where: str | int, descriptor: int | None) -> list[tuple[str, int]]:
-        """Add what a directory holds; return the directories in it, with their modes."""
+        """Add a directory's entries; return the directories in it, with their modes."""
         with os.scandir(where) as found:
             entries: list[os.DirEntry[Any]] = sorted(found, key=_BY_NAME)
         prefix = directory + "/" if directory else ""

@@ -214,9 +214,9 @@ def _maps(directory: int) -> str:
     with _file(directory, "map", bytes(_PAGE_BYTES)) as descriptor:
         with mmap.mmap(descriptor, _PAGE_BYTES) as page, SecondProcess(directory, "map") as second:
             page[0:5] = b"hello"
-            _expect(second.ask("map") == "hello", "another process does not see what is written to a shared map")
-            _expect(page[10:15] == b"there", "what another process writes to a shared map is not seen")
-        _expect(os.pread(descriptor, 5, 10) == b"there", "what is written to a shared map cannot be read from the file")
+            _expect(second.ask("map") == "hello", "another process does not see writes to a shared map")
+            _expect(page[10:15] == b"there", "writes of another process to a shared map are not seen")
+        _expect(os.pread(descriptor, 5, 10) == b"there", "writes to a shared map cannot be read from the file")
     return "shared writes are seen at once"
 
 
@@ -280,7 +280,7 @@ def _expect(so: bool, otherwise: str) -> None:
 CHECKS = (
     Check("atomic rename", True, _rename, "a file that is replaced may be missing, or torn, for a moment"),
     Check("atomic exchange", True, _exchange, "`sync_dir` refuses to replace a directory, unless `atomic=False`"),
-    Check("durable writes", True, _durable, "what was written may be gone after a loss of power"),
+    Check("durable writes", True, _durable, "written data may be gone after a loss of power"),
     Check("`flock` locks", True, _flock, "syncs and downloads of one target run into each other"),
     Check("`fcntl` locks", True, _record_locks, "SQLite databases are damaged by two writers"),
     Check(
@@ -308,7 +308,7 @@ CHECKS = (
         "reflinks",
         False,
         _reflinks,
-        "snapshots copy what has changed, and copies take space and time",
+        "snapshots copy changed files, and copies take space and time",
         "use btrfs, or XFS with `reflink=1`",
     ),
 )
