@@ -21,6 +21,9 @@ from typing import Any
 from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle, has_isolate, stop_daemon
 from table import Comparison, Samples, command_line, finish, say
 
+from atoll.errors import SandboxUnavailable
+from atoll.sandbox import programs
+
 WARM_CALLS = 300
 PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
 """What the measured environment holds: about 30 MB and 900 modules to compile."""
@@ -28,6 +31,21 @@ PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def add_with_pandas(a: int, b: int) -> int:
+    import numpy  # noqa: ICN001, F401
+    import pandas  # noqa: ICN001, F401
+
+    return a + b
+
+
+def has_pasta() -> bool:
+    """Whether a program for outbound networks is here."""
+    try:
+        return bool(programs.find_pasta())
+    except SandboxUnavailable:
+        return False
 
 
 def wait_no_sandbox() -> None:
@@ -44,6 +62,7 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
 
     home = Path(os.environ["ATOLL_HOME"])
     passing = isolated(keep_alive=0)(add)  # its worker ends with the call, and the sandbox with it
+    connected = passing.on(network="outbound") if has_pasta() else None
     staying = isolated(keep_alive=600)(add)
     another = isolated(keep_alive=0, env={"ANOTHER": "worker"})(add)
     say("building the environment")
@@ -55,9 +74,10 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
     pool, isolate = WarmPool(add), Isolate(add) if has_isolate() else None
     first, cold = Samples("first call, nothing running"), Samples("cold call, no sandbox")
     new, warm = Samples("call to a new worker"), Samples("warm call")
+    outbound = Samples("cold call, outbound network")
     python, sandbox = Samples('python -c "import cloudpickle"'), Samples("bwrap + the same")
     executor, isolated_call = Samples("ProcessPoolExecutor"), Samples("isolate")
-    everything = (first, cold, new, warm, python, sandbox, executor, isolated_call)
+    everything = (first, cold, outbound, new, warm, python, sandbox, executor, isolated_call)
     for number in range(rounds + 1):
         say(f"calls: round {number} of {rounds}" if number else "calls: warm-up")
         stop_daemon()
@@ -67,6 +87,10 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
             wait_no_sandbox()
             with cold.time():
                 assert passing(1, 2) == 3
+            if connected is not None:
+                wait_no_sandbox()
+                with outbound.time():
+                    assert connected(1, 2) == 3
             with python.time():
                 bare.run()
             confined.rewind()
@@ -92,15 +116,36 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
     if isolate is not None:
         isolate.close()
     rows = [
+        Comparison(first, aim=300.0),
         Comparison(first, isolated_call),
-        Comparison(cold, sandbox, aim=1.6),
+        Comparison(cold, sandbox, aim=1.3),
+        Comparison(outbound, sandbox, aim=1.5),
         Comparison(cold, python),
         Comparison(cold, isolated_call),
-        Comparison(new, aim=5.0),
+        Comparison(new, aim=4.0),
         Comparison(warm, executor, aim=1.0),
         Comparison(warm, isolated_call),
     ]
-    return [row for row in rows if row.peer is None or row.peer.seconds]
+    return [row for row in rows if row.ours.seconds and (row.peer is None or row.peer.seconds)]
+
+
+def measure_preloading(rounds: int) -> list[Comparison]:
+    """New workers in a live sandbox, whose function imports packages that earlier calls have imported."""
+    from atoll import isolated
+
+    packages = ["numpy==2.2.6", "pandas==2.2.3"]
+    staying = isolated(requirements=packages, keep_alive=600, env={"KEEPS": "the sandbox"})(add)
+    fresh = isolated(requirements=packages, keep_alive=0)(add_with_pandas)
+    new = Samples("new worker, NumPy and pandas")
+    say("preloading: building the environment")
+    staying(1, 2)
+    for _ in range(20):  # until the packages are preloaded
+        fresh(1, 2)
+        time.sleep(0.2)
+    for _ in range(10 * rounds):
+        with new.time():
+            assert fresh(1, 2) == 3
+    return [Comparison(new, aim=10.0)]
 
 
 def measure_environments(place: Path, rounds: int, packages: list[str]) -> list[Comparison]:
@@ -160,6 +205,8 @@ def main() -> int:
         os.environ["ATOLL_HOME"] = str(place / "home")
         try:
             rows = measure_calls(place, rounds)
+            if not options.tiny:
+                rows += measure_preloading(rounds)
             rows += measure_environments(place, max(1, rounds // 3), packages)
             rows += measure_import(place, rounds)
         finally:
