@@ -79,10 +79,11 @@ class ProcessState:
 
     def restore(self) -> None:
         """Put back the working directory, the standard streams, the environment and `sys.argv`."""
-        if any(stream.closed for stream in self._streams):
+        stdin, stdout, stderr = self._streams
+        if stdin.closed or stdout.closed or stderr.closed:
             open_streams()
             self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        elif (sys.stdin, sys.stdout, sys.stderr) != self._streams:
+        elif sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
             sys.stdin, sys.stdout, sys.stderr = self._streams
         try:
             moved = os.getcwd() != self._directory
@@ -99,7 +100,10 @@ class ProcessState:
 
 
 def flush() -> None:
-    """Flush what the function may have put in place of the standard streams."""
-    for stream in (sys.stdout, sys.stderr):
+    """Flush the standard streams, or the objects that the function put in their place."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # the first one may be broken, and the second not
         with contextlib.suppress(Exception):
-            stream.flush()
+            sys.stderr.flush()

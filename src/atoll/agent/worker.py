@@ -40,6 +40,7 @@ from atoll.wire.payload_channel import PayloadChannel
 
 FIRST_CALL_SECONDS = 5.0
 MAX_POLL_MILLISECONDS = 1 << 30
+_ENDED = select.POLLHUP | getattr(select, "POLLRDHUP", 0) | select.POLLERR
 SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 
@@ -91,11 +92,13 @@ class Worker:
         self._pid = os.getpid()
         self._held = False
         self._imported = preloading.Imported()
+        self._control_number = -1
 
     def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
         """Serve, beginning with the lease that came with the fork; return the exit status."""
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
+        self._control_number = self._control.fileno()
         self._begin(lease, descriptors)
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
@@ -139,18 +142,19 @@ class Worker:
         timeout = (self._deadline - time.monotonic()) * 1000
         if self._meter.waiting:
             timeout = min(timeout, REPORT_SECONDS * 1000)
-        events = dict(self._poll.poll(min(timeout, MAX_POLL_MILLISECONDS))) if timeout > 0 else {}
+        events = self._poll.poll(min(timeout, MAX_POLL_MILLISECONDS)) if timeout > 0 else ()
         if not events:
             self._meter.report()
             return self._pass_time()
-        if self._control.fileno() in events:
-            self._listen()
         data = self._data
-        if data is not None and data.fileno() in events:
-            if events[data.fileno()] & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):
-                self._leave()  # the client is gone: what it still sent has nobody to answer to
-            else:
-                self._receive(data)
+        for descriptor, bits in events:  # the control channel was registered first, and comes first
+            if descriptor == self._control_number:
+                self._listen()
+            elif data is not None and data is self._data:
+                if bits & _ENDED:  # the client is gone: no one waits for answers to its calls
+                    self._leave()
+                else:
+                    self._receive(data)
         return True
 
     def _pass_time(self) -> bool:
@@ -251,7 +255,7 @@ class Worker:
             output.flush()
             os._exit(0)
         output.flush()
-        output.point_again()
+        output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
         self._meter.end(answer, pieces)
         data.send(answer, pieces)

@@ -82,8 +82,10 @@ class LocalLease:
     @property
     def usable(self) -> bool:
         """Whether the worker still holds the lease, as far as its messages show."""
-        number = self._number
-        return self._close.alive and not any(descriptor == number for descriptor, _ in self._poll.poll(0))
+        if not self._close.alive:
+            return False
+        ready = self._poll.poll(0)
+        return not ready or all(descriptor != self._number for descriptor, _ in ready)
 
     def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
         """Run one call to its answer.

@@ -101,6 +101,8 @@ class FunctionPickler:
 
     def dumps_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
         """As the module's `dumps_arguments`, with the classes of the function's own module as the function has them."""
+        if pickling.is_plain((args, kwargs)):
+            return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
         return dumps_arguments(args, kwargs, by_value=self.by_value, function=self.function)
 
     def _make(self) -> PickledFunction:
@@ -310,11 +312,12 @@ class _Reader:
 
 
 _SEARCHED_BYTES = 1 << 20
+_NAME = pickling.NAME.encode()
 
 
 def loads_by_value(data: Any, buffers: Sequence[Any] = ()) -> Any:
     """Unpickle what a worker pickled, without changing classes that this process knows."""
-    if len(data) > _SEARCHED_BYTES or data.find(pickling.NAME.encode()) >= 0:
+    if len(data) > _SEARCHED_BYTES or data.find(_NAME) >= 0:
         return _Unpickler(data, buffers).load()
     return pickle.loads(data, buffers=buffers)
 

@@ -42,6 +42,19 @@ def roots(function: Any = None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_marked(directory) for directory in found))
 
 
+def follows_working_directory() -> bool:
+    """Return whether the roots depend on the working directory: there is no main script of the project's."""
+    if installed_sources.installed():
+        return False
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return not (
+        isinstance(main, str)
+        and os.path.isabs(main)
+        and os.path.isfile(main)
+        and not _is_installed_program(os.path.abspath(main))
+    )
+
+
 def working_directory() -> str:
     """Return the working directory; the root where it was removed."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import time
@@ -41,7 +42,7 @@ class Prepared:
 
     def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
         from atoll.host.local import local
-        from atoll.payload.functions import FunctionPickler
+        from atoll.payload.functions import FunctionPickler, loads_by_value
         from atoll.sdk.modules.discover import Sources
 
         self.host: Host = options.host if options.host is not None else local
@@ -54,6 +55,7 @@ class Prepared:
         self._results = options.results
         self._spec = spec
         self._template: _Template | None = None
+        self._loads = loads_by_value
 
     def renew(self, environment: EnvironmentSpec) -> None:
         """Have the next call run in this environment."""
@@ -71,8 +73,8 @@ class Prepared:
         Raises:
             SerializationError: a part cannot be pickled, or the modules cannot travel.
         """
-        bundle = self._sources.current()
         function = self._pickler.current()
+        bundle = self._sources.current(function.captures)
         arguments, buffers = self._pickler.dumps_arguments(args, kwargs)
         setup = self._setup.current() if self._setup is not None else None
         template = self._template
@@ -86,6 +88,13 @@ class Prepared:
         like, spec, _ = template.request
         call = like.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
         return Request(call, spec, bundle)
+
+    def value_of(self, message: Message, call_id: str) -> Any:
+        """Return the value of an answer, or raise its exception."""
+        if self._results == "pickle" and message.type != "error":
+            with contextlib.suppress(Exception):  # read again below, for its error
+                return self._loads(message.buffers[0], message.buffers[1:])
+        return value_of(message, self._results, call_id)
 
     def another(self, like: Request, args: Any) -> Request:
         """Return a request like this one with other arguments; nothing else is looked at."""

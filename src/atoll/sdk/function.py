@@ -17,7 +17,7 @@ from atoll import file_stamp, settings
 from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda_options
-from atoll.sdk.call import Prepared, Request, identity_of, name_of, value_of
+from atoll.sdk.call import Prepared, Request, identity_of, name_of
 from atoll.sdk.futures import CallFuture, new_id, threads
 from atoll.sdk.options import Options, check_python_version, is_generator
 from atoll.sdk.output import CallerStreams
@@ -244,7 +244,7 @@ class IsolatedFunction(Generic[P, R]):
             raise
         finally:
             streams.proceeds()
-        value: R = value_of(message, call.results, call.id)
+        value: R = prepared.value_of(message, call.id)
         return value
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
@@ -274,7 +274,7 @@ class IsolatedFunction(Generic[P, R]):
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
                 for message in messages:
-                    value = value_of(message, call.results, call.id)
+                    value = prepared.value_of(message, call.id)
                     yield value if message.type == "yield" else _End(value)
         except AtollError as error:
             set_call_id(error, call.id)

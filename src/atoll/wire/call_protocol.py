@@ -42,6 +42,7 @@ _STEPS: dict[Any, Step] = {
 }
 _NO_FRAMES: tuple[Frame, ...] = ()
 _json = json.JSONEncoder(separators=(",", ":")).encode
+_quote = json.encoder.encode_basestring_ascii
 
 
 class CallValue(Protocol):
@@ -173,7 +174,7 @@ class CallProtocol:
         )
         if like != self._like:  # the encoder costs more than the rest of a warm call's frame
             self._like, self._fields = like, _json(self._header(call))[:-1]
-        header = f'{self._fields},"call":{_json(call.id)},"at":{call.at!r}}}'.encode()
+        header = f'{self._fields},"call":{_quote(call.id)},"at":{call.at!r}}}'.encode()
         digest, function = call.function_digest, call.function
         if digest:
             kept = self._kept

@@ -82,7 +82,9 @@ class Channel:
             ChannelClosed: the peer is gone.
             FrameError: the message is too large for a frame.
         """
-        pieces = encode(header, buffers)
+        self._write(encode(header, buffers), descriptors)
+
+    def _write(self, pieces: list[Any], descriptors: Sequence[int] = ()) -> None:
         try:
             with self._sending:
                 if descriptors:
@@ -136,11 +138,20 @@ class Channel:
         return not self._decoder.messages and self._decoder.between_messages
 
     def _fill(self) -> None:
-        space = self._decoder.space()
+        decoder = self._decoder
         try:
-            count, ancillary, _flags, _address = self.socket.recvmsg_into([space], _SPACE, self.receive_flags)
+            count, ancillary, _, _ = self.socket.recvmsg_into([decoder.space()], _SPACE, self.receive_flags)
         except ConnectionResetError as error:
             raise ChannelClosed("the peer has closed the channel") from error
+        if ancillary:
+            self._take_ancillary(ancillary)
+        if count == 0:
+            raise ChannelClosed("the peer has closed the channel")
+        decoder.wrote(count)
+        if decoder.beside or decoder.new_rings:
+            self._received()
+
+    def _take_ancillary(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 received = array.array("i")
@@ -151,13 +162,9 @@ class Channel:
                     raise FrameError("more descriptors came than messages use")
             elif level == _socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
                 self.sender_pid = int.from_bytes(data[:4], sys.byteorder)
-        if count == 0:
-            raise ChannelClosed("the peer has closed the channel")
-        self._decoder.wrote(count)
-        self._received()
 
     def _received(self) -> None:
-        """Do what the bytes that have just come ask for; here nothing."""
+        """Fetch buffers beside the stream; plain channels have none."""
 
     def fill(self) -> bool:
         """Read once what is there (the socket is readable); return whether a message is complete."""

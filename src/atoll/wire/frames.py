@@ -105,11 +105,16 @@ def encode(header: Header, buffers: Sequence[Any] = (), flags: int = 0) -> list[
         raise FrameError(f"a header of {len(text)} bytes with {len(buffers)} buffers is too large for a frame")
     if not buffers:
         return [PREFIX.pack(MAGIC, VERSION, flags, len(text), 0) + text]
-    if not flags and len(buffers) < len(_LENGTHS) and all(type(buffer) is bytes for buffer in buffers):
-        lengths_of = [len(buffer) for buffer in buffers]
-        if sum(lengths_of) <= SMALL_BYTES:
-            packed = _LENGTHS[len(buffers)].pack(*lengths_of)
-            return [b"".join((PREFIX.pack(MAGIC, VERSION, 0, len(text), len(buffers)), packed, text, *buffers))]
+    if not flags and len(buffers) < len(_LENGTHS):
+        size = 0
+        for buffer in buffers:
+            if type(buffer) is not bytes:
+                break
+            size += len(buffer)
+        else:
+            if size <= SMALL_BYTES:
+                packed = _LENGTHS[len(buffers)].pack(*map(len, buffers))
+                return [b"".join((PREFIX.pack(MAGIC, VERSION, 0, len(text), len(buffers)), packed, text, *buffers))]
     views: list[Any] = []
     sizes = []
     for buffer in buffers:
@@ -235,8 +240,12 @@ class Decoder:
             self._next_buffer()
         else:
             self._end += count
-        while self._parse_whole() or self._parse():
-            pass
+        while True:
+            if self._parse_whole():
+                if self._start == self._end:  # the usual end of a small message
+                    return
+            elif not self._parse():
+                return
 
     def _parse_whole(self) -> bool:
         """Take a small frame that scratch holds whole, without the steps that larger ones need; return whether."""

@@ -41,11 +41,12 @@ class PayloadChannel(Channel):
 
     def send(self, header: Header, buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """See `Channel.send`; the buffers' memory must not change meanwhile."""
-        if self._beside and not descriptors and buffers and sum(map(_size, buffers)) >= BESIDE_BYTES:
+        pieces = encode(header, buffers)
+        if len(pieces) > 1 and self._beside and not descriptors and sum(map(_size, buffers)) >= BESIDE_BYTES:
             with self._sending:
                 if self._send_beside(header, buffers):
                     return
-        super().send(header, buffers, descriptors)
+        self._write(pieces, descriptors)
 
     def _send_beside(self, header: Header, buffers: Sequence[Any]) -> bool:
         """Send a frame whose buffers go through the ring; return False where there can be none."""

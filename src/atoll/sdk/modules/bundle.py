@@ -132,6 +132,12 @@ class Unit:
             whole.update(f"{file.relative}\0{file.mode}\0".encode("utf-8", "surrogateescape") + file.digest)
         self.digest = whole.hexdigest() if files else ""
 
+    def stamps(self) -> list[tuple[str, file_stamp.Stamp]] | None:
+        """Return the stamps of all files and directories; None where one is too young to prove that nothing changed."""
+        if self._young or not self.files:
+            return None
+        return [*((file.path, file.stamp) for file in self.files), *self._directories]
+
     def _is_as_it_was(self) -> bool:
         stat_ = os.stat
         try:

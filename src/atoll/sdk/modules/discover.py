@@ -6,8 +6,8 @@ with its data. Nothing is imported to find out: names are looked up on `sys.path
 text of the files by a pattern that may find too many (in a docstring) but not too few; what is not the project's
 falls away when it is looked up.
 
-A warm call pays one `stat` for each file and directory. The text and the bytes are read again only where a stamp
-has moved or is too young to be trusted (`file_stamp`).
+A warm call costs one `stat` for each file and directory. Text and bytes are read again only where a stamp differs or
+is too young to be proof (`file_stamp`).
 """
 
 from __future__ import annotations
@@ -62,9 +62,15 @@ class Sources:
         self._chosen: list[Unit] = []
         self._bundle: Bundle | None = None
         self._key: tuple[str, ...] = ()
+        self._stamps: list[tuple[str, file_stamp.Stamp]] | None = None
+        """All files and directories that the last choice rests on; None where one was too young for its stamp."""
+        self._follows_working_directory = True
 
-    def current(self) -> Bundle | None:
+    def current(self, captures: Captures | None = None) -> Bundle | None:
         """Return the bundle as the files are now; None when nothing travels.
+
+        Args:
+            captures: of the function's pickle, unchanged as of now; by default a walk of its own.
 
         Raises:
             SerializationError: the modules are too large or cannot be read, or a name of `local_modules` is unknown.
@@ -72,10 +78,14 @@ class Sources:
         if self._given is not None and not self._given:
             return None
         with _lock:
+            if captures is not None and captures is self._captures and self._is_current():
+                return self._bundle
+            self._stamps = None
             if self._given is not None:
+                self._captures = captures
                 if not self._chosen or not all(unit.digest for unit in self._chosen):
                     self._chosen = [unit for name in self._given for unit in _given_units(name)]
-            elif self._choice_is_stale():
+            elif self._choice_is_stale(captures):
                 self._choose()
             for unit in self._chosen:
                 unit.refresh()
@@ -86,7 +96,44 @@ class Sources:
                     key = tuple(unit.digest for unit in self._chosen)
                 self._bundle = make_bundle(self._chosen)
                 self._key = key
+            self._stamps = self._all_stamps()
             return self._bundle
+
+    def _is_current(self) -> bool:
+        """Return whether the last bundle is proven to be the present one: by one `stat` for each file."""
+        stamps = self._stamps
+        if stamps is None:
+            return False
+        if self._given is None and (
+            len(sys.modules) != self._module_count
+            or sys.path != self._path
+            or (self._follows_working_directory and self._working_directory != project.working_directory())
+        ):
+            return False
+        stat = os.stat
+        try:
+            for path, stamp in stamps:
+                now = stat(path)
+                if (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino) != stamp:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def _all_stamps(self) -> list[tuple[str, file_stamp.Stamp]] | None:
+        found: dict[str, file_stamp.Stamp] = {}
+        for path, (stamp, young) in self._directories.items():
+            if young:
+                return None
+            found[path] = stamp
+        for unit in self._chosen:
+            stamps = unit.stamps()
+            if stamps is None:
+                return None
+            for path, stamp in stamps:
+                if found.setdefault(path, stamp) != stamp:  # it changed between two looks
+                    return None
+        return list(found.items())
 
     def with_file(self, module: str, file: str) -> Bundle:
         """Return the bundle as the files are now, with a file that is the module of that name.
@@ -104,10 +151,10 @@ class Sources:
 
     # --- the automatic choice -----------------------------------------------------------------------------------
 
-    def _choice_is_stale(self) -> bool:
+    def _choice_is_stale(self, given: Captures | None) -> bool:
         captures = self._captures
-        if captures is None or not captures.unchanged():
-            captures = self._captures = Captures(self._function)
+        if (given is not None and given is not captures) or captures is None or not captures.unchanged():
+            captures = self._captures = given if given is not None else Captures(self._function)
             imports = imported_names(captures)
             if imports != self._imports:
                 self._imports = imports
@@ -121,6 +168,7 @@ class Sources:
     def _choose(self) -> None:
         self._working_directory = project.working_directory()
         self._path = list(sys.path)
+        self._follows_working_directory = project.follows_working_directory() or not all(map(os.path.isabs, self._path))
         roots = project.roots(self._function)
         if roots != self._roots:
             self._roots = roots
