@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated, local
+from atoll.model.stored_call import StoredCall
+from atoll.payload.functions import loads_result
+from atoll.sdk.output import CallerStreams
 from tests.conftest import Home
 from tests.e2e.shapes import Point, TwoArguments
 
@@ -665,3 +669,16 @@ def test_a_function_cannot_stop_the_daemon() -> None:
 
     assert attack() == "ResourcesUnavailable"
     assert add(1) == 2
+
+
+def test_a_stored_call_runs_when_its_caller_is_gone() -> None:
+    """A queue keeps a call as bytes, with its modules and large buffers; whoever takes it out runs it on a host."""
+    request = isolated(sized).request((pickle.PickleBuffer(bytearray(b"x" * 5000)), Point(1, 2)))
+    assert request.call.buffers
+    stored = StoredCall.from_bytes(StoredCall(*request).to_bytes())
+    message = local.run(stored.spec, stored.call, stored.bundle, CallerStreams())
+    assert loads_result(message.buffers[0], message.buffers[1:]) == (5000, Point(1, 2))
+
+
+def sized(data: Any, point: Point) -> tuple[int, Point]:
+    return len(data), point

@@ -157,8 +157,8 @@ class Leases:
         for lease in (lease for leases in idle.values() for lease in leases):
             lease.close()
 
-    def acquire(self, kind: Any, ask: Callable[[Waiter], LocalLease | None], ticket: Ticket | None) -> LocalLease:
-        """Return an idle lease of this kind, or wait for one.
+    def wait(self, kind: Any, ask: Callable[[Waiter], LocalLease | None], ticket: Ticket | None) -> LocalLease:
+        """Wait for a lease of this kind.
 
         Args:
             ask: asks the daemon; returns None when the request was withdrawn for another lease.
@@ -167,9 +167,6 @@ class Leases:
             CallCancelled: the ticket was cancelled.
             DaemonEnded: the daemon ended, and so did those after it.
         """
-        lease = self.take(kind)
-        if lease is not None:
-            return lease
         waiter = self.line_up(kind)
         attempts = ATTEMPTS
         taken = False

@@ -131,7 +131,10 @@ class LocalHost:
     def acquire(self, spec: LeaseSpec, output: Output, ticket: Ticket | None, call: Call | None = None) -> LocalLease:
         """See `contract.Leasing.acquire`."""
         kind = self.kind(spec)
-        return self._leases.acquire(kind, lambda waiter: self._ask(kind, spec, output, ticket, waiter, call), ticket)
+        lease = self._leases.take(kind)
+        if lease is not None:
+            return lease
+        return self._leases.wait(kind, lambda waiter: self._ask(kind, spec, output, ticket, waiter, call), ticket)
 
     def kind(self, spec: LeaseSpec) -> Any:
         """See `contract.Leasing.kind`."""

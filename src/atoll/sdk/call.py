@@ -34,6 +34,7 @@ class _Template(NamedTuple):
 
     request: Request
     function: PickledFunction
+    bundle: Bundle | None
     setup: PickledFunction | None
 
 
@@ -78,16 +79,11 @@ class Prepared:
         arguments, buffers = self._pickler.dumps_arguments(args, kwargs)
         setup = self._setup.current() if self._setup is not None else None
         template = self._template
-        if (
-            template is None
-            or template.function is not function
-            or template.request.bundle is not bundle
-            or template.setup is not setup
-        ):
+        if template is None or template[1] is not function or template[2] is not bundle or template[3] is not setup:
             template = self._template = self._new_template(function, bundle, setup)
-        like, spec, _ = template.request
-        call = like.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
-        return Request(call, spec, bundle)
+        like = template[0]
+        call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
+        return Request(call, like.spec, bundle)
 
     def value_of(self, message: Message, call_id: str) -> Any:
         """Return the value of an answer, or raise its exception."""
@@ -124,7 +120,7 @@ class Prepared:
         last = self._template
         if last is not None and last.request.spec == spec:
             spec = last.request.spec  # the host finds a lease faster for the same object
-        return _Template(Request(call, spec, bundle), function, setup)
+        return _Template(Request(call, spec, bundle), function, bundle, setup)
 
 
 def value_of(message: Message, results: str, call_id: str) -> Any:

@@ -110,15 +110,8 @@ class Sources:
             or (self._follows_working_directory and self._working_directory != project.working_directory())
         ):
             return False
-        stat = os.stat
-        try:
-            for path, stamp in stamps:
-                now = stat(path)
-                if (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino) != stamp:
-                    return False
-        except OSError:
-            return False
-        return True
+        take = file_stamp.take
+        return all(take(path) == stamp for path, stamp in stamps)
 
     def _all_stamps(self) -> list[tuple[str, file_stamp.Stamp]] | None:
         found: dict[str, file_stamp.Stamp] = {}
