@@ -130,12 +130,10 @@ def test_no_namespace_can_be_made_by_a_program(someone: Someone) -> None:
 def test_the_shipped_filters_are_those_of_the_rules() -> None:
     """Compiling the rules anew gives the files of the package, byte for byte."""
     pytest.importorskip("pyseccomp", reason="libseccomp is not installed", exc_type=ImportError)
-    from atoll.sandbox.compile_filters import compile_filter
+    from atoll.sandbox.seccomp import compile_filter
 
     for architecture in seccomp.ARCHITECTURES:
-        assert compile_filter(architecture) == seccomp.program(architecture), (
-            "run `python -m atoll.sandbox.compile_filters`"
-        )
+        assert compile_filter(architecture) == seccomp.program(architecture), "run `python -m atoll.sandbox.seccomp`"
 
 
 def test_the_filter_is_readable_without_libseccomp() -> None:

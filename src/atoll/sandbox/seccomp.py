@@ -5,9 +5,9 @@ Flatpak's list (`setup_seccomp` in `common/flatpak-run.c`, 1.14) and the calls t
 (`profiles/seccomp/default.json` of moby, 24.0); each group has its reason beside it. Calls that need a capability are
 denied too, although no process here has one: the filter is a second line of defence.
 
-The filter is compiled by libseccomp (`python -m atoll.sandbox.compile_filters`) and shipped as BPF, one file for
-each architecture, so that libseccomp is not needed where Atoll runs. Calls of a foreign ABI (i386 and x32 on
-x86_64, 32-bit ARM on aarch64) kill the process: their numbers would bypass the filter.
+The filter is compiled by libseccomp 2.5 or newer (`python -m atoll.sandbox.seccomp`, which needs `pyseccomp`) and
+shipped as BPF, one file for each architecture, so that libseccomp is not needed where Atoll runs. Calls of a foreign
+ABI (i386 and x32 on x86_64, 32-bit ARM on aarch64) kill the process: their numbers would bypass the filter.
 """
 
 from __future__ import annotations
@@ -123,3 +123,48 @@ def program(architecture: str) -> bytes:
         raise SandboxUnavailable(
             f"the system call filter for `{architecture}` cannot be read: {error}", hint="reinstall `atoll`"
         ) from error
+
+
+def compile_filter(architecture: str) -> bytes:
+    """Return the BPF program of an architecture.
+
+    Raises:
+        ImportError: `pyseccomp` is not installed, or libseccomp is not.
+    """
+    import tempfile
+
+    import pyseccomp
+
+    arch = {"x86_64": pyseccomp.Arch.X86_64, "aarch64": pyseccomp.Arch.AARCH64}[architecture]
+    built = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    built.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    if arch != pyseccomp.system_arch():
+        built.add_arch(arch)
+        built.remove_arch(pyseccomp.system_arch())
+    for rule in RULES:
+        action = pyseccomp.ERRNO(rule.error)
+        condition = rule.condition
+        if condition is None:
+            built.add_rule(action, rule.call)
+        elif condition.negated:
+            built.add_rule(action, rule.call, pyseccomp.Arg(condition.argument, pyseccomp.NE, condition.value))
+        else:
+            argument = pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)
+            built.add_rule(action, rule.call, argument)
+    with tempfile.TemporaryFile() as file:
+        built.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def main() -> None:
+    """Write all filters."""
+    for architecture in ARCHITECTURES:
+        path = filter_path(architecture)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(compile_filter(architecture))
+        print(f"{path.name}: {path.stat().st_size // 8} instructions")
+
+
+if __name__ == "__main__":
+    main()
