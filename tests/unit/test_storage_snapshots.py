@@ -13,7 +13,7 @@ from atoll.errors import SnapshotError, SyncError
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import copy as reflink
 from atoll.storage.protocol.replies import DAEMON
-from atoll.storage.snapshots import tree_copy
+from atoll.storage.snapshots import file_access
 from atoll.storage.snapshots.values import COPY, Difference, Snapshot, check_name
 from atoll.wire.channel import Channel
 
@@ -78,10 +78,10 @@ def test_holes_are_compared_without_reading_them(tmp_path: Path) -> None:
             file.write(data)
             file.truncate(1 << 42)
     opened = [os.open(tmp_path / name, os.O_RDONLY) for name in "abcd"]
-    assert tree_copy.same_content(opened[0], opened[1])
-    assert tree_copy.same_content(opened[3], opened[3])
-    assert not tree_copy.same_content(opened[0], opened[2])
-    assert not tree_copy.same_content(opened[3], opened[0])
+    assert file_access.same_content(opened[0], opened[1])
+    assert file_access.same_content(opened[3], opened[3])
+    assert not file_access.same_content(opened[0], opened[2])
+    assert not file_access.same_content(opened[3], opened[0])
     for descriptor in opened:
         os.close(descriptor)
 

@@ -18,7 +18,7 @@ import pytest
 from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk import volume_connections
 from atoll.sdk.volume import Volume
-from atoll.storage.peer import copies
+from atoll.storage.snapshots import tree_copy
 from atoll.storage.volume import walk
 
 from ..volumes import ThreadHost
@@ -672,7 +672,7 @@ def test_holes_stay_holes(volume: Volume, host: ThreadHost, monkeypatch: pytest.
         file.write(b"end")
         file.truncate((1 << 33) + 1_000_000)
     volume.copy("sparse", "first")
-    monkeypatch.setattr(copies, "clone", lambda *_: False)
+    monkeypatch.setattr("atoll.storage.content.copy.clone", lambda *_: False)
     volume.copy("sparse", "second")
 
     def unable(*_: object) -> int:
@@ -699,8 +699,8 @@ def test_deep_trees(volume: Volume, host: ThreadHost, monkeypatch: pytest.Monkey
     monkeypatch.setattr(walk, "MAX_PATH", 20)
     with pytest.raises(OSError, match="too deep"):
         volume.usage()
-    monkeypatch.setattr(copies, "MAX_DEPTH", 10)
-    with pytest.raises(OSError, match="too deep"):
+    monkeypatch.setattr(tree_copy, "MAX_DEPTH", 10)
+    with pytest.raises(OSError, match="more than 10 directories deep"):
         volume.copy("d", "x")
     assert host.staged() == []
 

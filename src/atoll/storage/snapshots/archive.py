@@ -29,16 +29,14 @@ from atoll import linux
 from atoll.errors import SnapshotError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.tree import MODE_BITS
+from atoll.storage.snapshots.copy_rules import Previous, usual_way
 from atoll.storage.snapshots.stamps_file import StampReader
-from atoll.storage.snapshots.tree_copy import Previous, usual_way
 from atoll.storage.snapshots.values import COPY, Snapshot, check_name, read_snapshot
 from atoll.storage.volume import locate
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, VISIBLE, open_below
 from atoll.storage.volume.locks import holding
 from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import leftovers, new_file, new_name, read_json
-
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Archive:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from atoll.storage.files.tree import check_path
@@ -122,3 +123,8 @@ def read_difference(item: Any) -> Difference:
     if not texts or not kinds or not numbers or not set(attributes) <= {"mode", "mtime"}:
         raise ValueError("a difference is malformed")
     return Difference(path, change, tuple(attributes), old_kind, kind, old_size, size)
+
+
+def time_name() -> str:
+    """Return the present time in UTC as a snapshot's name."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
