@@ -12,7 +12,7 @@ from atoll.fsspec.volume import VolumeFileSystem
 __all__ = ["AtollFileSystem", "DirectoryFileSystem", "VolumeFileSystem"]
 
 IN_FUNCTION = __file__.startswith("/opt/atoll/lib/")
-"""Whether this is the library that is mounted into sandboxes, where `/data` is a directory."""
+"""True for the library that is mounted into sandboxes, where `/data` is a directory."""
 
 AtollFileSystem = DirectoryFileSystem if IN_FUNCTION else VolumeFileSystem
-"""What `atoll://` is here."""
+"""The implementation of `atoll://` here."""

@@ -46,7 +46,7 @@ class DirectoryFileSystem(Names, LocalFileSystem):  # type: ignore[misc]
     def put_file(
         self, lpath: Any, rpath: Any, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
     ) -> None:
-        """Copy what is anywhere in the function's file system to `/data`, in one step as all that is written."""
+        """Copy from anywhere in the function's file system to `/data`, in one step as every write."""
         where = self._strip_protocol(rpath)
         if os.path.isdir(lpath):
             self.makedirs(where, exist_ok=True)
@@ -59,7 +59,7 @@ class DirectoryFileSystem(Names, LocalFileSystem):  # type: ignore[misc]
                     callback.relative_update(len(piece))
 
     def get_file(self, rpath: Any, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **_: Any) -> None:
-        """Copy what is in `/data` to anywhere in the function's file system."""
+        """Copy from `/data` to anywhere in the function's file system."""
         AbstractFileSystem.get_file(self, rpath, lpath, callback, outfile)
 
 
@@ -114,6 +114,6 @@ class _NewFile(io.BufferedWriter):
             self.discard()
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the incomplete file."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)

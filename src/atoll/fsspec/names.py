@@ -1,4 +1,4 @@
-"""How paths of `atoll://` are spelled, wherever it works."""
+"""Paths of `atoll://`, outside of functions and inside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROTOCOL = "atoll"
 
 
 class Names(AbstractFileSystem):  # type: ignore[misc]
-    """How paths are spelled: absolute, below `/data`, without a slash at the end."""
+    """Spelling of paths: absolute, below `/data`, without a slash at the end."""
 
     protocol = PROTOCOL
     root_marker = ROOT

@@ -1,6 +1,6 @@
 """`atoll://` outside of functions, on `Volume`.
 
-Nothing is cached: each look is at what is there now. Connections belong to a process and are shared by its threads, so
+Nothing is cached: each request sees the current state. Connections belong to a process and are shared by its threads, so
 that file systems may be pickled, and used after `fork`.
 """
 
@@ -74,7 +74,7 @@ class VolumeFileSystem(Names):
 
     @staticmethod
     def _described(path: str, status: Status, *, link: Status | None = None) -> dict[str, Any]:
-        """Return what fsspec calls an info; `link` is the status of the symlink that led to `status`."""
+        """Return an info of fsspec; `link` is the status of the symlink that led to `status`."""
         own = link or status
         kind, size = (status.leads, status.leads_size) if status.kind == "l" else (status.kind, status.size)
         info: dict[str, Any] = {
@@ -158,7 +158,7 @@ class VolumeFileSystem(Names):
         return dt.datetime.fromtimestamp(self.info(path)["mtime"], tz=dt.UTC)
 
     def ukey(self, path: Any) -> str:
-        """Return what is another text when the file has been replaced or written."""
+        """Return a text that changes when the file is replaced or written."""
         status = self.volume.stat(self._strip_protocol(path))
         state = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return hashlib.sha256(repr(state).encode()).hexdigest()

@@ -62,7 +62,7 @@ def download(
             `/data/.cache/atoll/downloads` that is decided by the address. A file of yours that stands there is taken
             as it is where no `sha256` is given.
         headers: sent to the address's own host, not to those that it redirects to.
-        force: whether to download what is there again; who has the old file open keeps it.
+        force: download again; processes that have the old file open keep it.
         max_bytes: refuse a larger file.
         timeout: seconds that the server may be silent.
         host: whose volume; in the caller's process only; the local host's by default.
@@ -72,8 +72,8 @@ def download(
         the absolute path inside a function.
 
     Raises:
-        DownloadError: it cannot be downloaded; what was there before is as it was.
-        ChecksumMismatch: it is not what `sha256` says; the same.
+        DownloadError: the file cannot be downloaded; an old one is unchanged.
+        ChecksumMismatch: the content has another digest than `sha256`; the same.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the same.
         ValueError: an address, digest, header or path is malformed.
     """
@@ -84,7 +84,7 @@ def download(
 
 
 class DownloadedFile(_Path):  # type: ignore[misc, valid-type]  # which class it is depends on the platform
-    """The path of a downloaded file, with what `fal_serverless` told of one: `path`, `size` and digests."""
+    """The path of a downloaded file, with the attributes that `fal_serverless` had: `path`, `size` and digests."""
 
     size = 0
     checksum_sha256: str | None = None
@@ -200,7 +200,7 @@ def _have(
 
 
 def inside() -> bool:
-    """Whether this process is in a sandbox: a worker, or what a function has started."""
+    """Return True in a sandbox: in a worker, or a process that a function has started."""
     return nested.inside() or __file__.startswith(_SANDBOX)
 
 

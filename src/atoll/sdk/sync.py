@@ -32,15 +32,15 @@ def sync_dir(
 
     Each file's digest is verified before it counts. A file counts as unchanged when its mode, size, modification time,
     change time and inode are those of the last sync from here, at the target as well; else the digests decide, or size
-    and modification time where nothing is known of the target. Of a large file only what has changed travels.
+    and modification time if the target is unknown. Of a large file only the changed parts travel.
 
-    What a function writes to the target while a sync runs is in the old tree, or in the new one where the file stays,
-    or is undone by the next sync. What it adds or replaces among names that are kept (`exclude`, `delete=False`) is
-    brought along.
+    A function's writes to the target while a sync runs are in the old tree, or in the new one if the file stays, or
+    are undone by the next sync. Files that it adds or replaces among kept names (`exclude`, `delete=False`) are copied
+    to the new tree.
 
     A function whose working directory is in the mirror, or that holds a directory of it open, goes on in the tree that
-    a sync replaces, unseen by others: what it writes there by relative names comes to the mirror only when its sandbox
-    has ended, where the name is taken as `NAME.replaced-TIME`. So have it write under absolute paths, or elsewhere.
+    a sync replaces, unseen by others: its writes there by relative names come to the mirror only when its sandbox has
+    ended, as `NAME.replaced-TIME` if the name is taken. So have it write under absolute paths, or elsewhere.
 
     Args:
         path: the directory to upload; a symlink to one is followed.
@@ -48,8 +48,8 @@ def sync_dir(
         exclude: patterns in gitignore's syntax, relative to `path`, of names that are neither uploaded nor removed at
             the target; they win over `.atollignore` files, which are honoured at any depth. Atoll's own state, where
             it is below `path`, is always left out.
-        delete: whether what is gone locally goes there. Without it no file makes room for a directory either.
-        dry_run: print what would be done to stdout, one operation a line, and do nothing.
+        delete: remove names at the target that are gone locally. Without it no file makes room for a directory either.
+        dry_run: print the operations to stdout, one a line, and do nothing.
         host: whose volume; the local host's by default.
         atomic: False accepts, where the volume's file system cannot exchange two directories in one step, a moment
             in which the target is not there.
@@ -87,7 +87,7 @@ def sync_dir(
 
 
 EMPTIES = "refused: it empties the target; `allow_empty=True` (`--allow-empty`) says that this is meant"
-"""Of a dry run whose sync would be refused."""
+"""The last line of a dry run whose sync would be refused."""
 
 
 class Arranged(NamedTuple):
@@ -106,8 +106,8 @@ class Arranged(NamedTuple):
     options: SyncOptions
 
     def run(self) -> Synced:
-        """Sync; raises as `sync_dir` does. Where the disk is full, what syncs and removed snapshots have left there is
-        removed first, and the sync is tried once more."""
+        """Sync, with the errors of `sync_dir`; on a full disk, remove the leftovers of syncs and removed snapshots,
+        and try once more."""
         try:
             return self._run_answered()
         except DiskFull:
@@ -118,11 +118,11 @@ class Arranged(NamedTuple):
     def _made_room(self) -> bool:
         try:
             return bool(self.host.request("volume.make_room", {}).get("made"))
-        except AtollError:  # it is refused to functions
+        except AtollError:  # the daemon refuses that to functions
             return False
 
     def _run_answered(self) -> Synced:
-        """Sync; by another peer where the first, which may have rested when its daemon was killed, says nothing."""
+        """Sync, by another peer if the first, which may have been idle when its daemon was killed, is silent."""
         try:
             return self._run()
         except HostUnreachable as error:
@@ -148,7 +148,7 @@ def arrange(
     atomic: bool = True,
     allow_empty: bool = False,
 ) -> Arranged:
-    """Check the arguments of `sync_dir`, and return what it runs."""
+    """Check the arguments of `sync_dir`, and return the sync."""
     from atoll import settings
     from atoll.storage.client.volume import sync_target
     from atoll.storage.sync.client import SyncOptions
@@ -178,13 +178,13 @@ def arrange(
 
 
 def check_source(source: str) -> None:
-    """Refuse what is no directory before a host is started for it."""
+    """Raise for a source that is no directory, before a host is started for the sync."""
     from atoll.storage.files import scan
 
     try:
         scan.check_source(source)
     except SyncError as error:
-        if error.__cause__ is not None:  # its message says what this one says
+        if error.__cause__ is not None:  # its message repeats this one
             error.__cause__.__traceback__ = None
         raise
 

@@ -250,7 +250,7 @@ class Volume(VolumeRequests):
         `w` and `x` make a new file that takes its name, durably and in one step, when it is closed; until then the old
         one stays. A `with` block that an exception leaves drops the new file, and so does a write that fails. `a` and
         `r+` change the file in place, as a function does: others see each piece as it is written (pieces of `a` go to
-        the end, beside other writers), `close` makes it durable, and an exception keeps what was written. If a sync
+        the end, beside other writers), `close` makes it durable, and an exception keeps the written part. If a sync
         replaces or removes the file meanwhile, their further writes go to the old file, which has no name any more; a
         file that the sync keeps (`exclude`, `delete=False`) stays the same. Missing directories are made. A file
         object that is garbage is closed.

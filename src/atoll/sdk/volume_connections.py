@@ -37,7 +37,7 @@ class Borrowed:
         self.garbage: list[OpenFile] = []
         """Files that were collected as garbage in the middle of a request; they are closed after it."""
         self.closed = False
-        """Whether `VolumeConnections.close` has ended the connection."""
+        """True when `VolumeConnections.close` has ended the connection."""
 
 
 class VolumeConnections:

@@ -20,11 +20,11 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Synced:
-    """The mirror is what the directory was a moment ago.
+    """The mirror has the state that the directory had a moment ago.
 
     Args:
         first: whether it is the sync at the beginning.
-        plan: what was done.
+        plan: the operations.
         sent: files whose content travelled.
         sent_bytes: how much of it did.
         seconds: how long it took.
@@ -56,8 +56,8 @@ class Notice:
     """Something about the watching itself.
 
     Args:
-        text: what.
-        hint: what to do about it; empty for nothing.
+        text: the message.
+        hint: the next step; may be empty.
     """
 
     text: str
@@ -68,7 +68,7 @@ Happening = Synced | Failed | Waiting | Notice
 
 
 def watch_dir(path: str | os.PathLike[str], remote_dir: str | os.PathLike[str], **options: Any) -> Iterator[Happening]:
-    """Sync, yield what was done, and go on so with each change; ends only by being closed or interrupted.
+    """Sync, yield the result, and repeat after each change; ends only by being closed or interrupted.
 
     Args:
         path, remote_dir, options: as `sync_dir` takes them, without `dry_run`.
@@ -104,7 +104,7 @@ class _Keeper:
         source, options = self._arranged.source, self._arranged.options
         watcher = Watcher(source, options.exclude, options.leave_out, self._notice)
         while True:
-            self._unsettled = True  # what changed before it was watched
+            self._unsettled = True  # there may be changes from before the watch
             for paths in watcher.changes():
                 yield from self._notices()
                 yield from self._look(changed=bool(paths))

@@ -1,6 +1,6 @@
-"""Write what a storage peer sends to a local place, which may be on any platform.
+"""The local end of `get`: writes a received tree or file to a local path, on any platform.
 
-The volume's content is hostile here: functions wrote it. So `destination` keeps every change below the place, each
+The volume's content is hostile here: functions wrote it. So `local_target` keeps every change below the path, each
 file is written beside its own name and renamed, and symlinks are made last.
 """
 
@@ -19,16 +19,16 @@ from atoll.wire.frames import Message
 class Download:
     """One tree, or one file, on its way to `root`.
 
-    Nothing below `root` is reached through a symlink; one that stands where a directory or file comes is replaced.
+    Nothing below `root` is reached through a symlink; one in the place of a directory or file is replaced.
 
     Args:
-        root: where the tree's root goes; see `Destination` for when it is followed.
-        tree: what comes; only its files' contents are received.
-        progress: is told of each file; it is closed at the end.
+        root: the path of the tree's root; see `Destination` for symlinks there.
+        tree: the expected tree; `receive` takes the contents of its files.
+        progress: counts each file; it is closed at the end.
 
     Raises:
         OSError: the directory that holds `root` cannot be opened.
-        SyncError: what comes is not a tree.
+        SyncError: `tree` is malformed.
     """
 
     def __init__(self, root: str, tree: Tree, progress: ProgressLine | None = None) -> None:
@@ -44,7 +44,7 @@ class Download:
             progress.start(len(sizes), sum(sizes))
 
     def make_directories(self) -> None:
-        """Make the directories that are not there.
+        """Make the missing directories.
 
         Raises:
             OSError: one cannot be made.
@@ -54,11 +54,11 @@ class Download:
                 self._made.append(path)
 
     def receive(self, paths: list[str], message: Message) -> None:
-        """Write what one message brings; numbers in it are positions in `paths`.
+        """Write the contents in one message; numbers in it are positions in `paths`.
 
         Raises:
             OSError: it cannot be written.
-            SyncError: it is not what was asked for.
+            SyncError: the message is malformed, or of a file that was not requested.
         """
         header = message.header
         if message.type == "files":
@@ -106,7 +106,7 @@ class Download:
             self._progress.advance(1, 0)
 
     def finish(self) -> None:
-        """Make the symlinks, and give the directories that were made their modes and times.
+        """Make the symlinks, and set modes and times of the new directories.
 
         Raises:
             OSError: something cannot be made.
@@ -119,7 +119,7 @@ class Download:
             self._destination.finish_directory(path, entry.mode, entry.mtime_ns)
 
     def close(self) -> None:
-        """Drop a file that is not complete."""
+        """Drop an incomplete file."""
         self._drop()
         self._destination.close()
         if self._progress is not None:
@@ -133,9 +133,9 @@ class Download:
 
 
 def _check_shape(tree: Tree) -> None:
-    """Check that everything is in a directory of the tree itself, and not behind a symlink of it."""
+    """Check that every path is in a directory of the tree itself, not behind a symlink of it."""
     if "" not in tree or tree[""].kind not in (DIRECTORY, FILE):
-        raise SyncError("what the volume sent is not a tree")
+        raise SyncError("the volume sent a malformed tree")
     for path in tree:
         above = tree.get(parent_of(path))
         if path and (above is None or above.kind != DIRECTORY):

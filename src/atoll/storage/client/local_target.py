@@ -1,14 +1,13 @@
-"""A place of the local file system that receives what comes from a volume, which hostile code may have written.
+"""The local path that receives files from a volume, whose content hostile code may have written.
 
-An earlier download may have left symlinks here that point anywhere, and the next one may bring a directory of the
-same name. So nothing below the destination is ever reached through a symlink: where the platform can, each directory
-on the way is opened relative to the one before without following one, and every change is made relative to such a
-descriptor; elsewhere (Windows) each is looked at before it is used, which a local program that swaps directories
-meanwhile could still deceive, but no volume.
+An earlier copy may have left symlinks here that point anywhere, and the next one may contain a directory of the same
+name. So nothing below the destination is ever reached through a symlink. On POSIX each directory is opened relative to
+the one above without following symlinks, and every change is made relative to such a descriptor. On Windows each
+directory is checked before its use: a local program that swaps directories meanwhile could defeat that, no volume can.
 
-A symlink that stands where a directory or a file is to be is replaced, as rsync and tar do: what it points to keeps
-its content, and only the link, which most likely came from the volume as well, is lost. Directories, devices, fifos
-and sockets are never replaced, and files by nothing but files and symlinks.
+A symlink in the place of a directory or a file is replaced, as rsync and tar do: its target is unchanged, and only
+the link, which most likely came from the volume as well, is lost. Directories, devices, fifos and sockets are never
+replaced, and files by nothing but files and symlinks.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ for _flag in ("O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
 
 
 def holds_name(name: str, *, windows: bool) -> bool:
-    """Whether a platform takes a component of a tree's path as the name that it is, and as nothing else."""
+    """Return True if a platform takes a component of a tree's path literally."""
     if not windows:
         return True
     # Windows drops dots and spaces at the end, by which `.. ` would lead up.
@@ -47,11 +46,11 @@ def holds_name(name: str, *, windows: bool) -> bool:
 
 
 _NAMELESS = getattr(os, "O_TMPFILE", 0) if _BY_DESCRIPTOR and os.path.isdir("/proc/self/fd") else 0
-"""Opens a file without a name, of which nothing is left when the program is killed; Linux, on most file systems."""
+"""Flag for a file without a name, which disappears when the program is killed; Linux, on most file systems."""
 
 
 class NewFile:
-    """A file that is being written for its place, beside it or without a name; `Destination.create` makes it.
+    """A new file beside its path, or without a name; `Destination.create` makes it.
 
     Attributes:
         descriptor: open for writing.
@@ -69,10 +68,10 @@ class NewFile:
         self.descriptor = os.open(self._temporary, _NEW_FILE, 0o600, dir_fd=parent)
 
     def complete(self, mode: int, mtime_ns: int) -> None:
-        """Put the file in its place, instead of a file or symlink there.
+        """Give the file its path, replacing a file or symlink.
 
         Raises:
-            OSError: it cannot be done; `discard` is still to be called.
+            OSError: the path cannot be taken; the caller still calls `discard`.
         """
         if self._parent is not None:
             os.chmod(self.descriptor, mode & 0o777)
@@ -88,7 +87,7 @@ class NewFile:
         os.replace(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
 
     def _named(self) -> bool:
-        """Give a file without a name its own, where that is free; else one beside it, to be renamed."""
+        """Link a file without a name to its path, or if that is taken beside it, to be renamed."""
         here = f"/proc/self/fd/{self.descriptor}"
         try:
             os.link(here, self._name, dst_dir_fd=self._parent)
@@ -99,7 +98,7 @@ class NewFile:
         return True
 
     def discard(self) -> None:
-        """Remove what has been written."""
+        """Remove the incomplete file."""
         self._close()
         if self._temporary:
             with contextlib.suppress(OSError):
@@ -114,8 +113,8 @@ class NewFile:
 class Destination:
     """The directory tree, or the one file, at `local`; paths are those of trees.
 
-    The directory that holds `local` is found as its caller spelled it, symlinks included; `local` itself is followed
-    only where it is an existing directory with a separator (or `.` or `..`) at its end.
+    Symlinks above `local` are followed, as its caller spelled them; `local` itself is followed only if it is an existing
+    directory with a separator (or `.` or `..`) at its end.
 
     Raises:
         OSError: from each method: the file system refuses; the error names the local path.
@@ -133,14 +132,14 @@ class Destination:
             self._base = os.open(self._parent or ".", _WALK)
 
     def close(self) -> None:
-        """Close what is open; it may be called twice."""
+        """Close all descriptors; further calls do nothing."""
         self._leave()
         if self._base is not None and self._base >= 0:
             os.close(self._base)
             self._base = -1
 
     def make_directory(self, path: str) -> bool:
-        """Make a directory, for its owner alone, unless one is there; return whether it was made."""
+        """Make a directory, for its owner alone, if it is missing; return True if it was."""
         with self.errors_name(path):
             name, parent = self._place(path)
             try:
@@ -171,19 +170,19 @@ class Destination:
                 os.close(descriptor)
 
     def create(self, path: str) -> NewFile:
-        """Begin a file; it must be complete or discarded before anything else is done here."""
+        """Begin a file; complete or discard it before any other call."""
         with self.errors_name(path):
             name, parent = self._place(path)
             _check_replaceable(name, parent)
             return NewFile(name, parent)
 
     def complete(self, path: str, file: NewFile, mode: int, mtime_ns: int) -> None:
-        """Put a file that `create` began in its place, with its mode and modification time."""
+        """Give a file from `create` its path, mode and modification time."""
         with self.errors_name(path):
             file.complete(mode, mtime_ns)
 
     def make_symlink(self, path: str, target: str, mtime_ns: int) -> None:
-        """Make a symlink, instead of a file or symlink there; `target` is spelled as trees do."""
+        """Make a symlink, replacing a file or symlink; `target` is spelled as in trees."""
         with self.errors_name(path):
             name, parent = self._place(path)
             _check_replaceable(name, parent)
@@ -209,7 +208,7 @@ class Destination:
 
     @contextlib.contextmanager
     def errors_name(self, path: str) -> Iterator[None]:
-        """Give the errors of what is done to `path` its local path."""
+        """Add the local path to errors of work on `path`."""
         try:
             yield
         except OSError as error:
@@ -219,23 +218,23 @@ class Destination:
 
     def _place(self, path: str) -> tuple[str, int | None]:
         """Return the name of `path` and the open directory in which it is; without descriptors the local path."""
-        *way, name = self._components(path)
+        *above, name = self._components(path)
         if self._base is None:
             where = self._parent
-            for part in way:
+            for part in above:
                 where = os.path.join(where, part)
                 _check_directory(where)
             return os.path.join(where, name), None
-        if not way:
+        if not above:
             return name, self._base
-        if way != self._here[0]:
+        if above != self._here[0]:
             self._leave()
-            self._here = (way, self._walk(self._base, way))
+            self._here = (above, self._walk(self._base, above))
         return name, self._here[1]
 
-    def _walk(self, base: int, way: list[str]) -> int:
+    def _walk(self, base: int, parts: list[str]) -> int:
         descriptor = base
-        for part in way:
+        for part in parts:
             above = descriptor
             try:
                 descriptor = os.open(part, _WALK | _NOFOLLOW, dir_fd=above)
@@ -281,7 +280,7 @@ def check_target(local: str) -> None:
 
 
 def _of_the_system(link: str) -> bool:
-    """Whether a symlink is in a directory in which only the system makes links."""
+    """Return True if only the system can make links in the directory of a symlink."""
     above = os.path.realpath(os.path.dirname(os.path.abspath(link)))
     return above == "/dev" or above.startswith("/proc/")
 

@@ -237,7 +237,7 @@ def _sync(
 
 
 def _from_descriptor(path: str) -> bool:
-    """Whether a path is an open descriptor of this process, as a shell's `<(...)` is."""
+    """Return True for an open descriptor of this process, as a shell's `<(...)` is."""
     return path == "/dev/stdin" or path.startswith(("/dev/fd/", "/proc/self/fd/"))
 
 

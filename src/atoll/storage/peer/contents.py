@@ -1,8 +1,7 @@
 """The storage peer's requests about the contents of files. Linux only.
 
 Small requests name a path: `read`, `fetch`, `write`. A file object of a client works on a *handle* instead, a file
-that the peer holds open, so that what it reads is one state of the file whatever is renamed meanwhile, and so that
-any number of file objects share one channel:
+that the peer holds open. So it reads one state of the file, despite renames, and many file objects share one channel:
 
     open(path, mode)   "read", "update" and "append" open the file that is there (append makes it);
                        "create" and "exclusive" open a new file in staging that nobody sees
@@ -64,7 +63,7 @@ class Contents:
     Args:
         volume: the volume's directories.
         channel: the client.
-        gate: is passed by what changes the volume.
+        gate: excludes restores while the volume changes.
     """
 
     def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
@@ -76,7 +75,7 @@ class Contents:
         gate.on_restored.append(self._forget_changing)
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
-        """Return what is answered, by the type of its message."""
+        """Return the handlers of requests, by the type of their message."""
         return {
             "read": self._read,
             "fetch": self._fetch,
@@ -90,7 +89,7 @@ class Contents:
         }
 
     def end(self) -> None:
-        """Close all handles; what was not committed is gone."""
+        """Close all handles; new files without a commit are gone."""
         for number in list(self._handles):
             self._drop(number)
 
@@ -124,7 +123,7 @@ class Contents:
             return _open_file(place, flags)
 
     def _made(self, path: Any, flags: int) -> int:
-        """Open a file for writing, and make it where nothing is."""
+        """Open a file for writing, and make it if it is missing."""
         opened = -1
 
         def create(place: Place, _: bool) -> int:
@@ -173,7 +172,7 @@ class Contents:
         self._channel.send({"type": "done"})
 
     def _write(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Replace a file in one step by what follows in `data` messages, up to `commit`."""
+        """Replace a file in one step by the content of the following `data` messages, up to `commit`."""
         with Conversation(self._channel, "write") as conversation, new_file(self._volume.staging) as (name, descriptor):
             while (message := self._channel.receive()).type == "data":
                 for content in message.buffers:
@@ -206,7 +205,7 @@ class Contents:
     # --- by handle ----------------------------------------------------------------------------------------------
 
     def _open(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Open a file; answers the handle's number and the status of what is there."""
+        """Open a file; answer the handle's number and the file's status."""
         path, mode = check_path(header["path"]), header["mode"]
         if len(self._handles) >= MAX_HANDLES:
             raise OSError(errno.EMFILE, "too many files of the volume are open")
@@ -237,7 +236,7 @@ class Contents:
         self._send_ranges(self._handle(header).descriptor, _ranges(header))
 
     def _pwrite(self, header: dict[str, Any], buffers: list[bytearray]) -> None:
-        """Write at an offset, or where the file was opened to append, at its end; answers where what follows goes."""
+        """Write at an offset, or in mode `append` at the end; answer the position behind the content."""
         handle = self._handle(header)
         os.lseek(handle.descriptor, int(header["offset"]), os.SEEK_SET)
         for content in buffers:
@@ -250,7 +249,7 @@ class Contents:
         self._channel.send({"type": "done"})
 
     def _flush(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Make what was written durable; answers the file's status."""
+        """Make the content durable, if asked to; answer the file's status."""
         descriptor = self._handle(header).descriptor
         if header.get("durable"):
             os.fsync(descriptor)

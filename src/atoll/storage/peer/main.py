@@ -2,18 +2,18 @@
 
     python -m atoll.storage.peer.main FD CLIENT [ROOT [CLONER]]
 
-FD is an inherited socket that carries frames; CLIENT says who is at its other end, as the daemon knows it (`rights`);
-ROOT is the volume (default `/volume`); CLONER is a socket to who clones trees for the peer (`node.juicefs`), where
+FD is an inherited socket that carries frames; CLIENT is the kind of client at its other end (`protocol.replies`); ROOT
+is the volume (default `/volume`); CLONER is a socket to the node, which clones trees for the peer (`node.juicefs`) if
 the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
 of the same target, or of one target inside another, take turns.
 
 A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
 
-    client: sync(path, generation)     peer: [waiting] standing (what has changed since, or everything)
-    client: plan | end                 peer: ready (what an interrupted sync left)
+    client: sync(path, generation)     peer: [waiting] standing (the changes since, or everything)
+    client: plan | end                 peer: ready (the contents that an interrupted sync left)
     client: batch... piece... copy... whole... commit | abort        peer: done
 
-After an error the rest of a conversation is read and thrown away, up to its `commit` or `abort`.
+After an error the remaining messages of a conversation are dropped, up to its `commit` or `abort`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from atoll.wire.frames import FrameError
 MAX_REST_SECONDS = 60.0
 
 CHANGING = frozenset({"mkdir", "attributes", "rename", "open", "pwrite", "truncate"})
-"""Requests that pass the gate as a whole; those that take long (`write`, `close`, `copy`, `remove`) pass it in between."""
+"""Requests that exclude restores as a whole; long ones (`write`, `close`, `copy`, `remove`) do so for a part."""
 
 
 class Peer:
@@ -62,7 +62,7 @@ class Peer:
     Args:
         volume: the volume's directories.
         channel: the client.
-        client: who that is (`rights`).
+        client: its kind (`protocol.replies`).
         cloner: clones trees for the peer, on JuiceFS.
     """
 
@@ -122,8 +122,11 @@ class Peer:
         return bool(poll.poll(seconds * 1000))
 
     def _hold(self, held: contextlib.ExitStack, request: str) -> bool:
-        """Look at the volume as it is since the last restore, and hold the next one off while a request changes it;
-        return False where that failed and has been answered."""
+        """Open the volume's data anew after a restore, and exclude restores while a request changes the volume.
+
+        Returns:
+            False if that failed and the error has been answered.
+        """
         try:
             if request in CHANGING:
                 held.enter_context(self._gate.shared())
@@ -138,8 +141,7 @@ class Peer:
         return True
 
     def _collect(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Remove trees that were replaced (before a moment, where one is given) and what dead peers left; slowly,
-        where that is asked for."""
+        """Remove replaced trees (before a moment, if one is given) and leftovers of dead peers; slowly on request."""
         before, pace = header.get("before_ns"), Pace() if header.get("slowly") else None
         if pace is not None:
             os.nice(10)
@@ -155,7 +157,7 @@ class Peer:
         self._channel.send({"type": "done"})
 
     def _sync(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        with contextlib.suppress(OSError):  # what keeps it from being cleaned will keep the sync from its work too
+        with contextlib.suppress(OSError):  # the sync will meet the same error
             clean(self._volume)
         self._syncs.serve(header)
 

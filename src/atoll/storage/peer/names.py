@@ -30,7 +30,7 @@ class Files:
     Args:
         volume: the volume's directories.
         channel: the client.
-        gate: is passed by what changes the volume.
+        gate: excludes restores while the volume changes.
     """
 
     def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
@@ -39,7 +39,7 @@ class Files:
         self._gate = gate
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
-        """Return what is answered, by the type of its message."""
+        """Return the handlers of requests, by the type of their message."""
         return {
             "stat": self._stat,
             "list": self._list,
@@ -56,13 +56,13 @@ class Files:
         return locate(self._volume.data, check_path(path), follow=follow)
 
     def _look(self, path: Any, *, follow: bool = True) -> Place:
-        """Find a path that is only looked at: the snapshots are there too."""
+        """Find a path for reading; snapshots can be read too."""
         return locate(self._volume.data, check_path(path), follow=follow, snapshots=self._volume.snapshots)
 
     # --- looking ------------------------------------------------------------------------------------------------
 
     def _stat(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Tell what stands at a path, followed or not."""
+        """Send the status of a path."""
         with self._look(header["path"], follow=bool(header.get("follow", True))) as place:
             status = self._status(place.existing(), place.parent, place.name, place.path)
         self._channel.send({"type": "done", "status": ["", *status]})
@@ -76,7 +76,7 @@ class Files:
         return status_of(info, os.readlink(name, dir_fd=directory), leads)
 
     def _list(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Send what a directory holds."""
+        """Send the status of each name in a directory."""
         with self._look(header["path"]) as place, opened(place) as descriptor, os.scandir(descriptor) as found:
             items = []
             above = place.path + "/" if place.path else ""
@@ -104,7 +104,7 @@ class Files:
         self._channel.send({"type": "done"})
 
     def _find(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Send what a directory holds at any depth, or down to one; symlinks are not followed."""
+        """Send the status of each path below a directory, down to a depth; symlinks are not followed."""
         most = header.get("depth")
         with self._look(header["path"]) as place, opened(place) as descriptor:
             self._send_entries(self._found(descriptor, place.path, 1 << 62 if most is None else int(most)))
@@ -149,7 +149,7 @@ class Files:
         with Walk(top) as walk:
             for step in walk.steps():
                 parts = step.path.split("/") if step.path else []
-                ways = ["/".join(parts[:depth]) for depth in range(min(len(parts), most) + 1)]
+                above = ["/".join(parts[:depth]) for depth in range(min(len(parts), most) + 1)]
                 for name in step.names:
                     if name == VISIBLE and whole and not step.path:
                         continue
@@ -163,8 +163,8 @@ class Files:
                             if info.st_ino in counted:
                                 continue
                             counted.add(info.st_ino)
-                        for way in ways:
-                            sums[way].add(info)
+                        for path in above:
+                            sums[path].add(info)
         return sums
 
     # --- changing -----------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Files:
         self._channel.send({"type": "done"})
 
     def _attributes(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Set mode and times of a path; with `create` an empty file is made where nothing is."""
+        """Set mode and times of a path; with `create`, make an empty file if it is missing."""
         mode, mtime, atime = (header.get(name) for name in ("mode", "mtime_ns", "atime_ns"))
 
         def change(place: Place, _: bool) -> None:
@@ -218,7 +218,7 @@ class Files:
         self._channel.send({"type": "done"})
 
     def _rename(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Give a path another name in one step, instead of a file or an empty directory there."""
+        """Rename a path in one step, replacing a file or an empty directory."""
         with (
             self._locate(header["path"], follow=False) as place,
             self._locate(header["target"], follow=False) as target,
@@ -232,7 +232,7 @@ class Files:
         self._channel.send({"type": "done"})
 
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Remove a path; a directory with what it holds goes in one step where `recursive` is set."""
+        """Remove a path; with `recursive`, a directory and its contents in one step."""
         trash = None
         with self._gate.shared(), self._locate(header["path"], follow=False) as place:
             info = place.existing()
@@ -250,7 +250,7 @@ class Files:
 
 
 def _scanned(descriptor: int) -> Scan:
-    """Scan an open directory; what cannot be read in it is an `Unreadable`."""
+    """Scan an open directory; raise `Unreadable` for a path below it."""
     try:
         return scan_target(descriptor)
     except SyncError as error:
@@ -261,7 +261,7 @@ def _scanned(descriptor: int) -> Scan:
 
 
 class _Sum:
-    """What a directory and all below it take: bytes on disk, bytes of content, files, directories below it."""
+    """Sum of a directory and all below it: bytes on disk, bytes of content, files, directories below it."""
 
     def __init__(self, info: os.stat_result) -> None:
         self.allocated = self.apparent = self.files = self.directories = 0

@@ -70,9 +70,9 @@ class Connection:
         self._keep = keep
         self._closed = False
         self.idle = True
-        """Whether the last request has been answered."""
+        """True when the last request has been answered."""
         self.handles = 0
-        """How many files the peer holds open for this connection."""
+        """The number of files that the peer holds open for this connection."""
 
     def close(self) -> None:
         """Hand an idle channel to `keep`; close any other one, upon which its peer ends."""
@@ -92,7 +92,7 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether the peer lives and waits for a request."""
+        """True while the peer lives and waits for a request."""
         if self._closed or not self.idle or not self.channel.between_messages:
             return False
         return not self.channel.readable()  # an idle peer sends nothing: readable means that it has gone

@@ -1,4 +1,4 @@
-"""A bar on a terminal that says how far a transfer is, and elsewhere nothing but what must be said.
+"""Progress bar of a transfer on a terminal; without a terminal, only messages are shown.
 
 uploading [========>           ]  42%  4,210/10,000 files  41.3/98.0 MiB  118.2 MiB/s  0:01 left
 """
@@ -15,14 +15,14 @@ _INTERVAL_SECONDS = 0.1
 _BAR = 20
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SETTLED_SECONDS = 1.0
-"""Before that, what is left is a guess."""
+"""The age of a transfer from which its remaining time can be estimated."""
 
 
 class ProgressLine:
     """Count files and bytes, and show them on `stream` while it is a terminal.
 
     Args:
-        verb: what is being done: `uploading`.
+        verb: names the work: `uploading`.
         stream: standard error by default.
         clock: seconds that only grow.
     """
@@ -38,12 +38,12 @@ class ProgressLine:
         self._shown_at: float | None = None
 
     def start(self, files: int, size: int) -> None:
-        """Announce how much there is in all."""
+        """Set the number of files and bytes in all."""
         self._total_files, self._total_bytes = files, size
         self._started = self._clock()
 
     def advance(self, files: int, size: int) -> None:
-        """Count what has been done."""
+        """Count finished files and bytes."""
         self._files += files
         self._bytes += size
         if not self._terminal:
@@ -52,21 +52,21 @@ class ProgressLine:
         if self._shown_at is None or now - self._shown_at >= _INTERVAL_SECONDS:
             self._shown_at = now
             columns = shutil.get_terminal_size().columns
-            self._write(self._text(now)[: columns - 1])  # a line that wraps could not be taken away again
+            self._write(self._text(now)[: columns - 1])  # a line that wraps could not be erased
 
     def reach(self, files: int, size: int) -> None:
-        """Count up to what has been done in all."""
+        """Count up to a number of files and bytes in all."""
         self.advance(files - self._files, size - self._bytes)
 
     def say(self, line: str) -> None:
-        """Tell something that is not progress, on a terminal or not."""
+        """Print a message, on a terminal or not."""
         if self._stream is not None:
             self.close()
             self._stream.write(f"atoll: {line}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Erase the bar."""
         if self._shown_at is not None:
             self._shown_at = None
             self._write("")
@@ -75,7 +75,7 @@ class ProgressLine:
         seconds = now - self._started
         rate = self._bytes / max(seconds, 1e-3)
         files = f"{self._files:,}/{self._total_files:,} files" if self._total_files else f"{self._files:,} files"
-        if not self._total_bytes:  # nobody knows how much it will be
+        if not self._total_bytes:  # the total is unknown
             return f"{self._verb}  {files}  {size_text(self._bytes)}  {size_text(rate)}/s"
         done = min(self._bytes / self._total_bytes, 1.0)
         filled = int(done * _BAR)

@@ -1,17 +1,17 @@
-"""Where a volume's snapshots are, complete or absent: the storage peer's side.
+"""The snapshots of a volume on disk, each complete or absent; for the storage peer.
 
-    snapshots/trees/NAME            what the directory was; functions see `trees` at `/data/.snapshots`, read-only
-    snapshots/records/NAME.json     what is known of it
+    snapshots/trees/NAME            the directory's state; functions see `trees` at `/data/.snapshots`, read-only
+    snapshots/records/NAME.json     its record
     snapshots/records/NAME.stamps   the stamps of the live files that it was copied from (`stamps`); may be missing
     staging/snapshot-ID             a tree that is being made
-    staging/restore-ID              a tree that is about to stand where a directory is, and that directory afterwards
-    staging/restore-ID.json         which of the two it is
-    staging/locks/…                 each of these is locked by who works on it
+    staging/restore-ID              a tree that will replace a directory, and that directory afterwards
+    staging/restore-ID.json         tells these two apart
+    staging/locks/…                 the lock of each tree in staging, held by its peer
 
 A snapshot is there when its tree has its name, which is the last step of making it and the first of removing it: a
-record without a tree is a leftover. A restore is one exchange. Before it, `restore-ID.json` says which inode the new
-tree has: after a crash what stands in staging is either that, and is dropped, or what was replaced, and
-becomes the snapshot that it was to become.
+record without a tree is a leftover. A restore is one exchange. Before it, `restore-ID.json` names the inode of the
+new tree: after a crash, the tree in staging is dropped if it has that inode, and else becomes the snapshot of the
+replaced state.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Archive:
         self._way = ""
 
     def close(self) -> None:
-        """Close what the volume does not."""
+        """Close the directory of the records."""
         os.close(self.records)
 
     @property
     def way(self) -> str:
-        """How this volume's file system copies best."""
+        """The best way to copy on this volume's file system."""
         if not self._way:
             self._way = usual_way(self.staging)
         return self._way
@@ -78,7 +78,7 @@ class Archive:
         return sorted(found, key=lambda one: (one.generation, one.created, one.name))
 
     def find(self, name: str) -> Snapshot:
-        """Return what is known of a snapshot.
+        """Return the record of a snapshot.
 
         Raises:
             SnapshotError: there is none of that name.
@@ -88,13 +88,13 @@ class Archive:
             raise SnapshotError(f"there is no snapshot `{name}`", hint="see `atoll data snapshots`", reason="missing")
         try:
             return read_snapshot({**read_json(self.records, f"{name}.json"), "name": name})
-        except (OSError, ValueError):  # removed just now, or damaged: what matters is the tree
+        except (OSError, ValueError):  # removed just now, or damaged: only the tree matters
             if not self.has(name):
                 raise SnapshotError(f"there is no snapshot `{name}`", reason="missing") from None
             return Snapshot(name, "/data", 0.0, COPY, 0, 0, 0)
 
     def has(self, name: str) -> bool:
-        """Whether there is a snapshot of that name."""
+        """Return True if a snapshot has that name."""
         try:
             os.stat(name, dir_fd=self.trees, follow_symlinks=False)
         except FileNotFoundError:
@@ -115,8 +115,8 @@ class Archive:
 
     @contextlib.contextmanager
     def previous(self, path: str) -> Iterator[Previous | None]:
-        """Give the snapshot that shares most with the directory at `path` now, as far as one can tell: the one that
-        was made of it, or restored to it, last."""
+        """Give the snapshot that probably shares most with the directory at `path`: the last one made of it or
+        restored to it."""
         found: tuple[tuple[bool, int], str, str] | None = None
         for snapshot in self.all():
             base = snapshot.path[len("/data") :].strip("/")
@@ -146,7 +146,7 @@ class Archive:
 
     @contextlib.contextmanager
     def busy_with(self, name: str, *, alone: bool) -> Iterator[None]:
-        """Keep others from a snapshot's name: from using it at all, or from making and removing it.
+        """Lock a snapshot's name against all other use, or against making and removing.
 
         Raises:
             SnapshotError: another is busy with it.
@@ -162,14 +162,16 @@ class Archive:
 
     @contextlib.contextmanager
     def staged(self, kind: str) -> Iterator[str]:
-        """Make a directory in staging that is gone at the end, unless it has been moved on; give its name."""
+        """Make a directory in staging that is removed at the end, unless it was renamed; give its name."""
         name = new_name(kind)
         with holding(self._volume.locks, name, exclusive=True, wait=lambda: True):
             os.mkdir(name, 0o700, dir_fd=self.staging)
             try:
                 yield name
             finally:
-                with contextlib.suppress(OSError):  # whatever went wrong: it may be what a restore has replaced
+                with contextlib.suppress(
+                    OSError
+                ):  # despite any error: the tree may be the state that a restore replaced
                     self._recover_stage(name)
 
     # --- changing ---------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ class Archive:
             raise _taken(name)
 
     def complete(self, stage: str, snapshot: Snapshot) -> Snapshot:
-        """Give a staged tree, which is durable, its name; its stamps are in staging too, as `STAGE.stamps`.
+        """Give a durable staged tree its name, and its stamps, which are in staging as `STAGE.stamps`.
 
         Raises:
             SnapshotError: the name was taken meanwhile.
@@ -205,7 +207,7 @@ class Archive:
         return snapshot
 
     def write_record(self, snapshot: Snapshot) -> Snapshot:
-        """Write what is known of a snapshot, under the next generation."""
+        """Write the record of a snapshot, under the next generation."""
         generation = 1 + max((one.generation for one in self.all()), default=0)
         data = {**asdict(snapshot), "generation": generation}
         self.write_json(self.records, f"{snapshot.name}.json", data)
@@ -215,7 +217,7 @@ class Archive:
         tree = os.open(stage, OPEN_PLACE, dir_fd=self.staging)
         try:
             mode = os.fstat(tree).st_mode & MODE_BITS
-            locate.make_writable(self.staging, stage)  # to move a directory is to write its `..`
+            locate.make_writable(self.staging, stage)  # a rename of a directory writes its `..`
             linux.rename_new(self.staging, stage, self.trees, name)
             if mode & 0o700 != 0o700:
                 os.chmod(f"/proc/self/fd/{tree}", mode)
@@ -228,11 +230,11 @@ class Archive:
         reached("snapshot_named", snapshot=name)
 
     def amend(self, snapshot: Snapshot) -> None:
-        """Write what has become known of a snapshot that is there."""
+        """Replace the record of an existing snapshot."""
         self.write_json(self.records, f"{snapshot.name}.json", asdict(snapshot))
 
     def remove(self, name: str) -> None:
-        """Take a snapshot out of sight, durably; its tree is removed with those that syncs have replaced."""
+        """Remove a snapshot durably; its tree is removed later, with those that syncs have replaced."""
         locate.move(self.trees, name, self.staging, new_name("old"))
         os.fsync(self.trees)
         os.fsync(self.staging)
@@ -254,22 +256,22 @@ class Archive:
                 os.unlink(f"{name}.{kind}", dir_fd=self.records)
 
     def _drop(self, stage: str) -> None:
-        """Remove what there is of a staged tree; its journal last."""
+        """Remove a staged tree with its files; its journal last."""
         self._volume.discard(self.staging, stage)
         self.forget(stage)
 
     # --- restoring --------------------------------------------------------------------------------------------------
 
     def write_journal(self, stage: str, kept: Snapshot) -> None:
-        """Note, durably, that a staged tree is about to be exchanged, and what its place's holder is to become."""
+        """Note, durably, that a staged tree is about to be exchanged, and the snapshot that the replaced one becomes."""
         found = os.stat(stage, dir_fd=self.staging, follow_symlinks=False)
         self.write_json(self.staging, f"{stage}.json", {"inode": found.st_ino, "kept": asdict(kept)})
 
     def keep_replaced(self, stage: str, kept: Snapshot) -> Snapshot:
-        """Make what a restore has replaced, and what now stands in staging, the snapshot that it is to become.
+        """Turn the tree that a restore has replaced, which is in staging now, into its snapshot.
 
         Args:
-            kept: what is known of it; `generation` is not 0 where its record has been written.
+            kept: its record; `generation` is not 0 if that has been written.
         """
         self._volume.mark_restored()
         with contextlib.suppress(OSError):  # where the snapshots are mounted: live data has it, they do not
@@ -283,7 +285,7 @@ class Archive:
         return kept
 
     def forget(self, stage: str) -> None:
-        """Note that a staged tree has gone where it belongs."""
+        """Remove the files of a staged tree that has reached its path."""
         for kind in ("stamps", "json"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{stage}.{kind}", dir_fd=self.staging)
@@ -291,7 +293,7 @@ class Archive:
     # --- after a crash ----------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Finish or drop what dead peers have left."""
+        """Finish or drop the leftovers of dead peers."""
         for _, _, name in leftovers(self.staging, "snapshot", "restore"):
             stage, _, _ = name.partition(".")
             with holding(self._volume.locks, stage, exclusive=True, wait=None) as held:
@@ -306,21 +308,21 @@ class Archive:
         for name in locate.names(self._volume.locks):
             if name.startswith(("snapshot-", "restore-", "name-")):
                 with holding(self._volume.locks, name, exclusive=True, wait=None):
-                    pass  # a lock that nobody holds is gone when it has been held
+                    pass  # releasing an unused lock removes its file
 
     def _recover_stage(self, stage: str) -> None:
-        """Drop a staged tree, or keep it where it is what a restore has replaced.
+        """Drop a staged tree, or keep it if a restore has replaced it.
 
         Raises:
-            OSError: which of the two it is cannot be told, or it cannot be done: everything stays for the next time.
+            OSError: tells these two apart cannot be told, or it cannot be done: everything stays for the next time.
         """
         try:
             data = read_json(self.staging, f"{stage}.json")
             found = os.stat(stage, dir_fd=self.staging, follow_symlinks=False)
-        except FileNotFoundError:  # no exchange was about to be made, or the tree has gone where it belongs
+        except FileNotFoundError:  # no exchange was near, or the tree has reached its path
             self._drop(stage)
             return
-        except ValueError:  # it was written whole, and has been damaged: what it says of the tree is lost, the tree not
+        except ValueError:  # the journal was written whole, and has been damaged since: keep the tree
             return
         if found.st_ino == data.get("inode"):
             self._drop(stage)

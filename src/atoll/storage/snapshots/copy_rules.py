@@ -48,7 +48,7 @@ class Previous:
 
 @dataclass(frozen=True)
 class CopyRules:
-    """How a tree is copied.
+    """The rules of one copy.
 
     Args:
         way: `REFLINK`, `JUICEFS` or `COPY`.

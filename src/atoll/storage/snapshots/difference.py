@@ -1,7 +1,7 @@
-"""How two directories differ: a walk through both at once, a level at a time, hostile names and swaps included.
+"""Comparison of two directories: one walk through both, a level at a time, safe against hostile names and swaps.
 
-That two files hold the same is believed without reading them when they are one inode, or when both were copied from
-the same state of a live file, as their stamps say. Else files of the same size are compared byte by byte.
+Two files are equal without reading them if they are one inode, or if their stamps prove that both were copied from
+the same state of a live file. Else files of the same size are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Stamps = Callable[[str], dict[str, Stamp]]
 
 @dataclass
 class Side:
-    """One of the two.
+    """One of the two directories.
 
     Args:
-        root: the directory, open; kept by who made this.
+        root: the open directory, which the maker of this value closes.
         stamps: returns the stamps of live files that a directory's files were copied from, by name; None for live
             data itself.
         leave_out: a name at the top that is left out.
@@ -144,7 +144,7 @@ def _compare(
 def _same(
     level: _Level, name: str, before: os.stat_result, after: os.stat_result, stamps: list[dict[str, Stamp] | None]
 ) -> bool:
-    """Whether kind, content and symlink target are the same."""
+    """Return True if kind, content and symlink target are equal."""
     if stat.S_IFMT(before.st_mode) != stat.S_IFMT(after.st_mode):
         return False
     if stat.S_ISLNK(before.st_mode):

@@ -1,6 +1,6 @@
 """Files and directories of the volume for copier, comparison and restore: open, attributes, content, size.
 
-A peer works as the volume's owner, who may have taken the right to read from himself. So modes are changed for the
+A peer works as the volume's owner, who may lack the right to read some of his files. So modes are changed for the
 moment at which a directory is listed or a file opened.
 """
 

@@ -1,4 +1,4 @@
-"""What the files of a directory were when a snapshot of it was made: a line of text for each directory.
+"""Stamps of live files at the moment of a snapshot, in a file with a line of text for each directory.
 
 A line is the directory's path, a tab, and an object of name to stamp, both as JSON, in which no tab occurs. A reader
 keeps where each line begins, so that a volume of a million files does not take the memory of a million stamps.
@@ -20,7 +20,7 @@ class StampWriter:
     """Write stamps to a new file.
 
     Args:
-        directory, name: where; the directory is open and private to peers.
+        directory, name: of the file; the directory is open and private to peers.
     """
 
     def __init__(self, directory: int, name: str) -> None:
@@ -32,7 +32,7 @@ class StampWriter:
         self._file.write(f"{_encode(path)}\t{_encode(stamps)}\n")
 
     def close(self, *, durable: bool = False) -> None:
-        """Close the file; with `durable`, when it is on the disk."""
+        """Close the file; with `durable`, after its content is on disk."""
         if durable:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -40,10 +40,10 @@ class StampWriter:
 
 
 class StampReader:
-    """Read what a `StampWriter` wrote; a file that is damaged or is not there has no stamps.
+    """Read the file of a `StampWriter`; a damaged or missing file has no stamps.
 
     Args:
-        directory, name: where.
+        directory, name: of the file.
         below: a directory of the tree; paths are relative to it.
     """
 

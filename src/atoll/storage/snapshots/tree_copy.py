@@ -1,7 +1,7 @@
 """Copier of trees within a volume, for snapshots, restores and `cp`, while functions may be changing the source.
 
 Theory of operation. The walk holds one descriptor for each level and opens each component relative to the one above,
-never following a symlink, so that a directory that becomes something else leads nowhere. What vanishes is left out.
+never following a symlink, so that a directory that becomes something else leads nowhere. Vanished files are left out.
 
 A file is cloned if the file system can. Else it is linked to the file of the same path in an earlier copy, if both
 are equal; else it is copied. Links are made between copies only, never with live data, which functions change in
@@ -77,7 +77,7 @@ class TreeCopy:
         self.copied = Copied()
 
     def run(self, source: int, target: int) -> Copied:
-        """Copy what is below the open directory `source` into the open, empty directory `target`.
+        """Copy the contents of the open directory `source` into the open, empty directory `target`.
 
         Mode and times of the directory itself are copied as well.
 

@@ -1,7 +1,6 @@
-"""Snapshots as values: what is known of one, and how two differ.
+"""Values of snapshots and of their differences, for client and peer.
 
-A snapshot holds what a directory of the volume was, apart from it: nothing that is written to the one is seen in the
-other. Names are text of a small alphabet, because they are names of directories below `/data/.snapshots`.
+A snapshot keeps the state of a directory, apart from it: writes to one are not seen in the other. Names are text of a small alphabet, because they are names of directories below `/data/.snapshots`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from atoll.storage.files.tree import check_path
 
 REFLINK, JUICEFS, COPY = "reflink", "juicefs", "copy"
-"""How a snapshot is made: by clones that share blocks, by JuiceFS, by copies that share files with an earlier one."""
+"""The ways to make a snapshot: by clones that share blocks, by JuiceFS, by copies that share files with an earlier one."""
 
 WAYS = (REFLINK, JUICEFS, COPY)
 MOST_NAME = 200
@@ -29,13 +28,13 @@ class Snapshot:
     """One snapshot.
 
     Args:
-        name: what it is called; functions see it at `/data/.snapshots/NAME`.
-        path: the directory that it is of, as functions know it.
+        name: functions see it at `/data/.snapshots/NAME`.
+        path: its directory, as functions know it.
         created: seconds since the epoch.
         way: `reflink`, `juicefs` or `copy`.
         generation: counts the volume's snapshots, in the order in which they were completed.
-        bytes, files: what it holds.
-        copied_bytes: how much of it was copied for it: what it has cost on the disk, as long as those before it stay.
+        bytes, files: of its contents.
+        copied_bytes: bytes that were copied for it: its cost on the disk, while earlier ones stay.
         moving: how many files were written while they were copied, each time it was tried: such a file may hold a
             mixture of its states.
         left_out: sockets, fifos and devices, which are not in it.
@@ -55,7 +54,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Difference:
-    """How one path differs between two states of a directory.
+    """The difference of one path between two states of a directory.
 
     Args:
         path: as functions know it, below `/data`, whichever snapshot it is in.
@@ -89,7 +88,7 @@ def check_name(name: Any) -> str:
 
 
 def read_snapshot(data: Any) -> Snapshot:
-    """Return a snapshot of what the peer sent.
+    """Return a snapshot from the peer's data.
 
     Raises:
         ValueError: it is malformed.
@@ -109,7 +108,7 @@ def read_snapshot(data: Any) -> Snapshot:
 
 
 def read_difference(item: Any) -> Difference:
-    """Return a difference of what the peer sent.
+    """Return a difference from the peer's data.
 
     Raises:
         ValueError: it is malformed.
