@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.sdk.watch import Failed, Synced, _Keeper
+from atoll.sdk.watch import Failed, Synced, _WatchedSync
 from atoll.storage.files.tree import FILE, Entry
 from atoll.storage.sync.plan import Plan
 from atoll.storage.sync.watch import Watcher
@@ -40,14 +40,14 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
-def kinds(keeper: _Keeper, *, changed: bool) -> list[type]:
-    return [type(one) for one in keeper._look(changed=changed)]
+def kinds(keeper: _WatchedSync, *, changed: bool) -> list[type]:
+    return [type(one) for one in keeper._sync_if_needed(changed=changed)]
 
 
 def test_after_each_change_there_is_one_more_look() -> None:
     """What came while a directory was not yet watched is found when it is quiet; then there is rest."""
     mirror = Mirror(CHANGED, Plan(), CHANGED, CHANGED, Plan())
-    keeper = _Keeper(mirror)  # type: ignore[arg-type]
+    keeper = _WatchedSync(mirror)  # type: ignore[arg-type]
     assert kinds(keeper, changed=True) == [Synced]
     assert kinds(keeper, changed=False) == []
     assert len(mirror.results) == 3
@@ -64,7 +64,7 @@ def test_a_failure_is_told_once_and_tried_again_with_pauses(monkeypatch: pytest.
     clock = Clock(monkeypatch)
     first, second = SyncError("one"), SyncError("two")
     mirror = Mirror(first, first, second, Plan(), Plan())
-    keeper = _Keeper(mirror)  # type: ignore[arg-type]
+    keeper = _WatchedSync(mirror)  # type: ignore[arg-type]
     assert kinds(keeper, changed=True) == [Failed]
     assert kinds(keeper, changed=False) == []
     assert len(mirror.results) == 4

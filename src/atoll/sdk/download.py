@@ -15,7 +15,7 @@ import re
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoll import settings
 from atoll.errors import DownloadError, SourceNotFound
@@ -79,7 +79,8 @@ def download(
     """
     from atoll.storage.client.volume import absolute
 
-    kept = _have(url, path, {"sha256": sha256}, headers, force, max_bytes, timeout, host, network)
+    asked = _Asked(url, path, {"sha256": sha256}, headers, force, max_bytes, timeout)
+    kept = _have(asked, host, network)
     return absolute(kept.path)
 
 
@@ -142,7 +143,7 @@ def download_file(
         place = f"{place.rstrip('/')}/{file_name(url)}"
     most = None if filesize_limit is None else filesize_limit << 20
     digests = {"sha256": checksum_sha256, "md5": checksum_md5}
-    kept = _have(url, place, digests, request_headers, force, most, 60.0, host, None)
+    kept = _have(_Asked(url, place, digests, request_headers, force, most), host, None)
     return _downloaded(absolute(kept.path), kept.size, kept.digests.get("sha256"), kept.digests.get("md5"))
 
 
@@ -163,33 +164,36 @@ def download_weights(
     return download_file(url, place, checksum_sha256, checksum_md5, force, request_headers=request_headers, host=host)
 
 
-# --- one way for all ------------------------------------------------------------------------------------------------
+# --- the common path ------------------------------------------------------------------------------------------------
 
 
-def _have(
-    url: str,
-    path: str | os.PathLike[str] | None,
-    digests: Mapping[str, str | None],
-    headers: Mapping[str, str] | None,
-    force: bool,
-    max_bytes: int | None,
-    timeout: float,
-    host: Host | None,
-    network: str | None,
-) -> Kept:
+class _Asked(NamedTuple):
+    """The arguments of the public functions."""
+
+    url: str
+    path: str | os.PathLike[str] | None
+    digests: Mapping[str, str | None]
+    headers: Mapping[str, str] | None
+    force: bool
+    max_bytes: int | None
+    timeout: float = 60.0
+
+
+def _have(asked: _Asked, host: Host | None, network: str | None) -> Kept:
+    """Download, in the sandbox or process that can, unless the file exists already."""
     from atoll.storage.downloads.download import Request
     from atoll.storage.downloads.http import Origin
 
-    sums = {name: _checked(name, digest) for name, digest in digests.items() if digest is not None}
-    if (max_bytes is not None and max_bytes < 0) or not timeout > 0:
+    sums = {name: _checked(name, digest) for name, digest in asked.digests.items() if digest is not None}
+    if (asked.max_bytes is not None and asked.max_bytes < 0) or not asked.timeout > 0:
         raise ValueError("`max_bytes` cannot be negative, and `timeout` must be a number of seconds")
-    wanted = Request(_place(url, path), sums, bool(force), max_bytes)
-    origin = Origin(url, dict(headers or {}), float(timeout), _certificates(), bool(sums))
+    wanted = Request(_place(asked.url, asked.path), sums, bool(asked.force), asked.max_bytes)
+    origin = Origin(asked.url, dict(asked.headers or {}), float(asked.timeout), _certificates(), bool(sums))
     if inside():
         if host is not None or network is not None:
             raise ValueError("`host` and `network` are for the caller's process; a function works on its own `/data`")
         return _on_this_volume(origin, wanted, _terminal())
-    if url.startswith("file:"):
+    if asked.url.startswith("file:"):
         return _upload(origin, wanted, host)
     from atoll.sdk.function import isolated
 

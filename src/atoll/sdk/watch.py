@@ -80,7 +80,7 @@ def watch_dir(path: str | os.PathLike[str], remote_dir: str | os.PathLike[str], 
     arranged = arrange(path, remote_dir, **options)
     check_source(arranged.source)
     yield _sync(arranged, first=True)
-    yield from _Keeper(arranged).run()
+    yield from _WatchedSync(arranged).run()
 
 
 def _sync(arranged: Arranged, *, first: bool) -> Synced:
@@ -89,14 +89,14 @@ def _sync(arranged: Arranged, *, first: bool) -> Synced:
     return Synced(first, done.plan, done.sent, done.sent_bytes, time.monotonic() - began)
 
 
-class _Keeper:
+class _WatchedSync:
     def __init__(self, arranged: Arranged) -> None:
         self._arranged = arranged
-        self._told: list[Notice] = []
-        self._unsettled = True
+        self._pending: list[Notice] = []
+        self._stale = True
         self._failures = 0
         self._again_at = 0.0
-        self._said = ""
+        self._last_error = ""
 
     def run(self) -> Iterator[Happening]:
         from atoll.storage.sync.watch import Watcher, exists
@@ -104,10 +104,10 @@ class _Keeper:
         source, options = self._arranged.source, self._arranged.options
         watcher = Watcher(source, options.exclude, options.leave_out, self._notice)
         while True:
-            self._unsettled = True  # there may be changes from before the watch
+            self._stale = True  # there may be changes from before the watch
             for paths in watcher.changes():
                 yield from self._notices()
-                yield from self._look(changed=bool(paths))
+                yield from self._sync_if_needed(changed=bool(paths))
             yield from self._notices()
             if not exists(source):
                 yield Waiting(back=False)
@@ -115,28 +115,28 @@ class _Keeper:
                     time.sleep(_GONE_POLL_SECONDS)
                 yield Waiting(back=True)
 
-    def _look(self, *, changed: bool) -> Iterator[Happening]:
-        """Sync if there is a reason to."""
+    def _sync_if_needed(self, *, changed: bool) -> Iterator[Happening]:
+        """Sync after changes, and again after a failure."""
         retry = self._failures > 0 and time.monotonic() >= self._again_at
-        if not (changed or retry or (self._unsettled and not self._failures)):
+        if not (changed or retry or (self._stale and not self._failures)):
             return
         try:
             done = _sync(self._arranged, first=False)
         except (AtollError, OSError, ValueError) as error:
             self._failures += 1
             self._again_at = time.monotonic() + min(2.0 ** (self._failures - 1), _LONGEST_PAUSE_SECONDS)
-            if changed or str(error) != self._said:
-                self._said = str(error)
+            if changed or str(error) != self._last_error:
+                self._last_error = str(error)
                 yield Failed(error)
             return
-        recovered, self._failures, self._said = self._failures > 0, 0, ""
-        self._unsettled = changed
+        recovered, self._failures, self._last_error = self._failures > 0, 0, ""
+        self._stale = changed
         if done.plan or recovered:
             yield done
 
     def _notice(self, text: str, hint: str) -> None:
-        self._told.append(Notice(text, hint))
+        self._pending.append(Notice(text, hint))
 
     def _notices(self) -> Iterator[Notice]:
-        while self._told:
-            yield self._told.pop(0)
+        while self._pending:
+            yield self._pending.pop(0)

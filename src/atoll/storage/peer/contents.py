@@ -63,16 +63,16 @@ class Contents:
     Args:
         volume: the volume's directories.
         channel: the client.
-        gate: excludes restores while the volume changes.
+        lock: excludes restores while the volume changes.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, lock: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
-        self._gate = gate
+        self._lock = lock
         self._handles: dict[int, _Handle] = {}
         self._last = 0
-        gate.on_restored.append(self._forget_changing)
+        lock.on_restored.append(self._forget_changing)
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
         """Return the handlers of requests, by the type of their message."""
@@ -199,7 +199,7 @@ class Contents:
             os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
         os.fsync(descriptor)
         reached("written")
-        with self._gate.shared():
+        with self._lock.shared():
             arrive(self._volume.staging, name, find, exclusive=new)
 
     # --- by handle ----------------------------------------------------------------------------------------------

@@ -35,19 +35,19 @@ from atoll.wire.channel import Channel
 REPORT_SECONDS = 0.1
 
 
-class Copying:
+class Copies:
     """Answer one client's `copy` requests.
 
     Args:
         volume: the volume's directories.
         channel: the client.
-        gate: excludes restores while the volume changes.
+        lock: excludes restores while the volume changes.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, lock: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
-        self._gate = gate
+        self._lock = lock
         self._rules = CopyRules(REFLINK, plain=True, progress=self._report)
         self._files = self._bytes = 0
         self._reported = 0.0
@@ -85,7 +85,7 @@ class Copying:
 
     def _arrive(self, name: str, header: dict[str, Any]) -> None:
         reached("copied")
-        with self._gate.shared():
+        with self._lock.shared():
             arrive(self._volume.staging, name, lambda: self._target(header))
 
     def _copy_file(self, place: Place, target: Place, header: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage.peer.contents import Contents
-from atoll.storage.peer.copies import Copying
-from atoll.storage.peer.names import Files
+from atoll.storage.peer.copies import Copies
+from atoll.storage.peer.names import Names
 from atoll.storage.protocol.replies import (
     FUNCTION,
     MOST_MESSAGE_BYTES,
@@ -73,13 +73,13 @@ class Peer:
         self._volume = volume
         self._channel = channel
         self._syncs = SyncPeer(volume, channel, MOST_SILENT_SECONDS.get(client))
-        self._gate = RestoreLock(volume, channel)
-        self._contents = Contents(volume, channel, self._gate)
+        self._lock = RestoreLock(volume, channel)
+        self._contents = Contents(volume, channel, self._lock)
         self._snapshots = Snapshots(volume, channel, cloner)
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
-            **Files(volume, channel, self._gate).requests(),
+            **Names(volume, channel, self._lock).requests(),
             **self._contents.requests(),
-            **Copying(volume, channel, self._gate).requests(),
+            **Copies(volume, channel, self._lock).requests(),
             **self._snapshots.requests(),
             "collect": self._collect,
             "selftest": self._selftest,
@@ -129,9 +129,9 @@ class Peer:
         """
         try:
             if request in CHANGING:
-                held.enter_context(self._gate.shared())
+                held.enter_context(self._lock.shared())
             else:
-                self._gate.refresh()
+                self._lock.refresh()
         except REPORTED:
             if request != "write":
                 raise

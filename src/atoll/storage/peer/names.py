@@ -24,19 +24,19 @@ from atoll.storage.volume.walk import Walk
 from atoll.wire.channel import Channel
 
 
-class Files:
+class Names:
     """Answer one client's requests about names.
 
     Args:
         volume: the volume's directories.
         channel: the client.
-        gate: excludes restores while the volume changes.
+        lock: excludes restores while the volume changes.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, gate: RestoreLock) -> None:
+    def __init__(self, volume: VolumeRoot, channel: Channel, lock: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
-        self._gate = gate
+        self._lock = lock
 
     def requests(self) -> dict[str, Callable[[dict[str, Any], list[bytearray]], None]]:
         """Return the handlers of requests, by the type of their message."""
@@ -234,7 +234,7 @@ class Files:
     def _remove(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Remove a path; with `recursive`, a directory and its contents in one step."""
         trash = None
-        with self._gate.shared(), self._locate(header["path"], follow=False) as place:
+        with self._lock.shared(), self._locate(header["path"], follow=False) as place:
             info = place.existing()
             if not place.name:
                 raise PermissionError(errno.EPERM, "`/data` itself cannot be removed")
