@@ -180,7 +180,9 @@ def read_json(directory: int, name: str) -> dict[str, Any]:
         ValueError: it is torn, by a power cut.
     """
     with os.fdopen(os.open(name, _READ, dir_fd=directory), "rb") as file:
-        data = json.loads(file.read(_MAX_JSON_BYTES))
+        if os.fstat(file.fileno()).st_size > _MAX_JSON_BYTES:
+            raise ValueError("a record is too large")
+        data = json.loads(file.read())  # without a size: that much memory would be allocated at once
     if not isinstance(data, dict):
         raise ValueError("a record must be an object")
     return data
