@@ -18,6 +18,7 @@ import pytest
 from atoll.errors import HostUnreachable, SyncError
 from atoll.sdk import volume_connections
 from atoll.sdk.volume import Volume
+from atoll.storage.files import directory_cursor
 from atoll.storage.snapshots import tree_copy
 from atoll.storage.volume import walk
 
@@ -688,7 +689,7 @@ def test_holes_stay_holes(volume: Volume, host: ThreadHost, monkeypatch: pytest.
 
 def test_deep_trees(volume: Volume, host: ThreadHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tree deeper than the peer keeps open is walked; one that is deeper than paths go is refused by name."""
-    monkeypatch.setattr(walk, "_KEPT", 5)
+    monkeypatch.setattr(directory_cursor, "_KEPT", 5)
     deep = host.data
     for _ in range(20):
         deep /= "d"
