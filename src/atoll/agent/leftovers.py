@@ -8,7 +8,7 @@ import signal
 from collections.abc import Collection
 
 STOP_ROUNDS = 100
-"""How often to look for new processes of a worker while there are more of them."""
+"""Rounds of looking for new processes of a worker while their number grows."""
 
 
 def kill_left_behind(name: str, session: int, *, alone: bool = False, keep: Collection[int] = ()) -> None:

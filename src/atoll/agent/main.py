@@ -43,11 +43,11 @@ RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
 
 SPARE_SECONDS = 0.05
-"""How long after its first worker a sandbox gets a spare: most sandboxes of a single call have ended by then."""
+"""Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
 
 
 class Memory:
-    """What an agent shares with its preloader and its workers: words and a sheet of records for each worker."""
+    """Memory that an agent shares with its preloader and its workers: words and a sheet of records for each worker."""
 
     def __init__(self) -> None:
         self._words = memoryview(mmap.mmap(-1, MAX_WORKERS * WORDS * 8)).cast("Q")
@@ -296,7 +296,7 @@ class Agent:
 
     @property
     def _alone(self) -> bool:
-        """Whether no worker of the sandbox lives."""
+        """Return whether the sandbox has no live worker."""
         return self._first and not self._workers and not self._preloaders.workers
 
     def tell(self, message: dict[str, Any]) -> None:

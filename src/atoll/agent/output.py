@@ -1,4 +1,4 @@
-"""Where a worker's output goes: descriptors 1 and 2, so that subprocesses and C code are captured as well."""
+"""Output of a worker: descriptors 1 and 2, so that subprocesses and C code are captured as well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 _kept: list[int] = []
-"""What descriptors 0 to 2 stand for, out of a function's reach, so that they can be put back."""
+"""Copies of descriptors 0 to 2, out of a function's reach, from which they are restored."""
 
 
 def open_streams() -> None:
@@ -46,7 +46,7 @@ def point(stdout: int, stderr: int) -> None:
 
 
 def point_nowhere() -> None:
-    """Send output to `/dev/null`, so that who reads the pipes sees their end."""
+    """Send output to `/dev/null`, so that the pipes' reader sees their end."""
     _keep(*(os.open(os.devnull, os.O_RDWR) for _ in range(3)))
 
 
@@ -59,7 +59,7 @@ def _keep(*descriptors: int) -> None:
 
 
 def point_again() -> None:
-    """Put descriptors 0 to 2 back, whatever a function has closed or redirected.
+    """Restore descriptors 0 to 2 after a function has closed or redirected them.
 
     Done when a call ends: the next lease's descriptors must not arrive as one of these.
     """
@@ -68,7 +68,7 @@ def point_again() -> None:
 
 
 class ProcessState:
-    """What a call finds of the process, so that one function's changes are not the next one's surprise."""
+    """State of the process that is restored between calls: one function's changes do not reach the next."""
 
     def __init__(self) -> None:
         self._directory = os.getcwd()

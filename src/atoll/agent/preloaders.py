@@ -20,7 +20,7 @@ from atoll.agent.leftovers import kill_left_behind
 from atoll.wire.channel import Channel, ChannelClosed, pair
 
 IMPORT_SECONDS = 60.0
-"""How long the import of one module may take ahead."""
+"""Seconds that the import of one module may take ahead."""
 
 
 class Agent(Protocol):

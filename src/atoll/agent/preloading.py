@@ -49,7 +49,7 @@ class Imported:
 
 
 def from_environment(name: str) -> bool:
-    """Whether an imported module is the environment's own, and not the project's, Atoll's or Python's."""
+    """Return whether an imported module is the environment's own, and not the project's, Atoll's or Python's."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     # A module that calls itself by another name could not be imported by this one.
@@ -86,7 +86,7 @@ def import_all(names: Iterable[str], begin: Callable[[str], None]) -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    """Whether a module is the environment's, as far as can be known before the import."""
+    """Return whether a module is the environment's, as far as can be known before the import."""
     parent, _, _ = name.rpartition(".")
     if parent and parent not in sys.modules:
         return False
@@ -100,7 +100,7 @@ def _exists(name: str) -> bool:
 
 
 def _check(descriptors: set[str]) -> None:
-    """Refuse what the last import has done to this process."""
+    """Raise for side effects of the last import on this process."""
     if opened := _descriptors() - descriptors:
         raise UnsafeImport(f"its import leaves `{min(opened).split(' ', 1)[1]}` open")
     with contextlib.suppress(ChildProcessError):
@@ -120,7 +120,7 @@ def _threads() -> int:
 
 
 def _descriptors() -> set[str]:
-    """Return the open descriptors, each with what it is open on."""
+    """Return the open descriptors, each with its target."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the directory's own descriptor is closed by now

@@ -1,4 +1,4 @@
-"""What each call used: measured in the worker, reported to the daemon in batches.
+"""Usage of each call: measured in the worker, reported to the daemon in batches.
 
 Calls do not pass through the daemon, and a warm one costs about 100 us, so a call adds a few clock reads here and
 little else: its record waits, and goes to the daemon when the worker is idle, when its lease ends, or when the oldest
@@ -38,7 +38,7 @@ FIELDS = (
 """Times are seconds since the epoch; `outcome` is `ok`, `error` or `exited`; `error` names the exception's type."""
 
 SLOTS = 100
-"""How many records wait at most before they are reported, however young they are."""
+"""The number of records after which they are reported, however young."""
 
 BRIEF_SECONDS = 0.0002
 """In less than this no child process can have run and ended, and no memory worth telling been touched."""
@@ -85,7 +85,7 @@ class Meter:
 
     @property
     def waiting(self) -> bool:
-        """Whether there are records that the daemon does not have."""
+        """Return whether there are records that the daemon does not have."""
         return self._count > 0
 
     @property
@@ -101,7 +101,7 @@ class Meter:
         self._began = time.monotonic()
         self.sent_bytes = 0
         started, queued = time.time(), header.get("at")
-        if self._peak > self._floor:  # the last call grew: measure this one's peak from what is in use now
+        if self._peak > self._floor:  # the last call grew: measure this one's peak from the present use
             self._restart_peak()
         self._cpu = time.process_time()
         _BEGIN.pack_into(
@@ -156,7 +156,7 @@ class Meter:
                 self.report(now=now)
 
     def report(self, last: Sequence[str] = (), now: float = 0.0) -> None:
-        """Tell the daemon what it does not have; `last` says how the last call ended, other than well."""
+        """Send the daemon its missing records; `last` is the last call's outcome if not `ok`."""
         self._reported = now or time.monotonic()
         if self._count:
             slots = self._sheet[_COUNT.size : self._slot].hex()  # JSON of each value would cost 5 us a call
@@ -183,11 +183,11 @@ def describe(answer: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def left(sheet: memoryview, usage: Any) -> tuple[list[list[Any]], list[Any] | None]:
-    """Return what a worker that has ended did not report, and the record of the call that it was running.
+    """Return the unreported records of an ended worker, and the record of its running call.
 
     Args:
         sheet: the worker's.
-        usage: what `os.wait4` said of it.
+        usage: its usage from `os.wait4`.
     """
     count = min(_COUNT.unpack_from(sheet)[0], SLOTS)
     waiting = [_read(sheet, number, "ok") for number in range(count)]
@@ -209,7 +209,7 @@ def running(sheet: memoryview) -> tuple[str, str]:
 
 
 def read_slots(slots: str, last: Sequence[str]) -> list[list[Any]]:
-    """Return the records of a `records` message; for the daemon, which checks what is in them.
+    """Return the records of a `records` message, for the daemon, which checks them.
 
     Raises:
         ValueError: there is none such.

@@ -45,7 +45,7 @@ SOURCES_DIRECTORY = "/tmp/.atoll-sources"
 
 
 def prepare() -> None:
-    """Do, once and before any fork, what every worker needs."""
+    """Prepare, once and before any fork, the state that every worker needs."""
     import resource  # noqa: F401 - imported for the forks
 
     from atoll.payload import install, pickling  # noqa: F401 - imported for the forks
@@ -55,7 +55,7 @@ def prepare() -> None:
 
 
 def prepare_process() -> None:
-    """Do, once in each forked process, what does not depend on the lease."""
+    """Prepare, once in each forked process, the state that does not depend on the lease."""
     output.open_streams()
     sys.modules["__main__"] = types.ModuleType("__main__")
 
@@ -291,7 +291,7 @@ class Worker:
             return {"type": "error", "call": call, "error": described}, pieces
 
     def _prepare(self) -> tuple[Any]:
-        """Return what `setup_function` has made of this worker; run it if it has not run to its end yet."""
+        """Return the value of `setup_function`; run it unless it has finished in this worker."""
         if not self._prepared:
             function = values.loads_function(self._setup[1])
             self._show_in_main(function)
@@ -333,7 +333,7 @@ class Worker:
     def _show_in_main(self, function: Any) -> None:
         """Let `__main__` have the caller's functions and classes, for code that looks for them there by name.
 
-        Process pools that fork, and pickles that a function writes to `/data`, name what they need as `__main__.x`.
+        Process pools that fork, and pickles that a function writes to `/data`, name its objects as `__main__.x`.
         """
         shown = getattr(function, "__globals__", None)
         if shown is None or shown is self._shown or shown.get("__name__") != "__main__":

@@ -1,1 +1,1 @@
-"""Where a call goes: hosts behind one contract (`contract.Host`). Importable on every platform."""
+"""Hosts, the places where calls go, behind one contract (`contract.Host`). Importable on every platform."""

@@ -1,6 +1,6 @@
 """A connection to the local daemon, which is started when there is none.
 
-Whoever finds no daemon takes `run/daemon.lock`, looks again, and starts one: of ten scripts that begin together one
+A client without a daemon takes `run/daemon.lock`, looks again, and starts one: of ten scripts that begin together one
 does. A daemon of another version of the package is told to take no new clients, and a new one takes its place.
 """
 
@@ -26,7 +26,7 @@ LOG_BYTES = 8 << 20
 """A daemon's log that is longer is put aside when the next daemon starts."""
 START_SECONDS = 30.0
 GREETING_SECONDS = 20.0
-"""How long a daemon may take to greet; it greets at once unless it is stopped or stuck."""
+"""Seconds that a daemon may take to greet; it greets at once unless it is stopped or stuck."""
 
 
 def open_connection(

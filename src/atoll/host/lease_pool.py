@@ -21,7 +21,7 @@ from atoll.host.contract import Ticket
 from atoll.host.local_lease import LocalLease
 
 ATTEMPTS = 5
-"""How often a lease is asked for when the daemon ends meanwhile: no call has started, another daemon may serve it."""
+"""Requests for a lease while daemons end: no call has started, so another daemon may serve it."""
 
 
 class DaemonEnded(HostUnreachable):

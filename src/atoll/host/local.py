@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from atoll.host.storage_channels import WarmStorage
 
 MOST_REVOKED = 25
-"""How often a call is sent under another lease. No worker gives a new lease up before its first call, so more than
+"""Leases under which a call is tried. No worker gives a new lease up before its first call, so more than
 two are the work of code in the workers."""
 
 
@@ -293,14 +293,14 @@ class LocalHost:
 
 
 def _cancelled_or(error: errors.WorkerDied, ticket: Ticket | None) -> errors.AtollError:
-    """Return what to raise for a lost worker, which may have been killed because that was asked for."""
+    """Return the error for a lost worker, which may have been killed on request."""
     if ticket is None or not ticket.cancelled:
         return error
     return errors.CallCancelled("the call was cancelled while it ran", hint="nothing to do: it was asked for")
 
 
 def given_back(call: Call) -> errors.WorkerDied:
-    """Return what to raise for a call that no worker keeps."""
+    """Return the error for a call that no worker keeps."""
     return errors.WorkerDied(
         f"the workers of `{call.name}` gave the call back again and again, or in the middle of it",
         hint="code in the worker has disturbed its channel",
@@ -310,7 +310,7 @@ def given_back(call: Call) -> errors.WorkerDied:
 def _answers(
     channel: Channel, on_progress: Callable[[str], None] | None, on_granted: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """Wait for the answer to what has been asked on this channel, which is closed then."""
+    """Wait for the answer on this channel, then close the channel."""
     try:
         while True:
             header = channel.receive().header

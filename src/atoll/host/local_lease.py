@@ -31,13 +31,13 @@ READ_BYTES = 1 << 16
 SMALL_BYTES = 32 << 10
 """Bytes that an idle worker's socket takes without being read."""
 CLOSED_SECONDS = 3.0
-"""How long a worker may live on after the end of its channel before it is killed."""
+"""Seconds that a worker may live on after the end of its channel before it is killed."""
 OVERDUE_SECONDS = 5.0
-"""How long after its timeout a call is given up here, when the agent has not ended it."""
+"""Seconds after its timeout until a call is given up here, if the agent has not ended it."""
 STOP_SECONDS = 1.0
-"""How long a closed generator may take for its `finally`; then its worker is killed."""
+"""Seconds that a closed generator may take for its `finally`; then its worker is killed."""
 PATIENCE_MILLISECONDS = 500
-"""How long a wait is before the caller is told of it."""
+"""Milliseconds of waiting before the caller is told."""
 
 
 class LocalLease:
@@ -76,12 +76,12 @@ class LocalLease:
 
     @property
     def unused(self) -> bool:
-        """Whether no call has been sent under this lease."""
+        """True until a call has been sent under this lease."""
         return self._unused
 
     @property
     def usable(self) -> bool:
-        """Whether the worker still holds the lease, as far as its messages show."""
+        """True while the worker holds the lease, as far as its messages show."""
         if not self._close.alive:
             return False
         ready = self._poll.poll(0)
@@ -183,7 +183,7 @@ class LocalLease:
         return True
 
     def _wait(self, output: Output) -> Message:
-        """Wait for the worker's next message; pass on what it prints."""
+        """Wait for the worker's next message; pass its output on."""
         data = self._data
         if data.pending:
             self._pipes_empty = False  # the message came with another one, and its output after that one's poll
@@ -270,7 +270,7 @@ class LocalLease:
             self._tape.end()
 
     def _drain(self, output: Output) -> None:
-        """Pass on what was printed before the answer."""
+        """Pass on the output before the answer."""
         while ready := [descriptor for descriptor, _ in self._poll.poll(0) if descriptor != self._number]:
             for descriptor in ready:
                 self._read(descriptor, output)

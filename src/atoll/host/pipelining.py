@@ -24,7 +24,7 @@ from atoll.wire.frames import Message
 MOST_AHEAD = 16
 """Calls that a worker may have besides the running one."""
 AHEAD_SECONDS = 0.002
-"""How long the calls sent ahead may take together, estimated from the last ones."""
+"""Time that the calls sent ahead may take together, estimated from the last ones."""
 AHEAD_BYTES = 4096
 """Calls with more bytes are sent when their turn comes: a worker that runs a call does not read."""
 

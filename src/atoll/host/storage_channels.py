@@ -1,6 +1,6 @@
 """Channels to storage peers that wait for their next client: starting a peer takes longer than most requests.
 
-A channel that is given back is lent to who opens storage next. Its peer has been told how long to wait, and ends by
+A returned channel serves the next opener of storage. Its peer knows how long to wait, and ends by
 itself then, which also ends the connection that asked for it: nothing here has to run for that, and no daemon is kept
 from leaving.
 """
@@ -18,12 +18,12 @@ from atoll.wire import nested
 from atoll.wire.channel import Channel, ChannelClosed
 
 REST_SECONDS = 10.0
-"""How long a peer waits for its next client."""
+"""Seconds that a peer waits for its next client."""
 MARGIN_SECONDS = 2.0
-"""So long before that a channel is not lent any more."""
+"""Seconds before the peer's end in which its channel is not reused."""
 MOST = 2
 MOST_NESTED = 1
-"""How many rest at a time; each is a process. In a function they count as its worker's."""
+"""Idle channels at a time; each is a process. In a function they count as its worker's."""
 
 
 class StorageChannel(Channel):
@@ -75,7 +75,7 @@ class WarmStorage:
             old.close()
 
     def close(self) -> None:
-        """Close what rests."""
+        """Close the idle channels."""
         with self._lock:
             resting, self._resting = self._resting, []
         for _, _, channel in resting:

@@ -1,10 +1,10 @@
 """The same channel for an event loop: frames and descriptors over a non-blocking Unix socket.
 
-No call waits in the kernel, whoever else has the socket: that it does not block belongs to the open socket, which a peer
-that made it can have too and can change, so every single call says it again.
+No call waits in the kernel. Non-blocking mode belongs to the open socket, which the peer may share and change, so each
+call passes the flag again.
 
-What the peer does not take at once waits in a queue of bounded size, in order, with its descriptors; a peer that
-does not read for so long that the queue is full counts as gone.
+Unsent bytes wait in a queue of bounded size, in order, with their descriptors. A peer whose queue is full counts as
+gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from atoll.wire.channel import Channel, ChannelClosed, Socket
 from atoll.wire.frames import Message, encode
 
 CONTROL_BUFFER_BYTES = 1 << 20
-"""The daemon's channels carry no payloads: what is larger is refused before it is allocated."""
+"""The daemon's channels carry no payloads: larger messages are refused before allocation."""
 
 QUEUE_BYTES = 16 << 20
 """The most that may wait for a peer that does not read."""
@@ -88,7 +88,7 @@ class AsyncChannel:
             await sent
 
     def post(self, header: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send one message without waiting; what does not fit yet is queued, with duplicates of its descriptors.
+        """Send one message without waiting; the rest is queued, with duplicates of its descriptors.
 
         Raises:
             ChannelClosed: the peer is gone, or has not read for so long that the queue is full.
@@ -120,7 +120,7 @@ class AsyncChannel:
         return self._channel.socket.sendmsg([data], [rights], socket.MSG_DONTWAIT)
 
     def _flush(self) -> None:
-        """Send what is queued, as far as the peer takes it."""
+        """Send queued bytes, as far as the peer takes them."""
         failed: ChannelClosed | None = None
         while self._queue:
             data, descriptors = self._queue[0]
@@ -139,7 +139,7 @@ class AsyncChannel:
         self._empty_queue(failed)
 
     def _empty_queue(self, failed: ChannelClosed | None) -> None:
-        """End the writing, done or given up, and tell who waits for it."""
+        """End the writing, done or given up, and wake its waiters."""
         self._loop.remove_writer(self._channel.fileno())
         for _, descriptors in self._queue:
             _close_all(descriptors)

@@ -23,7 +23,7 @@ from atoll import errors
 from atoll.wire.frames import Header, Message
 
 MOST_NEEDS = 4
-"""How often a worker may ask for parts of one call: once for each kind, and once more."""
+"""Requests of a worker for parts of one call: one for each kind, and one more."""
 KEPT_FUNCTIONS = 16
 """Functions that a worker keeps by their digests."""
 

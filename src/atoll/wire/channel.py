@@ -22,7 +22,7 @@ Socket = _socket.socket
 
 MAX_DESCRIPTORS = 16
 MAX_PENDING_DESCRIPTORS = 256
-"""How many may come before the messages that they belong to have been read."""
+"""Descriptors that may arrive before their messages have been read."""
 
 _IOV_MAX = 512
 _SPACE = _socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + _socket.CMSG_SPACE(12) if hasattr(_socket, "CMSG_SPACE") else 0
@@ -125,16 +125,16 @@ class Channel:
 
     @property
     def pending(self) -> bool:
-        """Whether `receive` would return at once with what has been read already."""
+        """True if `receive` would return at once, without reading."""
         return bool(self._decoder.messages)
 
     def readable(self) -> bool:
-        """Whether the peer has said something that `receive` has not returned, or has gone."""
+        """Return whether the peer has sent something that `receive` has not returned, or has gone."""
         return self.pending or wait_readable(self.socket.fileno())
 
     @property
     def between_messages(self) -> bool:
-        """Whether nothing has been read, whole or in part, that `receive` has not returned yet."""
+        """True if no message, whole or in part, waits for `receive`."""
         return not self._decoder.messages and self._decoder.between_messages
 
     def _fill(self) -> None:
@@ -167,7 +167,7 @@ class Channel:
         """Fetch buffers beside the stream; plain channels have none."""
 
     def fill(self) -> bool:
-        """Read once what is there (the socket is readable); return whether a message is complete."""
+        """Read once from the readable socket; return whether a message is complete."""
         self._fill()
         return bool(self._decoder.messages)
 
@@ -210,7 +210,7 @@ def wait_readable(descriptor: int, seconds: float = 0.0) -> bool:
 
 @contextlib.contextmanager
 def short_name(path: str | os.PathLike[str]) -> Any:
-    """Give a name for the Unix socket `path` that fits, whatever the length of its directory."""
+    """Give a short enough name for the Unix socket `path`, for directories of any length."""
     directory, name = os.path.split(os.fspath(path))
     descriptor = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

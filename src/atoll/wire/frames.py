@@ -9,8 +9,8 @@ neither exhaust memory nor make the decoder loop. The same frames travel on a Un
 and between machines.
 
 Between two processes of one machine the buffers of a large frame may travel beside the stream (`flags`, see
-`atoll.wire.shared_ring`). Then the header is followed by the lengths, u32 each, of the chunks that their concatenation comes
-in; a length says that its chunk can be fetched now.
+`atoll.wire.shared_ring`). The lengths of the chunks, u32 each, then follow the header; a length announces that its chunk
+can be fetched.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MAX_BUFFER_BYTES = 1 << 40
 BESIDE = 1
 """Flag: the buffers come in chunks beside the stream."""
 NEW_RING = 2
-"""Flag: two descriptors came with the frame, of what the chunks come through from now on."""
+"""Flag: two descriptors came with the frame, those of the ring that carries chunks from now on."""
 CHUNK = struct.Struct("!I")
 MAX_CHUNK_BYTES = 1 << 20
 LARGE_BYTES = 1 << 20
 """Buffers of this size have memory of their own, where a decoder is told so."""
 UNMEASURED_BYTES = 64 << 20
-"""Frames up to this size are received without asking what memory is free."""
+"""Frames up to this size are received without a look at the free memory."""
 
 SMALL_BYTES = 32 << 10
 """Frames of this size are written in one piece: copying them costs less than handing over several."""
@@ -52,11 +52,11 @@ class FrameError(ValueError):
 
 
 class FrameTooLarge(FrameError):
-    """The frame's buffers do not fit into what may be used for them; nothing of them has been read.
+    """The frame's buffers exceed the memory for them; none of them has been read.
 
     Args:
         size_bytes: of the buffers together.
-        most_bytes: what there is for them.
+        most_bytes: the memory for them.
     """
 
     def __init__(self, size_bytes: int, most_bytes: int) -> None:
@@ -88,7 +88,7 @@ class Message(NamedTuple):
 
 
 Header = Any
-"""What a message says: a dictionary, or its JSON text as bytes where that is at hand already."""
+"""The header of a message: a dictionary, or its JSON text as bytes."""
 
 
 def encode(header: Header, buffers: Sequence[Any] = (), flags: int = 0) -> list[Any]:
@@ -132,7 +132,7 @@ def encode(header: Header, buffers: Sequence[Any] = (), flags: int = 0) -> list[
 def own_memory(size: int) -> Any:
     """Return `size` writable bytes: a map of anonymous memory where they are many, in large pages where there are some.
 
-    What is not written to costs nothing, and all of it is given back when the last view of it is gone.
+    Unwritten pages cost nothing, and all of the memory is freed with its last view.
 
     Raises:
         FrameError: the machine has no such amount of memory.
@@ -156,13 +156,13 @@ def own_memory(size: int) -> Any:
 class Decoder:
     """Turn a stream of bytes into messages without copying large buffers.
 
-    Ask `space` for where the next bytes may go, write there, say how many with `wrote`, take what `messages` holds.
+    Ask `space` for a buffer, write there, report the number with `wrote`, take the `messages`.
     While `beside` is not 0, the next bytes are that many of a chunk beside the stream.
 
     Args:
         max_buffer_bytes: the most that the buffers of one message may add up to.
         payloads: buffers may come beside the stream, and large ones get maps of memory.
-        free_bytes: returns what a message over `UNMEASURED_BYTES` may use, where that is to be looked at.
+        free_bytes: returns the memory for a message over `UNMEASURED_BYTES`; None for no limit.
     """
 
     _SCRATCH_BYTES = 64 << 10
@@ -178,7 +178,7 @@ class Decoder:
         self.messages: list[Message] = []
         self.beside = 0
         self.new_rings = 0
-        """How many frames have said `NEW_RING`; who fetches the chunks counts along."""
+        """The number of frames with `NEW_RING`; the fetcher of chunks keeps the same count."""
         self._max_buffer_bytes = max_buffer_bytes
         self._payloads = payloads
         self._free_bytes = free_bytes
@@ -196,7 +196,7 @@ class Decoder:
 
     @property
     def between_messages(self) -> bool:
-        """Whether the stream may end here."""
+        """True if the stream may end here."""
         return self._header_bytes < 0 and self._start == self._end
 
     def space(self) -> memoryview:
@@ -254,7 +254,7 @@ class Decoder:
             return False
         magic, version, flags, header_bytes, count = PREFIX.unpack_from(self._scratch, start)
         if magic != MAGIC or version != VERSION or flags or count >= len(_LENGTHS):
-            return False  # whatever is wrong with it, `_parse` says
+            return False  # `_parse` raises for any fault of it
         first = start + PREFIX.size + 8 * count
         if first + header_bytes > end:
             return False
@@ -278,7 +278,7 @@ class Decoder:
         return True
 
     def _parse(self) -> bool:
-        """Read on in what scratch holds; return whether there may be more to read."""
+        """Parse the bytes in scratch; return whether there may be more to read."""
         if self._header is None:
             return self._parse_header()
         if self.beside or not self._flags & BESIDE or self._end - self._start < CHUNK.size:
@@ -341,7 +341,7 @@ class Decoder:
         self._missing = size
 
     def _open_buffer(self) -> None:
-        """Begin the next buffer with what scratch already holds of it."""
+        """Begin the next buffer with its bytes in scratch."""
         want = self._lengths[len(self._buffers)]
         take = 0 if self._flags & BESIDE else min(want, self._end - self._start)
         buffer = own_memory(want) if self._payloads else bytearray(min(want, max(take, self._STEP_BYTES)))

@@ -1,4 +1,4 @@
-"""How code in a worker reaches the daemon: over the worker's own control channel.
+"""Connections to the daemon from inside a worker, over the worker's own control channel.
 
 There is no socket of the daemon in a sandbox. For each connection that the SDK in a worker needs, one end of a fresh
 socket pair is sent to the daemon, which serves it as a client whose user and parent call it knows.
@@ -36,7 +36,7 @@ def use(control: Channel) -> None:
 
 
 def inside() -> bool:
-    """Whether this process is a worker, or a child that a worker forked."""
+    """Return whether this process is a worker, or a child that a worker forked."""
     return _control is not None
 
 

@@ -1,4 +1,4 @@
-"""A tape: the last of what each call printed, in memory that a client and the daemon share.
+"""The output tape: the end of each call's output, in memory that a client and the daemon share.
 
 The client reads a call's output itself, so it is who can keep it; a message to the daemon for each call would cost
 more than a short call. So the client writes to a piece of memory, which the daemon reads when it likes, also after
@@ -8,8 +8,8 @@ misses the oldest when more is printed between two of its looks than the tape ho
     serial u64 | offset u64                                     of the entry that was begun last
     serial u64 | printed u64 | ended u64 | call 64 bytes | data      an entry; serials count from 1
 
-An entry has room for `KEPT_BYTES`, used as a ring, while its call runs, and takes what it needs when it has ended.
-The reader trusts nothing of it: whatever is there, it reads a bounded number of bytes and entries.
+An entry has room for `KEPT_BYTES`, used as a ring, while its call runs, and shrinks to its contents afterwards.
+The reader trusts no content: it reads a bounded number of bytes and entries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COUNTS = struct.Struct("=QQQ")
 
 @dataclass(frozen=True)
 class Printed:
-    """What a call has printed so far: its id, the number of bytes, the last of them, and whether it is over."""
+    """The output of a call so far: its id, the number of bytes, the last of them, and whether it is over."""
 
     call: str
     printed_bytes: int
@@ -63,7 +63,7 @@ class TapeWriter:
         self._printed = 0
 
     def write(self, call: str, data: bytes) -> None:
-        """Add what a call has printed; the first of another call ends the last one's."""
+        """Add output of a call; output of another call ends the last entry."""
         if call != self._call:
             self.end()
             self._begin(call)
@@ -137,7 +137,7 @@ class TapeReader:
                 break
             found.append(entry[1])
             self._serial, self._offset = self._serial + 1, _behind(self._offset, entry[1].printed_bytes)
-        if self._serial < serial:  # what was between has been overwritten
+        if self._serial < serial:  # the part between has been overwritten
             self._serial, self._offset = serial, offset
         return found + self._last(offset)
 

@@ -25,7 +25,7 @@ class PayloadChannel(Channel):
     Args:
         sock: a Unix socket between two processes of this machine, or anything else that carries frames: then they
             all travel in the stream.
-        free_bytes: returns what a received message may use; asked for large ones only.
+        free_bytes: returns the memory for a received message; called for large ones only.
     """
 
     max_pending_descriptors = 4
@@ -74,7 +74,7 @@ class PayloadChannel(Channel):
         return True
 
     def _received(self) -> None:
-        """Fetch what the stream says is beside it."""
+        """Fetch the chunks that the stream announces."""
         decoder = self._decoder
         while True:
             if decoder.new_rings != self._rings:

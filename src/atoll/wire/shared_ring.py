@@ -7,11 +7,11 @@ slots stay in their cache, and nobody ever has a payload twice.
 
 Neither side maps the file: it is read and written by `pread` and `pwrite`, so that a peer that truncates it causes a
 short read and no SIGBUS. The bytes are copied out before anybody looks at them, so a peer that changes them later
-changes nothing. Descriptors that a peer sent are used only when the kernel says that they are what they should be:
-reading a pipe, or writing to a file, could block for ever. What was received is ordinary private memory of the
+changes nothing. A peer's descriptors are used only if the kernel reports the expected types: reading a pipe, or
+writing to a file, could block for ever. Received bytes are ordinary private memory of the
 receiver: its limit counts it, forks copy it, and it is gone when the last view of it is.
 
-Which is faster depends on what a new page of memory costs; docs/decisions/0009 has what was measured.
+The cost of a new page of memory decides which is faster; docs/decisions/0009 has measurements.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Outlet:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """What the receiver needs; to be sent once, before `given`."""
+        """The receiver's descriptors; to be sent once, before `given`."""
         return self._file, self._theirs.fileno()
 
     def given(self) -> None:
@@ -113,7 +113,7 @@ class Inlet:
     """The receiver's side of a ring, of descriptors that a peer sent; owns them from here on.
 
     Raises:
-        FrameError: they are not what `Outlet` sends.
+        FrameError: they are not those of an `Outlet`.
     """
 
     def __init__(self, file: int, returns: int) -> None:
@@ -138,7 +138,7 @@ class Inlet:
             raise
 
     def read(self, view: memoryview) -> int:
-        """Copy what comes next of the current chunk to `view`, whose size is at most what is left of the chunk.
+        """Copy the next bytes of the current chunk to `view`, which is no larger than the rest of the chunk.
 
         Raises:
             FrameError: it is not there.
@@ -160,7 +160,7 @@ class Inlet:
             self._returns.send(b"\0", _DONT_WAIT)
         except BlockingIOError as error:
             raise FrameError("the sender does not take its slots back") from error
-        except ConnectionError:  # it is gone; what it wrote to the stream before is still to be read
+        except ConnectionError:  # the peer is gone; its earlier bytes in the stream are still to be read
             pass
         except OSError as error:
             raise FrameError(f"a slot cannot be given back: {error}") from error
