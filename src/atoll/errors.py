@@ -218,6 +218,15 @@ class VolumeBusy(CallerError, OSError):
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
+class PortUnreachable(CallerError, ConnectionError):
+    """A port inside a sandbox takes no connection: nothing listens there."""
+
+    code = "port_unreachable"
+
+    def __str__(self) -> str:
+        return AtollError.__str__(self)
+
+
 class QuotaExceeded(CallerError, OSError):
     """The volume would grow over its user's quota."""
 

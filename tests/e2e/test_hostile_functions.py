@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from atoll import __version__, errors, isolated
-from atoll.engine import report
-from atoll.engine.pool import Pool
+from atoll.engine.pool_messages import Messages
+from atoll.engine.pool_state import PoolState
 from atoll.host import daemon_start
 from tests.conftest import Home
 
@@ -122,12 +122,14 @@ def test_a_worker_has_a_few_storage_peers_at_most(atoll_home: Home) -> None:
 
 def test_an_agent_ends_workers_of_its_own_sandbox_only() -> None:
     """What a sandbox says of another one's workers is not heard, neither their end nor what they have used."""
-    pool: Any = Pool.__new__(Pool)
-    pool._workers = {"w1": SimpleNamespace(sandbox="s1")}
-    pool._worker_exited("s2", "w1", 99, {"records": [], "call": None})
-    assert list(pool._workers) == ["w1"]
-    assert pool._worker_of("s2", "w1") is None
-    assert pool._worker_of("s1", "w1") is pool._workers["w1"]
+    state, messages = PoolState(), Messages.__new__(Messages)
+    messages._state = state
+    worker: Any = SimpleNamespace(sandbox="s1")
+    state.workers["w1"] = worker
+    messages._worker_exited("s2", "w1", 99, {"records": [], "call": None})
+    assert list(state.workers) == ["w1"]
+    assert state.worker_of("s2", "w1") is None
+    assert state.worker_of("s1", "w1") is worker
 
 
 def test_a_long_log_is_put_aside_when_a_daemon_starts(atoll_home: Home) -> None:
@@ -146,4 +148,6 @@ def test_what_is_just_starting_has_no_pid_yet() -> None:
     """The rows of `atoll status --json` say `null` for it."""
     key = SimpleNamespace(user="local", environment="e", network="none")
     sandbox: Any = SimpleNamespace(id="s1", key=key, node=SimpleNamespace(pid=0), started_at=0.0)
-    assert json.dumps(report.sandbox_rows([sandbox], [])[0]["pid"]) == "null"
+    state = PoolState()
+    state.sandboxes["s1"] = sandbox
+    assert json.dumps(state.sandbox_rows(None)[0]["pid"]) == "null"

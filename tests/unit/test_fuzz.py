@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.daemon.control import Connection, Peer
+from atoll.daemon.control import Connection
+from atoll.daemon.leasing import Caller
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.frames import MAGIC, PREFIX, VERSION
 from tests.fuzz import harness, seeds
@@ -104,7 +105,7 @@ def test_the_daemons_socket_takes_anything_and_lets_go(noise: bytes, seed: int) 
         with ours:
             socket.send_fds(ours, [data or b"x"], [pipe[0]] * dice.randrange(3))
             ours.shutdown(socket.SHUT_WR)
-            connection = Connection(_Refusing(), AsyncChannel(theirs), Peer("me"))  # type: ignore[arg-type]
+            connection = Connection(_Refusing(), AsyncChannel(theirs), Caller("me"), lambda _: None)  # type: ignore[arg-type]
             await asyncio.wait_for(connection.serve(), 30)
             ours.setblocking(False)
             with contextlib.suppress(BlockingIOError, ConnectionError):

@@ -104,7 +104,7 @@ def test_a_generator_that_waits_for_its_consumer_lends_its_core() -> None:
     assert granted(schedule.worker_paused(first.worker, first.epoch, paused=True)) == ["r2"]
     assert schedule.worker_paused(first.worker, first.epoch, paused=False) == []
     assert granted(schedule.ask(Request("r3", key("c"), 10))) == []
-    assert schedule.slots_used() == 2
+    assert schedule.ledger.millicores() == 2000
     assert granted(schedule.worker_ended(1, first.worker)) == []
 
 
@@ -118,7 +118,7 @@ def test_a_late_word_of_an_old_epoch_changes_nothing() -> None:
     second = schedule.ask(Request("r2", key(), 10))[-1]
     assert isinstance(second, Grant)
     assert schedule.worker_idle(0, first.worker, first.epoch) == []
-    assert schedule.slots_used() == 1
+    assert schedule.ledger.millicores() == 1000
 
 
 def test_a_chain_of_nested_requests_runs_in_one_slot() -> None:
@@ -129,7 +129,7 @@ def test_a_chain_of_nested_requests_runs_in_one_slot() -> None:
         grant = schedule.ask(Request(f"r{depth}", key(str(depth)), 10, parent))[-1]
         assert isinstance(grant, Grant)
         parent = grant.worker
-        assert schedule.slots_used() == 1
+        assert schedule.ledger.millicores() == 1000
     assert schedule.depth(parent) == 20
 
 
@@ -246,7 +246,7 @@ class _Machine:
                 self.refused.add(action.request)
         assert len(self.workers) <= self.bounds.workers
         assert len(self.sandboxes) <= self.bounds.sandboxes
-        assert self.schedule.slots_used() <= self.bounds.slots
+        assert self.schedule.ledger.millicores() <= 1000 * self.bounds.slots
 
     def finish(self, now: float) -> None:
         """End one lease that has no nested ones, as a worker or a client may."""

@@ -58,7 +58,7 @@ def test_four_quarters_share_a_core() -> None:
     schedule = Schedule(Bounds(1, 16, 16, 100))
     assert all(grants(schedule.ask(request(f"r{number}", "xs"))) for number in range(4))
     assert not grants(schedule.ask(request("r4", "xs")))
-    assert schedule.slots_used() == 1.0
+    assert schedule.ledger.millicores() == 1000
 
 
 def test_a_large_call_is_not_starved_by_small_ones() -> None:
@@ -89,7 +89,7 @@ def test_an_idle_worker_gives_its_memory_when_its_process_is_gone() -> None:
     actions = schedule.ask(request("l1", "large", key="b"))
     assert EndWorker(first.worker) in actions
     assert not grants(actions)
-    assert schedule.reserved_bytes() == 8
+    assert schedule.ledger.reserved_bytes() == 8
     assert grants(schedule.worker_ended(2.0, first.worker)) == ["l1"]
 
 
@@ -135,7 +135,7 @@ def test_a_chain_lends_its_cores_and_not_its_memory() -> None:
     schedule = Schedule(Bounds(2, 16, 16, 9))
     outer = grant(schedule.ask(request("outer", "large")))
     inner = grant(schedule.ask(request("inner", "default", outer.worker)))
-    assert schedule.slots_used() == 2.0, "as much as the largest of its links"
+    assert schedule.ledger.millicores() == 2000, "as much as the largest of its links"
     assert refusals(schedule.ask(request("never", "small", inner.worker))) == ["never"]
     assert grants(schedule.ask(request("fits", "xs", inner.worker))) == ["fits"]
 
@@ -201,7 +201,7 @@ class _World:
         gpus = [gpu for fork in forks for gpu in fork.key.sandbox.gpus]
         assert len(gpus) == len(set(gpus)), "a GPU belongs to one living process at most"
         assert sum(KINDS[fork.key.machine_type].memory_bytes for fork in forks) <= self.bounds.memory_bytes
-        assert self.schedule.slots_used() <= self.bounds.slots
+        assert self.schedule.ledger.millicores() <= 1000 * self.bounds.slots
         for one in self.requests.values():
             same = [name for name in self.held if self.requests[name].identity == one.identity]
             assert not one.max_concurrency or len(same) <= one.max_concurrency

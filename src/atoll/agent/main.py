@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from atoll.agent import preloading, worker
 from atoll.agent import usage as meter
+from atoll.agent.dial import Dials
 from atoll.agent.leftovers import kill_left_behind
 from atoll.agent.preloaders import Preloaders
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
@@ -94,6 +95,7 @@ class Agent:
         self._spare: Spare | None = None
         self._spare_at = 0.0 if first else time.monotonic()
         self._preloaders = Preloaders(self)
+        self._dials = Dials(channel, self)
         self._checks: list[tuple[float, str, int]] = []
         self._overdue: set[str] = set()
         self._alarm, self._alarm_end = os.pipe()
@@ -113,9 +115,9 @@ class Agent:
             self._check_deadlines()
             self._check_spare()
 
-    def watch(self, descriptor: int, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` whenever a descriptor can be read."""
-        self._poll.register(descriptor, select.POLLIN)
+    def watch(self, descriptor: int, on_ready: Callable[[], None], events: int = select.POLLIN) -> None:
+        """Call `on_ready` whenever a descriptor can be read, or has one of `events`."""
+        self._poll.register(descriptor, events)
         self._on_ready[descriptor] = on_ready
 
     def unwatch(self, descriptor: int) -> None:
@@ -165,6 +167,8 @@ class Agent:
             self._channel.send({"type": "usage", "workers": self._usage()})
         elif kind == "preload":
             self._preloaders.start(message)
+        elif kind == "dial":
+            self._dials.start(message)
         elif self._preloaders.pass_on(name, message):
             pass
         elif kind == "release":
@@ -223,6 +227,7 @@ class Agent:
         status = 70
         try:
             self._channel.close()
+            self._dials.close()
             os.close(self._alarm)
             if self._spare is not None:
                 os.close(self._spare.pidfd)

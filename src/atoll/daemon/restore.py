@@ -1,9 +1,9 @@
-"""What a client may ask of the daemon about its volume, because it concerns the functions that see it.
+"""Requests about a volume that concern running functions: restore a snapshot, make room.
 
-A restore replaces a directory under everything that has it open. So it is prepared beside it first, by a storage peer
-and while functions run; then no new call begins, idle sandboxes are ended, and those that run are waited for, or the
-restore is refused; then the peer exchanges the two, which takes no time; then calls begin again, in new sandboxes. Where a sync has begun
-that the exchange would have to wait for, calls begin again at once, and it is tried once more after the sync.
+A restore replaces a directory under everything that has it open. So a storage peer prepares the new tree beside it
+while functions run. Then no new call begins, idle sandboxes are ended, and running calls are waited for, or the restore
+is refused. The peer exchanges the two trees, which takes an instant, and calls begin again, in new sandboxes. If the
+exchange would have to wait for a sync, calls begin again at once, and the exchange is tried again after the sync.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atoll import errors
+from atoll.daemon.services import Services
 from atoll.storage.protocol.connection import error_of
 from atoll.storage.protocol.replies import DAEMON
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import Message
 
-if TYPE_CHECKING:
-    from atoll.daemon.main import Daemon
-
 DRAIN_SECONDS = 10.0
 """How long idle sandboxes may take to end before a restore that does not wait is refused."""
 
-
 ANSWERED_SECONDS = 0.5
-"""How long a call that its caller has the answer of may still be seen to run."""
+"""How long a call may still seem to run after its caller has the answer."""
+
 ABORT_SECONDS = 10.0
-"""How long a peer may take to remove what it has prepared; if it takes longer, the next one does."""
+"""How long a peer may take to remove the prepared tree; the next peer removes it otherwise."""
 
 
 def refused_inside() -> errors.VolumeBusy:
@@ -45,13 +43,13 @@ def refused_inside() -> errors.VolumeBusy:
 
 
 async def handle(
-    daemon: Daemon, user: str, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+    services: Services, user: str, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Do what a request asks.
+    """Answer a request.
 
-    - `volume.restore` (`name`; `wait`): puts a snapshot's tree where its directory is; gives `kept`, the name of the
-      snapshot of what was there, None where nothing was.
-    - `volume.make_room`: removes now what is else removed at leisure; gives `made`, whether there was any.
+    - `volume.restore` (`name`; `wait`): puts a snapshot's tree in its directory's place; gives `kept`, the name of the
+      snapshot of the tree before, None where nothing was.
+    - `volume.make_room`: removes now the trees that syncs have replaced; gives `made`, whether there were any.
 
     Raises:
         SnapshotError: there is no such snapshot, or it is just being removed.
@@ -59,30 +57,30 @@ async def handle(
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; nothing has changed.
     """
     if name == "volume.make_room":
-        return {"made": await daemon.make_room()}
+        return {"made": await services.housekeeping.make_room(user)}
     snapshot, wait = arguments.get("name"), arguments.get("wait", False)
     if name != "volume.restore":
         raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
     if not isinstance(snapshot, str) or not isinstance(wait, bool):
         raise ValueError("`name` must be text, and `wait` true or false")
-    return {"kept": await _restore(daemon, user, snapshot, wait, progress)}
+    return {"kept": await _restore(services, user, snapshot, wait, progress)}
 
 
-async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: Callable[[str], None]) -> str | None:
-    _refuse_if_shared(daemon)
+async def _restore(services: Services, user: str, name: str, wait: bool, progress: Callable[[str], None]) -> str | None:
+    _refuse_if_shared(services)
     if not wait:
-        await _refuse_if_busy(daemon, user)
+        await _refuse_if_busy(services, user)
     started, told = time.monotonic(), list[str]()
 
     async def busy() -> None:
         if not wait:
-            await _refuse_if_busy(daemon, user, late=time.monotonic() - started > DRAIN_SECONDS)
+            await _refuse_if_busy(services, user, late=time.monotonic() - started > DRAIN_SECONDS)
         elif not told:
-            told.extend(_described(call) for call in await _running(daemon, user))
+            told.extend(_described(call) for call in await _running(services, user))
             for line in told:
                 progress(f"waiting for {line}")
 
-    async with daemon.node.open_storage(user, client=DAEMON) as descriptor:
+    async with services.node.open_storage(user, client=DAEMON) as descriptor:
         channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
         committed = False
         try:
@@ -90,12 +88,12 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
             while not committed:
                 await _answer(channel, name, ("ready",), progress)
                 started = time.monotonic()
-                async with daemon.pool.quiet(user, busy):
-                    while daemon.open_shells:
+                async with services.engine.quiet(user, busy):
+                    while services.housekeeping.open_shells(user):
                         await busy()
                         await asyncio.sleep(0.1)
-                    _refuse_if_shared(daemon)
-                    # What has begun is finished, also when who asked for it goes away.
+                    _refuse_if_shared(services)
+                    # An exchange that has begun is finished, also when the client goes away.
                     committed = True
                     exchange = asyncio.ensure_future(_exchange(channel, name, progress))
                     try:
@@ -117,14 +115,14 @@ async def _restore(daemon: Daemon, user: str, name: str, wait: bool, progress: C
 
 
 async def _abort(channel: AsyncChannel) -> None:
-    """Have the peer remove what it has prepared."""
+    """Have the peer remove the prepared tree."""
     await channel.send({"type": "abort"})
     while (await channel.receive()).type not in ("done", "error"):
         pass
 
 
 async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> tuple[bool, str | None]:
-    """Have the peer exchange; return whether it has, and the name of what is kept."""
+    """Have the peer exchange the trees; return whether it has, and the name of the snapshot that keeps the old one."""
     await channel.send({"type": "commit"})
     answer = await _answer(channel, name, ("restored", "busy"), progress)
     kept = answer.header.get("kept")
@@ -146,30 +144,30 @@ async def _answer(
             if isinstance(refusal, errors.AtollError):
                 raise refusal
             text = f"cannot restore `{name}`: {str(refusal).lower()}"
-            raise errors.SyncError(text, hint="see what stands at its path now")
+            raise errors.SyncError(text, hint="look at the files at its path")
         elif message.type in wanted:
             return message
         else:
-            raise errors.InternalError(f"the storage peer said `{message.type}`", hint="see `atoll logs`")
+            raise errors.InternalError(f"the storage peer sent `{message.type}`", hint="see `atoll logs`")
 
 
-async def _running(daemon: Daemon, user: str) -> list[dict[str, str]]:
-    shells = [{"call": "", "function": "a shell"} for _ in range(daemon.open_shells)]
-    return [*await daemon.pool.running(user), *shells]
+async def _running(services: Services, user: str) -> list[dict[str, str]]:
+    shells = [{"call": "", "function": "a shell"} for _ in range(services.housekeeping.open_shells(user))]
+    return [*await services.engine.running(user), *shells]
 
 
-def _refuse_if_shared(daemon: Daemon) -> None:
-    """Refuse while another daemon has sandboxes: which calls run in them only that one knows."""
-    if daemon.node.used_by_others():
+def _refuse_if_shared(services: Services) -> None:
+    """Refuse while a daemon of another version has sandboxes: only that daemon knows their calls."""
+    if services.node.used_by_others():
         raise errors.VolumeBusy(
             "the daemon of another version of Atoll still runs functions",
             hint="try again when its calls have ended; it leaves then by itself",
         )
 
 
-async def _refuse_if_busy(daemon: Daemon, user: str, *, late: bool = False) -> None:
+async def _refuse_if_busy(services: Services, user: str, *, late: bool = False) -> None:
     until = time.monotonic() + ANSWERED_SECONDS
-    while (calls := await _running(daemon, user)) and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
+    while (calls := await _running(services, user)) and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.02)
     if calls:
         shown = ", ".join(map(_described, calls[:5])) + (f" and {len(calls) - 5} more" if len(calls) > 5 else "")

@@ -1,15 +1,23 @@
-"""What the pool knows of its leases, workers and sandboxes, and why a worker has ended."""
+"""State of the pool: its leases, workers and sandboxes, requests held up by a restore, and rows for `atoll status`."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
+import socket
 import time
+from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from atoll import errors
+from atoll.engine.actions import Request
 from atoll.engine.call_claims import Place
+from atoll.engine.contract import Rows
+from atoll.environments.built.records import Environment
 from atoll.model.resources import Allotment
 from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
 from atoll.node.node import NodeSandbox
@@ -18,16 +26,27 @@ from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import Socket
 
 
+class LeaseOwner(Protocol):
+    """The pool, as its leases call it."""
+
+    def position(self, lease: Lease) -> int: ...
+
+    def may_run(self, lease: Lease) -> bool: ...
+
+    def kill(self, lease: Lease) -> None: ...
+
+    def release(self, lease: Lease) -> None: ...
+
+    async def dial(self, lease: Lease, port: int) -> socket.socket: ...
+
+
 @dataclass
 class Lease:
-    """A client's hold on a worker.
-
-    `descriptors` are the client's ends (data socket, stdout, stderr): whoever takes them owns them. `ended` gets why
-    the lease is over: an error as data, or None when the worker gave it up between two calls.
-    """
+    """A client's hold on a worker; see `contract.EngineLease`."""
 
     id: str
     spec: LeaseSpec
+    owner: LeaseOwner
     worker: str = ""
     epoch: int = 0
     fresh: bool = True
@@ -38,22 +57,50 @@ class Lease:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
+    def position(self) -> int:
+        return self.owner.position(self)
+
+    def may_run(self) -> bool:
+        return self.owner.may_run(self)
+
+    def kill(self) -> None:
+        self.owner.kill(self)
+
+    def release(self) -> None:
+        self.owner.release(self)
+
+    async def dial(self, port: int) -> socket.socket:
+        return await self.owner.dial(self, port)
+
+    def close_descriptors(self) -> None:
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = ()
+
 
 @dataclass
 class PoolWorker:
     """A worker as the pool knows it.
 
-    `inner_end` is the worker's end of its control channel, until it is handed over with the fork; `spec` is what its
-    last lease was asked for with.
+    Args:
+        inner_end: the worker's end of its control channel, until the fork message carries it away.
+        spec: its last lease was asked for with this.
+        nested: its last lease came from another worker.
+        cancelled: its client has asked for its end.
+        connections: open connections to the daemon from its code.
+        agent, init: pids on the host of its parent, and of the first process of its sandbox.
+        last: the lease that it holds or has held last.
+        spent: it was refused a process, and serves no further lease.
     """
 
     id: str
     sandbox: str
     key: WorkerKey
     control: AsyncChannel
-    task: asyncio.Task[None]
     inner_end: Socket | None
     place: Place
+    allotment: Allotment
     spec: LeaseSpec | None = None
     pid: int = 0
     limit: Limit | None = None
@@ -61,41 +108,169 @@ class PoolWorker:
     lease: Lease | None = None
     expired: bool = False
     nested: bool = False
-    """Its last lease came from another worker."""
     cancelled: bool = False
-    """Its client has asked for its end."""
     connections: int = 0
-    """Open connections to the daemon from its code."""
-    allotment: Allotment = field(kw_only=True)
     agent: int = 0
     init: int = 0
-    """The host's numbers of its parent, and of the first process of its sandbox."""
     last: Lease | None = None
-    """The lease that it holds or has held last."""
     spent: bool = False
-    """It was refused a process, and serves no further lease."""
 
 
 @dataclass
 class PoolSandbox:
+    """A sandbox as the pool knows it.
+
+    Args:
+        lived: a worker of it has said hello.
+        unwanted: it was ended on purpose.
+        dials: connections that its agent was asked for and has not answered, given-up ones included.
+    """
+
     id: str
     key: SandboxKey
     node: NodeSandbox
-    task: asyncio.Task[None]
     started_at: float = field(default_factory=time.time)
     usage: asyncio.Future[dict[str, Any]] | None = None
     lived: bool = False
-    """A worker of it has said hello."""
     unwanted: bool = False
-    """It was ended on purpose."""
+    dials: dict[int, asyncio.Future[socket.socket]] = field(default_factory=dict)
 
 
-def why(status: int, exceeded: tuple[int, int] | None, allotment: Allotment, reason: str = "") -> errors.CallerError:
-    """Say why a worker's process has ended.
+class PoolState:
+    """Everything alive in a pool, by id, and the tasks that watch over it."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, Lease] = {}
+        self.workers: dict[str, PoolWorker] = {}
+        self.sandboxes: dict[str, PoolSandbox] = {}
+        self.environments: dict[str, Environment] = {}
+        """Those that were asked for, by key."""
+        self.changed = asyncio.Event()
+        """Set when a worker or a sandbox has ended."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def sandboxes_of(self, user: str | None) -> list[PoolSandbox]:
+        """Return the sandboxes of a user, or all."""
+        return [one for one in self.sandboxes.values() if user in (None, one.key.user)]
+
+    def workers_of(self, user: str | None) -> list[PoolWorker]:
+        """Return the workers of a user, or all."""
+        return [one for one in self.workers.values() if user in (None, one.key.sandbox.user)]
+
+    def workers_in(self, sandbox: str) -> list[PoolWorker]:
+        return [one for one in self.workers.values() if one.sandbox == sandbox]
+
+    def worker_of(self, sandbox: str, worker: str) -> PoolWorker | None:
+        """Return a worker that a sandbox's agent names; None when it is gone, or another sandbox's."""
+        known = self.workers.get(worker)
+        return known if known is not None and known.sandbox == sandbox else None
+
+    def end_lease(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
+        """Tell a worker's lease that the worker has left."""
+        lease, worker.lease = worker.lease, None
+        if lease is not None:
+            self.leases.pop(lease.id, None)
+            if not lease.ended.done():
+                lease.ended.set_result(error.to_data() if error is not None else None)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as a task that `cancel_tasks` ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+
+    async def cancel_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def sandbox_rows(self, user: str | None) -> Rows:
+        """Return a row for each sandbox of a user, or for all."""
+        return [
+            {
+                "id": one.id,
+                "user": one.key.user,
+                "environment": one.key.environment,
+                "network": one.key.network,
+                "pid": one.node.pid or None,
+                "started_at": one.started_at,
+                "workers": len(self.workers_in(one.id)),
+            }
+            for one in self.sandboxes_of(user)
+        ]
+
+    def worker_rows(self, user: str | None, usage: dict[str, Any], state: Callable[[str, bool], str]) -> Rows:
+        """Return a row for each worker of a user, or for all; `pid` is None until it has said hello.
+
+        Args:
+            usage: reports of the agents, by worker.
+            state: returns a worker's state from its id and whether it runs a call.
+        """
+        rows = []
+        for one in self.workers_of(user):
+            used = usage.get(one.id, {})
+            rows.append(
+                {
+                    "id": one.id,
+                    "sandbox": one.sandbox,
+                    "function": one.spec.function if one.spec is not None else "",
+                    "machine_type": one.key.machine_type,
+                    "gpus": list(one.key.sandbox.gpus),
+                    "state": state(one.id, bool(used.get("busy"))),
+                    "pid": one.pid or None,
+                    "started_at": one.started_at,
+                    "memory_bytes": one.limit.memory_bytes() if one.limit is not None else 0,
+                    "calls": used.get("calls", 0),
+                }
+            )
+        return rows
+
+
+class HeldRequests:
+    """Requests of users whose calls are held up; nested requests pass, since a running call waits for them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, deque[Request]] = {}
+
+    def begin(self, user: str) -> bool:
+        """Hold up a user's requests from now on; False when they are held up already."""
+        if user in self._held:
+            return False
+        self._held[user] = deque()
+        return True
+
+    def end(self, user: str, ask: Callable[[Request], None]) -> None:
+        """Hold up no more; ask for the held requests in the order in which they came."""
+        for request in self._held.pop(user, ()):
+            ask(request)
+
+    def takes(self, user: str, request: Request) -> bool:
+        """Return whether the request is held up from now on."""
+        held = self._held.get(user)
+        if held is None or request.parent is not None:
+            return False
+        held.append(request)
+        return True
+
+    def withdraw(self, request: str) -> None:
+        """Forget a request."""
+        for held in self._held.values():
+            for one in [one for one in held if one.id == request]:
+                held.remove(one)
+
+    def holds(self, user: str) -> bool:
+        return user in self._held
+
+
+def why_ended(
+    status: int, exceeded: tuple[int, int] | None, allotment: Allotment, reason: str = ""
+) -> errors.CallerError:
+    """Return the error for a worker's end.
 
     Args:
+        status: exit status, or minus the signal.
         exceeded: limit and peak in bytes, when it was ended for its memory.
-        reason: why the agent has ended it; empty where it ended by itself.
+        reason: the agent's reason to end it; empty where it ended by itself.
     """
     details: dict[str, Any] = {"exit_status": status} if status >= 0 else {"signal": -status}
     if reason == "timeout" and exceeded is None:

@@ -47,9 +47,9 @@ class Schedule:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._queue: OrderedDict[str, Request] = OrderedDict()
-        self._ledger = Ledger(bounds)
-        self._workers = self._ledger.workers
-        self._sandboxes = self._ledger.sandboxes
+        self.ledger = Ledger(bounds)
+        self._workers = self.ledger.workers
+        self._sandboxes = self.ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
         self._count = 0
         self._epoch = 0
@@ -66,20 +66,9 @@ class Schedule:
         return list(self._queue).index(request) if request in self._queue else -1
 
     @property
-    def waiting(self) -> list[str]:
-        return list(self._queue)
-
-    def slots_used(self) -> float:
-        """Return the cores that the calls which compute now may use together."""
-        return self._ledger.millicores() / 1000
-
-    def reserved_bytes(self) -> int:
-        """Return the memory that workers reserve, those included whose processes are just being ended."""
-        return self._ledger.reserved_bytes()
-
-    def gpus_of(self, worker: str) -> tuple[str, ...]:
-        known = self._workers.get(worker)
-        return known.gpus if known is not None else ()
+    def waiting(self) -> list[Request]:
+        """The requests that wait, in the order in which they came."""
+        return list(self._queue.values())
 
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
@@ -114,13 +103,13 @@ class Schedule:
         if self.depth(request.parent) >= self._bounds.workers:
             hint = REASONS[Lack.WORKERS][1]
             return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another", hint)]
-        lack = self._ledger.fits_never(request)
+        lack = self.ledger.fits_never(request)
         if lack is not None:
             return [Refuse(request.id, f"this machine has not got the {lack.value} that it needs", "ask for less")]
         self._queue[request.id] = request
         actions = self._place()
         while request.parent is not None and self._queue:
-            lost = self._ledger.never_served(self._queue.values())
+            lost = self.ledger.never_served(self._queue.values())
             if not lost:
                 break
             victim, lack = lost[0]
@@ -181,7 +170,7 @@ class Schedule:
         """A worker's process is gone; `expired` when its keep-alive had passed."""
         known = self._workers.pop(worker, None)
         if known is None:
-            return self._place() if self._ledger.dying.pop(worker, None) is not None else []
+            return self._place() if self.ledger.dying.pop(worker, None) is not None else []
         if known.request is not None:
             self._drop_lease(known)
         actions: list[Action] = []
@@ -195,8 +184,8 @@ class Schedule:
 
     def sandbox_ended(self, sandbox: str) -> list[Action]:
         """A sandbox is gone and everything in it."""
-        for worker in [one for one in self._ledger.dying.values() if one.sandbox == sandbox]:
-            del self._ledger.dying[worker.id]
+        for worker in [one for one in self.ledger.dying.values() if one.sandbox == sandbox]:
+            del self.ledger.dying[worker.id]
         known = self._sandboxes.pop(sandbox, None)
         for name in known.workers if known is not None else ():
             worker = self._workers.pop(name)
@@ -240,7 +229,7 @@ class Schedule:
             if request.max_concurrency and request.identity in passed:
                 continue
             if (Lack.MEMORY in lacked and request.needs.memory_bytes) or (Lack.GPUS in lacked and request.needs.gpus):
-                lacked |= self._ledger.lacks(request) - {Lack.CONCURRENCY}
+                lacked |= self.ledger.lacks(request) - {Lack.CONCURRENCY}
                 continue
             lacks = self._try(request, actions)
             if Lack.CONCURRENCY in lacks:
@@ -280,12 +269,12 @@ class Schedule:
 
     def _try(self, request: Request, actions: list[Action]) -> set[Lack]:
         """Give the request a worker if the bounds allow one; return what it lacks."""
-        lacks = self._ledger.lacks(request)
+        lacks = self.ledger.lacks(request)
         if lacks:
             if lacks <= {Lack.MEMORY, Lack.GPUS}:
                 self._make_room(request, lacks, actions)
             return lacks
-        worker = self._ledger.warm(request.key)
+        worker = self.ledger.warm(request.key)
         fresh = worker is None
         if worker is None:
             worker = self._fork(request, actions)
@@ -304,21 +293,21 @@ class Schedule:
     def _make_room(self, request: Request, lacks: set[Lack], actions: list[Action]) -> None:
         """End idle workers whose memory or GPUs the request needs, where that is all that it lacks."""
         for lack in sorted(lacks, key=lambda one: one.value):
-            for worker in self._ledger.surplus(request, lack):
+            for worker in self.ledger.surplus(request, lack):
                 self._forget_worker(worker)
                 actions.append(EndWorker(worker.id))
 
     def _fork(self, request: Request, actions: list[Action]) -> Worker:
         if len(self._workers) >= self._bounds.workers:
-            oldest = self._ledger.idle_workers()[0]
+            oldest = self.ledger.idle_workers()[0]
             self._forget_worker(oldest)
             actions.append(EndWorker(oldest.id))
-        sandbox = self._ledger.sandbox_for(request)
+        sandbox = self.ledger.sandbox_for(request)
         if sandbox is None:
             if len(self._sandboxes) >= self._bounds.sandboxes:
                 self._evict_sandbox(actions)
             self._count += 1
-            gpus = tuple(self._ledger.free_gpus()[: request.needs.gpus])
+            gpus = tuple(self.ledger.free_gpus()[: request.needs.gpus])
             sandbox = SandboxState(f"s{self._count}", replace(request.key.sandbox, gpus=gpus))
             self._sandboxes[sandbox.id] = sandbox
             actions.append(StartSandbox(sandbox.id, sandbox.key))
@@ -331,7 +320,7 @@ class Schedule:
         return worker
 
     def _evict_sandbox(self, actions: list[Action]) -> None:
-        found = [sandbox for sandbox in self._sandboxes.values() if self._ledger.unused(sandbox)]
+        found = [sandbox for sandbox in self._sandboxes.values() if self.ledger.unused(sandbox)]
         oldest = min(found, key=lambda one: max((self._workers[w].idle_since for w in one.workers), default=0.0))
         for worker in list(oldest.workers):
             self._forget_worker(self._workers[worker])
@@ -341,7 +330,7 @@ class Schedule:
     def _forget_worker(self, worker: Worker) -> None:
         del self._workers[worker.id]
         if worker.needs.memory_bytes or worker.gpus:
-            self._ledger.dying[worker.id] = worker
+            self.ledger.dying[worker.id] = worker
         sandbox = self._sandboxes[worker.sandbox]
         sandbox.workers.discard(worker.id)
         if not sandbox.workers and sandbox.expires is None:

@@ -27,6 +27,8 @@ from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 if TYPE_CHECKING:
+    import socket
+
     from atoll.host.storage_channels import WarmStorage
 
 MOST_REVOKED = 25
@@ -185,8 +187,10 @@ class LocalHost:
                     case "granted":
                         if not waiter.end_to_ask():
                             raise ChannelClosed("given up for another lease")
-                        descriptors = control.take_descriptors(3)
-                        lease = LocalLease(control, int(header["epoch"]), descriptors, bool(header["fresh"]), kind)
+                        descriptors, worker = control.take_descriptors(3), str(header.get("worker", ""))
+                        lease = LocalLease(
+                            control, int(header["epoch"]), descriptors, bool(header["fresh"]), kind, worker
+                        )
                         self._all.add(lease)
                         return lease
                     case "progress":
@@ -212,6 +216,12 @@ class LocalHost:
             waiter.end_to_ask()
             if ticket is not None:
                 ticket.disarm()
+
+    def dial(self, worker: str, port: int) -> socket.socket:
+        """Connect to a port inside the sandbox of a worker that serves a lease; see `host.dial`."""
+        from atoll.host.dial import dial
+
+        return dial(self.settings, worker, port)
 
     def open_storage(self) -> Channel:
         """See `contract.Host.open_storage`."""

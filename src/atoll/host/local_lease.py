@@ -49,11 +49,15 @@ class LocalLease:
         descriptors: data socket, stdout and stderr of the worker; owned from here on.
         fresh: the worker has been forked for this lease.
         kind: equal for leases that can serve the same calls.
+        worker: the worker's id, by which `LocalHost.dial` finds its sandbox.
     """
 
-    def __init__(self, control: Channel, epoch: int, descriptors: list[int], fresh: bool, kind: Any = None) -> None:
+    def __init__(
+        self, control: Channel, epoch: int, descriptors: list[int], fresh: bool, kind: Any = None, worker: str = ""
+    ) -> None:
         import socket
 
+        self.worker = worker
         self.kind = kind
         self._control = control
         self._protocol = CallProtocol(epoch, fresh=fresh)

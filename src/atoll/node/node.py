@@ -138,13 +138,19 @@ class Node:
         )
         self._interpreter: Interpreter | None = None
         self._cloners: set[asyncio.Task[None]] = set()
+        self._users = volumes.users(options.volumes_directory)
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
         identity = self._identities.user(user)
         directory = self._settings.volumes_directory / user
         volumes.prepare(directory, identity)
+        self._users.add(user)
         return directory, identity
+
+    def users(self) -> list[str]:
+        """Return the users who have a volume here."""
+        return list(self._users)
 
     async def settle(self) -> None:
         """Do at leisure what need not be done before the first call."""

@@ -24,6 +24,14 @@ SNAPSHOTS = "/data/.snapshots"
 _PARTS = ("", "data", "staging", "snapshots", "snapshots/trees")
 
 
+def users(directory: Path) -> set[str]:
+    """Return the users whose volumes are below `directory`."""
+    try:
+        return {entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)}
+    except OSError:
+        return set()
+
+
 def prepare(directory: Path, identity: Identity) -> None:
     """Make a user's volume at `directory`, if it is not there, and have it belong to its user.
 

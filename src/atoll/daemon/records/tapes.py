@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from atoll.daemon.records.recorder import Recorder
+from atoll.engine.contract import EngineLease
 from atoll.wire.output_tape import TapeReader
-
-if TYPE_CHECKING:
-    from atoll.engine.pool_state import Lease
 
 log = logging.getLogger("atoll.records")
 
@@ -30,7 +27,7 @@ class Outputs:
         self._recorder = recorder
         self._tapes: dict[str, tuple[TapeReader, str, str]] = {}
 
-    def open(self, lease: Lease, user: str, descriptor: int) -> None:
+    def open(self, lease: EngineLease, user: str, descriptor: int) -> None:
         """Take a lease's tape; a second one of the same lease, or what is no tape, is closed.
 
         Raises:
@@ -42,7 +39,7 @@ class Outputs:
             return
         self._tapes[lease.id] = tape, user, lease.worker
 
-    def close(self, lease: Lease) -> None:
+    def close(self, lease: EngineLease) -> None:
         """Take the rest of a lease's tape: its client has left."""
         known = self._tapes.pop(lease.id, None)
         if known is not None:

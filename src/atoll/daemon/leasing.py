@@ -1,0 +1,246 @@
+"""Rights of callers, and the way from a wish to a lease, whatever the transport.
+
+A caller is a user with rights. Code inside a sandbox calls as the sandbox's user, and never with more than the function
+around it has: its interpreter, its package indexes, at most its network. Rights are values: no rule asks who the local
+user is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atoll import errors
+from atoll.daemon.services import Services
+from atoll.engine.call_claims import never_started
+from atoll.engine.contract import EngineLease
+from atoll.environments.build import recipes
+from atoll.environments.built.records import Environment
+from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.node.node import policy_of_builds
+from atoll.sandbox.network.networks import within
+from atoll.storage.protocol.replies import FUNCTION, PROGRAM
+
+MAX_STORAGE_PEERS = 4
+MAX_NESTED_STORAGE_PEERS = 32
+"""How many storage peers the code in one worker may have open, and the code in all workers together."""
+
+STORAGE_PLACE_SECONDS = 3.0
+"""How long a function waits for one of them: a client that opens one after another does not see the last one end."""
+
+MAX_CLIENT = 64
+"""Characters of the name of a client's process."""
+
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A user who asks, with their rights.
+
+    Args:
+        user: an opaque id, also the name of the volume's directory: ASCII letters, digits, `_` and `-`.
+        parent: the worker whose code asks; None outside functions.
+        may_name_host_paths: mounts, and requirements that are files of this machine, with the owner's index credentials.
+        may_choose_interpreter: a Python of this machine, and variables that name package indexes.
+        may_administer: everybody's status and environments, and the daemon's end.
+        network: the most open policy that its functions may have.
+
+    Raises:
+        ValueError: `user` is no such id.
+    """
+
+    user: str
+    parent: str | None = None
+    may_name_host_paths: bool = False
+    may_choose_interpreter: bool = False
+    may_administer: bool = False
+    network: str = "outbound"
+
+    def __post_init__(self) -> None:
+        if not _USER.fullmatch(self.user):
+            raise ValueError(f"`{self.user}` cannot be a user's id")
+
+    @property
+    def nested(self) -> bool:
+        """Whether code inside a sandbox asks."""
+        return self.parent is not None
+
+    @property
+    def storage_client(self) -> str:
+        """The kind of client that a storage peer is told of."""
+        return FUNCTION if self.nested else PROGRAM
+
+
+def owner(user: str) -> Caller:
+    """Return the caller with every right: the owner of the machine's daemon."""
+    return Caller(user, may_name_host_paths=True, may_choose_interpreter=True, may_administer=True, network="host")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A client that waits, as `ask` tells it.
+
+    Args:
+        progress: takes a line about a build.
+        notice: takes a line that the user should read once.
+    """
+
+    progress: Callable[[str], None]
+    notice: Callable[[str], None]
+
+
+async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: object, listener: Listener) -> EngineLease:
+    """Check a wish, build its environment and ask the engine for a worker.
+
+    Args:
+        client: names the process that asks, as the client claims.
+
+    Raises:
+        ValueError: `client` is no short text.
+        ResourcesUnavailable: the caller may not ask for it, or the machine can never grant it.
+        SandboxUnavailable: its network cannot be made here.
+        EnvironmentBuildError, DiskFull, StateUnusable: as `EnvironmentStore.ensure`.
+    """
+    if not isinstance(client, str) or len(client) > MAX_CLIENT:
+        raise ValueError("`client` must be a short text")
+    spec = checked(services, caller, spec)
+    services.node.expect_network(spec.network, caller.user)
+    services.node.machine.allot(spec.machine_type, listener.notice)
+    environment = await build(services, caller, spec.environment, listener.progress)
+    spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
+    return services.engine.ask(caller.user, spec, environment, caller.parent, client)
+
+
+async def build(
+    services: Services, caller: Caller, spec: EnvironmentSpec, progress: Callable[[str], None]
+) -> Environment:
+    """Return the environment of a spec that `checked` has returned; built if it is absent."""
+    if caller.nested or caller.network != "host":
+        policy_of_builds.set(_outer_network(services, caller))  # for this task, and the builds that it starts
+    return await services.node.environments.ensure(spec, progress, nested=not caller.may_name_host_paths)
+
+
+def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
+    """Return the spec within the caller's rights.
+
+    Raises:
+        ResourcesUnavailable, EnvironmentBuildError: the caller may not ask for it.
+    """
+    if caller.may_name_host_paths:
+        for target, source in spec.mounts:
+            _check_mount(target, source)
+    elif spec.mounts and caller.nested:
+        raise errors.ResourcesUnavailable(
+            "a function called from inside a sandbox cannot have `mounts`",
+            hint="call it from the program itself, or put the data below `/data`",
+        )
+    elif spec.mounts:
+        raise errors.ResourcesUnavailable("`mounts` are not for this user", hint="put the data below `/data`")
+    environment = checked_environment(services, caller, spec.environment)
+    network = spec.network
+    if caller.nested or caller.network != "host":
+        network = within(network, _outer_network(services, caller))
+    return replace(spec, environment=environment, network=network)
+
+
+def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpec) -> EnvironmentSpec:
+    """Return the environment's spec within the caller's rights; see `checked`."""
+    if not caller.may_name_host_paths:
+        recipes.refuse_host_paths(spec)
+    if caller.may_choose_interpreter:
+        return spec
+    # A function's own Python is the one that its callers had asked for; another caller gets the machine's.
+    outer = services.engine.environment_of(caller.parent) if caller.parent is not None else EnvironmentSpec()
+    version = spec.python_version or outer.python_version
+    return replace(spec, interpreter=outer.interpreter, index=outer.index, python_version=version)
+
+
+def _outer_network(services: Services, caller: Caller) -> str:
+    return services.engine.network_of(caller.parent) if caller.parent is not None else caller.network
+
+
+def record_refusal(services: Services, caller: Caller, spec: LeaseSpec, claim: Any, error: BaseException) -> None:
+    """Record a call that got no worker, because of an error or because its client left.
+
+    Args:
+        claim: the client's description of the call, unchecked.
+    """
+    record = never_started(claim, spec.function, caller.user, caller.nested, error)
+    if record is not None:
+        services.recorder.add(record)
+
+
+async def dial(services: Services, caller: Caller, worker: object, port: object) -> socket.socket:
+    """Connect to a port inside the sandbox of a worker that serves a lease of this user.
+
+    Raises:
+        ValueError: `worker` is no text, or `port` no number from 1 to 65535.
+        ResourcesUnavailable: a function asks.
+        WorkerDied: no worker of this user has that id and a lease.
+        PortUnreachable: nothing listens there.
+    """
+    if caller.nested:
+        raise errors.ResourcesUnavailable("a function cannot dial a sandbox", hint="dial from the program itself")
+    if not isinstance(worker, str) or type(port) is not int or not 0 < port < 1 << 16:
+        raise ValueError("`dial` names a worker and a port from 1 to 65535")
+    lease = services.engine.find(caller.user, worker)
+    if lease is None:
+        raise errors.WorkerDied(f"the worker `{worker[:MAX_CLIENT]}` has ended", hint="call the function again")
+    return await lease.dial(port)
+
+
+@contextlib.asynccontextmanager
+async def storage_place(services: Services, caller: Caller) -> AsyncIterator[None]:
+    """Count a storage peer of a function while the context is open; each is a process outside the worker's limits.
+
+    Raises:
+        ResourcesUnavailable: the function, or all together, have as many as they may for `STORAGE_PLACE_SECONDS`.
+    """
+    worker, places = caller.parent, services.storage_peers
+    if worker is None:
+        yield
+        return
+    deadline = time.monotonic() + STORAGE_PLACE_SECONDS
+    while places[worker] >= MAX_STORAGE_PEERS or places.total() >= MAX_NESTED_STORAGE_PEERS:
+        if time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+            continue
+        raise errors.ResourcesUnavailable(
+            f"functions may work on `/data` through {MAX_STORAGE_PEERS} clients each at a time, and all functions "
+            f"together through {MAX_NESTED_STORAGE_PEERS}",
+            hint="sync fewer directories at a time, or read and write `/data` directly",
+        )
+    places[worker] += 1
+    try:
+        yield
+    finally:
+        places[worker] -= 1
+        if not places[worker]:
+            del places[worker]
+
+
+RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
+
+
+def _check_mount(target: str, source: str) -> None:
+    path = os.path.normpath(target)
+    if not target.startswith("/") or path == "/" or ".." in target.split("/"):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}` must be an absolute path below `/`", hint="for example `/datasets`"
+        )
+    if any(path == taken or path.startswith(taken + "/") for taken in (*RESERVED_TARGETS, "/tmp", "/run")):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}` would hide a part of the sandbox", hint="choose a path of its own, such as `/datasets`"
+        )
+    if not os.path.isabs(source) or not os.path.isdir(source):
+        raise errors.ResourcesUnavailable(
+            f"mount `{target}`: `{source}` is not a directory of this machine", hint="give an existing directory"
+        )

@@ -1,0 +1,82 @@
+"""Requests that are no calls, whatever the transport: status, records of calls, volumes, environments.
+
+Names and JSON-compatible data in, data out. Each caller sees only their own; an administrator sees everybody's status.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from atoll import __version__, errors
+from atoll.daemon import leasing, restore
+from atoll.daemon.leasing import Caller
+from atoll.daemon.records import requests as records
+from atoll.daemon.services import Services
+from atoll.environments import requests as environments
+from atoll.model.specs import EnvironmentSpec
+
+ENDINGS = ("stop", "drain")
+"""Requests that end the daemon: at once, or with its last client. The transport obeys after the answer."""
+
+_ENVIRONMENTS_OF_ALL = ("environments.build", "environments.lock")
+"""Requests for environments that show and change nothing of other users."""
+
+
+async def answer(
+    services: Services, caller: Caller, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Answer a request.
+
+    Raises:
+        ProtocolMismatch: there is no such request.
+        ResourcesUnavailable: it is not for this caller.
+        VolumeBusy: a function asks for a restore.
+        AtollError, ValueError: as the services raise.
+    """
+    if caller.nested:
+        if name == "volume.restore":
+            raise restore.refused_inside()
+        raise errors.ResourcesUnavailable("a function cannot control the daemon", hint="use the command line")
+    if name == "status":
+        return await _status(services, caller)
+    if name in ENDINGS:
+        _check_administers(caller, name)
+        return {}
+    if name.startswith("calls."):
+        await services.outputs.look()
+        return await records.handle(services.recorder, caller.user, name, arguments)
+    if name.startswith("volume."):
+        return await restore.handle(services, caller.user, name, arguments, progress)
+    if name.startswith("environments."):
+        if not caller.may_administer:
+            if name not in _ENVIRONMENTS_OF_ALL:
+                _check_administers(caller, name)
+            asked = EnvironmentSpec.from_data(arguments.get("environment"))
+            spec = leasing.checked_environment(services, caller, asked)
+            arguments = {**arguments, "environment": spec.to_data()}
+        found: dict[str, Any] = await environments.handle(services.node.environments, name, arguments, progress)
+        return found
+    raise errors.ProtocolMismatch(f"unknown request `{name}`", hint="upgrade the older side")
+
+
+def _check_administers(caller: Caller, name: str) -> None:
+    if not caller.may_administer:
+        raise errors.ResourcesUnavailable(f"`{name}` is for administrators", hint="ask the machine's owner")
+
+
+async def _status(services: Services, caller: Caller) -> dict[str, Any]:
+    user = None if caller.may_administer else caller.user
+    sandboxes, workers = await services.engine.status(user)
+    return {
+        "daemon": {
+            "pid": os.getpid(),
+            "version": __version__,
+            "started_at": services.started_at,
+            "home": str(services.settings.home),
+            "waiting": services.engine.waiting(user),
+        },
+        "sandboxes": sandboxes,
+        "workers": workers,
+    }

@@ -1,0 +1,69 @@
+"""Services of one machine: node, engine, records and housekeeping, whatever the transport of requests.
+
+The daemon's control socket builds on them today, a server later. Each request names its user (`leasing.Caller`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+from atoll.daemon.housekeeping import Housekeeping
+from atoll.daemon.records.recorder import Recorder
+from atoll.daemon.records.tapes import Outputs
+from atoll.engine.contract import Connect, Engine
+from atoll.engine.pool import Pool
+from atoll.node.node import Node
+from atoll.settings import Settings
+
+
+class Services:
+    """Everything that serves calls and requests on this machine.
+
+    Args:
+        options: the state directory and its options.
+        on_connect: serves the connections that code inside workers opens.
+
+    Raises:
+        StateUnusable, DiskFull: the state cannot be prepared.
+    """
+
+    def __init__(self, options: Settings, on_connect: Connect) -> None:
+        self.settings = options
+        self.started_at = time.time()
+        self.node = Node(options)
+        self.recorder = Recorder(options.records_directory, options.records)
+        self.outputs = Outputs(self.recorder)
+        self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
+        self.housekeeping = Housekeeping(self.node, self.engine)
+        self.storage_peers: Counter[str] = Counter()
+        """How many storage peers the code in each worker has open."""
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    @property
+    def look_seconds(self) -> float:
+        """How often to look for work of the housekeeping, and whether the daemon has idled for long enough."""
+        return min(1.0, max(self.settings.pool.daemon_idle_seconds / 4, 0.05))
+
+    def start(self) -> None:
+        """Begin the work in the background."""
+        for work in (self.engine.watch(), self.outputs.watch(), self.housekeeping.watch(self.look_seconds)):
+            self._tasks.append(asyncio.ensure_future(work))
+
+    def prepare(self) -> None:
+        """Begin the work that the first call need not wait for."""
+        self._tasks.append(asyncio.ensure_future(self.node.settle()))
+
+    async def close_engine(self) -> None:
+        """End the work in the background and every sandbox; connections that hold leases then end."""
+        for task in self._tasks:
+            task.cancel()
+        await self.engine.close()
+
+    async def close(self) -> None:
+        """Close the rest, after `close_engine`, when no connection is left."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.node.close()
+        await asyncio.to_thread(self.recorder.close)

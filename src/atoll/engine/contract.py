@@ -1,0 +1,141 @@
+"""The contract of an engine: leases of workers, as the daemon's services and a server ask for them.
+
+An engine runs in one event loop: every method is called there, and none blocks the loop. Each user sees and holds only
+leases of their own. `tests/conformance/test_engine.py` runs against every implementation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from atoll.environments.built.records import Environment
+from atoll.model.specs import EnvironmentSpec, LeaseSpec
+
+Rows = list[dict[str, Any]]
+"""JSON-compatible rows; times are seconds since the epoch."""
+
+Connect = Callable[[socket.socket, str, str], Awaitable[None]]
+"""Serves a nested connection: its socket, the user, the worker whose call opened it."""
+
+
+class EngineLease(Protocol):
+    """A client's hold on one worker."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def worker(self) -> str:
+        """The worker's id; empty until the lease is granted."""
+
+    @property
+    def epoch(self) -> int:
+        """The number that each call of the lease carries."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the worker was forked for this lease."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The client's ends (data socket, stdout, stderr), until `close_descriptors`; empty before the grant."""
+
+    @property
+    def granted(self) -> asyncio.Future[None]:
+        """Done when the worker is there; fails with `ResourcesUnavailable` when the lease can never be granted."""
+
+    @property
+    def ended(self) -> asyncio.Future[dict[str, Any] | None]:
+        """Done when the worker has left: an error as data, or None when it gave the lease up between two calls."""
+
+    def position(self) -> int:
+        """Return how many requests are before this one; -1 once it is granted."""
+
+    def may_run(self) -> bool:
+        """Whether the worker claims to have left the lease and serves no other: its call may still run."""
+
+    def close_descriptors(self) -> None:
+        """Close the client's ends here, after they were sent to the client."""
+
+    def kill(self) -> None:
+        """Kill the worker, idle or busy, unless it serves another lease meanwhile."""
+
+    def release(self) -> None:
+        """End the lease, waiting or granted: a call that runs under it is killed, an idle worker is kept."""
+
+    async def dial(self, port: int) -> socket.socket:
+        """Connect to `port` of 127.0.0.1 inside the worker's sandbox; the caller owns the socket, which blocks.
+
+        A sandbox with network `host` shares the machine's ports.
+
+        Raises:
+            PortUnreachable: nothing listens there, or the sandbox does not answer.
+            WorkerDied: the lease has no worker any more.
+        """
+
+
+class Engine(Protocol):
+    """A place that finds or starts workers for leases."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is alive and nothing waits."""
+
+    def waiting(self, user: str | None = None) -> int:
+        """Return how many requests wait for a worker, of one user or of all."""
+
+    def ask(
+        self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = ""
+    ) -> EngineLease:
+        """Ask for a worker.
+
+        Args:
+            parent: the worker whose call asks, for a nested call.
+            client: names the process that asks; it passes leases on by itself.
+
+        Raises:
+            ResourcesUnavailable: this engine has nothing of the machine type.
+        """
+
+    def find(self, user: str, worker: str) -> EngineLease | None:
+        """Return the lease that a worker of this user serves now."""
+
+    def environment_of(self, worker: str) -> EnvironmentSpec:
+        """Return the environment that the worker's lease named: nested calls use the same interpreter and indexes."""
+
+    def network_of(self, worker: str) -> str:
+        """Return the network policy of a worker's sandbox; the strictest for a worker that is gone."""
+
+    def is_quiet(self, user: str) -> bool:
+        """Whether `quiet` holds up the user's calls."""
+
+    def quiet(self, user: str, busy: Callable[[], Awaitable[None]]) -> AbstractAsyncContextManager[None]:
+        """End the user's idle sandboxes, wait for their calls, and hold new calls up while the context is open.
+
+        Nested calls of running calls still start, since those wait for them.
+
+        Args:
+            busy: awaited again and again while calls run; raises to give up.
+
+        Raises:
+            VolumeBusy: another `quiet` of this user is open.
+        """
+
+    async def running(self, user: str) -> list[dict[str, str]]:
+        """Return `call` and `function` of each call that a user runs now, as far as the sandboxes report."""
+
+    async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
+        """Return sandboxes and workers that live, of one user or of all."""
+
+    def oldest_sandbox(self, user: str) -> float | None:
+        """Return when the user's oldest live sandbox was started, in seconds since the epoch; None without any."""
+
+    async def watch(self) -> None:
+        """Keep workers within their limits; runs until cancelled."""
+
+    async def close(self) -> None:
+        """End every sandbox and wait until they are gone."""

@@ -1,0 +1,352 @@
+"""Messages between the pool and its sandboxes: their agents and workers.
+
+Nothing that arrives is trusted: code of a function shares its sandbox with the agent. A message may end its own
+sandbox or worker, and says nothing about those of another sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from atoll import errors
+from atoll.engine.actions import Action
+from atoll.engine.contract import Connect
+from atoll.engine.limiting import Limiting
+from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, why_ended
+from atoll.engine.preloading import Preloading
+from atoll.engine.schedule import Schedule
+from atoll.model.records import CallRecord
+from atoll.model.resources import Allotment
+from atoll.node.node import Node, NodeSandbox
+from atoll.sandbox.limits.memory_watchdog import first_processes
+from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError
+
+log = logging.getLogger("atoll.pool")
+
+PRELOAD_SECONDS = 0.1
+"""How long after its first worker a sandbox imports packages ahead: many sandboxes have ended by then."""
+
+USAGE_SECONDS = 0.5
+"""How long agents may take to report usage."""
+
+DIAL_SECONDS = 10.0
+"""How long an agent may take to connect to a port."""
+
+MAX_DIALS = 64
+"""How many connections an agent may owe."""
+
+MAX_NAME = 128
+"""Characters that are kept of a call's id or a function's name from an agent."""
+
+MAX_NESTED_CONNECTIONS = 160
+"""How many connections to the daemon the code in one worker may have open: more than the SDK has threads."""
+
+_NO_LINGER = struct.pack("ii", 0, 0)
+
+
+class Messages:
+    """Sends to agents and workers, and handles their messages.
+
+    Args:
+        state: changed when a worker or sandbox starts to live or ends.
+        schedule: told of these events; `perform` carries its actions out.
+        on_record: takes the records of calls that are over.
+        on_connect: serves the connections that code inside workers opens.
+    """
+
+    def __init__(
+        self,
+        state: PoolState,
+        schedule: Schedule,
+        perform: Callable[[list[Action]], None],
+        node: Node,
+        on_record: Callable[[CallRecord], None],
+        on_connect: Connect,
+    ) -> None:
+        self._state = state
+        self._schedule = schedule
+        self._perform = perform
+        self._on_record = on_record
+        self._on_connect = on_connect
+        self._dial_count = 0
+        self.limiting = Limiting(node.limits, state.workers, self._worker_spent)
+        variables = node.machine.gpus.variables
+        self._preloading = Preloading(state.sandboxes, state.environments, variables, self.to_agent)
+
+    # --- to agents and workers ----------------------------------------------------------------------------------
+
+    def to_agent(self, sandbox: str, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send to a sandbox's agent; a sandbox whose agent does not read is ended."""
+        known = self._state.sandboxes.get(sandbox)
+        if known is None:
+            return
+        try:
+            known.node.channel.post(message, descriptors)
+        except ChannelClosed:
+            self._state.spawn(known.node.kill())
+
+    def to_worker(self, worker: PoolWorker, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send to a worker; one that does not read is killed."""
+        try:
+            worker.control.post(message, descriptors)
+        except ChannelClosed:
+            self.kill(worker)
+
+    def kill(self, worker: PoolWorker) -> None:
+        self.to_agent(worker.sandbox, {"type": "kill", "worker": worker.id})
+
+    async def usage(self, user: str | None) -> dict[str, Any]:
+        """Ask the agents for usage, by worker; an agent that does not answer in time is left out."""
+        asked = {}
+        for sandbox in self._state.sandboxes_of(user):
+            if sandbox.usage is None or sandbox.usage.done():
+                sandbox.usage = asyncio.get_running_loop().create_future()
+                self.to_agent(sandbox.id, {"type": "usage"})
+            asked[sandbox.id] = sandbox.usage
+        if asked:
+            await asyncio.wait(asked.values(), timeout=USAGE_SECONDS)
+        found: dict[str, Any] = {}
+        for name, answer in asked.items():
+            if answer.done() and not answer.cancelled():
+                for worker, claimed in answer.result().items():
+                    if self._state.worker_of(name, worker) is not None and isinstance(claimed, dict):
+                        found[worker] = {word: number for word, number in claimed.items() if type(number) is int}
+                        for word in ("call", "function"):
+                            found[worker][word] = str(claimed.get(word, ""))[:MAX_NAME]
+        return found
+
+    async def dial(self, sandbox: PoolSandbox, port: int) -> socket.socket:
+        """Have a sandbox's agent connect to a port of its loopback; see `contract.EngineLease.dial`."""
+        if len(sandbox.dials) >= MAX_DIALS:
+            raise errors.PortUnreachable("the sandbox does not answer: too many connections wait", hint="try again")
+        self._dial_count += 1
+        answer: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        sandbox.dials[self._dial_count] = answer
+        sandbox.node.channel.bound_descriptors(len(sandbox.dials))  # one for each answer that is still to come
+        self.to_agent(sandbox.id, {"type": "dial", "number": self._dial_count, "port": port})
+        try:
+            return await asyncio.wait_for(answer, DIAL_SECONDS)
+        except TimeoutError as error:
+            raise errors.PortUnreachable(
+                f"the sandbox does not answer: no connection to port {port}", hint="try again"
+            ) from error
+
+    # --- from agents --------------------------------------------------------------------------------------------
+
+    async def watch_sandbox(self, name: str, node: NodeSandbox) -> None:
+        """Handle an agent's messages until its sandbox is gone, and tell everybody who waits for a worker of it."""
+        failure: errors.AtollError | None = errors.InternalError("the sandbox was lost", hint="see `atoll logs`")
+        try:
+            with contextlib.suppress(ChannelClosed, FrameError, ValueError):
+                while True:
+                    self._from_agent(name, (await node.channel.receive()).header, node.channel)
+                    node.channel.drop_descriptors()
+            await node.kill()
+            failure = await node.failure()
+        finally:
+            node.close()
+            self._sandbox_gone(name, failure)
+
+    def _from_agent(self, name: str, message: dict[str, Any], channel: AsyncChannel) -> None:
+        match message.get("type"):
+            case "exited":
+                self._worker_exited(name, str(message.get("worker")), int(str(message.get("status", 0))), message)
+            case "usage":
+                pending = self._state.sandboxes[name].usage
+                if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
+                    pending.set_result(message["workers"])
+            case "preloaded":
+                self._preloading.finished(name, message)
+            case "dialled":
+                self._dialled(self._state.sandboxes[name], message, channel)
+
+    def _dialled(self, sandbox: PoolSandbox, message: dict[str, Any], channel: AsyncChannel) -> None:
+        number = message.get("number")
+        answer = sandbox.dials.pop(number, None) if type(number) is int else None
+        if answer is None:
+            raise FrameError("`dialled` answers no request")
+        try:
+            if "error" in message:
+                failure = errors.PortUnreachable(
+                    f"nothing answers inside the sandbox: {str(message['error'])[:MAX_NAME]}",
+                    hint="the function must listen on that port of `127.0.0.1` or of every address",
+                )
+                if not answer.done():
+                    answer.set_exception(failure)
+                return
+            dialled = _received(channel, "dialled", socket.AF_INET)
+            dialled.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)  # else `close` could wait for its peer
+            dialled.setblocking(True)
+            if answer.done():  # given up meanwhile
+                dialled.close()
+            else:
+                answer.set_result(dialled)
+        finally:
+            channel.bound_descriptors(len(sandbox.dials))
+
+    def _sandbox_gone(self, name: str, failure: errors.AtollError | None) -> None:
+        sandbox = self._state.sandboxes.pop(name)
+        self._preloading.ended(name)
+        if failure is None and not sandbox.lived and not sandbox.unwanted:
+            failure = errors.SandboxUnavailable(
+                "the sandbox's agent ended before it served a call",
+                hint="see `sandboxes.log` beside the daemon's log, and run `atoll doctor`",
+            )
+        if failure is not None:
+            log.warning("sandbox_failed id=%s error=%s", name, failure)
+        died = errors.WorkerDied(
+            "the sandbox of the call has ended, and its worker with it",
+            hint="call again: a new one is started",
+            signal=9,
+        )
+        for worker in self._state.workers_in(name):
+            started = worker.pid != 0  # else its lease's call has not begun, and is sent again
+            self._end_worker(worker, failure or (died if started else None))
+        for answer in sandbox.dials.values():
+            if not answer.done():
+                answer.set_exception(died)
+        log.info("sandbox_ended id=%s", name)
+        self._state.changed.set()
+        self._perform(self._schedule.sandbox_ended(name))
+
+    def _worker_exited(self, sandbox: str, name: str, status: int, message: dict[str, Any]) -> None:
+        worker = self._state.worker_of(sandbox, name)
+        if worker is None:
+            return
+        exceeded = worker.limit.exceeded() if worker.limit is not None else None
+        reason = str(message.get("reason", ""))
+        error = why_ended(status, exceeded, worker.allotment, reason) if reason != "idle" else None
+        left = worker.cancelled or worker.lease is None
+        for record in worker.place.last_records(message, nested=worker.nested, error=error, left=left):
+            self._on_record(record)
+        self._end_worker(worker, error)
+        self._perform(self._schedule.worker_ended(time.monotonic(), name, expired=worker.expired))
+
+    def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
+        self._state.workers.pop(worker.id, None)
+        self._state.changed.set()
+        self.limiting.ended(worker)
+        self._state.end_lease(worker, None if worker.expired else error)
+        worker.control.close()
+        if worker.limit is not None:
+            worker.limit.close()
+
+    # --- from workers -------------------------------------------------------------------------------------------
+
+    async def listen(self, name: str, control: AsyncChannel) -> None:
+        """Handle one worker's messages until it is gone; one that does not keep to the protocol is killed."""
+        try:
+            while True:
+                message = (await control.receive()).header
+                worker = self._state.workers.get(name)
+                if worker is None:
+                    return
+                self._from_worker(worker, message, control)
+                control.drop_descriptors()
+                await asyncio.sleep(0)  # a worker that never stops sending leaves the loop to others between messages
+        except ChannelClosed:
+            pass
+        except (FrameError, ValueError, TypeError, KeyError) as error:
+            log.warning("worker_broke_protocol id=%s error=%r", name, error)
+            worker = self._state.workers.get(name)
+            if worker is not None:
+                self.kill(worker)
+
+    def _from_worker(self, worker: PoolWorker, message: dict[str, Any], control: AsyncChannel) -> None:
+        match message.get("type"):
+            case "hello":
+                if worker.pid:  # once, before any code of a function runs: a child of it could name itself
+                    return
+                worker.pid = control.sender_pid
+                sandbox = self._state.sandboxes[worker.sandbox]
+                worker.init, worker.agent = first_processes(worker.pid, sandbox.node.pid)
+                if not sandbox.lived:
+                    sandbox.lived = True
+                    asyncio.get_running_loop().call_later(PRELOAD_SECONDS, self._preloading.begin, sandbox.id)
+                if is_limited_first(worker.allotment):
+                    self._state.spawn(self._limit_and_start(worker))
+            case "idle":
+                epoch = int(message["epoch"])
+                if worker.lease is None or worker.lease.epoch == epoch:
+                    self._state.end_lease(worker, None)
+                    self._perform(self._schedule.worker_idle(time.monotonic(), worker.id, epoch))
+            case "paused" | "resumed" as kind:
+                paused = kind == "paused"
+                self._perform(self._schedule.worker_paused(worker.id, int(message["epoch"]), paused=paused))
+            case "expired":
+                worker.expired = True
+            case "imported":
+                self._preloading.imported(worker, message)
+            case "records":
+                for record in worker.place.reported(message, nested=worker.nested):
+                    self._on_record(record)
+            case "connect":
+                connection = _received(control, "connect", socket.AF_UNIX)
+                connections = sum(one.connections for one in self._state.workers.values())
+                if worker.connections >= MAX_NESTED_CONNECTIONS or connections >= _max_connections():
+                    connection.close()
+                else:
+                    self._state.spawn(self._serve_nested(worker, connection))
+
+    async def _limit_and_start(self, worker: PoolWorker) -> None:
+        """Let a worker begin its first call, once it is under its limit."""
+        try:
+            await self.limiting.begin(worker)
+        finally:
+            self.to_worker(worker, {"type": "go"})
+
+    async def _serve_nested(self, worker: PoolWorker, connection: socket.socket) -> None:
+        worker.connections += 1
+        try:
+            await self._on_connect(connection, worker.key.sandbox.user, worker.id)
+        finally:
+            worker.connections -= 1
+
+    def _worker_spent(self, worker: PoolWorker) -> None:
+        if not worker.spent:
+            worker.spent = True
+            log.info("worker_spent id=%s reason=processes", worker.id)
+            self._perform(self._schedule.worker_spent(worker.id))
+
+
+def is_limited_first(allotment: Allotment) -> bool:
+    """Whether a worker waits for its limit before its first call."""
+    return bool(allotment.machine_type)
+
+
+def _received(control: AsyncChannel, kind: str, family: socket.AddressFamily) -> socket.socket:
+    """Take the stream socket that a sandbox has sent with a message.
+
+    Raises:
+        FrameError: another thing came, or nothing: closing a socket of another family could wait for its peer.
+    """
+    try:
+        (descriptor,) = control.take_descriptors(1)
+    except ChannelClosed as error:
+        raise FrameError(f"`{kind}` came without a connection") from error
+    try:
+        connection = socket.socket(fileno=descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise FrameError(f"`{kind}` came with something else than a connection") from error
+    if connection.family != family or connection.type != socket.SOCK_STREAM:
+        connection.close()
+        raise FrameError(f"`{kind}` came with a socket of another kind")
+    return connection
+
+
+def _max_connections() -> int:
+    """Return how many connections the code in all workers may have open: half of the descriptors that there may be."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // 2 if soft != resource.RLIM_INFINITY else 1 << 20
