@@ -11,6 +11,7 @@ meets all of them. The first round warms the page cache and the bytecode, and is
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from peers import BarePython, Bubblewrap, Isolate, Uv, WarmPool, compiled_cloudpickle, has_isolate, stop_daemon
-from table import Comparison, Samples, command_line, finish, say
+from table import Comparison, Figure, Row, Samples, command_line, finish, say
 
 from atoll.errors import SandboxUnavailable
 from atoll.sandbox import programs
 
 WARM_CALLS = 300
+MAP_SECONDS = 1.0
 PACKAGES = ["numpy==2.2.6", "requests==2.32.3", "rich==13.9.4"]
 """What the measured environment holds: about 30 MB and 900 modules to compile."""
 
@@ -48,6 +50,10 @@ def has_pasta() -> bool:
         return False
 
 
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def wait_no_sandbox() -> None:
     """Wait until the daemon has none."""
     from atoll import local
@@ -56,7 +62,29 @@ def wait_no_sandbox() -> None:
         time.sleep(0.002)
 
 
-def measure_calls(place: Path, rounds: int) -> list[Comparison]:
+def p99(samples: Samples) -> float:
+    return sorted(samples.seconds)[int(0.99 * len(samples.seconds))]
+
+
+def measure_map(rounds: int) -> list[Row]:
+    """`map` of one long call for each slot, beside one such call: all slots are used at once."""
+    from atoll import isolated, local
+
+    status = local.request_running("status", {})
+    slots = int(status["slots"]) if status else 1
+    pausing = isolated(keep_alive=600)(pause)
+    one, wide = Samples("one call of 1 s"), Samples(f"map: {slots} calls of 1 s, {slots} slots")
+    list(pausing.map([0.01] * slots))
+    for number in range(max(1, rounds // 3)):
+        say(f"map: round {number + 1} of {max(1, rounds // 3)}")
+        with one.time():
+            pausing(MAP_SECONDS)
+        with wide.time():
+            list(pausing.map([MAP_SECONDS] * slots))
+    return [Comparison(wide, one, aim=1.1)]
+
+
+def measure_calls(place: Path, rounds: int) -> list[Row]:
     """Calls in each state, and processes that do the same without Atoll."""
     from atoll import isolated
 
@@ -106,16 +134,18 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
         for call, samples in ((staying, warm), (pool.call, executor)):
             for _ in range(20):
                 call(1, 2)
+            began = time.process_time()
             for _ in range(WARM_CALLS):
                 with samples.time():
                     call(1, 2)
+            samples.cpu_seconds.append((time.process_time() - began) / WARM_CALLS)
         if number == 0:
             for samples in everything:
                 samples.clear()
     pool.close()
     if isolate is not None:
         isolate.close()
-    rows = [
+    rows: list[Row] = [
         Comparison(first, aim=300.0),
         Comparison(first, isolated_call),
         Comparison(cold, sandbox, aim=1.3),
@@ -123,10 +153,16 @@ def measure_calls(place: Path, rounds: int) -> list[Comparison]:
         Comparison(cold, python),
         Comparison(cold, isolated_call),
         Comparison(new, aim=4.0),
-        Comparison(warm, executor, aim=1.0),
+        Comparison(warm, executor, aim=0.7),
+        Figure("warm call: client CPU", statistics.median(warm.cpu_seconds) * 1e6, "us", aim=45.0),
+        Figure("warm call: p99 by the median", p99(warm) / warm.median, "times", aim=2.0),
         Comparison(warm, isolated_call),
     ]
-    return [row for row in rows if row.ours.seconds and (row.peer is None or row.peer.seconds)]
+    return [
+        row
+        for row in rows
+        if isinstance(row, Figure) or (row.ours.seconds and (row.peer is None or row.peer.seconds))
+    ]
 
 
 def measure_preloading(rounds: int) -> list[Comparison]:
@@ -207,6 +243,7 @@ def main() -> int:
             rows = measure_calls(place, rounds)
             if not options.tiny:
                 rows += measure_preloading(rounds)
+            rows += measure_map(rounds)
             rows += measure_environments(place, max(1, rounds // 3), packages)
             rows += measure_import(place, rounds)
         finally:
