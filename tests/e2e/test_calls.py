@@ -673,11 +673,11 @@ def test_a_function_cannot_stop_the_daemon() -> None:
 
 def test_a_stored_call_runs_when_its_caller_is_gone() -> None:
     """A queue keeps a call as bytes, with its modules and large buffers; whoever takes it out runs it on a host."""
-    request = isolated(sized).request((pickle.PickleBuffer(bytearray(b"x" * 5000)), Point(1, 2)))
+    request = isolated(sized).request((pickle.PickleBuffer(bytearray(b"x" * 5000)), Point(1)))
     assert request.call.buffers
     stored = StoredCall.from_bytes(StoredCall(*request).to_bytes())
     message = local.run(stored.spec, stored.call, stored.bundle, CallerStreams())
-    assert loads_result(message.buffers[0], message.buffers[1:]) == (5000, Point(1, 2))
+    assert loads_result(message.buffers[0], message.buffers[1:]) == (5000, Point(1))
 
 
 def sized(data: Any, point: Point) -> tuple[int, Point]:

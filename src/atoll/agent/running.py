@@ -1,11 +1,13 @@
-"""How a worker runs what it was given: plain functions, coroutines, and generators of both kinds.
+"""Functions of the user in a worker: plain functions, coroutines, and generators of both kinds.
 
-All coroutines of a worker run on one event loop, so that what `setup_function` made on it still works at the next
-call; what a call leaves on the loop is cancelled when the call ends.
+All coroutines of a worker run on one event loop, so that objects that `setup_function` made on it still work at the
+next call. Tasks that a call leaves on the loop are cancelled when the call ends.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
@@ -46,7 +48,7 @@ def _event_loop() -> Any:
 
 
 def _cancel_rest(loop: Any) -> None:
-    """Cancel what a coroutine has left running, as `asyncio.run` does."""
+    """Cancel the tasks that a coroutine has left, as `asyncio.run` does."""
     import asyncio
 
     rest = asyncio.all_tasks(loop)
@@ -58,7 +60,7 @@ def _cancel_rest(loop: Any) -> None:
 
 
 def _iterate(generator: Any) -> Iterator[Any]:
-    """Give the items of an async generator; closing this closes that."""
+    """Yield the items of an async generator; closing this closes it."""
     loop = _event_loop()
     try:
         while True:
@@ -72,3 +74,54 @@ def _iterate(generator: Any) -> Iterator[Any]:
         if close is not None:
             loop.run_until_complete(close())
         _cancel_rest(loop)
+
+
+PATIENCE_SECONDS = 0.05
+
+
+class Pacer:
+    """Watches the sends of one generator's items: one that is ahead of its consumer does not compute, and its core is
+    free for other calls.
+
+    Only a thread sees that a send waits: it tells the daemon after `PATIENCE_SECONDS`, and the end of the send is told
+    too. Otherwise a loop over the items that makes calls of its own would deadlock where the generator has the last
+    core.
+
+    Args:
+        tell: sends a message to the daemon; from any thread.
+        epoch: of the lease.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], epoch: int) -> None:
+        self._tell = tell
+        self._epoch = epoch
+        self._lock = threading.Lock()
+        self._since = 0.0
+        self._is_paused = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="atoll-pacer", daemon=True).start()
+
+    def __enter__(self) -> None:
+        """Begin to send an item."""
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._since = 0.0
+            if self._is_paused:
+                self._is_paused = False
+                self._tell({"type": "resumed", "epoch": self._epoch})
+
+    def close(self) -> None:
+        """End the watching."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(PATIENCE_SECONDS):
+            with self._lock:
+                if self._since and not self._is_paused and time.monotonic() - self._since >= PATIENCE_SECONDS:
+                    self._is_paused = True
+                    try:
+                        self._tell({"type": "paused", "epoch": self._epoch})
+                    except OSError:  # the daemon is gone, and this worker ends soon
+                        return

@@ -15,7 +15,7 @@ Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `e
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `wire.nested`), `records`
-(see `agent.usage`), `imported` (see `agent.preloading`), `paused` and `resumed` (see `agent.pacing`).
+(see `agent.usage`), `imported` (see `agent.preloading`), `paused` and `resumed` (see `agent.running`).
 """
 
 from __future__ import annotations
@@ -303,11 +303,9 @@ class Worker:
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
         """Send the items as they are made, until their end or until the client has had enough."""
-        from atoll.agent import pacing
-
         heard = select.poll()
         heard.register(data, select.POLLIN)
-        pacer = pacing.Pacer(self._control.send, self._epoch)
+        pacer = running.Pacer(self._control.send, self._epoch)
         close = getattr(items, "close", None)
         try:
             while True:

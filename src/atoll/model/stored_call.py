@@ -97,7 +97,7 @@ class StoredCall(NamedTuple):
             raise ValueError("the stored call has other fields")
         first = len(_PARTS)
         last = first + header["buffers"]
-        binary = dict(zip(_PARTS, parts[:first], strict=True))
+        binary: dict[str, Any] = dict(zip(_PARTS, parts[:first], strict=True))
         # arrays in arguments are writable, as they are for a call that was not stored
         call = Call(**named, **binary, buffers=tuple(bytearray(part) for part in parts[first:last]))
         bundle = StoredBundle(header["sources"], parts[last:]) if header["sources"] is not None else None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from atoll.errors import AtollError, SerializationError
@@ -153,3 +154,43 @@ def import_function(module: str, qualname: str) -> Any:
             return inner.__atoll_function__
         inner = getattr(inner, "__wrapped__", None)
     return found
+
+
+# --- functions for a caller whose Python is another version ---------------------------------------------------------
+
+
+def printing(module: str, name: str) -> Callable[..., None]:
+    """Return a function that calls the one of this name and prints its result unless that is None; pickles name this.
+
+    A caller of another Python cannot send bytecode: the function is imported from its file, and its result is printed
+    here, because a class of this Python would be none of the caller's. The items of a generator are printed one by
+    one; an async function is run to its end. An isolated function's `setup_function` is called before.
+    """
+    found = getattr(importlib.import_module(module), name)
+    options = getattr(found, "options", None)
+    setup = getattr(options, "setup_function", None)
+    function = import_function(module, name)
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        value = function(*((setup(), *args) if setup is not None else args), **kwargs)
+        if inspect.iscoroutine(value):
+            import asyncio
+
+            value = asyncio.run(value)
+        if inspect.isasyncgen(value):
+            import asyncio
+
+            asyncio.run(_print_items(value))
+        elif inspect.isgenerator(value):
+            for item in value:
+                print(item, flush=True)
+        elif value is not None:
+            print(value)
+        sys.stdout.flush()
+
+    return call
+
+
+async def _print_items(items: AsyncIterator[Any]) -> None:
+    async for item in items:
+        print(item, flush=True)

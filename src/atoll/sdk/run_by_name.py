@@ -14,7 +14,7 @@ from typing import Any
 
 from atoll.errors import AtollError, PythonVersionMismatch, RemoteError, SerializationError
 from atoll.model.specs import Call
-from atoll.payload.named import printing
+from atoll.payload.values import printing
 from atoll.sdk.function import IsolatedFunction
 from atoll.sdk.options import Options
 
