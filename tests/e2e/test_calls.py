@@ -677,7 +677,8 @@ def test_a_stored_call_runs_when_its_caller_is_gone() -> None:
     assert request.call.buffers
     stored = StoredCall.from_bytes(StoredCall(*request).to_bytes())
     message = local.run(stored.spec, stored.call, stored.bundle, CallerStreams())
-    assert loads_result(message.buffers[0], message.buffers[1:]) == (5000, Point(1))
+    size, point = loads_result(message.buffers[0], message.buffers[1:])
+    assert (size, type(point), point.x) == (5000, Point, 1)
 
 
 def sized(data: Any, point: Point) -> tuple[int, Point]:

@@ -180,15 +180,15 @@ class Leases:
                     lease.close()
                 elif self.asks(kind, waiter):
                     try:
-                        lease = ask(waiter)
+                        granted = ask(waiter)
                     except DaemonEnded:
                         attempts -= 1
                         if attempts == 0:
                             raise
                         continue
                     self.asked(kind, waiter)
-                    if lease is not None:
-                        self.rest(kind, lease)  # to this call, unless another has waited longer
+                    if granted is not None:
+                        self.rest(kind, granted)  # to this call, unless another has waited longer
                 else:
                     if ticket is not None:
                         ticket.arm(waiter.stir)

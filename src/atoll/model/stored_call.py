@@ -24,6 +24,9 @@ _FIELDS: dict[str, Any] = {one.name: one.type for one in fields(Call) if one.nam
 class BundleMessage(Protocol):
     """The modules that travel with a call, as a message."""
 
+    @property
+    def digest(self) -> str: ...
+
     def message(self) -> tuple[dict[str, Any], list[Any]]: ...
 
 
