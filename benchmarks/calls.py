@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def wait_no_sandbox() -> None:
 
 def p99(samples: Samples) -> float:
     return sorted(samples.seconds)[int(0.99 * len(samples.seconds))]
+
+
+def measure_warm(call: Callable[[int, int], Any], samples: Samples) -> None:
+    """Time warm calls, and this process's CPU time for one of them."""
+    for _ in range(20):
+        call(1, 2)
+    began = time.process_time()
+    for _ in range(WARM_CALLS):
+        with samples.time():
+            call(1, 2)
+    samples.cpu_seconds.append((time.process_time() - began) / WARM_CALLS)
 
 
 def measure_map(rounds: int) -> list[Row]:
@@ -131,13 +143,7 @@ def measure_calls(place: Path, rounds: int) -> list[Row]:
             with new.time():
                 assert another(1, 2) == 3
         for call, samples in ((staying, warm), (pool.call, executor)):
-            for _ in range(20):
-                call(1, 2)
-            began = time.process_time()
-            for _ in range(WARM_CALLS):
-                with samples.time():
-                    call(1, 2)
-            samples.cpu_seconds.append((time.process_time() - began) / WARM_CALLS)
+            measure_warm(call, samples)
         if number == 0:
             for samples in everything:
                 samples.clear()
@@ -158,9 +164,7 @@ def measure_calls(place: Path, rounds: int) -> list[Row]:
         Comparison(warm, isolated_call),
     ]
     return [
-        row
-        for row in rows
-        if isinstance(row, Figure) or (row.ours.seconds and (row.peer is None or row.peer.seconds))
+        row for row in rows if isinstance(row, Figure) or (row.ours.seconds and (row.peer is None or row.peer.seconds))
     ]
 
 
