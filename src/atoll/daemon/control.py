@@ -32,13 +32,13 @@ log = logging.getLogger("atoll.api")
 HELLO_SECONDS = 10.0
 POSITION_SECONDS = 0.5
 LINGER_SECONDS = 1.0
-"""How often to look whether a worker that has given a lease up has another one."""
+"""Seconds between looks at a worker that has given a lease up, until it has another one."""
 
 LAST_OUTPUT_SECONDS = 10.0
-"""How long a client may take to read the last output of a worker that has ended, and to close its connection."""
+"""Seconds for a client to read the last output of an ended worker, and to close its connection."""
 
 MAX_LEASE_DESCRIPTORS = 4
-"""How many descriptors may wait for the messages that they belong to, of a nested connection that has a lease."""
+"""Descriptors that may wait for their messages, on a nested connection with a lease."""
 
 _senders_of_junk: deque[str] = deque(maxlen=1000)
 """Workers whose code has sent no frames: the log names each once, since their code could fill the disk."""

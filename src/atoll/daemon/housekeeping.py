@@ -17,16 +17,16 @@ from atoll.engine.contract import Engine
 from atoll.node.node import Node
 
 COLLECT_SECONDS = 30.0
-"""How often replaced trees are looked for while the user has sandboxes, or clients without any."""
+"""Seconds between looks for replaced trees while the user has sandboxes, or clients without any."""
 
 COLLECT_FULL_SECONDS = 2.0
 """The same while the volumes' disk is nearly full."""
 
 MAKE_ROOM_SECONDS = 60.0
-"""How long a client whose disk is full waits for a removal, and how long the removal then counts."""
+"""Seconds that a client with a full disk waits for a removal, and for which the removal then counts."""
 
 CLOCK_SECONDS = 60.0
-"""How much older than the oldest sandbox a replaced tree must be: clocks are set back, too."""
+"""Seconds by which a replaced tree must be older than the oldest sandbox: clocks are set back, too."""
 
 
 @dataclass

@@ -30,10 +30,10 @@ from atoll.storage.protocol.replies import FUNCTION, PROGRAM
 
 MAX_STORAGE_PEERS = 4
 MAX_NESTED_STORAGE_PEERS = 32
-"""How many storage peers the code in one worker may have open, and the code in all workers together."""
+"""Open storage peers of the code in one worker, and of the code in all workers together."""
 
 STORAGE_PLACE_SECONDS = 3.0
-"""How long a function waits for one of them: a client that opens one after another does not see the last one end."""
+"""Seconds that a function waits for one of them: a client that opens several in turn does not see the last one end."""
 
 MAX_CLIENT = 64
 """Characters of the name of a client's process."""
@@ -48,7 +48,7 @@ class Caller:
     Args:
         user: an opaque id, also the name of the volume's directory: ASCII letters, digits, `_` and `-`.
         parent: the worker whose code asks; None outside functions.
-        may_name_host_paths: mounts, and requirements that are files of this machine, with the owner's index credentials.
+        may_name_host_paths: mounts, local files as requirements, and the owner's index credentials.
         may_choose_interpreter: a Python of this machine, and variables that name package indexes.
         may_administer: everybody's status and environments, and the daemon's end.
         network: the most open policy that its functions may have.
@@ -70,7 +70,7 @@ class Caller:
 
     @property
     def nested(self) -> bool:
-        """Whether code inside a sandbox asks."""
+        """True for code inside a sandbox."""
         return self.parent is not None
 
     @property

@@ -159,7 +159,7 @@ class Daemon:
                 return
 
     def _owns_path(self) -> bool:
-        """Whether new clients reach this daemon; not so when the state directory was removed, for example."""
+        """Return whether new clients reach this daemon; False after the state directory was removed, for example."""
         try:
             return _file_id(self._settings.socket_path) == self._socket_id
         except OSError:

@@ -25,13 +25,13 @@ from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import Message
 
 DRAIN_SECONDS = 10.0
-"""How long idle sandboxes may take to end before a restore that does not wait is refused."""
+"""Seconds for idle sandboxes to end before a restore that does not wait is refused."""
 
 ANSWERED_SECONDS = 0.5
-"""How long a call may still seem to run after its caller has the answer."""
+"""Seconds for which a call may still seem to run after its caller has the answer."""
 
 ABORT_SECONDS = 10.0
-"""How long a peer may take to remove the prepared tree; the next peer removes it otherwise."""
+"""Seconds for a peer to remove the prepared tree; otherwise the next peer removes it."""
 
 
 def refused_inside() -> errors.VolumeBusy:
@@ -173,7 +173,7 @@ async def _refuse_if_busy(services: Services, user: str, *, late: bool = False) 
         shown = ", ".join(map(_described, calls[:5])) + (f" and {len(calls) - 5} more" if len(calls) > 5 else "")
         raise errors.VolumeBusy(
             f"the volume cannot be restored while functions use it: {shown}",
-            hint="wait for them (`--wait`, `wait=True`), or cancel them; `atoll status` shows what runs",
+            hint="wait for them (`--wait`, `wait=True`), or cancel them; `atoll status` shows them",
             calls=calls,
         )
     if late:

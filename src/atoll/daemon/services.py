@@ -39,12 +39,12 @@ class Services:
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.storage_peers: Counter[str] = Counter()
-        """How many storage peers the code in each worker has open."""
+        """Open storage peers of the code in each worker."""
         self._tasks: list[asyncio.Task[Any]] = []
 
     @property
     def look_seconds(self) -> float:
-        """How often to look for work of the housekeeping, and whether the daemon has idled for long enough."""
+        """Seconds between looks for housekeeping, and at the daemon's idle time."""
         return min(1.0, max(self.settings.pool.daemon_idle_seconds / 4, 0.05))
 
     def start(self) -> None:

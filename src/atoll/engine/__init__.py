@@ -1,1 +1,1 @@
-"""What places sandboxes and workers: a pure schedule, the pool that carries it out, and the node it runs on."""
+"""The engine, which places sandboxes and workers: a pure schedule, and the pool that performs its actions."""

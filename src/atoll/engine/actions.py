@@ -17,7 +17,7 @@ class Request:
         needs: of a worker with this key; the same key always has the same needs.
         identity: which function it is for, with its user; counted for `max_concurrency`.
         max_concurrency: how many leases of this identity may be held at a time; 0 for no bound.
-        client: who asks; one that waits for a lease like those that it holds passes them on itself.
+        client: the process that asks; one that waits for a lease like its own passes those on itself.
     """
 
     id: str
@@ -79,7 +79,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Refuse:
-    """The request can never be granted; `hint` says what would let it."""
+    """The request can never be granted; `hint` names the way out."""
 
     request: str
     reason: str

@@ -1,8 +1,8 @@
-"""Records of calls out of what workers and agents claim.
+"""Records of calls from the claims of workers and agents.
 
-A worker's code is not trusted: what it says of its own calls is checked for type and size, and what the daemon knows
-better (user, sandbox, worker, environment, why a worker ended) is not asked of it. It can lie about its own calls,
-and cannot say anything about those of another worker.
+A worker's code is not trusted. Its claims about its own calls are checked for type and size, and may be lies. User,
+sandbox, worker, environment and the reason of an end are the daemon's own knowledge. A worker has no say about
+another's calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atoll.model.specs import SandboxKey
 log = logging.getLogger("atoll.records")
 
 MOST_PER_SECOND = 20_000
-"""Records of one worker; what is over it is left out. A warm worker answers some 10,000 calls a second at best."""
+"""Records of one worker; further ones are dropped. A warm worker answers some 10,000 calls a second at best."""
 
 _TEXTS = {0: 100, 1: 200, 2: 100, 10: 20, 11: 200, 12: 8200}
 _NUMBERS = (3, 4, 5, 6)
@@ -36,7 +36,7 @@ _OUTCOME_BY_CODE = {
 
 
 class Place:
-    """Where a worker's calls run, and how many records it may still send; makes its records.
+    """The place of a worker's calls, and the number of records that it may still send; makes its records.
 
     Args:
         key: the sandbox's.
@@ -53,10 +53,10 @@ class Place:
         self._told = False
 
     def reported(self, message: dict[str, Any], *, nested: bool) -> Iterator[CallRecord]:
-        """Make records of what the worker reports; `nested` says whether its calls come from another worker.
+        """Make records of the worker's report; `nested` is true if its calls come from another worker.
 
         Raises:
-            ValueError: it is not what `agent.usage` sends.
+            ValueError: it is no message of `agent.usage`.
         """
         slots, last = message.get("slots"), message.get("last")
         if not isinstance(slots, str) or not isinstance(last, list):
@@ -93,7 +93,7 @@ class Place:
         """Make the records that the worker had not reported when it ended, and that of the call it was running.
 
         Args:
-            claims: what the agent says: `records`, and `call` for the one that was running.
+            claims: the agent's: `records`, and `call` for the running one.
             error: why the worker has ended.
             left: the caller has cancelled the call, or is gone.
         """
@@ -138,7 +138,7 @@ def never_started(claim: Any, function: str, user: str, nested: bool, error: Bas
     """Make the record of a call that got no worker, because of this error or because its caller has left.
 
     Args:
-        claim: what the client says of the call that it wants the lease for; None where it says nothing sensible.
+        claim: the client's description of the call for the lease; None if it is malformed.
     """
     if not isinstance(claim, dict):
         return None

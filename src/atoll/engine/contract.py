@@ -38,7 +38,7 @@ class EngineLease(Protocol):
 
     @property
     def fresh(self) -> bool:
-        """Whether the worker was forked for this lease."""
+        """True if the worker was forked for this lease."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class EngineLease(Protocol):
         """Return how many requests are before this one; -1 once it is granted."""
 
     def may_run(self) -> bool:
-        """Whether the worker claims to have left the lease and serves no other: its call may still run."""
+        """True if the worker claims to have left the lease and serves no other: its call may still run."""
 
     def close_descriptors(self) -> None:
         """Close the client's ends here, after they were sent to the client."""
@@ -83,7 +83,7 @@ class Engine(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is alive and nothing waits."""
+        """True if nothing is alive and nothing waits."""
 
     def waiting(self, user: str | None = None) -> int:
         """Return how many requests wait for a worker, of one user or of all."""
@@ -111,7 +111,7 @@ class Engine(Protocol):
         """Return the network policy of a worker's sandbox; the strictest for a worker that is gone."""
 
     def is_quiet(self, user: str) -> bool:
-        """Whether `quiet` holds up the user's calls."""
+        """Return whether `quiet` holds the user's calls."""
 
     def quiet(self, user: str, busy: Callable[[], Awaitable[None]]) -> AbstractAsyncContextManager[None]:
         """End the user's idle sandboxes, wait for their calls, and hold new calls up while the context is open.

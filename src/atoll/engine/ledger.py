@@ -1,8 +1,8 @@
-"""Who holds what of a machine, and whether a request fits beside it: the schedule's accounts, pure.
+"""The ledger: shares of a machine and their holders, and the fit of further requests. Pure.
 
 Theory of operation. Four things are shared out:
 
-- *Computing time.* A leased worker takes what its call may use. A call that waits for nested calls lends them its
+- *Computing time.* A leased worker takes its call's share. Nested calls of a waiting call use its
   own: a chain takes as much as the largest of its links, and calls beside one another as much as their sum. So the
   end of a nested call never makes the machine too full.
 - *Memory and GPUs.* They belong to a worker from its fork until its process is gone, leased or idle, and are never
@@ -10,8 +10,8 @@ Theory of operation. Four things are shared out:
 - *Places.* The bounds of workers and sandboxes; idle ones give way.
 - *Concurrency.* Leases of one function, where it has a bound.
 
-A deadlock is found by playing the future: calls that wait for nothing end, what they held is free, requests that
-then fit are served and end, and so on. What is never served in that play never will be.
+A deadlock is found by simulation: calls that wait for nothing end, their shares are free, requests that then fit are
+served and end, and so on. A request that is never served in it never will be.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from atoll.model.specs import SandboxKey, WorkerKey
 
 
 class Lack(Enum):
-    """What a request waits for."""
+    """The resource that a request waits for."""
 
     CONCURRENCY = "concurrency"
     CPU = "cpu"
@@ -63,7 +63,7 @@ REASONS = {
         "make the chain of nested calls shorter, or raise `pool.max_sandboxes`",
     ),
 }
-"""Why a request that lacks this, and for ever, is refused; and what to do."""
+"""Reasons and hints for requests that lack a resource for ever."""
 
 
 @dataclass
@@ -99,7 +99,7 @@ class SandboxState:
 
 
 class Ledger:
-    """What lives on the machine; changed by the schedule only."""
+    """Sandboxes and workers of the machine; changed by the schedule only."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -112,7 +112,7 @@ class Ledger:
     # --- computing time -------------------------------------------------------------------------------------------
 
     def millicores(self, more: Request | None = None, among: Collection[str] | None = None) -> int:
-        """Return what the leased workers take, with one more request beside them.
+        """Return the share of the leased workers, with one more request beside them.
 
         Args:
             among: the workers to count; all of them by default.
@@ -142,7 +142,7 @@ class Ledger:
     # --- memory, GPUs, places -------------------------------------------------------------------------------------
 
     def reserved_bytes(self) -> int:
-        """Return what living and dying workers reserve."""
+        """Return the reservations of living and dying workers."""
         return sum(one.needs.memory_bytes for one in (*self.workers.values(), *self.dying.values()))
 
     def free_gpus(self) -> list[str]:
@@ -175,7 +175,7 @@ class Ledger:
         return None
 
     def fits_never(self, request: Request) -> Lack | None:
-        """Return what an empty machine lacks for the request."""
+        """Return the resource that an empty machine lacks for the request."""
         if request.needs.gpus > len(self.bounds.gpus):
             return Lack.GPUS
         if request.needs.memory_bytes > self._memory_bytes:
@@ -183,7 +183,7 @@ class Ledger:
         return Lack.CPU if request.needs.millicores > self.bounds.slots * 1000 else None
 
     def lacks(self, request: Request) -> set[Lack]:
-        """Return what the request waits for; empty when it can be granted now, if need be by ending idle ones."""
+        """Return the resource that the request waits for; empty if it can be granted, perhaps by ending idle workers."""
         found = set()
         if request.max_concurrency and self.held(request.identity) >= request.max_concurrency:
             found.add(Lack.CONCURRENCY)
@@ -204,7 +204,7 @@ class Ledger:
         return found
 
     def surplus(self, request: Request, lack: Lack) -> list[Worker]:
-        """Return the idle workers to end so that the request gets what it lacks; none when that is not enough, or
+        """Return the idle workers to end so that the request fits; none if that is not enough, or
         when those that are dying will do."""
         idle, dying = self.idle_workers(), list(self.dying.values())
         if lack is Lack.MEMORY:
@@ -224,7 +224,7 @@ class Ledger:
     # --- the future -----------------------------------------------------------------------------------------------
 
     def never_served(self, queue: Iterable[Request]) -> list[tuple[Request, Lack]]:
-        """Return the requests that no end of other calls will ever let in, with what they lack, in order."""
+        """Return the requests that no end of other calls will ever let in, with their lacking resources, in order."""
         unfinished = {one.id for one in self.workers.values() if one.request is not None}
         left = {request.id: request for request in queue}
         moved = True
@@ -247,7 +247,7 @@ class Ledger:
         return request.parent if request is not None else None
 
     def _lacks_beside(self, request: Request, unfinished: Collection[str]) -> Lack | None:
-        """Return what the request lacks when only these workers hold anything."""
+        """Return the resource that the request lacks if only these workers hold anything."""
         holders = [self.workers[name] for name in unfinished]
         bounds, needs = self.bounds, request.needs
         if request.max_concurrency:

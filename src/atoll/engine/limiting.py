@@ -1,4 +1,4 @@
-"""Workers under their limits: when they come under them, and what follows when they meet them.
+"""Workers under their limits: the time of the move, and the consequences of reaching a limit.
 
 A worker of the default type comes under its limit at the first look after its start: the kernel holds up every fork
 on the machine for some 10 ms when a process changes its group, which a short call should not pay for. A worker whose
@@ -28,7 +28,7 @@ class Limiting:
         limits: makes them.
         workers: those that live now; looked at, never changed.
         on_spent: is told of a worker that was refused a process, or whose processes multiply faster than they can be
-            brought under its limit: what it has started may never end by itself.
+            moved under its limit: its children may never end by themselves.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Limiting:
 
 
 def _put_under(limit: Limit, worker: PoolWorker) -> bool:
-    """Return whether all that the worker has started is under its limit: what is not multiplies."""
+    """Return whether all processes of the worker are under its limit: others may multiply."""
     with contextlib.suppress(OSError):  # one that has ended meanwhile needs no limit
         limit.add(worker.pid)
         return limit.adopt(worker.init, worker.agent)

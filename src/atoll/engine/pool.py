@@ -48,13 +48,13 @@ RELEASE_SECONDS = 5.0
 
 HELLO_SECONDS = 10.0
 FIRST_HELLO_SECONDS = 60.0
-"""How long an agent may take to fork a worker; for a sandbox that is only starting, on a machine that may be full."""
+"""Seconds for an agent to fork a worker; for a starting sandbox, on a machine that may be full."""
 
 QUIET_SECONDS = 0.2
-"""How often to look whether a user's sandboxes have ended, where nothing tells earlier."""
+"""Seconds between looks for the end of a user's sandboxes, if no event comes earlier."""
 
 MAX_WORKER_DESCRIPTORS = 32
-"""How many descriptors of a worker may wait for the messages that they belong to; each message has one at most."""
+"""Descriptors of a worker that may wait for their messages; each message has one at most."""
 
 
 class Pool:

@@ -35,22 +35,22 @@ from atoll.wire.frames import FrameError
 log = logging.getLogger("atoll.pool")
 
 PRELOAD_SECONDS = 0.1
-"""How long after its first worker a sandbox imports packages ahead: many sandboxes have ended by then."""
+"""Seconds after its first worker until a sandbox imports packages ahead: many sandboxes have ended by then."""
 
 USAGE_SECONDS = 0.5
-"""How long agents may take to report usage."""
+"""Seconds for agents to report usage."""
 
 DIAL_SECONDS = 10.0
-"""How long an agent may take to connect to a port."""
+"""Seconds for an agent to connect to a port."""
 
 MAX_DIALS = 64
-"""How many connections an agent may owe."""
+"""Connections that an agent may owe."""
 
 MAX_NAME = 128
 """Characters that are kept of a call's id or a function's name from an agent."""
 
 MAX_NESTED_CONNECTIONS = 160
-"""How many connections to the daemon the code in one worker may have open: more than the SDK has threads."""
+"""Open connections to the daemon of the code in one worker: more than the SDK has threads."""
 
 _NO_LINGER = struct.pack("ii", 0, 0)
 
@@ -145,7 +145,7 @@ class Messages:
     # --- from agents --------------------------------------------------------------------------------------------
 
     async def watch_sandbox(self, name: str, node: NodeSandbox) -> None:
-        """Handle an agent's messages until its sandbox is gone, and tell everybody who waits for a worker of it."""
+        """Handle an agent's messages until its sandbox is gone, then wake all that wait for a worker of it."""
         failure: errors.AtollError | None = errors.InternalError("the sandbox was lost", hint="see `atoll logs`")
         try:
             with contextlib.suppress(ChannelClosed, FrameError, ValueError):
@@ -321,7 +321,7 @@ class Messages:
 
 
 def is_limited_first(allotment: Allotment) -> bool:
-    """Whether a worker waits for its limit before its first call."""
+    """Return whether a worker waits for its limit before its first call."""
     return bool(allotment.machine_type)
 
 

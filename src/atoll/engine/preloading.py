@@ -24,7 +24,7 @@ MOST_REASON = 500
 
 
 class Preloading:
-    """What the sandboxes of one pool preload.
+    """Packages that the sandboxes of one pool preload.
 
     Args:
         sandboxes: those that live now; looked at, never changed.
@@ -60,7 +60,7 @@ class Preloading:
         return True
 
     def begin(self, name: str) -> None:
-        """Ask a sandbox to import what its key or its environment's record names."""
+        """Ask a sandbox to import the packages that its key or its environment's record names."""
         sandbox = self._sandboxes.get(name)
         if sandbox is None or sandbox.unwanted:
             return
@@ -71,7 +71,7 @@ class Preloading:
             self._tell(name, {"type": "preload", "modules": modules, "env": dict(self._variables(key.gpus))})
 
     def imported(self, worker: PoolWorker, message: Mapping[str, Any]) -> None:
-        """Learn what a call has imported.
+        """Record the imports of a call.
 
         Raises:
             ValueError: the message is malformed.
@@ -86,7 +86,7 @@ class Preloading:
                     self.begin(name)
 
     def finished(self, name: str, message: Mapping[str, Any]) -> None:
-        """Learn what a sandbox has imported ahead, and what it has refused."""
+        """Record the packages that a sandbox has imported ahead, and those that it has refused."""
         sandbox, asked = self._sandboxes[name], self._asked.get(name, ())
         needed, refused = message.get("modules"), message.get("refused")
         if not _are_names(needed) or not isinstance(refused, dict) or not _are_names(list(refused)):

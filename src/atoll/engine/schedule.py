@@ -1,22 +1,21 @@
-"""Which call gets which worker, when: a pure state machine without clock or I/O.
+"""The schedule, which assigns workers to calls: a pure state machine without clock or I/O.
 
 Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the state and return the actions that
-follow from it, in order; the pool performs them. Time is an argument. The `ledger` says what is taken and what fits.
+follow from it, in order; the pool performs them. Time is an argument. The `ledger` knows the shares and the fit.
 
 - Requests are served in the order in which they came. One that lacks cores, or a place for a worker, is overtaken by
   nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request needs cores, so
   a large call that has its memory is next in line for them. One that waits for its own `max_concurrency` holds nobody
   up but later calls of the same function.
-- A generator that waits for who takes its items lends its cores, and has them again as soon as it goes on: for that
+- The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
   long more may compute than there are cores.
-- A worker's first nested request overtakes the others, since a call that runs waits for it; it rides on the cores
-  that this call lends.
-- While anyone waits, every lease that holds what is lacked is asked back: its worker gives it up as soon as it is
-  between two calls. Only where all who wait are the one client that holds it, for the same use, is it left there.
+- A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
+- While a request waits, every lease that holds the lacking resource is asked back: its worker gives it up between two
+  calls. A lease stays if all waiting requests come from its own client, for the same use.
 - A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is
   started. At the bounds of workers and sandboxes, the one that has idled longest goes first. Memory and GPUs of an
   idle worker are free when its process has ended.
-- A nested request that can never be served, because those who wait for it hold what it needs, is refused. Only a new
+- A nested request that can never be served, because its waiting callers hold the resources, is refused. Only a new
   nested request can bring that about, so only then is it looked for.
 """
 
@@ -54,7 +53,7 @@ class Schedule:
         self._count = 0
         self._epoch = 0
 
-    # --- what can be asked of the state ---------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
@@ -78,7 +77,7 @@ class Schedule:
         return "lending" if known.children else "leased"
 
     def is_leaving(self, worker: str, epoch: int) -> bool:
-        """Whether the lease of this epoch was withdrawn and its worker has not said yet that it is idle."""
+        """Return whether the lease of this epoch was withdrawn and its worker has not yet reported that it is idle."""
         known = self._workers.get(worker)
         return known is not None and known.leaving and known.epoch == epoch
 
@@ -126,7 +125,7 @@ class Schedule:
         if name is None:
             return []
         worker = self._workers[name]
-        worker.leaving = True  # the slot stays with it, and lent to it, until it says that it is idle
+        worker.leaving = True  # the slot stays with it until it reports that it is idle
         return [Release(name, worker.epoch)]
 
     def worker_idle(self, now: float, worker: str, epoch: int) -> list[Action]:
@@ -217,7 +216,7 @@ class Schedule:
         actions: list[Action] = []
         if not self._queue:
             return actions
-        lacked: set[Lack] = set()  # what those who wait need before those behind them may have it
+        lacked: set[Lack] = set()  # needs of earlier requests, which later ones may not take
         passed: set[str] = set()  # functions that wait for their own bound
         for request in [one for one in self._queue.values() if self._rides(one)]:
             lacked |= self._try(request, actions)
@@ -240,12 +239,12 @@ class Schedule:
         return actions
 
     def _rides(self, request: Request) -> bool:
-        """Whether the request can use what its own parent lends, which only waits for it."""
+        """Return whether the request can use the share of its own parent, which only waits for it."""
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
 
     def _wanted(self, worker: Worker, lacked: set[Lack], passed: set[str]) -> bool:
-        """Whether the worker holds what somebody waits for, other than the client that holds it for the same use."""
+        """Return whether the worker holds a resource that another client, or another use, waits for."""
         held = worker.request
         if held is None:
             return False
@@ -268,7 +267,7 @@ class Schedule:
         return actions
 
     def _try(self, request: Request, actions: list[Action]) -> set[Lack]:
-        """Give the request a worker if the bounds allow one; return what it lacks."""
+        """Give the request a worker if the bounds allow one; return the lacking resource."""
         lacks = self.ledger.lacks(request)
         if lacks:
             if lacks <= {Lack.MEMORY, Lack.GPUS}:

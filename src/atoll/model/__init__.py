@@ -1,1 +1,1 @@
-"""Frozen values that travel between the processes: what a call, an environment and a worker are."""
+"""Frozen values that travel between the processes: specs of calls, environments and workers."""

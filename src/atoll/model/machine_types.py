@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MachineType:
-    """What one worker of this type gets at most.
+    """The largest share of one worker of this type.
 
     Args:
-        name: what `machine_type` gives.
+        name: the value of the option `machine_type`.
         cpu: cores' worth of computing time; 0.25 is a quarter of one core.
-        memory_bytes: what its processes may use together.
+        memory_bytes: limit of its processes together.
         gpus: whole GPUs that are its own while it lives.
     """
 

@@ -1,4 +1,4 @@
-"""What a confined process is shown of the host, as values that all layers share."""
+"""Parts of the host that a confined process sees, as values that all layers share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a confined process is: the same ids inside and on the host.
+    """User and group of a confined process: the same ids inside and on the host.
 
     Args:
         uid, gid: never 0.

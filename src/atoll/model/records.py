@@ -1,4 +1,4 @@
-"""What is kept of a call when it is over: who made it, where it ran, what it used, how it ended."""
+"""The record of a finished call: its maker, its place, its usage, its outcome."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 OUTCOMES = ("ok", "error", "exited", "killed", "out_of_memory", "timeout", "cancelled", "lost", "refused")
-"""How a call can end: it returned; it raised; it ended its worker itself; a signal ended the worker; it used more
+"""Outcomes of a call: it returned; it raised; it ended its worker itself; a signal ended the worker; it used more
 memory than it may; it took longer than its `timeout`; its caller cancelled it or has left; its sandbox was lost; it
 never started, because its environment cannot be built or the machine cannot serve it."""
 
@@ -27,7 +27,7 @@ class CallRecord:
         bytes_in, bytes_out: the payload's size: function and arguments, result or exception.
         outcome: one of `OUTCOMES`.
         error: name of the exception's type; empty where there is none.
-        message: what the exception says, with its frames.
+        message: the exception's text, with its frames.
         environment: the environment's key.
         sandbox, worker: their ids in the daemon that ran the call.
     """
@@ -52,7 +52,7 @@ class CallRecord:
 
     @property
     def queue_seconds(self) -> float:
-        """How long the call waited for its environment, a slot and a worker."""
+        """Seconds that the call waited for its environment, a slot and a worker."""
         return max(self.started_at - self.queued_at, 0.0) if self.started_at else 0.0
 
     def to_data(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a call's machine type means on this machine: pure.
+"""Resources: a machine's capacity, and a machine type's share of it. Pure.
 
 A type asks for at most what the machine has. Without a type a call takes one core while it computes, reserves no
 memory, and may use most of the machine's.
@@ -15,12 +15,12 @@ from atoll.model.machine_types import MachineType
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much there may be at a time.
+    """Upper bounds at a time.
 
     Args:
         slots: cores' worth of calls that compute at a time; at least 1.
         workers, sandboxes: that live; at least 1.
-        memory_bytes: what the workers that reserve memory may reserve together; 0 for no bound.
+        memory_bytes: total of all workers that reserve memory; 0 for no bound.
         gpus: names of the GPUs; each belongs to one worker at a time.
     """
 
@@ -33,10 +33,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a worker takes of the machine.
+    """A worker's share of the machine.
 
     Args:
-        millicores: thousandths of a core while its call computes. A call that waits for nested ones lends them.
+        millicores: thousandths of a core while its call computes; nested calls use those of the waiting call.
         memory_bytes: reserved as long as the worker lives, idle too; 0 for a worker that reserves none.
         gpus: how many are its own as long as it lives.
     """
@@ -48,7 +48,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a machine has for functions.
+    """A machine's capacity for functions.
 
     Args:
         millicores: thousandths of a core, over all calls that compute at a time.
@@ -67,16 +67,16 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Allotment:
-    """What one worker gets.
+    """Share and limits of one worker.
 
     Args:
-        needs: what it takes of the machine.
+        needs: its share of the machine.
         memory_bytes: the most that its processes may use together.
         millicores: the most that they may compute; 0 for no limit of their own.
         processes: the most that there may be of them, threads included.
         machine_type: whose limits these are; empty for the default.
         next_type: the next larger type, with more memory; empty when this machine has no more.
-        shortfall: what the machine serves the type with, where it has less than the type names; else empty.
+        shortfall: a notice about a machine smaller than the type; else empty.
     """
 
     needs: Needs
@@ -89,7 +89,7 @@ class Allotment:
 
 
 def allot(name: str, capacity: Capacity) -> Allotment:
-    """Return what a worker of a machine type gets here; the empty name is the default.
+    """Return the allotment of a machine type on this machine; the empty name is the default.
 
     Raises:
         ResourcesUnavailable: the type has GPUs and the machine has not as many.

@@ -1,4 +1,4 @@
-"""What a function asks for, as values: its environment, and the worker that may run it.
+"""Specs of functions, as values: the environment, and the worker that may run it.
 
 All of them turn into JSON-compatible data and back (`to_data`, `from_data`), since the daemon receives them from
 clients that it does not trust: `from_data` checks every type and raises `ValueError` with the field's name.
@@ -18,7 +18,7 @@ NETWORKS = ("none", "outbound", "host")
 
 
 KINDS = ("virtualenv", "conda")
-"""How an environment can be made."""
+"""Kinds of environments."""
 
 _CONDA_LISTS = ("packages", "channels", "pip")
 
@@ -166,7 +166,7 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class SandboxKey:
-    """What makes two calls share a sandbox: one user, one environment, one view of the machine.
+    """The key of a sandbox, shared by calls of one user, one environment and one view of the machine.
 
     Args:
         user: the owner's name.
@@ -188,7 +188,7 @@ class SandboxKey:
 
 @dataclass(frozen=True)
 class WorkerKey:
-    """What makes two calls share a worker: the sandbox, the variables, and the version of the project's modules.
+    """The key of a worker, shared by calls with one sandbox, one set of variables and one version of the modules.
 
     Args:
         sandbox: where the worker lives.
@@ -207,7 +207,7 @@ class WorkerKey:
 
 @dataclass(frozen=True)
 class LeaseSpec:
-    """What a client asks the daemon for: a worker that can run a function.
+    """A client's request to the daemon: a worker that can run a function.
 
     Args:
         environment: the environment to find or build.
@@ -237,7 +237,7 @@ class LeaseSpec:
 
     @cached_property
     def terms(self) -> LeaseSpec:
-        """What decides whether a lease that was asked for with this can serve another wish too."""
+        """The part that decides whether a lease for this spec can serve another one too."""
         return replace(self, function="", keep_alive_seconds=0.0)
 
     @cached_property
@@ -337,6 +337,6 @@ class Call:
 
 
 def digest(value: Any, length: int = 32) -> str:
-    """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, whatever its order."""
+    """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, in any order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()

@@ -1,4 +1,4 @@
-"""What a code object does, read from its instructions: names, imports, and whether it can change what it captured."""
+"""Facts of a code object, read from its instructions: names, imports, and possible changes of captured values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
 
 
 class CodeFacts(NamedTuple):
-    """What a code object and those nested in it do; see `code_facts`."""
+    """Facts of a code object and those nested in it; see `code_facts`."""
 
     names: tuple[str, ...]
     """Globals that it reads, binds or deletes."""
@@ -56,7 +56,7 @@ _facts: weakref.WeakKeyDictionary[CodeType, CodeFacts] = weakref.WeakKeyDictiona
 
 
 def code_facts(code: CodeType) -> CodeFacts:
-    """Return what `code` does, nested functions and class bodies included."""
+    """Return the facts of `code`, nested functions and class bodies included."""
     found = _facts.get(code)
     if found is not None:
         return found

@@ -1,10 +1,10 @@
-"""What the pickle of a function depends on, and whether any of it has changed.
+"""Captures: the values that a function's pickle depends on, and a check for changes of them.
 
 Pickles are made anew at each call, so that a rebound global, cell or helper is seen by the next call. To pickle
 costs a hundred microseconds and more, and most calls follow one that changed nothing. So a walk records, for each
 place that the pickle was read from, the object that was found there: a pickle may be used again while each place
 still holds the identical object, and all objects found are immutable, or containers and functions whose own places
-are recorded too. What the walk does not know makes the captures unprovable: then every call pickles anew.
+are recorded too. An unknown kind of value makes the captures unprovable: then every call pickles anew.
 
 The walk sees what cloudpickle sees: code, defaults, closure cells, attributes, and those globals that the code or a
 code nested in it names, absent ones included (they may be defined later, or shadow a builtin).
@@ -68,7 +68,7 @@ class Captures:
 
     Attributes:
         provable: whether `unchanged` can prove anything; False makes it always False.
-        constant: whether, on top of that, no code that is reached can change what was captured, so that one
+        constant: true if, besides, no reachable code can change the captured values, so that one
             unpickled copy can serve many calls without a difference.
         codes: all code that travels by value, with the package that it belongs to (empty for none).
     """
@@ -107,7 +107,7 @@ class Captures:
         )
 
     def unchanged(self) -> bool:
-        """Whether a pickle made now would say the same as one made when this was."""
+        """Return whether a pickle made now would equal the one made with these captures."""
         if not self.provable:
             return False
         absent = _ABSENT
@@ -219,7 +219,7 @@ class Captures:
                 function.__module__,
             )
         )
-        if annotations:  # by identity: what they hold says nothing of what the function does
+        if annotations:  # by identity: their contents do not change the function's behaviour
             self._dicts.append((annotations, tuple(annotations), tuple(annotations.values())))
         self._visit_dict(vars(function))
         self._pending.append(function.__defaults__)
@@ -266,7 +266,7 @@ class Captures:
         self._pending.extend(cls.__bases__)
 
     def _by_reference(self, value: Any) -> bool:
-        """Whether it is pickled by its name; the name's place is recorded."""
+        """Return whether it is pickled by its name; the name's place is recorded."""
         if value.__module__ in self._by_value or not cloudpickle()._should_pickle_by_reference(value):
             return False
         owner = sys.modules.get(value.__module__)

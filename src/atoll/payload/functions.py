@@ -48,7 +48,7 @@ class PickledFunction(NamedTuple):
     by_value: frozenset[str]
 
     def full_digest(self) -> str:
-        """Return the digest whatever the size."""
+        """Return the digest for any size."""
         return self.digest or _digest(self.data)
 
 
@@ -75,10 +75,10 @@ class FunctionPickler:
         self._made: PickledFunction | None = None
 
     def dumps(self) -> tuple[bytes, bool]:
-        """Return the function's pickle as it is now, and whether a worker may keep what it unpickles.
+        """Return the function's present pickle, and whether a worker may keep the unpickled function.
 
         Raises:
-            SerializationError: it cannot be pickled; what it uses that cannot be is named.
+            SerializationError: it cannot be pickled; the message names the part that cannot.
         """
         made = self.current()
         return made.data, made.reusable
@@ -141,7 +141,7 @@ class FunctionPickler:
         return self._own_module() is not None and self._importable()
 
     def _importable(self) -> bool:
-        """Whether a worker could find the function by its name."""
+        """Return whether a worker could find the function by its name."""
         if type(self.function) is not FunctionType:
             return False
         name, qualname = self.function.__module__, self.function.__qualname__
@@ -202,10 +202,10 @@ def dumps_arguments(
 
     Args:
         by_value: as `pickling.dumps` takes it.
-        function: what is called, for the names of positional arguments in errors.
+        function: the called one, for the names of positional arguments in errors.
 
     Raises:
-        SerializationError: an argument cannot be pickled; it is named, with what in it is to blame.
+        SerializationError: an argument cannot be pickled; the message names it and the part that cannot.
     """
     try:
         if pickling.is_plain((args, kwargs)):
@@ -237,7 +237,7 @@ def _argument_refused(
 
 
 def _names(function: Callable[..., Any] | None, count: int) -> list[str]:
-    """Return what the first `count` positional arguments are called; their positions where that is unknown."""
+    """Return the names of the first `count` positional arguments; their positions if unknown."""
     names = [str(position) for position in range(count)]
     try:
         parameters = list(inspect.signature(function).parameters.values()) if function is not None else []
@@ -316,7 +316,7 @@ _NAME = pickling.NAME.encode()
 
 
 def loads_by_value(data: Any, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle what a worker pickled, without changing classes that this process knows."""
+    """Unpickle a worker's pickle, without changing classes that this process knows."""
     if len(data) > _SEARCHED_BYTES or data.find(_NAME) >= 0:
         return _Unpickler(data, buffers).load()
     return pickle.loads(data, buffers=buffers)

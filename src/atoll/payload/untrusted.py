@@ -21,7 +21,7 @@ MOST_NODES = 50
 MOST_FRAMES = 2000
 """Of all exceptions of a chain together."""
 _MEASURED_BYTES = 1 << 20
-"""Values up to this size take little memory, whatever they hold."""
+"""Values up to this size take little memory, with any contents."""
 _MOST_LINE = (1 << 31) - 1
 
 _BUILT_IN = frozenset(

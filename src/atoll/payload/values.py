@@ -29,7 +29,7 @@ def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
 
     Raises:
         SerializationError: it cannot be unpickled here; a missing module is named.
-        AtollError: what a module that is imported for it raises, as it is.
+        AtollError: raised by a module that is imported for it.
     """
     key = bytes(data)
     if reusable:
@@ -54,7 +54,7 @@ def loads_arguments(data: Any, buffers: Sequence[Any] = ()) -> tuple[tuple[Any, 
 
     Raises:
         SerializationError: they cannot be unpickled here; a missing module is named.
-        AtollError: what a module that is imported for them raises, as it is.
+        AtollError: raised by a module that is imported for them.
     """
     try:
         args, kwargs = pickling.loads(data, buffers)
@@ -66,7 +66,7 @@ def loads_arguments(data: Any, buffers: Sequence[Any] = ()) -> tuple[tuple[Any, 
 
 
 def dumps_result(value: Any) -> tuple[bytes, list[Any]]:
-    """Pickle what the function returned; the buffers are views of memory that `value` owns.
+    """Pickle the function's result; the buffers are views of memory that `value` owns.
 
     Raises:
         SerializationError: it cannot be pickled; its type is named.
@@ -89,7 +89,7 @@ def dumps_answer(value: Any, plain: bool = False) -> list[Any]:
         plain: as plain data (`payload.plain.encode`) instead of a pickle.
 
     Raises:
-        SerializationError: it cannot be sent; its type is named, and in plain data what in it is to blame.
+        SerializationError: it cannot be sent; the message names its type, and for plain data the part that cannot.
     """
     if not plain:
         data, pieces = dumps_result(value)
@@ -117,7 +117,7 @@ def type_name(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what the error says, on one line of bounded length, whatever its `__str__` does."""
+    """Return the error's message, on one line of bounded length, for any `__str__`."""
     try:
         lines = str(error).splitlines()
     except Exception:

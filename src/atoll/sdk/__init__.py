@@ -1,1 +1,1 @@
-"""What users import: the decorator, futures, the upload of directories. Standard library and cloudpickle only."""
+"""The names that users import: decorator, futures, upload of directories. Standard library and cloudpickle only."""

@@ -124,7 +124,7 @@ class Prepared:
 
 
 def value_of(message: Message, results: str, call_id: str) -> Any:
-    """Return what an answer brings, or raise the exception that it describes."""
+    """Return the value of an answer, or raise the exception that it describes."""
     from atoll.payload import exceptions_load, functions
 
     try:
@@ -151,7 +151,7 @@ def value_of(message: Message, results: str, call_id: str) -> Any:
 
 
 def name_of(function: Any) -> str:
-    """Return what a function is called in messages."""
+    """Return a function's name for messages."""
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return str(name or type(function).__qualname__)
 

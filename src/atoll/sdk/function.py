@@ -72,7 +72,7 @@ class IsolatedFunction(Generic[P, R]):
 
     @property
     def options(self) -> Options:
-        """What the function asks for."""
+        """The function's options."""
         return self._options
 
     def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -177,7 +177,7 @@ class IsolatedFunction(Generic[P, R]):
         )
 
     def lease_spec(self, *, pickled: bool = True) -> LeaseSpec:
-        """Return what a call of the function asks its host for, without the project's modules.
+        """Return the spec of the lease for a call, without the project's modules.
 
         Raises:
             PythonVersionMismatch: it asks for another minor version, and is to travel as a pickle.
@@ -203,7 +203,7 @@ class IsolatedFunction(Generic[P, R]):
 
     @functools.cached_property
     def is_generator(self) -> bool:
-        """Whether a call gives items one by one."""
+        """True if a call gives items one by one."""
         return is_generator(self.__wrapped__)
 
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
@@ -284,7 +284,7 @@ class IsolatedFunction(Generic[P, R]):
 
     @property
     def plain_calls(self) -> bool:
-        """Whether a call is one question and one answer, made once."""
+        """True if a call is one request and one answer, made once."""
         return not self.is_generator and not self._options.retries.count
 
     @property
@@ -320,14 +320,14 @@ def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) 
 
 
 def _new_ticket() -> Ticket:
-    """Return what makes the attempts of one call attempts of the same call."""
+    """Return the id and time that the attempts of one call share."""
     from atoll.host.contract import Ticket
 
     return Ticket(call_id=new_id(), made_at=time.time())
 
 
 class _End(NamedTuple):
-    """Stands for the end of a generator, and has what it returned."""
+    """The end of a generator, with its return value."""
 
     value: Any
 

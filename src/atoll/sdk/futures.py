@@ -24,7 +24,7 @@ from atoll.host.contract import Ticket
 R = TypeVar("R")
 
 THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
-"""How many submitted calls a process waits for at a time; further ones queue."""
+"""Submitted calls that a process waits for at a time; further ones queue."""
 
 _token = os.urandom(6).hex()
 _counter = itertools.count()
@@ -133,7 +133,7 @@ class Threads:
 
 
 def _interrupted() -> bool:
-    """Whether an interrupt is what ends this program."""
+    """Return whether an interrupt ends this program."""
     kind = getattr(sys, "last_type", None)
     return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
 

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from atoll.wire.frames import Message
 
 AHEAD = 8 * THREADS
-"""How many items are taken from the input before the oldest has been answered and taken."""
+"""Items taken from the input before the oldest has been answered and taken."""
 SAME_SECONDS = 0.001
-"""How long one `map` takes the function and the project's modules to be what they were."""
+"""Seconds for which one `map` takes the function and the project's modules as unchanged."""
 DIRECT = (list, tuple, range, str, bytes)
-"""What neither blocks nor fails when an item is taken from it; a class derived from one of them may."""
+"""Types whose iteration neither blocks nor fails; that of a derived class may."""
 
 
 class MappedFunction(Protocol):
@@ -50,7 +50,7 @@ class MappedFunction(Protocol):
 
 
 def is_direct(*iterables: object) -> bool:
-    """Whether to draw from these neither blocks nor fails."""
+    """Return whether iterating over these neither blocks nor fails."""
     return all(type(iterable) in DIRECT for iterable in iterables)
 
 
@@ -242,10 +242,10 @@ class _Jobs:
     # --- the results ------------------------------------------------------------------------------------------------
 
     def next_outcome(self) -> Any:
-        """Wait for the next result in order; return what gives or raises it, or None at the end.
+        """Wait for the next result in order; return a callable that gives or raises it, or None at the end.
 
         Raises:
-            BaseException: what the input has raised, after the results before it.
+            BaseException: raised by the input, after the results before it.
         """
         with self._changed:
             number = self._taken
@@ -269,7 +269,7 @@ class _Jobs:
         return _Value(message, call_id, self._function.options.results)
 
     def close(self) -> None:
-        """Take nothing more from the input, and cancel what was submitted."""
+        """Take nothing more from the input, and cancel the submitted calls."""
         with self._changed:
             self._closed = True
             futures = list(self._futures.values())

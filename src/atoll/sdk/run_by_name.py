@@ -107,4 +107,4 @@ def _described(header: Any) -> AtollError:
             return remote
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
         pass
-    return RemoteError("the function raised an exception that cannot be read", hint="see what it printed")
+    return RemoteError("the function raised an exception that cannot be read", hint="see its output")

@@ -1,4 +1,4 @@
-"""The connections of one `Volume` to storage peers; each is lent to one thread at a time.
+"""Connections of one `Volume` to storage peers; each is used by one thread at a time.
 
 Each connection has a storage peer, a process of its own, at its other end: so a volume has few, and threads wait for
 them. When no thread uses any, those without open files go back to the host, which keeps some of their peers a while
@@ -41,7 +41,7 @@ class Borrowed:
 
 
 class VolumeConnections:
-    """Lend connections to a host's storage to threads.
+    """Give threads connections to a host's storage.
 
     Args:
         host: the volume's host.
@@ -59,7 +59,7 @@ class VolumeConnections:
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Borrowed]:
-        """Lend a connection to this thread for one request, or a few; wait for one while all are in use."""
+        """Give this thread a connection for one request, or a few; wait for one while all are in use."""
         if self._pid != os.getpid():
             self._abandon(self._all)
             self._reset()
@@ -78,7 +78,7 @@ class VolumeConnections:
 
     @contextlib.contextmanager
     def use(self, borrowed: Borrowed) -> Iterator[Connection]:
-        """Lend this connection, which holds a file open, to this thread.
+        """Give this thread the connection, which holds a file open.
 
         Raises:
             ValueError: the connection was closed, with its open files.

@@ -105,7 +105,7 @@ class RawVolumeFile(_Dropping, io.RawIOBase):
     """An open file of a volume, without a buffer for writes.
 
     Args:
-        connections: lend the connection that holds the file open.
+        connections: give out the connection that holds the file open.
         path: of the file.
         opened: the mode of the peer's `OpenFile`.
         mode: the mode given to `open`.

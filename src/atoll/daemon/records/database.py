@@ -43,7 +43,7 @@ CREATE INDEX IF NOT EXISTS outputs_by_time ON outputs (at);
 """
 
 Output = tuple[str, str, str, int, bytes]
-"""What a call has printed: call, user, worker, bytes in all, and the last of them."""
+"""The output of a call: call, user, worker, bytes in all, and the last of them."""
 
 
 class Database:
@@ -73,7 +73,7 @@ class Database:
             raise
 
     def write(self, records: Iterable[CallRecord], outputs: Iterable[Output] = ()) -> None:
-        """Add records, and what calls have printed; a later output of the same call and worker replaces it."""
+        """Add records and outputs of calls; a later output of the same call and worker replaces an earlier one."""
         now = time.time()
         marks = ", ".join("?" * len(_COLUMNS))
         with self._transaction():
@@ -99,7 +99,7 @@ class Database:
         self._connection.execute("COMMIT")
 
     def prune(self, oldest: float, most_bytes: int) -> None:
-        """Remove what is older than `oldest` (seconds since the epoch), then the oldest until the rest fits."""
+        """Remove records older than `oldest` (seconds since the epoch), then the oldest until the rest fits."""
         with self._transaction():
             self._connection.execute("DELETE FROM calls WHERE queued_at < ?", (oldest,))
             self._connection.execute("DELETE FROM outputs WHERE at < ?", (oldest,))
@@ -168,7 +168,7 @@ def set_aside(directory: Path) -> None:
 
 
 def is_damaged(error: BaseException) -> bool:
-    """Whether an error says that the file itself cannot be used, other than that it is busy or the disk is full."""
+    """Return whether an error is a fault of the file itself, and not a busy file or a full disk."""
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"))
     return isinstance(error, sqlite3.DatabaseError)

@@ -1,7 +1,7 @@
 """Keeps records of calls without disturbing the calls.
 
 The event loop only appends to a list. One thread, started with the first record, writes what has gathered every
-`WRITE_SECONDS`, and answers questions. Whatever goes wrong with the file (locked, full disk, damaged) costs records
+`WRITE_SECONDS`, and answers questions. A fault of the file (locked, full disk, damaged) costs records
 and nothing else: it is logged once until writing works again, and a damaged file is set aside and made anew. What is
 still in memory when the daemon is killed is lost.
 """
@@ -29,11 +29,11 @@ log = logging.getLogger("atoll.records")
 WRITE_SECONDS = 0.25
 PRUNE_SECONDS = 60.0
 REST_SECONDS = 5.0
-"""How long a file that cannot be written is left alone."""
+"""Seconds until a file that cannot be written is tried again."""
 CLOSE_SECONDS = 3.0
 MOST_RECORDS = 50_000
 MOST_OUTPUT_BYTES = 16 << 20
-"""What may wait to be written; what is over it is left out."""
+"""Records that may wait to be written; further ones are dropped."""
 
 T = TypeVar("T")
 Output = tuple[str, str, str, int, bytes]
@@ -74,7 +74,7 @@ class Recorder:
                 self._wake()
 
     def add_output(self, output: Output) -> None:
-        """Keep what a call has printed; a later one of the same call, user and worker replaces it."""
+        """Keep a call's output; a later one of the same call, user and worker replaces it."""
         if not self._options.keep_days:
             return
         call, user, worker, _, tail = output
@@ -103,7 +103,7 @@ class Recorder:
         return future
 
     def close(self) -> None:
-        """Write what is there, and stop; waits for `CLOSE_SECONDS` at most."""
+        """Write the waiting records, and stop; waits for `CLOSE_SECONDS` at most."""
         with self._changed:
             self._closing = True
             self._changed.notify()

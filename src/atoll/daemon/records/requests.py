@@ -1,4 +1,4 @@
-"""What a client may ask of the records of calls, as messages: names and JSON-compatible data in, data out."""
+"""Clients' requests about records of calls, as messages: names and JSON-compatible data in, data out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_MATCHES = 50
 
 
 async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Do what a request asks.
+    """Perform a request.
 
     - `calls.list` (`limit`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
     - `calls.show` (`call`, an id or its beginning): gives `calls`, the attempts of the one call, and its `children`.

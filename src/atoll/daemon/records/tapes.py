@@ -1,4 +1,4 @@
-"""Takes what calls have printed off their clients' tapes (`wire.output_tape`), for the records."""
+"""Reader of clients' output tapes (`wire.output_tape`), for the records."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOOK_SECONDS = 0.5
 class Outputs:
     """The tapes of the leases that are held now.
 
-    What a tape says counts for the worker of its lease only: who holds a lease cannot write into another one's log.
+    A tape counts for the worker of its lease only: a lease's holder cannot write into another one's log.
 
     Args:
-        recorder: gets what is on them.
+        recorder: gets their contents.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -28,7 +28,7 @@ class Outputs:
         self._tapes: dict[str, tuple[TapeReader, str, str]] = {}
 
     def open(self, lease: EngineLease, user: str, descriptor: int) -> None:
-        """Take a lease's tape; a second one of the same lease, or what is no tape, is closed.
+        """Take a lease's tape; a second one of the same lease, or a descriptor that is no tape, is closed.
 
         Raises:
             ValueError: it is no tape.
@@ -47,7 +47,7 @@ class Outputs:
             known[0].close()
 
     async def look(self) -> None:
-        """Take what is new on all tapes, one at a time, so that many of them hold up nobody."""
+        """Take new output from all tapes, one at a time, so that many of them delay nobody."""
         for name in list(self._tapes):
             known = self._tapes.get(name)
             if known is not None:

@@ -72,7 +72,7 @@ class Unit:
     """A top-level module (a file) or package (a directory) of the project; one object for each in a process.
 
     Args:
-        name: what it is imported as.
+        name: the name of its import.
         path: the module's file or the package's directory.
         origin: the path that tracebacks show; empty means `path`.
     """
@@ -96,12 +96,12 @@ class Unit:
         return sum(len(file.content) for file in self.files)
 
     def has_code(self) -> bool:
-        """Whether there is anything to import in it; a directory of data may have the name of a module."""
+        """Return whether there is anything to import in it; a directory of data may have the name of a module."""
         names = itertools.islice(self._walk([]), MOST_FILES)
         return any(relative.endswith((".py", ".so", ".pyd")) for _, relative in names)
 
     def refresh(self) -> None:
-        """Read again what has changed since the last time; without a change this is one `stat` for each file.
+        """Read changed files again; without a change this is one `stat` for each file.
 
         Raises:
             SerializationError: a file cannot be read, or the whole is over `MOST_BYTES` or `MOST_FILES`.
@@ -180,7 +180,7 @@ def _stem(path: str) -> str:
 
 
 def _read(path: str, relative: str, known: _File | None, room: int, unit: Unit) -> _File | None:
-    """Return a file with its content; None for what is no file any more (or never was one)."""
+    """Return a file with its content; None if it is no file (any more)."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -200,7 +200,7 @@ def _read(path: str, relative: str, known: _File | None, room: int, unit: Unit) 
     except OSError as error:
         raise SerializationError(
             f"cannot read `{path}`, which belongs to the module `{unit.name}`: {error.strerror}",
-            hint="mend its permissions, or choose what travels with `local_modules=[...]`",
+            hint="fix its permissions, or name the modules with `local_modules=[...]`",
         ) from error
     mode = 0o755 if found.st_mode & 0o100 else 0o644
     if known is not None and known.content == content:

@@ -43,7 +43,7 @@ class Sources:
     Safe to use from several threads.
 
     Args:
-        function: whose code says what is imported.
+        function: its code names the imports.
         local_modules: names or paths of the modules and packages to send instead; `[]` for none.
     """
 
