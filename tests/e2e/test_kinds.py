@@ -128,11 +128,13 @@ def test_closing_a_generator_that_does_not_end_kills_it() -> None:
     def stuck() -> Iterator[int]:
         hold(path)
         yield 1
+        Path(f"{path}.between").touch()
         time.sleep(1000)
         yield 2
 
     items: Any = stuck()
     next(items)
+    assert wait_for(f"{path}.between")  # a worker that gets `stop` before would close the generator at its `yield`
     items.close()
     assert wait_end(path)
 
