@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import SyncError
-from atoll.node import native_files
+from atoll.node import mounted_files
 from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import delta, digest
@@ -436,7 +436,7 @@ def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
     """The chunker works with what peers have: the standard library, and what is copied for them."""
     if delta.cutter() is None:
         pytest.skip("pyfastcdc is not installed for this Python")
-    native, held = native_files.hold(tmp_path)
+    native, held = mounted_files.hold(tmp_path, mounted_files.prepare_native)
     code = "import sys; sys.path[:0] = sys.argv[1:]; from atoll.storage.content import delta; print(delta.cutter() is not None)"
     command = [sys._base_executable, "-I", "-S", "-c", code]  # type: ignore[attr-defined]
     library = str(Path(delta.__file__).parents[3])

@@ -226,10 +226,10 @@ class Connection:
     # --- everything else --------------------------------------------------------------------------------------------
 
     async def _storage(self) -> None:
-        node, caller, ended = self._services.node, self._caller, asyncio.Event()
+        peers, caller, ended = self._services.node.storage_peers, self._caller, asyncio.Event()
         async with (
             leasing.storage_place(self._services, caller),
-            node.open_storage(caller.user, ended, client=caller.storage_client) as descriptor,
+            peers.open(caller.user, ended, client=caller.storage_client) as descriptor,
         ):
             await self._channel.send({"type": "granted"}, [descriptor])
             with contextlib.suppress(ChannelClosed):  # the client leaves, or the peer has idled for long enough

@@ -96,7 +96,7 @@ class Housekeeping:
             volume.was_used = True
         due = now >= volume.collect_at or (idle and volume.was_used)
         if not due and now >= volume.collect_at - COLLECT_SECONDS + COLLECT_FULL_SECONDS:
-            due = self._node.is_nearly_full()
+            due = self._node.storage_peers.is_disk_nearly_full()
         if not due or (volume.collecting is not None and not volume.collecting.done()):
             return
         if idle:
@@ -117,5 +117,5 @@ class Housekeeping:
         volume = self._volume(user)
         alive = [*volume.shells, self._engine.oldest_sandbox(user) or time.time()]
         before = min(alive) - (0.0 if self._is_idle(user) else CLOCK_SECONDS)
-        if await self._node.collect(user, int(before * 1e9)):
+        if await self._node.storage_peers.collect(user, int(before * 1e9)):
             volume.made_room_at = time.monotonic()

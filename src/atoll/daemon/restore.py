@@ -80,7 +80,7 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
             for line in told:
                 progress(f"waiting for {line}")
 
-    async with services.node.open_storage(user, client=DAEMON) as descriptor:
+    async with services.node.storage_peers.open(user, client=DAEMON) as descriptor:
         channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
         committed = False
         try:
@@ -158,7 +158,7 @@ async def _running(services: Services, user: str) -> list[dict[str, str]]:
 
 def _refuse_if_shared(services: Services) -> None:
     """Refuse while a daemon of another version has sandboxes: only that daemon knows their calls."""
-    if services.node.used_by_others():
+    if services.node.storage_peers.used_by_others():
         raise errors.VolumeBusy(
             "the daemon of another version of Atoll still runs functions",
             hint="try again when its calls have ended; it leaves then by itself",

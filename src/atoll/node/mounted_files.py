@@ -1,6 +1,10 @@
-"""What is mounted at `/opt/atoll/lib`: this version's own copy of the package and of cloudpickle.
+"""Directories of this version's files that sandboxes mount: the library, and compiled packages for storage peers.
 
-A copy for each version, named by its contents, so that an upgrade of the package changes nothing that runs.
+Each is named by its contents or versions and is complete from its rename on, so that an upgrade changes nothing that
+runs. A daemon holds a shared lock on the directories in use; `remove_unused` removes the others.
+
+The compiled packages (digests, chunks, compression) are copied out of the daemon's own environment, which other users
+may not be able to enter. Functions never see them. Where a package is missing or does not fit, a peer does without.
 """
 
 from __future__ import annotations
@@ -14,25 +18,31 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atoll import __version__
 from atoll.process import Child
 
+LIBRARY = "/opt/atoll/lib"
+NATIVE = "/opt/atoll/native"
 LAUNCHER = "from atoll.agent.main import main\n\nmain()\n"
 METADATA = {
     f"atoll-{__version__}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: atoll\nVersion: {__version__}\n".encode(),
     f"atoll-{__version__}.dist-info/entry_points.txt": b"[fsspec.specs]\natoll = atoll.fsspec:AtollFileSystem\n",
 }
-"""By which fsspec, where an environment has it, finds `atoll://`."""
+"""Lets the fsspec of an environment find `atoll://`."""
 STAGE_SECONDS = 3600.0
-"""For how long what is being made is left alone."""
+"""An unfinished directory younger than this may belong to a daemon that still fills it."""
 
 CLOUDPICKLE = "_atoll_cloudpickle.py"
 YAML = "_atoll_yaml"
 _PACKAGES = ("atoll", "fal_serverless")
 _COLD_PATH = ("atoll/__init__.py", "atoll/errors.py", "atoll/agent/", "atoll/payload/", "atoll/wire/", CLOUDPICKLE)
-"""What an agent imports before it can serve: compiled before the first use."""
+"""Imported by an agent before it can serve, and so compiled before the first use."""
+
+NATIVE_PACKAGES = ("blake3", "zstandard", "pyfastcdc", "typing_extensions")  # the last is imported by pyfastcdc
+_LEFT_OUT = ("_cffi.",)
 
 
 def _sources() -> dict[str, Path]:
@@ -55,33 +65,86 @@ def _sources() -> dict[str, Path]:
     return found
 
 
+def _native_sources() -> dict[str, Path]:
+    found = {}
+    for package in NATIVE_PACKAGES:
+        spec = importlib.machinery.PathFinder.find_spec(package)  # found, and not imported
+        if spec is None or spec.origin is None:
+            continue
+        if not spec.submodule_search_locations:  # a module of one file
+            found[Path(spec.origin).name] = Path(spec.origin)
+            continue
+        root = Path(next(iter(spec.submodule_search_locations)))
+        for path in root.rglob("*"):
+            if path.is_file() and path.suffix in (".py", ".so") and not any(text in path.name for text in _LEFT_OUT):
+                found[str(path.relative_to(root.parent))] = path
+    return found
+
+
 def prepare(directory: Path) -> Path:
-    """Return the directory of this version's files below `directory`, complete; made if it is not there."""
-    sources = _sources()
+    """Return the directory of this version's library below `directory`, complete; made if it is missing."""
     digest = hashlib.blake2b(LAUNCHER.encode() + repr(METADATA).encode(), digest_size=8)
     contents = {}
-    for name, path in sorted(sources.items()):
+    for name, path in sorted(_sources().items()):
         contents[name] = path.read_bytes()
         digest.update(name.encode() + b"\0" + len(contents[name]).to_bytes(8, "big") + contents[name])
-    target = directory / f"{__version__}-{digest.hexdigest()}"
     contents["_atoll_agent.py"] = LAUNCHER.encode()
     contents.update(METADATA)
-    if _whole(target, contents):
-        return target
-    directory.mkdir(mode=0o755, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=directory))
-    try:
+
+    def whole(target: Path) -> bool:
+        return all((target / name).read_bytes() == content for name, content in contents.items())
+
+    def fill(stage: Path) -> None:
         for name, content in contents.items():
-            path = stage / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage / name).write_bytes(content)
             if name.startswith(_COLD_PATH):
-                _compile(path, f"/opt/atoll/lib/{name}")
+                _compile(stage / name, f"{LIBRARY}/{name}")
+
+    return _prepare(directory / f"{__version__}-{digest.hexdigest()}", whole, fill)
+
+
+def prepare_native(directory: Path) -> Path:
+    """Return the directory of the compiled packages below `directory`, complete; made if it is missing."""
+    files = _native_sources()
+    digest = hashlib.blake2b(digest_size=8)
+    for name, path in sorted(files.items()):
+        info = path.stat()
+        digest.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0".encode())
+
+    def whole(target: Path) -> bool:
+        return target.is_dir() and all(
+            (target / name).stat().st_size == path.stat().st_size for name, path in files.items()
+        )
+
+    def fill(stage: Path) -> None:
+        for name, path in files.items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, stage / name)
+
+    return _prepare(directory / f"native-{digest.hexdigest()}", whole, fill)
+
+
+def _prepare(target: Path, whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> Path:
+    """Return `target`, filled beside its place and renamed unless it is whole already."""
+
+    def is_whole() -> bool:
+        with contextlib.suppress(OSError):
+            return whole(target)
+        return False
+
+    if is_whole():
+        return target
+    target.parent.mkdir(mode=0o755, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=target.parent))
+    try:
+        fill(stage)
         for path in [stage, *stage.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if target.exists() and not _whole(target, contents):  # damaged: what runs keeps it, what comes does not
-            os.rename(target, stage.with_name(f"{stage.name}-damaged"))
-            shutil.rmtree(stage.with_name(f"{stage.name}-damaged"), ignore_errors=True)
+            path.chmod(0o755 if path.is_dir() or path.suffix == ".so" else 0o644)
+        if target.exists() and not is_whole():  # damaged: running sandboxes keep it mounted, new ones get the copy
+            damaged = stage.with_name(f"{stage.name}-damaged")
+            os.rename(target, damaged)
+            shutil.rmtree(damaged, ignore_errors=True)
         with contextlib.suppress(OSError):  # another daemon may have been first
             os.rename(stage, target)
     finally:
@@ -89,8 +152,12 @@ def prepare(directory: Path) -> Path:
     return target
 
 
-def hold(directory: Path) -> tuple[Path, int]:
-    """Return what `prepare` does, and a descriptor that keeps it from `remove_unused` while it is open."""
+def hold(directory: Path, prepare: Callable[[Path], Path] = prepare) -> tuple[Path, int]:
+    """Return the directory that `prepare` makes, and a descriptor that keeps it while it is open.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
     while True:
         target = prepare(directory)
         try:
@@ -101,47 +168,46 @@ def hold(directory: Path) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(target)):
                 return target, descriptor
-        os.close(descriptor)  # somebody removed it before it was held
+        os.close(descriptor)  # another daemon removed it before the lock was taken
 
 
 def used_by_others(own: Path) -> bool:
-    """Whether a daemon of another version is alive: one that drains still has sandboxes."""
+    """Return whether a daemon of another version is alive: one that drains still has sandboxes."""
     for path in own.parent.iterdir():
-        if path == own or path.name.startswith((".", "native-")):  # what daemons of different versions may share
+        if path == own or path.name.startswith((".", "native-")):  # daemons of different versions share the packages
             continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
+        with _exclusively(path) as free:
+            if not free:
+                return True
     return False
 
 
 def remove_unused(directory: Path) -> None:
-    """Remove the files of versions that no daemon holds: of other versions, and what was left half made."""
+    """Remove the directories that no daemon holds: other versions' and unfinished ones."""
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") and time.time() - path.stat().st_mtime < STAGE_SECONDS:
             continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = directory / f".gone-{path.name.lstrip('.')}-{os.getpid()}"
-            os.rename(path, gone)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = directory / f".gone-{path.name.lstrip('.')}-{os.getpid()}"
+        with _exclusively(path) as free:
+            if free:
+                os.rename(path, gone)  # under the lock, so that no daemon comes to hold it in between
+        if free:
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _whole(directory: Path, contents: dict[str, bytes]) -> bool:
-    """Whether a directory holds these files, undamaged."""
+@contextlib.contextmanager
+def _exclusively(path: Path) -> Iterator[bool]:
+    """Lock a directory; gives False where a daemon holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return all((directory / name).read_bytes() == content for name, content in contents.items())
-    except OSError:
-        return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def _compile(path: Path, shown_as: str) -> None:
@@ -152,7 +218,7 @@ def _compile(path: Path, shown_as: str) -> None:
 
 
 async def compile_rest(directory: Path) -> None:
-    """Compile what `prepare` left, in a process of its own."""
+    """Compile the modules that `prepare` left, in a process of its own."""
     code = (
         "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, "
         "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"

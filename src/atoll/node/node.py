@@ -7,22 +7,22 @@ import contextlib
 import json
 import logging
 import os
-import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
 from atoll.environments.built import locks
-from atoll.environments.built.interpreter import Interpreter, probe
 from atoll.environments.built.records import Environment
 from atoll.environments.store import EnvironmentStore
 from atoll.model.mounts import Bind, Identity
 from atoll.model.specs import SandboxKey
-from atoll.node import juicefs, mounted_files, native_files, volumes
+from atoll.node import mounted_files, volumes
 from atoll.node.capacity import Machine
+from atoll.node.mounted_files import LIBRARY
+from atoll.node.stderr_log import logged_stderr
+from atoll.node.storage_peers import StoragePeers
 from atoll.process import Completed
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
@@ -31,16 +31,11 @@ from atoll.sandbox.network.networks import Network, Networks
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
-from atoll.storage.protocol.replies import DAEMON
-from atoll.storage.sync.cleanup import worth_collecting
-from atoll.storage.volume.removal import nearly_full
 from atoll.wire.async_channel import AsyncChannel
-from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
+from atoll.wire.channel import pair
 
 log = logging.getLogger("atoll.node")
 
-LIBRARY = "/opt/atoll/lib"
-NATIVE = "/opt/atoll/native"
 ENVIRONMENT = "/opt/atoll/env"
 CACHE_VARIABLES = {
     "XDG_CACHE_HOME": "/data/.cache",
@@ -72,9 +67,6 @@ os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else 
 policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host")
 """The network policy of the builds that are started here: the machine's network, which may have an index of its own, or
 that of the function which asks. A build runs code of the packages that are asked for."""
-
-MAX_COMPLAINT_BYTES = 64 << 10
-"""How much of what a sandbox's own processes say on stderr is kept, for each sandbox."""
 
 
 class NodeSandbox:
@@ -132,12 +124,10 @@ class Node:
         self.limits = Limits(options)
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
-        self._native: tuple[Path, int] | None = None
         self.environments = EnvironmentStore(
             options.environments_directory, self._confine_builder, self._identities.builder()
         )
-        self._interpreter: Interpreter | None = None
-        self._cloners: set[asyncio.Task[None]] = set()
+        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library)
         self._users = volumes.users(options.volumes_directory)
 
     def volume(self, user: str) -> tuple[Path, Identity]:
@@ -163,8 +153,7 @@ class Node:
         await self._networks.close()
         self.limits.close()
         os.close(self._library_hold)
-        if self._native is not None:
-            os.close(self._native[1])
+        self.storage_peers.close()
 
     def expect_network(self, asked: str, user: str) -> None:
         """See `sandbox.network.Networks.expect`."""
@@ -220,7 +209,7 @@ class Node:
         def launch(network: Network | None) -> Sandbox:
             policy = self._function_policy(key, environment, command, {}, network.files if network else ())
             enter = network.enter if network else ()
-            with self._complaints("sandboxes.log") as stderr:
+            with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
                 return self._launcher.launch(policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr)
 
         try:
@@ -309,34 +298,6 @@ class Node:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    @contextlib.contextmanager
-    def _complaints(self, name: str) -> Iterator[int]:
-        """Give a pipe for a sandbox's stderr, whose first part is kept in a log: no file of the host is in there."""
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
-        loop = asyncio.get_running_loop()
-        left = MAX_COMPLAINT_BYTES
-
-        def drain() -> None:
-            nonlocal left
-            try:
-                data = os.read(read, 1 << 16)
-            except BlockingIOError:
-                return
-            if not data:
-                loop.remove_reader(read)
-                os.close(read)
-            elif left > 0:
-                data, left = data[:left], left - len(data)
-                with contextlib.suppress(OSError), open(self._settings.logs_directory / name, "ab") as file:
-                    file.write(data)
-
-        loop.add_reader(read, drain)
-        try:
-            yield write
-        finally:
-            os.close(write)
-
     # --- builds -----------------------------------------------------------------------------------------------------
 
     async def _confine_builder(
@@ -356,106 +317,3 @@ class Node:
             return await self._launcher.run(policy, enter=network.enter, on_line=on_line)
         finally:
             await self._networks.give_back(network)
-
-    # --- storage ----------------------------------------------------------------------------------------------------
-
-    @contextlib.asynccontextmanager
-    async def open_storage(self, user: str, ended: asyncio.Event | None = None, *, client: str) -> AsyncIterator[int]:
-        """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end.
-
-        Args:
-            client: who gets it: `storage.protocol.replies.DAEMON`, `PROGRAM` or `FUNCTION`.
-            ended: is set when the peer has ended by itself.
-        """
-        ours, theirs = pair()
-        try:
-            sandbox = await self._start_storage(user, theirs, client)
-            watch = asyncio.ensure_future(_tell(sandbox, ended)) if ended is not None else None
-            try:
-                yield ours.fileno()
-            finally:
-                if watch is not None:
-                    watch.cancel()
-                await sandbox.kill()
-        finally:
-            ours.close()
-
-    async def _start_storage(self, user: str, end: Socket, client: str) -> Sandbox:
-        volume, identity = self.volume(user)
-        if self._interpreter is None:
-            self._interpreter = await probe(getattr(sys, "_base_executable", None) or sys.executable)
-        binds = [
-            Bind(str(self._library), LIBRARY),
-            *self._interpreter.binds,
-            Bind(str(volume), "/volume", writable=True),
-        ]
-        if self._native is None:
-            with contextlib.suppress(OSError):
-                self._native = await asyncio.to_thread(native_files.hold, self._settings.agents_directory)
-        if self._native is not None:
-            binds.append(Bind(str(self._native[0]), NATIVE))
-        code = f"import sys; sys.path[:0] = [{LIBRARY!r}]; sys.path.append({NATIVE!r}); from atoll.storage.peer.main import main; sys.exit(main())"
-        command = [self._interpreter.executable, "-I", "-S", "-c", code, str(end.fileno()), client]
-        ends = [end]
-        cloner = juicefs.find(volume)
-        if cloner is not None:
-            ours, theirs = pair()
-            ends.append(theirs)
-            command += ["/volume", str(theirs.fileno())]
-            task = asyncio.get_running_loop().create_task(juicefs.serve(AsyncChannel(ours), volume, cloner))
-            self._cloners.add(task)
-            task.add_done_callback(self._cloners.discard)
-        policy = self._policy(command, identity, binds, {"PYTHONDONTWRITEBYTECODE": "1"}, "none")
-        try:
-            with self._complaints("storage.log") as stderr:
-                return self._launcher.launch(policy, descriptors=[one.fileno() for one in ends], stderr=stderr)
-        finally:
-            for one in ends:
-                one.close()
-
-    def used_by_others(self) -> bool:
-        """Whether a daemon of another version runs, whose sandboxes this one does not know; what it has to do ends.
-
-        Raises:
-            OSError: the state directory cannot be read.
-        """
-        return mounted_files.used_by_others(self._library)
-
-    async def collect(self, user: str, before_ns: int) -> int:
-        """Remove, slowly, what syncs have replaced before a moment (nanoseconds since the epoch): no sandbox of the
-        user that lives has been started earlier. It may be cancelled, and goes on the next time.
-
-        Returns:
-            how many replaced trees were removed.
-        """
-        staging = self._settings.volumes_directory / user / "staging"
-        with contextlib.suppress(errors.AtollError, OSError):
-            if self.used_by_others() or not worth_collecting(staging, before_ns):
-                return 0
-            async with self.open_storage(user, client=DAEMON) as descriptor:
-                channel = Channel(socket.socket(fileno=os.dup(descriptor)))
-                try:
-                    return await asyncio.to_thread(_collect, channel, before_ns)
-                finally:
-                    with contextlib.suppress(OSError):
-                        channel.socket.shutdown(socket.SHUT_RDWR)  # the thread, where this was cancelled
-                    channel.close()
-        return 0
-
-    def is_nearly_full(self) -> bool:
-        """Whether the disk of the volumes is so full that room is more important than pace."""
-        with contextlib.suppress(OSError):
-            return nearly_full(os.statvfs(self._settings.volumes_directory))
-        return False
-
-
-async def _tell(sandbox: Sandbox, ended: asyncio.Event) -> None:
-    await sandbox.wait()
-    ended.set()
-
-
-def _collect(channel: Channel, before_ns: int) -> int:
-    with contextlib.suppress(ChannelClosed, OSError):
-        channel.send({"type": "collect", "before_ns": before_ns, "slowly": True})
-        return int(channel.receive().header.get("removed", 0))
-    return 0

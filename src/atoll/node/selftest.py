@@ -6,11 +6,14 @@ confined like any function and reports what it is and what it may do.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,6 @@ from atoll import linux
 from atoll.errors import AtollError
 from atoll.model.findings import Finding
 from atoll.model.mounts import Bind
-from atoll.node import disk
 from atoll.process import check
 from atoll.sandbox import gpus, programs
 from atoll.sandbox.causes import explain
@@ -30,6 +32,7 @@ from atoll.sandbox.policy import confine
 from atoll.settings import Settings
 
 LEAST_FREE_BYTES = 1 << 30
+_HERE = -100  # AT_FDCWD: absolute paths need no directory
 
 _PROBE = """
 import ctypes, errno, json, os
@@ -181,11 +184,11 @@ def _gpus(settings: Settings) -> Finding:
 
 
 def _state(home: Path) -> list[Finding]:
-    problem = disk.writable(home)
+    problem = _writable(home)
     if problem:
         fix = f"run `sudo chown -R $USER '{home}'`, or set `ATOLL_HOME` to a directory that you can write"
         return [Finding("state", True, False, f"`{home}` cannot be written: {problem}", "nothing works", fix)]
-    free = disk.free_bytes(home)
+    free = _free_bytes(home)
     found = [
         Finding("state", True, True, f"`{home}`"),
         Finding(
@@ -197,9 +200,9 @@ def _state(home: Path) -> list[Finding]:
         ),
     ]
     tried: list[tuple[str, bool, Callable[[Path], str], str, str]] = [
-        ("atomic exchange", True, disk.exchanges, "`sync_dir` refuses to mirror", _MOVE),
-        ("hard links", False, disk.links, "environments are copied, not linked: slower and larger", _MOVE),
-        ("reflinks", False, disk.reflinks, "copies take space and time", "use btrfs, or XFS with `reflink=1`"),
+        ("atomic exchange", True, _exchanges, "`sync_dir` refuses to mirror", _MOVE),
+        ("hard links", False, _links, "environments are copied, not linked: slower and larger", _MOVE),
+        ("reflinks", False, _reflinks, "copies take space and time", "use btrfs, or XFS with `reflink=1`"),
     ]
     for name, needed, attempt, loses, fix in tried:
         try:
@@ -242,3 +245,65 @@ def _fuse() -> Finding:
         loses = "file systems of a cluster cannot be mounted by Atoll"
         return Finding("FUSE", False, False, f"`/dev/fuse`: {error.strerror}", loses, fix)
     return Finding("FUSE", False, True, "`/dev/fuse` opens")
+
+
+def _free_bytes(directory: Path) -> int:
+    """Return what this user can still write there."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def _writable(directory: Path) -> str:
+    """Make the directory if it is missing and write a file there; return what went wrong, empty for nothing."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"atoll")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _exchanges(directory: Path) -> str:
+    """Exchange two directories atomically; return what went wrong, empty for nothing."""
+    with _scratch(directory) as scratch:
+        one, two = scratch / "one", scratch / "two"
+        one.mkdir()
+        two.mkdir()
+        (one / "mark").touch()
+        try:
+            linux.exchange(_HERE, str(one), _HERE, str(two))
+        except OSError as error:
+            return error.strerror or str(error)
+        return "" if (two / "mark").exists() else os.strerror(errno.EIO)
+
+
+def _links(directory: Path) -> str:
+    """Make a hard link; return what went wrong, empty for nothing."""
+    with _scratch(directory) as scratch:
+        (scratch / "one").touch()
+        try:
+            os.link(scratch / "one", scratch / "two")
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def _reflinks(directory: Path) -> str:
+    """Clone a file without copying its blocks; return what went wrong, empty for nothing."""
+    with _scratch(directory) as scratch:
+        (scratch / "one").write_bytes(bytes(4096))
+        with open(scratch / "one", "rb") as one, open(scratch / "two", "wb") as two:
+            try:
+                linux.clone(one.fileno(), two.fileno())
+            except OSError as error:
+                return error.strerror or str(error)
+    return ""
+
+
+@contextlib.contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".doctor-") as name:
+        yield Path(name)

@@ -3,7 +3,7 @@
     python -m atoll.storage.peer.main FD CLIENT [ROOT [CLONER]]
 
 FD is an inherited socket that carries frames; CLIENT is the kind of client at its other end (`protocol.replies`); ROOT
-is the volume (default `/volume`); CLONER is a socket to the node, which clones trees for the peer (`node.juicefs`) if
+is the volume (default `/volume`); CLONER is a socket to the node, which clones trees for the peer (`node.storage_peers`) if
 the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
 of the same target, or of one target inside another, take turns.
 

@@ -1,0 +1,41 @@
+"""A pipe for a sandbox's stderr whose first part is kept in a log of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_LOGGED_BYTES = 64 << 10
+"""Logged of each sandbox, at most; the rest is read and dropped, so that the sandbox's processes never block."""
+
+
+@contextlib.contextmanager
+def logged_stderr(log: Path) -> Iterator[int]:
+    """Give the write end of a pipe, closed at the end; a sandbox gets it instead of a file of the host."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read, False)
+    loop = asyncio.get_running_loop()
+    left = MAX_LOGGED_BYTES
+
+    def drain() -> None:
+        nonlocal left
+        try:
+            data = os.read(read, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            loop.remove_reader(read)
+            os.close(read)
+        elif left > 0:
+            data, left = data[:left], left - len(data)
+            with contextlib.suppress(OSError), open(log, "ab") as file:
+                file.write(data)
+
+    loop.add_reader(read, drain)
+    try:
+        yield write
+    finally:
+        os.close(write)
