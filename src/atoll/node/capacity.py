@@ -1,4 +1,4 @@
-"""What the daemon's machine has for functions, and what each of them gets of it."""
+"""The capacity of the daemon's machine for functions, and the share of each worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atoll.sandbox.limits.limits import Limits, machine_memory_bytes
 from atoll.settings import PoolSettings
 
 MEMORY_OF_A_WORKER = 96 << 20
-"""What a live worker is counted with when the number of workers is bounded by memory, in bytes."""
+"""Bytes counted for a live worker when memory bounds the number of workers."""
 
 WALL_FACTOR = 4
 
@@ -22,8 +22,8 @@ class Machine:
     """The machine's share for functions, found once.
 
     Args:
-        options: what of it the owner gives.
-        limits: how it keeps workers within theirs.
+        options: the owner's bounds on that share.
+        limits: keeps workers within their memory, CPU and processes.
     """
 
     def __init__(self, options: PoolSettings, limits: Limits) -> None:
@@ -53,11 +53,11 @@ class Machine:
         )
 
     def allot(self, machine_type: str, notice: Callable[[str], None] | None = None) -> Allotment:
-        """Return what a worker of a machine type gets; the empty name is the default.
+        """Return the resources of a worker of a machine type; the empty name is the default.
 
         Args:
-            notice: is told, once for each type, that the machine has less than that, and once that it cannot keep
-                limits well.
+            notice: called once for each type that the machine cannot fully give, and once where limits are kept by a
+                watchdog.
 
         Raises:
             ResourcesUnavailable: this machine has nothing of the kind.

@@ -1,4 +1,4 @@
-"""One machine: its environments, volumes, limits and sandboxes, behind what the engine asks for."""
+"""One machine: its environments, volumes, limits and sandboxes, as the engine uses them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CACHE_VARIABLES = {
     "PIP_CACHE_DIR": "/data/.cache/pip",
     "UV_CACHE_DIR": "/data/.cache/uv",
 }
-"""Where libraries keep what they download, so that it is there at the next call."""
+"""Directories of libraries' downloads, on the volume so that the next call finds them."""
 
 _SHELL = """
 import fcntl, json, os, sys, termios
@@ -143,13 +143,13 @@ class Node:
         return list(self._users)
 
     async def settle(self) -> None:
-        """Do at leisure what need not be done before the first call."""
+        """Compile and remove mounted files; the first call need not wait for either."""
         with contextlib.suppress(OSError):
             await mounted_files.compile_rest(self._library)
             await asyncio.to_thread(mounted_files.remove_unused, self._settings.agents_directory)
 
     async def close(self) -> None:
-        """Let go of what the node holds; its sandboxes have ended."""
+        """Release networks, limits and mounted files; all sandboxes have ended."""
         await self._networks.close()
         self.limits.close()
         os.close(self._library_hold)
@@ -198,7 +198,7 @@ class Node:
     # --- sandboxes of functions -------------------------------------------------------------------------------------
 
     def start_sandbox(self, key: SandboxKey, environment: Environment) -> NodeSandbox:
-        """Start a sandbox with an agent; what goes wrong shows as the end of its channel and in `failure`."""
+        """Start a sandbox with an agent; a failure shows as the end of its channel and in `failure`."""
         ours, theirs = pair()
         channel = AsyncChannel(ours)
         channel.bound_descriptors(0)

@@ -1,7 +1,7 @@
-"""What this machine can do for Atoll, each ability tried for real.
+"""The self-test of this machine, for `atoll doctor`: each ability is tried for real.
 
-Reading a switch says what should work; only trying says what does. The sandbox is tried whole: an interpreter is
-confined like any function and reports what it is and what it may do.
+A kernel switch that is on does not prove that the ability works, so none is read. The sandbox is tried whole: an
+interpreter is confined like any function and reports its uid, capabilities and visible processes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ print(json.dumps({
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Try every ability of this machine; takes about a second, changes nothing that stays but `ATOLL_HOME`."""
+    """Try every ability of this machine; takes about a second, leaves nothing behind but `ATOLL_HOME`."""
     found = _state(settings.home)
     found += _namespaces(settings)
     found += await _confinement(settings)
@@ -86,7 +86,7 @@ def _namespaces(settings: Settings) -> list[Finding]:
 
 
 async def _confinement(settings: Settings) -> list[Finding]:
-    """Confine this interpreter, and look at what it says from inside."""
+    """Confine this interpreter, and check its report from inside."""
     loses = "no function can run"
     as_root = os.geteuid() == 0
     launcher = Launcher(settings)
@@ -125,7 +125,7 @@ def _verdict(name: str, works: bool, detail: str, loses: str) -> Finding:
 
 
 async def _network(settings: Settings) -> Finding:
-    """Make an outbound network, whole, with what it refuses."""
+    """Make an outbound network, its firewall included."""
     try:
         path = programs.find_pasta(settings.sandbox.pasta)
         networks = Networks(settings, Launcher(settings), Identities(settings))
@@ -218,7 +218,7 @@ def _state(home: Path) -> list[Finding]:
 
 
 def _snapshots(home: Path, *, clones: bool) -> Finding:
-    """Say which way snapshots of volumes go, and what one costs; there is always one."""
+    """Report the way of volumes' snapshots and its cost; one way always works."""
     if clones:
         how = "by reflinks: about 0.1 ms for each file, and no space until something changes"
     elif linux.kind_of(str(home)) == "fuse.juicefs":
@@ -248,13 +248,13 @@ def _fuse() -> Finding:
 
 
 def _free_bytes(directory: Path) -> int:
-    """Return what this user can still write there."""
+    """Return the bytes that this user can still write there."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 
 
 def _writable(directory: Path) -> str:
-    """Make the directory if it is missing and write a file there; return what went wrong, empty for nothing."""
+    """Make the directory if it is missing and write a file there; return the error, empty for none."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:
@@ -267,7 +267,7 @@ def _writable(directory: Path) -> str:
 
 
 def _exchanges(directory: Path) -> str:
-    """Exchange two directories atomically; return what went wrong, empty for nothing."""
+    """Exchange two directories atomically; return the error, empty for none."""
     with _scratch(directory) as scratch:
         one, two = scratch / "one", scratch / "two"
         one.mkdir()
@@ -281,7 +281,7 @@ def _exchanges(directory: Path) -> str:
 
 
 def _links(directory: Path) -> str:
-    """Make a hard link; return what went wrong, empty for nothing."""
+    """Make a hard link; return the error, empty for none."""
     with _scratch(directory) as scratch:
         (scratch / "one").touch()
         try:
@@ -292,7 +292,7 @@ def _links(directory: Path) -> str:
 
 
 def _reflinks(directory: Path) -> str:
-    """Clone a file without copying its blocks; return what went wrong, empty for nothing."""
+    """Clone a file without copying its blocks; return the error, empty for none."""
     with _scratch(directory) as scratch:
         (scratch / "one").write_bytes(bytes(4096))
         with open(scratch / "one", "rb") as one, open(scratch / "two", "wb") as two:

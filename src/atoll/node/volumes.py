@@ -1,12 +1,12 @@
-"""The directories of volumes on this machine, and where functions see the snapshots.
+"""The directories of volumes on this machine, and the mount point of their snapshots.
 
 Theory of operation. `snapshots/trees` is mounted read-only at `/data/.snapshots`, so that a snapshot is seen as soon
-as it has its name. The place to mount it on is in the volume, where functions write; and who starts a sandbox follows
-symlinks there, as root with capabilities, before anything is confined. So the place must not be one that a function
-can change at that moment. It is not, because every sandbox that sees a volume has something mounted there from its
-first process to its last, and what is mounted on can neither be renamed nor removed by who sees the mount; storage
-peers, which see the volume without it, refuse the name (`storage.volume.locate.locate`). What else has been put there,
-by the machine's user for example, is moved aside under another name and never followed.
+as it has its name. This mount point lies in the volume, where functions write. The mount is made as root with
+capabilities, before anything is confined, and follows symlinks. So no function may be able to replace the mount point
+at that moment. None can: in every sandbox that sees a volume the mount exists from its first process to its last, and
+a process that sees a mount can neither rename nor remove the mount point. Storage peers, which see the volume without
+the mount, refuse the name (`storage.volume.locate.locate`). Any other entry of that name, made by the machine's user
+for example, is moved aside under another name and never followed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PARTS = ("", "data", "staging", "snapshots", "snapshots/trees")
 
 
 def users(directory: Path) -> set[str]:
-    """Return the users whose volumes are below `directory`."""
+    """Return the users with a volume below `directory`."""
     try:
         return {entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)}
     except OSError:
@@ -33,7 +33,7 @@ def users(directory: Path) -> set[str]:
 
 
 def prepare(directory: Path, identity: Identity) -> None:
-    """Make a user's volume at `directory`, if it is not there, and have it belong to its user.
+    """Make a user's volume at `directory`, if it is missing, and give it to its user.
 
     Raises:
         StateUnusable: it cannot be made.
@@ -53,7 +53,7 @@ def prepare(directory: Path, identity: Identity) -> None:
 
 
 def binds(directory: Path) -> list[Bind]:
-    """Return what a function sees of a volume that is prepared."""
+    """Return the mounts of a prepared volume in a function's sandbox."""
     return [
         Bind(str(directory / "data"), "/data", writable=True),
         Bind(str(directory / "snapshots" / "trees"), SNAPSHOTS),
@@ -61,7 +61,7 @@ def binds(directory: Path) -> list[Bind]:
 
 
 def _make_place(data: Path, identity: Identity) -> None:
-    """Have a real directory where the snapshots are mounted; what else is there goes aside."""
+    """Make the mount point of the snapshots a real directory; any other entry there is moved aside."""
     name = os.path.basename(SNAPSHOTS)
     descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
