@@ -115,9 +115,9 @@ class Agent:
             self._check_deadlines()
             self._check_spare()
 
-    def watch(self, descriptor: int, on_ready: Callable[[], None], events: int = select.POLLIN) -> None:
-        """Call `on_ready` whenever a descriptor can be read, or has one of `events`."""
-        self._poll.register(descriptor, events)
+    def watch(self, descriptor: int, on_ready: Callable[[], None], events: int | None = None) -> None:
+        """Call `on_ready` whenever a descriptor can be read, or instead has one of `events`."""
+        self._poll.register(descriptor, select.POLLIN if events is None else events)
         self._on_ready[descriptor] = on_ready
 
     def unwatch(self, descriptor: int) -> None:
