@@ -83,7 +83,7 @@ class Bubblewrap:
             as_root=as_root,
             seccomp_fd=filter_fd,
             status_fd=self._null,
-            lifeline_fd=self._held,
+            orphan_pipe_fd=self._held,
             file_fds=self._files,
         )
         args_fd = _memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))

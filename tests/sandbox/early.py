@@ -44,7 +44,7 @@ async def kill_sandboxes(settings: Settings, rounds: int, word: str, *, run: boo
             await asyncio.sleep(moment)
             await sandbox.kill()
     if not run:
-        # The launcher lives, so this is not its warden's work.
+        # The launcher lives, so this is not its orphan killer's work.
         print(len(left(word)), flush=True)
 
 

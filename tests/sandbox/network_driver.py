@@ -16,7 +16,8 @@ from atoll.errors import AtollError
 from atoll.model.mounts import Bind
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
-from atoll.sandbox.network.networks import Network, Networks
+from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import confine
 from atoll.settings import SandboxSettings, Settings
@@ -103,10 +104,10 @@ class Machine:
 
     def left(self) -> list[str]:
         """Return the processes of sandboxes that are still there."""
-        lifeline = self.launcher._lifeline
-        known = (os.getpid(), lifeline._warden)
+        orphan_pipe = self.launcher._orphan_pipe
+        known = (os.getpid(), orphan_pipe._killer)
         names = [name for name in os.listdir("/proc") if name.isdigit() and int(name) not in known]
-        return [name for name in names if lifeline.holds(int(name))]
+        return [name for name in names if orphan_pipe.holds(int(name))]
 
 
 async def main(order: dict[str, Any]) -> dict[str, Any]:

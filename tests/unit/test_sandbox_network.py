@@ -13,7 +13,7 @@ import pytest
 from atoll.errors import ResourcesUnavailable, SandboxUnavailable
 from atoll.model.specs import NETWORKS
 from atoll.sandbox import programs
-from atoll.sandbox.network import firewall, uplink
+from atoll.sandbox.network import firewall, outbound_network
 from atoll.sandbox.network.networks import within
 
 TRIE = """Main:
@@ -66,7 +66,7 @@ def test_the_internet_and_the_local_network_are_not_refused(address: str) -> Non
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_the_messages_are_one_whole_batch(ipv6: bool) -> None:
     """Lengths add up, the batch is framed, and the last rule of each family asks for an answer."""
-    data = firewall.messages(firewall.refused(["10.1.0.1", "fd50::1"]), uplink.RESOLVER, ipv6=ipv6)
+    data = firewall.messages(firewall.refused(["10.1.0.1", "fd50::1"]), outbound_network.RESOLVER, ipv6=ipv6)
     kinds, answered, families = [], 0, set()
     while data:
         length, kind, flags = struct.unpack_from("=IHH", data)
@@ -83,16 +83,16 @@ def test_the_messages_are_one_whole_batch(ipv6: bool) -> None:
 
 def test_the_machines_addresses_are_read_without_loopback() -> None:
     """Every address that is the machine's own is found, by IPv4 and IPv6; broadcast and loopback are not among them."""
-    assert uplink.addresses4(TRIE) == ("10.1.0.1", "192.168.1.7")
-    assert uplink.addresses6(INET6) == ("2001:db8::5", "fe80::a8bb:ccff:fedd:eeff")
-    assert uplink.addresses4("") == uplink.addresses6("") == ()
-    assert uplink.read() == uplink.read()
+    assert outbound_network.addresses4(TRIE) == ("10.1.0.1", "192.168.1.7")
+    assert outbound_network.addresses6(INET6) == ("2001:db8::5", "fe80::a8bb:ccff:fedd:eeff")
+    assert outbound_network.addresses4("") == outbound_network.addresses6("") == ()
+    assert outbound_network.read_uplink() == outbound_network.read_uplink()
 
 
 def test_the_resolver_file_keeps_what_is_not_an_address() -> None:
     """Search domains and options stay, the machine's resolvers become the one of the network."""
     text = "# made by\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nsearch lan example.org\noptions edns0\n"
-    assert uplink.resolver_file(text, "169.254.53.53") == (
+    assert outbound_network.resolver_file(text, "169.254.53.53") == (
         "nameserver 169.254.53.53\nsearch lan example.org\noptions edns0\n"
     )
 

@@ -23,7 +23,7 @@ SMALL = Policy(("run", "me"), SOMEONE)
 def lines(policy: Policy, *, as_root: bool = False) -> list[str]:
     """Return the options, one text for each option with its arguments."""
     fds = {file.target: 50 + number for number, file in enumerate(policy.files)}
-    words = bwrap.options(policy, as_root=as_root, seccomp_fd=10, status_fd=11, lifeline_fd=12, file_fds=fds)
+    words = bwrap.options(policy, as_root=as_root, seccomp_fd=10, status_fd=11, orphan_pipe_fd=12, file_fds=fds)
     found: list[str] = []
     for word in words:
         if word.startswith("--"):

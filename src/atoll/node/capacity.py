@@ -29,7 +29,7 @@ class Machine:
     def __init__(self, options: PoolSettings, limits: Limits) -> None:
         self._options = options
         self._limits = limits
-        self._told: set[str] = set()
+        self._noticed: set[str] = set()
         self.gpus = gpus.find(options.gpus)
         memory = machine_memory_bytes() // 10 * 9
         self.capacity = Capacity(
@@ -66,8 +66,8 @@ class Machine:
         if notice is not None:
             watched = self._limits.kind == "watchdog"
             for line in (found.shortfall, WATCHED if watched else ""):
-                if line and line not in self._told:
-                    self._told.add(line)
+                if line and line not in self._noticed:
+                    self._noticed.add(line)
                     notice(line)
         return found
 

@@ -27,7 +27,8 @@ from atoll.process import Completed
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits.limits import Limits
-from atoll.sandbox.network.networks import Network, Networks
+from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings

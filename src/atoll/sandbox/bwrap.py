@@ -60,7 +60,7 @@ def options(
     as_root: bool,
     seccomp_fd: int,
     status_fd: int,
-    lifeline_fd: int,
+    orphan_pipe_fd: int,
     file_fds: Mapping[str, int],
 ) -> list[str]:
     """Return the options that `arguments` leaves to the descriptor.
@@ -68,7 +68,7 @@ def options(
     Args:
         seccomp_fd: holds the compiled filter; not read for a policy that `nests`.
         status_fd: where bubblewrap reports; a report of the exit status means that the command was started.
-        lifeline_fd: is held by pid 1 as long as it lives, and closed for the command.
+        orphan_pipe_fd: is held by pid 1 as long as it lives, and closed for the command.
         file_fds: a descriptor for each synthetic file, by target.
 
     Raises:
@@ -91,7 +91,7 @@ def options(
     if not policy.nests:
         line += ["--seccomp", str(seccomp_fd)]
     line += ["--json-status-fd", str(status_fd)]
-    line += ["--sync-fd", str(lifeline_fd)]
+    line += ["--sync-fd", str(orphan_pipe_fd)]
     line += _tree(policy, file_fds)
     return [*line, "--chdir", policy.workdir]
 

@@ -24,7 +24,7 @@ from atoll.process import Child, Completed, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
 from atoll.sandbox.machine import Machine, read
-from atoll.sandbox.orphans import Lifeline
+from atoll.sandbox.orphans import OrphanPipe
 from atoll.sandbox.policy import Policy
 from atoll.settings import Settings
 
@@ -37,13 +37,13 @@ class Sandbox:
     Args:
         child: bubblewrap.
         report: the read end of its status pipe, owned by the sandbox from now on.
-        lifeline: is held by pid 1 of the sandbox.
+        orphan_pipe: held by pid 1 of the sandbox.
         explain_failure: says why bubblewrap could not make the sandbox.
     """
 
-    def __init__(self, child: Child, report: int, lifeline: Lifeline, explain_failure: Callable[[], Any]) -> None:
+    def __init__(self, child: Child, report: int, orphan_pipe: OrphanPipe, explain_failure: Callable[[], Any]) -> None:
         self._child = child
-        self._lifeline = lifeline
+        self._orphan_pipe = orphan_pipe
         self._report = report
         self._text = b""
         self._explain_failure = explain_failure
@@ -93,7 +93,7 @@ class Sandbox:
         with contextlib.suppress(OSError, ValueError):
             pid = _inner_pid(self._text)
             descriptor = os.pidfd_open(pid)
-            if not self._lifeline.holds(pid):  # the number has passed to another process
+            if not self._orphan_pipe.holds(pid):  # the number has passed to another process
                 os.close(descriptor)
                 return
             self._inner = descriptor
@@ -150,7 +150,7 @@ class Launcher:
     To be used from the event loop's own thread (see `atoll.process`).
 
     Raises:
-        OSError: the warden of its sandboxes cannot be started.
+        OSError: the orphan killer of its sandboxes cannot be started.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -158,7 +158,7 @@ class Launcher:
         self._machine: Machine | None = None
         self._bwrap = ""
         self._setpriv = ""
-        self._lifeline = Lifeline()
+        self._orphan_pipe = OrphanPipe()
 
     @property
     def machine(self) -> Machine:
@@ -191,8 +191,8 @@ class Launcher:
         _check_network(policy, enter)
         report, status_fd = os.pipe2(os.O_CLOEXEC)
         try:
-            lifeline = self._attended()
-            with self._command(policy, status_fd, lifeline) as (argv, own):
+            orphan_pipe = self._checked_pipe()
+            with self._command(policy, status_fd, orphan_pipe) as (argv, own):
                 child = Child(
                     [*enter, *argv],
                     env={},
@@ -211,7 +211,7 @@ class Launcher:
             raise
         finally:
             os.close(status_fd)
-        return Sandbox(child, report, lifeline, lambda: self._explain(policy, enter))
+        return Sandbox(child, report, orphan_pipe, lambda: self._explain(policy, enter))
 
     async def run(
         self,
@@ -229,11 +229,11 @@ class Launcher:
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
         _check_network(policy, enter)
-        lifeline = self._attended()
+        orphan_pipe = self._checked_pipe()
         report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                with self._command(policy, status_fd, lifeline) as (argv, own):
+                with self._command(policy, status_fd, orphan_pipe) as (argv, own):
                     done = await run(
                         [*enter, *argv],
                         env={},
@@ -245,23 +245,23 @@ class Launcher:
                 os.close(status_fd)
                 text = _drain(report)
                 with contextlib.suppress(ValueError):
-                    lifeline.end(_inner_pid(text))
+                    orphan_pipe.end(_inner_pid(text))
         finally:
             os.close(report)
         if b'"exit-code"' not in text and done.status > 0:
             raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
 
-    def _attended(self) -> Lifeline:
-        self._lifeline.attend()
-        return self._lifeline
+    def _checked_pipe(self) -> OrphanPipe:
+        self._orphan_pipe.ensure_killer()
+        return self._orphan_pipe
 
     async def _explain(self, policy: Policy, enter: Sequence[str] = ()) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
         with contextlib.ExitStack() as stack:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
-            argv, own = stack.enter_context(self._command(policy, null, self._attended()))
+            argv, own = stack.enter_context(self._command(policy, null, self._checked_pipe()))
             try:
                 done = await run([*enter, *argv], env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
@@ -269,7 +269,7 @@ class Launcher:
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
 
     @contextlib.contextmanager
-    def _command(self, policy: Policy, status_fd: int, lifeline: Lifeline) -> Any:
+    def _command(self, policy: Policy, status_fd: int, orphan_pipe: OrphanPipe) -> Any:
         """Give the command line and the descriptors that it refers to, closed again at the end."""
         as_root = os.geteuid() == 0
         if not self._bwrap:
@@ -291,12 +291,12 @@ class Launcher:
                 as_root=as_root,
                 seccomp_fd=filter_fd,
                 status_fd=status_fd,
-                lifeline_fd=lifeline.descriptor,
+                orphan_pipe_fd=orphan_pipe.descriptor,
                 file_fds=file_fds,
             )
             args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)
-            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd, lifeline.descriptor)
+            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd, orphan_pipe.descriptor)
 
 
 def _check_network(policy: Policy, enter: Sequence[str]) -> None:

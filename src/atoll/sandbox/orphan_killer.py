@@ -27,7 +27,7 @@ GIVE_UP_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
-def holds(pid: int | str, lifeline: str) -> bool:
+def holds(pid: int | str, pipe: str) -> bool:
     """Return whether a process has the pipe that is named as `/proc/PID/fd` names it; False when it is gone."""
     try:
         descriptors = os.listdir(f"/proc/{pid}/fd")
@@ -35,21 +35,21 @@ def holds(pid: int | str, lifeline: str) -> bool:
         return False
     for descriptor in descriptors:
         try:
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == lifeline:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == pipe:
                 return True
         except OSError:
             continue
     return False
 
 
-def end(pid: int, lifeline: str) -> bool:
+def end(pid: int, pipe: str) -> bool:
     """Kill a process if it holds the pipe; return whether it did. Another one that got its number is left alone."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return False
     try:
-        if not holds(pid, lifeline):
+        if not holds(pid, pipe):
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         return True
@@ -59,21 +59,21 @@ def end(pid: int, lifeline: str) -> bool:
         os.close(descriptor)
 
 
-def sweep(lifeline: str) -> int:
+def sweep(pipe: str) -> int:
     """Kill every other process that holds the pipe; return how many did."""
     own = os.getpid()
-    return sum(end(int(name), lifeline) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
+    return sum(end(int(name), pipe) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
 
 
 def main(descriptor: int) -> None:
     """Wait for the launcher's end, then sweep until nothing is left."""
-    lifeline = os.readlink(f"/proc/self/fd/{descriptor}")
+    pipe = os.readlink(f"/proc/self/fd/{descriptor}")
     poll = select.poll()
     poll.register(descriptor, 0)  # poll always reports a hang-up; written bytes do not matter
     poll.poll()
     started = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < QUIET_SECONDS and now - started < GIVE_UP_SECONDS:
-        if sweep(lifeline):
+        if sweep(pipe):
             quiet_since = time.monotonic()
         time.sleep(_POLL_SECONDS)
 

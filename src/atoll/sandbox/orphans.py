@@ -1,4 +1,4 @@
-"""The pipe that every sandbox of a launcher holds, and the orphan killer at its end (see `orphan_killer`)."""
+"""The orphan pipe, held by every sandbox of a launcher, and the process at its end (see `orphan_killer`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atoll.process import start_detached
 from atoll.sandbox import orphan_killer
 
 
-class Lifeline:
+class OrphanPipe:
     """A pipe that marks this process's sandboxes, so that they end with this process.
 
     The orphan killer is started here and outlives this process for a moment. It also ends the sandboxes when this object
@@ -25,7 +25,7 @@ class Lifeline:
         self.descriptor, write = os.pipe2(os.O_CLOEXEC)
         self.name = os.readlink(f"/proc/self/fd/{self.descriptor}")
         weakref.finalize(self, _close, self.descriptor, write)
-        self._warden = self._start()
+        self._killer = self._start()
 
     def _start(self) -> int:
         log = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -35,19 +35,19 @@ class Lifeline:
         finally:
             os.close(log)
 
-    def attend(self) -> None:
-        """Start another warden when the last one was killed."""
+    def ensure_killer(self) -> None:
+        """Start another orphan killer if the last one was killed."""
         with contextlib.suppress(ChildProcessError):
-            if os.waitpid(self._warden, os.WNOHANG)[0] == 0:
+            if os.waitpid(self._killer, os.WNOHANG)[0] == 0:
                 return
-        self._warden = self._start()
+        self._killer = self._start()
 
     def end(self, pid: int) -> bool:
-        """Kill a process if it is of this lifeline's sandboxes; return whether it was."""
+        """Kill a process if one of this pipe's sandboxes contains it; return whether one did."""
         return orphan_killer.end(pid, self.name)
 
     def holds(self, pid: int) -> bool:
-        """Return whether a process is of this lifeline's sandboxes, and not a sandboxed command."""
+        """Return whether a process is bubblewrap's in one of this pipe's sandboxes, and not a sandboxed command."""
         return orphan_killer.holds(pid, self.name)
 
 

@@ -1,14 +1,14 @@
-"""What an outbound network may not reach, as the messages that make the kernel refuse it: pure.
+"""The packet filter of an outbound network, as netlink messages to the kernel: pure.
 
 Routes are not enough. The kernel takes an address that no route leads to as one on the link when a program names the
-device itself (`SO_BINDTODEVICE`, `IP_PKTINFO`, an IPv6 scope), which needs no privilege. So each packet that is about
-to leave is looked at, by a table of nf_tables in the sandbox's network namespace. Only who has capabilities over the
-user namespace that owns it can change the table, and no process of a sandbox ever has.
+device itself (`SO_BINDTODEVICE`, `IP_PKTINFO`, an IPv6 scope), which needs no privilege. So a table of nf_tables in
+the sandbox's network namespace checks each outgoing packet. Only a process with capabilities over the user namespace
+that owns the network can change the table, and no process of a sandbox ever has them.
 
 The messages follow `<linux/netfilter/nf_tables.h>`: one batch of a table, a chain on the way out and its rules for
-each address family, sent by `holder`, which is inside. Loopback is let through, the resolver's address for DNS only,
-and of ICMPv6 what finds neighbours; then every address of the list is refused, with an answer that a program sees at
-once.
+each address family, sent by `namespace_keeper`, which is inside. Accepted are loopback, the resolver's address for
+DNS, and neighbour discovery of ICMPv6. Then every address of the list is refused, with an answer that a program sees
+at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 REFUSED: tuple[IPNetwork, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
-        # Loopback and what no router passes on (RFC 6890); multicast and broadcast stay on the local link.
+        # Loopback and addresses that no router forwards (RFC 6890); multicast and broadcast stay on the local link.
         *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"),
         *("::/127", "::ffff:0:0/96", "ff00::/8"),
         # Link-local addresses, where clouds have their metadata services (169.254.169.254 and others).
@@ -33,7 +33,7 @@ REFUSED: tuple[IPNetwork, ...] = tuple(
         *("fd00:ec2::/32", "fd20:ce::254/128"),
     )
 )
-"""What no outbound network reaches, beside the machine's own addresses."""
+"""Addresses that no outbound network reaches, beside the machine's own."""
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """The addresses that stand for IPv4 ones where the local network translates (RFC 6052)."""
@@ -78,8 +78,8 @@ def messages(networks: Iterable[IPNetwork], resolver: str, *, ipv6: bool) -> byt
     """Return the netlink messages that make the table; the kernel acknowledges the last rule of each family.
 
     Args:
-        networks: what is refused.
-        resolver: the IPv4 address of the resolver, reached at port 53 whatever is refused.
+        networks: the refused addresses.
+        resolver: the IPv4 address of the resolver, reached at port 53 even if refused.
         ipv6: whether the machine has IPv6 at all.
     """
     networks = list(networks)

@@ -1,8 +1,9 @@
-"""A process that has an outbound network namespace made and keeps it; a script of its own (see `network`).
+"""The namespace keeper: a script that filters an outbound network and keeps its namespaces alive.
 
-It runs as root of the user namespace that owns the network, and nowhere else: pasta starts it. On its standard input it has a socket to Atoll, from which it takes netlink messages; once
-the kernel has acknowledged these it answers with descriptors of both namespaces. So whoever has the descriptors has
-a network that is filtered already. It needs nothing but the standard library, and little of that.
+Pasta starts it as root of the user namespace that owns the network. Standard input is a socket to Atoll, from which the
+script reads netlink messages. Once the kernel has acknowledged them the script answers with descriptors of both
+namespaces. So a process with the descriptors has a network that is filtered already. Only a few modules of the standard
+library are imported.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _flags(messages: bytes) -> list[int]:
     return found
 
 
-def hold(owner: socket.socket) -> None:
+def keep(owner: socket.socket) -> None:
     """Filter this network, give the owner its namespaces, and stay."""
     try:
         apply(owner.recv(1 << 20))
@@ -62,4 +63,4 @@ def hold(owner: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    hold(socket.socket(fileno=0))
+    keep(socket.socket(fileno=0))

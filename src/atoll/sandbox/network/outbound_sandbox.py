@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from atoll.errors import AtollError, SandboxUnavailable
 from atoll.sandbox.launch import Sandbox
-from atoll.sandbox.network.networks import Network, Networks
+from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.network.outbound_network import Network
 
 log = logging.getLogger("atoll.network")
 
@@ -18,8 +19,8 @@ class OutboundSandbox:
     """A sandbox that is started as soon as it has a network, and ends with it; used as `launch.Sandbox` is.
 
     Args:
-        networks: where its network comes from.
-        user: whose sandboxes share it.
+        networks: give its network.
+        user: the owner of the sandboxes that share it.
         launch: starts it in a network, called at most once.
         done: is called once, when it has been started or cannot be.
     """
@@ -42,7 +43,7 @@ class OutboundSandbox:
         return self._sandbox.pid if self._sandbox is not None else 0
 
     async def _live(self) -> int:
-        """Start, and see that the end of one is the end of the other."""
+        """Start the sandbox; end it when its network ends."""
         try:
             try:
                 self._network = await self._networks.take(self._user)
@@ -75,7 +76,7 @@ class OutboundSandbox:
 
     async def wait(self) -> int:
         """Wait until every process of the sandbox has ended; return the command's exit status."""
-        if not self._task.done():  # at the end it is known at once, as a plain sandbox's is
+        if not self._task.done():  # an ended one returns without a turn of the loop, as a plain sandbox does
             await asyncio.wait({self._task})
         return -1 if self._task.cancelled() else self._task.result()
 
