@@ -48,6 +48,7 @@ def test_long_use_keeps_the_number_of_descriptors(atoll_home: Home, tmp_path: Pa
         daemon = atoll_home.daemon_pid()
         assert daemon is not None
         counts.append((descriptors("self"), descriptors(daemon)))
+    host.close()
     first, second = counts[: ROUNDS // 2], counts[ROUNDS // 2 :]
     for who in (0, 1):
         assert max(count[who] for count in second) <= max(count[who] for count in first) + SLACK, counts

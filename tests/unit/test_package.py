@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def portable_modules() -> list[str]:
     return [*(name for name in own if not name.endswith("__main__")), "fal_serverless"]
 
 
-def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+@functools.cache
+def imported(path: Path, *, top_level_only: bool = False) -> frozenset[str]:
     """Return the names of the modules that a file imports, those for type checkers left out."""
     found: set[str] = set()
     waiting: list[ast.AST] = list(ast.parse(path.read_text()).body)
@@ -59,10 +61,10 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
         if top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         waiting.extend(ast.iter_child_nodes(node))
-    return found
+    return frozenset(found)
 
 
-def third_party(names: set[str]) -> set[str]:
+def third_party(names: Iterable[str]) -> set[str]:
     tops = {name.partition(".")[0] for name in names}
     return tops - set(sys.stdlib_module_names) - {"atoll", "fal_serverless"}
 
@@ -185,7 +187,8 @@ def test_third_party_modules_are_all_named() -> None:
     assert used <= {*KNOWN_TO_ONE, "_atoll_cloudpickle"}
 
 
-def _attributes(path: Path, module: str) -> set[str]:
+@functools.cache
+def _attributes(path: Path, module: str) -> frozenset[str]:
     """Return what a file uses of a module: its attributes, and the names imported from it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -193,7 +196,7 @@ def _attributes(path: Path, module: str) -> set[str]:
             found.add(node.attr)
         elif isinstance(node, ast.ImportFrom) and node.module == module:
             found.update(alias.name for alias in node.names)
-    return found
+    return frozenset(found)
 
 
 def test_only_process_starts_processes() -> None:
