@@ -1,4 +1,4 @@
-"""What was there after the last sync: kept by the client of its local files, and by the peer of the target's.
+"""A tree as the last sync left it: kept by the client of its local files, and by the peer of the target's.
 
 Size and modification time of a file can be put back after its content has changed; its change time and inode cannot.
 So where all four and the mode are those of the index, the content is the one whose digest the index has. The two

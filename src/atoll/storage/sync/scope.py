@@ -1,4 +1,4 @@
-"""Where a plan is switched: the deepest place that contains every change. No I/O.
+"""The place where a plan is switched: the deepest directory that contains every change. No I/O.
 
 A change is a path that comes, goes or becomes something else, or a directory whose mode changes. One change alone is
 switched by itself; several at the deepest directory above all of them, which is rebuilt beside the old one with links

@@ -1,4 +1,4 @@
-"""What a storage peer does to a volume's file system below the level of trees. Linux only, standard library only.
+"""The storage peer's operations on a volume's file system below the level of trees. Linux only, standard library only.
 
 Functions write into the volume while a peer works, so no path is ever handed to the kernel whole: `locate` walks one
 component at a time, each opened relative to the one before and without following symlinks, and resolves symlinks
