@@ -33,7 +33,7 @@ PLAIN_UID = 65534
 
 AS_USER = """
 import ctypes, os, sys
-from atoll.storage.peer import main
+from atoll.storage.peer.main import main
 os.setgroups([])
 os.setgid(int(sys.argv[1]))
 os.setuid(int(sys.argv[1]))
