@@ -1,4 +1,4 @@
-"""Build the new tree of a directory in staging, out of received files and of those that stay at the target.
+"""Build the new tree of a directory in staging, out of received files and unchanged ones of the target.
 
 No inode is shared between two states of a file: only an unchanged file is linked, and one with a new mode is a copy (a
 clone where the file system has them). A function that writes to a linked file meanwhile writes to both trees.
@@ -159,7 +159,7 @@ class Built:
         self._directories: list[str] = []
 
     def close(self) -> None:
-        """Close what is open; it may be called twice."""
+        """Close all descriptors; may be called twice."""
         if self.root >= 0:
             os.close(self.root)
             self.root = -1
@@ -169,7 +169,7 @@ class Built:
         copy_file(holder, self._staging, name, entry, mtime_ns, self._name)
 
     def take(self, builder: Builder, contents: Contents) -> None:
-        """Note what must be made durable of a directory, and which inodes it shares with the old one."""
+        """Note the parts of a directory to make durable, and the inodes that it shares with the old one."""
         tree, put = contents.tree, contents.put
         self.stamps = builder.stamps
         copied = set(builder.copied)
@@ -240,10 +240,10 @@ def _link(old: int, new: int, name: str, entry: Entry) -> bool:
 
 
 def copy_file(old: int, new: int, name: str, entry: Entry, mtime_ns: int, new_name: str | None = None) -> None:
-    """Make a file with the content that stands at the target with this modification time.
+    """Make a file with the content of the target's file that has this modification time.
 
     Raises:
-        SyncError: it is not what was scanned any more (`retry` in its details).
+        SyncError: the file has changed since the scan (`retry` in its details).
     """
     source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=old)
     try:

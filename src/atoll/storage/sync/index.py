@@ -1,4 +1,4 @@
-"""A tree as the last sync left it: kept by the client of its local files, and by the peer of the target's.
+"""The state after the last sync: kept by the client for its local files, and by the peer for the target.
 
 Size and modification time of a file can be put back after its content has changed; its change time and inode cannot.
 So where all four and the mode are those of the index, the content is the one whose digest the index has. The two
@@ -49,11 +49,11 @@ class Index:
 
     Args:
         generation: names the sync; empty for none.
-        terms: what else the state depends on.
+        terms: the other conditions of the state, such as the sync's options.
         algorithm: that of the digests.
         names, rows, links: a scan's paths, rows and symlinks' targets, as bytes.
-        digests: one for each path; `UNKNOWN` for what is no file and where none is known.
-        extras: what the target has and the source has not; the client's only.
+        digests: one for each path; `UNKNOWN` for entries that are no files, and for unknown ones.
+        extras: entries of the target that the source does not have; the client's only.
         blocks: the digests of the blocks of large files.
     """
 
@@ -83,7 +83,7 @@ class Index:
         return self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
 
     def same(self, scan: Scan) -> bool:
-        """Whether a scan found exactly this."""
+        """Return whether a scan found exactly this."""
         return (
             bool(self.generation)
             and len(self.rows) == _WIDTH * len(scan.paths)
@@ -120,7 +120,7 @@ def index_of(
 
 @dataclass
 class Changes:
-    """Where a scan differs from an index.
+    """The differences between a scan and an index.
 
     Args:
         changed: numbers in the scan of paths that are new or have another row.
@@ -186,7 +186,7 @@ def encode(index: Index) -> bytes:
 
 
 def decode(data: bytes) -> Index:
-    """Return what `encode` made a buffer of; an empty index where it is damaged or of another version."""
+    """Return the index in a buffer of `encode`; an empty one where the buffer is damaged or of another version."""
     try:
         magic, checksum, head_bytes = _HEAD.unpack_from(data)
         body = memoryview(data)[_HEAD.size :]
@@ -220,7 +220,7 @@ def load(path: Path) -> Index:
 
 
 def save(path: Path, index: Index) -> None:
-    """Write an index in one step; a home that cannot be written loses only what an index is good for."""
+    """Write an index in one step; in a home that cannot be written, the next sync is merely slower."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

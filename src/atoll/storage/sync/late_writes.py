@@ -68,7 +68,7 @@ def copy_during_switch(
     try:
         _link_late(volume, old, new, dropped, inodes)
     except SyncError as error:
-        if error.details.get("reason") != TOO_DEEP:  # a function has just made such a tree: it stays behind
+        if error.details.get("reason") != TOO_DEEP:  # a function has just made such a tree, which is left behind
             raise
     finally:
         os.close(old)
@@ -278,7 +278,7 @@ def pack_inodes(inodes: Mapping[str, int]) -> str:
 
 
 def unpack_inodes(text: str) -> dict[str, int]:
-    """Return what `pack_inodes` made a text of; empty for an empty text.
+    """Return the inodes in a text of `pack_inodes`; none for an empty text.
 
     Raises:
         ValueError: it is malformed.

@@ -1,7 +1,7 @@
 """From two trees to the operations that turn one into the other: no I/O.
 
-The result of a plan is a whole tree. Whoever applies it builds that tree beside the old one, out of contents that
-arrive, copies of what the target has, and links to what stays, and switches over once.
+The result of a plan is a whole tree. The storage peer builds that tree beside the old one, out of received contents,
+copies of the target's files and links to unchanged ones, and switches over once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from atoll.storage.files.tree import DIRECTORY, FILE, Entry, Tree, parent_of, pr
 
 @dataclass(frozen=True)
 class Plan:
-    """What changes at the target; every path that is named nowhere stays as it is.
+    """The changes of a target; paths that are not named do not change.
 
     Args:
-        drop: paths that go, each one named (what is below a dropped directory too).
+        drop: paths that go, each one named (those below a dropped directory too).
         put: entries that come or change.
-        copy: those paths of `put` whose content stands at the target already, under another mode.
-        keeps: whether something may stay that the source does not have, also if it comes only later.
-        stands: those paths of `put` that are directories at the target already, with another mode or time.
+        copy: paths in `put` whose content exists at the target already, under another mode.
+        keeps: whether entries that the source does not have may remain, also ones that come only later.
+        stands: paths in `put` that are directories at the target already; only mode or mtime changes.
     """
 
     drop: frozenset[str] = frozenset()
@@ -42,12 +42,12 @@ class Plan:
 
     @property
     def send_bytes(self) -> int:
-        """How much content travels."""
+        """The bytes of content that travel."""
         return sum(self.put[path].size for path in self.send)
 
     def operations(self) -> list[dict[str, Any]]:
         """Return the plan as data, in the order of the paths: for each one its `path` (the root is empty), the
-        `operation` (`send`, `mode`, `mkdir`, `link` or `remove`), and for what comes or changes its `kind`, `mode`,
+        `operation` (`send`, `mode`, `mkdir`, `link` or `remove`), and for a path that comes or changes its `kind`, `mode`,
         `size` in bytes, `mtime_ns`, and a symlink's `target`."""
         send = set(self.send)
         found: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def check_whole(tree: Tree) -> None:
 
 
 def check_fits(plan: Plan, target: Tree) -> None:
-    """Check that what the plan makes of a whole tree is one: `check_whole(apply(plan, target))` without building it.
+    """Check that a plan turns a whole tree into a whole one: `check_whole(apply(plan, target))` without building it.
 
     Raises:
         ValueError: it is not; the message names a path.
@@ -130,14 +130,14 @@ def plan(
     suspect: Container[str] = frozenset(),
     alike: Container[str] = frozenset(),
 ) -> Plan:
-    """Decide what turns `target` into a mirror of `source`.
+    """Return the plan that turns `target` into a mirror of `source`.
 
     Args:
-        source: what is wanted; has a root.
-        target: what stands there; empty when nothing does.
-        delete: whether what the source does not have goes.
-        kept: whether a path that the source does not have stays all the same, with everything below it; asked with
-            the path and whether it is a directory, parents first. None where none does.
+        source: the wanted tree; has a root.
+        target: the target's current tree; empty when there is none.
+        delete: whether entries that the source does not have go.
+        kept: called with such a path and whether it is a directory, parents first; returns whether it is kept all the
+            same, with everything below it. None keeps none.
         suspect: files whose content may differ although size and modification time agree.
         alike: files whose content is the same although the modification time differs.
 
@@ -190,7 +190,7 @@ def _same_content(new: Entry, old: Entry) -> bool:
 
 
 def _drops(source: Tree, extra: list[str], stays: set[str], *, excluded: bool) -> frozenset[str]:
-    """Return what goes; a directory above a path that stays does not go, and cannot become something else."""
+    """Return the paths that go; a directory above a kept path does not go, and cannot become something else."""
     needed: set[str] = set()
     for path in stays:
         parent = parent_of(path)
@@ -201,7 +201,7 @@ def _drops(source: Tree, extra: list[str], stays: set[str], *, excluded: bool) -
                     f"`{printable(parent)}` is a directory at the target that keeps `{printable(path)}`,"
                     " and something else in the source",
                     hint="remove or rename one of the two"
-                    + (", or do not exclude what is below it" if excluded else ""),
+                    + (", or do not exclude the names below it" if excluded else ""),
                 )
             parent = parent_of(parent)
     return frozenset(path for path in extra if path not in stays and path not in needed)

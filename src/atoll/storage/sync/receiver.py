@@ -1,7 +1,7 @@
 """Receive contents into staging: the transfer's other end, in the storage peer.
 
-A received file counts when its digest is the one that the source's file has; then it gets its modification time. What
-an interrupted sync has received is used again only where its digest is that of what the source has now.
+A received file counts when its digest is the one that the source's file has; then it gets its modification time. A
+file received by an interrupted sync is used again only where its digest is that of the source's file now.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Reception:
         self.root = os.open(self.name, OPEN_DIRECTORY, dir_fd=staging)
 
     def close(self) -> None:
-        """Close what is open; what was received stays for the next sync."""
+        """Close all files; received ones are kept for the next sync."""
         self.pause()
         self.read_back.close()
         if self.root >= 0:
@@ -83,12 +83,12 @@ class Reception:
                 os.rmdir(self.name, dir_fd=self._volume.staging)
 
     def drop(self) -> None:
-        """Close, and remove what was received."""
+        """Close all files, and remove the received ones."""
         self.close()
         self._volume.discard(self._volume.staging, self.name)
 
     def resume(self) -> list[tuple[int, int, str]]:
-        """Take over what an interrupted sync has received.
+        """Take over the files that an interrupted sync has received.
 
         Returns:
             for each file of which there is something: its number in `plan.send`, how many bytes, their digest.
@@ -122,7 +122,7 @@ class Reception:
         """Write whole files; an item is the file's number, mode, modification time and size.
 
         Raises:
-            SyncError: a file is not what was sent (`retry` in its details).
+            SyncError: a file differs from the sent one (`retry` in its details).
         """
         view, expected, start = memoryview(contents), bytes(digests), 0
         for count, (number, mode, mtime_ns, size) in enumerate(items):
@@ -136,7 +136,7 @@ class Reception:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
-            except FileExistsError:  # from an interrupted sync, and not what the source has now
+            except FileExistsError:  # of an interrupted sync, and another content than the source has now
                 os.unlink(name, dir_fd=directory)
                 descriptor = os.open(name, flags, mode & 0o777, dir_fd=directory)
             try:
@@ -163,7 +163,7 @@ class Reception:
         """End a large file, or one that an interrupted sync has received whole.
 
         Raises:
-            SyncError: it is not what was sent (`retry` in its details).
+            SyncError: the file differs from the sent one (`retry` in its details).
         """
         path = self._path(number)
         large = self._large_at(number, size)
@@ -209,7 +209,7 @@ class Reception:
             finally:
                 os.close(parent)
             self._source = (path, descriptor)
-            with contextlib.suppress(OSError):  # what was written past the page cache is read from the disk, in order
+            with contextlib.suppress(OSError):  # contents written past the page cache are read from the disk, in order
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             row = self._scan.row(self._scan.positions.get(path, len(self._scan.paths)))
             info = os.fstat(descriptor)
@@ -218,12 +218,12 @@ class Reception:
         return self._source[1]
 
     def flush(self) -> None:
-        """Have all that came written, but for what is in the page cache."""
+        """Write all received contents, at least into the page cache."""
         self.pause()
 
     def settle(self) -> None:
-        """Wait, where it pays, until a change by a function is certain to get another time stamp than what arrived:
-        what cannot be told apart from a change is hashed at the next sync."""
+        """Wait, where it pays, until a change by a function is certain to get another time stamp than the received files:
+        the next sync hashes every file that may have changed since."""
         now_ns, size, newest_ns = time.time_ns(), 0, 0
         for path, (ctime_ns, _) in self.stamps.items():
             if not settled(ctime_ns, now_ns):

@@ -1,14 +1,14 @@
-"""The place where a plan is switched: the deepest directory that contains every change. No I/O.
+"""The scope of a plan, which is switched in one step: the deepest path that contains every change. No I/O.
 
 A change is a path that comes, goes or becomes something else, or a directory whose mode changes. One change alone is
 switched by itself; several at the deepest directory above all of them, which is rebuilt beside the old one with links
-to what stays. So one edit among a million files links nothing, and two edits in one directory link that directory.
+to unchanged files. So one edit among a million files links nothing, and two edits in one directory link that directory.
 A large file that is replaced alone is switched with its directory, where that is cheap: then its change time is older
 than the switch and can be trusted by the next sync, which else reads it whole, and the old one goes later, with its tree.
 
 A directory that is not rebuilt gets its new mode or time in place after the switch; a lookup finds the same through
-it before and after, and a crash in between is mended by recovery. (The directory that holds what is switched needs
-this anyway: a rename moves its time.) A changed mode elsewhere than above the other changes is a change like others.
+it before and after, and a crash in between is mended by recovery. (The directory that holds the scope needs this
+anyway: a rename moves its time.) A changed mode elsewhere than above the other changes is a change like others.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from atoll.storage.sync.plan import Plan
 
 _LARGE_BYTES = 16 << 20
 _CHEAP_ENTRIES = 1000
-"""How much may be linked for the sake of one large file: about 10 ms."""
+"""Entries that may be linked for the sake of one large file: about 10 ms."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What is switched, and what is changed in place.
+    """The path that is switched, and the directories that are changed in place.
 
     Args:
-        path: what is switched in one step, relative to the target: an entry that comes, goes or is replaced, or a
-            directory that is rebuilt; None where nothing is.
+        path: relative to the target: an entry that comes, goes or is replaced, or a directory that is rebuilt; None
+            where nothing is switched.
         rebuilt: whether it is a directory before and after.
         in_place: directories outside of it that get their mode and time where they are.
     """
@@ -40,12 +40,12 @@ class Scope:
     in_place: Tree = field(default_factory=dict)
 
     def contains(self, path: str) -> bool:
-        """Whether a path is switched."""
+        """Return whether a path is switched."""
         return self.path is not None and is_within(path, self.path)
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether a path is a directory's, or that of something in it."""
+    """Return whether a path is a directory's, or that of something in it."""
     return not directory or path == directory or path.startswith(f"{directory}/")
 
 
@@ -53,7 +53,7 @@ def scope_of(plan: Plan, standing: Tree) -> Scope:
     """Find the scope of a plan for a target.
 
     Args:
-        standing: what the target holds; empty when there is none.
+        standing: the target's current tree; empty when there is none.
     """
     own = {
         path: entry for path, entry in plan.put.items() if _is_directory(entry) and _is_directory(standing.get(path))

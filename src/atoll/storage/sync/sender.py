@@ -37,7 +37,7 @@ from atoll.wire.frames import Rope
 PIECE_BYTES = 4 << 20
 _ATTEMPTS = 5
 _WORTH_COMPARING = 4
-"""How many times as large as its new content a file may be that is compared with it."""
+"""A file at most this many times as large as its new content is compared with it."""
 _OPEN = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
     _OPEN |= getattr(os, _flag, 0)

@@ -36,7 +36,7 @@ from atoll.storage.volume.staging import ReplacedTree, leftovers, name_of, read_
 
 @dataclass
 class Record:
-    """What is about to be switched. Paths are relative to the target unless it says otherwise.
+    """One switch that is about to happen. Paths are relative to the target unless it says otherwise.
 
     Args:
         target: the target's resolved path, relative to the volume's root.
@@ -152,7 +152,7 @@ def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] 
     if won:
         origin = ReplacedTree(record.target, record.scope or "", record.since_ns or moment_ns, pack_inodes(inodes))
         _retire(volume, key, record, origin)
-        volume.discard(volume.staging, name_of("stage", key))  # the directories above what was received
+        volume.discard(volume.staging, name_of("stage", key))  # the directories above the received files
     else:
         volume.discard(volume.staging, switch)  # no function ever saw it
     forget(volume, key)
@@ -192,7 +192,7 @@ class _Target:
         root: its directory, open; None where it is not the recorded one.
         holder: the directory that holds the scope, open; None where there is none.
         name: the scope's name in it.
-        found: the inode of what is there.
+        found: the inode at the scope; None where nothing exists.
     """
 
     def __init__(self, volume: VolumeRoot, record: Record) -> None:
@@ -256,7 +256,7 @@ class _Target:
                     yield walk.open(path), path, mode, mtime_ns
 
     def sync(self) -> None:
-        """Make the switch and what was set in place durable."""
+        """Make the switch and the changes in place durable."""
         if self.holder is None:
             return
         try:

@@ -87,7 +87,7 @@ class TargetState:
         self._suspect = set(self.changed)
 
     def _unchanged(self, directory: int, difference: Changes) -> set[int]:
-        """Return those of the files with another change time whose content is what it was."""
+        """Return the files with another change time and the same content."""
         same: set[int] = set()
         for number, other in difference.moved.items():
             known = self.index.digest(other)
@@ -156,7 +156,7 @@ class TargetState:
         return self.change_times[number] if number >= 0 else -1
 
     def blocks(self, path: str) -> bytes:
-        """Return the digests of the blocks of what stands at a path; empty where they are not known."""
+        """Return the digests of the blocks of the file at a path; empty where they are not known."""
         return self.index.blocks.get(path, b"") if self.digest(path) != UNKNOWN else b""
 
 
@@ -230,7 +230,7 @@ class TargetSync:
 
 @dataclass
 class Arrived:
-    """The new tree of a target, and what the sync learned of its files.
+    """The new tree of a target, and the sync's knowledge of its files.
 
     Args:
         tree: the new tree.

@@ -42,11 +42,11 @@ class TargetReport:
         self.compressions: list[Any] = list(header.get("compressions") or ())
         """The compressions that the peer accepts."""
         self.known = header.get("known") is True
-        """Whether the peer remembers a sync."""
+        """Return whether the peer remembers a sync."""
         self.next = str(header.get("next", ""))
         """The generation of this sync."""
         self.since = bool(known) and header.get("since") == known.generation
-        """Whether it lists only the changes since the client's last sync."""
+        """Return whether it lists only the changes since the client's last sync."""
         self._index = known
         self.changed: Tree = {}
         self.gone: list[str] = []
@@ -66,7 +66,7 @@ class TargetReport:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing has changed at the target since the client's last sync."""
+        """Return whether nothing has changed at the target since the client's last sync."""
         return self.since and not self.changed and not self.gone
 
     @cached_property

@@ -1,8 +1,8 @@
-"""Changes of a local directory, as the system tells of them: what `atoll data sync --watch` waits for.
+"""Changes of a local directory, as the system reports them to `atoll data sync --watch`.
 
-The system's news are a reason to look, and nothing more: what has changed is found by a scan. So it does no harm when
-news come twice or late, for a name that is not text, or for one that was changed back. News that are lost (a directory
-whose content was there before it was watched) are made good by one more look after each change.
+A report only starts a scan, and the scan finds the changes. So reports may come twice or late, for a name that is not
+text, or for one that was changed back. A report may be lost: of a directory with content that is older than its watch.
+So each change is followed by one more scan.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _RAISE_LIMIT = (
 
 
 class Watcher:
-    """Tell of the changes below one directory.
+    """Report the changes below one directory.
 
     Args:
         source: the directory; a symlink to one is followed.
-        exclude, leave_out: what a sync leaves out, as `SyncOptions` has it; `.atollignore` files are honoured.
-        notice: is told when the directory has to be looked through again and again, and why.
+        exclude, leave_out: patterns of a sync, as in `SyncOptions`; `.atollignore` files are honoured.
+        notice: called with a message and a hint when the directory has to be polled.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Watcher:
     def changes(self) -> Iterator[frozenset[str]]:
         """Yield the paths that changed, some time after the last of them did; none when nothing did for a moment.
 
-        Ends when the directory is gone, or another one stands there. It is watched from the first result on.
+        Ends when the directory is gone or replaced. It is watched from the first result on.
 
         Raises:
             SyncError: it cannot be watched.
@@ -95,7 +95,7 @@ class Watcher:
                 yield frozenset(("",))
 
     def _news(self, root: str, *, polling: bool, lenient: bool) -> Iterator[set[str]]:
-        """Yield what the library tells.
+        """Yield the library's reports.
 
         Its `ignore_permission_denied` hides every error, the limit of watches too: it is used only where it must be.
         """
@@ -124,7 +124,7 @@ class Watcher:
         return "" if relative == os.curdir else to_name(relative.replace(os.sep, "/"))
 
     def _excluded(self, root: str, path: str) -> bool:
-        """Whether a sync leaves a path out, as far as its own directory's and its parents' rules say."""
+        """Return whether a sync leaves a path out by the rules of its own directory and its parents."""
         if self._rules is None:
             paths = [self._leave_out] if self._leave_out else []
             self._rules, self._known = IgnoreRules(self._exclude, paths=paths), set()
@@ -148,11 +148,11 @@ class Watcher:
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 self._rules.add(directory, file.read())
         except (OSError, ValueError):
-            return  # the sync says what is wrong with it
+            return  # the sync itself reports the error
 
 
 def exists(source: str) -> bool:
-    """Whether there is a directory to watch."""
+    """Return whether there is a directory to watch."""
     return os.path.isdir(source)
 
 

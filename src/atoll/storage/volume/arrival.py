@@ -1,10 +1,9 @@
-"""Give something its place in the volume while syncs put other directories there. Linux only.
+"""Move a finished file or directory to its path, even if a concurrent sync swaps the parent. Linux only.
 
-A path is looked up, and what was made is moved into the directory that was found. In between, or while gigabytes were
-being written, a sync may have replaced that directory by another one: then what arrives in the old one, after the sync
-has looked there for what came late (`recovery`), would be lost. So the place is looked up when all else is done, and
-once more afterwards: where the directory at that path is still the one that it was moved to, a sync that comes later
-finds it there; where it is another one, it follows.
+A path is looked up, and the new entry is moved into the directory that was found. Meanwhile a sync may have replaced
+that directory. An entry that comes to the old one after the sync has copied late writes (`sync.late_writes`) would be
+lost. So the path is looked up when all else is done, and once more after the move. If the directory there is still the
+same, any later sync finds the entry. If not, the entry is moved again, to the new directory.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _ATTEMPTS = 20
 
 
 def arrive(parent: int, name: str, find: Callable[[], Place], *, exclusive: bool = False) -> None:
-    """Move what stands at `name` of `parent` to a place of the volume, durably.
+    """Move the entry `name` of `parent` to a place of the volume, durably.
 
     Args:
         find: looks the place up; called several times.
-        exclusive: whether nothing may stand there.
+        exclusive: whether an entry that exists there is an error.
 
     Raises:
-        FileExistsError: something does.
+        FileExistsError: one exists, with `exclusive`.
         OSError: it cannot be moved, or its place does not come to rest.
     """
     moved = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -42,7 +41,7 @@ def arrive(parent: int, name: str, find: Callable[[], Place], *, exclusive: bool
         for _ in range(_ATTEMPTS):
             with find() as place:
                 if not first and not locate.exists(parent, name):
-                    return  # it has been removed since, or moved on
+                    return  # a function has removed or renamed it since
                 place.make_parents()
                 reached("arriving")
                 if first or not _is_there(place, moved):
@@ -66,8 +65,8 @@ def make(find: Callable[[], Place], create: Callable[[Place, bool], T]) -> T:
 
     Args:
         find: looks the place up; called several times.
-        create: makes what is missing there, durably, and returns what `make` returns; it is told whether it has been
-            called before, so that what a sync has brought along is no mistake.
+        create: makes the missing entries there, durably, and returns the result of `make`. Its second argument is True
+            after the first call: an entry that a sync has copied is no error then.
 
     Raises:
         OSError: it cannot be made, or its place does not come to rest.
@@ -83,7 +82,7 @@ def make(find: Callable[[], Place], create: Callable[[Place, bool], T]) -> T:
 
 
 def _is_there(place: Place, moved: os.stat_result) -> bool:
-    """Whether a sync has brought it along: a file is linked, a directory made anew."""
+    """Return whether a sync has copied the entry: a file is linked, a directory made anew."""
     found = place.found
     if found is None:
         return False

@@ -1,4 +1,4 @@
-"""The storage peer's operations on a volume's file system below the level of trees. Linux only, standard library only.
+"""Lookups and changes of single paths of a volume, for storage peers. Linux only, standard library only.
 
 Functions write into the volume while a peer works, so no path is ever handed to the kernel whole: `locate` walks one
 component at a time, each opened relative to the one before and without following symlinks, and resolves symlinks
@@ -28,14 +28,14 @@ VISIBLE = ".snapshots"
 
 @dataclass
 class Place:
-    """Where a path of the volume leads.
+    """The place that a path of the volume leads to.
 
     Args:
         parent: the deepest directory on the way that exists, open; owned by the place.
         name: the last component; empty for the volume's root itself.
         path: the path with all symlinks resolved, relative to the root.
         missing: directories between `parent` and `name` that do not exist.
-        found: what stands there, not followed; None when nothing does.
+        found: status of the entry there, not followed; None when there is none.
     """
 
     parent: int
@@ -55,10 +55,10 @@ class Place:
         return self.found is not None and stat.S_ISDIR(self.found.st_mode)
 
     def existing(self) -> os.stat_result:
-        """Return what stands there.
+        """Return the status of the entry there.
 
         Raises:
-            FileNotFoundError: nothing does.
+            FileNotFoundError: there is none.
         """
         if self.found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
@@ -175,7 +175,7 @@ def open_below(directory: int, path: str) -> int:
 
 
 def exists(parent: int, name: str) -> bool:
-    """Whether there is something at a name, a dangling symlink included."""
+    """Return whether a name exists, that of a dangling symlink included."""
     try:
         os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def exists(parent: int, name: str) -> bool:
 
 
 def names(directory: int) -> list[str]:
-    """Return what an open directory holds now: a descriptor itself lists, on btrfs, what was there at its last use."""
+    """Return the names in an open directory now: on btrfs the descriptor itself lists those of its last use."""
     fresh = os.open(".", OPEN_DIRECTORY, dir_fd=directory)
     try:
         return os.listdir(fresh)

@@ -1,10 +1,10 @@
-"""Remove trees that nobody needs any more: later and slowly.
+"""Remove trees that are no longer used: later and slowly.
 
 ext4 does not give out an inode again for half a minute after it was freed, and each time that it makes a file it looks
 at those that it passes over: after 10,000 files were removed, making one takes many times as long. So a tree is only
 moved out of the way when it is replaced (`old-` in staging), and removed later by `collect`, so slowly that there are
 never many such inodes. Only a file's last link frees its inode: most of a replaced tree are other links to files that
-live on, and those are quick to remove. Where the disk is nearly full, room is more important than pace.
+live on, and those are quick to remove. On a nearly full disk, free space matters more than pace.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_DEPTH = 100
 
 
 class Removing:
-    """How `remove_tree` takes away each name; a subclass may do it at a pace of its own."""
+    """The removals of `remove_tree`, one name each; a subclass may pause between them."""
 
     def file(self, parent: int, name: str) -> bool:
         """Remove a file; return False where it is a directory, which is left.
@@ -51,7 +51,7 @@ class Removing:
 
 
 def remove_tree(parent: int, name: str, removing: Removing | None = None) -> None:
-    """Remove a file or a whole directory, whatever its modes and depth; what is gone already is left alone.
+    """Remove a file or a whole directory, of any modes and depth; a name that is gone already is no error.
 
     Args:
         parent: private to peers (`staging`): directories that are nested too deeply are moved up into it.
@@ -66,7 +66,7 @@ def remove_tree(parent: int, name: str, removing: Removing | None = None) -> Non
 
 
 def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, removing: Removing) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another peer may be at it too
+    with contextlib.suppress(FileNotFoundError):  # another peer may remove the same tree
         if removing.file(parent, name):
             return
         make_writable(parent, name)
@@ -85,12 +85,12 @@ def _remove(parent: int, name: str, top: int, pending: list[str], depth: int, re
 
 
 def nearly_full(room: os.statvfs_result) -> bool:
-    """Whether a file system is so full that room is more important than pace."""
+    """Return whether a file system is so full that free space matters more than pace."""
     return room.f_bavail * 100 <= room.f_blocks * _FULL_PER_CENT
 
 
 class Pace:
-    """How slowly files are removed.
+    """The pace of removals.
 
     Args:
         portion: how many inodes are freed between two pauses; 0 takes none. The default frees 20 a second, so that

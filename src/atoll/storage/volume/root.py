@@ -90,7 +90,7 @@ class VolumeRoot:
             return 0
 
     def mark_restored(self) -> None:
-        """Tell all peers that something of the volume has been replaced by what a snapshot held."""
+        """Tell all peers that a snapshot has replaced a part of the volume."""
         descriptor = os.open(
             RESTORED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging
         )
@@ -111,12 +111,12 @@ class VolumeRoot:
         os.rename(drawn, name, src_dir_fd=self.staging, dst_dir_fd=self.staging)
 
     def discard(self, parent: int, name: str) -> None:
-        """Take what stands at `name` out of sight in one step, and remove it; what is not there is left alone."""
+        """Move the entry `name` to staging in one step, and remove it; a missing one is no error."""
         if (trash := self.take(parent, name)) is not None:
             remove_tree(self.staging, trash)
 
     def take(self, parent: int, name: str) -> str | None:
-        """Take what stands at `name` out of sight in one step; return what it is called in staging, None for nothing."""
+        """Move the entry `name` to staging in one step; return its name there, None for a missing one."""
         trash = new_name("trash")
         try:
             move(parent, name, self.staging, trash)

@@ -1,8 +1,8 @@
 """Table of the names in a volume's `staging`, for every module of storage that puts something there.
 
 `staging` is on the file system of `data` and private to peers, so that a finished file or tree gets its path by one
-rename. A name is `KIND-KEY`: the key is a digest of the target's path (`locks.target_key`), or random. `KINDS` says of
-each kind who makes it, what it becomes, and how `sync.cleanup` reclaims one that a killed peer has left. Two names have
+rename. A name is `KIND-KEY`: the key is a digest of the target's path (`locks.target_key`), or random. `KINDS` lists
+for each kind its maker, its next names, and the way in which `sync.cleanup` reclaims a leftover of a killed peer. Two names have
 no kind: the directory `locks`, and the file `restored`, whose time is that of the last restore.
 
 A replaced tree (`old-TIME-RAND`) has a note beside it, `old-TIME-RAND.json`: its path in the volume, for late writes.
@@ -28,17 +28,17 @@ RESTORED = "restored"
 """The file whose modification time is that of the last restore."""
 NOTE = ".json"
 ABANDONED_SECONDS = 24 * 3600.0
-"""How long the contents of an interrupted sync are kept for the next one to its target."""
+"""Seconds for which the contents of an interrupted sync are kept for the next one to its target."""
 QUIET_SECONDS = 30.0
 """A file or tree that was written to within this time most likely has a living writer."""
 KEPT_SECONDS = 90 * 24 * 3600.0
-"""How long an index that no sync uses is kept."""
+"""Seconds for which an unused index is kept."""
 _MAX_JSON_BYTES = 1 << 30
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Reclaim(enum.Enum):
-    """How a leftover is reclaimed."""
+    """The ways to reclaim a leftover."""
 
     REMOVED = "at once"
     UNLOCKED = "at once, unless its writer lives and holds its `flock`"
@@ -55,7 +55,7 @@ class Kind(NamedTuple):
     Args:
         owner: the module that makes it.
         becomes: its next names, in the course of its work.
-        reclaim: how a leftover is reclaimed.
+        reclaim: the way to reclaim a leftover.
         seconds: the age at which it counts as a leftover.
     """
 
@@ -68,7 +68,7 @@ class Kind(NamedTuple):
 KINDS = {
     "stage": Kind("sync.receiver", "switch, partial", Reclaim.ABANDONED, ABANDONED_SECONDS),
     "partial": Kind("sync.receiver", "its files move to stage", Reclaim.ABANDONED, ABANDONED_SECONDS),
-    "switch": Kind("sync.stage", "the target; what it replaced becomes old", Reclaim.RECOVERED),
+    "switch": Kind("sync.stage", "the target; the replaced tree becomes old", Reclaim.RECOVERED),
     "record": Kind("sync.switch_record", "the note of an old tree", Reclaim.RECOVERED),
     "index": Kind("sync.target_state", "", Reclaim.OLD, KEPT_SECONDS),
     "old": Kind("sync.switch_record, snapshots.archive", "", Reclaim.UNSEEN),
@@ -77,7 +77,7 @@ KINDS = {
     "tree": Kind("peer.copies, selftest.examine", "a directory of the volume", Reclaim.UNLOCKED, QUIET_SECONDS),
     "new": Kind("volume.root, peer.copies, sync.late_writes", "any name, at once", Reclaim.OLD, QUIET_SECONDS),
     "snapshot": Kind("snapshots.peer", "a tree below `snapshots`", Reclaim.ARCHIVED),
-    "restore": Kind("snapshots.peer", "the target; what it replaced becomes a snapshot", Reclaim.ARCHIVED),
+    "restore": Kind("snapshots.peer", "the target; the replaced tree becomes a snapshot", Reclaim.ARCHIVED),
 }
 
 

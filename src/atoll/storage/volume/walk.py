@@ -24,7 +24,7 @@ class Step(NamedTuple):
         path: relative to the start; empty for the start itself.
         depth: 0 for the start.
         descriptor: the directory, open until the next step.
-        names: what it holds, sorted.
+        names: its entries, sorted.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 
 class Walk:
-    """Give each directory below one that is open; what the consumer puts into `below` is walked next.
+    """Yield each directory below an open one; the names that the consumer puts into `below` are walked next.
 
     Args:
         top: the open directory; it stays the caller's.
@@ -54,7 +54,7 @@ class Walk:
         self._cursor.close()
 
     def steps(self) -> Iterator[Step]:
-        """Yield the directories, each before what it holds; what vanishes meanwhile is left out.
+        """Yield the directories, each before its entries; those that vanish meanwhile are left out.
 
         Raises:
             OSError: the start cannot be read, or paths become longer than `MAX_PATH`.
