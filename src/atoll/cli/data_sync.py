@@ -110,8 +110,8 @@ def operations(plan: Plan) -> list[dict[str, Any]]:
         if entry is None:
             found.append({"operation": "remove", "path": path})
             continue
-        stands = path in plan.stands or (entry.kind == FILE and path not in send)
-        word = "send" if path in send else "mode" if stands else "mkdir" if entry.kind == DIRECTORY else "link"
+        exists = path in plan.existing_directories or (entry.kind == FILE and path not in send)
+        word = "send" if path in send else "mode" if exists else "mkdir" if entry.kind == DIRECTORY else "link"
         kind = {FILE: "file", DIRECTORY: "directory"}.get(entry.kind, "symlink")
         found.append({"operation": word, "path": path, "type": kind, "size": entry.size, "target": entry.target})
     return found
@@ -147,10 +147,13 @@ def _tell(happening: Happening) -> None:
         plan = happening.plan
         names = sorted(plan.put.keys() | plan.drop)
         # A directory above something that changed changes too: its time.
-        names = [name for name in names if name and name not in plan.stands] or names
+        names = [name for name in names if name and name not in plan.existing_directories] or names
         shown = ", ".join(printable(name) or "." for name in names[:_SHOWN])
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        counts = [f"{len(plan.put) - len(plan.stands)} changed" * (len(plan.put) > len(plan.stands))]
+        counts = [
+            f"{len(plan.put) - len(plan.existing_directories)} changed"
+            * (len(plan.put) > len(plan.existing_directories))
+        ]
         counts.append(f"{len(plan.drop)} removed" * bool(plan.drop))
         what = ", ".join(filter(None, counts)) or ("times and modes" if names else "nothing to do")
         size = f", {size_text(happening.sent_bytes)}" if happening.sent else ""

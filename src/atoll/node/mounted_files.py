@@ -4,7 +4,7 @@ Each is named by its contents or versions and is complete from its rename on, so
 runs. A daemon holds a shared lock on the directories in use; `remove_unused` removes the others.
 
 The compiled packages (digests, chunks, compression) are copied out of the daemon's own environment, which other users
-may not be able to enter. Functions never see them. Where a package is missing or does not fit, a peer does without.
+may not be able to enter. Functions never see them. A peer does without a missing or unfit package.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class Node:
         return directory, identity
 
     def users(self) -> list[str]:
-        """Return the users who have a volume here."""
+        """Return the users with a volume here."""
         return list(self._users)
 
     async def settle(self) -> None:

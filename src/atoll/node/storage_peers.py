@@ -134,7 +134,7 @@ class StoragePeers:
                 one.close()
 
     def used_by_others(self) -> bool:
-        """Return whether a daemon of another version, whose sandboxes this one does not know, still drains.
+        """Return whether a daemon of another version still drains, with sandboxes that this one does not know.
 
         Raises:
             OSError: the state directory cannot be read.

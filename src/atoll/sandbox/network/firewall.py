@@ -36,7 +36,7 @@ REFUSED: tuple[IPNetwork, ...] = tuple(
 """Addresses that no outbound network reaches, beside the machine's own."""
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""The addresses that stand for IPv4 ones where the local network translates (RFC 6052)."""
+"""The addresses that represent IPv4 ones where the local network translates (RFC 6052)."""
 
 TABLE, CHAIN = "atoll", "out"
 

@@ -51,7 +51,7 @@ def _flags(messages: bytes) -> list[int]:
 
 
 def keep(owner: socket.socket) -> None:
-    """Filter this network, give the owner its namespaces, and stay."""
+    """Filter this network, give the owner its namespaces, and keep them."""
     try:
         apply(owner.recv(1 << 20))
         names = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "net")]

@@ -1,7 +1,7 @@
 """Upkeep of `staging`: recover the work that a crash has cut, and remove leftovers and replaced trees.
 
 `clean` comes before each sync and does little; `collect` is a request of the daemon, from time to time. The table
-`volume.staging.KINDS` says how each kind of name is reclaimed.
+`volume.staging.KINDS` has the way to reclaim each kind of name.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class _Conversation:
             raise SyncError(
                 f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
                 " emptied",
-                hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and what is"
+                hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and the names that are"
                 " excluded",
             )
         sent = Sent()
@@ -266,7 +266,7 @@ class _Conversation:
                 self._receive()
 
     def _send_content(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        """Send contents, unless the peer has said meanwhile that it cannot take any more."""
+        """Send contents, unless the peer has reported meanwhile that it cannot take any more."""
         if self._channel.readable():
             self._receive()
         self._send(header, buffers)

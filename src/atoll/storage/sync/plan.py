@@ -23,14 +23,14 @@ class Plan:
         put: entries that come or change.
         copy: paths in `put` whose content exists at the target already, under another mode.
         keeps: whether entries that the source does not have may remain, also ones that come only later.
-        stands: paths in `put` that are directories at the target already; only mode or mtime changes.
+        existing_directories: paths in `put` that are directories at the target already; only mode or mtime changes.
     """
 
     drop: frozenset[str] = frozenset()
     put: Tree = field(default_factory=dict)
     copy: frozenset[str] = frozenset()
     keeps: bool = False
-    stands: frozenset[str] = frozenset()
+    existing_directories: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.drop or self.put)
@@ -56,7 +56,9 @@ class Plan:
                 found.append({"path": path, "operation": "remove"})
                 continue
             entry = self.put[path]
-            verb = "send" if path in send else "mode" if path in self.stands else _VERBS[entry.kind].strip()
+            verb = (
+                "send" if path in send else "mode" if path in self.existing_directories else _VERBS[entry.kind].strip()
+            )
             found.append({"path": path, "operation": verb, **entry._asdict()})
         return found
 
@@ -67,7 +69,7 @@ class Plan:
             name = printable(path) or "."
             if path in send:
                 yield f"send    {name}  ({self.put[path].size} bytes)"
-            elif path in self.stands:
+            elif path in self.existing_directories:
                 yield f"mode    {name}"
             elif path in self.put:
                 entry = self.put[path]
@@ -147,7 +149,7 @@ def plan(
     """
     put: Tree = {}
     copy: set[str] = set()
-    stands: set[str] = set()
+    existing: set[str] = set()
     for path, entry in source.items():
         old = target.get(path)
         if old != entry:
@@ -158,7 +160,7 @@ def plan(
                 )
             put[path] = entry
             if old is not None and entry.kind == old.kind == DIRECTORY:
-                stands.add(path)
+                existing.add(path)
             if old is None or not old.mode & 0o400:
                 continue
             if path in alike or (_same_content(entry, old) and path not in suspect):
@@ -181,7 +183,7 @@ def plan(
         put,
         frozenset(copy),
         not delete or kept is not None,
-        frozenset(stands),
+        frozenset(existing),
     )
 
 

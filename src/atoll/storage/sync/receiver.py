@@ -35,7 +35,7 @@ class Reception:
 
     Args:
         target: the sync's target.
-        plan: says which files come.
+        plan: names the files that come.
 
     Attributes:
         root: the staged directory, open.

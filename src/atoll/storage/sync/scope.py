@@ -49,26 +49,24 @@ def is_within(path: str, directory: str) -> bool:
     return not directory or path == directory or path.startswith(f"{directory}/")
 
 
-def scope_of(plan: Plan, standing: Tree) -> Scope:
+def scope_of(plan: Plan, target: Tree) -> Scope:
     """Find the scope of a plan for a target.
 
     Args:
-        standing: the target's current tree; empty when there is none.
+        target: the target's current tree; empty when there is none.
     """
-    own = {
-        path: entry for path, entry in plan.put.items() if _is_directory(entry) and _is_directory(standing.get(path))
-    }
+    own = {path: entry for path, entry in plan.put.items() if _is_directory(entry) and _is_directory(target.get(path))}
     changed = _topmost([*plan.drop, *(path for path in plan.put if path not in own)])
-    modes = [path for path, entry in own.items() if entry.mode != standing[path].mode]
+    modes = [path for path, entry in own.items() if entry.mode != target[path].mode]
     path, rebuilt = _place(changed, modes)
-    if path and not rebuilt and _is_large(plan.put.get(path)) and _is_large(standing.get(path)):
+    if path and not rebuilt and _is_large(plan.put.get(path)) and _is_large(target.get(path)):
         holder = parent_of(path)
-        if sum(is_within(name, holder) for name in standing) <= _CHEAP_ENTRIES:
+        if sum(is_within(name, holder) for name in target) <= _CHEAP_ENTRIES:
             path, rebuilt = holder, True
     in_place = {name: entry for name, entry in own.items() if path is None or not is_within(name, path)}
     if path:
         holder = parent_of(path)
-        in_place[holder] = plan.put.get(holder) or standing[holder]
+        in_place[holder] = plan.put.get(holder) or target[holder]
     return Scope(path, rebuilt, in_place)
 
 

@@ -4,7 +4,7 @@ In staging, for the target with this key, whose lock is held throughout (`volume
 
     stage-KEY      received directories and files, nothing else; kept when a sync is interrupted
     switch-KEY     the new content of the scope (`scope`), complete; after the exchange the old one
-    record-KEY     how to tell which is which (`switch_record`), durable before the exchange
+    record-KEY     the inodes of both (`switch_record`), durable before the exchange
 
 The order is: move the scope out of `stage-KEY`, link unchanged files, write the record, make all of it durable,
 exchange, set modes and times in place, make that durable, retire the old tree.

@@ -36,7 +36,7 @@ from atoll.storage.volume.staging import ReplacedTree, leftovers, name_of, read_
 
 @dataclass
 class Record:
-    """One switch that is about to happen. Paths are relative to the target unless it says otherwise.
+    """One switch that is about to happen. Paths are relative to the target unless noted.
 
     Args:
         target: the target's resolved path, relative to the volume's root.

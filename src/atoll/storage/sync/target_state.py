@@ -194,7 +194,7 @@ class TargetSync:
         place: the target; `place.path` has all symlinks resolved.
         directory: the target, open; -1 where it does not exist.
         state: its current tree, compared with its index.
-        remembered: whether the peer has an index, of whatever algorithm.
+        remembered: whether the peer has an index, of any digest algorithm.
         algorithm: that of the digests.
         generation: names this sync.
         began_ns: a moment before the scan, nanoseconds since the epoch.

@@ -81,7 +81,7 @@ def locate(data: int, path: str, *, follow: bool, snapshots: int = -1) -> Place:
 
     Args:
         follow: whether a symlink at the last component is followed too.
-        snapshots: the open directory that functions see at `/data/.snapshots`, for who only reads.
+        snapshots: the open directory that functions see at `/data/.snapshots`, for read-only use.
 
     Raises:
         PermissionError: a symlink on the way leads out of `/data`; or it leads to the snapshots, and these were not given.

@@ -90,7 +90,7 @@ def target_key(path: str) -> str:
 
 
 class Waiting:
-    """The `wait` of a request: it tells the client once, and ends when the client is gone.
+    """The `wait` of a request: notifies the client once, and ends when the client is gone.
 
     Args:
         channel: the client.

@@ -127,7 +127,7 @@ def leftovers(staging: int, *kinds: str) -> Iterator[tuple[str, str, str]]:
 
 
 def create_file(staging: int) -> tuple[str, int]:
-    """Create a file in staging; returns name and descriptor. While that is open, nobody takes it for a leftover."""
+    """Create a file in staging; returns name and descriptor. While that is open, no cleanup takes the file for a leftover."""
     import fcntl
 
     name = new_name("file")
@@ -208,7 +208,7 @@ class ReplacedTree:
     inodes: str = ""
 
     def write(self, staging: int, old: str) -> None:
-        """Write the note of the tree with the name `old`; without one a tree is removed as it is.
+        """Write the note of the tree with the name `old`; without one a tree is just removed.
 
         Raises:
             OSError: it cannot be written; nothing is left of it.
