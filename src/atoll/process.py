@@ -7,14 +7,16 @@ end of a child is learned from its pidfd.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 KEPT_BYTES = 1 << 20
 """Bytes of a child's output that are kept: its end."""
@@ -55,6 +57,8 @@ class Child:
         stdout: int | IO[Any] = subprocess.DEVNULL,
         stderr: int | IO[Any] = subprocess.DEVNULL,
     ) -> None:
+        import asyncio  # a client starts the daemon only, without a loop: asyncio would cost its first call 20 ms
+
         self._process = subprocess.Popen(
             list(argv),
             env=dict(env),
@@ -68,8 +72,9 @@ class Child:
         self.pid = self._process.pid
         self.stdout = self._process.stdout
         self._pidfd = os.pidfd_open(self.pid)
-        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._reap)
 
     def _reap(self) -> None:
         # The child's group ends with it; until the child is waited for, no other group has its number.
@@ -77,7 +82,7 @@ class Child:
         status = self._process.poll()
         if status is None:
             return
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         if not self._ended.done():
             self._ended.set_result(status)
@@ -88,6 +93,8 @@ class Child:
 
     async def wait(self) -> int:
         """Wait for the end; return the exit status, negative for a signal."""
+        import asyncio  # as above
+
         return await asyncio.shield(self._ended)
 
     def signal(self, number: int) -> None:
@@ -101,6 +108,8 @@ class Child:
 
     async def stop(self, grace_seconds: float = 0.5) -> int:
         """Send SIGTERM, wait a grace, send SIGKILL, wait for the end."""
+        import asyncio  # as above
+
         self.signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(self.wait(), grace_seconds)
@@ -146,6 +155,8 @@ async def run(
         OSError: the program cannot be started.
         asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
     """
+    import asyncio  # as in `Child`
+
     loop = asyncio.get_running_loop()
     child = Child(argv, env=env, descriptors=descriptors, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert child.stdout is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -206,9 +207,14 @@ def main() -> int:
         os.close(ready)
         os.close(lock)
 
+    def begin() -> None:
+        report("ready")
+        gc.freeze()  # the modules stay: no collection looks at them again
+        gc.enable()  # the starter has turned it off for the imports
+
     async def run() -> None:
         daemon = Daemon(settings.load(home), owner("local"))
-        await daemon.run(lambda: report("ready"))
+        await daemon.run(begin)
 
     try:
         os.umask(0o077)

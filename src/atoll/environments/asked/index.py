@@ -11,11 +11,9 @@ their addresses, and uv expands them.
 
 from __future__ import annotations
 
-import configparser
 import hashlib
 import itertools
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +185,10 @@ def _without_credentials(variables: Mapping[str, str], requirements: Requirement
 
 
 def _toml(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    import tomllib  # most users have no `uv.toml`: 4 ms of the daemon's start
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -206,10 +208,15 @@ def _pip(paths: list[Path]) -> dict[str, str]:
     """Return pip's options of the files that there are, later ones first in rank."""
     options: dict[str, str] = {}
     for path in paths:
+        text = _first_text([path])
+        if not text:
+            continue
+        import configparser  # most users have no `pip.conf`
+
         parser = configparser.RawConfigParser()
         try:
-            parser.read_string(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, configparser.Error):
+            parser.read_string(text)
+        except configparser.Error:
             continue
         for section in ("global", "install"):
             if parser.has_section(section):

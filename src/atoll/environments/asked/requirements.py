@@ -5,16 +5,12 @@ Pure. Equivalent lists give equal values, so that they share one environment.
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit, urlunsplit
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from atoll.errors import EnvironmentBuildError
 
@@ -186,6 +182,8 @@ def _is_remote(package: str) -> bool:
         return False
     if text.count("(") > _MAX_PARENTHESES:
         return False
+    from packaging.requirements import Requirement  # 12 ms of the daemon's start, and only for requirements
+
     address = _ADDRESS.match(text) is not None
     try:
         requirement = Requirement(f"x @ {text}" if address else text)
@@ -236,6 +234,8 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
                 return _VALUE_OPTIONS[name]
             options.append((_VALUE_OPTIONS[name], value if equals else words.pop(0)))
         else:
+            import difflib  # for a mistake only
+
             near = difflib.get_close_matches(name, [*_VALUE_OPTIONS, *_FLAGS], n=1)
             raise EnvironmentBuildError(
                 f"unknown option `{name}` in `requirements`",
@@ -251,6 +251,9 @@ def _named(entry: str, text: str) -> str | LocalPath:
     text, *hashes = re.split(r" --hash[= ]", " ".join(text.split()))
     if text.count("(") > _MAX_PARENTHESES:
         raise _bad(entry, "its marker is too deep")
+    from packaging.requirements import Requirement  # as in `_is_remote`
+    from packaging.utils import canonicalize_name  # as above
+
     try:
         requirement = Requirement(text)
         urlsplit(requirement.url or "")
@@ -282,6 +285,8 @@ def _local(entry: str, text: str) -> LocalPath:
     path, bracket, extras = text.removesuffix("]").rpartition("[")
     if not (bracket and text.endswith("]")) or "/" in extras:
         path, extras = text, ""
+    from packaging.utils import canonicalize_name  # as in `_named`
+
     names = sorted(canonicalize_name(extra) for extra in extras.split(",") if extra.strip())
     return LocalPath(posixpath.normpath(path), tuple(names))
 

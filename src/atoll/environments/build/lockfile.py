@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from packaging.utils import canonicalize_name
-
 from atoll.environments.asked.requirements import redact
 
 
@@ -19,6 +17,8 @@ def installed(packages: Path) -> str:
     A repository is named with its commit; a package of a local path is a comment, since another machine has not
     got it.
     """
+    from packaging.utils import canonicalize_name  # for builds: the daemon starts without
+
     lines = []
     for directory in packages.iterdir():
         match = re.match(r"^(?P<name>.+?)-(?P<version>[^-]+)\.dist-info$", directory.name)
@@ -59,6 +59,8 @@ def without_hashes(text: str) -> str:
 
 def with_hashes(text: str, resolved: str) -> str:
     """Return the lock `text` with the hashes that the same packages have in `resolved`."""
+    from packaging.utils import canonicalize_name  # as in `installed`
+
     hashes: dict[str, list[str]] = {}
     current = ""
     for line in resolved.splitlines():

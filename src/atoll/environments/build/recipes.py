@@ -9,15 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from atoll import settings
-from atoll.environments.asked import conda_packages, index, key, local_sources, requirements
-from atoll.environments.asked.conda_packages import CondaRequirements
+from atoll.environments.asked import index, key, local_sources, requirements
 from atoll.environments.asked.index import Index
 from atoll.environments.asked.requirements import Requirements
-from atoll.environments.build import conda, lockfile
-from atoll.environments.build.conda import CondaRecipe
+from atoll.environments.build import lockfile
 from atoll.environments.build.python_downloads import Pythons
 from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
 from atoll.environments.build.workshop import Built, Workshop
@@ -26,6 +24,10 @@ from atoll.environments.built.directory import Shelf
 from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from atoll.environments.asked.conda_packages import CondaRequirements
+    from atoll.environments.build.conda import CondaRecipe
 
 _VIRTUAL = {"CONDA_OVERRIDE_CUDA": "cuda", "CONDA_OVERRIDE_GLIBC": "libc", "CONDA_OVERRIDE_ARCHSPEC": "archspec"}
 """The caller's variables that override the machine's abilities, with rattler's names for them."""
@@ -120,6 +122,9 @@ class Recipes:
         return VirtualenvRecipe(self._builder, Request(found, parsed, python, sources, constraints))
 
     async def _conda(self, spec: EnvironmentSpec, nested: bool) -> CondaRecipe:
+        from atoll.environments.asked import conda_packages  # with `conda`, 9 ms of the daemon's start
+        from atoll.environments.build import conda  # as above
+
         wanted = read_conda(spec)
         contents, sources = await _contents(wanted.pip), _sources(spec, wanted.pip, nested)
         caller = await interpreter.probe(spec.interpreter or os.path.realpath(sys.executable))
@@ -138,7 +143,7 @@ class Recipes:
         request = Request(found, wanted.pip, conda.inner_python(python), sources, on_top)
         offline = dict(spec.index).get("UV_OFFLINE", "").lower() in ("1", "true", "yes")
         cache_lock = self._shelf.lock_path("conda-cache")
-        return CondaRecipe(
+        return conda.CondaRecipe(
             found, self._workshop, cache_lock, wanted, python, virtual, request, pinned=pinned, offline=offline
         )
 
@@ -149,6 +154,8 @@ class Recipes:
 
     async def clear_caches(self) -> None:
         """Remove the packages that are kept for further builds, of every kind."""
+        from atoll.environments.build import conda  # as in `_conda`
+
         await self._builder.clear_cache()
         await conda.clear_cache(self._workshop, self._shelf.lock_path("conda-cache"))
 
@@ -159,6 +166,8 @@ def read_conda(spec: EnvironmentSpec) -> CondaRequirements:
     Raises:
         EnvironmentBuildError: an entry cannot be read.
     """
+    from atoll.environments.asked import conda_packages  # as in `_conda`
+
     return conda_packages.parse(spec.packages, spec.channels, requirements.parse(spec.pip))
 
 
@@ -169,6 +178,8 @@ def refuse_host_paths(spec: EnvironmentSpec) -> None:
         EnvironmentBuildError: an entry is something else; the message names it.
     """
     if spec.kind == "conda":
+        from atoll.environments.asked import conda_packages  # as in `_conda`
+
         wanted = read_conda(spec)
         conda_packages.refuse_host_paths(wanted)
         requirements.refuse_host_paths(wanted.pip)

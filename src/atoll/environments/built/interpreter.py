@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
-
 from atoll import process, settings
 from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Bind
@@ -95,6 +92,9 @@ def fits(version: str, wanted: str) -> bool:
     wanted = wanted.strip()
     if not wanted:
         return True
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # 13 ms of the daemon's start
+    from packaging.version import InvalidVersion, Version  # as above
+
     try:
         if wanted[0].isdigit():
             wanted = wanted.removesuffix(".*")
@@ -189,6 +189,8 @@ async def find(spec: EnvironmentSpec) -> Interpreter:
         if fits(found.version, wanted):
             _found[wanted] = candidate
             return found
+    from packaging.version import Version  # as in `fits`
+
     there = sorted({caller.version, *await _installed()}, key=Version)
     raise EnvironmentBuildError(
         f"no Python `{wanted}` on this machine; there is {', '.join(f'`{version}`' for version in there)}",
