@@ -20,7 +20,6 @@ from atoll.sdk import conda_options
 from atoll.sdk.call import Prepared, Request, identity_of, name_of
 from atoll.sdk.futures import CallFuture, new_id, threads
 from atoll.sdk.options import Options, check_python_version, is_generator
-from atoll.sdk.output import CallerStreams
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host, Ticket
@@ -233,6 +232,8 @@ class IsolatedFunction(Generic[P, R]):
             ticket.arm(None)
 
     def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
+        from atoll.sdk.output import CallerStreams  # keeps `from atoll import isolated` cheap
+
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
         call = request.call
@@ -266,6 +267,8 @@ class IsolatedFunction(Generic[P, R]):
             self._pause(retry, ticket)
 
     def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
+        from atoll.sdk.output import CallerStreams  # as in `_run_once`
+
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
         call = request.call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import os
@@ -95,6 +94,8 @@ class Options:
 def _unknown(name: str, known: list[str]) -> str:
     if name in LATER:
         return f"option `{name}` is not in this version of Atoll yet; it has {', '.join(known)}"
+    import difflib  # for a mistake only
+
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"the options are {', '.join(known)}"
     return f"unknown option `{name}`; {hint}"
