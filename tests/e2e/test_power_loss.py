@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import find_tool
+from ..waiting import soak
 from .recorded_disk import Event, RecordedDisk, available, crashed, mounted
 from .test_sync import snapshot
 from .test_sync_crashes import (
@@ -37,13 +38,13 @@ from .test_sync_crashes import (
     relaxed,
 )
 
-POWER_CUTS = int(os.environ.get("ATOLL_POWER_CUTS", "80"))
+POWER_CUTS = int(os.environ.get("ATOLL_POWER_CUTS", soak("40", "3000")))
 LONG_SECONDS = 3600
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(available()), reason=f"a disk cannot be recorded here: {available()}"),
-    pytest.mark.timeout(LONG_SECONDS if "ATOLL_POWER_CUTS" in os.environ else 120),
+    pytest.mark.timeout(LONG_SECONDS),
 ]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.sync import watch
 from atoll.storage.sync.watch import Watcher
@@ -284,7 +285,7 @@ def test_where_the_system_cannot_tell_it_is_looked_through(source: Path) -> None
 
 def test_network_file_systems_are_looked_through(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another machine may change files unseen, the directory is polled from the start."""
-    monkeypatch.setattr(watch, "kind_of", lambda _path: "fuse.sshfs")
+    monkeypatch.setattr(linux, "kind_of", lambda _path: "fuse.sshfs")
     monkeypatch.setattr(watch, "_POLL_MS", 50)
     told: list[str] = []
     for paths in Watcher(str(source), (), "", lambda text, _hint: told.append(text)).changes():
