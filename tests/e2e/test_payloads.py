@@ -335,7 +335,7 @@ def test_submitted_and_mapped_calls_bring_plain_data() -> None:
 
 def test_results_has_two_values() -> None:
     """Anything else is refused when the function is defined."""
-    with pytest.raises(ValueError, match="`pickle` and `data`"):
+    with pytest.raises(ValueError, match="pickle, data"):
         isolated(results="json")(len)
     with pytest.raises(TypeError, match="`results`"):
         isolated(results=True)(len)
