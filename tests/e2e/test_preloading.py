@@ -25,6 +25,9 @@ MODULES = {
     "children": "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n",
     "crashes": "import os\nif os.getppid() != 1 and 'ATOLL_WORKER_ID' not in os.environ: os._exit(3)\n",
     "common": "here = 'the environment'\n",
+    "moves": "import os\nos.chdir('/')\n",
+    "patches": "import common\ncommon.here = 'patched'\n",
+    "reads": "import os\nmode = os.environ.get('MODE', 'default')\n",
 }
 
 
@@ -85,7 +88,7 @@ def test_new_workers_have_what_earlier_calls_imported(atoll_home: Home, requirem
     assert staying(1) == 2
     assert fresh("heavy")[0] == []
     until(lambda: fresh("heavy")[0] == ["heavy"])
-    assert preload_of(atoll_home) == {"modules": ["heavy"], "refused": {}}
+    assert preload_of(atoll_home) == {"modules": ["heavy", "heavy_part"], "refused": {}}
     numbers = [fresh("heavy")[1] for _ in range(5)]
     assert len(set(numbers)) == len(numbers)
     atoll_home.atoll("stop")
@@ -108,6 +111,26 @@ def test_a_function_with_variables_imports_for_itself(atoll_home: Home, requirem
     assert [nothing("heavy")[0] for _ in range(3)] == [[], [], []]
 
 
+def mode_after_setting() -> str:
+    """Return the mode of a module that reads a variable at its import."""
+    import os
+
+    os.environ["MODE"] = "set"
+    import reads  # type: ignore[import-not-found]
+
+    return str(reads.mode)
+
+
+def test_a_function_that_sets_variables_imports_for_itself(atoll_home: Home, requirements: list[str]) -> None:
+    """An import that reads a variable sees the value that the function has set, in each new worker."""
+    staying = isolated(requirements=requirements, keep_alive=600, env={"KEEPS": "the sandbox"})(add)
+    fresh = isolated(requirements=requirements, keep_alive=0)(probe)
+    setting = isolated(requirements=requirements, keep_alive=0)(mode_after_setting)
+    staying(1)
+    until(lambda: fresh("reads", "heavy")[0] == ["reads", "heavy"])
+    assert [setting() for _ in range(3)] == ["set"] * 3
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
@@ -115,6 +138,8 @@ def test_a_function_with_variables_imports_for_itself(atoll_home: Home, requirem
         ("sockets", "leaves `socket:"),
         ("children", "starts a process"),
         ("crashes", "ends the process"),
+        ("moves", "changes the process's working directory"),
+        ("patches", "changes the module `common`"),
     ],
 )
 def test_an_unsafe_module_is_left_out(atoll_home: Home, requirements: list[str], module: str, reason: str) -> None:
@@ -125,7 +150,8 @@ def test_an_unsafe_module_is_left_out(atoll_home: Home, requirements: list[str],
     fresh("heavy", module)
     until(lambda: fresh("heavy", module)[0] == ["heavy"])
     found = preload_of(atoll_home)
-    assert found["modules"] == ["heavy"]
+    needed = {"heavy", "heavy_part", *(("common",) if module == "patches" else ())}
+    assert set(found["modules"]) == needed
     assert reason in found["refused"][module]
     text = atoll_home.atoll("env", "show", json.loads(atoll_home.atoll("env", "list", "--json").stdout)[0]["key"])
     assert f"not {module}: its import" in text.stdout

@@ -92,6 +92,14 @@ CHANGES = {
         "import functools\nN = 1\n@functools.lru_cache\ndef g(x): return x + N\ndef f(): return g(1)",
         "N = 2; g.cache_clear()",
     ),
+    "a list in a slice changes": ("S = slice([0], None)\ndef f(): return S.start[0]", "S.start[0] = 9"),
+    "the time zone of a datetime changes": (
+        (
+            "import datetime\nclass Zone(datetime.tzinfo):\n  n = 1\n  def utcoffset(self, at): return datetime.timedelta(hours=self.n)\n"
+            "Z = Zone()\nD = datetime.datetime(2020, 1, 1, tzinfo=Z)\ndef f(): return str(D.utcoffset())"
+        ),
+        "Z.n = 5",
+    ),
     "an annotation is changed": (
         "def g(x: int): ...\ndef f(): return str(g.__annotations__)",
         "g.__annotations__['x'] = str",

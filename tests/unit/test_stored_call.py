@@ -37,7 +37,15 @@ def test_a_call_without_modules_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"", lambda _: b"\0\0\0\2{}"]
+    "change",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"",
+        lambda _: b"\0\0\0\2{}",
+        lambda _: (200_000).to_bytes(4, "big") + b"[" * 100_000 + b"]" * 100_000,
+        lambda data: data.replace(b'"buffers":2', b'"buffers":9').replace(b'"buffers":1', b'"buffers":9'),
+    ],
 )
 def test_other_bytes_are_refused(change: Any) -> None:
     """A queue's database may have been damaged."""

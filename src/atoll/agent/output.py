@@ -77,6 +77,11 @@ class ProcessState:
         self._raw = dict(getattr(os.environ, "_data", {}))
         self._arguments = list(sys.argv)
 
+    @property
+    def variables_changed(self) -> bool:
+        """True if the environment variables differ from the saved ones."""
+        return getattr(os.environ, "_data", None) != self._raw
+
     def restore(self) -> None:
         """Put back the working directory, the standard streams, the environment and `sys.argv`."""
         stdin, stdout, stderr = self._streams
@@ -91,7 +96,7 @@ class ProcessState:
             moved = True
         if moved:
             os.chdir(self._directory)
-        if getattr(os.environ, "_data", None) != self._raw:  # decoding all of it would cost 30 us a call
+        if self.variables_changed:  # decoding all of it would cost 30 us a call
             os.environ.clear()
             os.environ.update(self._environment)
             time.tzset()

@@ -19,7 +19,7 @@ from atoll.agent import preloading
 from atoll.agent.leftovers import kill_left_behind
 from atoll.wire.channel import Channel, ChannelClosed, pair
 
-IMPORT_SECONDS = 60.0
+IMPORT_SECONDS = 30.0
 """Seconds that the import of one module may take ahead."""
 
 
@@ -148,6 +148,7 @@ class Preloaders:
         """Start again without a module; where none is to blame, do without any."""
         self._end(preloader)
         if module:
+            self._agent.tell({"type": "refused", "module": module, "reason": reason})  # the sandbox may end any time
             self.start(preloader.message, {**preloader.refused, module: reason})
 
     def _current(self) -> Preloader | None:

@@ -4,7 +4,9 @@ Theory of operation. Importing NumPy and pandas takes some 400 ms, copying a pro
 A worker reports the modules that its calls have imported from the environment; the daemon keeps the list, and asks
 the agent to import them ahead. The agent stays as it is and forks a child for this, the preloader, which imports one
 module after another and looks at itself after each. A module is refused that leaves a thread, a child process or an
-open descriptor behind: a fork would copy half of them. A refused module cannot be taken out of a process again, so
+open descriptor behind: a fork would copy half of them. A module is refused, too, that changes the state of the process
+(directory, variables, signals, streams, ...) or replaces names of other packages: functions that never import it would
+see the change. A refused module cannot be taken out of a process again, so
 the preloader ends, and the agent starts another one without that module. Once all are imported, the preloader forks
 workers as the agent does.
 
@@ -20,6 +22,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from types import ModuleType
 
 MOST_MODULES = 2000
 MOST_NAME = 200
@@ -61,7 +64,7 @@ def _in_environment(origin: object) -> bool:
 
 
 def import_all(names: Iterable[str], begin: Callable[[str], None]) -> list[str]:
-    """Import modules of the environment, and return those that others of them do not import themselves.
+    """Import modules of the environment, and return those that earlier ones of them have not imported.
 
     A module that does not exist, is not the environment's or raises is left out.
 
@@ -72,17 +75,74 @@ def import_all(names: Iterable[str], begin: Callable[[str], None]) -> list[str]:
         UnsafeImport: an import has left something behind that a fork must not copy.
     """
     needed = []
-    descriptors = _descriptors()
-    for name in sorted(names, key=lambda one: one.count(".")):  # packages first: they import most of their modules
+    descriptors, state = _descriptors(), _process_state()
+    # Packages before their modules, most of which they import; a package before those that import it (they come first
+    # in `names`), so that a change of its names is seen.
+    ordered = list(names)[::-1]
+    for name in sorted(ordered, key=lambda one: one.count(".")):
         if name in sys.modules or not _exists(name):
             continue
         begin(name)
+        before = _public_names()
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(name)
             needed.append(name)
         _check(descriptors)
+        if changed := [part for part, value in _process_state().items() if value != state[part]]:
+            raise UnsafeImport(f"its import changes the process's {changed[0]}")
+        _check_names(before, name.partition(".")[0])
     return needed
+
+
+def _process_state() -> dict[str, object]:
+    """Return the state of this process that imports must leave alone."""
+    import _locale  # the start of most agents does without
+    import signal
+
+    mask = os.umask(0)
+    os.umask(mask)
+    logging = sys.modules.get("logging")
+    return {
+        "working directory": os.getcwd(),
+        "file mode mask": mask,
+        "environment variables": dict(os.environ),
+        "signal handlers": [signal.getsignal(number) for number in signal.valid_signals()],
+        "signal mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "recursion limit": sys.getrecursionlimit(),
+        "standard streams": (sys.stdin, sys.stdout, sys.stderr),
+        "hooks for errors": (sys.excepthook, sys.unraisablehook, sys.displayhook),
+        "search path": list(sys.path),
+        "log handlers": list(logging.root.handlers) if logging is not None else [],
+        "locale": _locale.setlocale(_locale.LC_ALL),
+    }
+
+
+def _public_names() -> dict[str, dict[str, object]]:
+    """Return the public names of all modules with their values; submodules, which imports add, are left out."""
+    return {
+        name: {key: value for key, value in vars(module).items() if _is_public(key, value)}
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType)
+    }
+
+
+def _is_public(name: str, value: object) -> bool:
+    return not name.startswith("_") and not isinstance(value, ModuleType)
+
+
+def _same(now: object, before: object) -> bool:
+    """Return whether a name still has its value; equal plain values may be made anew, as by `time.tzset`."""
+    return now is before or (type(now) is type(before) and isinstance(now, (int, float, str, tuple)) and now == before)
+
+
+def _check_names(before: dict[str, dict[str, object]], package: str) -> None:
+    """Raise for names of other packages that the import of a module of `package` has replaced or removed."""
+    after = _public_names()
+    for name, values in before.items():
+        now = after.get(name, {})
+        if name.partition(".")[0] != package and any(not _same(now.get(key), value) for key, value in values.items()):
+            raise UnsafeImport(f"its import changes the module `{name}`")
 
 
 def _exists(name: str) -> bool:

@@ -261,7 +261,9 @@ class Worker:
         data.send(answer, pieces)
         self._meter.tick()
         if modules := self._imported.new():
-            self._control.send({"type": "imported", "modules": modules})
+            # Imports may depend on variables that the function, or a library, has set before.
+            changed = self._clean is not None and self._clean.variables_changed
+            self._control.send({"type": "imported", "modules": modules, "variables_changed": changed})
 
     def _answer(
         self, data: Channel, header: dict[str, Any], buffers: list[bytearray]

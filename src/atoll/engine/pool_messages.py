@@ -168,6 +168,8 @@ class Messages:
                     pending.set_result(message["workers"])
             case "preloaded":
                 self._preloading.finished(name, message)
+            case "refused":
+                self._preloading.refused(name, message)
             case "dialled":
                 self._dialled(self._state.sandboxes[name], message, channel)
 

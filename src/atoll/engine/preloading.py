@@ -80,7 +80,13 @@ class Preloading:
         if not _are_names(names):
             raise ValueError("`imported` names something else than modules")
         key = worker.key.sandbox
-        if key.preload is None and self._learn(key.environment, self._of(key.environment).with_imported(names)):
+        if key.preload is not None:
+            return
+        known = self._of(key.environment)
+        if message.get("variables_changed"):
+            reason = "a call changed environment variables before its import"
+            self._learn(key.environment, known.with_outcome((), (), dict.fromkeys(names, reason)))
+        elif self._learn(key.environment, known.with_imported(names)):
             for name, sandbox in list(self._sandboxes.items()):
                 if sandbox.key.environment == key.environment and sandbox.key.preload is None and sandbox.lived:
                     self.begin(name)
@@ -98,6 +104,16 @@ class Preloading:
             found = self._of(sandbox.key.environment).with_outcome(asked, needed, refused)
             self._learn(sandbox.key.environment, found)
             self._asked[name] = tuple(one for one in found.modules)
+
+    def refused(self, name: str, message: Mapping[str, Any]) -> None:
+        """Record a module that a sandbox cannot import ahead."""
+        module, reason = message.get("module"), str(message.get("reason"))[:MOST_REASON]
+        if module not in self._asked.get(name, ()):
+            return
+        environment, preload = self._sandboxes[name].key.environment, self._sandboxes[name].key.preload
+        log.info("module_not_preloaded environment=%s module=%s reason=%s", environment, module, reason)
+        if preload is None:
+            self._learn(environment, self._of(environment).with_outcome((), (), {str(module): reason}))
 
     def ended(self, name: str) -> None:
         """Forget a sandbox."""

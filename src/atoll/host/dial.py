@@ -19,12 +19,17 @@ def dial(options: Settings, worker: str, port: int) -> socket.socket:
     A function with network `host` shares the machine's ports.
 
     Raises:
+        ValueError: port or worker cannot be one.
         PortUnreachable: nothing listens there.
         WorkerDied: the worker has ended, or serves no lease of this user.
         HostUnreachable: the daemon does not answer.
     """
     import socket
 
+    if type(port) is not int or not 0 < port < 1 << 16:
+        raise ValueError(f"a port is a number from 1 to 65535, not {port!r}")
+    if not isinstance(worker, str) or not worker:
+        raise ValueError(f"a worker is named by the text of its lease, not {worker!r}")
     control = daemon_start.open_connection(options, {"type": "dial", "worker": worker, "port": port})
     try:
         header = control.receive().header

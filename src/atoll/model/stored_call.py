@@ -77,7 +77,7 @@ class StoredCall(NamedTuple):
         """
         try:
             return cls._parse(data)
-        except (KeyError, TypeError, AttributeError, struct.error, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, struct.error, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"the stored call cannot be read: {error!r}") from error
 
     @classmethod
@@ -99,11 +99,16 @@ class StoredCall(NamedTuple):
         if set(named) != set(_FIELDS) or not all(_fits(named[name], kind) for name, kind in _FIELDS.items()):
             raise ValueError("the stored call has other fields")
         first = len(_PARTS)
-        last = first + header["buffers"]
+        buffers, sources = header["buffers"], header["sources"]
+        if type(buffers) is not int or not 0 <= buffers <= len(parts) - first:
+            raise ValueError("the stored call has fewer parts than it names")
+        if sources is not None and not isinstance(sources, dict):
+            raise ValueError("the stored call's modules have no header")
+        last = first + buffers
         binary: dict[str, Any] = dict(zip(_PARTS, parts[:first], strict=True))
         # arrays in arguments are writable, as they are for a call that was not stored
         call = Call(**named, **binary, buffers=tuple(bytearray(part) for part in parts[first:last]))
-        bundle = StoredBundle(header["sources"], parts[last:]) if header["sources"] is not None else None
+        bundle = StoredBundle(sources, parts[last:]) if sources is not None else None
         return cls(call, LeaseSpec.from_data(header["spec"]), bundle)
 
 

@@ -31,7 +31,7 @@ class _Absent:
 
 _ABSENT: Any = _Absent()
 _ATOMS = frozenset(
-    {int, float, complex, str, bytes, bool, range, slice, type(None), type(Ellipsis), type(NotImplemented), CodeType}
+    {int, float, complex, str, bytes, bool, range, type(None), type(Ellipsis), type(NotImplemented), CodeType}
 )
 _IMMUTABLE_NAMES = frozenset(
     {
@@ -168,6 +168,8 @@ class Captures:
             self._visit_class(value)
         elif kind is tuple or kind is frozenset:
             self._pending.extend(value)
+        elif kind is slice:
+            self._pending.extend((value.start, value.stop, value.step))
         elif kind is list and len(value) <= _MOST_ITEMS:
             self._mutable = True
             self._lists.append((value, tuple(value)))
@@ -184,7 +186,9 @@ class Captures:
             self._visit_dict(value.keywords)
             self._visit_dict(vars(value))
             self._function_is_a_value = True
-        elif (kind.__module__, kind.__qualname__) not in _IMMUTABLE_NAMES:
+        elif (kind.__module__, kind.__qualname__) in _IMMUTABLE_NAMES:
+            self._pending.append(getattr(value, "tzinfo", None))  # a time zone of the program may be mutable
+        else:
             self.provable = False
             if isinstance(value, (types.MethodType, staticmethod, classmethod)):
                 self._pending.append(value.__func__)

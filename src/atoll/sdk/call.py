@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,9 @@ class Request(NamedTuple):
     call: Call
     spec: LeaseSpec
     bundle: Bundle | None
+
+
+_VARIABLES = re.compile(rb"\b(environ|putenv|unsetenv)\b")
 
 
 class _Template(NamedTuple):
@@ -117,6 +121,8 @@ class Prepared:
             function_digest=function.digest,
         )
         spec = replace(self._spec, sources=sources, setup=setup_digest)
+        if spec.preload is None and _names_variables(function, setup):
+            spec = replace(spec, preload=())  # an import after the function has set a variable may differ
         last = self._template
         if last is not None and last.request.spec == spec:
             spec = last.request.spec  # the host finds a lease faster for the same object
@@ -164,3 +170,8 @@ def identity_of(function: Any) -> str:
         return f"{getattr(unwrapped, '__module__', '')}:{name_of(unwrapped)}"
     line = f":{code.co_firstlineno}" if "<lambda>" in code.co_name else ""
     return f"{os.path.abspath(code.co_filename)}:{name_of(unwrapped)}{line}"
+
+
+def _names_variables(function: PickledFunction, setup: PickledFunction | None) -> bool:
+    """Return whether code of the function, or a helper that travels with it, may set environment variables."""
+    return any(_VARIABLES.search(one.data) for one in (function, setup) if one is not None)

@@ -174,7 +174,7 @@ def read_mapping(value: Mapping[str, Any], directory: str = "") -> Contents:
     for entry in _list(value, "dependencies"):
         if isinstance(entry, str):
             packages.append(entry.strip())
-        elif isinstance(entry, Mapping) and list(entry) == ["pip"]:
+        elif isinstance(entry, Mapping) and list(entry) == ["pip"] and not pip:
             pip += _texts(entry, "pip")
         else:
             raise ValueError(f"`dependencies` has {_short(entry)}; entries are texts, and one `pip: [...]`")
