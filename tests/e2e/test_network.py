@@ -132,7 +132,15 @@ def carriers():
             lines[name] = Path("/proc", name, "cmdline").read_bytes().split(b"\\0")
         except OSError:
             pass
-    return [int(name) for name, line in lines.items() if b"--ns-ifname" in line and b"--args" not in line]
+    ours = [name for name, line in lines.items() if b"--ns-ifname" in line and b"--args" not in line]
+    return [int(name) for name in ours if descends(int(name))]
+def descends(one):
+    while one > 1 and one != pid:  # other daemons of the machine have carriers, too
+        try:
+            one = int(Path("/proc", str(one), "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return one == pid
 before = carriers()
 descriptors = [os.pidfd_open(one) for one in before]
 os.kill(pid, 9)
