@@ -1,7 +1,7 @@
 """`keep_alive`: a worker that stays warm keeps what its modules have loaded, so that only the first call pays for it."""
 
-import os
 import time
+import uuid
 
 from atoll import isolated
 
@@ -13,8 +13,9 @@ def classify(text):
     if not hasattr(builtins, "model"):  # what a module holds stays as long as the worker
         time.sleep(0.5)  # stands for loading a large model
         builtins.model = {"good": 1, "bad": -1}
+        builtins.worker = uuid.uuid4().hex  # process numbers repeat: each sandbox counts its own
         print("loaded the model")
-    return sum(builtins.model.get(word, 0) for word in text.split()), os.getpid()
+    return sum(builtins.model.get(word, 0) for word in text.split()), builtins.worker
 
 
 if __name__ == "__main__":
