@@ -221,3 +221,12 @@ def start_detached(argv: Sequence[str], *, env: Mapping[str, str], descriptors: 
     )
     process.returncode = 0  # not ours to wait for: the interpreter must not warn about it
     return process.pid
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped a process; False when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False

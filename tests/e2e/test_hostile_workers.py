@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated
+from atoll.process import is_stopped
 from tests.conftest import Home
 
 from ..waiting import until
@@ -52,7 +53,7 @@ def close_everything(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@isolated(keep_alive=120, timeout=3)
+@isolated(keep_alive=120, timeout=3, env={"HOSTILE": "stops"})
 def stop_later(data: bytes) -> int:
     def stop() -> None:
         time.sleep(0.5)  # behind the answer
@@ -90,16 +91,37 @@ def test_a_function_that_closes_all_descriptors_is_named() -> None:
 def test_a_large_argument_to_a_worker_that_does_not_read_keeps_its_timeout(shared_home: Home) -> None:
     """A worker that stops between two calls cannot hold the next one's caller."""
 
-    def stopped() -> bool:
-        workers = json.loads(shared_home.atoll("status", "--json").stdout)["workers"]
-        states = [Path(f"/proc/{worker['pid']}/stat").read_text() for worker in workers if worker["pid"]]
-        return any(state.rpartition(")")[2].split()[0] == "T" for state in states)
-
     assert stop_later(b"") == 0
-    until(stopped)
+    until(lambda: stopped_workers(shared_home))
     with pytest.raises(errors.CallTimeout):
         stop_later(bytes(8 << 20))
     assert stop_later(bytes(8 << 20)) == 8 << 20
+
+
+def test_a_worker_that_stopped_between_calls_serves_no_other_program(shared_home: Home, tmp_path: Path) -> None:
+    """Another program's call finds a warm worker that has stopped itself, and runs in a new one."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, threading, time\n"
+        "from atoll import isolated\n"
+        "def stop():\n"
+        "    time.sleep(2)\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "@isolated(keep_alive=120, env={'HOSTILE': 'stopped'})\n"
+        "def stop_later():\n"
+        "    threading.Thread(target=stop, daemon=True).start()\n"
+        "    return os.environ['ATOLL_WORKER_ID']\n"
+        "print(stop_later())\n"
+    )
+    first = shared_home.python(str(program)).stdout.strip()
+    until(lambda: first in stopped_workers(shared_home))
+    assert shared_home.python(str(program)).stdout.strip() not in ("", first)
+
+
+def stopped_workers(home: Home) -> set[str]:
+    """Return the ids of the workers that a signal has stopped."""
+    workers = json.loads(home.atoll("status", "--json").stdout)["workers"]
+    return {worker["id"] for worker in workers if worker["pid"] and is_stopped(worker["pid"])}
 
 
 def test_volume_is_reached(shared_home: Home) -> None:

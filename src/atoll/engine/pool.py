@@ -37,6 +37,7 @@ from atoll.environments.built.records import Environment
 from atoll.model.records import CallRecord
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.node.node import Node
+from atoll.process import is_stopped
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import pair
 
@@ -312,6 +313,9 @@ class Pool:
         worker.spec, worker.nested = lease.spec, lease.nested
         if worker.inner_end is None:
             self._messages.to_worker(worker, message, descriptors)
+            if is_stopped(worker.pid):  # by code of an earlier call: this one would never begin
+                worker.expired = True  # the lease counts as given back, and its call goes to another worker
+                self._messages.kill(worker)
         else:
             self._fork(worker, message, descriptors)
         inside.close()
