@@ -29,7 +29,10 @@ class AtollError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+        """Return message and hint; text of others in them cannot act on a terminal, `message` has it as it came."""
+        from atoll.terminal_text import lines
+
+        return lines(f"{self.message}\nhint: {self.hint}" if self.hint else self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.hint, self.details, self.__dict__)
@@ -298,6 +301,17 @@ class StateUnusable(OperatorError, OSError):
 
     def __str__(self) -> str:
         return AtollError.__str__(self)
+
+
+class StateUntrusted(StateUnusable):
+    """Another user can change the state below `ATOLL_HOME`, or is the one who listens there; nothing was sent."""
+
+    code = "state_untrusted"
+
+    @property
+    def path(self) -> str:
+        """The file or directory in question; `uid` and `mode` are in the details."""
+        return str(self.details.get("path", ""))
 
 
 class HostUnreachable(OperatorError, ConnectionError):

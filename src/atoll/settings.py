@@ -6,6 +6,7 @@ names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from atoll.errors import StateUnusable
+from atoll import ownership
+from atoll.errors import StateUntrusted, StateUnusable
 
 INDEX_VARIABLES = (
     "UV_DEFAULT_INDEX",
@@ -202,13 +204,16 @@ def load(home: Path | None = None) -> Settings:
 
     Raises:
         StateUnusable: the file cannot be read, is not TOML, or has an unknown or wrongly typed option.
+        StateUntrusted: another user can change it, or the state directory.
     """
     home = default_home() if home is None else home
     path = home / "settings.toml"
     try:
-        text = path.read_text("utf-8")
+        text = ownership.read(path).decode("utf-8")
     except FileNotFoundError:
         return Settings(home)
+    except StateUntrusted:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise StateUnusable(f"cannot read `{path}`: {error}", hint="mend or remove the file") from error
     import tomllib
@@ -227,6 +232,28 @@ def load(home: Path | None = None) -> Settings:
         raise StateUnusable(f"`{path}` has an unknown group `{unknown[0]}`", hint=f"known: {', '.join(groups)}")
     read = {name: _group(path, name, cls, data[name]) for name, cls in groups.items() if name in data}
     return Settings(home, **read)
+
+
+def check_state(options: Settings) -> None:
+    """Check, before anything below the state directory is used, that no other user can change it, or has.
+
+    Raises:
+        StateUntrusted: another user can, or has.
+    """
+    with ownership.directory(options.home) as home:
+        for directory in (
+            options.run_directory,
+            options.logs_directory,
+            options.records_directory,
+            options.environments_directory,
+            options.volumes_directory,
+            options.agents_directory,
+        ):
+            with contextlib.suppress(FileNotFoundError), home.enter(directory.name) as found:
+                if directory == options.agents_directory:
+                    found.check_entries()  # sandboxes run their code
+        with contextlib.suppress(FileNotFoundError):
+            os.close(home.open("identities.json", os.O_RDONLY))
 
 
 def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:

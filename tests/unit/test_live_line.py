@@ -54,5 +54,5 @@ def test_the_line_is_narrower_than_the_terminal() -> None:
 
 
 def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
-    """Control characters in a builder's line or a function's name are left out."""
-    assert fit("a\x1b[2Jb\r\n\tc\x07\x9bd", "", 80) == "a [2Jb c d"
+    """Control characters in a builder's line or a function's name are shown as escapes; white space is one space."""
+    assert fit("a\x1b[2Jb\r\n\tc\x07\x9bd", "", 80) == "a\\x1b[2Jb c\\x07\\x9bd"

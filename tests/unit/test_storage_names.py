@@ -10,7 +10,7 @@ import pytest
 
 from atoll.storage.client.volume import sync_target, volume_path
 from atoll.storage.files.ignore import IgnoreRules
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 
 
 @pytest.mark.parametrize(

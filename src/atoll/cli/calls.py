@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import sys
 import time
 from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.tables import print_json, print_table, size, wrong_usage
+from atoll.cli.tables import date, print_json, print_table, size, wrong_usage
+from atoll.cli.terminal import echo, write_output
 from atoll.host.local import local
 from atoll.model.records import OUTCOMES
 
@@ -58,7 +58,7 @@ def list_(
     if json:
         print_json(found)
     elif not found:
-        print("no such calls" if len(arguments) > 1 else "no calls yet")
+        echo("no such calls" if len(arguments) > 1 else "no calls yet")
     else:
         _print_table(found)
     return 0
@@ -84,14 +84,14 @@ def show(call: str, /, *, json: bool = False) -> int:
     for record in found["calls"]:
         _print_record(record)
     if found["children"]:
-        print("calls made by it")
+        echo("calls made by it")
         for child in found["children"]:
-            print(f"  {child['call']}  {child['function']}  {child['outcome']}")
+            echo(f"  {child['call']}  {child['function']}  {child['outcome']}")
     return 0
 
 
-def output(call: str, *, json: bool = False) -> int:
-    """Print a call's output and its outcome."""
+def output(call: str, *, raw: bool = False, json: bool = False) -> int:
+    """Print a call's output and its outcome; the output is escaped on a terminal unless `raw`."""
     if not call:
         return wrong_usage("the call's id, or its beginning, is missing")
     found = local.request("calls.output", {"call": call})
@@ -102,34 +102,39 @@ def output(call: str, *, json: bool = False) -> int:
         text = record["output"]
         left_out = record["printed_bytes"] - len(text.encode())
         if left_out > 0:
-            print(f"... {size(left_out)} before this are not kept")
-        sys.stdout.write(text if not text or text.endswith("\n") else f"{text}\n")
-        sys.stdout.flush()
+            echo(f"... {size(left_out)} before this are not kept")
+        write_output(text if not text or text.endswith("\n") else f"{text}\n", raw=raw)
         summary = f"{record['call']}  {record['function']}: {record['outcome']} after {_duration(record)}"
-        print(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {size(record['peak_bytes'])}")
+        echo(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {size(record['peak_bytes'])}")
         if record["error"]:
-            print(f"{record['error']}: {record['message']}")
+            echo_message(f"{record['error']}: {record['message']}")
     return 0
 
 
 def _print_record(record: dict[str, Any]) -> None:
-    print(f"call         {record['call']}")
-    print(f"function     {record['function']}")
+    echo(f"call         {record['call']}")
+    echo(f"function     {record['function']}")
     if record["parent"]:
-        print(f"made by      {record['parent']}")
-    print(f"outcome      {record['outcome']}{' (' + record['error'] + ')' if record['error'] else ''}")
-    print(f"made         {_when(record)}")
+        echo(f"made by      {record['parent']}")
+    echo(f"outcome      {record['outcome']}{' (' + record['error'] + ')' if record['error'] else ''}")
+    echo(f"made         {_when(record)}")
     if record["started_at"]:
-        print(f"waited       {record['queue_seconds']:.3f} s")
-        print(f"ran          {record['wall_seconds']:.3f} s")
-        print(f"CPU          {record['cpu_seconds']:.3f} s")
-        print(f"peak memory  {size(record['peak_bytes'])}")
-        print(f"in, out      {size(record['bytes_in'])}, {size(record['bytes_out'])}")
-        print(f"worker       {record['worker']} in {record['sandbox']}")
-    print(f"environment  {record['environment']}")
-    print(f"user         {record['user']}")
+        echo(f"waited       {record['queue_seconds']:.3f} s")
+        echo(f"ran          {record['wall_seconds']:.3f} s")
+        echo(f"CPU          {record['cpu_seconds']:.3f} s")
+        echo(f"peak memory  {size(record['peak_bytes'])}")
+        echo(f"in, out      {size(record['bytes_in'])}, {size(record['bytes_out'])}")
+        echo(f"worker       {record['worker']} in {record['sandbox']}")
+    echo(f"environment  {record['environment']}")
+    echo(f"user         {record['user']}")
     if record["message"]:
-        print("\n".join(f"  {line}" for line in record["message"].splitlines()))
+        echo_message(record["message"], indent="  ")
+
+
+def echo_message(text: str, *, indent: str = "") -> None:
+    """Print the message of a function's error, which may have lines of its own."""
+    for line in text.split("\n"):
+        echo(f"{indent}{line}")
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
@@ -164,8 +169,7 @@ def _moment(text: str) -> float | None:
 
 
 def _when(record: dict[str, Any]) -> str:
-    moment = dt.datetime.fromtimestamp(record["queued_at"]).astimezone()
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
+    return date(record["queued_at"])
 
 
 def _duration(record: dict[str, Any]) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import select
 import signal
-import sys
 import time
 from collections import deque
 from typing import Annotated, Any
 
 import cyclopts
 
-from atoll import errors
-from atoll.cli.tables import age
-from atoll.host import daemon_start
+from atoll import errors, ownership
+from atoll.cli.tables import age, print_json, print_table, wrong_usage
+from atoll.cli.terminal import echo, write_output
+from atoll.host import daemon_socket
 from atoll.host.local import local
 
 STOP_SECONDS = 5.0
@@ -34,38 +33,29 @@ def status(*, json: bool = False) -> int:
     """
     found = local.request_running("status", {})
     if json:
-        print(json_module.dumps(found or {"daemon": None, "sandboxes": [], "workers": []}, indent=2))
+        print_json(found or {"daemon": None, "sandboxes": [], "workers": []})
         return 0
     if found is None:
-        print("no daemon is running; the first call starts one")
+        echo("no daemon is running; the first call starts one")
         return 0
     _print(found)
     return 0
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(soft_wrap=True)
     daemon = found["daemon"]
-    console.print(
+    echo(
         f"daemon {daemon['pid']}, version {daemon['version']}, since {age(daemon['started_at'])}, "
-        f"{daemon['waiting']} waiting, state in {daemon['home']}",
-        markup=False,
-        highlight=False,
+        f"{daemon['waiting']} waiting, state in {daemon['home']}"
     )
     for title, rows, columns in (
         ("sandboxes", found["sandboxes"], ("id", "environment", "network", "user", "pid", "since", "workers")),
         ("workers", found["workers"], ("id", "sandbox", "function", "state", "pid", "since", "memory", "calls")),
     ):
         if not rows:
-            console.print(f"no {title}")
+            echo(f"no {title}")
             continue
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column)
+        table = []
         for row in rows:
             shown = {
                 **row,
@@ -73,17 +63,17 @@ def _print(found: dict[str, Any]) -> None:
                 "since": age(row["started_at"]),
                 "memory": f"{row.get('memory_bytes', 0) / (1 << 20):.0f} MiB",
             }
-            table.add_row(*(Text(str(shown[column])) for column in columns))
-        console.print(table)
+            table.append([str(shown[column]) for column in columns])
+        print_table(columns, table, title=title)
 
 
 def stop() -> int:
     """Stop the daemon, and every call, worker and sandbox with it."""
-    pid = daemon_start.daemon_pid(local.settings)
-    if pid is None:
-        print("no daemon is running")
+    found = daemon_socket.daemon_pidfd(local.settings)
+    if found is None:
+        echo("no daemon is running")
         return 0
-    pidfd = os.pidfd_open(pid)
+    pid, pidfd = found
     try:
         patience = STOP_SECONDS
         try:
@@ -94,12 +84,12 @@ def stop() -> int:
             if select.select([pidfd], [], [], patience)[0]:
                 break
             patience = SIGNAL_SECONDS
-            print(f"daemon {pid} does not end by itself: sending {number.name}")
+            echo(f"daemon {pid} does not end by itself: sending {number.name}")
             signal.pidfd_send_signal(pidfd, number)
         select.select([pidfd], [], [], STOP_SECONDS)
     finally:
         os.close(pidfd)
-    print(f"stopped daemon {pid}")
+    echo(f"stopped daemon {pid}")
     return 0
 
 
@@ -109,9 +99,12 @@ def logs(
     *,
     lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 50,
     follow: Annotated[bool, cyclopts.Parameter(alias="-f")] = False,
+    raw: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: bool = False,
 ) -> int:
     """Print the end of the daemon's log, or with CALL the end of that call's output and its outcome.
+
+    On a terminal control characters are shown as escapes, apart from colours and progress bars.
 
     Parameters
     ----------
@@ -121,26 +114,30 @@ def logs(
         Lines of the daemon's log.
     follow: bool
         Follow the daemon's log, until interrupted.
+    raw: bool
+        Print the function's own bytes to a terminal too, whatever they do there.
     json: bool
         With CALL: print an object with `calls`, the attempts.
     """
     if lines < 0:
-        print("error: -n must be at least 0", file=sys.stderr)
-        return 2
+        return wrong_usage("-n must be at least 0")
     if call:
         from atoll.cli import calls
 
-        return calls.output(call, json=json)
+        return calls.output(call, raw=raw, json=json)
     path = local.settings.logs_directory / "daemon.log"
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with (
+            ownership.directory(path.parent) as directory,
+            open(directory.open(path.name, os.O_RDONLY), encoding="utf-8", errors="replace", newline="\n") as file,
+        ):
             for line in deque(file, lines):
-                print(line, end="")
+                write_output(line, raw=raw)
             while follow:
                 line = file.readline()
-                print(line, end="", flush=True)
+                write_output(line, raw=raw)
                 if not line:
                     time.sleep(0.2)
     except FileNotFoundError:
-        print(f"no log yet: `{path}` is written by the daemon")
+        echo(f"no log yet: `{path}` is written by the daemon")
     return 0

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_module
 import stat
-import sys
-import time
 from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.data_paths import expanded, opened, print_name
+from atoll.cli.data_paths import expanded, opened
+from atoll.cli.tables import date, print_json
 from atoll.cli.target import TargetError
+from atoll.cli.terminal import echo, echo_name, write_raw
 from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume, VolumeEntry
-from atoll.storage.files.tree import printable
 from atoll.storage.protocol.connection import volume_path
 from atoll.storage.protocol.progress import size_text
+from atoll.terminal_text import printable
 
 app = cyclopts.App(
     name="data",
@@ -61,18 +60,18 @@ def ls(
     with opened() as volume:
         groups = _listed(volume, paths or ("/data",))
     if json:
-        print(json_module.dumps([_described(name, entry) for _, group in groups for name, entry in group], indent=2))
+        print_json([_described(name, entry) for _, group in groups for name, entry in group])
         return 0
     for number, (title, group) in enumerate(groups):
         if len(groups) > 1 and title:
             if number:
-                print()
-            print_name("", f"{title}:")
+                echo()
+            echo_name("", f"{title}:")
         for name, entry in group:
             if long:
-                print_name(_details(entry), name + (f" -> {entry.target()}" if entry.target() else ""))
+                echo_name(_details(entry), name + (f" -> {entry.target()}" if entry.target() else ""))
             else:
-                print_name("", name)
+                echo_name("", name)
     return 0
 
 
@@ -111,7 +110,7 @@ def _described(name: str, entry: VolumeEntry) -> dict[str, object]:
 def _details(entry: VolumeEntry) -> str:
     status = entry.stat()
     mode = stat.filemode(status.st_mode) if _kind(entry) != "special" else "?" + stat.filemode(status.st_mode)[1:]
-    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.st_mtime))
+    moment = date(status.st_mtime, "%Y-%m-%d %H:%M")
     return f"{mode} {status.st_size if stat.S_ISREG(status.st_mode) else 0:>12} {moment} "
 
 
@@ -138,11 +137,9 @@ def cat(*paths: str) -> int:
 
 def print_content(volume: Volume, path: str) -> None:
     """Write a file to stdout as it comes."""
-    sys.stdout.flush()
     with volume.open(path, "rb", buffering=0) as file:
         while piece := file.read(4 << 20):
-            sys.stdout.buffer.write(piece)
-    sys.stdout.buffer.flush()
+            write_raw(piece)
 
 
 @app.command
@@ -213,9 +210,9 @@ def du(
                 if not below:
                     rows[-1].update(disk_bytes=disk, disk_free_bytes=free)
     if json:
-        print(json_module.dumps(rows, indent=2))
+        print_json(rows)
         return 0
     for row in rows:
         size = row["allocated_bytes"]
-        print_name(f"{size}\t" if bytes_ else f"{size_text(size):>10}  ", row["path"])
+        echo_name(f"{size}\t" if bytes_ else f"{size_text(size):>10}  ", row["path"])
     return 0

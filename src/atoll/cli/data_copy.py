@@ -13,11 +13,12 @@ import cyclopts
 from atoll.cli.data import print_content
 from atoll.cli.data_paths import base_name, expanded, opened, several, targets
 from atoll.cli.target import TargetError
+from atoll.cli.terminal import echo
 from atoll.sdk.volume import Volume
 from atoll.storage.content.transfer import CHUNK_BYTES
-from atoll.storage.files.tree import printable
 from atoll.storage.protocol.connection import absolute, volume_path
 from atoll.storage.protocol.progress import ProgressLine
+from atoll.terminal_text import printable
 
 _Paths = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]
 _Recursive = Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")]
@@ -51,7 +52,7 @@ def get(*paths: _Paths, recursive: _Recursive = False) -> int:  # noqa: ARG001 -
             os.makedirs(target, exist_ok=True)
         for path, where in zip(found, places, strict=True):
             for left in volume.get(path, where, ProgressLine("downloading")):
-                print(f"left out `{printable(left)}`: a special file", file=sys.stderr)
+                echo(f"left out `{left}`: a special file", error=True)
     return 0
 
 

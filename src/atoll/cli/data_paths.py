@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 
 from atoll.errors import AtollError
 from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume
-from atoll.storage.files.tree import printable
 from atoll.storage.protocol.connection import absolute, volume_path
+from atoll.terminal_text import printable
 
 
 @contextlib.contextmanager
@@ -95,10 +94,3 @@ def several(target: str) -> str:
     """Return the error for several sources without a target directory."""
     where = printable(absolute(volume_path(target)))
     return f"several files go to `{where}`, which is not a directory\nhint: `{where}/` makes one where nothing is"
-
-
-def print_name(before: str, name: str) -> None:
-    """Print a line that ends in a name: escaped on a terminal, which no name may act on; its own bytes elsewhere."""
-    text = printable(name) if sys.stdout.isatty() else name
-    sys.stdout.flush()
-    sys.stdout.buffer.write(f"{before}{text}\n".encode("utf-8", "surrogateescape"))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.data_paths import print_name
+from atoll.cli.tables import print_json
 from atoll.cli.target import TargetError
+from atoll.cli.terminal import echo, echo_json, echo_lines, echo_name
 from atoll.errors import AtollError
 from atoll.sdk.sync import EMPTIES, arrange, check_source
 from atoll.sdk.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
 from atoll.storage.client.volume import absolute, sync_target
-from atoll.storage.files.tree import DIRECTORY, FILE, printable
+from atoll.storage.files.tree import DIRECTORY, FILE
 from atoll.storage.protocol.progress import size_text
 from atoll.storage.sync.plan import Plan
+from atoll.terminal_text import printable
 
 _SHOWN = 3
 """Names that a line shows before it counts the rest."""
@@ -84,21 +85,21 @@ def sync(
             "operations": operations(synced.plan),
             "skipped": list(synced.skipped),
         }
-        print(json_module.dumps(answer, indent=2))
+        print_json(answer)
         if synced.refused:
-            print(EMPTIES, file=sys.stderr)
+            echo(EMPTIES, error=True)
         return status
     if dry_run:
         for line in synced.plan.lines():
-            print(line)
+            echo(line)
         if synced.refused:
-            print(EMPTIES, file=sys.stderr)
+            echo(EMPTIES, error=True)
     else:
-        print_name("", target)
+        echo_name("", target)
     if synced.skipped:
         shown = ", ".join(f"`{printable(path)}`" for path in synced.skipped[:_SHOWN])
         more = ", …" if len(synced.skipped) > _SHOWN else ""
-        print(f"left out {len(synced.skipped)}: {shown}{more}", file=sys.stderr)
+        echo(f"left out {len(synced.skipped)}: {shown}{more}", error=True)
     return status
 
 
@@ -139,7 +140,7 @@ def _watching(local: str, target: str, *, json: bool) -> None:
     if json:
         _print({"event": "watching", "source": local, "target": target})
     else:
-        print(f"watching `{printable(local)}`, mirrored at `{printable(target)}`; Ctrl-C ends it", flush=True)
+        echo(f"watching `{printable(local)}`, mirrored at `{printable(target)}`; Ctrl-C ends it")
 
 
 def _tell(happening: Happening) -> None:
@@ -158,15 +159,15 @@ def _tell(happening: Happening) -> None:
         what = ", ".join(filter(None, counts)) or ("times and modes" if names else "nothing to do")
         size = f", {size_text(happening.sent_bytes)}" if happening.sent else ""
         line = f"{what}{size}, {happening.seconds:.2f} s" + (f": {shown}{more}" if names else "")
-        print(f"{_now()}  {line}", flush=True)
+        echo(f"{_now()}  {line}")
     elif isinstance(happening, Waiting):
         text = "the directory is back" if happening.back else "the directory is gone: waiting until it is back"
-        print(f"{_now()}  {text}", flush=True)
+        echo(f"{_now()}  {text}")
     elif isinstance(happening, Failed):
-        print(f"{_now()}  not synced: {happening.error}", file=sys.stderr, flush=True)
+        echo_lines(f"{_now()}  not synced: {happening.error}", error=True)
     else:
         hint = f"\nhint: {happening.hint}" if happening.hint else ""
-        print(f"{_now()}  {happening.text}{hint}", file=sys.stderr, flush=True)
+        echo_lines(f"{_now()}  {happening.text}{hint}", error=True)
 
 
 def _now() -> str:
@@ -204,4 +205,4 @@ def _tell_json(happening: Happening) -> None:
 
 
 def _print(values: dict[str, Any]) -> None:
-    print(json_module.dumps({"at": round(time.time(), 3), **values}), flush=True)
+    echo_json(json_module.dumps({"at": round(time.time(), 3), **values}))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from atoll import settings as options
+from atoll.cli.tables import print_json, print_table
+from atoll.cli.terminal import echo, echo_lines
 from atoll.errors import AtollError
 from atoll.model.findings import Finding
 
@@ -34,14 +36,14 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
     if data:
         return _data(json=json)
     if sys.platform != "linux":
-        print("functions run on Linux only; this machine can use a remote host")
+        echo("functions run on Linux only; this machine can use a remote host")
         return 1
     from atoll.node.selftest import examine
 
     try:
         found = [*asyncio.run(examine(options.load())), _uv()]
     except AtollError as error:
-        print(error, file=sys.stderr)
+        echo_lines(str(error), error=True)
         return 1
     return _tell(found, json=json, subject="Atoll")
 
@@ -59,7 +61,7 @@ def _data(*, json: bool) -> int:
 def _tell(found: Sequence[Finding], *, json: bool, subject: str) -> int:
     healthy = all(one.works for one in found if one.needed)
     if json:
-        _print_json(found, healthy)
+        print_json({"ok": healthy, "abilities": [asdict(ability) for ability in found]})
     else:
         _print_table(found, healthy, subject)
     return 0 if healthy else 1
@@ -81,29 +83,15 @@ def _uv() -> Finding:
     return Finding("uv", True, True, f"{done.output.strip()}, `{path}`")
 
 
-def _print_json(found: Sequence[Finding], healthy: bool) -> None:
-    import json
-
-    print(json.dumps({"ok": healthy, "abilities": [asdict(ability) for ability in found]}, indent=2))
-
-
 def _print_table(found: Sequence[Finding], healthy: bool, subject: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "ability", "found"):
-        table.add_column(heading, overflow="fold")
-    for ability in found:
-        mark = "[green]ok[/]" if ability.works else "[red]no[/]" if ability.needed else "[yellow]no[/]"
-        table.add_row(mark, escape(ability.name), escape(ability.detail))
-    console.print(table)
+    rows = [("ok" if one.works else "no", one.name, one.detail) for one in found]
+    styles = ["green" if one.works else "red" if one.needed else "yellow" for one in found]
+    columns = ("", "ability", "found")
+    print_table(columns, rows, fold=columns, styles=styles)
     for ability in found:
         if not ability.works:
-            # Not wrapped: a fix is to be copied.
-            console.print(f"\n[bold]{escape(ability.name)}[/]: without it {escape(ability.loses)}", soft_wrap=True)
-            console.print(f"  fix: {escape(ability.fix)}", soft_wrap=True, highlight=False)
-    verdict = f"everything that {subject} needs works" if healthy else f"something that {subject} needs does not work"
-    console.print(f"\n{verdict}", highlight=False)
+            echo()
+            echo(f"{ability.name}: without it {ability.loses}")
+            echo(f"  fix: {ability.fix}")
+    echo()
+    echo(f"everything that {subject} needs works" if healthy else f"something that {subject} needs does not work")

@@ -12,6 +12,7 @@ import cyclopts
 
 from atoll.cli import target as program
 from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
+from atoll.cli.terminal import echo, echo_lines
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
 from atoll.settings import index_variables
@@ -38,7 +39,7 @@ def list_(*, json: bool = False) -> int:
     if json:
         print_json(found)
     elif not found:
-        print("no environments; the first call of a function builds one")
+        echo("no environments; the first call of a function builds one")
     else:
         _print_table(found)
     return 0
@@ -60,11 +61,11 @@ def show(key: str, /, *, json: bool = False) -> int:
         print_json(found)
         return 0
     record = found["environment"]
-    print(f"environment   {record['key']}")
-    print(f"python        {record['python_version']} ({record['interpreter']})")
-    print(f"size          {size(record['size_bytes'])}")
-    print(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
-    print(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
+    echo(f"environment   {record['key']}")
+    echo(f"python        {record['python_version']} ({record['interpreter']})")
+    echo(f"size          {size(record['size_bytes'])}")
+    echo(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
+    echo(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
     preload = found["preload"]
     refused = [f"not {name}: {reason}" for name, reason in preload["refused"].items()]
     for title, lines in (
@@ -73,8 +74,10 @@ def show(key: str, /, *, json: bool = False) -> int:
         ("installed", found["lock"].splitlines()),
         ("build log", found["log"].splitlines()),
     ):
-        print(f"\n{title}")
-        print("\n".join(f"  {line}" for line in lines) or "  none")
+        echo()
+        echo(title)
+        for line in lines or ["none"]:
+            echo(f"  {line}")
     return 0
 
 
@@ -98,7 +101,7 @@ def build(target: str = "", /, *, requirement: Requirement = None, python: Pytho
     if json:
         print_json(answer["environment"])
     else:
-        print(answer["environment"]["key"])
+        echo(answer["environment"]["key"])
     return 0
 
 
@@ -116,7 +119,7 @@ def lock(target: str = "", /, *, requirement: Requirement = None, python: Python
         The version of Python, with --requirement.
     """
     host, spec = _wanted(target, requirement, python)
-    sys.stdout.write(host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"])
+    echo_lines(host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"].rstrip("\n"))
     return 0
 
 
@@ -142,7 +145,7 @@ def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Pyt
     if json:
         print_json(answer)
     else:
-        print(answer["environment"]["key"] + ("" if answer["changed"] else " is up to date"))
+        echo(answer["environment"]["key"] + ("" if answer["changed"] else " is up to date"))
     return 0
 
 
@@ -169,11 +172,11 @@ def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = Fals
         print_json(answer)
         return 0
     for record in answer["removed"]:
-        print(f"{'would remove' if dry_run else 'removed'} {record['key']}  {size(record['size_bytes'])}")
+        echo(f"{'would remove' if dry_run else 'removed'} {record['key']}  {size(record['size_bytes'])}")
     for record in answer["in_use"]:
-        print(f"in use {record['key']}")
+        echo(f"in use {record['key']}")
     if not answer["removed"]:
-        print("nothing to remove")
+        echo("nothing to remove")
     return 0
 
 
@@ -199,7 +202,7 @@ def _absolute(requirement: str) -> str:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, error=True)
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
@@ -216,4 +219,4 @@ def _print_table(found: list[dict[str, Any]]) -> None:
                 ", ".join(record["requirements"]) or "none",
             )
         )
-    print_table(("key", "python", "size", "built", "used", "requirements"), rows)
+    print_table(("key", "python", "size", "built", "used", "requirements"), rows, fold=("requirements",))

@@ -37,6 +37,7 @@ def run(arguments: list[str]) -> int:
 
     from atoll import __version__, errors
     from atoll.cli.target import TargetError
+    from atoll.cli.terminal import echo_lines
 
     app = cyclopts.App(
         name="atoll",
@@ -64,10 +65,10 @@ def run(arguments: list[str]) -> int:
     except cyclopts.CycloptsError:
         return 2
     except TargetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo_lines(f"error: {error}", error=True)
         return 2
     except errors.AtollError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo_lines(f"error: {error}", error=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -77,6 +78,6 @@ def run(arguments: list[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1 if error.code else 0
     except (OSError, ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo_lines(f"error: {error}", error=True)
         return 1
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import cyclopts
 
 from atoll import errors
 from atoll.cli import target as program
+from atoll.cli.terminal import echo_lines, write_result
 from atoll.sdk import run_by_name
 
 
@@ -52,15 +52,15 @@ def run(
         result = function(*bound.args, **bound.kwargs)
         if function.is_generator:
             for item in result:
-                print(item, flush=True)
+                write_result(item)
             return 0
     except errors.AtollError:
         raise
     except Exception:
-        traceback.print_exc()
+        echo_lines(traceback.format_exc().rstrip("\n"), error=True)
         return 1
     if result is not None:
-        print(result)
+        write_result(result)
     return 0
 
 
@@ -70,6 +70,6 @@ def _run_by_name(found: program.Found, args: tuple[Any, ...], kwargs: dict[str, 
     try:
         run_by_name.run(found.function, found.module.__name__, file, found.name, args, kwargs)
     except errors.RemoteError as error:
-        print(error.traceback_text.rstrip() or error, file=sys.stderr)
+        echo_lines(error.traceback_text.rstrip() or str(error), error=True)
         return 1
     return 0

@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from atoll.cli import target as program
+from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import LeaseSpec
 from atoll.sdk.function import isolated
@@ -42,7 +43,7 @@ def _run(
     host: LocalHost, spec: LeaseSpec, descriptors: tuple[int, int, int], *, terminal: bool, on_start: Any = None
 ) -> int:
     def tell(line: str) -> None:
-        print(f"atoll: {line}", file=sys.stderr, flush=True)
+        echo(f"atoll: {line}", error=True)
 
     return host.run_shell(spec, descriptors, terminal=terminal, on_progress=tell, on_start=on_start or (lambda: None))
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from atoll.cli.tables import print_json
+from atoll.cli.tables import date, print_json
 from atoll.cli.target import TargetError
-from atoll.storage.files.tree import printable
+from atoll.cli.terminal import echo
 from atoll.storage.protocol.progress import size_text
+from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.sdk.volume import Volume
@@ -51,13 +50,13 @@ def snapshot(
     if json:
         print_json(asdict(made))
         return 0
-    print(made.name)
+    echo(made.name)
     took = "sharing blocks" if made.way != "copy" else f"{size_text(made.copied_bytes)} copied"
-    print(f"{made.files} files, {size_text(made.bytes)}, {took}", file=sys.stderr)
+    echo(f"{made.files} files, {size_text(made.bytes)}, {took}", error=True)
     if made.moving:
-        print(f"{made.moving} files were written meanwhile: each may be a mixture of its states", file=sys.stderr)
+        echo(f"{made.moving} files were written meanwhile: each may be a mixture of its states", error=True)
     if made.left_out:
-        print(f"{made.left_out} special files were left out", file=sys.stderr)
+        echo(f"{made.left_out} special files were left out", error=True)
     return 0
 
 
@@ -77,8 +76,8 @@ def snapshots(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False)
         return 0
     width = max((len(one.name) for one in found), default=0)
     for one in found:
-        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.created))
-        print(f"{one.name:{width}}  {moment}  {one.files:>9} files  {size_text(one.bytes):>9}  {printable(one.path)}")
+        moment = date(one.created)
+        echo(f"{one.name:{width}}  {moment}  {one.files:>9} files  {size_text(one.bytes):>9}  {printable(one.path)}")
     return 0
 
 
@@ -114,7 +113,7 @@ def _print_differences(found: Iterable[Difference]) -> None:
             note = "  (another kind)"
         elif one.change == "changed" and one.kind == "f":
             note = f"  ({one.old_size} to {one.size} bytes)"
-        print(f"{_MARKS[one.change]} {printable(name)}{note}")
+        echo(f"{_MARKS[one.change]} {printable(name)}{note}")
 
 
 def restore(name: str, /, *, wait: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
@@ -134,12 +133,12 @@ def restore(name: str, /, *, wait: Annotated[bool, cyclopts.Parameter(negative="
 
     answer: dict[str, Any] = local.request("volume.restore", {"name": check_name(name), "wait": wait}, _tell)
     if answer.get("kept"):
-        print(answer["kept"])
+        echo(answer["kept"])
     return 0
 
 
 def _tell(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+    echo(printable(line), error=True)
 
 
 def rm_snapshot(*names: str) -> int:

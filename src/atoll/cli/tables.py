@@ -8,37 +8,59 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from atoll.cli.terminal import echo, echo_json
+from atoll.terminal_text import cell, printable
+
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    print(json.dumps(value, indent=2))
+    echo_json(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows as a table; only the column `requirements` wraps.
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str = "",
+    right: Sequence[str] = (),
+    fold: Sequence[str] = (),
+    styles: Sequence[str] = (),
+) -> None:
+    """Print rows as a table, each on one line; cells are escaped, and cut on a terminal.
 
     Args:
-        columns: names of the columns.
+        columns: names of the columns; no heading if all are empty.
         rows: a text for each column.
+        title: a line above.
         right: columns that are aligned to the right.
+        fold: columns that wrap and are not cut.
+        styles: of the rows' first cells, such as `green`.
     """
     # Deferred: `--json` and `--help` need no rich.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
+    terminal = sys.stdout.isatty()
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
-        fold = column == "requirements"
+        wraps = column in fold
         table.add_column(
             column,
-            overflow="fold" if fold else "ellipsis",
-            no_wrap=not fold,
+            overflow="fold" if wraps else "ellipsis",
+            no_wrap=not wraps,
             justify="right" if column in right else "left",
         )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    width = None if sys.stdout.isatty() else 100_000  # whole lines for programs
+    for number, row in enumerate(rows):
+        style = styles[number] if number < len(styles) else ""
+        cells = (
+            Text(cell(text) if terminal and column not in fold else printable(text), style if place == 0 else "")
+            for place, (column, text) in enumerate(zip(columns, row, strict=True))
+        )
+        table.add_row(*cells)
+    if title:
+        echo(title)
+    width = None if terminal else 100_000  # whole lines for programs
     Console(width=width).print(table, crop=False)
 
 
@@ -52,6 +74,15 @@ def size(size_bytes: int) -> str:
     return f"{number:.1f} GiB"
 
 
+def date(moment: float, pattern: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Return a moment (seconds since the epoch) as local time; a time that no calendar has, as a function may claim, in
+    seconds."""
+    try:
+        return time.strftime(pattern, time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return f"{moment:.0f} s"
+
+
 def age(moment: float) -> str:
     """Return the time since a moment (seconds since the epoch) for people: `3 min`."""
     seconds = max(0, int(time.time() - moment))
@@ -63,5 +94,5 @@ def age(moment: float) -> str:
 
 def wrong_usage(message: str) -> int:
     """Print an error of usage and return its exit status."""
-    print(f"error: {message}", file=sys.stderr)
+    echo(f"error: {message}", error=True)
     return 2

@@ -27,6 +27,7 @@ from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.services import Services
 from atoll.settings import Settings
+from atoll.terminal_text import printable
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import short_name
 
@@ -187,6 +188,14 @@ class Daemon:
             return False
 
 
+class _LogFormat(logging.Formatter):
+    """One line for each event: names and messages from sandboxes cannot forge another."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 def _file_id(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
@@ -199,7 +208,9 @@ def main() -> int:
     descriptor of the starters' lock, held until it listens, also when the starter is killed meanwhile.
     """
     home, ready, lock = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(_LogFormat("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[logs])
 
     def report(text: str) -> None:
         with contextlib.suppress(OSError):  # the starter may be gone
@@ -213,8 +224,9 @@ def main() -> int:
         gc.enable()  # the starter has turned it off for the imports
 
     async def run() -> None:
-        daemon = Daemon(settings.load(home), owner("local"))
-        await daemon.run(begin)
+        options = settings.load(home)
+        settings.check_state(options)
+        await Daemon(options, owner("local")).run(begin)
 
     try:
         os.umask(0o077)

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from atoll import __version__, errors, settings
+from atoll import __version__, errors, ownership, settings
+from atoll.host import daemon_socket
 from atoll.settings import Settings
 from atoll.wire import nested
-from atoll.wire.channel import Channel, ChannelClosed, connect, wait_readable
+from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import FrameError
 
 ATTEMPTS = 5
@@ -41,6 +42,7 @@ def open_connection(
     Raises:
         HostUnreachable: the daemon does not answer.
         StateUnusable, DiskFull: the state directory cannot be used.
+        StateUntrusted: another user can change it, or is the one who listens; nothing was sent.
     """
     if nested.inside():
         return _nested(message, descriptors)
@@ -50,10 +52,12 @@ def open_connection(
         )
     for _ in range(ATTEMPTS):
         try:
-            channel = Channel(connect(options.socket_path))
+            channel = Channel(daemon_socket.connect(options))
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             start(options)
             continue
+        except errors.StateUntrusted:
+            raise
         except OSError as error:
             raise errors.HostUnreachable(
                 f"cannot connect to `{options.socket_path}`: {error}", hint="run `atoll doctor`"
@@ -117,27 +121,19 @@ def _greet(
 
 
 def control_connection(options: Settings, message: dict[str, Any], seconds: float = GREETING_SECONDS) -> Channel | None:
-    """Return a channel to a running daemon of any version, past this message, or None; starts nothing."""
+    """Return a channel to a running daemon of any version, past this message, or None; starts nothing.
+
+    Raises:
+        StateUntrusted: as `open_connection`.
+    """
     try:
-        channel = Channel(connect(options.socket_path))
+        channel = Channel(daemon_socket.connect(options))
+    except errors.StateUntrusted:
+        raise
     except OSError:
         return None
     reply = _greet(channel, message, purpose="control", seconds=seconds)
     return channel if reply is not None and reply.get("type") == "welcome" else None
-
-
-def daemon_pid(options: Settings) -> int | None:
-    """Return the process that listens on the daemon's socket, as the kernel knows it; None when nobody does."""
-    import socket
-
-    try:
-        connection = connect(options.socket_path)
-        try:
-            return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
-        finally:
-            connection.close()
-    except OSError:
-        return None
 
 
 def replace(options: Settings) -> None:
@@ -156,22 +152,23 @@ def prepare_home(options: Settings) -> None:
     """Make the state directories, private to their owner.
 
     Raises:
+        StateUntrusted: another user can change them.
         StateUnusable, DiskFull: they cannot be made.
     """
     try:
-        for directory in (options.home, options.run_directory, options.logs_directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if options.home.stat().st_uid != os.getuid():
-            raise errors.StateUnusable(
-                f"`{options.home}` belongs to another user", hint="set ATOLL_HOME to a directory of your own"
-            )
-        probe = (
-            options.run_directory / f"probe-{os.getpid()}-{threading.get_ident()}"
-        )  # `tempfile` takes 8 ms to import
-        try:
-            probe.write_bytes(b"x")
-        finally:
-            probe.unlink(missing_ok=True)
+        with ownership.directory(options.home, make=True) as home:
+            if os.fstat(home.descriptor).st_uid != os.geteuid():
+                raise errors.StateUnusable(
+                    f"`{options.home}` belongs to root", hint="set ATOLL_HOME to a directory of your own"
+                )
+            with home.enter("logs", make=True), home.enter("run", make=True) as run:
+                name = f"probe-{os.getpid()}-{threading.get_ident()}"  # `tempfile` takes 8 ms to import
+                probe = run.open(name, os.O_WRONLY | os.O_CREAT)
+                try:
+                    os.write(probe, b"x")
+                finally:
+                    os.close(probe)
+                    os.unlink(name, dir_fd=run.descriptor)
     except errors.AtollError:
         raise
     except OSError as error:
@@ -194,7 +191,10 @@ def _start_lock(options: Settings) -> Iterator[int]:
     import fcntl
 
     try:
-        descriptor = _above_standard(os.open(options.run_directory / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600))
+        with ownership.directory(options.run_directory) as run:
+            descriptor = _above_standard(run.open("daemon.lock", os.O_RDWR | os.O_CREAT))
+    except errors.StateUntrusted:
+        raise
     except OSError as error:
         raise unusable(options.home, error) from error
     try:
@@ -228,13 +228,21 @@ def start(options: Settings) -> None:
     prepare_home(options)
     log_path = options.logs_directory / "daemon.log"
     with _start_lock(options) as lock:
-        with contextlib.suppress(OSError):
-            connect(options.socket_path).close()
+        try:
+            daemon_socket.connect(options).close()
             return
+        except errors.StateUntrusted:
+            raise
+        except OSError:
+            pass
+        try:
+            log = _above_standard(_open_log(options))
+        except errors.StateUntrusted:
+            raise
+        except OSError as error:
+            raise unusable(options.home, error) from error
         read, write = map(_above_standard, os.pipe())
         try:
-            _keep_short(log_path)
-            log = _above_standard(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
             try:
                 command = _command(options, write, lock)
                 environment = settings.daemon_environment()
@@ -254,11 +262,16 @@ def start(options: Settings) -> None:
     raise errors.HostUnreachable("the daemon did not start", hint=f"see `{log_path}`")
 
 
-def _keep_short(log: Path) -> None:
-    """Put a log aside that has become long, in place of the one before it."""
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_name(f"{log.name}.1"))
+def _open_log(options: Settings) -> int:
+    """Open the daemon's log for writing; one that has become long is put aside, in place of the one before it."""
+    with ownership.directory(options.logs_directory) as logs:
+        descriptor = logs.open("daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if os.fstat(descriptor).st_size <= LOG_BYTES:
+            return descriptor
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.replace("daemon.log", "daemon.log.1", src_dir_fd=logs.descriptor, dst_dir_fd=logs.descriptor)
+        return logs.open("daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _command(options: Settings, ready: int, lock: int) -> list[str]:

@@ -317,8 +317,8 @@ def _progress(terminal: bool, path: str) -> Iterator[Callable[[int, int], None]]
         return
     import time
 
-    from atoll.storage.files.tree import printable
     from atoll.storage.protocol.progress import size_text
+    from atoll.terminal_text import printable
 
     name, began, last = printable(path.rpartition("/")[2])[-40:], time.monotonic(), [0.0, -1.0]
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll import settings
+from atoll.terminal_text import printable
 from atoll.wire import nested
 
 SHOW_SECONDS = 0.8
@@ -220,10 +221,11 @@ def duration(seconds: float) -> str:
 def fit(start: str, end: str, columns: int) -> str:
     """Return both texts in one line that is narrower than the terminal; the end of `start` is cut.
 
-    Only printable characters are kept, since a build's step or a function's name may hold any.
+    A build's step or a function's name may hold any characters: runs of white space become one space, others that
+    cannot be printed are shown as escapes.
     """
     most = max(columns - 1, 0)
-    start = " ".join("".join(one if one.isprintable() else " " for one in start).split())
+    start = printable(" ".join(start.split()))
     room = most - width(end)
     if room < 8:
         end, room = "", most

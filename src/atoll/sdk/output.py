@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from atoll.sdk import live_line
+from atoll.terminal_text import printable
 
 TAIL_BYTES = 4096
 
@@ -34,7 +35,7 @@ class CallerStreams:
         """Print a line of Atoll's own on stderr."""
         with live_line.writing, contextlib.suppress(Exception):
             live_line.line.erase()
-            print(f"atoll: {line}", file=sys.stderr, flush=True)
+            print(f"atoll: {printable(line)}", file=sys.stderr, flush=True)
 
     def progress(self, line: str) -> None:
         """Print the cause of a wait on stderr; on a terminal the live line shows it."""

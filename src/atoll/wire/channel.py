@@ -225,10 +225,23 @@ def connect(path: str | os.PathLike[str]) -> Socket:
     Raises:
         OSError: nobody listens there.
     """
+    with short_name(path) as name:
+        return _connect(name)
+
+
+def connect_below(directory: int, name: str) -> Socket:
+    """Connect to the Unix socket of this name in an open directory.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    return _connect(f"/proc/self/fd/{directory}/{name}")
+
+
+def _connect(name: str) -> Socket:
     sock = Socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        with short_name(path) as name:
-            sock.connect(name)
+        sock.connect(name)
     except BaseException:
         sock.close()
         raise

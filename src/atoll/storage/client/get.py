@@ -11,8 +11,9 @@ from typing import Any
 
 from atoll.errors import SyncError
 from atoll.storage.client.local_target import Destination, NewFile
-from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Tree, parent_of, printable
+from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Tree, parent_of
 from atoll.storage.protocol.progress import ProgressLine
+from atoll.terminal_text import printable
 from atoll.wire.frames import Message
 
 

@@ -21,7 +21,8 @@ from collections.abc import Iterator
 
 from atoll.errors import SyncError
 from atoll.storage.files.scan import to_native
-from atoll.storage.files.tree import check_path, printable, special_name
+from atoll.storage.files.tree import check_path, special_name
+from atoll.terminal_text import printable
 
 _NEEDED = {os.open, os.mkdir, os.stat, os.rename, os.symlink, os.unlink}
 _BY_DESCRIPTOR = (

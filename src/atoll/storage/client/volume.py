@@ -22,11 +22,12 @@ from atoll.storage.client.get import Download
 from atoll.storage.client.local_target import check_target
 from atoll.storage.client.names import NameRequests
 from atoll.storage.content.transfer import CHUNK_BYTES
-from atoll.storage.files.tree import DIRECTORY, FILE, Entry, pack, printable, special_name, unpack
+from atoll.storage.files.tree import DIRECTORY, FILE, Entry, pack, special_name, unpack
 from atoll.storage.protocol.connection import ADDRESS, ROOT, AnyPath, Connection, absolute, volume_path
 from atoll.storage.protocol.progress import ProgressLine
 from atoll.storage.snapshots.values import Difference, Snapshot, check_name, read_difference, read_snapshot
 from atoll.storage.sync.client import Synced, SyncOptions, sync_tree
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel
 
 __all__ = ["ROOT", "SYNC_ROOT", "VolumeClient", "VolumeRequests", "absolute", "sync_target", "volume_path"]

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from atoll.errors import SyncError
 from atoll.file_stamp import COARSE_CLOCK_NS, Stamp, clock_step_ns, settled, stamp_of
 from atoll.storage.files.scan import reason
-from atoll.storage.files.tree import MODE_BITS, printable
+from atoll.storage.files.tree import MODE_BITS
+from atoll.terminal_text import printable
 
 SMALL_FILE_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import urllib.parse
 
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 
 _NAME_BYTES = 200
 

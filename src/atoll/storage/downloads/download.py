@@ -39,7 +39,7 @@ from atoll.storage.downloads.note import (
     hold_note,
     make_directories,
 )
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 
 _ATTEMPTS = 6
 """Attempts in a row without a byte received."""

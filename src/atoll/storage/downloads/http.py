@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from atoll.errors import DownloadError
 from atoll.storage.downloads.addresses import address_of, quoted, shown, split
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PORTABLE_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "range", "if-range"})

@@ -20,7 +20,8 @@ from typing import Any
 from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
-from atoll.storage.files.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, printable, special_name
+from atoll.storage.files.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, special_name
+from atoll.terminal_text import printable
 
 BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
 _OPEN_DIRECTORY = (

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from atoll.terminal_text import printable
+
 FILE, DIRECTORY, SYMLINK = "f", "d", "l"
 SPECIAL = "s"
 """A fifo, socket or device: a target may have them, a source may not."""
@@ -107,21 +109,6 @@ def unpack(buffer: bytes | bytearray) -> list[Any]:
     if not isinstance(items, list):
         raise ValueError("a batch must be a list")
     return items
-
-
-def printable(name: str) -> str:
-    """Return a name for people: control characters, surrogates and the like as escapes, so that no name can act
-    on a terminal."""
-    if name.isprintable():
-        return name
-    return "".join(char if char.isprintable() else _escape(char) for char in name)
-
-
-def _escape(char: str) -> str:
-    number = ord(char)
-    if 0xDC80 <= number <= 0xDCFF:
-        return f"\\x{number - 0xDC00:02x}"
-    return repr(char)[1:-1] if number < 0x10000 and not 0xD800 <= number <= 0xDFFF else f"\\U{number:08x}"
 
 
 _BITS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK, SPECIAL: stat.S_IFIFO}

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from atoll.errors import AtollError, HostUnreachable, from_data
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 

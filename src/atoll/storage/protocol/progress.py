@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from atoll.terminal_text import printable
+
 _INTERVAL_SECONDS = 0.1
 _BAR = 20
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -62,7 +64,7 @@ class ProgressLine:
         """Print a message, on a terminal or not."""
         if self._stream is not None:
             self.close()
-            self._stream.write(f"atoll: {line}\n")
+            self._stream.write(f"atoll: {printable(line)}\n")
             self._stream.flush()
 
     def close(self) -> None:

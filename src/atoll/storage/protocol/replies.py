@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from atoll.errors import AtollError, DiskFull, QuotaExceeded, StateUnusable, SyncError, VolumeBusy
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
 
 # --- rights -----------------------------------------------------------------------------------------------------------

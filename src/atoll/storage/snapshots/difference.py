@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from atoll.errors import SyncError
 from atoll.file_stamp import Stamp, stamp_of
-from atoll.storage.files.tree import MODE_BITS, entry_of, printable
+from atoll.storage.files.tree import MODE_BITS, entry_of
 from atoll.storage.snapshots.file_access import open_directory, open_file, same_content
 from atoll.storage.snapshots.tree_copy import MAX_DEPTH
 from atoll.storage.snapshots.values import ADDED, ATTRIBUTES, CHANGED, REMOVED, Difference
+from atoll.terminal_text import printable
 
 Items = dict[str, os.stat_result]
 Stamps = Callable[[str], dict[str, Stamp]]

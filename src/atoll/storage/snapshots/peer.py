@@ -17,7 +17,7 @@ from typing import Any
 from atoll import linux
 from atoll.errors import SnapshotError, SyncError
 from atoll.storage.crash_points import reached
-from atoll.storage.files.tree import check_path, pack, printable
+from atoll.storage.files.tree import check_path, pack
 from atoll.storage.protocol.connection import absolute, volume_path
 from atoll.storage.snapshots.archive import Archive
 from atoll.storage.snapshots.copy_rules import CopyRules
@@ -32,6 +32,7 @@ from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.locate import OPEN_DIRECTORY, VISIBLE, locate
 from atoll.storage.volume.locks import Waiting, holding_target
 from atoll.storage.volume.root import VolumeRoot
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
 
 _MARGIN_NS = 1_000_000_000

@@ -23,7 +23,7 @@ from dataclasses import replace
 from atoll import linux
 from atoll.errors import StateUnusable, SyncError
 from atoll.storage.crash_points import reached
-from atoll.storage.files.tree import MODE_BITS, printable
+from atoll.storage.files.tree import MODE_BITS
 from atoll.storage.protocol.connection import ROOT, absolute, volume_path
 from atoll.storage.protocol.replies import Conversation
 from atoll.storage.snapshots.archive import Archive
@@ -36,6 +36,7 @@ from atoll.storage.sync import cleanup
 from atoll.storage.volume.locate import OPEN_DIRECTORY, VISIBLE, Place, locate, make_writable
 from atoll.storage.volume.locks import RestoreLock, Waiting
 from atoll.storage.volume.root import VolumeRoot
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel
 
 EXCHANGE_SECONDS = 2.0

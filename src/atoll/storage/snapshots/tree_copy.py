@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from atoll.errors import SyncError
 from atoll.file_stamp import Stamp, stamp_of
-from atoll.storage.files.tree import MODE_BITS, printable
+from atoll.storage.files.tree import MODE_BITS
 from atoll.storage.snapshots.copy_rules import Copied, CopyRules, fill
 from atoll.storage.snapshots.file_access import (
     GONE,
@@ -37,6 +37,7 @@ from atoll.storage.snapshots.file_access import (
 )
 from atoll.storage.snapshots.values import JUICEFS
 from atoll.storage.volume.locate import OPEN_DIRECTORY
+from atoll.terminal_text import printable
 
 MAX_DEPTH = 300
 """The deepest nesting of directories: each level takes three descriptors, and a process may have 1,024."""

@@ -16,8 +16,9 @@ from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.content.copy import clone
 from atoll.storage.files.directory_cursor import DirectoryCursor
-from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of, printable
+from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Entry, Tree, parent_of
 from atoll.storage.volume.locate import OPEN_DIRECTORY
+from atoll.terminal_text import printable
 
 _COPY_BYTES = 64 << 20
 MAX_SEPARATE = 8

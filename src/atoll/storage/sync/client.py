@@ -22,7 +22,7 @@ from atoll.storage.content.digest import algorithms
 from atoll.storage.crash_points import reached
 from atoll.storage.files.ignore import IgnoreRules
 from atoll.storage.files.scan import ROW, Scan, scan_source
-from atoll.storage.files.tree import Tree, printable, unpack
+from atoll.storage.files.tree import Tree, unpack
 from atoll.storage.files.tree_wire import pack_entries, pack_paths
 from atoll.storage.protocol.connection import error_of
 from atoll.storage.protocol.progress import ProgressLine
@@ -31,6 +31,7 @@ from atoll.storage.sync.index import Index
 from atoll.storage.sync.plan import Plan, apply, plan
 from atoll.storage.sync.sender import Sender, Sent, SourceFiles, SourceSync
 from atoll.storage.sync.unchanged import TargetReport, UnchangedFiles
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import Message
 

@@ -23,6 +23,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from atoll import ownership
+from atoll.errors import StateUntrusted
 from atoll.file_stamp import COARSE_CLOCK_NS, settled
 from atoll.storage.content.digest import DIGEST_BYTES, UNKNOWN
 from atoll.storage.files.scan import ROW, Scan
@@ -209,9 +211,15 @@ def decode(data: bytes) -> Index:
 
 
 def load(path: Path) -> Index:
-    """Read an index, and renew it; one that is missing or damaged is empty."""
+    """Read an index, and renew it; one that is missing or damaged is empty.
+
+    Raises:
+        StateUntrusted: another user can change it, and so decide which files a sync takes for unchanged.
+    """
     try:
-        data = path.read_bytes()
+        data = ownership.read(path)
+    except StateUntrusted:
+        raise
     except OSError:
         return Index()
     with contextlib.suppress(OSError):
@@ -224,6 +232,7 @@ def save(path: Path, index: Index) -> None:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ownership.check(path.parent)
         temporary.write_bytes(encode(index))
         if not path.exists():  # a new source or target: the moment to look for those that are gone
             _drop_unused(path.parent)

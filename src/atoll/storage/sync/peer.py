@@ -23,7 +23,7 @@ from atoll.storage.content.digest import algorithms, chosen
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import Scan, scan_target
-from atoll.storage.files.tree import Tree, check_path, pack, printable
+from atoll.storage.files.tree import Tree, check_path, pack
 from atoll.storage.files.tree_wire import pack_entries, pack_paths, unpack_entries, unpack_paths
 from atoll.storage.protocol.replies import Conversation
 from atoll.storage.sync import target_state
@@ -37,6 +37,7 @@ from atoll.storage.sync.target_state import Arrived, TargetState, TargetSync, in
 from atoll.storage.volume.locate import OPEN_PLACE, VISIBLE, Place, locate
 from atoll.storage.volume.locks import Waiting, holding_target, target_key
 from atoll.storage.volume.root import VolumeRoot
+from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.errors import SyncError
-from atoll.storage.files.tree import DIRECTORY, FILE, Entry, Tree, parent_of, printable
+from atoll.storage.files.tree import DIRECTORY, FILE, Entry, Tree, parent_of
+from atoll.terminal_text import printable
 
 
 @dataclass(frozen=True)

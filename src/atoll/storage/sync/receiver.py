@@ -21,11 +21,12 @@ from atoll.storage.content.digest import DIGEST_BYTES, Hasher, digest_of, maker
 from atoll.storage.content.direct_write import LargeFile, ReadBack
 from atoll.storage.crash_points import reached
 from atoll.storage.files.scan import ROW
-from atoll.storage.files.tree import FILE, Entry, Tree, parent_of, printable
+from atoll.storage.files.tree import FILE, Entry, Tree, parent_of
 from atoll.storage.sync.plan import Plan
 from atoll.storage.sync.target_state import TargetSync
 from atoll.storage.volume.locate import OPEN_DIRECTORY, open_below
 from atoll.storage.volume.staging import name_of
+from atoll.terminal_text import printable
 
 _WORTH_WAITING_BYTES = 16 << 20
 

@@ -29,9 +29,10 @@ from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, digest_of, m
 from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.scan import BY_DESCRIPTOR, Row, Scan, row_of, to_native
-from atoll.storage.files.tree import FILE, MODE_BITS, Entry, printable
+from atoll.storage.files.tree import FILE, MODE_BITS, Entry
 from atoll.storage.sync.index import Index
 from atoll.storage.sync.unchanged import TargetReport
+from atoll.terminal_text import printable
 from atoll.wire.frames import Rope
 
 PIECE_BYTES = 4 << 20

@@ -21,7 +21,7 @@ from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
-from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of, printable
+from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of
 from atoll.storage.sync.build import Builder, Built, Contents, Stamps, changed, make_symlink
 from atoll.storage.sync.late_writes import pack_inodes
 from atoll.storage.sync.plan import Plan, check_fits
@@ -31,6 +31,7 @@ from atoll.storage.sync.switch_record import Record, forget, read_record, settle
 from atoll.storage.sync.target_state import TargetSync
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, make_writable, move
 from atoll.storage.volume.staging import name_of, new_name
+from atoll.terminal_text import printable
 
 
 class Stage:

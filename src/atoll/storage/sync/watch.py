@@ -14,7 +14,7 @@ from atoll import linux
 from atoll.errors import SyncError
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.files.scan import to_name
-from atoll.storage.files.tree import printable
+from atoll.terminal_text import printable
 
 QUIET_MS = 500
 _SETTLED_MS = 100
