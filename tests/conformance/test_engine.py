@@ -182,6 +182,8 @@ def test_each_user_sees_their_own(run: Run) -> None:
         sandboxes, workers = await bench.engine.status()
         assert (len(sandboxes), len(workers)) == (2, 2)
         assert bench.engine.network_of(ann.worker) == "none"
+        assert bench.engine.is_trusted(ann.worker)
+        assert not bench.engine.is_trusted("gone")
 
     run(scenario)
 

@@ -49,7 +49,11 @@ def _print(found: dict[str, Any]) -> None:
         f"{daemon['waiting']} waiting, state in {daemon['home']}"
     )
     for title, rows, columns in (
-        ("sandboxes", found["sandboxes"], ("id", "environment", "network", "user", "pid", "since", "workers")),
+        (
+            "sandboxes",
+            found["sandboxes"],
+            ("id", "environment", "network", "results", "user", "pid", "since", "workers"),
+        ),
         ("workers", found["workers"], ("id", "sandbox", "function", "state", "pid", "since", "memory", "calls")),
     ):
         if not rows:

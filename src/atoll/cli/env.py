@@ -54,7 +54,7 @@ def show(key: str, /, *, json: bool = False) -> int:
     key: str
         The environment's key, or its beginning.
     json: bool
-        Print an object with `environment`, `lock`, `log` and `preload`.
+        Print an object with `environment`, `lock`, `log`, `preload` and `preload_data`.
     """
     found = local.request("environments.show", {"key": key}, None)
     if json:
@@ -66,11 +66,10 @@ def show(key: str, /, *, json: bool = False) -> int:
     echo(f"size          {size(record['size_bytes'])}")
     echo(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
     echo(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
-    preload = found["preload"]
-    refused = [f"not {name}: {reason}" for name, reason in preload["refused"].items()]
     for title, lines in (
         ("requirements", record["requirements"]),
-        ("preloaded into new workers", [*preload["modules"], *refused]),
+        ("preloaded into new workers", _preloaded(found["preload"])),
+        ('preloaded with results="data"', _preloaded(found["preload_data"])),
         ("installed", found["lock"].splitlines()),
         ("build log", found["log"].splitlines()),
     ):
@@ -79,6 +78,11 @@ def show(key: str, /, *, json: bool = False) -> int:
         for line in lines or ["none"]:
             echo(f"  {line}")
     return 0
+
+
+def _preloaded(preload: dict[str, Any]) -> list[str]:
+    refused = [f"not {name}: {reason}" for name, reason in preload["refused"].items()]
+    return [*preload["modules"], *refused]
 
 
 @app.command

@@ -1,8 +1,8 @@
 """Rights of callers, and the way from a wish to a lease, whatever the transport.
 
 A caller is a user with rights. Code inside a sandbox calls as the sandbox's user, and never with more than the function
-around it has: its interpreter, its package indexes, at most its network. Rights are values: no rule asks who the local
-user is.
+around it has: its interpreter, its package indexes, at most its network and its trust. Rights are values: no rule asks
+who the local user is.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: objec
     if not isinstance(client, str) or len(client) > MAX_CLIENT:
         raise ValueError("`client` must be a short text")
     spec = checked(services, caller, spec)
-    services.node.expect_network(spec.network, caller.user)
+    services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, listener.notice)
     environment = await build(services, caller, spec.environment, listener.progress)
     spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
@@ -145,10 +145,12 @@ def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
     elif spec.mounts:
         raise errors.ResourcesUnavailable("`mounts` are not for this user", hint="put the data below `/data`")
     environment = checked_environment(services, caller, spec.environment)
+    # Else a function could call its own code as a trusted one, beside the functions whose results are unpickled.
+    trusted = spec.trusted and (caller.parent is None or services.engine.is_trusted(caller.parent))
     network = spec.network
     if caller.nested or caller.network != "host":
         network = within(network, _outer_network(services, caller))
-    return replace(spec, environment=environment, network=network)
+    return replace(spec, environment=environment, network=network, trusted=trusted)
 
 
 def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpec) -> EnvironmentSpec:

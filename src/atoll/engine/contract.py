@@ -110,6 +110,9 @@ class Engine(Protocol):
     def network_of(self, worker: str) -> str:
         """Return the network policy of a worker's sandbox; the strictest for a worker that is gone."""
 
+    def is_trusted(self, worker: str) -> bool:
+        """Return whether a worker's sandbox is trusted (see `SandboxKey`); False for a worker that is gone."""
+
     def is_quiet(self, user: str) -> bool:
         """Return whether `quiet` holds the user's calls."""
 

@@ -92,7 +92,8 @@ class Pool:
     def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = "") -> Lease:
         allotment = self._node.machine.allot(spec.machine_type)
         self._count += 1
-        sandbox = SandboxKey(user, environment.key, spec.network or "host", spec.mounts, preload=spec.preload)
+        network = spec.network or "host"
+        sandbox = SandboxKey(user, environment.key, network, spec.mounts, preload=spec.preload, trusted=spec.trusted)
         key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, machine_type=spec.machine_type)
         lease = Lease(f"l{self._count}", spec, self, nested=parent is not None)
         self._state.leases[lease.id] = lease
@@ -125,6 +126,10 @@ class Pool:
     def network_of(self, worker: str) -> str:
         known = self._state.workers.get(worker)
         return known.key.sandbox.network if known is not None else NETWORKS[0]
+
+    def is_trusted(self, worker: str) -> bool:
+        known = self._state.workers.get(worker)
+        return known is not None and known.key.sandbox.trusted
 
     # --- requests of leases: `pool_state.LeaseOwner` ------------------------------------------------------------
 

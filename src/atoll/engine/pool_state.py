@@ -192,6 +192,7 @@ class PoolState:
                 "user": one.key.user,
                 "environment": one.key.environment,
                 "network": one.key.network,
+                "results": "pickle" if one.key.trusted else "data",
                 "pid": one.node.pid or None,
                 "started_at": one.started_at,
                 "workers": len(self.workers_in(one.id)),

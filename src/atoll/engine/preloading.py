@@ -2,7 +2,8 @@
 
 Workers say which modules of their environment a call has imported. Each sandbox of the environment is asked to import
 them ahead, the ones that live now and later ones after their first call (see `agent.preloading`), and answers with
-the modules that it has imported and those that it has refused.
+the modules that it has imported and those that it has refused. Reports of trusted sandboxes and of others are kept
+apart: a name is enough to have code of a hostile package run ahead of a call that never imports it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from atoll.engine.pool_state import PoolSandbox, PoolWorker
 from atoll.environments.built import preloads
 from atoll.environments.built.preloads import MOST_MODULES, Preloads
 from atoll.environments.built.records import Environment
+from atoll.model.specs import SandboxKey
 
 log = logging.getLogger("atoll.preloading")
 
@@ -44,19 +46,21 @@ class Preloading:
         self._environments = environments
         self._variables = variables
         self._tell = tell
-        self._known: dict[str, Preloads] = {}
+        self._known: dict[tuple[str, bool], Preloads] = {}  # by environment and trust
         self._asked: dict[str, tuple[str, ...]] = {}  # of each sandbox
 
-    def _of(self, environment: str) -> Preloads:
-        if environment not in self._known:
-            self._known[environment] = preloads.read(self._environments[environment].directory)
-        return self._known[environment]
+    def _of(self, key: SandboxKey) -> Preloads:
+        known = self._known.get((key.environment, key.trusted))
+        if known is None:
+            known = preloads.read(self._environments[key.environment].directory, trusted=key.trusted)
+            self._known[key.environment, key.trusted] = known
+        return known
 
-    def _learn(self, environment: str, found: Preloads) -> bool:
-        if found == self._of(environment):
+    def _learn(self, key: SandboxKey, found: Preloads) -> bool:
+        if found == self._of(key):
             return False
-        self._known[environment] = found
-        preloads.write(self._environments[environment].directory, found)
+        self._known[key.environment, key.trusted] = found
+        preloads.write(self._environments[key.environment].directory, found, trusted=key.trusted)
         return True
 
     def begin(self, name: str) -> None:
@@ -65,7 +69,7 @@ class Preloading:
         if sandbox is None or sandbox.unwanted:
             return
         key = sandbox.key
-        modules = self._of(key.environment).modules if key.preload is None else key.preload
+        modules = self._of(key).modules if key.preload is None else key.preload
         if modules and self._asked.get(name) != modules:
             self._asked[name] = modules
             self._tell(name, {"type": "preload", "modules": modules, "env": dict(self._variables(key.gpus))})
@@ -82,13 +86,14 @@ class Preloading:
         key = worker.key.sandbox
         if key.preload is not None:
             return
-        known = self._of(key.environment)
+        known = self._of(key)
         if message.get("variables_changed"):
             reason = "a call changed environment variables before its import"
-            self._learn(key.environment, known.with_outcome((), (), dict.fromkeys(names, reason)))
-        elif self._learn(key.environment, known.with_imported(names)):
+            self._learn(key, known.with_outcome((), (), dict.fromkeys(names, reason)))
+        elif self._learn(key, known.with_imported(names)):
             for name, sandbox in list(self._sandboxes.items()):
-                if sandbox.key.environment == key.environment and sandbox.key.preload is None and sandbox.lived:
+                same = sandbox.key.environment == key.environment and sandbox.key.trusted == key.trusted
+                if same and sandbox.key.preload is None and sandbox.lived:
                     self.begin(name)
 
     def finished(self, name: str, message: Mapping[str, Any]) -> None:
@@ -101,8 +106,8 @@ class Preloading:
         for module, reason in refused.items():
             log.info("module_not_preloaded environment=%s module=%s reason=%s", sandbox.key.environment, module, reason)
         if sandbox.key.preload is None:
-            found = self._of(sandbox.key.environment).with_outcome(asked, needed, refused)
-            self._learn(sandbox.key.environment, found)
+            found = self._of(sandbox.key).with_outcome(asked, needed, refused)
+            self._learn(sandbox.key, found)
             self._asked[name] = tuple(one for one in found.modules)
 
     def refused(self, name: str, message: Mapping[str, Any]) -> None:
@@ -110,10 +115,10 @@ class Preloading:
         module, reason = message.get("module"), str(message.get("reason"))[:MOST_REASON]
         if module not in self._asked.get(name, ()):
             return
-        environment, preload = self._sandboxes[name].key.environment, self._sandboxes[name].key.preload
-        log.info("module_not_preloaded environment=%s module=%s reason=%s", environment, module, reason)
-        if preload is None:
-            self._learn(environment, self._of(environment).with_outcome((), (), {str(module): reason}))
+        key = self._sandboxes[name].key
+        log.info("module_not_preloaded environment=%s module=%s reason=%s", key.environment, module, reason)
+        if key.preload is None:
+            self._learn(key, self._of(key).with_outcome((), (), {str(module): reason}))
 
     def ended(self, name: str) -> None:
         """Forget a sandbox."""

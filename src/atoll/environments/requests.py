@@ -27,7 +27,8 @@ async def handle(
     """Perform a request named in `NAMES`.
 
     - `list`: gives `environments`, records with times in seconds since the epoch.
-    - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`, `preload`.
+    - `show` (`key`, or its beginning): gives `environment`, `log`, `lock`, `preload` and `preload_data`, the modules
+      that sandboxes of either trust import ahead.
     - `build` (`environment`, a spec): gives `environment`.
     - `lock` (`environment`): gives `lock`, the text.
     - `upgrade` (`environment`): gives `environment` and `changed`.
@@ -42,12 +43,14 @@ async def handle(
         return {"environments": [record.to_data() for record in store.list()]}
     if verb == "show":
         record = store.find(_text(arguments, "key"))
-        found = preloads.read(store.directory / record.key)
+        found = preloads.read(store.directory / record.key, trusted=True)
+        plain = preloads.read(store.directory / record.key, trusted=False)
         return {
             "environment": record.to_data(),
             "log": store.text(record.key, "build.log"),
             "lock": store.text(record.key, "requirements.lock"),
             "preload": {"modules": list(found.modules), "refused": dict(found.refused)},
+            "preload_data": {"modules": list(plain.modules), "refused": dict(plain.refused)},
         }
     if verb == "build":
         environment = await store.ensure(_spec(arguments), progress)

@@ -89,6 +89,13 @@ def _count(data: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false")
+    return value
+
+
 def _machine_type(data: Mapping[str, Any]) -> str:
     name = _text(data, "machine_type")
     if name:
@@ -176,6 +183,8 @@ class SandboxKey:
         gpus: names of the GPUs that it sees, in the machine's order.
         preload: modules that its workers have imported before their first call; None for those that earlier calls of
             the environment have imported.
+        trusted: its workers' results are unpickled. False for functions with `results="data"` and for all that these
+            call: such code never shares a process, and nothing that its processes report, with trusted code.
     """
 
     user: str
@@ -184,6 +193,7 @@ class SandboxKey:
     mounts: tuple[tuple[str, str], ...] = ()
     gpus: tuple[str, ...] = ()
     preload: tuple[str, ...] | None = None
+    trusted: bool = True
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,7 @@ class LeaseSpec:
         max_concurrency: how many leases with the same `identity` the user may hold at a time; 0 for no bound.
         identity: which function it is, for `max_concurrency` only: its file and qualified name.
         preload: as in `SandboxKey`.
+        trusted: the caller unpickles results; the daemon makes it False for calls from a sandbox that is not trusted.
     """
 
     environment: EnvironmentSpec
@@ -234,6 +245,7 @@ class LeaseSpec:
     max_concurrency: int = 0
     identity: str = ""
     preload: tuple[str, ...] | None = None
+    trusted: bool = True
 
     @cached_property
     def terms(self) -> LeaseSpec:
@@ -261,6 +273,7 @@ class LeaseSpec:
             "max_concurrency": self.max_concurrency,
             "identity": self.identity,
             "preload": None if self.preload is None else list(self.preload),
+            "trusted": self.trusted,
         }
 
     @classmethod
@@ -289,6 +302,7 @@ class LeaseSpec:
             max_concurrency=_count(data, "max_concurrency"),
             identity=_identity(data),
             preload=None if data.get("preload") is None else _texts(data, "preload"),
+            trusted=_flag(data, "trusted", True),
         )
 
 

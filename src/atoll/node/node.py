@@ -156,9 +156,9 @@ class Node:
         os.close(self._library_hold)
         self.storage_peers.close()
 
-    def expect_network(self, asked: str, user: str) -> None:
+    def expect_network(self, asked: str, user: str, *, trusted: bool) -> None:
         """See `sandbox.network.Networks.expect`."""
-        self._networks.expect(asked, user)
+        self._networks.expect(asked, network_group(user, trusted))
 
     async def network(self, asked: str, notice: Callable[[str], None]) -> str:
         """Return the network policy that a function gets which asks for this one, or for none.
@@ -228,7 +228,7 @@ class Node:
     ) -> Sandbox | OutboundSandbox:
         """Launch a sandbox now, or as soon as it has its network; `done` is called when it is launched, or never is."""
         if key.network == "outbound":
-            return OutboundSandbox(self._networks, key.user, launch, done)
+            return OutboundSandbox(self._networks, network_group(key.user, key.trusted), launch, done)
         try:
             return launch(None)
         finally:
@@ -318,3 +318,11 @@ class Node:
             return await self._launcher.run(policy, enter=network.enter, on_line=on_line)
         finally:
             await self._networks.give_back(network)
+
+
+def network_group(user: str, trusted: bool) -> str:
+    """Return a name for the sandboxes that share an outbound network.
+
+    Trusted functions have one without the others: servers on a loopback device often unpickle what they are sent.
+    """
+    return user if trusted else f"{user} data"

@@ -22,7 +22,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from atoll.payload.bytecode import CodeFacts, code_facts
-from atoll.payload.pickling import cloudpickle
+from atoll.payload.pickling import Environ, cloudpickle
 
 
 class _Absent:
@@ -31,8 +31,9 @@ class _Absent:
 
 _ABSENT: Any = _Absent()
 _ATOMS = frozenset(
-    {int, float, complex, str, bytes, bool, range, type(None), type(Ellipsis), type(NotImplemented), CodeType}
+    {int, float, complex, str, bytes, bool, range, type(None), type(Ellipsis), type(NotImplemented), CodeType, Environ}
 )
+"""Types whose pickles never change; `os.environ` travels by name."""
 _IMMUTABLE_NAMES = frozenset(
     {
         ("re", "Pattern"),

@@ -9,6 +9,7 @@ its digest. Each part is written with its kind and length, so that no two differ
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -112,6 +113,8 @@ class _Walk:
             self._items("method", (value.__func__, value.__self__))
         elif kind is ModuleType:
             self._text("module", value.__name__)
+        elif value is os.environ and self._by_identity:
+            self._text("name", "os:environ")
         elif isinstance(value, type):
             self._class(value)
         elif hasattr(kind, "__atoll_function__"):

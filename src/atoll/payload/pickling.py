@@ -11,7 +11,8 @@ A function's program should not notice that it was pickled, so this module adds 
 - `functools.lru_cache` and `cached_property` travel by value as the functions in them do;
 - classes keep their `__slots__`, and code objects their file names, which tracebacks show;
 - class bodies inside a function count as readers of its globals;
-- functions of test modules run without pytest.
+- functions of test modules run without pytest;
+- `os.environ` is the process's own on either side: its variables are not for the sandbox, and may be secrets.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ OUT_OF_BAND_BYTES = 2048
 ROPE_BYTES = 1 << 20
 MAX_BUFFERS = 32_000
 """Buffers of one pickle that travel out of band; a frame holds 65,536."""
+Environ = os._Environ
+"""The type of `os.environ` and `os.environb`."""
 
 _lock = threading.Lock()
 _module: Any = None
@@ -179,9 +182,12 @@ def _pickler_class() -> Any:
     class Pickler(base):  # type: ignore[misc]  # the module is found at run time
         dispatch_table: ClassVar[Any] = ChainMap({CodeType: _with_file_name(module._code_reduce)}, base.dispatch_table)
 
-        def __init__(self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None) -> None:
+        def __init__(
+            self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None, result: bool
+        ) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
             self._by_value = by_value
+            self._result = result
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
@@ -203,6 +209,8 @@ def _pickler_class() -> Any:
                 return rebuild_cached_property, (obj.func, obj.attrname, obj.__doc__)
             elif kind is ModuleType and obj.__name__ == ASSERTIONS:
                 return rebuild_assertions, ()
+            elif kind is Environ or obj is os.environ:  # which a program may replace
+                return reduce_environ(obj, self._result)
             return super().reducer_override(obj)
 
         def _is_by_value(self, function: Any) -> bool:
@@ -215,7 +223,9 @@ def _pickler_class() -> Any:
     return Pickler
 
 
-def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True) -> tuple[Any, list[Any]]:
+def dumps(
+    value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True, *, result: bool = False
+) -> tuple[Any, list[Any]]:
     """Pickle `value`; return the pickle and its out-of-band buffers, which are views of memory that `value` owns.
 
     The pickle is bytes; a large one is a `Rope` where `out_of_band` is given, whose parts are memory of `value` too.
@@ -223,6 +233,7 @@ def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool 
     Args:
         by_value: modules whose functions and classes travel by value, as those of `__main__` always do.
         out_of_band: False keeps everything in the pickle.
+        result: `os.environ` becomes a dict of the variables here, instead of the reader's own variables.
 
     Raises:
         Exception: any error of the value's own reducers.
@@ -241,7 +252,7 @@ def dumps(value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool 
 
     parts: list[Any] = []
     # The pickler gives large bytes and texts to `write` as they are, and collects everything else in pieces of 64 KiB.
-    _pickler_class()(_Sink(parts.append), by_value, keep_in_band if out_of_band else None).dump(value)
+    _pickler_class()(_Sink(parts.append), by_value, keep_in_band if out_of_band else None, result).dump(value)
     if len(parts) == 1:
         return parts[0], buffers
     rope = Rope([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])
@@ -281,6 +292,17 @@ def rebuild_cached_property(function: Any, name: str | None, doc: str | None) ->
     rebuilt.attrname = name
     rebuilt.__doc__ = doc
     return rebuilt
+
+
+def reduce_environ(environ: Any, result: bool) -> tuple[Any, ...]:
+    """Reduce `os.environ`, `os.environb` or a copy, which shares the variables or sets them too."""
+    if result:
+        return dict, (dict(environ),)
+    return own_environ, (getattr(environ, "decodevalue", None) is bytes,)
+
+
+def own_environ(as_bytes: bool) -> Any:
+    return os.environb if as_bytes else os.environ
 
 
 ASSERTIONS = "_pytest.assertion.rewrite"

@@ -74,7 +74,7 @@ def dumps_result(value: Any) -> tuple[bytes, list[Any]]:
     try:
         if pickling.is_plain(value):
             return pickle.dumps(value, pickling.PROTOCOL), []
-        return pickling.dumps(value)
+        return pickling.dumps(value, result=True)
     except Exception as error:
         raise SerializationError(
             f"the result cannot be sent back: a `{type_name(value)}`: {first_line(error)}",

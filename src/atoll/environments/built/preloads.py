@@ -1,6 +1,7 @@
 """The modules that workers of an environment have imported before their first call: `preload.json`.
 
-The file lies beside `record.json` and is a hint: where it is missing or damaged, the next calls make it anew.
+The file lies beside `record.json` and is a hint: where it is missing or damaged, the next calls make it anew. Trusted
+sandboxes and others have a part each, since an import runs code that the sandbox's functions need not have named.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 MOST_MODULES = 2000
+_FILES = {True: "preload.json", False: "preload-data.json"}
+"""By trust. A file that does not say `trusted` was learned from functions of both kinds, and counts for neither."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,12 @@ class Preloads:
         return {"modules": list(self.modules), "implied": sorted(self.implied), "refused": dict(self.refused)}
 
 
-def read(directory: Path) -> Preloads:
-    """Return what the environment in `directory` has preloaded."""
+def read(directory: Path, *, trusted: bool) -> Preloads:
+    """Return the modules that sandboxes of this trust preload, for the environment in `directory`."""
     try:
-        data = json.loads((directory / "preload.json").read_text("utf-8"))
+        data = json.loads((directory / _FILES[trusted]).read_text("utf-8"))
+        if data["trusted"] is not trusted:
+            return Preloads()
         refused = {str(name): str(reason) for name, reason in data["refused"].items()}
         implied = frozenset(map(str, data["implied"]))
         return Preloads(tuple(map(str, data["modules"])), implied, tuple(sorted(refused.items())))
@@ -59,9 +64,9 @@ def read(directory: Path) -> Preloads:
         return Preloads()
 
 
-def write(directory: Path, found: Preloads) -> None:
+def write(directory: Path, found: Preloads, *, trusted: bool) -> None:
     """Keep it; where it cannot be written, the next daemon learns it anew."""
     temporary = directory / f"preload.json.{os.getpid()}"
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(found.to_data(), indent=1), "utf-8")
-        temporary.rename(directory / "preload.json")
+        temporary.write_text(json.dumps({**found.to_data(), "trusted": trusted}, indent=1), "utf-8")
+        temporary.rename(directory / _FILES[trusted])

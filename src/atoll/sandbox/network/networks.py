@@ -1,6 +1,6 @@
 """Policies of calls' networks, and the outbound networks in use: shared by one user's sandboxes, kept for a while.
 
-Making a network takes about 70 ms (`outbound_network`). So all sandboxes of a user share one, and the network is kept
+Making a network takes about 70 ms (`outbound_network`). So the sandboxes of a group, a user's, share one, and the network is kept
 for a minute after the last of them. A sandbox that starts after a change of the machine's own network, as a laptop's,
 gets a new one.
 """
@@ -61,7 +61,7 @@ class Networks:
         self._settings = settings
         self._maker = NetworkMaker(settings, launcher, identities)
         self._spare: asyncio.Task[Network] | None = None  # made ahead for the next `take`
-        self._shared: dict[str, Network] = {}  # by user
+        self._shared: dict[str, Network] = {}  # by group
         self._making: dict[str, asyncio.Lock] = {}
         self._timers: dict[Network | None, asyncio.TimerHandle] = {}  # None for the spare
         self._failure: tuple[float, AtollError] | None = None
@@ -95,14 +95,14 @@ class Networks:
                 notice(f"functions share this machine's network: {error.message}; {error.hint}")
             return "host"
 
-    def expect(self, asked: str, user: str) -> None:
-        """Begin to make the network of this user's next sandbox, so that the sandbox starts sooner.
+    def expect(self, asked: str, group: str) -> None:
+        """Begin to make the network of this group's next sandbox, so that the sandbox starts sooner.
 
         Raises:
             SandboxUnavailable: it asks for `outbound`, and there is no program for it.
         """
         try:
-            if asked in ("", "outbound") and user not in self._shared:
+            if asked in ("", "outbound") and group not in self._shared:
                 self.prepare()
         except AtollError:
             if asked:
@@ -134,25 +134,25 @@ class Networks:
         elif self._spare is task:
             self._after(None, self._drop)
 
-    async def take(self, user: str = "") -> Network:
+    async def take(self, group: str = "") -> Network:
         """Return a network for one more sandbox; `give_back` ends its use.
 
         Args:
-            user: the owner of the sandboxes that share it; empty for a network of one sandbox.
+            group: names the sandboxes that share it; empty for a network of one sandbox.
 
         Raises:
             SandboxUnavailable: none can be made; with the fix.
         """
-        if not user:
+        if not group:
             network = await self._new()
         else:
-            async with self._making.setdefault(user, asyncio.Lock()):
-                known = self._shared.get(user)
+            async with self._making.setdefault(group, asyncio.Lock()):
+                known = self._shared.get(group)
                 if known is None or not known.running or known.uplink != read_uplink():
-                    self._shared[user] = await self._new()
+                    self._shared[group] = await self._new()
                     if known is not None and not known.users:
                         self._end(known)
-                network = self._shared[user]
+                network = self._shared[group]
                 self._stop_timer(network)
         network.users += 1
         return network
@@ -192,7 +192,7 @@ class Networks:
 
     def _end(self, network: Network) -> None:
         self._stop_timer(network)
-        self._shared = {user: one for user, one in self._shared.items() if one is not network}
+        self._shared = {group: one for group, one in self._shared.items() if one is not network}
         task = asyncio.get_running_loop().create_task(network.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

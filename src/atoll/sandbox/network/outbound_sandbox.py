@@ -20,16 +20,16 @@ class OutboundSandbox:
 
     Args:
         networks: give its network.
-        user: the owner of the sandboxes that share it.
+        group: names the sandboxes that share it.
         launch: starts it in a network, called at most once.
         done: is called once, when it has been started or cannot be.
     """
 
     def __init__(
-        self, networks: Networks, user: str, launch: Callable[[Network], Sandbox], done: Callable[[], None]
+        self, networks: Networks, group: str, launch: Callable[[Network], Sandbox], done: Callable[[], None]
     ) -> None:
         self._networks = networks
-        self._user = user
+        self._group = group
         self._launch = launch
         self._done = done
         self._network: Network | None = None
@@ -46,7 +46,7 @@ class OutboundSandbox:
         """Start the sandbox; end it when its network ends."""
         try:
             try:
-                self._network = await self._networks.take(self._user)
+                self._network = await self._networks.take(self._group)
                 self._sandbox = self._launch(self._network)
             except AtollError as error:
                 self._failed = error

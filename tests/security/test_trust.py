@@ -1,0 +1,243 @@
+"""A function with `results="data"` never reaches code whose results its caller unpickles, now or later."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import isolated
+from atoll.environments.built import preloads
+from atoll.sdk import run_by_name
+from tests.conftest import Home
+
+from ..waiting import until
+
+pytestmark = pytest.mark.as_user
+
+
+class Planted:
+    """Makes a file in the process that unpickles it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+def plant(path: str) -> str:
+    """Have this worker answer with a planted pickle from now on, whenever its caller unpickles."""
+    from atoll.payload import values
+
+    dumps = values.dumps_answer
+
+    def dumps_planted(value: Any, plain: bool = False) -> list[Any]:
+        return dumps(value, plain) if plain else [pickle.dumps(Planted(path))]
+
+    values.dumps_answer = dumps_planted
+    return "harmless"
+
+
+def plant_by_calling(path: str) -> str:
+    """Have the worker of an ordinary call of this environment do so."""
+    return str(isolated(network="none", keep_alive=60)(plant)(path))
+
+
+def sandbox() -> str:
+    """Return the name of the sandbox in which this runs."""
+    return os.readlink("/proc/self/ns/pid")
+
+
+ordinary = isolated(network="none", keep_alive=60)
+distrusted = isolated(network="none", keep_alive=60, results="data")
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[str]:
+    """The path of a directory that only a planted pickle makes."""
+    path = tmp_path / "unpickled"
+    yield str(path)
+    assert not path.exists(), "the caller has unpickled what a distrusted function chose"
+
+
+@pytest.mark.usefixtures("atoll_home")
+@pytest.mark.parametrize("attack", [plant, plant_by_calling])
+def test_a_patched_worker_serves_no_ordinary_call(attack: Callable[[str], str], trap: str) -> None:
+    """Neither when the hostile function was called itself, nor when it calls its code with ordinary results."""
+    assert distrusted(attack)(trap) == "harmless"
+    assert ordinary(abs)(-3) == 3
+
+
+def test_a_patched_worker_serves_no_ordinary_call_of_another_program(atoll_home: Home, trap: str) -> None:
+    """The worker outlives the program that called the hostile function."""
+    atoll_home.python(
+        "-c", f"from {__name__} import *; print(distrusted(plant)({trap!r}))", cwd=Path(__file__).parents[2]
+    )
+    assert ordinary(abs)(-3) == 3
+
+
+# --- the memory of another worker ---------------------------------------------------------------------------------
+
+
+def keep(marker: str) -> int:
+    """Keep a text in this worker's memory."""
+    import builtins
+
+    builtins.kept = marker * 100  # type: ignore[attr-defined]
+    return os.getpid()
+
+
+def search(*parts: str) -> list[str]:
+    """Return the processes whose memory this one can read and which keep the text of these parts."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+                for line in maps:
+                    span, rights = line.split()[:2]
+                    begin, end = (int(part, 16) for part in span.split("-"))
+                    if rights.startswith("rw") and not line.rstrip().endswith("]") or "[heap]" in line:
+                        memory.seek(begin)
+                        if (parts[0] + parts[1]).encode() * 2 in memory.read(end - begin):
+                            found.append(pid)
+                            break
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.usefixtures("shared_home")
+def test_no_memory_of_a_trusted_worker_is_in_reach() -> None:
+    """Another worker of a hostile function, with other variables, does not see the trusted ones."""
+    assert ordinary(keep)("a marker " + "of the trusted worker")
+    assert distrusted(search).on(env={"ANOTHER": "worker"})("a marker ", "of the trusted worker") == []
+
+
+# --- trust goes with each call ------------------------------------------------------------------------------------
+
+
+def sandboxes() -> Iterator[str]:
+    yield sandbox()
+
+
+def first(value: str, *_: int) -> str:
+    return value
+
+
+def sandbox_of(_: int, *__: int) -> str:
+    return sandbox()
+
+
+def sandboxes_by_way(results: str, file: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Return the sandbox that runs a call, for each way to call a function."""
+    call: Callable[[Any], Any] = isolated(network="none", keep_alive=60, results=results)
+    run_by_name.run(call(sandbox), __name__, __file__, "print_sandbox", (), {})
+    return {
+        "call": call(sandbox)(),
+        "by name": capsys.readouterr().out.strip(),
+        "submit": call(sandbox).submit().result(),
+        "map": "".join(set(call(sandbox_of).map(range(4)))),
+        "starmap": "".join(set(call(sandbox_of).starmap([(1, 2), (3, 4)]))),
+        "generator": "".join(call(sandboxes)()),
+        "aio": asyncio.run(call(sandbox).aio()),
+        "on": isolated(sandbox).on(network="none", results=results)(),
+        "setup_function": call(first).on(setup_function=sandbox)(),
+        "retries": call(sandbox).on(retries=2)(),
+    }
+
+
+def print_sandbox() -> None:
+    print(sandbox())
+
+
+@pytest.mark.usefixtures("shared_home")
+def test_each_way_to_call_keeps_to_its_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All calls with ordinary results share one sandbox, all with plain data another."""
+    (trusted,) = set(sandboxes_by_way("pickle", tmp_path, capsys).values())
+    (other,) = set(sandboxes_by_way("data", tmp_path, capsys).values())
+    assert trusted != other
+
+
+def call_within(chain: list[str]) -> str:
+    """Call with the first kind of results a function that does so with the next; return the last one's sandbox."""
+    if not chain:
+        return sandbox()
+    return str(isolated(network="none", keep_alive=60, results=chain[0])(call_within)(chain[1:]))
+
+
+@pytest.mark.usefixtures("shared_home")
+@pytest.mark.parametrize(
+    ("chain", "trusted"),
+    [("pp", True), ("pd", False), ("dp", False), ("dd", False), ("pdp", False), ("dpp", False), ("ppp", True)],
+)
+def test_nested_calls_are_trusted_at_most_like_their_caller(chain: str, trusted: bool) -> None:
+    """The daemon decides, from the sandbox that asks: `p` calls for a pickle, `d` for plain data."""
+    kinds = ["pickle" if letter == "p" else "data" for letter in chain]
+    expected = ordinary(sandbox)() if trusted else distrusted(sandbox)()
+    assert call_within(kinds) == expected
+
+
+def test_ordinary_calls_alone_have_one_sandbox(atoll_home: Home) -> None:
+    """Functions, generators and nested calls of one environment share it; `atoll status` names its results."""
+    assert call_within(["pickle", "pickle"]) == ordinary(sandbox)() == "".join(ordinary(sandboxes)())
+    found = json.loads(atoll_home.atoll("status", "--json").stdout)
+    assert [one["results"] for one in found["sandboxes"]] == ["pickle"]
+
+
+# --- what an environment learns -----------------------------------------------------------------------------------
+
+
+def wheel(directory: Path) -> str:
+    """Make a wheel of two modules; return its path."""
+    path = directory / "learned-1-py3-none-any.whl"
+    about = "learned-1.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("hostile_module", "harmless_module"):
+            archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: learned\nVersion: 1\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return str(path)
+
+
+def import_module(name: str) -> list[str]:
+    """Import a module; return those of the wheel that this worker had imported already."""
+    import importlib
+    import sys
+
+    found = [one for one in ("hostile_module", "harmless_module") if one in sys.modules]
+    importlib.import_module(name)
+    return found
+
+
+def test_no_hostile_function_decides_what_trusted_workers_import(atoll_home: Home, tmp_path: Path) -> None:
+    """An import is code of the package that runs: sandboxes of each trust learn from their own calls only."""
+    call = isolated(requirements=[wheel(tmp_path)], network="none", keep_alive=0)(import_module)
+    for results, name in (("data", "hostile_module"), ("pickle", "harmless_module")):
+        mine = call.on(results=results)
+        staying = mine.on(keep_alive=600, env={"KEEPS": "the sandbox"})
+        staying(name)
+        assert until(functools.partial(mine, name)) == [name]
+
+
+def test_a_list_that_was_learned_from_all_functions_counts_for_none(tmp_path: Path) -> None:
+    """Earlier versions kept one list, which a hostile function may have filled."""
+    learned = {"modules": ["hostile_module"], "implied": [], "refused": {}}
+    (tmp_path / "preload.json").write_text(json.dumps(learned))
+    assert preloads.read(tmp_path, trusted=True) == preloads.Preloads()
+    preloads.write(tmp_path, preloads.Preloads(("mine",)), trusted=True)
+    preloads.write(tmp_path, preloads.Preloads(("other",)), trusted=False)
+    assert preloads.read(tmp_path, trusted=True).modules == ("mine",)
+    (tmp_path / "preload-data.json").rename(tmp_path / "preload.json")
+    assert preloads.read(tmp_path, trusted=True) == preloads.Preloads()
