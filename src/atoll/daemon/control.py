@@ -252,7 +252,7 @@ class Connection:
                 spec = leasing.checked(services, caller, _read_spec(message.get("spec")))
                 environment = await self._until_gone(leasing.build(services, caller, spec.environment, self._progress))
                 network = await services.node.network(spec.network, self._notice)
-                key = SandboxKey(caller.user, environment.key, network, spec.mounts)
+                key = SandboxKey(caller.user, environment.key, network, spec.mounts, trusted=spec.trusted)
                 if services.engine.is_quiet(caller.user):
                     raise errors.VolumeBusy("the volume is just being restored", hint="try again in a moment")
                 shell = services.node.start_shell(
