@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from atoll import isolated
+from atoll import errors, isolated, local
 from atoll.environments.built import preloads
 from atoll.sdk import run_by_name
 from tests.conftest import Home
@@ -47,18 +48,21 @@ def plant(path: str) -> str:
     return "harmless"
 
 
-def plant_by_calling(path: str) -> str:
-    """Have the worker of an ordinary call of this environment do so."""
-    return str(isolated(network="none", keep_alive=60)(plant)(path))
-
-
 def sandbox() -> str:
     """Return the name of the sandbox in which this runs."""
     return os.readlink("/proc/self/ns/pid")
 
 
-ordinary = isolated(network="none", keep_alive=60)
-distrusted = isolated(network="none", keep_alive=60, results="data")
+def called(results: str, case: str = "") -> Callable[[Any], Any]:
+    """Return a decorator; functions of one case share workers where they may, and each leaves its worker as it is."""
+    return isolated(network="none", keep_alive=60, local_modules=[], env={"CASE": case}, results=results)
+
+
+def plant_by_calling(path: str) -> str:
+    """Have the worker of an ordinary call of this environment do so."""
+    with contextlib.suppress(Exception):  # the planted pickle is unpickled here
+        called("pickle", path)(plant)(path)
+    return "harmless"
 
 
 @pytest.fixture
@@ -69,20 +73,19 @@ def trap(tmp_path: Path) -> Iterator[str]:
     assert not path.exists(), "the caller has unpickled what a distrusted function chose"
 
 
-@pytest.mark.usefixtures("atoll_home")
+@pytest.mark.usefixtures("shared_home")
 @pytest.mark.parametrize("attack", [plant, plant_by_calling])
 def test_a_patched_worker_serves_no_ordinary_call(attack: Callable[[str], str], trap: str) -> None:
     """Neither when the hostile function was called itself, nor when it calls its code with ordinary results."""
-    assert distrusted(attack)(trap) == "harmless"
-    assert ordinary(abs)(-3) == 3
+    assert called("data", trap)(attack)(trap) == "harmless"
+    assert called("pickle", trap)(abs)(-3) == 3
 
 
-def test_a_patched_worker_serves_no_ordinary_call_of_another_program(atoll_home: Home, trap: str) -> None:
+def test_a_patched_worker_serves_no_ordinary_call_of_another_program(shared_home: Home, trap: str) -> None:
     """The worker outlives the program that called the hostile function."""
-    atoll_home.python(
-        "-c", f"from {__name__} import *; print(distrusted(plant)({trap!r}))", cwd=Path(__file__).parents[2]
-    )
-    assert ordinary(abs)(-3) == 3
+    program = f"from {__name__} import *; called('data', {trap!r})(plant)({trap!r})"
+    shared_home.python("-c", program, cwd=Path(__file__).parents[2])
+    assert called("pickle", trap)(abs)(-3) == 3
 
 
 # --- the memory of another worker ---------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def search(*parts: str) -> list[str]:
                 for line in maps:
                     span, rights = line.split()[:2]
                     begin, end = (int(part, 16) for part in span.split("-"))
-                    if rights.startswith("rw") and not line.rstrip().endswith("]") or "[heap]" in line:
+                    if (rights.startswith("rw") and not line.rstrip().endswith("]")) or "[heap]" in line:
                         memory.seek(begin)
                         if (parts[0] + parts[1]).encode() * 2 in memory.read(end - begin):
                             found.append(pid)
@@ -120,8 +123,8 @@ def search(*parts: str) -> list[str]:
 @pytest.mark.usefixtures("shared_home")
 def test_no_memory_of_a_trusted_worker_is_in_reach() -> None:
     """Another worker of a hostile function, with other variables, does not see the trusted ones."""
-    assert ordinary(keep)("a marker " + "of the trusted worker")
-    assert distrusted(search).on(env={"ANOTHER": "worker"})("a marker ", "of the trusted worker") == []
+    assert called("pickle")(keep)("a marker " + "of the trusted worker")
+    assert called("data", "another worker")(search)("a marker ", "of the trusted worker") == []
 
 
 # --- trust goes with each call ------------------------------------------------------------------------------------
@@ -139,10 +142,12 @@ def sandbox_of(_: int, *__: int) -> str:
     return sandbox()
 
 
-def sandboxes_by_way(results: str, file: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+def sandboxes_by_way(results: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return the sandbox that runs a call, for each way to call a function."""
     call: Callable[[Any], Any] = isolated(network="none", keep_alive=60, results=results)
-    run_by_name.run(call(sandbox), __name__, __file__, "print_sandbox", (), {})
+    file = directory / "named.py"
+    file.write_text("import os\ndef sandbox():\n    return os.readlink('/proc/self/ns/pid')\n")
+    run_by_name.run(call(sandbox), "named", str(file), "sandbox", (), {})
     return {
         "call": call(sandbox)(),
         "by name": capsys.readouterr().out.strip(),
@@ -155,10 +160,6 @@ def sandboxes_by_way(results: str, file: Path, capsys: pytest.CaptureFixture[str
         "setup_function": call(first).on(setup_function=sandbox)(),
         "retries": call(sandbox).on(retries=2)(),
     }
-
-
-def print_sandbox() -> None:
-    print(sandbox())
 
 
 @pytest.mark.usefixtures("shared_home")
@@ -184,15 +185,24 @@ def call_within(chain: list[str]) -> str:
 def test_nested_calls_are_trusted_at_most_like_their_caller(chain: str, trusted: bool) -> None:
     """The daemon decides, from the sandbox that asks: `p` calls for a pickle, `d` for plain data."""
     kinds = ["pickle" if letter == "p" else "data" for letter in chain]
-    expected = ordinary(sandbox)() if trusted else distrusted(sandbox)()
+    expected = called("pickle" if trusted else "data")(sandbox)()
     assert call_within(kinds) == expected
 
 
-def test_ordinary_calls_alone_have_one_sandbox(atoll_home: Home) -> None:
-    """Functions, generators and nested calls of one environment share it; `atoll status` names its results."""
-    assert call_within(["pickle", "pickle"]) == ordinary(sandbox)() == "".join(ordinary(sandboxes)())
-    found = json.loads(atoll_home.atoll("status", "--json").stdout)
-    assert [one["results"] for one in found["sandboxes"]] == ["pickle"]
+@pytest.mark.usefixtures("shared_home")
+def test_ordinary_calls_alone_have_one_sandbox() -> None:
+    """Functions, generators and nested calls share it as before; `status` names the results of each sandbox."""
+
+    def sandboxes_now() -> dict[str, str]:
+        return {one["id"]: one["results"] for one in local.request("status", {})["sandboxes"]}
+
+    def nest() -> str:
+        return str(isolated(network="none", preload=["nest"])(sandbox)())
+
+    before = sandboxes_now()
+    mine = isolated(network="none", preload=["nest"], keep_alive=60)
+    assert mine(nest)() == mine(sandbox)() == "".join(mine(sandboxes)())
+    assert [results for name, results in sandboxes_now().items() if name not in before] == ["pickle"]
 
 
 # --- what an environment learns -----------------------------------------------------------------------------------
@@ -216,7 +226,7 @@ def import_module(name: str) -> list[str]:
     import importlib
     import sys
 
-    found = [one for one in ("hostile_module", "harmless_module") if one in sys.modules]
+    found: list[str] = [one for one in ("hostile_module", "harmless_module") if one in sys.modules]
     importlib.import_module(name)
     return found
 
@@ -241,3 +251,21 @@ def test_a_list_that_was_learned_from_all_functions_counts_for_none(tmp_path: Pa
     assert preloads.read(tmp_path, trusted=True).modules == ("mine",)
     (tmp_path / "preload-data.json").rename(tmp_path / "preload.json")
     assert preloads.read(tmp_path, trusted=True) == preloads.Preloads()
+
+
+# --- the network --------------------------------------------------------------------------------------------------
+
+
+def network() -> str:
+    """Return the name of the network in which this runs."""
+    return os.readlink("/proc/self/ns/net")
+
+
+@pytest.mark.usefixtures("shared_home")
+def test_trusted_functions_share_no_loopback_device_with_others() -> None:
+    """A server of a trusted function, which may unpickle, is out of a hostile function's reach."""
+    try:
+        trusted, other = (isolated(network="outbound", results=results)(network)() for results in ("pickle", "data"))
+    except errors.SandboxUnavailable:
+        pytest.skip("needs `pasta`")
+    assert trusted != other
