@@ -9,7 +9,6 @@ its digest. Each part is written with its kind and length, so that no two differ
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from atoll.payload.bytecode import code_facts
+from atoll.payload.pickling import Environ, environ_name
 
 DIGEST_BYTES = 20
 _SCALARS = frozenset({int, float, complex, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice})
@@ -113,8 +113,8 @@ class _Walk:
             self._items("method", (value.__func__, value.__self__))
         elif kind is ModuleType:
             self._text("module", value.__name__)
-        elif value is os.environ and self._by_identity:
-            self._text("name", "os:environ")
+        elif kind is Environ and self._by_identity:
+            self._text("name", f"os:{environ_name(value)}")
         elif isinstance(value, type):
             self._class(value)
         elif hasattr(kind, "__atoll_function__"):

@@ -209,7 +209,7 @@ def _pickler_class() -> Any:
                 return rebuild_cached_property, (obj.func, obj.attrname, obj.__doc__)
             elif kind is ModuleType and obj.__name__ == ASSERTIONS:
                 return rebuild_assertions, ()
-            elif kind is Environ or obj is os.environ:  # which a program may replace
+            elif kind is Environ:
                 return reduce_environ(obj, self._result)
             return super().reducer_override(obj)
 
@@ -298,11 +298,12 @@ def reduce_environ(environ: Any, result: bool) -> tuple[Any, ...]:
     """Reduce `os.environ`, `os.environb` or a copy, which shares the variables or sets them too."""
     if result:
         return dict, (dict(environ),)
-    return own_environ, (getattr(environ, "decodevalue", None) is bytes,)
+    return getattr, (os, environ_name(environ))
 
 
-def own_environ(as_bytes: bool) -> Any:
-    return os.environb if as_bytes else os.environ
+def environ_name(environ: Any) -> str:
+    """Return the name in `os` of an object of type `Environ`."""
+    return "environb" if environ.decodevalue is bytes else "environ"
 
 
 ASSERTIONS = "_pytest.assertion.rewrite"

@@ -30,7 +30,7 @@ class Request(NamedTuple):
     bundle: Bundle | None
 
 
-_VARIABLES = re.compile(rb"\b((own_)?environ|putenv|unsetenv)\b")
+_VARIABLES = re.compile(rb"\b(environb?|putenv|unsetenv)\b")
 
 
 class _Template(NamedTuple):
