@@ -13,6 +13,7 @@ from atoll import __version__, errors, isolated
 from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
 from atoll.host import daemon_start
+from atoll.model.specs import SandboxKey
 from tests.conftest import Home
 
 from ..waiting import until
@@ -146,7 +147,7 @@ def test_a_long_log_is_put_aside_when_a_daemon_starts(atoll_home: Home) -> None:
 
 def test_what_is_just_starting_has_no_pid_yet() -> None:
     """The rows of `atoll status --json` say `null` for it."""
-    key = SimpleNamespace(user="local", environment="e", network="none")
+    key = SandboxKey("local", "e", "none")
     sandbox: Any = SimpleNamespace(id="s1", key=key, node=SimpleNamespace(pid=0), started_at=0.0)
     state = PoolState()
     state.sandboxes["s1"] = sandbox
