@@ -105,7 +105,7 @@ class Machine:
     def left(self) -> list[str]:
         """Return the processes of sandboxes that are still there."""
         orphan_pipe = self.launcher._orphan_pipe
-        known = (os.getpid(), orphan_pipe._killer)
+        known = (os.getpid(), orphan_pipe.killer_pid)
         names = [name for name in os.listdir("/proc") if name.isdigit() and int(name) not in known]
         return [name for name in names if orphan_pipe.holds(int(name))]
 

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 from atoll.agent import preloading, worker
 from atoll.agent import usage as meter
 from atoll.agent.dial import Dials
+from atoll.agent.landlock import Landlock
 from atoll.agent.leftovers import kill_left_behind
 from atoll.agent.preloaders import Preloaders
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
@@ -81,12 +82,14 @@ class Agent:
     """Forks, reaps and kills the workers of one sandbox, as the daemon at the other end of `channel` says.
 
     Args:
+        landlock: keeps code in the forked processes from this one and from each other.
         first: whether this is the sandbox's agent, and not a preloader below it.
     """
 
-    def __init__(self, channel: Channel, memory: Memory, *, first: bool = True) -> None:
+    def __init__(self, channel: Channel, memory: Memory, landlock: Landlock, *, first: bool = True) -> None:
         self._channel = channel
         self._memory = memory
+        self._landlock = landlock
         self._first = first
         self._poll = select.poll()
         self._on_ready: dict[int, Callable[[], None]] = {}
@@ -204,6 +207,8 @@ class Agent:
         return self._work(message, descriptors)
 
     def _work(self, message: dict[str, Any], descriptors: list[int]) -> int:
+        self._landlock.set_dumpable(True)
+        self._landlock.close()
         env = message.get("env")
         os.environ.update({str(k): str(v) for k, v in env.items()} if isinstance(env, dict) else {})
         os.environ["ATOLL_WORKER_ID"] = str(message["worker"])
@@ -236,6 +241,8 @@ class Agent:
                 os.close(child.pidfd)
             self._preloaders.close()
             preloading.reseed()
+            if self._landlock.enter():  # before any code of a package or a function runs here
+                self._landlock.set_dumpable(True)  # a preloader without a domain stays closed, as the agent is
             status = serve()
         except BaseException:
             import traceback
@@ -310,7 +317,7 @@ class Agent:
 
     def serve_preloaded(self, channel: Channel) -> None:
         """Be the agent of a preloader, which this process has become."""
-        Agent(channel, self._memory, first=False).run()
+        Agent(channel, self._memory, self._landlock, first=False).run()
 
     # --- the spare ----------------------------------------------------------------------------------------------
 
@@ -382,10 +389,12 @@ def _bound_processes(count: object) -> None:
 
 def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
+    landlock = Landlock()
+    landlock.set_dumpable(False)
     channel = Channel(Socket(fileno=int(sys.argv[1])))
     sys.argv = [""]
     worker.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):
-        Agent(channel, Memory()).run()
+        Agent(channel, Memory(), landlock).run()
     os._exit(0)

