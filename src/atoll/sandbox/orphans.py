@@ -1,4 +1,4 @@
-"""What ends sandboxes with the process that launched them: a mark on each, and the orphan killer outside."""
+"""The end of sandboxes with the process that launched them: a mark on each, and the orphan killer outside."""
 
 from __future__ import annotations
 
