@@ -14,11 +14,14 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .leaks import Holdings
+
+if TYPE_CHECKING:
+    from .environments import Machine
 
 ROOT = Path(__file__).parents[1]
 GONE_SECONDS = 60.0
@@ -161,6 +164,27 @@ def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
     """One state directory for all tests that do not mind each other's environments, daemon and volume."""
     monkeypatch.setenv("ATOLL_HOME", str(_session_home.path))
     return _session_home
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A state directory with a store of environments, and a home directory without settings; no daemon."""
+    from .environments import Machine  # few tests need it
+
+    directory = Path(tempfile.mkdtemp(prefix="atoll-environments-"))
+    directory.chmod(0o755)
+    (directory / "user").mkdir()
+    monkeypatch.setenv("HOME", str(directory / "user"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    old = os.umask(0o077)  # what the daemon has; what is built must be readable all the same
+    try:
+        os.umask(0o022)
+        made = Machine(directory)
+        os.umask(0o077)
+        yield made
+    finally:
+        os.umask(old)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 _failed = pytest.StashKey[bool]()

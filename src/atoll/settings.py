@@ -57,6 +57,9 @@ INDEX_VARIABLES = (
 )
 """The variables of the caller that decide where packages come from and how that connection is trusted."""
 
+INDEX_FILE_VARIABLES = ("UV_CONFIG_FILE", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+"""Those that name a file of the caller: its content is sent, never its path."""
+
 
 @dataclass(frozen=True)
 class PoolSettings:
@@ -118,6 +121,18 @@ class RecordsSettings:
 
 
 @dataclass(frozen=True)
+class EnvironmentsSettings:
+    """Rules for building environments.
+
+    Args:
+        functions_use_credentials: whether a function's own requests may install what only the credentials of the
+            program's indexes and proxies let in.
+    """
+
+    functions_use_credentials: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """Atoll's options, and the paths of its state."""
 
@@ -125,6 +140,7 @@ class Settings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     records: RecordsSettings = field(default_factory=RecordsSettings)
+    environments: EnvironmentsSettings = field(default_factory=EnvironmentsSettings)
 
     @property
     def run_directory(self) -> Path:
@@ -226,6 +242,7 @@ def load(home: Path | None = None) -> Settings:
         "pool": PoolSettings,
         "sandbox": SandboxSettings,
         "records": RecordsSettings,
+        "environments": EnvironmentsSettings,
     }
     unknown = sorted(set(data) - set(groups))
     if unknown:
@@ -270,7 +287,7 @@ def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:
         fits = type(value) in (int, float) if want is float else type(value) is want
         least = LEAST.get(f"{name}.{option}", 0)
         zero = f"{name}.{option}" not in NEVER_ZERO
-        if not fits or (want is not str and not ((zero and value == 0) or least <= value < MOST)):
+        if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
             raise StateUnusable(
                 f"`{path}`: `{name}.{option}` must be {_wanted(want, least, zero=zero)}, is `{value}`",
                 hint="mend the value, or remove it for the default",
@@ -279,8 +296,8 @@ def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:
 
 
 def _wanted(kind: type[Any], least: float, *, zero: bool) -> str:
-    if kind is str:
-        return "a text"
+    if kind in (str, bool):
+        return "a text" if kind is str else "true or false"
     number = "a whole number" if kind is int else "a number"
     return f"{number} of at least {least:,}{', or 0' if least and zero else ''}"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
+import dataclasses
 import functools
 import http.server
 import json
@@ -15,177 +15,24 @@ import shutil
 import stat
 import subprocess
 import sys
-import tarfile
-import tempfile
 import threading
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll import process
+from atoll.environments.asked.credentials import without_credentials
 from atoll.environments.built.records import Environment
-from atoll.environments.store import EnvironmentStore
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, StateUnusable
-from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec
-from atoll.sandbox.identity import Identities
-from atoll.sandbox.launch import Launcher
-from atoll.sandbox.policy import confine
-from atoll.settings import Settings
+from tests.environments import BASE, Machine, serve
 
 pytestmark = [
     pytest.mark.as_user,
     pytest.mark.skipif(sys.platform != "linux", reason="environments are built on Linux"),
 ]
-BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 PLAIN_UID = 54322
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-class Machine:
-    """A state directory with a store, packages of its own, and a way to run things in an environment."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.home = directory / "home"
-        self.wheels = directory / "wheels"
-        self.home.mkdir(mode=0o700)
-        self.wheels.mkdir()
-        self.settings = Settings(self.home)
-        self.launcher = Launcher(self.settings)
-        self.identities = Identities(self.settings)
-        self.lines: list[str] = []
-        self.store = self.new_store()
-
-    def new_store(self) -> EnvironmentStore:
-        return EnvironmentStore(self.settings.environments_directory, self.confinement, self.identities.builder())
-
-    async def confinement(
-        self,
-        command: Sequence[str],
-        *,
-        binds: Sequence[Bind],
-        environment: Mapping[str, str],
-        on_line: Callable[[str], None] | None = None,
-    ) -> process.Completed:
-        policy = confine(
-            command,
-            machine=self.launcher.machine,
-            identity=self.identities.builder(),
-            binds=binds,
-            environment=tuple(environment.items()),
-        )
-        return await self.launcher.run(policy, on_line=on_line)
-
-    def spec(self, *requirements: str, index: Mapping[str, str] | None = None) -> EnvironmentSpec:
-        """Return a spec that knows no index but the wheels of this machine."""
-        entries = requirements if index is not None else (*requirements, "--no-index", f"--find-links {self.wheels}")
-        return EnvironmentSpec("virtualenv", entries, "", BASE, tuple(sorted((index or {}).items())))
-
-    def ensure(self, *requirements: str, **options: Any) -> Environment:
-        return asyncio.run(self.store.ensure(self.spec(*requirements, **options), self.lines.append))
-
-    def inside(self, environment: Environment, *command: str) -> str:
-        """Run a command as another user than the builder, where this process may, with the environment read-only."""
-        policy = confine(
-            command,
-            machine=self.launcher.machine,
-            identity=self.identities.user("someone"),
-            binds=[Bind(str(environment.path), "/opt/atoll/env"), *environment.interpreter.binds],
-        )
-        done = asyncio.run(self.launcher.run(policy))
-        assert done.status == 0, done.output
-        return done.output
-
-    def python(self, environment: Environment, code: str) -> str:
-        return self.inside(environment, environment.python, "-c", code).strip()
-
-    def wheel(self, name: str, version: str = "1", files: Mapping[str, str] | None = None, requires: str = "") -> Path:
-        """Make a wheel with one module that has `VERSION`, and a script of its name."""
-        info = f"{name}-{version}.dist-info"
-        content = {
-            f"{name}.py": f"VERSION = {version!r}\ndef main():\n    print('{name}', VERSION)\n",
-            **(files or {}),
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            + (f"Requires-Dist: {requires}\n" if requires else ""),
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
-        }
-        content[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*content, f"{info}/RECORD"])
-        path = self.wheels / f"{name}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            for file, text in content.items():
-                archive.writestr(file, text)
-        path.chmod(0o644)
-        return path
-
-    def tree(self, name: str, during_build: str = "", place: Path | None = None) -> Path:
-        """Make a source tree with a build backend of its own, which runs `during_build` when it builds."""
-        tree = (place or self.directory) / f"{name}-1"
-        tree.mkdir()
-        (tree / "pyproject.toml").write_text(
-            f'[project]\nname = "{name}"\nversion = "1"\n'
-            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        )
-        (tree / f"{name}.py").write_text("VERSION = 1\nNOTE = ''\n")
-        (tree / "PKG-INFO").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-        (tree / "backend.py").write_text(BACKEND.format(name=name, during=during_build))
-        return tree
-
-    def sdist(self, name: str, during_build: str = "") -> None:
-        tree = self.tree(name, during_build, Path(tempfile.mkdtemp(dir=self.directory)))
-        with tarfile.open(self.wheels / f"{name}-1.tar.gz", "w:gz") as archive:
-            archive.add(tree, f"{name}-1")
-        (self.wheels / f"{name}-1.tar.gz").chmod(0o644)
-
-    def work(self) -> list[str]:
-        return os.listdir(self.settings.environments_directory / ".cache" / "work")
-
-    def texts(self) -> Iterator[tuple[Path, str]]:
-        """Give every file of the state with its content."""
-        for path in self.home.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                yield path, path.read_bytes().decode("latin-1")
-
-
-BACKEND = """
-import os, zipfile
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    note = ""
-{during}
-    name, info = "{name}-1-py3-none-any.whl", "{name}-1.dist-info"
-    content = {{
-        "{name}.py": open("{name}.py").read() + "NOTE = %r\\n" % (note,),
-        info + "/METADATA": "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1\\n",
-        info + "/WHEEL": "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
-    }}
-    content[info + "/RECORD"] = "".join(path + ",,\\n" for path in [*content, info + "/RECORD"])
-    with zipfile.ZipFile(os.path.join(directory, name), "w") as archive:
-        for path, text in content.items():
-            archive.writestr(path, text)
-    return name
-"""
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    directory = Path(tempfile.mkdtemp(prefix="atoll-environments-"))
-    directory.chmod(0o755)
-    (directory / "user").mkdir()
-    monkeypatch.setenv("HOME", str(directory / "user"))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    old = os.umask(0o077)  # what the daemon has; what is built must be readable all the same
-    try:
-        os.umask(0o022)
-        made = Machine(directory)
-        os.umask(0o077)
-        yield made
-    finally:
-        os.umask(old)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 # --- what is built --------------------------------------------------------------------------------------------------
@@ -385,11 +232,11 @@ CHILD = """
 import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_environments import Machine
+from tests.environments import Machine
 machine = Machine.__new__(Machine)
 machine.directory = Path(sys.argv[1])
 machine.home, machine.wheels = machine.directory / "home", machine.directory / "wheels"
-from test_environments import Settings, Launcher, Identities
+from tests.environments import Settings, Launcher, Identities
 machine.settings = Settings(machine.home)
 machine.launcher, machine.identities = Launcher(machine.settings), Identities(machine.settings)
 def say(line):
@@ -403,7 +250,7 @@ except Exception as error:
 
 
 def _start(machine: Machine, *requirements: str, **options: Any) -> subprocess.Popen[str]:
-    code = CHILD.format(tests=str(Path(__file__).parent))
+    code = CHILD.format(tests=str(Path(__file__).parents[2]))
     return subprocess.Popen(
         [*options.pop("prefix", [sys.executable]), "-c", code, str(machine.directory), *requirements],
         stdin=subprocess.DEVNULL,
@@ -605,55 +452,13 @@ def test_records_say_size_and_use(machine: Machine) -> None:
 # --- indexes ----------------------------------------------------------------------------------------------------------
 
 
-class _Index(http.server.SimpleHTTPRequestHandler):
-    """A package index that lets in who knows the password."""
-
-    def do_GET(self) -> None:
-        expected = "Basic " + base64.b64encode(b"me:hunter27x").decode()
-        if self.headers.get("Authorization") != expected:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", "Basic")
-            self.end_headers()
-            return
-        name = self.path.strip("/").split("/")[-1]
-        if name.endswith(".whl"):
-            super().do_GET()
-            return
-        links = "".join(
-            f'<a href="/{file}">{file}</a>' for file in os.listdir(self.directory) if file.startswith(name + "-")
-        )
-        body = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
-        self.send_response(200 if links else 404)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        return None
-
-
-@contextlib.contextmanager
-def _serve(directory: Path) -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Index, directory=str(directory)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.parametrize("way", ["variable", "option", "netrc", "configuration"])
 def test_credentials_let_in_and_are_kept_nowhere(machine: Machine, way: str) -> None:
     """A private index works with credentials from each place, and no file of the state or message has them."""
     machine.wheel("alpha")
     entries, index = ["alpha"], {}
     user = machine.directory / "user"
-    with _serve(machine.wheels) as port:
+    with serve(machine.wheels) as port:
         open_address, address = f"http://127.0.0.1:{port}/simple", f"http://me:hunter27x@127.0.0.1:{port}/simple"
         if way == "variable":
             index = {"PIP_INDEX_URL": address}
@@ -712,7 +517,9 @@ def test_a_build_sees_no_credentials_but_those_in_use(machine: Machine, nested: 
     )
     machine.sdist("delta", NOTES_SECRETS)
     index = {"UV_FIND_LINKS": str(machine.wheels), "UV_INDEX": "https://me:hunter31@h.example/simple"}
-    spec = EnvironmentSpec("virtualenv", ("delta", "--no-index"), "", BASE, tuple(index.items()))
+    spec = machine.spec("delta", "--no-index", index=index)
+    if nested:
+        spec = dataclasses.replace(spec, index=without_credentials(spec.index))
     environment = asyncio.run(machine.store.ensure(spec, machine.lines.append, nested=nested))
     assert machine.python(environment, "import delta; print(delta.NOTE)") == seen
 
@@ -738,7 +545,8 @@ def test_a_wheel_that_a_function_names_cannot_ask_for_variables(machine: Machine
         address = f"http://127.0.0.1:{server.server_port}"
         wheel = machine.wheel("alpha", requires=f"beta @ {address}/${{UV_INDEX}}/beta-1-py3-none-any.whl")
         index = {"UV_INDEX": "https://me:hunter31@h.example/simple"}
-        spec = EnvironmentSpec("virtualenv", (f"{address}/{wheel.name}",), "", BASE, tuple(index.items()))
+        sent = without_credentials(tuple(index.items()))
+        spec = EnvironmentSpec("virtualenv", (f"{address}/{wheel.name}",), "", BASE, sent)
         with pytest.raises(EnvironmentBuildError):
             asyncio.run(machine.store.ensure(spec, machine.lines.append, nested=True))
     finally:
@@ -752,7 +560,7 @@ def test_a_wheel_that_a_function_names_cannot_ask_for_variables(machine: Machine
 def test_what_is_cached_builds_offline(machine: Machine) -> None:
     """With the network refused and the index gone, an environment is built again from the cache."""
     machine.wheel("alpha")
-    with _serve(machine.wheels) as port:
+    with serve(machine.wheels) as port:
         index = {"UV_DEFAULT_INDEX": f"http://me:hunter27x@127.0.0.1:{port}/simple"}
         assert machine.store.remove(machine.ensure("alpha", index=index).key)
     environment = machine.ensure("alpha", index={**index, "UV_OFFLINE": "1"})

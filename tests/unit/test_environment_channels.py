@@ -14,7 +14,7 @@ NOTHING = Requirements()
 def _key(packages: list[str], names: list[str], **facts: str) -> str:
     found = conda_packages.parse(packages, names, NOTHING)
     given = {"python": "3.11", "platform": "linux-x86_64", **facts}
-    return conda_packages.key_of(conda_packages.facts(found, virtual={}, pip_facts={}, **given))
+    return conda_packages.key_of(conda_packages.facts(found, virtual={}, pip_facts={}, fetch={}, **given))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 
 import pytest
 
-from atoll.environments.asked.credentials import for_builds, host_of, indexes_of, netrc_of
+from atoll.environments.asked.credentials import (
+    WITHHELD,
+    for_builds,
+    host_of,
+    indexes_of,
+    netrc_of,
+    refuse_host_paths,
+    without_credentials,
+)
 from atoll.environments.asked.index import Index, read
 from atoll.environments.asked.requirements import parse
 from atoll.errors import EnvironmentBuildError
@@ -104,59 +111,87 @@ def test_a_configuration_is_reduced_to_what_installing_needs() -> None:
     assert "hunter" not in for_builds(configuration, credentials=False)
 
 
-def gather(place: Path, *entries: str, nested: bool) -> Index:
-    home, configuration = place / "home", place / "config"
-    (configuration / "uv").mkdir(parents=True)
-    home.mkdir()
-    (home / ".netrc").write_text(
-        "machine env.example login me password hunter20\nmachine z.example password hunter21\n"
-    )
-    (configuration / "uv" / "uv.toml").write_text(UV)
-    variables = {"UV_INDEX": "https://me:hunter22@env.example/?t=hunter23", "HTTPS_PROXY": "me:hunter24@proxy:1"}
-    return read(variables, parse(entries), home=home, configuration=configuration, system=place, nested=nested)
+def gather(*entries: str, public: bool) -> Index:
+    sent = {
+        "UV_INDEX": "https://me:hunter22@env.example/?t=hunter23",
+        "HTTPS_PROXY": "me:hunter24@proxy:1",
+        "netrc": "machine env.example login me password hunter20\nmachine z.example password hunter21\n",
+        "uv.toml": UV,
+    }
+    pairs = tuple(sorted(sent.items()))
+    return read(dict(without_credentials(pairs) if public else pairs), parse(entries), str)
 
 
-def seen(variables: object, private: object) -> str:
-    return f"{variables} {private}"
+def seen(found: Index) -> str:
+    return f"{found.variables} {found.private} {found.build_private}"
 
 
-def test_a_build_has_credentials_of_the_indexes_in_use_only(tmp_path: Path) -> None:
+def test_a_build_has_credentials_of_the_indexes_in_use_only() -> None:
     """The program's own request needs its indexes' credentials, and gets no others, in either phase."""
-    found = gather(tmp_path, "x", nested=False)
-    for text in (seen(found.variables, found.private), seen(found.build_variables, found.build_private)):
-        assert "hunter20" in text
-        assert "hunter21" not in text
-        assert "hunter22" in text
-    assert "hunter11" not in seen(found.build_variables, found.build_private)
+    found = gather("x", public=False)
+    for private in (found.private, found.build_private):
+        assert "hunter20" in str(private)
+        assert "hunter21" not in str(private)
+    assert "hunter22" in str(found.variables)
+    assert "hunter11" not in str(found.build_private)
     assert not found.withholds
 
 
-def test_what_a_function_builds_has_no_credentials_of_the_owner(tmp_path: Path) -> None:
-    """Wheels are fetched as the program would; the phase in which packages' code runs has only what was asked with."""
-    found = gather(tmp_path, "x", nested=True)
-    assert "hunter20" in seen(found.variables, found.private)
-    assert "hunter" not in seen(found.build_variables, found.build_private)
+@pytest.mark.parametrize(
+    "entry", ["x", "x @ https://z.example/x.whl", "--extra-index-url https://z.example", "https://z.example/x.whl"]
+)
+def test_a_functions_own_request_has_no_credentials_of_its_program(entry: str) -> None:
+    """Neither phase has any, and no host that the function names is told what the program's netrc knows."""
+    found = gather("x", entry, public=True)
+    assert "hunter" not in seen(found)
+    assert "hunter" not in repr(found.facts)
     assert found.withholds
+    assert found.fetch.get("credentials") is None
+    assert found.variables["HTTPS_PROXY"] == "proxy:1"
+
+
+def test_a_functions_own_credentials_are_kept() -> None:
+    """What a function says in its requirements is no secret from it."""
+    found = gather("x", "--index-url https://me:mine@z.example/simple", public=True)
+    assert found.variables["UV_DEFAULT_INDEX"] == "https://me:mine@z.example/simple"
+
+
+def test_settings_without_credentials_stay_as_they_are() -> None:
+    """A function's request shares its program's environments where no credentials decide."""
+    pairs = (("HTTPS_PROXY", "http://proxy:1"), ("UV_INDEX", "https://a https://b"), ("uv.toml", "# x@y\nindex = []"))
+    assert without_credentials(pairs) is pairs
+    assert without_credentials(without_credentials((*pairs, ("netrc", "x")))) == (*pairs, (WITHHELD, "1"))
 
 
 @pytest.mark.parametrize(
-    "entry", ["x @ https://z.example/x.whl", "--extra-index-url https://z.example", "https://z.example/x.whl"]
+    ("name", "text"),
+    [
+        ("UV_FIND_LINKS", "https://a.example,/root/wheels"),
+        ("PIP_FIND_LINKS", "wheels"),
+        ("UV_INDEX", "own=file:///root/mirror"),
+        ("UV_DEFAULT_INDEX", "/root/mirror"),
+        ("UV_PYTHON_INSTALL_MIRROR", "file:///root/mirror"),
+        ("UV_PYTHON_DOWNLOADS_JSON_URL", "/root/list.json"),
+    ],
 )
-def test_addresses_of_a_functions_own_are_asked_without_credentials(tmp_path: Path, entry: str) -> None:
-    """A host that a function names is told nothing, though the owner's netrc knows it."""
-    found = gather(tmp_path, "x", entry, nested=True)
-    assert "hunter" not in seen(found.variables, found.private) + seen(found.build_variables, found.build_private)
+def test_paths_of_the_machine_are_for_callers_who_may_name_them(name: str, text: str) -> None:
+    """A local index of another caller is refused with its name, or left out where nothing needs it."""
+    with pytest.raises(EnvironmentBuildError, match=name):
+        refuse_host_paths(((name, text),), needed=True)
+    assert refuse_host_paths(((name, text), ("UV_INDEX", "https://a b=https://b")), needed=False) == (
+        ("UV_INDEX", "https://a b=https://b"),
+    )
 
 
-def test_a_functions_own_credentials_are_kept(tmp_path: Path) -> None:
-    """What a function says in its requirements is no secret from it."""
-    found = gather(tmp_path, "x", "--index-url https://me:mine@z.example/simple", nested=True)
-    assert found.build_variables["UV_DEFAULT_INDEX"] == "https://me:mine@z.example/simple"
+def test_a_configuration_of_another_caller_chooses_packages_and_nothing_else() -> None:
+    """Settings of a `uv.toml` that name paths are left out."""
+    text = 'cache-dir = "/x"\nindex-url = "https://a.example"\n[pip]\ntarget = "/opt"\nno-index = true\n'
+    ((name, kept),) = refuse_host_paths((("uv.toml", text),), needed=True)
+    assert name == "uv.toml"
+    assert tomllib.loads(kept) == {"index-url": "https://a.example", "pip": {"no-index": True}}
 
 
-def test_a_broken_configuration_is_said(tmp_path: Path) -> None:
+def test_a_broken_configuration_is_said() -> None:
     """A `uv.toml` that is no TOML is an error of its own."""
-    (tmp_path / "uv.toml").write_text("index = [")
-    variables = {"UV_CONFIG_FILE": str(tmp_path / "uv.toml")}
     with pytest.raises(EnvironmentBuildError, match="not TOML"):
-        read(variables, parse(["x"]), home=tmp_path, configuration=tmp_path, system=tmp_path)
+        read({"uv.toml": "index = ["}, parse(["x"]), str)

@@ -13,9 +13,9 @@ import cyclopts
 from atoll.cli import target as program
 from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
 from atoll.cli.terminal import echo, echo_lines
+from atoll.host import index_settings
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
-from atoll.settings import index_variables
 
 app = cyclopts.App(name="env", help="List, build, lock, upgrade and remove environments.", help_format="plaintext")
 
@@ -196,7 +196,7 @@ def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[L
         return host, function.environment_spec()
     interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)
     given = tuple(_absolute(requirement) for requirement in requirements or ())
-    return local, EnvironmentSpec("virtualenv", given, python, interpreter, tuple(sorted(index_variables().items())))
+    return local, EnvironmentSpec("virtualenv", given, python, interpreter, index_settings.collect(given))
 
 
 def _absolute(requirement: str) -> str:

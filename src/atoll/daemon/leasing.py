@@ -1,8 +1,10 @@
 """Rights of callers, and the way from a wish to a lease, whatever the transport.
 
 A caller is a user with rights. Code inside a sandbox calls as the sandbox's user, and never with more than the function
-around it has: its interpreter, its package indexes, at most its network and its trust. Rights are values: no rule asks
-who the local user is.
+around it has: its interpreter, its package indexes without their credentials, at most its network and its trust. Rights
+are values: no rule asks who the local user is. The daemon opens a path that a caller names only for a caller whose uid
+the kernel has proven to be the daemon's own, or root's: such a path is opened, and such an interpreter runs, with no
+more rights than the caller has. Everything else of a caller's files comes as contents (`host.index_settings`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from atoll import errors
 from atoll.daemon.services import Services
 from atoll.engine.call_claims import never_started
 from atoll.engine.contract import EngineLease
+from atoll.environments.asked import credentials
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
@@ -48,8 +51,8 @@ class Caller:
     Args:
         user: an opaque id, also the name of the volume's directory: ASCII letters, digits, `_` and `-`.
         parent: the worker whose code asks; None outside functions.
-        may_name_host_paths: mounts, local files as requirements, and the owner's index credentials.
-        may_choose_interpreter: a Python of this machine, and variables that name package indexes.
+        may_name_host_paths: mounts, and local files as requirements and package indexes.
+        may_choose_interpreter: the path of a Python of this machine, which the daemon runs.
         may_administer: everybody's status and environments, and the daemon's end.
         network: the most open policy that its functions may have.
 
@@ -157,12 +160,28 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
     """Return the environment's spec within the caller's rights; see `checked`."""
     if not caller.may_name_host_paths:
         recipes.refuse_host_paths(spec)
-    if caller.may_choose_interpreter:
-        return spec
-    # A function's own Python is the one that its callers had asked for; another caller gets the machine's.
-    outer = services.engine.environment_of(caller.parent) if caller.parent is not None else EnvironmentSpec()
+    if not caller.may_choose_interpreter:
+        spec = replace(spec, interpreter="")
+    if caller.parent is not None:
+        return _within_parent(services, spec, services.engine.environment_of(caller.parent))
+    if not caller.may_name_host_paths:
+        needed = bool(spec.requirements or spec.packages or spec.pip)
+        spec = replace(spec, index=credentials.refuse_host_paths(spec.index, needed=needed))
+    return spec
+
+
+def _within_parent(services: Services, spec: EnvironmentSpec, outer: EnvironmentSpec) -> EnvironmentSpec:
+    """Return a function's request with the Python that its callers had asked for, and the indexes of its program.
+
+    The credentials of the indexes would show the function what only they let in. It may ask for its own environment,
+    which it has anyway; the owner can allow all of them.
+    """
     version = spec.python_version or outer.python_version
-    return replace(spec, interpreter=outer.interpreter, index=outer.index, python_version=version)
+    spec = replace(spec, interpreter=outer.interpreter, index=outer.index, python_version=version)
+    allowed = services.settings.environments.functions_use_credentials and not recipes.names_addresses(spec)
+    if spec == outer or allowed:
+        return spec
+    return replace(spec, index=credentials.without_credentials(spec.index))
 
 
 def _outer_network(services: Services, caller: Caller) -> str:

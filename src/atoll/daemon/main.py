@@ -125,12 +125,16 @@ class Daemon:
                 log.warning("accept_failed error=%s", error)
                 await asyncio.sleep(0.1)
                 continue
-            channel = AsyncChannel(client)
-            if channel.peer_uid() not in (os.getuid(), 0):
-                log.warning("client_refused uid=%s", channel.peer_uid())
-                channel.close()
-                continue
+            self._admit(client)
+
+    def _admit(self, client: socket.socket) -> None:
+        """Serve a client of this daemon's own uid or of root: the caller's rights are for no others."""
+        channel = AsyncChannel(client)
+        if channel.peer_uid() in (os.getuid(), 0):
             self._serve(channel, self._caller)
+        else:
+            log.warning("client_refused uid=%s", channel.peer_uid())
+            channel.close()
 
     def _serve(self, channel: AsyncChannel, caller: Caller) -> asyncio.Task[None]:
         connection = Connection(self._services, channel, caller, self.leave)
@@ -184,7 +188,7 @@ class Daemon:
                 client, _ = self._listener.accept()
             except BlockingIOError:
                 return True
-            self._serve(AsyncChannel(client), self._caller)
+            self._admit(client)
             return False
 
 

@@ -88,7 +88,7 @@ class EnvironmentStore:
         """Return the environment, built first if it is absent.
 
         Args:
-            nested: a function asks; its build gets none of the owner's credentials (see `index`).
+            nested: a function asks (see `recipes`).
             progress: called with lines about the build; not called for an existing environment.
 
         Raises:
@@ -213,6 +213,7 @@ class EnvironmentStore:
                     raise
                 finally:
                     await asyncio.to_thread(self._shelf.drop_leftovers, name)
+                    await self._recipes.collect()
 
     async def _build(self, name: str, recipe: Recipe, note: Progress, instead_of: str) -> Environment:
         started = time.monotonic()
@@ -324,7 +325,7 @@ class EnvironmentStore:
             return
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._shelf.prepare()
-        self._workshop.prepare()
+        self._recipes.prepare()
         self._shelf.clean()
         self._prepared = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,8 @@ MAX_ENV_BYTES = 128 << 10
 """Of all names and values of `env` together."""
 
 MAX_IDENTITY_BYTES = 8 << 10
+MAX_INDEX_BYTES = 768 << 10
+"""Of all names and values of `index` together: a machine's certificates are about 300 KiB."""
 
 
 def _bytes(name: str, text: str) -> int:
@@ -122,8 +124,8 @@ class EnvironmentSpec:
             in the caller's order, without those that the sandbox itself satisfies.
         python_version: the version asked for (`3.11`, `3.11.7`); empty means the interpreter below.
         interpreter: absolute path of the caller's base interpreter; the one to use when its version fits.
-        index: the caller's variables that decide where packages come from (`settings.INDEX_VARIABLES`). They may
-            hold credentials: kept in memory, never written or logged.
+        index: the caller's settings that decide where packages come from: variables, and contents of files
+            (`environments.asked.index`). They may hold credentials: kept in memory, never written or logged.
         packages: of kind `conda` only: match specs in conda's words.
         channels: of kind `conda` only: names, addresses, absolute paths; empty means the default ones.
         pip: of kind `conda` only: like `requirements`, installed on top.
@@ -133,7 +135,7 @@ class EnvironmentSpec:
     requirements: tuple[str, ...] = ()
     python_version: str = ""
     interpreter: str = ""
-    index: tuple[tuple[str, str], ...] = ()
+    index: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     packages: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     pip: tuple[str, ...] = ()
@@ -162,11 +164,15 @@ class EnvironmentSpec:
         for name in _CONDA_LISTS if kind != "conda" else ("requirements",):
             if lists[name]:
                 raise ValueError(f"`{name}` does not go with kind `{kind}`")
+        index = _pairs(data, "index")
+        size = sum(_bytes("index", name) + _bytes("index", value) for name, value in index)
+        if size > MAX_INDEX_BYTES:
+            raise ValueError(f"`index` has {size} bytes, more than {MAX_INDEX_BYTES}")
         return cls(
             kind=kind,
             python_version=_text(data, "python_version"),
             interpreter=interpreter,
-            index=_pairs(data, "index"),
+            index=index,
             **lists,
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
-from atoll import file_stamp, settings
+from atoll import file_stamp
 from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda_options
@@ -49,6 +49,7 @@ class IsolatedFunction(Generic[P, R]):
         self._options = options
         self._source = file_stamp.source_of(function)
         self._prepared: Prepared | None = None
+        self._contents: conda_options.Contents | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.is_generator:
@@ -162,14 +163,18 @@ class IsolatedFunction(Generic[P, R]):
         Raises:
             EnvironmentBuildError: that file cannot be read or understood.
         """
+        return self._environment_of(conda_options.contents(vars(self._options)))
+
+    def _environment_of(self, found: conda_options.Contents) -> EnvironmentSpec:
+        from atoll.host import index_settings  # keeps `from atoll import isolated` cheap
+
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
-        found = conda_options.contents(vars(self._options))
         return EnvironmentSpec(
             kind=self._options.kind,
             requirements=self._options.requirements,
             python_version=self._options.python_version or "",
             interpreter=os.path.abspath(interpreter) if interpreter else "",
-            index=tuple(sorted(settings.index_variables().items())),
+            index=index_settings.collect((*self._options.requirements, *found.packages, *found.channels, *found.pip)),
             packages=found.packages,
             channels=found.channels,
             pip=found.pip,
@@ -313,7 +318,10 @@ class IsolatedFunction(Generic[P, R]):
         if prepared is None:
             prepared = self._prepared = Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         elif self._options.env_yml is not None:
-            prepared.renew(self.environment_spec())
+            found = conda_options.contents(vars(self._options))
+            if found != self._contents:
+                prepared.renew(self._environment_of(found))
+                self._contents = found
         return prepared
 
 

@@ -164,6 +164,7 @@ def facts(
     platform: str,
     virtual: Mapping[str, str],
     pip_facts: Mapping[str, Any],
+    fetch: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the facts whose digest is the key.
 
@@ -172,6 +173,7 @@ def facts(
         platform: of this machine, with its C library.
         virtual: the caller's overrides of the machine's abilities (`CONDA_OVERRIDE_…`).
         pip_facts: `key.pip_facts` of the pip requirements.
+        fetch: `index.Index.fetch`; in the facts where it is not empty.
     """
     return {
         "builder": key.BUILDER_VERSION,
@@ -182,6 +184,7 @@ def facts(
         "python": python,
         "platform": platform,
         "virtual": dict(virtual),
+        **({"fetch": dict(fetch)} if fetch else {}),
     }
 
 

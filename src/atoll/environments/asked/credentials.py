@@ -1,8 +1,9 @@
-"""The owner's credentials that a build may see: pure.
+"""The caller's credentials that a build may see: pure.
 
-Code of packages runs while sources are built, and can read its builder's files. So a build never gets the files of the
-owner's home, but extracts: from a netrc the entries of the hosts in use, from a `uv.toml` the settings that installing
-needs.
+Code of packages runs while sources are built, and can read its builder's files. So a build never gets whole files, but
+extracts: from a netrc the entries of the hosts in use, from a `uv.toml` the settings that installing needs. A function's
+own requests get none of its program's credentials: they would install what only these let in, and show it to the
+function.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from atoll.environments.asked.requirements import redact
+from atoll.errors import EnvironmentBuildError
+
+Pairs = tuple[tuple[str, str], ...]
+
+WITHHELD = "withheld"
+"""The name of the pair that `without_credentials` adds, so that a failed build's hint can tell of them."""
+
+_PLACES = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
+"""Variables, beside those of indexes, whose value is an address or a path."""
+_INDEX = re.compile(r"(UV|PIP)_(.*_)?(INDEX|INDEX_URL|LINKS)")
 
 _NOT_FOR_BUILDS = frozenset(
     {
@@ -25,7 +37,98 @@ _NOT_FOR_BUILDS = frozenset(
         "python-downloads-json-url",
     }
 )
+_INDEX_SETTINGS = frozenset(
+    {
+        "index",
+        "index-url",
+        "extra-index-url",
+        "find-links",
+        "no-index",
+        "index-strategy",
+        "prerelease",
+        "resolution",
+        "exclude-newer",
+        "no-binary",
+        "only-binary",
+        "no-binary-package",
+        "allow-insecure-host",
+        "native-tls",
+        "system-certs",
+    }
+)
 _FIELDS = ("login", "user", "account", "password")
+
+
+@lru_cache(maxsize=32)
+def without_credentials(pairs: Pairs) -> Pairs:
+    """Return settings (see `index`) without their credentials; the same where they have none.
+
+    Credentials are names, passwords and queries in addresses, and netrc entries.
+
+    Raises:
+        EnvironmentBuildError: the configuration of uv cannot be read.
+    """
+    cleaned = {name: _cleaned(name, text) for name, text in pairs if name != "netrc"}
+    if tuple(cleaned.items()) == pairs:
+        return pairs
+    return tuple(sorted({**cleaned, WITHHELD: "1"}.items()))
+
+
+def _cleaned(name: str, text: str) -> str:
+    if name == "uv.toml":
+        return text if redact(text) == text else for_builds(toml(text), credentials=False)
+    if "proxy" in name.lower() and "://" not in text:
+        return text.rpartition("@")[2]
+    return "".join(redact(word) for word in re.split(r"([\s,]+)", text)) if "://" in text else text
+
+
+def refuse_host_paths(pairs: Pairs, *, needed: bool) -> Pairs:
+    """Return settings as callers may have them that name no files of this machine.
+
+    A `uv.toml` is reduced to the settings about indexes, since others name paths that uv writes to.
+
+    Args:
+        needed: whether the request has requirements; otherwise local indexes are left out.
+
+    Raises:
+        EnvironmentBuildError: a setting names a local path; the message names it.
+    """
+    kept = []
+    for name, text in pairs:
+        named = _local_path(text) if name in _PLACES or _INDEX.fullmatch(name) else ""
+        if named and needed:
+            raise EnvironmentBuildError(
+                f"`{name}` names the local path `{redact(named)[:200]}`, which is not for this user",
+                hint="use an index of the network",
+            )
+        if not named:
+            kept.append((name, index_settings(toml(text)) if name == "uv.toml" else text))
+    return tuple(pair for pair in kept if pair[1])
+
+
+def _local_path(text: str) -> str:
+    """Return the first word that is no address of the network."""
+    for word in re.split(r"[\s,]+", text.strip()):
+        address = word.rpartition("=")[2] if "=" in word.split("://")[0] else word  # an index may have a name
+        if not address.lower().startswith(("https://", "http://")):
+            return address
+    return ""
+
+
+def toml(text: str) -> dict[str, Any]:
+    """Return a `uv.toml` as data.
+
+    Raises:
+        EnvironmentBuildError: it is not TOML.
+    """
+    if not text:
+        return {}
+    import tomllib  # most users have no `uv.toml`: 4 ms of the daemon's start
+
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise EnvironmentBuildError(f"uv's configuration is not TOML: {error}", hint="mend your `uv.toml`") from error
 
 
 def host_of(address: str) -> str:
@@ -87,6 +190,15 @@ def indexes_of(configuration: Mapping[str, Any]) -> list[str]:
             values += [index.get("url") for index in _list(table.get("index")) if isinstance(index, dict)]
             found += [value for value in values if isinstance(value, str)]
     return found
+
+
+def index_settings(configuration: Mapping[str, Any]) -> str:
+    """Return a `uv.toml` with only the settings of another that choose packages and their source."""
+    kept = {name: value for name, value in configuration.items() if name in _INDEX_SETTINGS}
+    table = configuration.get("pip")
+    if isinstance(table, dict):
+        kept["pip"] = {name: value for name, value in table.items() if name in _INDEX_SETTINGS}
+    return for_builds(kept, credentials=True)
 
 
 def for_builds(configuration: Mapping[str, Any], *, credentials: bool) -> str:

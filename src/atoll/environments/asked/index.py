@@ -1,33 +1,38 @@
-"""The package index: the caller's settings, as variables and files of the builder's process.
+"""The package index: the caller's settings, as variables and files of the builder's process. Pure.
 
-Settings of pip count where uv has none of the same meaning. Variables, netrc and `uv.toml` may hold credentials: they
-go to the builder's process only. The repr of `Index` hides them, and `facts`, the key's input, has none.
+The caller sends its settings as pairs: variables of uv, pip and conda (`settings.INDEX_VARIABLES`), and under the names
+of `FILES` the contents of files. They may hold credentials, which go to the builder's process only. The repr of `Index`
+hides them.
+
+`facts` is the key's input. Besides the addresses of packages, the *way of fetching* is in it: proxies, hosts whose
+certificates are not checked, certificates, and whose credentials are used, as a digest keyed with a secret of this
+machine. Two requests that fetch in different ways share neither an environment nor a cache, since the way decides what
+comes, and who may have it. Where a request names none of these, the facts are those of the index alone.
 
 Installing wheels runs no code of a package. Building sources does, and that code can read everything the builder can.
-A function that asks for an environment could choose the sources, so such a build gets none of the owner's credentials.
-If the function names addresses of its own, the whole request gets none: a wheel's dependencies can name variables in
-their addresses, and uv expands them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from atoll.environments.asked.credentials import for_builds, host_of, indexes_of, netrc_of
-from atoll.environments.asked.requirements import INDEX_OPTIONS, Requirements, redact, secrets_in, without_query
-from atoll.errors import EnvironmentBuildError
+from atoll.environments.asked.credentials import WITHHELD, for_builds, host_of, indexes_of, netrc_of, toml
+from atoll.environments.asked.requirements import Requirements, redact, secrets_in, without_query
 from atoll.model.mounts import Bind
+from atoll.model.specs import digest
 
-CONFIGURATION = "/opt/atoll-configuration"
-"""The build sandbox's directory of files about proxies and certificates."""
+FILES = ("uv.toml", "netrc", "certificates")
+"""Names of settings that are contents of files."""
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _PASSED = (
     "UV_INDEX_STRATEGY",
     "UV_OFFLINE",
@@ -37,19 +42,19 @@ _PASSED = (
     "UV_HTTP_TIMEOUT",
     "UV_EXCLUDE_NEWER",
     "UV_PRERELEASE",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
+    *(name.upper() for name in _PROXIES),
+    *_PROXIES,
 )
-PRIVATE = ("UV_CONFIG_FILE", "NETRC")
-"""The variables that point to files which may hold credentials."""
+PRIVATE = ("UV_CONFIG_FILE", "NETRC", "SSL_CERT_FILE")
+"""The variables that point to files with contents of the caller."""
+
+CERTIFICATES = ("SSL_CERT_FILE", "GIT_SSL_CAINFO", "PIP_CERT")
+"""The variables by which uv, git and pip find the certificates to trust."""
 
 _DECIDING = ("UV_INDEX_STRATEGY", "UV_EXCLUDE_NEWER", "UV_PRERELEASE")
+
+Keyed = Callable[[str], str]
+"""Gives a digest of a text that holds credentials: equal for equal texts on this machine, and worthless elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -58,67 +63,59 @@ class Index:
 
     Args:
         variables: for its environment; may hold credentials.
-        binds: certificates, and local directories that hold packages, read-only.
+        binds: local directories that hold packages, read-only.
         private: pairs of a variable and the text of the file that it must point to; may hold credentials.
-        withholds: whether the owner has credentials that are not in all of these.
-        build_variables, build_private: the same for the phase in which code of packages runs.
-        facts: the part that decides the result, without credentials.
+        build_private: the same for the phase in which code of packages runs.
+        withholds: whether the program around the caller has credentials that are not in all of these.
+        facts: the part that decides the result; credentials are in it as keyed digests.
+        fetch: the part of the facts about the way of fetching; empty for the ordinary way.
+        cache: names the cache of this way of fetching; empty for the ordinary one.
         secrets: texts that no log may hold.
     """
 
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     binds: tuple[Bind, ...] = ()
     private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    build_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     build_private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     withholds: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fetch: Mapping[str, Any] = field(default_factory=dict)
+    cache: str = ""
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def certificates(self) -> str:
+        """The certificates to trust, empty for the machine's."""
+        return dict(self.private).get("SSL_CERT_FILE", "")
 
 
 def read(
-    variables: Mapping[str, str],
-    requirements: Requirements,
-    *,
-    home: Path,
-    configuration: Path,
-    system: Path,
-    nested: bool = False,
+    settings: Mapping[str, str], requirements: Requirements, keyed: Keyed, credentials: Iterable[str] = ()
 ) -> Index:
     """Gather the caller's settings.
 
     Args:
-        variables: those of `settings.INDEX_VARIABLES` that the caller has.
+        settings: as the caller sent them.
         requirements: their options come first.
-        home, configuration: the user's home directory (netrc, `.pip/pip.conf`) and configuration directory.
-        system: `/etc`.
-        nested: a function asks; it must not get at the owner's credentials.
+        credentials: other texts of the request that hold some.
 
     Raises:
         EnvironmentBuildError: the configuration of uv cannot be read.
     """
-    uv_file = _first_text(
-        [Path(variables["UV_CONFIG_FILE"])]
-        if variables.get("UV_CONFIG_FILE")
-        else [configuration / "uv" / "uv.toml", system / "uv" / "uv.toml"]
-    )
-    pip = {} if uv_file else _pip([system / "pip.conf", home / ".pip" / "pip.conf", configuration / "pip" / "pip.conf"])
 
-    def words(*names: str, pip_name: str) -> list[str]:
+    def words(*names: str) -> list[str]:
         for name in names:
-            if variables.get(name):
-                text = variables[name]
+            if settings.get(name):
+                text = settings[name]
                 return (text.replace(",", " ") if name == "UV_FIND_LINKS" else text).split()
-        return pip.get(pip_name, "").split()
+        return []
 
-    result = {name: variables[name] for name in _PASSED if variables.get(name)}
+    result = {name: settings[name] for name in _PASSED if settings.get(name)}
     asked = requirements.values("--index-url")
-    default = asked[-1:] or words("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", pip_name="index-url")[:1]
-    extra = requirements.values("--extra-index-url")
-    extra += words("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL", pip_name="extra-index-url")
-    links = requirements.values("--find-links")
-    links += words("UV_FIND_LINKS", "PIP_FIND_LINKS", pip_name="find-links")
-    if extra and not variables.get("UV_INDEX") and not variables.get("UV_EXTRA_INDEX_URL"):
+    default = asked[-1:] or words("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")[:1]
+    extra = requirements.values("--extra-index-url") + words("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    links = requirements.values("--find-links") + words("UV_FIND_LINKS", "PIP_FIND_LINKS")
+    if extra and not settings.get("UV_INDEX") and not settings.get("UV_EXTRA_INDEX_URL"):
         # pip's options keep pip's meaning: all indexes are searched as one, and the best version wins
         result.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     extra, links = list(dict.fromkeys(extra)), list(dict.fromkeys(links))
@@ -126,102 +123,90 @@ def read(
     for name, value in (("UV_DEFAULT_INDEX", default), ("UV_INDEX", extra), ("UV_FIND_LINKS", links)):
         if value:
             result[name] = ("," if name == "UV_FIND_LINKS" else " ").join(value)
-    binds = _local_directories([*default, *extra, *links])
-    binds += _certificates(variables, pip, result)
-    uv = _toml(uv_file)
+    uv_file = settings.get("uv.toml", "")
+    uv = toml(uv_file)
     hosts = [host_of(address) for address in (*default, *extra, *links, *indexes_of(uv))]
     hosts += [host_of(package) for package in requirements.packages]
-    netrc = netrc_of(_first_text([Path(variables["NETRC"])] if variables.get("NETRC") else [home / ".netrc"]), hosts)
+    netrc = netrc_of(settings.get("netrc", ""), hosts)
+    certificates = settings.get("certificates", "")
     secrets = {secret for text in (*result.values(), uv_file) for secret in secrets_in(text)}
     secrets |= {value for name, value in itertools.pairwise(netrc.split()) if name == "password" and len(value) > 2}
-    withholds = False
-    open_variables, open_private = (
-        _without_credentials(result, requirements),
-        _private(for_builds(uv, credentials=False)),
-    )
-    build_variables, build_private = result, _private(for_builds(uv, credentials=True), netrc)
-    full_variables, full_private = result, _private(uv_file, netrc)
-    if nested:
-        withholds = bool(secrets)
-        build_variables, build_private = open_variables, open_private
-        if requirements.names_addresses:
-            full_variables, full_private = open_variables, open_private
-    facts = {
+    texts = [text for text in (*default, *extra, *links, *requirements.packages) if _lets_in(text)]
+    fetch = _fetch(result, requirements, [*texts, *credentials], netrc, certificates, keyed)
+    facts: dict[str, Any] = {
         "default": [without_query(address) for address in default],
         "extra": [without_query(address) for address in extra],
         "links": [without_query(address) for address in links],
         "settings": [[name, result[name]] for name in _DECIDING if result.get(name)],
-        "file": hashlib.blake2b(uv_file.encode(), digest_size=16).hexdigest() if uv_file else "",
+        "file": _digest_of(uv_file, keyed),
     }
+    if fetch:  # without: the key of the ordinary way is that of versions that knew no other
+        facts["fetch"] = fetch
+    own = for_builds(uv, credentials=True)
     return Index(
-        variables=full_variables,
-        binds=tuple(binds),
-        private=full_private,
-        build_variables=build_variables,
-        build_private=build_private,
-        withholds=withholds,
+        variables=result,
+        binds=tuple(_local_directories([*default, *extra, *links])),
+        private=_private(uv_file, netrc, certificates),
+        build_private=_private(own, netrc, certificates),
+        withholds=WITHHELD in settings,
         facts=facts,
+        fetch=fetch,
+        cache=digest({"fetch": fetch, "file": _digest_of(own, keyed)}) if fetch or own else "",
         secrets=frozenset(secrets),
     )
 
 
-def _private(uv_file: str, netrc: str = "") -> tuple[tuple[str, str], ...]:
-    return tuple((name, text) for name, text in zip(PRIVATE, (uv_file, netrc), strict=True) if text)
+def _fetch(
+    variables: Mapping[str, str],
+    requirements: Requirements,
+    credentials: Sequence[str],
+    netrc: str,
+    certificates: str,
+    keyed: Keyed,
+) -> dict[str, Any]:
+    """Return the facts about the way of fetching, besides a `uv.toml`; empty for the ordinary way."""
+    proxies = {name: value for name, value in variables.items() if name.lower() in _PROXIES}
+    if all(name.lower() == "no_proxy" for name in proxies):
+        proxies = {}
+    insecure = {*re.split(r"[\s,]+", variables.get("UV_INSECURE_HOST", "")), *requirements.values("--trusted-host")}
+    used = sorted({*credentials, *(value for value in proxies.values() if shown_proxy(value) != value)})
+    system = any(_is_set(variables.get(name, "")) for name in ("UV_NATIVE_TLS", "UV_SYSTEM_CERTS"))
+    found = {
+        "proxies": sorted([name, shown_proxy(value)] for name, value in proxies.items()),
+        "insecure": sorted(insecure - {""}),
+        "certificates": _digest(certificates),
+        "system certificates": system,
+        "credentials": keyed(json.dumps([used, netrc])) if used or netrc else "",
+    }
+    return {name: value for name, value in found.items() if value}
 
 
-def _without_credentials(variables: Mapping[str, str], requirements: Requirements) -> dict[str, str]:
-    """Return the variables with no credentials but those of the requirements themselves."""
-    own = {value for name, value in requirements.options if name in INDEX_OPTIONS}
-    cleaned = {}
-    for name, text in variables.items():
-        if name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS"):
-            between = "," if name == "UV_FIND_LINKS" else " "
-            cleaned[name] = between.join(word if word in own else redact(word) for word in text.split(between))
-        elif "proxy" in name.lower():
-            cleaned[name] = redact(text) if "://" in text else text.rpartition("@")[2]
-        else:
-            cleaned[name] = text
-    return cleaned
+def _lets_in(text: str) -> bool:
+    """Return whether an address holds credentials; `git@` names none."""
+    text = text.replace("://git@", "://")
+    return redact(text) != text
 
 
-def _toml(text: str) -> dict[str, Any]:
-    if not text:
-        return {}
-    import tomllib  # most users have no `uv.toml`: 4 ms of the daemon's start
-
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise EnvironmentBuildError(f"uv's configuration is not TOML: {error}", hint="mend your `uv.toml`") from error
+def shown_proxy(text: str) -> str:
+    """Return a proxy's address, which may have no scheme, without credentials."""
+    return redact(text) if "://" in text else text.rpartition("@")[2]
 
 
-def _first_text(paths: list[Path]) -> str:
-    for path in paths:
-        try:
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-    return ""
+def _is_set(text: str) -> bool:
+    return text.strip().lower() not in ("", "0", "false", "no", "off", "n", "f")
 
 
-def _pip(paths: list[Path]) -> dict[str, str]:
-    """Return pip's options of the files that there are, later ones first in rank."""
-    options: dict[str, str] = {}
-    for path in paths:
-        text = _first_text([path])
-        if not text:
-            continue
-        import configparser  # most users have no `pip.conf`
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() if text else ""
 
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read_string(text)
-        except configparser.Error:
-            continue
-        for section in ("global", "install"):
-            if parser.has_section(section):
-                options.update({name.replace("_", "-"): value for name, value in parser.items(section)})
-    return options
+
+def _digest_of(text: str, keyed: Keyed) -> str:
+    """Return the digest of a `uv.toml`, keyed where it holds credentials."""
+    return _digest(text) if redact(text) == text else keyed(text)
+
+
+def _private(uv_file: str, netrc: str, certificates: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name, text in zip(PRIVATE, (uv_file, netrc, certificates), strict=True) if text)
 
 
 def _local_directories(addresses: list[str]) -> list[Bind]:
@@ -238,18 +223,3 @@ def _local_directories(addresses: list[str]) -> list[Bind]:
             path = os.path.dirname(path)
         binds.append(Bind(path, path))
     return list(dict.fromkeys(binds))
-
-
-def _certificates(variables: Mapping[str, str], pip: Mapping[str, str], result: dict[str, str]) -> list[Bind]:
-    binds = []
-    file = variables.get("SSL_CERT_FILE") or variables.get("REQUESTS_CA_BUNDLE") or pip.get("cert", "")
-    if file and os.path.isfile(file):
-        target = f"{CONFIGURATION}/certificates.pem"
-        binds.append(Bind(os.path.realpath(file), target))
-        result["SSL_CERT_FILE"] = result["GIT_SSL_CAINFO"] = result["PIP_CERT"] = target
-    directory = variables.get("SSL_CERT_DIR", "")
-    if directory and os.path.isdir(directory):
-        target = f"{CONFIGURATION}/certificates"
-        binds.append(Bind(os.path.realpath(directory), target))
-        result["SSL_CERT_DIR"] = target
-    return binds

@@ -1,7 +1,8 @@
 """The key of an environment, equal for equal environments: pure.
 
 The key is a digest of canonical JSON, so that no two fields can run into each other. Everything that decides the
-result is in it; credentials, proxies and certificates, which only decide the way of fetching, are not.
+result is in it, also the way of fetching: proxies, certificates, unchecked hosts, and a keyed digest of credentials
+(`index.Index.fetch`). A request without any of these has the same key on every machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from atoll.model.specs import digest
 BUILDER_VERSION = 1
 """Raised when the same request would give another directory than before."""
 
-_FETCH_ONLY = frozenset({"--trusted-host", "--prefer-binary"})
+_WITHOUT_EFFECT = frozenset({"--trusted-host", "--prefer-binary"})
+"""uv prefers nothing by the second; the first is in the index's facts."""
 
 
 def facts(
@@ -30,7 +32,7 @@ def facts(
     """Return the facts whose digest is the key.
 
     Args:
-        index: facts of the caller's index settings, without credentials (see `index.Index.facts`).
+        index: facts of the caller's index settings (see `index.Index.facts`).
         contents: for each local path its content's digest; a path of equal content elsewhere is the same.
     """
     return {
@@ -62,7 +64,7 @@ def _options(requirements: Requirements) -> list[list[str]]:
     return [
         [name, without_query(value) if name in INDEX_OPTIONS else value]
         for name, value in requirements.options
-        if name not in _FETCH_ONLY
+        if name not in _WITHOUT_EFFECT
     ]
 
 

@@ -28,9 +28,10 @@ from typing import Any
 from atoll.environments.asked import conda_packages
 from atoll.environments.asked.conda_packages import CondaRequirements
 from atoll.environments.asked.index import Index
-from atoll.environments.build import compile_bytecode, diagnosis
+from atoll.environments.build import caches, compile_bytecode, diagnosis
+from atoll.environments.build.caches import Caches
 from atoll.environments.build.conda_program import ARCHIVES, CACHE, FAILED, RESULT
-from atoll.environments.build.virtualenv import Builder, Request, hint
+from atoll.environments.build.virtualenv import Builder, Request, check_runs_code, hint
 from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built import locks, records
 from atoll.environments.built.interpreter import Interpreter, probe
@@ -79,6 +80,7 @@ class CondaRecipe:
 
     key: str
     workshop: Workshop
+    caches: Caches
     cache_lock: Path
     found: CondaRequirements
     python: str
@@ -114,15 +116,23 @@ class CondaRecipe:
             directory.name, directory, directory / "env", inner_python(record.python_version), kind="conda"
         )
 
+    @property
+    def cache(self) -> str:
+        """The name of the cache that is kept, empty for the ordinary one."""
+        return self.on_top.index.cache if self.on_top.keeps_cache else ""
+
     async def build(self, name: str, log: Callable[[str], None]) -> Built:
         place = self.workshop.make_place(name)
         clean = Cleaner(self.found.secrets | self.on_top.index.secrets, lambda line: log(conda_packages.cleaned(line)))
         steps = _Steps(self, place, clean)
-        with await locks.wait_shared(self.cache_lock):
-            packages = await steps.solve()
-            await steps.link(packages)
         if not self.found.pip.empty:
-            await Builder(self.workshop).add(place, self.on_top, log)
+            check_runs_code(self.on_top)
+        with await locks.wait_shared(self.cache_lock):
+            async with self.caches.use(self.cache):
+                packages = await steps.solve()
+                await steps.link(packages)
+        if not self.found.pip.empty:
+            await Builder(self.workshop, self.caches).add(place, self.on_top, log)
         facts = await steps.finish()
         if not _has_shape(place / "env"):
             raise _failed(self.key, "a package changed the environment's shape", "look at the package's link scripts")
@@ -144,14 +154,15 @@ class _Steps:
         self._place = place
         self._clean = clean
         self._specs = [*recipe.found.packages, f"python {recipe.python}.*"]
+        kept = recipe.workshop.directory / caches.within("conda", recipe.cache)
+        self._cache = kept if recipe.on_top.keeps_cache else place / "conda"
 
     async def solve(self) -> list[dict[str, Any]]:
         """Return the packages, whose archives are in the cache."""
         recipe = self._recipe
-        conda = self._recipe.workshop.directory / "conda"
-        for part in ("archives", "repodata"):
-            make_directory(conda / part, exist_ok=True)
-            recipe.workshop.own(conda / part)
+        for part in (self._cache, self._cache / "archives", self._cache / "repodata"):
+            make_directory(part, exist_ok=True)
+            recipe.workshop.own(part)
         request = {
             "specs": self._specs,
             "channels": recipe.found.channels,
@@ -165,8 +176,8 @@ class _Steps:
             if recipe.on_top.refresh
             else "cache-or-fetch",
         }
-        binds = [Bind(str(conda), str(CACHE), writable=True), *_local(recipe), *recipe.on_top.index.binds]
-        output = await self._program("solve", request, binds, _connection(recipe.on_top.index))
+        binds = [Bind(str(self._cache), str(CACHE), writable=True), *_local(recipe), *recipe.on_top.index.binds]
+        output = await self._program("solve", request, binds, recipe.on_top.index)
         packages: list[dict[str, Any]] = output
         return packages
 
@@ -187,7 +198,7 @@ class _Steps:
         ]
         request = {"packages": shown}
         binds = [Bind(str(root), "/opt/atoll", writable=True), Bind(str(archives), str(ARCHIVES))]
-        await self._program("link", request, binds, {})
+        await self._program("link", request, binds, Index())
         if not _has_shape(root / "env"):
             raise _failed(self._recipe.key, "the packages make no environment", "is `python` of these channels whole?")
         (root / "env").rename(self._place / "env")
@@ -196,7 +207,7 @@ class _Steps:
 
     def _show_archives(self, archives: Path, packages: Sequence[Mapping[str, Any]]) -> None:
         """Let the link step see these archives and no others of the cache."""
-        cached = self._recipe.workshop.directory / "conda" / "archives"
+        cached = self._cache / "archives"
         for one in packages:
             digest, file = str(one["sha256"]), str(one["file"])
             if re.fullmatch(r"[0-9a-f]{64}", digest) is None or "/" in file or file in ("", ".", ".."):
@@ -224,13 +235,15 @@ class _Steps:
         plain = re.compile(r"[A-Za-z0-9._+!=-]+")
         return _Facts(version, tuple(line for line in on_top if plain.fullmatch(line)))
 
-    async def _program(
-        self, action: str, request: Mapping[str, Any], binds: Sequence[Bind], variables: Mapping[str, str]
-    ) -> Any:
-        """Run one action of the program; return its result."""
+    async def _program(self, action: str, request: Mapping[str, Any], binds: Sequence[Bind], index: Index) -> Any:
+        """Run one action of the program, which reaches the network as `index` says; return its result."""
         directory = self._place / action
         directory.mkdir(mode=0o700)
         (directory / "request.json").write_text(json.dumps(request), "utf-8")
+        variables = {name: value for name, value in index.variables.items() if "proxy" in name.lower()}
+        if index.certificates:
+            (directory / "certificates.pem").write_text(index.certificates, "utf-8")
+            variables["SSL_CERT_FILE"] = f"{_REQUEST}/certificates.pem"
         self._recipe.workshop.own_tree(directory)
         python = await probe(getattr(sys, "_base_executable", None) or sys.executable)
         command = [python.executable, "-I", "-S", f"{_PROGRAM}/program.py", action, f"{_REQUEST}/request.json"]
@@ -266,13 +279,6 @@ def _local(recipe: CondaRecipe) -> list[Bind]:
         if not os.path.isdir(path):
             raise _failed(recipe.key, f"there is no channel at `{path}`", "check the path in `channels`")
     return [Bind(path, path) for path in recipe.found.local_channels]
-
-
-def _connection(index: Index) -> dict[str, str]:
-    """Return the variables that decide how the network is reached."""
-    return {
-        name: value for name, value in index.variables.items() if "proxy" in name.lower() or name.startswith("SSL_")
-    }
 
 
 def _rattler() -> list[Bind]:

@@ -1,11 +1,14 @@
 """Pythons that this machine lacks: uv installs them beside the environments, once.
 
-uv checks each download against its published digest. An installed Python stays until the state directory is removed:
-environments depend on it.
+uv checks each download against the digest that it brings itself, so a mirror or a proxy cannot change it, and all share
+the installed ones. The exception is a caller's own list of Pythons (`UV_PYTHON_DOWNLOADS_JSON_URL`), whose digests are
+the list's: such Pythons are only for requests with the same list, reached in the same way. An installed Python stays
+until the state directory is removed: environments depend on it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -20,7 +23,8 @@ from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec
 
 _UV = "/opt/atoll-uv/uv"
-_MIRRORS = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
+_LIST = "UV_PYTHON_DOWNLOADS_JSON_URL"
+_MIRRORS = ("UV_PYTHON_INSTALL_MIRROR", _LIST)
 """The caller's variables that name sources of Pythons."""
 
 
@@ -30,12 +34,14 @@ class Pythons:
     Args:
         workshop: holds the installed Pythons.
         lock_path: lock held during an installation.
+        keyed: gives a digest of text that may hold credentials.
     """
 
-    def __init__(self, workshop: Workshop, lock_path: Path) -> None:
+    def __init__(self, workshop: Workshop, lock_path: Path, keyed: Callable[[str], str]) -> None:
         self._workshop = workshop
         self._directory = workshop.directory / "pythons"
         self._lock_path = lock_path
+        self._keyed = keyed
 
     async def find(self, spec: EnvironmentSpec, log: Callable[[str], None], *, nested: bool = False) -> Interpreter:
         """Return the caller's interpreter if it fits, else one of this machine, else a newly installed one.
@@ -52,16 +58,26 @@ class Pythons:
             wanted = error.details.get("wanted")
             if wanted is None:
                 raise
-            found = await self._installed(str(wanted))
+            directory = self._place(spec)
+            found = await self._installed(directory, str(wanted))
             if found is None and not nested and _may_download(spec):
                 with await locks.wait_exclusive(self._lock_path, lambda: None):
-                    found = await self._installed(str(wanted)) or await self._install(spec, error, log)
+                    found = await self._installed(directory, str(wanted))
+                    found = found or await self._install(directory, spec, error, log)
             if found is None:
                 raise
             return found
 
-    async def _installed(self, wanted: str) -> Interpreter | None:
-        for path in sorted(self._directory.glob("*-*/bin/python3"), reverse=True):
+    def _place(self, spec: EnvironmentSpec) -> Path:
+        """Return where Pythons for this request are installed."""
+        variables = dict(spec.index)
+        if _LIST not in variables:
+            return self._directory
+        way = sorted((name, text) for name, text in variables.items() if name == _LIST or "proxy" in name.lower())
+        return self._directory.with_name(f"pythons-{self._keyed(json.dumps(way))}")
+
+    async def _installed(self, directory: Path, wanted: str) -> Interpreter | None:
+        for path in sorted(directory.glob("*-*/bin/python3"), reverse=True):
             if re.fullmatch(r"cpython-\d+\.\d+\.\d+[a-z0-9]*(\+freethreaded)?-.*", path.parents[1].name):
                 found = await interpreter.probe(str(path))
                 if interpreter.fits(found.version, wanted):
@@ -69,13 +85,13 @@ class Pythons:
         return None
 
     async def _install(
-        self, spec: EnvironmentSpec, missing: EnvironmentBuildError, log: Callable[[str], None]
+        self, directory: Path, spec: EnvironmentSpec, missing: EnvironmentBuildError, log: Callable[[str], None]
     ) -> Interpreter | None:
         wanted = spec.python_version.strip()
         log(f"Installing Python {wanted}")
-        make_directory(self._directory, exist_ok=True)
-        self._workshop.own(self._directory)
-        command = [_UV, "python", "install", wanted, "--install-dir", str(self._directory)]
+        make_directory(directory, exist_ok=True)
+        self._workshop.own(directory)
+        command = [_UV, "python", "install", wanted, "--install-dir", str(directory)]
         command += ["--no-config", "--no-progress", "--color", "never"]
         variables = dict(spec.index)
         local = [variables[name] for name in _MIRRORS if variables.get(name, "").startswith("/")]
@@ -83,7 +99,7 @@ class Pythons:
         done = await self._workshop.run(
             command,
             binds=[
-                Bind(str(self._directory), str(self._directory), writable=True),
+                Bind(str(directory), str(directory), writable=True),
                 Bind(uv_program(), _UV),
                 *(Bind(path, path) for path in dict.fromkeys(local) if Path(path).exists()),
             ],
@@ -95,7 +111,7 @@ class Pythons:
             },
             on_line=log,
         )
-        found = await self._installed(wanted) if done.status == 0 else None
+        found = await self._installed(directory, wanted) if done.status == 0 else None
         if found is None:
             causes = re.findall(r"(?:cause|error): (.+)", done.output)
             reason = causes[-1].strip()[:300] if causes else f"uv ended with status {done.status}"

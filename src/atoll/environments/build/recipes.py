@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from atoll import settings
-from atoll.environments.asked import index, key, local_sources, requirements
-from atoll.environments.asked.index import Index
+from atoll.environments.asked import credentials, index, key, local_sources, requirements
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import lockfile
+from atoll.environments.build.caches import Caches
 from atoll.environments.build.python_downloads import Pythons
 from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
 from atoll.environments.build.workshop import Built, Workshop
@@ -97,15 +96,16 @@ class Recipes:
     def __init__(self, workshop: Workshop, shelf: Shelf) -> None:
         self._workshop = workshop
         self._shelf = shelf
-        self._builder = Builder(workshop)
-        self._pythons = Pythons(workshop, shelf.lock_path("pythons"))
+        self._caches = Caches(workshop, shelf.lock_path)
+        self._builder = Builder(workshop, self._caches)
+        self._pythons = Pythons(workshop, shelf.lock_path("pythons"), shelf.keyed)
 
     async def read(self, spec: EnvironmentSpec, log: Log = lambda _line: None, *, nested: bool = False) -> Recipe:
         """Return the recipe of a spec, with its locked versions.
 
         Args:
             log: called with lines about progress, if that takes time.
-            nested: a function asks; its builds must not get at the owner's credentials.
+            nested: a function asks; its builds must not run code beside credentials of its program.
 
         Raises:
             EnvironmentBuildError: the spec cannot be read, or no Python fits.
@@ -116,17 +116,20 @@ class Recipes:
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
         python = await self._pythons.find(spec, log, nested=nested)
-        contents, sources = await _contents(parsed), _sources(spec, parsed, nested)
+        contents, sources = await _contents(parsed), index.read(dict(spec.index), parsed, self._shelf.keyed)
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints = tuple(lockfile.constraints(self._pins(found)))
-        return VirtualenvRecipe(self._builder, Request(found, parsed, python, sources, constraints))
+        request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
+        return VirtualenvRecipe(self._builder, request)
 
     async def _conda(self, spec: EnvironmentSpec, nested: bool) -> CondaRecipe:
         from atoll.environments.asked import conda_packages  # with `conda`, 9 ms of the daemon's start
         from atoll.environments.build import conda  # as above
 
         wanted = read_conda(spec)
-        contents, sources = await _contents(wanted.pip), _sources(spec, wanted.pip, nested)
+        sent = {name: text for name, text in spec.index if not wanted.pip.empty or _reaches(name)}
+        own = [text for text in (*wanted.packages, *wanted.channels) if conda_packages.cleaned(text) != text]
+        contents, sources = await _contents(wanted.pip), index.read(sent, wanted.pip, self._shelf.keyed, own)
         caller = await interpreter.probe(spec.interpreter or os.path.realpath(sys.executable))
         python = _python(spec.python_version, caller.version)
         virtual = tuple(sorted(_virtual(spec).items()))
@@ -137,15 +140,35 @@ class Recipes:
                 platform=caller.platform,
                 virtual=dict(virtual),
                 pip_facts=key.pip_facts(wanted.pip, index=sources.facts, contents=contents),
+                fetch=sources.fetch,
             )
         )
         pinned, on_top = conda_packages.pinned(self._pins(found))
-        request = Request(found, wanted.pip, conda.inner_python(python), sources, on_top)
+        inner = conda.inner_python(python)
+        request = Request(found, wanted.pip, inner, sources, on_top, **_rights(spec, nested))
         offline = dict(spec.index).get("UV_OFFLINE", "").lower() in ("1", "true", "yes")
         cache_lock = self._shelf.lock_path("conda-cache")
         return conda.CondaRecipe(
-            found, self._workshop, cache_lock, wanted, python, virtual, request, pinned=pinned, offline=offline
+            found,
+            self._workshop,
+            self._caches,
+            cache_lock,
+            wanted,
+            python,
+            virtual,
+            request,
+            pinned=pinned,
+            offline=offline,
         )
+
+    def prepare(self) -> None:
+        """Make the directories of packages that are kept for further builds."""
+        self._caches.prepare()
+        self._workshop.prepare()
+
+    async def collect(self) -> None:
+        """Remove packages that are kept for further builds and that nobody has asked for in a while."""
+        await self._caches.collect()
 
     def _pins(self, found: str) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -157,6 +180,7 @@ class Recipes:
         from atoll.environments.build import conda  # as in `_conda`
 
         await self._builder.clear_cache()
+        await self._caches.clear()
         await conda.clear_cache(self._workshop, self._shelf.lock_path("conda-cache"))
 
 
@@ -187,19 +211,36 @@ def refuse_host_paths(spec: EnvironmentSpec) -> None:
         requirements.refuse_host_paths(requirements.parse(spec.requirements))
 
 
+def names_addresses(spec: EnvironmentSpec) -> bool:
+    """Return whether a spec itself names an address, of a package, an index or a channel."""
+    if spec.kind == "conda":
+        wanted = read_conda(spec)
+        return wanted.pip.names_addresses or any("://" in name for name in (*spec.packages, *spec.channels))
+    return requirements.parse(spec.requirements).names_addresses
+
+
 async def _contents(parsed: Requirements) -> dict[str, str]:
     return {path.path: await asyncio.to_thread(local_sources.content_digest, path.path) for path in parsed.paths}
 
 
-def _sources(spec: EnvironmentSpec, parsed: Requirements, nested: bool) -> Index:
-    return index.read(
-        dict(spec.index),
-        parsed,
-        home=Path.home(),
-        configuration=settings.user_config_directory(),
-        system=Path("/etc"),
-        nested=nested,
-    )
+def _rights(spec: EnvironmentSpec, nested: bool) -> dict[str, bool]:
+    """Return what a request may do, as arguments of `Request`.
+
+    A function could read its program's credentials while code of packages runs. The credentials that are its own, in
+    the addresses that it names, could make caches without end.
+    """
+    if not nested:
+        return {}
+    names = (*spec.requirements, *spec.packages, *spec.channels, *spec.pip)
+    return {
+        "runs_code": credentials.without_credentials(spec.index) == spec.index,
+        "keeps_cache": not any(requirements.redact(name) != name or "/t/" in name for name in names),
+    }
+
+
+def _reaches(name: str) -> bool:
+    """Return whether a setting counts for conda's packages, too."""
+    return "proxy" in name.lower() or name in ("certificates", "UV_OFFLINE", credentials.WITHHELD)
 
 
 def _python(wanted: str, callers: str) -> str:

@@ -3,8 +3,8 @@
 Theory of operation. Functions see an environment read-only at `/opt/atoll/env`, so that is where the build sandbox
 has it too, and the scripts' first lines are right. uv links files from its cache by hard links, which work within
 one mount only; the cache is shared by all environments, and the environment in work must not show the others.
-Therefore the *workshop* (cache and environments in work) is one bind, and `/opt/atoll` is a small read-only
-directory in which `env` is a symlink into it.
+Therefore the *workshop* (caches and environments in work) is one bind, and `/opt/atoll` is a small read-only
+directory in which `env` is a symlink into it. Each way of fetching has a cache of its own (see `caches`).
 
 There are two phases (docs/decisions/0003-wheels-first.md). *Wheels*: nothing is built, so no code of any package runs,
 and the shared cache can be written. *Sources*, only where wheels are not enough: code of packages runs, in a sandbox
@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import process
-from atoll.environments.asked.index import PRIVATE, Index
+from atoll.environments.asked.index import CERTIFICATES, PRIVATE, Index
 from atoll.environments.asked.local_sources import copy_source
 from atoll.environments.asked.requirements import Requirements
-from atoll.environments.build import compile_bytecode, diagnosis, lockfile
+from atoll.environments.build import caches, compile_bytecode, diagnosis, lockfile
+from atoll.environments.build.caches import Caches
 from atoll.environments.build.python_downloads import uv_program
 from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built.interpreter import Interpreter
@@ -54,6 +55,8 @@ class Request:
         requirements, interpreter, index: as they were read.
         constraints: versions to keep to where a package is needed, as lines of a requirements file.
         refresh: ask the index again instead of using its cached answers.
+        runs_code: False where code of packages must not run: it could read the credentials of the index.
+        keeps_cache: False for a cache that is thrown away.
     """
 
     key: str
@@ -62,13 +65,16 @@ class Request:
     index: Index
     constraints: tuple[str, ...] = ()
     refresh: bool = False
+    runs_code: bool = True
+    keeps_cache: bool = True
 
 
 class Builder:
     """Builds virtual environments in a workshop; several at a time."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, caches: Caches) -> None:
         self.workshop = workshop
+        self.caches = caches
 
     async def build(self, name: str, request: Request, log: Callable[[str], None]) -> Path:
         """Build into the workshop's place for `name`, which must be empty or absent; return the directory that holds `env`; the caller moves it away.
@@ -87,9 +93,11 @@ class Builder:
             return place
         await asyncio.to_thread(self._write_inputs, place, request)
         clean = Cleaner(request.index.secrets, log)
-        attempt = _Attempt(self, place, request, clean)
-        if request.requirements.may_need_building or not await attempt.wheels():
-            await attempt.sources()
+        async with self.caches.use(request.index.cache if request.keeps_cache else ""):
+            attempt = _Attempt(self, place, request, clean)
+            if request.requirements.may_need_building or not await attempt.wheels():
+                check_runs_code(request)
+                await attempt.sources()
         if not has_shape(place / "env", request.interpreter):
             raise EnvironmentBuildError(
                 f"could not build environment `{request.key[:8]}`: a package's build changed the environment's shape",
@@ -108,6 +116,7 @@ class Builder:
             EnvironmentBuildError: the requirements cannot be installed.
             DiskFull: there is no space for them.
         """
+        check_runs_code(request)
         await asyncio.to_thread(self._write_inputs, place, request)
         self._write_private(place, request.index.build_private)
         try:
@@ -128,12 +137,13 @@ class Builder:
             self.workshop.own_tree(place / "env")
             await asyncio.to_thread(self._write_inputs, place, request)
             attempt = _Attempt(self, place, request, Cleaner(request.index.secrets, log))
-            return await attempt.compile_lock()
+            async with self.caches.use(request.index.cache if request.keeps_cache else ""):
+                return await attempt.compile_lock()
         finally:
             await asyncio.to_thread(shutil.rmtree, place, True)
 
     async def clear_cache(self) -> None:
-        """Remove every package from the shared cache; builds that run now are waited for.
+        """Remove every package from the ordinary cache; builds that run now are waited for.
 
         Raises:
             EnvironmentBuildError: the cache cannot be removed.
@@ -190,7 +200,7 @@ class _Attempt:
 
     async def wheels(self) -> bool:
         """Install wheels; return False when a package has none."""
-        command = [*self._install(f"{_WORKSHOP}/uv"), "--no-build", "--link-mode", "hardlink"]
+        command = [*self._install(self._cache()), "--no-build", "--link-mode", "hardlink"]
         done = await self._run(command, shared=True)
         if done.status != 0 and diagnosis.needs_building(done.output):
             return False
@@ -222,12 +232,18 @@ class _Attempt:
 
     async def compile_lock(self) -> str:
         """Resolve with hashes; return the lines."""
-        command = [f"{_UV}/uv", "pip", "compile", *self._common(f"{_WORKSHOP}/uv"), "--no-build", "--quiet"]
+        command = [f"{_UV}/uv", "pip", "compile", *self._common(self._cache()), "--no-build", "--quiet"]
         command += ["--python", PYTHON, "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
         command += ["--no-emit-find-links", "--constraints", f"{_INPUT}/constraints.txt", *self._options()]
         done = await self._run([*command, f"{_INPUT}/requirements.txt"], shared=True, quiet=True)
         self._check(done)
         return done.output
+
+    def _cache(self) -> str:
+        """Return the cache of the first phase: that of the way of fetching, or one that goes with the place."""
+        if not self._request.keeps_cache:
+            return f"{_WORKSHOP}/work/{self._place.name}/cache"
+        return f"{_WORKSHOP}/{caches.within('uv', self._request.index.cache)}"
 
     def _common(self, cache: str) -> list[str]:
         return ["--cache-dir", cache, "--color", "never", "--no-python-downloads", "--no-progress"]
@@ -261,10 +277,8 @@ class _Attempt:
 
     async def _run(self, command: Sequence[str], *, shared: bool, quiet: bool = False) -> process.Completed:
         request = self._request
-        variables, private = request.index.variables, request.index.private
-        if not shared:
-            variables, private = request.index.build_variables, request.index.build_private
-        environment = {**VARIABLES, **variables}
+        private = request.index.private if shared else request.index.build_private
+        environment = {**VARIABLES, **request.index.variables}
         if shared:
             places = [
                 Bind(str(self._builder.workshop.directory), _WORKSHOP, writable=True),
@@ -277,6 +291,8 @@ class _Attempt:
             environment[variable] = f"{_INPUT}/{variable}"
             if variable == "UV_CONFIG_FILE":
                 del environment["UV_NO_CONFIG"]
+            if variable in CERTIFICATES:
+                environment.update(dict.fromkeys(CERTIFICATES, environment[variable]))
         binds = [*request.interpreter.binds, *places, Bind(uv_program(), f"{_UV}/uv"), *request.index.binds]
         done = await self._builder.workshop.run(
             command, binds=binds, environment=environment, on_line=None if quiet else self._log
@@ -338,9 +354,24 @@ class VirtualenvRecipe:
         return Environment(directory.name, directory, directory / "env", self.request.interpreter)
 
 
+def check_runs_code(request: Request) -> None:
+    """Refuse to run code of packages beside credentials that a function could learn from it.
+
+    Raises:
+        EnvironmentBuildError: the request must not.
+    """
+    if not request.runs_code:
+        raise EnvironmentBuildError(
+            f"could not build environment `{request.key[:8]}`: a package has no wheel, and code of packages never runs "
+            "with the program's credentials where a function asks",
+            hint="build it once from the program itself",
+        )
+
+
 def hint(*, locked: bool, withheld: bool) -> str:
     """Return a failed build's hint about locked versions and withheld credentials."""
     text = "; `atoll env upgrade` forgets the versions that were locked" if locked else ""
-    return text + (
-        "; a function's own builds have no credentials: build it once from the program itself" if withheld else ""
-    )
+    return text + ("; a function's own requests have none of the program's credentials" + SAYS_SO if withheld else "")
+
+
+SAYS_SO = " (`environments.functions_use_credentials` in `settings.toml` changes that)"

@@ -25,7 +25,7 @@ VARIABLES: Mapping[str, str] = {
 """Environment variables of every builder's command."""
 
 CACHES = ("uv", "conda")
-"""Caches for further builds, one directory for each tool."""
+"""Caches of the ordinary way of fetching, one directory for each tool; see `caches`."""
 
 
 class Confinement(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -34,6 +35,7 @@ class Shelf:
     def __init__(self, directory: Path, work: Path) -> None:
         self.directory = directory
         self._work = work
+        self._secret = b""
 
     def path(self, name: str) -> Path:
         """Return where the environment `name` is."""
@@ -46,6 +48,12 @@ class Shelf:
     def pins_path(self, found: str) -> Path:
         """Return the file with the versions that the environments of a key are held to."""
         return self.directory / ".pins" / found
+
+    def keyed(self, text: str) -> str:
+        """Return a digest of a text that nobody can guess from it: it is keyed with a secret of this directory."""
+        if not self._secret:
+            self._secret = _read_secret(self.directory / ".secret")
+        return hashlib.blake2b(text.encode(), key=self._secret, digest_size=16).hexdigest()
 
     def prepare(self) -> None:
         """Make the directories."""
@@ -149,6 +157,23 @@ class Shelf:
         directory = self.path(name)
         if records.read(directory) is None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _read_secret(path: Path) -> bytes:
+    """Return the secret at `path`, private to the owner; made once, by whoever is first."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    temporary = path.with_name(f"{path.name}-{os.getpid()}")
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_TRUNC, 0o600)) as file:
+        file.write(os.urandom(32))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    return path.read_bytes()
 
 
 def size_bytes(directory: Path) -> int:
