@@ -10,11 +10,14 @@ import os
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from atoll.environments.asked.credentials import without_credentials
+from atoll.daemon import leasing
+from atoll.daemon.leasing import Caller
+from atoll.environments.asked.credentials import WITHHELD, without_credentials
 from atoll.environments.build import caches
 from atoll.environments.build.conda import CondaRecipe
 from atoll.environments.build.recipes import Recipe
@@ -22,6 +25,7 @@ from atoll.environments.built import interpreter
 from atoll.environments.built.interpreter import Interpreter
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
+from atoll.settings import EnvironmentsSettings, Settings
 from tests.conftest import Home
 from tests.environments import Machine, serve
 
@@ -37,6 +41,7 @@ def address(port: int, user: str = "") -> str:
 
 
 ME = "me:hunter27x@"
+PYTHON = "/p/bin/python3.11"
 
 
 def test_what_credentials_let_in_is_not_for_callers_without_them(machine: Machine) -> None:
@@ -109,9 +114,9 @@ def test_the_key_tells_nothing_of_the_credentials(machine: Machine) -> None:
     assert recipe(machine, spec).key != first
 
 
-def test_the_ordinary_way_keeps_its_keys(machine: Machine) -> None:
+def test_the_ordinary_way_keeps_its_keys() -> None:
     """Without proxies, credentials, certificates and unchecked hosts a key is what it was before these were told apart."""
-    python = Interpreter("/p/bin/python3.11", "3.11.7", "cpython", "cpython-311", "linux-x86_64", "/p", ())
+    python = Interpreter(PYTHON, "3.11.7", "cpython", "cpython-311", "linux-x86_64", "/p", ())
     from atoll.environments.asked import index, key, requirements
 
     keys = []
@@ -231,20 +236,36 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("allowed", [False, True])
-def test_a_function_gets_nothing_that_only_its_programs_credentials_let_in(
-    atoll_home: Home, machine: Machine, allowed: bool
-) -> None:
-    """Neither a build nor a found environment, but its own; the owner's setting allows both."""
+def test_a_function_gets_nothing_that_only_its_programs_credentials_let_in(atoll_home: Home, machine: Machine) -> None:
+    """Neither a build nor what its program has built, but its own environment."""
     machine.wheel("alpha")
-    (atoll_home.path / "settings.toml").write_text(
-        f"[environments]\nfunctions_use_credentials = {'true' if allowed else 'false'}\n"
-    )
     program = machine.directory / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
     with serve(machine.wheels) as port:
         said = atoll_home.python(str(program), env={"UV_DEFAULT_INDEX": address(port, ME)}).stdout.split()
-    assert said == (["1", "1", "1", "1"] if allowed else ["True", "1", "True", "1"])
+    assert said == ["True", "1", "True", "1"]
+
+
+def test_the_owner_decides_whose_credentials_functions_use(tmp_path: Path) -> None:
+    """By the setting for requests without addresses; a function's own environment, and only that, has its own always."""
+    sent = (("HTTPS_PROXY", "http://u:pw@proxy:1"), ("UV_INDEX", "https://me:pw@a.example"), ("netrc", "machine a"))
+    outer = EnvironmentSpec(requirements=("x",), interpreter=PYTHON, index=sent)
+
+    def granted(spec: EnvironmentSpec, outer: EnvironmentSpec, *, allowed: bool = False) -> EnvironmentSpec:
+        engine = SimpleNamespace(environment_of=lambda worker: outer)
+        options = Settings(tmp_path, environments=EnvironmentsSettings(functions_use_credentials=allowed))
+        services = cast("Any", SimpleNamespace(settings=options, engine=engine))
+        return leasing.checked_environment(services, Caller("ann", "worker"), spec)
+
+    bare = (("HTTPS_PROXY", "http://proxy:1"), ("UV_INDEX", "https://a.example"), (WITHHELD, "1"))
+    assert granted(EnvironmentSpec(requirements=("x",)), outer) == outer
+    child = granted(EnvironmentSpec(requirements=("y",)), outer)
+    assert child.index == bare
+    assert granted(EnvironmentSpec(requirements=("y",)), child) == child
+    assert granted(EnvironmentSpec(requirements=("x",)), child).index == bare
+    assert granted(EnvironmentSpec(requirements=("y",)), outer, allowed=True).index == sent
+    for named in ("y @ https://b.example/y.whl", "--index-url https://b.example"):
+        assert granted(EnvironmentSpec(requirements=("y", named)), outer, allowed=True).index == bare
 
 
 def test_a_function_with_its_programs_credentials_runs_no_code_beside_them(machine: Machine) -> None:

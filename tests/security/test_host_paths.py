@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,9 @@ from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.main import Daemon
 from atoll.errors import AtollError, EnvironmentBuildError
 from atoll.host import index_settings
+from atoll.model.mounts import Bind
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.process import Completed
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from tests.conftest import Home
@@ -42,7 +45,7 @@ def test_no_file_that_a_client_names_or_that_the_daemon_has_lets_in(machine: Mac
         texts = {
             "netrc": "machine 127.0.0.1 login me password hunter27x\n",
             "uv.toml": f'[[index]]\nurl = "{address}"\ndefault = true\n',
-            "pip.conf": f"[global]\nindex-url = {address}\n",
+            "pip.conf": f"[global]\nfind-links = {machine.wheels}\n",
         }
         places = {".netrc": user / ".netrc", "uv.toml": user / ".config/uv/uv.toml"}
         places["pip.conf"] = user / ".config/pip/pip.conf"
@@ -50,7 +53,8 @@ def test_no_file_that_a_client_names_or_that_the_daemon_has_lets_in(machine: Mac
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(texts[{".netrc": "netrc", "NETRC": "netrc", "UV_CONFIG_FILE": "uv.toml"}.get(way, way)])
         sent = {"UV_DEFAULT_INDEX": open_address, **({way: str(place)} if way.isupper() else {})}
-        spec = EnvironmentSpec("virtualenv", ("alpha",), "", BASE, tuple(sorted(sent.items())))
+        entries = ("alpha", "--no-index") if way == "pip.conf" else ("alpha",)
+        spec = EnvironmentSpec("virtualenv", entries, "", BASE, tuple(sorted(sent.items())))
         with pytest.raises(EnvironmentBuildError):
             asyncio.run(machine.store.ensure(spec, machine.lines.append))
 
@@ -62,15 +66,15 @@ SPY = """
 """
 
 
-@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"])
-def test_no_certificates_that_a_client_names_are_opened(machine: Machine, name: str) -> None:
+def test_no_certificates_that_a_client_names_are_opened(machine: Machine) -> None:
     """A path as the value of a variable of certificates shows the build nothing of the machine."""
     private = machine.directory / "private"
     private.mkdir()
     (private / "key").write_text("secret")
     machine.sdist("delta", SPY)
-    path = private if name == "SSL_CERT_DIR" else private / "key"
-    spec = EnvironmentSpec("virtualenv", (*machine.spec("delta").requirements,), "", BASE, ((name, str(path)),))
+    paths = {"SSL_CERT_FILE": private / "key", "REQUESTS_CA_BUNDLE": private / "key", "SSL_CERT_DIR": private}
+    sent = tuple((name, str(path)) for name, path in paths.items())
+    spec = EnvironmentSpec("virtualenv", machine.spec("delta").requirements, "", BASE, sent)
     environment = asyncio.run(machine.store.ensure(spec, machine.lines.append))
     assert machine.python(environment, "import delta; print(delta.NOTE)") == ""
 
@@ -100,6 +104,28 @@ def test_a_client_opens_its_files_with_its_own_rights(machine: Machine) -> None:
     os.waitpid(pid, 0)
 
 
+def test_no_installation_writes_a_python_that_the_daemon_runs(machine: Machine) -> None:
+    """The sandbox with the shared caches shows the installed interpreters read-only."""
+    machine.wheel("alpha")
+    pythons = machine.home / "environments/.cache/pythons"
+    pythons.mkdir(parents=True)
+    pythons.chmod(0o777)
+    tried: list[str] = []
+    inner = machine.confinement
+
+    async def confinement(command: Sequence[str], *, binds: Sequence[Bind], **options: Any) -> Completed:
+        if any(bind.writable and bind.target == "/opt/atoll-workshop" for bind in binds):
+            attack = ["/bin/sh", "-c", "cd /opt/atoll-workshop && touch uv/x && touch pythons/x"]
+            tried.append((await inner(attack, binds=binds, environment={"PATH": "/usr/bin:/bin"})).output)
+        return await inner(command, binds=binds, **options)
+
+    machine.confinement = confinement  # type: ignore[method-assign]
+    machine.store = machine.new_store()
+    machine.ensure("alpha")
+    assert ["Read-only file system" in output for output in tried] == [True]
+    assert not list(pythons.iterdir())
+
+
 # --- callers of other uids ------------------------------------------------------------------------------------------
 
 ANN = Caller("ann")
@@ -110,12 +136,13 @@ def checked(spec: EnvironmentSpec, caller: Caller = ANN) -> EnvironmentSpec:
 
 
 def test_no_interpreter_that_another_user_names_is_run(tmp_path: Path) -> None:
-    """Who has another uid than the daemon gets a Python of the machine."""
+    """Who has another uid than the daemon gets a Python of the machine, and none of a list of their own."""
     marker, program = tmp_path / "ran", tmp_path / "python3"
     program.write_text(f"#!/bin/sh\ntouch {marker}\n")
     program.chmod(0o755)
-    spec = EnvironmentSpec(interpreter=str(program))
-    assert checked(spec).interpreter == ""
+    listed = ("UV_PYTHON_DOWNLOADS_JSON_URL", "https://a.example/list.json")
+    spec = EnvironmentSpec(interpreter=str(program), index=(listed,))
+    assert checked(spec) == EnvironmentSpec()
     assert checked(spec, owner("ann")).interpreter == str(program)
     assert not marker.exists()
 
@@ -131,7 +158,6 @@ def test_no_interpreter_that_another_user_names_is_run(tmp_path: Path) -> None:
         EnvironmentSpec("conda", packages=("x",), pip=("/root/package",)),
         EnvironmentSpec(requirements=("x",), index=(("UV_FIND_LINKS", "/root/wheels"),)),
         EnvironmentSpec(requirements=("x",), index=(("PIP_INDEX_URL", "file:///root/mirror"),)),
-        EnvironmentSpec(requirements=("x",), index=(("UV_PYTHON_DOWNLOADS_JSON_URL", "/root/list.json"),)),
     ],
 )
 def test_no_path_that_another_user_names_is_opened(spec: EnvironmentSpec) -> None:

@@ -170,8 +170,6 @@ def test_settings_without_credentials_stay_as_they_are() -> None:
         ("PIP_FIND_LINKS", "wheels"),
         ("UV_INDEX", "own=file:///root/mirror"),
         ("UV_DEFAULT_INDEX", "/root/mirror"),
-        ("UV_PYTHON_INSTALL_MIRROR", "file:///root/mirror"),
-        ("UV_PYTHON_DOWNLOADS_JSON_URL", "/root/list.json"),
     ],
 )
 def test_paths_of_the_machine_are_for_callers_who_may_name_them(name: str, text: str) -> None:
@@ -184,9 +182,10 @@ def test_paths_of_the_machine_are_for_callers_who_may_name_them(name: str, text:
 
 
 def test_a_configuration_of_another_caller_chooses_packages_and_nothing_else() -> None:
-    """Settings of a `uv.toml` that name paths are left out."""
+    """Settings of a `uv.toml` that name paths, and sources of Pythons, which the daemon would run, are left out."""
     text = 'cache-dir = "/x"\nindex-url = "https://a.example"\n[pip]\ntarget = "/opt"\nno-index = true\n'
-    ((name, kept),) = refuse_host_paths((("uv.toml", text),), needed=True)
+    own = (("UV_PYTHON_DOWNLOADS_JSON_URL", "https://a.example/list"), ("UV_PYTHON_INSTALL_MIRROR", "/root/mirror"))
+    ((name, kept),) = refuse_host_paths((*own, ("uv.toml", text)), needed=True)
     assert name == "uv.toml"
     assert tomllib.loads(kept) == {"index-url": "https://a.example", "pip": {"no-index": True}}
 

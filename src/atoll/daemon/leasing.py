@@ -128,7 +128,7 @@ async def build(
     """Return the environment of a spec that `checked` has returned; built if it is absent."""
     if caller.nested or caller.network != "host":
         policy_of_builds.set(_outer_network(services, caller))  # for this task, and the builds that it starts
-    return await services.node.environments.ensure(spec, progress, nested=not caller.may_name_host_paths)
+    return await services.node.environments.ensure(spec, progress, nested=caller.nested)
 
 
 def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:

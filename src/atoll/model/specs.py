@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -172,7 +173,7 @@ class EnvironmentSpec:
             kind=kind,
             python_version=_text(data, "python_version"),
             interpreter=interpreter,
-            index=index,
+            index=tuple((name, sys.intern(value)) for name, value in index),  # requests share a machine's certificates
             **lists,
         )
 

@@ -23,8 +23,7 @@ Pairs = tuple[tuple[str, str], ...]
 WITHHELD = "withheld"
 """The name of the pair that `without_credentials` adds, so that a failed build's hint can tell of them."""
 
-_PLACES = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
-"""Variables, beside those of indexes, whose value is an address or a path."""
+_PYTHONS = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
 _INDEX = re.compile(r"(UV|PIP)_(.*_)?(INDEX|INDEX_URL|LINKS)")
 
 _NOT_FOR_BUILDS = frozenset(
@@ -85,23 +84,24 @@ def _cleaned(name: str, text: str) -> str:
 def refuse_host_paths(pairs: Pairs, *, needed: bool) -> Pairs:
     """Return settings as callers may have them that name no files of this machine.
 
-    A `uv.toml` is reduced to the settings about indexes, since others name paths that uv writes to.
+    A `uv.toml` is reduced to the settings about indexes, since others name paths that uv writes to. A source of Pythons
+    is left out, since the daemon runs what it installs to learn its version.
 
     Args:
-        needed: whether the request has requirements; otherwise local indexes are left out.
+        needed: whether the request has requirements; otherwise local indexes are left out, too.
 
     Raises:
         EnvironmentBuildError: a setting names a local path; the message names it.
     """
     kept = []
     for name, text in pairs:
-        named = _local_path(text) if name in _PLACES or _INDEX.fullmatch(name) else ""
+        named = _local_path(text) if _INDEX.fullmatch(name) else ""
         if named and needed:
             raise EnvironmentBuildError(
                 f"`{name}` names the local path `{redact(named)[:200]}`, which is not for this user",
                 hint="use an index of the network",
             )
-        if not named:
+        if not named and name not in _PYTHONS:
             kept.append((name, index_settings(toml(text)) if name == "uv.toml" else text))
     return tuple(pair for pair in kept if pair[1])
 

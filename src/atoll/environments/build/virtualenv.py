@@ -280,8 +280,11 @@ class _Attempt:
         private = request.index.private if shared else request.index.build_private
         environment = {**VARIABLES, **request.index.variables}
         if shared:
+            workshop = self._builder.workshop.directory
             places = [
-                Bind(str(self._builder.workshop.directory), _WORKSHOP, writable=True),
+                Bind(str(workshop), _WORKSHOP, writable=True),
+                # the daemon runs these to learn their versions
+                *(Bind(str(path), f"{_WORKSHOP}/{path.name}") for path in sorted(workshop.glob("pythons*"))),
                 Bind(str(self._place / "inside"), "/opt/atoll"),
             ]
         else:
