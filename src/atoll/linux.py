@@ -86,6 +86,22 @@ def _call(name: str, *arguments: Any, filename: str | None = None) -> None:
         raise OSError(number, os.strerror(number), filename)
 
 
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the number of a pidfd's process in this process's namespace; 0 outside of it, -1 for one that has ended.
+
+    Raises:
+        OSError: the descriptor is no pidfd.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"Pid:"):
+                return int(line[4:])
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

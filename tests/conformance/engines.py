@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from atoll.engine.accounts import Opener
 from atoll.engine.contract import Engine, EngineLease
 from atoll.engine.pool import Pool
 from atoll.environments.built.interpreter import Interpreter
@@ -50,7 +51,7 @@ class Bench:
 async def embedded_pool() -> AsyncIterator[Bench]:
     """The daemon's pool."""
 
-    async def refuse(connection: socket.socket, user: str, worker: str) -> None:
+    async def refuse(connection: socket.socket, opener: Opener) -> None:
         connection.close()
 
     node: Any = FakeNode()
@@ -169,6 +170,11 @@ class FakeSandbox:
             descriptors = [] if status else [connection.fileno()]
             await self._agent.send({**answer, "error": os.strerror(status)} if status else answer, descriptors)
 
+    def identify(self, pid: int, pidfd: int) -> Any:
+        if pidfd >= 0:
+            os.close(pidfd)
+        return FakeMember(pid)
+
     async def kill(self) -> None:
         for worker in self._workers.values():
             worker.close()
@@ -180,6 +186,25 @@ class FakeSandbox:
             self._live.remove(self)
 
     async def failure(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class FakeMember:
+    """A process that has ended whenever somebody looks; the tests' own, so that nobody may kill it."""
+
+    pid: int
+    init: int = 0
+    agent: int = 0
+
+    def lives(self) -> bool:
+        return False
+
+    def copy(self) -> FakeMember:
+        return self
+
+    def kill(self) -> None: ...
 
     def close(self) -> None: ...
 

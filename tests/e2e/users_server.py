@@ -15,6 +15,7 @@ from atoll import settings
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
+from atoll.engine.accounts import Opener
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import short_name
 
@@ -30,8 +31,8 @@ async def main(home: Path, users: list[Path]) -> None:
         task.add_done_callback(connections.discard)
         return task
 
-    async def serve_nested(client: socket.socket, user: str, worker: str) -> None:
-        await serve(client, Caller(user, worker))
+    async def serve_nested(client: socket.socket, opener: Opener) -> None:
+        await serve(client, Caller(opener.user, opener.worker, sandbox=opener.sandbox))
 
     async def accept(listener: socket.socket, user: str) -> None:
         while True:

@@ -25,7 +25,7 @@ from atoll.engine.contract import EngineLease
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.frames import FrameError, Message
+from atoll.wire.frames import FrameError, HeaderTooLarge, Message
 
 log = logging.getLogger("atoll.api")
 
@@ -36,6 +36,9 @@ LINGER_SECONDS = 1.0
 
 LAST_OUTPUT_SECONDS = 10.0
 """Seconds for a client to read the last output of an ended worker, and to close its connection."""
+
+FAIL_SECONDS = 10.0
+"""Seconds for a client to read why it was refused."""
 
 MAX_LEASE_DESCRIPTORS = 4
 """Descriptors that may wait for their messages, on a nested connection with a lease."""
@@ -66,44 +69,61 @@ class Connection:
         self._leave = leave
 
     async def serve(self) -> None:
+        failure: dict[str, Any] | None = None
         try:
-            hello = await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)
-            version = hello.header.get("version")
-            if hello.type != "hello" or not isinstance(version, str):
-                raise errors.ProtocolMismatch("the first message is not a greeting", hint="use the atoll package")
-            if version != __version__ and hello.header.get("purpose") != "control":
-                await self._channel.send({"type": "mismatch", "version": __version__, "pid": os.getpid()})
-                return
-            await self._channel.send({"type": "welcome", "version": __version__, "pid": os.getpid()})
-            message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
-            match message.get("type"):
-                case "lease":
-                    await self._lease(message)
-                case "storage":
-                    await self._storage()
-                case "shell":
-                    await self._shell(message)
-                case "dial":
-                    await self._dial(message)
-                case "request":
-                    await self._request(message)
-                case kind:
-                    raise errors.ProtocolMismatch(f"unknown message `{kind}`", hint="upgrade the older side")
+            if await self._greet():
+                await (await self._asked())
         except (TimeoutError, ChannelClosed):
             pass
         except FrameError as error:
             self._log_junk(error)
+            failure = _too_large(error) if isinstance(error, HeaderTooLarge) else None
         except errors.AtollError as error:
-            await self._fail(error)
+            failure = error.to_data()
         except ValueError as error:
-            await self._fail(errors.ProtocolMismatch(f"malformed message: {error}", hint="upgrade the older side"))
+            failure = errors.ProtocolMismatch(f"malformed message: {error}", hint="upgrade the older side").to_data()
         except Exception as error:
             log.exception("connection_failed")
-            await self._fail(
-                errors.InternalError(f"the daemon failed: {error!r}", hint="please report it with `atoll logs`")
-            )
+            failure = errors.InternalError(
+                f"the daemon failed: {error!r}", hint="please report it with `atoll logs`"
+            ).to_data()
+        try:  # past the handlers, whose errors hold the frames and so the message
+            if failure is not None:
+                await asyncio.wait_for(self._fail(failure), FAIL_SECONDS)
+        except TimeoutError:
+            pass
         finally:
             self._channel.close()
+
+    async def _greet(self) -> bool:
+        """Exchange versions; return whether they are the same, or need not be."""
+        hello = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
+        version = hello.get("version")
+        if hello.get("type") != "hello" or not isinstance(version, str):
+            raise errors.ProtocolMismatch("the first message is not a greeting", hint="use the atoll package")
+        welcome = version == __version__ or hello.get("purpose") == "control"
+        kind = "welcome" if welcome else "mismatch"
+        await self._channel.send({"type": kind, "version": __version__, "pid": os.getpid()})
+        return welcome
+
+    async def _asked(self) -> Coroutine[Any, Any, None]:
+        """Return the work that the client's message asks for; of the message itself nothing is kept."""
+        message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
+        match message.get("type"):
+            case "lease":
+                spec = _read_spec(message.get("spec"))
+                claim = leasing.read_claim(message.get("for"))
+                return self._lease(spec, leasing.read_client(message.get("client", "")), claim)
+            case "storage":
+                return self._storage()
+            case "shell":
+                return self._shell(_read_spec(message.get("spec")), terminal=message.get("terminal") is True)
+            case "dial":
+                return self._dial(message.get("worker"), message.get("port"))
+            case "request":
+                return self._request(message.get("name"), message.get("arguments"))
+            case kind:
+                raise errors.ProtocolMismatch(f"unknown message `{str(kind)[:40]}`", hint="upgrade the older side")
 
     def _log_junk(self, error: FrameError) -> None:
         worker = self._caller.parent
@@ -113,9 +133,12 @@ class Connection:
             _senders_of_junk.append(worker)
             log.warning("worker_sent_no_frames id=%s error=%s", worker, error)
 
-    async def _fail(self, error: errors.AtollError) -> None:
+    async def _fail(self, error: dict[str, Any]) -> None:
         with contextlib.suppress(ChannelClosed):
-            await self._channel.send({"type": "failed", "error": error.to_data()})
+            try:
+                await self._channel.send({"type": "failed", "error": error})
+            except FrameError:  # an error with too many details
+                await self._channel.send({"type": "failed", "error": {**error, "details": {}}})
 
     def _progress(self, line: str) -> None:
         self._post_line("progress", line[:4000])
@@ -124,7 +147,9 @@ class Connection:
         self._post_line("notice", line)
 
     def _post_line(self, kind: str, line: str) -> None:
-        with contextlib.suppress(ChannelClosed):  # a client that does not read loses lines
+        if self._caller.nested and self._channel.queued_bytes:
+            return  # a client that does not read loses lines
+        with contextlib.suppress(ChannelClosed):
             self._channel.post({"type": kind, "line": line})
 
     async def _until_gone(self, work: Coroutine[Any, Any, T]) -> T:
@@ -144,19 +169,18 @@ class Connection:
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
-    async def _lease(self, message: dict[str, Any]) -> None:
-        spec = _read_spec(message.get("spec"))
+    async def _lease(self, spec: LeaseSpec, client: str, claim: leasing.Claim | None) -> None:
         listener = leasing.Listener(self._progress, self._notice)
         lease: EngineLease | None = None
         try:
-            asked = leasing.ask(self._services, self._caller, spec, message.get("client", ""), listener)
-            lease = await self._until_gone(asked)
-            await self._serve_lease(lease)
+            with leasing.request_bytes(self._services, self._caller, spec):
+                lease = await self._until_gone(leasing.ask(self._services, self._caller, spec, client, listener))
+                await self._serve_lease(lease)
         except Withdrawn:
             raise
         except BaseException as error:
             if lease is None or not lease.worker:
-                leasing.record_refusal(self._services, self._caller, spec, message.get("for"), error)
+                leasing.record_refusal(self._services, self._caller, spec.function, claim, error)
             raise
 
     async def _serve_lease(self, lease: EngineLease) -> None:
@@ -183,6 +207,7 @@ class Connection:
                 await asyncio.wait({lease.granted, gone}, timeout=POSITION_SECONDS, return_when="FIRST_COMPLETED")
                 if gone.done():
                     _check_withdrawn(gone.result())
+                    raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
                 position = lease.position()
                 if position >= 0 and position != told and not lease.granted.done():
                     told = position
@@ -235,13 +260,13 @@ class Connection:
             with contextlib.suppress(ChannelClosed):  # the client leaves, or the peer has idled for long enough
                 await self._until_gone(_wait(ended))
 
-    async def _dial(self, message: dict[str, Any]) -> None:
+    async def _dial(self, worker: object, port: object) -> None:
         """Send the client a socket that is connected to a port inside a sandbox."""
-        asked = leasing.dial(self._services, self._caller, message.get("worker"), message.get("port"))
+        asked = leasing.dial(self._services, self._caller, worker, port)
         with await self._until_gone(asked) as dialled:
             await self._channel.send({"type": "granted"}, [dialled.fileno()])
 
-    async def _shell(self, message: dict[str, Any]) -> None:
+    async def _shell(self, asked: LeaseSpec, *, terminal: bool) -> None:
         """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""
         services, caller = self._services, self._caller
         if caller.nested:
@@ -249,15 +274,13 @@ class Connection:
         with services.housekeeping.shell(caller.user):
             descriptors = self._channel.take_descriptors(3)
             try:
-                spec = leasing.checked(services, caller, _read_spec(message.get("spec")))
+                spec = leasing.checked(services, caller, asked)
                 environment = await self._until_gone(leasing.build(services, caller, spec.environment, self._progress))
                 network = await services.node.network(spec.network, self._notice)
                 key = SandboxKey(caller.user, environment.key, network, spec.mounts, trusted=spec.trusted)
                 if services.engine.is_quiet(caller.user):
                     raise errors.VolumeBusy("the volume is just being restored", hint="try again in a moment")
-                shell = services.node.start_shell(
-                    key, environment, dict(spec.env), descriptors, terminal=message.get("terminal") is True
-                )
+                shell = services.node.start_shell(key, environment, dict(spec.env), descriptors, terminal=terminal)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -271,8 +294,7 @@ class Connection:
             raise failure
         await self._channel.send({"type": "answer", "value": {"status": status}})
 
-    async def _request(self, message: dict[str, Any]) -> None:
-        name, arguments = message.get("name"), message.get("arguments")
+    async def _request(self, name: object, arguments: object) -> None:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("a request has a `name` and `arguments`")
         asked = requests.answer(self._services, self._caller, name, arguments, self._progress)
@@ -288,6 +310,13 @@ async def _wait(event: asyncio.Event) -> None:
 def _check_withdrawn(message: Message) -> None:
     if message.type == "withdrawn":
         raise Withdrawn("the client has got another lease meanwhile")
+
+
+def _too_large(error: HeaderTooLarge) -> dict[str, Any]:
+    return errors.ResourcesUnavailable(
+        f"the request has {error.size_bytes} bytes, and the daemon takes {error.most_bytes}",
+        hint="name fewer requirements, and put large values into a file below `/data`",
+    ).to_data()
 
 
 def _read_spec(data: Any) -> LeaseSpec:

@@ -15,31 +15,30 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from atoll import errors
 from atoll.daemon.services import Services
+from atoll.engine.accounts import Opener
 from atoll.engine.call_claims import never_started
 from atoll.engine.contract import EngineLease
 from atoll.environments.asked import credentials
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
-from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.model.specs import EnvironmentSpec, LeaseSpec, held_bytes
 from atoll.node.node import policy_of_builds
 from atoll.sandbox.network.networks import within
 from atoll.storage.protocol.replies import FUNCTION, PROGRAM
-
-MAX_STORAGE_PEERS = 4
-MAX_NESTED_STORAGE_PEERS = 32
-"""Open storage peers of the code in one worker, and of the code in all workers together."""
 
 STORAGE_PLACE_SECONDS = 3.0
 """Seconds that a function waits for one of them: a client that opens several in turn does not see the last one end."""
 
 MAX_CLIENT = 64
 """Characters of the name of a client's process."""
+
+MAX_CLAIM = 200
+"""Characters of the ids in a client's description of its call."""
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -55,6 +54,7 @@ class Caller:
         may_choose_interpreter: the path of a Python of this machine, which the daemon runs.
         may_administer: everybody's status and environments, and the daemon's end.
         network: the most open policy that its functions may have.
+        sandbox: the sandbox of `parent`.
 
     Raises:
         ValueError: `user` is no such id.
@@ -66,6 +66,7 @@ class Caller:
     may_choose_interpreter: bool = False
     may_administer: bool = False
     network: str = "outbound"
+    sandbox: str = ""
 
     def __post_init__(self) -> None:
         if not _USER.fullmatch(self.user):
@@ -77,6 +78,11 @@ class Caller:
         return self.parent is not None
 
     @property
+    def opener(self) -> Opener:
+        """The code that asks, for the accounts; of a nested caller."""
+        return Opener(self.user, self.sandbox, self.parent or "")
+
+    @property
     def storage_client(self) -> str:
         """The kind of client that a storage peer is told of."""
         return FUNCTION if self.nested else PROGRAM
@@ -85,6 +91,31 @@ class Caller:
 def owner(user: str) -> Caller:
     """Return the caller with every right: the owner of the machine's daemon."""
     return Caller(user, may_name_host_paths=True, may_choose_interpreter=True, may_administer=True, network="host")
+
+
+Claim = tuple[str, float, str]
+"""A client's description of the call that it wants a lease for: id, time, and the parent's id; unchecked otherwise."""
+
+
+def read_claim(data: object) -> Claim | None:
+    """Return the description in a lease's message; None where there is none that can be used."""
+    if not isinstance(data, dict):
+        return None
+    call, at, parent = data.get("call"), data.get("at"), data.get("parent")
+    if not isinstance(call, str) or not isinstance(parent, str) or max(len(call), len(parent)) > MAX_CLAIM:
+        return None
+    return call, at if isinstance(at, float) else 0.0, parent
+
+
+def read_client(data: object) -> str:
+    """Return the name of a client's process, as it claims.
+
+    Raises:
+        ValueError: it is no short text.
+    """
+    if not isinstance(data, str) or len(data) > MAX_CLIENT:
+        raise ValueError("`client` must be a short text")
+    return data
 
 
 @dataclass(frozen=True)
@@ -100,20 +131,17 @@ class Listener:
     notice: Callable[[str], None]
 
 
-async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: object, listener: Listener) -> EngineLease:
+async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, listener: Listener) -> EngineLease:
     """Check a wish, build its environment and ask the engine for a worker.
 
     Args:
-        client: names the process that asks, as the client claims.
+        client: see `read_client`.
 
     Raises:
-        ValueError: `client` is no short text.
         ResourcesUnavailable: the caller may not ask for it, or the machine can never grant it.
         SandboxUnavailable: its network cannot be made here.
         EnvironmentBuildError, DiskFull, StateUnusable: as `EnvironmentStore.ensure`.
     """
-    if not isinstance(client, str) or len(client) > MAX_CLIENT:
-        raise ValueError("`client` must be a short text")
     spec = checked(services, caller, spec)
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, listener.notice)
@@ -188,13 +216,12 @@ def _outer_network(services: Services, caller: Caller) -> str:
     return services.engine.network_of(caller.parent) if caller.parent is not None else caller.network
 
 
-def record_refusal(services: Services, caller: Caller, spec: LeaseSpec, claim: Any, error: BaseException) -> None:
-    """Record a call that got no worker, because of an error or because its client left.
-
-    Args:
-        claim: the client's description of the call, unchecked.
-    """
-    record = never_started(claim, spec.function, caller.user, caller.nested, error)
+def record_refusal(
+    services: Services, caller: Caller, function: str, claim: Claim | None, error: BaseException
+) -> None:
+    """Record a call that got no worker, because of an error or because its client left."""
+    data = None if claim is None else dict(zip(("call", "at", "parent"), claim, strict=True))
+    record = never_started(data, function, caller.user, caller.nested, error)
     if record is not None:
         services.recorder.add(record)
 
@@ -225,27 +252,48 @@ async def storage_place(services: Services, caller: Caller) -> AsyncIterator[Non
     Raises:
         ResourcesUnavailable: the function, or all together, have as many as they may for `STORAGE_PLACE_SECONDS`.
     """
-    worker, places = caller.parent, services.storage_peers
-    if worker is None:
+    places, opener = services.storage_places, caller.opener
+    if not caller.nested:
         yield
         return
     deadline = time.monotonic() + STORAGE_PLACE_SECONDS
-    while places[worker] >= MAX_STORAGE_PEERS or places.total() >= MAX_NESTED_STORAGE_PEERS:
+    while not places.take(opener):
         if time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             continue
         raise errors.ResourcesUnavailable(
-            f"functions may work on `/data` through {MAX_STORAGE_PEERS} clients each at a time, and all functions "
-            f"together through {MAX_NESTED_STORAGE_PEERS}",
+            f"functions may work on `/data` through {places.most['worker']} clients each at a time, and all functions "
+            f"together through {places.most['total']}",
             hint="sync fewer directories at a time, or read and write `/data` directly",
         )
-    places[worker] += 1
     try:
         yield
     finally:
-        places[worker] -= 1
-        if not places[worker]:
-            del places[worker]
+        places.take(opener, -1)
+
+
+@contextlib.contextmanager
+def request_bytes(services: Services, caller: Caller, spec: LeaseSpec) -> Iterator[None]:
+    """Account for the memory of a function's request for a lease while the context is open.
+
+    Raises:
+        ResourcesUnavailable: the requests of the function, or of several together, hold as much as they may.
+    """
+    if not caller.nested:
+        yield
+        return
+    account, opener, size = services.request_bytes, caller.opener, held_bytes(spec)
+    if full := account.full(opener, size):
+        whose = "all functions together" if full == "total" else f"the functions of one {full}"
+        raise errors.ResourcesUnavailable(
+            f"the daemon holds {account.most[full] >> 20} MiB of requests of {whose}, the most that it takes",
+            hint="make fewer calls at a time, or put large values of `env` into a file below `/data`",
+        )
+    account.take(opener, size)
+    try:
+        yield
+    finally:
+        account.take(opener, -size)
 
 
 RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")

@@ -26,9 +26,11 @@ from atoll import __version__, errors, settings
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.services import Services
+from atoll.engine.accounts import Opener
 from atoll.settings import Settings
 from atoll.terminal_text import printable
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import NESTED
 from atoll.wire.channel import short_name
 
 log = logging.getLogger("atoll.daemon")
@@ -143,10 +145,11 @@ class Daemon:
         task.add_done_callback(self._connections.discard)
         return task
 
-    async def _serve_nested(self, connection: socket.socket, user: str, worker: str) -> None:
-        channel = AsyncChannel(connection)
+    async def _serve_nested(self, connection: socket.socket, opener: Opener) -> None:
+        channel = AsyncChannel(connection, NESTED, opener.pace)
         channel.bound_descriptors(0)
-        await self._serve(channel, Caller(user, worker))
+        channel.reserve(lambda size: self._services.request_bytes.take(opener, size))
+        await self._serve(channel, Caller(opener.user, opener.worker, sandbox=opener.sandbox))
 
     # --- leaving when idle ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from atoll.daemon.services import Services
 from atoll.storage.protocol.connection import error_of
 from atoll.storage.protocol.replies import DAEMON
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import PEER
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import Message
 
@@ -81,7 +82,7 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
                 progress(f"waiting for {line}")
 
     async with services.node.storage_peers.open(user, client=DAEMON) as descriptor:
-        channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)))
+        channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)), PEER)
         committed = False
         try:
             await channel.send({"type": "restore", "name": name})

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any
 
 from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
+from atoll.engine.accounts import Account
 from atoll.engine.contract import Connect, Engine
 from atoll.engine.pool import Pool
 from atoll.node.node import Node
@@ -38,8 +38,10 @@ class Services:
         self.outputs = Outputs(self.recorder)
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
         self.housekeeping = Housekeeping(self.node, self.engine)
-        self.storage_peers: Counter[str] = Counter()
-        """Open storage peers of the code in each worker."""
+        self.storage_places = Account(4, 8, 16, 32)
+        """Open storage peers of functions."""
+        self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)
+        """Memory of functions' requests: those that are being received, and those whose leases live."""
         self._tasks: list[asyncio.Task[Any]] = []
 
     @property

@@ -17,11 +17,15 @@ from atoll import errors
 from atoll.agent import usage
 from atoll.model.records import CallRecord
 from atoll.model.specs import SandboxKey
+from atoll.wire.bounds import Pace
 
 log = logging.getLogger("atoll.records")
 
 MOST_PER_SECOND = 20_000
 """Records of one worker; further ones are dropped. A warm worker answers some 10,000 calls a second at best."""
+
+USER_RECORDS = 50_000.0
+"""Records a second of all workers of a user together; further ones are dropped."""
 
 _TEXTS = {0: 100, 1: 200, 2: 100, 10: 20, 11: 200, 12: 8200}
 _NUMBERS = (3, 4, 5, 6)
@@ -41,10 +45,19 @@ class Place:
     Args:
         key: the sandbox's.
         sandbox, worker: their ids.
+        users: the records of all workers of the user, at `USER_RECORDS` a second.
     """
 
-    def __init__(self, key: SandboxKey, sandbox: str, worker: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        key: SandboxKey,
+        sandbox: str,
+        worker: str,
+        clock: Callable[[], float] = time.monotonic,
+        users: Pace | None = None,
+    ) -> None:
         self._key = key
+        self._users = users if users is not None else Pace(USER_RECORDS, USER_RECORDS)
         self._sandbox = sandbox
         self._worker = worker
         self._clock = clock
@@ -61,7 +74,23 @@ class Place:
         slots, last = message.get("slots"), message.get("last")
         if not isinstance(slots, str) or not isinstance(last, list):
             raise ValueError("`records` must have `slots` and `last`")
+        self._refill()
+        if self._left < 1:  # not even read
+            self._tell_left_out()
+            return iter(())
         return self.records(usage.read_slots(slots, last), nested=nested)
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._left = min(self._left + (now - self._at) * MOST_PER_SECOND, MOST_PER_SECOND)
+        self._at = now
+        if self._users.seconds() > 0:
+            self._left = 0.0
+
+    def _tell_left_out(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("records_left_out worker=%s more_than=%s/s", self._worker, MOST_PER_SECOND)
 
     def records(self, claims: Any, *, nested: bool) -> Iterator[CallRecord]:
         """Make records of claims, which are lists in the order of `agent.usage.FIELDS`.
@@ -71,15 +100,12 @@ class Place:
         """
         if not isinstance(claims, list):
             raise ValueError("`records` must be a list")
-        now = self._clock()
-        self._left = min(self._left + (now - self._at) * MOST_PER_SECOND, MOST_PER_SECOND)
-        self._at = now
+        self._refill()
+        self._users.take(len(claims))
         for claim in claims:
             self._left -= 1
             if self._left < 0:
-                if not self._told:
-                    self._told = True
-                    log.warning("records_left_out worker=%s more_than=%s/s", self._worker, MOST_PER_SECOND)
+                self._tell_left_out()
                 self._left = 0.0
                 return
             checked = _checked(claim)
@@ -193,9 +219,9 @@ def _checked(claim: Any) -> list[Any]:
             checked[number] = text[:most].encode("utf-8", "replace").decode().replace("\0", "")
     for number in _NUMBERS:
         value = claim[number]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ValueError(f"value {number} of a record must be a number of at least 0")
-        checked[number] = min(float(value), 1e12)
+        checked[number] = float(min(value, 1e12))
     for number in _COUNTS:
         value = claim[number]
         if type(value) is not int or not 0 <= value < _LATEST:

@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from atoll.engine.accounts import Opener
 from atoll.environments.built.records import Environment
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 
 Rows = list[dict[str, Any]]
 """JSON-compatible rows; times are seconds since the epoch."""
 
-Connect = Callable[[socket.socket, str, str], Awaitable[None]]
-"""Serves a nested connection: its socket, the user, the worker whose call opened it."""
+Connect = Callable[[socket.socket, Opener], Awaitable[None]]
+"""Serves a nested connection: its socket, and the code that has opened it."""
 
 
 class EngineLease(Protocol):

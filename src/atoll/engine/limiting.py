@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Callable, Mapping
 
 from atoll.engine.pool_state import PoolWorker
+from atoll.sandbox.held_process import HeldProcess, Member, hold
 from atoll.sandbox.limits.limits import Limit, Limits
 
 LOOK_SECONDS = 0.1
@@ -27,22 +26,28 @@ class Limiting:
     Args:
         limits: makes them.
         workers: those that live now; looked at, never changed.
+        first: returns the first process of a sandbox; None for one that has no worker yet, or is gone.
         on_spent: is told of a worker that was refused a process, or whose processes multiply faster than they can be
             moved under its limit: its children may never end by themselves.
     """
 
     def __init__(
-        self, limits: Limits, workers: Mapping[str, PoolWorker], on_spent: Callable[[PoolWorker], None]
+        self,
+        limits: Limits,
+        workers: Mapping[str, PoolWorker],
+        first: Callable[[str], HeldProcess | None],
+        on_spent: Callable[[PoolWorker], None],
     ) -> None:
         self._limits = limits
         self._workers = workers
         self._on_spent = on_spent
         self._beginning: set[asyncio.Task[None]] = set()
-        self._littered: dict[str, tuple[int, int]] = {}
+        self._littered: dict[str, tuple[HeldProcess, int]] = {}
+        self._first = first
 
     async def begin(self, worker: PoolWorker) -> None:
         """Put a worker that has just started under its limit."""
-        if worker.limit is not None:
+        if worker.limit is not None or worker.process is None or not worker.process.lives():
             return
         terms = worker.allotment
         worker.limit = self._limits.open(
@@ -51,35 +56,46 @@ class Limiting:
             millicores=terms.millicores,
             processes=terms.processes,
         )
-        if not await asyncio.to_thread(_put_under, worker.limit, worker) and worker.id in self._workers:
+        process = worker.process.copy()  # the thread's own: the worker may end meanwhile
+        try:
+            done = await asyncio.to_thread(_put_under, worker.limit, process)
+        finally:
+            process.close()
+        if not done and worker.id in self._workers:
             self._on_spent(worker)
 
     def ended(self, worker: PoolWorker) -> None:
         """End what a worker has left that is under no limit: what it started before it came under its own, and what
         of that multiplied faster than it could be brought under it."""
-        self._littered[worker.sandbox] = (worker.init, worker.agent)
-        self._tidy(worker.sandbox)
+        first = self._first(worker.sandbox)
+        if first is not None and worker.process is not None:
+            self._littered[worker.sandbox] = first, worker.agent
+            self._tidy(worker.sandbox)
 
     def _tidy(self, sandbox: str) -> None:
         """End the strays of a sandbox, unless another worker of it is under no limit: they may be that one's. What
         still multiplies is ended at the next looks."""
         if any(one.limit is None and one.sandbox == sandbox for one in self._workers.values()):
             return
+        first, agent = self._littered[sandbox]
         for _ in range(END_ROUNDS):
-            strays = self._limits.strays(*self._littered[sandbox])
-            for pid in strays:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            if not strays:
+            strays = self._limits.strays(first.pid, agent)
+            if not strays or not first.lives():  # with the first process, all others of the sandbox end
                 del self._littered[sandbox]
                 break
+            for pid in strays:
+                stray = hold(pid, first.pid)
+                if stray is not None and first.lives():
+                    stray.kill()
+                if stray is not None:
+                    stray.close()
 
     async def watch(self) -> None:
         """Look at every worker about ten times a second; runs until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for worker in list(self._workers.values()):
-                if worker.pid and worker.limit is None:
+                if worker.process is not None and worker.limit is None:
                     # Not waited for: with processes that multiply it takes long, and they are to be noticed meanwhile.
                     beginning = asyncio.create_task(self.begin(worker))
                     self._beginning.add(beginning)
@@ -92,9 +108,11 @@ class Limiting:
                     self._on_spent(worker)
 
 
-def _put_under(limit: Limit, worker: PoolWorker) -> bool:
+def _put_under(limit: Limit, process: Member) -> bool:
     """Return whether all processes of the worker are under its limit: others may multiply."""
     with contextlib.suppress(OSError):  # one that has ended meanwhile needs no limit
-        limit.add(worker.pid)
-        return limit.adopt(worker.init, worker.agent)
+        if process.lives():  # else its number may be another process's by now
+            limit.add(process.pid)
+        if process.lives():
+            return limit.adopt(process.init, process.agent)
     return True

@@ -39,6 +39,7 @@ from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, 
 from atoll.node.node import Node
 from atoll.process import is_stopped
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import AGENT, WORKER
 from atoll.wire.channel import pair
 
 log = logging.getLogger("atoll.pool")
@@ -208,6 +209,7 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.gather(*(sandbox.node.kill() for sandbox in sandboxes), return_exceptions=True)
+        await self._messages.nested.close()
         await self._state.cancel_tasks()
 
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
@@ -290,17 +292,19 @@ class Pool:
     def _start_sandbox(self, action: StartSandbox) -> None:
         environment = self._state.environments[action.key.environment]
         node = self._node.start_sandbox(action.key, environment)
+        node.channel.set_pace(AGENT.pace(self._messages.paces_of(action.key.user)[0]))
         self._state.sandboxes[action.sandbox] = PoolSandbox(action.sandbox, action.key, node)
         self._state.spawn(self._messages.watch_sandbox(action.sandbox, node))
         log.info("sandbox_started id=%s user=%s environment=%s", action.sandbox, action.key.user, environment.key)
 
     def _prepare_worker(self, action: ForkWorker) -> None:
         ours, theirs = pair()
-        control = AsyncChannel(ours)
+        messages, records = self._messages.paces_of(action.key.sandbox.user)
+        control = AsyncChannel(ours, WORKER, WORKER.pace(messages))
         control.learn_sender()
         control.bound_descriptors(MAX_WORKER_DESCRIPTORS)
         self._state.spawn(self._messages.listen(action.worker, control))
-        place = Place(action.key.sandbox, action.sandbox, action.worker)
+        place = Place(action.key.sandbox, action.sandbox, action.worker, users=records)
         allotment = self._node.machine.allot(action.key.machine_type)
         worker = PoolWorker(action.worker, action.sandbox, action.key, control, theirs, place, allotment)
         self._state.workers[action.worker] = worker

@@ -7,10 +7,7 @@ sandbox or worker, and says nothing about those of another sandbox.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import resource
 import socket
 import struct
 import time
@@ -19,16 +16,19 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.actions import Action
+from atoll.engine.call_claims import USER_RECORDS
 from atoll.engine.contract import Connect
 from atoll.engine.limiting import Limiting
+from atoll.engine.nested_connections import NestedConnections, received
 from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, why_ended
 from atoll.engine.preloading import Preloading
 from atoll.engine.schedule import Schedule
 from atoll.model.records import CallRecord
 from atoll.model.resources import Allotment
 from atoll.node.node import Node, NodeSandbox
-from atoll.sandbox.limits.memory_watchdog import first_processes
+from atoll.sandbox.held_process import HeldProcess, hold
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import USER_BURST, USER_RATE, Pace
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
 
@@ -49,8 +49,13 @@ MAX_DIALS = 64
 MAX_NAME = 128
 """Characters that are kept of a call's id or a function's name from an agent."""
 
-MAX_NESTED_CONNECTIONS = 160
-"""Open connections to the daemon of the code in one worker: more than the SDK has threads."""
+KILLED_SECONDS = 10.0
+"""Seconds for an agent to report the end of a worker that was to be killed."""
+
+LEARN_TOKENS = 100.0
+"""The cost of a message that the daemon writes to the disk for (see `wire.bounds.Pace`)."""
+
+MOST_COUNT = 1 << 62
 
 _NO_LINGER = struct.pack("ii", 0, 0)
 
@@ -78,9 +83,10 @@ class Messages:
         self._schedule = schedule
         self._perform = perform
         self._on_record = on_record
-        self._on_connect = on_connect
+        self.nested = NestedConnections(on_connect)
+        self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
-        self.limiting = Limiting(node.limits, state.workers, self._worker_spent)
+        self.limiting = Limiting(node.limits, state.workers, self._first, self._worker_spent)
         variables = node.machine.gpus.variables
         self._preloading = Preloading(state.sandboxes, state.environments, variables, self.to_agent)
 
@@ -104,7 +110,28 @@ class Messages:
             self.kill(worker)
 
     def kill(self, worker: PoolWorker) -> None:
+        """Have the agent kill a worker; one that does not is not waited for."""
         self.to_agent(worker.sandbox, {"type": "kill", "worker": worker.id})
+        if not worker.killed:
+            worker.killed = True
+            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._check_killed, worker)
+
+    def _check_killed(self, worker: PoolWorker) -> None:
+        """Kill a worker whose agent has not, and end the sandbox of an agent that does not report the end."""
+        if self._state.workers.get(worker.id) is not worker or worker.process is None:
+            return  # a worker that never says hello is `Pool._fork`'s
+        if worker.process.lives():
+            worker.process.kill()
+            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._check_killed, worker)
+        else:
+            log.warning("sandbox_does_not_reap id=%s worker=%s", worker.sandbox, worker.id)
+            self._state.spawn(self._state.sandboxes[worker.sandbox].node.kill())
+
+    def paces_of(self, user: str) -> tuple[Pace, Pace]:
+        """Return the paces of all messages that come from a user's sandboxes, and of the records in them."""
+        if user not in self._paces:
+            self._paces[user] = Pace(USER_RATE, USER_BURST), Pace(USER_RECORDS, USER_RECORDS)
+        return self._paces[user]
 
     async def usage(self, user: str | None) -> dict[str, Any]:
         """Ask the agents for usage, by worker; an agent that does not answer in time is left out."""
@@ -116,14 +143,24 @@ class Messages:
             asked[sandbox.id] = sandbox.usage
         if asked:
             await asyncio.wait(asked.values(), timeout=USAGE_SECONDS)
+        return {
+            worker: claimed
+            for answer in asked.values()
+            if answer.done() and not answer.cancelled()
+            for worker, claimed in answer.result().items()
+        }
+
+    def _used(self, sandbox: str, claims: dict[str, Any]) -> dict[str, Any]:
+        """Return an agent's claims about its own workers, and no more of them than there is a use for."""
         found: dict[str, Any] = {}
-        for name, answer in asked.items():
-            if answer.done() and not answer.cancelled():
-                for worker, claimed in answer.result().items():
-                    if self._state.worker_of(name, worker) is not None and isinstance(claimed, dict):
-                        found[worker] = {word: number for word, number in claimed.items() if type(number) is int}
-                        for word in ("call", "function"):
-                            found[worker][word] = str(claimed.get(word, ""))[:MAX_NAME]
+        for worker in self._state.workers_in(sandbox):
+            claimed = claims.get(worker.id)
+            if isinstance(claimed, dict):
+                numbers = {word: claimed.get(word) for word in ("busy", "calls")}
+                found[worker.id] = {
+                    **{word: min(abs(one), MOST_COUNT) for word, one in numbers.items() if type(one) is int},
+                    **{word: str(claimed.get(word, ""))[:MAX_NAME] for word in ("call", "function")},
+                }
         return found
 
     async def dial(self, sandbox: PoolSandbox, port: int) -> socket.socket:
@@ -148,10 +185,14 @@ class Messages:
         """Handle an agent's messages until its sandbox is gone, then wake all that wait for a worker of it."""
         failure: errors.AtollError | None = errors.InternalError("the sandbox was lost", hint="see `atoll logs`")
         try:
-            with contextlib.suppress(ChannelClosed, FrameError, ValueError):
+            try:
                 while True:
                     self._from_agent(name, (await node.channel.receive()).header, node.channel)
                     node.channel.drop_descriptors()
+            except ChannelClosed:
+                pass
+            except Exception as error:  # code in the sandbox may send anything
+                log.warning("agent_broke_protocol id=%s error=%s", name, _short(error))
             await node.kill()
             failure = await node.failure()
         finally:
@@ -165,10 +206,12 @@ class Messages:
             case "usage":
                 pending = self._state.sandboxes[name].usage
                 if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
-                    pending.set_result(message["workers"])
+                    pending.set_result(self._used(name, message["workers"]))
             case "preloaded":
+                channel.pay(LEARN_TOKENS)
                 self._preloading.finished(name, message)
             case "refused":
+                channel.pay(LEARN_TOKENS)
                 self._preloading.refused(name, message)
             case "dialled":
                 self._dialled(self._state.sandboxes[name], message, channel)
@@ -187,7 +230,7 @@ class Messages:
                 if not answer.done():
                     answer.set_exception(failure)
                 return
-            dialled = _received(channel, "dialled", socket.AF_INET)
+            dialled = received(channel, "dialled", socket.AF_INET)
             dialled.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)  # else `close` could wait for its peer
             dialled.setblocking(True)
             if answer.done():  # given up meanwhile
@@ -218,6 +261,8 @@ class Messages:
         for answer in sandbox.dials.values():
             if not answer.done():
                 answer.set_exception(died)
+        if sandbox.init is not None:
+            sandbox.init.close()
         log.info("sandbox_ended id=%s", name)
         self._state.changed.set()
         self._perform(self._schedule.sandbox_ended(name))
@@ -226,6 +271,9 @@ class Messages:
         worker = self._state.worker_of(sandbox, name)
         if worker is None:
             return
+        if worker.process is not None and worker.process.lives():  # the agent has reaped it, or lies
+            log.warning("worker_ended_by_claim_only id=%s", name)
+            worker.process.kill()
         exceeded = worker.limit.exceeded() if worker.limit is not None else None
         reason = str(message.get("reason", ""))
         error = why_ended(status, exceeded, worker.allotment, reason) if reason != "idle" else None
@@ -240,7 +288,10 @@ class Messages:
         self._state.changed.set()
         self.limiting.ended(worker)
         self._state.end_lease(worker, None if worker.expired else error)
+        self.nested.ended(worker.id)
         worker.control.close()
+        if worker.process is not None:
+            worker.process.close()
         if worker.limit is not None:
             worker.limit.close()
 
@@ -256,11 +307,10 @@ class Messages:
                     return
                 self._from_worker(worker, message, control)
                 control.drop_descriptors()
-                await asyncio.sleep(0)  # a worker that never stops sending leaves the loop to others between messages
         except ChannelClosed:
             pass
-        except (FrameError, ValueError, TypeError, KeyError) as error:
-            log.warning("worker_broke_protocol id=%s error=%r", name, error)
+        except Exception as error:  # code in the worker may send anything
+            log.warning("worker_broke_protocol id=%s error=%s", name, _short(error))
             worker = self._state.workers.get(name)
             if worker is not None:
                 self.kill(worker)
@@ -268,16 +318,8 @@ class Messages:
     def _from_worker(self, worker: PoolWorker, message: dict[str, Any], control: AsyncChannel) -> None:
         match message.get("type"):
             case "hello":
-                if worker.pid:  # once, before any code of a function runs: a child of it could name itself
-                    return
-                worker.pid = control.sender_pid
-                sandbox = self._state.sandboxes[worker.sandbox]
-                worker.init, worker.agent = first_processes(worker.pid, sandbox.node.pid)
-                if not sandbox.lived:
-                    sandbox.lived = True
-                    asyncio.get_running_loop().call_later(PRELOAD_SECONDS, self._preloading.begin, sandbox.id)
-                if is_limited_first(worker.allotment):
-                    self._state.spawn(self._limit_and_start(worker))
+                if worker.process is None:  # once, before any code of a function runs: a child could name itself
+                    self._hello(worker, control)
             case "idle":
                 epoch = int(message["epoch"])
                 if worker.lease is None or worker.lease.epoch == epoch:
@@ -289,17 +331,35 @@ class Messages:
             case "expired":
                 worker.expired = True
             case "imported":
+                control.pay(LEARN_TOKENS)
                 self._preloading.imported(worker, message)
             case "records":
                 for record in worker.place.reported(message, nested=worker.nested):
                     self._on_record(record)
             case "connect":
-                connection = _received(control, "connect", socket.AF_UNIX)
-                connections = sum(one.connections for one in self._state.workers.values())
-                if worker.connections >= MAX_NESTED_CONNECTIONS or connections >= _max_connections():
-                    connection.close()
-                else:
-                    self._state.spawn(self._serve_nested(worker, connection))
+                connection = received(control, "connect", socket.AF_UNIX)
+                user = worker.key.sandbox.user
+                self.nested.open(connection, user, worker.sandbox, worker.id, self.paces_of(user)[0])
+
+    def _hello(self, worker: PoolWorker, control: AsyncChannel) -> None:
+        """Hold the process that has sent a worker's greeting.
+
+        Raises:
+            FrameError: it is not inside the worker's sandbox.
+        """
+        sandbox = self._state.sandboxes[worker.sandbox]
+        process = sandbox.node.identify(*control.take_sender())
+        if process is None:
+            raise FrameError("`hello` comes from no process of the sandbox")
+        worker.process = process
+        worker.pid, worker.init, worker.agent = process.pid, process.init, process.agent
+        if sandbox.init is None:
+            sandbox.init = hold(process.init, sandbox.node.pid)
+        if not sandbox.lived:
+            sandbox.lived = True
+            asyncio.get_running_loop().call_later(PRELOAD_SECONDS, self._preloading.begin, sandbox.id)
+        if is_limited_first(worker.allotment):
+            self._state.spawn(self._limit_and_start(worker))
 
     async def _limit_and_start(self, worker: PoolWorker) -> None:
         """Let a worker begin its first call, once it is under its limit."""
@@ -308,12 +368,9 @@ class Messages:
         finally:
             self.to_worker(worker, {"type": "go"})
 
-    async def _serve_nested(self, worker: PoolWorker, connection: socket.socket) -> None:
-        worker.connections += 1
-        try:
-            await self._on_connect(connection, worker.key.sandbox.user, worker.id)
-        finally:
-            worker.connections -= 1
+    def _first(self, sandbox: str) -> HeldProcess | None:
+        known = self._state.sandboxes.get(sandbox)
+        return known.init if known is not None else None
 
     def _worker_spent(self, worker: PoolWorker) -> None:
         if not worker.spent:
@@ -327,28 +384,6 @@ def is_limited_first(allotment: Allotment) -> bool:
     return bool(allotment.machine_type)
 
 
-def _received(control: AsyncChannel, kind: str, family: socket.AddressFamily) -> socket.socket:
-    """Take the stream socket that a sandbox has sent with a message.
-
-    Raises:
-        FrameError: another thing came, or nothing: closing a socket of another family could wait for its peer.
-    """
-    try:
-        (descriptor,) = control.take_descriptors(1)
-    except ChannelClosed as error:
-        raise FrameError(f"`{kind}` came without a connection") from error
-    try:
-        connection = socket.socket(fileno=descriptor)
-    except OSError as error:
-        os.close(descriptor)
-        raise FrameError(f"`{kind}` came with something else than a connection") from error
-    if connection.family != family or connection.type != socket.SOCK_STREAM:
-        connection.close()
-        raise FrameError(f"`{kind}` came with a socket of another kind")
-    return connection
-
-
-def _max_connections() -> int:
-    """Return how many connections the code in all workers may have open: half of the descriptors that there may be."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft // 2 if soft != resource.RLIM_INFINITY else 1 << 20
+def _short(error: Exception) -> str:
+    """Return an error for the log, which code in a sandbox must not be able to fill."""
+    return repr(error)[:200]

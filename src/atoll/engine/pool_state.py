@@ -21,6 +21,7 @@ from atoll.environments.built.records import Environment
 from atoll.model.resources import Allotment
 from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
 from atoll.node.node import NodeSandbox
+from atoll.sandbox.held_process import HeldProcess, Member
 from atoll.sandbox.limits.limits import Limit
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import Socket
@@ -88,7 +89,8 @@ class PoolWorker:
         spec: its last lease was asked for with this.
         nested: its last lease came from another worker.
         cancelled: its client has asked for its end.
-        connections: open connections to the daemon from its code.
+        process: its process, proven by the kernel; None until it has said hello.
+        killed: its agent was asked to kill it.
         agent, init: pids on the host of its parent, and of the first process of its sandbox.
         last: the lease that it holds or has held last.
         spent: it was refused a process, and serves no further lease.
@@ -109,7 +111,8 @@ class PoolWorker:
     expired: bool = False
     nested: bool = False
     cancelled: bool = False
-    connections: int = 0
+    process: Member | None = None
+    killed: bool = False
     agent: int = 0
     init: int = 0
     last: Lease | None = None
@@ -123,6 +126,7 @@ class PoolSandbox:
     Args:
         lived: a worker of it has said hello.
         unwanted: it was ended on purpose.
+        init: the first process of the sandbox, held since the first hello.
         dials: connections that its agent was asked for and has not answered, given-up ones included.
     """
 
@@ -133,6 +137,7 @@ class PoolSandbox:
     usage: asyncio.Future[dict[str, Any]] | None = None
     lived: bool = False
     unwanted: bool = False
+    init: HeldProcess | None = None
     dials: dict[int, asyncio.Future[socket.socket]] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
@@ -48,6 +49,7 @@ class Preloading:
         self._tell = tell
         self._known: dict[tuple[str, bool], Preloads] = {}  # by environment and trust
         self._asked: dict[str, tuple[str, ...]] = {}  # of each sandbox
+        self._owed: Counter[str] = Counter()  # answers of each sandbox: an agent that floods is heard that often
 
     def _of(self, key: SandboxKey) -> Preloads:
         known = self._known.get((key.environment, key.trusted))
@@ -72,6 +74,7 @@ class Preloading:
         modules = self._of(key).modules if key.preload is None else key.preload
         if modules and self._asked.get(name) != modules:
             self._asked[name] = modules
+            self._owed[name] += 1
             self._tell(name, {"type": "preload", "modules": modules, "env": dict(self._variables(key.gpus))})
 
     def imported(self, worker: PoolWorker, message: Mapping[str, Any]) -> None:
@@ -98,6 +101,9 @@ class Preloading:
 
     def finished(self, name: str, message: Mapping[str, Any]) -> None:
         """Record the packages that a sandbox has imported ahead, and those that it has refused."""
+        if not self._owed[name]:
+            return
+        self._owed[name] -= 1
         sandbox, asked = self._sandboxes[name], self._asked.get(name, ())
         needed, refused = message.get("modules"), message.get("refused")
         if not _are_names(needed) or not isinstance(refused, dict) or not _are_names(list(refused)):
@@ -113,8 +119,10 @@ class Preloading:
     def refused(self, name: str, message: Mapping[str, Any]) -> None:
         """Record a module that a sandbox cannot import ahead."""
         module, reason = message.get("module"), str(message.get("reason"))[:MOST_REASON]
-        if module not in self._asked.get(name, ()):
+        asked = self._asked.get(name, ())
+        if module not in asked:
             return
+        self._asked[name] = tuple(one for one in asked if one != module)  # heard once
         key = self._sandboxes[name].key
         log.info("module_not_preloaded environment=%s module=%s reason=%s", key.environment, module, reason)
         if key.preload is None:
@@ -123,6 +131,7 @@ class Preloading:
     def ended(self, name: str) -> None:
         """Forget a sandbox."""
         self._asked.pop(name, None)
+        self._owed.pop(name, None)
 
 
 def _are_names(names: Any) -> TypeGuard[list[str]]:

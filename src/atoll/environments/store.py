@@ -108,8 +108,10 @@ class EnvironmentStore:
                 return await self._join(current or recipe.key, recipe, progress)
             self._shelf.touch(current)
             if not recipe.volatile:
-                self._recent = dict(list(self._recent.items())[-_RECENT:])
-                self._recent[spec] = time.monotonic() + _RECENT_SECONDS, recipe
+                now = time.monotonic()
+                recent_ones = list(self._recent.items())[-_RECENT:]
+                self._recent = {one: kept for one, kept in recent_ones if kept[0] > now}  # specs may be large
+                self._recent[spec] = now + _RECENT_SECONDS, recipe
             return self._environment(current, recipe)
 
     async def upgrade(self, spec: EnvironmentSpec, progress: Progress = _silent) -> tuple[Environment, bool]:

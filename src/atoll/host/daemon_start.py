@@ -20,6 +20,7 @@ from atoll import __version__, errors, ownership, settings
 from atoll.host import daemon_socket
 from atoll.settings import Settings
 from atoll.wire import nested
+from atoll.wire.bounds import CLIENT, NESTED
 from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import FrameError
 
@@ -84,7 +85,25 @@ def _nested(message: dict[str, Any] | None, descriptors: Sequence[int]) -> Chann
         reply = None
     if reply is None:
         raise errors.HostUnreachable("the daemon has ended", hint="call again from the program")
+    if reply.get("type") != "welcome":
+        raise errors.from_data(reply.get("error") or {})
     return channel
+
+
+def _text(message: dict[str, Any]) -> bytes:
+    """Return a message as JSON.
+
+    Raises:
+        ResourcesUnavailable: it is larger than the daemon takes.
+    """
+    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    most = (NESTED if nested.inside() else CLIENT).header_bytes
+    if len(text) > most:
+        raise errors.ResourcesUnavailable(
+            f"the request has {len(text)} bytes, and the daemon takes {most}",
+            hint="name fewer requirements, and put large values of `env` into a file below `/data`",
+        )
+    return text
 
 
 def _greet(
@@ -97,10 +116,11 @@ def _greet(
     """Exchange versions; None when the daemon was just leaving. The channel is closed unless it is welcome."""
     reply: dict[str, Any] | None = None
     try:
+        text = None if message is None else _text(message)
         with contextlib.suppress(ChannelClosed):  # it may have answered the greeting and gone before the rest is sent
             channel.send({"type": "hello", "version": __version__, "purpose": purpose})
-            if message is not None:
-                channel.send(message, descriptors=descriptors)
+            if text is not None:
+                channel.send(text, descriptors=descriptors)
         channel.socket.settimeout(seconds)
         reply = channel.receive().header
         channel.socket.settimeout(None)

@@ -35,6 +35,12 @@ MAX_IDENTITY_BYTES = 8 << 10
 MAX_INDEX_BYTES = 768 << 10
 """Of all names and values of `index` together: a machine's certificates are about 300 KiB."""
 
+MAX_PAIRS = 4096
+"""Variables, mounts and index variables, each."""
+
+MAX_PRELOAD = 2000
+"""Modules to preload."""
+
 
 def _bytes(name: str, text: str) -> int:
     try:
@@ -75,6 +81,8 @@ def _pairs(data: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
         isinstance(key, str) and isinstance(item, str) and "\0" not in key + item for key, item in value.items()
     ):
         raise ValueError(f"`{name}` must map texts to texts")
+    if len(value) > MAX_PAIRS:
+        raise ValueError(f"`{name}` has {len(value)} entries, more than {MAX_PAIRS}")
     return tuple(sorted(value.items()))
 
 
@@ -106,6 +114,13 @@ def _machine_type(data: Mapping[str, Any]) -> str:
 
         return machine_types.find(name).name
     return name
+
+
+def _modules(data: Mapping[str, Any]) -> tuple[str, ...]:
+    names = _texts(data, "preload")
+    if len(names) > MAX_PRELOAD:
+        raise ValueError(f"`preload` has {len(names)} entries, more than {MAX_PRELOAD}")
+    return names
 
 
 def _identity(data: Mapping[str, Any]) -> str:
@@ -162,6 +177,8 @@ class EnvironmentSpec:
         if interpreter and not interpreter.startswith("/"):
             raise ValueError("`interpreter` must be an absolute path")
         lists = {name: _bounded(data, name) for name in ("requirements", *_CONDA_LISTS)}
+        if sum(_bytes(name, text) for name, texts in lists.items() for text in texts) > MAX_REQUIREMENTS_BYTES:
+            raise ValueError(f"`packages` and `pip` have more than {MAX_REQUIREMENTS_BYTES} bytes together")
         for name in _CONDA_LISTS if kind != "conda" else ("requirements",):
             if lists[name]:
                 raise ValueError(f"`{name}` does not go with kind `{kind}`")
@@ -308,7 +325,7 @@ class LeaseSpec:
             machine_type=_machine_type(data),
             max_concurrency=_count(data, "max_concurrency"),
             identity=_identity(data),
-            preload=None if data.get("preload") is None else _texts(data, "preload"),
+            preload=None if data.get("preload") is None else _modules(data),
             trusted=_flag(data, "trusted", True),
         )
 
@@ -361,3 +378,12 @@ def digest(value: Any, length: int = 32) -> str:
     """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, in any order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()
+
+
+def held_bytes(value: Any) -> int:
+    """Return the memory that a spec takes, its texts and tuples included."""
+    if isinstance(value, (LeaseSpec, EnvironmentSpec)):
+        return 500 + sum(held_bytes(getattr(value, name)) for name in value.__dataclass_fields__)
+    if isinstance(value, tuple):
+        return sys.getsizeof(value) + sum(map(held_bytes, value))
+    return sys.getsizeof(value)

@@ -24,6 +24,7 @@ from atoll.node.mounted_files import LIBRARY
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
 from atoll.process import Completed
+from atoll.sandbox.held_process import Member, prove
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits.limits import Limits
@@ -33,6 +34,7 @@ from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import AGENT
 from atoll.wire.channel import pair
 
 log = logging.getLogger("atoll.node")
@@ -88,6 +90,10 @@ class NodeSandbox:
     @property
     def pid(self) -> int:
         return self._sandbox.pid if self._sandbox is not None else 0
+
+    def identify(self, pid: int, pidfd: int) -> Member | None:
+        """Return a process of this sandbox that the kernel names as a sender; see `held_process.prove`."""
+        return prove(pid, pidfd, self.pid)
 
     async def kill(self) -> None:
         """End every process of the sandbox, and wait until they are gone."""
@@ -201,7 +207,7 @@ class Node:
     def start_sandbox(self, key: SandboxKey, environment: Environment) -> NodeSandbox:
         """Start a sandbox with an agent; a failure shows as the end of its channel and in `failure`."""
         ours, theirs = pair()
-        channel = AsyncChannel(ours)
+        channel = AsyncChannel(ours, AGENT)
         channel.bound_descriptors(0)
         hold: locks.Lock | None = None
         failed: errors.AtollError

@@ -32,6 +32,7 @@ from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.cleanup import worth_collecting
 from atoll.storage.volume.removal import nearly_full
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import PEER
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 from atoll.wire.frames import FrameError
 
@@ -113,7 +114,7 @@ class StoragePeers:
             ours, theirs = pair()
             ends.append(theirs)
             command += ["/volume", str(theirs.fileno())]
-            task = asyncio.get_running_loop().create_task(_clone(AsyncChannel(ours), volume, program))
+            task = asyncio.get_running_loop().create_task(_clone(AsyncChannel(ours, PEER), volume, program))
             self._cloners.add(task)  # the loop itself holds tasks weakly
             task.add_done_callback(self._cloners.discard)
         policy = confine(
@@ -155,7 +156,7 @@ class StoragePeers:
             if self.used_by_others() or not worth_collecting(staging, before_ns):
                 return 0
             async with self.open(user, client=DAEMON) as descriptor:
-                channel = Channel(socket.socket(fileno=os.dup(descriptor)))
+                channel = Channel(socket.socket(fileno=os.dup(descriptor)), 0)
                 try:
                     return await asyncio.to_thread(_collect, channel, before_ns)
                 finally:

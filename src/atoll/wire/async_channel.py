@@ -4,7 +4,8 @@ No call waits in the kernel. Non-blocking mode belongs to the open socket, which
 call passes the flag again.
 
 Unsent bytes wait in a queue of bounded size, in order, with their descriptors. A peer whose queue is full counts as
-gone.
+gone. A task that receives leaves the loop to others between two messages that came together, and does not read a peer
+that is ahead of its pace.
 """
 
 from __future__ import annotations
@@ -15,32 +16,49 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from atoll.wire.bounds import CLIENT, TOKEN_BYTES, Bounds, Pace
 from atoll.wire.channel import Channel, ChannelClosed, Socket
-from atoll.wire.frames import Message, encode
+from atoll.wire.frames import Decoder, Message, encode
 
-CONTROL_BUFFER_BYTES = 1 << 20
-"""The daemon's channels carry no payloads: larger messages are refused before allocation."""
+SCRATCH_BYTES = 4 << 10
+"""Memory of an idle channel; the messages in it are decoded in one turn of the loop."""
 
-QUEUE_BYTES = 16 << 20
-"""The most that may wait for a peer that does not read."""
+
+class _ControlChannel(Channel):
+    """A channel without payloads: a message has no buffers, and a bounded header."""
+
+    def __init__(self, sock: Socket, bounds: Bounds) -> None:
+        super().__init__(sock)
+        self.receive_flags |= socket.MSG_DONTWAIT
+        self._decoder = Decoder(0, max_header_bytes=bounds.header_bytes, scratch_bytes=SCRATCH_BYTES)
+
+    def reserve(self, take: Callable[[int], bool]) -> None:
+        self._decoder.reserve = take
 
 
 class AsyncChannel:
-    """One end of a stream of frames, served by the running event loop; one task receives, any may send."""
+    """One end of a stream of frames, served by the running event loop; one task receives, any may send.
 
-    def __init__(self, sock: Socket, max_buffer_bytes: int = CONTROL_BUFFER_BYTES) -> None:
+    Args:
+        bounds: of the peer; its pace is `pace`, which peers may share.
+    """
+
+    def __init__(self, sock: Socket, bounds: Bounds = CLIENT, pace: Pace | None = None) -> None:
         sock.setblocking(False)
-        self._channel = Channel(sock, max_buffer_bytes)
-        self._channel.receive_flags |= socket.MSG_DONTWAIT
+        self._channel = _ControlChannel(sock, bounds)
+        self._bounds = bounds
+        self._pace = pace if pace is not None or not bounds.rate else bounds.pace()
+        self._had_turn = True
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._readable: asyncio.Future[None] | None = None
         self._queue: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._queued_bytes = 0
         self._sent: list[asyncio.Future[None]] = []
+        self._release: Callable[[], object] = lambda: None
 
     async def receive(self) -> Message:
         """Wait for the next message.
@@ -49,18 +67,42 @@ class AsyncChannel:
             ChannelClosed: the stream has ended, or was closed here.
             FrameError: the peer sent something else than frames.
         """
+        pace = self._pace
+        while pace is not None and (seconds := pace.seconds()) > 0:
+            await self._wait_seconds(seconds)
         while not self._channel.pending:
             if self._closed:
                 raise ChannelClosed("the channel was closed")
             try:
-                self._channel.fill()
+                count = self._channel.read()
             except BlockingIOError:
                 await self._wait_readable()
+                self._had_turn = True
             except ChannelClosed:
                 raise
             except OSError as error:  # no socket that frames could come from, such as one that is not connected
                 raise ChannelClosed("the peer has closed the channel") from error
+            else:
+                if pace is not None and count > SCRATCH_BYTES // 2:
+                    pace.take(count / TOKEN_BYTES)
+        if not self._had_turn:  # a peer that never stops sending leaves the loop to others between messages
+            await asyncio.sleep(0)
+        self._had_turn = False
+        if pace is not None:
+            pace.take(1)
         return self._channel.receive()
+
+    async def _wait_seconds(self, seconds: float) -> None:
+        """Wait without reading; `close` ends the wait."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._readable = ready
+        timer = self._loop.call_later(seconds, _wake, ready)
+        try:
+            await ready
+        finally:
+            timer.cancel()
+            if self._readable is ready:
+                self._readable = None
 
     async def _wait_readable(self) -> None:
         """Wait for bytes; `close` ends the wait, and takes the descriptor off the loop before its number is free."""
@@ -106,7 +148,7 @@ class AsyncChannel:
                 raise ChannelClosed("the peer has closed the channel") from error
             if not data:
                 return
-        if self._queued_bytes + len(data) > QUEUE_BYTES:
+        if self._queued_bytes + len(data) > self._bounds.queue_bytes:
             raise ChannelClosed("the peer does not read")
         if not self._queue:
             self._loop.add_writer(self._channel.fileno(), self._flush)
@@ -153,14 +195,47 @@ class AsyncChannel:
                 else:
                     future.set_exception(failed)
 
+    def pay(self, tokens: float) -> None:
+        """Charge the peer's pace for a message that has cost more than others."""
+        if self._pace is not None:
+            self._pace.take(tokens)
+
+    def set_pace(self, pace: Pace) -> None:
+        """Read the peer at this pace from now on."""
+        self._pace = pace
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes that wait for the peer to read."""
+        return self._queued_bytes
+
     def learn_sender(self) -> None:
         """See `Channel.learn_sender`."""
         self._channel.learn_sender()
 
-    @property
-    def sender_pid(self) -> int:
-        """See `Channel.sender_pid`."""
-        return self._channel.sender_pid
+    def take_sender(self) -> tuple[int, int]:
+        """Return pid and pidfd of the last sender, and learn of no further one.
+
+        The pid is 0 where the kernel named none, and the pidfd -1; the caller owns the pidfd.
+        """
+        pid, pidfd = self._channel.sender_pid, self._channel.sender_pidfd
+        self._channel.sender_pidfd = -1
+        self._channel.forget_sender()
+        return pid, pidfd
+
+    def reserve(self, take: Callable[[int], bool]) -> None:
+        """Ask `take` before memory for a large message is used, and tell it when that is free again."""
+        reserved = 0
+
+        def change(size: int) -> bool:
+            nonlocal reserved
+            if not take(size):
+                return False
+            reserved += size
+            return True
+
+        self._channel.reserve(change)
+        self._release = lambda: reserved and take(-reserved)
 
     def take_descriptors(self, count: int) -> list[int]:
         """Return the oldest `count` received descriptors; the caller owns them."""
@@ -192,11 +267,12 @@ class AsyncChannel:
         if self._queue:
             self._empty_queue(closed)
         readable, self._readable = self._readable, None
-        if readable is not None:
+        if readable is not None:  # a wait by the clock has no reader, which does not matter
             self._loop.remove_reader(self._channel.fileno())
             if not readable.done():
                 readable.set_exception(closed)
         self._channel.close()
+        self._release()
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

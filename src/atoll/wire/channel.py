@@ -25,9 +25,13 @@ MAX_PENDING_DESCRIPTORS = 256
 """Descriptors that may arrive before their messages have been read."""
 
 _IOV_MAX = 512
-_SPACE = _socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + _socket.CMSG_SPACE(12) if hasattr(_socket, "CMSG_SPACE") else 0
-_SCM_CREDENTIALS = 2
-_SO_PASSCRED = 16
+_SPACE = (
+    _socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + _socket.CMSG_SPACE(12) + _socket.CMSG_SPACE(4)
+    if hasattr(_socket, "CMSG_SPACE")
+    else 0
+)
+_SCM_CREDENTIALS, _SCM_PIDFD = 2, 4  # <linux/socket.h>
+_SO_PASSCRED, _SO_PASSPIDFD = 16, 76  # <asm-generic/socket.h>; the second from Linux 6.5 on
 
 
 class ChannelClosed(ConnectionError):
@@ -64,7 +68,9 @@ class Channel:
         self.descriptors: list[int] = []
         self.receive_flags: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
         self.sender_pid = 0
-        """The pid, in this process's namespace, of who sent the last message; 0 unless `learn_sender` was called."""
+        """The pid, in this process's namespace, of who sent the last bytes; 0 unless `learn_sender` was called."""
+        self.sender_pidfd = -1
+        """A pidfd of that process where the kernel gives one (Linux 6.5); -1 else. The channel owns it."""
         self._decoder = Decoder(max_buffer_bytes)
         self._sending = threading.Lock()
 
@@ -72,8 +78,23 @@ class Channel:
         return self.socket.fileno()
 
     def learn_sender(self) -> None:
-        """Have the kernel say who sends: for peers that live in a pid namespace of their own."""
-        self.socket.setsockopt(_socket.SOL_SOCKET, _SO_PASSCRED, 1)
+        """Have the kernel name the sender: for peers that live in a pid namespace of their own."""
+        self._ask_sender(1)
+
+    def forget_sender(self) -> None:
+        """Ask the kernel for senders no longer, and close the last one's pidfd."""
+        self._ask_sender(0)
+        self._drop_sender()
+
+    def _ask_sender(self, wanted: int) -> None:
+        self.socket.setsockopt(_socket.SOL_SOCKET, _SO_PASSCRED, wanted)
+        with contextlib.suppress(OSError):  # an older kernel
+            self.socket.setsockopt(_socket.SOL_SOCKET, _SO_PASSPIDFD, wanted)
+
+    def _drop_sender(self) -> None:
+        pidfd, self.sender_pidfd = self.sender_pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
 
     def send(self, header: Header, buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """Send one message; `descriptors` are duplicated to the peer and stay open here.
@@ -137,7 +158,7 @@ class Channel:
         """True if no message, whole or in part, waits for `receive`."""
         return not self._decoder.messages and self._decoder.between_messages
 
-    def _fill(self) -> None:
+    def _fill(self) -> int:
         decoder = self._decoder
         try:
             count, ancillary, _, _ = self.socket.recvmsg_into([decoder.space()], _SPACE, self.receive_flags)
@@ -150,6 +171,7 @@ class Channel:
         decoder.wrote(count)
         if decoder.beside or decoder.new_rings:
             self._received()
+        return count
 
     def _take_ancillary(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
@@ -162,6 +184,9 @@ class Channel:
                     raise FrameError("more descriptors came than messages use")
             elif level == _socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
                 self.sender_pid = int.from_bytes(data[:4], sys.byteorder)
+            elif level == _socket.SOL_SOCKET and kind == _SCM_PIDFD:
+                self._drop_sender()
+                self.sender_pidfd = int.from_bytes(data[:4], sys.byteorder, signed=True)  # an error where it has ended
 
     def _received(self) -> None:
         """Fetch buffers beside the stream; plain channels have none."""
@@ -170,6 +195,10 @@ class Channel:
         """Read once from the readable socket; return whether a message is complete."""
         self._fill()
         return bool(self._decoder.messages)
+
+    def read(self) -> int:
+        """Read once from the readable socket; return how many bytes came."""
+        return self._fill()
 
     def take_descriptors(self, count: int) -> list[int]:
         """Return the oldest `count` received descriptors; the caller owns them.
@@ -192,6 +221,7 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
         self.drop_descriptors()
+        self._drop_sender()
 
 
 def wait_readable(descriptor: int, seconds: float = 0.0) -> bool:

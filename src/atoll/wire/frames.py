@@ -37,7 +37,6 @@ LARGE_BYTES = 1 << 20
 """Buffers of this size have memory of their own, where a decoder is told so."""
 UNMEASURED_BYTES = 64 << 20
 """Frames up to this size are received without a look at the free memory."""
-
 SMALL_BYTES = 32 << 10
 """Frames of this size are written in one piece: copying them costs less than handing over several."""
 
@@ -61,6 +60,15 @@ class FrameTooLarge(FrameError):
 
     def __init__(self, size_bytes: int, most_bytes: int) -> None:
         super().__init__(f"buffers of {size_bytes} bytes are over {most_bytes}")
+        self.size_bytes = size_bytes
+        self.most_bytes = most_bytes
+
+
+class HeaderTooLarge(FrameError):
+    """The frame's header, or the number of its buffers, is over the limit; nothing of it has been read."""
+
+    def __init__(self, size_bytes: int, buffers: int, most_bytes: int) -> None:
+        super().__init__(f"a header of {size_bytes} bytes with {buffers} buffers is over the limit of {most_bytes}")
         self.size_bytes = size_bytes
         self.most_bytes = most_bytes
 
@@ -160,12 +168,13 @@ class Decoder:
     While `beside` is not 0, the next bytes are that many of a chunk beside the stream.
 
     Args:
-        max_buffer_bytes: the most that the buffers of one message may add up to.
+        max_buffer_bytes: the most that the buffers of one message may add up to; 0 for messages without any.
         payloads: buffers may come beside the stream, and large ones get maps of memory.
         free_bytes: returns the memory for a message over `UNMEASURED_BYTES`; None for no limit.
+        max_header_bytes: the most of one header.
+        scratch_bytes: memory that the decoder holds between messages; a larger header has more until it is complete.
     """
 
-    _SCRATCH_BYTES = 64 << 10
     _STEP_BYTES = 64 << 20
 
     def __init__(
@@ -174,7 +183,11 @@ class Decoder:
         *,
         payloads: bool = False,
         free_bytes: Callable[[], int] | None = None,
+        max_header_bytes: int = MAX_HEADER_BYTES,
+        scratch_bytes: int = 64 << 10,
     ) -> None:
+        self.reserve: Callable[[int], bool] | None = None
+        """Asked before scratch grows by some bytes, and told, with a negative number, that it has shrunk."""
         self.messages: list[Message] = []
         self.beside = 0
         self.new_rings = 0
@@ -182,7 +195,10 @@ class Decoder:
         self._max_buffer_bytes = max_buffer_bytes
         self._payloads = payloads
         self._free_bytes = free_bytes
-        self._scratch = bytearray(self._SCRATCH_BYTES)
+        self._small_counts = len(_LENGTHS) if max_buffer_bytes else 1
+        self._max_header_bytes = max_header_bytes
+        self._scratch_bytes = scratch_bytes
+        self._scratch = bytearray(scratch_bytes)
         self._view = memoryview(self._scratch)
         self._start = 0
         self._end = 0
@@ -209,18 +225,28 @@ class Decoder:
             return memoryview(buffer)[self._filled : self._filled + self.beside if self.beside else None]
         if self._start == self._end:
             self._start = self._end = 0
+            if len(self._scratch) > self._scratch_bytes:
+                self._resize(self._scratch_bytes)
         elif self._end == len(self._scratch):
             self._compact()
+        if self._header_bytes > self._scratch_bytes:  # no further messages into memory that this header alone needs
+            return self._view[self._end : self._start + self._header_bytes]
         return self._view[self._end :]
 
     def _compact(self) -> None:
         pending = bytes(self._view[self._start : self._end])
         if len(pending) * 2 > len(self._scratch):
-            self._view.release()
-            self._scratch = bytearray(len(self._scratch) * 2)
-            self._view = memoryview(self._scratch)
+            self._resize(len(self._scratch) * 2)
         self._scratch[: len(pending)] = pending
         self._start, self._end = 0, len(pending)
+
+    def _resize(self, size: int) -> None:
+        """Replace scratch by an empty one of another size, if `reserve` has memory for it."""
+        if self.reserve is not None and not self.reserve(size - len(self._scratch)):
+            raise FrameError("no memory is left for large messages of this peer")
+        self._view.release()
+        self._scratch = bytearray(size)
+        self._view = memoryview(self._scratch)
 
     def wrote(self, count: int) -> None:
         """Take `count` bytes that were written to `space`.
@@ -253,7 +279,7 @@ class Decoder:
         if self._header_bytes >= 0 or end - start < PREFIX.size:
             return False
         magic, version, flags, header_bytes, count = PREFIX.unpack_from(self._scratch, start)
-        if magic != MAGIC or version != VERSION or flags or count >= len(_LENGTHS):
+        if magic != MAGIC or version != VERSION or flags or count >= self._small_counts:
             return False  # `_parse` raises for any fault of it
         first = start + PREFIX.size + 8 * count
         if first + header_bytes > end:
@@ -261,7 +287,12 @@ class Decoder:
         lengths = _LENGTHS[count].unpack_from(self._scratch, start + PREFIX.size) if count else _NOTHING
         at = first + header_bytes
         size = sum(lengths)
-        if at + size > end or size >= LARGE_BYTES or size > self._max_buffer_bytes or header_bytes > MAX_HEADER_BYTES:
+        if (
+            at + size > end
+            or size >= LARGE_BYTES
+            or size > self._max_buffer_bytes
+            or header_bytes > self._max_header_bytes
+        ):
             return False
         try:
             header, used = _decode_json(text := self._scratch[first:at].decode("utf-8", "surrogatepass"))
@@ -302,8 +333,8 @@ class Decoder:
                 raise FrameError(f"frame version {version} is not {VERSION}")
             if flags not in ((0, BESIDE, BESIDE | NEW_RING) if self._payloads else (0,)):
                 raise FrameError(f"frames with flags {flags} do not travel here")
-            if header_bytes > MAX_HEADER_BYTES or count > MAX_BUFFERS:
-                raise FrameError(f"a header of {header_bytes} bytes with {count} buffers is over the limit")
+            if header_bytes > self._max_header_bytes or count > (MAX_BUFFERS if self._max_buffer_bytes else 0):
+                raise HeaderTooLarge(header_bytes, count, self._max_header_bytes)
             if available < PREFIX.size + 8 * count:
                 return False
             self._lengths = struct.unpack_from(f"!{count}Q", self._scratch, self._start + PREFIX.size)

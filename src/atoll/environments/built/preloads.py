@@ -41,7 +41,10 @@ class Preloads:
 
     def with_outcome(self, asked: Iterable[str], needed: Iterable[str], refused: Mapping[str, str]) -> Preloads:
         """Return these after a preloader has imported `asked`, of which `needed` bring the others."""
-        reasons = {**dict(self.refused), **refused}
+        reasons = dict(self.refused)
+        for name, reason in refused.items():
+            if name in reasons or len(reasons) < MOST_MODULES:  # functions may name any
+                reasons[name] = reason
         kept = {name for name in needed if name not in reasons}
         done = set(asked) - kept
         modules = tuple(name for name in self.modules if name not in done and name not in reasons)
