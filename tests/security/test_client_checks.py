@@ -323,8 +323,9 @@ def test_a_symlink_out_of_a_private_directory_gains_nothing(base: Path) -> None:
 def test_a_state_directory_in_a_user_namespace(base: Path) -> None:
     """Where root has no number, as in a container of a plain user, its directories count as root's."""
     me = os.getuid() or VICTIM
-    os.chown(base, me, me)
-    home = made(base / "home", 0o700, me)
+    os.chown(base, me, -1)
+    home = made(base / "home", 0o700)
+    os.chown(home, me, -1)
 
     def enter() -> Any:
         libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()

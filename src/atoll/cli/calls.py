@@ -100,14 +100,14 @@ def output(call: str, *, raw: bool = False, json: bool = False) -> int:
         return 0
     for record in found["calls"]:
         text = record["output"]
-        left_out = record["printed_bytes"] - len(text.encode())
+        left_out = record["printed_bytes"] - len(text.encode("utf-8", "surrogatepass"))
         if left_out > 0:
             echo(f"... {size(left_out)} before this are not kept")
         write_output(text if not text or text.endswith("\n") else f"{text}\n", raw=raw)
         summary = f"{record['call']}  {record['function']}: {record['outcome']} after {_duration(record)}"
         echo(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {size(record['peak_bytes'])}")
         if record["error"]:
-            echo_message(f"{record['error']}: {record['message']}")
+            _echo_message(f"{record['error']}: {record['message']}")
     return 0
 
 
@@ -128,13 +128,14 @@ def _print_record(record: dict[str, Any]) -> None:
     echo(f"environment  {record['environment']}")
     echo(f"user         {record['user']}")
     if record["message"]:
-        echo_message(record["message"], indent="  ")
+        _echo_message(f"  {record['message']}")
 
 
-def echo_message(text: str, *, indent: str = "") -> None:
-    """Print the message of a function's error, which may have lines of its own."""
-    for line in text.split("\n"):
-        echo(f"{indent}{line}")
+def _echo_message(text: str) -> None:
+    """Print the message of a function's error; further lines of it are indented, and so are no rows of Atoll's."""
+    first, *rest = text.split("\n")
+    for line in (first, *(f"  {line}" for line in rest)):
+        echo(line)
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:

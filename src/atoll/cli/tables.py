@@ -44,19 +44,16 @@ def print_table(
     terminal = sys.stdout.isatty()
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
-        wraps = column in fold
-        table.add_column(
-            column,
-            overflow="fold" if wraps else "ellipsis",
-            no_wrap=not wraps,
-            justify="right" if column in right else "left",
-        )
+        heading = Text(column, overflow="ellipsis", no_wrap=True)
+        table.add_column(heading, overflow="fold", justify="right" if column in right else "left")
     for number, row in enumerate(rows):
         style = styles[number] if number < len(styles) else ""
-        cells = (
-            Text(cell(text) if terminal and column not in fold else printable(text), style if place == 0 else "")
-            for place, (column, text) in enumerate(zip(columns, row, strict=True))
-        )
+        cells = []
+        for column, text in zip(columns, row, strict=True):
+            shown = cell(text) if terminal and column not in fold else printable(text)
+            # not the column but the text refuses to wrap: rich then narrows the widest columns, not all of them
+            cells.append(Text(shown) if column in fold else Text(shown, overflow="ellipsis", no_wrap=True))
+        cells[0].style = style
         table.add_row(*cells)
     if title:
         echo(title)
