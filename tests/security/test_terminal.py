@@ -160,6 +160,10 @@ ENVIRONMENT = {
     "key": f"k{EVIL}", "python_version": EVIL, "interpreter": EVIL, "size_bytes": 1, "created": 0.0, "last_used": 0.0,
     "build_seconds": 1.0, "in_use": True, "superseded": True, "requirements": [EVIL, f"numpy{EVIL}"],
 }  # fmt: skip
+ANY_ROW = {
+    **dict.fromkeys(("id", "environment", "network", "results", "user", "sandbox", "function", "state"), EVIL),
+    **dict.fromkeys(("pid", "started_at", "workers", "calls", "memory_bytes"), 1),
+}
 ANSWERS: dict[str, Any] = {
     "calls.list": {"calls": [RECORD, RECORD]},
     "calls.show": {"calls": [RECORD], "children": [RECORD]},
@@ -170,6 +174,7 @@ ANSWERS: dict[str, Any] = {
         "lock": f"numpy==1 {EVIL}",
         "log": EVIL,
         "preload": {"modules": [EVIL], "refused": {EVIL: EVIL}},
+        "preload_data": {"modules": [EVIL], "refused": {EVIL: EVIL}},
     },
     "environments.build": {"environment": ENVIRONMENT},
     "environments.upgrade": {"environment": ENVIRONMENT, "changed": True},
@@ -178,12 +183,8 @@ ANSWERS: dict[str, Any] = {
     "volume.restore": {"kept": EVIL},
     "status": {
         "daemon": {"pid": 1, "version": EVIL, "started_at": 0.0, "waiting": 0, "home": EVIL},
-        "sandboxes": [
-            {"id": EVIL, "environment": EVIL, "network": EVIL, "user": EVIL, "pid": 1, "started_at": 0.0, "workers": 1}
-        ],
-        "workers": [
-            {"id": EVIL, "sandbox": EVIL, "function": EVIL, "state": EVIL, "pid": 1, "started_at": 0.0, "calls": 1}
-        ],
+        "sandboxes": [ANY_ROW],
+        "workers": [ANY_ROW],
     },
 }  # fmt: skip
 COMMANDS = [
