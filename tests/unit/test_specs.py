@@ -42,3 +42,12 @@ def test_what_is_within_the_bounds_comes_back() -> None:
     }
     spec = LeaseSpec.from_data(data)
     assert LeaseSpec.from_data(spec.to_data()) == spec
+
+
+def test_trust_is_a_truth_value() -> None:
+    """A client that names none is trusted as before; anything but true and false is refused."""
+    data: dict[str, Any] = {"environment": {}}
+    assert LeaseSpec.from_data(data).trusted
+    assert not LeaseSpec.from_data({**data, "trusted": False}).trusted
+    with pytest.raises(ValueError, match="`trusted`"):
+        LeaseSpec.from_data({**data, "trusted": "no"})
