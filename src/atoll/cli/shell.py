@@ -1,7 +1,8 @@
 """`atoll shell [FILE.py::FUNC]`: a shell where the function would run.
 
-On a terminal the shell gets a pseudo terminal of its own, whose other end is copied to and from the caller's: the
-caller's own terminal is never in a sandbox.
+On a terminal the shell gets a pseudo terminal of its own, otherwise pipes; their other ends are copied to and from the
+caller's. The caller's own descriptors are never in a sandbox: whoever holds one can open its file or terminal anew, for
+reading and for writing, through `/proc/self/fd`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,18 @@ def shell(target: str = "", /) -> int:
     function = program.load(target) if target else isolated(_nothing)
     host = function.options.host if isinstance(function.options.host, LocalHost) else local
     spec = function.lease_spec(pickled=False)
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    for descriptor in range(3):
+        _open_if_closed(descriptor)
+    if os.isatty(0) and os.isatty(1):
         return _on_terminal(host, spec)
-    return _run(host, spec, (0, 1, 2), terminal=False)
+    return _on_pipes(host, spec)
+
+
+def _open_if_closed(descriptor: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _nothing() -> None:
@@ -77,6 +87,28 @@ def _on_terminal(host: LocalHost, spec: LeaseSpec) -> int:
         os.close(theirs)
         reader.join(1.0)
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _on_pipes(host: LocalHost, spec: LeaseSpec) -> int:
+    (stdin, ours), (out, stdout), (err, stderr) = os.pipe(), os.pipe(), os.pipe()
+    copies = [(os.dup(0), ours), (out, os.dup(1)), (err, os.dup(2))]
+    threads = [threading.Thread(target=_copy_and_close, args=pair, daemon=True) for pair in copies]
+    for thread in threads:
+        thread.start()
+    try:
+        status = _run(host, spec, (stdin, stdout, stderr), terminal=False)
+    finally:
+        for descriptor in (stdin, stdout, stderr):
+            os.close(descriptor)
+    for thread in threads[1:]:  # to the end of the output: no process of the shell is left
+        thread.join()
+    return status
+
+
+def _copy_and_close(source: int, target: int) -> None:
+    _copy(source, target)
+    os.close(source)  # a writer without a reader is told
+    os.close(target)
 
 
 def _copy(source: int, target: int) -> None:

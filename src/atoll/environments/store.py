@@ -27,6 +27,7 @@ from atoll.environments.built import directory as shelf
 from atoll.environments.built import locks, records
 from atoll.environments.built.directory import translated
 from atoll.environments.built.records import Environment, EnvironmentRecord, make_directory
+from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
@@ -144,7 +145,7 @@ class EnvironmentStore:
             recipe = await self._recipes.read(spec, progress)
             name = f"lock-{environment.key}"
             with await locks.wait_exclusive(self._shelf.lock_path(name), lambda: None):
-                await asyncio.to_thread(shutil.rmtree, self._workshop.place(name), True)
+                await asyncio.to_thread(remove_tree, self._workshop.place(name))
                 hashed = await recipe.hashed(name, text, progress)
             if hashed != text:
                 _write_text(path, hashed)

@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Worksho
 from atoll.environments.built import locks, records
 from atoll.environments.built.interpreter import Interpreter, probe
 from atoll.environments.built.records import PYTHON, Environment, make_directory
+from atoll.environments.built.removal import remove_tree
 from atoll.errors import EnvironmentBuildError, StateUnusable
 from atoll.model.mounts import Bind
 
@@ -203,7 +203,7 @@ class _Steps:
             raise _failed(self._recipe.key, "the packages make no environment", "is `python` of these channels whole?")
         (root / "env").rename(self._place / "env")
         for directory in (root, archives):
-            await asyncio.to_thread(shutil.rmtree, directory, True)
+            await asyncio.to_thread(remove_tree, directory)
 
     def _show_archives(self, archives: Path, packages: Sequence[Mapping[str, Any]]) -> None:
         """Let the link step see these archives and no others of the cache."""
@@ -253,7 +253,7 @@ class _Steps:
             environment={**VARIABLES, **variables},
             on_line=self._pass_on,
         )
-        await asyncio.to_thread(shutil.rmtree, directory, True)
+        await asyncio.to_thread(remove_tree, directory)
         if done.status != 0:
             text = conda_packages.cleaned(self._clean.text(done.output))
             failure = _result(done.output, FAILED) or {}
@@ -327,5 +327,5 @@ async def clear_cache(workshop: Workshop, cache_lock: Path) -> None:
     """Remove cached repodata and archives, after the running builds have ended."""
     with await locks.wait_exclusive(cache_lock, lambda: None):
         for part in ("archives", "repodata"):
-            await asyncio.to_thread(shutil.rmtree, workshop.directory / "conda" / part, True)
+            await asyncio.to_thread(remove_tree, workshop.directory / "conda" / part)
     workshop.prepare()

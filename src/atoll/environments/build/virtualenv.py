@@ -15,7 +15,6 @@ without `site`, since a `.pth` file of the environment is code of a package.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from atoll.environments.built.records import (
     make_directory,
     site_packages_of,
 )
+from atoll.environments.built.removal import remove_tree
 from atoll.errors import CallerError, EnvironmentBuildError
 from atoll.model.mounts import Bind
 
@@ -123,7 +123,7 @@ class Builder:
             await _Attempt(self, place, request, Cleaner(request.index.secrets, log)).on_top()
         finally:
             for leftover in ("cache", "input", "inside"):
-                await asyncio.to_thread(shutil.rmtree, place / leftover, True)
+                await asyncio.to_thread(remove_tree, place / leftover)
 
     async def resolve(self, name: str, request: Request, log: Callable[[str], None]) -> str:
         """Return lock lines with hashes for the resolution of `request`; wheels only.
@@ -140,7 +140,7 @@ class Builder:
             async with self.caches.use(request.index.cache if request.keeps_cache else ""):
                 return await attempt.compile_lock()
         finally:
-            await asyncio.to_thread(shutil.rmtree, place, True)
+            await asyncio.to_thread(remove_tree, place)
 
     async def clear_cache(self) -> None:
         """Remove every package from the ordinary cache; builds that run now are waited for.
@@ -211,7 +211,7 @@ class _Attempt:
         """Install with building allowed, from an empty environment."""
         self._log("Building from source, apart from the shared cache")
         environment = self._place / "env"
-        await asyncio.to_thread(shutil.rmtree, environment)
+        await asyncio.to_thread(remove_tree, environment)
         create(environment, self._request.interpreter)
         self._builder.workshop.own_tree(environment)
         self._builder._write_private(self._place, self._request.index.build_private)

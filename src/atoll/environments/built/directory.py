@@ -19,6 +19,7 @@ from pathlib import Path
 
 from atoll.environments.built import locks, records
 from atoll.environments.built.records import EnvironmentRecord
+from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
 
 _TOUCH_SECONDS = 60.0
@@ -153,10 +154,10 @@ class Shelf:
 
     def drop_leftovers(self, name: str) -> None:
         """Remove the directory of this name unless it is complete; the caller holds its lock."""
-        shutil.rmtree(self._work / name, ignore_errors=True)
+        remove_tree(self._work / name)
         directory = self.path(name)
         if records.read(directory) is None:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
 
 
 def _read_secret(path: Path) -> bytes:
@@ -180,12 +181,16 @@ def size_bytes(directory: Path) -> int:
     """Return the size of the files below a directory, each inode once."""
     seen: set[int] = set()
     total = 0
-    for parent, _inner, names in os.walk(directory):
-        for name in names:
-            status = os.lstat(os.path.join(parent, name))
-            if stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_size
+    pending = [str(directory)]  # `os.walk` calls itself for each level, of which a package can make very many
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(entry.path)
+                elif stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    total += status.st_size
     return total
 
 

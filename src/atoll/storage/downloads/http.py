@@ -13,6 +13,7 @@ import base64
 import contextlib
 import email.utils
 import errno
+import functools
 import http.client
 import io
 import os
@@ -24,14 +25,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from atoll.errors import DownloadError
 from atoll.storage.downloads.addresses import address_of, quoted, shown, split
+from atoll.storage.downloads.redirects import CheckedHttp, CheckedHttps, Redirects
 from atoll.terminal_text import printable
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_PORTABLE_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "range", "if-range"})
 _ENCODING_SUFFIXES = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "br": (".br",), "zstd": (".zst",)}
 _UNKNOWN_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _LONGEST_WAIT_SECONDS = 60.0
@@ -221,6 +222,8 @@ class Origin:
             raise failure from None  # the answer may name a signed address, and cannot be pickled
         except urllib.error.URLError as error:
             reason = error.reason
+            if isinstance(reason, DownloadError):  # of a redirect's connection
+                raise reason from None
             if isinstance(reason, Exception):
                 raise self._unreachable(reason) from reason
             raise DownloadError(f"cannot download `{self.shown}`: {reason}", hint="check the address") from None
@@ -299,13 +302,14 @@ class Origin:
 
     def _opener(self) -> urllib.request.OpenerDirector:
         opener = urllib.request.OpenerDirector()
+        redirects = Redirects(self.shown, verified=self.verified)
         for handler in (
             urllib.request.ProxyHandler(),
-            urllib.request.HTTPHandler(),
-            _Https(self.certificates),
+            _Http(redirects),
+            _Https(redirects, self.certificates),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
-            _Redirects(self),
+            redirects,
         ):
             opener.add_handler(handler)
         return opener
@@ -326,54 +330,31 @@ class Origin:
         return Content(offset, found, stream)
 
 
+class _Http(urllib.request.HTTPHandler):
+    """Opens `http:`."""
+
+    def __init__(self, redirects: Redirects) -> None:
+        super().__init__()
+        self._redirects = redirects
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(functools.partial(CheckedHttp, self._redirects, request), request)
+
+
 class _Https(urllib.request.AbstractHTTPHandler):
     """Opens `https:`; the system's certificates are read when there is such an address only, which takes a while."""
 
-    def __init__(self, certificates: str) -> None:
+    def __init__(self, redirects: Redirects, certificates: str) -> None:
         super().__init__()
+        self._redirects = redirects
         self._certificates = certificates
 
     def https_open(self, request: urllib.request.Request) -> Any:
         context = ssl.create_default_context(cadata=self._certificates or None)
-        return self.do_open(http.client.HTTPSConnection, request, context=context)
+        connection = functools.partial(CheckedHttps, self._redirects, request, context=context)
+        return self.do_open(connection, request)
 
     https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = 10
-
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        shown_here = self._origin.shown
-        try:
-            old, new = urllib.parse.urlsplit(req.full_url), split(newurl)
-        except ValueError as error:
-            text = f"`{shown_here}` leads to an address that cannot be used"
-            raise DownloadError(text, hint="ask the server's operator") from error
-        if new.scheme not in ("http", "https"):
-            raise DownloadError(
-                f"`{shown_here}` leads to an address of the kind `{new.scheme}:`", hint="use another address"
-            )
-        if (old.scheme, new.scheme) == ("https", "http") and not self._origin.verified:
-            raise DownloadError(
-                f"`{shown_here}` leads to `{shown(newurl)}`, where anybody on the way could change it",
-                hint="give `sha256`, so that the content is verified",
-            )
-        bare = new._replace(netloc=new.netloc.rpartition("@")[2], fragment="")
-        next_ = super().redirect_request(req, fp, code, msg, headers, quoted(urllib.parse.urlunsplit(bare)))
-        if next_ is not None and (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, new.port):
-            for kept in (next_.headers, next_.unredirected_hdrs):
-                for name in [name for name in kept if name.lower() not in _PORTABLE_HEADERS]:
-                    del kept[name]
-        return next_
-
-    def http_error_308(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        return self.http_error_302(req, fp, code, msg, headers)
 
 
 def _reason(error: Exception) -> str:
