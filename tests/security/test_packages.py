@@ -18,14 +18,10 @@ import pytest
 
 from atoll.errors import AtollError, EnvironmentBuildError
 
-from ..e2e import test_environments
-from ..e2e.test_environments import Machine
+from ..environments import Machine
 from ..waiting import soak
 
 pytestmark = pytest.mark.as_user
-
-machine = test_environments.machine
-"""A store of environments with wheels of its own."""
 
 LINK = (stat.S_IFLNK | 0o777) << 16
 WORKSHOP = "/opt/atoll-workshop"
