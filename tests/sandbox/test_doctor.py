@@ -9,14 +9,14 @@ import pytest
 
 from atoll.sandbox.programs import find_bwrap
 
-from .conftest import Someone
+from .conftest import ROOT, Someone
 
 pytestmark = pytest.mark.as_user
 
 NAMES = {
     *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),
     *("sandbox", "system call filter", "no privileges", "outbound network", "memory limits", "FUSE", "uv"),
-    *("CPU limits", "process limits", "GPUs", "snapshots"),
+    *("CPU limits", "process limits", "GPUs", "snapshots", "workers apart", "signals apart", "end with the daemon"),
 }
 CODE = "import sys; from atoll.cli.doctor import doctor; sys.exit(doctor(json=len(sys.argv) > 1))"
 
@@ -46,6 +46,17 @@ def test_every_ability_is_tried(someone: Someone) -> None:
     for ability in by_name.values():
         assert ability["works"] or (ability["loses"] and ability["fix"]), ability
     assert not [path for path in someone.home.iterdir() if path.name.startswith(".doctor-")]
+
+
+def test_promises_that_an_old_kernel_does_not_keep_are_named(someone: Someone) -> None:
+    """Without Landlock two findings say so with the fix, and sandboxes still end with the daemon."""
+    done = examine(someone, "json", around=(someone.python, str(ROOT / "tests/security/old_kernel.py")))
+    by_name = {ability["name"]: ability for ability in json.loads(done.stdout)["abilities"]}
+    assert by_name["end with the daemon"]["works"], done.stdout
+    for name in ("workers apart", "signals apart"):
+        assert by_name[name]["detail"].startswith("not held: no Landlock")
+        assert "another worker" in by_name[name]["detail"]
+        assert "landlock" in by_name[name]["fix"]
 
 
 def test_the_table_names_what_is_lost_and_the_fix(someone: Someone) -> None:

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from atoll import linux
 from atoll.errors import AtollError
 from atoll.model.findings import Finding
-from atoll.model.mounts import Bind
+from atoll.node.promises import policy_for, try_promises
 from atoll.process import check
 from atoll.sandbox import gpus, programs
 from atoll.sandbox.causes import explain
@@ -28,7 +27,6 @@ from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher
 from atoll.sandbox.limits.limits import Limits
 from atoll.sandbox.network.networks import Networks
-from atoll.sandbox.policy import confine
 from atoll.settings import Settings
 
 LEAST_FREE_BYTES = 1 << 30
@@ -54,6 +52,7 @@ async def examine(settings: Settings) -> list[Finding]:
     found = _state(settings.home)
     found += _namespaces(settings)
     found += await _confinement(settings)
+    found += await try_promises(settings)
     found.append(await _network(settings))
     found += _limits(settings)
     found.append(_gpus(settings))
@@ -92,15 +91,7 @@ async def _confinement(settings: Settings) -> list[Finding]:
     launcher = Launcher(settings)
     try:
         identity = Identities(settings).builder()
-        program = os.path.realpath(sys.executable)
-        policy = confine(
-            [program, "-I", "-S", "-c", _PROBE],
-            machine=launcher.machine,
-            identity=identity,
-            binds=[Bind(prefix, prefix) for prefix in {os.path.realpath(sys.base_prefix)}],
-            workdir="/",
-        )
-        done = await launcher.run(policy, timeout_seconds=30.0)
+        done = await launcher.run(policy_for(launcher, identity, _PROBE), timeout_seconds=30.0)
         seen: dict[str, Any] = json.loads(done.output.splitlines()[-1])
     except AtollError as error:
         return [Finding("sandbox", True, False, error.message, loses, error.hint)]
@@ -109,7 +100,12 @@ async def _confinement(settings: Settings) -> list[Finding]:
     bare = all(int(one, 16) == 0 for one in seen["capabilities"]) and seen["no_new_privileges"] == "1"
     found = [
         _verdict("sandbox", seen["alone"], "a process in it sees itself and the reaper", loses),
-        _verdict("system call filter", seen["denied"], "`ptrace` is refused inside", loses),
+        _verdict(
+            "system call filter",
+            seen["denied"],
+            f"for {launcher.machine.architecture}: `ptrace` is refused inside",
+            loses,
+        ),
         _verdict("no privileges", bare, "no capability, and no way to gain one", loses),
     ]
     if as_root:

@@ -63,6 +63,10 @@ class Sandbox:
         """Return whether an ended sandbox had started its command."""
         return self._report.started
 
+    async def known(self) -> None:
+        """Wait until the orphan killer knows the sandbox, whose code may run from then on, or it has ended before."""
+        await asyncio.shield(self._report.known)
+
     async def wait(self) -> int:
         """Wait until every process of the sandbox has ended; return the command's exit status.
 
@@ -183,6 +187,10 @@ class Launcher:
         if not report.started and done.status > 0:
             raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
+
+    def abandon(self) -> None:
+        """Have the orphan killer end all sandboxes, as if this process had ended; nothing can be launched any more."""
+        self._orphan_pipe.close()
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[tuple[Report, int, int]]:

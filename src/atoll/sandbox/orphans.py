@@ -37,7 +37,7 @@ class OrphanPipe:
         self.name = os.readlink(f"/proc/self/fd/{self.descriptor}")
         self._watched: set[int] = set()
         self._killer = _Killer(self.descriptor)
-        weakref.finalize(self, _close, self.descriptor, self._killer)
+        self._finalizer = weakref.finalize(self, _close, self.descriptor, self._killer)
 
     def ensure_killer(self) -> None:
         """Start another orphan killer if the last one was killed, now and for as long as the running loop runs."""
@@ -66,6 +66,10 @@ class OrphanPipe:
     def forget(self, pidfd: int) -> None:
         """Forget a process that has ended; the caller closes the descriptor. The orphan killer sees the end itself."""
         self._watched.discard(pidfd)
+
+    def close(self) -> None:
+        """Have the orphan killer end all sandboxes, as if this process had ended."""
+        self._finalizer()
 
     def holds(self, pid: int) -> bool:
         """Return whether a process is bubblewrap's in one of this pipe's sandboxes, and not a sandboxed command."""

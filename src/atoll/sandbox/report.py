@@ -51,6 +51,8 @@ class Report:
         self._again: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = self._loop.create_future()
         """Done when every process of the sandbox has ended; bubblewrap itself may live for a moment."""
+        self.known: asyncio.Future[None] = self._loop.create_future()
+        """Done when the orphan killer knows the sandbox, or the sandbox has ended before."""
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self.read)
 
@@ -89,6 +91,7 @@ class Report:
             self._first = descriptor
             self._orphan_pipe.watch(descriptor)
             self._loop.add_reader(descriptor, self._first_ended)
+            self.known.set_result(None)
             if not self._ending:
                 os.write(self._gate, b"1")
 
@@ -104,8 +107,9 @@ class Report:
             self._first = -1
 
     def _set_gone(self) -> None:
-        if not self.gone.done():
-            self.gone.set_result(None)
+        for one in (self.known, self.gone):
+            if not one.done():
+                one.set_result(None)
 
     def kill(self) -> None:
         """Kill pid 1, which may not have armed its parent-death signal; bubblewrap is being killed or has ended."""
@@ -120,6 +124,7 @@ class Report:
         self._close_pipe()
         self._release_first()
         self.gone.cancel()
+        self.known.cancel()
 
     def _close_pipe(self) -> None:
         if self._again is not None:
