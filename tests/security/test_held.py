@@ -273,6 +273,16 @@ def test_a_function_cannot_name_user_or_interpreter(shared_home: Home, tmp_path:
     assert {path.name for path in (shared_home.path / "volumes").iterdir()} <= {"local"}
 
 
+def test_nothing_below_an_open_home_is_open(atoll_home: Home) -> None:
+    """Where `ATOLL_HOME` itself may be entered, everything in it is closed to other users, environments included."""
+    atoll_home.path.chmod(0o755)
+    assert isolated(network="none")(abs)(-1) == 1
+    atoll_home.atoll("env", "list")
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in atoll_home.path.iterdir()}
+    assert {"environments", "volumes", "run", "logs", "agents"} <= modes.keys()
+    assert {name: f"{mode:o}" for name, mode in modes.items() if mode & 0o077} == {}
+
+
 FORGE = r"""
 import errno, json, socket, struct, sys
 found = {}

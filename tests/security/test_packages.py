@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import os
 import stat
 import tarfile
@@ -233,6 +234,26 @@ def test_a_build_leaves_nothing_that_stops_the_next(machine: Machine, attack: st
     assert machine.store.list() == []
     left = [path.name for path in (machine.home / "environments").iterdir() if not path.name.startswith(".")]
     assert left == []
+
+
+def test_a_package_writes_no_lines_of_a_lock(machine: Machine) -> None:
+    """Line breaks in the metadata of a wheel, or in names that a build makes, add neither options nor requirements."""
+    origin = {"url": f"https://{MARK}.example/x\n--extra-index-url=https://{MARK}.example", "archive_info": {}}
+    hostile_wheel(machine, {"hostile-1.dist-info/direct_url.json": json.dumps(origin)})
+    origin = {"url": "https://h.example/x", "vcs_info": {"vcs": "git", "commit_id": f"1\n{MARK}==1"}}
+    machine.sdist(
+        "delta",
+        "    import glob\n"
+        "    (packages,) = glob.glob('/opt/atoll/env/lib/*/site-packages')\n"
+        f"    for name in ('other-1', 'x-1\\n{MARK.replace('-', '_')}==1\\n', '-r-1', 'y-1'):\n"
+        "        os.mkdir(packages + '/' + name + '.dist-info')\n"
+        "    with open(packages + '/other-1.dist-info/direct_url.json', 'w') as file:\n"
+        f"        file.write({json.dumps(origin)!r})\n",
+    )
+    for name in ("hostile", "delta"):
+        lock = asyncio.run(machine.store.lock(machine.spec(name), machine.lines.append))
+        assert MARK not in lock.replace("_", "-"), lock
+        assert not [line for line in lock.splitlines() if line.startswith("-")], lock
 
 
 def test_special_files_of_a_build_keep_nobody_waiting(machine: Machine) -> None:

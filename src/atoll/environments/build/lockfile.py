@@ -10,12 +10,15 @@ from typing import Any
 
 from atoll.environments.asked.requirements import redact
 
+_LINE = re.compile(r"(?:# )?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:==[!-~]+(?: from a local path)?| @ [!-~]+)")
+"""A line of a lock. Packages wrote the parts: a line break in one would add requirements and options of their choice."""
+
 
 def installed(packages: Path) -> str:
     """Return the lock of the packages in the directory `packages`: `name==version` lines, sorted.
 
     A repository is named with its commit; a package of a local path is a comment, since another machine has not
-    got it.
+    got it. One whose metadata make no line is a comment too.
     """
     from packaging.utils import canonicalize_name  # for builds: the daemon starts without
 
@@ -23,7 +26,8 @@ def installed(packages: Path) -> str:
     for directory in packages.iterdir():
         match = re.match(r"^(?P<name>.+?)-(?P<version>[^-]+)\.dist-info$", directory.name)
         if match:
-            lines.append(_line(canonicalize_name(match["name"]), match["version"], _origin(directory)))
+            line = _line(canonicalize_name(match["name"]), match["version"], _origin(directory))
+            lines.append(line if _LINE.fullmatch(line) else "# a package with malformed metadata")
     return "".join(f"{line}\n" for line in sorted(lines))
 
 

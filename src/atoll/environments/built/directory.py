@@ -60,7 +60,9 @@ class Shelf:
         """Make the directories."""
         for directory in (self.directory, self.directory / ".locks", self.directory / ".pins"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o755)  # independent of the umask: functions of other users read below it
+        # Private, wherever `ATOLL_HOME` is: packages may be private, and a build may leave a program with a setuid bit.
+        # Sandboxes are shown what is below it, which any user may read there.
+        self.directory.chmod(0o700)
 
     def clean(self) -> None:
         """Remove leftovers of killed builds and removals; locked ones stay."""
