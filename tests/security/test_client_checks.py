@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from atoll import errors, settings
+from atoll import errors, isolated, settings, sync_dir
 from atoll.cli.main import run
 from atoll.host import daemon_start
 from atoll.storage.sync import index
@@ -405,6 +405,20 @@ def test_an_index_of_another_user_is_refused(base: Path, part: str) -> None:
     before = sorted(path.parent.iterdir())
     index.save(path.with_name("another.index"), index.Index(generation="new"))
     assert part == "file" or sorted(path.parent.iterdir()) == before
+
+
+def test_a_sync_inside_a_function_has_an_index(shared_home: Home) -> None:
+    """The home directory of a sandbox may be written by all: they are the user's own functions."""
+
+    @isolated
+    def sync() -> list[str]:
+        os.makedirs("/tmp/source", exist_ok=True)
+        Path("/tmp/source/file").write_text("content")
+        sync_dir("/tmp/source", "mirrored")
+        sync_dir("/tmp/source", "mirrored")
+        return [path.suffix for path in settings.default_home().glob("sync/*")]
+
+    assert sync() == [".index"]
 
 
 @needs_root
