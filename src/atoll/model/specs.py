@@ -207,8 +207,8 @@ class SandboxKey:
         gpus: names of the GPUs that it sees, in the machine's order.
         preload: modules that its workers have imported before their first call; None for those that earlier calls of
             the environment have imported.
-        trusted: its workers' results are unpickled. False for functions with `results="data"` and for all that these
-            call: such code never shares a process, and nothing that its processes report, with trusted code.
+        trusted: callers unpickle the results of its workers. False for functions with `results="data"` and for all that
+            these call: such code shares neither processes nor learned imports with trusted code.
     """
 
     user: str
