@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,12 +25,62 @@ LINE_BYTES = 4096
 """Characters of one line that are passed on."""
 
 
+DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+"""Streams of a child, as `subprocess` means them."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """A finished child: its status (negative for a signal) and its output, for `run` the last `KEPT_BYTES`."""
 
     status: int
     output: str
+
+
+class Process(Protocol):
+    """A started program, as `subprocess.Popen` has it."""
+
+    pid: int
+    stdout: IO[bytes] | None
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while the program runs."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A program to start; see `Child`."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    descriptors: Sequence[int]
+    cwd: str
+    streams: tuple[int | IO[Any], int | IO[Any], int | IO[Any]]
+
+    def popen(self, *before: str) -> Process:
+        """Start the program, by another one that is named with its own arguments."""
+        stdin, stdout, stderr = self.streams
+        return subprocess.Popen(
+            [*before, *self.argv],
+            env=dict(self.env),
+            cwd=self.cwd,
+            pass_fds=tuple(self.descriptors),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
+
+class Group(Protocol):
+    """A control group in which a child begins its life, so that no code of it ever runs outside."""
+
+    def start(self, start: Start) -> Process:
+        """Start a program in the group.
+
+        Raises:
+            OSError: it cannot be started there.
+        """
 
 
 class Child:
@@ -41,6 +91,7 @@ class Child:
         env: its whole environment; nothing is inherited.
         descriptors: descriptors that the child keeps under the same numbers.
         stdin, stdout, stderr: as `subprocess.Popen` takes them; `/dev/null` by default.
+        group: where the child begins its life; None for this process's own groups.
 
     Raises:
         OSError: the program cannot be started.
@@ -56,19 +107,12 @@ class Child:
         stdin: int | IO[Any] = subprocess.DEVNULL,
         stdout: int | IO[Any] = subprocess.DEVNULL,
         stderr: int | IO[Any] = subprocess.DEVNULL,
+        group: Group | None = None,
     ) -> None:
         import asyncio  # a client starts the daemon only, without a loop: asyncio would cost its first call 20 ms
 
-        self._process = subprocess.Popen(
-            list(argv),
-            env=dict(env),
-            cwd=cwd,
-            pass_fds=tuple(descriptors),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        start = Start(argv, env, descriptors, cwd, (stdin, stdout, stderr))
+        self._process = start.popen() if group is None else group.start(start)
         self.pid = self._process.pid
         self.stdout = self._process.stdout
         self._pidfd = os.pidfd_open(self.pid)
@@ -145,10 +189,12 @@ async def run(
     descriptors: Sequence[int] = (),
     on_line: Callable[[str], None] | None = None,
     timeout_seconds: float | None = None,
+    group: Group | None = None,
 ) -> Completed:
     """Run a child to its end with stdout and stderr together; a cancelled caller kills it.
 
     Args:
+        group: as for `Child`.
         on_line: called with each line (or `\\r` piece) of output as it comes, without its end, cut at `LINE_BYTES`.
 
     Raises:
@@ -158,7 +204,7 @@ async def run(
     import asyncio  # as in `Child`
 
     loop = asyncio.get_running_loop()
-    child = Child(argv, env=env, descriptors=descriptors, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = Child(argv, env=env, descriptors=descriptors, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, group=group)
     assert child.stdout is not None
     reader = asyncio.StreamReader(limit=1 << 22)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)

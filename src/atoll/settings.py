@@ -94,6 +94,8 @@ class SandboxSettings:
     Args:
         tmp_bytes: size of `/tmp` and of the home directory, each; memory of the machine while it is used.
         shm_bytes: size of `/dev/shm`.
+        overhead_bytes: memory of a sandbox beside its workers: packages that are imported ahead, and files in `/tmp`
+            and `/dev/shm` that ended workers have left; 0 means 1 GiB, or a quarter of a smaller machine.
         first_uid, uid_count: host uids for functions when the daemon runs as root; 0 means found on this machine.
         bwrap: path of the bubblewrap program; empty means the newest of the packaged one and the system's.
         pasta: path of the program that carries the packets of outbound networks; empty means the system's.
@@ -101,6 +103,7 @@ class SandboxSettings:
 
     tmp_bytes: int = 4 << 30
     shm_bytes: int = 4 << 30
+    overhead_bytes: int = 0
     first_uid: int = 0
     uid_count: int = 0
     bwrap: str = ""
@@ -183,6 +186,7 @@ LEAST = {
     "pool.memory_bytes": 256 << 20,
     "sandbox.tmp_bytes": 1 << 20,
     "sandbox.shm_bytes": 1 << 20,
+    "sandbox.overhead_bytes": 64 << 20,
     "sandbox.first_uid": 1000,
     "sandbox.uid_count": 2,
 }

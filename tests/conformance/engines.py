@@ -104,7 +104,11 @@ class FakeNode:
             close=lambda: None,
         )
         self.limits = SimpleNamespace(
-            open=lambda *_, **__: limit, poll=lambda: None, strays=lambda init, agent: [], kind="none"
+            open=lambda *_, **__: limit,
+            poll=lambda: None,
+            strays=lambda init, agent: [],
+            kind="none",
+            unsettled=False,
         )
         self.machine = self
         self.gpus = SimpleNamespace(variables=lambda names: {})
@@ -129,6 +133,7 @@ class FakeSandbox:
     """A sandbox's agent and workers, as tasks of the test's loop."""
 
     pid = 1
+    limit = SimpleNamespace(admit=lambda *_: None, dismiss=lambda _: None, exceeded=lambda: None, worn=lambda _: False)
 
     def __init__(self, live: list[FakeSandbox]) -> None:
         ours, theirs = pair()

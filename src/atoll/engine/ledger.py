@@ -96,6 +96,7 @@ class SandboxState:
     workers: set[str] = field(default_factory=set)
     expires: float | None = None
     keep_alive_seconds: float = 0.0
+    worn: bool = False
 
 
 class Ledger:
@@ -170,7 +171,7 @@ class Ledger:
         free = set(self.free_gpus())
         for one in self.sandboxes.values():
             alike = _without_gpus(one.key) == request.key.sandbox and len(one.key.gpus) == request.needs.gpus
-            if alike and free.issuperset(one.key.gpus):
+            if alike and not one.worn and free.issuperset(one.key.gpus):
                 return one
         return None
 

@@ -1,5 +1,7 @@
 """Workers under their limits: the time of the move, and the consequences of reaching a limit.
 
+A sandbox is under its own limit from its first process on. It grows with each worker before the worker is started.
+
 A worker of the default type comes under its limit at the first look after its start: the kernel holds up every fork
 on the machine for some 10 ms when a process changes its group, which a short call should not pay for. A worker whose
 function names a machine type is small on purpose, so it waits for its limit before its first call begins. What the
@@ -10,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from atoll.engine.pool_state import PoolWorker
+from atoll.engine.pool_state import PoolSandbox, PoolWorker
 from atoll.sandbox.held_process import HeldProcess, Member, hold
 from atoll.sandbox.limits.limits import Limit, Limits
+from atoll.sandbox.limits.sandbox_limit import SandboxLimit
 
 LOOK_SECONDS = 0.1
 END_ROUNDS = 20
@@ -25,8 +28,9 @@ class Limiting:
 
     Args:
         limits: makes them.
-        workers: those that live now; looked at, never changed.
+        workers, sandboxes: those that live now; looked at, never changed.
         first: returns the first process of a sandbox; None for one that has no worker yet, or is gone.
+        on_worn: is told of a sandbox whose ended workers have left so much that another might meet its limit.
         on_spent: is told of a worker that was refused a process, or whose processes multiply faster than they can be
             moved under its limit: its children may never end by themselves.
     """
@@ -35,15 +39,25 @@ class Limiting:
         self,
         limits: Limits,
         workers: Mapping[str, PoolWorker],
+        sandboxes: Mapping[str, PoolSandbox],
         first: Callable[[str], HeldProcess | None],
         on_spent: Callable[[PoolWorker], None],
+        on_worn: Callable[[str], None],
     ) -> None:
         self._limits = limits
         self._workers = workers
+        self._sandboxes = sandboxes
+        self._on_worn = on_worn
+        self._lightened: set[str] = set()
         self._on_spent = on_spent
         self._beginning: set[asyncio.Task[None]] = set()
         self._littered: dict[str, tuple[HeldProcess, int]] = {}
         self._first = first
+
+    def admit(self, worker: PoolWorker) -> None:
+        """Let a worker's sandbox take as much more as the worker may; before it is started."""
+        terms = worker.allotment
+        self._sandboxes[worker.sandbox].node.limit.admit(worker.id, terms.memory_bytes, terms.processes)
 
     async def begin(self, worker: PoolWorker) -> None:
         """Put a worker that has just started under its limit."""
@@ -55,6 +69,7 @@ class Limiting:
             terms.memory_bytes,
             millicores=terms.millicores,
             processes=terms.processes,
+            sandbox=self._sandboxes[worker.sandbox].node.limit,
         )
         process = worker.process.copy()  # the thread's own: the worker may end meanwhile
         try:
@@ -67,6 +82,9 @@ class Limiting:
     def ended(self, worker: PoolWorker) -> None:
         """End what a worker has left that is under no limit: what it started before it came under its own, and what
         of that multiplied faster than it could be brought under it."""
+        if worker.sandbox in self._sandboxes:
+            self._sandboxes[worker.sandbox].node.limit.dismiss(worker.id)
+            self._lightened.add(worker.sandbox)
         first = self._first(worker.sandbox)
         if first is not None and worker.process is not None:
             self._littered[worker.sandbox] = first, worker.agent
@@ -101,11 +119,32 @@ class Limiting:
                     self._beginning.add(beginning)
                     beginning.add_done_callback(self._beginning.discard)
             self._limits.poll()
+            if self._limits.unsettled:
+                await asyncio.to_thread(self._limits.settle)
+            for sandbox in list(self._lightened):
+                await self._weigh(sandbox)
             for sandbox in list(self._littered):
                 self._tidy(sandbox)
             for worker in list(self._workers.values()):
                 if worker.limit is not None and worker.limit.refused():
                     self._on_spent(worker)
+
+    async def _weigh(self, name: str) -> None:
+        """Look at the rest that ended workers have left, once all others are under their own limits."""
+        workers = [one for one in self._workers.values() if one.sandbox == name]
+        sandbox = self._sandboxes.get(name)
+        # The memory of a default worker's first moments counts as rest. Beside its limit the sandbox's is far away.
+        if sandbox is None or any(not one.allotment.machine_type for one in workers):
+            self._lightened.discard(name)
+        elif all(one.limit is not None for one in workers):
+            self._lightened.discard(name)
+            limits = [one.limit for one in workers if one.limit is not None]
+            if await asyncio.to_thread(_is_worn, sandbox.node.limit, limits) and name in self._sandboxes:
+                self._on_worn(name)
+
+
+def _is_worn(sandbox: SandboxLimit, limits: Sequence[Limit]) -> bool:
+    return sandbox.worn(sum(limit.memory_bytes() for limit in limits))
 
 
 def _put_under(limit: Limit, process: Member) -> bool:

@@ -347,6 +347,7 @@ class Pool:
             # A function's own variables may change how packages are imported, unless it names the packages.
             "preloaded": not worker.key.env or worker.key.sandbox.preload is not None,
         }
+        self._messages.limiting.admit(worker)
         self._messages.to_agent(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])
         worker.inner_end.close()
         worker.inner_end = None

@@ -86,7 +86,9 @@ class Messages:
         self.nested = NestedConnections(on_connect)
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
-        self.limiting = Limiting(node.limits, state.workers, self._first, self._worker_spent)
+        self.limiting = Limiting(
+            node.limits, state.workers, state.sandboxes, self._first, self._worker_spent, self._sandbox_worn
+        )
         variables = node.machine.gpus.variables
         self._preloading = Preloading(state.sandboxes, state.environments, variables, self.to_agent)
 
@@ -255,9 +257,11 @@ class Messages:
             hint="call again: a new one is started",
             signal=9,
         )
+        exceeded = sandbox.node.limit.exceeded()
         for worker in self._state.workers_in(name):
             started = worker.pid != 0  # else its lease's call has not begun, and is sent again
-            self._end_worker(worker, failure or (died if started else None))
+            ended = why_ended(-9, exceeded, worker.allotment) if exceeded is not None else died
+            self._end_worker(worker, failure or (ended if started else None))
         for answer in sandbox.dials.values():
             if not answer.done():
                 answer.set_exception(died)
@@ -274,7 +278,8 @@ class Messages:
         if worker.process is not None and worker.process.lives():  # the agent has reaped it, or lies
             log.warning("worker_ended_by_claim_only id=%s", name)
             worker.process.kill()
-        exceeded = worker.limit.exceeded() if worker.limit is not None else None
+        limit = worker.limit or self._state.sandboxes[sandbox].node.limit
+        exceeded = limit.exceeded()
         reason = str(message.get("reason", ""))
         error = why_ended(status, exceeded, worker.allotment, reason) if reason != "idle" else None
         left = worker.cancelled or worker.lease is None
@@ -371,6 +376,10 @@ class Messages:
     def _first(self, sandbox: str) -> HeldProcess | None:
         known = self._state.sandboxes.get(sandbox)
         return known.init if known is not None else None
+
+    def _sandbox_worn(self, name: str) -> None:
+        log.info("sandbox_worn id=%s reason=memory", name)
+        self._perform(self._schedule.sandbox_worn(time.monotonic(), name))
 
     def _worker_spent(self, worker: PoolWorker) -> None:
         if not worker.spent:

@@ -177,8 +177,19 @@ class Schedule:
         if sandbox is not None:
             sandbox.workers.discard(worker)
             if not sandbox.workers:
-                sandbox.expires = now if expired else now + sandbox.keep_alive_seconds
+                sandbox.expires = now if expired or sandbox.worn else now + sandbox.keep_alive_seconds
         actions += self._place()
+        return actions + self.tick(now)
+
+    def sandbox_worn(self, now: float, sandbox: str) -> list[Action]:
+        """A sandbox is to get no further worker, and ends with its last call."""
+        known = self._sandboxes.get(sandbox)
+        if known is None or known.worn:
+            return []
+        known.worn = True
+        actions = [action for worker in sorted(known.workers) for action in self.worker_spent(worker)]
+        if not known.workers:
+            known.expires = now
         return actions + self.tick(now)
 
     def sandbox_ended(self, sandbox: str) -> list[Action]:

@@ -28,6 +28,7 @@ from atoll.sandbox.held_process import Member, prove
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits.limits import Limits
+from atoll.sandbox.limits.sandbox_limit import SandboxLimit
 from atoll.sandbox.network.networks import Networks
 from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
@@ -73,7 +74,7 @@ that of the function which asks. A build runs code of the packages that are aske
 
 
 class NodeSandbox:
-    """A sandbox with its agent, and the channel to it."""
+    """A sandbox with its agent, the channel to it, and the limit of all its processes."""
 
     def __init__(
         self,
@@ -81,7 +82,11 @@ class NodeSandbox:
         sandbox: Sandbox | OutboundSandbox | None,
         hold: locks.Lock | None,
         failed: errors.AtollError | None,
+        limit: SandboxLimit,
+        limits: Limits,
     ) -> None:
+        self.limit = limit
+        self._limits = limits
         self.channel = channel
         self._sandbox = sandbox
         self._hold = hold
@@ -108,7 +113,8 @@ class NodeSandbox:
         return await self._sandbox.failure()
 
     def close(self) -> None:
-        """Let the environment go; the sandbox has ended."""
+        """Let the environment and the limit go; the sandbox has ended."""
+        self._limits.close_sandbox(self.limit)
         if self._hold is not None:
             self._hold.release()
 
@@ -212,22 +218,25 @@ class Node:
         hold: locks.Lock | None = None
         failed: errors.AtollError
         command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()))
+        limit = self.limits.sandbox()
 
         def launch(network: Network | None) -> Sandbox:
             policy = self._function_policy(key, environment, command, {}, network.files if network else ())
             enter = network.enter if network else ()
             with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
-                return self._launcher.launch(policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr)
+                return self._launcher.launch(
+                    policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr, group=limit
+                )
 
         try:
             hold = self.environments.hold(environment)
-            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None)
+            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, self.limits)
         except errors.AtollError as error:
             failed = error
         except (OSError, ValueError) as error:
             failed = errors.SandboxUnavailable(f"the sandbox cannot be started: {error}", hint="run `atoll doctor`")
         theirs.close()
-        return NodeSandbox(channel, None, hold, failed)
+        return NodeSandbox(channel, None, hold, failed, limit, self.limits)
 
     def _launch(
         self, key: SandboxKey, launch: Callable[[Network | None], Sandbox], done: Callable[[], None]

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from atoll.errors import SandboxUnavailable
-from atoll.process import Child, Completed, run
+from atoll.process import Child, Completed, Group, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
 from atoll.sandbox.machine import Machine, read
@@ -95,7 +96,8 @@ class Sandbox:
 class Launcher:
     """Turn policies into running sandboxes.
 
-    To be used from the event loop's own thread (see `atoll.process`).
+    To be used from the event loop's own thread (see `atoll.process`). This process, and with it every process of its
+    sandboxes, writes no core file from now on: its memory has secrets, and theirs might have.
 
     Raises:
         OSError: the orphan killer of its sandboxes cannot be started.
@@ -106,6 +108,7 @@ class Launcher:
         self._machine: Machine | None = None
         self._bwrap = ""
         self._setpriv = ""
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._orphan_pipe = OrphanPipe()
 
     @property
@@ -124,10 +127,12 @@ class Launcher:
         stdin: int | IO[Any] = subprocess.DEVNULL,
         stdout: int | IO[Any] = subprocess.DEVNULL,
         stderr: int | IO[Any] = subprocess.DEVNULL,
+        group: Group | None = None,
     ) -> Sandbox:
         """Start a sandbox; bubblewrap works on after the return, see `Sandbox.failure`.
 
         Args:
+            group: where bubblewrap, and with it the whole sandbox, begins its life.
             enter: a program and its arguments that starts bubblewrap in a network (see `network.Network.enter`).
             descriptors: reach the command under the same numbers; the caller closes its own.
             stdin, stdout, stderr: the command's, as `subprocess.Popen` takes them. Bubblewrap's own complaints go
@@ -147,6 +152,7 @@ class Launcher:
                         stdin=stdin,
                         stdout=stdout,
                         stderr=stderr,
+                        group=group,
                     )
             except OSError as error:
                 raise SandboxUnavailable(
@@ -163,8 +169,9 @@ class Launcher:
         descriptors: Sequence[int] = (),
         on_line: Callable[[str], None] | None = None,
         timeout_seconds: float | None = None,
+        group: Group | None = None,
     ) -> Completed:
-        """Run a command to its end in a sandbox, with stdout and stderr together.
+        """Run a command to its end in a sandbox, with stdout and stderr together; arguments as for `launch`.
 
         Raises:
             SandboxUnavailable: the sandbox could not be made.
@@ -180,6 +187,7 @@ class Launcher:
                         descriptors=(*descriptors, *own),
                         on_line=on_line,
                         timeout_seconds=timeout_seconds,
+                        group=group,
                     )
             finally:
                 report.kill()

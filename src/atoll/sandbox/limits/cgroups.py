@@ -1,9 +1,9 @@
-"""Control groups of the kernel, version 1 or 2: places for Atoll's own groups, and the group of one worker.
+"""Control groups of the kernel, version 1 or 2: places for Atoll's own groups, and one limited group.
 
 Atoll makes one directory, named after its `ATOLL_HOME`, inside the group that it runs in (so that a limit of the
 operator holds for functions too) or, where version 2 forbids that, inside the nearest group above that is
 delegated to this user. Below it each daemon has a directory, named after its process, with one group for each
-worker. Version 1 has such a tree for each controller. Nothing outside of these directories is ever written, except
+sandbox (see `sandbox_group`). Version 1 has such a tree for each controller. Nothing outside of these directories is ever written, except
 that a daemon alone in a delegated group moves itself one level down: version 2 allows no processes beside groups.
 """
 
@@ -108,6 +108,8 @@ def _make(hierarchy: Hierarchy, parent: Path, directory: Path) -> frozenset[str]
     """Make one directory for groups; return their controllers. Version 2 is useful only with memory."""
     if hierarchy.version == 1:
         directory.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # older kernels: limits hold for the groups below as well
+            _write(directory / "memory.use_hierarchy", "1")
         return hierarchy.controllers
     if not _enable(parent, "memory"):
         return frozenset()
@@ -149,7 +151,7 @@ def _enable(group: Path, controller: str) -> bool:
 
 
 class Group:
-    """The groups of one worker, one in each place.
+    """Groups with the same processes and limits, one in each place.
 
     Args:
         places: are made.
@@ -162,7 +164,7 @@ class Group:
     """
 
     def __init__(self, places: Sequence[Place], memory_bytes: int, millicores: int = 0, processes: int = 0) -> None:
-        self.limit_bytes = memory_bytes
+        self.limit_bytes = self._processes = 0
         wanted = {"memory"} | ({"cpu"} if millicores else set()) | ({"pids"} if processes else set())
         self._places = [place for place in places if place.controllers & wanted]
         self._memory = self._place("memory")
@@ -173,10 +175,11 @@ class Group:
             for place in self._places:
                 place.directory.mkdir()
                 made.append(place.directory)
-            if self._memory is not None:
-                _limit_memory(self._memory, memory_bytes)
-            if self._pids is not None:
-                _write(self._pids.directory / "pids.max", str(processes))
+            self.resize(memory_bytes, processes)
+            if self._memory is not None and self._memory.version == 2:
+                for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
+                    with contextlib.suppress(OSError):
+                        _write(self._memory.directory / name, value)
             cpu = self._place("cpu")
             if cpu is not None and millicores:
                 with contextlib.suppress(OSError):  # a tighter limit above holds
@@ -188,6 +191,19 @@ class Group:
 
     def _place(self, controller: str) -> Place | None:
         return next((place for place in self._places if controller in place.controllers), None)
+
+    @property
+    def places(self) -> Sequence[Place]:
+        return self._places
+
+    def resize(self, memory_bytes: int, processes: int) -> None:
+        """Set other limits; a smaller one has no effect on version 1 while more memory than that is in use."""
+        if self._memory is not None and memory_bytes != self.limit_bytes:
+            _limit_memory(self._memory, memory_bytes)
+        self.limit_bytes = memory_bytes
+        if self._pids is not None and processes != self._processes:
+            _write(self._pids.directory / "pids.max", str(processes))
+        self._processes = processes
 
     def add(self, host_pid: int) -> None:
         """Move a process, and with it those that it will start; one that has ended is ignored.
@@ -208,21 +224,28 @@ class Group:
 
     def exceeded(self) -> tuple[int, int] | None:
         """Return the limit and the peak when the kernel killed a process for this group's limit."""
-        if self._record is None and self._memory is not None:
-            directory = self._memory.directory
-            if self._memory.version == 1:
-                killed = _field(directory / "memory.oom_control", "oom_kill")
-                hits = _number(directory / "memory.failcnt") + _number(directory / "memory.memsw.failcnt")
-                peak = _number(directory / "memory.max_usage_in_bytes")
-            else:
-                killed = _field(directory / "memory.events", "oom_kill")
-                hits = _field(directory / "memory.events", "max")
-                peak = _number(directory / "memory.peak") or self.limit_bytes
-            # The kernel also kills when a group above, or the whole machine, is out of memory: then this limit was
-            # not met. Newer kernels of version 1 leave `failcnt` at 0, but not the peak.
-            if killed and (hits or peak >= self.limit_bytes - self.limit_bytes // 16):
-                self._record = (self.limit_bytes, peak)
+        # The kernel also kills when a group above, or the whole machine, is out of memory: then this limit was not met.
+        if self._record is None and self.killed() and (peak := self.met()):
+            self._record = (self.limit_bytes, peak)
         return self._record
+
+    def killed(self) -> bool:
+        """Return whether the kernel has killed a process of these for want of memory."""
+        return self._memory is not None and oom_kills(self._memory) > 0
+
+    def met(self) -> int:
+        """Return the peak when the memory in use has met the limit; else 0."""
+        if self._memory is None:
+            return 0
+        directory = self._memory.directory
+        if self._memory.version == 1:
+            hits = _number(directory / "memory.failcnt") + _number(directory / "memory.memsw.failcnt")
+            peak = _number(directory / "memory.max_usage_in_bytes")
+        else:
+            hits = _field(directory / "memory.events", "max")
+            peak = _number(directory / "memory.peak") or self.limit_bytes
+        # Newer kernels of version 1 leave `failcnt` at 0, but not the peak.
+        return peak if hits or peak >= self.limit_bytes - self.limit_bytes // 16 else 0
 
     def refused(self) -> bool:
         """Return whether the kernel has refused these processes another one."""
@@ -254,16 +277,25 @@ class Group:
             kill_all(place.directory)
 
 
+def oom_kills(place: Place) -> int:
+    """Return how many processes of a group the kernel has killed for want of memory."""
+    return _field(place.directory / ("memory.oom_control" if place.version == 1 else "memory.events"), "oom_kill")
+
+
 def _limit_memory(place: Place, memory_bytes: int) -> None:
-    if place.version == 1:
-        _write(place.directory / "memory.limit_in_bytes", str(memory_bytes))
-        with contextlib.suppress(OSError):  # swap is not always counted
-            _write(place.directory / "memory.memsw.limit_in_bytes", str(memory_bytes))
+    if place.version == 2:
+        _write(place.directory / "memory.max", str(memory_bytes))
         return
-    _write(place.directory / "memory.max", str(memory_bytes))
-    for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
+    # The limit with swap, which is not always counted, is never below the one without: it grows first, and shrinks last.
+    limit, with_swap = (place.directory / f"memory.{name}limit_in_bytes" for name in ("", "memsw."))
+    try:
+        _write(with_swap, str(memory_bytes))
+    except OSError:
+        _write(limit, str(memory_bytes))
         with contextlib.suppress(OSError):
-            _write(place.directory / name, value)
+            _write(with_swap, str(memory_bytes))
+        return
+    _write(limit, str(memory_bytes))
 
 
 def _limit_cpu(place: Place, millicores: int) -> None:
@@ -327,16 +359,29 @@ def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
         alive: names of the directories of daemons that run.
     """
     keep = set(alive)
-    busy = []
+    busy: list[Path] = []
     with contextlib.suppress(OSError):
-        for daemon in [path for path in base.iterdir() if path.is_dir() and path.name not in keep]:
-            for group in [path for path in daemon.iterdir() if path.is_dir()]:
-                kill_all(group)
-                if not remove(group):
-                    busy.append(group)
-            if not remove(daemon):
-                busy.append(daemon)
+        for daemon in [path for path in below(base) if path.name not in keep]:
+            busy += clear(daemon)
     return busy
+
+
+def clear(directory: Path) -> list[Path]:
+    """End the processes of a group and of the groups below, and remove these; return the busy ones, lowest first."""
+    busy: list[Path] = []
+    with contextlib.suppress(OSError):
+        for group in below(directory):
+            busy += clear(group)
+        if busy or not remove(directory):
+            kill_all(directory)
+            busy.append(directory)
+    return busy
+
+
+def below(directory: Path) -> list[Path]:
+    """Return the groups right below a group."""
+    with os.scandir(directory) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _field(path: Path, name: str) -> int:

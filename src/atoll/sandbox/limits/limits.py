@@ -1,4 +1,4 @@
-"""Limits of one worker: memory, computing time and processes.
+"""Limits of sandboxes and of their workers: memory, computing time and processes.
 
 The machine decides the enforcement, found once: a cgroup of version 2 or 1 if this user may make one, by systemd if
 necessary (`systemd_scope`); else, for memory, a watchdog that the daemon polls. Running out of memory is read from the
@@ -15,14 +15,24 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.sandbox.limits import cgroups, systemd_scope
-from atoll.sandbox.limits.memory_watchdog import Watchdog, children, session, started_at
+from atoll.sandbox.limits.memory_watchdog import SandboxWatchdog, Watchdog, children, session, started_at
+from atoll.sandbox.limits.sandbox_group import AGENT, SandboxGroup
+from atoll.sandbox.limits.sandbox_limit import SandboxLimit
 from atoll.settings import Settings
+
+OVERHEAD_BYTES = 1 << 30
+"""Bytes for the agent of a sandbox, packages that it imports ahead, and files in memory that ended workers have left."""
+
+OVERHEAD_PROCESSES, OVERHEAD_PROCESSES_PER_CORE = 32, 4
+"""Processes and threads for bubblewrap, the agent, spare workers, and the threads of packages that are imported ahead."""
 
 _RECORD = "cgroups"
 _ADD_ROUNDS = 20
 
 
 class _Enforcer(Protocol):
+    def killed(self) -> bool: ...
+    def met(self) -> int: ...
     def refused(self) -> bool: ...
     def add(self, host_pid: int) -> None: ...
     def memory_bytes(self) -> int: ...
@@ -34,9 +44,10 @@ class _Enforcer(Protocol):
 class Limit:
     """The limit of one worker; made by `Limits.open`."""
 
-    def __init__(self, owner: Limits, enforcer: _Enforcer) -> None:
+    def __init__(self, owner: Limits, enforcer: _Enforcer, sandbox: SandboxLimit | None) -> None:
         self._owner = owner
         self._enforcer = enforcer
+        self._sandbox = sandbox
 
     def add(self, host_pid: int) -> None:
         """Put a process, by its number on the host, under the limit, with all that it has started and will start.
@@ -79,8 +90,12 @@ class Limit:
         return self._enforcer.memory_bytes()
 
     def exceeded(self) -> tuple[int, int] | None:
-        """Return limit and peak in bytes when processes were killed for the limit, else None; also after `close`."""
-        return self._enforcer.exceeded()
+        """Return limit and peak in bytes when processes were killed for the limit, else None; also after `close`.
+
+        Processes may also be killed for the limit of the whole sandbox, which is given then.
+        """
+        found = self._enforcer.exceeded()
+        return self._sandbox.exceeded(self._enforcer) if found is None and self._sandbox is not None else found
 
     def refused(self) -> bool:
         """Return whether the processes have reached their number, and were refused another one."""
@@ -108,6 +123,14 @@ class Limits:
     def __init__(self, settings: Settings, *, kernel: bool = True) -> None:
         self._numbers = itertools.count(1)
         self._open: list[Limit] = []
+        self._sandboxes: list[SandboxLimit] = []
+        self._ended: list[SandboxLimit] = []
+        self._spare: SandboxGroup | None = None
+        self._most_bytes = machine_memory_bytes()
+        self._allowance = (
+            settings.sandbox.overhead_bytes or min(OVERHEAD_BYTES, self._most_bytes // 4),
+            OVERHEAD_PROCESSES + OVERHEAD_PROCESSES_PER_CORE * (os.cpu_count() or 1),
+        )
         self._busy: list[Path] = []
         self._closing: list[_Enforcer] = []
         self._places: list[cgroups.Place] = []
@@ -147,10 +170,70 @@ class Limits:
         except (OSError, ValueError):
             self._places.clear()
 
-    def open(self, name: str, memory_bytes: int, *, millicores: int = 0, processes: int = 0) -> Limit:
+    def prepare(self) -> None:
+        """Make the groups of the next sandbox ahead; may be called from another thread."""
+        if self._spare is None and self.kind != "watchdog":
+            with contextlib.suppress(OSError):  # an operator took the group away: a watchdog still works
+                self._spare = self._sandbox_group()
+
+    def _sandbox_group(self) -> SandboxGroup:
+        return SandboxGroup(self._places, f"s{next(self._numbers)}", *self._allowance)
+
+    def sandbox(self, memory_bytes: int = 0, processes: int = 0) -> SandboxLimit:
+        """Return the limit of a new sandbox.
+
+        Args:
+            memory_bytes, processes: the allowance for all that belongs to no worker; 0 for that of functions' sandboxes.
+        """
+        allowance = memory_bytes or self._allowance[0], processes or self._allowance[1]
+        enforcer: SandboxGroup | SandboxWatchdog
+        try:
+            group, self._spare = self._spare, None
+            if self.kind == "watchdog":
+                raise FileNotFoundError
+            enforcer = group or self._sandbox_group()
+            if allowance != self._allowance:
+                enforcer.resize(*allowance)
+        except OSError:  # as in `prepare`
+            enforcer = SandboxWatchdog(*allowance)
+        made = SandboxLimit(enforcer, *allowance, max(self._most_bytes, allowance[0]))
+        self._sandboxes.append(made)
+        return made
+
+    def close_sandbox(self, limit: SandboxLimit) -> None:
+        """Give up the limit of a sandbox that has ended; its groups go as soon as they can (see `settle`)."""
+        if limit in self._sandboxes:
+            self._sandboxes.remove(limit)
+            self._ended.append(limit)
+
+    @property
+    def unsettled(self) -> bool:
+        """Return whether `settle` has something to do."""
+        lacks_spare = self._spare is None and self.kind != "watchdog"
+        return lacks_spare or bool(self._ended) or any(limit.unsettled for limit in self._sandboxes)
+
+    def settle(self) -> None:
+        """Shrink limits of sandboxes whose workers have ended, and remove those of ended ones; may take long, and is
+        to be called from another thread."""
+        for limit in list(self._sandboxes):
+            limit.settle()
+        ended, self._ended = self._ended, []  # as in `poll`
+        self._ended += [limit for limit in ended if not limit.remove()]
+        self.prepare()
+
+    def open(
+        self,
+        name: str,
+        memory_bytes: int,
+        *,
+        millicores: int = 0,
+        processes: int = 0,
+        sandbox: SandboxLimit | None = None,
+    ) -> Limit:
         """Return a new limit.
 
         Args:
+            sandbox: the limit of the worker's sandbox.
             name: of the worker; shown in the machine's list of groups.
             memory_bytes: limit of its processes together; more than 0.
             millicores: thousandths of a core that they may compute together; 0 for no limit.
@@ -160,17 +243,20 @@ class Limits:
             raise ValueError("a memory limit is more than 0 bytes")
         if millicores >= 1000 * self._cores:
             millicores = 0
-        limit = Limit(self, self._enforcer(name, memory_bytes, millicores, processes))
+        limit = Limit(self, self._enforcer(name, memory_bytes, millicores, processes, sandbox), sandbox)
         self._open.append(limit)
         return limit
 
-    def _enforcer(self, name: str, memory_bytes: int, millicores: int, processes: int) -> _Enforcer:
+    def _enforcer(
+        self, name: str, memory_bytes: int, millicores: int, processes: int, sandbox: SandboxLimit | None
+    ) -> _Enforcer:
         if self.kind != "watchdog":
             readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
             group = f"{next(self._numbers)}-{readable}"
-            with contextlib.suppress(OSError):  # an operator took the group away: the watchdog still works
+            places = sandbox.places_of(group) if sandbox is not None else []
+            with contextlib.suppress(OSError):  # as in `prepare`
                 return cgroups.Group(
-                    [place.below(group) for place in self._places], memory_bytes, millicores, processes
+                    places or [place.below(group) for place in self._places], memory_bytes, millicores, processes
                 )
         return Watchdog(memory_bytes, processes)
 
@@ -180,11 +266,13 @@ class Limits:
         if self.kind == "watchdog" or not init:
             return []
         own = [os.fsencode(f"/{place.directory.name}/") for place in self._places]
+        rest = os.fsencode(f"/{AGENT}")
         found = []
         for pid in children(init):
             with contextlib.suppress(OSError):
-                groups = Path(f"/proc/{pid}/cgroup").read_bytes()
-                if pid != agent and not any(part in groups for part in own) and started_at(pid):
+                groups = Path(f"/proc/{pid}/cgroup").read_bytes().splitlines()
+                limited = [line for line in groups if any(part in line for part in own) and not line.endswith(rest)]
+                if pid != agent and not limited and started_at(pid):
                     found.append(pid)
         return found
 
@@ -192,6 +280,8 @@ class Limits:
         """Enforce every open limit and finish the work of `close`; to be called about every 100 ms."""
         for limit in list(self._open):
             limit.poll()
+        for sandbox in list(self._sandboxes):
+            sandbox.poll()
         closing, self._closing = self._closing, []  # others may come meanwhile
         self._closing += [enforcer for enforcer in closing if not enforcer.remove()]
         self._busy = [path for path in self._busy if not cgroups.remove(path)]
@@ -206,6 +296,11 @@ class Limits:
         """Give all limits up, and remove this daemon's own group when nothing is left in it."""
         for limit in list(self._open):
             limit.close()
+        for sandbox in list(self._sandboxes):
+            self.close_sandbox(sandbox)
+        self._ended = [limit for limit in self._ended if not limit.remove()]
+        if self._spare is not None:
+            self._spare.remove()
         self.poll()
         for place in self._places:
             if cgroups.remove(place.directory):

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 _STOP_ROUNDS = 20
 _DEEPEST = 8
@@ -55,6 +56,14 @@ class Watchdog:
         """Return the limit and the peak when this watchdog has killed the processes."""
         return self._record
 
+    def killed(self) -> bool:
+        """Whether this watchdog has killed the processes."""
+        return self._record is not None
+
+    def met(self) -> int:
+        """Return the peak when this watchdog has killed the processes, else 0."""
+        return self._record[1] if self._record is not None else 0
+
     def refused(self) -> bool:
         """Whether there were nearly as many processes as there may be."""
         return bool(self._processes) and self._most > self._processes * 3 // 4
@@ -88,12 +97,15 @@ class Watchdog:
                 if child not in self._members and (started := started_at(child)):
                     self._members[child] = started
                     waiting.append(child)
-        # Those whose parents have ended are found by their session, which is the worker's own.
+        self._find_orphans()
+        self._most = max(self._most, len(self._members))
+
+    def _find_orphans(self) -> None:
+        """Take in processes whose parents have ended: by their session, which is the worker's own."""
         if any(pid != self._leader for pid in self._members) or children(self._leader):
             for pid in session(self._leader) - self._members.keys():
                 if started := started_at(pid):
                     self._members[pid] = started
-        self._most = max(self._most, len(self._members))
 
     def _kill(self) -> None:
         for _ in range(_STOP_ROUNDS):  # what is stopped starts nothing more
@@ -104,8 +116,10 @@ class Watchdog:
                 break
         self._signal(signal.SIGKILL)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int, pids: Sequence[int] = ()) -> None:
         for pid, started in self._members.items():
+            if pids and pid not in pids:
+                continue
             with contextlib.suppress(OSError):
                 descriptor = os.pidfd_open(pid)
                 try:
@@ -113,6 +127,37 @@ class Watchdog:
                         signal.pidfd_send_signal(descriptor, number)
                 finally:
                     os.close(descriptor)
+
+
+class SandboxWatchdog(Watchdog):
+    """Measure every process of one sandbox at each `poll`, and kill them all when they are over a limit.
+
+    The first process is bubblewrap's, and all others descend from it: an orphan falls to pid 1 of the sandbox.
+    """
+
+    def resize(self, memory_bytes: int, processes: int) -> None:
+        """Set other limits."""
+        with self._lock:
+            self.limit_bytes, self._processes = memory_bytes, processes
+
+    def refused(self) -> bool:
+        """Whether there were more processes than there may be; they were killed for it."""
+        return bool(self._processes) and self._most > self._processes
+
+    def poll(self) -> None:
+        super().poll()
+        with self._lock:
+            if self._processes and len(self._members) > self._processes:
+                self._kill()
+
+    def _find_orphans(self) -> None:
+        return None
+
+    def _kill(self) -> None:
+        # With pid 1 the kernel ends every other at once, also those that were started since the look.
+        first = children(self._leader)
+        self._signal(signal.SIGKILL, [pid for pid in self._members if pid in first])
+        super()._kill()
 
 
 def started_at(pid: int) -> int:

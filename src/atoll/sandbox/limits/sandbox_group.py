@@ -1,0 +1,109 @@
+"""The control groups of one sandbox: a limited group, with one group below it for the agent and one for each worker.
+
+Version 2 allows no processes beside groups, so the agent, and all that belongs to no worker, is in a group of its own.
+The kernel charges memory to the group of the process that touched it first. When a worker's group is removed, the pages
+that stay, those of files in `/tmp`, are charged to the sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.process import Process, Start
+from atoll.sandbox.limits import births, cgroups
+from atoll.sandbox.limits.cgroups import Group, Place
+
+AGENT = "agent"
+"""The group of the processes that belong to no worker."""
+
+_LIMITED = frozenset({"memory", "pids"})
+
+
+class SandboxGroup:
+    """The groups of one sandbox, one tree in each place that can limit memory or processes.
+
+    Args:
+        places: the daemon's own groups, which exist.
+        name: of the sandbox's group in each of them.
+        memory_bytes, processes: the limits of the whole sandbox.
+
+    Raises:
+        OSError: the groups cannot be made.
+    """
+
+    def __init__(self, places: Sequence[Place], name: str, memory_bytes: int, processes: int) -> None:
+        self._name = name
+        self._everywhere = tuple(places)
+        self._whole = Group(
+            [one.below(name) for one in places if one.controllers & _LIMITED], memory_bytes, 0, processes
+        )
+        try:
+            for place in self._whole.places:
+                for controller in sorted(place.controllers) if place.version == 2 else ():
+                    (place.directory / "cgroup.subtree_control").write_text(f"+{controller}")
+                (place.directory / AGENT).mkdir()
+        except OSError:
+            self.remove()
+            raise
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._whole.limit_bytes
+
+    def start(self, start: Start) -> Process:
+        """Start a program in the agent's group; see `atoll.process.Group`."""
+        places = self._whole.places
+        if places[0].version == 2:
+            return births.start_in(start, places[0].directory / AGENT)
+        # The daemon's own group is above those that it makes: `HOME/DAEMON/SANDBOX`.
+        return births.start_by_thread(start, [(one.directory / AGENT, one.directory.parents[2]) for one in places])
+
+    def places_of(self, worker: str) -> list[Place]:
+        """Return the places of a worker's groups; a hierarchy that limits nothing of a sandbox has them beside it."""
+        limited = {place.directory for place in self._whole.places}
+        inside = [place.below(self._name) for place in self._everywhere]
+        return [
+            (one if one.directory in limited else place).below(worker)
+            for one, place in zip(inside, self._everywhere, strict=True)
+        ]
+
+    def resize(self, memory_bytes: int, processes: int) -> None:
+        """Set the limits of the whole; see `Group.resize`."""
+        self._whole.resize(memory_bytes, processes)
+
+    def memory_bytes(self) -> int:
+        """Return the memory in use, without the page cache that the kernel would reclaim first."""
+        return self._whole.memory_bytes()
+
+    def met(self) -> int:
+        """Return the peak of the whole when it has met the limit, else 0."""
+        return self._whole.met()
+
+    def exceeded(self) -> tuple[int, int] | None:
+        """Return limit and peak when the kernel killed a process outside of the workers' groups for the limit."""
+        memory = next((place for place in self._whole.places if "memory" in place.controllers), None)
+        if memory is None or not cgroups.oom_kills(memory.below(AGENT)) or not (peak := self._whole.met()):
+            return None
+        return self.limit_bytes, peak
+
+    def refused(self) -> bool:
+        """Return whether the kernel has refused a process to the sandbox as a whole."""
+        return self._whole.refused()
+
+    def kill(self) -> None:
+        """Kill every process of the sandbox."""
+        for directory in self._directories():
+            cgroups.kill_all(directory)
+
+    def remove(self) -> bool:
+        """End the remaining processes and remove the groups; return False while one of them exists."""
+        return not [busy for place in self._whole.places for busy in cgroups.clear(place.directory)]
+
+    def _directories(self) -> list[Path]:
+        found = []
+        for place in self._whole.places:
+            with contextlib.suppress(OSError):
+                found += cgroups.below(place.directory)
+        return found
