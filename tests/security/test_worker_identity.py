@@ -292,7 +292,9 @@ def test_strays_are_killed_only_below_a_first_process_that_lives(
     for first, found in ((HeldProcess(init, dead()[1]), 0), (HeldProcess(init, os.pidfd_open(init)), 1)):
         strays = [[agent, worker, outer], []]
         limits: Any = SimpleNamespace(strays=lambda *_, left=strays: left.pop(0))
-        tidy = limiting.Limiting(limits, {}, lambda _, first=first: first, lambda _: None)  # type: ignore[misc]
+        node = SimpleNamespace(limit=SimpleNamespace(dismiss=lambda _: None))
+        sandboxes: Any = {"s1": SimpleNamespace(init=first, node=node)}
+        tidy = limiting.Limiting(limits, {}, sandboxes, lambda _: None, lambda _: None)
         tidy.ended(SimpleNamespace(sandbox="s1", process=object(), agent=1))  # type: ignore[arg-type]
         assert len(killed) == found, "only the agent is a child of the first process"
         first.close()

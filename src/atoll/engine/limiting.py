@@ -29,7 +29,6 @@ class Limiting:
     Args:
         limits: makes them.
         workers, sandboxes: those that live now; looked at, never changed.
-        first: returns the first process of a sandbox; None for one that has no worker yet, or is gone.
         on_worn: is told of a sandbox whose ended workers have left so much that another might meet its limit.
         on_spent: is told of a worker that was refused a process, or whose processes multiply faster than they can be
             moved under its limit: its children may never end by themselves.
@@ -40,7 +39,6 @@ class Limiting:
         limits: Limits,
         workers: Mapping[str, PoolWorker],
         sandboxes: Mapping[str, PoolSandbox],
-        first: Callable[[str], HeldProcess | None],
         on_spent: Callable[[PoolWorker], None],
         on_worn: Callable[[str], None],
     ) -> None:
@@ -52,7 +50,6 @@ class Limiting:
         self._on_spent = on_spent
         self._beginning: set[asyncio.Task[None]] = set()
         self._littered: dict[str, tuple[HeldProcess, int]] = {}
-        self._first = first
 
     def admit(self, worker: PoolWorker) -> None:
         """Let a worker's sandbox take as much more as the worker may; before it is started."""
@@ -82,12 +79,13 @@ class Limiting:
     def ended(self, worker: PoolWorker) -> None:
         """End what a worker has left that is under no limit: what it started before it came under its own, and what
         of that multiplied faster than it could be brought under it."""
-        if worker.sandbox in self._sandboxes:
-            self._sandboxes[worker.sandbox].node.limit.dismiss(worker.id)
-            self._lightened.add(worker.sandbox)
-        first = self._first(worker.sandbox)
-        if first is not None and worker.process is not None:
-            self._littered[worker.sandbox] = first, worker.agent
+        sandbox = self._sandboxes.get(worker.sandbox)
+        if sandbox is None:
+            return
+        sandbox.node.limit.dismiss(worker.id)
+        self._lightened.add(worker.sandbox)
+        if sandbox.init is not None and worker.process is not None:
+            self._littered[worker.sandbox] = sandbox.init, worker.agent
             self._tidy(worker.sandbox)
 
     def _tidy(self, sandbox: str) -> None:

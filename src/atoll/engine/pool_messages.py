@@ -26,7 +26,7 @@ from atoll.engine.schedule import Schedule
 from atoll.model.records import CallRecord
 from atoll.model.resources import Allotment
 from atoll.node.node import Node, NodeSandbox
-from atoll.sandbox.held_process import HeldProcess, hold
+from atoll.sandbox.held_process import hold
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import USER_BURST, USER_RATE, Pace
 from atoll.wire.channel import ChannelClosed
@@ -86,9 +86,7 @@ class Messages:
         self.nested = NestedConnections(on_connect)
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
-        self.limiting = Limiting(
-            node.limits, state.workers, state.sandboxes, self._first, self._worker_spent, self._sandbox_worn
-        )
+        self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)
         variables = node.machine.gpus.variables
         self._preloading = Preloading(state.sandboxes, state.environments, variables, self.to_agent)
 
@@ -372,10 +370,6 @@ class Messages:
             await self.limiting.begin(worker)
         finally:
             self.to_worker(worker, {"type": "go"})
-
-    def _first(self, sandbox: str) -> HeldProcess | None:
-        known = self._state.sandboxes.get(sandbox)
-        return known.init if known is not None else None
 
     def _sandbox_worn(self, name: str) -> None:
         log.info("sandbox_worn id=%s reason=memory", name)
