@@ -196,7 +196,9 @@ class World:
         ours, self.theirs = socket.socketpair()
         self.control = AsyncChannel(ours, WORKER)
         self.control.learn_sender()
+        limit = SimpleNamespace(admit=lambda *_: None, dismiss=lambda _: None, exceeded=lambda: None)
         node = SimpleNamespace(
+            limit=limit,
             pid=outer,
             identify=lambda pid, pidfd: prove(pid, pidfd, outer),
             channel=SimpleNamespace(post=lambda message, _: self.sent.append(message)),
@@ -295,7 +297,7 @@ def test_strays_are_killed_only_below_a_first_process_that_lives(
         node = SimpleNamespace(limit=SimpleNamespace(dismiss=lambda _: None))
         sandboxes: Any = {"s1": SimpleNamespace(init=first, node=node)}
         tidy = limiting.Limiting(limits, {}, sandboxes, lambda _: None, lambda _: None)
-        tidy.ended(SimpleNamespace(sandbox="s1", process=object(), agent=1))  # type: ignore[arg-type]
+        tidy.ended(SimpleNamespace(id="w1", sandbox="s1", process=object(), agent=1))  # type: ignore[arg-type]
         assert len(killed) == found, "only the agent is a child of the first process"
         first.close()
 
