@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import grp
 import json
 import os
+import pwd
 import select
 import shutil
 import socket
@@ -20,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from atoll import errors, isolated, settings, sync_dir
+from atoll import errors, isolated, ownership, settings, sync_dir
 from atoll.cli.main import run
 from atoll.host import daemon_start
 from atoll.storage.sync import index
@@ -284,6 +286,60 @@ def test_a_group_of_others_may_not_write_above(base: Path) -> None:
     os.chown(above, 0, 100)
     with pytest.raises(errors.StateUnusable, match="can be changed by the group"):
         settings.load(above / "home")
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "accounts", "own"),
+    [
+        ("ada", [], {"ada": 700}, True),
+        ("ada", ["ada"], {"ada": 700}, True),
+        ("ada", ["ada", "eve"], {"ada": 700}, False),
+        ("ada", [], {"ada": 700, "eve": 700}, False),
+        ("staff", [], {"ada": 700}, False),
+        ("", [], {}, False),
+    ],
+)
+def test_a_group_is_this_users_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], accounts: dict[str, int], own: bool
+) -> None:
+    """By its name, as Debian makes one for each user, and with nobody else in it; a shared first group is not."""
+    people = {
+        user: pwd.struct_passwd((user, "x", 1000 + place, gid, "", "/", "/"))
+        for place, (user, gid) in enumerate(accounts.items())
+    }
+
+    def group(gid: int) -> grp.struct_group:
+        if not name:
+            raise KeyError(gid)
+        return grp.struct_group((name, "x", gid, members))
+
+    def account(uid: int) -> pwd.struct_passwd:
+        return next((one for one in people.values() if one.pw_uid == uid), None) or pwd.struct_passwd(("?",) * 7)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(grp, "getgrgid", group)
+    monkeypatch.setattr(pwd, "getpwuid", account)
+    monkeypatch.setattr(pwd, "getpwall", lambda: list(people.values()))
+    assert ownership._is_own_group(700) is own
+
+
+def test_a_group_without_an_entry_is_this_users_if_it_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that gives its volume a group by number."""
+    monkeypatch.setattr(os, "getgroups", lambda: [2_000_000_001])
+    assert ownership._is_own_group(2_000_000_001)
+    assert not ownership._is_own_group(2_000_000_002)
+
+
+def test_a_directory_that_is_exchanged_after_its_check_is_not_used(base: Path) -> None:
+    """The checked directory is an open descriptor; its path is not looked up again."""
+    made(made(base / "home", 0o700) / "run", 0o700)
+    with ownership.directory(base / "home") as home:
+        (base / "home").rename(base / "checked")
+        made(made(base / "home", 0o700) / "run", 0o700)
+        with home.enter("run") as run:
+            os.close(run.open("mark", os.O_WRONLY | os.O_CREAT))
+    assert (base / "checked" / "run" / "mark").exists()
+    assert not (base / "home" / "run" / "mark").exists()
 
 
 def test_an_open_state_directory_is_closed(base: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import atoll
 from atoll import errors, isolated
 from atoll.cli.main import run
+from atoll.cli.terminal import echo
 from atoll.daemon.main import _LogFormat
 from atoll.host.local import LocalHost
 from atoll.model.records import CallRecord
@@ -358,6 +359,14 @@ def test_notices_and_progress_are_one_clean_line(capsys: pytest.CaptureFixture[s
     assert written.count("\n") == 3
     waiting = live_line.Waiting("building", EVIL, 0.0)
     assert live_line.text([waiting], 5.0, 300).isprintable()
+
+
+def test_a_terminal_that_does_not_know_unicode_shows_all_records() -> None:
+    """A function's name cannot make a listing fail there."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    with contextlib.redirect_stdout(stream):
+        echo("naïve 漢")
+    assert stream.buffer.getvalue() == b"na\\xefve \\u6f22\n"
 
 
 def test_errors_of_atoll_are_clean_and_keep_the_exact_message() -> None:

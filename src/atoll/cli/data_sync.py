@@ -140,7 +140,7 @@ def _watching(local: str, target: str, *, json: bool) -> None:
     if json:
         _print({"event": "watching", "source": local, "target": target})
     else:
-        echo(f"watching `{printable(local)}`, mirrored at `{printable(target)}`; Ctrl-C ends it")
+        echo(f"watching `{printable(local)}`, mirrored at `{printable(target)}`; Ctrl-C ends it", flush=True)
 
 
 def _tell(happening: Happening) -> None:
@@ -159,10 +159,10 @@ def _tell(happening: Happening) -> None:
         what = ", ".join(filter(None, counts)) or ("times and modes" if names else "nothing to do")
         size = f", {size_text(happening.sent_bytes)}" if happening.sent else ""
         line = f"{what}{size}, {happening.seconds:.2f} s" + (f": {shown}{more}" if names else "")
-        echo(f"{_now()}  {line}")
+        echo(f"{_now()}  {line}", flush=True)
     elif isinstance(happening, Waiting):
         text = "the directory is back" if happening.back else "the directory is gone: waiting until it is back"
-        echo(f"{_now()}  {text}")
+        echo(f"{_now()}  {text}", flush=True)
     elif isinstance(happening, Failed):
         echo_lines(f"{_now()}  not synced: {happening.error}", error=True)
     else:
@@ -205,4 +205,4 @@ def _tell_json(happening: Happening) -> None:
 
 
 def _print(values: dict[str, Any]) -> None:
-    echo_json(json_module.dumps({"at": round(time.time(), 3), **values}))
+    echo_json(json_module.dumps({"at": round(time.time(), 3), **values}), flush=True)

@@ -123,7 +123,8 @@ def lock(target: str = "", /, *, requirement: Requirement = None, python: Python
         The version of Python, with --requirement.
     """
     host, spec = _wanted(target, requirement, python)
-    echo_lines(host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"].rstrip("\n"))
+    if lines := host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"].rstrip("\n"):
+        echo_lines(lines)
     return 0
 
 

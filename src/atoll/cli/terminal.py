@@ -13,9 +13,13 @@ from typing import Any
 from atoll.terminal_text import harmless, lines, printable
 
 
-def echo(line: str = "", *, error: bool = False) -> None:
-    """Print one line, on standard error if `error`; a newline in it is shown as an escape."""
-    _print(printable(line), error=error)
+def echo(line: str = "", *, error: bool = False, flush: bool = False) -> None:
+    """Print one line, on standard error if `error`; a newline in it is shown as an escape.
+
+    Args:
+        flush: pass it on at once, also to a pipe.
+    """
+    _print(printable(line), error=error, flush=flush)
 
 
 def echo_lines(text: str, *, error: bool = False) -> None:
@@ -29,9 +33,9 @@ def echo_name(before: str, name: str) -> None:
     write_raw(f"{before}{text}\n".encode("utf-8", "surrogateescape"))
 
 
-def echo_json(text: str) -> None:
+def echo_json(text: str, *, flush: bool = False) -> None:
     """Print JSON, whose encoder has escaped the control characters."""
-    _print(text.replace("\x7f", "\\u007f"), error=False)  # DEL, the one that it leaves
+    _print(text.replace("\x7f", "\\u007f"), flush=flush)  # DEL, the one that it leaves
 
 
 def write_output(text: str, *, raw: bool) -> None:
@@ -54,9 +58,9 @@ def write_result(value: Any) -> None:
     print(value, flush=True)
 
 
-def _print(text: str, *, error: bool) -> None:
+def _print(text: str, *, error: bool = False, flush: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(text, file=stream, flush=flush)
     except UnicodeEncodeError:  # a terminal that does not know all of Unicode
-        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=flush)
