@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import stat
 from collections.abc import Iterator
 from http.server import HTTPServer
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from atoll.errors import DownloadError
 from atoll.storage.downloads import redirects
 
-from ..unit.test_storage_downloads import CONTENT, Site, get, serving
+from ..unit.test_storage_downloads import CONTENT, Site, get, notes, serving
 
 LARGE = 64 << 20
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -143,3 +145,35 @@ def test_a_server_names_no_file(site: Site, volume: Path) -> None:
     assert kept.path == "place/file"
     assert list(volume.parent.rglob("planted*")) == []
     assert sorted(path.name for path in volume.iterdir()) == [".cache", "place"]
+
+
+@pytest.mark.parametrize("name", ["part", "json"])
+def test_a_download_writes_through_no_planted_link(site: Site, volume: Path, tmp_path: Path, name: str) -> None:
+    """A link that another function has put in the place of the part or the note leads to no file of this sandbox."""
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    get(volume, site)
+    (note,) = notes(volume)
+    planted = note.with_suffix(f".{name}")
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(victim)
+    with pytest.raises(DownloadError):
+        get(volume, site, force=True)
+    assert victim.read_text() == "kept"
+    assert (volume / "place/file").read_bytes() == CONTENT
+    planted.unlink()
+    assert get(volume, site, force=True).size == len(CONTENT)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFDIR])
+@pytest.mark.parametrize("name", ["part", "json"])
+def test_a_download_waits_for_no_planted_special_file(site: Site, volume: Path, name: str, kind: int) -> None:
+    """Fifos, sockets and directories in the place of the part or the note are named errors, at once."""
+    get(volume, site)
+    (note,) = notes(volume)
+    planted = note.with_suffix(f".{name}")
+    planted.unlink(missing_ok=True)
+    planted.mkdir() if kind == stat.S_IFDIR else os.mknod(planted, kind | 0o600)
+    with pytest.raises(DownloadError):
+        get(volume, site, force=True)
+    assert (volume / "place/file").read_bytes() == CONTENT

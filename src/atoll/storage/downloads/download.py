@@ -199,7 +199,7 @@ class _Download:
 
     def _transfer(self) -> dict[str, str]:
         """Receive the whole part; return its digests."""
-        part = os.open(self._note.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        part = os.open(self._note.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
             resumed = self._begin(part)
             while True:
