@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import io
 import itertools
 import json
 import os
+import signal
 import stat
 import tarfile
 import zipfile
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from atoll import isolated
 from atoll.errors import AtollError, EnvironmentBuildError
 
+from ..conftest import Home
 from ..environments import Machine
-from ..waiting import soak
+from ..waiting import soak, until
 
 pytestmark = pytest.mark.as_user
 
@@ -270,3 +274,41 @@ def test_special_files_of_a_build_keep_nobody_waiting(machine: Machine) -> None:
     environment = machine.ensure("delta")
     assert (environment.directory / "requirements.lock").read_text().count("==") == 2
     assert asyncio.run(machine.store.prune()).removed
+
+
+IN_THE_AGENT = """
+import fcntl
+if any(word.endswith("_atoll_agent.py") for word in sys.orig_argv):
+    letter = attack()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            file = open("/data/agent", "w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(letter)
+            file.flush()
+            signal.pause()
+        os._exit(0)
+"""
+
+
+def test_start_up_code_in_the_agent_does_not_outlive_the_daemon(machine: Machine, atoll_home: Home) -> None:
+    """A package's `.pth` runs in the agent, outside of all Landlock domains, and can disarm pid 1: it ends all the same."""
+    attack = Path(__file__).with_name("disarm.py").read_text().partition("if __name__")[0]
+    hostile_wheel(machine, {"hostile.pth": "import hostile_start\n", "hostile_start.py": attack + IN_THE_AGENT})
+    requirement = str(machine.wheels / "hostile-1-py3-none-any.whl")
+    assert isolated(requirements=[requirement], network="none")(abs)(-1) == 1
+    daemon = atoll_home.daemon_pid()
+    assert daemon is not None
+    held = atoll_home.path / "volumes/local/data/agent"
+    until(lambda: held.exists() and held.read_text() in ("d", "-"))
+    os.kill(daemon, signal.SIGKILL)
+    with open(held, "r+") as file:
+
+        def free() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        until(free)
