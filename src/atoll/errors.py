@@ -352,8 +352,8 @@ def from_data(data: dict[str, Any]) -> AtollError:
     message = str(data.get("message", ""))
     details = data.get("details")
     details = {str(name): value for name, value in details.items()} if isinstance(details, dict) else {}
-    details.pop("message", None)
-    details.pop("hint", None)
+    for name in ("self", "message", "hint"):
+        details.pop(name, None)
     if cls is None:
         return InternalError(f"unknown error `{code}`: {message}", hint="upgrade the older side", **details)
     return cls(message, hint=str(data.get("hint", "")), **details)

@@ -17,14 +17,14 @@ if sys.version_info < (3, 12):
 with atheris.instrument_imports(include=["atoll", "tests.fuzz"]):
     # imported late by the worker, which would be too late to see its branches
     import atoll.payload.plain.arrays_tables  # noqa: F401
-    from tests.fuzz import harness
+    from tests.fuzz import harness, peers
     from tests.fuzz.seeds import write_seeds
 
 
 def main() -> None:
     """Run until libFuzzer has enough."""
     name, *options = sys.argv[1:]
-    target = harness.TARGETS[name]
+    target = {**harness.TARGETS, **peers.TARGETS}[name]
     corpus = Path(__file__).parent / ".corpus" / name
     write_seeds(name, corpus)
 

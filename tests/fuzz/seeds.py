@@ -14,6 +14,7 @@ from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.payload import exceptions_dump
 from atoll.payload.plain import encode as plain
 from atoll.wire.frames import BESIDE, CHUNK, NEW_RING, Rope, encode
+from tests.fuzz import peers
 
 SPLIT = b"\xf5\xf6"
 VALUES: tuple[Any, ...] = (
@@ -40,6 +41,8 @@ def joined(buffers: list[Any]) -> bytes:
 
 def seeds(name: str) -> list[bytes]:
     """Return inputs that a target reads to their end."""
+    if name in peers.TARGETS:
+        return peers.seeds(name)
     if name in ("plain", "result"):
         return [joined(plain.dumps(value)) for value in VALUES]
     if name == "frames":

@@ -23,7 +23,7 @@ from atoll.storage.protocol.replies import DAEMON
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import PEER
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.frames import Message
+from atoll.wire.frames import FrameError, Message
 
 DRAIN_SECONDS = 10.0
 """Seconds for idle sandboxes to end before a restore that does not wait is refused."""
@@ -85,7 +85,7 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
         channel = AsyncChannel(socket.socket(fileno=os.dup(descriptor)), PEER)
         committed = False
         try:
-            await channel.send({"type": "restore", "name": name})
+            await _send(channel, {"type": "restore", "name": name})
             while not committed:
                 await _answer(channel, name, ("ready",), progress)
                 started = time.monotonic()
@@ -103,7 +103,7 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
                         await asyncio.gather(exchange, return_exceptions=True)
                         raise
                 if not committed:  # a sync has begun meanwhile: functions do not wait for it
-                    await channel.send({"type": "again"})
+                    await _send(channel, {"type": "again"})
             await _answer(channel, name, ("done",), progress)
         except BaseException:
             if not committed:
@@ -124,10 +124,21 @@ async def _abort(channel: AsyncChannel) -> None:
 
 async def _exchange(channel: AsyncChannel, name: str, progress: Callable[[str], None]) -> tuple[bool, str | None]:
     """Have the peer exchange the trees; return whether it has, and the name of the snapshot that keeps the old one."""
-    await channel.send({"type": "commit"})
+    await _send(channel, {"type": "commit"})
     answer = await _answer(channel, name, ("restored", "busy"), progress)
     kept = answer.header.get("kept")
     return answer.type == "restored", kept if isinstance(kept, str) else None
+
+
+async def _send(channel: AsyncChannel, message: dict[str, Any]) -> None:
+    try:
+        await channel.send(message)
+    except ChannelClosed as error:  # the peer's: for the client's channel this would be the end of the client
+        raise _lost() from error
+
+
+def _lost() -> errors.InternalError:
+    return errors.InternalError("the storage peer ended before it answered", hint="see `atoll logs`")
 
 
 async def _answer(
@@ -136,8 +147,8 @@ async def _answer(
     while True:
         try:
             message = await channel.receive()
-        except ChannelClosed as error:
-            raise errors.InternalError("the storage peer ended before it answered", hint="see `atoll logs`") from error
+        except (ChannelClosed, FrameError) as error:
+            raise _lost() from error
         if message.type == "waiting":
             progress("waiting for a sync")
         elif message.type == "error":

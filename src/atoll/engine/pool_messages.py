@@ -324,13 +324,13 @@ class Messages:
                 if worker.process is None:  # once, before any code of a function runs: a child could name itself
                     self._hello(worker, control)
             case "idle":
-                epoch = int(message["epoch"])
+                epoch = _epoch(message)
                 if worker.lease is None or worker.lease.epoch == epoch:
                     self._state.end_lease(worker, None)
                     self._perform(self._schedule.worker_idle(time.monotonic(), worker.id, epoch))
             case "paused" | "resumed" as kind:
                 paused = kind == "paused"
-                self._perform(self._schedule.worker_paused(worker.id, int(message["epoch"]), paused=paused))
+                self._perform(self._schedule.worker_paused(worker.id, _epoch(message), paused=paused))
             case "expired":
                 worker.expired = True
             case "imported":
@@ -385,6 +385,13 @@ class Messages:
 def is_limited_first(allotment: Allotment) -> bool:
     """Return whether a worker waits for its limit before its first call."""
     return bool(allotment.machine_type)
+
+
+def _epoch(message: dict[str, Any]) -> int:
+    epoch = message["epoch"]
+    if type(epoch) is not int:
+        raise ValueError("`epoch` must be a number")
+    return epoch
 
 
 def _short(error: Exception) -> str:

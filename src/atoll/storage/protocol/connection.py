@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 AnyPath = str | os.PathLike[str]
+
+MOST_ERRNO = 4096
+"""The kernel's error numbers are below."""
 
 ROOT = "/data"
 ADDRESS = "atoll://"
@@ -186,7 +190,10 @@ def error_of(message: Message) -> Exception:
     if isinstance(data, dict):
         error: AtollError = from_data(data)
         return error
-    return OSError(int(message.header.get("errno", 0)), str(message.header.get("text", "")))
+    number = message.header.get("errno", 0)
+    if type(number) is not int or not 0 <= number < MOST_ERRNO:
+        number = errno.EIO
+    return OSError(number, str(message.header.get("text", "")))
 
 
 def _named(error: Exception, where: str) -> Exception:
