@@ -1,0 +1,52 @@
+"""An agent, or start-up code of a package in it, that prints without end: the daemon drops it at a bounded rate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from atoll.node import stderr_log
+
+from ..waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+TURNS = 400
+
+
+def test_a_flood_of_stderr_takes_few_turns_of_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the event loop's turns few read from a pipe that is always full; its first part is in the log."""
+    log, reads, read = tmp_path / "log", list[int](), os.read
+
+    def counted(descriptor: int, size: int) -> bytes:
+        data = read(descriptor, size)
+        reads.append(len(data))
+        return data
+
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+
+        async def opened() -> int:
+            return stack.enter_context(stderr_log.logged_stderr(log))
+
+        def turned(seen: bool = False) -> bool:
+            runner.run(asyncio.sleep(0))
+            return seen or (log.exists() and log.stat().st_size == stderr_log.MAX_LOGGED_BYTES)
+
+        with subprocess.Popen(["cat", "/dev/zero"], stdout=runner.run(opened())) as flood:
+            stack.close()
+            monkeypatch.setattr(os, "read", counted)
+            until(turned)
+            reads.clear()
+            for _ in range(TURNS):
+                turned()
+            taken = len(reads)
+            flood.kill()
+        until(lambda: turned(True) and reads[-1:] == [0])
+    assert taken < TURNS // 4
+    assert log.stat().st_size == stderr_log.MAX_LOGGED_BYTES
