@@ -24,6 +24,12 @@ KEPT_BYTES = 1 << 20
 LINE_BYTES = 4096
 """Characters of one line that are passed on."""
 
+MAX_LINES = 100_000
+"""Lines of one child that are passed on, empty ones counted; each costs the event loop about a microsecond or more."""
+
+PAUSE_SECONDS = 0.01
+"""Pause between two reads of a child that has printed more lines than that."""
+
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
 """Streams of a child, as `subprocess` means them."""
@@ -167,14 +173,23 @@ class Child:
 
 
 class _Lines:
-    """Makes lines of pieces of output, each cut at `LINE_BYTES`; empty ones are left out."""
+    """Makes lines of pieces of output, each cut at `LINE_BYTES`; empty ones and those after `MAX_LINES` are left out."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._pending = b""
+        self._left = MAX_LINES
+
+    @property
+    def full(self) -> bool:
+        """Return whether further lines are left out."""
+        return self._left <= 0
 
     def feed(self, data: bytes) -> None:
-        first, *rest = data.replace(b"\r", b"\n").split(b"\n")
+        if self.full:
+            return
+        first, *rest = data.replace(b"\r", b"\n").split(b"\n", self._left)
+        self._left -= len(rest)
         self._pending += first[: LINE_BYTES - len(self._pending)]
         for piece in rest:
             if self._pending.strip():
@@ -195,7 +210,8 @@ async def run(
 
     Args:
         group: as for `Child`.
-        on_line: called with each line (or `\\r` piece) of output as it comes, without its end, cut at `LINE_BYTES`.
+        on_line: called with each line (or `\\r` piece) of output as it comes, without its end, cut at `LINE_BYTES`;
+            after `MAX_LINES` no more.
 
     Raises:
         OSError: the program cannot be started.
@@ -218,6 +234,8 @@ async def run(
                 del kept[:-KEPT_BYTES]
             if lines is not None:
                 lines.feed(data)
+                if lines.full:  # and it may print without end, faster than this process reads
+                    await asyncio.sleep(PAUSE_SECONDS)
         if lines is not None:
             lines.feed(b"\n")
         return await child.wait()

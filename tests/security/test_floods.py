@@ -1,4 +1,4 @@
-"""An agent, or start-up code of a package in it, that prints without end: the daemon drops it at a bounded rate."""
+"""Agents and builds that print without end: the daemon drops the rest at a bounded rate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+from atoll import process
 from atoll.node import stderr_log
 
 from ..waiting import until
@@ -50,3 +51,18 @@ def test_a_flood_of_stderr_takes_few_turns_of_the_daemon(tmp_path: Path, monkeyp
         until(lambda: turned(True) and reads[-1:] == [0])
     assert taken < TURNS // 4
     assert log.stat().st_size == stderr_log.MAX_LOGGED_BYTES
+
+
+def test_a_build_that_prints_lines_without_end_is_not_read_line_by_line() -> None:
+    """After a bounded number of lines the output is neither split nor cleaned; its end is kept all the same."""
+    lines = 5 * process.MAX_LINES
+    passed = 0
+
+    def count(_line: str) -> None:
+        nonlocal passed
+        passed += 1
+
+    command = ["/bin/sh", "-c", f"yes | head -n {lines}; echo end"]
+    done = asyncio.run(process.run(command, env={"PATH": os.defpath}, on_line=count))
+    assert done.output.endswith("y\nend\n")
+    assert 0 < passed <= process.MAX_LINES
