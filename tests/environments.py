@@ -8,6 +8,7 @@ import contextlib
 import functools
 import http.server
 import os
+import ssl
 import sys
 import tarfile
 import tempfile
@@ -79,6 +80,8 @@ class Machine:
                 patch.setenv(name, value)
             patch.setattr(index_settings, "SYSTEM", str(self.directory / "etc"))
             sent = index_settings.collect(entries)
+        if digest := dict(sent).get("certificates"):
+            self.store.certificates.learn(index_settings.certificates(digest))
         return EnvironmentSpec("virtualenv", entries, "", BASE, sent)
 
     def ensure(self, *requirements: str, **options: Any) -> Environment:
@@ -189,6 +192,7 @@ class Index(http.server.SimpleHTTPRequestHandler):
         body = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
         self.send_response(200 if links else 404)
         self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -199,14 +203,19 @@ class Index(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(directory: Path, password: str = Index.password) -> Iterator[int]:
+def serve(directory: Path, password: str = Index.password, tls: tuple[Path, Path] | None = None) -> Iterator[int]:
     """Serve the wheels of a directory as an index on the loopback; give its port.
 
     Args:
         password: of the user `me`; empty for an index that lets everybody in.
+        tls: certificate and key of the server.
     """
     handler = type("Index", (Index,), {"password": password})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(directory)))
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

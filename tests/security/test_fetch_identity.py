@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -25,8 +26,8 @@ from atoll.environments.built import interpreter
 from atoll.environments.built.interpreter import Interpreter
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
-from atoll.settings import EnvironmentsSettings, Settings
-from tests.conftest import Home
+from atoll.settings import INDEX_VARIABLES, EnvironmentsSettings, Settings
+from tests.conftest import Home, find_tool
 from tests.environments import Machine, serve
 
 pytestmark = [
@@ -73,6 +74,26 @@ def test_a_proxy_of_one_caller_chooses_nothing_for_another(machine: Machine) -> 
         second = machine.ensure("alpha", index=index)
     assert machine.python(first, look) == "True"
     assert machine.python(second, look) == "False"
+
+
+def test_certificates_of_one_caller_vouch_for_nothing_that_another_gets(
+    atoll_home: Home, machine: Machine, tmp_path: Path
+) -> None:
+    """An index that a caller's own certificate vouches for is nobody else's, also where its package is built already."""
+    openssl = find_tool("openssl") or pytest.skip("needs openssl")
+    machine.wheel("alpha")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    made += ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    none = dict.fromkeys(INDEX_VARIABLES, "")
+    wanted = ["env", "build", "-r", "alpha"]
+    with serve(machine.wheels, password="", tls=(certificate, key)) as port:
+        index = {**none, "UV_DEFAULT_INDEX": f"https://127.0.0.1:{port}/simple"}
+        mine = atoll_home.atoll(*wanted, env={**index, "SSL_CERT_FILE": str(certificate)})
+    assert len(mine.stdout.strip()) == 32
+    assert atoll_home.atoll(*wanted, env={**index, "UV_OFFLINE": "1"}, check=False).returncode == 1
 
 
 @pytest.mark.parametrize("way", ["certificates", "UV_INSECURE_HOST", "--trusted-host"])
@@ -125,7 +146,7 @@ def test_the_ordinary_way_keeps_its_keys() -> None:
         (["x", "--index-url https://a.example/s"], {"UV_INDEX": "https://b.example"}),
     ):
         parsed = requirements.parse(entries)
-        facts = index.read(sent, parsed, str).facts
+        facts = index.read(sent, parsed, str, str).facts
         keys.append(key.key("virtualenv", parsed, python, index=facts, contents={}))
     assert keys == ["90b8d38714a71abcf37eba305ba2d606", "2cbc2f21a5fa72e8eddab44d443b409f"]
 

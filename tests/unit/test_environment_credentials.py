@@ -119,7 +119,7 @@ def gather(*entries: str, public: bool) -> Index:
         "uv.toml": UV,
     }
     pairs = tuple(sorted(sent.items()))
-    return read(dict(without_credentials(pairs) if public else pairs), parse(entries), str)
+    return read(dict(without_credentials(pairs) if public else pairs), parse(entries), str, str)
 
 
 def seen(found: Index) -> str:
@@ -154,6 +154,27 @@ def test_a_functions_own_credentials_are_kept() -> None:
     """What a function says in its requirements is no secret from it."""
     found = gather("x", "--index-url https://me:mine@z.example/simple", public=True)
     assert found.variables["UV_DEFAULT_INDEX"] == "https://me:mine@z.example/simple"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("UV_INDEX", "https://me:hun@ter,x@a.example/s own=https://hunter@b.example https://c.example/s?t=hunter,y"),
+        ("UV_FIND_LINKS", "https://me:hunter@a.example/l,https://b.example/l?t=hunter,/srv/wheels"),
+        ("HTTPS_PROXY", "me:hun@ter@proxy:1"),
+        ("http_proxy", "http://me:hunter@proxy:1"),
+        ("uv.toml", '# https://me:hunter@a.example\n[pip]\nhttp-proxy = "me:hunter@proxy:1"\n'),
+        ("uv.toml", 'index-url = "https://a.example/s?token=hunter"\n'),
+        ("netrc", "machine a.example password hunter\n"),
+    ],
+)
+def test_no_part_of_a_credential_stays(name: str, text: str) -> None:
+    """Also where its author has not quoted an `@` or a comma in it."""
+    cleaned = dict(without_credentials(((name, text),)))
+    assert cleaned.pop(WITHHELD) == "1"
+    assert not any(part in repr(cleaned) for part in ("hun", "ter", "token", "me:"))
+    if name == "UV_FIND_LINKS":
+        assert cleaned[name] == "https://a.example/l,https://b.example/l,/srv/wheels"
 
 
 def test_settings_without_credentials_stay_as_they_are() -> None:
@@ -193,4 +214,4 @@ def test_a_configuration_of_another_caller_chooses_packages_and_nothing_else() -
 def test_a_broken_configuration_is_said() -> None:
     """A `uv.toml` that is no TOML is an error of its own."""
     with pytest.raises(EnvironmentBuildError, match="not TOML"):
-        read({"uv.toml": "index = ["}, parse(["x"]), str)
+        read({"uv.toml": "index = ["}, parse(["x"]), str, str)

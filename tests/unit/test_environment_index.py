@@ -44,7 +44,7 @@ def gather(
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
         sent = index_settings.collect(["x", *entries])
-    return index.read(dict(sent), parse(["x", *entries]), keyed)
+    return index.read(dict(sent), parse(["x", *entries]), keyed, index_settings.certificates)
 
 
 def test_variables_of_pip_count_where_uv_has_none(place: Path) -> None:

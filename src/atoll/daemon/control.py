@@ -22,7 +22,9 @@ from atoll.daemon import leasing, requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
 from atoll.engine.contract import EngineLease
+from atoll.environments.asked.certificates import MAX_BYTES
 from atoll.model.specs import LeaseSpec, SandboxKey
+from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError, HeaderTooLarge, Message
@@ -109,6 +111,8 @@ class Connection:
     async def _asked(self) -> Coroutine[Any, Any, None]:
         """Return the work that the client's message asks for; of the message itself nothing is kept."""
         message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
+        if "certificates" in message and not self._caller.nested:
+            self._learn_certificates(message["certificates"])
         match message.get("type"):
             case "lease":
                 spec = _read_spec(message.get("spec"))
@@ -124,6 +128,16 @@ class Connection:
                 return self._request(message.get("name"), message.get("arguments"))
             case kind:
                 raise errors.ProtocolMismatch(f"unknown message `{str(kind)[:40]}`", hint="upgrade the older side")
+
+    def _learn_certificates(self, digest: object) -> None:
+        """Take the certificates that came beside a message, if a build could need them and they are not here yet."""
+        (descriptor,) = self._channel.take_descriptors(1)
+        try:
+            known = self._services.node.environments.certificates
+            if digest not in known:
+                known.learn(sealed_file.read(descriptor, MAX_BYTES).decode())
+        finally:
+            os.close(descriptor)
 
     def _log_junk(self, error: FrameError) -> None:
         worker = self._caller.parent

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.environments.asked import key
+from atoll.environments.asked.certificates import Certificates
 from atoll.environments.build import lockfile, workshop
 from atoll.environments.build.recipes import Recipe, Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
@@ -82,6 +83,11 @@ class EnvironmentStore:
         self._builds: dict[str, _Build] = {}
         self._recent: dict[EnvironmentSpec, tuple[float, Recipe]] = {}
         self._prepared = False
+
+    @property
+    def certificates(self) -> Certificates:
+        """The certificates that requests name; their senders let them be learned first."""
+        return self._recipes.certificates
 
     # --- finding and building -----------------------------------------------------------------------------------
 

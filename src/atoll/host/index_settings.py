@@ -1,7 +1,7 @@
 """The caller's settings about package indexes: variables, and the contents of the files that they name.
 
 The caller opens its own files, with its own rights, and sends the parts that a build needs: of a netrc the entries of
-hosts that a setting or requirement names, of certificates the certificates. So the daemon opens no file of a caller,
+hosts that a setting or requirement names, of certificates the certificates, which travel beside the request. So the daemon opens no file of a caller,
 and its own configuration serves nobody. pip's settings count where uv has none of the same meaning.
 """
 
@@ -10,25 +10,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from atoll import file_stamp, settings
 from atoll.errors import EnvironmentBuildError
 from atoll.file_stamp import Stamp
 from atoll.wire import nested
 
-MAX_FILE_BYTES = 128 << 10
-MAX_CERTIFICATE_BYTES = 512 << 10
-"""Of all certificates together: a machine's own are about 300 KiB."""
+if TYPE_CHECKING:
+    from atoll.environments.asked.certificates import Certificates
 
+MAX_FILE_BYTES = 128 << 10
 SYSTEM = "/etc"
 """The machine's configuration, for every user of it."""
 
 _COMMENTED_BYTES = 8 << 20
 """Of one file of certificates, with the comments that are not sent."""
 
-_CERTIFICATE = re.compile(r"-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----.*?-----END \1-----", re.DOTALL)
-_ADDRESS = re.compile(r"://[^\s\"',]+")
+_CERTIFICATE = r"(?s)-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----.*?-----END \1-----"
+_ADDRESS = r"://[^\s\"',]+"
+"""Compiled where one is needed: few callers have these files."""
 _PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", "PIP_FIND_LINKS": "find-links"}
 """pip's variables and the options of its files with the same meaning."""
 
@@ -64,7 +66,7 @@ def collect(requirements: Iterable[str]) -> tuple[tuple[str, str], ...]:
     contents = {
         "uv.toml": uv,
         "netrc": _netrc(files["NETRC"] or f"{home}/.netrc", [*texts, *found.values(), uv]),
-        "certificates": _certificates(
+        "certificates": _certificates_of(
             files["SSL_CERT_FILE"] or files["REQUESTS_CA_BUNDLE"] or pip.get("cert", ""), files["SSL_CERT_DIR"]
         ),
     }
@@ -77,20 +79,37 @@ def _netrc(path: str, texts: Iterable[str]) -> str:
         return ""
     from atoll.environments.asked.credentials import host_of, netrc_of  # most callers have no netrc
 
-    return netrc_of(text, (host_of(address) for one in texts for address in _ADDRESS.findall(one)))
+    return netrc_of(text, (host_of(address) for one in texts for address in re.findall(_ADDRESS, one)))
 
 
-def _certificates(file: str, directory: str) -> str:
-    """Return the certificates of a file and of a directory, each once; empty where neither is there."""
+def certificates(digest: str) -> str:
+    """Return the certificates that a request of this process names."""
+    return _known().text(digest)
+
+
+@cache
+def _known() -> Certificates:
+    """Return the certificates of the last requests of this process."""
+    from atoll.environments.asked.certificates import Certificates
+
+    return Certificates()
+
+
+def _certificates_of(file: str, directory: str) -> str:
+    """Return the digest of the certificates of a file and of a directory; empty where neither is there."""
     texts = [_text(file, _COMMENTED_BYTES, "replace")] if file and os.path.isfile(file) else []
     if directory and os.path.isdir(directory):
         texts.append(_texts(directory))
     if not texts:
         return ""
-    text = _joined(tuple(texts))
-    if len(text) > MAX_CERTIFICATE_BYTES:
-        raise _too_large(directory or file, MAX_CERTIFICATE_BYTES)
-    return text
+    from atoll.environments.asked.certificates import MAX_BYTES
+
+    text, digest = _joined(tuple(texts))
+    if len(text) > MAX_BYTES:
+        raise _too_large(directory or file, MAX_BYTES)
+    if digest not in _known():
+        _known().learn(text)
+    return digest
 
 
 def _texts(directory: str) -> str:
@@ -108,9 +127,13 @@ def _texts(directory: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _joined(texts: tuple[str, ...]) -> str:
-    blocks = {match[0] for text in texts for match in _CERTIFICATE.finditer(text)}
-    return "\n".join(sorted(blocks)) + "\n"
+def _joined(texts: tuple[str, ...]) -> tuple[str, str]:
+    """Return the certificates in texts, each once, and their digest."""
+    blocks = {match[0] for text in texts for match in re.finditer(_CERTIFICATE, text)}
+    text = "\n".join(sorted(blocks)) + "\n"
+    from atoll.environments.asked.certificates import digest_of
+
+    return text, digest_of(text)
 
 
 @lru_cache(maxsize=2)

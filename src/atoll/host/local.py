@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors, settings
@@ -168,7 +168,7 @@ class LocalHost:
         message = {"type": "lease", "spec": spec.to_data(), "client": client}
         if call is not None:
             message["for"] = {"call": call.id, "at": call.at, "parent": nested.call}
-        control = daemon_start.open_connection(self.settings, message)
+        control = self._open(message, spec.environment.index)
 
         def stop() -> None:
             with contextlib.suppress(OSError, ChannelClosed):
@@ -216,6 +216,23 @@ class LocalHost:
             waiter.end_to_ask()
             if ticket is not None:
                 ticket.disarm()
+
+    def _open(
+        self, message: dict[str, Any], index: Iterable[tuple[str, str]], descriptors: Sequence[int] = ()
+    ) -> Channel:
+        """Open a connection with a message, and with the certificates that its index settings name."""
+        digest = dict(index).get("certificates")
+        if not digest:
+            return daemon_start.open_connection(self.settings, message, descriptors)
+        from atoll.host import index_settings  # for few callers
+        from atoll.wire import sealed_file  # as above
+
+        sealed = sealed_file.make(index_settings.certificates(digest).encode())
+        try:
+            announced = {**message, "certificates": digest}
+            return daemon_start.open_connection(self.settings, announced, [sealed, *descriptors])
+        finally:
+            os.close(sealed)
 
     def dial(self, worker: str, port: int) -> socket.socket:
         """Connect to a port inside the sandbox of a worker that serves a lease; see `host.dial`."""
@@ -266,7 +283,7 @@ class LocalHost:
     ) -> int:
         """Run a shell in the function's sandbox on these descriptors; return its exit status."""
         message = {"type": "shell", "spec": spec.to_data(), "terminal": terminal}
-        control = daemon_start.open_connection(self.settings, message, descriptors)
+        control = self._open(message, spec.environment.index, descriptors)
         answer = _answers(control, on_progress, on_start)
         return int(answer["status"])
 
@@ -275,7 +292,9 @@ class LocalHost:
     ) -> dict[str, Any]:
         """See `contract.Host.request`."""
         message = {"type": "request", "name": name, "arguments": arguments}
-        return _answers(daemon_start.open_connection(self.settings, message), on_progress)
+        asked = arguments.get("environment")
+        index = tuple(asked["index"].items()) if isinstance(asked, dict) else ()
+        return _answers(self._open(message, index), on_progress)
 
     def request_running(
         self, name: str, arguments: dict[str, Any], *, greeting_seconds: float = daemon_start.GREETING_SECONDS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,8 +31,8 @@ MAX_ENV_BYTES = 128 << 10
 """Of all names and values of `env` together."""
 
 MAX_IDENTITY_BYTES = 8 << 10
-MAX_INDEX_BYTES = 768 << 10
-"""Of all names and values of `index` together: a machine's certificates are about 300 KiB."""
+MAX_INDEX_BYTES = 384 << 10
+"""Of all names and values of `index` together."""
 
 MAX_PAIRS = 4096
 """Variables, mounts and index variables, each."""
@@ -190,7 +189,7 @@ class EnvironmentSpec:
             kind=kind,
             python_version=_text(data, "python_version"),
             interpreter=interpreter,
-            index=tuple((name, sys.intern(value)) for name, value in index),  # requests share a machine's certificates
+            index=index,
             **lists,
         )
 

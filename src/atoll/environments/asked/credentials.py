@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from atoll.environments.asked.requirements import redact
+from atoll.environments.asked.requirements import redact, strip_credentials
 from atoll.errors import EnvironmentBuildError
 
 Pairs = tuple[tuple[str, str], ...]
@@ -75,10 +75,28 @@ def without_credentials(pairs: Pairs) -> Pairs:
 
 def _cleaned(name: str, text: str) -> str:
     if name == "uv.toml":
-        return text if redact(text) == text else for_builds(toml(text), credentials=False)
-    if "proxy" in name.lower() and "://" not in text:
-        return text.rpartition("@")[2]
-    return "".join(redact(word) for word in re.split(r"([\s,]+)", text)) if "://" in text else text
+        return for_builds(toml(text), credentials=False) if configuration_lets_in(text) else text
+    if "proxy" in name.lower():
+        return shown_proxy(text)
+    between = r"(\s+|,(?=[\w.+-]+:|/))" if name == "UV_FIND_LINKS" else r"(\s+)"
+    return "".join(redact(word) for word in re.split(between, strip_credentials(text))) if "://" in text else text
+
+
+def shown_proxy(text: str) -> str:
+    """Return a proxy's address, which may have no scheme, without credentials."""
+    return redact(text) if "://" in text else text.rpartition("@")[2]
+
+
+def configuration_lets_in(text: str) -> bool:
+    """Return whether a `uv.toml` holds credentials.
+
+    Raises:
+        EnvironmentBuildError: it is not TOML.
+    """
+    if "@" not in text and "?" not in text:
+        return False
+    data = toml(text)
+    return redact(text) != text or for_builds(data, credentials=True) != for_builds(data, credentials=False)
 
 
 def refuse_host_paths(pairs: Pairs, *, needed: bool) -> Pairs:
@@ -225,9 +243,13 @@ def _toml(value: Any, credentials: bool) -> str:
         used = [item for item in value if not (isinstance(item, dict) and item.get("explicit") is True)]
         return "[" + ", ".join(_toml(item, credentials) for item in used) + "]"
     if isinstance(value, str):
-        text = json.dumps(value if credentials else redact(value), ensure_ascii=False)
+        text = json.dumps(value if credentials else _without(value), ensure_ascii=False)
         return text.replace("\x7f", "\\u007f")
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def _without(value: str) -> str:
+    return redact(value) if "://" in value else re.sub(r"^[^\s/@]*:[^\s/]*@", "", value)  # a proxy needs no scheme
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,8 +1,8 @@
 """The package index: the caller's settings, as variables and files of the builder's process. Pure.
 
-The caller sends its settings as pairs: variables of uv, pip and conda (`settings.INDEX_VARIABLES`), and under the names
-of `FILES` the contents of files. They may hold credentials, which go to the builder's process only. The repr of `Index`
-hides them.
+The caller sends its settings as pairs: variables of uv, pip and conda (`settings.INDEX_VARIABLES`), under the names
+`uv.toml` and `netrc` the contents of these files, under `certificates` the digest of certificates (`certificates`).
+They may hold credentials, which go to the builder's process only. The repr of `Index` hides them.
 
 `facts` is the key's input. Besides the addresses of packages, the *way of fetching* is in it: proxies, hosts whose
 certificates are not checked, certificates, and whose credentials are used, as a digest keyed with a secret of this
@@ -24,13 +24,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from atoll.environments.asked.credentials import WITHHELD, for_builds, host_of, indexes_of, netrc_of, toml
+from atoll.environments.asked.credentials import (
+    WITHHELD,
+    configuration_lets_in,
+    for_builds,
+    host_of,
+    indexes_of,
+    netrc_of,
+    shown_proxy,
+    toml,
+)
 from atoll.environments.asked.requirements import Requirements, redact, secrets_in, without_query
 from atoll.model.mounts import Bind
 from atoll.model.specs import digest
-
-FILES = ("uv.toml", "netrc", "certificates")
-"""Names of settings that are contents of files."""
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _PASSED = (
@@ -66,6 +72,7 @@ class Index:
         binds: local directories that hold packages, read-only.
         private: pairs of a variable and the text of the file that it must point to; may hold credentials.
         build_private: the same for the phase in which code of packages runs.
+        complete: False where the text of its certificates is missing, so that nothing can be built.
         withholds: whether the program around the caller has credentials that are not in all of these.
         facts: the part that decides the result; credentials are in it as keyed digests.
         fetch: the part of the facts about the way of fetching; empty for the ordinary way.
@@ -77,6 +84,7 @@ class Index:
     binds: tuple[Bind, ...] = ()
     private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     build_private: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    complete: bool = True
     withholds: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     fetch: Mapping[str, Any] = field(default_factory=dict)
@@ -90,13 +98,18 @@ class Index:
 
 
 def read(
-    settings: Mapping[str, str], requirements: Requirements, keyed: Keyed, credentials: Iterable[str] = ()
+    settings: Mapping[str, str],
+    requirements: Requirements,
+    keyed: Keyed,
+    certificates: Callable[[str], str],
+    credentials: Iterable[str] = (),
 ) -> Index:
     """Gather the caller's settings.
 
     Args:
         settings: as the caller sent them.
         requirements: their options come first.
+        certificates: gives the text of certificates by their digest, empty where it is not here.
         credentials: other texts of the request that hold some.
 
     Raises:
@@ -128,11 +141,12 @@ def read(
     hosts = [host_of(address) for address in (*default, *extra, *links, *indexes_of(uv))]
     hosts += [host_of(package) for package in requirements.packages]
     netrc = netrc_of(settings.get("netrc", ""), hosts)
-    certificates = settings.get("certificates", "")
+    trusted = settings.get("certificates", "")
+    bundle = certificates(trusted) if trusted else ""
     secrets = {secret for text in (*result.values(), uv_file) for secret in secrets_in(text)}
     secrets |= {value for name, value in itertools.pairwise(netrc.split()) if name == "password" and len(value) > 2}
     texts = [text for text in (*default, *extra, *links, *requirements.packages) if _lets_in(text)]
-    fetch = _fetch(result, requirements, [*texts, *credentials], netrc, certificates, keyed)
+    fetch = _fetch(result, requirements, [*texts, *credentials], netrc, trusted, keyed)
     facts: dict[str, Any] = {
         "default": [without_query(address) for address in default],
         "extra": [without_query(address) for address in extra],
@@ -146,8 +160,9 @@ def read(
     return Index(
         variables=result,
         binds=tuple(_local_directories([*default, *extra, *links])),
-        private=_private(uv_file, netrc, certificates),
-        build_private=_private(own, netrc, certificates),
+        private=_private(uv_file, netrc, bundle),
+        build_private=_private(own, netrc, bundle),
+        complete=bool(bundle) or not trusted,
         withholds=WITHHELD in settings,
         facts=facts,
         fetch=fetch,
@@ -174,7 +189,7 @@ def _fetch(
     found = {
         "proxies": sorted([name, shown_proxy(value)] for name, value in proxies.items()),
         "insecure": sorted(insecure - {""}),
-        "certificates": _digest(certificates),
+        "certificates": certificates,
         "system certificates": system,
         "credentials": keyed(json.dumps([used, netrc])) if used or netrc else "",
     }
@@ -187,11 +202,6 @@ def _lets_in(text: str) -> bool:
     return redact(text) != text
 
 
-def shown_proxy(text: str) -> str:
-    """Return a proxy's address, which may have no scheme, without credentials."""
-    return redact(text) if "://" in text else text.rpartition("@")[2]
-
-
 def _is_set(text: str) -> bool:
     return text.strip().lower() not in ("", "0", "false", "no", "off", "n", "f")
 
@@ -202,7 +212,7 @@ def _digest(text: str) -> str:
 
 def _digest_of(text: str, keyed: Keyed) -> str:
     """Return the digest of a `uv.toml`, keyed where it holds credentials."""
-    return _digest(text) if redact(text) == text else keyed(text)
+    return keyed(text) if configuration_lets_in(text) else _digest(text)
 
 
 def _private(uv_file: str, netrc: str, certificates: str) -> tuple[tuple[str, str], ...]:

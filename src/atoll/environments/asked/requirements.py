@@ -37,6 +37,8 @@ _FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint
 _VCS = ("git", "hg", "svn", "bzr")
 _REMOTE_SCHEMES = frozenset({"http", "https", *(f"{vcs}+{way}" for vcs in _VCS for way in ("http", "https"))})
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://|(git|hg|svn|bzr)\+")
+_USER = r"[^/\s?#\"'<>]*"
+"""Name and password before the last `@` of an address: a password may hold an `@` that its author has not quoted."""
 _MAX_PARENTHESES = 50  # a marker's parser goes down for each
 _HASH = re.compile(r"[a-z0-9]+:[0-9a-zA-Z_=+/-]+")
 _PLAIN_NAMES = re.compile(r"(:all:|:none:|[A-Za-z0-9._-]+)(,[A-Za-z0-9._-]+)*")
@@ -312,7 +314,7 @@ def _is_source_address(package: str) -> bool:
 
 def strip_credentials(text: str) -> str:
     """Return `text` with the user information of every address in it removed."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "", text)
+    return re.sub(rf"(?<=://){_USER}@", "", text)
 
 
 def redact(text: str) -> str:
@@ -332,7 +334,7 @@ def _without_query(part: str) -> str:
 def secrets_in(text: str) -> set[str]:
     """Return the passwords, tokens and names that the addresses in `text` carry."""
     found: set[str] = set()
-    for user_information in re.findall(r"://([^/\s@]+)@", text):
+    for user_information in re.findall(rf"://({_USER})@", text):
         name, _, password = user_information.partition(":")
         for secret in (password, unquote(password), *(() if password else (name, unquote(name)))):
             if len(secret) > 2:

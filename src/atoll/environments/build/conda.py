@@ -30,7 +30,7 @@ from atoll.environments.asked.index import Index
 from atoll.environments.build import caches, compile_bytecode, diagnosis
 from atoll.environments.build.caches import Caches
 from atoll.environments.build.conda_program import ARCHIVES, CACHE, FAILED, RESULT
-from atoll.environments.build.virtualenv import Builder, Request, check_runs_code, hint
+from atoll.environments.build.virtualenv import Builder, Request, check_complete, check_runs_code, hint
 from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
 from atoll.environments.built import locks, records
 from atoll.environments.built.interpreter import Interpreter, probe
@@ -125,6 +125,7 @@ class CondaRecipe:
         place = self.workshop.make_place(name)
         clean = Cleaner(self.found.secrets | self.on_top.index.secrets, lambda line: log(conda_packages.cleaned(line)))
         steps = _Steps(self, place, clean)
+        check_complete(self.on_top)
         if not self.found.pip.empty:
             check_runs_code(self.on_top)
         with await locks.wait_shared(self.cache_lock):

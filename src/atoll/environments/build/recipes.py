@@ -7,11 +7,13 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from atoll.environments.asked import credentials, index, key, local_sources, requirements
+from atoll.environments.asked.certificates import Certificates
+from atoll.environments.asked.index import Index
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import lockfile
 from atoll.environments.build.caches import Caches
@@ -96,6 +98,8 @@ class Recipes:
     def __init__(self, workshop: Workshop, shelf: Shelf) -> None:
         self._workshop = workshop
         self._shelf = shelf
+        self.certificates = Certificates()
+        """Those that requests name."""
         self._caches = Caches(workshop, shelf.lock_path)
         self._builder = Builder(workshop, self._caches)
         self._pythons = Pythons(workshop, shelf.lock_path("pythons"), shelf.keyed)
@@ -116,7 +120,7 @@ class Recipes:
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
         python = await self._pythons.find(spec, log, nested=nested)
-        contents, sources = await _contents(parsed), index.read(dict(spec.index), parsed, self._shelf.keyed)
+        contents, sources = await _contents(parsed), self._index(dict(spec.index), parsed)
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
         constraints = tuple(lockfile.constraints(self._pins(found)))
         request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
@@ -129,7 +133,7 @@ class Recipes:
         wanted = read_conda(spec)
         sent = {name: text for name, text in spec.index if not wanted.pip.empty or _reaches(name)}
         own = [text for text in (*wanted.packages, *wanted.channels) if conda_packages.cleaned(text) != text]
-        contents, sources = await _contents(wanted.pip), index.read(sent, wanted.pip, self._shelf.keyed, own)
+        contents, sources = await _contents(wanted.pip), self._index(sent, wanted.pip, own)
         caller = await interpreter.probe(spec.interpreter or os.path.realpath(sys.executable))
         python = _python(spec.python_version, caller.version)
         virtual = tuple(sorted(_virtual(spec).items()))
@@ -160,6 +164,9 @@ class Recipes:
             pinned=pinned,
             offline=offline,
         )
+
+    def _index(self, sent: dict[str, str], parsed: Requirements, also: Iterable[str] = ()) -> Index:
+        return index.read(sent, parsed, self._shelf.keyed, self.certificates.text, also)
 
     def prepare(self) -> None:
         """Make the directories of packages that are kept for further builds."""

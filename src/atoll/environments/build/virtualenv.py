@@ -92,6 +92,7 @@ class Builder:
         if request.requirements.empty:
             return place
         await asyncio.to_thread(self._write_inputs, place, request)
+        check_complete(request)
         clean = Cleaner(request.index.secrets, log)
         async with self.caches.use(request.index.cache if request.keeps_cache else ""):
             attempt = _Attempt(self, place, request, clean)
@@ -355,6 +356,19 @@ class VirtualenvRecipe:
 
     def environment(self, directory: Path) -> Environment:
         return Environment(directory.name, directory, directory / "env", self.request.interpreter)
+
+
+def check_complete(request: Request) -> None:
+    """Refuse to build without the certificates that the request names: the machine's own would be trusted instead.
+
+    Raises:
+        EnvironmentBuildError: they are not here.
+    """
+    if not request.index.complete:
+        raise EnvironmentBuildError(
+            f"could not build environment `{request.key[:8]}`: the certificates of its program are not here any more",
+            hint="build it once from the program itself",
+        )
 
 
 def check_runs_code(request: Request) -> None:

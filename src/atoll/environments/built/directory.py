@@ -23,6 +23,7 @@ from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
 
 _TOUCH_SECONDS = 60.0
+_SECRET_BYTES = 32
 
 
 class Shelf:
@@ -163,12 +164,21 @@ class Shelf:
 
 
 def _read_secret(path: Path) -> bytes:
-    """Return the secret at `path`, private to the owner; made once, by whoever is first."""
+    """Return the secret at `path`, private to the owner; made once, by whoever is first.
+
+    Raises:
+        StateUnusable: something has damaged it.
+    """
     with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
+        secret = path.read_bytes()
+        if len(secret) != _SECRET_BYTES:
+            raise StateUnusable(
+                f"`{path}` is damaged", hint="remove the file; environments with credentials are built anew"
+            )
+        return secret
     temporary = path.with_name(f"{path.name}-{os.getpid()}")
     with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_TRUNC, 0o600)) as file:
-        file.write(os.urandom(32))
+        file.write(os.urandom(_SECRET_BYTES))
         file.flush()
         os.fsync(file.fileno())
     try:
