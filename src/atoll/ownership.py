@@ -23,10 +23,13 @@ import errno
 import os
 import stat
 import sys
-from typing import Self
+from typing import TYPE_CHECKING
 
 from atoll.errors import StateUntrusted
 from atoll.terminal_text import printable
+
+if TYPE_CHECKING:
+    from typing import Self  # workers may run Python 3.10, which lacks the name
 
 CHECKED = sys.platform == "linux"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

@@ -29,7 +29,7 @@ class Certificates:
         self._texts: dict[str, str] = {}
 
     def __contains__(self, digest: object) -> bool:
-        return digest in self._texts
+        return isinstance(digest, str) and digest in self._texts
 
     def learn(self, text: str) -> None:
         """Keep certificates, in place of those that were learned first."""
