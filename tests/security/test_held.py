@@ -283,6 +283,46 @@ def test_nothing_below_an_open_home_is_open(atoll_home: Home) -> None:
     assert {name: f"{mode:o}" for name, mode in modes.items() if mode & 0o077} == {}
 
 
+STRANGER = """
+import json, os, socket, sys
+sys.path[:0] = [sys.argv[2]]
+from atoll.wire.channel import Channel, ChannelClosed
+os.setgroups([])
+os.setgid(54399)
+os.setuid(54399)
+with socket.socket(socket.AF_UNIX) as client:
+    client.settimeout(60)
+    client.connect(sys.argv[1])
+    channel = Channel(client)
+    try:
+        channel.send({"type": "hello", "version": sys.argv[3], "purpose": "control"})
+        channel.send({"type": "request", "name": "status", "arguments": {}})
+        print(channel.receive().header)
+    except (ChannelClosed, OSError):
+        print("refused")
+"""
+
+
+@pytest.mark.root
+def test_the_daemon_serves_no_other_user(atoll_home: Home) -> None:
+    """A process of another user that reaches the socket gets no answer: the kernel names its uid."""
+    import atoll
+
+    assert isolated(network="none")(abs)(-1) == 1
+    way = [atoll_home.path, atoll_home.path / "run", atoll_home.path / "run/daemon.sock"]
+    modes = [path.stat().st_mode for path in way]
+    for path in way:
+        path.chmod(0o777)
+    try:
+        source = str(Path(atoll.__file__).parents[1])
+        said = atoll_home.python("-c", STRANGER, str(way[-1]), source, atoll.__version__, cwd=Path("/"))
+    finally:
+        for path, mode in zip(way, modes, strict=True):
+            path.chmod(stat.S_IMODE(mode))
+    assert said.stdout == "refused\n"
+    assert "client_refused uid=54399" in (atoll_home.path / "logs/daemon.log").read_text()
+
+
 FORGE = r"""
 import errno, json, socket, struct, sys
 found = {}
