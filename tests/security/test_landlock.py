@@ -40,10 +40,9 @@ def reach(pid: int) -> set[str]:
     for name in ("mem", "maps", "smaps", "environ", "auxv", "syscall"):
         path = f"/proc/{pid}/{name}"
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-            if name == "mem" or os.read(descriptor, 1):
-                found.add(name)
-            os.close(descriptor)
+            with open(path, "rb", buffering=0) as file:
+                if name == "mem" or file.read(1):
+                    found.add(name)
         except OSError:
             pass
         descriptor = libc.open(path.encode(), os.O_RDONLY)

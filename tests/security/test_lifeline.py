@@ -6,12 +6,14 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from ..conftest import Home
 from ..sandbox.conftest import ROOT, Someone, someone
 from ..waiting import PATIENCE_SECONDS, until
 from ..waiting import ended as process_ended
@@ -123,3 +125,20 @@ def test_no_code_runs_before_the_orphan_killer_knows_the_sandbox(someone: Someon
         check=False,
     )
     assert (done.stdout, done.returncode) == ("False 0 b'\\n'\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["this", "old"])
+def test_a_function_that_has_attacked_the_first_process_ends_with_the_daemon(atoll_home: Home, kernel: str) -> None:
+    """With Landlock the function does not reach pid 1; without, and with pid 1 taken over, nothing outlives either."""
+    program = (
+        f"from atoll import isolated\ncode = {ATTACK!r}\n"
+        "@isolated(network='none', keep_alive=600)\n"
+        "def attack():\n    names = {}\n    exec(code, names)\n    return names['attack']()\nprint(attack())\n"
+    )
+    older = [str(Path(__file__).parent / "old_kernel.py"), sys.executable] if kernel == "old" else []
+    letter = atoll_home.python(*older, "-c", program).stdout.strip()
+    assert letter == "-" or (kernel == "old" and os.geteuid() != 0)
+    daemon = atoll_home.daemon_pid()
+    assert daemon is not None
+    os.kill(daemon, signal.SIGKILL)
+    assert atoll_home.wait_processes() == []

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from atoll.process import start_detached
 from atoll.sandbox import orphan_killer
 
-AGAIN_SECONDS = 1.0
+AGAIN_SECONDS = 0.2
 """Seconds between two starts of an orphan killer that ends at once."""
 
 
