@@ -90,6 +90,12 @@ def where() -> tuple[int, int, str]:
     return os.getpid(), os.getppid(), os.readlink("/proc/self/ns/pid")
 
 
+def shared() -> set[str]:
+    """Return the inodes of memory that this worker and other processes can write."""
+    with open("/proc/self/maps") as file:
+        return {words[4] for words in map(str.split, file) if words[1] == "rw-s"}
+
+
 def reach_a_child() -> set[str]:
     """Try the same with a process that this function has started, and that has left its session."""
     import subprocess
@@ -134,6 +140,11 @@ def test_a_function_reaches_neither_the_agent_nor_another_worker() -> None:
         assert attacker(where)()[1:] == (agent, sandbox)
         assert attacker(attack)([pid]) == {str(one): set() for one in (1, agent, pid)}
     assert victim() == (pid, agent, sandbox), "the victim lives"
+    several = [attacker(shared)() for _ in range(3)] + [
+        isolated(network="none", keep_alive=600, preload=[], env={"LANDLOCK": "victim"})(shared)()
+    ]
+    assert all(several)
+    assert sum(map(len, several)) == len(set.union(*several)), "no memory is shared by two workers"
     assert attacker(reach_a_child)() == EVERYTHING, "a child is reached in each of these ways"
 
 

@@ -2,8 +2,8 @@
 
 Theory of operation. The agent imports what every worker needs, once, and forks a worker when the daemon asks. It stays
 single-threaded, so that a fork is always safe. One process that has been forked ahead, the spare, waits for the next
-worker's message: a fork and the first touch of its pages cost more than the call. A page of memory shared with the
-workers says which lease's call each of them is running: when the daemon reports that a lease's client is gone, the
+worker's message: a fork and the first touch of its pages cost more than the call. Memory that it shares with each
+worker says which lease's call the worker is running: when the daemon reports that a lease's client is gone, the
 agent kills the worker if it is still busy for it, and leaves an idle one alone. When a worker ends, the processes that
 it left behind are killed with it, and when the last worker has ended, every process that is left.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import mmap
 import os
 import select
 import signal
@@ -28,18 +27,14 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from atoll.agent import preloading, worker
+from atoll.agent import preloading, shared_memory, worker
 from atoll.agent import usage as meter
 from atoll.agent.dial import Dials
 from atoll.agent.landlock import Landlock
 from atoll.agent.leftovers import kill_left_behind
 from atoll.agent.preloaders import Preloaders
+from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
-
-MAX_WORKERS = 1024
-WORDS = 3
-"""Unsigned words of shared memory for each worker: the epoch that it is busy for, the calls it has served, and when
-its call must have ended (`time.monotonic_ns`; 0 for never)."""
 
 RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
 """When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
@@ -48,26 +43,12 @@ SPARE_SECONDS = 0.05
 """Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
 
 
-class Memory:
-    """Memory that an agent shares with its preloader and its workers: words and a sheet of records for each worker."""
-
-    def __init__(self) -> None:
-        self._words = memoryview(mmap.mmap(-1, MAX_WORKERS * WORDS * 8)).cast("Q")
-        self._sheets = memoryview(mmap.mmap(-1, MAX_WORKERS * meter.SHEET_BYTES))
-
-    def words(self, index: int) -> memoryview:
-        return self._words[index * WORDS : (index + 1) * WORDS]
-
-    def sheet(self, index: int) -> memoryview:
-        return self._sheets[index * meter.SHEET_BYTES : (index + 1) * meter.SHEET_BYTES]
-
-
 class Child(NamedTuple):  # not a dataclass: their module would cost every cold start 8 ms
     """A worker that this process has forked."""
 
     pid: int
     pidfd: int
-    number: int  # of its words and its sheet
+    memory: SharedMemory
 
 
 class Spare(NamedTuple):
@@ -86,14 +67,12 @@ class Agent:
         first: whether this is the sandbox's agent, and not a preloader below it.
     """
 
-    def __init__(self, channel: Channel, memory: Memory, landlock: Landlock, *, first: bool = True) -> None:
+    def __init__(self, channel: Channel, landlock: Landlock, *, first: bool = True) -> None:
         self._channel = channel
-        self._memory = memory
         self._landlock = landlock
         self._first = first
         self._poll = select.poll()
         self._on_ready: dict[int, Callable[[], None]] = {}
-        self._free = list(range(MAX_WORKERS - 1, -1, -1))
         self._workers: dict[str, Child] = {}
         self._spare: Spare | None = None
         self._spare_at = 0.0 if first else time.monotonic()
@@ -151,7 +130,7 @@ class Agent:
 
     def _deadlines(self) -> dict[str, int]:
         """When the running calls that have a timeout must have ended."""
-        found = {name: self._memory.words(one.number)[2] for name, one in self._workers.items()}
+        found = {name: one.memory.words[2] for name, one in self._workers.items()}
         return {name: deadline for name, deadline in found.items() if deadline and name not in self._overdue}
 
     def _check_deadlines(self) -> None:
@@ -184,15 +163,16 @@ class Agent:
     # --- workers ------------------------------------------------------------------------------------------------
 
     def _fork(self, name: str, message: dict[str, Any]) -> None:
-        descriptors = self._channel.take_descriptors(4)
-        index = message.get("index")  # chosen by the agent above, in a preloader
-        message["index"] = index = self._free.pop() if index is None else int(index)
+        descriptors = self._channel.take_descriptors(4 if self._first else 5)
         try:
-            if message.get("preloaded") and self._preloaders.fork(name, message, descriptors):
+            if self._first:
+                descriptors.append(shared_memory.make())
+            memory = SharedMemory(descriptors[4])
+            if message.get("preloaded") and self._preloaders.fork(name, message, descriptors, memory):
                 return
-            if not self._use_spare(name, message, descriptors):
+            if not self._use_spare(name, message, descriptors, memory):
                 pid = self.fork(lambda: self._serve(message, descriptors))
-                self._add_worker(name, Child(pid, os.pidfd_open(pid), index))
+                self._add_worker(name, Child(pid, os.pidfd_open(pid), memory))
                 self._spare_at = time.monotonic() + SPARE_SECONDS
         finally:
             for descriptor in descriptors:
@@ -216,10 +196,11 @@ class Agent:
             time.tzset()  # the C library has looked before
         os.setsid()
         _bound_processes(message.get("processes"))
-        index = int(message["index"])
+        memory = SharedMemory(descriptors[4])
+        os.close(descriptors[4])
         control = Channel(Socket(fileno=descriptors[0]))
-        serving = worker.Worker(self._memory.words(index), control, self._memory.sheet(index), self._alarm_end)
-        return serving.run(message, descriptors[1:])
+        serving = worker.Worker(memory.words, control, memory.sheet, self._alarm_end)
+        return serving.run(message, descriptors[1:4])
 
     def fork(self, serve: Callable[[], int]) -> int:
         """Fork a process that runs `serve` to its end; return its number."""
@@ -239,6 +220,7 @@ class Agent:
                 self._spare.channel.close()
             for child in self._workers.values():
                 os.close(child.pidfd)
+                child.memory.close()
             self._preloaders.close()
             preloading.reseed()
             if self._landlock.enter():  # before any code of a package or a function runs here
@@ -258,15 +240,15 @@ class Agent:
             self._checks = [check for check in self._checks if check[0] > now]
             for _, name, epoch in due:
                 known = self._workers.get(name)
-                if known is not None and self._memory.words(known.number)[0] == epoch:
+                if known is not None and known.memory.words[0] == epoch:
                     self._kill(name)
 
     def _usage(self) -> dict[str, dict[str, int | str]]:
-        indexes = {name: child.number for name, child in self._workers.items()} | self._preloaders.workers
+        memories = {name: child.memory for name, child in self._workers.items()} | self._preloaders.workers
         found: dict[str, dict[str, int | str]] = {}
-        for name, index in indexes.items():
-            busy, calls, _ = self._memory.words(index)
-            call, function = meter.running(self._memory.sheet(index))
+        for name, memory in memories.items():
+            busy, calls, _ = memory.words
+            call, function = meter.running(memory.sheet)
             found[name] = {"busy": busy, "calls": calls, "call": call, "function": function}
         return found
 
@@ -282,12 +264,10 @@ class Agent:
         self.unwatch(child.pidfd)
         os.close(child.pidfd)
         _, status, usage = os.wait4(child.pid, 0)
-        words, sheet = self._memory.words(child.number), self._memory.sheet(child.number)
-        between_calls = words[0] == 0 and words[1] > 0
-        waiting, running = meter.left(sheet, usage)
-        for word in range(WORDS):
-            words[word] = 0
-        meter.clear(sheet)
+        busy, calls, _ = child.memory.words
+        between_calls = busy == 0 and calls > 0
+        waiting, running = meter.left(child.memory.sheet, usage)
+        child.memory.close()
         kill_left_behind(name, child.pid, alone=self._alone, keep=self._preloaders.sessions)
         code = os.waitstatus_to_exitcode(status)
         exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
@@ -296,14 +276,12 @@ class Agent:
         elif name in self._overdue:
             exited["reason"] = "timeout"
         self._overdue.discard(name)
-        self._free.append(child.number)
         self._channel.send(exited)
 
-    def preloaded_worker_ended(self, index: int, exited: dict[str, Any]) -> None:
+    def preloaded_worker_ended(self, exited: dict[str, Any]) -> None:
         """Report the end of a worker that a preloader has reaped."""
         if self._alone:
             kill_left_behind(str(exited["worker"]), 0, alone=True, keep=self._preloaders.sessions)
-        self._free.append(index)
         self._channel.send(exited)
 
     @property
@@ -317,7 +295,7 @@ class Agent:
 
     def serve_preloaded(self, channel: Channel) -> None:
         """Be the agent of a preloader, which this process has become."""
-        Agent(channel, self._memory, self._landlock, first=False).run()
+        Agent(channel, self._landlock, first=False).run()
 
     # --- the spare ----------------------------------------------------------------------------------------------
 
@@ -343,13 +321,13 @@ class Agent:
         worker.prepare_process()
         try:
             message = channel.receive().header
-            descriptors = channel.take_descriptors(4)
+            descriptors = channel.take_descriptors(5)
         except ChannelClosed:
             return 0
         channel.close()
         return self._work(message, descriptors)
 
-    def _use_spare(self, name: str, message: dict[str, Any], descriptors: list[int]) -> bool:
+    def _use_spare(self, name: str, message: dict[str, Any], descriptors: list[int], memory: SharedMemory) -> bool:
         """Make the spare a worker; return whether there was one."""
         spare, self._spare = self._spare, None
         if spare is None:
@@ -363,7 +341,7 @@ class Agent:
             return False
         finally:
             spare.channel.close()
-        self._add_worker(name, Child(spare.pid, spare.pidfd, int(message["index"])))
+        self._add_worker(name, Child(spare.pid, spare.pidfd, memory))
         self._spare_at = time.monotonic()
         return True
 
@@ -396,5 +374,5 @@ def main() -> None:
     worker.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):
-        Agent(channel, Memory(), landlock).run()
+        Agent(channel, landlock).run()
     os._exit(0)

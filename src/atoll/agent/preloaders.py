@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from atoll.agent import preloading
 from atoll.agent.leftovers import kill_left_behind
+from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, pair
 
 IMPORT_SECONDS = 30.0
@@ -31,7 +32,7 @@ class Agent(Protocol):
     def unwatch(self, descriptor: int, /) -> None: ...
     def tell(self, message: dict[str, Any], /) -> None: ...
     def serve_preloaded(self, channel: Channel, /) -> None: ...
-    def preloaded_worker_ended(self, index: int, exited: dict[str, Any], /) -> None: ...
+    def preloaded_worker_ended(self, exited: dict[str, Any], /) -> None: ...
 
 
 class Preloader:
@@ -45,7 +46,7 @@ class Preloader:
         self.ready = False
         self.importing = ""
         self.deadline = time.monotonic() + IMPORT_SECONDS
-        self.workers: dict[str, int] = {}  # their names, and the indexes of their words
+        self.workers: dict[str, SharedMemory] = {}
 
 
 class Preloaders:
@@ -56,9 +57,9 @@ class Preloaders:
         self._all: list[Preloader] = []  # in the order of their starts
 
     @property
-    def workers(self) -> dict[str, int]:
-        """The workers that preloaders have forked, and the indexes of their words."""
-        return {name: index for one in self._all for name, index in one.workers.items()}
+    def workers(self) -> dict[str, SharedMemory]:
+        """The workers that preloaders have forked, and the memory that each shares with both."""
+        return {name: memory for one in self._all for name, memory in one.workers.items()}
 
     @property
     def sessions(self) -> list[int]:
@@ -139,9 +140,10 @@ class Preloaders:
             preloader.ready, preloader.deadline = True, 0.0
             self._agent.tell({**message, "refused": preloader.refused})
         elif kind == "exited":
-            index = preloader.workers.pop(str(message["worker"]), None)
-            if index is not None:
-                self._agent.preloaded_worker_ended(index, message)
+            memory = preloader.workers.pop(str(message["worker"]), None)
+            if memory is not None:
+                memory.close()
+                self._agent.preloaded_worker_ended(message)
         self._end_older()
 
     def _refuse(self, preloader: Preloader, module: str, reason: str) -> None:
@@ -170,7 +172,7 @@ class Preloaders:
         kill_left_behind("", preloader.pid, keep=self.sessions)
         os.waitpid(preloader.pid, 0)
 
-    def fork(self, name: str, message: dict[str, Any], descriptors: Sequence[int]) -> bool:
+    def fork(self, name: str, message: dict[str, Any], descriptors: Sequence[int], memory: SharedMemory) -> bool:
         """Have a worker forked with the packages; return whether that can be."""
         current = self._current()
         if current is None:
@@ -180,7 +182,7 @@ class Preloaders:
         except (ChannelClosed, OSError):
             self._end(current)
             return False
-        current.workers[name] = int(message["index"])
+        current.workers[name] = memory
         return True
 
     def pass_on(self, name: str, message: dict[str, Any]) -> bool:
@@ -195,6 +197,8 @@ class Preloaders:
         return False
 
     def close(self) -> None:
-        """Close the channels, in a process that was forked."""
+        """Close the channels and the memory of workers, in a process that was forked."""
         for one in self._all:
             one.channel.close()
+            for memory in one.workers.values():
+                memory.close()

@@ -223,12 +223,6 @@ def read_slots(slots: str, last: Sequence[str]) -> list[list[Any]]:
     return found
 
 
-def clear(sheet: memoryview) -> None:
-    """Make a sheet ready for another worker."""
-    count = min(_COUNT.unpack_from(sheet)[0], SLOTS)
-    sheet[: _COUNT.size + (count + 1) * _SLOT_BYTES] = bytes(_COUNT.size + (count + 1) * _SLOT_BYTES)
-
-
 def _read(sheet: memoryview, number: int, outcome: str, first: int = _COUNT.size) -> list[Any]:
     start = first + number * _SLOT_BYTES
     started, queued, _, bytes_in, call, name, parent = _BEGIN.unpack_from(sheet, start)
