@@ -130,9 +130,17 @@ class EnvironmentsSettings:
     Args:
         functions_use_credentials: whether a function's own requests may install what only the credentials of the
             program's indexes and proxies let in.
+        build_memory_bytes: memory of one build's processes together; 0 means three quarters of the machine.
+        build_processes: processes and threads of one build.
+        build_seconds: wall time of one step of a build; 0 for no limit.
+        build_disk_bytes: files that one build may write; 0 means three quarters of the free space when it starts.
     """
 
     functions_use_credentials: bool = False
+    build_memory_bytes: int = 0
+    build_processes: int = 4096
+    build_seconds: float = 4 * 3600.0
+    build_disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,12 +195,15 @@ LEAST = {
     "sandbox.tmp_bytes": 1 << 20,
     "sandbox.shm_bytes": 1 << 20,
     "sandbox.overhead_bytes": 64 << 20,
+    "environments.build_memory_bytes": 128 << 20,
+    "environments.build_processes": 16,
+    "environments.build_disk_bytes": 1 << 20,
     "sandbox.first_uid": 1000,
     "sandbox.uid_count": 2,
 }
 """The smallest values, besides 0, with which a function can run at all."""
 
-NEVER_ZERO = ("pool.worker_processes", "sandbox.tmp_bytes", "sandbox.shm_bytes")
+NEVER_ZERO = ("pool.worker_processes", "environments.build_processes", "sandbox.tmp_bytes", "sandbox.shm_bytes")
 """Options for which 0 does not mean that Atoll chooses."""
 
 MOST = 1 << 62

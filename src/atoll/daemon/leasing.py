@@ -27,7 +27,7 @@ from atoll.environments.asked import credentials
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.model.specs import EnvironmentSpec, LeaseSpec, held_bytes
-from atoll.node.node import policy_of_builds
+from atoll.node.builds import policy_of_builds
 from atoll.sandbox.network.networks import within
 from atoll.storage.protocol.replies import FUNCTION, PROGRAM
 

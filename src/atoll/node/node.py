@@ -8,8 +8,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
@@ -19,11 +17,11 @@ from atoll.environments.store import EnvironmentStore
 from atoll.model.mounts import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.node import mounted_files, volumes
+from atoll.node.builds import Builds
 from atoll.node.capacity import Machine
 from atoll.node.mounted_files import LIBRARY
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
-from atoll.process import Completed
 from atoll.sandbox.held_process import Member, prove
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
@@ -67,10 +65,6 @@ shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else [shell])
 """
 """Takes the terminal and becomes a shell; run by the environment's own Python."""
-
-policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host")
-"""The network policy of the builds that are started here: the machine's network, which may have an index of its own, or
-that of the function which asks. A build runs code of the packages that are asked for."""
 
 
 class NodeSandbox:
@@ -137,8 +131,9 @@ class Node:
         self.limits = Limits(options)
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
+        self._builds = Builds(options.environments, self._launcher, self._networks, self.limits, self._policy_of_build)
         self.environments = EnvironmentStore(
-            options.environments_directory, self._confine_builder, self._identities.builder()
+            options.environments_directory, self._builds.confine, self._identities.builder()
         )
         self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library)
         self._users = volumes.users(options.volumes_directory)
@@ -207,6 +202,11 @@ class Node:
             devices=devices,
             sysfs=bool(devices),
         )
+
+    def _policy_of_build(
+        self, command: Sequence[str], binds: Sequence[Bind], environment: Mapping[str, str], network: str
+    ) -> Policy:
+        return self._policy(command, self._identities.builder(), binds, environment, network)
 
     # --- sandboxes of functions -------------------------------------------------------------------------------------
 
@@ -313,26 +313,6 @@ class Node:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-
-    # --- builds -----------------------------------------------------------------------------------------------------
-
-    async def _confine_builder(
-        self,
-        command: Sequence[str],
-        *,
-        binds: Sequence[Bind],
-        environment: Mapping[str, str],
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
-        policy = self._policy(command, self._identities.builder(), binds, environment, policy_of_builds.get())
-        if policy.network != "outbound":
-            return await self._launcher.run(policy, on_line=on_line)
-        network = await self._networks.take()
-        try:
-            policy = replace(policy, files=(*policy.files, *network.files))
-            return await self._launcher.run(policy, enter=network.enter, on_line=on_line)
-        finally:
-            await self._networks.give_back(network)
 
 
 def network_group(user: str, trusted: bool) -> str:

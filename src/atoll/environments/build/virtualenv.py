@@ -298,8 +298,13 @@ class _Attempt:
             if variable in CERTIFICATES:
                 environment.update(dict.fromkeys(CERTIFICATES, environment[variable]))
         binds = [*request.interpreter.binds, *places, Bind(uv_program(), f"{_UV}/uv"), *request.index.binds]
+        asked = (*request.requirements.packages, *(value for _, value in request.requirements.options))
         done = await self._builder.workshop.run(
-            command, binds=binds, environment=environment, on_line=None if quiet else self._log
+            command,
+            binds=binds,
+            environment=environment,
+            on_line=None if quiet else self._log,
+            reaches=None if shared else (*asked, *(text for _, text in private)),
         )
         return process.Completed(done.status, self._log.text(done.output))
 

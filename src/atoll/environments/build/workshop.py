@@ -38,7 +38,9 @@ class Confinement(Protocol):
         binds: Sequence[Bind],
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
-    ) -> process.Completed: ...
+        reaches: Sequence[str] | None = None,
+    ) -> process.Completed:
+        """Run the command; see `Workshop.run`."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,20 @@ class Workshop:
         binds: Sequence[Bind],
         environment: Mapping[str, str] = VARIABLES,
         on_line: Callable[[str], None] | None = None,
+        reaches: Sequence[str] | None = None,
     ) -> process.Completed:
-        """Run a command confined, with files readable for everyone."""
+        """Run a command confined, with files readable for everyone.
+
+        Args:
+            reaches: texts with the addresses that it needs besides those in its environment, if code of packages runs
+                in it; None if none runs.
+        """
         return await self._confinement(
             ["/bin/sh", "-c", 'umask 022; exec "$@"', "sh", *command],
             binds=binds,
             environment=environment,
             on_line=on_line,
+            reaches=reaches,
         )
 
 

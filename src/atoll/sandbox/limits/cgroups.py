@@ -345,11 +345,16 @@ def remove(directory: Path) -> bool:
     return True
 
 
+def members(directory: Path) -> list[int]:
+    """Return the processes that are in one group now."""
+    return [int(pid) for pid in _text(directory / "cgroup.procs").split()]
+
+
 def kill_all(directory: Path) -> None:
     """Kill the processes that are in one group now."""
-    for pid in _text(directory / "cgroup.procs").split():
+    for pid in members(directory):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 def sweep(base: Path, alive: Iterable[str]) -> list[Path]:

@@ -120,15 +120,18 @@ class Limits:
         kernel: False leaves cgroups alone and uses the watchdog.
     """
 
+    most_bytes: int
+    """Memory for this process and its children: the machine's, or less."""
+
     def __init__(self, settings: Settings, *, kernel: bool = True) -> None:
         self._numbers = itertools.count(1)
         self._open: list[Limit] = []
         self._sandboxes: list[SandboxLimit] = []
         self._ended: list[SandboxLimit] = []
         self._spare: SandboxGroup | None = None
-        self._most_bytes = machine_memory_bytes()
+        self.most_bytes = machine_memory_bytes()
         self._allowance = (
-            settings.sandbox.overhead_bytes or min(OVERHEAD_BYTES, self._most_bytes // 4),
+            settings.sandbox.overhead_bytes or min(OVERHEAD_BYTES, self.most_bytes // 4),
             OVERHEAD_PROCESSES + OVERHEAD_PROCESSES_PER_CORE * (os.cpu_count() or 1),
         )
         self._busy: list[Path] = []
@@ -196,7 +199,7 @@ class Limits:
                 enforcer.resize(*allowance)
         except OSError:  # as in `prepare`
             enforcer = SandboxWatchdog(*allowance)
-        made = SandboxLimit(enforcer, *allowance, max(self._most_bytes, allowance[0]))
+        made = SandboxLimit(enforcer, *allowance, max(self.most_bytes, allowance[0]))
         self._sandboxes.append(made)
         return made
 

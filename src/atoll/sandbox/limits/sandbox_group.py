@@ -92,6 +92,10 @@ class SandboxGroup:
         """Return whether the kernel has refused a process to the sandbox as a whole."""
         return self._whole.refused()
 
+    def pids(self) -> list[int]:
+        """Return the processes of the agent's group."""
+        return cgroups.members(self._whole.places[0].directory / AGENT)
+
     def kill(self) -> None:
         """Kill every process of the sandbox."""
         for directory in self._directories():

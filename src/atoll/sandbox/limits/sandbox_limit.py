@@ -139,6 +139,10 @@ class SandboxLimit:
         """Return whether the sandbox was refused a process."""
         return self._enforcer.refused()
 
+    def pids(self) -> list[int]:
+        """Return the processes that belong to no worker."""
+        return self._enforcer.pids()
+
     def poll(self) -> None:
         """Measure where the kernel does not, and end a sandbox that has exceeded its limit."""
         if isinstance(self._enforcer, SandboxWatchdog):

@@ -1,0 +1,165 @@
+"""Commands of environments' builds: each confined, in a network, and within limits of memory, processes, time and disk.
+
+A build runs code of the packages that are asked for. All its processes are in one limited group, or under a watchdog,
+and end with the command. A build that meets a limit is ended and its error names the limit and the setting.
+
+Code of packages runs in an outbound network, where one can be made: it reaches nothing of this machine. The exception
+is an index or a proxy on the machine itself, or at a link-local address, which the same command must reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+
+from atoll.errors import AtollError, EnvironmentBuildError
+from atoll.model.mounts import Bind
+from atoll.node.build_disk import BuildDisk
+from atoll.process import Completed, Group
+from atoll.sandbox.launch import Launcher
+from atoll.sandbox.limits.limits import Limits
+from atoll.sandbox.limits.sandbox_limit import SandboxLimit
+from atoll.sandbox.network import firewall
+from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.network.outbound_network import read_uplink
+from atoll.sandbox.policy import Policy
+from atoll.settings import EnvironmentsSettings
+
+LOOK_SECONDS = 0.1
+RESOLVE_SECONDS = 5.0
+"""Seconds for names of indexes; one that is not found in time counts as far away."""
+
+_HOST = re.compile(r"://(?:[^/@\s\"']*@)?(\[[0-9A-Fa-f:.]+\]|[^/:@\s\"'?#\]]+)")
+
+policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host")
+"""The most open network of the builds that are started here: that of the function which asks, if one does."""
+
+
+class Builds:
+    """Runs the commands of builds; its `confine` is the environments' `Confinement`.
+
+    Args:
+        policy: returns the policy of a command with these binds, variables and network.
+    """
+
+    def __init__(
+        self,
+        options: EnvironmentsSettings,
+        launcher: Launcher,
+        networks: Networks,
+        limits: Limits,
+        policy: Callable[[Sequence[str], Sequence[Bind], Mapping[str, str], str], Policy],
+    ) -> None:
+        self._options = options
+        self._launcher = launcher
+        self._networks = networks
+        self._limits = limits
+        self._policy = policy
+
+    async def confine(
+        self,
+        command: Sequence[str],
+        *,
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None] | None = None,
+        reaches: Iterable[str] | None = None,
+    ) -> Completed:
+        """Run a command to its end.
+
+        Args:
+            reaches: texts with the addresses that the command needs besides those in its environment, if code of
+                packages runs in it; None if none runs.
+
+        Raises:
+            EnvironmentBuildError: it met a limit; it has been ended.
+        """
+        network = policy_of_builds.get()
+        if network == "host" and reaches is not None:
+            network = await self._network([*environment.values(), *reaches], environment)
+        policy = self._policy(command, binds, environment, network)
+        options = self._options
+        limit = self._limits.sandbox(
+            options.build_memory_bytes or self._limits.most_bytes // 4 * 3, options.build_processes
+        )
+        try:
+            running = asyncio.ensure_future(self._run(policy, on_line, limit))
+            try:
+                return await self._watch(running, limit, [bind.source for bind in binds if bind.writable])
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+        finally:
+            self._limits.close_sandbox(limit)
+
+    async def _run(self, policy: Policy, on_line: Callable[[str], None] | None, group: Group) -> Completed:
+        if policy.network != "outbound":
+            return await self._launcher.run(policy, on_line=on_line, group=group)
+        network = await self._networks.take()
+        try:
+            policy = replace(policy, files=(*policy.files, *network.files))
+            return await self._launcher.run(policy, enter=network.enter, on_line=on_line, group=group)
+        finally:
+            await self._networks.give_back(network)
+
+    # --- limits -----------------------------------------------------------------------------------------------------
+
+    async def _watch(
+        self, running: asyncio.Future[Completed], limit: SandboxLimit, directories: Sequence[str]
+    ) -> Completed:
+        disk = BuildDisk(directories, self._options.build_disk_bytes) if directories else None
+        deadline = time.monotonic() + (self._options.build_seconds or float("inf"))
+        while True:
+            finished, _ = await asyncio.wait({running}, timeout=LOOK_SECONDS)
+            limit.poll()
+            if exceeded := limit.exceeded():
+                raise _over("memory", "build_memory_bytes", *(f"{size >> 20} MiB" for size in exceeded))
+            if limit.refused():
+                raise _over("processes", "build_processes", str(self._options.build_processes))
+            if disk is not None and disk.is_due():
+                used = await asyncio.to_thread(disk.used_bytes, limit.pids())
+                if used > disk.limit_bytes:
+                    raise _over("disk", "build_disk_bytes", f"{disk.limit_bytes >> 20} MiB", f"{used >> 20} MiB")
+            if finished:
+                return running.result()
+            if time.monotonic() > deadline:
+                raise _over("time", "build_seconds", f"{self._options.build_seconds:g} s")
+
+    # --- networks ---------------------------------------------------------------------------------------------------
+
+    async def _network(self, texts: Iterable[str], environment: Mapping[str, str]) -> str:
+        """Return the network of a command in which code of packages runs."""
+        proxies = [f"://{value}" for name, value in environment.items() if name.lower().endswith("_proxy")]
+        hosts = {match for text in (*texts, *proxies) for match in _HOST.findall(text)}
+        if await asyncio.to_thread(_are_near, hosts):
+            return "host"
+        with contextlib.suppress(AtollError):  # none can be made here
+            return await self._networks.policy("outbound", lambda _: None)
+        return "host"
+
+
+def _over(kind: str, setting: str, limit: str, used: str = "") -> EnvironmentBuildError:
+    return EnvironmentBuildError(
+        f"the build used more {kind} than it may: limit {limit}{f', used {used}' if used else ''}",
+        hint=f"raise `environments.{setting}` in `settings.toml`, or ask for packages that have wheels",
+    )
+
+
+def _are_near(hosts: Iterable[str]) -> bool:
+    """Return whether a host is this machine, or at an address that an outbound network refuses."""
+    import ipaddress  # with the first build that compiles something
+
+    refused = firewall.refused(read_uplink().own)
+    for host in hosts:
+        with contextlib.suppress(OSError, UnicodeError):
+            for found in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM):
+                address = ipaddress.ip_address(str(found[4][0]).partition("%")[0])
+                if any(address in network for network in refused if network.version == address.version):
+                    return True
+    return False
