@@ -60,6 +60,7 @@ class Machine:
         binds: Sequence[Bind],
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
+        reaches: Sequence[str] | None = None,
     ) -> process.Completed:
         policy = confine(
             command,

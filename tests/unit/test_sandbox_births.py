@@ -9,7 +9,7 @@ import pytest
 
 from atoll import linux
 from atoll.process import DEVNULL, PIPE, STDOUT, Process, Start
-from atoll.sandbox.limits import births, cgroups
+from atoll.sandbox.limits import births, group_files
 from atoll.sandbox.limits.cgroups import Place, hierarchies
 from atoll.sandbox.limits.sandbox_group import SandboxGroup
 
@@ -73,14 +73,14 @@ def test_the_kernel_starts_a_program_in_a_group_of_version_2() -> None:
         said = output(births.start_in(Start(program, {}, (), "/", (DEVNULL, PIPE, STDOUT)), group))
     finally:
         os.close(leak)
-        assert until(lambda: cgroups.remove(group))
+        assert until(lambda: group_files.remove(group))
     assert f"/{group.name}\n" in said
     assert [word for word in said.split() if word.isdecimal() and int(word) == leak] == []
 
 
 def test_version_2_has_the_agent_in_a_group_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits are those of the sandbox's group, its controllers are passed on, and workers are beside the agent."""
-    monkeypatch.setattr(cgroups, "_write", lambda path, value: path.write_text(value) and None)
+    monkeypatch.setattr(group_files, "write", lambda path, value: path.write_text(value) and None)
     places = [Place(2, tmp_path, frozenset({"memory", "pids", "cpu"}))]
     group = SandboxGroup(places, "s1", 100, 7)
     whole = tmp_path / "s1"
@@ -101,7 +101,7 @@ def test_version_1_has_groups_of_a_sandbox_where_memory_or_processes_are_limited
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hierarchy with nothing but processor time has the workers' groups alone."""
-    monkeypatch.setattr(cgroups, "_write", lambda path, value: path.write_text(value) and None)
+    monkeypatch.setattr(group_files, "write", lambda path, value: path.write_text(value) and None)
     for name in ("memory", "cpu"):
         (tmp_path / name / "home" / "daemon").mkdir(parents=True)
     places = [Place(1, tmp_path / name / "home" / "daemon", frozenset({name})) for name in ("memory", "cpu")]

@@ -219,7 +219,9 @@ class _Steps:
     async def finish(self) -> _Facts:
         """Compile bytecode with the environment's own Python; return its version and pip packages."""
         done = await self._recipe.workshop.run(
-            [PYTHON, "-I", "-S", "-c", _FINISH], binds=[Bind(str(self._place), "/opt/atoll", writable=True)]
+            [PYTHON, "-I", "-S", "-c", _FINISH],
+            binds=[Bind(str(self._place), "/opt/atoll", writable=True)],
+            reaches=(),
         )
         said = _result(done.output, RESULT)
         try:
@@ -253,6 +255,7 @@ class _Steps:
             binds=[*python.binds, *binds, Bind(str(directory), _REQUEST), *_rattler()],
             environment={**VARIABLES, **variables},
             on_line=self._pass_on,
+            reaches=() if action == "link" else None,
         )
         await asyncio.to_thread(remove_tree, directory)
         if done.status != 0:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import linux
+from atoll.sandbox.limits import group_files
 
 CONTROLLERS = ("memory", "pids", "cpu")
 """Controllers in use, as far as the machine has them."""
@@ -109,7 +109,7 @@ def _make(hierarchy: Hierarchy, parent: Path, directory: Path) -> frozenset[str]
     if hierarchy.version == 1:
         directory.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # older kernels: limits hold for the groups below as well
-            _write(directory / "memory.use_hierarchy", "1")
+            group_files.write(directory / "memory.use_hierarchy", "1")
         return hierarchy.controllers
     if not _enable(parent, "memory"):
         return frozenset()
@@ -135,11 +135,11 @@ def _candidates(hierarchy: Hierarchy) -> list[Path]:
 
 def _enable(group: Path, controller: str) -> bool:
     """Let the groups below `group` limit something; return whether they can."""
-    if controller in _text(group / "cgroup.subtree_control").split():
+    if controller in group_files.text(group / "cgroup.subtree_control").split():
         return True
-    if controller not in _text(group / "cgroup.controllers").split():
+    if controller not in group_files.text(group / "cgroup.controllers").split():
         return False
-    if _text(group / "cgroup.procs").split() == [str(os.getpid())]:
+    if group_files.text(group / "cgroup.procs").split() == [str(os.getpid())]:
         own = group / "atoll-daemon"
         own.mkdir(exist_ok=True)
         (own / "cgroup.procs").write_text(str(os.getpid()))
@@ -179,7 +179,7 @@ class Group:
             if self._memory is not None and self._memory.version == 2:
                 for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
                     with contextlib.suppress(OSError):
-                        _write(self._memory.directory / name, value)
+                        group_files.write(self._memory.directory / name, value)
             cpu = self._place("cpu")
             if cpu is not None and millicores:
                 with contextlib.suppress(OSError):  # a tighter limit above holds
@@ -202,7 +202,7 @@ class Group:
             _limit_memory(self._memory, memory_bytes)
         self.limit_bytes = memory_bytes
         if self._pids is not None and processes != self._processes:
-            _write(self._pids.directory / "pids.max", str(processes))
+            group_files.write(self._pids.directory / "pids.max", str(processes))
         self._processes = processes
 
     def add(self, host_pid: int) -> None:
@@ -212,15 +212,17 @@ class Group:
         """
         with contextlib.suppress(ProcessLookupError):
             for place in self._places:
-                _write(place.directory / "cgroup.procs", str(host_pid))
+                group_files.write(place.directory / "cgroup.procs", str(host_pid))
 
     def memory_bytes(self) -> int:
         """Return the processes' memory use, without the page cache that the kernel would reclaim first."""
         if self._memory is None:
             return 0
         directory, old = self._memory.directory, self._memory.version == 1
-        used = _number(directory / ("memory.usage_in_bytes" if old else "memory.current"))
-        return max(0, used - _field(directory / "memory.stat", "total_inactive_file" if old else "inactive_file"))
+        used = group_files.number(directory / ("memory.usage_in_bytes" if old else "memory.current"))
+        return max(
+            0, used - group_files.field(directory / "memory.stat", "total_inactive_file" if old else "inactive_file")
+        )
 
     def exceeded(self) -> tuple[int, int] | None:
         """Return the limit and the peak when the kernel killed a process for this group's limit."""
@@ -239,17 +241,19 @@ class Group:
             return 0
         directory = self._memory.directory
         if self._memory.version == 1:
-            hits = _number(directory / "memory.failcnt") + _number(directory / "memory.memsw.failcnt")
-            peak = _number(directory / "memory.max_usage_in_bytes")
+            hits = group_files.number(directory / "memory.failcnt") + group_files.number(
+                directory / "memory.memsw.failcnt"
+            )
+            peak = group_files.number(directory / "memory.max_usage_in_bytes")
         else:
-            hits = _field(directory / "memory.events", "max")
-            peak = _number(directory / "memory.peak") or self.limit_bytes
+            hits = group_files.field(directory / "memory.events", "max")
+            peak = group_files.number(directory / "memory.peak") or self.limit_bytes
         # Newer kernels of version 1 leave `failcnt` at 0, but not the peak.
         return peak if hits or peak >= self.limit_bytes - self.limit_bytes // 16 else 0
 
     def refused(self) -> bool:
         """Return whether the kernel has refused these processes another one."""
-        return self._pids is not None and _field(self._pids.directory / "pids.events", "max") > 0
+        return self._pids is not None and refusals(self._pids) > 0
 
     def poll(self) -> None:
         """End the rest of the group when the kernel has killed a part of it; version 2 does so by itself."""
@@ -260,7 +264,7 @@ class Group:
     def remove(self) -> bool:
         """End the remaining processes and remove the group; return False while it exists. `exceeded` keeps its answer."""
         self.exceeded()
-        if all(remove(place.directory) for place in self._places):
+        if all(group_files.remove(place.directory) for place in self._places):
             return True
         self._kill()
         return False
@@ -270,41 +274,48 @@ class Group:
         for place in self._places:
             with contextlib.suppress(OSError):
                 if place.version == 2:
-                    _write(place.directory / "cgroup.kill", "1")
+                    group_files.write(place.directory / "cgroup.kill", "1")
                 elif place is self._pids:
-                    _write(place.directory / "pids.max", "0")
+                    group_files.write(place.directory / "pids.max", "0")
         for place in self._places:
-            kill_all(place.directory)
+            group_files.kill_all(place.directory)
 
 
 def oom_kills(place: Place) -> int:
     """Return how many processes of a group the kernel has killed for want of memory."""
-    return _field(place.directory / ("memory.oom_control" if place.version == 1 else "memory.events"), "oom_kill")
+    return group_files.field(
+        place.directory / ("memory.oom_control" if place.version == 1 else "memory.events"), "oom_kill"
+    )
+
+
+def refusals(place: Place) -> int:
+    """Return how many processes the kernel has refused a group."""
+    return group_files.field(place.directory / "pids.events", "max")
 
 
 def _limit_memory(place: Place, memory_bytes: int) -> None:
     if place.version == 2:
-        _write(place.directory / "memory.max", str(memory_bytes))
+        group_files.write(place.directory / "memory.max", str(memory_bytes))
         return
     # The limit with swap, which is not always counted, is never below the one without: it grows first, and shrinks last.
     limit, with_swap = (place.directory / f"memory.{name}limit_in_bytes" for name in ("", "memsw."))
     try:
-        _write(with_swap, str(memory_bytes))
+        group_files.write(with_swap, str(memory_bytes))
     except OSError:
-        _write(limit, str(memory_bytes))
+        group_files.write(limit, str(memory_bytes))
         with contextlib.suppress(OSError):
-            _write(with_swap, str(memory_bytes))
+            group_files.write(with_swap, str(memory_bytes))
         return
-    _write(limit, str(memory_bytes))
+    group_files.write(limit, str(memory_bytes))
 
 
 def _limit_cpu(place: Place, millicores: int) -> None:
     quota = max(1000, millicores * PERIOD_MICROSECONDS // 1000)
     if place.version == 2:
-        _write(place.directory / "cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
+        group_files.write(place.directory / "cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
         return
-    _write(place.directory / "cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
-    _write(place.directory / "cpu.cfs_quota_us", str(quota))
+    group_files.write(place.directory / "cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
+    group_files.write(place.directory / "cpu.cfs_quota_us", str(quota))
 
 
 def limit_above(found: Iterable[Hierarchy]) -> int:
@@ -316,45 +327,8 @@ def limit_above(found: Iterable[Hierarchy]) -> int:
         name = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
         above = [hierarchy.own, *hierarchy.own.parents]
         upwards = above[: above.index(hierarchy.mount) + 1 if hierarchy.mount in above else 1]
-        limits += [_number(path / name) for path in upwards]
+        limits += [group_files.number(path / name) for path in upwards]
     return min((limit for limit in limits if limit > 0), default=0)
-
-
-def _write(path: Path, value: str) -> None:
-    # Unbuffered, so that the kernel's answer to the one write is this call's.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)
-
-
-def _number(path: Path) -> int:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else 0
-
-
-def remove(directory: Path) -> bool:
-    """Remove one empty group; return whether it is gone."""
-    try:
-        directory.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def members(directory: Path) -> list[int]:
-    """Return the processes that are in one group now."""
-    return [int(pid) for pid in _text(directory / "cgroup.procs").split()]
-
-
-def kill_all(directory: Path) -> None:
-    """Kill the processes that are in one group now."""
-    for pid in members(directory):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
@@ -366,39 +340,6 @@ def sweep(base: Path, alive: Iterable[str]) -> list[Path]:
     keep = set(alive)
     busy: list[Path] = []
     with contextlib.suppress(OSError):
-        for daemon in [path for path in below(base) if path.name not in keep]:
-            busy += clear(daemon)
+        for daemon in [path for path in group_files.below(base) if path.name not in keep]:
+            busy += group_files.clear(daemon)
     return busy
-
-
-def clear(directory: Path) -> list[Path]:
-    """End the processes of a group and of the groups below, and remove these; return the busy ones, lowest first."""
-    busy: list[Path] = []
-    with contextlib.suppress(OSError):
-        for group in below(directory):
-            busy += clear(group)
-        if busy or not remove(directory):
-            kill_all(directory)
-            busy.append(directory)
-    return busy
-
-
-def below(directory: Path) -> list[Path]:
-    """Return the groups right below a group."""
-    with os.scandir(directory) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-
-
-def _field(path: Path, name: str) -> int:
-    for line in _text(path).splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.strip().isdigit():
-            return int(value)
-    return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

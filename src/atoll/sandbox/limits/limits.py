@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from atoll.sandbox.limits import cgroups, systemd_scope
+from atoll.sandbox.limits import cgroups, group_files, systemd_scope
 from atoll.sandbox.limits.memory_watchdog import SandboxWatchdog, Watchdog, children, session, started_at
 from atoll.sandbox.limits.sandbox_group import AGENT, SandboxGroup
 from atoll.sandbox.limits.sandbox_limit import SandboxLimit
@@ -287,7 +287,7 @@ class Limits:
             sandbox.poll()
         closing, self._closing = self._closing, []  # others may come meanwhile
         self._closing += [enforcer for enforcer in closing if not enforcer.remove()]
-        self._busy = [path for path in self._busy if not cgroups.remove(path)]
+        self._busy = [path for path in self._busy if not group_files.remove(path)]
 
     def _closed(self, limit: Limit) -> None:
         if limit in self._open:
@@ -306,8 +306,8 @@ class Limits:
             self._spare.remove()
         self.poll()
         for place in self._places:
-            if cgroups.remove(place.directory):
-                cgroups.remove(place.directory.parent)
+            if group_files.remove(place.directory):
+                group_files.remove(place.directory.parent)
 
 
 def machine_memory_bytes() -> int:

@@ -140,6 +140,10 @@ class SandboxWatchdog(Watchdog):
         with self._lock:
             self.limit_bytes, self._processes = memory_bytes, processes
 
+    def pids(self) -> list[int]:
+        """Return the processes that there were at the last look."""
+        return list(self._members)
+
     def refused(self) -> bool:
         """Whether there were more processes than there may be; they were killed for it."""
         return bool(self._processes) and self._most > self._processes

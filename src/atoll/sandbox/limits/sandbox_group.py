@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atoll.process import Process, Start
-from atoll.sandbox.limits import births, cgroups
+from atoll.sandbox.limits import births, cgroups, group_files
 from atoll.sandbox.limits.cgroups import Group, Place
 
 AGENT = "agent"
@@ -89,25 +89,27 @@ class SandboxGroup:
         return self.limit_bytes, peak
 
     def refused(self) -> bool:
-        """Return whether the kernel has refused a process to the sandbox as a whole."""
-        return self._whole.refused()
+        """Return whether the kernel has refused a process that would belong to no worker."""
+        # Counted where the limit is, or in version 1 and before Linux 6.11 where the process would have been.
+        places = [place.below(AGENT) for place in self._whole.places if "pids" in place.controllers]
+        return self._whole.refused() or any(cgroups.refusals(place) for place in places)
 
     def pids(self) -> list[int]:
         """Return the processes of the agent's group."""
-        return cgroups.members(self._whole.places[0].directory / AGENT)
+        return group_files.members(self._whole.places[0].directory / AGENT)
 
     def kill(self) -> None:
         """Kill every process of the sandbox."""
         for directory in self._directories():
-            cgroups.kill_all(directory)
+            group_files.kill_all(directory)
 
     def remove(self) -> bool:
         """End the remaining processes and remove the groups; return False while one of them exists."""
-        return not [busy for place in self._whole.places for busy in cgroups.clear(place.directory)]
+        return not [busy for place in self._whole.places for busy in group_files.clear(place.directory)]
 
     def _directories(self) -> list[Path]:
         found = []
         for place in self._whole.places:
             with contextlib.suppress(OSError):
-                found += cgroups.below(place.directory)
+                found += group_files.below(place.directory)
         return found
