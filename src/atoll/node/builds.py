@@ -32,8 +32,8 @@ from atoll.sandbox.policy import Policy
 from atoll.settings import EnvironmentsSettings
 
 LOOK_SECONDS = 0.1
-RESOLVE_SECONDS = 5.0
-"""Seconds for names of indexes; one that is not found in time counts as far away."""
+GONE_LOOKS, GONE_POLL_SECONDS = 1000, 0.01
+"""Looks for the processes of an ended build, which may be in the middle of a write, and seconds between two of them."""
 
 _HOST = re.compile(r"://(?:[^/@\s\"']*@)?(\[[0-9A-Fa-f:.]+\]|[^/:@\s\"'?#\]]+)")
 
@@ -96,6 +96,7 @@ class Builds:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
         finally:
+            await _gone(limit)  # killed processes may still write to the directory that is removed next
             self._limits.close_sandbox(limit)
 
     async def _run(self, policy: Policy, on_line: Callable[[str], None] | None, group: Group) -> Completed:
@@ -142,6 +143,14 @@ class Builds:
         with contextlib.suppress(AtollError):  # none can be made here
             return await self._networks.policy("outbound", lambda _: None)
         return "host"
+
+
+async def _gone(limit: SandboxLimit) -> None:
+    """Wait until every process of a build has ended."""
+    for _ in range(GONE_LOOKS):
+        if limit.remove():
+            break
+        await asyncio.sleep(GONE_POLL_SECONDS)
 
 
 def _over(kind: str, setting: str, limit: str, used: str = "") -> EnvironmentBuildError:
