@@ -57,7 +57,11 @@ CLONE_FLAGS = {
     "CLONE_NEWNET": 0x40000000,
 }
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # <asm-generic/ioctls.h>
-AF_VSOCK = 40  # <linux/socket.h>
+TIOCSETD = 0x5423  # as above
+FAMILIES = {"AF_UNSPEC": 0, "AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}  # <linux/socket.h>
+"""The families of sockets that are let through."""
+MOST_FAMILIES = 64
+"""More than the kernel knows (46 in Linux 6.18); it refuses those beyond itself."""
 
 RULES: tuple[Rule, ...] = (
     # Reaching into other processes.
@@ -95,8 +99,16 @@ RULES: tuple[Rule, ...] = (
     # Input pushed into the terminal of whoever started the sandbox. The kernel looks at the lower 32 bits only.
     Rule("ioctl", condition=Condition(1, TIOCSTI, 0xFFFFFFFF)),
     Rule("ioctl", condition=Condition(1, TIOCLINUX, 0xFFFFFFFF)),
-    # Sockets to the hypervisor are in no network namespace.
-    Rule("socket", errno.EAFNOSUPPORT, Condition(0, AF_VSOCK, 0xFFFFFFFF)),
+    # Another line discipline: a terminal of one's own is enough to load a driver, and some had holes (n_gsm, n_hdlc).
+    Rule("ioctl", condition=Condition(1, TIOCSETD, 0xFFFFFFFF)),
+    # Sockets of other families: to the hypervisor (AF_VSOCK), which is in no network namespace, and those whose protocols
+    # the kernel loads when the first one is made (AF_ALG, AF_TIPC, AF_RDS, AF_CAN and others).
+    *(
+        Rule(call, errno.EAFNOSUPPORT, Condition(0, family, 0xFFFFFFFF))
+        for call in ("socket", "socketpair")
+        for family in range(MOST_FAMILIES)
+        if family not in FAMILIES.values()
+    ),
 )
 
 
