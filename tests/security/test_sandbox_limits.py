@@ -16,7 +16,7 @@ from atoll.environments.built.records import Environment
 from atoll.model.specs import EnvironmentSpec, SandboxKey
 from atoll.node.node import Node, NodeSandbox
 from atoll.sandbox.limits.limits import Limits
-from atoll.settings import SandboxSettings, Settings
+from atoll.settings import PoolSettings, SandboxSettings, Settings
 
 from ..conftest import Home
 from ..waiting import PATIENCE_SECONDS, POLL_SECONDS
@@ -131,6 +131,30 @@ def test_code_in_the_agent_cannot_start_more_processes_than_the_allowance(
             return await made.outcome()
 
     assert asyncio.run(main()).startswith(("refused after", "dead"))
+
+
+def test_a_shell_has_the_limit_of_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sandbox has no agent and no other worker; it is ended when it takes more than a worker may."""
+
+    async def main() -> int:
+        sandbox, pool = SandboxSettings(overhead_bytes=OVERHEAD), PoolSettings(worker_memory_bytes=64 << 20)
+        node = Node(Settings(tmp_path, sandbox=sandbox, pool=pool))
+        environment = await node.environments.ensure(EnvironmentSpec("virtualenv"))
+        command = [environment.python, "-I", "-S", "-c", CODE, "400", "0"]
+        monkeypatch.setattr(Environment, "command", lambda *_: command)
+        null = os.open(os.devnull, os.O_RDWR)
+        key = SandboxKey("someone", environment.key, "none")
+        shell = node.start_shell(key, environment, {}, [null] * 3, terminal=False)
+        os.close(null)
+        ended = asyncio.ensure_future(shell.wait())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not ended.done():
+                node.limits.poll()
+                await asyncio.sleep(POLL_SECONDS)
+        await node.close()
+        return ended.result()
+
+    assert asyncio.run(main()) != 0
 
 
 def test_groups_of_ended_sandboxes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

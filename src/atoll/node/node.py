@@ -137,6 +137,7 @@ class Node:
         )
         self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library)
         self._users = volumes.users(options.volumes_directory)
+        self._closing: set[asyncio.Task[None]] = set()
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
@@ -292,18 +293,36 @@ class Node:
         """
         command = environment.command("-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables)))
         stdin, stdout, stderr = own = [os.dup(descriptor) for descriptor in descriptors]
+        limit = self.limits.sandbox()
+        terms = self.machine.allot("")
+        limit.admit("shell", terms.memory_bytes, terms.processes)
 
         def launch(network: Network | None) -> Sandbox:
             files = network.files if network else ()
             policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY}, files)
             enter = network.enter if network else ()
-            return self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr)
+            return self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr, group=limit)
 
         def done() -> None:
             for descriptor in own:
                 os.close(descriptor)
 
-        return self._launch(key, launch, done)
+        try:
+            shell = self._launch(key, launch, done)
+        except BaseException:
+            self.limits.close_sandbox(limit)
+            raise
+        closing = asyncio.get_running_loop().create_task(self._close_after(shell, limit))
+        self._closing.add(closing)  # the loop itself holds tasks weakly
+        closing.add_done_callback(self._closing.discard)
+        return shell
+
+    async def _close_after(self, sandbox: Sandbox | OutboundSandbox, limit: SandboxLimit) -> None:
+        """Give a limit up when its sandbox has ended."""
+        try:
+            await sandbox.wait()
+        finally:
+            self.limits.close_sandbox(limit)
 
     def function_variables(self) -> dict[str, str]:
         """Return the variables that every function finds."""
