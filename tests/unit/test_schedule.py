@@ -200,6 +200,22 @@ def test_a_sandbox_outlives_a_crashed_worker_for_keep_alive() -> None:
     assert names(schedule.ask(Request("r2", key(), 10))) == ["ForkWorker", "Grant"]
 
 
+def test_a_worn_sandbox_gets_no_further_worker_and_ends_with_its_last_call() -> None:
+    """Running calls finish, idle workers end at once, and the next request starts a sandbox of its own."""
+    schedule = Schedule(Bounds(3, 8, 8))
+    first, idle = schedule.ask(Request("r1", key(), 10))[-1], schedule.ask(Request("r2", key(), 10))[-1]
+    assert isinstance(first, Grant)
+    assert isinstance(idle, Grant)
+    schedule.withdraw("r2")
+    schedule.worker_idle(1, idle.worker, idle.epoch)
+    assert schedule.sandbox_worn(2, "s1") == [Reclaim(first.worker, first.epoch), EndWorker(idle.worker)]
+    assert schedule.sandbox_worn(2, "s1") == []
+    assert names(schedule.ask(Request("r3", key(), 10))) == ["StartSandbox", "ForkWorker", "Grant"]
+    schedule.withdraw("r1")
+    assert schedule.worker_idle(3, first.worker, first.epoch) == [EndWorker(first.worker)]
+    assert [action for action in schedule.tick(4) if isinstance(action, EndSandbox)] == [EndSandbox("s1")]
+
+
 def test_users_never_share_a_sandbox() -> None:
     """The same environment for another user is another sandbox."""
     schedule = Schedule(Bounds(4, 8, 8))

@@ -47,6 +47,7 @@ class Limiting:
         self._sandboxes = sandboxes
         self._on_worn = on_worn
         self._lightened: set[str] = set()
+        self._settling: asyncio.Task[None] | None = None
         self._on_spent = on_spent
         self._beginning: set[asyncio.Task[None]] = set()
         self._littered: dict[str, tuple[HeldProcess, int]] = {}
@@ -117,8 +118,9 @@ class Limiting:
                     self._beginning.add(beginning)
                     beginning.add_done_callback(self._beginning.discard)
             self._limits.poll()
-            if self._limits.unsettled:
-                await asyncio.to_thread(self._limits.settle)
+            if self._limits.unsettled and (self._settling is None or self._settling.done()):
+                # Not waited for: the kernel may have to reclaim much memory.
+                self._settling = asyncio.create_task(asyncio.to_thread(self._limits.settle))
             for sandbox in list(self._lightened):
                 await self._weigh(sandbox)
             for sandbox in list(self._littered):

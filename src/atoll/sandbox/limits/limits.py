@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -129,6 +130,8 @@ class Limits:
         self._sandboxes: list[SandboxLimit] = []
         self._ended: list[SandboxLimit] = []
         self._spare: SandboxGroup | None = None
+        self._settling = threading.Lock()
+        self._is_closed = False
         self.most_bytes = machine_memory_bytes()
         self._allowance = (
             settings.sandbox.overhead_bytes or min(OVERHEAD_BYTES, self.most_bytes // 4),
@@ -218,11 +221,14 @@ class Limits:
     def settle(self) -> None:
         """Shrink limits of sandboxes whose workers have ended, and remove those of ended ones; may take long, and is
         to be called from another thread."""
-        for limit in list(self._sandboxes):
-            limit.settle()
-        ended, self._ended = self._ended, []  # as in `poll`
-        self._ended += [limit for limit in ended if not limit.remove()]
-        self.prepare()
+        with self._settling:
+            if self._is_closed:
+                return
+            for limit in list(self._sandboxes):
+                limit.settle()
+            ended, self._ended = self._ended, []  # as in `poll`
+            self._ended += [limit for limit in ended if not limit.remove()]
+            self.prepare()
 
     def open(
         self,
@@ -299,6 +305,8 @@ class Limits:
         """Give all limits up, and remove this daemon's own group when nothing is left in it."""
         for limit in list(self._open):
             limit.close()
+        with self._settling:
+            self._is_closed = True
         for sandbox in list(self._sandboxes):
             self.close_sandbox(sandbox)
         self._ended = [limit for limit in self._ended if not limit.remove()]
