@@ -208,7 +208,8 @@ def test_a_file_with_pip_is_locked_upgraded_and_pruned(programs: Programs) -> No
     file.write_text(home.atoll("env", "lock", target).stdout.replace("alpha==2", "alpha==3").partition("  - pip")[0])
     assert "no release of `alpha" in home.atoll("env", "build", target, check=False).stderr
     home.atoll("env", "prune", "--cache")
-    assert not list((home.path / "environments/.cache/conda").iterdir())
+    for cache in ("conda", "fetched"):
+        assert not list((home.path / "environments/.cache" / cache).iterdir())
 
 
 def test_a_function_reads_an_env_yml_inside_its_sandbox(programs: Programs) -> None:
@@ -264,8 +265,9 @@ def test_packages_cannot_reach_beyond_their_environment(programs: Programs) -> N
     for path in programs.home.path.rglob("climbed"):
         assert path.resolve() == path
         assert "env" in path.parts
-    archives = programs.home.path / "environments/.cache/conda/archives"
-    assert not (archives / "x").exists()
+    archives = list((programs.home.path / "environments/.cache").rglob("conda/archives"))
+    assert archives
+    assert not any((path / "x").exists() for path in archives)
 
 
 class _Guarded(http.server.SimpleHTTPRequestHandler):

@@ -154,16 +154,16 @@ def test_the_ordinary_way_keeps_its_keys() -> None:
 # --- caches ---------------------------------------------------------------------------------------------------------
 
 
-def test_packages_of_channels_with_credentials_have_a_cache_of_their_own(machine: Machine) -> None:
-    """A channel cannot get a private archive out of the cache by naming its digest; a function's is thrown away."""
+def test_archives_of_private_and_local_channels_have_a_cache_of_their_own(machine: Machine) -> None:
+    """No channel gets a private or local archive out of a cache by naming its digest; a function's is thrown away."""
     pytest.importorskip("rattler", reason="needs the extra `conda`")
     made = {
         channel: cast("CondaRecipe", recipe(machine, EnvironmentSpec("conda", packages=("a",), channels=(channel,))))
-        for channel in ("https://c.example/x", "https://me:pw@c.example/x", "https://c.example/t/tk-1/x")
+        for channel in ("https://c.example/x", "https://me:pw@c.example/x", "https://c.example/t/tk-1/x", "/srv/c")
     }
-    assert len({one.key for one in made.values()}) == 3
-    assert [one.cache == "" for one in made.values()] == [True, False, False]
-    assert len({one.cache for one in made.values()}) == 3
+    assert len({one.key for one in made.values()}) == 4
+    assert [one.cache == "" for one in made.values()] == [True, False, False, False]
+    assert len({one.cache for one in made.values()}) == 4
     spec = EnvironmentSpec("conda", packages=("a",), channels=("https://c.example/t/tk-1/x",))
     assert not cast("CondaRecipe", recipe(machine, spec, nested=True)).on_top.keeps_cache
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,7 +25,7 @@ from atoll.environments.built import interpreter
 from atoll.environments.built.directory import Shelf
 from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError
-from atoll.model.specs import EnvironmentSpec
+from atoll.model.specs import EnvironmentSpec, digest
 
 if TYPE_CHECKING:
     from atoll.environments.asked.conda_packages import CondaRequirements
@@ -134,6 +135,9 @@ class Recipes:
         sent = {name: text for name, text in spec.index if not wanted.pip.empty or _reaches(name)}
         own = [text for text in (*wanted.packages, *wanted.channels) if conda_packages.cleaned(text) != text]
         contents, sources = await _contents(wanted.pip), self._index(sent, wanted.pip, own)
+        if wanted.local_channels:  # a channel of the network could name the digests of their archives
+            local = digest({"cache": sources.cache, "channels": sorted(wanted.local_channels)})
+            sources = replace(sources, cache=local)
         caller = await interpreter.probe(spec.interpreter or os.path.realpath(sys.executable))
         python = _python(spec.python_version, caller.version)
         virtual = tuple(sorted(_virtual(spec).items()))
