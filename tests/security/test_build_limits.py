@@ -55,6 +55,22 @@ NAMELESS = """
     file.flush()
 """
 
+DEEP = """
+    here = os.open("/opt/atoll/cache", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("n" * 240, dir_fd=here)
+        here, above = os.open("n" * 240, os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    file = os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=here)
+    for number in range(400):
+        os.write(file, b"x" * (1 << 20))
+    os.fsync(file)
+"""
+NAMES = """
+    for number in range(3000):
+        os.mkdir(f"/opt/atoll/cache/{number}")
+"""
+
 
 @contextlib.asynccontextmanager
 async def node(machine: Machine, sandbox: SandboxSettings | None = None, **limits: Any) -> AsyncIterator[Node]:
@@ -83,8 +99,10 @@ def build(machine: Machine, **limits: Any) -> Environment:
         (WAIT, "time", "build_seconds", 1.0),
         (DISK + WAIT, "disk", "build_disk_bytes", 100 << 20),
         (NAMELESS + WAIT, "disk", "build_disk_bytes", 100 << 20),
+        (DEEP + WAIT, "disk", "build_disk_bytes", 100 << 20),
+        (NAMES + WAIT, "disk", "build_disk_bytes", 4 << 20),
     ],
-    ids=["memory", "processes", "time", "disk", "files without a name"],
+    ids=["memory", "processes", "time", "disk", "files without a name", "paths that are too long", "names"],
 )
 def test_a_build_that_takes_too_much_is_ended_and_says_so(
     tmp_path: Path, during: str, kind: str, setting: str, value: float

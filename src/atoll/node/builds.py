@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 from atoll.errors import AtollError, EnvironmentBuildError
 from atoll.model.mounts import Bind
@@ -115,19 +116,35 @@ class Builds:
         self, running: asyncio.Future[Completed], limit: SandboxLimit, directories: Sequence[str]
     ) -> Completed:
         disk = BuildDisk(directories, self._options.build_disk_bytes) if directories else None
+        try:
+            return await self._watch_all(running, limit, disk)
+        finally:
+            if disk is not None:
+                disk.stop()
+
+    async def _watch_all(
+        self, running: asyncio.Future[Completed], limit: SandboxLimit, disk: BuildDisk | None
+    ) -> Completed:
         deadline = time.monotonic() + (self._options.build_seconds or float("inf"))
+        counting: asyncio.Future[int] | None = None  # a build with very many files does not stop the other looks
         while True:
-            finished, _ = await asyncio.wait({running}, timeout=LOOK_SECONDS)
+            waited: list[asyncio.Future[Any]] = [
+                one for one in (running, counting) if one is not None and not one.done()
+            ]
+            await asyncio.wait(waited, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            finished = running.done()
             limit.poll()
             if exceeded := limit.exceeded():
                 raise _over("memory", "build_memory_bytes", *(f"{size >> 20} MiB" for size in exceeded))
             if limit.refused():
                 raise _over("processes", "build_processes", str(self._options.build_processes))
-            if disk is not None and disk.is_due():
-                used = await asyncio.to_thread(disk.used_bytes, limit.pids())
+            if disk is not None and counting is not None and counting.done():
+                used, counting = counting.result(), None
                 if used > disk.limit_bytes:
                     raise _over("disk", "build_disk_bytes", f"{disk.limit_bytes >> 20} MiB", f"{used >> 20} MiB")
-            if finished:
+            elif disk is not None and counting is None and disk.is_due():
+                counting = asyncio.ensure_future(asyncio.to_thread(disk.used_bytes, limit.pids()))
+            if finished and counting is None:
                 return running.result()
             if time.monotonic() > deadline:
                 raise _over("time", "build_seconds", f"{self._options.build_seconds:g} s")
