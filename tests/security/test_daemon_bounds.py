@@ -37,7 +37,7 @@ from atoll.wire.frames import FrameError, encode
 from tests.conformance.engines import embedded_pool
 from tests.conftest import Home
 
-from ..waiting import PATIENCE_SECONDS, until
+from ..waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.as_user
 
@@ -303,32 +303,6 @@ def test_connections_are_refused_by_name_and_end_with_their_worker(run: Run) -> 
         ours.close()
 
     run(scenario())
-
-
-@isolated(network="none", keep_alive=0, timeout=60)
-def connect_the_daemon_to_itself(version: str, spec: dict[str, Any]) -> None:
-    import socket
-
-    from atoll.wire import nested
-    from atoll.wire.channel import Channel
-
-    assert nested._control is not None
-    ends = socket.socketpair()
-    for end in ends:
-        Channel(end).send_many([({"type": "hello", "version": version}, ()), ({"type": "lease", "spec": spec}, ())])
-    for end in ends:
-        nested._control[1].send({"type": "connect"}, descriptors=[end.fileno()])
-
-
-def test_leases_end_with_the_function_that_holds_them(atoll_home: Home) -> None:
-    """A function that gives the daemon both ends of a connection cannot leave leases behind."""
-    connect_the_daemon_to_itself(__version__, LeaseSpec(EnvironmentSpec(), "left", keep_alive_seconds=0.0).to_data())
-
-    def none_is_leased() -> bool:
-        workers = json.loads(atoll_home.atoll("status", "--json").stdout)["workers"]
-        return all(worker["state"] == "idle" for worker in workers)
-
-    until(none_is_leased)
 
 
 def test_what_calls_import_is_bounded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from atoll.engine import limiting, pool_messages
+from atoll.engine import killing, limiting
 from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
 from atoll.sandbox.held_process import HeldProcess, Member, hold, prove
@@ -213,8 +213,9 @@ class World:
         )
         self.sandbox: Any = SimpleNamespace(id="s1", node=node, init=None, lived=True)
         self.state.workers["w1"], self.state.sandboxes["s1"] = self.worker, self.sandbox  # type: ignore[assignment]
+        self.messages._state = self.state
         self.messages.__dict__.update(
-            _state=self.state,
+            kill=killing.Killing(self.state, self.messages.to_agent).kill,
             limiting=SimpleNamespace(ended=lambda _: None),
             nested=SimpleNamespace(ended=lambda _: None),
             _perform=self.performed.append,
@@ -320,7 +321,8 @@ def test_a_worker_ends_also_where_its_agent_is_stopped(
     stranger: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill that the agent does not carry out is the daemon's own; an end that it does not report ends the sandbox."""
-    monkeypatch.setattr(pool_messages, "KILLED_SECONDS", 0.01)
+    monkeypatch.setattr(killing, "KILLED_SECONDS", 0.01)
+    monkeypatch.setattr(killing, "REAPED_SECONDS", 0.01)
 
     async def scenario() -> None:
         world = World(os.getpid(), Member(stranger.pid, os.pidfd_open(stranger.pid), 1, 1))

@@ -18,6 +18,7 @@ from atoll import errors
 from atoll.engine.actions import Action
 from atoll.engine.call_claims import USER_RECORDS
 from atoll.engine.contract import Connect
+from atoll.engine.killing import Killing
 from atoll.engine.limiting import Limiting
 from atoll.engine.nested_connections import NestedConnections, received
 from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, why_ended
@@ -48,9 +49,6 @@ MAX_DIALS = 64
 
 MAX_NAME = 128
 """Characters that are kept of a call's id or a function's name from an agent."""
-
-KILLED_SECONDS = 10.0
-"""Seconds for an agent to report the end of a worker that was to be killed."""
 
 LEARN_TOKENS = 100.0
 """The cost of a message that the daemon writes to the disk for (see `wire.bounds.Pace`)."""
@@ -84,6 +82,7 @@ class Messages:
         self._perform = perform
         self._on_record = on_record
         self.nested = NestedConnections(on_connect)
+        self.kill = Killing(state, self.to_agent).kill
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
         self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)
@@ -108,24 +107,6 @@ class Messages:
             worker.control.post(message, descriptors)
         except ChannelClosed:
             self.kill(worker)
-
-    def kill(self, worker: PoolWorker) -> None:
-        """Have the agent kill a worker; one that does not is not waited for."""
-        self.to_agent(worker.sandbox, {"type": "kill", "worker": worker.id})
-        if not worker.killed:
-            worker.killed = True
-            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._check_killed, worker)
-
-    def _check_killed(self, worker: PoolWorker) -> None:
-        """Kill a worker whose agent has not, and end the sandbox of an agent that does not report the end."""
-        if self._state.workers.get(worker.id) is not worker or worker.process is None:
-            return  # a worker that never says hello is `Pool._fork`'s
-        if worker.process.lives():
-            worker.process.kill()
-            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._check_killed, worker)
-        else:
-            log.warning("sandbox_does_not_reap id=%s worker=%s", worker.sandbox, worker.id)
-            self._state.spawn(self._state.sandboxes[worker.sandbox].node.kill())
 
     def paces_of(self, user: str) -> tuple[Pace, Pace]:
         """Return the paces of all messages that come from a user's sandboxes, and of the records in them."""
