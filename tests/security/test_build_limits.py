@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,3 +196,15 @@ def test_code_of_a_package_reaches_no_service_of_the_machine(tmp_path: Path) -> 
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
+
+
+def test_a_wheel_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    """A small archive of a large file, unpacked beside the shared cache, meets the limit of the disk as well."""
+    machine = Machine(tmp_path)
+    path = machine.wheel("delta")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("delta_large", bytes(96 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(EnvironmentBuildError, match="used more disk than it may: limit"):
+        build(machine, build_disk_bytes=32 << 20)
+    assert machine.work() == []
