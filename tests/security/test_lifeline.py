@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -12,6 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from atoll.sandbox.identity import Identities
+from atoll.sandbox.launch import Launcher
+from atoll.sandbox.orphans import OrphanPipe
+from atoll.sandbox.policy import confine
+from atoll.settings import Settings
 
 from ..conftest import Home
 from ..sandbox.conftest import ROOT, Someone, someone
@@ -125,6 +132,27 @@ def test_no_code_runs_before_the_orphan_killer_knows_the_sandbox(someone: Someon
         check=False,
     )
     assert (done.stdout, done.returncode) == ("False 0 b'\\n'\n", 0), done.stderr
+
+
+def test_a_first_process_that_shows_no_descriptors_is_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox of a setuid bubblewrap, whose descriptors a plain user cannot list, runs and is known."""
+    monkeypatch.setattr(OrphanPipe, "holds", lambda _pipe, _pid: False)
+
+    async def run() -> tuple[str, int, int]:
+        settings = Settings(tmp_path)
+        launcher = Launcher(settings)
+        policy = confine(
+            ["echo", "here"], machine=launcher.machine, identity=Identities(settings).user("someone"), binds=[]
+        )
+        done = await launcher.run(policy)
+        launcher.abandon()
+        return done.output, done.status, launcher._orphan_pipe.killer_pid
+
+    output, status, killer = asyncio.run(run())
+    os.waitpid(killer, 0)
+    assert (output, status) == ("here\n", 0)
 
 
 def test_a_function_that_has_taken_over_the_first_process_ends_with_the_daemon(atoll_home: Home) -> None:

@@ -18,7 +18,10 @@ from atoll.sandbox.orphans import OrphanPipe
 
 REPORT_BYTES = 1 << 16
 _AGAIN_SECONDS = 0.005
-"""Seconds between two looks at a process that does not show its descriptors: it is just changing its ids."""
+"""Seconds between two looks at a process that does not show its descriptors."""
+_LOOKS = 40
+"""Looks until a process is believed that never shows them, as that of a setuid bubblewrap. Bubblewrap still runs then,
+which ends when its child does: the number cannot have passed to another process."""
 
 
 def make_gate() -> int:
@@ -47,6 +50,7 @@ class Report:
         self._text = b""
         self._first = -1
         self._ending = False
+        self._looks = 0
         self._loop = asyncio.get_running_loop()
         self._again: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -84,7 +88,8 @@ class Report:
         with contextlib.suppress(OSError, ValueError):
             pid = _first_pid(self._text)
             descriptor = os.pidfd_open(pid)
-            if not self._orphan_pipe.holds(pid):  # the number has passed to another process, or it shows nothing yet
+            self._looks += 1
+            if self._looks < _LOOKS and not self._orphan_pipe.holds(pid):  # it shows nothing, or is another process
                 os.close(descriptor)
                 self._again = self._loop.call_later(_AGAIN_SECONDS, self._hold_first)
                 return
