@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atoll import file_stamp, settings
+from atoll import file_stamp, isolated, settings
 from atoll.environments.asked import index
 from atoll.environments.asked.index import Index
 from atoll.environments.asked.requirements import parse
@@ -227,3 +227,20 @@ def test_the_ordinary_way_has_the_facts_that_it_always_had(
     found = gather(place, variables, *entries)
     assert set(found.facts) == {"default", "extra", "links", "settings", "file"}
     assert found.cache == ""
+
+
+def test_a_program_sends_its_settings_for_the_functions_that_its_function_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without requirements of its own, a function that may call others brings the program's files for these."""
+    (tmp_path / "uv.toml").write_text('index-url = "https://packages.example/simple"\n')
+    monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
+
+    def alone() -> int:
+        return 1
+
+    def calling() -> int:
+        return isolated(alone)()
+
+    sent = [dict(isolated(one).request(()).spec.environment.index) for one in (alone, calling)]
+    assert ["uv.toml" in index for index in sent] == [False, True]

@@ -37,10 +37,13 @@ _PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", 
 _read: dict[str, tuple[Stamp, str]] = {}
 
 
-def collect(requirements: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def collect(requirements: Iterable[str], *, for_calls: bool = False) -> tuple[tuple[str, str], ...]:
     """Return the settings for a request, sorted; without requirements no file is read.
 
     Inside a sandbox there are none: a function's request has its program's.
+
+    Args:
+        for_calls: the function may call others that have requirements, so files are read in any case.
 
     Raises:
         EnvironmentBuildError: a file is too large to be sent.
@@ -50,7 +53,7 @@ def collect(requirements: Iterable[str]) -> tuple[tuple[str, str], ...]:
     found = settings.index_variables()
     files = {name: found.pop(name, "") for name in settings.INDEX_FILE_VARIABLES}
     texts = list(requirements)
-    if not texts:
+    if not texts and not for_calls:
         return tuple(sorted(found.items()))
     home, configuration = os.path.expanduser("~"), os.fspath(settings.user_config_directory())
     given = files["UV_CONFIG_FILE"]

@@ -156,6 +156,11 @@ class EnvironmentSpec:
     channels: tuple[str, ...] = ()
     pip: tuple[str, ...] = ()
 
+    @property
+    def names_packages(self) -> bool:
+        """True if there is anything to fetch."""
+        return bool(self.requirements or self.packages or self.channels or self.pip)
+
     def to_data(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

@@ -31,6 +31,9 @@ class Request(NamedTuple):
 
 
 _VARIABLES = re.compile(rb"\b(environb?|putenv|unsetenv)\b")
+"""Names in a function's bytes whose code may set environment variables."""
+_CALLS = re.compile(rb"\b(atoll|fal_serverless|isolated)\b")
+"""Names in a function's bytes whose code may call other functions."""
 
 
 class _Template(NamedTuple):
@@ -121,8 +124,13 @@ class Prepared:
             function_digest=function.digest,
         )
         spec = replace(self._spec, sources=sources, setup=setup_digest)
-        if spec.preload is None and _names_variables(function, setup):
+        if spec.preload is None and _names(_VARIABLES, function, setup):
             spec = replace(spec, preload=())  # an import after the function has set a variable may differ
+        if not spec.environment.names_packages and (bundle is not None or _names(_CALLS, function, setup)):
+            from atoll.host import index_settings  # other functions need none of the caller's files
+
+            index = index_settings.collect((), for_calls=True)
+            spec = replace(spec, environment=replace(spec.environment, index=index))
         last = self._template
         if last is not None and last.request.spec == spec:
             spec = last.request.spec  # the host finds a lease faster for the same object
@@ -172,6 +180,6 @@ def identity_of(function: Any) -> str:
     return f"{os.path.abspath(code.co_filename)}:{name_of(unwrapped)}{line}"
 
 
-def _names_variables(function: PickledFunction, setup: PickledFunction | None) -> bool:
-    """Return whether code of the function, or a helper that travels with it, may set environment variables."""
-    return any(_VARIABLES.search(one.data) for one in (function, setup) if one is not None)
+def _names(names: re.Pattern[bytes], function: PickledFunction, setup: PickledFunction | None) -> bool:
+    """Return whether the function, or a helper that travels with it, has one of the names."""
+    return any(names.search(one.data) for one in (function, setup) if one is not None)
