@@ -236,11 +236,9 @@ def test_a_program_sends_its_settings_for_the_functions_that_its_function_calls(
     (tmp_path / "uv.toml").write_text('index-url = "https://packages.example/simple"\n')
     monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
 
-    def alone() -> int:
-        return 1
-
     def calling() -> int:
-        return isolated(alone)()
+        return isolated(abs)(-1)
 
-    sent = [dict(isolated(one).request(()).spec.environment.index) for one in (alone, calling)]
+    functions: list[Any] = [isolated(abs), isolated(calling)]
+    sent = [dict(one.request(()).spec.environment.index) for one in functions]
     assert ["uv.toml" in index for index in sent] == [False, True]
