@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll import file_stamp, isolated, settings
+from atoll import file_stamp, settings
 from atoll.environments.asked import index
 from atoll.environments.asked.index import Index
 from atoll.environments.asked.requirements import parse
@@ -229,16 +231,20 @@ def test_the_ordinary_way_has_the_facts_that_it_always_had(
     assert found.cache == ""
 
 
-def test_a_program_sends_its_settings_for_the_functions_that_its_function_calls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+PROGRAM = """
+from atoll import isolated
+def alone():
+    return 1
+def calling():
+    return isolated(alone)()
+for function in (alone, calling):
+    print("uv.toml" in dict(isolated(function).request(()).spec.environment.index))
+"""
+
+
+def test_a_program_sends_its_settings_for_the_functions_that_its_function_calls(tmp_path: Path) -> None:
     """Without requirements of its own, a function that may call others brings the program's files for these."""
     (tmp_path / "uv.toml").write_text('index-url = "https://packages.example/simple"\n')
-    monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
-
-    def calling() -> int:
-        return isolated(abs)(-1)
-
-    functions: list[Any] = [isolated(abs), isolated(calling)]
-    sent = [dict(one.request(()).spec.environment.index) for one in functions]
-    assert ["uv.toml" in index for index in sent] == [False, True]
+    variables = {**os.environ, "UV_CONFIG_FILE": str(tmp_path / "uv.toml")}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
