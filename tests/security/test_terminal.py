@@ -30,6 +30,7 @@ from atoll.storage.protocol.progress import ProgressLine
 from atoll.terminal_text import RESET, cell, harmless, lines, printable
 
 from ..conftest import Home
+from ..waiting import until
 
 TITLE, CLIPBOARD, CLEAR = "\x1b]0;PWNED\x07", "\x1b]52;c;cm0gLXJm\x07", "\x1b[2J"
 EVIL = f"x{TITLE}{CLIPBOARD}{CLEAR}\x9b2J\x7f\x08\r\u202e\u2066\u2028\udc80\nFORGED  row"
@@ -308,14 +309,19 @@ def hostile_function() -> None:
 @pytest.mark.as_user
 def test_a_hostile_function_shows_nothing_but_text(shared_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """Names, claims, errors and files of a real function are clean in every command that shows them."""
-    hostile_function.__name__ = f"f{TITLE}\nFORGED"
+    hostile_function.__name__ = hostile_function.__qualname__ = f"f{TITLE}\nFORGED"
     with pytest.raises(Exception, match="msg"):
         isolated(hostile_function)()
     isolated(claim)([f"c{TITLE}", f"n{TITLE}\nFORGED", CLEAR], ["error", f"T{TITLE}\nFORGED", f"m{TITLE}\nFORGED"])
     capsys.readouterr()
-    found = json.loads(piped("calls", "list", "--json"))
-    assert any(TITLE in record["function"] for record in found)
-    assert any(record["call"] == f"c{TITLE}" for record in found)
+
+    def recorded() -> list[dict[str, Any]]:
+        records = json.loads(piped("calls", "list", "--json"))
+        return [record for record in records if TITLE in record["function"]]
+
+    found = until(lambda: records if len(records := recorded()) == 2 else [])
+    assert {record["function"][0] for record in found} == {"f", "n"}
+    assert f"c{TITLE}" in {record["call"] for record in found}
     commands = [
         ["calls", "list"],
         ["status"],
