@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import array
+import errno
 import mmap
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,6 +119,33 @@ def test_without_memory_files_the_stream_carries_all(channels: Pair, monkeypatch
     for _ in range(2):
         assert bytes(channels[1].receive().buffers[0]) == data
     thread.join()
+
+
+CROWDED = """
+import array, mmap, os, resource, socket, threading  # all before another user may not read the modules
+from atoll.wire import shared_ring
+from atoll.wire.payload_channel import PayloadChannel
+if os.getuid() == 0:
+    os.setresgid(54321, 54321, 54321)
+    os.setresuid(54321, 54321, 54321)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+waiting, _unread = socket.socketpair()
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [waiting.fileno()] * 4))]
+try:
+    while True:
+        waiting.sendmsg([b"x"], rights)
+except OSError as error:
+    print(error.errno)
+one, other = map(PayloadChannel, socket.socketpair())
+threading.Thread(target=one.send, args=({"type": "large"}, [bytes(3 << 20)]), daemon=True).start()
+print(len(other.receive().buffers[0]))
+"""
+
+
+def test_a_user_with_too_many_descriptors_on_their_way_sends_in_the_stream() -> None:
+    """The kernel refuses further descriptors of a user whose unread sockets hold many; large messages arrive."""
+    done = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == [str(errno.ETOOMANYREFS), str(3 << 20)], done.stderr
 
 
 def test_a_sender_whose_receiver_leaves_is_told(channels: Pair) -> None:

@@ -612,7 +612,6 @@ def test_a_wrong_description_of_an_exception_is_refused(nodes: Any) -> None:
         ("type", ["x"]),
         ("os.system", ["true"]),
         ("atoll.errors.RemoteError", {"code": "internal"}),
-        ("atoll.errors.WorkerDied", {"code": "worker_died", "details": {"self": 1}}),
         ("atoll.errors.WorkerDied", [1]),
         ("ExceptionGroup", ["empty"]),
         ("UnicodeDecodeError", [1]),
@@ -623,6 +622,15 @@ def test_a_hostile_exception_is_only_stood_in_for(name: str, value: Any) -> None
     buffers = encode.dumps(value)
     found = sdk_plain.loads_exception({"exceptions": [node(type=name, plain=0, buffers=len(buffers))]}, buffers)
     assert type(found) is errors.RemoteError
+
+
+def test_details_that_are_no_details_are_left_out() -> None:
+    """A name that an error's constructor has for itself cannot break the caller, who gets the error without it."""
+    buffers = encode.dumps({"code": "worker_died", "details": {"self": 1, "exit_status": 3}})
+    described = node(type="atoll.errors.WorkerDied", plain=0, buffers=len(buffers))
+    found = sdk_plain.loads_exception({"exceptions": [described]}, buffers)
+    assert type(found) is errors.WorkerDied
+    assert found.details == {"exit_status": 3}
 
 
 def test_a_traceback_reads_no_file_that_the_worker_chose(tmp_path: Any) -> None:

@@ -189,11 +189,12 @@ class Connection:
         try:
             with leasing.request_bytes(self._services, self._caller, spec):
                 lease = await self._until_gone(leasing.ask(self._services, self._caller, spec, client, listener))
+                lease.first_call = claim[0] if claim is not None else ""
                 await self._serve_lease(lease)
         except Withdrawn:
             raise
         except BaseException as error:
-            if lease is None or not lease.worker:
+            if lease is None or not lease.worker or lease.never_began:
                 leasing.record_refusal(self._services, self._caller, spec.function, claim, error)
             raise
 

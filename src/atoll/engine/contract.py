@@ -26,6 +26,9 @@ Connect = Callable[[socket.socket, Opener], Awaitable[None]]
 class EngineLease(Protocol):
     """A client's hold on one worker."""
 
+    first_call: str
+    """The call that the lease was asked for, as its client claims; empty where it claims none."""
+
     @property
     def id(self) -> str: ...
 
@@ -52,6 +55,10 @@ class EngineLease(Protocol):
     @property
     def ended(self) -> asyncio.Future[dict[str, Any] | None]:
         """Done when the worker has left: an error as data, or None when it gave the lease up between two calls."""
+
+    @property
+    def never_began(self) -> bool:
+        """True if the worker was killed for the client before it began the first call: nobody else records that."""
 
     def position(self) -> int:
         """Return how many requests are before this one; -1 once it is granted."""

@@ -11,7 +11,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from atoll import errors
@@ -262,10 +262,18 @@ class Messages:
         reason = str(message.get("reason", ""))
         error = why_ended(status, exceeded, worker.allotment, reason) if reason != "idle" else None
         left = worker.cancelled or worker.lease is None
-        for record in worker.place.last_records(message, nested=worker.nested, error=error, left=left):
-            self._on_record(record)
+        self._record(worker, worker.place.last_records(message, nested=worker.nested, error=error, left=left))
+        if worker.cancelled and worker.lease is not None:
+            worker.lease.never_began = not worker.lease.first_recorded
         self._end_worker(worker, error)
         self._perform(self._schedule.worker_ended(time.monotonic(), name, expired=worker.expired))
+
+    def _record(self, worker: PoolWorker, records: Iterable[CallRecord]) -> None:
+        lease = worker.last
+        for record in records:
+            if lease is not None and record.call == lease.first_call:
+                lease.first_recorded = True
+            self._on_record(record)
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         self._state.workers.pop(worker.id, None)
@@ -318,8 +326,7 @@ class Messages:
                 control.pay(LEARN_TOKENS)
                 self._preloading.imported(worker, message)
             case "records":
-                for record in worker.place.reported(message, nested=worker.nested):
-                    self._on_record(record)
+                self._record(worker, worker.place.reported(message, nested=worker.nested))
             case "connect":
                 connection = received(control, "connect", socket.AF_UNIX)
                 user = worker.key.sandbox.user

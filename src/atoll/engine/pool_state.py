@@ -52,6 +52,9 @@ class Lease:
     epoch: int = 0
     fresh: bool = True
     nested: bool = False
+    first_call: str = ""
+    first_recorded: bool = False
+    never_began: bool = False
     descriptors: tuple[int, ...] = ()
     granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     ended: asyncio.Future[dict[str, Any] | None] = field(

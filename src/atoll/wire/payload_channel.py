@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +50,7 @@ class PayloadChannel(Channel):
         self._write(pieces, descriptors)
 
     def _send_beside(self, header: Header, buffers: Sequence[Any]) -> bool:
-        """Send a frame whose buffers go through the ring; return False where there can be none."""
+        """Send a frame whose buffers go through the ring; return False where there can be none now."""
         from atoll.wire.shared_ring import Outlet
 
         flags = BESIDE
@@ -65,7 +66,15 @@ class PayloadChannel(Channel):
         try:
             if flags & NEW_RING:
                 rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", outlet.descriptors))
-                head = memoryview(head)[self.socket.sendmsg([head], [rights]) :]
+                try:
+                    sent = self.socket.sendmsg([head], [rights])
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:  # this user's descriptors that wait in sockets are too many
+                        raise
+                    self._outlet = None
+                    outlet.close()
+                    return False
+                head = memoryview(head)[sent:]
                 outlet.given()
             self.socket.sendall(head)
             outlet.write(self.socket, views)
