@@ -299,6 +299,8 @@ def _limit_memory(place: Place, memory_bytes: int) -> None:
         return
     # The limit with swap, which is not always counted, is never below the one without: it grows first, and shrinks last.
     limit, with_swap = (place.directory / f"memory.{name}limit_in_bytes" for name in ("", "memsw."))
+    with contextlib.suppress(OSError):  # buffers of sockets, counted apart and only from this write on
+        group_files.write(place.directory / "memory.kmem.tcp.limit_in_bytes", str(memory_bytes))
     try:
         group_files.write(with_swap, str(memory_bytes))
     except OSError:
