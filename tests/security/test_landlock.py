@@ -27,6 +27,7 @@ EVERYTHING = FILES | SIGNALS | {f"native {name}" for name in FILES} | {"write me
 def reach(pid: int) -> set[str]:
     """Try to reach a process, in Python and in native code; return the ways that have worked."""
     import ctypes
+    import resource
     import signal
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -64,12 +65,18 @@ def reach(pid: int) -> set[str]:
     except OSError:
         pass
     pidfd = os.pidfd_open(pid)
-    for name, send, target in (("kill", os.kill, pid), ("pidfd", signal.pidfd_send_signal, pidfd)):
+    for name, send, target, value in (
+        ("kill", os.kill, pid, signal.SIGCONT),
+        ("pidfd", signal.pidfd_send_signal, pidfd, signal.SIGCONT),
+        ("limits", resource.prlimit, pid, resource.RLIMIT_CORE),
+    ):
         try:
-            send(target, signal.SIGCONT)
+            send(target, value, *([(0, 0)] if name == "limits" else []))
             found.add(name)
         except OSError:
             pass
+    prlimit = {"x86_64": 302, "aarch64": 261}[os.uname().machine]
+    attempt("native limits", native(prlimit, pid, int(resource.RLIMIT_CORE), bytes(16), None))  # as they are
     attempt("native kill", libc.kill(pid, signal.SIGCONT))
     attempt("native pidfd", native(424, pidfd, int(signal.SIGCONT), None, 0))
     tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]

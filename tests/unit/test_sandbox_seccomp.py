@@ -25,8 +25,10 @@ NUMBERS = {
     "setns": (308, 268),
     "open_tree": (428, 428),
     "reboot": (169, 142),
+    "file_setattr": (469, 469),
 }
 CLONE, UNSHARE, IOCTL, PERSONALITY, SOCKET = (56, 220), (272, 97), (16, 29), (135, 92), (41, 198)
+PRLIMIT, MKNOD, MKNODAT = (302, 261), (133, None), (259, 33)
 READ, WRITE, EXECVE, FUTEX = (0, 63), (1, 64), (59, 221), (202, 98)
 
 
@@ -110,6 +112,40 @@ def test_terminal_input_cannot_be_faked(which: int, high: int) -> None:
     for request in (seccomp.TIOCSTI, seccomp.TIOCLINUX, seccomp.TIOCSETD):
         assert run(architecture, IOCTL[which], (0, high | request)) == ERRNO | errno.EPERM
     assert run(architecture, IOCTL[which], (0, 0x5401)) == ALLOW
+
+
+def test_limits_of_other_processes_cannot_be_set(which: int) -> None:
+    """`prlimit` of another process may read its limits only; a process may set its own, as `setrlimit` does."""
+    architecture = seccomp.ARCHITECTURES[which]
+    for pid in (1, 2, 1 << 31, (1 << 32) - 1, 1 << 32):
+        for new in (0x1000, 1 << 40):
+            assert run(architecture, PRLIMIT[which], (pid, 7, new, 0)) == ERRNO | errno.EPERM
+        assert run(architecture, PRLIMIT[which], (pid, 7, 0, 0x1000)) == ALLOW
+    assert run(architecture, PRLIMIT[which], (0, 7, 0x1000, 0)) == ALLOW
+
+
+@pytest.mark.parametrize("high", [0, 1 << 32, 0xFFFFFFFF << 32])
+def test_file_attributes_cannot_be_set(which: int, high: int) -> None:
+    """The requests that set attributes or projects of files are refused with any upper half; reading them is not."""
+    architecture = seccomp.ARCHITECTURES[which]
+    for request in (0x40086602, 0x40046602, 0x401C5820):
+        assert run(architecture, IOCTL[which], (3, high | request)) == ERRNO | errno.EPERM
+    for request in (0x80086601, 0x80046601, 0x801C581F):
+        assert run(architecture, IOCTL[which], (3, high | request)) == ALLOW
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed"), [(0o2, False), (0o6, False), (0, True), (0o1, True), (0o10, True), (0o14, True)]
+)
+def test_device_files_cannot_be_made(which: int, kind: int, allowed: bool) -> None:
+    """`mknod` makes regular files, fifos and sockets, and neither device files nor whiteouts, whatever the mode."""
+    architecture = seccomp.ARCHITECTURES[which]
+    for mode in (0, 0o644, 0o7777, 1 << 16, 1 << 32):
+        want = ALLOW if allowed else ERRNO | errno.EPERM
+        assert run(architecture, MKNODAT[which], (3, 0x1000, kind << 12 | mode, 0)) == want
+        number = MKNOD[which]
+        if number is not None:
+            assert run(architecture, number, (0x1000, kind << 12 | mode, 0)) == want
 
 
 def test_only_the_default_personality_is_allowed(which: int) -> None:

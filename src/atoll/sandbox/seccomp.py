@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """One denied call: fails with `error` when the condition holds; always, when there is none."""
+    """One denied call: fails with `error` when the conditions hold; always, when there is none."""
 
     call: str
     error: int = errno.EPERM
     condition: Condition | None = None
+    second: Condition | None = None
 
 
 def _denied(*calls: str, error: int = errno.EPERM) -> tuple[Rule, ...]:
@@ -62,10 +64,29 @@ FAMILIES = {"AF_UNSPEC": 0, "AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETL
 """The families of sockets that are let through."""
 MOST_FAMILIES = 64
 """More than the kernel knows (46 in Linux 6.18); it refuses those beyond itself."""
+FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x40046602, 0x401C5820  # <linux/fs.h>
+S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000  # <linux/stat.h>
+AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # <linux/audit.h>
+SECCOMP_RET_ERRNO = 0x00050000  # <linux/seccomp.h>
+NEW_CALLS = {"file_setattr": 469}  # <asm-generic/unistd.h>
+"""Calls that libseccomp does not know yet, by the number that they have on both architectures."""
 
 RULES: tuple[Rule, ...] = (
     # Reaching into other processes.
     *_denied("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
+    # Limits of another process, by which it can be killed; those of the caller itself (pid 0) may be set.
+    Rule("prlimit64", condition=Condition(0, 0, negated=True), second=Condition(2, 0, negated=True)),
+    # Attributes by which a file cannot be deleted, or counts for another project's quota; device files and whiteouts.
+    *(
+        Rule("ioctl", condition=Condition(1, request, 0xFFFFFFFF))
+        for request in (FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR)
+    ),
+    *_denied(*NEW_CALLS),
+    *(
+        Rule(call, condition=Condition(argument, kind, S_IFMT))
+        for call, argument in (("mknod", 1), ("mknodat", 2))
+        for kind in (S_IFCHR, S_IFBLK)
+    ),
     # New namespaces, which would give capabilities over a wide part of the kernel. `clone` has its flags in a
     # register; those of `clone3` are behind a pointer that a filter cannot read: libcs take ENOSYS as "use clone".
     *(Rule("unshare", condition=Condition(0, flag, flag)) for flag in CLONE_FLAGS.values()),
@@ -154,19 +175,31 @@ def compile_filter(architecture: str) -> bytes:
         built.add_arch(arch)
         built.remove_arch(pyseccomp.system_arch())
     for rule in RULES:
-        action = pyseccomp.ERRNO(rule.error)
-        condition = rule.condition
-        if condition is None:
-            built.add_rule(action, rule.call)
-        elif condition.negated:
-            built.add_rule(action, rule.call, pyseccomp.Arg(condition.argument, pyseccomp.NE, condition.value))
-        else:
-            argument = pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)
-            built.add_rule(action, rule.call, argument)
+        if rule.call in NEW_CALLS:
+            continue
+        arguments = [
+            pyseccomp.Arg(condition.argument, pyseccomp.NE, condition.value)
+            if condition.negated
+            else pyseccomp.Arg(condition.argument, pyseccomp.MASKED_EQ, condition.mask, condition.value)
+            for condition in (rule.condition, rule.second)
+            if condition is not None
+        ]
+        built.add_rule(pyseccomp.ERRNO(rule.error), rule.call, *arguments)
     with tempfile.TemporaryFile() as file:
         built.export_bpf(file)
         file.seek(0)
-        return file.read()
+        return _deny_new_calls(architecture) + file.read()
+
+
+def _deny_new_calls(architecture: str) -> bytes:
+    """Return instructions to put before a program: they deny `NEW_CALLS` and leave all others to it."""
+    load, jump_if_equal, give = 0x20, 0x15, 0x06  # BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
+    code = [(load, 0, 0, 4), (jump_if_equal, 0, 2 * len(NEW_CALLS) + 1, AUDIT_ARCHITECTURES[architecture])]
+    code += [(load, 0, 0, 0)]
+    for rule in RULES:
+        if rule.call in NEW_CALLS:
+            code += [(jump_if_equal, 0, 1, NEW_CALLS[rule.call]), (give, 0, 0, SECCOMP_RET_ERRNO | rule.error)]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
 def main() -> None:
