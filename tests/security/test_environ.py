@@ -37,6 +37,11 @@ REFERENCES = {
     "a chain of mappings": "import os\nfrom collections import ChainMap\nC = ChainMap({}, os.environ)\ndef f(): return find(C)",
     "a copy that shares the variables": "import copy, os\nE = copy.copy(os.environ)\ndef f(): return find(E)",
     "a copy that sets the variables": "import copy, os\nE = copy.deepcopy(os.environ)\ndef f(): return find(E)",
+    "a proxy": "import os, types\nP = types.MappingProxyType(os.environ)\ndef f(): return find(P)",
+    "a proxy of a chain": (
+        "import os, types, collections\nP = types.MappingProxyType(collections.ChainMap({}, os.environ))\n"
+        "def f(): return find(P)"
+    ),
     "a view": "import os\nV = os.environ.items()\ndef f(): return find(dict(V))",
     "a helper's global": "import os as o\nenviron = o.environ\ndef g(): return environ\ndef f(): return find(g())",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from atoll.cli.terminal import echo
 from atoll.daemon.main import _LogFormat
 from atoll.host.local import LocalHost
 from atoll.model.records import CallRecord
+from atoll.node import stderr_log
+from atoll.payload import exceptions_dump, untrusted
 from atoll.sdk import live_line
 from atoll.sdk.output import CallerStreams
 from atoll.storage.protocol.progress import ProgressLine
@@ -382,6 +386,35 @@ def test_errors_of_atoll_are_clean_and_keep_the_exact_message() -> None:
     assert str(error).splitlines() == ["a \\x1b]0;PWNED\\x07", "b", "hint: c \\x1b[2J"]
     assert error.message == f"a {TITLE}\nb"
     assert errors.from_data(error.to_data()).message == error.message
+
+
+def test_frames_of_a_hostile_function_are_clean() -> None:
+    """The interpreter prints a traceback's file, function and source line as they are."""
+    exc = ValueError("x")
+    frame = [f"f{EVIL}", 3, f"n{EVIL}", f"\ts{EVIL}", None, None, None]
+    header, buffers = exceptions_dump.dumps(exc, plain=True)
+    header["exceptions"][0]["frames"] = [frame]
+    found = untrusted.loads_exception(header, buffers)
+    printed = "".join(traceback.format_exception(found))
+    assert "PWNED" in printed
+    assert is_clean(printed)
+
+
+def test_the_log_of_sandboxes_is_clean(tmp_path: Path) -> None:
+    """A package's code may print while a sandbox starts; the log's lines stay lines."""
+    log = tmp_path / "log"
+
+    async def write() -> None:
+        with stderr_log.logged_stderr(log) as descriptor:
+            os.write(descriptor, f"naïve\t{EVIL}\n".encode("utf-8", "surrogateescape"))
+
+    with asyncio.Runner() as runner:
+        runner.run(write())
+        until(lambda: (runner.run(asyncio.sleep(0)), log.exists())[1])
+        runner.run(asyncio.sleep(0))
+    text = log.read_text("utf-8").removesuffix("\nFORGED  row\n")  # a line of its own, as any
+    assert text.startswith("naïve\tx\\x1b]0;")
+    assert is_clean(text)
 
 
 def test_the_daemons_log_has_one_line_for_each_event() -> None:

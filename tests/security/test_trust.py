@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pickle
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from atoll import errors, isolated, local
 from atoll.environments.built import preloads
+from atoll.payload import exceptions_dump, untrusted
 from atoll.sdk import run_by_name
 from tests.conftest import Home
 
@@ -206,6 +208,64 @@ def test_ordinary_calls_alone_have_one_sandbox() -> None:
     mine = isolated(network="none", preload=["nest"], keep_alive=60)
     assert mine(nest)() == mine(sandbox)() == "".join(mine(sandboxes)())
     assert [results for name, results in sandboxes_now().items() if name not in before] == ["pickle"]
+
+
+# --- exceptions ---------------------------------------------------------------------------------------------------
+
+
+def through(header: dict[str, Any], buffers: list[Any]) -> BaseException:
+    """Return the exception that a caller makes of a worker's description."""
+    return untrusted.loads_exception(json.loads(json.dumps(header)), [bytearray(one) for one in buffers])
+
+
+def levels(count: int) -> tuple[dict[str, Any], list[Any]]:
+    """Return the description of groups in groups, each of which has the next one as its member."""
+    exc: Exception = ValueError("x")
+    for _ in range(count):
+        exc = ExceptionGroup("g", [exc])
+    return exceptions_dump.dumps(exc, plain=True)
+
+
+def test_an_exception_is_in_no_two_places() -> None:
+    """Else a few groups whose members are shared would be printed as billions."""
+    header, buffers = levels(9)
+    found = through(header, buffers)
+    assert "".join(traceback.format_exception(found)).count("ValueError") == 1
+    for members in ([5] * 3, [6]):
+        header["exceptions"][4]["members"] = members
+        with pytest.raises(ValueError, match="more than once"):
+            through(header, buffers)
+
+
+def test_an_honest_group_with_one_exception_in_two_places_arrives() -> None:
+    """Each place has an exception of its own, up to the number that a caller takes."""
+    once = KeyError("k")
+    once.__cause__ = OSError(2, "o")
+    pair = ExceptionGroup("pair", [once, once])
+    found = through(*exceptions_dump.dumps(ExceptionGroup("outer", [pair, once, pair]), plain=True))
+    assert isinstance(found, ExceptionGroup)
+    first, second, third = found.exceptions
+    assert [str(exc) for exc in (*first.exceptions, second, *third.exceptions)] == ["'k'"] * 5
+    assert type(second.__cause__) is FileNotFoundError
+    large: Exception = once
+    for _ in range(40):
+        large = ExceptionGroup("g", [large] * 3)
+    printed = "".join(traceback.format_exception(through(*exceptions_dump.dumps(large, plain=True))))
+    assert printed.count("ExceptionGroup: ") < 2 * untrusted.MOST_NODES
+
+
+def test_the_member_of_a_group_that_was_handled_is_in_it() -> None:
+    """A member that is raised again has its group as context, and is in that group too."""
+    member = KeyError("k")
+    try:
+        try:
+            raise ExceptionGroup("g", [member])
+        except ExceptionGroup:
+            raise member from None
+    except KeyError as raised:
+        found = through(*exceptions_dump.dumps(raised, plain=True))
+    assert isinstance(found.__context__, ExceptionGroup)
+    assert [str(exc) for exc in found.__context__.exceptions] == ["'k'"]
 
 
 # --- what an environment learns -----------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from atoll.terminal_text import lines
+
 MAX_LOGGED_BYTES = 64 << 10
 """Logged of each sandbox, at most; the rest is read and dropped, so that the sandbox's processes go on."""
 
@@ -33,7 +35,8 @@ def logged_stderr(log: Path) -> Iterator[int]:
             loop.remove_reader(read)
             os.close(read)
         elif left > 0:
-            data, left = data[:left], left - len(data)
+            data = lines(data.decode(errors="surrogateescape")).encode()[:left]  # people read the log on terminals
+            left -= len(data)
             with contextlib.suppress(OSError), open(log, "ab") as file:
                 file.write(data)
         else:

@@ -43,13 +43,12 @@ def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list
         plain: send the arguments of built-in and of Atoll's own exceptions as plain data in place of pickles;
             `plain` in a node is then its first buffer, or -1.
     """
-    nodes = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES)
-    numbers = {id(node): number for number, node in enumerate(nodes)}
+    nodes, numbers, members = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES, apart=plain)
     room = [_MOST_TOTAL]
     buffers: list[Any] = []
     for node in nodes:  # all before the first is described: pickles of one may hold others
         _name_original(node)
-    described = [_describe(node, numbers, buffers, room, plain) for node in nodes]
+    described = [_describe(nodes[at], numbers, inner, buffers, room, plain) for at, inner in enumerate(members)]
     return {"exceptions": described}, buffers
 
 
@@ -76,21 +75,48 @@ def _members(exc: BaseException) -> tuple[BaseException, ...] | None:
     return exc.exceptions if isinstance(exc, group) else None
 
 
-def _reachable(exc: BaseException, most: int) -> list[BaseException]:
+def _reachable(
+    exc: BaseException, most: int, apart: bool
+) -> tuple[list[BaseException], dict[int, int], list[list[int] | None]]:
+    """Return the exceptions of the nodes, the number of each exception's first node, and the members of each node.
+
+    Args:
+        apart: each member of each group has a node of its own, which follows the group's; the receiver of plain data
+            refuses shared ones, since groups of them are printed as often as paths lead to them.
+    """
     found = [exc]
-    seen = {id(exc)}
+    numbers = {id(exc): 0}
+    members: list[list[int] | None] = []
+    joined: set[int] = set()
     for one in found:
-        for other in (*(_members(one) or ()), one.__cause__, one.__context__):
-            if other is not None and id(other) not in seen and len(found) < most:
-                seen.add(id(other))
+        inner = _members(one)
+        group: list[int] = []
+        for other in inner or ():
+            number = numbers.get(id(other), -1)
+            if number < 0 or (apart and (number in joined or number <= len(members))):
+                if len(found) == most:
+                    continue
+                number = len(found)
                 found.append(other)
-    return found
+                numbers.setdefault(id(other), number)
+            joined.add(number)
+            group.append(number)
+        members.append(None if inner is None else group)
+        for link in (one.__cause__, one.__context__):
+            if link is not None and id(link) not in numbers and len(found) < most:
+                numbers[id(link)] = len(found)
+                found.append(link)
+    return found, numbers, members
 
 
 def _describe(
-    exc: BaseException, numbers: dict[int, int], buffers: list[Any], room: list[int], plain: bool
+    exc: BaseException,
+    numbers: dict[int, int],
+    members: list[int] | None,
+    buffers: list[Any],
+    room: list[int],
+    plain: bool,
 ) -> dict[str, Any]:
-    members = _members(exc)
     node: dict[str, Any] = {
         "type": type_name(exc),
         "text": _clip(_text(exc), room),
@@ -99,7 +125,7 @@ def _describe(
         "context": numbers.get(id(exc.__context__), -1),
         "suppress": exc.__suppress_context__,
         "notes": _notes(exc, room),
-        "members": None if members is None else [numbers[id(one)] for one in members if id(one) in numbers],
+        "members": members,
         "pickle": -1,
         "buffers": 0,
         "refused": "",

@@ -18,6 +18,7 @@ A function's program should not notice that it was pickled, so this module adds 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import importlib.util
 import os
@@ -26,7 +27,7 @@ import sys
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType, GetSetDescriptorType, ModuleType, SimpleNamespace
+from types import CodeType, FunctionType, GetSetDescriptorType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 from atoll.wire.frames import Rope
@@ -211,6 +212,10 @@ def _pickler_class() -> Any:
                 return rebuild_assertions, ()
             elif kind is Environ:
                 return reduce_environ(obj, self._result)
+            elif kind is MappingProxyType:
+                (inner,) = gc.get_referents(obj)
+                if type(inner) in (Environ, ChainMap):  # cloudpickle would copy the variables
+                    return MappingProxyType, (inner,)
             return super().reducer_override(obj)
 
         def _is_by_value(self, function: Any) -> bool:

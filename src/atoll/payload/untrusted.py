@@ -2,7 +2,7 @@
 
 The worker counts as hostile here. Exceptions become built-in types of a fixed list, Atoll's own, or `RemoteError`.
 Frames keep a file name only if it is a module of this program. Printing a traceback opens the files in it, and a
-worker could name a device or a pipe.
+worker could name a device or a pipe. The interpreter prints frames as they are, so nothing in them acts on a terminal.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from atoll import errors
 from atoll.errors import AtollError, SerializationError
 from atoll.payload import exceptions_load
 from atoll.payload.plain import decode
+from atoll.terminal_text import printable
 
 MOST_NODES = 50
 MOST_FRAMES = 2000
@@ -129,6 +130,9 @@ def _checked(described: Any) -> list[dict[str, Any]]:
     checked = [_checked_node(_of(node, dict), count, own) for node in nodes]
     if sum(len(node["frames"]) for node in checked) > MOST_FRAMES:
         raise ValueError("an exception has too many frames")
+    members = [member for node in checked for member in node["members"] or ()]
+    if len(members) > len(set(members)):  # shared groups would be printed as often as paths lead to them
+        raise ValueError("an exception is a member of groups more than once")
     used = 0
     for node in checked:  # each buffer is read once
         if node["plain"] >= 0:
@@ -158,10 +162,13 @@ def _checked_node(node: dict[str, Any], count: int, own: frozenset[str]) -> dict
 
 def _checked_frame(frame: list[Any], own: frozenset[str]) -> list[Any]:
     file, line, name, source, *columns = frame
+    _of(file, str)
     if len(columns) != 3 or not all(one is None or 0 <= _of(one, int) < _MOST_LINE for one in columns):
         raise ValueError("a frame has wrong columns")
-    shown = _of(file, str) if file in own else f"<{file}>"  # no file has such a name, so nothing is opened
-    return [shown, _number(line, 0, _MOST_LINE) if line is not None else 0, _of(name, str), _of(source, str), *columns]
+    shown = file if file in own else f"<{printable(file)}>"  # no file's name: nothing is opened
+    number = _number(line, 0, _MOST_LINE) if line is not None else 0
+    text = "\t".join(map(printable, _of(source, str).split("\t")))
+    return [shown, number, printable(_of(name, str)), text, *columns]
 
 
 def _number(value: Any, least: int, end: int) -> int:
