@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -12,24 +13,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 
 from atoll import __version__, errors, isolated
 from atoll.agent import usage
+from atoll.agent.worker import Worker
 from atoll.daemon import leasing
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.engine.accounts import Account, Opener
+from atoll.engine.actions import Grant, Request
 from atoll.engine.call_claims import Place
 from atoll.engine.nested_connections import MAX_NESTED_CONNECTIONS, NestedConnections
 from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
 from atoll.engine.preloading import Preloading
+from atoll.engine.schedule import Schedule
+from atoll.environments.asked import requirements
 from atoll.environments.built import preloads
 from atoll.environments.built.preloads import MOST_MODULES, Preloads
+from atoll.environments.store import EnvironmentStore
 from atoll.host import daemon_start
-from atoll.model.specs import EnvironmentSpec, LeaseSpec, SandboxKey, held_bytes
+from atoll.model.resources import Bounds as Places
+from atoll.model.specs import EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey, held_bytes
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import AGENT, CLIENT, NESTED, WORKER, Bounds, Pace
 from atoll.wire.channel import Channel, ChannelClosed
@@ -96,8 +104,6 @@ def test_a_lease_keeps_nothing_of_its_message(run: Run) -> None:
         alive: list[Any] = []
 
         async def ask(_services: Any, _caller: Any, _spec: Any, _client: Any, _listener: Any) -> Any:
-            import gc
-
             gc.collect()
             alive.extend(one for one in gc.get_objects() if type(one) is list and len(one) == 54_321)
             raise errors.ResourcesUnavailable("enough", hint="")
@@ -515,6 +521,141 @@ def test_a_client_that_speaks_while_it_waits_is_refused(run: Run) -> None:
     run(scenario())
 
 
+def test_a_function_pays_for_the_reading_of_its_requirements(run: Run) -> None:
+    """A lease with many requirements costs tokens by their size; of its connections one at a time has them read."""
+
+    async def scenario() -> None:
+        now = [0.0]
+        pace = Pace(NESTED.rate, NESTED.burst, clock=lambda: now[0])
+        names, asked = [f"a{number}>=1,<2;python_version<'3'" for number in range(190)], [0]
+
+        async def ask(*_: Any) -> Any:
+            asked[0] += 1
+            raise errors.ResourcesUnavailable("enough", hint="")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leasing, "ask", ask)
+            message = _frames({"type": "lease", "spec": {**SPEC.to_data(), "environment": {"requirements": names}}})
+            pace.take(NESTED.burst - 10)
+            answers = [asyncio.ensure_future(_answer(Caller("me", "w1"), message, NESTED, pace=pace)) for _ in "ab"]
+            await turns(lambda: asked[0] > 0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert asked[0] == 1
+            assert pace.seconds() > 1
+            now[0] = 3600.0
+            for answer in answers:
+                assert (await answer)[-1]["type"] == "failed"
+
+    run(scenario())
+
+
+NESTED_SERVICES: Any = SimpleNamespace(
+    engine=SimpleNamespace(
+        environment_of=lambda worker: EnvironmentSpec(requirements=("b",) * 300 if worker == "large" else ()),
+        is_trusted=lambda _: False,
+        network_of=lambda _: "none",
+    ),
+    settings=SimpleNamespace(environments=SimpleNamespace(functions_use_credentials=True)),
+)
+
+
+def test_long_requirements_of_a_function_are_refused_by_name() -> None:
+    """They would be read on the loop; the calling function's own ones have been read."""
+    long = EnvironmentSpec(requirements=("b",) * 300)
+    for spec in (
+        long,
+        EnvironmentSpec(requirements=("a;" + " or ".join(["os_name=='z'"] * 3000),)),
+        EnvironmentSpec(kind="conda", packages=("a",) * 100, channels=("c",) * 60, pip=("p",) * 60),
+    ):
+        with pytest.raises(errors.ResourcesUnavailable, match="may have 200"):
+            leasing.checked(NESTED_SERVICES, Caller("me", "w1"), LeaseSpec(spec, "f"))
+    assert leasing.checked(NESTED_SERVICES, Caller("me", "large"), LeaseSpec(long, "f")).environment == long
+
+
+def test_requirements_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks and the build of one request, and further requests with the same list, share the result."""
+    read, checked, named, is_remote = [0], [0], requirements._named, requirements._is_remote
+    monkeypatch.setattr(requirements, "_named", lambda *of: (read.__setitem__(0, read[0] + 1), named(*of))[1])
+    monkeypatch.setattr(
+        requirements, "_is_remote", lambda of: (checked.__setitem__(0, checked[0] + 1), is_remote(of))[1]
+    )
+    names = tuple(f"read-once-{number}" for number in range(50))
+    for _ in range(3):
+        leasing.checked(NESTED_SERVICES, Caller("me", "w1"), LeaseSpec(EnvironmentSpec(requirements=names), "f"))
+        requirements.parse(names)
+    assert (read[0], checked[0]) == (50, 50)
+    for number in range(100):
+        requirements.parse((f"other-{number}",))
+    assert not requirements.is_known(names)
+
+
+def test_builds_of_one_worker_take_turns(run: Run) -> None:
+    """Those of other workers and of programs start at once."""
+
+    async def scenario() -> None:
+        store: Any = SimpleNamespace(_turns=WeakValueDictionary())
+        building: list[str] = []
+        end = asyncio.Event()
+
+        async def build(worker: str) -> None:
+            async with EnvironmentStore._turn(store, worker):
+                building.append(worker)
+                await end.wait()
+
+        tasks = [asyncio.ensure_future(build(worker)) for worker in ["w1"] * 20 + ["w2", ""]]
+        await turns(lambda: len(building) >= 4)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert building == ["w1", "w1", "w2", ""]
+        tasks[5].cancel()
+        end.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert building.count("w1") == 19
+        del tasks
+        await asyncio.sleep(0)  # the loop lets go of the task that was cancelled
+        gc.collect()
+        assert not store._turns
+
+    run(scenario())
+
+
+def test_leases_that_one_function_hoards_keep_no_program_waiting() -> None:
+    """A program's request, and another function's, come before further ones of a worker that holds leases."""
+    schedule = Schedule(Places(2, 64, 8))
+    key = WorkerKey(SandboxKey("me", "e"))
+    actions = [*schedule.ask(Request("hostile", key, 10)), *schedule.ask(Request("honest", key, 10))]
+    hostile, honest = (action.worker for action in actions if isinstance(action, Grant))
+    for number in range(100):
+        actions += schedule.ask(Request(f"h{number}", key, 10, parent=hostile))
+    schedule.ask(Request("program", key, 10))
+    actions = schedule.ask(Request("other", key, 10, parent=honest))
+    other = next(action.worker for action in actions if isinstance(action, Grant))
+    schedule.ask(Request("more", key, 10, parent=honest))
+    assert schedule.position("program") == 0
+    assert [request.id for request in schedule.waiting[:4]] == ["program", "h1", "more", "h2"]
+    schedule.withdraw("more")
+    actions = schedule.worker_ended(1.0, other) + schedule.worker_ended(1.0, honest)
+    assert "program" in [action.request for action in actions if isinstance(action, Grant)]
+
+
+def test_an_unused_lease_that_others_wait_for_ends_before_its_keep_alive() -> None:
+    """Else a function would hold a core for as long as it likes, and compute nothing."""
+    worker = Worker.__new__(Worker)
+    control: Any = SimpleNamespace(fill=lambda: True, pending=True)
+
+    def receive() -> Any:
+        control.pending = False
+        return SimpleNamespace(header={"type": "reclaim", "epoch": 3})
+
+    control.receive = receive
+    worker._control, worker._data = control, None
+    worker._epoch, worker._served, worker._reclaimed = 3, False, False
+    worker._deadline, worker._first_call_by = 1e9, 5.0
+    worker._listen()
+    assert worker._deadline == 5.0
+
+
 def test_records_beyond_the_rate_are_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker, and all workers of a user together, make the daemon read so many a second."""
     read = [0]
@@ -540,7 +681,11 @@ def _frames(message: dict[str, Any]) -> bytes:
 
 
 async def _answer(
-    caller: Caller, data: bytes, bounds: Bounds = CLIENT, later: dict[str, Any] | None = None
+    caller: Caller,
+    data: bytes,
+    bounds: Bounds = CLIENT,
+    later: dict[str, Any] | None = None,
+    pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
     """Serve a connection that carries these bytes; return everything that the daemon answers.
 
@@ -553,7 +698,7 @@ async def _answer(
     services: Any = SimpleNamespace(
         request_bytes=account, recorder=SimpleNamespace(add=lambda _: None), outputs=outputs
     )
-    connection = Connection(services, AsyncChannel(theirs, bounds), caller, lambda _: None)
+    connection = Connection(services, AsyncChannel(theirs, bounds, pace), caller, lambda _: None)
     serving = asyncio.ensure_future(connection.serve())
     client = AsyncChannel(ours)
     answers = []

@@ -117,6 +117,7 @@ class Worker:
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
         self._served = self._reclaimed = False
+        self._first_call_by = time.monotonic() + FIRST_CALL_SECONDS
         self._rest(float(lease["keep_alive_seconds"]))
 
     def _rest(self, idle_seconds: float) -> None:
@@ -179,6 +180,8 @@ class Worker:
                 self._begin(message, self._control.take_descriptors(3))
             elif message.get("type") == "reclaim" and message.get("epoch") == self._epoch:
                 self._reclaimed = True
+                if not self._served:  # others do not wait for the keep-alive of a lease that nobody uses
+                    self._deadline = min(self._deadline, self._first_call_by)
                 self._yield()
             elif message.get("type") == "go":
                 self._held = False

@@ -188,7 +188,7 @@ class Connection:
         lease: EngineLease | None = None
         try:
             with leasing.request_bytes(self._services, self._caller, spec):
-                lease = await self._until_gone(leasing.ask(self._services, self._caller, spec, client, listener))
+                lease = await self._until_gone(self._ask(spec, client, listener))
                 lease.first_call = claim[0] if claim is not None else ""
                 await self._serve_lease(lease)
         except Withdrawn:
@@ -197,6 +197,11 @@ class Connection:
             if lease is None or not lease.worker or lease.never_began:
                 leasing.record_refusal(self._services, self._caller, spec.function, claim, error)
             raise
+
+    async def _ask(self, spec: LeaseSpec, client: str, listener: leasing.Listener) -> EngineLease:
+        if self._caller.nested:
+            await self._channel.afford(leasing.reading_tokens(spec.environment))
+        return await leasing.ask(self._services, self._caller, spec, client, listener)
 
     async def _serve_lease(self, lease: EngineLease) -> None:
         try:

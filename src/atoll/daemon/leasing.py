@@ -23,7 +23,7 @@ from atoll.daemon.services import Services
 from atoll.engine.accounts import Opener
 from atoll.engine.call_claims import never_started
 from atoll.engine.contract import EngineLease
-from atoll.environments.asked import credentials
+from atoll.environments.asked import credentials, requirements
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.model.specs import EnvironmentSpec, LeaseSpec, held_bytes
@@ -33,6 +33,13 @@ from atoll.storage.protocol.replies import FUNCTION, PROGRAM
 
 STORAGE_PLACE_SECONDS = 3.0
 """Seconds that a function waits for one of them: a client that opens several in turn does not see the last one end."""
+
+MAX_NESTED_NAMES = 200
+MAX_NESTED_CHARACTERS = 32 << 10
+"""Requirements, packages and channels that a function may give: they are read on the daemon's loop, 4 µs a character."""
+
+TOKENS_A_CHARACTER = 0.5
+"""The price of their reading: one worker takes less than 2 % of the loop's time for it."""
 
 MAX_CLIENT = 64
 """Characters of the name of a client's process."""
@@ -156,7 +163,8 @@ async def build(
     """Return the environment of a spec that `checked` has returned; built if it is absent."""
     if caller.nested or caller.network != "host":
         policy_of_builds.set(_outer_network(services, caller))  # for this task, and the builds that it starts
-    return await services.node.environments.ensure(spec, progress, nested=caller.nested)
+    store = services.node.environments
+    return await store.ensure(spec, progress, nested=caller.nested, worker=caller.parent or "")
 
 
 def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
@@ -186,6 +194,8 @@ def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
 
 def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpec) -> EnvironmentSpec:
     """Return the environment's spec within the caller's rights; see `checked`."""
+    if caller.parent is not None:
+        _refuse_long_lists(spec, services.engine.environment_of(caller.parent))
     if not caller.may_name_host_paths:
         recipes.refuse_host_paths(spec)
     if not caller.may_choose_interpreter:
@@ -196,6 +206,29 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
         needed = bool(spec.requirements or spec.packages or spec.pip)
         spec = replace(spec, index=credentials.refuse_host_paths(spec.index, needed=needed))
     return spec
+
+
+def _lists(spec: EnvironmentSpec) -> tuple[tuple[str, ...], ...]:
+    return spec.requirements, spec.packages, spec.channels, spec.pip
+
+
+def reading_tokens(spec: EnvironmentSpec) -> float:
+    """Return the tokens that a function pays for the reading of its requirements, which takes the loop's time."""
+    unread = [names for names in (spec.requirements, spec.pip) if not requirements.is_known(names)]
+    size = sum(len(name) for names in (*unread, spec.packages, spec.channels) for name in names)
+    return min(size, MAX_NESTED_CHARACTERS) * TOKENS_A_CHARACTER
+
+
+def _refuse_long_lists(spec: EnvironmentSpec, outer: EnvironmentSpec) -> None:
+    """Refuse more requirements than functions may give, but for those that the calling function has itself."""
+    names = [name for names in _lists(spec) for name in names]
+    count, size = len(names), sum(map(len, names))
+    if (count > MAX_NESTED_NAMES or size > MAX_NESTED_CHARACTERS) and _lists(spec) != _lists(outer):
+        raise errors.ResourcesUnavailable(
+            f"a function called from inside a sandbox has {count} requirements with {size} characters, and may have "
+            f"{MAX_NESTED_NAMES} with {MAX_NESTED_CHARACTERS}",
+            hint="leave out the packages that others bring along, or call it from the program itself",
+        )
 
 
 def _within_parent(services: Services, spec: EnvironmentSpec, outer: EnvironmentSpec) -> EnvironmentSpec:

@@ -3,13 +3,15 @@
 Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the state and return the actions that
 follow from it, in order; the pool performs them. Time is an argument. The `ledger` knows the shares and the fit.
 
-- Requests are served in the order in which they came. One that lacks cores, or a place for a worker, is overtaken by
-  nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request needs cores, so
-  a large call that has its memory is next in line for them. One that waits for its own `max_concurrency` holds nobody
-  up but later calls of the same function.
+- Requests of programs are served in the order in which they came. One that lacks cores, or a place for a worker, is
+  overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request
+  needs cores, so a large call that has its memory is next in line for them. One that waits for its own
+  `max_concurrency` holds nobody up but later calls of the same function.
 - The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
   long more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
+- Its further ones take turns with the others: each comes behind as many requests of programs, and of every other
+  worker, as its worker holds nested leases. So a call that asks for many leases keeps no others waiting.
 - While a request waits, every lease that holds the lacking resource is asked back: its worker gives it up between two
   calls. A lease stays if all waiting requests come from its own client, for the same use.
 - A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is
@@ -21,7 +23,7 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 
 from atoll.engine.actions import (
@@ -50,6 +52,7 @@ class Schedule:
         self._workers = self.ledger.workers
         self._sandboxes = self.ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
+        self._positions: dict[str, int] | None = None  # of the queue, until it changes
         self._count = 0
         self._epoch = 0
 
@@ -62,12 +65,14 @@ class Schedule:
 
     def position(self, request: str) -> int:
         """Return how many wait before this one, or -1 when it does not wait."""
-        return list(self._queue).index(request) if request in self._queue else -1
+        if self._positions is None:
+            self._positions = {one.id: place for place, one in enumerate(self._in_turn())}
+        return self._positions.get(request, -1)
 
     @property
     def waiting(self) -> list[Request]:
-        """The requests that wait, in the order in which they came."""
-        return list(self._queue.values())
+        """The requests that wait, in the order of their turns."""
+        return self._in_turn()
 
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
@@ -223,15 +228,32 @@ class Schedule:
 
     # --- placing --------------------------------------------------------------------------------------------------
 
+    def _in_turn(self) -> list[Request]:
+        """Return the requests that wait, in the order in which they are to be served."""
+        if all(request.parent is None for request in self._queue.values()):
+            return list(self._queue.values())
+        before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
+        turns: list[tuple[int, Request]] = []
+        for request in self._queue.values():
+            caller = request.parent or ""
+            if caller not in before:
+                parent = self._workers.get(caller)
+                before[caller] = 0 if parent is None else parent.children
+            turns.append((before[caller], request))
+            before[caller] += 1
+        return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
+
     def _place(self) -> list[Action]:
         actions: list[Action] = []
+        self._positions = None
         if not self._queue:
             return actions
+        waiting = self._in_turn()
         lacked: set[Lack] = set()  # needs of earlier requests, which later ones may not take
         passed: set[str] = set()  # functions that wait for their own bound
-        for request in [one for one in self._queue.values() if self._rides(one)]:
+        for request in [one for one in waiting if self._rides(one)]:
             lacked |= self._try(request, actions)
-        for request in list(self._queue.values()):
+        for request in waiting:
             if request.id not in self._queue or self._rides(request):
                 continue
             if not lacked.isdisjoint(_NEEDED_BY_ALL):

@@ -15,9 +15,10 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from atoll.environments.asked import key
 from atoll.environments.asked.certificates import Certificates
@@ -34,6 +35,9 @@ from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
 
 Progress = Callable[[str], None]
+
+NESTED_BUILDS = 2
+"""Builds at a time that the code of one worker asks for; its further ones wait."""
 
 _RECENT = 64
 _RECENT_SECONDS = 1.0
@@ -82,6 +86,7 @@ class EnvironmentStore:
         self._recipes = Recipes(self._workshop, self._shelf)
         self._builds: dict[str, _Build] = {}
         self._recent: dict[EnvironmentSpec, tuple[float, Recipe]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._prepared = False
 
     @property
@@ -91,12 +96,15 @@ class EnvironmentStore:
 
     # --- finding and building -----------------------------------------------------------------------------------
 
-    async def ensure(self, spec: EnvironmentSpec, progress: Progress = _silent, *, nested: bool = False) -> Environment:
+    async def ensure(
+        self, spec: EnvironmentSpec, progress: Progress = _silent, *, nested: bool = False, worker: str = ""
+    ) -> Environment:
         """Return the environment, built first if it is absent.
 
         Args:
             nested: a function asks (see `recipes`).
             progress: called with lines about the build; not called for an existing environment.
+            worker: the one whose code asks; its builds take turns.
 
         Raises:
             EnvironmentBuildError: it cannot be built as asked.
@@ -112,7 +120,8 @@ class EnvironmentStore:
             recipe = await self._recipes.read(spec, progress, nested=nested)
             current = self._shelf.current(recipe.key)
             if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
-                return await self._join(current or recipe.key, recipe, progress)
+                async with self._turn(worker if recipe.key not in self._builds else ""):
+                    return await self._join(current or recipe.key, recipe, progress)
             self._shelf.touch(current)
             if not recipe.volatile:
                 now = time.monotonic()
@@ -156,6 +165,15 @@ class EnvironmentStore:
             if hashed != text:
                 _write_text(path, hashed)
             return hashed
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, worker: str) -> AsyncIterator[None]:
+        """Wait for the turn of a worker's build; others do not wait."""
+        if not worker:
+            yield
+            return
+        async with self._turns.setdefault(worker, asyncio.Semaphore(NESTED_BUILDS)):  # lives as long as one is here
+            yield
 
     async def _join(self, name: str, recipe: Recipe, progress: Progress, instead_of: str = "") -> Environment:
         """Wait for the build of `name`, which is started unless this process is at it already."""

@@ -200,6 +200,16 @@ class AsyncChannel:
         if self._pace is not None:
             self._pace.take(tokens)
 
+    async def afford(self, tokens: float) -> None:
+        """Wait until the peer is not ahead of its pace, and charge it for what is to be done next.
+
+        Of peers that share a pace, one at a time goes on.
+        """
+        pace = self._pace
+        while pace is not None and (seconds := pace.seconds()) > 0:  # noqa: ASYNC110 - tokens come with time alone
+            await asyncio.sleep(seconds)
+        self.pay(tokens)
+
     def set_pace(self, pace: Pace) -> None:
         """Read the peer at this pace from now on."""
         self._pace = pace

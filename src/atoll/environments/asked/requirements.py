@@ -8,8 +8,10 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from atoll.errors import EnvironmentBuildError
@@ -98,6 +100,13 @@ class Requirements:
             name in INDEX_OPTIONS for name, _ in self.options
         )
 
+    @cached_property
+    def host_paths(self) -> tuple[str, ...]:
+        """The entries that are local paths, or something else than packages and addresses of the network."""
+        refused = [path.path for path in self.paths]
+        refused += [package for package in self.packages if not _is_remote(package)]
+        return (*refused, *(f"{name} {value}" for name, value in self.options if not _is_harmless(name, value)))
+
     def values(self, option: str) -> list[str]:
         """Return the values of one option, in order."""
         return [value for name, value in self.options if name == option]
@@ -113,9 +122,33 @@ class Requirements:
 def parse(entries: Iterable[str]) -> Requirements:
     """Read requirements as a function's author writes them.
 
+    The last few lists are remembered: a request looks at its list several times, and reading takes the loop's time.
+
     Raises:
         EnvironmentBuildError: an entry is none that can be installed; the message names it.
     """
+    wanted = tuple(entries)
+    found = _known.get(wanted)
+    if found is None:
+        found = _parse(wanted)
+        with _knowing:
+            if len(_known) >= _MOST_KNOWN:
+                del _known[next(iter(_known))]
+            _known[wanted] = found
+    return found
+
+
+def is_known(entries: tuple[str, ...]) -> bool:
+    """Return whether `parse` remembers a list, or has nothing to read in it."""
+    return not entries or entries in _known
+
+
+_known: dict[tuple[str, ...], Requirements] = {}
+_knowing = threading.Lock()
+_MOST_KNOWN = 16
+
+
+def _parse(entries: tuple[str, ...]) -> Requirements:
     packages: set[str] = set()
     paths: set[LocalPath] = set()
     options: list[tuple[str, str]] = []
@@ -166,9 +199,7 @@ def refuse_host_paths(parsed: Requirements) -> None:
     Raises:
         EnvironmentBuildError: an entry is something else; the message names it.
     """
-    refused = [path.path for path in parsed.paths]
-    refused += [package for package in parsed.packages if not _is_remote(package)]
-    refused += [f"{name} {value}" for name, value in parsed.options if not _is_harmless(name, value)]
+    refused = parsed.host_paths
     if refused:
         raise EnvironmentBuildError(
             f"requirement `{redact(refused[0])}` names a local path, or something else than packages and addresses of "
