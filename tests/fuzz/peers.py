@@ -22,6 +22,7 @@ from atoll.daemon import restore
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.engine.accounts import Account
+from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import EngineLease
 from atoll.host.local_lease import LocalLease
 from atoll.model.records import CallRecord
@@ -98,6 +99,7 @@ async def world() -> AsyncIterator[World]:
         leases = []
         for user in ("ann", "bob"):
             lease = bench.engine.ask(user, LeaseSpec(EnvironmentSpec(), "f", network="none"), bench.environment, None)
+            lease.maker = None  # any: hostile records go all the way
             await lease.granted
             leases.append(lease)
         state: Any = bench.engine._state  # type: ignore[attr-defined]
@@ -204,6 +206,7 @@ def _services(one: World) -> Any:
         recorder=SimpleNamespace(add=one.records.append),
         outputs=SimpleNamespace(close=nothing, open=nothing),
         request_bytes=Account(4 << 20, 8 << 20, 16 << 20, 32 << 20),
+        claimed=Claimed(),
         storage_places=Account(4, 8, 16, 32),
     )
 

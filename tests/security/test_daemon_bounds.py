@@ -25,7 +25,7 @@ from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.engine.accounts import Account, Opener
 from atoll.engine.actions import Grant, Request
-from atoll.engine.call_claims import Place
+from atoll.engine.call_claims import Claimed, Place
 from atoll.engine.nested_connections import MAX_NESTED_CONNECTIONS, NestedConnections
 from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
@@ -696,7 +696,7 @@ async def _answer(
     account = Account(1 << 30, 1 << 30, 1 << 30, 1 << 30)
     outputs = SimpleNamespace(close=lambda _: None)
     services: Any = SimpleNamespace(
-        request_bytes=account, recorder=SimpleNamespace(add=lambda _: None), outputs=outputs
+        request_bytes=account, recorder=SimpleNamespace(add=lambda _: None), outputs=outputs, claimed=Claimed()
     )
     connection = Connection(services, AsyncChannel(theirs, bounds, pace), caller, lambda _: None)
     serving = asyncio.ensure_future(connection.serve())

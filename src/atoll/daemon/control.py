@@ -117,7 +117,11 @@ class Connection:
             case "lease":
                 spec = _read_spec(message.get("spec"))
                 claim = leasing.read_claim(message.get("for"))
-                return self._lease(spec, leasing.read_client(message.get("client", "")), claim)
+                call = claim[0] if claim is not None else leasing.read_call(message.get("after"))
+                maker = self._services.claimed.maker(call, self._caller.user, self._caller.parent)
+                if maker == "":
+                    claim = None
+                return self._lease(spec, leasing.read_client(message.get("client", "")), claim, maker)
             case "storage":
                 return self._storage()
             case "shell":
@@ -183,13 +187,13 @@ class Connection:
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
-    async def _lease(self, spec: LeaseSpec, client: str, claim: leasing.Claim | None) -> None:
+    async def _lease(self, spec: LeaseSpec, client: str, claim: leasing.Claim | None, maker: str | None) -> None:
         listener = leasing.Listener(self._progress, self._notice)
         lease: EngineLease | None = None
         try:
             with leasing.request_bytes(self._services, self._caller, spec):
                 lease = await self._until_gone(self._ask(spec, client, listener))
-                lease.first_call = claim[0] if claim is not None else ""
+                lease.first_call, lease.maker = claim[0] if claim is not None else "", maker
                 await self._serve_lease(lease)
         except Withdrawn:
             raise

@@ -114,6 +114,11 @@ def read_claim(data: object) -> Claim | None:
     return call, at if isinstance(at, float) else 0.0, parent
 
 
+def read_call(data: object) -> str:
+    """Return the id of a call in a lease's message; empty where there is none that can be used."""
+    return data if isinstance(data, str) and len(data) <= MAX_CLAIM else ""
+
+
 def read_client(data: object) -> str:
     """Return the name of a client's process, as it claims.
 

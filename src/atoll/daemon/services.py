@@ -13,6 +13,7 @@ from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
 from atoll.engine.accounts import Account
+from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import Connect, Engine
 from atoll.engine.pool import Pool
 from atoll.node.node import Node
@@ -38,6 +39,7 @@ class Services:
         self.outputs = Outputs(self.recorder)
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
         self.housekeeping = Housekeeping(self.node, self.engine)
+        self.claimed = Claimed()
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from atoll import errors
 from atoll.agent import usage
@@ -21,11 +21,17 @@ from atoll.wire.bounds import Pace
 
 log = logging.getLogger("atoll.records")
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 MOST_PER_SECOND = 20_000
 """Records of one worker; further ones are dropped. A warm worker answers some 10,000 calls a second at best."""
 
 USER_RECORDS = 50_000.0
 """Records a second of all workers of a user together; further ones are dropped."""
+
+MOST_MAKERS = 1000
+MOST_CLAIMED = 20_000
 
 _TEXTS = {0: 100, 1: 200, 2: 100, 10: 20, 11: 200, 12: 8200}
 _NUMBERS = (3, 4, 5, 6)
@@ -158,6 +164,68 @@ class Place:
             sandbox=self._sandbox,
             worker=self._worker,
         )
+
+
+class Makers:
+    """The makers of the calls that a worker has run: processes, as the ids of their calls name them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, None] = {}
+        self._told = False
+
+    def add(self, maker: str | None) -> None:
+        """Add a maker; None stands for all of them. Of many the latest count."""
+        if maker != "":
+            _remember(self._known, maker, None, MOST_MAKERS)
+
+    def made(self, records: Iterable[CallRecord], worker: str) -> Iterator[CallRecord]:
+        """Leave out records of calls that others have made, and log the first one."""
+        for record in records:
+            if None in self._known or maker_of(record.call) in self._known:
+                yield record
+            elif not self._told:
+                self._told = True
+                log.warning("records_of_others_left_out worker=%s", worker)
+
+
+def maker_of(call: str) -> str:
+    """Return the maker in the id of a call (`sdk.futures.new_id`); empty where there is none."""
+    return call.rpartition("-")[0]
+
+
+class Claimed:
+    """The makers of calls, by the user and the worker that were first to claim them.
+
+    A function knows the ids of the calls that have led to it. Its own calls have another maker.
+    """
+
+    def __init__(self) -> None:
+        self._programs: dict[tuple[str, str], None] = {}
+        self._functions: dict[tuple[str, str], str] = {}
+
+    def maker(self, call: str, user: str, parent: str | None) -> str | None:
+        """Return the maker of a call of a user's program, or of the code in the worker `parent`.
+
+        Empty if the maker is another's; None for a program that names no call.
+        """
+        maker = maker_of(call)
+        known = user, maker
+        if parent is None:
+            if maker:
+                _remember(self._programs, known, None, MOST_CLAIMED)
+            return maker or None
+        if not maker or known in self._programs or self._functions.get(known, parent) != parent:
+            return ""
+        _remember(self._functions, known, parent, MOST_CLAIMED)
+        return maker
+
+
+def _remember(known: dict[K, V], key: K, value: V, most: int) -> None:
+    """Put an entry at the end, and remove the first one where there are more than `most`."""
+    known.pop(key, None)
+    known[key] = value
+    if len(known) > most:
+        del known[next(iter(known))]
 
 
 def never_started(claim: Any, function: str, user: str, nested: bool, error: BaseException) -> CallRecord | None:

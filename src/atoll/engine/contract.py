@@ -29,6 +29,9 @@ class EngineLease(Protocol):
     first_call: str
     """The call that the lease was asked for, as its client claims; empty where it claims none."""
 
+    maker: str | None
+    """The maker of its calls (`call_claims.maker_of`), None for any: calls of others get no record of its worker."""
+
     @property
     def id(self) -> str: ...
 

@@ -318,6 +318,8 @@ class Pool:
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}
         descriptors = [inside.fileno(), out_write, err_write]
+        if worker.last is not None:
+            worker.makers.add(worker.last.maker)
         worker.lease = worker.last = lease
         worker.spec, worker.nested = lease.spec, lease.nested
         if worker.inner_end is None:

@@ -270,7 +270,9 @@ class Messages:
 
     def _record(self, worker: PoolWorker, records: Iterable[CallRecord]) -> None:
         lease = worker.last
-        for record in records:
+        if lease is not None:
+            worker.makers.add(lease.maker)
+        for record in worker.makers.made(records, worker.id):
             if lease is not None and record.call == lease.first_call:
                 lease.first_recorded = True
             self._on_record(record)

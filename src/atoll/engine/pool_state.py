@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.engine.actions import Request
-from atoll.engine.call_claims import Place
+from atoll.engine.call_claims import Makers, Place
 from atoll.engine.contract import Rows
 from atoll.environments.built.records import Environment
 from atoll.model.resources import Allotment
@@ -53,6 +53,7 @@ class Lease:
     fresh: bool = True
     nested: bool = False
     first_call: str = ""
+    maker: str | None = ""
     first_recorded: bool = False
     never_began: bool = False
     descriptors: tuple[int, ...] = ()
@@ -97,6 +98,7 @@ class PoolWorker:
         agent, init: pids on the host of its parent, and of the first process of its sandbox.
         last: the lease that it holds or has held last.
         spent: it was refused a process, and serves no further lease.
+        makers: those of the calls of its leases.
     """
 
     id: str
@@ -120,6 +122,7 @@ class PoolWorker:
     init: int = 0
     last: Lease | None = None
     spent: bool = False
+    makers: Makers = field(default_factory=Makers)
 
 
 @dataclass

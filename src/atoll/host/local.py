@@ -49,6 +49,7 @@ class LocalHost:
         self._home = os.fspath(home) if home is not None else None
         self._leases = Leases()
         self._token = os.urandom(8).hex()
+        self._latest = ""  # the id of a call of this process
         self._settings: Settings | None = None
         self._all: weakref.WeakSet[LocalLease] = weakref.WeakSet()
         self._warm: WarmStorage | None = None
@@ -159,15 +160,20 @@ class LocalHost:
         else:
             lease.close()
 
+    def _claim(self, call: Call | None) -> dict[str, Any]:
+        """Return the call that a lease is for; for further leases the latest call of this process."""
+        if call is None:
+            return {"after": self._latest}
+        self._latest = call.id
+        return {"for": {"call": call.id, "at": call.at, "parent": nested.call}}
+
     def _ask(
         self, kind: Any, spec: LeaseSpec, output: Output, ticket: Ticket | None, waiter: Waiter, call: Call | None
     ) -> LocalLease | None:
         """Ask the daemon for a lease; return None when the waiter got another one meanwhile."""
         self._leases.drop_spent()
         client = f"{self._token}-{hash(kind) & 0xFFFFFFFFFFFF:x}"  # who uses its leases again for such calls
-        message = {"type": "lease", "spec": spec.to_data(), "client": client}
-        if call is not None:
-            message["for"] = {"call": call.id, "at": call.at, "parent": nested.call}
+        message = {"type": "lease", "spec": spec.to_data(), "client": client, **self._claim(call)}
         control = self._open(message, spec.environment.index)
 
         def stop() -> None:
