@@ -55,6 +55,42 @@ NAMELESS = """
         file.write(b"x" * (1 << 20))
     file.flush()
 """
+FLIGHT = """
+    import socket
+    kept = socket.socketpair()
+    for _ in range(8):  # each of them keeps to the limit
+        with open("/opt/atoll/cache/x", "wb") as file:
+            os.unlink("/opt/atoll/cache/x")
+            socket.send_fds(kept[0], [b"x"], [file.fileno()])
+            for number in range(50):
+                file.write(b"x" * (1 << 20))
+"""
+MAPPED = """
+    import mmap
+    kept = []
+    for _ in range(8):
+        file = os.open("/opt/atoll/cache/x", os.O_RDWR | os.O_CREAT)
+        os.unlink("/opt/atoll/cache/x")
+        for number in range(50):
+            os.write(file, b"x" * (1 << 20))
+        kept.append(mmap.mmap(file, 4096))
+        os.closerange(file, file + 100)  # with the duplicate that the object keeps
+"""
+THREAD = """
+    import ctypes, threading
+    def fill():
+        if ctypes.CDLL(None).unshare(0x400):  # CLONE_FILES
+            raise SystemExit("refused")
+        file = open("/opt/atoll/cache/x", "wb")
+        os.unlink("/opt/atoll/cache/x")
+        for number in range(400):
+            file.write(b"x" * (1 << 20))
+        file.flush()
+        while True:
+            time.sleep(1000)
+    import time
+    threading.Thread(target=fill).start()
+"""
 
 DEEP = """
     here = os.open("/opt/atoll/cache", os.O_RDONLY)
@@ -100,10 +136,24 @@ def build(machine: Machine, **limits: Any) -> Environment:
         (WAIT, "time", "build_seconds", 1.0),
         (DISK + WAIT, "disk", "build_disk_bytes", 100 << 20),
         (NAMELESS + WAIT, "disk", "build_disk_bytes", 100 << 20),
+        (FLIGHT + WAIT, "disk", "build_disk_bytes", 100 << 20),
+        (MAPPED + WAIT, "disk", "build_disk_bytes", 100 << 20),
+        (THREAD + WAIT, "disk", "build_disk_bytes", 100 << 20),
         (DEEP + WAIT, "disk", "build_disk_bytes", 100 << 20),
         (NAMES + WAIT, "disk", "build_disk_bytes", 4 << 20),
     ],
-    ids=["memory", "processes", "time", "disk", "files without a name", "paths that are too long", "names"],
+    ids=[
+        "memory",
+        "processes",
+        "time",
+        "disk",
+        "files without a name",
+        "files in a message",
+        "mapped files",
+        "files of a thread",
+        "paths that are too long",
+        "names",
+    ],
 )
 def test_a_build_that_takes_too_much_is_ended_and_says_so(
     tmp_path: Path, during: str, kind: str, setting: str, value: float
@@ -112,7 +162,7 @@ def test_a_build_that_takes_too_much_is_ended_and_says_so(
     machine = Machine(tmp_path)
     machine.sdist("delta", during)
     with pytest.raises(EnvironmentBuildError, match=f"used more {kind} than it may: limit") as caught:
-        build(machine, **{setting: value})
+        build(machine, **{"build_seconds": 90.0, setting: value})  # a limit that does not hold fails the test
     assert f"environments.{setting}" in caught.value.hint
     assert machine.work() == []
     assert not [pid for pid in filter(str.isdigit, os.listdir("/proc")) if shows(pid, machine.home)]

@@ -1,4 +1,8 @@
-"""Disk use of one build: files in the directories that it can write, and those that it holds open without a name."""
+"""Disk use of one build: files in the directories that it can write, and those that it holds without a name.
+
+A file without a name is held by a descriptor, by a mapping, or by a message in a socket that nobody has received yet.
+Each thread may have descriptors of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
+
+from atoll.sandbox.limits.memory_watchdog import started_at
 
 LOOK_SECONDS = 5.0
 """Seconds after which files are counted even if the disk's free space tells nothing."""
@@ -52,7 +58,7 @@ class BuildDisk:
     def used_bytes(self, pids: Iterable[int]) -> int:
         """Return the bytes of files and directories that are new or changed since the start, and of their names.
 
-        To be called from another thread. Where a directory cannot be listed, the loss of free space counts instead.
+        To be called from another thread. Where files cannot be counted, the loss of free space counts instead.
 
         Args:
             pids: the build's processes, which may hold files that have no name any more.
@@ -62,7 +68,8 @@ class BuildDisk:
         for directory in self._directories:
             count.add_tree(directory, lambda: self._stopped)
         for pid in pids:
-            count.add_nameless(pid)
+            if not self._stopped:
+                count.add_nameless(pid)
         if count.hidden:
             count.total = max(count.total, self._free - self._free_bytes())
         now = time.monotonic()
@@ -75,7 +82,11 @@ class BuildDisk:
 
 
 class _Count:
-    """A sum of sizes; `hidden` if the build has directories that cannot be listed, or whose paths are too long."""
+    """A sum of sizes; `hidden` if the build may have files that cannot be counted.
+
+    Such are those in directories that cannot be listed or whose paths are too long, those in messages that wait in
+    sockets, and for a plain user those that are only mapped.
+    """
 
     def __init__(self, started_ns: int) -> None:
         self.total = 0
@@ -110,12 +121,40 @@ class _Count:
             os.close(opened)
 
     def add_nameless(self, pid: int) -> None:
-        with contextlib.suppress(OSError):  # it has ended
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    found = os.stat(f"/proc/{pid}/fd/{name}")
-                    if found.st_nlink == 0 and found.st_dev in self._devices and self._is_first(found):
-                        self.total += found.st_blocks * 512
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                self._add_descriptors(f"/proc/{pid}/task/{thread}")
+            self._add_mapped(pid)
+        except PermissionError:
+            self.hidden = self.hidden or started_at(pid) != 0  # a process can refuse others a look at it
+        except OSError:  # it has ended
+            return
+
+    def _add_descriptors(self, thread: str) -> None:
+        for name in os.listdir(f"{thread}/fd"):
+            with contextlib.suppress(OSError):
+                found = os.stat(f"{thread}/fd/{name}")
+                if stat.S_ISSOCK(found.st_mode):
+                    self.hidden = self.hidden or _has_waiting_files(f"{thread}/fdinfo/{name}")
+                else:
+                    self._add_unnamed(found)
+
+    def _add_mapped(self, pid: int) -> None:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            mapped = [line.split(maxsplit=5) for line in file if line.endswith(b" (deleted)\n")]
+        for span, _, _, device, _, _ in mapped:
+            try:
+                self._add_unnamed(os.stat(f"/proc/{pid}/map_files/{_entry(span)}"))
+            except PermissionError:  # only root may look through a mapping
+                self.hidden = self.hidden or device in {
+                    b"%02x:%02x" % (os.major(one), os.minor(one)) for one in self._devices
+                }
+            except FileNotFoundError:
+                continue
+
+    def _add_unnamed(self, found: os.stat_result) -> None:
+        if found.st_nlink == 0 and found.st_dev in self._devices and self._is_first(found):
+            self.total += found.st_blocks * 512
 
     def _add(self, found: os.stat_result) -> None:
         if found.st_ctime_ns >= self._started_ns:
@@ -128,3 +167,14 @@ class _Count:
         known = inode in self._linked
         self._linked.add(inode)
         return not known
+
+
+def _entry(span: bytes) -> str:
+    """Return the name in `map_files` of a mapping, whose addresses `maps` pads with zeros."""
+    return "-".join(f"{int(address, 16):x}" for address in span.split(b"-"))
+
+
+def _has_waiting_files(info: str) -> bool:
+    """Return whether messages with descriptors wait in a socket, by its file in `fdinfo`; Linux 5.6 tells."""
+    with open(info, "rb") as file:
+        return any(line.startswith(b"scm_fds:") and int(line.split()[1]) > 0 for line in file)
