@@ -336,6 +336,8 @@ class Agent:
         try:
             spare.channel.send(message, descriptors=descriptors)
         except (ChannelClosed, OSError):
+            with contextlib.suppress(ProcessLookupError):  # it lives where the kernel let no descriptors through
+                os.kill(spare.pid, signal.SIGKILL)
             os.close(spare.pidfd)
             os.waitpid(spare.pid, 0)
             return False

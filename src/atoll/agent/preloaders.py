@@ -8,6 +8,7 @@ its reports are passed on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -179,8 +180,9 @@ class Preloaders:
             return False
         try:
             current.channel.send(message, descriptors=descriptors)
-        except (ChannelClosed, OSError):
-            self._end(current)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # then it lives: the kernel let no descriptors through
+                self._end(current)
             return False
         current.workers[name] = memory
         return True

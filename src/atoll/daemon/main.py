@@ -27,6 +27,7 @@ from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.services import Services
 from atoll.engine.accounts import Opener
+from atoll.sandbox.limits import descriptors
 from atoll.settings import Settings
 from atoll.terminal_text import printable
 from atoll.wire.async_channel import AsyncChannel
@@ -237,6 +238,7 @@ def main() -> int:
 
     try:
         os.umask(0o077)
+        descriptors.raise_own()
         asyncio.run(run())
     except Exception as error:
         known = error if isinstance(error, errors.AtollError) else None

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_NESTED_CONNECTIONS = 160
 """Open connections to the daemon of the code in one worker: more than the SDK has threads."""
 
+MOST_DESCRIPTORS = 1 << 12
+"""Descriptors that are counted on at most: each connection costs memory too."""
+
 SEND_BYTES = 64 << 10
 """The kernel's buffer for messages to a nested client: the daemon's memory, as far as the client does not read."""
 
@@ -120,4 +123,4 @@ def received(control: AsyncChannel, kind: str, family: socket.AddressFamily) -> 
 def _max_connections() -> int:
     """Return how many connections the code in all workers may have open: half of the descriptors that there may be."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft // 2 if soft != resource.RLIM_INFINITY else 1 << 20
+    return min(soft, MOST_DESCRIPTORS) // 2 if soft != resource.RLIM_INFINITY else MOST_DESCRIPTORS // 2

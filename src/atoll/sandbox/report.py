@@ -14,6 +14,7 @@ import json
 import os
 import signal
 
+from atoll.sandbox.limits import descriptors
 from atoll.sandbox.orphans import OrphanPipe
 
 REPORT_BYTES = 1 << 16
@@ -94,6 +95,7 @@ class Report:
                 self._again = self._loop.call_later(_AGAIN_SECONDS, self._hold_first)
                 return
             self._first = descriptor
+            descriptors.limit(pid)  # before any code runs there
             self._orphan_pipe.watch(descriptor)
             self._loop.add_reader(descriptor, self._first_ended)
             self.known.set_result(None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket  # not `socket`: its enumerations would cost every cold start 3 ms
 import array
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -30,6 +31,8 @@ _SPACE = (
     if hasattr(_socket, "CMSG_SPACE")
     else 0
 )
+_limit_raised = threading.Lock()
+"""Is held while this process's limit of descriptors is a higher one."""
 _SCM_CREDENTIALS, _SCM_PIDFD = 2, 4  # <linux/socket.h>
 _SO_PASSCRED, _SO_PASSPIDFD = 16, 76  # <asm-generic/socket.h>; the second from Linux 6.5 on
 
@@ -52,6 +55,28 @@ def write_pieces(sock: Socket, pieces: list[Any]) -> None:
             first += 1
         if sent:
             views[first] = views[first][sent:]
+
+
+def _send_descriptors(sock: Socket, data: memoryview, descriptors: Sequence[int]) -> int:
+    """Send data with copies of descriptors; return how many bytes were sent.
+
+    Where too many of this user's descriptors wait in sockets, all that this process may have open are allowed to.
+    """
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
+    try:
+        return sock.sendmsg([data], [rights])
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+    import resource
+
+    with _limit_raised:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        try:
+            return sock.sendmsg([data], [rights])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Channel:
@@ -110,8 +135,7 @@ class Channel:
             with self._sending:
                 if descriptors:
                     first = memoryview(pieces[0])
-                    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
-                    pieces[0] = first[self.socket.sendmsg([first], [rights]) :]
+                    pieces[0] = first[_send_descriptors(self.socket, first, descriptors) :]
                     if not pieces[0] and len(pieces) == 1:
                         return  # a peer that needs nothing more may have closed its end by now
                 write_pieces(self.socket, pieces)

@@ -6,11 +6,17 @@ socket pair is sent to the daemon, which serves it as a client whose user and pa
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 
-from atoll.errors import SerializationError
+from atoll.errors import HostUnreachable, SerializationError
 from atoll.wire.channel import Channel, Socket, pair
+
+CROWDED_SECONDS = 5.0
+"""Seconds to wait while too many of the user's descriptors wait in sockets."""
+_PAUSE_SECONDS = 0.05
 
 _control: tuple[int, Channel] | None = None
 
@@ -45,6 +51,7 @@ def connect() -> Socket:
 
     Raises:
         ChannelClosed: the daemon is gone.
+        HostUnreachable: too many descriptors wait in sockets.
         SerializationError: the worker is just importing the program.
     """
     assert _control is not None, "only a worker has a channel to the daemon"
@@ -55,10 +62,28 @@ def connect() -> Socket:
         )
     ours, theirs = pair()
     try:
-        _control[1].send({"type": "connect"}, descriptors=[theirs.fileno()])
+        _send(_control[1], theirs)
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
     return ours
+
+
+def _send(control: Channel, theirs: Socket) -> None:
+    """Send the daemon its end; for a while again where too many of this user's descriptors wait in sockets."""
+    until = time.monotonic() + CROWDED_SECONDS
+    while True:
+        try:
+            control.send({"type": "connect"}, descriptors=[theirs.fileno()])
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            if time.monotonic() >= until:
+                raise HostUnreachable(
+                    "the daemon cannot be reached: code of this user has too many descriptors waiting in sockets",
+                    hint="end the function that sends descriptors which nobody receives, and try again",
+                ) from error
+        time.sleep(_PAUSE_SECONDS)
