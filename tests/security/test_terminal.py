@@ -293,6 +293,7 @@ def claim(texts: list[str], last: list[str]) -> None:
     from atoll.wire import nested
 
     now = time.time()
+    texts[0] = f"{nested.call.rpartition('-')[0]}-{texts[0]}"  # the daemon drops records of other programs' calls
     begin = usage._BEGIN.pack(1e12, now, 0.0, 0, *(text.encode("utf-8", "replace") for text in texts))
     slots = begin + usage._END.pack(0.1, 0.1, 1, 1)
     assert nested._control is not None
@@ -325,7 +326,7 @@ def test_a_hostile_function_shows_nothing_but_text(shared_home: Home, capsys: py
 
     found = until(lambda: records if len(records := recorded()) == 2 else [])
     assert {record["function"][0] for record in found} == {"f", "n"}
-    assert f"c{TITLE}" in {record["call"] for record in found}
+    assert any(record["call"].endswith(f"-c{TITLE}") for record in found)
     commands = [
         ["calls", "list"],
         ["status"],

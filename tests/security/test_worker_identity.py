@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from atoll.engine import killing, limiting
+from atoll.engine.call_claims import Makers
 from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
 from atoll.sandbox.held_process import HeldProcess, Member, hold, prove
@@ -209,7 +210,11 @@ class World:
         )
         self.worker.__dict__.update(limit=None, allotment=SimpleNamespace(machine_type=""), cancelled=False, lease=None)
         self.worker.__dict__.update(
-            nested=False, expired=False, place=SimpleNamespace(last_records=lambda *_, **__: [])
+            nested=False,
+            expired=False,
+            last=None,
+            makers=Makers(),
+            place=SimpleNamespace(last_records=lambda *_, **__: []),
         )
         self.sandbox: Any = SimpleNamespace(id="s1", node=node, init=None, lived=True)
         self.state.workers["w1"], self.state.sandboxes["s1"] = self.worker, self.sandbox  # type: ignore[assignment]
