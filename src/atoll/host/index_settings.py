@@ -1,8 +1,9 @@
 """The caller's settings about package indexes: variables, and the contents of the files that they name.
 
 The caller opens its own files, with its own rights, and sends the parts that a build needs: of a netrc the entries of
-hosts that a setting or requirement names, of certificates the certificates, which travel beside the request. So the daemon opens no file of a caller,
-and its own configuration serves nobody. pip's settings count where uv has none of the same meaning.
+hosts that a setting or requirement names, of certificates the certificates, which travel beside the request. So the
+daemon opens no file of a caller, and its own configuration serves nobody. pip's settings count where uv has none of
+the same meaning.
 """
 
 from __future__ import annotations
