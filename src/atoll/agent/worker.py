@@ -48,9 +48,9 @@ def prepare() -> None:
     """Prepare, once and before any fork, the state that every worker needs."""
     import resource  # noqa: F401 - imported for the forks
 
-    from atoll.payload import install, pickling  # noqa: F401 - imported for the forks
+    from atoll.payload import install, private_cloudpickle  # noqa: F401 - imported for the forks
 
-    pickling.cloudpickle()
+    private_cloudpickle.cloudpickle()
     output.unbuffer_c()
 
 

@@ -22,7 +22,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from atoll.payload.bytecode import CodeFacts, code_facts
-from atoll.payload.pickling import Environ, cloudpickle
+from atoll.payload.private_cloudpickle import cloudpickle
+from atoll.payload.reducers.singletons import Environ
 
 
 class _Absent:

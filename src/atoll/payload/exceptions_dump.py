@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.payload import install, pickling
+from atoll.payload import install, pickling, private_cloudpickle
+from atoll.payload.reducers.exceptions import reduce_exception
 from atoll.payload.values import first_line, type_name
 
 MOST_NODES = 500
@@ -144,7 +145,7 @@ def _describe(
             data, pieces = pickling.dumps(exc)
             data = pickling.whole(data)
             # a `__reduce__` of its own may return another type, or fail only when it is loaded
-            if pickling.reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
+            if reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
                 raise TypeError("it does not come back as its own type")
     except BaseException as error:
         node["refused"] = f"{type(error).__name__}: {first_line(error)}"
@@ -213,7 +214,7 @@ def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 def _is_own(entry: TracebackType) -> bool:
     code = entry.tb_frame.f_code
-    return code.co_filename.startswith(_OWN) or code.co_filename == pickling.own_file()
+    return code.co_filename.startswith(_OWN) or code.co_filename == private_cloudpickle.own_file()
 
 
 def _frame(entry: TracebackType, room: list[int]) -> list[Any]:

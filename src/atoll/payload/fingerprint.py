@@ -16,7 +16,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from atoll.payload.bytecode import code_facts
-from atoll.payload.pickling import Environ, environ_name
+from atoll.payload.reducers.singletons import Environ, environ_name
 
 DIGEST_BYTES = 20
 _SCALARS = frozenset({int, float, complex, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice})

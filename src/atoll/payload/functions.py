@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from atoll import file_stamp
 from atoll.errors import SerializationError
-from atoll.payload import pickling, project
+from atoll.payload import pickling, private_cloudpickle, project
 from atoll.payload.captures import Captures
 from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
@@ -263,12 +263,12 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, data: Any, buffers: Sequence[Any]) -> None:
         super().__init__(_Reader(data), buffers=buffers)
-        self._module = pickling.cloudpickle()
+        self._module = private_cloudpickle.cloudpickle()
         self._known: set[int] = set()
         self._keep: list[Any] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == pickling.NAME:
+        if module == private_cloudpickle.NAME:
             if name == "_class_setstate":
                 return self._set_state
             if name in ("_make_skeleton_class", "_make_skeleton_enum"):
@@ -312,7 +312,7 @@ class _Reader:
 
 
 _SEARCHED_BYTES = 1 << 20
-_NAME = pickling.NAME.encode()
+_NAME = private_cloudpickle.NAME.encode()
 
 
 def loads_by_value(data: Any, buffers: Sequence[Any] = ()) -> Any:

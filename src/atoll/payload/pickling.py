@@ -1,9 +1,7 @@
 """Pickling on both sides of a call, with a cloudpickle that is Atoll's own.
 
 The user's environment may hold another release of cloudpickle, whose pickles ours could not read, or none. So each
-version of the package carries its copy, and both sides know it as `_atoll_cloudpickle`: pickles name that module.
-In a sandbox it is a file on `sys.path`; in a client it is loaded from the installed package's file, without
-importing the public `cloudpickle`.
+version of the package carries its copy (`payload.private_cloudpickle`).
 
 A function's program should not notice that it was pickled, so this module adds to cloudpickle:
 
@@ -19,124 +17,25 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
-import importlib.util
-import os
 import pickle
 import sys
-import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType, GetSetDescriptorType, MappingProxyType, ModuleType, SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from types import CodeType, FunctionType, MappingProxyType, ModuleType
+from typing import Any, ClassVar
 
+from atoll.payload.private_cloudpickle import NAME, cloudpickle, with_file_name
+from atoll.payload.reducers.exceptions import reduce_exception
+from atoll.payload.reducers.singletons import ASSERTIONS, Environ, rebuild_assertions, reduce_environ
+from atoll.payload.reducers.wrappers import rebuild_cached_property, rebuild_lru_cache
 from atoll.wire.frames import Rope
 
-NAME = "_atoll_cloudpickle"
 PROTOCOL = 5
 OUT_OF_BAND_BYTES = 2048
 """Smaller buffers stay in the pickle: a piece of a frame costs more than the copy of so few bytes."""
 ROPE_BYTES = 1 << 20
 MAX_BUFFERS = 32_000
 """Buffers of one pickle that travel out of band; a frame holds 65,536."""
-Environ = os._Environ
-"""The type of `os.environ` and `os.environb`."""
-
-_lock = threading.Lock()
-_module: Any = None
-
-
-def _renew_lock() -> None:
-    """In a forked child: the thread that held the lock is the parent's."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-def cloudpickle() -> Any:
-    """Return the private cloudpickle module; the first use loads it.
-
-    Modules that the user has given to the public `cloudpickle.register_pickle_by_value` count here too.
-    """
-    global _module
-    if _module is None:
-        with _lock:
-            if _module is None:
-                _module = _adapt(_load())
-    public = sys.modules.get("cloudpickle.cloudpickle")
-    registered = getattr(public, "_PICKLE_BY_VALUE_MODULES", None)
-    if registered is not None and _module._PICKLE_BY_VALUE_MODULES is not registered:
-        _module._PICKLE_BY_VALUE_MODULES = registered
-    return _module
-
-
-def _load() -> Any:
-    found = sys.modules.get(NAME)
-    if found is not None:
-        return found
-    if importlib.util.find_spec(NAME) is not None:
-        return importlib.import_module(NAME)
-    package = importlib.util.find_spec("cloudpickle")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("`cloudpickle` is not installed", name="cloudpickle")
-    path = os.path.join(package.submodule_search_locations[0], "cloudpickle.py")
-    spec = importlib.util.spec_from_file_location(NAME, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return sys.modules.setdefault(NAME, module)
-
-
-def _adapt(module: Any) -> Any:
-    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`), and keep `__slots__`."""
-    opcodes = module.opcode.opmap
-    wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
-    module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
-    arguments = module._class_getnewargs
-
-    def with_slots(cls: Any) -> tuple[Any, ...]:
-        kind, name, bases, namespace, *rest = arguments(cls)
-        slots = _slots(cls)
-        return (kind, name, bases, namespace if slots is None else {**namespace, "__slots__": slots}, *rest)
-
-    module._class_getnewargs = with_slots
-    return module
-
-
-def _slots(cls: Any) -> Any:
-    """Return the `__slots__` that the class was made with; None for a class without."""
-    fields = vars(cls)
-    slots = fields.get("__slots__")
-    if slots is None or NamedTuple in fields.get("__orig_bases__", ()):  # which sets them itself, and allows no others
-        return None
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    set_later = type(fields.get("__dict__")) is GetSetDescriptorType and "__dict__" not in names
-    return None if set_later else slots
-
-
-def own_file() -> str:
-    """Return the file name in the private module's code objects, as tracebacks show them."""
-    name: str = cloudpickle().dumps.__code__.co_filename
-    return name
-
-
-_FILE_NAME = 10
-"""The position of `co_filename` among the arguments of `CodeType`, in CPython 3.8 and later."""
-
-
-def _with_file_name(reduce: Callable[[CodeType], Any]) -> Callable[[CodeType], Any]:
-    """Return cloudpickle's reducer of code objects, with their file names: from 3.1.3 on it drops them."""
-
-    def reduce_code(code: CodeType) -> tuple[Any, ...]:
-        made, arguments = reduce(code)
-        return made, (*arguments[:_FILE_NAME], code.co_filename, *arguments[_FILE_NAME + 1 :])
-
-    return reduce_code
-
 
 # --- plain data -------------------------------------------------------------------------------------------------
 
@@ -181,7 +80,7 @@ def _pickler_class() -> Any:
     base: Any = module.Pickler
 
     class Pickler(base):  # type: ignore[misc]  # the module is found at run time
-        dispatch_table: ClassVar[Any] = ChainMap({CodeType: _with_file_name(module._code_reduce)}, base.dispatch_table)
+        dispatch_table: ClassVar[Any] = ChainMap({CodeType: with_file_name(module._code_reduce)}, base.dispatch_table)
 
         def __init__(
             self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None, result: bool
@@ -275,7 +174,7 @@ class _Sink:
 
 def loads(data: Any, buffers: Iterable[Any] = ()) -> Any:
     """Unpickle a result of `dumps`; classes that came by value before are updated."""
-    if _module is None:
+    if NAME not in sys.modules:
         cloudpickle()
     return pickle.loads(whole(data), buffers=buffers)
 
@@ -283,87 +182,3 @@ def loads(data: Any, buffers: Iterable[Any] = ()) -> Any:
 def whole(data: Any) -> Any:
     """Return a pickle of `dumps` in one piece."""
     return b"".join(data.parts) if type(data) is Rope else data
-
-
-# --- rebuilding: pickles name these functions, so they keep their names and signatures --------------------------
-
-
-def rebuild_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
-    return functools.lru_cache(**parameters)(function)
-
-
-def rebuild_cached_property(function: Any, name: str | None, doc: str | None) -> Any:
-    rebuilt: Any = functools.cached_property(function)
-    rebuilt.attrname = name
-    rebuilt.__doc__ = doc
-    return rebuilt
-
-
-def reduce_environ(environ: Any, result: bool) -> tuple[Any, ...]:
-    """Reduce `os.environ`, `os.environb` or a copy, which shares the variables or sets them too."""
-    if result:
-        return dict, (dict(environ),)
-    return getattr, (os, environ_name(environ))
-
-
-def environ_name(environ: Any) -> str:
-    """Return the name in `os` of an object of type `Environ`."""
-    return "environb" if environ.decodevalue is bytes else "environ"
-
-
-ASSERTIONS = "_pytest.assertion.rewrite"
-"""The module of pytest that its rewritten `assert` statements call when they fail."""
-
-
-def rebuild_assertions() -> Any:
-    """Return that module, or without pytest a stand-in that compares in no detail."""
-    try:
-        return importlib.import_module(ASSERTIONS)
-    except ImportError:
-        return SimpleNamespace(
-            _saferepr=repr,
-            _format_assertmsg=str,
-            _should_repr_global_name=lambda _: False,
-            _format_boolop=lambda parts, is_or: "(" + (" or " if is_or else " and ").join(parts) + ")",
-            _call_reprcompare=lambda _ops, results, texts, _objects: next(
-                (text for result, text in zip(results, texts, strict=False) if not result), texts[-1]
-            ),
-            _format_explanation=lambda text: text.partition("\n")[0],
-        )
-
-
-_HEAP_TYPE = 1 << 9
-_HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-
-
-def _static_base(cls: type) -> Any:
-    """Return the nearest base that is written in C: it decides the object's layout and its fields."""
-    return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
-
-
-def reduce_exception(exc: BaseException) -> tuple[Any, ...] | None:
-    """Reduce an exception so that `__init__` is not called again; None if its type defines its own pickling."""
-    cls = type(exc)
-    base = _static_base(cls)
-    if cls is base or any(getattr(cls, hook, None) is not getattr(base, hook, None) for hook in _HOOKS):
-        return None
-    if hasattr(cls, "__getnewargs__") or hasattr(cls, "__getnewargs_ex__"):
-        return None
-    args = base.__reduce__(exc)[1]
-    keywords = {}
-    if issubclass(base, ImportError):
-        keywords = {"name": exc.name, "path": exc.path}  # type: ignore[attr-defined]
-    elif issubclass(base, (NameError, AttributeError)):
-        keywords = {"name": exc.name}  # type: ignore[attr-defined]
-    return rebuild_exception, (cls, args, keywords), dict(vars(exc)), None, None, restore_exception
-
-
-def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], keywords: dict[str, Any]) -> BaseException:
-    base = _static_base(cls)
-    exc: BaseException = base.__new__(cls, *args)
-    base.__init__(exc, *args, **keywords)
-    return exc
-
-
-def restore_exception(exc: BaseException, state: dict[str, Any]) -> None:
-    vars(exc).update(state)

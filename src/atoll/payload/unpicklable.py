@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, TracebackType
 from typing import Any
 
-from atoll.payload import pickling
+from atoll.payload import pickling, private_cloudpickle
 from atoll.payload.bytecode import code_facts
 from atoll.payload.values import first_line, type_name
 
@@ -26,7 +26,7 @@ def without_own_frames(error: Exception) -> Exception:
 
     The user's own reducers and modules stay. Without any, the error is printed as one line.
     """
-    own = (*_OWN_FILES, pickling.own_file())
+    own = (*_OWN_FILES, private_cloudpickle.own_file())
     one: BaseException | None = error
     seen: set[int] = set()
     while one is not None and id(one) not in seen:  # contexts are left alone: the caller may be handling one
