@@ -8,8 +8,8 @@ import pytest
 
 from atoll.model.mounts import Bind, Identity
 from atoll.sandbox import bwrap
-from atoll.sandbox.machine import Machine, Symlink
-from atoll.sandbox.policy import Policy, SyntheticFile, Tmpfs, accounts, confine
+from atoll.sandbox.machine import Machine, Symlink, SyntheticFile
+from atoll.sandbox.policy import RUN_BYTES, Directory, Policy, Tmpfs, accounts, confine
 
 MACHINE = Machine(
     "x86_64",
@@ -62,6 +62,11 @@ def lines(policy: Policy, *, as_root: bool = False) -> list[str]:
             "a file is read from its descriptor, with its mode",
             dataclasses.replace(SMALL, files=(SyntheticFile("/etc/x", b"", 0o600),)),
             ["--perms 0755", "--dir /etc", "--perms 0600", "--file 50 /etc/x"],
+        ),
+        (
+            "directories come after the file system that they are on, with their mode",
+            dataclasses.replace(SMALL, tmpfs=(Tmpfs("/run", 7),), directories=(Directory("/run/lock", 0o1777),)),
+            ["--perms 1777", "--tmpfs /run", "--perms 1777", "--dir /run/lock"],
         ),
         (
             "devices and sysfs are there when they are asked for",
@@ -124,9 +129,15 @@ def test_the_base_is_in_every_policy() -> None:
         ["x"], machine=MACHINE, identity=SOMEONE, environment=[("HOME", "/data")], tmp_bytes=5, shm_bytes=6
     )
     assert policy.system == MACHINE.system
-    assert policy.links == MACHINE.links
-    assert {mount.target: mount.size_bytes for mount in policy.tmpfs} == {"/tmp": 5, "/dev/shm": 6, "/home/user": 5}
-    assert {file.target for file in policy.files} == {"/etc/passwd", "/etc/group"}
+    assert policy.links[:1] == MACHINE.links
+    assert {link.path: link.target for link in policy.links[1:]} == {
+        "/var/tmp": "/tmp",
+        "/var/run": "/run",
+        "/var/lock": "/run/lock",
+    }
+    sizes = {mount.target: mount.size_bytes for mount in policy.tmpfs}
+    assert sizes == {"/tmp": 5, "/dev/shm": 6, "/home/user": 5, "/run": RUN_BYTES}
+    assert {file.target for file in policy.files} == {"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname"}
     assert dict(policy.environment)["HOME"] == "/data"
     assert policy.workdir == "/home/user"
 
@@ -134,7 +145,7 @@ def test_the_base_is_in_every_policy() -> None:
 @pytest.mark.parametrize(
     "target",
     ["/", "/usr", "/usr/bin", "/bin", "/bin/sh", "/etc", "/etc/passwd", "/proc", "/dev/shm", "/dev/x", "/sys", "/tmp",
-     "/home/user", "/home/../etc", "relative", "/run/x"],
+     "/home/user", "/home/../etc", "relative", "/run/x", "/var", "/var/tmp", "/var/run/x"],
 )  # fmt: skip
 def test_a_bind_cannot_replace_the_base(target: str) -> None:
     """A bind at, in or over a part of the base is refused: setpriv and the loader come from there."""

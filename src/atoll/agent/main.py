@@ -373,6 +373,8 @@ def main() -> None:
     landlock.set_dumpable(False)
     channel = Channel(Socket(fileno=int(sys.argv[1])))
     sys.argv = [""]
+    with contextlib.suppress(OSError, KeyError):  # only its owner may make it as programs expect it
+        os.mkdir(os.environ["XDG_RUNTIME_DIR"], 0o700)
     worker.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):

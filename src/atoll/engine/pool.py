@@ -314,6 +314,7 @@ class Pool:
         client, inside = pair()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
+        self._node.give_streams(worker.key.sandbox.user, (out_write, err_write))
         lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}

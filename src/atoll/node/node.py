@@ -27,10 +27,11 @@ from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits.limits import Limits
 from atoll.sandbox.limits.sandbox_limit import SandboxLimit
+from atoll.sandbox.machine import SyntheticFile, new_hostname
 from atoll.sandbox.network.networks import Networks
 from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
-from atoll.sandbox.policy import HOME, Policy, SyntheticFile, confine
+from atoll.sandbox.policy import HOME, Policy, confine
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import AGENT
@@ -59,6 +60,7 @@ if sys.argv[1]:
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.environ.update(json.loads(sys.argv[2]))
+os.makedirs(os.environ["XDG_RUNTIME_DIR"], 0o700, exist_ok=True)
 os.environ.setdefault("TERM", "xterm-256color")
 os.environ["PS1"] = r"(atoll) \\w \\$ "
 shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
@@ -147,6 +149,13 @@ class Node:
         self._users.add(user)
         return directory, identity
 
+    def give_streams(self, user: str, streams: Sequence[int]) -> None:
+        """Let a user's functions open these pipes again, by `/dev/stdout` and `/dev/stderr`."""
+        if os.geteuid() == 0:
+            identity = self._identities.user(user)
+            for descriptor in streams:
+                os.fchown(descriptor, identity.uid, identity.gid)
+
     def users(self) -> list[str]:
         """Return the users with a volume here."""
         return list(self._users)
@@ -202,6 +211,7 @@ class Node:
             shm_bytes=options.shm_bytes,
             devices=devices,
             sysfs=bool(devices),
+            hostname=new_hostname(),
         )
 
     def _policy_of_build(
@@ -275,7 +285,8 @@ class Node:
             binds.append(Bind(source, target))
         binds += self.machine.gpus.libraries(key.gpus)
         devices = self.machine.gpus.devices(key.gpus)
-        variables = {**self.function_variables(), **environment.variables, **variables}
+        own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
+        variables = {**self.function_variables(), **own, **environment.variables, **variables}
         return self._policy(command, identity, binds, variables, key.network, devices, files)
 
     def start_shell(

@@ -26,6 +26,7 @@ from atoll.node import mounted_files
 from atoll.node.mounted_files import LIBRARY, NATIVE
 from atoll.node.stderr_log import logged_stderr
 from atoll.sandbox.launch import Launcher, Sandbox
+from atoll.sandbox.machine import new_hostname
 from atoll.sandbox.policy import confine
 from atoll.settings import Settings
 from atoll.storage.protocol.replies import DAEMON
@@ -126,6 +127,7 @@ class StoragePeers:
             network="none",
             tmp_bytes=self._settings.sandbox.tmp_bytes,
             shm_bytes=self._settings.sandbox.shm_bytes,
+            hostname=new_hostname(),
         )
         try:
             with logged_stderr(self._settings.logs_directory / "storage.log") as stderr:

@@ -103,7 +103,9 @@ def options(
 
 def _tree(policy: Policy, file_fds: Mapping[str, int]) -> list[str]:
     """Return the options that build the root, parents before children, and then remount parts read-only."""
-    steps: dict[str, list[str]] = {path: ["--perms", "0755", "--dir", path] for path in policy.directories}
+    steps: dict[str, list[str]] = {
+        each.path: ["--perms", f"{each.mode:04o}", "--dir", each.path] for each in policy.directories
+    }
     steps["/proc"] = ["--proc", "/proc"]
     steps["/dev"] = ["--dev", "/dev"]
     if policy.sysfs:

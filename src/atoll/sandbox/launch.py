@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import resource
 import signal
@@ -23,7 +24,7 @@ from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, Group, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
-from atoll.sandbox.machine import Machine, read
+from atoll.sandbox.machine import Machine, read, read_hosts
 from atoll.sandbox.orphans import OrphanPipe
 from atoll.sandbox.policy import Policy
 from atoll.sandbox.report import Report, make_gate
@@ -113,9 +114,11 @@ class Launcher:
 
     @property
     def machine(self) -> Machine:
-        """Facts of this machine for `confine`; read once."""
+        """Facts of this machine for `confine`; read once, but for its list of hosts."""
         if self._machine is None:
             self._machine = read()
+        elif (hosts := read_hosts()) != self._machine.hosts:
+            self._machine = dataclasses.replace(self._machine, hosts=hosts)
         return self._machine
 
     def launch(

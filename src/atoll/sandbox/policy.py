@@ -11,9 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from atoll.model.mounts import Bind, Identity
-from atoll.sandbox.machine import Machine, Symlink
+from atoll.sandbox.machine import HOSTS, Machine, Symlink, SyntheticFile
 
 HOME = "/home/user"
+
+VAR = (Symlink("/var/tmp", "/tmp"), Symlink("/var/run", "/run"), Symlink("/var/lock", "/run/lock"))
+"""Places that programs know by older names."""
+
+RUN_BYTES = 64 << 20
+"""Size of `/run`, for sockets, locks and numbers of processes."""
+
+OWN_ADDRESS = b"127.0.1.1"
+"""The address that a sandbox's own name has, as on Debian: on loopback, and not that of `localhost`."""
 
 PRIVATE = ("/proc", "/dev", "/sys", "/etc", "/run")
 """Below these nothing of the host may be shown by a caller's bind."""
@@ -21,15 +30,6 @@ PRIVATE = ("/proc", "/dev", "/sys", "/etc", "/run")
 LOADER_VARIABLES = ("LD_", "GLIBC_", "GCONV_PATH", "LOCPATH", "NLSPATH", "MALLOC_")
 """Variables that make a program load code. As root, the program that drops uid 0 is started with the sandbox's
 variables, so that they must not reach it; a worker's own variables are set later, in the worker."""
-
-
-@dataclass(frozen=True)
-class SyntheticFile:
-    """A read-only file that exists inside only."""
-
-    target: str
-    content: bytes
-    mode: int = 0o644
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Tmpfs:
 
 
 @dataclass(frozen=True)
+class Directory:
+    """An empty directory on one of the file systems in memory."""
+
+    path: str
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
 class Policy:
     """Everything that decides the view and the rights of a confined command.
 
@@ -50,7 +58,7 @@ class Policy:
         identity: user and group of the command.
         system: the machine's own directories and files, read-only; one that has gone is left out.
         binds: the caller's own; a missing one makes the launch fail.
-        files, tmpfs, directories, links: exist inside only. Directories have mode 0755.
+        files, tmpfs, directories, links: exist inside only.
         environment: the whole environment, as pairs.
         network: `host` shares the launcher's network, abstract Unix sockets included; `none` gives a network of its own,
             with the loopback device only.
@@ -66,7 +74,7 @@ class Policy:
     binds: tuple[Bind, ...] = ()
     files: tuple[SyntheticFile, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
-    directories: tuple[str, ...] = ()
+    directories: tuple[Directory, ...] = ()
     links: tuple[Symlink, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     network: str = "host"
@@ -98,8 +106,8 @@ def confine(
 ) -> Policy:
     """Return the policy of a command that sees the common base and the given parts.
 
-    The base is: the machine's system libraries and public `/etc`, a `passwd` and `group` of three names, `/proc`
-    and `/dev` of its own, and `/tmp`, `/dev/shm` and the home directory in memory.
+    The base is: the machine's system libraries and public `/etc`, a `passwd` and `group` of three names, `hosts` with
+    the sandbox's own name, `/proc` and `/dev` of its own, and `/tmp`, `/dev/shm`, `/run` and the home directory in memory.
 
     Args:
         binds: shown beside the base; one that the base shows already, read-only at the same path, is dropped.
@@ -123,16 +131,24 @@ def confine(
     for name in pairs:
         if not name or "=" in name or name.startswith(LOADER_VARIABLES):
             raise ValueError(f"`{name}` cannot be set for a whole sandbox")
-    tmpfs = (Tmpfs("/tmp", tmp_bytes), Tmpfs("/dev/shm", shm_bytes), Tmpfs(HOME, tmp_bytes, 0o777))
-    shown = tuple(_admitted(binds, machine, tmpfs))
+    tmpfs = (
+        Tmpfs("/tmp", tmp_bytes),
+        Tmpfs("/dev/shm", shm_bytes),
+        Tmpfs(HOME, tmp_bytes, 0o777),
+        Tmpfs("/run", RUN_BYTES),
+    )
+    links = (*machine.links, *VAR)
+    shown = tuple(_admitted(binds, machine.system, links, tmpfs))
+    own = (*machine.files, *accounts(identity), *names(hostname, machine.hosts))
     return Policy(
         command=tuple(command),
         identity=identity,
         system=machine.system,
         binds=shown,
-        files=(*accounts(identity), *files),
+        files=(*own, *files),
         tmpfs=tmpfs,
-        links=machine.links,
+        directories=(Directory("/run/lock", 0o1777), Directory("/run/user", 0o1777)),
+        links=links,
         environment=tuple(sorted(pairs.items())),
         network=network,
         devices=tuple(devices),
@@ -142,19 +158,21 @@ def confine(
     )
 
 
-def _admitted(binds: Iterable[Bind], machine: Machine, tmpfs: Iterable[Tmpfs]) -> Iterable[Bind]:
-    links = [link.path for link in machine.links]
+def _admitted(
+    binds: Iterable[Bind], system: Iterable[Bind], symlinks: Iterable[Symlink], tmpfs: Iterable[Tmpfs]
+) -> Iterable[Bind]:
+    links = [link.path for link in symlinks]
     taken = {mount.target for mount in tmpfs} | {"/"}
     for bind in dict.fromkeys(binds):
         target = bind.target
         if not posixpath.isabs(target) or posixpath.normpath(target) != target or not posixpath.isabs(bind.source):
             raise ValueError(f"a bind needs absolute, normal paths: `{bind.source}` at `{target}`")
-        covered = any(beneath(target, base.target) for base in machine.system)
+        covered = any(beneath(target, base.target) for base in system)
         if covered and bind.source == target and not bind.writable:
             continue
         if covered or target in taken or any(beneath(target, path) for path in (*PRIVATE, *links)):
             raise ValueError(f"`{target}` belongs to the sandbox itself and cannot be replaced")
-        if any(beneath(path, target) for path in (*PRIVATE, *links, *(base.target for base in machine.system))):
+        if any(beneath(path, target) for path in (*PRIVATE, *links, *(base.target for base in system))):
             raise ValueError(f"`{target}` would hide a part of the sandbox itself")
         taken.add(target)
         yield bind
@@ -170,6 +188,16 @@ def accounts(identity: Identity) -> tuple[SyntheticFile, SyntheticFile]:
     )
     group = f"root:x:0:\n{name}:x:{gid}:\nnogroup:x:65534:\n"
     return SyntheticFile("/etc/passwd", passwd.encode()), SyntheticFile("/etc/group", group.encode())
+
+
+def names(hostname: str, hosts: bytes) -> tuple[SyntheticFile, SyntheticFile]:
+    """Return the `hosts` and `hostname` of a sandbox with a name of its own.
+
+    Args:
+        hosts: the machine's; the sandbox's own line comes first, so that its address has no other name.
+    """
+    own = OWN_ADDRESS + b"\t" + hostname.encode() + b"\n"
+    return SyntheticFile(HOSTS, own + hosts), SyntheticFile("/etc/hostname", hostname.encode() + b"\n")
 
 
 def beneath(path: str, directory: str) -> bool:

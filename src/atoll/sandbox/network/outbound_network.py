@@ -28,8 +28,9 @@ from atoll.model.mounts import Bind
 from atoll.sandbox import programs
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
+from atoll.sandbox.machine import SyntheticFile
 from atoll.sandbox.network import firewall, namespace_keeper
-from atoll.sandbox.policy import Policy, SyntheticFile, confine
+from atoll.sandbox.policy import Policy, confine
 from atoll.settings import Settings
 
 MAKE_SECONDS = 20.0

@@ -1,0 +1,75 @@
+"""The sandbox as a machine: its name, its directories, and what programs of the system look for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from .conftest import Place
+
+pytestmark = pytest.mark.as_user
+
+
+@pytest.mark.parametrize("network", [None, "none", "host"])
+def test_its_own_name_resolves(place: Place, network: str | None) -> None:
+    """What asks for the address of its own name gets one that it can listen at and connect to."""
+
+    def look() -> tuple[bool, str, str, str]:
+        name = socket.gethostname()
+        with socket.create_server((name, 0)) as server, socket.create_connection(server.getsockname()[:2]):
+            address = socket.gethostbyname(name)
+        with open("/etc/hostname") as file:
+            kept = file.read().strip()
+        return kept == name == os.uname().nodename, address, socket.getfqdn(), socket.gethostbyaddr("127.0.0.1")[0]
+
+    same, address, full, loopback = place.isolated(look, network=network)()
+    assert (same, address[:4], loopback) == (True, "127.", "localhost")
+    assert full.startswith("atoll-")
+
+
+def test_two_sandboxes_have_different_names(place: Place) -> None:
+    """A lock file that names host and pid names one process."""
+    names = {place.isolated(socket.gethostname, network=network)() for network in ("none", "host")}
+    assert len(names) == 2
+
+
+def test_the_directories_that_programs_expect_are_there(place: Place) -> None:
+    """Temporary, lock and runtime directories can be written; the user's own is private."""
+
+    def look() -> list[Any]:
+        for directory in ("/var/tmp", "/run", "/var/run", "/run/lock", "/var/lock", os.environ["XDG_RUNTIME_DIR"]):
+            path = f"{directory}/conformance-written"
+            with open(path, "w") as file:
+                file.write("x")
+            os.remove(path)
+        runtime = os.stat(os.environ["XDG_RUNTIME_DIR"])
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"{os.environ['XDG_RUNTIME_DIR']}/conformance-socket")
+        os.remove(f"{os.environ['XDG_RUNTIME_DIR']}/conformance-socket")
+        return [
+            runtime.st_uid == os.getuid(),
+            oct(runtime.st_mode & 0o777),
+            os.environ["XDG_RUNTIME_DIR"] == f"/run/user/{os.getuid()}",
+        ]
+
+    assert place.isolated(look)() == [True, "0o700", True]
+
+
+def test_standard_streams_can_be_opened_by_name(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """Programs that write to `/dev/stdout` or `/dev/stderr` reach the caller, and `/dev/fd` names descriptors."""
+
+    def write() -> str:
+        import subprocess
+
+        subprocess.run("echo one | tee /dev/stderr > /dev/stdout", shell=True, check=True)
+        read, end = os.pipe()
+        os.write(end, b"through a name")
+        os.close(end)
+        with open(f"/dev/fd/{read}") as file:
+            return file.read()
+
+    assert place.isolated(write)() == "through a name"
+    assert capfd.readouterr() == ("one\n", "one\n")
