@@ -334,6 +334,11 @@ def search_path() -> str:
     return os.environ.get("PATH") or "/usr/local/bin:/usr/bin:/bin"
 
 
+def variable(name: str) -> str:
+    """Return a variable of the caller's environment, empty where it is not set; for files that name variables."""
+    return os.environ.get(name, "")
+
+
 def terminal() -> tuple[bool, bool]:
     """Return whether the terminal can move its cursor (`TERM`), and whether colours are wanted (`NO_COLOR`)."""
     return os.environ.get("TERM", "") not in ("", "dumb"), not os.environ.get("NO_COLOR")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.environments.asked.requirements import LocalPath, parse, redact, refuse_host_paths, secrets_in
+from atoll.environments.asked.local_path import LocalPath
+from atoll.environments.asked.redaction import redact, secrets_in
+from atoll.environments.asked.requirements import parse, refuse_host_paths
 from atoll.environments.build.diagnosis import explain
 from atoll.errors import EnvironmentBuildError
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
@@ -16,6 +14,7 @@ from atoll.cli.terminal import echo, echo_lines
 from atoll.host import index_settings
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
+from atoll.sdk.requirements import entries, files
 
 app = cyclopts.App(name="env", help="List, build, lock, upgrade and remove environments.", help_format="plaintext")
 
@@ -196,14 +195,8 @@ def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[L
         host = function.options.host if isinstance(function.options.host, LocalHost) else local
         return host, function.environment_spec()
     interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)
-    given = tuple(_absolute(requirement) for requirement in requirements or ())
+    given = files.read(entries.absolute(requirements or (), (os.getcwd(),)))
     return local, EnvironmentSpec("virtualenv", given, python, interpreter, index_settings.collect(given))
-
-
-def _absolute(requirement: str) -> str:
-    """Make a relative path absolute: the daemon works elsewhere."""
-    match = re.match(r"^((?:-e|--editable)[ =])?(\.{1,2}(?:/.*)?)$", requirement)
-    return requirement if match is None else (match[1] or "") + str(Path(match[2]).resolve())
 
 
 def _tell(line: str) -> None:

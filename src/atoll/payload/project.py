@@ -8,6 +8,7 @@ Atoll itself never belong to a project, wherever they lie.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import sysconfig
@@ -40,6 +41,17 @@ def roots(function: Any = None) -> tuple[str, ...]:
     if isinstance(file, str) and module is not sys.modules.get("__main__") and not in_environment(file):
         found += _both(_import_directory(module, os.path.abspath(file)))
     return tuple(dict.fromkeys(_marked(directory) for directory in found))
+
+
+def directories(function: Any) -> tuple[str, ...]:
+    """Return the places that a function's relative paths may be meant from, the nearest first.
+
+    These are the directory of its own file, its project's roots, and the working directory.
+    """
+    named = inspect.unwrap(function) if callable(function) else function
+    file = getattr(getattr(named, "__code__", None), "co_filename", "")
+    own = [os.path.dirname(os.path.abspath(file))] if file and os.path.isfile(file) else []
+    return tuple(dict.fromkeys((*own, *(roots(function) if own else ()), working_directory())))
 
 
 def follows_working_directory() -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from atoll.errors import EnvironmentBuildError
+from atoll.payload.project import working_directory
+from atoll.sdk.requirements import entries, files
 
 OPTIONS = ("packages", "channels", "env_yml", "env_dict", "pip")
 """The options that go with `kind="conda"` only."""
@@ -23,11 +25,12 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 class Contents(NamedTuple):
-    """The parts of a conda environment."""
+    """The packages of an environment, with files as they are now; `requirements` for virtual environments only."""
 
     packages: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     pip: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -63,14 +66,16 @@ def contents(values: Mapping[str, Any]) -> Contents:
         EnvironmentBuildError: the file cannot be read or understood.
     """
     if values["kind"] != "conda":
-        return Contents()
+        return Contents(requirements=files.read(values["requirements"]))
     listed = Contents()
     if values["env_dict"] is not None:
         listed = read_mapping(json.loads(values["env_dict"]))
     elif values["env_yml"] is not None:
         listed = read_file(values["env_yml"])
     return Contents(
-        listed.packages + values["packages"], values["channels"] + listed.channels, listed.pip + values["pip"]
+        listed.packages + values["packages"],
+        values["channels"] + listed.channels,
+        files.read(listed.pip + values["pip"]),
     )
 
 
@@ -179,7 +184,7 @@ def read_mapping(value: Mapping[str, Any], directory: str = "") -> Contents:
         else:
             raise ValueError(f"`dependencies` has {_short(entry)}; entries are texts, and one `pip: [...]`")
     channels = [absolute(entry, directory) for entry in _texts(value, "channels")]
-    return Contents(tuple(packages), tuple(channels), tuple(absolute(entry, directory) for entry in pip))
+    return Contents(tuple(packages), tuple(channels), entries.absolute(pip, (directory or working_directory(),)))
 
 
 def _list(value: Mapping[str, Any], name: str) -> Iterable[Any]:
@@ -209,9 +214,6 @@ def _short(entry: Any) -> str:
 
 def absolute(entry: str, directory: str = "") -> str:
     """Make a local path absolute: the daemon has another working directory."""
-    for option in ("-e ", "--editable ", "-r ", "--requirement ", "-c ", "--constraint "):
-        if entry.startswith(option):
-            return option + _join(directory, entry[len(option) :].strip())
     if entry.startswith(("./", "../", "~/")) or entry in (".", ".."):
         return _join(directory, entry)
     return entry

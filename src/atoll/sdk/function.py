@@ -46,7 +46,7 @@ class IsolatedFunction(Generic[P, R]):
             raise TypeError(f"`isolated` needs something that can be called, not {function!r}")
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
-        self._options = options
+        self._options = options.located(function)
         self._source = file_stamp.source_of(function)
         self._prepared: Prepared | None = None
         self._contents: conda_options.Contents | None = None
@@ -63,7 +63,7 @@ class IsolatedFunction(Generic[P, R]):
         return f"<isolated {name_of(self.__wrapped__)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return IsolatedFunction, (self.__wrapped__, self._options)
+        return IsolatedFunction, (self.__wrapped__, self._options.closed())
 
     @property
     def __atoll_function__(self) -> Callable[P, R]:
@@ -171,10 +171,10 @@ class IsolatedFunction(Generic[P, R]):
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
         return EnvironmentSpec(
             kind=self._options.kind,
-            requirements=self._options.requirements,
+            requirements=found.requirements,
             python_version=self._options.python_version or "",
             interpreter=os.path.abspath(interpreter) if interpreter else "",
-            index=index_settings.collect((*self._options.requirements, *found.packages, *found.channels, *found.pip)),
+            index=index_settings.collect((*found.requirements, *found.packages, *found.channels, *found.pip)),
             packages=found.packages,
             channels=found.channels,
             pip=found.pip,
@@ -317,7 +317,7 @@ class IsolatedFunction(Generic[P, R]):
         prepared = self._prepared
         if prepared is None:
             prepared = self._prepared = Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
-        elif self._options.env_yml is not None:
+        elif self._options.follows_files:
             found = conda_options.contents(vars(self._options))
             if found != self._contents:
                 prepared.renew(self._environment_of(found))

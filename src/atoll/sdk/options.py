@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.model.specs import KINDS, NETWORKS
+from atoll.payload import project
 from atoll.sdk import conda_options, retries
 from atoll.sdk.retries import Retries
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 LATER = ("secrets", "serve", "exposed_port")
 """Options of later versions."""
 RESULTS = ("pickle", "data")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\[[\w, -]*\])?\s*([=<>!~].*)?")
+"""A package's name without a dot, with extras and versions."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Options:
 
     Args:
         kind: `virtualenv` or `conda`.
-        requirements: PEP 508 strings, pip options, local paths, VCS addresses.
+        requirements: PEP 508 strings, pip options, local paths, VCS addresses, files of the project.
         python_version: None means the caller's.
         keep_alive: seconds that an idle worker is kept.
         env: environment variables of the call.
@@ -90,6 +95,44 @@ class Options:
         conda_options.check(vars(changed))
         return changed
 
+    @functools.cached_property
+    def follows_files(self) -> bool:
+        """True if the environment depends on files of the project, which a call reads again."""
+        if self.env_yml is not None or '"-r ' in (self.env_dict or ""):
+            return True
+        return any(entry.startswith("-") for entry in self._entries) and self._names_files()
+
+    @property
+    def _entries(self) -> tuple[str, ...]:
+        return (*self.requirements, *self.pip)
+
+    def _names_files(self) -> bool:
+        from atoll.sdk.requirements.files import names_files  # most functions name packages only
+
+        return names_files(self._entries)
+
+    def closed(self) -> Options:
+        """Return these options with the contents of the requirements' files, which are nowhere else.
+
+        A file that cannot be read stays named: the call that needs it fails.
+        """
+        if not self.follows_files:
+            return self
+        from atoll.sdk.requirements.files import read  # as in `_names_files`
+
+        with contextlib.suppress(errors.EnvironmentBuildError):
+            return replace(self, requirements=read(self.requirements), pip=read(self.pip))
+        return self
+
+    def located(self, function: Any) -> Options:
+        """Return these options with absolute paths in the requirements, as a function's program means them."""
+        if not any(map(_may_hold_path, self._entries)):
+            return self
+        from atoll.sdk.requirements.entries import absolute  # as in `_names_files`
+
+        directories = project.directories(function)
+        return replace(self, requirements=absolute(self.requirements, directories), pip=absolute(self.pip, directories))
+
 
 def _unknown(name: str, known: list[str]) -> str:
     if name in LATER:
@@ -99,6 +142,11 @@ def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"the options are {', '.join(known)}"
     return f"unknown option `{name}`; {hint}"
+
+
+def _may_hold_path(entry: str) -> bool:
+    """Return whether a requirement is more than a name with a version."""
+    return entry.startswith("-") or not _NAME.fullmatch(entry)
 
 
 # --- checks: each takes an option's name and value, and returns the value to keep -----------------------------------
@@ -160,6 +208,14 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
 
 def _entries(name: str, value: Any) -> tuple[str, ...]:
     return tuple(conda_options.absolute(entry.strip()) for entry in _texts(name, value or ()) if entry.strip())
+
+
+def _requirements(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, os.PathLike)) and value:
+        from atoll.sdk.requirements.entries import read_file_name  # as in `Options._names_files`
+
+        value = read_file_name(value)
+    return tuple(entry.strip() for entry in _texts(name, value or ()) if entry.strip())
 
 
 def _path(name: str, value: Any) -> str:
@@ -254,7 +310,7 @@ def _preload(name: str, value: Any) -> tuple[str, ...]:
 
 _CHECKS: dict[str, Check] = {
     "kind": _one_of(KINDS),
-    "requirements": _entries,
+    "requirements": _requirements,
     "python_version": _unless_none(_typed('a text such as "3.11"', str, _python_version)),
     "keep_alive": _seconds(0, "from 0 to a billion"),
     "env": _env,
@@ -271,7 +327,7 @@ _CHECKS: dict[str, Check] = {
     "channels": _entries,
     "env_yml": _unless_none(_path),
     "env_dict": _unless_none(_typed("a dict as an `environment.yml` has it", Mapping, _env_dict)),
-    "pip": _entries,
+    "pip": _requirements,
     "results": _one_of(RESULTS),
     "preload": _unless_none(_preload),
 }

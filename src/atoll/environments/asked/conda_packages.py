@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote, urlsplit
 from packaging.utils import canonicalize_name
 
 from atoll.environments.asked import key
-from atoll.environments.asked.requirements import SATISFIED, Requirements, redact, secrets_in, strip_credentials
+from atoll.environments.asked.redaction import redact, secrets_in, strip_credentials
+from atoll.environments.asked.requirements import SATISFIED, Requirements
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import digest
 

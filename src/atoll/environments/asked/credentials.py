@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from atoll.environments.asked.requirements import redact, strip_credentials
+from atoll.environments.asked.redaction import redact, strip_credentials
 from atoll.errors import EnvironmentBuildError
 
 Pairs = tuple[tuple[str, str], ...]

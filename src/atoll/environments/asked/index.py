@@ -34,7 +34,8 @@ from atoll.environments.asked.credentials import (
     shown_proxy,
     toml,
 )
-from atoll.environments.asked.requirements import Requirements, redact, secrets_in, without_query
+from atoll.environments.asked.redaction import redact, secrets_in, without_query
+from atoll.environments.asked.requirements import Requirements
 from atoll.model.mounts import Bind
 from atoll.model.specs import digest
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atoll.environments.asked.requirements import INDEX_OPTIONS, Requirements, strip_credentials, without_query
+from atoll.environments.asked.redaction import strip_credentials, without_query
+from atoll.environments.asked.requirements import INDEX_OPTIONS, Requirements
 from atoll.environments.built.interpreter import Interpreter
 from atoll.model.specs import digest
 
@@ -53,7 +54,10 @@ def pip_facts(requirements: Requirements, *, index: Mapping[str, Any], contents:
     """Return the part of `facts` about pip requirements."""
     return {
         "packages": [strip_credentials(package) for package in requirements.packages],
-        "paths": sorted([contents[path.path], list(path.extras), path.name] for path in requirements.paths),
+        "paths": sorted(
+            [contents[path.location], list(path.extras), path.name, *([path.marker] if path.marker else [])]
+            for path in requirements.paths
+        ),
         # an environment without packages is the same wherever packages would have come from
         "options": [] if requirements.empty else _options(requirements),
         "index": {} if requirements.empty else dict(index),

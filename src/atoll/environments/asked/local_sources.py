@@ -9,6 +9,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from atoll.environments.asked.local_path import LocalPath
 from atoll.errors import EnvironmentBuildError
 
 _SKIPPED = (
@@ -23,6 +24,29 @@ def skipped(name: str) -> bool:
 
 
 _known: dict[str, tuple[str, str]] = {}
+
+
+def digest_of(source: LocalPath) -> str:
+    """Return the digest of a requirement on this machine's disk; of a repository, the digest of what it names.
+
+    Raises:
+        EnvironmentBuildError: it cannot be read, or is no repository.
+    """
+    if not source.repository:
+        return content_digest(source.path)
+    git = os.path.join(source.path, ".git")
+    if not os.path.isdir(git):
+        git = source.path  # a bare one
+    if not os.path.isfile(os.path.join(git, "HEAD")):
+        raise EnvironmentBuildError(
+            f"there is no git repository at `{source.path}`, which `requirements` names",
+            hint="check the path; a linked worktree is named by its main repository",
+        )
+    digest = hashlib.blake2b(repr(source.revision).encode(), digest_size=16)
+    for name in ("HEAD", "packed-refs", "refs"):  # a commit moves one of these
+        if os.path.exists(os.path.join(git, name)):
+            digest.update(content_digest(os.path.join(git, name)).encode())
+    return digest.hexdigest()
 
 
 def content_digest(path: str) -> str:

@@ -5,15 +5,16 @@ Pure. Equivalent lists give equal values, so that they share one environment.
 
 from __future__ import annotations
 
-import posixpath
 import re
 import shlex
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from atoll.environments.asked.local_path import LocalPath, of_address, of_repository, of_text, unreadable
+from atoll.environments.asked.redaction import redact
 from atoll.errors import EnvironmentBuildError
 
 SATISFIED = frozenset({"atoll", "fal-serverless"})
@@ -30,7 +31,10 @@ _VALUE_OPTIONS = {
     "--trusted-host": "--trusted-host",
     "--no-binary": "--no-binary",
     "--only-binary": "--only-binary",
+    "--constraint-line": "--constraint-line",
 }
+CONSTRAINT = "--constraint-line"
+"""The option whose value is one line of a file of constraints."""
 INDEX_OPTIONS = frozenset({"--index-url", "--extra-index-url", "--find-links"})
 """The options whose value is an address or directory of packages."""
 
@@ -39,30 +43,11 @@ _FILES = frozenset({"-r", "--requirement", "--requirements", "-c", "--constraint
 _VCS = ("git", "hg", "svn", "bzr")
 _REMOTE_SCHEMES = frozenset({"http", "https", *(f"{vcs}+{way}" for vcs in _VCS for way in ("http", "https"))})
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://|(git|hg|svn|bzr)\+")
-_USER = r"[^/\s?#\"'<>]*"
-"""Name and password before the last `@` of an address: a password may hold an `@` that its author has not quoted."""
 _MAX_PARENTHESES = 50  # a marker's parser goes down for each
 _HASH = re.compile(r"[a-z0-9]+:[0-9a-zA-Z_=+/-]+")
+_FILE_NAME = re.compile(r".+\.(toml|lock|txt|cfg|in|whl|zip|tar\.gz|tgz)|Pipfile|setup\.py", re.IGNORECASE)
+"""Names of files, which the index must not be asked for: anyone could have published a package of that name."""
 _PLAIN_NAMES = re.compile(r"(:all:|:none:|[A-Za-z0-9._-]+)(,[A-Za-z0-9._-]+)*")
-
-
-@dataclass(frozen=True, order=True)
-class LocalPath:
-    """A requirement on this machine's disk: a source tree, a wheel or an archive.
-
-    Args:
-        path: absolute.
-        extras: canonical, sorted.
-        name: the package's name, if the requirement has it.
-    """
-
-    path: str
-    extras: tuple[str, ...] = ()
-    name: str = ""
-
-    @property
-    def is_wheel(self) -> bool:
-        return self.path.lower().endswith(".whl")
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,11 @@ class Requirements:
     packages: tuple[str, ...] = field(default=(), repr=False)
     paths: tuple[LocalPath, ...] = ()
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Versions to keep to where a package is needed."""
+        return tuple(self.values(CONSTRAINT))
 
     @property
     def empty(self) -> bool:
@@ -103,7 +93,7 @@ class Requirements:
     @cached_property
     def host_paths(self) -> tuple[str, ...]:
         """The entries that are local paths, or something else than packages and addresses of the network."""
-        refused = [path.path for path in self.paths]
+        refused = [path.location for path in self.paths]
         refused += [package for package in self.packages if not _is_remote(package)]
         return (*refused, *(f"{name} {value}" for name, value in self.options if not _is_harmless(name, value)))
 
@@ -114,7 +104,7 @@ class Requirements:
     def redacted(self) -> list[str]:
         """Return lines for a record or a message: no credentials."""
         shown = [redact(package) for package in self.packages]
-        shown += [path.path + (f"[{','.join(path.extras)}]" if path.extras else "") for path in self.paths]
+        shown += [path.shown() for path in self.paths]
         shown += [f"{name} {redact(value)}".strip() for name, value in self.options]
         return shown
 
@@ -156,13 +146,13 @@ def _parse(entries: tuple[str, ...]) -> Requirements:
     for entry in entries:
         text = entry.replace("\\\n", " ").strip()
         if any(character in text for character in "\r\n\v\f\0"):
-            raise _bad(entry, "it has more than one line")
+            raise unreadable(entry, "it has more than one line")
         text = re.sub(r"(^|\s)#.*$", "", text).strip()
         if waiting:
             options.append((waiting, text))
             waiting = ""
         elif text.startswith(("-e ", "--editable ", "--editable=")):
-            paths.add(_local(entry, re.split(r"[ =]", text, maxsplit=1)[1].strip()))
+            paths.add(of_text(entry, re.split(r"[ =]", text, maxsplit=1)[1].strip()))
         elif text in ("-e", "--editable"):
             raise EnvironmentBuildError(
                 f"the entry `{text}` in `requirements` names nothing to install",
@@ -171,7 +161,9 @@ def _parse(entries: tuple[str, ...]) -> Requirements:
         elif text.startswith("-"):
             waiting = _read_options(entry, text, options)
         elif text.startswith(("file:", "/")):
-            paths.add(_local(entry, text))
+            paths.add(of_text(entry, text))
+        elif text.startswith("git+file:"):
+            paths.add(of_repository(entry, text))
         elif _ADDRESS.match(text):
             packages.add(" ".join(text.split()))
         elif text:
@@ -186,7 +178,7 @@ def _parse(entries: tuple[str, ...]) -> Requirements:
         try:
             urlsplit(address.partition(" ")[0])
         except ValueError as error:
-            raise _bad(address, str(error).lower()) from error
+            raise unreadable(address, str(error).lower()) from error
     return Requirements(tuple(sorted(packages)), tuple(sorted(paths)), tuple(options))
 
 
@@ -241,6 +233,8 @@ def _is_remote_address(text: str) -> bool:
 
 
 def _is_harmless(name: str, value: str) -> bool:
+    if name == CONSTRAINT:
+        return _is_remote(value)
     if name in ("--no-binary", "--only-binary"):
         return _PLAIN_NAMES.fullmatch(value) is not None
     if name in INDEX_OPTIONS:
@@ -253,19 +247,21 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise _bad(entry, str(error).lower()) from error
+        raise unreadable(entry, str(error).lower()) from error
     while words:
         name, equals, value = words.pop(0).partition("=")
         if name in _FILES:
             raise EnvironmentBuildError(
-                f"`{redact(entry)}` in `requirements` names a file", hint="give the lines of the file as the list"
+                f"`{redact(entry)}` in `requirements` names a file, which only the program itself can read",
+                hint="give the lines of the file as the list",
             )
         if name in _FLAGS and not equals:
             options.append((name, ""))
         elif name in _VALUE_OPTIONS:
             if not equals and not words:
                 return _VALUE_OPTIONS[name]
-            options.append((_VALUE_OPTIONS[name], value if equals else words.pop(0)))
+            given = value if equals else words.pop(0)
+            options.append((_VALUE_OPTIONS[name], _constraint(given) if name == CONSTRAINT else given))
         else:
             import difflib  # for a mistake only
 
@@ -279,11 +275,19 @@ def _read_options(entry: str, text: str, options: list[tuple[str, str]]) -> str:
     return ""
 
 
+def _constraint(text: str) -> str:
+    """Return the normal form of one line of constraints; empty for a package that the sandbox has."""
+    found = _named(text, text) if not _ADDRESS.match(text) else text
+    if isinstance(found, LocalPath):
+        raise unreadable(text, "a constraint names no path")
+    return found
+
+
 def _named(entry: str, text: str) -> str | LocalPath:
     """Return a PEP 508 requirement's normal form, empty when the sandbox satisfies it."""
     text, *hashes = re.split(r" --hash[= ]", " ".join(text.split()))
     if text.count("(") > _MAX_PARENTHESES:
-        raise _bad(entry, "its marker is too deep")
+        raise unreadable(entry, "its marker is too deep")
     from packaging.requirements import Requirement  # as in `_is_remote`
     from packaging.utils import canonicalize_name  # as above
 
@@ -291,13 +295,22 @@ def _named(entry: str, text: str) -> str | LocalPath:
         requirement = Requirement(text)
         urlsplit(requirement.url or "")
     except ValueError as error:
-        raise _bad(entry, str(error).splitlines()[0].lower()) from error
+        raise unreadable(entry, str(error).splitlines()[0].lower()) from error
+    if _FILE_NAME.fullmatch(requirement.name) and not requirement.url:
+        raise EnvironmentBuildError(
+            f"`{redact(entry)[:1000]}` in `requirements` is the name of a file, and no package is looked for by it",
+            hint="files that can be named are `requirements.txt`, `pyproject.toml`, `uv.lock` and `pylock.toml`; "
+            f"a package of that name is `{requirement.name.replace('.', '-')}`",
+        )
     name = canonicalize_name(requirement.name)
     if name in SATISFIED:
         return ""
     extras = sorted(canonicalize_name(extra) for extra in requirement.extras)
-    if requirement.url and urlsplit(requirement.url).scheme == "file":
-        return LocalPath(_file_path(entry, requirement.url), tuple(extras), name)
+    if requirement.url and urlsplit(requirement.url).scheme in ("file", "git+file"):
+        read = of_repository if requirement.url.startswith("git+") else of_address
+        return replace(
+            read(entry, requirement.url), extras=tuple(extras), name=name, marker=str(requirement.marker or "")
+        )
     normal = name + (f"[{','.join(extras)}]" if extras else "")
     if requirement.url:
         normal += f" @ {requirement.url}"
@@ -308,74 +321,6 @@ def _named(entry: str, text: str) -> str | LocalPath:
     return normal + "".join(f" --hash={value.strip()}" for value in sorted(hashes))
 
 
-def _local(entry: str, text: str) -> LocalPath:
-    if text.startswith("file:"):
-        return LocalPath(_file_path(entry, text))
-    if not text.startswith("/"):
-        raise EnvironmentBuildError(
-            f"`{entry}` in `requirements` is not an absolute path", hint="give the path from the root on"
-        )
-    path, bracket, extras = text.removesuffix("]").rpartition("[")
-    if not (bracket and text.endswith("]")) or "/" in extras:
-        path, extras = text, ""
-    from packaging.utils import canonicalize_name  # as in `_named`
-
-    names = sorted(canonicalize_name(extra) for extra in extras.split(",") if extra.strip())
-    return LocalPath(posixpath.normpath(path), tuple(names))
-
-
-def _file_path(entry: str, address: str) -> str:
-    parts = urlsplit(address)
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise EnvironmentBuildError(f"`{entry}` in `requirements` is not a path on this machine")
-    return posixpath.normpath(unquote(parts.path))
-
-
-def _bad(entry: str, why: str) -> EnvironmentBuildError:
-    return EnvironmentBuildError(
-        f"`{redact(entry)[:1000]}` in `requirements` cannot be read: {redact(why)}",
-        hint='write a name with an optional version, as in `"numpy>=2"`',
-    )
-
-
 def _is_source_address(package: str) -> bool:
     match = re.search(r"[a-zA-Z0-9+.-]+://\S+", package)
     return match is not None and not urlsplit(match[0]).path.lower().endswith(".whl")
-
-
-def strip_credentials(text: str) -> str:
-    """Return `text` with the user information of every address in it removed."""
-    return re.sub(rf"(?<=://){_USER}@", "", text)
-
-
-def redact(text: str) -> str:
-    """Return `text` as a record, a log or a message may show it: addresses without user information and query."""
-    text = strip_credentials(text)
-    if "://" not in text or "?" not in text:
-        return text
-    return "".join("#".join(map(_without_query, word.split("#"))) for word in re.split(r"(\s+)", text))
-
-
-def _without_query(part: str) -> str:
-    start = part.find("://")
-    end = part.find("?", start) if start >= 0 else -1
-    return part if end < 0 else part[:end]
-
-
-def secrets_in(text: str) -> set[str]:
-    """Return the passwords, tokens and names that the addresses in `text` carry."""
-    found: set[str] = set()
-    for user_information in re.findall(rf"://({_USER})@", text):
-        name, _, password = user_information.partition(":")
-        for secret in (password, unquote(password), *(() if password else (name, unquote(name)))):
-            if len(secret) > 2:
-                found.add(secret)
-    return found - {"git"}
-
-
-def without_query(address: str) -> str:
-    """Return an index's address as the key knows it: where it is, not how one is let in."""
-    parts = urlsplit(address)
-    if not parts.scheme:
-        return address
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from atoll.environments.asked.requirements import redact
+from atoll.environments.asked.redaction import redact
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError
 
 LOG_CHARACTERS = 4000

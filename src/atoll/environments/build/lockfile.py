@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from atoll.environments.asked.requirements import redact
+from atoll.environments.asked.redaction import redact
 
 _LINE = re.compile(r"(?:# )?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:==[!-~]+(?: from a local path)?| @ [!-~]+)")
 """A line of a lock. Packages wrote the parts: a line break in one would add requirements and options of their choice."""

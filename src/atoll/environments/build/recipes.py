@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from atoll.environments.asked import credentials, index, key, local_sources, requirements
 from atoll.environments.asked.certificates import Certificates
 from atoll.environments.asked.index import Index
+from atoll.environments.asked.redaction import redact
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import lockfile
 from atoll.environments.build.caches import Caches
@@ -123,7 +124,7 @@ class Recipes:
         python = await self._pythons.find(spec, log, nested=nested)
         contents, sources = await _contents(parsed), self._index(dict(spec.index), parsed)
         found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
-        constraints = tuple(lockfile.constraints(self._pins(found)))
+        constraints = (*parsed.constraints, *lockfile.constraints(self._pins(found)))
         request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
         return VirtualenvRecipe(self._builder, request)
 
@@ -153,7 +154,9 @@ class Recipes:
         )
         pinned, on_top = conda_packages.pinned(self._pins(found))
         inner = conda.inner_python(python)
-        request = Request(found, wanted.pip, inner, sources, on_top, **_rights(spec, nested))
+        request = Request(
+            found, wanted.pip, inner, sources, (*wanted.pip.constraints, *on_top), **_rights(spec, nested)
+        )
         offline = dict(spec.index).get("UV_OFFLINE", "").lower() in ("1", "true", "yes")
         cache_lock = self._shelf.lock_path("conda-cache")
         return conda.CondaRecipe(
@@ -231,7 +234,7 @@ def names_addresses(spec: EnvironmentSpec) -> bool:
 
 
 async def _contents(parsed: Requirements) -> dict[str, str]:
-    return {path.path: await asyncio.to_thread(local_sources.content_digest, path.path) for path in parsed.paths}
+    return {path.location: await asyncio.to_thread(local_sources.digest_of, path) for path in parsed.paths}
 
 
 def _rights(spec: EnvironmentSpec, nested: bool) -> dict[str, bool]:
@@ -245,7 +248,7 @@ def _rights(spec: EnvironmentSpec, nested: bool) -> dict[str, bool]:
     names = (*spec.requirements, *spec.packages, *spec.channels, *spec.pip)
     return {
         "runs_code": credentials.without_credentials(spec.index) == spec.index,
-        "keeps_cache": not any(requirements.redact(name) != name or "/t/" in name for name in names),
+        "keeps_cache": not any(redact(name) != name or "/t/" in name for name in names),
     }
 
 

@@ -171,9 +171,7 @@ class Builder:
             copy = directory / f"source-{number}" / source.name
             copy.parent.mkdir()
             copy_source(source, copy)
-            extras = f"[{','.join(path.extras)}]" if path.extras else ""
-            shown = f"{_INPUT}/source-{number}/{source.name}"
-            lines.append(f"{path.name}{extras} @ file://{shown}" if path.name else f"{shown}{extras}")
+            lines.append(path.entry(f"{_INPUT}/source-{number}/{source.name}"))
         (directory / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
         (directory / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints))
         self.workshop.own_tree(directory)

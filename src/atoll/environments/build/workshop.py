@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from atoll import process
-from atoll.environments.asked.requirements import redact
+from atoll.environments.asked.redaction import redact
 from atoll.environments.built.records import make_directory
 from atoll.model.mounts import Bind, Identity
 

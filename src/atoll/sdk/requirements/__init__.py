@@ -1,0 +1,1 @@
+"""Requirements as programs write them: local paths made absolute, files of the project read into entries."""

@@ -1,0 +1,133 @@
+"""Lock files of the project: uv's own, read by `uv export`, and `pylock.toml` (PEP 751)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from atoll.errors import EnvironmentBuildError
+from atoll.sdk.requirements.entries import absolute
+from atoll.sdk.requirements.files import lines, text_of
+from atoll.sdk.requirements.projects import normal, parse, parts_of
+
+EXPORT_SECONDS = 60.0
+_HOME_INDEX = "https://pypi.org/simple"
+_TRUE, _FALSE = 'python_version >= "0"', 'python_version < "0"'
+
+
+def read_uv_lock(path: str, text: str, options: Sequence[str]) -> tuple[str, ...]:
+    """Return the entries of a `uv.lock`: the project's dependencies with their hashes, without the project.
+
+    Args:
+        path, text: of the file.
+        options: pairs of `--extra` or `--group` and a name; groups count only where they are named.
+
+    Raises:
+        EnvironmentBuildError: uv is not here, or cannot read the file.
+    """
+    parts_of(path, options)
+    project = os.path.join(os.path.dirname(path), "pyproject.toml")
+    return _exported(path, text, text_of(project), tuple(options))
+
+
+@functools.lru_cache(maxsize=16)  # uv takes 15 ms
+def _exported(path: str, _text: str, _project: str, options: tuple[str, ...]) -> tuple[str, ...]:
+    from atoll import process, settings  # only for files of this kind
+
+    try:
+        import uv
+
+        program = uv.find_uv_bin()
+    except (ImportError, FileNotFoundError) as error:
+        raise EnvironmentBuildError(
+            f"`{path}` is read by `uv`, which is not here",
+            hint="`uv export --format pylock.toml -o pylock.toml` makes a file that is read without it",
+        ) from error
+    command = [program, "export", "--frozen", "--offline", "--no-config", "--format", "requirements.txt", "--quiet"]
+    command += ["--no-emit-project", "--no-default-groups", "--no-header", "--no-annotate", "--emit-index-url"]
+    command += ["--color", "never", "--no-python-downloads", "--project", os.path.dirname(path), *options]
+    environment = {"PATH": settings.search_path(), "HOME": os.path.expanduser("~")}
+    done = process.check(command, env=environment, timeout_seconds=EXPORT_SECONDS)
+    if done.status != 0:
+        reason = next((line for line in done.output.splitlines() if line.startswith("error: ")), done.output.strip())
+        raise EnvironmentBuildError(
+            f"`{path}` cannot be read: {reason.removeprefix('error: ')[:1000].lower()}", hint="run `uv lock` again"
+        )
+    found = lines(done.output, path)
+    return tuple(entry for entry in found if shlex.split(entry)[-2:] != ["--index-url", _HOME_INDEX])
+
+
+def read_pylock(path: str, text: str, options: Sequence[str]) -> tuple[str, ...]:
+    """Return the entries of a `pylock.toml`: each package's version with its hashes, or its address.
+
+    Args:
+        path, text: of the file.
+        options: pairs of `--extra` or `--group` and a name.
+
+    Raises:
+        EnvironmentBuildError: the file cannot be understood.
+    """
+    return _read_pylock(path, text, tuple(options))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_pylock(path: str, text: str, options: tuple[str, ...]) -> tuple[str, ...]:
+    parts = parts_of(path, options)
+    data = parse(path, text)
+    version, packages = str(data.get("lock-version", "")), data.get("packages", [])
+    if not version.startswith("1.") or not isinstance(packages, list):
+        raise EnvironmentBuildError(
+            f"`{path}` is no lock file of version 1, as PEP 751 describes", hint="export it again"
+        )
+    groups = [*parts["--group"], *(data.get("default-groups") or [])]
+    chosen = {"extras": {normal(name) for name in parts["--extra"]}, "dependency_groups": set(map(normal, groups))}
+    found = [entry for package in packages for entry in _package(path, package, chosen)]
+    return absolute(found, (os.path.dirname(path),))
+
+
+def _package(path: str, package: Any, chosen: Mapping[str, set[str]]) -> Iterator[str]:
+    if not isinstance(package, Mapping) or not isinstance(package.get("name"), str):
+        raise EnvironmentBuildError(f"`{path}` has a package without a name", hint="export it again")
+    name = package["name"]
+    marker = _with_parts(str(package.get("marker", "")), chosen)
+    if marker == _FALSE:
+        return
+    condition = f" ; {marker}" if marker and marker != _TRUE else ""
+    if isinstance(package.get("vcs"), Mapping):
+        yield f"{name} @ {_repository(package['vcs'])}{condition}"
+    elif isinstance(package.get("directory"), Mapping):
+        where = os.path.normpath(os.path.join(os.path.dirname(path), str(package["directory"].get("path", ""))))
+        if where != os.path.dirname(path):  # the project itself, whose modules travel
+            yield f"{name} @ file://{where}{condition}"
+    elif isinstance(package.get("archive"), Mapping):
+        archive = package["archive"]
+        where = archive.get("url") or "file://" + os.path.join(os.path.dirname(path), str(archive.get("path", "")))
+        yield f"{name} @ {where}{condition}"
+    elif isinstance(package.get("version"), str):
+        files = [*(package.get("wheels") or []), *([package["sdist"]] if package.get("sdist") else [])]
+        hashes = {f"{kind}:{value}" for file in files for kind, value in (file.get("hashes") or {}).items()}
+        yield f"{name}=={package['version']}{condition}" + "".join(f" --hash={one}" for one in sorted(hashes))
+    else:
+        raise EnvironmentBuildError(
+            f"`{name}` in `{path}` has neither a version nor a source", hint="export the file again"
+        )
+
+
+def _repository(source: Mapping[str, Any]) -> str:
+    address = source.get("url") or f"file://{source.get('path', '')}"
+    inner = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
+    return f"{source.get('type', 'git')}+{address}@{source.get('commit-id', '')}{inner}"
+
+
+def _with_parts(marker: str, chosen: Mapping[str, set[str]]) -> str:
+    """Return a marker without tests for extras and groups, which other tools do not know: each becomes true or false."""
+
+    def answer(match: re.Match[str]) -> str:
+        name, negated, where = match[2], match[3], match[4]
+        return _TRUE if (normal(name) in chosen[where]) != bool(negated) else _FALSE
+
+    return re.sub(r"""(["'])([^"']*)\1\s+(not\s+)?in\s+(extras|dependency_groups)\b""", answer, marker).strip()
