@@ -14,7 +14,7 @@ from atoll import isolated
 from atoll.environments.asked.requirements import parse, refuse_host_paths
 from atoll.errors import EnvironmentBuildError
 from atoll.sdk.options import Options
-from atoll.sdk.requirements import files
+from atoll.sdk.requirements import contents, files
 from atoll.sdk.requirements.entries import absolute
 
 HASH = "sha256:" + "0" * 64
@@ -98,7 +98,7 @@ def test_a_file_is_read_as_pip_reads_it(project: Path, monkeypatch: pytest.Monke
     )
     (project / "inner" / "more.txt").write_text("attrs\r\n--find-links ../wheels\r\n")
     (project / "limits.txt").write_text("urllib3<2\n")
-    assert files.read((f"-r {project}/requirements.txt",)) == (
+    assert contents.read((f"-r {project}/requirements.txt",)) == (
         "six==1.0      --hash=sha256:00",
         "idna",
         "attrs",
@@ -138,11 +138,11 @@ def test_a_project_has_dependencies_extras_and_groups(project: Path) -> None:
     path.write_text(PROJECT)
     plain = ("--extra-index-url https://example.org/wheels", "six>=1", "torch")
     constraint = ("--constraint-line 'urllib3<2'",)
-    assert files.read((f"-r {path}",)) == plain + constraint
+    assert contents.read((f"-r {path}",)) == plain + constraint
     fast = ("idna", "attrs @ git+https://example.org/attrs@v1#subdirectory=src")
-    assert files.read((f"-r {path} --extra FAST",)) == plain + fast + constraint
+    assert contents.read((f"-r {path} --extra FAST",)) == plain + fast + constraint
     test = ("iniconfig", f"mypy @ file://{project}/packages/own ; (sys_platform == 'linux')")
-    assert files.read((f"-r {path} --group test",)) == plain + test + constraint
+    assert contents.read((f"-r {path} --group test",)) == plain + test + constraint
 
 
 def test_dynamic_dependencies_are_read_where_setuptools_names_a_file(project: Path) -> None:
@@ -153,10 +153,10 @@ def test_dynamic_dependencies_are_read_where_setuptools_names_a_file(project: Pa
         '[tool.setuptools.dynamic]\ndependencies={file=["requirements.txt"]}\n'
     )
     (project / "requirements.txt").write_text("six\n")
-    assert files.read((f"-r {path}",)) == ("six",)
+    assert contents.read((f"-r {path}",)) == ("six",)
     path.write_text('[project]\nname="a"\ndynamic=["dependencies"]\n')
     with pytest.raises(EnvironmentBuildError, match="are dynamic"):
-        files.read((f"-r {path}",))
+        contents.read((f"-r {path}",))
 
 
 PYLOCK = f"""
@@ -188,13 +188,13 @@ def test_a_pylock_gives_versions_hashes_and_sources(project: Path) -> None:
     """Extras and groups are decided here; the project itself is left out, since its modules travel."""
     path = project / "pylock.toml"
     path.write_text(PYLOCK)
-    found = files.read((f"-r {path}",))
+    found = contents.read((f"-r {path}",))
     assert found == (
         f"six==1.16.0 ; python_version >= \"0\" and python_version > '3' --hash={HASH}",
         "repo @ git+https://example.org/repo@abc#subdirectory=in",
         f"inner @ file://{project}/packages/own",
     )
-    assert any(entry.startswith("pytest==9") for entry in files.read((f"-r {path} --group test",)))
+    assert any(entry.startswith("pytest==9") for entry in contents.read((f"-r {path} --group test",)))
     parse(found)
 
 
@@ -210,11 +210,11 @@ def test_a_uv_lock_gives_the_versions_that_uv_locked(tmp_path: Path) -> None:
         '[dependency-groups]\ndev=["tool"]\n[tool.uv.sources]\nbase={path="base"}\ntool={path="tool"}\n'
     )
     subprocess.run([uv, "lock", "--offline", "-q", "--no-config"], cwd=tmp_path, check=True)
-    assert files.read((f"-r {tmp_path}/uv.lock",)) == (f"{tmp_path}/base",)
-    assert files.read((f"-r {tmp_path}/uv.lock --group dev",)) == (f"{tmp_path}/base", f"{tmp_path}/tool")
+    assert contents.read((f"-r {tmp_path}/uv.lock",)) == (f"{tmp_path}/base",)
+    assert contents.read((f"-r {tmp_path}/uv.lock --group dev",)) == (f"{tmp_path}/base", f"{tmp_path}/tool")
     (tmp_path / "uv.lock").write_text("version = 99\n")
     with pytest.raises(EnvironmentBuildError, match=r"uv\.lock` cannot be read"):
-        files.read((f"-r {tmp_path}/uv.lock",))
+        contents.read((f"-r {tmp_path}/uv.lock",))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_used_is_named(
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(EnvironmentBuildError) as caught:
-        files.read((f"-r {tmp_path}/{name}{options}",))
+        contents.read((f"-r {tmp_path}/{name}{options}",))
 
     assert re.search(message, str(caught.value).replace(str(tmp_path), "/P"))
     assert caught.value.hint

@@ -14,7 +14,7 @@ from atoll.cli.terminal import echo, echo_lines
 from atoll.host import index_settings
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
-from atoll.sdk.requirements import entries, files
+from atoll.sdk.requirements import contents, entries
 
 app = cyclopts.App(name="env", help="List, build, lock, upgrade and remove environments.", help_format="plaintext")
 
@@ -195,7 +195,7 @@ def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[L
         host = function.options.host if isinstance(function.options.host, LocalHost) else local
         return host, function.environment_spec()
     interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)
-    given = files.read(entries.absolute(requirements or (), (os.getcwd(),)))
+    given = contents.read(entries.absolute(requirements or (), (os.getcwd(),)))
     return local, EnvironmentSpec("virtualenv", given, python, interpreter, index_settings.collect(given))
 
 

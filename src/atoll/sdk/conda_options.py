@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from atoll.errors import EnvironmentBuildError
 from atoll.payload.project import working_directory
-from atoll.sdk.requirements import entries, files
 
 OPTIONS = ("packages", "channels", "env_yml", "env_dict", "pip")
 """The options that go with `kind="conda"` only."""
@@ -66,7 +65,7 @@ def contents(values: Mapping[str, Any]) -> Contents:
         EnvironmentBuildError: the file cannot be read or understood.
     """
     if values["kind"] != "conda":
-        return Contents(requirements=files.read(values["requirements"]))
+        return Contents(requirements=_read(values["requirements"]))
     listed = Contents()
     if values["env_dict"] is not None:
         listed = read_mapping(json.loads(values["env_dict"]))
@@ -75,8 +74,17 @@ def contents(values: Mapping[str, Any]) -> Contents:
     return Contents(
         listed.packages + values["packages"],
         values["channels"] + listed.channels,
-        files.read(listed.pip + values["pip"]),
+        _read(listed.pip + values["pip"]),
     )
+
+
+def _read(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return requirements with the contents of the files that they name."""
+    if not any(name.startswith("-") for name in names):
+        return names
+    from atoll.sdk.requirements import contents  # most functions name packages only
+
+    return contents.read(names)
 
 
 def read_file(path: str) -> Contents:
@@ -183,6 +191,8 @@ def read_mapping(value: Mapping[str, Any], directory: str = "") -> Contents:
             pip += _texts(entry, "pip")
         else:
             raise ValueError(f"`dependencies` has {_short(entry)}; entries are texts, and one `pip: [...]`")
+    from atoll.sdk.requirements import entries  # most functions have no such file
+
     channels = [absolute(entry, directory) for entry in _texts(value, "channels")]
     return Contents(tuple(packages), tuple(channels), entries.absolute(pip, (directory or working_directory(),)))
 

@@ -107,7 +107,7 @@ class Options:
         return (*self.requirements, *self.pip)
 
     def _names_files(self) -> bool:
-        from atoll.sdk.requirements.files import names_files  # most functions name packages only
+        from atoll.sdk.requirements.entries import names_files  # most functions name packages only
 
         return names_files(self._entries)
 
@@ -118,7 +118,7 @@ class Options:
         """
         if not self.follows_files:
             return self
-        from atoll.sdk.requirements.files import read  # as in `_names_files`
+        from atoll.sdk.requirements.contents import read  # as in `_names_files`
 
         with contextlib.suppress(errors.EnvironmentBuildError):
             return replace(self, requirements=read(self.requirements), pip=read(self.pip))

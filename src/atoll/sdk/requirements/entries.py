@@ -4,7 +4,7 @@ The daemon works in another directory. A relative path is looked for beside the 
 its project, and in the working directory; the first place that has it counts.
 
 Afterwards a file of the project stands in the list as one entry, `-r /PATH`, with its `--extra` and `--group` options.
-`files.read` replaces that entry by the file's contents when a call is made, so that an edit counts at the next call.
+`contents.read` replaces that entry by the file's contents when a call is made, so that an edit counts at the next call.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ _REFERENCE = re.compile(
 def names_file(text: str) -> bool:
     """Return whether a text names a file of the project, such as `requirements.txt` or `pyproject.toml[dev]`."""
     return _PROJECT_FILE.fullmatch(_split_extras(text.strip())[0]) is not None
+
+
+def names_files(entries: Iterable[str]) -> bool:
+    """Return whether some of the entries, as `absolute` gives them, name files."""
+    return any(entry.startswith((FILE, CONSTRAINTS)) for entry in entries)
 
 
 def read_file_name(value: str | os.PathLike[str]) -> Any:

@@ -14,7 +14,6 @@ from atoll.sdk.requirements.entries import absolute
 from atoll.sdk.requirements.files import lines, text_of
 from atoll.sdk.requirements.projects import normal, parse, parts_of
 
-EXPORT_SECONDS = 60.0
 _HOME_INDEX = "https://pypi.org/simple"
 _TRUE, _FALSE = 'python_version >= "0"', 'python_version < "0"'
 
@@ -36,22 +35,9 @@ def read_uv_lock(path: str, text: str, options: Sequence[str]) -> tuple[str, ...
 
 @functools.lru_cache(maxsize=16)  # uv takes 15 ms
 def _exported(path: str, _text: str, _project: str, options: tuple[str, ...]) -> tuple[str, ...]:
-    from atoll import process, settings  # only for files of this kind
+    from atoll.environments.build import uv_lock  # only for files of this kind
 
-    try:
-        import uv
-
-        program = uv.find_uv_bin()
-    except (ImportError, FileNotFoundError) as error:
-        raise EnvironmentBuildError(
-            f"`{path}` is read by `uv`, which is not here",
-            hint="`uv export --format pylock.toml -o pylock.toml` makes a file that is read without it",
-        ) from error
-    command = [program, "export", "--frozen", "--offline", "--no-config", "--format", "requirements.txt", "--quiet"]
-    command += ["--no-emit-project", "--no-default-groups", "--no-header", "--no-annotate", "--emit-index-url"]
-    command += ["--color", "never", "--no-python-downloads", "--project", os.path.dirname(path), *options]
-    environment = {"PATH": settings.search_path(), "HOME": os.path.expanduser("~")}
-    done = process.check(command, env=environment, timeout_seconds=EXPORT_SECONDS)
+    done = uv_lock.export(os.path.dirname(path), options)
     if done.status != 0:
         reason = next((line for line in done.output.splitlines() if line.startswith("error: ")), done.output.strip())
         raise EnvironmentBuildError(
