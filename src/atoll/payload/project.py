@@ -1,8 +1,10 @@
 """The user's project: its root directories, and the test whether a module lies below them.
 
 The root is the nearest ancestor of the main script's directory that holds one of `MARKERS`, or else that directory.
-In a notebook, at a prompt, and for installed programs such as `pytest`, the working directory counts instead. A function's own module adds its project's root. Environments, the standard library and
-Atoll itself never belong to a project, wherever they lie.
+A script that is a symlink counts at both ends, as `sys.path[0]` is the directory of the real file. In a notebook, at a
+prompt, and for installed programs such as `pytest`, the working directory counts instead. A function's own file adds
+its project's root. Environments, the standard library and Atoll itself never belong to a project, wherever they lie.
+Other modules outside of the roots are the user's own too: see `is_own_elsewhere`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -31,15 +34,14 @@ def roots(function: Any = None) -> tuple[str, ...]:
     unpacked = installed_sources.installed()
     if unpacked:
         return (unpacked,)
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if isinstance(main, str) and os.path.isfile(main) and not _is_installed_program(os.path.abspath(main)):
-        found = [*_both(_run_from(os.path.dirname(os.path.abspath(main))))]
+    main = _main_file()
+    if main is not None:
+        found = [*_both(_run_from(os.path.dirname(main)))]
+        if os.path.islink(main):
+            found += _both(os.path.dirname(os.path.realpath(main)))
     else:
         found = [*_both(working_directory())]
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    if isinstance(file, str) and module is not sys.modules.get("__main__") and not in_environment(file):
-        found += _both(_import_directory(module, os.path.abspath(file)))
+    found += _own_directories(function)
     return tuple(dict.fromkeys(_marked(directory) for directory in found))
 
 
@@ -58,13 +60,33 @@ def follows_working_directory() -> bool:
     """Return whether the roots depend on the working directory: there is no main script of the project's."""
     if installed_sources.installed():
         return False
+    main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return _main_file() is None or not os.path.isabs(main)
+
+
+def _main_file() -> str | None:
+    """Return the absolute path of the main script, also in an archive; None where an installed program or none runs."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    return not (
-        isinstance(main, str)
-        and os.path.isabs(main)
-        and os.path.isfile(main)
-        and not _is_installed_program(os.path.abspath(main))
-    )
+    if not isinstance(main, str):
+        return None
+    path = os.path.abspath(main)
+    exists = os.path.isfile(path) or os.path.isfile(os.path.dirname(path))
+    return path if exists and not _is_installed_program(path) else None
+
+
+def _own_directories(function: Any) -> Iterator[str]:
+    """Yield the directory that the function's own file is imported or run from, unless a package brought it."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str) and module is not sys.modules.get("__main__"):
+        if not in_environment(file):
+            yield from _both(_import_directory(module, os.path.abspath(file)))
+        return
+    file = getattr(function, "__globals__", {}).get("__file__")  # of `%run`, `runpy.run_path`, a profiler's script
+    if isinstance(file, str) and os.path.exists(file) and not _is_installed_program(os.path.abspath(file)):
+        directory = os.path.dirname(os.path.realpath(file))
+        package = function.__globals__.get("__package__") or ""
+        yield from _both(_above(directory, package.count(".") + 1 if package else 0))
 
 
 def working_directory() -> str:
@@ -78,7 +100,11 @@ def working_directory() -> str:
 def _run_from(directory: str) -> str:
     """Return the directory of the main program's package, if it was started with `-m package.module`."""
     package = getattr(sys.modules.get("__main__"), "__package__", None) or ""
-    for _ in range(package.count(".") + 1 if package else 0):
+    return _above(directory, package.count(".") + 1 if package else 0)
+
+
+def _above(directory: str, levels: int) -> str:
+    for _ in range(levels):
         directory = os.path.dirname(directory)
     return directory
 
@@ -92,10 +118,7 @@ def _both(directory: str) -> Iterator[str]:
 def _import_directory(module: Any, file: str) -> str:
     """Return the directory of the module's top-level package: the root of a project without a marker."""
     depth = module.__name__.count(".") + (1 if os.path.basename(file).startswith("__init__.") else 0)
-    directory = os.path.dirname(file)
-    for _ in range(depth):
-        directory = os.path.dirname(directory)
-    return directory
+    return _above(os.path.dirname(file), depth)
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,6 +137,8 @@ def _marked(directory: str) -> str:
 def _library_directories() -> tuple[str, ...]:
     named = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__))
     found = {form for path in named if path for form in _both(os.path.abspath(path))}
+    archive = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    found |= {os.path.join(os.path.dirname(path), archive) for path in found}
     return tuple(path + os.sep for path in found)
 
 
@@ -143,21 +168,66 @@ def _is_environment(directory: str) -> bool:
     return _is_environment(parent)
 
 
+_SITE_PARENT = re.compile(r"(?:(?:python|pypy)\d*(?:\.\d+)*t?|lib|lib64)\Z", re.IGNORECASE)
+_INSTALLED = (".dist-info", ".egg-info", ".egg", ".pth")
+
+
+@functools.lru_cache(maxsize=256)
+def _is_site_directory(directory: str) -> bool:
+    """Return whether a directory named like Python's `site-packages` is one: by its parent's name or its contents."""
+    if _SITE_PARENT.match(os.path.basename(os.path.dirname(directory))):
+        return True
+    return _holds(directory, _INSTALLED)
+
+
+def _holds(directory: str, endings: tuple[str, ...]) -> bool:
+    try:
+        return any(name.endswith(endings) for name in os.listdir(directory))
+    except OSError:
+        return False
+
+
+@functools.lru_cache(maxsize=256)
+def _is_install_target(directory: str) -> bool:
+    """Return whether a tool installed packages into a directory of any name, as `pip install --target` does."""
+    return _holds(directory, (".dist-info",))
+
+
 def in_environment(path: str) -> bool:
     """Return whether a file belongs to the standard library or to an environment that packages are installed in."""
     path = os.path.abspath(path)
-    return (
-        not _PACKAGE_DIRECTORIES.isdisjoint(path.split(os.sep))
-        or path.startswith(_library_directories())
-        or _is_environment(os.path.dirname(path))
+    if path.startswith(_library_directories()) or _is_environment(os.path.dirname(path)):
+        return True
+    parts = path.split(os.sep)
+    return any(
+        part in _PACKAGE_DIRECTORIES and _is_site_directory(os.sep.join(parts[: place + 1]))
+        for place, part in enumerate(parts)
     )
 
 
 def below(path: str, directories: tuple[str, ...]) -> bool:
     """Return whether a path lies in the project whose roots are given, and in no environment."""
     path = os.path.abspath(path)
-    inside = any(path.startswith(root.rstrip(os.sep) + os.sep) for root in directories)
-    return inside and not in_environment(path)
+    for root in directories:
+        start = root.rstrip(os.sep) + os.sep
+        if path.startswith(start) and _PACKAGE_DIRECTORIES.isdisjoint(path[len(start) :].split(os.sep)):
+            return not in_environment(path)
+    return False
+
+
+def is_own_elsewhere(path: str, directories: tuple[str, ...]) -> bool:
+    """Return whether a top-level module or package outside of the project's roots is the user's own.
+
+    Such are those of a directory on `PYTHONPATH`, of another project that is installed as editable, and of an archive.
+    Not those that a tool installed: into an environment, or into any other directory.
+    """
+    path = os.path.abspath(path)
+    return (
+        _PACKAGE_DIRECTORIES.isdisjoint(path.split(os.sep))
+        and not any(path.startswith(root.rstrip(os.sep) + os.sep) for root in directories)
+        and not in_environment(path)
+        and not _is_install_target(os.path.dirname(path))
+    )
 
 
 def locations(module: Any) -> tuple[str, ...]:

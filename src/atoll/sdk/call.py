@@ -55,7 +55,7 @@ class Prepared:
 
         self.host: Host = options.host if options.host is not None else local
         self._pickler = FunctionPickler(function, options.local_modules, source)
-        self._sources = Sources(function, options.local_modules)
+        self._sources = Sources(function, options.local_modules, options.named_packages)
         setup = options.setup_function
         self._setup = FunctionPickler(setup, options.local_modules) if setup is not None else None
         self._timeout_seconds = options.timeout or 0.0

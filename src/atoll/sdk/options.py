@@ -80,6 +80,11 @@ class Options:
     results: str = "pickle"
     preload: tuple[str, ...] | None = None
 
+    @property
+    def named_packages(self) -> tuple[str, ...]:
+        """The requirements of every kind."""
+        return (*self.requirements, *self.packages, *self.pip)
+
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return these options with some changed, as a user gives them.
 

@@ -79,7 +79,7 @@ def run(
         raise SerializationError(
             f"the arguments cannot be sent to another Python: {error}", hint="pass numbers, texts, lists and dicts"
         ) from error
-    bundle = Sources(function.__wrapped__, options.local_modules).with_file(module, file)
+    bundle = Sources(function.__wrapped__, options.local_modules, options.named_packages).with_file(module, file)
     spec = replace(function.lease_spec(pickled=False), sources=bundle.digest)
     call = Call(
         f"run-{os.urandom(8).hex()}",

@@ -57,7 +57,16 @@ def imports_of(text: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(name for name in names if name.isidentifier()), literals
 
 
-class _File(NamedTuple):
+def imports_in(name: str, content: bytes) -> tuple[frozenset[str], frozenset[str]]:
+    """As `imports_of`, for a file of any kind."""
+    if not name.endswith((".py", ".pyw")):
+        return frozenset(), frozenset()
+    return imports_of(content.decode("utf-8", "replace").replace("\r\n", "\n"))
+
+
+class File(NamedTuple):
+    """A file of a unit as it was read: its path here, and its name, mode and content in the bundle."""
+
     path: str
     relative: str
     mode: int
@@ -87,7 +96,7 @@ class Unit:
         self.digest = ""
         self.imports: frozenset[str] = frozenset()
         self.literals: frozenset[str] = frozenset()
-        self.files: tuple[_File, ...] = ()
+        self.files: tuple[File, ...] = ()
         self._directories: tuple[tuple[str, file_stamp.Stamp], ...] = ()
         self._young = True
 
@@ -111,7 +120,7 @@ class Unit:
         known = {file.path: file for file in self.files}
         directories: list[tuple[str, file_stamp.Stamp]] = []
         young = False
-        files: list[_File] = []
+        files: list[File] = []
         total = 0
         for path, relative in self._walk(directories):
             file = _read(path, relative, known.get(path), MOST_BYTES - total, self)
@@ -121,9 +130,12 @@ class Unit:
             young = young or file.young
             total += len(file.content)
             if len(files) > MOST_FILES:
-                raise _too_large(self, f"more than {MOST_FILES} files")
+                raise too_large(self, f"more than {MOST_FILES} files")
         self._young = young or any(file_stamp.is_young(stamp) for _, stamp in directories)
         self._directories = tuple(directories)
+        self._keep(files)
+
+    def _keep(self, files: list[File]) -> None:
         self.files = tuple(files)
         self.imports = frozenset().union(*(file.imports[0] for file in files))
         self.literals = frozenset().union(*(file.imports[1] for file in files))
@@ -179,7 +191,7 @@ def _stem(path: str) -> str:
     return os.path.basename(path).partition(".")[0]
 
 
-def _read(path: str, relative: str, known: _File | None, room: int, unit: Unit) -> _File | None:
+def _read(path: str, relative: str, known: File | None, room: int, unit: Unit) -> File | None:
     """Return a file with its content; None if it is no file (any more)."""
     try:
         found = os.stat(path)
@@ -190,11 +202,11 @@ def _read(path: str, relative: str, known: _File | None, room: int, unit: Unit) 
             return known
         young = file_stamp.is_young(stamp)
         if found.st_size > room:
-            raise _too_large(unit, f"more than {MOST_BYTES >> 20} MiB, with `{path}` of {found.st_size >> 20} MiB")
+            raise too_large(unit, f"more than {MOST_BYTES >> 20} MiB, with `{path}` of {found.st_size >> 20} MiB")
         with open(path, "rb") as opened:
             content = opened.read(room + 1)
         if len(content) > room:
-            raise _too_large(unit, f"more than {MOST_BYTES >> 20} MiB")
+            raise too_large(unit, f"more than {MOST_BYTES >> 20} MiB")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -205,14 +217,12 @@ def _read(path: str, relative: str, known: _File | None, room: int, unit: Unit) 
     mode = 0o755 if found.st_mode & 0o100 else 0o644
     if known is not None and known.content == content:
         return known._replace(stamp=stamp, young=young, mode=mode)
-    imports: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
-    if relative.endswith((".py", ".pyw")):
-        imports = imports_of(content.decode("utf-8", "replace").replace("\r\n", "\n"))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return _File(path, relative, mode, stamp, young, digest, content, imports)
+    return File(path, relative, mode, stamp, young, digest, content, imports_in(relative, content))
 
 
-def _too_large(unit: Unit, what: str) -> SerializationError:
+def too_large(unit: Unit, what: str) -> SerializationError:
+    """Return the error for a unit that cannot travel whole."""
     return SerializationError(
         f"the module `{unit.name}` is too large to travel with each call: `{unit.path}` holds {what}",
         hint="move data out of the package (`sync_dir` takes it to `/data`), or choose with `local_modules=[...]`",
@@ -240,7 +250,7 @@ class Bundle:
     """
 
     digest: str
-    _files: tuple[_File, ...]
+    _files: tuple[File, ...]
     _origins: dict[str, str]
 
     @cached_property
@@ -265,7 +275,7 @@ def make_bundle(units: Iterable[Unit]) -> Bundle | None:
         SerializationError: together they are over `MOST_BYTES`; the largest is named.
     """
     units = list(units)
-    files: dict[str, _File] = {}
+    files: dict[str, File] = {}
     origins: dict[str, str] = {}
     for unit in units:
         origins.setdefault(unit.top, unit.origin)
@@ -275,10 +285,10 @@ def make_bundle(units: Iterable[Unit]) -> Bundle | None:
         return None
     if sum(len(file.content) for file in files.values()) > MOST_BYTES:
         largest = max(units, key=lambda unit: unit.size)
-        raise _too_large(largest, f"{largest.size >> 20} MiB, and all modules more than {MOST_BYTES >> 20} MiB")
+        raise too_large(largest, f"{largest.size >> 20} MiB, and all modules more than {MOST_BYTES >> 20} MiB")
     if len(files) > MOST_FILES:
         largest = max(units, key=lambda unit: len(unit.files))
-        raise _too_large(largest, f"{len(largest.files)} files, and all modules more than {MOST_FILES}")
+        raise too_large(largest, f"{len(largest.files)} files, and all modules more than {MOST_FILES}")
     whole = hashlib.blake2b(digest_size=16)
     for relative in sorted(files):
         file = files[relative]

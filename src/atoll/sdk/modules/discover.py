@@ -1,10 +1,11 @@
 """The project's modules that travel with a call, as they are on the disk now.
 
 A call takes along the modules of the project that this process has imported, those that the function's code imports
-when it runs, and what these import in turn. The unit is the top-level module or package; a package travels whole,
-with its data. Nothing is imported to find out: names are looked up on `sys.path`, and imports are read from the
-text of the files by a pattern that may find too many (in a docstring) but not too few; what is not the project's
-falls away when it is looked up.
+when it runs, and what these import in turn. The user's modules from elsewhere (`project.is_own_elsewhere`) travel where
+these, or the names of the function's module, refer to them. The unit is the top-level module or package; a package
+travels whole, with its data. Nothing is imported to find out: names are looked up on `sys.path`, and imports are read
+from the text of the files by a pattern that may find too many (in a docstring) but not too few; what is not the
+project's falls away when it is looked up.
 
 A warm call costs one `stat` for each file and directory. Text and bytes are read again only where a stamp differs or
 is too young to be proof (`file_stamp`).
@@ -12,13 +13,15 @@ is too young to be proof (`file_stamp`).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from importlib.machinery import FileFinder
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from atoll import file_stamp
@@ -32,6 +35,8 @@ _lock = threading.RLock()
 _units: dict[tuple[str, str], Unit] = {}
 _scans: dict[tuple[str, ...], tuple[dict[str, None], dict[str, int]]] = {}
 """By the project's roots: the imported modules that are the project's, and all that were looked at."""
+_left_out: set[tuple[str, str]] = set()
+"""Keys of units from elsewhere that cannot be read or are too large."""
 _NOT_SHIPPED = frozenset({"__main__", "__mp_main__"})
 if hasattr(os, "register_at_fork"):  # a fork waits until no thread is half-way, so that the child finds it all whole
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -45,9 +50,16 @@ class Sources:
     Args:
         function: its code names the imports.
         local_modules: names or paths of the modules and packages to send instead; `[]` for none.
+        requirements: of the function's environment; a package that they name does not travel from elsewhere.
     """
 
-    def __init__(self, function: Any, local_modules: Sequence[str | os.PathLike[str]] | None = None) -> None:
+    def __init__(
+        self,
+        function: Any,
+        local_modules: Sequence[str | os.PathLike[str]] | None = None,
+        requirements: Iterable[str] = (),
+    ) -> None:
+        self._required = frozenset(map(_distribution_name, requirements))
         self._function = function
         self._given = None if local_modules is None else [os.fspath(name) for name in local_modules]
         self._captures: Captures | None = None
@@ -170,16 +182,16 @@ class Sources:
         self._scan_modules()
         found: dict[tuple[str, str], Unit] = {}
         pending: list[tuple[str, bool]] = [(name, False) for name in (*self._loaded, *self._imports[0])]
+        pending += [(name, False) for name in _referenced(self._function)]
         pending += [(name, True) for name in self._imports[1]]
         asked = set()
         for name, loosely in pending:
             if name in asked or name in _NOT_SHIPPED or name in project.OWN_PACKAGES:
                 continue
             asked.add(name)
-            for unit in _located(name, roots, loosely):
-                if unit.key not in found:
+            for unit in _located(name, roots, loosely, _distribution_name(name) not in self._required):
+                if unit.key not in found and _is_read(unit, roots):
                     found[unit.key] = unit
-                    unit.refresh()
                     pending.extend((inner, False) for inner in unit.imports)
                     pending.extend((inner, True) for inner in unit.literals)
         self._chosen = [found[key] for key in sorted(found)]
@@ -216,8 +228,58 @@ class Sources:
 def _unit(name: str, path: str) -> Unit:
     unit = _units.get((name, path))
     if unit is None:
-        unit = _units[name, path] = Unit(name, path, installed_sources.origins().get(os.path.basename(path), ""))
+        unit = _units[name, path] = _new_unit(name, path)
     return unit
+
+
+def _new_unit(name: str, path: str) -> Unit:
+    if not os.path.exists(path):
+        from atoll.sdk.modules import archive  # `zipfile` takes milliseconds to import
+
+        if inside := archive.inside(path):
+            return archive.ArchiveUnit(name, path, *inside)
+    return Unit(name, path, installed_sources.origins().get(os.path.basename(path), ""))
+
+
+def _distribution_name(text: str) -> str:
+    """Return the normalized name that a requirement begins with."""
+    found = re.match(r"\s*([\w.-]*\w)", text)
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
+
+
+def _referenced(function: Any) -> Iterable[str]:
+    """Return the top-level modules of the values that the function's module has names for, without Python's own."""
+    while isinstance(function, (functools.partial, MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    names = getattr(function, "__globals__", None)
+    if names is None:
+        names = vars(sys.modules.get(getattr(function, "__module__", None) or "", sys))
+    found: dict[str, None] = {}
+    for value in list(names.values()):
+        kind = type(value)
+        if kind is ModuleType:
+            name: Any = value.__name__
+        elif isinstance(value, type) or hasattr(kind, "__atoll_function__") or kind is FunctionType:
+            name = vars(value).get("__module__") if kind is not FunctionType else value.__module__
+        else:
+            name = kind.__module__
+        if isinstance(name, str):
+            found[name.partition(".")[0]] = None
+    return [name for name in found if name not in sys.stdlib_module_names]
+
+
+def _is_read(unit: Unit, roots: tuple[str, ...]) -> bool:
+    """Read a unit. One from elsewhere that is too large is left out: the environment may have it."""
+    if unit.key in _left_out:
+        return False
+    try:
+        unit.refresh()
+    except SerializationError:
+        if project.below(unit.path, roots):
+            raise
+        _left_out.add(unit.key)
+        return False
+    return True
 
 
 def _spec(name: str) -> Any:
@@ -230,27 +292,27 @@ def _spec(name: str) -> Any:
         return None
 
 
-def _located(name: str, roots: tuple[str, ...], loosely: bool) -> Iterable[Unit]:
+def _located(name: str, roots: tuple[str, ...], loosely: bool, elsewhere: bool) -> Iterable[Unit]:
     """Return the units of a top-level name that are the project's.
 
     Args:
         loosely: the name is only a string in the code: a directory without `__init__` is not what it means.
+        elsewhere: units outside of the project's roots count, too.
     """
     if not name.isidentifier():
         return
     for path in project.locations(_spec(name)):
-        if not project.below(path, roots):
+        initial = os.path.basename(path).startswith("__init__.")
+        top = os.path.dirname(path) if initial else path
+        inside = project.below(path, roots)
+        if not inside and not (elsewhere and project.is_own_elsewhere(top, roots)):
             continue
-        if os.path.isdir(path):
-            if loosely and name not in sys.modules:
-                continue
+        if initial or os.path.isfile(path) or path.endswith((".py", ".pyc")):  # these may lie in an archive
+            yield _unit(name, top)
+        elif name in sys.modules or (inside and not loosely):
             unit = _unit(name, path)
             if unit.has_code():
                 yield unit
-        elif os.path.basename(path).startswith("__init__."):
-            yield _unit(name, os.path.dirname(path))
-        else:
-            yield _unit(name, path)
 
 
 def _given_units(name: str) -> Iterable[Unit]:
