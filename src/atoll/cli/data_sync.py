@@ -13,7 +13,7 @@ from atoll.cli.tables import print_json
 from atoll.cli.target import TargetError
 from atoll.cli.terminal import echo, echo_json, echo_lines, echo_name
 from atoll.errors import AtollError
-from atoll.sdk.sync import EMPTIES, arrange, check_source
+from atoll.sdk.sync import EMPTIES, arrange, check_source, notices
 from atoll.sdk.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
 from atoll.storage.client.volume import absolute, sync_target
 from atoll.storage.files.tree import DIRECTORY, FILE
@@ -100,6 +100,8 @@ def sync(
         shown = ", ".join(f"`{printable(path)}`" for path in synced.skipped[:_SHOWN])
         more = ", …" if len(synced.skipped) > _SHOWN else ""
         echo(f"left out {len(synced.skipped)}: {shown}{more}", error=True)
+    for line in notices(synced):
+        echo(line, error=True)
     return status
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
+from atoll.sdk.output import CallerStreams
+from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -29,6 +31,9 @@ def sync_dir(
     Names, contents, modes, modification times, empty directories and symlinks (as they are) are mirrored. Hard links
     become separate files; fifos, sockets and devices are refused. Each lookup of a path finds the old tree or the
     new one, whole. Nothing is written to the local directory.
+
+    A file that vanishes while the sync runs counts as removed, and a line on stderr says so. One that exists and cannot be
+    read ends the sync: the error names all such files.
 
     Each file's digest is verified before it counts. A file counts as unchanged when its mode, size, modification time,
     change time and inode are those of the last sync from here, at the target as well; else the digests decide, or size
@@ -83,11 +88,29 @@ def sync_dir(
             print(line)
         if synced.refused:
             print(EMPTIES)
+    for line in notices(synced):
+        CallerStreams().notice(line)
     return absolute(arranged.target)
 
 
 EMPTIES = "refused: it empties the target; `allow_empty=True` (`--allow-empty`) says that this is meant"
 """The last line of a dry run whose sync would be refused."""
+
+
+_SHOWN = 3
+"""Names that a line shows before it counts the rest."""
+
+
+def shown(paths: Sequence[str]) -> str:
+    """Return the first names of a list, for one line."""
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(f"`{printable(path)}`" for path in paths[:_SHOWN]) + more
+
+
+def notices(synced: Synced) -> Iterator[str]:
+    """Return the lines that a caller should see after a sync."""
+    if synced.vanished:
+        yield f"vanished while the sync ran, counted as removed: {shown(synced.vanished)}"
 
 
 class Arranged(NamedTuple):

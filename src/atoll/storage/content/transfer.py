@@ -98,7 +98,7 @@ class FileReader:
         return descriptor, info
 
     def small(self, path: str, size_hint: int) -> tuple[bytes, os.stat_result]:
-        """Return the whole content of a file, untorn, and its state.
+        """Return the whole content of a file, untorn, and its state; that of one moment if the file grows meanwhile.
 
         Raises:
             SyncError: it cannot be read, or does not stay the same while it is.
@@ -113,6 +113,13 @@ class FileReader:
                 while len(content) < before.st_size and (more := os.read(descriptor, BATCH_BYTES)):
                     content += more
                 after = os.fstat(descriptor)
+                start = content[: before.st_size]
+                if (
+                    grew(before, after)
+                    and len(start) == before.st_size
+                    and _read_again(descriptor, len(start)) == start
+                ):
+                    return start, before
             except OSError as error:
                 raise self.failed(path, error) from error
             finally:
@@ -157,6 +164,19 @@ class FileReader:
             f"`{self._describe(path)}` changes all the time while it is read",
             hint="stop what writes it, or exclude it",
         )
+
+
+def grew(before: os.stat_result, after: os.stat_result) -> bool:
+    """Return whether a file has become longer: then its start may be that of one moment, as a second look shows."""
+    return after.st_size > before.st_size and after.st_ino == before.st_ino
+
+
+def _read_again(descriptor: int, length: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = b""
+    while len(content) < length and (more := os.read(descriptor, length - len(content))):
+        content += more
+    return content
 
 
 def send_files(

@@ -2,16 +2,18 @@
 
 On platforms that allow it each directory is opened by a directory cursor, and its entries are looked up relative to
 that descriptor: a directory that is swapped for a symlink meanwhile leads nowhere. An entry that vanishes during the
-scan is left out, so the tree is as it is a moment later.
+scan is left out, so the tree is as it is a moment later. What exists in a source and cannot be read is collected, and
+ends the scan with one error.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -20,7 +22,8 @@ from typing import Any
 from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
-from atoll.storage.files.tree import KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, special_name
+from atoll.storage.files.tree import DIRECTORY, KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, special_name
+from atoll.storage.files.unreadable import Unreadable
 from atoll.terminal_text import printable
 
 BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
@@ -62,12 +65,14 @@ class Scan:
             two, which a change of content cannot put back, are 0 for directories, whose own do not matter.
         targets: targets of symlinks.
         skipped: excluded paths, the topmost of each.
+        root: device and inode of the directory that was scanned.
     """
 
     paths: list[str] = field(default_factory=list)
     rows: array[int] = field(default_factory=lambda: array("q"))
     targets: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    root: tuple[int, int] = (0, 0)
 
     @cached_property
     def tree(self) -> Tree:
@@ -98,6 +103,16 @@ class Scan:
         """Return the numbers of one path."""
         return self.rows[ROW * number : ROW * number + ROW]
 
+    def without(self, gone: Container[str]) -> Scan:
+        """Return the scan without some paths."""
+        kept = Scan(skipped=self.skipped, root=self.root)
+        for number, path in enumerate(self.paths):
+            if path not in gone:
+                kept.paths.append(path)
+                kept.rows.extend(self.row(number))
+        kept.targets = {path: target for path, target in self.targets.items() if path not in gone}
+        return kept
+
 
 def row_of(info: os.stat_result) -> Row:
     """Return the row that a scan has for a file in this state."""
@@ -114,7 +129,7 @@ def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
 
     Raises:
         SourceNotFound: `root` does not exist.
-        SyncError: it is not a directory, something in it cannot be read, or is a special file.
+        SyncError: it is not a directory; or names in it that cannot be read or are special files, all of them.
     """
     check_source(root)
     descriptor = None
@@ -178,6 +193,7 @@ class _Scanner:
         self._rules = rules
         self._special = special
         self._unlock = unlock
+        self._unreadable = Unreadable(root)
         self.scan = Scan()
         self._gone: set[str] = set()
 
@@ -188,6 +204,7 @@ class _Scanner:
     def _run(self) -> Scan:
         scan = self.scan
         found = os.stat(self._root) if self._descriptor is None else os.fstat(self._descriptor)
+        scan.root = (found.st_dev, found.st_ino)
         scan.paths.append("")
         scan.rows.extend((found.st_mode, 0, found.st_mtime_ns, 0, 0))
         pending = [("", found.st_mode)]
@@ -199,27 +216,23 @@ class _Scanner:
                 self._unlock(directory, mode & MODE_BITS)
             try:
                 pending.extend(self._list(directory))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as error:
                 if not directory:
                     raise
+                if isinstance(error, NotADirectoryError) and not self._special:
+                    raise replaced(self._path(directory)) from error
                 self._gone.add(directory)  # gone, or replaced by something else, since its parent was read
             except OSError as error:
                 if isinstance(error, SyncError):
                     raise
-                raise SyncError(
-                    f"cannot read `{printable(self._path(directory))}`: {reason(error)}", path=directory
-                ) from error
+                if self._special:
+                    raise SyncError(f"cannot read `{printable(directory)}`: {reason(error)}", path=directory) from error
+                self._unreadable.add(directory, error, DIRECTORY)
+        if self._unreadable:
+            raise self._unreadable.error()
         if self._gone:
-            self._leave_out()
-        return scan
-
-    def _leave_out(self) -> None:
-        scan, kept = self.scan, Scan(skipped=self.scan.skipped, targets=self.scan.targets)
-        for number, path in enumerate(scan.paths):
-            if path not in self._gone:
-                kept.paths.append(path)
-                kept.rows.extend(scan.row(number))
-        self.scan.paths, self.scan.rows = kept.paths, kept.rows
+            self.scan = scan.without(self._gone)
+        return self.scan
 
     def _path(self, path: str) -> str:
         return os.path.join(self._root, to_native(path)) if self._root else path
@@ -269,12 +282,14 @@ class _Scanner:
                 elif self._special:
                     add_row((mode, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
                 else:
-                    raise SyncError(
-                        f"`{printable(self._path(path))}` is a {special_name(mode)}, which cannot be uploaded",
-                        hint=f"remove it, or exclude it in `{IGNORE_FILE}`",
-                    )
+                    self._unreadable.add(path, f"is a {special_name(mode)}, which cannot be uploaded")
+                    continue
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                if error.errno != errno.EINVAL or self._special:
+                    raise
+                raise replaced(self._path(path)) from error  # a symlink that became something else
             add_path(path)
         try:
             scan.rows.fromlist(rows)
@@ -298,6 +313,8 @@ class _Scanner:
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rules.add(directory, file.read())
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and not os.path.lexists(path):  # it has vanished since
+                return
             raise SyncError(
                 f"cannot read `{printable(path)}`: {reason(error)}", hint="mend it, or remove it"
             ) from error
@@ -310,6 +327,11 @@ def too_deep(path: str) -> SyncError:
         hint="remove the topmost, or move what is needed out of it",
         reason=TOO_DEEP,
     )
+
+
+def replaced(path: str) -> SyncError:
+    """Return the error that has the client start again, for a local name that became something else."""
+    return SyncError(f"`{printable(path)}` became something else while it was synced", hint="sync again", retry=True)
 
 
 def reason(error: Exception) -> str:

@@ -29,7 +29,8 @@ from atoll.storage.protocol.progress import ProgressLine
 from atoll.storage.sync import index
 from atoll.storage.sync.index import Index
 from atoll.storage.sync.plan import Plan, apply, plan
-from atoll.storage.sync.sender import Sender, Sent, SourceFiles, SourceSync
+from atoll.storage.sync.sender import Sender, Sent, SourceSync
+from atoll.storage.sync.source_files import SourceFiles
 from atoll.storage.sync.unchanged import TargetReport, UnchangedFiles
 from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed, wait_readable
@@ -78,6 +79,7 @@ class Synced:
         sent: files whose content travelled.
         sent_bytes: bytes of their contents.
         refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
+        vanished: local paths that vanished while the sync ran, the topmost of each; they count as removed.
     """
 
     plan: Plan
@@ -85,6 +87,7 @@ class Synced:
     sent: int = 0
     sent_bytes: int = 0
     refused: bool = False
+    vanished: tuple[str, ...] = ()
 
 
 def sync_tree(
@@ -144,6 +147,7 @@ class _Conversation:
             })  # fmt: skip
             self._open = True
             scan = scan_source(self._source, rules)
+            self._files.identity = scan.root
             reached("scanned")
             return self._converse(scan, rules, known)
         except Exception:
@@ -169,30 +173,38 @@ class _Conversation:
             self._finish("end")
             return Synced(Plan(), tuple(scan.skipped))
         found.compare_with_target(sync.target)
-        operations = plan(
-            scan.tree,
-            sync.target.tree,
-            delete=options.delete,
-            kept=rules.excludes if rules else None,
-            suspect=found.suspect,
-            alike=found.alike,
-        )
+
+        def planned(scan: Scan) -> Plan:
+            kept = rules.excludes if rules else None
+            made = plan(
+                scan.tree, sync.target.tree, delete=options.delete, kept=kept, suspect=found.suspect, alike=found.alike
+            )
+            if not options.dry_run and self._empties(made, scan):
+                raise SyncError(
+                    f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
+                    " emptied",
+                    hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and the names"
+                    " that are excluded",
+                )
+            return made
+
+        operations = planned(scan)
         reached("compared")
-        empties = operations.drop and len(scan.paths) == 1 and not options.allow_empty
         if options.dry_run:
             self._finish("end")
-            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=bool(empties))
-        if empties:
-            raise SyncError(
-                f"`{printable(self._source)}` has nothing to mirror, and `/data/{printable(self._target)}` would be"
-                " emptied",
-                hint="pass `allow_empty=True` (`--allow-empty`) if that is meant; else check the path and the names that are"
-                " excluded",
-            )
+            empties = self._empties(operations, scan)
+            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=empties)
         sent = Sent()
         if operations:
             sent = self._transfer(sync, operations)
             reached("sent")
+            if sent.gone:
+                wanted, operations = operations, planned(scan.without({p for p in scan.paths if sent.is_gone(p)}))
+                if not operations:
+                    self._finish("abort")
+                    return Synced(operations, tuple(scan.skipped), vanished=tuple(sent.gone))
+                unput, dropped = wanted.put.keys() - operations.put.keys(), operations.drop - wanted.drop
+                self._send({"type": "gone"}, [pack_paths(sorted(unput)), pack_paths(sorted(dropped))])
         self._send_last("commit" if operations else "end", remember=True)
         made = self._new_index(sync, operations, found, sent)  # the peer switches meanwhile
         self._expect("done")
@@ -201,7 +213,11 @@ class _Conversation:
         if options.index:
             index.save(options.index, made)
             reached("remembered")
-        return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes)
+        return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes, vanished=tuple(sent.gone))
+
+    def _empties(self, operations: Plan, scan: Scan) -> bool:
+        """Return whether a sync would empty the target, and that was not asked for."""
+        return bool(operations.drop) and len(scan.paths) == 1 and not self._options.allow_empty
 
     def _receive_report(self, known: Index) -> TargetReport:
         while (message := self._receive()).type == "waiting":
@@ -219,14 +235,19 @@ class _Conversation:
         for path, row in sent.rows.items():
             number = scan.positions[path] * ROW
             scan.rows[number : number + ROW] = array("q", row)
+        digests = found.digests()
+        for path, digest in sent.digests.items():
+            digests[scan.positions[path]] = digest
+        if sent.gone:
+            gone = {path for path in scan.paths if sent.is_gone(path)}
+            digests = [digest for path, digest in zip(scan.paths, digests, strict=True) if path not in gone]
+            scan = scan.without(gone)
         extras: Tree = {}
         if operations.keeps:
             after = apply(operations, target.tree)
             extras = {path: entry for path, entry in after.items() if path not in scan.positions}
-        blocks = {path: packed for path, packed in sync.index.blocks.items() if found.keeps(path)}
-        digests = found.digests()
-        for path, digest in sent.digests.items():
-            digests[scan.positions[path]] = digest
+        known = sync.index.blocks.items()
+        blocks = {path: packed for path, packed in known if found.keeps(path) and path in scan.positions}
         about = Index(
             target.next, _terms(self._options), target.algorithm, extras=extras, blocks={**blocks, **sent.blocks}
         )

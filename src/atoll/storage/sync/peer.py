@@ -113,7 +113,7 @@ class SyncPeer:
             if place.missing or scope.path == "":
                 _check_writable(place)
             stage = Stage(target, plan, scope, atomic=atomic)
-            if self._transfer(stage, plan, target, conversation):
+            if self._transfer(stage, target, conversation):
                 unlocked[:] = [item for item in unlocked if not stage.covers(item[0])]
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ class SyncPeer:
         if generation and target.directory >= 0:
             target.remember(generation)
 
-    def _transfer(self, stage: Stage, plan: Plan, target: TargetSync, conversation: Conversation) -> bool:
+    def _transfer(self, stage: Stage, target: TargetSync, conversation: Conversation) -> bool:
         """Receive contents and switch, unless the client gives up; return whether it was done.
 
         Received contents stay when the client gives up or goes, and are removed when the peer fails.
@@ -207,7 +207,7 @@ class SyncPeer:
             if message.type != "commit":
                 return False
             reception.settle()
-            self._remember_new(stage, plan, target, stage.commit())
+            self._remember_new(stage, target, stage.commit())
             reception.read_back.begin()
             return True
         except ChannelClosed:
@@ -246,13 +246,15 @@ class SyncPeer:
                 case "chunks":
                     chunks = reception.chunks(header["number"], header["start"], header["end"])
                     self._channel.send({"type": "chunks"}, [chunks])
+                case "gone":
+                    stage.leave_out(unpack_paths(buffers[0]), unpack_paths(buffers[1]))
                 case _:
                     reception.flush()
                     return message
 
-    def _remember_new(self, stage: Stage, plan: Plan, target: TargetSync, stamps: Stamps) -> None:
+    def _remember_new(self, stage: Stage, target: TargetSync, stamps: Stamps) -> None:
         """Save the index of the tree that was just switched to."""
-        reception, state = stage.reception, target.state
+        reception, state, plan = stage.reception, target.state, stage.plan
         tree = {**apply(plan, target.tree), **reception.arrived}
         stays = [path for path in state.index.blocks if path in tree and (path not in plan.put or path in plan.copy)]
         blocks = {path: known for path in stays if (known := state.blocks(path))}

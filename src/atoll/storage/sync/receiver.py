@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from atoll import linux
@@ -87,6 +87,18 @@ class Reception:
         """Close all files, and remove the received ones."""
         self.close()
         self._volume.discard(self._volume.staging, self.name)
+
+    def forget(self, paths: Collection[str]) -> None:
+        """Remove what has been received of paths that do not come after all."""
+        self.pause()
+        for path in sorted(paths, reverse=True):  # entries before their directory
+            self.missing.discard(path)
+            for known in (self.arrived, self.digests, self.stamps, self.blocks_of):
+                known.pop(path, None)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = os.stat(path, dir_fd=self.root, follow_symlinks=False)
+                (os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink)(path, dir_fd=self.root)
+                self._made.discard(path)
 
     def resume(self) -> list[tuple[int, int, str]]:
         """Take over the files that an interrupted sync has received.

@@ -7,7 +7,8 @@ files only the parts that the target does not have. Only those need round trips.
     whole(number, size, mode, mtime_ns)                   the digest: the file ends here
     blocks(number), chunks(number, start, end)            questions about the file at the target
 
-A file that changed since the scan is read again (`content.transfer`). Contents are hashed as they are read.
+A file that changed since the scan is read again (`content.transfer`). Contents are hashed as they are read. A file that
+vanished since is `gone`; after one that exists and cannot be read, the rest is only looked at, so that all are named.
 
 Others than its owner may change the local directory meanwhile. So, where the platform can, each component of a path is
 opened by itself without following symlinks: a directory that becomes a symlink does not lead to files elsewhere.
@@ -25,14 +26,14 @@ from atoll.errors import AtollError
 from atoll.file_stamp import settled, stamp_of
 from atoll.storage.content.compression import Compressor
 from atoll.storage.content.delta import DELTA_BYTES, Comparison
-from atoll.storage.content.digest import BLOCK_BYTES, Hasher, Make, digest_of, maker
-from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, FileReader
-from atoll.storage.files.directory_cursor import DirectoryCursor
-from atoll.storage.files.scan import BY_DESCRIPTOR, Row, Scan, row_of, to_native
+from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
+from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, grew
+from atoll.storage.files.scan import Row, Scan, row_of
 from atoll.storage.files.tree import FILE, MODE_BITS, Entry
 from atoll.storage.sync.index import Index
+from atoll.storage.sync.scope import is_within
+from atoll.storage.sync.source_files import FileFailed, SourceFiles, file_errors
 from atoll.storage.sync.unchanged import TargetReport
-from atoll.terminal_text import printable
 from atoll.wire.frames import Rope
 
 PIECE_BYTES = 4 << 20
@@ -59,63 +60,18 @@ class Sent:
         rows: the row of each file as it was read, where that is not the scan's.
         digests, blocks: by path; blocks of large files only.
         bytes: how much content travelled.
+        gone: the paths that have vanished since the scan, the topmost of each.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
     digests: dict[str, bytes] = field(default_factory=dict)
     blocks: dict[str, bytes] = field(default_factory=dict)
     bytes: int = 0
+    gone: list[str] = field(default_factory=list)
 
-
-class SourceFiles:
-    """The files below the local directory of a sync.
-
-    Args:
-        root: the directory; a symlink to one is followed.
-    """
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._descriptor = -1
-        self._cursor: DirectoryCursor | None = None
-        self.reader = FileReader(self.open, lambda path: printable(os.path.join(root, to_native(path))))
-
-    def open(self, path: str, flags: int) -> int:
-        """Open a file by its path in the tree.
-
-        Raises:
-            OSError: it cannot be opened, or a component of its path is not a directory any more.
-        """
-        native = to_native(path)
-        if not BY_DESCRIPTOR:
-            return os.open(os.path.join(self._root, native), flags)
-        if self._cursor is None:
-            self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._cursor = DirectoryCursor(self._descriptor)
-        directory, _, name = native.rpartition("/")
-        return os.open(name, flags, dir_fd=self._cursor.open(directory))
-
-    def hash(self, path: str, make: Make) -> bytes | None:
-        """Return the digest of a file; None where it changes meanwhile."""
-        descriptor, before = self.reader.opened(path)
-        hasher = Hasher(make)
-        try:
-            left = before.st_size + 1
-            while left > 0 and (piece := os.read(descriptor, min(left, 1 << 20))):
-                hasher.update(piece)
-                left -= len(piece)
-            return hasher.digest() if stamp_of(os.fstat(descriptor)) == stamp_of(before) else None
-        except OSError as error:
-            raise self.reader.failed(path, error) from error
-        finally:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Close the open directories; more may be opened afterwards."""
-        if self._cursor is not None:
-            self._cursor.close()
-            os.close(self._descriptor)
-            self._cursor = None
+    def is_gone(self, path: str) -> bool:
+        """Return whether a path has vanished since the scan, or one above it."""
+        return any(is_within(path, gone) for gone in self.gone)
 
 
 @dataclass
@@ -189,17 +145,34 @@ class Sender:
         """Send all files; their numbers are their places in `paths`.
 
         Raises:
-            SyncError: a file cannot be read.
+            SyncError: files cannot be read, or something became of another kind (`retry` in its details).
         """
+        files = self._sync.files
         for number, path in enumerate(paths):
-            if number in self._received:
+            if self.sent.gone and is_within(path, self.sent.gone[-1]):
+                continue
+            small = number not in self._received and entries[path].size <= SMALL_FILE_BYTES
+            if not small:
                 self._flush()
-                self._large(number, path)
-            elif entries[path].size <= SMALL_FILE_BYTES:
-                self._small(number, path)
+            for _ in range(_ATTEMPTS):
+                try:
+                    if files.unreadable:
+                        files.probe(path)
+                    elif small:
+                        self._small(number, path)
+                    else:
+                        self._large(number, path)
+                except FileFailed as failed:
+                    if files.exists(path, failed):  # it was put back meanwhile
+                        self._received = {key: value for key, value in self._received.items() if key != number}
+                        continue
+                    if path not in files.unreadable:
+                        self.sent.gone.append(files.topmost_gone(path))
+                break
             else:
-                self._flush()
-                self._large(number, path)
+                files.unreadable.add(path, "comes and goes while it is read")
+        if files.unreadable:
+            raise files.unreadable.error()
         self._flush()
         return self.sent
 
@@ -214,7 +187,7 @@ class Sender:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._reader.failed(path, error) from error
+            raise FileFailed(error) from error
         # Settled before it was opened and the same afterwards: no change came in between.
         if not (
             len(content) == size == info.st_size
@@ -224,7 +197,8 @@ class Sender:
             and info.st_mode == mode
             and settled(ctime_ns, self._moment_ns)
         ):
-            content, info = self._reader.small(path, size)
+            with file_errors():
+                content, info = self._reader.small(path, size)
             self.sent.rows[path] = row_of(info)
             mode, size, mtime_ns = info.st_mode, len(content), info.st_mtime_ns
         digest = digest_of(self._make, content)
@@ -256,14 +230,17 @@ class Sender:
 
     def _large(self, number: int, path: str) -> None:
         for _ in range(_ATTEMPTS):
-            descriptor, before = self._reader.opened(path)
+            with file_errors():
+                descriptor, before = self._reader.opened(path)
             try:
                 hasher = self._content(number, path, descriptor, before.st_size)
                 after = os.fstat(descriptor)
+                if hasher is not None and grew(before, after) and self._is_same(descriptor, before.st_size, hasher):
+                    after = before
             except OSError as error:
                 if isinstance(error, (AtollError, ConnectionError)):  # the channel's, not the file's
                     raise
-                raise self._reader.failed(path, error) from error
+                raise FileFailed(error) from error
             finally:
                 os.close(descriptor)
             if stamp_of(before) == stamp_of(after) and hasher is not None:
@@ -271,7 +248,7 @@ class Sender:
             self._received = {key: value for key, value in self._received.items() if key != number}
             self._send({"type": "piece", "number": number, "offset": 0}, [b""])
         else:
-            raise self._reader.restless(path)
+            raise FileFailed(None)
         digest = hasher.digest()
         self._send(
             {
@@ -338,6 +315,14 @@ class Sender:
                 self._piece(number, position, content)
             position += part.length
         return comparison.hasher if position == size else None
+
+    def _is_same(self, descriptor: int, size: int, hasher: Hasher) -> bool:
+        """Return whether the start of a file still has the content that was sent."""
+        position, again = 0, Hasher(self._make)
+        while position < size and (piece := self._read(descriptor, position, size - position)):
+            again.update(piece)
+            position += len(piece)
+        return again.digest() == hasher.digest()
 
     def _piece(self, number: int, offset: int, content: Any) -> None:
         self._send_content({"type": "piece", "number": number, "offset": offset}, [content])

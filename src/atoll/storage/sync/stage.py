@@ -26,7 +26,7 @@ from atoll.storage.sync.build import Builder, Built, Contents, Stamps, changed, 
 from atoll.storage.sync.late_writes import pack_inodes
 from atoll.storage.sync.plan import Plan, check_fits
 from atoll.storage.sync.receiver import Reception
-from atoll.storage.sync.scope import Scope, is_within
+from atoll.storage.sync.scope import Scope, is_within, scope_of
 from atoll.storage.sync.switch_record import Record, forget, read_record, settle
 from atoll.storage.sync.target_state import TargetSync
 from atoll.storage.volume.locate import OPEN_DIRECTORY, OPEN_PLACE, make_writable, move
@@ -44,6 +44,7 @@ class Stage:
         atomic: whether to refuse a file system that cannot exchange directories.
 
     Attributes:
+        plan: the changes, without those of files that have vanished from the source.
         complete_ns: when the new tree was complete, before functions could see it.
 
     Raises:
@@ -55,7 +56,7 @@ class Stage:
         self._target = target
         self._staging = target.volume.staging
         self._old = tree = target.tree
-        self._plan = plan
+        self.plan = plan
         self._atomic = atomic
         self._switch = name_of("switch", target.key)
         self.complete_ns = 0
@@ -69,6 +70,21 @@ class Stage:
             self._check_exchange()
         self.reception = Reception(target, plan)
 
+    def leave_out(self, unput: list[str], dropped: list[str]) -> None:
+        """Change the plan: some of its paths do not come, and more of the target's go, since the source lost them.
+
+        Raises:
+            SyncError, ValueError: it is no plan for the target any more.
+        """
+        was, gone = self.plan, frozenset(unput)
+        put = {path: entry for path, entry in was.put.items() if path not in gone}
+        plan = Plan(was.drop.union(dropped), put, was.copy - gone, was.keeps)
+        check_fits(plan, self._old)
+        if not plan or self._new_entry("", put).kind != DIRECTORY:
+            raise SyncError("nothing is left of the plan")
+        self.plan, self.scope = plan, scope_of(plan, self._old)
+        self.reception.forget(gone.union(dropped))  # a received part may be in a directory that goes
+
     def covers(self, path: str) -> bool:
         """Return whether a commit sets the mode of this directory of the target."""
         return self.scope.contains(path) or path in self.scope.in_place
@@ -78,9 +94,9 @@ class Stage:
 
     def _exchanges_directories(self) -> bool:
         path = self.scope.path
-        if path is None or path not in self._old or path in self._plan.drop:
+        if path is None or path not in self._old or path in self.plan.drop:
             return False
-        return DIRECTORY in (self._old[path].kind, self._new_entry(path, self._plan.put).kind)
+        return DIRECTORY in (self._old[path].kind, self._new_entry(path, self.plan.put).kind)
 
     def _check_exchange(self) -> None:
         """Try an exchange before contents travel in vain."""
@@ -113,7 +129,7 @@ class Stage:
         if reception.missing:
             raise SyncError(f"the content of `{printable(min(reception.missing))}` did not arrive")
         try:
-            return self._commit({**self._plan.put, **reception.arrived})
+            return self._commit({**self.plan.put, **reception.arrived})
         except BaseException:
             with contextlib.suppress(OSError):
                 self._recover()
@@ -156,20 +172,20 @@ class Stage:
             (path, (put.get(path) or entry).mode, (put.get(path) or entry).mtime_ns)
             for path, entry in scope.in_place.items()
         ]
-        record.since_ns = target.began_ns if self._plan.keeps else 0
+        record.since_ns = target.began_ns if self.plan.keeps else 0
         if scope.path is None:
             return record, -1, ""
         target.place.make_parents()
         holder, name = self._holder(stack, scope.path)
         found = self._check_unchanged(holder, name, scope.path)
         record.old = found.st_ino if found is not None else None
-        if scope.path not in self._plan.drop:
+        if scope.path not in self.plan.drop:
             self._build(scope.path, put, holder, name, built)
             record.new = os.stat(self._switch, dir_fd=self._staging, follow_symlinks=False).st_ino
             entry = self._new_entry(scope.path, put)
             if entry.kind == DIRECTORY and not entry.mode & 0o200:
                 record.after.append((scope.path, entry.mode, entry.mtime_ns))
-        if scope.rebuilt and self._plan.keeps:
+        if scope.rebuilt and self.plan.keeps:
             record.drop = self._dropped(scope.path)
         if scope.rebuilt:
             record.inodes = pack_inodes(built.inodes)
@@ -185,7 +201,7 @@ class Stage:
             if entry.kind == SYMLINK:
                 make_symlink(self._staging, self._switch, entry)
                 built.whole = True
-            elif path in self._plan.copy:
+            elif path in self.plan.copy:
                 built.copy(holder, name, entry, self._old[path].mtime_ns)
             else:
                 self._take(path)
@@ -210,7 +226,7 @@ class Stage:
     def _contents(self, path: str, put: Tree) -> Contents:
         """Return the new content of the scope."""
         start = len(path) + 1 if path else 0
-        drop, old = self._plan.drop, self._old
+        drop, old = self.plan.drop, self._old
         tree: Tree = {}
         if self.scope.rebuilt:
             stays = old.items() if not drop else [(item, entry) for item, entry in old.items() if item not in drop]
@@ -219,14 +235,14 @@ class Stage:
         return Contents(
             tree,
             {item[start:] for item in put if is_within(item, path)},
-            {item[start:]: old[item].mtime_ns for item in self._plan.copy if is_within(item, path)},
+            {item[start:]: old[item].mtime_ns for item in self.plan.copy if is_within(item, path)},
             self._dropped(path) if self.scope.rebuilt else (),
         )
 
     def _dropped(self, path: str) -> list[str]:
         """Return the paths below the scope that go, relative to it."""
         start = len(path) + 1 if path else 0
-        return [item[start:] for item in self._plan.drop if is_within(item, path)]
+        return [item[start:] for item in self.plan.drop if is_within(item, path)]
 
     def _take(self, path: str) -> None:
         """Move the received part of the scope to `switch-KEY`."""
@@ -323,7 +339,7 @@ class Stage:
 
     def _stamps(self, made: Stamps, put: Tree, holder: int, name: str) -> Stamps:
         path = self.scope.path
-        if path is None or path in self._plan.drop:
+        if path is None or path in self.plan.drop:
             return {}
         if self._new_entry(path, put).kind == FILE:
             try:
