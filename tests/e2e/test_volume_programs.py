@@ -67,6 +67,53 @@ again["values"][0, 0] = -1
 assert zarr.open_group("atoll://programs/zarr", mode="r")["values"][0, 0] == -1
 """
 
+ARROW = """
+import fsspec, pyarrow, pyarrow.csv, pyarrow.dataset, pyarrow.parquet
+if __name__ == "__main__":
+    table = pyarrow.table({"n": list(range(1000)), "g": [f"g{n % 3}" for n in range(1000)]})
+    fs = fsspec.filesystem("atoll")
+    pyarrow.parquet.write_table(table, "/data/programs/arrow.parquet", filesystem=fs)
+    assert pyarrow.parquet.read_table("fsspec+atoll://programs/arrow.parquet").equals(table)
+    assert pyarrow.parquet.read_table("/data/programs/arrow.parquet", filesystem=fs, columns=["n"]).num_columns == 1
+    with fs.open("atoll://programs/arrow.parquet") as file:
+        assert pyarrow.parquet.ParquetFile(file).metadata.num_rows == 1000
+    parts = "/data/programs/arrow-parts"
+    pyarrow.dataset.write_dataset(table, parts, format="parquet", partitioning=["g"], filesystem=fs)
+    found = pyarrow.dataset.dataset(parts, partitioning=["g"], filesystem=fs)
+    assert found.to_table(filter=pyarrow.dataset.field("g") == "g1").num_rows == 333
+    assert pyarrow.dataset.dataset("fsspec+atoll://programs/arrow-parts", partitioning=["g"]).count_rows() == 1000
+"""
+
+POLARS = """
+import fsspec, polars, pyarrow.dataset
+if __name__ == "__main__":
+    frame = polars.DataFrame({"n": range(1000), "g": [f"g{n % 3}" for n in range(1000)]})
+    fs = fsspec.filesystem("atoll")
+    with fs.open("atoll://programs/polars.parquet", "wb") as file:
+        frame.write_parquet(file)
+    with fs.open("atoll://programs/polars.parquet") as file:
+        assert polars.read_parquet(file).equals(frame)
+    assert polars.read_parquet("atoll://programs/polars.parquet", use_pyarrow=True).equals(frame)
+    with fs.open("atoll://programs/polars.csv", "wb") as file:
+        frame.write_csv(file)
+    with fs.open("atoll://programs/polars.csv") as file:
+        assert polars.read_csv(file).height == 1000
+    parts = pyarrow.dataset.dataset("/data/programs/polars.parquet", filesystem=fs)
+    lazy = polars.scan_pyarrow_dataset(parts).filter(polars.col("g") == "g1").select(polars.len())
+    assert lazy.collect().item() == 333
+"""
+
+DUCKDB = """
+import duckdb, fsspec
+connection = duckdb.connect()
+connection.register_filesystem(fsspec.filesystem("atoll"))
+connection.sql("copy (select n, n % 3 as g from range(1000) t(n)) to 'atoll://programs/duck.parquet' (format parquet)")
+rows = connection.sql("select g, count(*) from 'atoll://programs/duck.parquet' group by g order by g").fetchall()
+assert rows == [(0, 334), (1, 333), (2, 333)]
+connection.sql("copy (select 1 as x) to 'atoll://programs/duck.csv'")
+assert connection.sql("select x from read_csv('atoll://programs/duck*.csv')").fetchall() == [(1,)]
+"""
+
 DATASETS = """
 import datasets
 made = datasets.Dataset.from_dict({"text": [f"line {n}" for n in range(1000)], "label": [n % 2 for n in range(1000)]})
@@ -79,7 +126,11 @@ assert datasets.Dataset.from_parquet("atoll://programs/datasets.parquet")[999]["
 """
 
 
-@pytest.mark.parametrize("program", [PANDAS, DASK, ZARR, DATASETS], ids=["pandas", "dask", "zarr", "datasets"])
+@pytest.mark.parametrize(
+    "program",
+    [PANDAS, DASK, ZARR, ARROW, POLARS, DUCKDB, DATASETS],
+    ids=["pandas", "dask", "zarr", "arrow", "polars", "duckdb", "datasets"],
+)
 def test_programs_write_and_read(shared_home: Home, tmp_path: Path, program: str) -> None:
     """Programs that know fsspec only write to the volume and read from it."""
     (tmp_path / "program.py").write_text(program)
