@@ -107,6 +107,8 @@ def test_a_file_is_read_as_pip_reads_it(project: Path, monkeypatch: pytest.Monke
         "--extra-index-url 'https://secret@example.org/${Other}'",
         f"-e {project}/packages/own",
     )
+    function = isolated(requirements=f"-r {project}/requirements.txt")(len)
+    assert "secret" not in str(function.options.closed()), "a sandbox would see the variable"
 
 
 PROJECT = """

@@ -117,7 +117,9 @@ class Options:
         return names_files(self._entries)
 
     def closed(self) -> Options:
-        """Return these options with the contents of the requirements' files, which are nowhere else.
+        """Return these options with the contents of the requirements' files, for a sandbox that has no such files.
+
+        Variables in them stay unread: the function would see the caller's secrets.
 
         A file that cannot be read stays named: the call that needs it fails.
         """
@@ -126,7 +128,9 @@ class Options:
         from atoll.sdk.requirements.contents import read  # as in `_names_files`
 
         with contextlib.suppress(errors.EnvironmentBuildError):
-            return replace(self, requirements=read(self.requirements), pip=read(self.pip))
+            return replace(
+                self, requirements=read(self.requirements, variables=False), pip=read(self.pip, variables=False)
+            )
         return self
 
     def located(self, function: Any) -> Options:

@@ -19,23 +19,26 @@ MAX_DEPTH = 20
 """Files that include one another."""
 
 
-def read(entries: Sequence[str]) -> tuple[str, ...]:
+def read(entries: Sequence[str], *, variables: bool = True) -> tuple[str, ...]:
     """Return the entries with the contents of the files that they name, as these are now.
+
+    Args:
+        variables: whether `${NAME}` in a file is replaced by that variable of the environment, which may be a secret.
 
     Raises:
         EnvironmentBuildError: a file cannot be read or understood; the message names it.
     """
     if not names_files(entries):
         return tuple(entries)
-    return tuple(_read(entries, ()))
+    return tuple(_read(entries, (), variables))
 
 
-def _read(entries: Iterable[str], within: tuple[str, ...]) -> Iterator[str]:
+def _read(entries: Iterable[str], within: tuple[str, ...], variables: bool) -> Iterator[str]:
     for entry in entries:
         if entry.startswith(FILE):
-            yield from _contents(entry, within)
+            yield from _contents(entry, within, variables)
         elif entry.startswith(CONSTRAINTS):
-            for line in _contents(entry, within):
+            for line in _contents(entry, within, variables):
                 yield line if line.startswith(CONSTRAINT) else _constraint(line, entry)
         else:
             yield entry
@@ -50,7 +53,7 @@ def _constraint(line: str, entry: str) -> str:
     return f"{CONSTRAINT} {shlex.quote(line)}"
 
 
-def _contents(entry: str, within: tuple[str, ...]) -> Iterable[str]:
+def _contents(entry: str, within: tuple[str, ...], variables: bool) -> Iterable[str]:
     _, path, *options = shlex.split(entry)
     if "://" in path:
         raise EnvironmentBuildError(
@@ -63,14 +66,14 @@ def _contents(entry: str, within: tuple[str, ...]) -> Iterable[str]:
         raise EnvironmentBuildError(f"`{path}` lies {MAX_DEPTH} files deep", hint="join some of the files")
     name = os.path.basename(path)
     if name == "uv.lock":
-        return _read(locks.read_uv_lock(path, text_of(path), options), (*within, path))
+        return _read(locks.read_uv_lock(path, text_of(path), options), (*within, path), variables)
     if re.fullmatch(r"pylock(\.[^.]+)?\.toml", name):
-        return _read(locks.read_pylock(path, text_of(path), options), (*within, path))
+        return _read(locks.read_pylock(path, text_of(path), options), (*within, path), variables)
     if name.endswith(".toml"):
-        return _read(projects.read(path, text_of(path), options), (*within, path))
+        return _read(projects.read(path, text_of(path), options), (*within, path), variables)
     if options:
         raise EnvironmentBuildError(
             f"`{path}` has no parts such as `{' '.join(options)}`",
             hint="extras and groups go with `pyproject.toml` and lock files",
         )
-    return _read(lines(text_of(path), path), (*within, path))
+    return _read(lines(text_of(path), path, variables=variables), (*within, path), variables)

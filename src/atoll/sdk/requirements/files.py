@@ -57,18 +57,21 @@ def text_of(path: str) -> str:
     return text
 
 
-def lines(text: str, path: str) -> tuple[str, ...]:
+def lines(text: str, path: str, *, variables: bool) -> tuple[str, ...]:
     """Return the entries of a requirements file, as pip reads them.
 
-    A backslash at the end of a line continues it, `#` begins a comment, `${NAME}` is a variable of the environment, and
-    relative paths are meant from the file's directory.
+    A backslash at the end of a line continues it, `#` begins a comment, and relative paths are meant from the file's
+    directory.
+
+    Args:
+        variables: whether `${NAME}` is replaced by that variable of the environment.
     """
     found = []
     joined = re.sub(r"\\\r?\n", " ", text)
     for line in joined.splitlines():
         line = re.sub(r"(^|\s)#.*$", "", line).strip()
         if line:
-            found.append(re.sub(r"\$\{([A-Z0-9_]+)\}", _variable, line))
+            found.append(re.sub(r"\$\{([A-Z0-9_]+)\}", _variable, line) if variables else line)
     return absolute(found, (os.path.dirname(path), working_directory()))
 
 

@@ -43,7 +43,7 @@ def _exported(path: str, _text: str, _project: str, options: tuple[str, ...]) ->
         raise EnvironmentBuildError(
             f"`{path}` cannot be read: {reason.removeprefix('error: ')[:1000].lower()}", hint="run `uv lock` again"
         )
-    found = lines(done.output, path)
+    found = lines(done.output, path, variables=False)
     return tuple(entry for entry in found if shlex.split(entry)[-2:] != ["--index-url", _HOME_INDEX])
 
 
