@@ -5,11 +5,12 @@ The names are imported on first use, so that `import atoll` stays cheap.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # of `typing`, which is not imported here: a module of the project may have its name
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
     from atoll.sdk.caching import cached as cached
@@ -54,17 +55,35 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name == "errors":
-        return importlib.import_module("atoll.errors")
-    if name in _WHERE:
-        value = getattr(importlib.import_module(_WHERE[name]), name)
+    if name == "errors" or name in _WHERE:
+        module = _import_own(_WHERE.get(name, "atoll.errors"), name)
+        if name == "errors":
+            return module
+        value = getattr(module, name)
         globals()[name] = value
         return value
     if name in ("Host", "cloud"):
         raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
     raise AttributeError(f"module `atoll` has no attribute `{name}`")
+
+
+def _import_own(module: str, name: str) -> Any:
+    """Import a module of Atoll's; an error names the file that shadows a module of Python's.
+
+    Raises:
+        ImportError: it cannot be imported. (`from atoll import ...` would turn an `AttributeError` into "cannot import
+            name" and hide the cause.)
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        from atoll import shadows
+
+        hint = shadows.hint(error)
+        text = f"`{name}` of Atoll cannot be imported: {type(error).__name__}: {error}"
+        raise ImportError(f"{text} ({hint})" if hint else text, name=getattr(error, "name", None) or module) from error
 
 
 def __dir__() -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # of `typing`, which is not imported here: a module of the project may have its name
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from atoll import LocalHost as LocalHost
     from atoll import Volume as Volume
     from atoll import cached as cached

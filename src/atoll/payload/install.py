@@ -22,6 +22,8 @@ from typing import Any
 _DIGEST = re.compile(r"[0-9a-f]{8,128}\Z")
 _FORBIDDEN = ("", ".", "..")
 
+_KEPT = frozenset({"__main__", "atoll", "fal_serverless", "_atoll_cloudpickle", "_atoll_yaml"})
+
 _directory = ""
 _origins: dict[str, str] = {}
 
@@ -52,8 +54,26 @@ def install(header: dict[str, Any], buffers: Sequence[Any], directory: str) -> s
         sys.path.remove(_directory)
     sys.path.insert(_place(), target)
     _directory, _origins = target, dict(origins)
+    _forget_namesakes({path.partition("/")[0] for path, _ in files}, target)
     importlib.invalidate_caches()  # finders may have listed `sys.path` before the files appeared
     return target
+
+
+def _forget_namesakes(tops: set[str], target: str) -> None:
+    """Let the next import find the bundle's modules instead of loaded ones of the same names, as in the caller.
+
+    Workers have modules of Python and of the environment before the bundle arrives.
+    """
+    for top in tops:
+        name = top.partition(".")[0]
+        module = sys.modules.get(name)
+        if module is None or name in _KEPT or name in sys.builtin_module_names:
+            continue
+        if top == name and not any(entry.startswith("__init__.") for entry in os.listdir(os.path.join(target, top))):
+            continue  # a portion of a namespace package, whose path follows `sys.path`
+        if not str(getattr(module, "__file__", "")).startswith(target + os.sep):
+            for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                del sys.modules[loaded]
 
 
 def installed() -> str:

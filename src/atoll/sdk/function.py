@@ -52,9 +52,15 @@ class IsolatedFunction(Generic[P, R]):
         self._contents: conda_options.Contents | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.is_generator:
-            return self._iterate(args, kwargs)  # type: ignore[return-value]  # `R` is an iterator then
-        return self._run(args, kwargs, None)
+        try:
+            if self.is_generator:
+                return self._iterate(args, kwargs)  # type: ignore[return-value]  # `R` is an iterator then
+            return self._run(args, kwargs, None)
+        except (AttributeError, ImportError) as error:
+            from atoll import shadows  # only then
+
+            shadows.explain(error)
+            raise
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
