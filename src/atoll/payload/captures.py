@@ -23,7 +23,7 @@ from typing import Any
 
 from atoll.payload.bytecode import CodeFacts, code_facts
 from atoll.payload.private_cloudpickle import cloudpickle
-from atoll.payload.reducers.singletons import Environ
+from atoll.payload.reducers import singletons, wrappers
 
 
 class _Absent:
@@ -32,9 +32,23 @@ class _Absent:
 
 _ABSENT: Any = _Absent()
 _ATOMS = frozenset(
-    {int, float, complex, str, bytes, bool, range, type(None), type(Ellipsis), type(NotImplemented), CodeType, Environ}
+    {
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        bool,
+        range,
+        type(None),
+        type(Ellipsis),
+        type(NotImplemented),
+        CodeType,
+        object,
+        singletons.Environ,
+    }
 )
-"""Types whose pickles never change; `os.environ` travels by name."""
+"""Types whose pickles never change: `os.environ` travels by name, and an `object()` has no more than its identity."""
 _IMMUTABLE_NAMES = frozenset(
     {
         ("re", "Pattern"),
@@ -91,6 +105,7 @@ class Captures:
         self._introspects = False
         self._function_is_a_value = False
         self._root = root
+        self._singletons = {**singletons.names(), **singletons.containers()}
         self._seen: dict[int, Any] = {}
         self._pending: list[Any] = [root]
         while self._pending:
@@ -154,7 +169,7 @@ class Captures:
         kind = type(value)
         if kind in _ATOMS:
             return
-        if id(value) in self._seen:
+        if id(value) in self._seen or id(value) in self._singletons:  # those travel by their names
             self._function_is_a_value = self._function_is_a_value or value is self._root
             return
         self._seen[id(value)] = value
@@ -197,16 +212,23 @@ class Captures:
             elif kind is functools._lru_cache_wrapper:
                 self._pending.append(value.__wrapped__)
 
-    def _visit_dict(self, mapping: dict[Any, Any]) -> None:
+    def _visit_dict(self, mapping: Any) -> None:
         keys, values = tuple(mapping), tuple(mapping.values())
         self._dicts.append((mapping, keys, values))
         self._pending.extend(keys)
         self._pending.extend(values)
 
     def _visit_function(self, function: Any) -> None:
+        registry = wrappers.registry_of(function)
+        if registry is not None:
+            self._visit_dispatcher(function, registry)
+            return
         if self._by_reference(function):
             return
         self._function_is_a_value = self._function_is_a_value or function is not self._root
+        if wrappers.checked_function(function) is not None:  # an attribute is all that its pickle is made of
+            self._visit_dict(vars(function))
+            return
         code = function.__code__
         facts = code_facts(code)
         namespace = function.__globals__
@@ -248,6 +270,13 @@ class Captures:
         self._rebinds = self._rebinds or bool(facts.rebinds)
         self._binds_attributes = self._binds_attributes or facts.binds_attributes
         self._introspects = self._introspects or facts.introspects
+
+    def _visit_dispatcher(self, function: Any, registry: Any) -> None:
+        """Record what a dispatcher has registered, one of a module included: more may be registered here."""
+        self._mutable = True
+        self._visit_dict(registry)
+        if not self._by_reference(function):
+            self._visit_dict(wrappers.dispatcher_attributes(function))
 
     def _record_submodules(self, package: str, attributes: frozenset[str]) -> None:
         """Record which submodules that the code could mean are loaded: cloudpickle has the worker import those."""

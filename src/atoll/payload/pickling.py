@@ -6,28 +6,28 @@ version of the package carries its copy (`payload.private_cloudpickle`).
 A function's program should not notice that it was pickled, so this module adds to cloudpickle:
 
 - exceptions are rebuilt without calling their `__init__`, whose signature need not fit `args`;
-- `functools.lru_cache` and `cached_property` travel by value as the functions in them do;
+- `functools.lru_cache`, `cached_property`, `singledispatch` and pydantic's `validate_call` travel by value as the
+  functions in them do;
 - classes keep their `__slots__`, and code objects their file names, which tracebacks show;
 - class bodies inside a function count as readers of its globals;
 - functions of test modules run without pytest;
-- `os.environ` is the process's own on either side: its variables are not for the sandbox, and may be secrets.
+- objects of which a process has one are the process's own on either side. Among them is `os.environ`: its variables
+  are not for the sandbox, and may be secrets;
+- objects that are compared by identity stay themselves.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 import pickle
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import Any, ClassVar
+from types import CodeType, FunctionType
+from typing import Any
 
-from atoll.payload.private_cloudpickle import NAME, cloudpickle, with_file_name
-from atoll.payload.reducers.exceptions import reduce_exception
-from atoll.payload.reducers.singletons import ASSERTIONS, Environ, rebuild_assertions, reduce_environ
-from atoll.payload.reducers.wrappers import rebuild_cached_property, rebuild_lru_cache
+from atoll.payload.private_cloudpickle import NAME, cloudpickle
+from atoll.payload.reducers import singletons, wrappers
+from atoll.payload.reducers.choice import reducer_of
 from atoll.wire.frames import Rope
 
 PROTOCOL = 5
@@ -80,46 +80,56 @@ def _pickler_class() -> Any:
     base: Any = module.Pickler
 
     class Pickler(base):  # type: ignore[misc]  # the module is found at run time
-        dispatch_table: ClassVar[Any] = ChainMap({CodeType: with_file_name(module._code_reduce)}, base.dispatch_table)
-
         def __init__(
-            self, file: Any, by_value: frozenset[str], buffer_callback: Callable[[Any], Any] | None, result: bool
+            self,
+            file: Any,
+            by_value: frozenset[str],
+            buffer_callback: Callable[[Any], Any] | None,
+            result: bool,
+            codes: list[CodeType],
         ) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
             self._by_value = by_value
-            self._result = result
+            self.result = result
+            self.codes = codes
+            self._singletons = singletons.names()
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             if kind is FunctionType:
+                reduced = wrappers.reduce_wrapper(obj, self.is_by_value)
+                if reduced is not None:
+                    return reduced
                 if obj.__module__ in self._by_value:
                     return self._dynamic_function_reduce(obj)
             elif isinstance(obj, type):
                 if self._by_value and getattr(obj, "__module__", None) in self._by_value:
                     return module._dynamic_class_reduce(obj)
-            elif isinstance(obj, BaseException):
-                reduced = reduce_exception(obj)
-                if reduced is not None:
-                    return reduced
-            elif kind is functools._lru_cache_wrapper:
-                wrapped = obj.__wrapped__
-                if type(wrapped) is FunctionType and self._is_by_value(wrapped):
-                    return rebuild_lru_cache, (wrapped, dict(obj.cache_parameters())), dict(vars(obj))
-            elif kind is functools.cached_property:
-                return rebuild_cached_property, (obj.func, obj.attrname, obj.__doc__)
-            elif kind is ModuleType and obj.__name__ == ASSERTIONS:
-                return rebuild_assertions, ()
-            elif kind is Environ:
-                return reduce_environ(obj, self._result)
-            elif kind is MappingProxyType:
-                (inner,) = gc.get_referents(obj)
-                if type(inner) in (Environ, ChainMap):  # cloudpickle would copy the variables
-                    return MappingProxyType, (inner,)
+            else:
+                single = self._singletons.get(id(obj))
+                if single is not None:
+                    return singletons.rebuild_singleton, single[1]
+                try:
+                    reduce = reducer_of(kind)  # type: ignore[arg-type]  # mypy does not know that types can be hashed
+                except Exception:  # a metaclass that answers to nothing
+                    reduce = None
+                if reduce is not None:
+                    reduced = reduce(self, obj)
+                    if reduced is not None:
+                        return reduced
             return super().reducer_override(obj)
 
-        def _is_by_value(self, function: Any) -> bool:
+        def _dynamic_function_reduce(self, function: Any) -> Any:
+            reduced = super()._dynamic_function_reduce(function)
+            singletons.name_containers(reduced[2][1])
+            return reduced
+
+        def is_by_value(self, function: Any) -> bool:
             name = function.__module__
-            if name in self._by_value or name in ("__main__", None) or "<locals>" in function.__qualname__:
+            return "<locals>" in function.__qualname__ or self.module_is_by_value(name)
+
+        def module_is_by_value(self, name: str | None) -> bool:
+            if name in self._by_value or name in ("__main__", "__mp_main__", None):
                 return True
             owner = sys.modules.get(name)
             return owner is None or bool(module._is_registered_pickle_by_value(owner))
@@ -128,7 +138,12 @@ def _pickler_class() -> Any:
 
 
 def dumps(
-    value: Any, by_value: frozenset[str] = frozenset(), out_of_band: bool = True, *, result: bool = False
+    value: Any,
+    by_value: frozenset[str] = frozenset(),
+    out_of_band: bool = True,
+    *,
+    result: bool = False,
+    codes: list[CodeType] | None = None,
 ) -> tuple[Any, list[Any]]:
     """Pickle `value`; return the pickle and its out-of-band buffers, which are views of memory that `value` owns.
 
@@ -138,6 +153,7 @@ def dumps(
         by_value: modules whose functions and classes travel by value, as those of `__main__` always do.
         out_of_band: False keeps everything in the pickle.
         result: `os.environ` becomes a dict of the variables here, instead of the reader's own variables.
+        codes: gets the code objects that the pickle holds.
 
     Raises:
         Exception: any error of the value's own reducers.
@@ -156,7 +172,8 @@ def dumps(
 
     parts: list[Any] = []
     # The pickler gives large bytes and texts to `write` as they are, and collects everything else in pieces of 64 KiB.
-    _pickler_class()(_Sink(parts.append), by_value, keep_in_band if out_of_band else None, result).dump(value)
+    callback = keep_in_band if out_of_band else None
+    _pickler_class()(_Sink(parts.append), by_value, callback, result, [] if codes is None else codes).dump(value)
     if len(parts) == 1:
         return parts[0], buffers
     rope = Rope([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])

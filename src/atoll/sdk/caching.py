@@ -61,6 +61,8 @@ class CachedFunction(Generic[P, R]):
         SerializationError: an argument cannot be compared with that of another call, such as an open file.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_proof")  # as in `IsolatedFunction`
+
     def __init__(self, function: Callable[P, R]) -> None:
         if not callable(function):
             raise TypeError(f"`cached` needs something that can be called, not {function!r}")
@@ -93,8 +95,20 @@ class CachedFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<cached {getattr(self.__wrapped__, '__qualname__', self.__wrapped__)}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        from atoll.payload.reducers import named  # keeps `from atoll import cached` cheap
+
+        return named.reduce_by_name(self, "cached function", self.__atoll_reduce__)
+
+    def __atoll_reduce__(self) -> tuple[Any, ...]:
+        """Reduce it by value, for calls and for cloudpickle."""
         return CachedFunction, (self.__wrapped__,)
+
+    def __copy__(self) -> CachedFunction[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> CachedFunction[P, R]:
+        return self  # as plain functions are
 
     @property
     def __atoll_function__(self) -> Callable[P, R]:

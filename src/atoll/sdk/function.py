@@ -39,6 +39,9 @@ class IsolatedFunction(Generic[P, R]):
             each of the methods that run a call; see `atoll.errors`.
     """
 
+    # `functools.wraps` copies a function's `__dict__`: it has only what belongs to the plain function too.
+    __slots__ = ("__dict__", "__weakref__", "_contents", "_is_generator", "_options", "_prepared", "_source")
+
     __name__: str
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
@@ -50,6 +53,7 @@ class IsolatedFunction(Generic[P, R]):
         self._source = file_stamp.source_of(function)
         self._prepared: Prepared | None = None
         self._contents: conda_options.Contents | None = None
+        self._is_generator: bool | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -68,8 +72,20 @@ class IsolatedFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<isolated {name_of(self.__wrapped__)}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        from atoll.payload.reducers import named  # keeps `from atoll import isolated` cheap
+
+        return named.reduce_by_name(self, "isolated function", self.__atoll_reduce__)
+
+    def __atoll_reduce__(self) -> tuple[Any, ...]:
+        """Reduce it by value, for calls and for cloudpickle."""
         return IsolatedFunction, (self.__wrapped__, self._options.closed())
+
+    def __copy__(self) -> IsolatedFunction[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> IsolatedFunction[P, R]:
+        return self  # as plain functions are
 
     @property
     def __atoll_function__(self) -> Callable[P, R]:
@@ -212,10 +228,12 @@ class IsolatedFunction(Generic[P, R]):
 
     # --- a call -----------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def is_generator(self) -> bool:
         """True if a call gives items one by one."""
-        return is_generator(self.__wrapped__)
+        if self._is_generator is None:
+            self._is_generator = is_generator(self.__wrapped__)
+        return self._is_generator
 
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
         if not self._options.retries.count:

@@ -1,0 +1,323 @@
+"""Objects that a function refers to: those of a process, those with an identity, and functions made by libraries."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import functools
+import importlib
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from atoll import cached, isolated
+from atoll.errors import SerializationError
+from atoll.payload import pickling
+from atoll.payload.functions import FunctionPickler
+from atoll.payload.reducers import kept
+
+from .bare_worker import BareWorker, run_script
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareWorker]:
+    """One worker for many calls."""
+    with BareWorker(tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+
+
+def defined(source: str) -> dict[str, Any]:
+    """Return the globals of a program whose functions and classes travel by value."""
+    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(compile(source, "<prompt>", "exec"), space)
+    return space
+
+
+# --- objects of which a process has one -------------------------------------------------------------------------
+
+OWN = {
+    "sys": ["path", "modules", "meta_path", "stdin", "stdout", "stderr", "__stdout__", "flags", "version_info"],
+    "warnings": ["filters"],
+    "random": ["_inst"],
+    "logging": ["root", "lastResort"],
+    "os": ["environ", "environb"],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in OWN.items() for name in names])
+@pytest.mark.parametrize("as_", ["global", "cell", "default"])
+def test_what_a_process_has_once_is_the_workers_own(module: str, name: str, as_: str, worker: BareWorker) -> None:
+    """A function that has imported such an object `from` its module sees the one of its own process."""
+    lines = {
+        "global": f"def f():\n  import {module}\n  return {name} is {module}.{name}",
+        "cell": f"def make(it):\n  def f():\n    import {module}\n    return it is {module}.{name}\n  return f\nf = make({name})",
+        "default": f"def f(it={name}):\n  import {module}\n  return it is {module}.{name}",
+    }
+    pickler = FunctionPickler(defined(f"from {module} import {name}\n{lines[as_]}")["f"])
+    assert worker.call(pickler) is True
+    assert len(pickler.dumps()[0]) < 2000  # nothing of it travels
+
+
+def test_the_methods_of_hidden_instances_are_the_workers_own(worker: BareWorker) -> None:
+    """`from random import random` and `seed` are of one generator, also in the worker."""
+    space = defined(
+        "from random import random, seed\n"
+        "def f():\n  import random as own\n  seed(1)\n  first = random()\n  own.seed(1)\n  return first == own.random()"
+    )
+    assert worker.call(space["f"]) is True
+
+
+def test_the_main_thread_is_the_workers(worker: BareWorker) -> None:
+    """A thread object that stands for the main one does so in the worker."""
+    space = defined(
+        "import threading\nmain = threading.main_thread()\n"
+        "def f():\n  import threading as own\n  return main is own.current_thread()"
+    )
+    assert worker.call(space["f"]) is True
+
+
+def test_a_handler_travels_without_its_lock(worker: BareWorker) -> None:
+    """A handler on standard error writes to the worker's; its formatter and level are kept."""
+    space = defined(
+        "import logging\nhandler = logging.StreamHandler()\nhandler.setFormatter(logging.Formatter('%(message)s!'))\n"
+        "handler.setLevel(10)\n"
+        "def f():\n  import logging, sys\n  made = logging.LogRecord('n', 20, '', 1, 'said', (), None)\n"
+        "  return handler.stream is sys.stderr, handler.format(made), handler.level, handler.acquire()"
+    )
+    assert worker.call(space["f"]) == (True, "said!", 10, None)
+
+
+# --- objects that are compared by identity ----------------------------------------------------------------------
+
+
+def test_an_object_is_itself_in_every_pickle(worker: BareWorker) -> None:
+    """An `object()` is the same for two functions, as an argument, and as a result."""
+    space = defined(
+        "UNSET = object()\ndef f(x=UNSET): return x is UNSET\ndef g(x): return x, x is UNSET\ndef h(): return UNSET"
+    )
+    unset = space["UNSET"]
+    assert worker.call(space["f"]) is True
+    assert worker.call(space["f"], unset) is True
+    assert worker.call(space["f"], object()) is False
+    assert worker.call(space["g"], unset) == (unset, True)
+    assert worker.call(space["h"]) is unset
+    assert worker.call(space["f"], worker.call(space["h"])) is True
+
+
+def test_an_object_of_the_worker_comes_back_as_itself(worker: BareWorker) -> None:
+    """An `object()` that the worker made is known again there."""
+    made = worker.call(defined("def f():\n  import builtins\n  builtins.made = object()\n  return builtins.made")["f"])
+    assert type(made) is object
+    assert worker.call(defined("def f(x):\n  import builtins\n  return x is builtins.made")["f"], made) is True
+
+
+def test_a_sentinel_of_a_class_is_itself(worker: BareWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object without state of a class of the program is one object in the worker; one with state is data."""
+    space = defined(
+        "class Unset: pass\nUNSET = Unset()\nclass Box:\n  def __init__(self): self.n = 1\nBOX = Box()\n"
+        "def f(x=None): return x is UNSET\ndef g(x): return x.n, x is BOX\ndef h(): return UNSET"
+    )
+    main = ModuleType("__main__")
+    vars(main).update(space)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert worker.call(space["f"], space["UNSET"]) is True
+    assert worker.call(space["f"], space["Unset"]()) is False
+    assert worker.call(space["g"], space["BOX"]) == (1, False)
+    assert worker.call(space["h"]) is space["UNSET"]
+
+
+def test_sentinels_of_modules_are_the_modules_own(
+    worker: BareWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dataclasses.MISSING` and a library's `object()` are those of the worker's modules."""
+    space = defined(
+        "import dataclasses, functools, inspect, enum, typing, unittest.mock\nfrom dataclasses import MISSING\n"
+        "@dataclasses.dataclass\nclass D:\n  x: int\n  y: list = dataclasses.field(default_factory=list)\n"
+        "OBJECT = functools._NOT_FOUND if hasattr(functools, '_NOT_FOUND') else MISSING\n"
+        "MOCK = unittest.mock.sentinel.thing\nEMPTY = inspect.Parameter.empty\n"
+        "def f():\n  import dataclasses, functools, unittest.mock, inspect\n"
+        "  @dataclasses.dataclass\n  class E(D):\n    z: int = 1\n"
+        "  return (MISSING is dataclasses.MISSING, D.__dataclass_fields__['x'].default is dataclasses.MISSING, E(1).z,\n"
+        "    OBJECT is getattr(functools, '_NOT_FOUND', MISSING), MOCK is unittest.mock.sentinel.thing,\n"
+        "    EMPTY is inspect.Parameter.empty)\n"
+    )
+    assert worker.call(space["f"]) == (True, True, 1, True, True, True)
+    (tmp_path / "lacking.py").write_text("NOTHING = object()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    nothing = importlib.import_module("lacking").NOTHING
+    assert worker.call(defined("def f(x): return x")["f"], nothing) is nothing  # the worker has no such module
+
+
+def test_the_objects_with_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that sends many objects does not keep them all."""
+    monkeypatch.setattr(kept, "MOST_KEPT", 10)
+    objects = [object() for _ in range(30)]
+    pickling.loads(pickling.dumps(objects)[0])
+    assert len(kept._objects) <= 10
+    assert len(kept._tokens) <= 10
+    assert pickling.loads(pickling.dumps(objects[0])[0]) is objects[0]
+
+
+def test_a_context_variable_travels_with_its_default(worker: BareWorker) -> None:
+    """A `ContextVar` of the program is one variable in the worker, without a value of the caller's."""
+    space = defined(
+        "from contextvars import ContextVar\nV = ContextVar('V', default=[7])\nW = ContextVar('W')\n"
+        "def f():\n  got = V.get(), W.get('unset')\n  V.set(1)\n  return got, g()\ndef g(): return V.get()"
+    )
+    space["W"].set("the caller's")
+    assert worker.call(space["f"]) == (([7], "unset"), 1)
+    assert isinstance(space["W"], contextvars.ContextVar)
+
+
+# --- functions made by libraries --------------------------------------------------------------------------------
+
+
+def test_a_dispatcher_travels_with_what_is_registered(worker: BareWorker) -> None:
+    """`singledispatch` calls the function registered for the type, and registered functions may call it again."""
+    space = defined(
+        "import functools, collections.abc\n@functools.singledispatch\ndef show(x):\n  'Shows.'\n  return 'any'\n"
+        "@show.register\ndef _(x: int): return 'int'\n"
+        "@show.register(list)\ndef _(x): return [show(y) for y in x]\n"
+        "@show.register(collections.abc.Mapping)\ndef _(x): return 'mapping'\n"
+        "show.note = 5\n"
+        "class C:\n  @functools.singledispatchmethod\n  def m(self, x): return 'any'\n"
+        "  @m.register\n  def _(self, x: str): return 'str'\n"
+        "def f(x): return show(x)\n"
+        "def g(): return show.__name__, show.__doc__, show.note, show.dispatch(bool)(True), sorted(map(str, show.registry))\n"
+        "def h(): return C().m(1), C().m('')\n"
+        "def later(x):\n  @show.register(float)\n  def _(x): return 'float'\n  return show(x)\n"
+    )
+    assert worker.call(space["f"], [1, "", {}]) == ["int", "any", "mapping"]
+    assert worker.call(space["g"]) == ("show", "Shows.", 5, "int", sorted(map(str, space["show"].registry)))
+    assert worker.call(space["h"]) == ("any", "str")
+    assert worker.call(space["show"], 1) == "int"
+    assert worker.call(space["later"], 1.0) == "float"
+    assert worker.call(space["f"], 1.0) == "any"
+
+
+def test_what_a_program_registers_with_a_library_travels(worker: BareWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's dispatcher is the worker's own, with the program's registrations."""
+    space = defined(
+        "import pkgutil\nfrom pkgutil import iter_importer_modules\nclass Mine: pass\n"
+        "@iter_importer_modules.register(Mine)\ndef _(x, prefix=''): return prefix + 'mine'\n"
+        "def f():\n  import pkgutil\n  return iter_importer_modules is pkgutil.iter_importer_modules, iter_importer_modules(Mine(), 'my')"
+    )
+    assert worker.call(space["f"]) == (True, "mymine")
+
+
+CHANGES = {
+    "a function is registered": "@show.register(int)\ndef _(x): return 'int'",
+    "what a registered function uses changes": "N = 2",
+    "a registered function is replaced": "@show.register(str)\ndef _(x): return 'other'",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_a_dispatcher_is_seen_by_the_next_call(name: str) -> None:
+    """Registered functions are seen as helpers are."""
+    space = defined(
+        "import functools\nN = 1\n@functools.singledispatch\ndef show(x): return 'any'\n"
+        "@show.register\ndef _(x: str): return N\ndef f(): return show(1), show('')"
+    )
+    pickler = FunctionPickler(space["f"])
+    first = pickler.dumps()[0]
+    assert pickler.dumps()[0] is first  # while nothing changes
+    before = space["f"]()
+    exec(compile(CHANGES[name], "<prompt>", "exec"), space)
+    assert space["f"]() != before
+    assert pickling.loads(pickler.dumps()[0])() == space["f"]()
+
+
+# --- functions of Atoll's in the caller's own process pools -----------------------------------------------------
+
+
+@isolated
+def double(x: int) -> int:
+    return 2 * x
+
+
+@cached
+def kept_value(x: int) -> int:
+    return x
+
+
+class Owner:
+    @isolated
+    def method(self) -> int:
+        return 1
+
+
+renamed = double.on(timeout=5)
+hidden = [cached(lambda: 1)]
+
+
+@pytest.mark.parametrize("function", [double, kept_value, Owner.method, renamed])
+def test_a_function_pickles_as_its_name(function: Any) -> None:
+    """`pickle` gives the very object back; copies are the object."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(function, protocol)) is function
+    assert copy.copy(function) is function
+    assert copy.deepcopy([function])[0] is function
+
+
+def test_a_function_without_a_name_says_so() -> None:
+    """The error has the reason, and the next pickle works."""
+
+    @isolated
+    def local() -> None: ...
+
+    with pytest.raises(SerializationError, match=r"isolated function .* `.*local` is defined inside a function"):
+        pickle.dumps(local)
+    with pytest.raises(SerializationError, match=r"`.*double` is another object"):
+        pickle.dumps(double.on(timeout=7))
+    with pytest.raises(SerializationError, match="a lambda has no name"):
+        pickle.dumps(hidden[0])
+    assert copy.copy(local) is local
+    assert pickle.loads(pickle.dumps(double)) is double
+
+
+def test_a_cloudpickle_gets_a_function_by_value() -> None:
+    """Programs that send functions to other machines find no module of the caller's there."""
+    import cloudpickle
+
+    found = cloudpickle.loads(cloudpickle.dumps(double))
+    assert found is not double
+    assert found.local(4) == 8
+    assert found.options == double.options
+
+
+def test_what_wraps_a_function_has_nothing_of_its_inside(worker: BareWorker) -> None:
+    """`functools.wraps` copies only what a plain function has."""
+
+    @functools.wraps(double)
+    def wrapper(x: int) -> int:
+        return double.local(x)
+
+    assert not [name for name in vars(wrapper) if not name.startswith("__")]
+    assert wrapper.__name__ == "double"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_process_pool_of_the_caller_takes_a_function(method: str, tmp_path: Path) -> None:
+    """Each way of starting processes finds the function of the main program."""
+    program = f"""
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from atoll import cached, isolated
+
+@isolated
+def f(x): return x * 2
+@cached
+def c(x): return x + 1
+def local(function, x): return function.local(x) if hasattr(function, "local") else function(x)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context({method!r})) as pool:
+        print([pool.submit(local, g, 3).result(60) for g in (f, c)])
+"""
+    assert run_script(tmp_path, program) == "[6, 4]\n"
