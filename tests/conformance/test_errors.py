@@ -148,8 +148,8 @@ def test_a_type_that_the_caller_lacks_is_a_remote_error(place: Place) -> None:
     assert "foreign" in caught.value.traceback_text
 
 
-def test_an_exception_that_cannot_be_pickled_is_named(place: Place) -> None:
-    """The error says which exception it was, and what it said."""
+def test_an_attribute_that_cannot_be_pickled_costs_itself(place: Place) -> None:
+    """The exception keeps its type and text, and a note names the attribute."""
 
     def hold() -> None:
         import threading
@@ -158,19 +158,38 @@ def test_an_exception_that_cannot_be_pickled_is_named(place: Place) -> None:
         error.lock = threading.Lock()  # type: ignore[attr-defined]
         raise error
 
-    with pytest.raises(errors.SerializationError, match="ValueError") as caught:
+    with pytest.raises(ValueError, match="holds a lock") as caught:
+        place.isolated(hold)()
+    assert "`lock`" in caught.value.__notes__[0]
+
+
+def test_an_exception_whose_type_cannot_be_pickled_is_named(place: Place) -> None:
+    """The error says which exception it was, and what it said."""
+
+    def hold() -> None:
+        import threading
+
+        lock = threading.Lock()
+
+        class Held(Exception):
+            def use(self) -> object:
+                return lock
+
+        raise Held("has a lock")
+
+    with pytest.raises(errors.SerializationError, match="Held") as caught:
         place.isolated(hold)()
     assert isinstance(caught.value.__cause__, errors.RemoteError)
-    assert "holds a lock" in str(caught.value.__cause__)
+    assert "has a lock" in str(caught.value.__cause__)
 
 
-def test_an_exception_that_cannot_be_unpickled_is_named(place: Place) -> None:
-    """An exception that nobody can load neither hangs nor hides."""
+def test_an_exception_with_a_wrong_pickling_of_its_own_arrives(place: Place) -> None:
+    """An exception whose own pickles nobody can load keeps its type."""
 
     def unreadable() -> None:
         raise Unreadable("nobody can read this")
 
-    with pytest.raises((errors.SerializationError, errors.RemoteError), match="nobody can read this"):
+    with pytest.raises(Unreadable, match="nobody can read this"):
         place.isolated(unreadable)()
     assert place.isolated(add)(1) == 2
 

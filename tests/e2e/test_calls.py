@@ -319,7 +319,7 @@ def import_missing() -> None:
 CASES: list[tuple[str, Any, type[BaseException], str]] = [
     ("unpicklable argument", lambda: add(_unpicklable()), errors.SerializationError, "argument"),
     ("unpicklable result", lambda: return_lock(), errors.SerializationError, "lock"),
-    ("unpicklable exception", lambda: raise_unpicklable(), errors.SerializationError, "ValueError"),
+    ("exception with an unpicklable attribute", lambda: raise_unpicklable(), ValueError, "holds a lock"),
     ("exception class that the caller lacks", lambda: raise_foreign(), errors.RemoteError, "from afar"),
     ("module missing in the worker", lambda: import_missing(), ModuleNotFoundError, "there_is_no_such_module"),
     ("os._exit(0)", lambda: end_worker("exit"), errors.WorkerDied, "status 0"),

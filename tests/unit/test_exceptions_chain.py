@@ -81,6 +81,16 @@ class BadReduce(Exception):
         raise SystemExit(3)
 
 
+def with_unsendable_type() -> Exception:
+    lock = threading.Lock()
+
+    class Unsendable(Exception):
+        def use(self) -> Any:
+            return lock
+
+    return Unsendable("held")
+
+
 @pytest.mark.parametrize(
     "exc",
     [
@@ -165,11 +175,11 @@ def test_a_long_chain_is_bounded() -> None:
 
 
 def test_groups_arrive_with_their_members() -> None:
-    """Members keep their own types, chains and places; one that cannot travel has a stand-in."""
+    """Members keep their own types, chains and places; one whose type cannot travel has a stand-in."""
     cause = OSError(5, "disk")
     member = Odd("/x", code=1)
     member.__cause__ = cause
-    group = ExceptionGroup("all", [member, Unpicklable(), ExceptionGroup("inner", [KeyError(1)])])
+    group = ExceptionGroup("all", [member, with_unsendable_type(), ExceptionGroup("inner", [KeyError(1)])])
     group.add_note("n")
     there = send(group)
     assert isinstance(there, ExceptionGroup)
@@ -182,25 +192,25 @@ def test_groups_arrive_with_their_members() -> None:
 
 
 def test_an_exception_that_cannot_be_pickled_is_named() -> None:
-    """A `SerializationError` names the type and why; what was raised is its cause, with its text and frames."""
+    """If not even its type travels, a `SerializationError` names it and why; the cause has its text and frames."""
     try:
-        raise Unpicklable
-    except Unpicklable as caught:
+        raise with_unsendable_type()
+    except Exception as caught:
         there = send(caught)
     assert isinstance(there, SerializationError)
-    assert "Unpicklable" in there.message
+    assert "Unsendable" in there.message
     assert "_thread.lock" in there.message
     assert isinstance(there.__cause__, RemoteError)
-    assert there.__cause__.type_name.endswith("Unpicklable")
+    assert there.__cause__.type_name.endswith("Unsendable")
     assert "held" in there.__cause__.message
-    assert "raise Unpicklable" in there.__cause__.traceback_text
+    assert "raise with_unsendable_type()" in there.__cause__.traceback_text
     assert there.__cause__.__traceback__ is not None
 
 
 def test_in_a_chain_only_what_cannot_travel_is_replaced() -> None:
-    """An unpicklable cause becomes a `RemoteError`; what it caused keeps its type."""
+    """A cause whose type cannot travel becomes a `RemoteError`; the exception after it keeps its type."""
     exc = ValueError(1)
-    exc.__cause__ = Unpicklable()
+    exc.__cause__ = with_unsendable_type()
     there = send(exc)
     assert type(there) is ValueError
     assert isinstance(there.__cause__, RemoteError)
@@ -210,7 +220,7 @@ def test_in_a_chain_only_what_cannot_travel_is_replaced() -> None:
 def test_an_exception_s_own_methods_break_nothing(exc: BaseException) -> None:
     """`__str__`, `__repr__` and `__reduce__` that raise, even `SystemExit`, do not get out."""
     there = send(exc)
-    assert isinstance(there, (Wordless, SerializationError))
+    assert type(there) is type(exc)
 
 
 def test_a_type_that_the_caller_lacks_is_told_in_words(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from atoll.errors import AtollError
 from atoll.payload import install, pickling, private_cloudpickle
-from atoll.payload.reducers.exceptions import reduce_exception
+from atoll.payload.exception_text import is_same, text_of
 from atoll.payload.values import first_line, type_name
 
 MOST_NODES = 500
@@ -118,9 +118,11 @@ def _describe(
     room: list[int],
     plain: bool,
 ) -> dict[str, Any]:
+    text = text_of(exc)
     node: dict[str, Any] = {
         "type": type_name(exc),
-        "text": _clip(_text(exc), room),
+        "text": _clip(text, room),
+        "cut": False,
         "frames": _frames(exc.__traceback__, room),
         "cause": numbers.get(id(exc.__cause__), -1),
         "context": numbers.get(id(exc.__context__), -1),
@@ -130,7 +132,11 @@ def _describe(
         "pickle": -1,
         "buffers": 0,
         "refused": "",
+        "lost": "",
+        "bases": _bases(type(exc)),
+        "errno": _errno(exc),
     }
+    node["cut"] = node["text"] != text
     if plain:
         node["plain"] = -1
         with contextlib.suppress(Exception):  # the caller then has its name and text
@@ -138,21 +144,58 @@ def _describe(
             node["plain"], node["buffers"] = len(buffers), len(pieces)
             buffers.extend(pieces)
         return node
-    try:
-        if members is not None:  # they are nodes of their own
-            data, pieces = pickling.dumps((type(exc), exc.message, dict(vars(exc))))  # type: ignore[attr-defined]
-        else:
-            data, pieces = pickling.dumps(exc)
-            data = pickling.whole(data)
-            # a `__reduce__` of its own may return another type, or fail only when it is loaded
-            if reduce_exception(exc) is None and type(pickling.loads(data, pieces)) is not type(exc):
-                raise TypeError("it does not come back as its own type")
-    except BaseException as error:
-        node["refused"] = f"{type(error).__name__}: {first_line(error)}"
-    else:
+    pickled, node["refused"] = _pickled(exc, members is not None)
+    if pickled is not None:
+        data, pieces, missing = pickled
+        node["lost"] = _clip(missing, room)
         node["pickle"], node["buffers"] = len(buffers), 1 + len(pieces)
         buffers.extend((data, *pieces))
     return node
+
+
+def _pickled(exc: BaseException, is_group: bool) -> tuple[tuple[Any, list[Any], str] | None, str]:
+    """Return pickle, buffers and a note of the lost parts; or None and the reason, if even the type cannot be."""
+    cls, text = type(exc), text_of(exc)
+    whole: Any = None
+    try:
+        if is_group:  # the members are nodes of their own
+            return (*pickling.dumps((cls, exc.message, dict(vars(exc)))), ""), ""  # type: ignore[attr-defined]
+        data, pieces = pickling.dumps(exc)
+        data = pickling.whole(data)
+        if cls.__module__ == "builtins" and not vars(exc) and pickling.is_plain(exc.args):
+            return (data, pieces, ""), ""
+        # a `__reduce__` of its own may return another type, lose its text, or fail only when it is loaded
+        loaded = pickling.loads(data, pieces)
+        if type(loaded) is not cls:
+            raise TypeError("it does not come back as its own type")
+        if is_same(text_of(loaded), text):
+            return (data, pieces, ""), ""
+        whole, reason = (data, pieces, ""), ""
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    from atoll.payload import salvage  # for few exceptions
+
+    def is_right(found: Any) -> bool:
+        if is_group:
+            return found[0] is cls
+        return type(found) is cls and (whole is None or is_same(text_of(found), text))
+
+    saved = salvage.dumps(exc, is_right, is_group=is_group)
+    return (whole, reason) if saved is None else ((saved[0], [], salvage.note(saved[1])), "")
+
+
+def _bases(cls: type) -> list[list[str]]:
+    """Return the names of a type and those above it, nearest first: a caller without the type may know them."""
+    common = (Exception, BaseException, object)
+    return [[one.__module__, one.__qualname__] for one in cls.__mro__ if one not in common][:_MOST_BASES]
+
+
+_MOST_BASES = 30
+
+
+def _errno(exc: BaseException) -> int | None:
+    number = getattr(exc, "errno", None) if isinstance(exc, OSError) else None
+    return number if type(number) is int else None
 
 
 def _plain_parts(exc: BaseException) -> list[Any]:
@@ -170,13 +213,6 @@ def _plain_parts(exc: BaseException) -> list[Any]:
     return dumps(list(exc.__reduce__()[1]))
 
 
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except BaseException:
-        return "<exception str() failed>"
-
-
 def _clip(text: str, room: list[int]) -> str:
     most = max(min(_MOST_TEXT, room[0]), 200)
     room[0] -= min(len(text), most)
@@ -184,7 +220,7 @@ def _clip(text: str, room: list[int]) -> str:
 
 
 def _notes(exc: BaseException, room: list[int]) -> list[str]:
-    notes = getattr(exc, "__notes__", None)
+    notes = vars(exc).get("__notes__")  # past a `__getattr__` of its own
     return [_clip(note, room) for note in notes[:100] if isinstance(note, str)] if isinstance(notes, list) else []
 
 

@@ -259,10 +259,14 @@ class _Unpickler(pickle.Unpickler):
 
     A class of `__main__` travels by value. cloudpickle knows it again when it comes back, but would replace its
     methods by the worker's copies, whose globals are not this program's.
+
+    Args:
+        absent: makes a stand-in for something that cannot be imported here, from its name and the error.
     """
 
-    def __init__(self, data: Any, buffers: Sequence[Any]) -> None:
+    def __init__(self, data: Any, buffers: Sequence[Any], absent: Callable[[str, Exception], Any] | None) -> None:
         super().__init__(_Reader(data), buffers=buffers)
+        self._absent = absent
         self._module = private_cloudpickle.cloudpickle()
         self._known: set[int] = set()
         self._keep: list[Any] = []
@@ -274,7 +278,12 @@ class _Unpickler(pickle.Unpickler):
             if name in ("_make_skeleton_class", "_make_skeleton_enum"):
                 make = getattr(self._module, name)
                 return lambda *args: self._make_class(make, args)
-        return super().find_class(module, name)
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError) as error:
+            if self._absent is None:
+                raise
+            return self._absent(f"{module}.{name}", error)
 
     def _make_class(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         identifier = args[-2]
@@ -315,10 +324,12 @@ _SEARCHED_BYTES = 1 << 20
 _NAME = private_cloudpickle.NAME.encode()
 
 
-def loads_by_value(data: Any, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle a worker's pickle, without changing classes that this process knows."""
-    if len(data) > _SEARCHED_BYTES or data.find(_NAME) >= 0:
-        return _Unpickler(data, buffers).load()
+def loads_by_value(
+    data: Any, buffers: Sequence[Any] = (), absent: Callable[[str, Exception], Any] | None = None
+) -> Any:
+    """Unpickle a worker's pickle, without changing classes that this process knows; see `_Unpickler`."""
+    if len(data) > _SEARCHED_BYTES or data.find(_NAME) >= 0 or absent is not None:
+        return _Unpickler(data, buffers, absent).load()
     return pickle.loads(data, buffers=buffers)
 
 

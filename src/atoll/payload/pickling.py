@@ -180,6 +180,11 @@ def dumps(
     return rope if out_of_band and rope.nbytes >= ROPE_BYTES else b"".join(rope.parts), buffers
 
 
+def new_pickler() -> Any:
+    """Return a pickler that writes nowhere: its reducers are for a pickler of another kind."""
+    return _pickler_class()(_Sink(len), frozenset(), None, False, [])
+
+
 class _Sink:
     """A file that can only be written to."""
 

@@ -16,6 +16,7 @@ from atoll import errors
 from atoll.errors import AtollError, SerializationError
 from atoll.payload import exceptions_load
 from atoll.payload.plain import decode
+from atoll.payload.stand_ins import stand_in
 from atoll.terminal_text import printable
 
 MOST_NODES = 50
@@ -84,7 +85,7 @@ def loads_exception(described: Any, buffers: Sequence[Any]) -> BaseException:
     for number in reversed(range(len(nodes))):  # members of a group follow it in the list
         exc = _rebuilt(number, nodes, buffers, rebuilt)
         if exc is None:
-            exc = exceptions_load.stand_in(number, nodes)
+            exc = stand_in(number, nodes)
         else:
             for note in nodes[number]["notes"]:
                 exc.add_note(note)
@@ -157,7 +158,18 @@ def _checked_node(node: dict[str, Any], count: int, own: frozenset[str]) -> dict
         "buffers": _number(node["buffers"], 0, _MOST_LINE),
         "pickle": -1,
         "refused": _of(node["refused"], str),
+        "bases": [["builtins", name] for name in _checked_bases(node.get("bases", []))],
+        "errno": _number(node["errno"], 0, _MOST_LINE) if node.get("errno") is not None else None,
     }
+
+
+def _checked_bases(bases: Any) -> list[str]:
+    """Return the names of the built-in types above the exception's own."""
+    named = [[_of(part, str) for part in _of(base, list)] for base in _of(bases, list)[:_MOST_BASES]]
+    return [base[1] for base in named if len(base) == 2 and base[0] == "builtins" and base[1] in _BUILT_IN]
+
+
+_MOST_BASES = 50
 
 
 def _checked_frame(frame: list[Any], own: frozenset[str]) -> list[Any]:
