@@ -30,6 +30,7 @@ import types
 from typing import Any, NoReturn
 
 from atoll.agent import output, preloading, running
+from atoll.agent.process_state import ProcessState
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
 from atoll.wire import nested
@@ -88,7 +89,7 @@ class Worker:
         self._prepared: list[Any] = []
         self._alarm = alarm
         self._shown: dict[str, Any] | None = None
-        self._clean: output.ProcessState | None = None
+        self._clean: ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
         self._imported = preloading.Imported()
@@ -102,7 +103,7 @@ class Worker:
         self._begin(lease, descriptors)
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
-        self._clean = output.ProcessState()
+        self._clean = ProcessState()
         with contextlib.suppress(ChannelClosed):
             while self._held:
                 self._listen()
@@ -303,7 +304,7 @@ class Worker:
             nested.refuse(0)
             self._prepared.append(running.call(function, (), {}))
             nested.refuse(threading.get_ident())
-            self._clean = output.ProcessState()
+            self._clean = ProcessState()
         return (self._prepared[0],)
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:
