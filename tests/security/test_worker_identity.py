@@ -214,13 +214,14 @@ class World:
             expired=False,
             last=None,
             makers=Makers(),
+            ended=asyncio.Event(),
             place=SimpleNamespace(last_records=lambda *_, **__: []),
         )
         self.sandbox: Any = SimpleNamespace(id="s1", node=node, init=None, lived=True)
         self.state.workers["w1"], self.state.sandboxes["s1"] = self.worker, self.sandbox  # type: ignore[assignment]
         self.messages._state = self.state
         self.messages.__dict__.update(
-            kill=killing.Killing(self.state, self.messages.to_agent).kill,
+            kill=killing.Killing(self.state, self.messages.to_agent, self.messages.to_worker).kill,
             limiting=SimpleNamespace(ended=lambda _: None),
             nested=SimpleNamespace(ended=lambda _: None),
             _perform=self.performed.append,

@@ -43,6 +43,10 @@ SPARE_SECONDS = 0.05
 """Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
 
 
+UMASK = 0o022
+"""The file mode mask of functions: the daemon's own would hide what they write from everybody else."""
+
+
 class Child(NamedTuple):  # not a dataclass: their module would cost every cold start 8 ms
     """A worker that this process has forked."""
 
@@ -186,7 +190,7 @@ class Agent:
         worker.prepare_process()
         return self._work(message, descriptors)
 
-    def _work(self, message: dict[str, Any], descriptors: list[int]) -> int:
+    def _work(self, message: dict[str, Any], descriptors: list[int]) -> NoReturn:
         self._landlock.set_dumpable(True)
         self._landlock.close()
         env = message.get("env")
@@ -200,7 +204,7 @@ class Agent:
         os.close(descriptors[4])
         control = Channel(Socket(fileno=descriptors[0]))
         serving = worker.Worker(memory.words, control, memory.sheet, self._alarm_end)
-        return serving.run(message, descriptors[1:4])
+        serving.run(message, descriptors[1:4])
 
     def fork(self, serve: Callable[[], int]) -> int:
         """Fork a process that runs `serve` to its end; return its number."""
@@ -371,6 +375,7 @@ def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
     landlock = Landlock()
     landlock.set_dumpable(False)
+    os.umask(UMASK)
     channel = Channel(Socket(fileno=int(sys.argv[1])))
     sys.argv = [""]
     with contextlib.suppress(OSError, KeyError):  # only its owner may make it as programs expect it

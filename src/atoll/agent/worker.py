@@ -14,7 +14,8 @@ a call: the worker says `revoked` and ends. A lease that is reclaimed before its
 Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need` (sources or
 setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
 items the worker looks for `stop`, which closes the generator.
-Control messages in: `lease`, `reclaim`, `go`. Out: `hello`, `idle`, `expired`, `connect` (see `wire.nested`), `records`
+Control messages in: `lease`, `reclaim`, `go`, `end`. Out: `hello`, `idle`, `expired`, `ending` (it ends by itself, see
+`agent.process_end`), `connect` (see `wire.nested`), `records`
 (see `agent.usage`), `imported` (see `agent.preloading`), `paused` and `resumed` (see `agent.running`).
 """
 
@@ -29,7 +30,7 @@ import time
 import types
 from typing import Any, NoReturn
 
-from atoll.agent import output, preloading, running
+from atoll.agent import output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
@@ -92,11 +93,12 @@ class Worker:
         self._clean: ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
+        self._wanted = True
         self._imported = preloading.Imported()
         self._control_number = -1
 
-    def run(self, lease: dict[str, Any], descriptors: list[int]) -> int:
-        """Serve, beginning with the lease that came with the fork; return the exit status."""
+    def run(self, lease: dict[str, Any], descriptors: list[int]) -> NoReturn:
+        """Serve, beginning with the lease that came with the fork, and end the process."""
         nested.use(self._control)
         self._poll.register(self._control, select.POLLIN)
         self._control_number = self._control.fileno()
@@ -107,9 +109,9 @@ class Worker:
         with contextlib.suppress(ChannelClosed):
             while self._held:
                 self._listen()
-            while self._serve_once():
+            while self._wanted and self._serve_once():
                 pass
-        return 0
+        process_end.finish(0, process_end.GRACE_SECONDS)
 
     def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
         data, stdout, stderr = descriptors
@@ -186,6 +188,10 @@ class Worker:
                 self._yield()
             elif message.get("type") == "go":
                 self._held = False
+            elif message.get("type") == "end":
+                self._meter.report()
+                self._end(revoke=True)
+                self._wanted = False
 
     def _yield(self) -> None:
         """Give a reclaimed lease up once it has served a call."""
@@ -255,9 +261,6 @@ class Worker:
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
         answer, pieces = self._answer(data, header, buffers)
-        if os.getpid() != self._pid:  # the function forked, and its child came back from it: it is not the worker
-            output.flush()
-            os._exit(0)
         output.flush()
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
@@ -289,12 +292,21 @@ class Worker:
                 value = self._stream(data, call, running.items(function, args, kwargs), plain)
             else:
                 value = running.call(function, args, kwargs)
+            self._end_child(None)
             return {"type": "result", "call": call}, values.dumps_answer(value, plain)
         except SystemExit as error:
-            self._exit(call, error.code)
+            self._end_child(error)
+            code = error.code
         except BaseException as error:
+            self._end_child(error)
             described, pieces = exceptions_dump.dumps(error, plain)
             return {"type": "error", "call": call, "error": described}, pieces
+        return self._exit(call, code)  # here, where no frame of the function is held any more
+
+    def _end_child(self, error: BaseException | None) -> None:
+        """End a child of the function's that has come back from it: it is not the worker."""
+        if os.getpid() != self._pid:
+            process_end.end_child(error)
 
     def _prepare(self) -> tuple[Any]:
         """Return the value of `setup_function`; run it unless it has finished in this worker."""
@@ -319,9 +331,7 @@ class Worker:
                     item = next(items)
                 except StopIteration as end:
                     return end.value
-                if os.getpid() != self._pid:  # the function forked, and its child goes on here: it is not the worker
-                    output.flush()
-                    os._exit(0)
+                self._end_child(None)
                 buffers = values.dumps_answer(item, plain)
                 output.flush()
                 with pacer:
@@ -350,11 +360,9 @@ class Worker:
 
     def _exit(self, call: Any, code: object) -> NoReturn:
         """End as `sys.exit(code)` in a program would, and say that this is why."""
-        if os.getpid() == self._pid:
-            status = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
-            if code is not None and not isinstance(code, int):
-                with contextlib.suppress(Exception):
-                    print(code, file=sys.stderr)
+        status = process_end.exit_status(code)
+
+        def tell() -> None:
             output.flush()
             exiting = {"type": "exiting", "call": call, "status": status}
             with contextlib.suppress(OSError, ChannelClosed):
@@ -363,5 +371,7 @@ class Worker:
             if self._data is not None:
                 with contextlib.suppress(OSError, ChannelClosed):
                     self._data.send(exiting)
-            os._exit(status)
-        os._exit(0)
+
+        with contextlib.suppress(OSError, ChannelClosed):
+            self._control.send({"type": "ending", "epoch": self._epoch})
+        process_end.finish(status, process_end.GRACE_SECONDS, tell)

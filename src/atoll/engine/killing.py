@@ -1,4 +1,6 @@
-"""Kills of workers: by their agent, else by the daemon itself.
+"""Ends of workers: in good order, or killed by their agent, else by the daemon itself.
+
+A worker that ends in good order has a grace for it (`agent.process_end`); one that takes longer is killed.
 
 Code of a function may have stopped its agent. A worker that its agent does not kill is killed by its pidfd, which meets
 no other process. A worker that has ended while its agent reports no end would hold its slot for ever: its sandbox ends.
@@ -8,15 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from atoll.agent.process_end import GRACE_SECONDS
 from atoll.engine.pool_state import PoolState, PoolWorker
 
 log = logging.getLogger("atoll.pool")
 
 KILLED_SECONDS = 2.0
 """Seconds for an agent to kill a worker."""
+
+END_SECONDS = GRACE_SECONDS + 0.5
+"""Seconds for a worker to end in good order, which itself keeps to the grace unless its code holds it up."""
 
 REAPED_SECONDS = 3.0
 """Seconds for an agent to report the end of a worker that has ended."""
@@ -27,11 +33,48 @@ class Killing:
 
     Args:
         tell: sends to a sandbox's agent.
+        ask: sends to a worker.
     """
 
-    def __init__(self, state: PoolState, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        state: PoolState,
+        tell: Callable[[str, dict[str, Any]], None],
+        ask: Callable[[PoolWorker, dict[str, Any]], None],
+    ) -> None:
         self._state = state
         self._tell = tell
+        self._ask = ask
+
+    def end(self, worker: PoolWorker) -> None:
+        """Have a worker end in good order as soon as it is between two calls."""
+        if worker.spent or worker.process is None:
+            self.kill(worker)
+        else:
+            self._ask(worker, {"type": "end"})
+            self.ends(worker)
+
+    def ends(self, worker: PoolWorker) -> None:
+        """Take note that a worker ends by itself; it is killed if that takes too long."""
+        if not worker.ending:
+            worker.ending = True
+            asyncio.get_running_loop().call_later(END_SECONDS, self._check_end, worker)
+
+    async def wait(self, workers: Iterable[PoolWorker]) -> None:
+        """End workers in good order and wait for it, as long as they may take."""
+        ended = []
+        for worker in workers:
+            self.end(worker)
+            ended.append(asyncio.ensure_future(worker.ended.wait()))
+        if ended:
+            _, late = await asyncio.wait(ended, timeout=END_SECONDS)
+            for one in late:
+                one.cancel()
+
+    def _check_end(self, worker: PoolWorker) -> None:
+        if self._state.workers.get(worker.id) is worker:
+            log.info("worker_killed id=%s reason=takes_too_long_to_end", worker.id)
+            self.kill(worker)
 
     def kill(self, worker: PoolWorker) -> None:
         """Have a worker killed."""

@@ -208,9 +208,18 @@ class Pool:
             sandbox.unwanted = True
         if self._timer is not None:
             self._timer.cancel()
+        await self._end_idle()
         await asyncio.gather(*(sandbox.node.kill() for sandbox in sandboxes), return_exceptions=True)
         await self._messages.nested.close()
         await self._state.cancel_tasks()
+
+    async def _end_idle(self) -> None:
+        """End the workers between two calls in good order; the calls that run end with their sandboxes."""
+        if self._state.workers:
+            usage = await self._messages.usage(None)
+            await self._messages.ends.wait(
+                one for one in self._state.workers_of(None) if not usage.get(one.id, {}).get("busy", 1)
+            )
 
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
         usage = await self._messages.usage(user)
@@ -242,7 +251,7 @@ class Pool:
                 case Release() if action.worker in workers:
                     self._release(workers[action.worker], action.epoch)
                 case EndWorker() if action.worker in workers:
-                    self._messages.kill(workers[action.worker])
+                    self._messages.ends.end(workers[action.worker])
                 case EndSandbox() if action.sandbox in sandboxes:
                     self._end_sandbox(sandboxes[action.sandbox])
                 case Refuse():
@@ -259,7 +268,7 @@ class Pool:
         self._messages.to_agent(worker.sandbox, {"type": "release", "worker": worker.id, "epoch": epoch})
 
         def kill() -> None:
-            if self._has_left(worker, epoch):
+            if self._has_left(worker, epoch) and not worker.ending:
                 self._messages.kill(worker)
 
         def end() -> None:  # its code has stopped both agent and worker
@@ -275,7 +284,11 @@ class Pool:
 
     def _end_sandbox(self, sandbox: PoolSandbox) -> None:
         sandbox.unwanted = True
-        self._state.spawn(sandbox.node.kill())
+        self._state.spawn(self._end_in_order(sandbox))
+
+    async def _end_in_order(self, sandbox: PoolSandbox) -> None:
+        await self._messages.ends.wait(self._state.workers_in(sandbox.id))
+        await sandbox.node.kill()
 
     def _schedule_tick(self) -> None:
         if self._timer is not None:

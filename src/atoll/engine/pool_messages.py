@@ -82,7 +82,8 @@ class Messages:
         self._perform = perform
         self._on_record = on_record
         self.nested = NestedConnections(on_connect)
-        self.kill = Killing(state, self.to_agent).kill
+        self.ends = Killing(state, self.to_agent, self.to_worker)
+        self.kill = self.ends.kill
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
         self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)
@@ -279,6 +280,7 @@ class Messages:
 
     def _end_worker(self, worker: PoolWorker, error: errors.AtollError | None) -> None:
         self._state.workers.pop(worker.id, None)
+        worker.ended.set()
         self._state.changed.set()
         self.limiting.ended(worker)
         self._state.end_lease(worker, None if worker.expired else error)
@@ -324,6 +326,9 @@ class Messages:
                 self._perform(self._schedule.worker_paused(worker.id, _epoch(message), paused=paused))
             case "expired":
                 worker.expired = True
+                self.ends.ends(worker)
+            case "ending":
+                self.ends.ends(worker)
             case "imported":
                 control.pay(LEARN_TOKENS)
                 self._preloading.imported(worker, message)

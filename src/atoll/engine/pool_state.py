@@ -98,6 +98,8 @@ class PoolWorker:
         agent, init: pids on the host of its parent, and of the first process of its sandbox.
         last: the lease that it holds or has held last.
         spent: it was refused a process, and serves no further lease.
+        ending: it ends by itself.
+        ended: set when it is gone.
         makers: those of the calls of its leases.
     """
 
@@ -122,6 +124,8 @@ class PoolWorker:
     init: int = 0
     last: Lease | None = None
     spent: bool = False
+    ending: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     makers: Makers = field(default_factory=Makers)
 
 
