@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +120,9 @@ class FakeNode:
     def allot(self, machine_type: str) -> Allotment:
         return allot(machine_type, CAPACITY)
 
+    def give_streams(self, user: str, streams: Sequence[int]) -> None:
+        """Leave them as they are: nobody else is here."""
+
     def process_wall(self, allotment: Allotment) -> int:
         return 0
 
@@ -153,7 +156,8 @@ class FakeSandbox:
         worker = self._workers.get(str(message.get("worker")))
         match message["type"]:
             case "fork":
-                self._workers[message["worker"]] = FakeWorker(message["epoch"], self._agent.take_descriptors(4))
+                name, ends = message["worker"], self._agent.take_descriptors(4)
+                self._workers[name] = FakeWorker(message["epoch"], ends, lambda: self._end(name))
             case "kill" if worker is not None:
                 await self._end(message["worker"])
             case "release" if worker is not None and worker.busy == message["epoch"]:
@@ -215,10 +219,11 @@ class FakeMember:
 
 
 class FakeWorker:
-    """A worker whose call begins with any byte on its data socket and never ends."""
+    """A worker whose call begins with any byte on its data socket and never ends; `end` is its own end."""
 
-    def __init__(self, epoch: int, descriptors: list[int]) -> None:
+    def __init__(self, epoch: int, descriptors: list[int], end: Callable[[], Awaitable[None]]) -> None:
         control, *ends = descriptors
+        self._end = end
         self.busy = 0
         self._control = AsyncChannel(socket.socket(fileno=control))
         with contextlib.suppress(ChannelClosed):
@@ -257,6 +262,8 @@ class FakeWorker:
                     self._take(message["epoch"], self._control.take_descriptors(3))
                 elif message["type"] == "reclaim" and not self.busy and self._data.fileno() >= 0:
                     self._leave()
+                elif message["type"] == "end" and not self.busy:
+                    await asyncio.shield(self._end())
 
     def close(self) -> None:
         if self._data.fileno() >= 0:
