@@ -29,6 +29,7 @@ from atoll.errors import SerializationError
 from atoll.payload import install as installed_sources
 from atoll.payload import project
 from atoll.payload.captures import Captures, imported_names
+from atoll.sdk.modules import distributions
 from atoll.sdk.modules.bundle import Bundle, Unit, make_bundle
 
 _lock = threading.RLock()
@@ -96,7 +97,8 @@ class Sources:
             if self._given is not None:
                 self._captures = captures
                 if not self._chosen or not all(unit.digest for unit in self._chosen):
-                    self._chosen = [unit for name in self._given for unit in _given_units(name)]
+                    units = [unit for name in self._given for unit in _given_units(name)]
+                    self._chosen = [*units, *distributions.of_project(sys.path, (), units)]
             elif self._choice_is_stale(captures):
                 self._choose()
             for unit in self._chosen:
@@ -184,17 +186,28 @@ class Sources:
         pending: list[tuple[str, bool]] = [(name, False) for name in (*self._loaded, *self._imports[0])]
         pending += [(name, False) for name in _referenced(self._function)]
         pending += [(name, True) for name in self._imports[1]]
-        asked = set()
+        asked: set[str] = set()
+        metadata: list[distributions.Metadata] = []
+        while pending:
+            self._collect(pending, found, asked)
+            metadata = distributions.of_project(self._path, roots, found.values())
+            points = {point for one in metadata for point in one.entry_points}
+            pending = [(point, True) for point in points - asked]  # plugins are named in metadata alone
+        found.update((one.key, one) for one in metadata)
+        self._chosen = [found[key] for key in sorted(found)]
+
+    def _collect(self, pending: list[tuple[str, bool]], found: dict[tuple[str, str], Unit], asked: set[str]) -> None:
+        """Add the units of the names that are pending, and of those that they import in turn."""
         for name, loosely in pending:
             if name in asked or name in _NOT_SHIPPED or name in project.OWN_PACKAGES:
                 continue
             asked.add(name)
-            for unit in _located(name, roots, loosely, _distribution_name(name) not in self._required):
-                if unit.key not in found and _is_read(unit, roots):
+            elsewhere = distributions.normalized(name) not in self._required
+            for unit in _located(name, self._roots, loosely, elsewhere):
+                if unit.key not in found and _is_read(unit, self._roots):
                     found[unit.key] = unit
                     pending.extend((inner, False) for inner in unit.imports)
                     pending.extend((inner, True) for inner in unit.literals)
-        self._chosen = [found[key] for key in sorted(found)]
 
     def _watch(self) -> None:
         """Remember the directories of the project that modules are imported from: a new file there may be meant."""
@@ -244,7 +257,7 @@ def _new_unit(name: str, path: str) -> Unit:
 def _distribution_name(text: str) -> str:
     """Return the normalized name that a requirement begins with."""
     found = re.match(r"\s*([\w.-]*\w)", text)
-    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
+    return distributions.normalized(found[1]) if found else ""
 
 
 def _referenced(function: Any) -> Iterable[str]:
