@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -73,3 +74,43 @@ def test_standard_streams_can_be_opened_by_name(place: Place, capfd: pytest.Capt
 
     assert place.isolated(write)() == "through a name"
     assert capfd.readouterr() == ("one\n", "one\n")
+
+
+def wait_for_file(path: str) -> None:
+    """Wait until another function has made a file."""
+    deadline = time.monotonic() + 120
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_processes_of_two_sandboxes_have_different_numbers(place: Place) -> None:
+    """A program that locks by its process id works in two sandboxes at once: LMDB, on one database in `/data`."""
+
+    def read(own: str, other: str) -> tuple[int, bytes | None]:
+        import lmdb
+
+        with lmdb.open("/data/conformance-lmdb", map_size=1 << 20) as database:
+            with database.begin(write=True) as change:
+                change.put(own.encode(), b"written")
+            with database.begin() as snapshot:
+                found = snapshot.get(own.encode())
+                open(f"/data/conformance-lmdb-{own}", "w").close()
+                wait_for_file(f"/data/conformance-lmdb-{other}")
+        return os.getpid(), found
+
+    def clean() -> None:
+        import glob
+        import shutil
+
+        shutil.rmtree("/data/conformance-lmdb", ignore_errors=True)
+        for path in glob.glob("/data/conformance-lmdb-*"):
+            os.remove(path)
+
+    place.isolated(clean)()
+    options = {"requirements": ["lmdb==1.6.2"]}
+    first = place.isolated(read, network="none", **options).submit("first", "second")
+    second = place.isolated(read, network="host", **options).submit("second", "first")
+    (one, found), (other, also) = first.result(200), second.result(200)
+    place.isolated(clean)()
+    assert (found, also) == (b"written", b"written")
+    assert abs(one - other) > 1000

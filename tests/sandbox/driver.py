@@ -36,6 +36,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         binds=binds,
         environment=order.get("environment", {}).items(),
         workdir=order.get("workdir", "/home/user"),
+        own_pids=order.get("own_pids", False),
     )
     try:
         watched, held = os.pipe()

@@ -75,3 +75,14 @@ def test_memory_directories_are_bounded(someone: Someone) -> None:
     """`/tmp`, `/dev/shm` and the home directory have the size that the settings say."""
     done = someone.confine(["sh", "-c", "df --output=size -B1 /tmp /dev/shm /home/user | tail -n 3"])
     assert done.output.split() == [str(4 << 30)] * 3
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_processes_count_from_a_number_of_their_own(someone: Someone, own: bool) -> None:
+    """A sandbox that shares files has a range of process ids; its first process stays 1, and children count on."""
+    done = someone.confine(["sh", "-c", "echo $$; sh -c 'echo $$'; echo $PPID"], own_pids=own)
+    first, child, parent = map(int, done.output.split())
+    assert parent == 1
+    assert (first > 300) == own
+    assert child > first
+    assert "pid_range_failed" not in done.complaints

@@ -197,6 +197,8 @@ class Node:
         network: str,
         devices: Sequence[str] = (),
         files: Sequence[SyntheticFile] = (),
+        *,
+        own_pids: bool = False,
     ) -> Policy:
         options = self._settings.sandbox
         return confine(
@@ -212,6 +214,7 @@ class Node:
             devices=devices,
             sysfs=bool(devices),
             hostname=new_hostname(),
+            own_pids=own_pids,
         )
 
     def _policy_of_build(
@@ -287,7 +290,7 @@ class Node:
         devices = self.machine.gpus.devices(key.gpus)
         own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
         variables = {**self.function_variables(), **own, **environment.variables, **variables}
-        return self._policy(command, identity, binds, variables, key.network, devices, files)
+        return self._policy(command, identity, binds, variables, key.network, devices, files, own_pids=True)
 
     def start_shell(
         self,

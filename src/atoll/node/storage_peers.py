@@ -128,6 +128,7 @@ class StoragePeers:
             tmp_bytes=self._settings.sandbox.tmp_bytes,
             shm_bytes=self._settings.sandbox.shm_bytes,
             hostname=new_hostname(),
+            own_pids=True,
         )
         try:
             with logged_stderr(self._settings.logs_directory / "storage.log") as stderr:

@@ -17,7 +17,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import IO, Any
 
 from atoll.errors import SandboxUnavailable
@@ -26,6 +26,7 @@ from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
 from atoll.sandbox.machine import Machine, read, read_hosts
 from atoll.sandbox.orphans import OrphanPipe
+from atoll.sandbox.pid_ranges import PidRanges
 from atoll.sandbox.policy import Policy
 from atoll.sandbox.report import Report, make_gate
 from atoll.settings import Settings
@@ -111,6 +112,7 @@ class Launcher:
         self._setpriv = ""
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._orphan_pipe = OrphanPipe()
+        self._pid_ranges = PidRanges()
 
     @property
     def machine(self) -> Machine:
@@ -145,7 +147,7 @@ class Launcher:
             SandboxUnavailable: bubblewrap, setpriv or a filter for this machine is missing.
         """
         _check_network(policy, enter)
-        with self._reporting() as (report, status_fd, gate):
+        with self._reporting(policy) as (report, status_fd, gate):
             try:
                 with self._command(policy, status_fd, gate) as (argv, own):
                     child = Child(
@@ -181,7 +183,7 @@ class Launcher:
             asyncio.TimeoutError: it took longer than `timeout_seconds`; it has been killed.
         """
         _check_network(policy, enter)
-        with self._reporting() as (report, status_fd, gate):
+        with self._reporting(policy) as (report, status_fd, gate):
             try:
                 with self._command(policy, status_fd, gate) as (argv, own):
                     done = await run(
@@ -204,12 +206,12 @@ class Launcher:
         self._orphan_pipe.close()
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[tuple[Report, int, int]]:
+    def _reporting(self, policy: Policy) -> Iterator[tuple[Report, int, int]]:
         """Give a report, the descriptor that bubblewrap writes it to, and its gate; an error closes the report."""
         self._orphan_pipe.ensure_killer()
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            report = Report(read, gate := make_gate(), self._orphan_pipe)
+            report = Report(read, gate := make_gate(), self._orphan_pipe, *self._numbers(policy))
             try:
                 yield report, write, gate
             except BaseException:
@@ -217,6 +219,15 @@ class Launcher:
                 raise
         finally:
             os.close(write)
+
+    def _numbers(
+        self, policy: Policy
+    ) -> tuple[Callable[[int], Coroutine[Any, Any, None]], Callable[[], None]] | tuple[()]:
+        """Return how a sandbox gets numbers of its own for its processes, and how it gives them back."""
+        if not policy.own_pids:
+            return ()
+        place = self._pid_ranges.take()
+        return lambda pid: self._pid_ranges.begin(pid, place), lambda: self._pid_ranges.give_back(place)
 
     async def _explain(self, policy: Policy, enter: Sequence[str] = ()) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""

@@ -86,6 +86,8 @@ class Policy:
     """The host's path of the device that the command finds as `/dev/net/tun`; empty for none."""
     nests: bool = False
     """True lets the command make namespaces, without a filter: for Atoll's own programs, never for functions."""
+    own_pids: bool = False
+    """True gives its processes numbers that no other live sandbox counts from: for those that share files."""
 
 
 def confine(
@@ -103,6 +105,7 @@ def confine(
     shm_bytes: int = 4 << 30,
     workdir: str = HOME,
     hostname: str = "atoll",
+    own_pids: bool = False,
 ) -> Policy:
     """Return the policy of a command that sees the common base and the given parts.
 
@@ -155,6 +158,7 @@ def confine(
         sysfs=sysfs,
         workdir=workdir,
         hostname=hostname,
+        own_pids=own_pids,
     )
 
 

@@ -2,7 +2,8 @@
 
 Bubblewrap writes the number of pid 1 to a pipe, and at the end the exit status of the command. When all mounts are made
 it waits at a gate (`--block-fd`). The gate is opened when this process has a pidfd of pid 1 and has given it to the
-orphan killer: from then on the sandbox ends with this process, whatever its code does. A gate is one descriptor that
+orphan killer, and the numbers of its processes are its own (`pid_ranges`): from then on the sandbox ends with this
+process, whatever its code does. A gate is one descriptor that
 reads and writes a pipe, so its reader never sees an end: a sandbox whose launcher is gone waits until it is killed.
 """
 
@@ -13,6 +14,8 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from atoll.sandbox.limits import descriptors
 from atoll.sandbox.orphans import OrphanPipe
@@ -42,9 +45,21 @@ class Report:
         descriptor: the read end of the status pipe; owned by the report from now on, as the gate is.
         gate: where bubblewrap waits.
         orphan_pipe: held by pid 1 of the sandbox.
+        prepare: what is done, with the host's number of pid 1, before the gate is opened; None for nothing.
+        ended: is called when the sandbox has ended, or is left to whatever ends it.
     """
 
-    def __init__(self, descriptor: int, gate: int, orphan_pipe: OrphanPipe) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        gate: int,
+        orphan_pipe: OrphanPipe,
+        prepare: Callable[[int], Coroutine[Any, Any, None]] | None = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._prepare = prepare
+        self._preparing: asyncio.Task[None] | None = None
+        self._ended = ended
         self._descriptor = descriptor
         self._gate = gate
         self._orphan_pipe = orphan_pipe
@@ -99,8 +114,15 @@ class Report:
             self._orphan_pipe.watch(descriptor)
             self._loop.add_reader(descriptor, self._first_ended)
             self.known.set_result(None)
-            if not self._ending:
-                os.write(self._gate, b"1")
+            if self._prepare is None:
+                self._open_gate()
+            else:
+                self._preparing = self._loop.create_task(self._prepare(pid))
+                self._preparing.add_done_callback(lambda _: self._open_gate())
+
+    def _open_gate(self) -> None:
+        if not self._ending and self._descriptor >= 0:
+            os.write(self._gate, b"1")
 
     def _first_ended(self) -> None:
         self._release_first()
@@ -114,6 +136,7 @@ class Report:
             self._first = -1
 
     def _set_gone(self) -> None:
+        self._forget()
         for one in (self.known, self.gone):
             if not one.done():
                 one.set_result(None)
@@ -130,12 +153,19 @@ class Report:
         """Close all descriptors; pid 1 is left to whatever ends it."""
         self._close_pipe()
         self._release_first()
+        self._forget()
         self.gone.cancel()
         self.known.cancel()
+
+    def _forget(self) -> None:
+        ended, self._ended = self._ended, lambda: None
+        ended()
 
     def _close_pipe(self) -> None:
         if self._again is not None:
             self._again.cancel()
+        if self._preparing is not None:
+            self._preparing.cancel()
         if self._descriptor >= 0:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)

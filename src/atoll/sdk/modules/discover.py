@@ -199,9 +199,11 @@ class Sources:
     def _collect(self, pending: list[tuple[str, bool]], found: dict[tuple[str, str], Unit], asked: set[str]) -> None:
         """Add the units of the names that are pending, and of those that they import in turn."""
         for name, loosely in pending:
-            if name in asked or name in _NOT_SHIPPED or name in project.OWN_PACKAGES:
+            if name in asked:
                 continue
             asked.add(name)
+            if name in _NOT_SHIPPED or name in project.OWN_PACKAGES:
+                continue
             elsewhere = distributions.normalized(name) not in self._required
             for unit in _located(name, self._roots, loosely, elsewhere):
                 if unit.key not in found and _is_read(unit, self._roots):
