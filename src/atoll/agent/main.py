@@ -43,10 +43,6 @@ SPARE_SECONDS = 0.05
 """Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
 
 
-UMASK = 0o022
-"""The file mode mask of functions: the daemon's own would hide what they write from everybody else."""
-
-
 class Child(NamedTuple):  # not a dataclass: their module would cost every cold start 8 ms
     """A worker that this process has forked."""
 
@@ -198,6 +194,7 @@ class Agent:
         os.environ["ATOLL_WORKER_ID"] = str(message["worker"])
         if "TZ" in os.environ:
             time.tzset()  # the C library has looked before
+        os.umask(int(message["umask"]))
         os.setsid()
         _bound_processes(message.get("processes"))
         memory = SharedMemory(descriptors[4])
@@ -375,7 +372,6 @@ def main() -> None:
     """Run the agent on the channel whose descriptor is the first argument."""
     landlock = Landlock()
     landlock.set_dumpable(False)
-    os.umask(UMASK)
     channel = Channel(Socket(fileno=int(sys.argv[1])))
     sys.argv = [""]
     with contextlib.suppress(OSError, KeyError):  # only its owner may make it as programs expect it

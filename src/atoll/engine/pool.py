@@ -94,8 +94,10 @@ class Pool:
         allotment = self._node.machine.allot(spec.machine_type)
         self._count += 1
         network = spec.network or "host"
-        sandbox = SandboxKey(user, environment.key, network, spec.mounts, preload=spec.preload, trusted=spec.trusted)
-        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, machine_type=spec.machine_type)
+        sandbox = SandboxKey(
+            user, environment.key, network, spec.mounts, preload=spec.preload, trusted=spec.trusted, start=spec.start
+        )
+        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, spec.machine_type, spec.umask)
         lease = Lease(f"l{self._count}", spec, self, nested=parent is not None)
         self._state.leases[lease.id] = lease
         self._state.environments[environment.key] = environment
@@ -361,7 +363,8 @@ class Pool:
             "hold": is_limited_first(worker.allotment),
             "processes": machine.process_wall(worker.allotment),
             # A function's own variables may change how packages are imported, unless it names the packages.
-            "preloaded": not worker.key.env or worker.key.sandbox.preload is not None,
+            "preloaded": not worker.key.late_env or worker.key.sandbox.preload is not None,
+            "umask": worker.key.umask,
         }
         self._messages.limiting.admit(worker)
         self._messages.to_agent(worker.sandbox, fork, [worker.inner_end.fileno(), *descriptors])

@@ -21,7 +21,7 @@ from atoll.engine.contract import Connect
 from atoll.engine.killing import Killing
 from atoll.engine.limiting import Limiting
 from atoll.engine.nested_connections import NestedConnections, received
-from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, why_ended
+from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, never_served, why_ended
 from atoll.engine.preloading import Preloading
 from atoll.engine.schedule import Schedule
 from atoll.model.records import CallRecord
@@ -226,10 +226,7 @@ class Messages:
         sandbox = self._state.sandboxes.pop(name)
         self._preloading.ended(name)
         if failure is None and not sandbox.lived and not sandbox.unwanted:
-            failure = errors.SandboxUnavailable(
-                "the sandbox's agent ended before it served a call",
-                hint="see `sandboxes.log` beside the daemon's log, and run `atoll doctor`",
-            )
+            failure = never_served(sandbox)
         if failure is not None:
             log.warning("sandbox_failed id=%s error=%s", name, failure)
         died = errors.WorkerDied(

@@ -278,6 +278,18 @@ class HeldRequests:
         return user in self._held
 
 
+def never_served(sandbox: PoolSandbox) -> errors.SandboxUnavailable:
+    """Return the error for a sandbox whose agent has ended before its first worker."""
+    log = "see `sandboxes.log` beside the daemon's log"
+    if names := ", ".join(f"`{name}`" for name, _ in sandbox.key.start):
+        return errors.SandboxUnavailable(
+            f"Python did not start with the variables {names}", hint=f"correct them in the function's `env`; {log}"
+        )
+    return errors.SandboxUnavailable(
+        "the sandbox's agent ended before it served a call", hint=f"{log}, and run `atoll doctor`"
+    )
+
+
 def why_ended(
     status: int, exceeded: tuple[int, int] | None, allotment: Allotment, reason: str = ""
 ) -> errors.CallerError:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from atoll.model import spec_fields, start_variables
+
 NETWORKS = ("none", "outbound", "host")
 """The network policies that a sandbox can have, from the strictest to the most open."""
 
@@ -23,111 +25,11 @@ KINDS = ("virtualenv", "conda")
 
 _CONDA_LISTS = ("packages", "channels", "pip")
 
-MAX_REQUIREMENT_BYTES = 32 << 10
-"""Of one requirement: a pinned package with the hashes of a hundred files fits."""
-
-MAX_REQUIREMENTS = 2000
-MAX_REQUIREMENTS_BYTES = 1 << 20
 MAX_ENV_BYTES = 128 << 10
 """Of all names and values of `env` together."""
 
-MAX_IDENTITY_BYTES = 8 << 10
 MAX_INDEX_BYTES = 384 << 10
 """Of all names and values of `index` together."""
-
-MAX_PAIRS = 4096
-"""Variables, mounts and index variables, each."""
-
-MAX_PRELOAD = 2000
-"""Modules to preload."""
-
-
-def _bytes(name: str, text: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"`{name}` has text that is not Unicode") from error
-
-
-def _text(data: Mapping[str, Any], name: str, default: str = "") -> str:
-    value = data.get(name, default)
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"`{name}` must be text without NUL")
-    return value
-
-
-def _texts(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = data.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
-        raise ValueError(f"`{name}` must be a list of texts")
-    return tuple(value)
-
-
-def _bounded(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    texts = _texts(data, name)
-    if len(texts) > MAX_REQUIREMENTS:
-        raise ValueError(f"`{name}` has {len(texts)} entries, more than {MAX_REQUIREMENTS}")
-    sizes = [_bytes(name, text) for text in texts]
-    if max(sizes, default=0) > MAX_REQUIREMENT_BYTES:
-        raise ValueError(f"`{name}` has an entry of {max(sizes)} bytes, more than {MAX_REQUIREMENT_BYTES}")
-    if sum(sizes) > MAX_REQUIREMENTS_BYTES:
-        raise ValueError(f"`{name}` has {sum(sizes)} bytes, more than {MAX_REQUIREMENTS_BYTES}")
-    return texts
-
-
-def _pairs(data: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
-    value = data.get(name, {})
-    if not isinstance(value, dict) or not all(
-        isinstance(key, str) and isinstance(item, str) and "\0" not in key + item for key, item in value.items()
-    ):
-        raise ValueError(f"`{name}` must map texts to texts")
-    if len(value) > MAX_PAIRS:
-        raise ValueError(f"`{name}` has {len(value)} entries, more than {MAX_PAIRS}")
-    return tuple(sorted(value.items()))
-
-
-def _seconds(data: Mapping[str, Any], name: str, default: float) -> float:
-    value = data.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-        raise ValueError(f"`{name}` must be a number of seconds of at least 0")
-    return float(value)
-
-
-def _count(data: Mapping[str, Any], name: str) -> int:
-    value = data.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
-        raise ValueError(f"`{name}` must be a whole number from 0 to a million")
-    return value
-
-
-def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = data.get(name, default)
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be true or false")
-    return value
-
-
-def _machine_type(data: Mapping[str, Any]) -> str:
-    name = _text(data, "machine_type")
-    if name:
-        from atoll.model import machine_types
-
-        return machine_types.find(name).name
-    return name
-
-
-def _modules(data: Mapping[str, Any]) -> tuple[str, ...]:
-    names = _texts(data, "preload")
-    if len(names) > MAX_PRELOAD:
-        raise ValueError(f"`preload` has {len(names)} entries, more than {MAX_PRELOAD}")
-    return names
-
-
-def _identity(data: Mapping[str, Any]) -> str:
-    text = _text(data, "identity")
-    if _bytes("identity", text) > MAX_IDENTITY_BYTES:
-        raise ValueError(f"`identity` has more than {MAX_IDENTITY_BYTES} bytes")
-    return text
 
 
 @dataclass(frozen=True)
@@ -175,25 +77,25 @@ class EnvironmentSpec:
     def from_data(cls, data: Any) -> EnvironmentSpec:
         if not isinstance(data, dict):
             raise ValueError("`environment` must be an object")
-        kind = _text(data, "kind", "virtualenv")
+        kind = spec_fields.text(data, "kind", "virtualenv")
         if kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, is `{kind}`")
-        interpreter = _text(data, "interpreter")
+        interpreter = spec_fields.text(data, "interpreter")
         if interpreter and not interpreter.startswith("/"):
             raise ValueError("`interpreter` must be an absolute path")
-        lists = {name: _bounded(data, name) for name in ("requirements", *_CONDA_LISTS)}
-        if sum(_bytes(name, text) for name, texts in lists.items() for text in texts) > MAX_REQUIREMENTS_BYTES:
-            raise ValueError(f"`packages` and `pip` have more than {MAX_REQUIREMENTS_BYTES} bytes together")
+        lists = {name: spec_fields.bounded(data, name) for name in ("requirements", *_CONDA_LISTS)}
+        if sum(spec_fields.size_of(name, text) for name, texts in lists.items() for text in texts) > spec_fields.MAX_REQUIREMENTS_BYTES:
+            raise ValueError(f"`packages` and `pip` have more than {spec_fields.MAX_REQUIREMENTS_BYTES} bytes together")
         for name in _CONDA_LISTS if kind != "conda" else ("requirements",):
             if lists[name]:
                 raise ValueError(f"`{name}` does not go with kind `{kind}`")
-        index = _pairs(data, "index")
-        size = sum(_bytes("index", name) + _bytes("index", value) for name, value in index)
+        index = spec_fields.pairs(data, "index")
+        size = sum(spec_fields.size_of("index", name) + spec_fields.size_of("index", value) for name, value in index)
         if size > MAX_INDEX_BYTES:
             raise ValueError(f"`index` has {size} bytes, more than {MAX_INDEX_BYTES}")
         return cls(
             kind=kind,
-            python_version=_text(data, "python_version"),
+            python_version=spec_fields.text(data, "python_version"),
             interpreter=interpreter,
             index=index,
             **lists,
@@ -214,6 +116,7 @@ class SandboxKey:
             the environment have imported.
         trusted: callers unpickle the results of its workers. False for functions with `results="data"` and for all that
             these call: such code shares neither processes nor learned imports with trusted code.
+        start: variables that its processes are started with (see `start_variables`).
     """
 
     user: str
@@ -223,6 +126,7 @@ class SandboxKey:
     gpus: tuple[str, ...] = ()
     preload: tuple[str, ...] | None = None
     trusted: bool = True
+    start: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,6 +139,7 @@ class WorkerKey:
         sources: digest of the project modules that the worker has imported or may import; empty for none.
         setup: digest of the function that has prepared the worker; empty for none.
         machine_type: whose limits the worker has; empty for the host's default.
+        umask: its file mode mask.
     """
 
     sandbox: SandboxKey
@@ -242,6 +147,12 @@ class WorkerKey:
     sources: str = ""
     setup: str = ""
     machine_type: str = ""
+    umask: int = spec_fields.UMASK
+
+    @property
+    def late_env(self) -> tuple[tuple[str, str], ...]:
+        """The variables that its sandbox does not have."""
+        return tuple(pair for pair in self.env if pair not in self.sandbox.start)
 
 
 @dataclass(frozen=True)
@@ -260,6 +171,7 @@ class LeaseSpec:
         identity: which function it is, for `max_concurrency` only: its file and qualified name.
         preload: as in `SandboxKey`.
         trusted: the caller unpickles results; the daemon makes it False for calls from a sandbox that is not trusted.
+        umask: as in `WorkerKey`.
     """
 
     environment: EnvironmentSpec
@@ -275,6 +187,12 @@ class LeaseSpec:
     identity: str = ""
     preload: tuple[str, ...] | None = None
     trusted: bool = True
+    umask: int = spec_fields.UMASK
+
+    @cached_property
+    def start(self) -> tuple[tuple[str, str], ...]:
+        """The part of `env` that its sandbox must be started with."""
+        return start_variables.of(self.env, preloads=bool(self.preload))
 
     @cached_property
     def terms(self) -> LeaseSpec:
@@ -303,35 +221,39 @@ class LeaseSpec:
             "identity": self.identity,
             "preload": None if self.preload is None else list(self.preload),
             "trusted": self.trusted,
+            "umask": self.umask,
         }
 
     @classmethod
     def from_data(cls, data: Any) -> LeaseSpec:
         if not isinstance(data, dict):
             raise ValueError("a lease must be an object")
-        network = _text(data, "network")
+        network = spec_fields.text(data, "network")
         if network and network not in NETWORKS:
             raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, is `{network}`")
-        env = _pairs(data, "env")
+        env = spec_fields.pairs(data, "env")
         if any(not name or "=" in name for name, _ in env):
             raise ValueError("`env` has a name that is empty or holds `=`")
-        size = sum(_bytes("env", name) + _bytes("env", value) for name, value in env)
+        for name, value in env:
+            start_variables.check(name, value)
+        size = sum(spec_fields.size_of("env", name) + spec_fields.size_of("env", value) for name, value in env)
         if size > MAX_ENV_BYTES:
             raise ValueError(f"`env` has {size} bytes, more than {MAX_ENV_BYTES}")
         return cls(
             EnvironmentSpec.from_data(data.get("environment")),
-            _text(data, "function"),
+            spec_fields.text(data, "function"),
             env,
-            _text(data, "sources"),
+            spec_fields.text(data, "sources"),
             network,
-            _pairs(data, "mounts"),
-            _seconds(data, "keep_alive_seconds", 10.0),
-            setup=_text(data, "setup"),
-            machine_type=_machine_type(data),
-            max_concurrency=_count(data, "max_concurrency"),
-            identity=_identity(data),
-            preload=None if data.get("preload") is None else _modules(data),
-            trusted=_flag(data, "trusted", True),
+            spec_fields.pairs(data, "mounts"),
+            spec_fields.seconds(data, "keep_alive_seconds", 10.0),
+            setup=spec_fields.text(data, "setup"),
+            machine_type=spec_fields.machine_type(data),
+            max_concurrency=spec_fields.count(data, "max_concurrency"),
+            identity=spec_fields.identity(data),
+            preload=None if data.get("preload") is None else spec_fields.modules(data),
+            trusted=spec_fields.flag(data, "trusted", True),
+            umask=spec_fields.mode(data, "umask", spec_fields.UMASK),
         )
 
 

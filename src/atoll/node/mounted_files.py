@@ -26,7 +26,16 @@ from atoll.process import Child
 
 LIBRARY = "/opt/atoll/lib"
 NATIVE = "/opt/atoll/native"
-LAUNCHER = "from atoll.agent.main import main\n\nmain()\n"
+LAUNCHER = f"""
+import sys
+
+if sys.path[:1] != ["{LIBRARY}"]:  # with `PYTHONSAFEPATH` it is not there
+    sys.path.insert(0, "{LIBRARY}")
+
+from atoll.agent.main import main
+
+main()
+"""
 METADATA = {
     f"atoll-{__version__}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: atoll\nVersion: {__version__}\n".encode(),
     f"atoll-{__version__}.dist-info/entry_points.txt": b"[fsspec.specs]\natoll = atoll.fsspec:AtollFileSystem\n",

@@ -20,6 +20,7 @@ from atoll.node import mounted_files, volumes
 from atoll.node.builds import Builds
 from atoll.node.capacity import Machine
 from atoll.node.mounted_files import LIBRARY
+from atoll.node.start_files import start_files
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
 from atoll.sandbox.held_process import Member, prove
@@ -60,6 +61,7 @@ if sys.argv[1]:
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.environ.update(json.loads(sys.argv[2]))
+os.umask(0o022)
 os.makedirs(os.environ["XDG_RUNTIME_DIR"], 0o700, exist_ok=True)
 os.environ.setdefault("TERM", "xterm-256color")
 os.environ["PS1"] = r"(atoll) \\w \\$ "
@@ -231,11 +233,12 @@ class Node:
         channel.bound_descriptors(0)
         hold: locks.Lock | None = None
         failed: errors.AtollError
-        command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()))
+        starter, more = start_files(key.start)
+        command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()), starter=starter)
         limit = self.limits.sandbox()
 
         def launch(network: Network | None) -> Sandbox:
-            policy = self._function_policy(key, environment, command, {}, network.files if network else ())
+            policy = self._function_policy(key, environment, command, {}, (*more, *(network.files if network else ())))
             enter = network.enter if network else ()
             with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
                 return self._launcher.launch(

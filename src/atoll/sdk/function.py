@@ -223,6 +223,7 @@ class IsolatedFunction(Generic[P, R]):
             max_concurrency=self._options.max_concurrency or 0,
             identity=identity_of(self.__wrapped__) if self._options.max_concurrency else "",
             preload=self._options.preload,
+            umask=self._options.umask,
             trusted=self._options.results != "data",
         )
 

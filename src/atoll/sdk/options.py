@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
+from atoll.model import start_variables
+from atoll.model.spec_fields import UMASK
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.payload import project
 from atoll.sdk import conda_options, retries
@@ -56,6 +58,7 @@ class Options:
         results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
         preload: modules of the environment that each new worker has imported already; None for those that earlier
             calls have imported.
+        umask: the file mode mask.
     """
 
     kind: str = "virtualenv"
@@ -79,6 +82,7 @@ class Options:
     pip: tuple[str, ...] = ()
     results: str = "pickle"
     preload: tuple[str, ...] | None = None
+    umask: int = UMASK
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -275,6 +279,7 @@ def _env(name: str, value: Any) -> tuple[tuple[str, str], ...]:
     for variable in pairs:
         if not variable or "=" in variable:
             raise ValueError(f"`{name}` has the name {variable!r}, which no variable can have")
+        start_variables.check(variable, pairs[variable])
     return tuple(sorted(pairs.items()))
 
 
@@ -317,6 +322,12 @@ def _preload(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
+def _umask(name: str, value: int) -> int:
+    if not 0 <= value <= 0o777:
+        raise ValueError(f"`{name}` must be permissions from 0 to 0o777, is {value}")
+    return value
+
+
 _CHECKS: dict[str, Check] = {
     "kind": _one_of(KINDS),
     "requirements": _requirements,
@@ -339,6 +350,7 @@ _CHECKS: dict[str, Check] = {
     "pip": _requirements,
     "results": _one_of(RESULTS),
     "preload": _unless_none(_preload),
+    "umask": _typed("permissions such as 0o027", int, _umask),
 }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,16 @@ class Environment:
             return {"CONDA_PREFIX": INSIDE, "CONDA_DEFAULT_ENV": INSIDE, "CONDA_SHLVL": "1"}
         return {"VIRTUAL_ENV": INSIDE}
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str, starter: Sequence[str] = ()) -> list[str]:
         """Return the command that starts the environment's Python inside a sandbox.
+
+        Args:
+            starter: a command that becomes the one given as its arguments.
 
         A conda environment is activated first: its packages may bring scripts that set variables.
         """
         start = ["/bin/sh", "-c", _ACTIVATE, "sh"] if self.kind == "conda" else []
-        return [*start, self.python, *arguments]
+        return [*start, *starter, self.python, *arguments]
 
 
 @dataclass(frozen=True)
