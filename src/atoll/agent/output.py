@@ -14,19 +14,22 @@ _kept: list[int] = []
 
 def open_streams() -> None:
     """Make `sys.stdin`, `sys.stdout` and `sys.stderr` anew over descriptors 0 to 2, unbuffered."""
-    stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
+    encoding, _, handler = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    stdin = io.TextIOWrapper(
+        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding or "utf-8", handler or "strict"
+    )
     for name, stream in (
         ("stdin", stdin),
-        ("stdout", _writer(1, "strict")),
-        ("stderr", _writer(2, "backslashreplace")),
+        ("stdout", _writer(1, encoding, handler or "strict")),
+        ("stderr", _writer(2, encoding, "backslashreplace")),
     ):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
 
-def _writer(descriptor: int, errors: str) -> io.TextIOWrapper:
+def _writer(descriptor: int, encoding: str, errors: str) -> io.TextIOWrapper:
     raw: Any = io.FileIO(descriptor, "w", closefd=False)
-    return io.TextIOWrapper(raw, "utf-8", errors, write_through=True)
+    return io.TextIOWrapper(raw, encoding or "utf-8", errors, write_through=True)
 
 
 def unbuffer_c() -> None:

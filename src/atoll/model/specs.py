@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -84,7 +83,10 @@ class EnvironmentSpec:
         if interpreter and not interpreter.startswith("/"):
             raise ValueError("`interpreter` must be an absolute path")
         lists = {name: spec_fields.bounded(data, name) for name in ("requirements", *_CONDA_LISTS)}
-        if sum(spec_fields.size_of(name, text) for name, texts in lists.items() for text in texts) > spec_fields.MAX_REQUIREMENTS_BYTES:
+        if (
+            sum(spec_fields.size_of(name, text) for name, texts in lists.items() for text in texts)
+            > spec_fields.MAX_REQUIREMENTS_BYTES
+        ):
             raise ValueError(f"`packages` and `pip` have more than {spec_fields.MAX_REQUIREMENTS_BYTES} bytes together")
         for name in _CONDA_LISTS if kind != "conda" else ("requirements",):
             if lists[name]:
