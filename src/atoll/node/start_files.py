@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from atoll.sandbox.policy import SyntheticFile
+from atoll.sandbox.machine import SyntheticFile
 
 PATH = "/opt/atoll/start"
 _STARTER = ("/bin/sh", "-c", f'. {PATH}; exec "$@"', "sh")
