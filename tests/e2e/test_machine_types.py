@@ -166,6 +166,59 @@ def test_a_function_that_waits_for_itself_is_refused(atoll_home: Home) -> None:
     assert lines.endswith("reached\n")
 
 
+def test_a_function_is_the_same_from_inside_another(atoll_home: Home) -> None:
+    """The bound holds for a function of the program, of its modules, and with other options, by whatever it is called.
+
+    A call that would wait for itself is refused only if both ends know it as the same function.
+    """
+    (atoll_home.path / "package").mkdir()
+    (atoll_home.path / "package/__init__.py").write_text("")
+    body = (
+        "from atoll import errors, isolated\n"
+        "def attempt(function, depth):\n"
+        "    if not depth:\n"
+        "        return 'another'\n"
+        "    try:\n"
+        "        return function(depth - 1)\n"
+        "    except errors.ResourcesUnavailable:\n"
+        "        return 'the same'\n"
+        "@isolated(max_concurrency=1)\n"
+        "def plain(depth=1):\n"
+        "    return attempt(plain, depth)\n"
+        "@isolated(max_concurrency=1)\n"
+        "def changed(depth=1):\n"
+        "    return attempt(changed.on(env={'A': 'b'}), depth)\n"
+        "@isolated\n"
+        "def between(depth):\n"
+        "    return through(depth)\n"
+        "@isolated(max_concurrency=1)\n"
+        "def through(depth=1):\n"
+        "    return attempt(between, depth)\n"
+        "class Group:\n"
+        "    @staticmethod\n"
+        "    @isolated(max_concurrency=1)\n"
+        "    def member(depth=1):\n"
+        "        return attempt(Group.member, depth)\n"
+        "short = isolated(max_concurrency=1)(lambda depth=1: attempt(short, depth))\n"
+        "functions = [plain, changed, through, Group.member, short]\n"
+    )
+    (atoll_home.path / "package/module.py").write_text(
+        f"{body}@isolated(max_concurrency=1)\n"
+        "def imported(depth=1):\n"
+        "    from package import module\n"
+        "    return attempt(module.imported, depth)\n"
+        "functions.append(imported)\n"
+    )
+    program = atoll_home.path / "program.py"
+    program.write_text(
+        f"{body}if __name__ == '__main__':\n"
+        "    from package import module\n"
+        "    print(*(function() for function in [*functions, *module.functions]), sep=',')\n"
+    )
+    assert atoll_home.python(str(program)).stdout == ",".join(["the same"] * 11) + "\n"
+    assert atoll_home.atoll("run", f"{program}::plain").stdout.strip() == "the same"
+
+
 def test_a_type_without_its_gpu_is_refused(atoll_home: Home) -> None:
     """A GPU type on a machine without one is an error that says so, before anything is built."""
     settings(atoll_home, '[pool]\ngpus = "none"\n')

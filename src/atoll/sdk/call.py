@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -171,13 +172,23 @@ def name_of(function: Any) -> str:
 
 
 def identity_of(function: Any) -> str:
-    """Return which function it is: file and qualified name, the same in every program that has it from there."""
+    """Return which function it is: the caller's file and qualified name, also inside of a sandbox.
+
+    It is the same in every program that has the function from there, whatever options it has.
+    """
+    from atoll.payload import install  # keeps `from atoll import isolated` cheap
+
     unwrapped = inspect.unwrap(function)
-    code = getattr(unwrapped, "__code__", None)
+    while isinstance(unwrapped, functools.partial):
+        unwrapped = inspect.unwrap(unwrapped.func)
+    name = name_of(unwrapped)
+    code = getattr(unwrapped, "__code__", None) or getattr(type(unwrapped).__call__, "__code__", None)
     if code is None:
-        return f"{getattr(unwrapped, '__module__', '')}:{name_of(unwrapped)}"
+        return f"{getattr(unwrapped, '__module__', '')}:{name}"
     line = f":{code.co_firstlineno}" if "<lambda>" in code.co_name else ""
-    return f"{os.path.abspath(code.co_filename)}:{name_of(unwrapped)}{line}"
+    file = code.co_filename
+    # A name as `<stdin>` is no path; the file of a module that travels is elsewhere inside.
+    return f"{file if file.startswith('<') else os.path.abspath(install.original(file))}:{name}{line}"
 
 
 def _names(names: re.Pattern[bytes], function: PickledFunction, setup: PickledFunction | None) -> bool:
