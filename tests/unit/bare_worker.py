@@ -24,7 +24,7 @@ CHILD = """
 import socket, sys, types
 sys.path[:] = [path for path in sys.path if "site-packages" not in path]
 sys.path[0:0] = [sys.argv[1], *sys.argv[4:]]
-from atoll.payload import exceptions_dump, install, pickling, values
+from atoll.payload import exceptions_dump, install, pickling, texts_load, values
 from atoll.wire.channel import Channel, ChannelClosed
 pickling.cloudpickle()
 channel = Channel(socket.socket(fileno=int(sys.argv[2])))
@@ -36,6 +36,9 @@ while True:
         break
     if header["type"] == "sources":
         install.install(header, buffers, sys.argv[3])
+        continue
+    if header["type"] == "texts":
+        texts_load.show(buffers[0])
         continue
     try:
         function = values.loads_function(buffers[0], header["reusable"])
@@ -89,6 +92,8 @@ class BareWorker:
         """Call a function, or what a `FunctionPickler` pickles, in the child."""
         pickler = function if isinstance(function, FunctionPickler) else FunctionPickler(function)
         data, reusable = pickler.dumps()
+        if texts := pickler.current().texts.data:
+            self.channel.send({"type": "texts"}, [texts])
         arguments, buffers = pickler.dumps_arguments(args, kwargs)
         self.channel.send({"type": "call", "reusable": reusable}, [data, arguments, *buffers])
         answer = self.channel.receive()

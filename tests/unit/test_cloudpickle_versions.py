@@ -44,6 +44,10 @@ def works(n):
 def fails():
     helper(0)
 
+def facts():
+    code = helper.__code__
+    return code.co_firstlineno, code.co_qualname, list(code.co_positions()), code.co_flags, code.co_linetable
+
 def shown(function, *arguments):
     try:
         print(worker.call(function, *arguments))
@@ -52,6 +56,7 @@ def shown(function, *arguments):
 
 with tempfile.TemporaryDirectory() as directory, BareWorker(Path(directory)) as worker:
     print(pickling.cloudpickle().__file__)
+    print(worker.call(facts) == facts())
     shown(works, 3)
     shown(fails)
     shown(lambda: Refused.field)
@@ -83,11 +88,12 @@ def test_each_release_keeps_file_names_and_stays_out_of_tracebacks(
             pytest.skip(f"no package index: {done.stderr[-200:]}")
         monkeypatch.setenv("PYTHONPATH", str(library))
     printed = run_script(tmp_path, PROGRAM)
-    private, works, *tracebacks = printed.splitlines()
+    private, same, works, *tracebacks = printed.splitlines()
     if version == "locked":
         assert Path(private).parent == importlib.metadata.distribution("cloudpickle").locate_file("cloudpickle")
     else:
         assert Path(private).parent == library / "cloudpickle"
+    assert same == "True"  # first line, name and columns
     assert float(works) == 8
     text = "\n".join(tracebacks)
     script = str(tmp_path / "program.py")

@@ -11,12 +11,12 @@ that a client whose call crossed that message knows that it has not started, the
 a call: the worker says `revoked` and ends. A lease that is reclaimed before its first call is honoured for
 `FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
 
-Data messages in: `sources`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need` (sources or
-setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`; between two
-items the worker looks for `stop`, which closes the generator.
+Data messages in: `sources`, `texts`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need`
+(sources or setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`;
+between two items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`, `end`. Out: `hello`, `idle`, `expired`, `ending` (it ends by itself, see
-`agent.process_end`), `connect` (see `wire.nested`), `records`
-(see `agent.usage`), `imported` (see `agent.preloading`), `paused` and `resumed` (see `agent.running`).
+`agent.process_end`), `connect` (see `wire.nested`), `records` (see `agent.usage`), `imported` (see
+`agent.preloading`), `paused` and `resumed` (see `agent.running`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import time
 import types
 from typing import Any, NoReturn
 
-from atoll.agent import output, preloading, process_end, running
+from atoll.agent import numba_cache, output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
-from atoll.payload import exceptions_dump, values
+from atoll.payload import exceptions_dump, texts_load, values
 from atoll.wire import nested
 from atoll.wire.call_protocol import KeptFunctions
 from atoll.wire.channel import Channel, ChannelClosed, Socket
@@ -53,6 +53,7 @@ def prepare() -> None:
     from atoll.payload import install, private_cloudpickle  # noqa: F401 - imported for the forks
 
     private_cloudpickle.cloudpickle()
+    numba_cache.watch()
     output.unbuffer_c()
 
 
@@ -237,6 +238,8 @@ class Worker:
                 self._sources = str(message.header["digest"])
             finally:
                 self._words[0] = 0
+        elif kind == "texts":
+            texts_load.show(message.buffers[0])
         elif kind == "setup":
             self._setup, self._prepared = (str(message.header["digest"]), bytes(message.buffers[0])), []
 
@@ -354,6 +357,8 @@ class Worker:
             return
         self._shown = shown
         main = sys.modules["__main__"].__dict__
+        if "__file__" in shown:  # `inspect` finds the text of a class by it
+            main["__file__"] = shown["__file__"]
         for name, value in (*shown.items(), (getattr(function, "__name__", ""), function)):
             if isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__":
                 main[name] = value

@@ -111,7 +111,7 @@ class LocalLease:
         slow = self._slow_start or call.buffers or len(call.function) + len(call.arguments) > SMALL_BYTES
         self._slow_start = False
         frames = self._protocol.start(call, keep_alive_seconds, bundle, nested.call)
-        if slow:
+        if slow or len(frames) > 1:
             self._send_limited(frames)
             return
         try:

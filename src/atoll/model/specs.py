@@ -278,6 +278,7 @@ class Call:
         setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
         results: how results and exceptions come back: `pickle`, or `data` for plain data.
         function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
+        texts: the texts of the files that its code is from, packed by `payload.texts_dump`; `texts_digest` names them.
     """
 
     id: str
@@ -295,6 +296,8 @@ class Call:
     setup_digest: str = ""
     results: str = "pickle"
     function_digest: str = ""
+    texts: bytes = b""
+    texts_digest: str = ""
 
     def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
         """Return a call of the same function with other arguments."""

@@ -1,6 +1,6 @@
 """A call as bytes, with its spec and the project's modules: for a queue that keeps calls whose caller is gone.
 
-    length of the header u32 | header (JSON) | function | arguments | setup | buffers ... | contents of modules ...
+    length of the header u32 | header (JSON) | function | arguments | setup | texts | buffers ... | contents of modules ...
 
 The header has the fields of the call and of the spec, the header of the `sources` message, and the sizes of the parts.
 """
@@ -17,7 +17,7 @@ from atoll.model.specs import Call, LeaseSpec
 
 VERSION = 1
 _LENGTH = struct.Struct("!I")
-_PARTS = ("function", "arguments", "setup")
+_PARTS = ("function", "arguments", "setup", "texts")
 _FIELDS: dict[str, Any] = {one.name: one.type for one in fields(Call) if one.name not in {*_PARTS, "buffers"}}
 
 

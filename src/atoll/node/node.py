@@ -52,8 +52,10 @@ CACHE_VARIABLES = {
     "MPLCONFIGDIR": "/data/.cache/matplotlib",
     "PIP_CACHE_DIR": "/data/.cache/pip",
     "UV_CACHE_DIR": "/data/.cache/uv",
+    "TRITON_CACHE_DIR": "/data/.cache/triton",
+    "TORCHINDUCTOR_CACHE_DIR": "/data/.cache/torchinductor",
 }
-"""Directories of libraries' downloads, on the volume so that the next call finds them."""
+"""Directories of libraries' downloads and compiled code, on the volume so that the next call finds them."""
 
 _SHELL = """
 import fcntl, json, os, sys, termios

@@ -16,13 +16,14 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from atoll import file_stamp
 from atoll.errors import SerializationError
-from atoll.payload import pickling, private_cloudpickle, project
+from atoll.payload import pickling, private_cloudpickle, project, texts_dump
 from atoll.payload.captures import Captures
+from atoll.payload.texts_dump import NONE, Texts
 from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
 
@@ -39,6 +40,7 @@ class PickledFunction(NamedTuple):
         digest: of the pickle; empty over `MOST_KEPT_BYTES`.
         reusable: a worker may keep the function that it unpickles.
         by_value: the modules whose functions and classes travel by value.
+        texts: those of the files that the function's code is from.
     """
 
     captures: Captures
@@ -46,6 +48,7 @@ class PickledFunction(NamedTuple):
     digest: str
     reusable: bool
     by_value: frozenset[str]
+    texts: Texts = NONE
 
     def full_digest(self) -> str:
         """Return the digest for any size."""
@@ -61,6 +64,7 @@ class FunctionPickler:
         function: any callable.
         local_modules: as `@isolated` takes it; None lets the project's modules travel.
         source: `stamps.source_of(function)`, taken while the function's module was imported; by default now.
+        own_lines: of the files that its code is from, send the code's own lines alone.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class FunctionPickler:
         function: Callable[..., Any],
         local_modules: Sequence[Any] | None = None,
         source: tuple[str, file_stamp.Stamp] | None = None,
+        own_lines: bool = False,
     ) -> None:
         self.function = function
+        self.own_lines = own_lines
         self._local_modules = local_modules
         self._source = source if source is not None else file_stamp.source_of(function)
         self._made: PickledFunction | None = None
@@ -99,11 +105,13 @@ class FunctionPickler:
         """The modules whose functions and classes travel by value, beside `__main__`; as of the last `dumps`."""
         return self._made.by_value if self._made is not None else frozenset()
 
-    def dumps_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
+    def dumps_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], codes: list[CodeType] | None = None
+    ) -> tuple[bytes, list[Any]]:
         """As the module's `dumps_arguments`, with the classes of the function's own module as the function has them."""
         if pickling.is_plain((args, kwargs)):
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
-        return dumps_arguments(args, kwargs, by_value=self.by_value, function=self.function)
+        return dumps_arguments(args, kwargs, by_value=self.by_value, function=self.function, codes=codes)
 
     def _make(self) -> PickledFunction:
         module = self._own_module()
@@ -112,14 +120,18 @@ class FunctionPickler:
             return _pickled(Captures(None), data, True, frozenset())
         by_value = frozenset({module} if module else ())
         captures = Captures(self.function, by_value)
+        codes: list[CodeType] = []
         try:
-            data, _ = pickling.dumps(self.function, by_value, out_of_band=False)
+            data, _ = pickling.dumps(self.function, by_value, out_of_band=False, codes=codes)
         except Exception as error:
             if module is None or not self._importable():
                 raise self._refused(error, by_value) from without_own_frames(error)
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
             return _pickled(captures, data, False, frozenset())
-        return _pickled(captures, data, captures.constant, by_value)
+        made, last = _pickled(captures, data, captures.constant, by_value), self._made
+        if last is not None and made.digest and made.digest == last.digest:
+            return made._replace(texts=last.texts)
+        return made._replace(texts=texts_dump.pack(codes, self.own_lines))
 
     def _own_module(self) -> str | None:
         """The function's module, if it is one of the project's that is to be treated like `__main__`."""
@@ -197,12 +209,14 @@ def dumps_arguments(
     *,
     by_value: frozenset[str] = frozenset(),
     function: Callable[..., Any] | None = None,
+    codes: list[CodeType] | None = None,
 ) -> tuple[bytes, list[Any]]:
     """Pickle a call's arguments; return the pickle and its out-of-band buffers, views of the arguments' memory.
 
     Args:
         by_value: as `pickling.dumps` takes it.
         function: the called one, for the names of positional arguments in errors.
+        codes: gets the code objects that travel with the arguments.
 
     Raises:
         SerializationError: an argument cannot be pickled; the message names it and the part that cannot.
@@ -210,7 +224,7 @@ def dumps_arguments(
     try:
         if pickling.is_plain((args, kwargs)):
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
-        return pickling.dumps((args, kwargs), by_value)
+        return pickling.dumps((args, kwargs), by_value, codes=codes)
     except Exception as error:
         raise _argument_refused(args, kwargs, by_value, function, error) from without_own_frames(error)
 

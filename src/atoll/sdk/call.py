@@ -18,8 +18,11 @@ from atoll.sdk.futures import new_id
 from atoll.sdk.options import Options, is_generator
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from atoll.host.contract import Bundle, Host
     from atoll.payload.functions import PickledFunction
+    from atoll.payload.texts_dump import Texts
     from atoll.wire.frames import Message
 
 
@@ -44,6 +47,7 @@ class _Template(NamedTuple):
     function: PickledFunction
     bundle: Bundle | None
     setup: PickledFunction | None
+    texts: Texts
 
 
 class Prepared:
@@ -55,10 +59,11 @@ class Prepared:
         from atoll.sdk.modules.discover import Sources
 
         self.host: Host = options.host if options.host is not None else local
-        self._pickler = FunctionPickler(function, options.local_modules, source)
+        own_lines = options.results == "data"  # its function need not be trusted with the rest of a file
+        self._pickler = FunctionPickler(function, options.local_modules, source, own_lines)
         self._sources = Sources(function, options.local_modules, options.named_packages)
         setup = options.setup_function
-        self._setup = FunctionPickler(setup, options.local_modules) if setup is not None else None
+        self._setup = FunctionPickler(setup, options.local_modules, None, own_lines) if setup is not None else None
         self._timeout_seconds = options.timeout or 0.0
         self._stream = is_generator(function)
         self._results = options.results
@@ -84,13 +89,19 @@ class Prepared:
         """
         function = self._pickler.current()
         bundle = self._sources.current(function.captures)
-        arguments, buffers = self._pickler.dumps_arguments(args, kwargs)
+        codes: list[CodeType] = []
+        arguments, buffers = self._pickler.dumps_arguments(args, kwargs, codes)
         setup = self._setup.current() if self._setup is not None else None
         template = self._template
         if template is None or template[1] is not function or template[2] is not bundle or template[3] is not setup:
             template = self._template = self._new_template(function, bundle, setup)
         like = template[0]
         call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
+        if codes and not {code.co_filename for code in codes} <= template.texts.names:
+            from atoll.payload import texts_dump
+
+            texts = texts_dump.joined(template.texts, texts_dump.pack(codes, self._pickler.own_lines))
+            call = replace(call, texts=texts.data, texts_digest=texts.digest)
         return Request(call, like.spec, bundle)
 
     def value_of(self, message: Message, call_id: str) -> Any:
@@ -110,6 +121,11 @@ class Prepared:
     ) -> _Template:
         sources = bundle.digest if bundle is not None else ""
         setup_digest = setup.full_digest() if setup is not None else ""
+        texts = function.texts
+        if setup is not None:
+            from atoll.payload import texts_dump
+
+            texts = texts_dump.joined(texts, setup.texts)
         call = Call(
             "",
             function.data,
@@ -123,6 +139,8 @@ class Prepared:
             setup_digest=setup_digest,
             results=self._results,
             function_digest=function.digest,
+            texts=texts.data,
+            texts_digest=texts.digest,
         )
         spec = replace(self._spec, sources=sources, setup=setup_digest)
         if spec.preload is None and _names(_VARIABLES, function, setup):
@@ -135,7 +153,7 @@ class Prepared:
         last = self._template
         if last is not None and last.request.spec == spec:
             spec = last.request.spec  # the host finds a lease faster for the same object
-        return _Template(Request(call, spec, bundle), function, bundle, setup)
+        return _Template(Request(call, spec, bundle), function, bundle, setup, texts)
 
 
 def value_of(message: Message, results: str, call_id: str) -> Any:

@@ -4,6 +4,7 @@ Theory of operation. Each method takes an event (a call to run, a message of the
 returns frames to send or a step to take. The messages of a call, in their order:
 
     sources, setup, call ->     a fresh worker has neither, any other says so by `need`
+    texts ->                    ahead of the first call of the lease that has them
                          <- need        of `function`, `sources` or `setup`: sent at once, with the call again
                          <- yield ...   the items of a generator; `stop` -> closes the generator
                          <- result | error
@@ -78,6 +79,10 @@ class CallValue(Protocol):
     def setup_digest(self) -> str: ...
     @property
     def results(self) -> str: ...
+    @property
+    def texts(self) -> bytes: ...
+    @property
+    def texts_digest(self) -> str: ...
 
 
 class BundleValue(Protocol):
@@ -109,6 +114,7 @@ class CallProtocol:
         self._parent = ""
         self._needs = 0
         self._kept: dict[str, None] = {}
+        self._texts: dict[str, None] = {}
         self._like: tuple[Any, ...] = ()
         self._fields = ""
 
@@ -119,13 +125,19 @@ class CallProtocol:
         self.call, self._bundle = call, bundle
         self._keep_alive_seconds, self._parent = keep_alive_seconds, parent
         self._needs = 0
+        texts = _NO_FRAMES
+        if call.texts_digest and call.texts_digest not in self._texts:
+            texts = (({"type": "texts"}, [call.texts]),)
+            self._texts[call.texts_digest] = None
+            if len(self._texts) > KEPT_FUNCTIONS:
+                del self._texts[next(iter(self._texts))]
         if not self._fresh:
-            return (self._call_frame(call),)
+            return (*texts, self._call_frame(call)) if texts else (self._call_frame(call),)
         self._fresh = False
-        return (*self._sources(), *self._setup(), self._call_frame(call))
+        return (*self._sources(), *texts, *self._setup(), self._call_frame(call))
 
     def start_more(self, calls: Sequence[CallValue]) -> Sequence[Frame]:
-        """Begin calls behind the running one, with its keep-alive, sources and setup; return the frames to send."""
+        """Begin calls behind the running one, with its keep-alive, sources, texts and setup; return the frames to send."""
         return [self._call_frame(call) for call in calls]
 
     def attend(self, call: CallValue) -> None:
