@@ -24,7 +24,8 @@ CHILD = """
 import socket, sys, types
 sys.path[:] = [path for path in sys.path if "site-packages" not in path]
 sys.path[0:0] = [sys.argv[1], *sys.argv[4:]]
-from atoll.payload import exceptions_dump, install, pickling, texts_load, values
+from atoll.payload import exceptions_dump, install, pickling, values
+from atoll.payload.texts import load as texts_load
 from atoll.wire.channel import Channel, ChannelClosed
 pickling.cloudpickle()
 channel = Channel(socket.socket(fileno=int(sys.argv[2])))

@@ -17,8 +17,9 @@ import pytest
 
 from atoll import isolated
 from atoll.agent import numba_cache
-from atoll.payload import texts_dump, texts_load
 from atoll.payload.functions import FunctionPickler
+from atoll.payload.texts import dump as texts_dump
+from atoll.payload.texts import load as texts_load
 from atoll.wire.call_protocol import CallProtocol
 
 from .bare_worker import BareWorker, run_script
@@ -261,7 +262,7 @@ def test_a_program_in_an_archive_has_its_text(tmp_path: Path) -> None:
     package = tmp_path / "app"
     package.mkdir()
     (package / "__main__.py").write_text(
-        "from atoll.payload import texts_dump\ndef f(): return 1\n"
+        "from atoll.payload.texts import dump as texts_dump\ndef f(): return 1\n"
         "(name, text), = texts_dump.unpack(texts_dump.pack([f.__code__]).data)\nprint(name.endswith('.py'), text.decode())\n"
     )
     subprocess.run([sys.executable, "-m", "zipapp", str(package), "-o", str(tmp_path / "app.pyz")], check=True)

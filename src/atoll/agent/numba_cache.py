@@ -17,7 +17,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from atoll.payload import install, texts_load
+from atoll.payload import install
+from atoll.payload.texts.load import text_of
 
 _MODULE = "numba.core.caching"
 
@@ -37,7 +38,7 @@ class _Finder:
         for finder in sys.meta_path:
             spec = finder.find_spec(name, path, target) if finder is not self else None
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader)
+                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it has all that is asked of one
                 return spec
         return None
 
@@ -82,7 +83,7 @@ def _locator(caching: Any) -> Any:
         @classmethod
         def from_function(cls, function: Any, file: str) -> Any:
             shown = install.original(file)
-            text = texts_load.text_of(file)
+            text = text_of(file)
             if text is None and shown == file:
                 return None
             name = str(function.__code__.co_firstlineno)

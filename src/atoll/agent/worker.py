@@ -33,7 +33,8 @@ from typing import Any, NoReturn
 from atoll.agent import numba_cache, output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
-from atoll.payload import exceptions_dump, texts_load, values
+from atoll.payload import exceptions_dump, values
+from atoll.payload.texts import load as texts_load
 from atoll.wire import nested
 from atoll.wire.call_protocol import KeptFunctions
 from atoll.wire.channel import Channel, ChannelClosed, Socket

@@ -278,7 +278,7 @@ class Call:
         setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
         results: how results and exceptions come back: `pickle`, or `data` for plain data.
         function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
-        texts: the texts of the files that its code is from, packed by `payload.texts_dump`; `texts_digest` names them.
+        texts: the texts of the files that its code is from, packed by `payload.texts.dump`; `texts_digest` names them.
     """
 
     id: str

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from atoll import file_stamp
 from atoll.errors import SerializationError
-from atoll.payload import pickling, private_cloudpickle, project, texts_dump
+from atoll.payload import pickling, private_cloudpickle, project
 from atoll.payload.captures import Captures
-from atoll.payload.texts_dump import NONE, Texts
+from atoll.payload.texts.dump import NONE, Texts, pack
 from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
 
@@ -131,7 +131,7 @@ class FunctionPickler:
         made, last = _pickled(captures, data, captures.constant, by_value), self._made
         if last is not None and made.digest and made.digest == last.digest:
             return made._replace(texts=last.texts)
-        return made._replace(texts=texts_dump.pack(codes, self.own_lines))
+        return made._replace(texts=pack(codes, self.own_lines))
 
     def _own_module(self) -> str | None:
         """The function's module, if it is one of the project's that is to be treated like `__main__`."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from atoll.host.contract import Bundle, Host
     from atoll.payload.functions import PickledFunction
-    from atoll.payload.texts_dump import Texts
+    from atoll.payload.texts.dump import Texts
     from atoll.wire.frames import Message
 
 
@@ -98,9 +98,9 @@ class Prepared:
         like = template[0]
         call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
         if codes and not {code.co_filename for code in codes} <= template.texts.names:
-            from atoll.payload import texts_dump
+            from atoll.payload.texts import dump
 
-            texts = texts_dump.joined(template.texts, texts_dump.pack(codes, self._pickler.own_lines))
+            texts = dump.joined(template.texts, dump.pack(codes, self._pickler.own_lines))
             call = replace(call, texts=texts.data, texts_digest=texts.digest)
         return Request(call, like.spec, bundle)
 
@@ -123,9 +123,9 @@ class Prepared:
         setup_digest = setup.full_digest() if setup is not None else ""
         texts = function.texts
         if setup is not None:
-            from atoll.payload import texts_dump
+            from atoll.payload.texts import dump
 
-            texts = texts_dump.joined(texts, setup.texts)
+            texts = dump.joined(texts, setup.texts)
         call = Call(
             "",
             function.data,

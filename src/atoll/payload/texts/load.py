@@ -1,4 +1,4 @@
-"""Texts of the caller's files in a worker: `linecache` has them under the caller's names (see `texts_dump`).
+"""Texts of the caller's files in a worker: `linecache` has them under the caller's names (see `dump`).
 
 `linecache` drops an entry whose file is gone, unless the entry is lazy or has no time: both are used here. It reads a
 lazy one when it is asked for, so a new worker pays for no text that nobody looks at.
@@ -19,7 +19,7 @@ _shown: dict[str, Callable[[], str]] = {}
 
 
 def show(data: Any) -> None:
-    """Let `linecache`, and all that asks it, know the texts that `texts_dump.pack` packed.
+    """Let `linecache`, and all that asks it, know the texts that `dump.pack` packed.
 
     Raises:
         ValueError: the data are not as packed.
