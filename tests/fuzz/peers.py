@@ -365,6 +365,8 @@ HONEST: dict[str, list[list[dict[str, Any]]]] = {
         [{"type": "error", "call": "c1", "error": {"exceptions": [{"type": "ValueError", "frames": []}]}}],
         [{"type": "exiting", "call": "c1", "status": 3}],
         [{"type": "revoked", "epoch": 1}],
+        [{"type": "name", "call": "c1", "number": 1, "module": "__main__", "name": "x"}],
+        [{"type": "name", "call": "c1", "number": 2, "module": "__main__", "snapshot": True, "known": ["x"]}],
     ],
 }
 

@@ -18,7 +18,7 @@ import pytest
 
 from atoll import errors, isolated, local
 from atoll.environments.built import preloads
-from atoll.payload import exceptions_dump, untrusted
+from atoll.payload import answers, exceptions_dump, untrusted
 from atoll.sdk import run_by_name
 from tests.conftest import Home
 
@@ -332,3 +332,30 @@ def test_trusted_functions_share_no_loopback_device_with_others() -> None:
     except errors.SandboxUnavailable:
         pytest.skip("needs `pasta`")
     assert trusted != other
+
+
+def ask_for_names(secret: str) -> Any:
+    """Ask the caller for a name of its program, as the worker's own code never does for this kind of function."""
+    import gc
+
+    from atoll.agent.questions import Questions
+
+    (questions,) = (one for one in gc.get_objects() if isinstance(one, Questions))
+    questions._refused = ""
+    return questions.value("__main__", secret)
+
+
+def test_a_distrusted_function_gets_no_name_by_question() -> None:
+    """A worker of plain data that asks for a name of the caller's program is ended; the next call works."""
+    with pytest.raises(errors.ProtocolMismatch):
+        called("data", "names")(ask_for_names)("__name__")
+    assert called("data", "names")(sandbox)().startswith("pid:")
+
+
+def test_a_function_gets_names_of_its_own_modules_only() -> None:
+    """A module that the function does not travel with gives no names."""
+    names = answers.Names(frozenset({__name__}), None)
+    assert "missing" in names.answer({"module": "os", "name": "environ"})[0]
+    assert "missing" in names.answer({"module": ["__main__"], "name": "x"})[0]
+    assert "missing" in names.answer({"module": "os", "snapshot": True})[0]
+    assert "missing" not in names.answer({"module": __name__, "name": "called"})[0]

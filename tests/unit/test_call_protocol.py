@@ -116,6 +116,32 @@ def test_steps(kind: str, step: str) -> None:
     assert protocol.receive(message(kind)) == (step, ())
 
 
+class Program:
+    """Names of a program."""
+
+    def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        return {"names": [question["name"]]}, [b"value"]
+
+
+def test_a_question_for_a_name_is_answered() -> None:
+    """The answer has the question's number, and the call goes on."""
+    protocol = CallProtocol(1, fresh=False)
+    protocol.start(call(names=Program()), 10.0)
+    question = message("name", number=3, module="__main__", name="x")
+    assert protocol.receive(question) == ("send", (({"type": "named", "number": 3, "names": ["x"]}, [b"value"]),))
+
+
+def test_questions_are_bounded_and_refused_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose results are plain data has no names, and none may ask without an end."""
+    monkeypatch.setattr(call_protocol, "MOST_QUESTIONS", 2)
+    protocol = CallProtocol(1, fresh=False)
+    question = message("name", number=1, module="__main__", name="x")
+    protocol.start(call(names=Program()), 10.0)
+    assert [protocol.receive(question)[0] for _ in range(3)] == ["send", "send", "broken"]
+    protocol.start(call(), 10.0)
+    assert protocol.receive(question) == ("broken", ())
+
+
 def test_a_message_whose_type_is_no_text_is_ignored() -> None:
     """A worker's code may write anything to its channel."""
     protocol = CallProtocol(1, fresh=False)

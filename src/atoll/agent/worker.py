@@ -24,16 +24,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import sys
 import threading
 import time
-import types
 from typing import Any, NoReturn
 
 from atoll.agent import numba_cache, output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
+from atoll.agent.questions import Questions
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
+from atoll.payload.program import namespaces
 from atoll.payload.texts import load as texts_load
 from atoll.wire import nested
 from atoll.wire.call_protocol import KeptFunctions
@@ -61,7 +61,7 @@ def prepare() -> None:
 def prepare_process() -> None:
     """Prepare, once in each forked process, the state that does not depend on the lease."""
     output.open_streams()
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    namespaces.use_modules()
 
 
 class Worker:
@@ -87,11 +87,11 @@ class Worker:
         self._deadline = 0.0
         self._poll = select.poll()
         self._functions = KeptFunctions()
+        self._questions = Questions()
         self._sources = ""
         self._setup: tuple[str, bytes] = "", b""
         self._prepared: list[Any] = []
         self._alarm = alarm
-        self._shown: dict[str, Any] | None = None
         self._clean: ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
@@ -264,7 +264,9 @@ class Worker:
             self._clean.restore()
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
+        self._questions.begin(data, header.get("call"), header.get("results") == "data")
         answer, pieces = self._answer(data, header, buffers)
+        self._questions.end()
         output.flush()
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
@@ -289,7 +291,6 @@ class Worker:
                 args, kwargs = values.loads_arguments(buffers[1], buffers[2:])
             finally:
                 nested.refuse(0)
-            self._show_in_main(function)
             del buffers[:]
             args = (*prepared, *args)
             if header.get("stream"):
@@ -316,7 +317,6 @@ class Worker:
         """Return the value of `setup_function`; run it unless it has finished in this worker."""
         if not self._prepared:
             function = values.loads_function(self._setup[1])
-            self._show_in_main(function)
             nested.refuse(0)
             self._prepared.append(running.call(function, (), {}))
             nested.refuse(threading.get_ident())
@@ -341,28 +341,12 @@ class Worker:
                 with pacer:
                     data.send({"type": "yield", "call": call}, buffers)
                 self._meter.sent_bytes += size_of(buffers[0])
-                if heard.poll(0):  # `stop`, or the end of the client
+                if data.pending or heard.poll(0):  # `stop`, or the end of the client
                     return None
         finally:
             pacer.close()
             if close is not None:
                 close()
-
-    def _show_in_main(self, function: Any) -> None:
-        """Let `__main__` have the caller's functions and classes, for code that looks for them there by name.
-
-        Process pools that fork, and pickles that a function writes to `/data`, name its objects as `__main__.x`.
-        """
-        shown = getattr(function, "__globals__", None)
-        if shown is None or shown is self._shown or shown.get("__name__") != "__main__":
-            return
-        self._shown = shown
-        main = sys.modules["__main__"].__dict__
-        if "__file__" in shown:  # `inspect` finds the text of a class by it
-            main["__file__"] = shown["__file__"]
-        for name, value in (*shown.items(), (getattr(function, "__name__", ""), function)):
-            if isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__":
-                main[name] = value
 
     def _exit(self, call: Any, code: object) -> NoReturn:
         """End as `sys.exit(code)` in a program would, and say that this is why."""

@@ -279,6 +279,7 @@ class Call:
         results: how results and exceptions come back: `pickle`, or `data` for plain data.
         function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
         texts: the texts of the files that its code is from, packed by `payload.texts.dump`; `texts_digest` names them.
+        names: answers the worker's questions for names of the program (`payload.answers`); it stays with the caller.
     """
 
     id: str
@@ -298,6 +299,7 @@ class Call:
     function_digest: str = ""
     texts: bytes = b""
     texts_digest: str = ""
+    names: Any = field(default=None, compare=False, repr=False)
 
     def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
         """Return a call of the same function with other arguments."""

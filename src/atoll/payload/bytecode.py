@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dis
+import inspect
 import re
+import sys
 import weakref
+from collections.abc import Iterator
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _INTROSPECTION = frozenset(
     {
@@ -29,10 +32,19 @@ _INTROSPECTION = frozenset(
         "__setattr__",
         "__delattr__",
         "gc",
+        "modules",
+        "__main__",
     }
 )
 _NAME_OPCODES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"})
 _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+WORDS = re.compile(r"(?<![\w.])[^\W\d]\w*")
+"""Identifiers in an expression, without attributes."""
+_EXPRESSION = re.compile(r"[@~<>=+*(\[]")
+"""A character that sets an expression apart from a message."""
+_LONGEST_EXPRESSION = 10_000
+_HAS_DOCSTRING = 0x4000000
+"""`CO_HAS_DOCSTRING`, from Python 3.13 on."""
 
 
 class CodeFacts(NamedTuple):
@@ -50,6 +62,8 @@ class CodeFacts(NamedTuple):
     """Globals that it binds or deletes, and free variables that it rebinds."""
     binds_attributes: bool
     introspects: bool
+    words: frozenset[str]
+    """Identifiers in strings that look like expressions, docstrings aside, and `__main__`."""
 
 
 _facts: weakref.WeakKeyDictionary[CodeType, CodeFacts] = weakref.WeakKeyDictionary()
@@ -85,6 +99,7 @@ def code_facts(code: CodeType) -> CodeFacts:
             if isinstance(const, str) and _MODULE_NAME.match(const):
                 literals.add(const.partition(".")[0])
     introspects = not attributes.isdisjoint(_INTROSPECTION)
+    words = set(_words(code))
     for const in code.co_consts:
         if isinstance(const, CodeType):
             inner = code_facts(const)
@@ -95,6 +110,7 @@ def code_facts(code: CodeType) -> CodeFacts:
             rebinds |= inner.rebinds - set(code.co_cellvars)
             binds_attributes = binds_attributes or inner.binds_attributes
             introspects = introspects or inner.introspects
+            words |= inner.words
     facts = CodeFacts(
         tuple(names),
         frozenset(attributes),
@@ -103,6 +119,36 @@ def code_facts(code: CodeType) -> CodeFacts:
         frozenset(rebinds),
         binds_attributes,
         introspects,
+        frozenset(words),
     )
     _facts[code] = facts
     return facts
+
+
+def _words(code: CodeType) -> Iterator[str]:
+    """Yield the identifiers in the strings of `code` itself that look like expressions."""
+    texts = list(code.co_consts)
+    if texts and code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<"):
+        del texts[0]  # the docstring, or None; from Python 3.13 on the first constant of a function without one
+        if sys.version_info >= (3, 13) and not code.co_flags & _HAS_DOCSTRING:
+            texts.insert(0, code.co_consts[0])
+    elif "__doc__" in code.co_names:  # a class body
+        documented = _documentation(code)
+        texts = [text for text in texts if text is not documented]
+    for text in texts:
+        if isinstance(text, (tuple, frozenset)):
+            texts.extend(text)
+        elif isinstance(text, str) and len(text) <= _LONGEST_EXPRESSION and _EXPRESSION.search(text):
+            yield from WORDS.findall(text)
+        elif text == "__main__":
+            yield text
+
+
+def _documentation(code: CodeType) -> Any:
+    """Return the docstring of a class body."""
+    last = None
+    for one in dis.get_instructions(code):
+        if one.opname == "STORE_NAME" and one.argval == "__doc__":
+            return last
+        last = one.argval
+    return None

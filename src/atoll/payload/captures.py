@@ -23,14 +23,10 @@ from typing import Any
 
 from atoll.payload.bytecode import CodeFacts, code_facts
 from atoll.payload.private_cloudpickle import cloudpickle
+from atoll.payload.program.carrier import ABSENT, Carrier
 from atoll.payload.reducers import singletons, wrappers
 
-
-class _Absent:
-    """Stands where a name or a cell holds nothing."""
-
-
-_ABSENT: Any = _Absent()
+_ABSENT = ABSENT
 _ATOMS = frozenset(
     {
         int,
@@ -84,8 +80,6 @@ class Captures:
 
     Attributes:
         provable: whether `unchanged` can prove anything; False makes it always False.
-        constant: true if, besides, no reachable code can change the captured values, so that one
-            unpickled copy can serve many calls without a difference.
         codes: all code that travels by value, with the package that it belongs to (empty for none).
     """
 
@@ -99,6 +93,7 @@ class Captures:
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
         self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
         self._wrappers: list[tuple[Any, Any]] = []
+        self._namespaces: list[tuple[dict[str, Any], int]] = []
         self._mutable = False
         self._rebinds = False
         self._binds_attributes = False
@@ -108,20 +103,26 @@ class Captures:
         self._singletons = {**singletons.names(), **singletons.containers()}
         self._seen: dict[int, Any] = {}
         self._pending: list[Any] = [root]
-        while self._pending:
-            if len(self._seen) > _MOST_OBJECTS:
-                self.provable = False
-                break
-            try:
-                self._visit(self._pending.pop())
-            except Exception:  # an object whose class answers to nothing: it is not understood, so nothing is proven
-                self.provable = False
-        self.constant = self.provable and not (
+        self._walk()
+
+    @property
+    def constant(self) -> bool:
+        """True if no reachable code can change the captured values: one unpickled copy can serve many calls."""
+        return self.provable and not (
             self._mutable
             or self._rebinds
             or self._introspects
             or (self._binds_attributes and self._function_is_a_value)
         )
+
+    def add(self, carrier: Carrier) -> None:
+        """Take the names that the pickle brings for text in the code."""
+        for namespace, name, value, travels in carrier.places:
+            self._names.append((namespace.get, name, value))
+            if travels:
+                self._pending.append(value)
+        self._namespaces = [(namespace, len(namespace)) for namespace in carrier.whole_namespaces]
+        self._walk()
 
     def unchanged(self) -> bool:
         """Return whether a pickle made now would equal the one made with these captures."""
@@ -156,6 +157,9 @@ class Captures:
             for items, kept in self._lists:
                 if len(items) != len(kept) or not all(map(same, items, kept)):
                     return False
+            for namespace, count in self._namespaces:
+                if len(namespace) != count:
+                    return False
             for wrapper, inner in self._wrappers:
                 if wrapper.__atoll_function__ is not inner:
                     return False
@@ -164,6 +168,17 @@ class Captures:
         return True
 
     # --- the walk -----------------------------------------------------------------------------------------------
+
+    def _walk(self) -> None:
+        while self._pending:
+            if len(self._seen) > _MOST_OBJECTS:
+                self.provable = False
+                self._pending.clear()
+                break
+            try:
+                self._visit(self._pending.pop())
+            except Exception:  # an object whose class answers to nothing: it is not understood, so nothing is proven
+                self.provable = False
 
     def _visit(self, value: Any) -> None:
         kind = type(value)

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from atoll import file_stamp
 from atoll.errors import SerializationError
 from atoll.payload import pickling, private_cloudpickle, project
+from atoll.payload.answers import Names
 from atoll.payload.captures import Captures
+from atoll.payload.program.carrier import Carrier
 from atoll.payload.texts.dump import NONE, Texts, pack
 from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
@@ -111,7 +113,10 @@ class FunctionPickler:
         """As the module's `dumps_arguments`, with the classes of the function's own module as the function has them."""
         if pickling.is_plain((args, kwargs)):
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
-        return dumps_arguments(args, kwargs, by_value=self.by_value, function=self.function, codes=codes)
+        carrier = Carrier(self.by_value, self._main())
+        return dumps_arguments(
+            args, kwargs, by_value=self.by_value, function=self.function, codes=codes, carrier=carrier
+        )
 
     def _make(self) -> PickledFunction:
         module = self._own_module()
@@ -121,17 +126,28 @@ class FunctionPickler:
         by_value = frozenset({module} if module else ())
         captures = Captures(self.function, by_value)
         codes: list[CodeType] = []
+        carrier = Carrier(by_value, self._main())
         try:
-            data, _ = pickling.dumps(self.function, by_value, out_of_band=False, codes=codes)
+            data, _ = pickling.dumps(self.function, by_value, out_of_band=False, codes=codes, carrier=carrier)
         except Exception as error:
             if module is None or not self._importable():
                 raise self._refused(error, by_value) from without_own_frames(error)
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
             return _pickled(captures, data, False, frozenset())
+        captures.add(carrier)
         made, last = _pickled(captures, data, captures.constant, by_value), self._made
         if last is not None and made.digest and made.digest == last.digest:
             return made._replace(texts=last.texts)
         return made._replace(texts=pack(codes, self.own_lines))
+
+    def names(self) -> Names:
+        """Return the names that code of the function may ask for while it runs."""
+        return Names(self.by_value, self._main())
+
+    def _main(self) -> dict[str, Any] | None:
+        """Return the globals that the function knows as `__main__`; None for those of this process."""
+        namespace: Any = getattr(self.function, "__globals__", None)
+        return namespace if isinstance(namespace, dict) and namespace.get("__name__") == "__main__" else None
 
     def _own_module(self) -> str | None:
         """The function's module, if it is one of the project's that is to be treated like `__main__`."""
@@ -210,6 +226,7 @@ def dumps_arguments(
     by_value: frozenset[str] = frozenset(),
     function: Callable[..., Any] | None = None,
     codes: list[CodeType] | None = None,
+    carrier: Carrier | None = None,
 ) -> tuple[bytes, list[Any]]:
     """Pickle a call's arguments; return the pickle and its out-of-band buffers, views of the arguments' memory.
 
@@ -217,6 +234,7 @@ def dumps_arguments(
         by_value: as `pickling.dumps` takes it.
         function: the called one, for the names of positional arguments in errors.
         codes: gets the code objects that travel with the arguments.
+        carrier: as `pickling.dumps` takes it.
 
     Raises:
         SerializationError: an argument cannot be pickled; the message names it and the part that cannot.
@@ -224,7 +242,7 @@ def dumps_arguments(
     try:
         if pickling.is_plain((args, kwargs)):
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
-        return pickling.dumps((args, kwargs), by_value, codes=codes)
+        return pickling.dumps((args, kwargs), by_value, codes=codes, carrier=carrier)
     except Exception as error:
         raise _argument_refused(args, kwargs, by_value, function, error) from without_own_frames(error)
 

@@ -26,6 +26,8 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from atoll.payload.private_cloudpickle import NAME, cloudpickle
+from atoll.payload.program.carrier import BoundedSink, Carried, Carrier
+from atoll.payload.program.text_names import MOST_BYTES
 from atoll.payload.reducers import singletons, wrappers
 from atoll.payload.reducers.choice import reducer_of
 from atoll.wire.frames import Rope
@@ -87,11 +89,13 @@ def _pickler_class() -> Any:
             buffer_callback: Callable[[Any], Any] | None,
             result: bool,
             codes: list[CodeType],
+            carrier: Carrier | None,
         ) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
             self._by_value = by_value
             self.result = result
             self.codes = codes
+            self._carrier = carrier
             self._singletons = singletons.names()
 
         def reducer_override(self, obj: Any) -> Any:
@@ -103,8 +107,7 @@ def _pickler_class() -> Any:
                 if obj.__module__ in self._by_value:
                     return self._dynamic_function_reduce(obj)
             elif isinstance(obj, type):
-                if self._by_value and getattr(obj, "__module__", None) in self._by_value:
-                    return module._dynamic_class_reduce(obj)
+                return self._reduce_class(obj)
             else:
                 single = self._singletons.get(id(obj))
                 if single is not None:
@@ -122,6 +125,15 @@ def _pickler_class() -> Any:
         def _dynamic_function_reduce(self, function: Any) -> Any:
             reduced = super()._dynamic_function_reduce(function)
             singletons.name_containers(reduced[2][1])
+            return reduced if self._carrier is None else self._carrier.reduce_function(function, reduced)
+
+        def _reduce_class(self, cls: Any) -> Any:
+            if self._by_value and getattr(cls, "__module__", None) in self._by_value:
+                reduced = module._dynamic_class_reduce(cls)
+            else:
+                reduced = super().reducer_override(cls)
+            if self._carrier is not None and type(reduced) is tuple and reduced[-1] is module._class_setstate:
+                self._carrier.add_class(cls)
             return reduced
 
         def is_by_value(self, function: Any) -> bool:
@@ -144,6 +156,7 @@ def dumps(
     *,
     result: bool = False,
     codes: list[CodeType] | None = None,
+    carrier: Carrier | None = None,
 ) -> tuple[Any, list[Any]]:
     """Pickle `value`; return the pickle and its out-of-band buffers, which are views of memory that `value` owns.
 
@@ -154,6 +167,8 @@ def dumps(
         out_of_band: False keeps everything in the pickle.
         result: `os.environ` becomes a dict of the variables here, instead of the reader's own variables.
         codes: gets the code objects that the pickle holds.
+        carrier: for pickles that a worker of this program reads: its functions share their globals there, and bring
+            the names that they use as text.
 
     Raises:
         Exception: any error of the value's own reducers.
@@ -173,7 +188,15 @@ def dumps(
     parts: list[Any] = []
     # The pickler gives large bytes and texts to `write` as they are, and collects everything else in pieces of 64 KiB.
     callback = keep_in_band if out_of_band else None
-    _pickler_class()(_Sink(parts.append), by_value, callback, result, [] if codes is None else codes).dump(value)
+    held: list[CodeType] = []
+    make = _pickler_class()
+    make(_Sink(parts.append), by_value, callback, result, held, carrier).dump(value)
+    if carrier is not None and (names := carrier.names(lambda found: dumps_bounded(found, by_value, carrier, held))):
+        parts.clear()
+        buffers.clear()
+        make(_Sink(parts.append), by_value, callback, result, [], carrier).dump(Carried(value, names))
+    if codes is not None:
+        codes.extend(held)
     if len(parts) == 1:
         return parts[0], buffers
     rope = Rope([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])
@@ -182,7 +205,25 @@ def dumps(
 
 def new_pickler() -> Any:
     """Return a pickler that writes nowhere: its reducers are for a pickler of another kind."""
-    return _pickler_class()(_Sink(len), frozenset(), None, False, [])
+    return _pickler_class()(_Sink(len), frozenset(), None, False, [], None)
+
+
+def dumps_bounded(
+    value: Any,
+    by_value: frozenset[str],
+    carrier: Carrier,
+    codes: list[CodeType] | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> bytes:
+    """Pickle `value` for a worker of this program; the other arguments are those of `dumps`.
+
+    Raises:
+        TooLarge: the pickle is larger than `most_bytes`.
+        Exception: any error of the value's own reducers.
+    """
+    sink = BoundedSink(most_bytes)
+    _pickler_class()(sink, by_value, None, False, [] if codes is None else codes, carrier).dump(value)
+    return sink.content()
 
 
 class _Sink:

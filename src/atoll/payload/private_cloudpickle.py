@@ -6,6 +6,7 @@ importing the public `cloudpickle`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -67,7 +68,10 @@ def _load() -> Any:
 
 
 def _adapt(module: Any) -> Any:
-    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`), and keep `__slots__`."""
+    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`), and keep `__slots__`.
+
+    A class that comes again is not made again.
+    """
     opcodes = module.opcode.opmap
     wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
     module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
@@ -79,7 +83,21 @@ def _adapt(module: Any) -> Any:
         return (kind, name, bases, namespace if slots is None else {**namespace, "__slots__": slots}, *rest)
 
     module._class_getnewargs = with_slots
+    for name in ("_make_skeleton_class", "_make_skeleton_enum"):
+        setattr(module, name, _make_once(module, getattr(module, name)))
     return module
+
+
+def _make_once(module: Any, make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return cloudpickle's maker of classes, for classes that are new here: no base gets the same subclass twice."""
+
+    @functools.wraps(make)
+    def make_class(*arguments: Any) -> Any:
+        identifier = arguments[-2]
+        found = module._DYNAMIC_CLASS_TRACKER_BY_ID.get(identifier) if identifier is not None else None
+        return make(*arguments) if found is None else found
+
+    return make_class
 
 
 def _slots(cls: Any) -> Any:

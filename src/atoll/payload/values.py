@@ -16,9 +16,10 @@ from typing import Any
 
 from atoll.errors import AtollError, SerializationError
 from atoll.payload import pickling
+from atoll.payload.program import namespaces
 
 _KEPT = 16
-_functions: dict[bytes, Any] = {}
+_functions: dict[bytes, tuple[Any, namespaces.Modules | None]] = {}
 
 
 def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
@@ -35,7 +36,10 @@ def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
     if reusable:
         found = _functions.get(key)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            function, modules = found
+            namespaces.enter(modules)
+            return function  # type: ignore[no-any-return]
+    modules = namespaces.renew()
     try:
         function = pickling.loads(key)
     except AtollError:
@@ -45,7 +49,7 @@ def loads_function(data: Any, reusable: bool = False) -> Callable[..., Any]:
     if reusable:
         while len(_functions) >= _KEPT:
             del _functions[next(iter(_functions))]
-        _functions[key] = function
+        _functions[key] = function, modules
     return function  # type: ignore[no-any-return]
 
 

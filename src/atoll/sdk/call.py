@@ -141,6 +141,7 @@ class Prepared:
             function_digest=function.digest,
             texts=texts.data,
             texts_digest=texts.digest,
+            names=self._pickler.names() if self._results == "pickle" else None,
         )
         spec = replace(self._spec, sources=sources, setup=setup_digest)
         if spec.preload is None and _names(_VARIABLES, function, setup):

@@ -6,6 +6,8 @@ returns frames to send or a step to take. The messages of a call, in their order
     sources, setup, call ->     a fresh worker has neither, any other says so by `need`
     texts ->                    ahead of the first call of the lease that has them
                          <- need        of `function`, `sources` or `setup`: sent at once, with the call again
+                         <- name        of the program's `module`, which code asks for while it runs
+    named                ->             its value, or why there is none
                          <- yield ...   the items of a generator; `stop` -> closes the generator
                          <- result | error
     revoked and exiting take the place of an answer. The lease is over then; a revoked call has not started.
@@ -25,6 +27,8 @@ from atoll.wire.frames import Header, Message
 
 MOST_NEEDS = 4
 """Requests of a worker for parts of one call: one for each kind, and one more."""
+MOST_QUESTIONS = 100_000
+"""Names that the code of one call may ask for."""
 KEPT_FUNCTIONS = 16
 """Functions that a worker keeps by their digests."""
 
@@ -38,12 +42,20 @@ _STEPS: dict[Any, Step] = {
     "error": "answer",
     "yield": "item",
     "need": "send",
+    "name": "send",
     "revoked": "revoked",
     "exiting": "exited",
 }
 _NO_FRAMES: tuple[Frame, ...] = ()
 _json = json.JSONEncoder(separators=(",", ":")).encode
 _quote = json.encoder.encode_basestring_ascii
+
+
+class NamesValue(Protocol):
+    """The names of the program that a worker may ask for."""
+
+    def answer(self, question: dict[str, Any]) -> Frame:
+        """Return the rest of the `named` message."""
 
 
 class CallValue(Protocol):
@@ -83,6 +95,8 @@ class CallValue(Protocol):
     def texts(self) -> bytes: ...
     @property
     def texts_digest(self) -> str: ...
+    @property
+    def names(self) -> NamesValue | None: ...
 
 
 class BundleValue(Protocol):
@@ -113,6 +127,7 @@ class CallProtocol:
         self._keep_alive_seconds = 0.0
         self._parent = ""
         self._needs = 0
+        self._questions = 0
         self._kept: dict[str, None] = {}
         self._texts: dict[str, None] = {}
         self._like: tuple[Any, ...] = ()
@@ -124,7 +139,7 @@ class CallProtocol:
         """Begin a call; return the frames to send."""
         self.call, self._bundle = call, bundle
         self._keep_alive_seconds, self._parent = keep_alive_seconds, parent
-        self._needs = 0
+        self._needs = self._questions = 0
         texts = _NO_FRAMES
         if call.texts_digest and call.texts_digest not in self._texts:
             texts = (({"type": "texts"}, [call.texts]),)
@@ -143,12 +158,15 @@ class CallProtocol:
     def attend(self, call: CallValue) -> None:
         """Set the one of the calls sent that is answered next."""
         self.call = call
+        self._questions = 0
 
     def receive(self, message: Message) -> tuple[Step, Sequence[Frame]]:
         """Take a message of the worker; return the step to take, and the frames to send for `send`."""
         step = _STEPS.get(message.type, "wait")
         if step != "send":
             return step, _NO_FRAMES
+        if message.type == "name":
+            return self._answer(message.header)
         self._needs += 1
         if self._needs > MOST_NEEDS:
             return "broken", _NO_FRAMES
@@ -158,6 +176,15 @@ class CallProtocol:
             self._kept.clear()
             return step, (self._call_frame(self.call),)
         return step, (*self._sources(), self._call_frame(self.call))
+
+    def _answer(self, question: Header) -> tuple[Step, Sequence[Frame]]:
+        """Answer a question for a name; a worker that is not trusted has no reason to ask."""
+        names: NamesValue | None = self.call.names
+        self._questions += 1
+        if names is None or self._questions > MOST_QUESTIONS:
+            return "broken", _NO_FRAMES
+        header, buffers = names.answer(question)
+        return "send", (({**header, "type": "named", "number": question.get("number")}, buffers),)
 
     def stop(self) -> Frame:
         """Return the frame that closes the generator of the running call."""

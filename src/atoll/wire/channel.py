@@ -173,6 +173,14 @@ class Channel:
         """True if `receive` would return at once, without reading."""
         return bool(self._decoder.messages)
 
+    def take(self, kind: str) -> Message | None:
+        """Return the first message of this type that has come, ahead of others; None for none."""
+        messages = self._decoder.messages
+        for position, message in enumerate(messages):
+            if message.type == kind:
+                return messages.pop(position)
+        return None
+
     def readable(self) -> bool:
         """Return whether the peer has sent something that `receive` has not returned, or has gone."""
         return self.pending or wait_readable(self.socket.fileno())

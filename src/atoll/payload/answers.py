@@ -1,0 +1,117 @@
+"""Answers to a worker that asks for names of the program which its function comes from."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from atoll.payload import pickling
+from atoll.payload.program.carrier import Carrier
+from atoll.payload.values import first_line, type_name
+
+MOST_SNAPSHOT_BYTES = 64 << 20
+"""Size of the pickles of a whole module together."""
+MOST_SNAPSHOT_NAMES = 10_000
+
+Answer = tuple[dict[str, Any], Sequence[Any]]
+
+
+class Names:
+    """Top-level names of the modules that a function travels with, as they are when they are asked for.
+
+    Args:
+        by_value: modules whose functions and classes travel by value, beside `__main__`.
+        main: the globals that the function knows as `__main__`; None for those of this process.
+    """
+
+    def __init__(self, by_value: frozenset[str], main: dict[str, Any] | None) -> None:
+        self._by_value = by_value
+        self._main = main
+
+    def answer(self, question: dict[str, Any]) -> Answer:
+        """Return the header and the buffers that answer a worker's question.
+
+        Nothing is raised for a bad question: the answer says why there is no value.
+        """
+        module, name = str(question.get("module")), question.get("name")
+        if module != "__main__" and module not in self._by_value:
+            return {"missing": f"the function does not travel with the module `{module}`"}, ()
+        if question.get("snapshot"):
+            return self._snapshot(module, question.get("known"))
+        if not isinstance(name, str):
+            return {"names": self._list(module)[:MOST_SNAPSHOT_NAMES]}, ()
+        return self._value(module, name)
+
+    def _namespace(self, module: str) -> dict[str, Any]:
+        if module == "__main__" and self._main is not None:
+            return self._main
+        found = sys.modules.get(module)
+        return vars(found) if found is not None else {}
+
+    def _list(self, module: str) -> list[str]:
+        names = [name for name in tuple(self._namespace(module)) if isinstance(name, str)]
+        if self._main is None or module != "__main__":
+            names = sorted({*names, *dir(sys.modules.get(module))})
+        return names
+
+    def _value(self, module: str, name: str) -> Answer:
+        try:
+            value = self._find(module, name)
+        except Exception as error:
+            if isinstance(error, AttributeError):
+                return {"missing": ""}, ()
+            return {"missing": f"{type(error).__name__}: {first_line(error)}"}, ()
+        carrier = Carrier(self._by_value, self._main)
+        try:
+            data, buffers = pickling.dumps(value, self._by_value, carrier=carrier)
+        except Exception as error:
+            return {"missing": _reason(value, error)}, ()
+        return {}, [data, *buffers]
+
+    def _find(self, module: str, name: str) -> Any:
+        namespace = self._namespace(module)
+        if name in namespace:
+            return namespace[name]
+        return getattr(sys.modules.get(module), name)  # which may have a `__getattr__`, or be a worker's that asks on
+
+    def _snapshot(self, module: str, known: Any) -> Answer:
+        """Return all names but the known ones, each with a pickle of its own, and why others have none."""
+        skipped = frozenset(known) if isinstance(known, list) and all(isinstance(one, str) for one in known) else ()
+        pairs = ((name, self._namespace(module).get(name)) for name in self._list(module) if name not in skipped)
+        names, left_out, pickles = snapshot(pairs, self._by_value, self._main)
+        return {"names": names, "left_out": left_out}, pickles
+
+
+def snapshot(
+    pairs: Iterable[tuple[str, Any]], by_value: frozenset[str], main: dict[str, Any] | None
+) -> tuple[list[str], dict[str, str], list[bytes]]:
+    """Pickle values one by one; return the names that have a pickle, why others have none, and the pickles."""
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+    pickles: list[bytes] = []
+    left = MOST_SNAPSHOT_BYTES
+    for name, value in pairs:
+        if name.startswith("__") or len(names) >= MOST_SNAPSHOT_NAMES:
+            continue
+        try:
+            data = bounded_pickle(value, by_value, main, left)
+        except Exception as error:
+            left_out[name] = _reason(value, error)
+            continue
+        left -= len(data)
+        names.append(name)
+        pickles.append(data)
+    return names, left_out, pickles
+
+
+def bounded_pickle(value: Any, by_value: frozenset[str], main: dict[str, Any] | None, most_bytes: int) -> bytes:
+    """Pickle a value for a process of this program."""
+    if pickling.is_plain(value):
+        return pickle.dumps(value, pickling.PROTOCOL)
+    return pickling.dumps_bounded(value, by_value, Carrier(by_value, main), most_bytes=most_bytes)
+
+
+def _reason(value: Any, error: Exception) -> str:
+    return f"a `{type_name(value)}` cannot be sent: {first_line(error)}"

@@ -1,0 +1,155 @@
+"""Names that code uses as text only, and that travel with it for that: no instruction names them.
+
+Globals of a function are an exact dict, which `eval`, frames and type hints read raw: nothing can be asked for then.
+So with the functions and classes of a program travel, of their own module's top-level names:
+
+- all identifiers in annotations that are text;
+- identifiers in strings that look like expressions (`"a >= @x"`);
+- every name, where the code has `eval`, `exec`, `globals` or its own module;
+- subclasses of classes that travel, where the code has `__subclasses__`.
+
+Such a name travels if its value is a function, a class, a module or small plain data, has a pickle, and that is small;
+otherwise it is left out without a word: the name may be none. Docstrings do not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from atoll.payload.bytecode import WORDS, CodeFacts, code_facts
+
+MOST_BYTES = 64 << 10
+"""Size of the pickle of one name."""
+MOST_BYTES_TOGETHER = 256 << 10
+MOST_NAMES = 2000
+_EVERYTHING = frozenset({"eval", "exec", "globals", "__main__"})
+"""Names in code that may use any top-level name as text; `sys.modules[__name__]` is another."""
+_DEPTH = 4
+_PLAIN_BYTES = 4 << 10
+_PLAIN_ITEMS = 64
+_ATOMS = frozenset({int, float, bool, complex, type(None)})
+_TEXTS = frozenset({str, bytes})
+_CONTAINERS = frozenset({tuple, list, set, frozenset})
+_NAMED_KINDS = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    functools.partial,
+    functools._lru_cache_wrapper,
+)
+_TYPING = frozenset({"typing", "types", "typing_extensions"})
+_VALUES = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "pathlib._local", "re"})
+"""Modules whose objects are small and immutable."""
+
+Place = tuple[dict[str, Any], str]
+"""A namespace and a name in it."""
+
+
+class TextNames:
+    """Collects the functions and classes that travel, and finds the names that they use as text."""
+
+    def __init__(self) -> None:
+        self.namespaces: dict[int, dict[str, Any]] = {}
+        """Namespaces of which every name is used, by their ids."""
+        self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._new: list[Place] = []
+        self._seen: set[tuple[int, str]] = set()
+        self._lists_subclasses = False
+
+    def add_function(self, function: types.FunctionType) -> None:
+        """Take a function of the program."""
+        self.add_code(code_facts(function.__code__), function.__globals__)
+        notes = function.__annotations__
+        if notes:
+            self._add_names(_names_in_annotations(notes.values()), function.__globals__)
+
+    def add_code(self, facts: CodeFacts, namespace: dict[str, Any]) -> None:
+        self._add_names(facts.words, namespace)
+        self._lists_subclasses = self._lists_subclasses or "__subclasses__" in facts.attributes
+        if _uses_everything(facts) and id(namespace) not in self.namespaces:
+            self.namespaces[id(namespace)] = namespace
+            self._add_names((name for name in tuple(namespace) if not name.startswith("__")), namespace)
+
+    def add_class(self, cls: type) -> None:
+        """Take a class of the program."""
+        module = sys.modules.get(cls.__module__)
+        namespace = vars(module) if module is not None else {}
+        self._classes.append((cls, namespace))
+        notes: Any = None
+        with contextlib.suppress(Exception):  # annotations of Python 3.14 are evaluated here
+            notes = cls.__annotations__
+        if isinstance(notes, dict) and notes:
+            self._add_names(_names_in_annotations(notes.values()), namespace)
+
+    def take(self) -> list[Place]:
+        """Return the names that were found since the last time, with values of any kind."""
+        if self._lists_subclasses:
+            for cls, namespace in self._classes:
+                for below in cast("list[type]", type.__subclasses__(cls)):
+                    if below.__module__ == cls.__module__ and namespace.get(below.__name__) is below:
+                        self._add_names((below.__name__,), namespace)
+        found, self._new = self._new, []
+        return found
+
+    def _add_names(self, names: Iterable[str], namespace: dict[str, Any]) -> None:
+        for name in names:
+            place = id(namespace), name
+            if place not in self._seen and len(self._seen) < MOST_NAMES:
+                self._seen.add(place)
+                self._new.append((namespace, name))
+
+
+def _uses_everything(facts: CodeFacts) -> bool:
+    own_module = "modules" in facts.attributes and ("__name__" in facts.attributes or "__main__" in facts.words)
+    return own_module or not facts.attributes.isdisjoint(_EVERYTHING)
+
+
+def travels(value: Any) -> bool:
+    """Return whether a value that is found by text may travel."""
+    kind = type(value)
+    if isinstance(value, _NAMED_KINDS) or kind.__module__ in _TYPING or kind.__module__ in _VALUES:
+        return True
+    return _is_small(value)
+
+
+def _is_small(value: Any) -> bool:
+    """Return whether a value is plain data of few bytes."""
+    pending, size = [value], 0
+    for item in pending:
+        kind = type(item)
+        if kind in _ATOMS:
+            continue
+        if kind in _TEXTS:
+            size += len(item)
+        elif kind in _CONTAINERS:
+            if len(item) > _PLAIN_ITEMS:
+                return False
+            pending.extend(item)
+        elif kind is dict:
+            if len(item) > _PLAIN_ITEMS:
+                return False
+            pending.extend(item)
+            pending.extend(item.values())
+        else:
+            return False
+        if size > _PLAIN_BYTES or len(pending) > 2 * _PLAIN_ITEMS:
+            return False
+    return True
+
+
+def _names_in_annotations(notes: Iterable[Any], depth: int = _DEPTH) -> Iterator[str]:
+    for note in tuple(notes):
+        if isinstance(note, str):
+            yield from WORDS.findall(note[:MOST_BYTES])
+        elif isinstance(note, typing.ForwardRef):
+            yield from WORDS.findall(note.__forward_arg__)
+        elif depth and (not isinstance(note, type) or isinstance(note, types.GenericAlias)):
+            yield from _names_in_annotations(typing.get_args(note), depth - 1)
