@@ -125,6 +125,15 @@ def test_installed_distributions_and_those_of_other_projects_stay(
     assert names(function("def f():\n  import mine, other\n")) == ["mine.py"]
 
 
+def test_entry_points_of_atoll_s_own_modules_do_no_harm(site: Path, tmp_path: Path) -> None:
+    """A project that registers a module of Atoll's, as a development checkout of Atoll does."""
+    points = "[own.plugins]\na = atoll.fsspec:x\nb = own_plugin:y\n"
+    url = f'{{"url": "file://{tmp_path}/app", "dir_info": {{"editable": true}}}}'
+    write(site, {**EDITABLE, "own_pkg-0.3.dist-info/entry_points.txt": points})
+    write(site, {"own_pkg-0.3.dist-info/direct_url.json": url})
+    assert "own_pkg-0.3.dist-info/entry_points.txt" in names(function("def f(): pass"))
+
+
 def test_named_modules_have_their_metadata_too(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `local_modules`."""
     write(site, {**EDITABLE, "own_pkg.pth": f"{tmp_path}/own"})

@@ -90,7 +90,7 @@ def _own_directories(function: Any) -> Iterator[str]:
 
 
 def working_directory() -> str:
-    """Return the working directory; the root where it was removed."""
+    """Return the working directory; the file system's root where it was removed."""
     try:
         return os.getcwd()
     except OSError:

@@ -27,6 +27,7 @@ _STEM = re.compile(r"(?:__editable___?|_editable_impl_|_*)[._]?([\w.-]*?)(?:-\d[
 _ENTRY = re.compile(r"^[^#=\[]+=\s*(\w+)", re.MULTILINE)
 _SCRIPTS = re.compile(r"^\[(?:console|gui)_scripts\][^\[]*", re.MULTILINE)
 _MOST_BYTES = 1 << 20
+_OWN = frozenset({"atoll", "fal-serverless"})
 
 
 class Distribution(NamedTuple):
@@ -94,7 +95,7 @@ def of_project(path: Sequence[str], roots: tuple[str, ...], units: Iterable[Unit
     modules = {form: unit.name for unit in units for form in (unit.path, os.path.realpath(unit.path))}
     found: dict[str, Metadata] = {}
     for one in _on(path):
-        if one.name in found:
+        if one.name in found or one.name in _OWN:
             continue
         names = {
             name
