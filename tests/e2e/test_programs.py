@@ -209,6 +209,46 @@ def test_run_shows_the_functions_own_options(shared_home: Home, tasks: Path) -> 
     assert "--epochs" in shared_home.atoll("run", f"{tasks}::train", "--help").stdout
 
 
+def test_run_takes_a_module_of_a_package(shared_home: Home, tmp_path: Path) -> None:
+    """By its file and by its name, with relative imports inside; a JSON object keeps its types."""
+    write(tmp_path / "pkg" / "__init__.py", "")
+    write(tmp_path / "pkg" / "const.py", "X = 5\n")
+    write(
+        tmp_path / "pkg" / "mod.py",
+        """
+        from atoll import isolated
+        from . import const
+
+        @isolated
+        def f(x: dict, y=None):
+            from .const import X
+            return const.X, X, x, y
+
+        @isolated
+        def g():
+            'Do the other thing.'
+        """,
+    )
+    given = ("--x", '{"b": 2}', "--y", "1.5")
+    for target in (["pkg/mod.py::f"], ["-m", "pkg.mod::f"]):
+        assert shared_home.atoll("run", *target, *given, cwd=tmp_path).stdout == "(5, 5, {'b': 2}, 1.5)\n"
+    shown = shared_home.atoll("run", "pkg.mod", "--help", cwd=tmp_path).stdout
+    assert "pkg.mod::f\n" in shown
+    assert "pkg.mod::g  Do the other thing." in shown
+
+
+def test_an_unguarded_call_does_not_run_with_the_function(shared_home: Home, tmp_path: Path) -> None:
+    """To run a function is refused with the line, to build its environment is not."""
+    text = "from atoll import isolated\n@isolated\ndef f():\n    print('it ran')\nf()\n"
+    (tmp_path / "open.py").write_text(text)
+    done = shared_home.atoll("run", "open.py::f", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "line 5" in done.stderr
+    built = shared_home.atoll("env", "build", "open.py::f", cwd=tmp_path)
+    assert "it ran" not in built.stdout + built.stderr
+    assert "line 5" in built.stderr
+
+
 def test_a_program_that_calls_at_its_top_level_does_not_recurse(shared_home: Home, tmp_path: Path) -> None:
     """A worker that imports a program without a main guard refuses the program's own calls, and says why."""
     write(

@@ -292,6 +292,18 @@ def test_local_modules_decide(project: Path, tmp_path: Path) -> None:
         Sources(f, ["nowhere"]).current()
 
 
+def test_a_file_travels_as_the_module_that_it_is(project: Path) -> None:
+    """A script under the name it was given, a module of a package with its package."""
+    write(project, {"tool.py": "", "pkg/__init__.py": "", "pkg/mod.py": ""})
+    sources = Sources(interactive("def f(): pass"))
+    for module, file, expected in [
+        ("program", "tool.py", ["program.py"]),
+        ("pkg.mod", "pkg/mod.py", ["pkg/__init__.py", "pkg/mod.py"]),
+        ("pkg", "pkg/__init__.py", ["pkg/__init__.py", "pkg/mod.py"]),
+    ]:
+        assert [found.path for found in sources.with_file(module, str(project / file)).files] == expected
+
+
 def test_too_much_is_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package over the limit is named, with its size and the way out; the next call works once it is smaller."""
     write(project, {"small.py": "", "big/__init__.py": "", "big/weights.bin": "x" * 5000})

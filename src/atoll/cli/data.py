@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll.cli.data_paths import expanded, opened
+from atoll.cli.program import TargetError
 from atoll.cli.tables import date, print_json
-from atoll.cli.target import TargetError
 from atoll.cli.terminal import echo, echo_name, write_raw
 from atoll.sdk.glob import has_magic
 from atoll.sdk.volume import Volume, VolumeEntry

@@ -12,7 +12,7 @@ import cyclopts
 
 from atoll.cli.data import print_content
 from atoll.cli.data_paths import base_name, expanded, opened, several, targets
-from atoll.cli.target import TargetError
+from atoll.cli.program import TargetError
 from atoll.cli.terminal import echo
 from atoll.sdk.volume import Volume
 from atoll.storage.content.transfer import CHUNK_BYTES

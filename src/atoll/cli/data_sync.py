@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli.program import TargetError
 from atoll.cli.tables import print_json
-from atoll.cli.target import TargetError
 from atoll.cli.terminal import echo, echo_json, echo_lines, echo_name
 from atoll.errors import AtollError
 from atoll.sdk.sync import EMPTIES, arrange, check_source, notices

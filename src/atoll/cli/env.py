@@ -91,7 +91,7 @@ def build(target: str = "", /, *, requirement: Requirement = None, python: Pytho
     Parameters
     ----------
     target: str
-        FILE.py::FUNC, a function whose environment is meant.
+        FILE.py::FUNC or package.module::FUNC, a function whose environment is meant.
     requirement: list[str]
         A requirement, instead of a function's; may be given several times.
     python: str
@@ -115,7 +115,7 @@ def lock(target: str = "", /, *, requirement: Requirement = None, python: Python
     Parameters
     ----------
     target: str
-        FILE.py::FUNC, a function whose environment is meant.
+        FILE.py::FUNC or package.module::FUNC, a function whose environment is meant.
     requirement: list[str]
         A requirement, instead of a function's; may be given several times.
     python: str
@@ -136,7 +136,7 @@ def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Pyt
     Parameters
     ----------
     target: str
-        FILE.py::FUNC, a function whose environment is meant.
+        FILE.py::FUNC or package.module::FUNC, a function whose environment is meant.
     requirement: list[str]
         A requirement, instead of a function's; may be given several times.
     python: str
@@ -191,7 +191,7 @@ def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[L
     if target:
         if python:
             raise SystemExit(wrong_usage("--python goes with -r; a function says its own `python_version`"))
-        function = program.load(target)
+        function = program.described(target)
         host = function.options.host if isinstance(function.options.host, LocalHost) else local
         return host, function.environment_spec()
     interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)

@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     import cyclopts
 
     from atoll import __version__, errors
-    from atoll.cli.target import TargetError
+    from atoll.cli.program import TargetError
     from atoll.cli.terminal import echo_lines
 
     app = cyclopts.App(
@@ -48,8 +48,11 @@ def run(arguments: list[str]) -> int:
     )
     for name, where, summary in _COMMANDS:
         app.command(f"atoll.cli.{where}", name=name, help=summary)
-    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments = ["run", arguments[1], "--", *arguments[2:]]  # the rest are the function's arguments, `--help` too
+    if arguments[:1] == ["run"]:
+        target = 2 if arguments[1:2] in (["-m"], ["--module"]) else 1
+        if len(arguments) > target and not arguments[target].startswith("-"):
+            # the rest are the function's arguments, `--help` too
+            arguments = [*arguments[: target + 1], "--", *arguments[target + 1 :]]
     if arguments[:1] == ["data"] and "--" in arguments:
         end = arguments.index("--") + 1  # the rest are names, even those that begin like options
         names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])

@@ -1,4 +1,4 @@
-"""`atoll run FILE.py::FUNC --arg value`."""
+"""`atoll run FILE.py::FUNC --arg value`, also `package.module::FUNC`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
+from atoll.cli import parameters
 from atoll.cli import target as program
-from atoll.cli.terminal import echo_lines, write_result
+from atoll.cli.terminal import echo, echo_lines, write_result
 from atoll.sdk import run_by_name
 
 
@@ -17,28 +18,29 @@ def run(
     target: str,
     /,
     *arguments: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
+    module: Annotated[bool, cyclopts.Parameter(name=("--module", "-m"), negative="")] = False,
 ) -> int:
     """Run one function in its environment; its options come from its signature.
 
-    The result is printed unless it is None. See a function's options with `atoll run FILE.py::FUNC --help`.
+    The result is printed unless it is None. See a function's options with `atoll run FILE.py::FUNC --help`, and the
+    functions of a file with `atoll run FILE.py --help`. The file is imported as Python would, up to its end: calls of
+    isolated functions belong below `if __name__ == "__main__":`.
 
     Parameters
     ----------
     target: str
-        FILE.py::FUNC, or FILE.py when it defines one isolated function.
+        FILE.py::FUNC or package.module::FUNC; without FUNC when it defines one isolated function.
     arguments: str
         The function's own options: --name value, or values in order.
+    module: bool
+        Take the target for the name of a module, as `python -m` does.
     """
-    found = program.find(target)
+    asks_for_help = arguments[:1] in (("--help",), ("-h",))
+    if asks_for_help and "::" not in target and _list(target, module):
+        return 0
+    found = program.find(target, by_name=module, whole=not asks_for_help)
     function = found.function
-    parser = cyclopts.App(
-        name=f"atoll run {target}",
-        help=function.__doc__ or "",
-        help_format="plaintext",
-        version_flags=[],
-        result_action="return_value",
-    )
-    parser.default(function.__wrapped__)
+    parser = parameters.parser(function.__wrapped__, f"atoll run {target}")
     try:
         command, bound, _ = parser.parse_args(list(arguments), exit_on_error=False, print_error=True)
     except cyclopts.CycloptsError:
@@ -62,6 +64,18 @@ def run(
     if result is not None:
         write_result(result)
     return 0
+
+
+def _list(target: str, by_name: bool) -> bool:
+    """Print the functions of a program; return False where it has just one, whose own help is meant."""
+    functions = program.listed(target, by_name=by_name)
+    if len(functions) == 1:
+        return False
+    echo(f"isolated functions of {target}:" if functions else f"{target} defines no isolated function")
+    for name, function in functions.items():
+        summary = (function.__doc__ or "").strip().partition("\n")[0]
+        echo(f"  {target}::{name}" + (f"  {summary}" if summary else ""))
+    return True
 
 
 def _run_by_name(found: program.Found, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

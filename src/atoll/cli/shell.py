@@ -25,9 +25,9 @@ def shell(target: str = "", /) -> int:
     Parameters
     ----------
     target: str
-        FILE.py::FUNC; without it, an environment without requirements.
+        FILE.py::FUNC or package.module::FUNC; without it, an environment without requirements.
     """
-    function = program.load(target) if target else isolated(_nothing)
+    function = program.described(target) if target else isolated(_nothing)
     host = function.options.host if isinstance(function.options.host, LocalHost) else local
     spec = function.lease_spec(pickled=False)
     for descriptor in range(3):

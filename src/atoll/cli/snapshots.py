@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
+from atoll.cli.program import TargetError
 from atoll.cli.tables import date, print_json
-from atoll.cli.target import TargetError
 from atoll.cli.terminal import echo
 from atoll.storage.protocol.progress import size_text
 from atoll.terminal_text import printable

@@ -1,84 +1,78 @@
-"""Finding a function in a user's file: `FILE.py` or `FILE.py::FUNC`."""
+"""A function in a user's program: `FILE.py`, `FILE.py::FUNC`, `package.module::FUNC`."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import traceback
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from atoll.errors import CallerError
+from atoll.cli.program import TargetError, load
+from atoll.cli.terminal import echo
 from atoll.sdk.function import IsolatedFunction, isolated
 
 
-class TargetError(CallerError):
-    """The file or the function that a command names cannot be used: wrong usage."""
-
-    code = "target"
-
-
 class Found(NamedTuple):
-    """A function, the module of the named file, and the function's name in it."""
+    """A function, the module of the program, and the function's name in it."""
 
     function: IsolatedFunction[..., Any]
     module: ModuleType
     name: str
 
 
-def load(target: str) -> IsolatedFunction[..., Any]:
-    """As `find`, the function only."""
-    function: IsolatedFunction[..., Any] = find(target).function
+def described(target: str, *, by_name: bool = False) -> IsolatedFunction[..., Any]:
+    """As `find`, for commands that look at a function and do not run it: of a program that calls it, too.
+
+    Such a program is read up to its first unguarded call, and the user is told.
+    """
+    function: IsolatedFunction[..., Any] = find(target, by_name=by_name, whole=False).function
     return function
 
 
-def find(target: str) -> Found:
-    """Import the file of `FILE.py[::FUNC]` and return the function; a plain one is isolated with the defaults.
+def find(target: str, *, by_name: bool = False, whole: bool = True) -> Found:
+    """Import the program of `TARGET[::FUNC]` and return the function; a plain one is isolated with the defaults.
 
-    Without FUNC the file must define exactly one isolated function.
+    Without FUNC the program must define exactly one isolated function.
+
+    Args:
+        by_name, whole: as `program.load` takes them.
 
     Raises:
-        TargetError: there is no such file or function, or the choice is not clear.
+        TargetError: there is no such program or function, or the choice is not clear.
     """
     file, _, name = target.partition("::")
-    module = _import(Path(file))
-    found = {key: value for key, value in vars(module).items() if isinstance(value, IsolatedFunction)}
+    module, note = load(file, by_name=by_name, whole=whole)
+    found = isolated_functions(module)
     if not name:
-        if len(found) == 1:
-            (name,) = found
-            return Found(found[name], module, name)
-        if not found:
-            raise TargetError(f"`{file}` defines no isolated function", hint=f"name one: `{file}::FUNC`")
-        raise TargetError(
-            f"`{file}` defines {len(found)} isolated functions", hint=f"name one: {', '.join(sorted(found))}"
-        )
+        if len(found) != 1:
+            raise TargetError(
+                f"`{file}` defines {len(found) or 'no'} isolated function{'s' if found else ''}",
+                hint=f"name one: {', '.join(sorted(found)) or f'`{file}::FUNC`'}",
+            )
+        (name,) = found
     value = getattr(module, name, None)
-    if isinstance(value, IsolatedFunction):
-        return Found(value, module, name)
     if value is None or not callable(value):
         known = ", ".join(sorted(found)) or "none"
-        raise TargetError(f"`{file}` has no function `{name}`", hint=f"isolated functions there: {known}")
-    return Found(isolated(value), module, name)
+        hint = f"isolated functions there: {known}"
+        raise TargetError(f"`{file}` has no function `{name}`", hint=f"{hint}; {note}" if note else hint)
+    if note:
+        echo(f"note: {note}", error=True)
+    return Found(value if isinstance(value, IsolatedFunction) else isolated(value), module, name)
 
 
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise TargetError(f"`{path}` is not a file", hint="give the path of a Python file: `FILE.py::FUNC`")
-    path = path.resolve()
-    sys.path.insert(0, str(path.parent))
-    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else "__atoll_program__"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TargetError(f"`{path}` is not a Python file", hint="its name must end in `.py`")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        theirs = error.__traceback__
-        while theirs is not None and theirs.tb_frame.f_code.co_filename != str(path):
-            theirs = theirs.tb_next  # the frames before are Atoll's own
-        text = "".join(traceback.format_exception(error.with_traceback(theirs)))
-        raise TargetError(f"`{path}` cannot be imported\n{text.rstrip()}", hint="mend the file") from None
-    return module
+def isolated_functions(module: ModuleType) -> dict[str, IsolatedFunction[..., Any]]:
+    """Return a program's isolated functions by their names."""
+    return {key: value for key, value in vars(module).items() if isinstance(value, IsolatedFunction)}
+
+
+def listed(target: str, *, by_name: bool = False) -> dict[str, IsolatedFunction[..., Any]]:
+    """Return a program's isolated functions by their names, up to its first unguarded call.
+
+    Where there is another number of them than one, the user is told of such a call.
+
+    Raises:
+        TargetError: there is no such program, or it fails.
+    """
+    module, note = load(target, by_name=by_name, whole=False)
+    found = isolated_functions(module)
+    if note and len(found) != 1:
+        echo(f"note: {note}", error=True)
+    return found

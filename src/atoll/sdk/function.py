@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from atoll import file_stamp
 from atoll.errors import AtollError, set_call_id
@@ -43,6 +43,8 @@ class IsolatedFunction(Generic[P, R]):
     __slots__ = ("__dict__", "__weakref__", "_contents", "_is_generator", "_options", "_prepared", "_source")
 
     __name__: str
+    refusal: ClassVar[Callable[[IsolatedFunction[..., Any]], BaseException] | None] = None
+    """While a program is imported only for its functions: the error of the calls that it makes meanwhile."""
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
@@ -115,6 +117,8 @@ class IsolatedFunction(Generic[P, R]):
 
         The future of a generator function gets the list of its items.
         """
+        if IsolatedFunction.refusal is not None:
+            raise IsolatedFunction.refusal(self)
         future: CallFuture[R] = CallFuture()
         threads().submit(
             functools.partial(self._complete, future, args, kwargs), functools.partial(self.cancel, future)
@@ -341,6 +345,8 @@ class IsolatedFunction(Generic[P, R]):
         """Return the parts that stay from call to call, for the environment as `env_yml` is now."""
         prepared = self._prepared
         if prepared is None:
+            if IsolatedFunction.refusal is not None:
+                raise IsolatedFunction.refusal(self)
             prepared = self._prepared = Prepared(self.__wrapped__, self._options, self.lease_spec(), self._source)
         elif self._options.follows_files:
             found = conda_options.contents(vars(self._options))

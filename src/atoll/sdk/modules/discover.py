@@ -149,10 +149,13 @@ class Sources:
             SerializationError: as `current`.
         """
         self.current()
+        top = module.partition(".")[0]
+        in_package = module != top or os.path.basename(file).startswith("__init__.")
         with _lock:
-            unit = _unit(module, file)
-            unit.refresh()
-            bundle = make_bundle([unit, *(one for one in self._chosen if one.name != module)])
+            units = list(_given_units(top)) if in_package else [_unit(module, file)]
+            for unit in units:
+                unit.refresh()
+            bundle = make_bundle([*units, *(one for one in self._chosen if one.name != top)])
         assert bundle is not None  # it has the file
         return bundle
 
