@@ -52,17 +52,14 @@ def _rebuild(
 
 def call_id(error: BaseException) -> str:
     """Return the id of the call that an error came from, the function's own exceptions included; empty for none."""
-    found = getattr(error, "__atoll_call__", "")
+    found = vars(error).get("__atoll_call__", "")
     return found if isinstance(found, str) else ""
 
 
 def set_call_id(error: BaseException, call: str) -> None:
-    """Note which call an error came from, where its type lets attributes be set; the innermost call stays."""
-    try:
-        if not call_id(error):
-            error.__atoll_call__ = call  # type: ignore[attr-defined]
-    except Exception:
-        return
+    """Note which call an error came from; the innermost call stays."""
+    if not call_id(error):
+        vars(error)["__atoll_call__"] = call  # past a `__setattr__` of its own
 
 
 # --- the caller's to mend ---------------------------------------------------------------------------------------

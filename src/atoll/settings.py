@@ -344,6 +344,11 @@ def terminal() -> tuple[bool, bool]:
     return os.environ.get("TERM", "") not in ("", "dumb"), not os.environ.get("NO_COLOR")
 
 
+def debugs() -> bool:
+    """Return whether tracebacks show Atoll's own frames (`ATOLL_DEBUG`)."""
+    return os.environ.get("ATOLL_DEBUG", "0") not in ("", "0")
+
+
 def daemon_environment() -> dict[str, str]:
     """Return the daemon's environment: the user and the search path, nothing else."""
     names = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")

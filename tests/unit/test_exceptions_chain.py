@@ -423,8 +423,9 @@ def old_entry(entry):
         return None
     frame = types.SimpleNamespace(f_code=old(entry.tb_frame.f_code), f_globals=entry.tb_frame.f_globals)
     return types.SimpleNamespace(tb_frame=frame, tb_lineno=entry.tb_lineno, tb_lasti=entry.tb_lasti, tb_next=None)
-walk = exceptions._walk
-exceptions._walk = lambda traceback: map(old_entry, walk(traceback))
+from atoll.payload import tracebacks
+walk = tracebacks.entries
+tracebacks.entries = lambda traceback: map(old_entry, walk(traceback))
 groups = builtins.BaseExceptionGroup, builtins.ExceptionGroup
 del builtins.BaseExceptionGroup, builtins.ExceptionGroup
 try:

@@ -12,6 +12,7 @@ from atoll.cli import parameters
 from atoll.cli import target as program
 from atoll.cli.terminal import echo, echo_lines, write_result
 from atoll.sdk import run_by_name
+from atoll.sdk.futures import hide_frames
 
 
 def run(
@@ -58,7 +59,8 @@ def run(
             return 0
     except errors.AtollError:
         raise
-    except Exception:
+    except Exception as error:
+        hide_frames(error)
         echo_lines(traceback.format_exc().rstrip("\n"), error=True)
         return 1
     if result is not None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from atoll import errors
 from atoll.host.contract import Bundle, Lease, Leasing, Output, Ticket
@@ -30,13 +30,14 @@ AHEAD_BYTES = 4096
 
 
 class Job(NamedTuple):
-    """One call with its spec, modules and output, and its number in the input."""
+    """One call with its spec, modules and output, and its number and arguments in the input."""
 
     number: int
     spec: LeaseSpec
     call: Call
     bundle: Bundle | None
     output: Output
+    arguments: tuple[Any, ...] = ()
 
     @property
     def small(self) -> bool:

@@ -6,6 +6,8 @@ Plain data beside each pickle describes the exception to a caller that cannot un
 
     {"exceptions": [{"type": name, "text": str(exc), "pickle": first buffer or -1, "buffers": count,
                      "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to], ...],
+                     "own": [number of a frame of Atoll, ...], "lost": note on parts that were not sent,
+                     "cut": whether the text is, "bases": [[module, name of a type above], ...], "errno": number or null,
                      "cause": node or -1, "context": node or -1, "suppress": bool, "notes": [...],
                      "members": [node, ...] or null}, ...]}
 
@@ -18,13 +20,11 @@ import builtins
 import contextlib
 import itertools
 import linecache
-import os
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.payload import install, pickling, private_cloudpickle
+from atoll.payload import install, pickling, tracebacks
 from atoll.payload.exception_text import is_same, text_of
 from atoll.payload.values import first_line, type_name
 
@@ -119,11 +119,13 @@ def _describe(
     plain: bool,
 ) -> dict[str, Any]:
     text = text_of(exc)
+    frames, own = _frames(exc, room)
     node: dict[str, Any] = {
         "type": type_name(exc),
         "text": _clip(text, room),
         "cut": False,
-        "frames": _frames(exc.__traceback__, room),
+        "frames": frames,
+        "own": own,
         "cause": numbers.get(id(exc.__cause__), -1),
         "context": numbers.get(id(exc.__context__), -1),
         "suppress": exc.__suppress_context__,
@@ -226,39 +228,22 @@ def _notes(exc: BaseException, room: list[int]) -> list[str]:
 
 # --- frames -----------------------------------------------------------------------------------------------------
 
-_OWN = tuple(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), own, "") for own in ("agent", "payload")
-)
 
-
-def _frames(traceback: TracebackType | None, room: list[int]) -> list[list[Any]]:
-    entries = list(_walk(traceback))
-    first = 0
-    while first < len(entries) and _is_own(entries[first]):
-        first += 1
-    entries = entries[first:]
+def _frames(exc: BaseException, room: list[int]) -> tuple[list[list[Any]], list[int]]:
+    """Return the frames of an exception, and the numbers of those that are Atoll's own."""
+    entries = list(tracebacks.entries(exc.__traceback__))
     if len(entries) > 2 * MOST_FRAMES:
         entries = entries[:MOST_FRAMES] + entries[-MOST_FRAMES:]
-    return [_frame(entry, room) for entry in entries]
+    own = tracebacks.own_entries(entries, exc)
+    return [_frame(entry, room, number in own) for number, entry in enumerate(entries)], own
 
 
-def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
-
-
-def _is_own(entry: TracebackType) -> bool:
-    code = entry.tb_frame.f_code
-    return code.co_filename.startswith(_OWN) or code.co_filename == private_cloudpickle.own_file()
-
-
-def _frame(entry: TracebackType, room: list[int]) -> list[Any]:
+def _frame(entry: TracebackType, room: list[int], is_own: bool) -> list[Any]:
     code = entry.tb_frame.f_code
     line = entry.tb_lineno
     end, start, stop = _columns(code, entry.tb_lasti, line)
     file = code.co_filename
-    source = linecache.getline(file, line, entry.tb_frame.f_globals) if line else ""
+    source = linecache.getline(file, line, entry.tb_frame.f_globals) if line and not is_own else ""
     return [
         _clip(install.original(file), room),
         line,

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from atoll.errors import RemoteError, SerializationError
-from atoll.payload import remote_frames
+from atoll.payload import remote_frames, tracebacks
 from atoll.payload.exception_text import FAILED, add_note, is_same, text_of, with_text
 from atoll.payload.functions import loads_by_value
 from atoll.payload.reducers.unsent import absent
 from atoll.payload.stand_ins import stand_in
 
 
-def loads(header: dict[str, Any], buffers: Sequence[Any]) -> BaseException:
+def loads(header: dict[str, Any], buffers: Sequence[Any], *, all_frames: bool = False) -> BaseException:
     """Return the exception that `payload.exceptions_dump.dumps` described, ready to be raised.
+
+    Args:
+        all_frames: show Atoll's own frames, too.
 
     A type that cannot be imported here gives a `RemoteError` with its name, message and traceback text; one that
     could not be pickled a `SerializationError` whose `__cause__` is that `RemoteError`.
     """
     nodes = header["exceptions"]
+    if not all_frames:
+        nodes = [{**node, "frames": tracebacks.shown(node["frames"], node["own"])} for node in nodes]
     rebuilt: list[BaseException | None] = [None] * len(nodes)
     for number in reversed(range(len(nodes))):
         _rebuild(number, nodes, buffers, rebuilt)

@@ -14,7 +14,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.errors import AtollError, SerializationError
-from atoll.payload import exceptions_load
+from atoll.payload import exceptions_load, tracebacks
 from atoll.payload.plain import decode
 from atoll.payload.stand_ins import stand_in
 from atoll.terminal_text import printable
@@ -74,13 +74,16 @@ def _room(buffers: Sequence[Any]) -> int | None:
     return free_bytes()
 
 
-def loads_exception(described: Any, buffers: Sequence[Any]) -> BaseException:
+def loads_exception(described: Any, buffers: Sequence[Any], *, all_frames: bool = False) -> BaseException:
     """Return the exception that the worker described, ready to be raised.
+
+    Args:
+        all_frames: show Atoll's own frames, too.
 
     Raises:
         ValueError: the description is not of the form of `payload.exceptions_dump`.
     """
-    nodes = _checked(described)
+    nodes = _checked(described, all_frames)
     rebuilt: list[BaseException | None] = [None] * len(nodes)
     for number in reversed(range(len(nodes))):  # members of a group follow it in the list
         exc = _rebuilt(number, nodes, buffers, rebuilt)
@@ -121,14 +124,14 @@ def _rebuilt(
 # --- checks of the worker's description -------------------------------------------------------------------------
 
 
-def _checked(described: Any) -> list[dict[str, Any]]:
+def _checked(described: Any, all_frames: bool) -> list[dict[str, Any]]:
     """Return the nodes, each with every field of the right type and in bounds."""
     nodes = _of(described, dict).get("exceptions")
     count = len(_of(nodes, list))
     if not 0 < count <= MOST_NODES:
         raise ValueError("an exception has too many others around it, or is none")
     own = _own_files()
-    checked = [_checked_node(_of(node, dict), count, own) for node in nodes]
+    checked = [_checked_node(_of(node, dict), count, own, all_frames) for node in nodes]
     if sum(len(node["frames"]) for node in checked) > MOST_FRAMES:
         raise ValueError("an exception has too many frames")
     members = [member for node in checked for member in node["members"] or ()]
@@ -143,12 +146,15 @@ def _checked(described: Any) -> list[dict[str, Any]]:
     return checked
 
 
-def _checked_node(node: dict[str, Any], count: int, own: frozenset[str]) -> dict[str, Any]:
+def _checked_node(node: dict[str, Any], count: int, own: frozenset[str], all_frames: bool) -> dict[str, Any]:
     members = node["members"]
+    frames = _of(node["frames"], list)
+    checked = [_checked_frame(_of(frame, list), own) for frame in frames]
+    hidden = [_number(number, 0, len(frames)) for number in _of(node.get("own", []), list)]
     return {
         "type": _of(node["type"], str),
         "text": _of(node["text"], str),
-        "frames": [_checked_frame(_of(frame, list), own) for frame in _of(node["frames"], list)],
+        "frames": tracebacks.shown(checked, () if all_frames else hidden),
         "cause": _number(node["cause"], -1, count),
         "context": _number(node["context"], -1, count),
         "suppress": _of(node["suppress"], bool),

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from atoll.host.contract import Ticket
+from atoll.sdk.futures import hide_frames
 
 _END = object()
 
@@ -31,6 +32,9 @@ async def result(function: Callee, args: Any, kwargs: Any) -> Any:
     except asyncio.CancelledError:
         function.cancel(future)
         raise
+    except BaseException as error:
+        hide_frames(error)
+        raise
 
 
 async def items(function: Callee, args: Any, kwargs: Any) -> AsyncIterator[Any]:
@@ -50,6 +54,11 @@ async def items(function: Callee, args: Any, kwargs: Any) -> AsyncIterator[Any]:
             if item is _END:
                 return
             yield item
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        hide_frames(error)
+        raise
     finally:
         if _has_loop():
             await asyncio.to_thread(_close, source)

@@ -167,11 +167,11 @@ def value_of(message: Message, results: str, call_id: str) -> Any:
 
             if message.type in ("result", "yield"):
                 return untrusted.loads(message.buffers)
-            error = untrusted.loads_exception(message.header["error"], message.buffers)
+            error = untrusted.loads_exception(message.header["error"], message.buffers, all_frames=_debugs())
         elif message.type in ("result", "yield"):
             return functions.loads_result(message.buffers[0], message.buffers[1:])
         else:
-            error = exceptions_load.loads(message.header["error"], message.buffers)
+            error = exceptions_load.loads(message.header["error"], message.buffers, all_frames=_debugs())
     except (IndexError, KeyError, TypeError, AttributeError, ValueError) as malformed:
         raise ProtocolMismatch(
             f"the worker's answer cannot be read: {malformed!r}",
@@ -182,6 +182,12 @@ def value_of(message: Message, results: str, call_id: str) -> Any:
         raise error
     finally:
         del error
+
+
+def _debugs() -> bool:
+    from atoll import settings  # for errors alone
+
+    return settings.debugs()
 
 
 def name_of(function: Any) -> str:

@@ -8,7 +8,6 @@ import itertools
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar, overload
@@ -18,7 +17,7 @@ from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda_options
 from atoll.sdk.call import Prepared, Request, identity_of, name_of
-from atoll.sdk.futures import CallFuture, new_id, threads
+from atoll.sdk.futures import CallFuture, hide_frames, new_ticket, threads
 from atoll.sdk.options import Options, check_python_version, is_generator
 
 if TYPE_CHECKING:
@@ -62,10 +61,8 @@ class IsolatedFunction(Generic[P, R]):
             if self.is_generator:
                 return self._iterate(args, kwargs)  # type: ignore[return-value]  # `R` is an iterator then
             return self._run(args, kwargs, None)
-        except (AttributeError, ImportError) as error:
-            from atoll import shadows  # only then
-
-            shadows.explain(error)
+        except BaseException as error:
+            hide_frames(error)
             raise
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -101,7 +98,11 @@ class IsolatedFunction(Generic[P, R]):
 
     def local(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the plain function in this process."""
-        return self.__wrapped__(*args, **kwargs)
+        try:
+            return self.__wrapped__(*args, **kwargs)
+        except BaseException as error:
+            hide_frames(error)
+            raise
 
     def on(self, host: Host | None = None, **options: Any) -> IsolatedFunction[P, R]:
         """Return a function with these options changed and all others kept.
@@ -131,6 +132,7 @@ class IsolatedFunction(Generic[P, R]):
                 run: Any = self._run_to_list if self.is_generator else self._run
                 future.set_result(run(args, kwargs, future.ticket))
         except BaseException as error:
+            hide_frames(error)
             with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
                 future.set_exception(error)
         finally:
@@ -243,7 +245,7 @@ class IsolatedFunction(Generic[P, R]):
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
         if not self._options.retries.count:
             return self._run_once(args, kwargs, ticket)
-        ticket = ticket or _new_ticket()
+        ticket = ticket or new_ticket()
         for retry in itertools.count():
             try:
                 return self._run_once(args, kwargs, ticket)
@@ -285,7 +287,7 @@ class IsolatedFunction(Generic[P, R]):
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
         """Run a generator's call from the first `next` on; made again only while it has given nothing."""
-        ticket = ticket or _new_ticket()
+        ticket = ticket or new_ticket()
         for retry in itertools.count():
             fresh = True
             try:
@@ -298,6 +300,7 @@ class IsolatedFunction(Generic[P, R]):
                 raise
             except BaseException as error:
                 if not fresh or not self._is_retried(error, retry, ticket):
+                    hide_frames(error)
                     raise
             self._pause(retry, ticket)
 
@@ -360,13 +363,6 @@ def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) 
     if ticket is None:
         return prepared.request(args, kwargs)
     return prepared.request(args, kwargs, ticket.call_id, ticket.made_at)
-
-
-def _new_ticket() -> Ticket:
-    """Return the id and time that the attempts of one call share."""
-    from atoll.host.contract import Ticket
-
-    return Ticket(call_id=new_id(), made_at=time.time())
 
 
 class _End(NamedTuple):

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import TracebackType
 from typing import Any, TypeVar
 
 from atoll.host.contract import Ticket
@@ -35,6 +36,27 @@ def new_id() -> str:
     return f"{_token}-{next(_counter)}"
 
 
+def hide_frames(error: BaseException) -> None:
+    """Remove Atoll's own frames from a traceback, unless `ATOLL_DEBUG=1`: before the bare `raise` of an `except`.
+
+    An error of a module that has the name of one of Python's gets a note that tells it.
+    """
+    if isinstance(error, (AttributeError, ImportError)):
+        from atoll import shadows  # only then
+
+        shadows.explain(error)
+    from atoll import settings  # for errors alone
+    from atoll.payload import tracebacks  # as above
+
+    if not settings.debugs():
+        tracebacks.hide(error)
+
+
+def new_ticket() -> Ticket:
+    """Return the id and time that the attempts of one call share."""
+    return Ticket(call_id=new_id(), made_at=time.time())
+
+
 class CallFuture(Future[R]):
     """The future of a submitted call: pending until the call is sent to a worker, running from then on."""
 
@@ -42,6 +64,25 @@ class CallFuture(Future[R]):
         super().__init__()
         self._told = False
         self.ticket = Ticket(self._start, call_id=new_id(), made_at=time.time())
+        self._frames: TracebackType | None = None
+        """The traceback of the call's exception, to which each `raise` of the exception would add."""
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Set the exception of the call, with the traceback that it has now."""
+        self._frames = exception.__traceback__ if exception is not None else None
+        super().set_exception(exception)
+
+    def result(self, timeout: float | None = None) -> R:
+        """Return the result of the call, or raise its exception; see `concurrent.futures.Future.result`."""
+        try:
+            return super().result(timeout)
+        except BaseException as error:
+            from atoll import settings  # for errors alone
+
+            if not settings.debugs():
+                is_of_call = self.done() and not self.cancelled() and self.exception() is error
+                BaseException.with_traceback(error, self._frames if is_of_call else None)
+            raise
 
     @property
     def call_id(self) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job, Lanes
-from atoll.sdk.futures import THREADS
+from atoll.sdk.futures import THREADS, hide_frames
 from atoll.sdk.output import CallerStreams
+from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -37,6 +38,8 @@ DIRECT = (list, tuple, range, str, bytes)
 
 class MappedFunction(Protocol):
     """The function that `map` calls; see `IsolatedFunction`."""
+
+    __wrapped__: Any
 
     @property
     def options(self) -> Options: ...
@@ -78,10 +81,17 @@ def results(
             try:
                 value = outcome()
             except Exception as error:
+                jobs.add_note(error)
                 if not return_exceptions:
                     raise
+                hide_frames(error)
                 value = error
             yield value
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        hide_frames(error)
+        raise
     finally:
         jobs.close()
         if lanes is not None:
@@ -105,6 +115,9 @@ class _Jobs:
         self._taken = 0
         """Results that have been taken, or are being waited for."""
         self._answers: dict[int, Any] = {}
+        self._notes: dict[int, str] = {}
+        """Item and call of each answer that is an error, for its reader."""
+        self._note = ""
         self._futures: dict[int, Future[Any]] = {}
         self._ended = self._closed = False
         self._failure: BaseException | None = None
@@ -168,9 +181,12 @@ class _Jobs:
             if drawn is None:
                 return self._back.popleft() if self._back and not self._closed else None
             number, arguments = drawn
+            given: tuple[Any, ...] = ()
             try:
-                return self._job(number, tuple(arguments))
+                given = tuple(arguments)
+                return self._job(number, given)
             except BaseException as error:
+                self._notes[number] = self._describe(number, given)
                 self._answer(number, error)
 
     def _job(self, number: int, arguments: tuple[Any, ...]) -> Job:
@@ -180,7 +196,7 @@ class _Jobs:
         else:
             request = self._function.request(arguments)
             self._last = now, request
-        return Job(number, request.spec, request.call, request.bundle, CallerStreams())
+        return Job(number, request.spec, request.call, request.bundle, CallerStreams(), arguments)
 
     def more(self) -> bool:
         """See `pipelining.Jobs.more`."""
@@ -206,6 +222,8 @@ class _Jobs:
         job.output.proceeds()
         if isinstance(answer, AtollError):
             set_call_id(answer, job.call.id)
+        if isinstance(answer, BaseException) or answer.type == "error":
+            self._notes[job.number] = self._describe(job.number, job.arguments, job.call.id)
         self._answer(job.number, answer if isinstance(answer, BaseException) else (answer, job.call.id))
 
     def _answer(self, number: int, answer: Any) -> None:
@@ -227,17 +245,25 @@ class _Jobs:
             if drawn is None:
                 return
             number, arguments = drawn
+            given: tuple[Any, ...] = ()
             try:
-                future = self._function.submit(*tuple(arguments))
+                given = tuple(arguments)
+                future = self._function.submit(*given)
             except BaseException as error:
+                self._notes[number] = self._describe(number, given)
                 self._answer(number, error)
                 continue
             with self._changed:
                 self._futures[number] = future
                 closed = self._closed
-            future.add_done_callback(functools.partial(self._answer, number))
+            future.add_done_callback(functools.partial(self._finish, number, given))
             if closed:
                 self._function.cancel(future)
+
+    def _finish(self, number: int, arguments: tuple[Any, ...], future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is not None:
+            self._notes[number] = self._describe(number, arguments, getattr(future, "call_id", ""))
+        self._answer(number, future)
 
     # --- the results ------------------------------------------------------------------------------------------------
 
@@ -258,6 +284,7 @@ class _Jobs:
                 self._changed.wait()
             answer = self._answers.pop(number)
             self._futures.pop(number, None)
+            self._note = self._notes.pop(number, "")
             self._taken += 1
             if self._taken % 16 == 0 or self._count - self._taken < 64:
                 self._changed.notify_all()
@@ -268,6 +295,19 @@ class _Jobs:
         message, call_id = answer
         return _Value(message, call_id, self._function.options.results)
 
+    def add_note(self, error: BaseException) -> None:
+        """Have the error of the last result name its item and call."""
+        if self._note:
+            from atoll.payload.exception_text import add_note  # for errors alone
+
+            add_note(error, self._note)
+
+    def _describe(self, number: int, arguments: tuple[Any, ...], call: str = "") -> str:
+        from atoll.sdk.call import name_of  # for errors alone
+
+        name = name_of(self._function.__wrapped__)
+        return f"atoll: item {number}: {name}({short(arguments)})" + (f", call {call}" if call else "")
+
     def close(self) -> None:
         """Take nothing more from the input, and cancel the submitted calls."""
         with self._changed:
@@ -276,6 +316,26 @@ class _Jobs:
             self._changed.notify_all()
         for future in futures:
             self._function.cancel(future)
+
+
+MOST_SHOWN = 200
+"""Characters of an item's arguments in a note."""
+
+
+def short(arguments: tuple[Any, ...]) -> str:
+    """Return the arguments as a program has them, cut to a line, whatever their own `repr` does."""
+    import reprlib  # for errors alone
+
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = 60
+    shown = []
+    for one in arguments:
+        try:
+            shown.append(printable(" ".join(writer.repr(one).split())))
+        except BaseException:
+            shown.append(f"<{type(one).__qualname__} object>")
+    text = ", ".join(shown)
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 
 class _Raise:
