@@ -233,6 +233,76 @@ def test_a_change_of_a_dispatcher_is_seen_by_the_next_call(name: str) -> None:
     assert pickling.loads(pickler.dumps()[0])() == space["f"]()
 
 
+REFUSED = {
+    "a lock": ("import threading\nx = threading.Lock()", "create it inside the function: other processes"),
+    "a queue": ("import queue\nx = queue.Queue()", "create it inside the function: other processes"),
+    "a socket": ("import socket\nx = socket.socket()\nx.close()", "open it inside the function"),
+    "a generator": ("x = (n for n in [])", "pass a list of its items"),
+    "an object that can be called": (
+        "import itertools, threading\nclass D:\n  def __call__(self): ...\n  def __reduce__(self): raise TypeError('no')\nx = D()",
+        "define it in a module of the project",
+    ),
+    "a mapping": ("class M(dict):\n  def __reduce_ex__(self, v): raise TypeError('no')\nx = M()", "`setup_function`"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_has_the_fitting_next_step(name: str) -> None:
+    """A hint says what helps with an object of that kind."""
+    source, hint = REFUSED[name]
+    with pytest.raises(SerializationError, match=r"its global `x` is a") as caught:
+        FunctionPickler(defined(source + "\ndef f(): return x")["f"]).dumps()
+    assert hint in (caught.value.hint or "")
+
+
+def test_the_registered_function_that_cannot_travel_is_named() -> None:
+    """The chain leads through the dispatcher."""
+    space = defined(
+        "import functools, threading\nlock = threading.Lock()\n@functools.singledispatch\ndef show(x): return 1\n"
+        "@show.register\ndef _(x: int): return lock\ndef f(): return show(1)"
+    )
+    with pytest.raises(SerializationError, match=r"it uses `show`, which uses `show\[int\]`, whose global `lock` is a"):
+        FunctionPickler(space["f"]).dumps()
+
+
+def test_weak_registries_travel_with_their_objects(worker: BareWorker) -> None:
+    """Objects that the program holds are alive inside; a reference that is dead stays so."""
+    space = defined(
+        "import weakref\nclass Item:\n  def __init__(self, n): self.n = n\n"
+        "items = [Item(1), Item(2)]\nBY_NAME = weakref.WeakValueDictionary(a=items[0])\n"
+        "NOTES = weakref.WeakKeyDictionary({items[1]: 'note'})\nREF = weakref.ref(items[0])\nDEAD = weakref.ref(Item(3))\n"
+        "def f():\n  import gc\n  gc.collect()\n"
+        "  return BY_NAME['a'].n, list(NOTES.values()), REF().n, REF() is BY_NAME['a'], DEAD() is None, isinstance(REF, weakref.ref)"
+    )
+    assert worker.call(space["f"]) == (1, ["note"], 1, True, True, True)
+
+
+def test_type_parameters_and_new_types_are_one_object_each(worker: BareWorker) -> None:
+    """They are compared by identity, in one pickle and in the next."""
+    space = defined(
+        "import typing\nfrom typing import *\nT = TypeVar('T', bound=int)\nP = ParamSpec('P')\nTs = TypeVarTuple('Ts')\n"
+        "UserId = NewType('UserId', int)\nclass Box(Generic[T]): ...\n"
+        "def f(*same): return same == (T, P, Ts, UserId), T.__bound__, UserId(3), UserId.__supertype__, P.args.__origin__ is P,"
+        " Box.__parameters__[0] is T, UserId.__module__"
+    )
+    same = [space[name] for name in ("T", "P", "Ts", "UserId")]
+    for _ in range(2):
+        assert worker.call(space["f"], *same) == (True, int, 3, int, True, True, "__main__")
+    assert worker.call(defined("def f(x): return x")["f"], same) == same
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax is of Python 3.12")
+def test_the_type_parameters_of_a_definition_travel(worker: BareWorker) -> None:
+    """Functions, classes and aliases keep theirs (PEP 695)."""
+    space = defined(
+        "type Alias = list[int]\ntype Of[T] = dict[str, T]\nclass Box[T, *Ts, **P]:\n  def get[U: (int, str)](self, u: U) -> T: return u\n"
+        "def first[T: Box](x: T) -> T: return x\n"
+        "def f(): return (Alias.__value__, Of[int].__args__, [str(t) for t in Box.__type_params__],"
+        " first.__type_params__[0].__bound__ is Box, Box.get.__type_params__[0].__constraints__, Box().get(1))"
+    )
+    assert worker.call(space["f"]) == (list[int], (int,), ["T", "Ts", "P"], True, (int, str), 1)
+
+
 # --- functions of Atoll's in the caller's own process pools -----------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import operator
 import os
 import pickle
 import sys
@@ -26,7 +27,7 @@ from atoll.payload.answers import Names
 from atoll.payload.captures import Captures
 from atoll.payload.program.carrier import Carrier
 from atoll.payload.texts.dump import NONE, Texts, pack
-from atoll.payload.unpicklable import describe_captured, failing_part, failure, without_own_frames
+from atoll.payload.unpicklable import describe_captured, failing_part, failure, hint_of, without_own_frames
 from atoll.payload.values import first_line, import_function, type_name
 
 MOST_KEPT_BYTES = 1 << 20
@@ -81,6 +82,7 @@ class FunctionPickler:
         self._local_modules = local_modules
         self._source = source if source is not None else file_stamp.source_of(function)
         self._made: PickledFunction | None = None
+        self._packed: tuple[list[CodeType], Texts] = [], NONE
 
     def dumps(self) -> tuple[bytes, bool]:
         """Return the function's present pickle, and whether a worker may keep the unpickled function.
@@ -135,10 +137,10 @@ class FunctionPickler:
             data, _ = pickling.dumps(_Imported(module, self.function.__qualname__))
             return _pickled(captures, data, False, frozenset())
         captures.add(carrier)
-        made, last = _pickled(captures, data, captures.constant, by_value), self._made
-        if last is not None and made.digest and made.digest == last.digest:
-            return made._replace(texts=last.texts)
-        return made._replace(texts=pack(codes, self.own_lines))
+        last = self._packed[0]
+        if len(codes) != len(last) or not all(map(operator.is_, codes, last)):  # an edit makes other code
+            self._packed = codes, pack(codes, self.own_lines)
+        return _pickled(captures, data, captures.constant, by_value)._replace(texts=self._packed[1])
 
     def names(self) -> Names:
         """Return the names that code of the function may ask for while it runs."""
@@ -183,10 +185,10 @@ class FunctionPickler:
 
     def _refused(self, error: Exception, by_value: frozenset[str]) -> SerializationError:
         name = getattr(self.function, "__qualname__", None) or type_name(self.function)
-        culprit = describe_captured(self.function, by_value)
+        description, culprit = describe_captured(self.function, by_value)
         return SerializationError(
-            f"the function `{name}` cannot be sent: {culprit or first_line(error)}",
-            hint="create it inside the function, or pass plain data",
+            f"the function `{name}` cannot be sent: {description or first_line(error)}",
+            hint=hint_of(culprit if description else self.function, captured=True),
         )
 
 
@@ -262,9 +264,7 @@ def _argument_refused(
         message = f"the argument `{name}` cannot be sent: a `{type_name(value)}`: {first_line(reason)}"
         if culprit is not value:
             message += f" (`{path}` is a `{type_name(culprit)}`)"
-        return SerializationError(
-            message, hint="pass plain data, or create the object inside the function", argument=name
-        )
+        return SerializationError(message, hint=hint_of(culprit), argument=name)
     return SerializationError(f"the arguments cannot be sent: {first_line(error)}", hint="pass plain data")
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from atoll.payload.private_cloudpickle import NAME, cloudpickle
 from atoll.payload.program.carrier import BoundedSink, Carried, Carrier
 from atoll.payload.program.text_names import MOST_BYTES
-from atoll.payload.reducers import singletons, wrappers
+from atoll.payload.reducers import singletons, type_parameters, wrappers
 from atoll.payload.reducers.choice import reducer_of
 from atoll.wire.frames import Rope
 
@@ -124,7 +124,9 @@ def _pickler_class() -> Any:
 
         def _dynamic_function_reduce(self, function: Any) -> Any:
             reduced = super()._dynamic_function_reduce(function)
-            singletons.name_containers(reduced[2][1])
+            state = reduced[2][1]
+            singletons.name_containers(state)
+            type_parameters.add(function, state)
             return reduced if self._carrier is None else self._carrier.reduce_function(function, reduced)
 
         def _reduce_class(self, cls: Any) -> Any:

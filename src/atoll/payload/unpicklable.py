@@ -16,6 +16,7 @@ from typing import Any
 
 from atoll.payload import pickling, private_cloudpickle
 from atoll.payload.bytecode import code_facts
+from atoll.payload.reducers import wrappers
 from atoll.payload.values import first_line, type_name
 
 _OWN_FILES = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, pickle.__file__, copyreg.__file__)
@@ -88,16 +89,56 @@ def _short(key: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def describe_captured(function: Any, by_value: frozenset[str]) -> str:
-    """Describe the unpicklable thing that the function, or a function it calls, uses; empty if nothing is found."""
-    chain, culprit = _search_captured(function, by_value, set())
+def describe_captured(function: Any, by_value: frozenset[str]) -> tuple[str, Any]:
+    """Describe the unpicklable thing that the function, or a function it calls, uses; return it too.
+
+    The description is empty if nothing is found.
+    """
+    chain, description, culprit = _search_captured(function, by_value, set())
     if not chain:
-        return f"its {culprit}" if culprit else ""
-    return "it uses " + ", which uses ".join(f"`{name}`" for name in chain) + f", whose {culprit}"
+        return (f"its {description}" if description else ""), culprit
+    return "it uses " + ", which uses ".join(f"`{name}`" for name in chain) + f", whose {description}", culprit
 
 
-def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tuple[list[str], str]:
-    """Return the names from `user` to the user of the unpicklable part, and a description; empty text for none."""
+_HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("_thread.", "threading.", "_queue.", "queue.", "multiprocessing.", "asyncio.", "concurrent.futures."),
+        "create it inside the function: other processes do not share it; `max_concurrency=1` keeps calls apart",
+    ),
+    (
+        ("_io.", "socket.", "_socket.", "ssl.", "_ssl.", "sqlite3.", "mmap.", "http.client.", "select.", "subprocess."),
+        "open it inside the function, or once for each worker with `setup_function`",
+    ),
+    (
+        ("generator", "coroutine", "async_generator", "zip", "map", "filter"),
+        "make it inside the function, or pass a list of its items",
+    ),
+    (("frame", "traceback"), "pass its text, as `traceback.format_exc()` gives it"),
+    (("module",), "name it with `local_modules=[...]`, or import it inside the function"),
+)
+_HINT = "create it inside the function or with `setup_function`, or pass plain data"
+_MODULE_HINT = (
+    "define it in a module of the project, which workers import by its name, or create it inside the function"
+)
+
+
+def hint_of(culprit: Any, *, captured: bool = False) -> str:
+    """Return the next step for an object that cannot travel.
+
+    Args:
+        captured: a function uses it; otherwise it is an argument.
+    """
+    name = type_name(culprit)
+    for names, hint in _HINTS:
+        if any(name.startswith(one) if one.endswith(".") else name == one for one in names):
+            return hint
+    if captured and (callable(culprit) or isinstance(culprit, type)):
+        return _MODULE_HINT
+    return _HINT
+
+
+def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tuple[list[str], str, Any]:
+    """Return the names from `user` to the user of the unpicklable part, a description and the part; no text for none."""
     seen.add(id(user))
     inner = []
     for kind, name, value in _captured(user):
@@ -112,13 +153,13 @@ def _search_captured(user: Any, by_value: frozenset[str], seen: set[int]) -> tup
             continue
         path, culprit = failing_part(name, value, by_value)
         at = "" if culprit is value else f" (`{path}` is a `{type_name(culprit)}`)"
-        return [], f"{kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}"
+        return [], f"{kind} `{name}` is a `{type_name(value)}`: {first_line(reason)}{at}", culprit
     for name, used in inner:
         if id(used) not in seen:
-            chain, found = _search_captured(used, by_value, seen)
+            chain, found, culprit = _search_captured(used, by_value, seen)
             if found:
-                return [name, *chain], found
-    return [], ""
+                return [name, *chain], found, culprit
+    return [], "", None
 
 
 def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
@@ -132,6 +173,15 @@ def _captured(user: Any) -> Iterator[tuple[str, str, Any]]:
                 yield "attribute", name, value
         yield from (("base", base.__name__, base) for base in user.__bases__)
     if type(user) is not FunctionType:
+        return
+    registry = wrappers.registry_of(user)
+    if registry is not None:
+        name = user.__name__
+        yield from (("function", f"{name}[{getattr(cls, '__name__', cls)}]", one) for cls, one in registry.items())
+        return
+    checked = wrappers.checked_function(user)
+    if checked is not None:
+        yield from _captured(checked)
         return
     for name in code_facts(user.__code__).names:
         if name in user.__globals__:

@@ -7,13 +7,14 @@ import copyreg
 import functools
 import gc
 import logging
+import weakref
 from collections import ChainMap
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 from atoll.payload.private_cloudpickle import cloudpickle, with_file_name
-from atoll.payload.reducers import handlers, kept, singletons, wrappers
+from atoll.payload.reducers import handlers, kept, singletons, type_parameters, weak, wrappers
 from atoll.payload.reducers.exceptions import reduce_exception
 
 
@@ -92,6 +93,18 @@ def _context_variable(_pickler: Pickler, variable: Any) -> Any:
     return kept.reduce_context_variable(variable)
 
 
+def _type_parameter(pickler: Pickler, obj: Any) -> Any:
+    return type_parameters.reduce_type_parameter(obj, pickler.module_is_by_value)
+
+
+def _reference(_pickler: Pickler, reference: Any) -> Any:
+    return weak.reduce_reference(reference)
+
+
+def _weak_mapping(_pickler: Pickler, mapping: Any) -> Any:
+    return weak.reduce_mapping(mapping)
+
+
 def _code(pickler: Pickler, code: CodeType) -> Any:
     pickler.codes.append(code)
     return _reduce_code()(code)
@@ -139,6 +152,11 @@ def _mapping_proxy(_pickler: Pickler, proxy: Any) -> Any:
 _EXACT: dict[Any, Reducer] = {
     object: _object,
     contextvars.ContextVar: _context_variable,
+    **dict.fromkeys(type_parameters.TYPES, _type_parameter),
+    weakref.ref: _reference,
+    weak.HeldReference: _reference,
+    weakref.WeakValueDictionary: _weak_mapping,
+    weakref.WeakKeyDictionary: _weak_mapping,
     CodeType: _code,
     CellType: _cell,
     functools._lru_cache_wrapper: _lru_cache,

@@ -30,8 +30,8 @@ def reduce_object(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any, ..
     """
     for module, name in _places(obj, sys.modules):
         if not is_by_value(module):
-            return rebuild_sentinel, (module, name, _token(obj))
-    return rebuild_kept, (_token(obj), object)
+            return rebuild_sentinel, (module, name, token(obj))
+    return rebuild_kept, (token(obj), object)
 
 
 def reduce_stateless(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any, ...] | None:
@@ -44,8 +44,8 @@ def reduce_stateless(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any,
         return rebuild_kept, (known[0], stateless, type(obj))
     for _, name in _places(obj, (module,)):
         if is_by_value(module):
-            return rebuild_kept, (_token(obj), stateless, type(obj))
-        return rebuild_sentinel, (module, name, _token(obj))
+            return rebuild_kept, (token(obj), stateless, type(obj))
+        return rebuild_sentinel, (module, name, token(obj))
     return None
 
 
@@ -69,12 +69,12 @@ def reduce_context_variable(variable: Any) -> tuple[Any, ...]:
     """Reduce a `ContextVar`: the worker's has the same default, and no value yet."""
     with contextlib.suppress(LookupError):
         return rebuild_kept, (
-            _token(variable),
+            token(variable),
             context_variable,
             variable.name,
             contextvars.Context().run(variable.get),
         )
-    return rebuild_kept, (_token(variable), context_variable, variable.name)
+    return rebuild_kept, (token(variable), context_variable, variable.name)
 
 
 def stateless(cls: Any) -> Any:
@@ -87,7 +87,8 @@ def context_variable(name: str, *default: Any) -> Any:
     return contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
 
 
-def _token(obj: Any) -> bytes:
+def token(obj: Any) -> bytes:
+    """Return the token that stands for the object at both ends."""
     found = _tokens.get(id(obj))
     if found is None or found[1] is not obj:
         found = os.urandom(12), obj
