@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from atoll.agent import numba_cache, output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
 from atoll.agent.questions import Questions
+from atoll.agent.snapshots import Snapshots
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
 from atoll.payload.program import namespaces
@@ -88,6 +89,7 @@ class Worker:
         self._poll = select.poll()
         self._functions = KeptFunctions()
         self._questions = Questions()
+        self._snapshots = Snapshots(self._questions)
         self._sources = ""
         self._setup: tuple[str, bytes] = "", b""
         self._prepared: list[Any] = []
@@ -267,6 +269,7 @@ class Worker:
         self._questions.begin(data, header.get("call"), header.get("results") == "data")
         answer, pieces = self._answer(data, header, buffers)
         self._questions.end()
+        self._snapshots.forget()
         output.flush()
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 from atoll.payload import pickling
 from atoll.payload.program.carrier import Carrier
@@ -80,16 +81,30 @@ class Names:
         """Return all names but the known ones, each with a pickle of its own, and why others have none."""
         skipped = frozenset(known) if isinstance(known, list) and all(isinstance(one, str) for one in known) else ()
         pairs = ((name, self._namespace(module).get(name)) for name in self._list(module) if name not in skipped)
-        names, left_out, pickles = snapshot(pairs, self._by_value, self._main)
-        return {"names": names, "left_out": left_out}, pickles
+        made = snapshot(pairs, self._by_value, self._main)
+        return {"names": made.names, "left_out": made.left_out, "callables": made.callables}, made.pickles
 
 
-def snapshot(
-    pairs: Iterable[tuple[str, Any]], by_value: frozenset[str], main: dict[str, Any] | None
-) -> tuple[list[str], dict[str, str], list[bytes]]:
-    """Pickle values one by one; return the names that have a pickle, why others have none, and the pickles."""
+class Snapshot(NamedTuple):
+    """Values of a module.
+
+    Args:
+        names: those that have a pickle, in the order of `pickles`.
+        left_out: why others have none.
+        callables: functions and classes among these.
+    """
+
+    names: list[str]
+    left_out: dict[str, str]
+    callables: list[str]
+    pickles: list[bytes]
+
+
+def snapshot(pairs: Iterable[tuple[str, Any]], by_value: frozenset[str], main: dict[str, Any] | None) -> Snapshot:
+    """Pickle values one by one, those that can be."""
     names: list[str] = []
     left_out: dict[str, str] = {}
+    callables: list[str] = []
     pickles: list[bytes] = []
     left = MOST_SNAPSHOT_BYTES
     for name, value in pairs:
@@ -99,11 +114,13 @@ def snapshot(
             data = bounded_pickle(value, by_value, main, left)
         except Exception as error:
             left_out[name] = _reason(value, error)
+            if isinstance(value, (FunctionType, type)):
+                callables.append(name)
             continue
         left -= len(data)
         names.append(name)
         pickles.append(data)
-    return names, left_out, pickles
+    return Snapshot(names, left_out, callables, pickles)
 
 
 def bounded_pickle(value: Any, by_value: frozenset[str], main: dict[str, Any] | None, most_bytes: int) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any
 
 from atoll.payload.private_cloudpickle import NAME, cloudpickle
 
-Modules = dict[str, "ProgramModule"]
+Modules = dict[str, ModuleType]
 
 FIELDS = ("__name__", "__package__", "__path__", "__file__", "__doc__")
 """Names of a module that travel with each of its functions."""
@@ -119,7 +119,14 @@ def enter(modules: Modules | None) -> None:
     sys.modules.setdefault("__main__", ModuleType("__main__"))
 
 
-def current(name: str) -> ProgramModule | None:
+def adopt(main: ModuleType) -> None:
+    """Have this module be the program's `__main__`, in a child process that has got it from elsewhere."""
+    global _modules
+    if _modules is None:
+        _modules = {"__main__": main}
+
+
+def current(name: str) -> ModuleType | None:
     """Return the module of this name of the program."""
     return None if _modules is None else _modules.get(name)
 
