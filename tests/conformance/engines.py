@@ -158,7 +158,7 @@ class FakeSandbox:
             case "fork":
                 name, ends = message["worker"], self._agent.take_descriptors(4)
                 self._workers[name] = FakeWorker(message["epoch"], ends, lambda: self._end(name))
-            case "kill" if worker is not None:
+            case "kill" | "cancel" if worker is not None:
                 await self._end(message["worker"])
             case "release" if worker is not None and worker.busy == message["epoch"]:
                 await self._end(message["worker"])

@@ -140,6 +140,22 @@ def test_kill_ends_the_call_with_its_reason(run: Run) -> None:
     run(scenario)
 
 
+def test_cancel_ends_the_call(run: Run) -> None:
+    """`ended` has the reason, within the grace that the lease was asked for with."""
+
+    async def scenario(bench: Bench) -> None:
+        lease = await granted(bench, grace_seconds=0.1)
+        bench.begin_call(lease)
+        await until(lambda: _runs(bench, "ann"))
+        lease.cancel()
+        error = await asyncio.wait_for(asyncio.shield(lease.ended), SECONDS)
+        assert error is not None
+        assert error["code"] == "worker_died"
+        lease.release()
+
+    run(scenario)
+
+
 def test_release_kills_a_call_that_runs(run: Run) -> None:
     """Its worker ends, so that nobody computes for a client that has left."""
 

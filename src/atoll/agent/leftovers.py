@@ -1,4 +1,4 @@
-"""Processes that a worker has left behind; the agent kills them when the worker ends."""
+"""Processes that a worker has started; the agent ends them with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 from collections.abc import Collection
+
+from atoll.agent.interrupts import interrupt
 
 STOP_ROUNDS = 100
 """Rounds of looking for new processes of a worker while their number grows."""
@@ -32,6 +34,12 @@ def kill_left_behind(name: str, session: int, *, alone: bool = False, keep: Coll
         stopped |= found
     for pid in stopped:
         _signal(pid, signal.SIGKILL)
+
+
+def interrupt_started(name: str, session: int) -> None:
+    """Ask the processes that worker `name` has started to end."""
+    for pid in _left_behind(name, session, False, {os.getsid(0)}):
+        interrupt(pid)
 
 
 def _signal(pid: int, number: int) -> None:

@@ -4,14 +4,14 @@ Theory of operation. The agent imports what every worker needs, once, and forks 
 single-threaded, so that a fork is always safe. One process that has been forked ahead, the spare, waits for the next
 worker's message: a fork and the first touch of its pages cost more than the call. Memory that it shares with each
 worker says which lease's call the worker is running: when the daemon reports that a lease's client is gone, the
-agent kills the worker if it is still busy for it, and leaves an idle one alone. When a worker ends, the processes that
+agent ends the worker if it is still busy for it (see `endings`), and leaves an idle one alone. When a worker ends, the processes that
 it left behind are killed with it, and when the last worker has ended, every process that is left.
 
 The preloader is an agent of its own below the first one, with packages of the environment imported (see
 `agent.preloading`). The agent passes on to it what the daemon says of its workers.
 
-Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `kill`, `usage`, and
-`preload` (modules to import, and variables for their import). To the daemon: `exited`, `usage`, `preloaded`.
+Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `cancel`, `kill`,
+`usage`, and `preload` (modules to import, and variables for their import). To the daemon: `exited`, `usage`, `preloaded`.
 From a preloader to its agent: `importing`, `refused`, `preloaded`, `exited`.
 """
 
@@ -30,28 +30,18 @@ from typing import Any, NamedTuple, NoReturn
 from atoll.agent import preloading, shared_memory, worker
 from atoll.agent import usage as meter
 from atoll.agent.dial import Dials
+from atoll.agent.endings import Child, Endings
 from atoll.agent.landlock import Landlock
 from atoll.agent.leftovers import kill_left_behind
 from atoll.agent.preloaders import Preloaders
 from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 
-RELEASE_CHECKS_SECONDS = (0.0, 0.02, 0.1, 0.3)
-"""When to look, after a lease ended, whether its worker runs a call for it: a call may just be arriving."""
-
 SPARE_SECONDS = 0.05
 """Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
 
 
-class Child(NamedTuple):  # not a dataclass: their module would cost every cold start 8 ms
-    """A worker that this process has forked."""
-
-    pid: int
-    pidfd: int
-    memory: SharedMemory
-
-
-class Spare(NamedTuple):
+class Spare(NamedTuple):  # not a dataclass: their module would cost every cold start 8 ms
     """A process that becomes the next worker."""
 
     pid: int
@@ -78,8 +68,7 @@ class Agent:
         self._spare_at = 0.0 if first else time.monotonic()
         self._preloaders = Preloaders(self)
         self._dials = Dials(channel, self)
-        self._checks: list[tuple[float, str, int]] = []
-        self._overdue: set[str] = set()
+        self._endings = Endings(self._workers)
         self._alarm, self._alarm_end = os.pipe()
         for descriptor in (self._alarm, self._alarm_end):
             os.set_blocking(descriptor, False)
@@ -93,8 +82,8 @@ class Agent:
             for descriptor, on_ready in [(one, self._on_ready[one]) for one, _ in events]:
                 if self._on_ready.get(descriptor) is on_ready:  # else an event before it has closed this descriptor
                     on_ready()
-            self._check_released()
-            self._check_deadlines()
+            self._endings.check()
+            self._preloaders.check_deadline()
             self._check_spare()
 
     def watch(self, descriptor: int, on_ready: Callable[[], None], events: int | None = None) -> None:
@@ -117,29 +106,14 @@ class Agent:
             os.read(self._alarm, 4096)
 
     def _milliseconds(self) -> float | None:
-        times = [deadline / 1e9 for deadline in self._deadlines().values()]
+        times = self._endings.times()
         if self._preloaders.deadline:
             times.append(self._preloaders.deadline)
-        if self._checks:
-            times.append(min(self._checks)[0])
         if self._spare_at:
             times.append(self._spare_at)
         if not times:
             return None
         return max(0.0, (min(times) - time.monotonic()) * 1000) + 1
-
-    def _deadlines(self) -> dict[str, int]:
-        """When the running calls that have a timeout must have ended."""
-        found = {name: one.memory.words[2] for name, one in self._workers.items()}
-        return {name: deadline for name, deadline in found.items() if deadline and name not in self._overdue}
-
-    def _check_deadlines(self) -> None:
-        now = time.monotonic_ns()
-        for name, deadline in self._deadlines().items():
-            if deadline <= now:
-                self._overdue.add(name)
-                self._kill(name)
-        self._preloaders.check_deadline()
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind, name = message.get("type"), str(message.get("worker"))
@@ -154,11 +128,11 @@ class Agent:
         elif self._preloaders.pass_on(name, message):
             pass
         elif kind == "release":
-            epoch = int(str(message["epoch"]))
-            now = time.monotonic()
-            self._checks.extend((now + delay, name, epoch) for delay in RELEASE_CHECKS_SECONDS)
+            self._endings.release(name, int(str(message["epoch"])), float(message["grace_seconds"]))
+        elif kind == "cancel":
+            self._endings.cancel(name, float(message["grace_seconds"]))
         elif kind == "kill":
-            self._kill(name)
+            self._endings.kill(name)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -219,9 +193,7 @@ class Agent:
             if self._spare is not None:
                 os.close(self._spare.pidfd)
                 self._spare.channel.close()
-            for child in self._workers.values():
-                os.close(child.pidfd)
-                child.memory.close()
+            self._endings.close()
             self._preloaders.close()
             preloading.reseed()
             if self._landlock.enter():  # before any code of a package or a function runs here
@@ -234,49 +206,30 @@ class Agent:
         finally:
             os._exit(status)
 
-    def _check_released(self) -> None:
-        now = time.monotonic()
-        due = [check for check in self._checks if check[0] <= now]
-        if due:
-            self._checks = [check for check in self._checks if check[0] > now]
-            for _, name, epoch in due:
-                known = self._workers.get(name)
-                if known is not None and known.memory.words[0] == epoch:
-                    self._kill(name)
-
     def _usage(self) -> dict[str, dict[str, int | str]]:
         memories = {name: child.memory for name, child in self._workers.items()} | self._preloaders.workers
         found: dict[str, dict[str, int | str]] = {}
         for name, memory in memories.items():
-            busy, calls, _ = memory.words
+            busy, calls, *_ = memory.words
             call, function = meter.running(memory.sheet)
             found[name] = {"busy": busy, "calls": calls, "call": call, "function": function}
         return found
-
-    def _kill(self, name: str) -> None:
-        if name in self._workers:
-            child = self._workers[name]
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-            kill_left_behind(name, child.pid)
 
     def _reap(self, name: str) -> None:
         child = self._workers.pop(name)
         self.unwatch(child.pidfd)
         os.close(child.pidfd)
         _, status, usage = os.wait4(child.pid, 0)
-        busy, calls, _ = child.memory.words
+        busy, calls, *_ = child.memory.words
         between_calls = busy == 0 and calls > 0
         waiting, running = meter.left(child.memory.sheet, usage)
         child.memory.close()
         kill_left_behind(name, child.pid, alone=self._alone, keep=self._preloaders.sessions)
         code = os.waitstatus_to_exitcode(status)
         exited = {"type": "exited", "worker": name, "status": code, "records": waiting, "call": running}
-        if between_calls:
-            exited["reason"] = "idle"
-        elif name in self._overdue:
-            exited["reason"] = "timeout"
-        self._overdue.discard(name)
+        reason = self._endings.ended(name)
+        if between_calls or reason:
+            exited["reason"] = "idle" if between_calls else reason
         self._channel.send(exited)
 
     def preloaded_worker_ended(self, exited: dict[str, Any]) -> None:

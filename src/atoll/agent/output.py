@@ -27,8 +27,18 @@ def open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+class _Pipe(io.FileIO):
+    """A pipe to the caller, without an error once that is gone: the call ends anyway, and may save its work before."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
 def _writer(descriptor: int, encoding: str, errors: str) -> io.TextIOWrapper:
-    raw: Any = io.FileIO(descriptor, "w", closefd=False)
+    raw: Any = _Pipe(descriptor, "w", closefd=False)
     return io.TextIOWrapper(raw, encoding or "utf-8", errors, write_through=True)
 
 

@@ -6,6 +6,7 @@ next call. Tasks that a call leaves on the loop are cancelled when the call ends
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,21 @@ def _iterate(generator: Any) -> Iterator[Any]:
         if close is not None:
             loop.run_until_complete(close())
         _cancel_rest(loop)
+
+
+def ignore_interrupts() -> None:
+    """Let SIGINT pass without effect in this process, and not in programs that it starts."""
+    signal.signal(signal.SIGINT, _go_on)
+
+
+def hear_interrupts(*, always: bool = False) -> None:
+    """Make SIGINT a `KeyboardInterrupt` again, after `ignore_interrupts` or in any case."""
+    if always or signal.getsignal(signal.SIGINT) is _go_on:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _go_on(*_: object) -> None:
+    """Do nothing."""
 
 
 PATIENCE_SECONDS = 0.05

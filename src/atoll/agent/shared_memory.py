@@ -12,11 +12,13 @@ import os
 
 from atoll.agent.usage import SHEET_BYTES
 
-WORDS = 3
-"""Unsigned words of each worker: the epoch that it is busy for, the calls it has served, and when its call must have
-ended (`time.monotonic_ns`; 0 for never)."""
+WORDS = 5
+"""Unsigned words of each worker: the epoch that it is busy for, the calls it has served, when its call must have ended
+(`time.monotonic_ns`; 0 for never), the nanoseconds of its lease's grace, and 1 from when the agent asks it to end."""
 
-_WORDS_BYTES = 32
+BUSY, SERVED, DEADLINE, GRACE, ENDING = range(WORDS)
+
+_WORDS_BYTES = 40
 _BYTES = _WORDS_BYTES + SHEET_BYTES
 _F_ADD_SEALS, _SEALS = 1033, 1 | 2 | 4  # <linux/fcntl.h>: F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 

@@ -11,6 +11,8 @@ that a client whose call crossed that message knows that it has not started, the
 a call: the worker says `revoked` and ends. A lease that is reclaimed before its first call is honoured for
 `FIRST_CALL_SECONDS`, or busy hosts would hand out leases that are never used.
 
+A call may be asked to end before its time (see `endings`). The worker then ends with it, and its answer is not sent.
+
 Data messages in: `sources`, `texts`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need`
 (sources or setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`;
 between two items the worker looks for `stop`, which closes the generator.
@@ -31,6 +33,7 @@ from typing import Any, NoReturn
 from atoll.agent import numba_cache, output, preloading, process_end, running
 from atoll.agent.process_state import ProcessState
 from atoll.agent.questions import Questions
+from atoll.agent.shared_memory import BUSY, DEADLINE, ENDING, GRACE, SERVED
 from atoll.agent.snapshots import Snapshots
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
@@ -62,6 +65,7 @@ def prepare() -> None:
 def prepare_process() -> None:
     """Prepare, once in each forked process, the state that does not depend on the lease."""
     output.open_streams()
+    running.hear_interrupts(always=True)  # a daemon that was started in the background ignores them
     namespaces.use_modules()
 
 
@@ -69,11 +73,10 @@ class Worker:
     """Serves calls until its lease's `keep_alive` passes or the daemon is gone.
 
     Args:
-        words: shared with the agent: the epoch of the lease whose call runs, else 0; the number of calls served; when
-            the call must have ended, in nanoseconds of the monotonic clock, else 0.
+        words: shared with the agent (see `shared_memory`).
         control: the channel to the daemon.
         sheet: shared with the agent: records of calls (see `agent.usage`).
-        alarm: a pipe that tells the agent that the third word has changed; owned from here on.
+        alarm: a pipe that tells the agent that the deadline has changed; owned from here on.
     """
 
     def __init__(self, words: memoryview, control: Channel, sheet: memoryview, alarm: int = -1) -> None:
@@ -110,7 +113,7 @@ class Worker:
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
         self._clean = ProcessState()
-        with contextlib.suppress(ChannelClosed):
+        with contextlib.suppress(ChannelClosed, KeyboardInterrupt):
             while self._held:
                 self._listen()
             while self._wanted and self._serve_once():
@@ -124,6 +127,7 @@ class Worker:
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
         self._served = self._reclaimed = False
+        self._words[GRACE] = int(float(lease.get("grace_seconds", 0.0)) * 1e9)
         self._first_call_by = time.monotonic() + FIRST_CALL_SECONDS
         self._rest(float(lease["keep_alive_seconds"]))
 
@@ -216,17 +220,17 @@ class Worker:
     def _handle(self, data: Channel, message: Message) -> None:
         kind = message.type
         if kind == "call":
-            self._words[0] = self._epoch
+            self._words[BUSY] = self._epoch
             timeout = message.header.get("timeout_seconds")
             if timeout:
-                self._words[2] = time.monotonic_ns() + int(float(timeout) * 1e9)
+                self._words[DEADLINE] = time.monotonic_ns() + int(float(timeout) * 1e9)
                 with contextlib.suppress(OSError):  # a full pipe has woken it already
                     os.write(self._alarm, b"!")
             try:
                 self._call(data, message)
             finally:
-                self._words[2] = self._words[0] = 0
-            self._words[1] += 1
+                self._words[DEADLINE] = self._words[BUSY] = 0
+            self._words[SERVED] += 1
             self._served = True
             self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
             if self._reclaimed:
@@ -234,13 +238,13 @@ class Worker:
         elif kind == "sources":
             from atoll.payload import install
 
-            self._words[0] = self._epoch
+            self._words[BUSY] = self._epoch
             try:
                 preloading.forget(message.header.get("origins", ()))
                 install.install(message.header, message.buffers, SOURCES_DIRECTORY)
                 self._sources = str(message.header["digest"])
             finally:
-                self._words[0] = 0
+                self._words[BUSY] = 0
         elif kind == "texts":
             texts_load.show(message.buffers[0])
         elif kind == "setup":
@@ -248,6 +252,8 @@ class Worker:
 
     def _call(self, data: Channel, message: Message) -> None:
         header, buffers = message
+        if self._words[ENDING]:  # before it began
+            self._retire()
         if header.get("epoch") != self._epoch:
             data.send({"type": "revoked", "epoch": header.get("epoch")})
             return
@@ -270,6 +276,8 @@ class Worker:
         answer, pieces = self._answer(data, header, buffers)
         self._questions.end()
         self._snapshots.forget()
+        if self._words[ENDING]:
+            self._retire()
         output.flush()
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
@@ -345,14 +353,18 @@ class Worker:
                     data.send({"type": "yield", "call": call}, buffers)
                 self._meter.sent_bytes += size_of(buffers[0])
                 if data.pending or heard.poll(0):  # `stop`, or the end of the client
+                    running.ignore_interrupts()  # the generator's `finally` has the grace for itself
                     return None
         finally:
             pacer.close()
             if close is not None:
                 close()
+            running.hear_interrupts()
 
     def _exit(self, call: Any, code: object) -> NoReturn:
         """End as `sys.exit(code)` in a program would, and say that this is why."""
+        if self._words[ENDING]:
+            self._retire()
         status = process_end.exit_status(code)
 
         def tell() -> None:
@@ -368,3 +380,8 @@ class Worker:
         with contextlib.suppress(OSError, ChannelClosed):
             self._control.send({"type": "ending", "epoch": self._epoch})
         process_end.finish(status, process_end.GRACE_SECONDS, tell)
+
+    def _retire(self) -> NoReturn:
+        """End without an answer, as the agent has asked; it reports the call."""
+        output.flush()
+        process_end.finish(0, process_end.GRACE_SECONDS)

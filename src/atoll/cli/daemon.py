@@ -21,6 +21,8 @@ STOP_SECONDS = 5.0
 GREETING_SECONDS = 3.0
 SIGNAL_SECONDS = 2.0
 """Seconds for a daemon to end, to answer a greeting, and to end after a signal, before the next measure."""
+SOON_SECONDS = 0.5
+"""Seconds of waiting for running calls before the caller is told."""
 
 
 def status(*, json: bool = False) -> int:
@@ -72,7 +74,10 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def stop() -> int:
-    """Stop the daemon, and every call, worker and sandbox with it."""
+    """Stop the daemon, and every call, worker and sandbox with it.
+
+    Calls that run have their grace to end; Ctrl-C ends them at once.
+    """
     found = daemon_socket.daemon_pidfd(local.settings)
     if found is None:
         echo("no daemon is running")
@@ -81,7 +86,8 @@ def stop() -> int:
     try:
         patience = STOP_SECONDS
         try:
-            local.request_running("stop", {}, greeting_seconds=GREETING_SECONDS)
+            answer = local.request_running("stop", {}, greeting_seconds=GREETING_SECONDS) or {}
+            _wait_for_calls(pidfd, float(answer.get("grace_seconds", 0.0)))
         except errors.HostUnreachable:  # stopped or stuck: it will not end by itself
             patience = 0.0
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -95,6 +101,16 @@ def stop() -> int:
         os.close(pidfd)
     echo(f"stopped daemon {pid}")
     return 0
+
+
+def _wait_for_calls(pidfd: int, grace_seconds: float) -> None:
+    """Wait for the end of a daemon while its calls have their grace; kill it on Ctrl-C."""
+    try:
+        if grace_seconds > 0 and not select.select([pidfd], [], [], min(SOON_SECONDS, grace_seconds))[0]:
+            echo(f"waiting up to {grace_seconds:g} s for the running calls; Ctrl-C ends them now", flush=True)
+            select.select([pidfd], [], [], grace_seconds)
+    except KeyboardInterrupt:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 def logs(

@@ -253,6 +253,8 @@ class Connection:
                 kind = message.result().type
                 if kind == "kill":
                     lease.kill()
+                elif kind == "cancel":
+                    lease.cancel()
                 elif kind == "tape":
                     self._services.outputs.open(lease, self._caller.user, *self._channel.take_descriptors(1))
                 self._channel.drop_descriptors()

@@ -41,6 +41,9 @@ MAX_NESTED_CHARACTERS = 32 << 10
 TOKENS_A_CHARACTER = 0.5
 """The price of their reading: one worker takes less than 2 % of the loop's time for it."""
 
+MOST_NESTED_GRACE_SECONDS = 60.0
+"""The longest grace of a call that a function makes: its code keeps a slot for so long after its client has ended."""
+
 MAX_CLIENT = 64
 """Characters of the name of a client's process."""
 
@@ -194,7 +197,8 @@ def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
     network = spec.network
     if caller.nested or caller.network != "host":
         network = within(network, _outer_network(services, caller))
-    return replace(spec, environment=environment, network=network, trusted=trusted)
+    grace_seconds = min(spec.grace_seconds, MOST_NESTED_GRACE_SECONDS) if caller.nested else spec.grace_seconds
+    return replace(spec, environment=environment, network=network, trusted=trusted, grace_seconds=grace_seconds)
 
 
 def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpec) -> EnvironmentSpec:

@@ -43,7 +43,7 @@ async def answer(
         return await _status(services, caller)
     if name in ENDINGS:
         _check_administers(caller, name)
-        return {}
+        return {"grace_seconds": services.engine.longest_grace_seconds()}
     if name.startswith("calls."):
         await services.outputs.look()
         return await records.handle(services.recorder, caller.user, name, arguments)

@@ -72,11 +72,14 @@ class EngineLease(Protocol):
     def close_descriptors(self) -> None:
         """Close the client's ends here, after they were sent to the client."""
 
+    def cancel(self) -> None:
+        """Ask the worker to end, idle or busy, unless it serves another lease meanwhile; kill it after its grace."""
+
     def kill(self) -> None:
-        """Kill the worker, idle or busy, unless it serves another lease meanwhile."""
+        """Kill the worker at once, idle or busy, unless it serves another lease meanwhile."""
 
     def release(self) -> None:
-        """End the lease, waiting or granted: a call that runs under it is killed, an idle worker is kept."""
+        """End the lease, waiting or granted: a call that runs under it is cancelled, an idle worker is kept."""
 
     async def dial(self, port: int) -> socket.socket:
         """Connect to `port` of 127.0.0.1 inside the worker's sandbox; the caller owns the socket, which blocks.
@@ -151,5 +154,8 @@ class Engine(Protocol):
     async def watch(self) -> None:
         """Keep workers within their limits; runs until cancelled."""
 
+    def longest_grace_seconds(self) -> float:
+        """Return the longest grace of the calls that may run now."""
+
     async def close(self) -> None:
-        """End every sandbox and wait until they are gone."""
+        """Ask running calls to end, then end every sandbox, and wait until they are gone."""

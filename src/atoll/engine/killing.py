@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from atoll.agent.process_end import GRACE_SECONDS
@@ -60,20 +60,41 @@ class Killing:
             worker.ending = True
             asyncio.get_running_loop().call_later(END_SECONDS, self._check_end, worker)
 
+    async def wait_all(self, usage: dict[str, Any]) -> None:
+        """End the workers between two calls in good order, and the calls that run with their graces; wait for it.
+
+        Args:
+            usage: reports of the agents, by worker.
+        """
+        workers = self._state.workers_of(None)
+        busy = [one for one in workers if one.lease is not None and usage.get(one.id, {}).get("busy", 1)]
+        await asyncio.gather(self.wait(one for one in workers if one not in busy), self._wait_cancelled(busy))
+
+    async def _wait_cancelled(self, workers: Collection[PoolWorker]) -> None:
+        graces = [worker.lease.spec.grace_seconds for worker in workers if worker.lease is not None]
+        for worker, grace_seconds in zip(workers, graces, strict=True):
+            self.cancel(worker, grace_seconds)
+        await _wait_ended(workers, max(graces, default=0.0))
+
     async def wait(self, workers: Iterable[PoolWorker]) -> None:
         """End workers in good order and wait for it, as long as they may take."""
-        ended = []
+        workers = list(workers)
         for worker in workers:
             self.end(worker)
-            ended.append(asyncio.ensure_future(worker.ended.wait()))
-        if ended:
-            _, late = await asyncio.wait(ended, timeout=END_SECONDS)
-            for one in late:
-                one.cancel()
+        await _wait_ended(workers, END_SECONDS)
 
     def _check_end(self, worker: PoolWorker) -> None:
         if self._state.workers.get(worker.id) is worker:
             log.info("worker_killed id=%s reason=takes_too_long_to_end", worker.id)
+            self.kill(worker)
+
+    def cancel(self, worker: PoolWorker, grace_seconds: float) -> None:
+        """Have a worker asked to end, and killed after the grace."""
+        self._tell(worker.sandbox, {"type": "cancel", "worker": worker.id, "grace_seconds": grace_seconds})
+        asyncio.get_running_loop().call_later(grace_seconds + KILLED_SECONDS, self._end_of_grace, worker)
+
+    def _end_of_grace(self, worker: PoolWorker) -> None:
+        if self._state.workers.get(worker.id) is worker:
             self.kill(worker)
 
     def kill(self, worker: PoolWorker) -> None:
@@ -94,3 +115,10 @@ class Killing:
             return
         process.kill()
         asyncio.get_running_loop().call_later(REAPED_SECONDS, self._check, worker, dead)
+
+
+async def _wait_ended(workers: Collection[PoolWorker], seconds: float) -> None:
+    if workers:
+        _, late = await asyncio.wait([asyncio.ensure_future(one.ended.wait()) for one in workers], timeout=seconds)
+        for one in late:
+            one.cancel()

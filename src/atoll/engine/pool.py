@@ -46,7 +46,7 @@ log = logging.getLogger("atoll.pool")
 
 KILL_SECONDS = 1.0
 RELEASE_SECONDS = 5.0
-"""After how long a worker is killed, and its sandbox ended, when a released lease's call does not end by itself."""
+"""Seconds after the grace until a worker is killed, and its sandbox ended, when a released lease's call does not end."""
 
 HELLO_SECONDS = 10.0
 FIRST_HELLO_SECONDS = 60.0
@@ -147,6 +147,12 @@ class Pool:
         self._held.withdraw(lease.id)
         self._perform(self._schedule.withdraw(lease.id))
 
+    def cancel(self, lease: Lease) -> None:
+        worker = self._state.workers.get(lease.worker)
+        if worker is not None and worker.last is lease:
+            worker.cancelled = True
+            self._messages.cancel(worker, lease.spec.grace_seconds)
+
     def kill(self, lease: Lease) -> None:
         worker = self._state.workers.get(lease.worker)
         if worker is not None and worker.last is lease:
@@ -210,18 +216,15 @@ class Pool:
             sandbox.unwanted = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._end_idle()
+        if self._state.workers:
+            await self._messages.ends.wait_all(await self._messages.usage(None))
         await asyncio.gather(*(sandbox.node.kill() for sandbox in sandboxes), return_exceptions=True)
         await self._messages.nested.close()
         await self._state.cancel_tasks()
 
-    async def _end_idle(self) -> None:
-        """End the workers between two calls in good order; the calls that run end with their sandboxes."""
-        if self._state.workers:
-            usage = await self._messages.usage(None)
-            await self._messages.ends.wait(
-                one for one in self._state.workers_of(None) if not usage.get(one.id, {}).get("busy", 1)
-            )
+    def longest_grace_seconds(self) -> float:
+        held = [worker.lease.spec for worker in self._state.workers.values() if worker.lease is not None]
+        return max((spec.grace_seconds for spec in held), default=0.0)
 
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
         usage = await self._messages.usage(user)
@@ -267,7 +270,9 @@ class Pool:
     def _release(self, worker: PoolWorker, epoch: int) -> None:
         """Take a lease from a worker; later, kill a worker that has not left it, and end its sandbox."""
         worker.lease = None
-        self._messages.to_agent(worker.sandbox, {"type": "release", "worker": worker.id, "epoch": epoch})
+        grace = worker.spec.grace_seconds if worker.spec is not None else 0.0
+        release = {"type": "release", "worker": worker.id, "epoch": epoch, "grace_seconds": grace}
+        self._messages.to_agent(worker.sandbox, release)
 
         def kill() -> None:
             if self._has_left(worker, epoch) and not worker.ending:
@@ -278,8 +283,8 @@ class Pool:
                 log.warning("sandbox_does_not_answer id=%s worker=%s", worker.sandbox, worker.id)
                 self._state.spawn(self._state.sandboxes[worker.sandbox].node.kill())
 
-        _later(KILL_SECONDS, kill)
-        _later(RELEASE_SECONDS, end)
+        _later(grace + KILL_SECONDS, kill)
+        _later(grace + RELEASE_SECONDS, end)
 
     def _has_left(self, worker: PoolWorker, epoch: int) -> bool:
         return worker.id in self._state.workers and self._schedule.is_leaving(worker.id, epoch)
@@ -332,7 +337,12 @@ class Pool:
         self._node.give_streams(worker.key.sandbox.user, (out_write, err_write))
         lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
         lease.descriptors = (client.detach(), out_read, err_read)
-        message = {"type": "lease", "epoch": action.epoch, "keep_alive_seconds": lease.spec.keep_alive_seconds}
+        message = {
+            "type": "lease",
+            "epoch": action.epoch,
+            "keep_alive_seconds": lease.spec.keep_alive_seconds,
+            "grace_seconds": lease.spec.grace_seconds,
+        }
         descriptors = [inside.fileno(), out_write, err_write]
         if worker.last is not None:
             worker.makers.add(worker.last.maker)

@@ -83,7 +83,7 @@ class Messages:
         self._on_record = on_record
         self.nested = NestedConnections(on_connect)
         self.ends = Killing(state, self.to_agent, self.to_worker)
-        self.kill = self.ends.kill
+        self.cancel, self.kill = self.ends.cancel, self.ends.kill
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
         self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)

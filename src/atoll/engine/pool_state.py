@@ -34,6 +34,8 @@ class LeaseOwner(Protocol):
 
     def may_run(self, lease: Lease) -> bool: ...
 
+    def cancel(self, lease: Lease) -> None: ...
+
     def kill(self, lease: Lease) -> None: ...
 
     def release(self, lease: Lease) -> None: ...
@@ -67,6 +69,9 @@ class Lease:
 
     def may_run(self) -> bool:
         return self.owner.may_run(self)
+
+    def cancel(self) -> None:
+        self.owner.cancel(self)
 
     def kill(self) -> None:
         self.owner.kill(self)
@@ -304,6 +309,12 @@ def why_ended(
     if reason == "timeout" and exceeded is None:
         return errors.CallTimeout(
             "the call took longer than its timeout", hint="raise `timeout`, or leave it out for calls without an end"
+        )
+    if reason == "cancelled" and exceeded is None:
+        return errors.WorkerDied(
+            "the worker was asked to end before it answered, and has ended",
+            hint="its client cancelled the call, or the daemon was stopped",
+            **details,
         )
     if exceeded is not None:
         limit, peak = exceeded

@@ -66,6 +66,7 @@ class Ticket:
         self.made_at = made_at
         self._lock = threading.Lock()
         self._stop: Callable[[], None] | None = None
+        self._kill: Callable[[], None] | None = None
         self._begin = begin
         self.cancelled = False
 
@@ -75,6 +76,12 @@ class Ticket:
             self.cancelled = True
             if self._stop is not None:
                 self._stop()
+
+    def kill(self) -> None:
+        """End a call at once that was cancelled and has its grace."""
+        with self._lock:
+            if self._kill is not None:
+                self._kill()
 
     def start(self) -> None:
         """Mark that the call is about to be sent.
@@ -87,21 +94,21 @@ class Ticket:
             self.cancelled = True
             raise CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 
-    def arm(self, stop: Callable[[], None] | None) -> None:
-        """Set the function that stops the call from now on.
+    def arm(self, stop: Callable[[], None] | None, kill: Callable[[], None] | None = None) -> None:
+        """Set the functions that stop the call from now on, with its grace and at once.
 
         Raises:
             CallCancelled: `cancel` was called already.
         """
         with self._lock:
-            self._stop = stop
+            self._stop, self._kill = stop, kill
             if self.cancelled and stop is not None:
                 raise CallCancelled("the call was cancelled", hint="nothing to do: it was asked for")
 
     def disarm(self) -> None:
         """Clear the function that stops the call, whether the ticket was cancelled or not."""
         with self._lock:
-            self._stop = None
+            self._stop = self._kill = None
 
 
 class Lease(Protocol):
@@ -134,8 +141,11 @@ class Lease(Protocol):
     def stop(self, output: Output) -> bool:
         """Close a generator; return whether it has ended soon."""
 
+    def cancel(self) -> None:
+        """Have the worker asked to end, and killed after the grace; from any thread."""
+
     def kill(self) -> None:
-        """Have the worker killed; from any thread."""
+        """Have the worker killed at once; from any thread."""
 
 
 class Leasing(Protocol):
@@ -155,7 +165,7 @@ class Leasing(Protocol):
         """
 
     def settle(self, lease: Any, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
-        """Keep a lease for the next call; give it back where `done` is False, and kill its worker's call."""
+        """Keep a lease for the next call; give it back where `done` is False, and end its worker's call."""
 
 
 class Host(Leasing, Protocol):
@@ -174,7 +184,8 @@ class Host(Leasing, Protocol):
     ) -> Message:
         """Run a call to its answer: a `result` or an `error` message, which the caller unpickles.
 
-        The call is delivered at most once. When the waiting thread is interrupted, the call is killed.
+        The call is delivered at most once. When the waiting thread is interrupted, the call is asked to end, and the
+        interrupt goes on when it has ended.
 
         Raises:
             EnvironmentBuildError: the environment cannot be built.
@@ -193,8 +204,8 @@ class Host(Leasing, Protocol):
     ) -> Iterator[Message]:
         """Run a generator's call: yield a `yield` message for each item as it is made, then `result` or `error`.
 
-        The call starts with the first `next`. Closing the iterator closes the generator; the worker of one that does
-        not end soon is killed. Raises as `run`.
+        The call starts with the first `next`. Closing the iterator closes the generator; one that does not end soon
+        is interrupted. Raises as `run`.
         """
 
     def open_storage(self) -> Channel:

@@ -97,6 +97,9 @@ class LocalHost:
                 continue
             except errors.WorkerDied as error:
                 raise _cancelled_or(error, ticket) from None
+            except KeyboardInterrupt:
+                lease.interrupt(output)
+                raise
             finally:
                 self.settle(lease, spec, ticket, done=done)
         raise given_back(call)
@@ -127,6 +130,9 @@ class LocalHost:
             except GeneratorExit:
                 done = done or lease.stop(output)
                 raise
+            except KeyboardInterrupt:
+                lease.interrupt(output)
+                raise
             finally:
                 self.settle(lease, spec, ticket, done=done)
         raise given_back(call)
@@ -147,7 +153,7 @@ class LocalHost:
     def _begin(lease: LocalLease, ticket: Ticket | None) -> None:
         if ticket is not None:
             ticket.start()
-            ticket.arm(lease.kill)
+            ticket.arm(lease.cancel, lease.kill)
 
     def settle(self, lease: LocalLease, spec: LeaseSpec, ticket: Ticket | None, *, done: bool) -> None:
         """See `contract.Leasing.settle`."""
@@ -195,7 +201,13 @@ class LocalHost:
                             raise ChannelClosed("given up for another lease")
                         descriptors, worker = control.take_descriptors(3), str(header.get("worker", ""))
                         lease = LocalLease(
-                            control, int(header["epoch"]), descriptors, bool(header["fresh"]), kind, worker
+                            control,
+                            int(header["epoch"]),
+                            descriptors,
+                            bool(header["fresh"]),
+                            kind,
+                            worker,
+                            spec.grace_seconds,
                         )
                         self._all.add(lease)
                         return lease

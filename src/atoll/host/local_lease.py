@@ -33,9 +33,9 @@ SMALL_BYTES = 32 << 10
 CLOSED_SECONDS = 3.0
 """Seconds that a worker may live on after the end of its channel before it is killed."""
 OVERDUE_SECONDS = 5.0
-"""Seconds after its timeout until a call is given up here, if the agent has not ended it."""
+"""Seconds after its timeout and its grace until a call is given up here, if the agent has not ended it."""
 STOP_SECONDS = 1.0
-"""Seconds that a closed generator may take for its `finally`; then its worker is killed."""
+"""Seconds that a closed generator may take to its next item; then it is interrupted."""
 PATIENCE_MILLISECONDS = 500
 """Milliseconds of waiting before the caller is told."""
 
@@ -50,10 +50,18 @@ class LocalLease:
         fresh: the worker has been forked for this lease.
         kind: equal for leases that can serve the same calls.
         worker: the worker's id, by which `LocalHost.dial` finds its sandbox.
+        grace_seconds: how long a call may go on after it was asked to end.
     """
 
     def __init__(
-        self, control: Channel, epoch: int, descriptors: list[int], fresh: bool, kind: Any = None, worker: str = ""
+        self,
+        control: Channel,
+        epoch: int,
+        descriptors: list[int],
+        fresh: bool,
+        kind: Any = None,
+        worker: str = "",
+        grace_seconds: float = 0.0,
     ) -> None:
         import socket
 
@@ -67,6 +75,7 @@ class LocalLease:
         self._unused = True
         self._slow_start = fresh
         self._overdue_at = 0.0
+        self._grace_seconds = grace_seconds
         self._poll = select.poll()
         self._poll.register(self._data, select.POLLIN)  # first: see `_look`
         for descriptor in (self._out, self._err):
@@ -105,7 +114,7 @@ class LocalLease:
         """Send a call; `next` returns the worker's answers."""
         self._unused = False
         if call.timeout_seconds:
-            self._overdue_at = time.monotonic() + call.timeout_seconds + OVERDUE_SECONDS
+            self._overdue_at = time.monotonic() + call.timeout_seconds + self._grace_seconds + OVERDUE_SECONDS
         if call.buffers:
             _check_room(call)
         slow = self._slow_start or call.buffers or len(call.function) + len(call.arguments) > SMALL_BYTES
@@ -176,15 +185,35 @@ class LocalLease:
                 raise call_protocol.broken(protocol.call)
 
     def stop(self, output: Output) -> bool:
-        """Close a generator; return whether it has ended within `STOP_SECONDS`."""
-        self._overdue_at = time.monotonic() + STOP_SECONDS
+        """Close a generator; return whether it has ended by itself within `STOP_SECONDS`."""
+        interrupt = threading.Timer(STOP_SECONDS, self.cancel)
+        interrupt.daemon = True
+        self._overdue_at = time.monotonic() + STOP_SECONDS + self._grace_seconds + OVERDUE_SECONDS
         try:
             self._data.send(*self._protocol.stop())
-            while self.next(output).type == "yield":
-                pass
-        except (Revoked, errors.AtollError, ChannelClosed, OSError):  # closed already, where the program ends
+            interrupt.start()
+            self._pass_over(output)
+        except (Revoked, errors.AtollError, ChannelClosed, OSError, RuntimeError):  # closed, where the program ends
             return False
+        finally:
+            interrupt.cancel()
         return True
+
+    def interrupt(self, output: Output) -> None:
+        """End the running call for a Ctrl-C, and pass its output on until it has ended; a second one ends it at once."""
+        try:
+            self._overdue_at = time.monotonic() + self._grace_seconds + OVERDUE_SECONDS
+            self.cancel()
+            self._pass_over(output)
+        except KeyboardInterrupt:
+            self.kill()
+        except (Revoked, errors.AtollError, ChannelClosed, OSError):
+            pass
+
+    def _pass_over(self, output: Output) -> None:
+        """Wait for the answer; drop the items before it."""
+        while self.next(output).type == "yield":
+            pass
 
     def _wait(self, output: Output) -> Message:
         """Wait for the worker's next message; pass its output on."""
@@ -302,13 +331,18 @@ class LocalLease:
                 "the daemon ended while the call was running", hint="call again: a new daemon is started"
             )
 
+    def cancel(self) -> None:
+        """Have the worker asked to end, and killed after the grace; from any thread."""
+        with contextlib.suppress(ChannelClosed, OSError):
+            self._control.send({"type": "cancel"})
+
     def kill(self) -> None:
-        """Have the worker killed; from any thread."""
+        """Have the worker killed at once; from any thread."""
         with contextlib.suppress(ChannelClosed, OSError):
             self._control.send({"type": "kill"})
 
     def close(self) -> None:
-        """Give the lease back: an idle worker stays warm, a busy one is killed."""
+        """Give the lease back: an idle worker stays warm, a busy one is asked to end."""
         self._close()
 
 

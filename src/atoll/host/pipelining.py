@@ -101,13 +101,14 @@ class Lanes:
         self._tickets: set[Ticket] = set()
         self._serving: set[Ticket] = set()
         self._stopped = False
+        self._all_ended = threading.Event()
 
     def start(self) -> None:
         """Start the first lane; each lane that has a lease starts the next while calls are left."""
         self._spawn(self._first)
 
     def stop(self, *, kill: bool = True) -> None:
-        """Withdraw requests for leases, and kill running calls; from any thread.
+        """Withdraw requests for leases, and cancel running calls; from any thread.
 
         Args:
             kill: False where all running calls have been answered.
@@ -115,8 +116,21 @@ class Lanes:
         with self._lock:
             self._stopped = True
             tickets = [ticket for ticket in self._tickets if kill or ticket not in self._serving]
+            if not self._tickets:
+                self._all_ended.set()
         for ticket in tickets:
             ticket.cancel()
+
+    def wait_ended(self, seconds: float) -> None:
+        """After `stop`, wait until the running calls have ended."""
+        self._all_ended.wait(seconds)
+
+    def kill(self) -> None:
+        """End the running calls at once."""
+        with self._lock:
+            tickets = list(self._tickets)
+        for ticket in tickets:
+            ticket.kill()
 
     def _spawn(self, work: Callable[[Ticket], None]) -> None:
         ticket = Ticket()
@@ -132,8 +146,10 @@ class Lanes:
                 with self._lock:
                     self._tickets.discard(ticket)
                     last = not self._tickets
-                if last:  # calls that came back while the other lanes ended
-                    job = None if self._stopped else self._jobs.take(wait=False)
+                if last and self._stopped:
+                    self._all_ended.set()
+                elif last:  # calls that came back while the other lanes ended
+                    job = self._jobs.take(wait=False)
                     if job is not None:
                         self._jobs.put_back([job])
                         self._spawn(self._first)
@@ -170,7 +186,7 @@ class Lanes:
         with self._lock:
             self._serving.add(ticket)
         try:
-            ticket.arm(lease.kill)
+            ticket.arm(lease.cancel, lease.kill)
             _Lane(self._jobs, lease, self._host, pending, lambda: self._more(spec)).run()
             done = True
         except Revoked:

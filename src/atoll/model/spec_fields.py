@@ -21,6 +21,9 @@ MAX_PAIRS = 4096
 MAX_PRELOAD = 2000
 """Modules to preload."""
 
+MOST_GRACE_SECONDS = 600.0
+"""The longest grace of a call."""
+
 UMASK = 0o022
 """The file mode mask of functions that name none: the daemon's own would hide what they write from everybody else."""
 
@@ -74,11 +77,11 @@ def pairs(data: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(value.items()))
 
 
-def seconds(data: Mapping[str, Any], name: str, default: float) -> float:
+def seconds(data: Mapping[str, Any], name: str, default: float, most: float = 1e9) -> float:
     """Return a number of seconds."""
     value = data.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-        raise ValueError(f"`{name}` must be a number of seconds of at least 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ValueError(f"`{name}` must be a number of seconds from 0 to {most:g}")
     return float(value)
 
 

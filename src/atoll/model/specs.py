@@ -18,7 +18,6 @@ from atoll.model import spec_fields, start_variables
 NETWORKS = ("none", "outbound", "host")
 """The network policies that a sandbox can have, from the strictest to the most open."""
 
-
 KINDS = ("virtualenv", "conda")
 """Kinds of environments."""
 
@@ -174,6 +173,7 @@ class LeaseSpec:
         preload: as in `SandboxKey`.
         trusted: the caller unpickles results; the daemon makes it False for calls from a sandbox that is not trusted.
         umask: as in `WorkerKey`.
+        grace_seconds: how long a call may go on after it was asked to end.
     """
 
     environment: EnvironmentSpec
@@ -190,6 +190,7 @@ class LeaseSpec:
     preload: tuple[str, ...] | None = None
     trusted: bool = True
     umask: int = spec_fields.UMASK
+    grace_seconds: float = 2.0
 
     @cached_property
     def start(self) -> tuple[tuple[str, str], ...]:
@@ -224,6 +225,7 @@ class LeaseSpec:
             "preload": None if self.preload is None else list(self.preload),
             "trusted": self.trusted,
             "umask": self.umask,
+            "grace_seconds": self.grace_seconds,
         }
 
     @classmethod
@@ -256,6 +258,7 @@ class LeaseSpec:
             preload=None if data.get("preload") is None else spec_fields.modules(data),
             trusted=spec_fields.flag(data, "trusted", True),
             umask=spec_fields.mode(data, "umask", spec_fields.UMASK),
+            grace_seconds=spec_fields.seconds(data, "grace_seconds", 2.0, spec_fields.MOST_GRACE_SECONDS),
         )
 
 

@@ -17,7 +17,7 @@ from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.sdk import conda_options
 from atoll.sdk.call import Prepared, Request, identity_of, name_of
-from atoll.sdk.futures import CallFuture, hide_frames, new_ticket, threads
+from atoll.sdk.futures import CallFuture, Job, hide_frames, new_ticket, threads
 from atoll.sdk.options import Options, check_python_version, is_generator
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ class IsolatedFunction(Generic[P, R]):
         if IsolatedFunction.refusal is not None:
             raise IsolatedFunction.refusal(self)
         future: CallFuture[R] = CallFuture()
-        threads().submit(
-            functools.partial(self._complete, future, args, kwargs), functools.partial(self.cancel, future)
-        )
+        run = functools.partial(self._complete, future, args, kwargs)
+        threads().submit(Job(run, functools.partial(self.cancel, future), future.ticket.kill, self._options.grace))
+
         return future
 
     def _complete(self, future: CallFuture[R], args: Any, kwargs: Any) -> None:
@@ -139,9 +139,9 @@ class IsolatedFunction(Generic[P, R]):
             future.tell_cancelled()
 
     def cancel(self, future: Future[Any]) -> bool:
-        """Cancel a call that `submit` began; one that runs is killed, and its future gets `CallCancelled`.
+        """Cancel a call that `submit` began; one that runs is asked to end, and its future gets `CallCancelled`.
 
-        Returns False when it had been answered already.
+        A call that has not ended after its `grace` is killed. Returns False when it had been answered already.
         """
         if future.cancel():
             return True
@@ -231,6 +231,7 @@ class IsolatedFunction(Generic[P, R]):
             preload=self._options.preload,
             umask=self._options.umask,
             trusted=self._options.results != "data",
+            grace_seconds=self._options.grace,
         )
 
     # --- a call -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Submitted calls: their ids and futures, and the threads that wait for them.
 
 The threads are daemon threads, so that Ctrl-C ends the program at once. At its end a program waits for the calls that
-it has submitted, as with a process pool; after an interrupt the calls are cancelled instead.
+it has submitted, as with a process pool; after an interrupt the calls are cancelled instead, and it waits for their graces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from atoll.host.contract import Ticket
 
@@ -26,6 +26,9 @@ R = TypeVar("R")
 
 THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
 """Submitted calls that a process waits for at a time; further ones queue."""
+
+ENDED_SECONDS = 1.0
+"""Seconds after their grace in which cancelled calls have ended."""
 
 _token = os.urandom(6).hex()
 _counter = itertools.count()
@@ -108,24 +111,39 @@ class CallFuture(Future[R]):
             self.set_running_or_notify_cancel()
 
 
+class Job(NamedTuple):
+    """Work of a thread.
+
+    Args:
+        run: does it.
+        cancel: makes it end within its grace, running or not; from any thread.
+        kill: makes it end at once after that.
+    """
+
+    run: Callable[[], None]
+    cancel: Callable[[], object]
+    kill: Callable[[], object] = lambda: None
+    grace_seconds: float = 0.0
+
+
 class Threads:
     """Runs jobs in order of submission, on threads that are made as they are needed and kept."""
 
     def __init__(self, most: int = THREADS) -> None:
         self._most = most
-        self._jobs: deque[tuple[Callable[[], None], Callable[[], object]]] = deque()
-        self._running: set[Callable[[], object]] = set()
+        self._jobs: deque[Job] = deque()
+        self._running: set[Job] = set()
         self._changed = threading.Condition()
         self._idle = 0
         self._count = 0
         self._closed = False
 
-    def submit(self, job: Callable[[], None], cancel: Callable[[], object]) -> None:
-        """Run `job` on a thread; `cancel` makes it end soon, running or not, from any thread."""
+    def submit(self, job: Job) -> None:
+        """Run a job on a thread."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot submit a call while the program ends")
-            self._jobs.append((job, cancel))
+            self._jobs.append(job)
             self._changed.notify()
             if self._idle >= len(self._jobs):  # one that was told of an earlier job still counts as idle
                 return
@@ -141,19 +159,22 @@ class Threads:
                 while not self._jobs:
                     self._changed.wait()
                 self._idle -= 1
-                job, cancel = self._jobs.popleft()
-                self._running.add(cancel)
+                job = self._jobs.popleft()
+                self._running.add(job)
             try:
-                job()
+                job.run()
             finally:
                 with self._changed:
-                    self._running.discard(cancel)
+                    self._running.discard(job)
                     if self._closed:
                         self._changed.notify_all()
-                del job, cancel
+                del job
 
     def finish(self) -> None:
-        """Wait for all jobs; when the program was interrupted, or is now, cancel them instead."""
+        """Wait for all jobs; when the program was interrupted, or is now, cancel them and wait for their graces.
+
+        Another interrupt kills them.
+        """
         with self._changed:
             self._closed = True
         try:
@@ -166,11 +187,19 @@ class Threads:
             global _interrupted_at_end
             _interrupted_at_end = True
         with self._changed:
-            waiting = [cancel for _, cancel in self._jobs]
+            waiting = list(self._jobs)
             self._jobs.clear()
             running = list(self._running)
-        for cancel in (*waiting, *running):
-            cancel()
+            deadline = time.monotonic() + max((job.grace_seconds for job in running), default=0.0) + ENDED_SECONDS
+        try:
+            for job in (*waiting, *running):
+                job.cancel()
+            with self._changed:
+                while self._running and time.monotonic() < deadline:
+                    self._changed.wait(deadline - time.monotonic())
+        except KeyboardInterrupt:
+            for job in running:
+                job.kill()
 
 
 def _interrupted() -> bool:

@@ -13,12 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job, Lanes
-from atoll.sdk.futures import THREADS, hide_frames
+from atoll.sdk.futures import ENDED_SECONDS, THREADS, CallFuture, hide_frames
 from atoll.sdk.output import CallerStreams
 from atoll.terminal_text import printable
 
@@ -90,6 +90,8 @@ def results(
     except GeneratorExit:
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _end(jobs, lanes, function.options.grace + ENDED_SECONDS)
         hide_frames(error)
         raise
     finally:
@@ -316,6 +318,30 @@ class _Jobs:
             self._changed.notify_all()
         for future in futures:
             self._function.cancel(future)
+
+    def wait_ended(self, seconds: float) -> None:
+        """After `close`, wait until the submitted calls have ended."""
+        wait(list(self._futures.values()), seconds)
+
+    def kill(self) -> None:
+        """End the submitted calls at once."""
+        for future in self._futures.values():
+            if isinstance(future, CallFuture):
+                future.ticket.kill()
+
+
+def _end(jobs: _Jobs, lanes: Lanes | None, seconds: float) -> None:
+    """Cancel the calls for a Ctrl-C, and wait until they have ended; a second one ends them at once."""
+    ends = (jobs,) if lanes is None else (jobs, lanes)
+    try:
+        jobs.close()
+        if lanes is not None:
+            lanes.stop()
+        for one in ends:
+            one.wait_ended(seconds)
+    except KeyboardInterrupt:
+        for one in ends:
+            one.kill()
 
 
 MOST_SHOWN = 200

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.model import start_variables
-from atoll.model.spec_fields import UMASK
+from atoll.model.spec_fields import MOST_GRACE_SECONDS, UMASK
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.payload import project
 from atoll.sdk import conda_options, retries
@@ -56,6 +56,7 @@ class Options:
         env_dict: the contents of such a file, as JSON.
         pip: like `requirements`, installed on top of `packages`.
         results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
+        grace: seconds that a call may go on after it was cancelled, interrupted or took longer than its timeout.
         preload: modules of the environment that each new worker has imported already; None for those that earlier
             calls have imported.
         umask: the file mode mask.
@@ -83,6 +84,7 @@ class Options:
     results: str = "pickle"
     preload: tuple[str, ...] | None = None
     umask: int = UMASK
+    grace: float = 2.0
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -192,11 +194,11 @@ def _one_of(choices: tuple[str, ...]) -> Check:
     return _typed("a text", str, chosen)
 
 
-def _seconds(least: float, wanted: str) -> Check:
-    """Check a number of seconds below a billion, which every clock can add."""
+def _seconds(least: float, wanted: str, most: float = 1e9 - 1) -> Check:
+    """Check a number of seconds, by default below a billion, which every clock can add."""
 
     def seconds(name: str, value: Any) -> float:
-        if not least <= value < 1e9:
+        if not least <= value <= most:
             raise ValueError(f"`{name}` must be {wanted} seconds, is {value}")
         return float(value)
 
@@ -351,6 +353,7 @@ _CHECKS: dict[str, Check] = {
     "results": _one_of(RESULTS),
     "preload": _unless_none(_preload),
     "umask": _typed("permissions such as 0o027", int, _umask),
+    "grace": _seconds(0, "from 0 to 600", MOST_GRACE_SECONDS),
 }
 
 
