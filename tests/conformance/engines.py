@@ -113,6 +113,7 @@ class FakeNode:
         self.machine = self
         self.gpus = SimpleNamespace(variables=lambda names: {})
         self.live: list[FakeSandbox] = []
+        self.pauses = SimpleNamespace(stops=lambda user, pid: False)
 
     def bounds(self) -> Bounds:
         return Bounds(2, 8, 8, CAPACITY.memory_bytes)

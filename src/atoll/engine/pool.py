@@ -350,7 +350,8 @@ class Pool:
         worker.spec, worker.nested = lease.spec, lease.nested
         if worker.inner_end is None:
             self._messages.to_worker(worker, message, descriptors)
-            if is_stopped(worker.pid):  # by code of an earlier call: this one would never begin
+            if is_stopped(worker.pid) and not self._node.pauses.stops(worker.key.sandbox.user, worker.pid):
+                # By code of an earlier call: this one would never begin.
                 worker.expired = True  # the lease counts as given back, and its call goes to another worker
                 self._messages.kill(worker)
         else:

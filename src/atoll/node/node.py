@@ -19,6 +19,7 @@ from atoll.model.specs import SandboxKey
 from atoll.node import mounted_files, volumes
 from atoll.node.builds import Builds
 from atoll.node.capacity import Machine
+from atoll.node.freezing import Pauses
 from atoll.node.mounted_files import LIBRARY
 from atoll.node.start_files import start_files
 from atoll.node.stderr_log import logged_stderr
@@ -83,10 +84,10 @@ class NodeSandbox:
         hold: locks.Lock | None,
         failed: errors.AtollError | None,
         limit: SandboxLimit,
-        limits: Limits,
+        closed: Callable[[], None],
     ) -> None:
         self.limit = limit
-        self._limits = limits
+        self._closed = closed
         self.channel = channel
         self._sandbox = sandbox
         self._hold = hold
@@ -114,7 +115,7 @@ class NodeSandbox:
 
     def close(self) -> None:
         """Let the environment and the limit go; the sandbox has ended."""
-        self._limits.close_sandbox(self.limit)
+        self._closed()
         if self._hold is not None:
             self._hold.release()
 
@@ -141,7 +142,8 @@ class Node:
         self.environments = EnvironmentStore(
             options.environments_directory, self._builds.confine, self._identities.builder()
         )
-        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library)
+        self.pauses = Pauses()
+        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -243,19 +245,25 @@ class Node:
             policy = self._function_policy(key, environment, command, {}, (*more, *(network.files if network else ())))
             enter = network.enter if network else ()
             with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
-                return self._launcher.launch(
+                started = self._launcher.launch(
                     policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr, group=limit
                 )
+            self.pauses.add(key.user, limit)
+            return started
+
+        def closed() -> None:
+            self.pauses.remove(key.user, limit)
+            self.limits.close_sandbox(limit)
 
         try:
             hold = self.environments.hold(environment)
-            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, self.limits)
+            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, closed)
         except errors.AtollError as error:
             failed = error
         except (OSError, ValueError) as error:
             failed = errors.SandboxUnavailable(f"the sandbox cannot be started: {error}", hint="run `atoll doctor`")
         theirs.close()
-        return NodeSandbox(channel, None, hold, failed, limit, self.limits)
+        return NodeSandbox(channel, None, hold, failed, limit, closed)
 
     def _launch(
         self, key: SandboxKey, launch: Callable[[Network | None], Sandbox], done: Callable[[], None]
@@ -320,7 +328,9 @@ class Node:
             files = network.files if network else ()
             policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY}, files)
             enter = network.enter if network else ()
-            return self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr, group=limit)
+            started = self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr, group=limit)
+            self.pauses.add(key.user, limit)
+            return started
 
         def done() -> None:
             for descriptor in own:
@@ -331,16 +341,17 @@ class Node:
         except BaseException:
             self.limits.close_sandbox(limit)
             raise
-        closing = asyncio.get_running_loop().create_task(self._close_after(shell, limit))
+        closing = asyncio.get_running_loop().create_task(self._close_after(shell, key.user, limit))
         self._closing.add(closing)  # the loop itself holds tasks weakly
         closing.add_done_callback(self._closing.discard)
         return shell
 
-    async def _close_after(self, sandbox: Sandbox | OutboundSandbox, limit: SandboxLimit) -> None:
+    async def _close_after(self, sandbox: Sandbox | OutboundSandbox, user: str, limit: SandboxLimit) -> None:
         """Give a limit up when its sandbox has ended."""
         try:
             await sandbox.wait()
         finally:
+            self.pauses.remove(user, limit)
             self.limits.close_sandbox(limit)
 
     def function_variables(self) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Storage peers of the users' volumes: started in sandboxes, helped to clone trees, asked to remove replaced ones.
+"""Storage peers of the users' volumes: started in sandboxes, helped to switch and clone trees, asked to remove replaced
+ones.
 
 On JuiceFS a peer's sandbox has neither the program `juicefs` nor the mount's control file. The peer asks over a channel
 of its own to have the whole of a volume, or one of its snapshots, cloned into staging. Only such names are accepted,
@@ -16,13 +17,15 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from atoll import errors, linux, process
 from atoll.environments.built.interpreter import Interpreter, probe
 from atoll.model.mounts import Bind, Identity
 from atoll.node import mounted_files
+from atoll.node.freezing import Pauses
 from atoll.node.mounted_files import LIBRARY, NATIVE
 from atoll.node.stderr_log import logged_stderr
 from atoll.sandbox.launch import Launcher, Sandbox
@@ -55,10 +58,16 @@ class StoragePeers:
         launcher: starts the sandboxes.
         volume: returns the directory of a user's volume and its owner, prepared.
         library: the directory to mount at `LIBRARY`, held by the caller.
+        pauses: of the users' sandboxes.
     """
 
     def __init__(
-        self, settings: Settings, launcher: Launcher, volume: Callable[[str], tuple[Path, Identity]], library: Path
+        self,
+        settings: Settings,
+        launcher: Launcher,
+        volume: Callable[[str], tuple[Path, Identity]],
+        library: Path,
+        pauses: Pauses,
     ) -> None:
         self._settings = settings
         self._launcher = launcher
@@ -66,7 +75,8 @@ class StoragePeers:
         self._library = library
         self._native: tuple[Path, int] | None = None
         self._interpreter: Interpreter | None = None
-        self._cloners: set[asyncio.Task[None]] = set()
+        self._pauses = pauses
+        self._helpers: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Release the compiled packages; all peers have ended."""
@@ -109,15 +119,16 @@ class StoragePeers:
             Bind(str(volume), "/volume", writable=True),
             *([Bind(str(self._native[0]), NATIVE)] if self._native is not None else []),
         ]
+        ours, freezer = pair()
+        self._help(self._pauses.serve(user, AsyncChannel(ours, PEER)))
         command = [self._interpreter.executable, "-I", "-S", "-c", _CODE, str(end.fileno()), client]
-        ends = [end]
+        command += ["/volume", str(freezer.fileno())]
+        ends = [end, freezer]
         if (program := find_juicefs(volume)) is not None:
             ours, theirs = pair()
             ends.append(theirs)
-            command += ["/volume", str(theirs.fileno())]
-            task = asyncio.get_running_loop().create_task(_clone(AsyncChannel(ours, PEER), volume, program))
-            self._cloners.add(task)  # the loop itself holds tasks weakly
-            task.add_done_callback(self._cloners.discard)
+            command.append(str(theirs.fileno()))
+            self._help(_clone(AsyncChannel(ours, PEER), volume, program))
         policy = confine(
             command,
             machine=self._launcher.machine,
@@ -136,6 +147,11 @@ class StoragePeers:
         finally:
             for one in ends:
                 one.close()
+
+    def _help(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._helpers.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._helpers.discard)
 
     def used_by_others(self) -> bool:
         """Return whether a daemon of another version still drains, with sandboxes that this one does not know.

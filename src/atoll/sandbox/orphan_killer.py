@@ -7,7 +7,7 @@ any code runs in the sandbox. Whatever a sandbox does with its own descriptors, 
 ends all processes of the namespace.
 
 The launcher's end is the end of a socket whose other end only the launcher has. Nothing in a sandbox holds either, and
-a socket cannot be opened through `/proc`. Then all pidfds are killed by. A sandbox that was being made may have a pid 1
+a socket cannot be opened through `/proc`. Then all pidfds are killed by, and paused groups thawed. A sandbox that was being made may have a pid 1
 that has not been reported yet: every bubblewrap also inherits a pipe, which pid 1 keeps (`--sync-fd`) and the command
 never gets, and every process that holds it is killed. The pipe carries nothing, so opening it again is of no use.
 
@@ -111,12 +111,37 @@ def hold(channel: _socket.socket) -> set[int]:
             held.update(received)
 
 
+def thaw(pidfd: int) -> None:
+    """Thaw the groups of a process, as far as they are of version 1: there a frozen process ends when it is thawed."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+            pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            paths = [
+                line.rstrip("\n").split(":", 2)[2] for line in file if "freezer" in line.split(":", 2)[1].split(",")
+            ]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split() for line in file if " - cgroup " in line]
+        for path in paths:
+            for words in mounts:
+                if "freezer" not in words[-1].split(","):
+                    continue
+                group = words[4] + path.removeprefix(words[3].rstrip("/"))
+                for directory in (group, os.path.dirname(group)):
+                    with (
+                        contextlib.suppress(OSError),
+                        open(f"{directory}/freezer.state", "w", encoding="ascii") as file,
+                    ):
+                        file.write("THAWED")
+
+
 def main(pipe: int, channel: int) -> None:
     """Wait for the launcher's end, then kill what it has launched until nothing is left."""
     name = os.readlink(f"/proc/self/fd/{pipe}")
     for descriptor in hold(_socket.socket(fileno=channel)):
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        thaw(descriptor)
     started = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < QUIET_SECONDS and now - started < GIVE_UP_SECONDS:
         if sweep(name):

@@ -22,6 +22,9 @@ from atoll.sandbox.limits import group_files
 CONTROLLERS = ("memory", "pids", "cpu")
 """Controllers in use, as far as the machine has them."""
 
+FREEZER = "freezer"
+"""The controller that pauses sandboxes in version 1; every group of version 2 can be paused."""
+
 PERIOD_MICROSECONDS = 100_000
 
 
@@ -33,7 +36,7 @@ class Hierarchy:
         version: 1 or 2.
         mount: where it is mounted.
         own: the group of this process, as a directory below `mount`.
-        controllers: those of `CONTROLLERS` that it has; in version 2 each group lists its own.
+        controllers: those of `CONTROLLERS` and `FREEZER` that it has; in version 2 each group lists its own.
     """
 
     version: int
@@ -57,17 +60,18 @@ class Place:
 def hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
     """Return the hierarchies in `/proc/self/mountinfo` and `/proc/self/cgroup`, version 1 first; pure."""
     groups: dict[str, str] = {}
+    wanted = {*CONTROLLERS, FREEZER}
     for line in cgroup.splitlines():
         number, names, path = line.split(":", 2)
         if number == "0":
             groups[""] = path
-        for name in set(names.split(",")) & set(CONTROLLERS):
+        for name in set(names.split(",")) & wanted:
             groups[name] = path
     found = []
     for _number, root, mount, kind, options in linux.mounts(mountinfo):
         if kind not in ("cgroup", "cgroup2"):
             continue
-        has = frozenset(options.split(",")) & set(CONTROLLERS) & set(groups) if kind == "cgroup" else frozenset()
+        has = frozenset(options.split(",")) & wanted & set(groups) if kind == "cgroup" else frozenset()
         group = groups.get(min(has, default="-") if kind == "cgroup" else "")
         if group is None or "/.." in group:
             continue
@@ -85,9 +89,9 @@ def name_for(home: Path) -> str:
 
 def place(found: Iterable[Hierarchy], name: str) -> list[Place]:
     """Make the directory `name` in each hierarchy that can limit something; the first with memory wins for all that
-    it has."""
+    it has. The freezer of version 1 is of use only beside its memory."""
     places: list[Place] = []
-    missing = set(CONTROLLERS)
+    missing = {*CONTROLLERS, FREEZER}
     for hierarchy in found:
         for parent in _candidates(hierarchy):
             if hierarchy.version == 1 and not hierarchy.controllers & missing:
@@ -101,6 +105,10 @@ def place(found: Iterable[Hierarchy], name: str) -> list[Place]:
                 places.append(Place(hierarchy.version, directory, frozenset(made & missing)))
                 missing -= made
                 break
+    if not any(place.version == 1 and "memory" in place.controllers for place in places):
+        for place in [one for one in places if one.controllers == {FREEZER}]:
+            group_files.remove(place.directory)
+            places.remove(place)
     return places
 
 

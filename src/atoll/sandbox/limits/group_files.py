@@ -51,7 +51,9 @@ def members(directory: Path) -> list[int]:
 
 
 def kill_all(directory: Path) -> None:
-    """Kill the processes that are in one group now."""
+    """Kill the processes that are in one group now; in version 1 one that is frozen would not end."""
+    with contextlib.suppress(OSError):
+        write(directory / "freezer.state", "THAWED")
     for pid in members(directory):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

@@ -13,6 +13,8 @@ import signal
 import threading
 from collections.abc import Sequence
 
+from atoll.sandbox.limits.freezing import Freezer, StopSignals
+
 _STOP_ROUNDS = 20
 _DEEPEST = 8
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -143,6 +145,15 @@ class SandboxWatchdog(Watchdog):
     def pids(self) -> list[int]:
         """Return the processes that there were at the last look."""
         return list(self._members)
+
+    def freezer(self) -> Freezer:
+        """Return the pause of every process of the sandbox."""
+        return StopSignals(self._living)
+
+    def _living(self) -> list[int]:
+        with self._lock:
+            self._follow()
+            return list(self._members)
 
     def refused(self) -> bool:
         """Whether there were more processes than there may be; they were killed for it."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from atoll.process import Process, Start
 from atoll.sandbox.limits import births, cgroups, group_files
-from atoll.sandbox.limits.cgroups import Group, Place
+from atoll.sandbox.limits.cgroups import FREEZER, Group, Place
+from atoll.sandbox.limits.freezing import Freezer, GroupFreezer, StopSignals
 
 AGENT = "agent"
 """The group of the processes that belong to no worker."""
@@ -39,7 +40,13 @@ class SandboxGroup:
         self._whole = Group(
             [one.below(name) for one in places if one.controllers & _LIMITED], memory_bytes, 0, processes
         )
+        limiting = {place.directory for place in self._whole.places}
+        self._freezer = next((one.below(name) for one in places if FREEZER in one.controllers), None)
+        self._alone = [one.directory for one in (self._freezer,) if one is not None and one.directory not in limiting]
+        """The group that only pauses, where its hierarchy has no limit."""
         try:
+            for directory in self._alone:
+                directory.mkdir()
             for place in self._whole.places:
                 for controller in sorted(place.controllers) if place.version == 2 else ():
                     (place.directory / "cgroup.subtree_control").write_text(f"+{controller}")
@@ -58,7 +65,8 @@ class SandboxGroup:
         if places[0].version == 2:
             return births.start_in(start, places[0].directory / AGENT)
         # The daemon's own group is above those that it makes: `HOME/DAEMON/SANDBOX`.
-        return births.start_by_thread(start, [(one.directory / AGENT, one.directory.parents[2]) for one in places])
+        groups = [(one.directory / AGENT, one.directory.parents[2]) for one in places]
+        return births.start_by_thread(start, [*groups, *((one, one.parents[2]) for one in self._alone)])
 
     def places_of(self, worker: str) -> list[Place]:
         """Return the places of a worker's groups; a hierarchy that limits nothing of a sandbox has them beside it."""
@@ -98,6 +106,15 @@ class SandboxGroup:
         """Return the processes of the agent's group."""
         return group_files.members(self._whole.places[0].directory / AGENT)
 
+    def freezer(self) -> Freezer:
+        """Return the pause of every process of the sandbox."""
+        if self._freezer is not None:
+            return GroupFreezer(self._freezer.directory, 1)
+        whole = self._whole.places[0].directory
+        if (whole / "cgroup.freeze").exists():
+            return GroupFreezer(whole, 2)
+        return StopSignals(lambda: [pid for one in self._directories() for pid in group_files.members(one)])
+
     def kill(self) -> None:
         """Kill every process of the sandbox."""
         for directory in self._directories():
@@ -105,7 +122,8 @@ class SandboxGroup:
 
     def remove(self) -> bool:
         """End the remaining processes and remove the groups; return False while one of them exists."""
-        return not [busy for place in self._whole.places for busy in group_files.clear(place.directory)]
+        trees = [*(place.directory for place in self._whole.places), *self._alone]
+        return not [busy for directory in trees for busy in group_files.clear(directory)]
 
     def _directories(self) -> list[Path]:
         found = []

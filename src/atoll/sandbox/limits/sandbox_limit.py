@@ -12,6 +12,7 @@ from typing import Protocol
 
 from atoll.process import Process, Start
 from atoll.sandbox.limits.cgroups import Place
+from atoll.sandbox.limits.freezing import Freezer
 from atoll.sandbox.limits.memory_watchdog import SandboxWatchdog
 from atoll.sandbox.limits.sandbox_group import SandboxGroup
 
@@ -142,6 +143,10 @@ class SandboxLimit:
     def pids(self) -> list[int]:
         """Return the processes that belong to no worker."""
         return self._enforcer.pids()
+
+    def freezer(self) -> Freezer:
+        """Return the pause of every process of the sandbox, not begun."""
+        return self._enforcer.freezer()
 
     def poll(self) -> None:
         """Measure where the kernel does not, and end a sandbox that has exceeded its limit."""

@@ -1,10 +1,10 @@
 """The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
 
-    python -m atoll.storage.peer.main FD CLIENT [ROOT [CLONER]]
+    python -m atoll.storage.peer.main FD CLIENT [ROOT [FREEZER [CLONER]]]
 
 FD is an inherited socket that carries frames; CLIENT is the kind of client at its other end (`protocol.replies`); ROOT
-is the volume (default `/volume`); CLONER is a socket to the node, which clones trees for the peer (`node.storage_peers`) if
-the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
+is the volume (default `/volume`). FREEZER is a socket to the node, which holds the user's sandboxes during a switch
+(`sync.pause`), and CLONER one to have it clone trees (`node.storage_peers`) if the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
 of the same target, or of one target inside another, take turns.
 
 A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
@@ -43,6 +43,7 @@ from atoll.storage.protocol.replies import (
 )
 from atoll.storage.snapshots.peer import Snapshots
 from atoll.storage.sync.cleanup import clean, collect
+from atoll.storage.sync.pause import Pause
 from atoll.storage.sync.peer import SyncPeer
 from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import Pace
@@ -63,16 +64,22 @@ class Peer:
         volume: the volume's directories.
         channel: the client.
         client: its kind (`protocol.replies`).
+        freezer: holds the user's sandboxes; None for none.
         cloner: clones trees for the peer, on JuiceFS.
     """
 
     def __init__(
-        self, volume: VolumeRoot, channel: Channel, client: str = FUNCTION, cloner: Channel | None = None
+        self,
+        volume: VolumeRoot,
+        channel: Channel,
+        client: str = FUNCTION,
+        freezer: Channel | None = None,
+        cloner: Channel | None = None,
     ) -> None:
         self._client = client
         self._volume = volume
         self._channel = channel
-        self._syncs = SyncPeer(volume, channel, MOST_SILENT_SECONDS.get(client))
+        self._syncs = SyncPeer(volume, channel, MOST_SILENT_SECONDS.get(client), Pause(freezer))
         self._lock = RestoreLock(volume, channel)
         self._contents = Contents(volume, channel, self._lock)
         self._snapshots = Snapshots(volume, channel, cloner)
@@ -165,7 +172,7 @@ class Peer:
 def main(arguments: list[str] | None = None) -> int:
     """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    descriptors = [int(arguments[0]), *map(int, arguments[3:4])]
+    descriptors = [int(arguments[0]), *map(int, arguments[3:5])]
     if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)

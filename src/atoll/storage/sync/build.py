@@ -61,6 +61,7 @@ class Builder:
         stamps: of the files that were linked or copied; with a change time of -1 where a function may have changed the
             content since the scan.
         copied: the paths of those that were copied.
+        linked: inodes of the symlinks and special files that were linked.
     """
 
     def __init__(self, root: int, old: int, contents: Contents, known: Callable[[str], int]) -> None:
@@ -70,6 +71,7 @@ class Builder:
         self._contents = contents
         self.stamps: Stamps = {}
         self.copied: list[str] = []
+        self.linked: dict[str, int] = {}
 
     def link(self) -> None:
         """Make the directories and symlinks, link unchanged files and copy those with a new mode.
@@ -110,6 +112,7 @@ class Builder:
                 there = old.open(directory)
             if entry.kind != FILE:
                 _link(there, here, name, entry)
+                self.linked[path] = look(name, dir_fd=here, follow_symlinks=False).st_ino
                 continue
             before_ns = look(name, dir_fd=there, follow_symlinks=False).st_ctime_ns
             if path in copy:
@@ -147,6 +150,7 @@ class Built:
         whole: whether the whole file system is made durable rather than single files.
         stamps: of the files that were linked or copied into it.
         inodes: those of the old tree, by path: for the note of a replaced tree (`late_writes.pack_inodes`).
+        untouched: the directories of the old tree that the sync leaves as they are.
     """
 
     def __init__(self, staging: int, name: str) -> None:
@@ -156,6 +160,7 @@ class Built:
         self.whole = False
         self.stamps: Stamps = {}
         self.inodes: dict[str, int] = {}
+        self.untouched: list[str] = []
         self._files: list[str] = []
         self._directories: list[str] = []
 
@@ -176,7 +181,9 @@ class Built:
         copied = set(builder.copied)
         self.inodes = dict.fromkeys([*contents.drop, *tree], 0)
         self.inodes.update((path, inode) for path, (_, inode) in self.stamps.items() if path not in copied)
+        self.inodes.update(builder.linked)
         self._directories = [path for path, entry in tree.items() if entry.kind == DIRECTORY]
+        self.untouched = [path for path in self._directories if path not in put]
         received = (path for path in put if tree[path].kind == FILE and path not in contents.copy)
         self._files = [*received, *builder.copied]
         symlinks = any(tree[path].kind == SYMLINK for path in put)  # a symlink cannot be opened for its own fsync

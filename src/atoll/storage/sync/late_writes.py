@@ -3,8 +3,9 @@
 A function whose working directory, or an open directory, is in a mirror goes on writing into the tree that it opened,
 however often syncs replace it. Two moments matter:
 
-    during the switch    (`copy_during_switch`) where a sync keeps names that the source does not have, a file that
-                         appears in the old tree after the scan belongs to the mirror: it is linked into the new tree
+    during the switch    (`last_look`; after a crash `copy_during_switch`) where a sync keeps names that the source does
+                         not have, a file that appears in the old tree after the scan belongs to the mirror: it is
+                         linked into the new tree
     at the end           (`rescue`) when no sandbox lives that can have the replaced tree open, its late writes go to
                          the mirror of that day under their own names; an existing file keeps its name, and the late one
                          is called `NAME.replaced-TIME`
@@ -85,7 +86,7 @@ def _link_late(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], 
             name = path.rpartition("/")[2]
             with contextlib.suppress(OSError):  # `rescue` tries again
                 if parent_of(path) in dropped:  # the directory stays for a late file in it
-                    _make_missing(theirs, parent_of(path))
+                    make_missing(theirs, parent_of(path))
                 parent = theirs.open(parent_of(path))
                 there = None
                 with contextlib.suppress(FileNotFoundError):
@@ -96,15 +97,15 @@ def _link_late(volume: VolumeRoot, old: int, new: int, dropped: frozenset[str], 
                     if entry.kind == DIRECTORY:
                         os.mkdir(name, entry.mode, dir_fd=parent)
                     else:
-                        _link_one(volume, ours.open(parent_of(path)), parent, name, had)
+                        link_one(volume, ours.open(parent_of(path)), parent, name, had)
                     os.utime(f"/proc/self/fd/{parent}", ns=(holder.st_atime_ns, holder.st_mtime_ns))
                     reached("carried over", path=path)
                 if replaced or had is not None or there is None:
                     inodes[path] = inode
 
 
-def _link_one(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) -> None:
-    """Link a file of the old tree into the new one; it replaces the file with the inode `had` in one step."""
+def link_one(volume: VolumeRoot, old: int, new: int, name: str, had: int | None) -> None:
+    """Link a file of the old tree into the new one; where `had` is an inode, it replaces that file in one step."""
     if had is None:
         os.link(name, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
         return
@@ -215,16 +216,16 @@ def _move_late(tree: int, root: int, scope: str, late: list[str]) -> None:
         for path in late:
             where = f"{scope}/{path}" if scope else path
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a file may be in place of the directory
-                _make_missing(theirs, parent_of(where))
+                make_missing(theirs, parent_of(where))
                 old, new = ours.open(parent_of(path)), theirs.open(parent_of(where))
                 make_writable(old, ".")
-                with _mode_and_time_kept(new):
+                with mode_and_time_kept(new):
                     _move_one(old, new, path.rpartition("/")[2])
                 reached("rescued", path=where)
 
 
 @contextlib.contextmanager
-def _mode_and_time_kept(directory: int) -> Iterator[None]:
+def mode_and_time_kept(directory: int) -> Iterator[None]:
     """Make a directory writable for a moment; it gets its mode and time back."""
     found, itself = os.fstat(directory), f"/proc/self/fd/{directory}"
     mode = stat.S_IMODE(found.st_mode)
@@ -252,8 +253,8 @@ def _move_one(old: int, new: int, name: str) -> None:
             return
 
 
-def _make_missing(theirs: DirectoryCursor, directory: str) -> None:
-    """Make the missing directories of a path in the mirror.
+def make_missing(theirs: DirectoryCursor, directory: str) -> None:
+    """Make the missing directories of a path in the new tree or the mirror.
 
     Raises:
         NotADirectoryError: a file is in place of one.
@@ -264,7 +265,7 @@ def _make_missing(theirs: DirectoryCursor, directory: str) -> None:
         try:
             found = os.stat(parts[depth - 1], dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            with _mode_and_time_kept(parent):
+            with mode_and_time_kept(parent):
                 os.mkdir(parts[depth - 1], 0o755, dir_fd=parent)
         else:
             if not stat.S_ISDIR(found.st_mode):

@@ -29,6 +29,7 @@ from atoll.storage.protocol.replies import Conversation
 from atoll.storage.sync import target_state
 from atoll.storage.sync.build import Stamps, changed
 from atoll.storage.sync.index import Index
+from atoll.storage.sync.pause import Pause
 from atoll.storage.sync.plan import Plan, apply
 from atoll.storage.sync.scope import scope_of
 from atoll.storage.sync.stage import Stage
@@ -49,9 +50,13 @@ class SyncPeer:
         volume: the volume's directories.
         channel: the client.
         silent_seconds: how long it may send nothing in the midst of a sync; None for as long as it likes.
+        pause: holds the user's sandboxes during a switch.
     """
 
-    def __init__(self, volume: VolumeRoot, channel: Channel, silent_seconds: float | None = None) -> None:
+    def __init__(
+        self, volume: VolumeRoot, channel: Channel, silent_seconds: float | None = None, pause: Pause | None = None
+    ) -> None:
+        self._pause = pause
         self._silent_seconds = silent_seconds
         self._volume = volume
         self._channel = channel
@@ -112,7 +117,7 @@ class SyncPeer:
             scope = scope_of(plan, target.tree)
             if place.missing or scope.path == "":
                 _check_writable(place)
-            stage = Stage(target, plan, scope, atomic=atomic)
+            stage = Stage(target, plan, scope, atomic=atomic, pause=self._pause)
             if self._transfer(stage, target, conversation):
                 unlocked[:] = [item for item in unlocked if not stage.covers(item[0])]
 

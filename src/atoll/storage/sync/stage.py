@@ -6,8 +6,9 @@ In staging, for the target with this key, whose lock is held throughout (`volume
     switch-KEY     the new content of the scope (`scope`), complete; after the exchange the old one
     record-KEY     the inodes of both (`switch_record`), durable before the exchange
 
-The order is: move the scope out of `stage-KEY`, link unchanged files, write the record, make all of it durable,
-exchange, set modes and times in place, make that durable, retire the old tree.
+The order is: move the scope out of `stage-KEY`, link unchanged files, write the record, make all of it durable, exchange,
+set modes and times in place, make that durable, retire the old tree. Where names are kept that the source does not have,
+the daemon holds the user's sandboxes from the last look at the old tree to the exchange (`last_look`, `pause`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Entry, Tree, parent_of
 from atoll.storage.sync.build import Builder, Built, Contents, Stamps, changed, make_symlink
+from atoll.storage.sync.last_look import LastLook
 from atoll.storage.sync.late_writes import pack_inodes
+from atoll.storage.sync.pause import Pause
 from atoll.storage.sync.plan import Plan, check_fits
 from atoll.storage.sync.receiver import Reception
 from atoll.storage.sync.scope import Scope, is_within, scope_of
@@ -42,6 +45,7 @@ class Stage:
         plan: its changes.
         scope: the part of the target that is switched.
         atomic: whether to refuse a file system that cannot exchange directories.
+        pause: holds the user's sandboxes.
 
     Attributes:
         plan: the changes, without those of files that have vanished from the source.
@@ -52,8 +56,11 @@ class Stage:
         OSError: the volume cannot be written.
     """
 
-    def __init__(self, target: TargetSync, plan: Plan, scope: Scope, *, atomic: bool) -> None:
+    def __init__(
+        self, target: TargetSync, plan: Plan, scope: Scope, *, atomic: bool, pause: Pause | None = None
+    ) -> None:
         self._target = target
+        self._pause = pause or Pause()
         self._staging = target.volume.staging
         self._old = tree = target.tree
         self.plan = plan
@@ -157,9 +164,16 @@ class Stage:
             built.make_durable(descriptor)
             self.complete_ns = time.time_ns()
             reached("synced")
-            if self.scope.path is not None:
+            look: LastLook | None = None
+            if record.drop is not None:
+                look = self._last_look(stack, record, holder, name, built)
+                look.look()
+                with self._pause.held():
+                    look.look()
+                    self._switch_over(record, holder, name)
+            elif self.scope.path is not None:
                 self._switch_over(record, holder, name)
-            if not settle(target.volume, target.key, record, built.inodes):
+            if not settle(target.volume, target.key, record, built.inodes, look):
                 raise changed("something")
             return self._stamps(built.stamps, put, holder, name)
 
@@ -294,6 +308,14 @@ class Stage:
         if found is not None and stat.S_ISDIR(found.st_mode) and (mode := stat.S_IMODE(found.st_mode)) & 0o700 != 0o700:
             listed.append((path, mode))
         return listed
+
+    def _last_look(self, stack: contextlib.ExitStack, record: Record, holder: int, name: str, built: Built) -> LastLook:
+        self._check_unchanged(holder, name, record.scope or "")
+        old = os.open(name, OPEN_PLACE, dir_fd=holder)
+        stack.callback(os.close, old)
+        return LastLook(
+            self._target.volume, old, built.root, frozenset(record.drop or ()), built.untouched, built.inodes
+        )
 
     def _switch_over(self, record: Record, holder: int, name: str) -> None:
         found = self._check_unchanged(holder, name, record.scope or "")

@@ -26,6 +26,7 @@ from atoll import linux
 from atoll.storage.crash_points import reached
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import parent_of
+from atoll.storage.sync.last_look import LastLook
 from atoll.storage.sync.late_writes import copy_during_switch, inode_of, pack_inodes, unpack_inodes
 from atoll.storage.volume import locate as filesystem
 from atoll.storage.volume.locate import OPEN_PLACE, locate
@@ -115,11 +116,18 @@ def clean(volume: VolumeRoot) -> None:
                     recover(volume, key)
 
 
-def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] | None = None) -> bool:
+def settle(
+    volume: VolumeRoot,
+    key: str,
+    record: Record,
+    inodes: dict[str, int] | None = None,
+    look: LastLook | None = None,
+) -> bool:
     """Find out which side has won, finish its steps, and forget the record; the target's lock is held.
 
     Args:
         inodes: those of the record, in the course of the sync itself; updated.
+        look: that of the sync itself, which has looked at the old tree right before the exchange.
 
     Returns:
         whether the new side has won.
@@ -141,13 +149,13 @@ def settle(volume: VolumeRoot, key: str, record: Record, inodes: dict[str, int] 
             won = target.found != record.old if gone else record.new != inode_of(volume.staging, switch)
         reached("won" if won else "lost")
         if won:
-            _copy_late_writes(volume, switch, record, target, inodes)
+            _copy_late_writes(volume, switch, record, target, inodes, look)
             target.set_in_place(record.after)
         else:
             target.restore_modes(record.before)
         target.sync()
         if won:  # a function that was about to create a file in the old tree has done so by now
-            _copy_late_writes(volume, switch, record, target, inodes)
+            _copy_late_writes(volume, switch, record, target, inodes, look)
         reached("settled")
     if won:
         origin = ReplacedTree(record.target, record.scope or "", record.since_ns or moment_ns, pack_inodes(inodes))
@@ -265,10 +273,20 @@ class _Target:
             linux.sync_filesystem(self._staging)
 
 
-def _copy_late_writes(volume: VolumeRoot, switch: str, record: Record, target: _Target, inodes: dict[str, int]) -> None:
+def _copy_late_writes(
+    volume: VolumeRoot,
+    switch: str,
+    record: Record,
+    target: _Target,
+    inodes: dict[str, int],
+    look: LastLook | None,
+) -> None:
     """Copy late writes of the old tree to the new one, where the sync keeps names that the source does not have."""
     side = record.aside or switch
     if record.drop is None or inode_of(volume.staging, side) != record.old:
+        return
+    if look is not None:
+        look.look(removals=False)
         return
     new = target.scope()
     if new is None:
