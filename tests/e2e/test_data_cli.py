@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,18 @@ from ..conftest import Home
 PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
 
+SUMMARY = re.compile(
+    rb"(?s)(.*?)([0-9,]+ files?, [0-9.]+ \w+; sent [0-9,]+ files?, [0-9.]+ \w+; removed [0-9,]+; left out [0-9,]+; [0-9.]+ s\n)"
+)
+"""What a sync says on stderr, and its last line there."""
+
+
 def run(
     home: Home, *arguments: str | bytes, stdin: bytes = b"", status: int = 0, complaints: bytes | None = b""
 ) -> bytes:
     """Run a command in the home directory; return what it printed, or with another status its errors.
 
-    `complaints` is what goes to stderr where the status is 0.
+    `complaints` is what goes to stderr where the status is 0, but for the line that ends a sync.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "data", *arguments],
@@ -34,7 +41,10 @@ def run(
     )
     assert done.returncode == status, done.stderr.decode()
     if status == 0:
-        assert done.stderr == complaints
+        counted = arguments[0] == "sync" and not {"--dry-run", "--json"} & {*arguments}
+        errors, line = (done.stderr, b"") if not counted else re.fullmatch(SUMMARY, done.stderr).groups()  # type: ignore[union-attr]
+        assert errors == complaints
+        assert bool(line) == counted
     return done.stderr if status else done.stdout
 
 
@@ -222,6 +232,21 @@ def test_sync_mirrors(shared_home: Home, tmp_path: Path) -> None:
     assert run(shared_home, "ls", "sync/cli-sync") == b"a\nb.log\n"
     run(shared_home, *here)
     assert run(shared_home, "ls", "sync/cli-sync") == b"b.log\n"
+
+
+def test_sync_names_what_tools_make_and_leaves_it_out_when_asked(shared_home: Home, tmp_path: Path) -> None:
+    """`--exclude-dev` is a preset, and `--exclude dev` a pattern."""
+    for name in ("main.py", ".git/HEAD", "p/__pycache__/m.pyc", "q/__pycache__/m.pyc", "dev/notes"):
+        (tmp_path / "s" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / name).write_bytes(bytes(100 if "__" in name else 1))
+    here = ("sync", str(tmp_path / "s"), "cli-tools")
+    said = b"mirrored with the rest: `__pycache__` 200 B in 2 directories, `.git` 1 B; `--exclude-dev` leaves out what"
+    run(shared_home, *here, complaints=said + b" such tools make\n")
+    left = b"left out 3: `.git`, `q/__pycache__`, `p/__pycache__`\n"
+    run(shared_home, *here, "--exclude-dev", complaints=left)
+    assert run(shared_home, "ls", "sync/cli-tools").split() == [b".git", b"dev", b"main.py", b"p", b"q"]
+    left = b"left out 4: `.git`, `dev`, `q/__pycache__` and 1 more\n"
+    run(shared_home, *here, "--exclude-dev", "--exclude", "dev", complaints=left)
 
 
 def test_a_dry_run_fails_where_its_sync_would(shared_home: Home, tmp_path: Path) -> None:

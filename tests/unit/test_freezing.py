@@ -235,7 +235,7 @@ def test_the_pauses_of_a_user_have_turns_and_a_pace(monkeypatch: pytest.MonkeyPa
             waits.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(freezing.asyncio, "sleep", remembered)
+    monkeypatch.setattr(asyncio, "sleep", remembered)
     mine = Fake()
 
     def work(pauses: Pauses, open_channel: Callable[[str], Channel]) -> None:

@@ -13,8 +13,9 @@ from atoll.cli.program import TargetError
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo, echo_json, echo_lines, echo_name
 from atoll.errors import AtollError
-from atoll.sdk.sync import EMPTIES, arrange, check_source, notices
+from atoll.sdk.sync import EMPTIES, arrange, check_source
 from atoll.sdk.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
+from atoll.storage.client import sync_summary
 from atoll.storage.client.volume import absolute, sync_target
 from atoll.storage.files.tree import DIRECTORY, FILE
 from atoll.storage.protocol.progress import size_text
@@ -33,6 +34,7 @@ def sync(
     /,
     *,
     exclude: Annotated[tuple[str, ...], cyclopts.Parameter(negative="")] = (),
+    exclude_dev: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     delete: bool = True,
     dry_run: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     atomic: bool = True,
@@ -40,7 +42,7 @@ def sync(
     watch: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
-    """Make a directory of /data a mirror of a local one; prints where it is.
+    """Make a directory of /data a mirror of a local one; prints where it is, and on stderr a line that counts.
 
     Parameters
     ----------
@@ -50,6 +52,8 @@ def sync(
         Target: relative to /data/sync, or absolute below /data.
     exclude: tuple[str, ...]
         Pattern (gitignore's syntax) of names to leave alone on both sides; may be given again.
+    exclude_dev: bool
+        Leave alone what tools of developers make: .git, .venv, node_modules, __pycache__ and the like.
     delete: bool
         Remove names there that are gone here.
     dry_run: bool
@@ -62,8 +66,11 @@ def sync(
         Go on: sync again after each change, a line for each sync, until Ctrl-C.
     json: bool
         With --watch: print a JSON object a line. Else print an object with `target`, `done`, `files` and `bytes` that travelled or would, `operations` (objects with
-        `operation`, `path`, `type`, `size` and `target`) and `skipped`, the paths that were left out.
+        `operation`, `path`, `type`, `size` and `target`), `skipped`, the paths that were left out, `vanished` and
+        `seconds`.
     """
+    if exclude_dev:
+        exclude = (*sync_summary.DEV, *exclude)
     if watch:
         if dry_run:
             raise TargetError("`--watch` and `--dry-run` exclude each other")
@@ -73,7 +80,9 @@ def sync(
         local, remote, exclude=exclude, delete=delete, dry_run=dry_run, atomic=atomic, allow_empty=allow_empty
     )
     check_source(arranged.source)
+    began = time.monotonic()
     synced = arranged.run()
+    seconds = time.monotonic() - began
     target = absolute(arranged.target)
     status = int(synced.refused)
     if json:
@@ -84,6 +93,8 @@ def sync(
             "bytes": synced.plan.send_bytes,
             "operations": operations(synced.plan),
             "skipped": list(synced.skipped),
+            "vanished": list(synced.vanished),
+            "seconds": round(seconds, 3),
         }
         print_json(answer)
         if synced.refused:
@@ -97,11 +108,11 @@ def sync(
     else:
         echo_name("", target)
     if synced.skipped:
-        shown = ", ".join(f"`{printable(path)}`" for path in synced.skipped[:_SHOWN])
-        more = ", …" if len(synced.skipped) > _SHOWN else ""
-        echo(f"left out {len(synced.skipped)}: {shown}{more}", error=True)
-    for line in notices(synced):
+        echo(f"left out {len(synced.skipped)}: {sync_summary.shown(synced.skipped)}", error=True)
+    for line in (*sync_summary.notes(synced), *sync_summary.tools(synced, "`--exclude-dev`")):
         echo(line, error=True)
+    if not dry_run:
+        echo(sync_summary.line(synced, seconds), error=True)
     return status
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
 from atoll.sdk.output import CallerStreams
-from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -33,7 +33,10 @@ def sync_dir(
     new one, whole. Nothing is written to the local directory.
 
     A file that vanishes while the sync runs counts as removed, and a line on stderr says so. One that exists and cannot be
-    read ends the sync: the error names all such files.
+    read ends the sync: the error names all such files. Times that nanoseconds in 64 bits cannot express are moved into
+    their range, and a line says so. Nothing is left out unless it is asked for: a line names directories of tools (`.git`,
+    `.venv`, `node_modules`, `__pycache__`) if much of them is sent. A sync of 5 seconds or more ends with a line that
+    counts.
 
     Each file's digest is verified before it counts. A file counts as unchanged when its mode, size, modification time,
     change time and inode are those of the last sync from here, at the target as well; else the digests decide, or size
@@ -52,7 +55,8 @@ def sync_dir(
         remote_dir: where to; relative to `/data/sync`, or absolute and below `/data`.
         exclude: patterns in gitignore's syntax, relative to `path`, of names that are neither uploaded nor removed at
             the target; they win over `.atollignore` files, which are honoured at any depth. Atoll's own state, where
-            it is below `path`, is always left out.
+            it is below `path`, is always left out. The text `"dev"`, not in a list, stands for what tools of developers
+            make (`DEV` in `atoll.storage.client.sync_summary`); `["dev"]` is the pattern for something of that name.
         delete: remove names at the target that are gone locally. Without it no file makes room for a directory either.
         dry_run: print the operations to stdout, one a line, and do nothing.
         host: whose volume; the local host's by default.
@@ -64,13 +68,16 @@ def sync_dir(
         the absolute path of the mirror inside a function.
 
     Raises:
-        ValueError: `remote_dir` names nothing below `/data`, or has `..` or NUL; or a pattern is not text.
+        ValueError: `remote_dir` names nothing below `/data`, or has `..` or NUL; a pattern is not text; or `exclude` is
+            `"dev"`, and `path` has something of that name.
         SourceNotFound: `path` does not exist.
         SyncError: something cannot be mirrored; the target is as it was.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; the target is as it was.
     """
+    from atoll.storage.client.sync_summary import messages
     from atoll.storage.client.volume import absolute
 
+    began = time.monotonic()
     arranged = arrange(
         path,
         remote_dir,
@@ -88,29 +95,13 @@ def sync_dir(
             print(line)
         if synced.refused:
             print(EMPTIES)
-    for line in notices(synced):
+    for line in messages(synced, time.monotonic() - began):
         CallerStreams().notice(line)
     return absolute(arranged.target)
 
 
 EMPTIES = "refused: it empties the target; `allow_empty=True` (`--allow-empty`) says that this is meant"
 """The last line of a dry run whose sync would be refused."""
-
-
-_SHOWN = 3
-"""Names that a line shows before it counts the rest."""
-
-
-def shown(paths: Sequence[str]) -> str:
-    """Return the first names of a list, for one line."""
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(f"`{printable(path)}`" for path in paths[:_SHOWN]) + more
-
-
-def notices(synced: Synced) -> Iterator[str]:
-    """Return the lines that a caller should see after a sync."""
-    if synced.vanished:
-        yield f"vanished while the sync ran, counted as removed: {shown(synced.vanished)}"
 
 
 class Arranged(NamedTuple):
@@ -179,7 +170,7 @@ def arrange(
 
     target = sync_target(remote_dir)
     source = os.fsdecode(os.fspath(path))
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    patterns = _patterns(source, exclude)
     if host is None:
         from atoll.host.local import local
 
@@ -198,6 +189,19 @@ def arrange(
         leave_out=_below(real, os.path.realpath(home)),
     )
     return Arranged(host, source, target, options)
+
+
+def _patterns(source: str, exclude: Iterable[str]) -> tuple[str, ...]:
+    if exclude == "dev":
+        from atoll.storage.client.sync_summary import DEV
+
+        if os.path.lexists(os.path.join(source, "dev")):
+            raise ValueError(
+                '`exclude="dev"` leaves out what tools of developers make, and the source has a `dev` of its own: write'
+                f' `exclude=["/dev"]` for that, or list the preset\'s patterns: {list(DEV)}'
+            )
+        return DEV
+    return (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
 
 def check_source(source: str) -> None:

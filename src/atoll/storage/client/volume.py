@@ -22,6 +22,7 @@ from atoll.storage.client.get import Download
 from atoll.storage.client.local_target import check_target
 from atoll.storage.client.names import NameRequests
 from atoll.storage.content.transfer import CHUNK_BYTES
+from atoll.storage.files.scan import clamp
 from atoll.storage.files.tree import DIRECTORY, FILE, Entry, pack, special_name, unpack
 from atoll.storage.protocol.connection import ADDRESS, ROOT, AnyPath, Connection, absolute, volume_path
 from atoll.storage.protocol.progress import ProgressLine
@@ -79,7 +80,7 @@ class VolumeRequests(NameRequests, ContentRequests):
             info = os.fstat(file.fileno())
             if progress is not None:
                 progress.start(1, info.st_size)
-            self.write(path, _pieces(file, progress), mode=info.st_mode & 0o777, mtime_ns=info.st_mtime_ns)
+            self.write(path, _pieces(file, progress), mode=info.st_mode & 0o777, mtime_ns=clamp(info.st_mtime_ns))
 
     def get(self, path: AnyPath, local: AnyPath, progress: ProgressLine | None = None) -> list[str]:
         """Copy a file or directory of the volume to exactly `local`; a directory is merged into an existing one.

@@ -66,6 +66,7 @@ class Scan:
         targets: targets of symlinks.
         skipped: excluded paths, the topmost of each.
         root: device and inode of the directory that was scanned.
+        clamped: paths whose modification time was moved into the range of 64-bit nanoseconds.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Scan:
     targets: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     root: tuple[int, int] = (0, 0)
+    clamped: list[str] = field(default_factory=list)
 
     @cached_property
     def tree(self) -> Tree:
@@ -105,7 +107,7 @@ class Scan:
 
     def without(self, gone: Container[str]) -> Scan:
         """Return the scan without some paths."""
-        kept = Scan(skipped=self.skipped, root=self.root)
+        kept = Scan(skipped=self.skipped, root=self.root, clamped=self.clamped)
         for number, path in enumerate(self.paths):
             if path not in gone:
                 kept.paths.append(path)
@@ -116,7 +118,12 @@ class Scan:
 
 def row_of(info: os.stat_result) -> Row:
     """Return the row that a scan has for a file in this state."""
-    return (info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+    return (info.st_mode, info.st_size, clamp(info.st_mtime_ns), clamp(info.st_ctime_ns), clamp(info.st_ino))
+
+
+def clamp(number: int) -> int:
+    """Return the nearest number of 64 bits: of nanoseconds, a time from 1677 to 2262."""
+    return min(max(number, -_MOST - 1), _MOST)
 
 
 def scan_source(root: str, rules: IgnoreRules | None = None) -> Scan:
@@ -206,7 +213,9 @@ class _Scanner:
         found = os.stat(self._root) if self._descriptor is None else os.fstat(self._descriptor)
         scan.root = (found.st_dev, found.st_ino)
         scan.paths.append("")
-        scan.rows.extend((found.st_mode, 0, found.st_mtime_ns, 0, 0))
+        scan.rows.extend((found.st_mode, 0, clamp(found.st_mtime_ns), 0, 0))
+        if clamp(found.st_mtime_ns) != found.st_mtime_ns:
+            scan.clamped.append("")
         pending = [("", found.st_mode)]
         while pending:
             directory, mode = pending.pop()
@@ -294,7 +303,8 @@ class _Scanner:
         try:
             scan.rows.fromlist(rows)
         except OverflowError:  # inodes of more than 63 bits, times beyond the year 2262
-            scan.rows.extend(min(max(number, -_MOST - 1), _MOST) for number in rows)
+            scan.rows.extend(map(clamp, rows))
+            scan.clamped += [path for path, time in zip(paths, rows[2::ROW], strict=True) if clamp(time) != time]
         scan.paths += paths
         return below
 

@@ -12,7 +12,7 @@ import json
 import time
 from array import array
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Synced:
         sent_bytes: bytes of their contents.
         refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
         vanished: local paths that vanished while the sync ran, the topmost of each; they count as removed.
+        source: the local tree, with the files that have vanished since.
     """
 
     plan: Plan
@@ -88,6 +89,7 @@ class Synced:
     sent_bytes: int = 0
     refused: bool = False
     vanished: tuple[str, ...] = ()
+    source: Scan = field(default_factory=Scan, repr=False, compare=False)
 
 
 def sync_tree(
@@ -171,7 +173,7 @@ class _Conversation:
         if same and sync.target.untouched:
             reached("compared")
             self._finish("end")
-            return Synced(Plan(), tuple(scan.skipped))
+            return Synced(Plan(), tuple(scan.skipped), source=scan)
         found.compare_with_target(sync.target)
 
         def planned(scan: Scan) -> Plan:
@@ -193,7 +195,7 @@ class _Conversation:
         if options.dry_run:
             self._finish("end")
             empties = self._empties(operations, scan)
-            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=empties)
+            return Synced(operations, tuple(scan.skipped), len(operations.send), refused=empties, source=scan)
         sent = Sent()
         if operations:
             sent = self._transfer(sync, operations)
@@ -202,7 +204,7 @@ class _Conversation:
                 wanted, operations = operations, planned(scan.without({p for p in scan.paths if sent.is_gone(p)}))
                 if not operations:
                     self._finish("abort")
-                    return Synced(operations, tuple(scan.skipped), vanished=tuple(sent.gone))
+                    return Synced(operations, tuple(scan.skipped), vanished=tuple(sent.gone), source=scan)
                 unput, dropped = wanted.put.keys() - operations.put.keys(), operations.drop - wanted.drop
                 self._send({"type": "gone"}, [pack_paths(sorted(unput)), pack_paths(sorted(dropped))])
         self._send_last("commit" if operations else "end", remember=True)
@@ -213,7 +215,14 @@ class _Conversation:
         if options.index:
             index.save(options.index, made)
             reached("remembered")
-        return Synced(operations, tuple(scan.skipped), len(operations.send), sent.bytes, vanished=tuple(sent.gone))
+        return Synced(
+            operations,
+            tuple(scan.skipped),
+            len(operations.send),
+            sent.bytes,
+            vanished=tuple(sent.gone),
+            source=scan,
+        )
 
     def _empties(self, operations: Plan, scan: Scan) -> bool:
         """Return whether a sync would empty the target, and that was not asked for."""

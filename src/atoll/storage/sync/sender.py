@@ -28,7 +28,7 @@ from atoll.storage.content.compression import Compressor
 from atoll.storage.content.delta import DELTA_BYTES, Comparison
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
 from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, grew
-from atoll.storage.files.scan import Row, Scan, row_of
+from atoll.storage.files.scan import Row, Scan, clamp, row_of
 from atoll.storage.files.tree import FILE, MODE_BITS, Entry
 from atoll.storage.sync.index import Index
 from atoll.storage.sync.scope import is_within
@@ -191,16 +191,16 @@ class Sender:
         # Settled before it was opened and the same afterwards: no change came in between.
         if not (
             len(content) == size == info.st_size
-            and info.st_ctime_ns == ctime_ns
-            and info.st_mtime_ns == mtime_ns
-            and info.st_ino == inode
+            and clamp(info.st_ctime_ns) == ctime_ns
+            and clamp(info.st_mtime_ns) == mtime_ns
+            and clamp(info.st_ino) == inode
             and info.st_mode == mode
             and settled(ctime_ns, self._moment_ns)
         ):
             with file_errors():
                 content, info = self._reader.small(path, size)
             self.sent.rows[path] = row_of(info)
-            mode, size, mtime_ns = info.st_mode, len(content), info.st_mtime_ns
+            mode, size, mtime_ns = info.st_mode, len(content), clamp(info.st_mtime_ns)
         digest = digest_of(self._make, content)
         self.sent.digests[path] = digest
         self._items.append([number, mode & MODE_BITS, mtime_ns, size])
@@ -256,7 +256,7 @@ class Sender:
                 "number": number,
                 "size": after.st_size,
                 "mode": after.st_mode & MODE_BITS,
-                "mtime_ns": after.st_mtime_ns,
+                "mtime_ns": clamp(after.st_mtime_ns),
             },
             [digest],
         )
