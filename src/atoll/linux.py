@@ -103,6 +103,43 @@ def pid_of(pidfd: int) -> int:
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
+CLONE_NEWIPC = 0x08000000  # <linux/sched.h>
+
+
+def enter_namespace(descriptor: int, kind: int) -> None:
+    """Move the calling thread into a namespace of this kind.
+
+    Raises:
+        OSError: the thread may not.
+    """
+    _call("setns", descriptor, kind)
+
+
+def leave_namespaces(kinds: int) -> None:
+    """Give the calling thread new namespaces of these kinds.
+
+    Raises:
+        OSError: the thread may not.
+    """
+    _call("unshare", kinds)
+
+
+def skip_first_segment() -> None:
+    """Use up the first number of shared memory in the calling thread's IPC namespace, 0: PostgreSQL takes it for none.
+
+    Raises:
+        OSError: there can be none.
+    """
+    import ctypes
+
+    libc = _libc()
+    segment = libc.shmget(0, ctypes.c_size_t(1), 0o600)  # IPC_PRIVATE
+    if segment < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    _call("shmctl", segment, 0, None)  # IPC_RMID
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

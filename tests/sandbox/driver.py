@@ -6,6 +6,7 @@ Reads one JSON object from its first argument, and reports one on its stderr whe
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import select
@@ -37,6 +38,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         environment=order.get("environment", {}).items(),
         workdir=order.get("workdir", "/home/user"),
         own_pids=order.get("own_pids", False),
+        ipc_group=order.get("ipc_group", ""),
     )
     try:
         watched, held = os.pipe()
@@ -44,6 +46,10 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         sandbox = launcher.launch(policy, descriptors=[*order.get("descriptors", []), *extra], stdout=1, stderr=2)
         os.close(held)
         gone = None
+        if "beside" in order:  # another sandbox, while the first one runs
+            await launcher.launch(
+                dataclasses.replace(policy, command=tuple(order["beside"])), stdout=1, stderr=2
+            ).wait()
         if "kill_after" in order:  # the command says on a pipe that it is ready
             await asyncio.get_running_loop().run_in_executor(None, os.read, order["kill_after"], 1)
             status = await sandbox.kill()

@@ -86,3 +86,23 @@ def test_processes_count_from_a_number_of_their_own(someone: Someone, own: bool)
     assert (first > 300) == own
     assert child > first
     assert "pid_range_failed" not in done.complaints
+
+
+@pytest.mark.parametrize("group", ["", "one"])
+def test_sandboxes_of_a_group_share_system_v_memory(someone: Someone, group: str) -> None:
+    """A segment that one sandbox has made is seen in another of its group, is never number 0, and no other is seen."""
+    data = someone.directory("data")
+    wait = "while [ ! -e /data/{} ]; do sleep 0.01; done"
+    make = f"ipcmk -M 4096 > /dev/null; touch /data/made; {wait.format('seen')}"
+    show = "tail -n +2 /proc/sysvipc/shm | while read key number mode size rest; do echo $number $size; done"
+    look = f"{wait.format('made')}; {show}; touch /data/seen"
+    done = someone.confine(
+        ["sh", "-c", make], beside=["sh", "-c", look], binds=[[str(data), "/data", True]], ipc_group=group
+    )
+    assert "ipc_namespace_failed" not in done.complaints
+    if not group:
+        assert done.output == ""
+        return
+    number, size = done.output.split()
+    assert int(number) > 0
+    assert int(size) == 4096

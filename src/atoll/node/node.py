@@ -204,7 +204,7 @@ class Node:
         devices: Sequence[str] = (),
         files: Sequence[SyntheticFile] = (),
         *,
-        own_pids: bool = False,
+        shares: str = "",
     ) -> Policy:
         options = self._settings.sandbox
         return confine(
@@ -220,7 +220,8 @@ class Node:
             devices=devices,
             sysfs=bool(devices),
             hostname=new_hostname(),
-            own_pids=own_pids,
+            own_pids=bool(shares),
+            ipc_group=shares,
         )
 
     def _policy_of_build(
@@ -301,9 +302,10 @@ class Node:
             binds.append(Bind(source, target))
         binds += self.machine.gpus.libraries(key.gpus)
         devices = self.machine.gpus.devices(key.gpus)
+        shares = network_group(key.user, key.trusted)
         own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
         variables = {**self.function_variables(), **own, **environment.variables, **variables}
-        return self._policy(command, identity, binds, variables, key.network, devices, files, own_pids=True)
+        return self._policy(command, identity, binds, variables, key.network, devices, files, shares=shares)
 
     def start_shell(
         self,
@@ -365,7 +367,7 @@ class Node:
 
 
 def network_group(user: str, trusted: bool) -> str:
-    """Return a name for the sandboxes that share an outbound network.
+    """Return a name for the sandboxes that share an outbound network, and System V shared memory.
 
     Trusted functions have one without the others: servers on a loopback device often unpickle what they are sent.
     """

@@ -64,6 +64,7 @@ def options(
     orphan_pipe_fd: int,
     gate_fd: int | None = None,
     file_fds: Mapping[str, int],
+    own_ipc: bool = True,
 ) -> list[str]:
     """Return the options that `arguments` leaves to the descriptor.
 
@@ -73,11 +74,14 @@ def options(
         orphan_pipe_fd: is held by pid 1 as long as it lives, and closed for the command.
         gate_fd: is read, when all mounts are made, before the command is started; None for no wait.
         file_fds: a descriptor for each synthetic file, by target.
+        own_ipc: False for a bubblewrap that is started in the IPC namespace of its sandbox.
 
     Raises:
         KeyError: the network policy is not known, or a file has no descriptor.
     """
-    line = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", *NETWORK[policy.network]]
+    line = ["--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", *NETWORK[policy.network]]
+    if own_ipc:
+        line += ["--unshare-ipc"]
     if as_root:
         line += ["--cap-drop", "ALL"]
         for capability in NEEDED_CAPABILITIES:

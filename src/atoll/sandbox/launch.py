@@ -17,13 +17,14 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, Group, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
+from atoll.sandbox.ipc_namespaces import IpcNamespaces, Namespace
 from atoll.sandbox.machine import Machine, read, read_hosts
 from atoll.sandbox.orphans import OrphanPipe
 from atoll.sandbox.pid_ranges import PidRanges
@@ -113,6 +114,7 @@ class Launcher:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._orphan_pipe = OrphanPipe()
         self._pid_ranges = PidRanges()
+        self._ipc_namespaces = IpcNamespaces(settings.sandbox.shm_bytes)
 
     @property
     def machine(self) -> Machine:
@@ -148,10 +150,12 @@ class Launcher:
         """
         _check_network(policy, enter)
         with self._reporting(policy) as (report, status_fd, gate):
+            ipc = self._share_ipc(policy, enter, report)
             try:
-                with self._command(policy, status_fd, gate) as (argv, own):
+                command = self._command(policy, status_fd, gate, own_ipc=ipc is None)
+                with command as (argv, own), self._ipc_namespaces.inside(ipc):
                     child = Child(
-                        [*enter, *argv],
+                        [*self._ipc_namespaces.enter(ipc, enter), *argv],
                         env={},
                         descriptors=(*descriptors, *own),
                         stdin=stdin,
@@ -211,7 +215,8 @@ class Launcher:
         self._orphan_pipe.ensure_killer()
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            report = Report(read, gate := make_gate(), self._orphan_pipe, *self._numbers(policy))
+            report = Report(read, gate := make_gate(), self._orphan_pipe)
+            self._own_pids(policy, report)
             try:
                 yield report, write, gate
             except BaseException:
@@ -220,14 +225,19 @@ class Launcher:
         finally:
             os.close(write)
 
-    def _numbers(
-        self, policy: Policy
-    ) -> tuple[Callable[[int], Coroutine[Any, Any, None]], Callable[[], None]] | tuple[()]:
-        """Return how a sandbox gets numbers of its own for its processes, and how it gives them back."""
-        if not policy.own_pids:
-            return ()
-        place = self._pid_ranges.take()
-        return lambda pid: self._pid_ranges.begin(pid, place), lambda: self._pid_ranges.give_back(place)
+    def _own_pids(self, policy: Policy, report: Report) -> None:
+        """Have a sandbox count its processes from a number of its own."""
+        if policy.own_pids:
+            place = self._pid_ranges.take()
+            report.prepare = lambda pid: self._pid_ranges.begin(pid, place)
+            report.at_end.append(lambda: self._pid_ranges.give_back(place))
+
+    def _share_ipc(self, policy: Policy, enter: Sequence[str], report: Report) -> Namespace | None:
+        """Return the IPC namespace that a sandbox shares; None for one of its own."""
+        found = self._ipc_namespaces.take(policy.ipc_group, enter) if policy.ipc_group else None
+        if found is not None:
+            report.at_end.append(lambda: self._ipc_namespaces.give_back(found))
+        return found
 
     async def _explain(self, policy: Policy, enter: Sequence[str] = ()) -> SandboxUnavailable:
         """Try to make the sandbox once more, to hear why it cannot be made: its own words went to the caller."""
@@ -242,7 +252,7 @@ class Launcher:
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
 
     @contextlib.contextmanager
-    def _command(self, policy: Policy, status_fd: int, gate: int | None) -> Any:
+    def _command(self, policy: Policy, status_fd: int, gate: int | None, *, own_ipc: bool = True) -> Any:
         """Give the command line and the descriptors that it refers to; those made here are closed at the end."""
         as_root = os.geteuid() == 0
         if not self._bwrap:
@@ -267,6 +277,7 @@ class Launcher:
                 orphan_pipe_fd=self._orphan_pipe.descriptor,
                 gate_fd=gate,
                 file_fds=file_fds,
+                own_ipc=own_ipc,
             )
             args_fd = memory_file(b"".join(os.fsencode(option) + b"\0" for option in options))
             argv = bwrap.arguments(policy, bwrap=self._bwrap, setpriv=self._setpriv, as_root=as_root, args_fd=args_fd)

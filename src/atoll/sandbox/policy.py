@@ -86,6 +86,8 @@ class Policy:
     """The host's path of the device that the command finds as `/dev/net/tun`; empty for none."""
     nests: bool = False
     """True lets the command make namespaces, without a filter: for Atoll's own programs, never for functions."""
+    ipc_group: str = ""
+    """Names the sandboxes whose System V shared memory is this one's too, where they can share it; empty for none."""
     own_pids: bool = False
     """True gives its processes numbers that no other live sandbox counts from: for those that share files."""
 
@@ -106,6 +108,7 @@ def confine(
     workdir: str = HOME,
     hostname: str = "atoll",
     own_pids: bool = False,
+    ipc_group: str = "",
 ) -> Policy:
     """Return the policy of a command that sees the common base and the given parts.
 
@@ -159,6 +162,7 @@ def confine(
         workdir=workdir,
         hostname=hostname,
         own_pids=own_pids,
+        ipc_group=ipc_group,
     )
 
 

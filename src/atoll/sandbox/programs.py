@@ -105,6 +105,18 @@ def find_nsenter() -> str:
     return path
 
 
+def find_unshare() -> str:
+    """Return the path of unshare, which makes namespaces.
+
+    Raises:
+        SandboxUnavailable: it is missing.
+    """
+    path = _named("unshare")
+    if not path:
+        raise SandboxUnavailable("`unshare` is missing", hint="install `util-linux`")
+    return path
+
+
 def find_pasta(configured: str = "") -> str:
     """Return the path of pasta, which carries the packets of outbound networks.
 

@@ -45,21 +45,14 @@ class Report:
         descriptor: the read end of the status pipe; owned by the report from now on, as the gate is.
         gate: where bubblewrap waits.
         orphan_pipe: held by pid 1 of the sandbox.
-        prepare: what is done, with the host's number of pid 1, before the gate is opened; None for nothing.
-        ended: is called when the sandbox has ended, or is left to whatever ends it.
     """
 
-    def __init__(
-        self,
-        descriptor: int,
-        gate: int,
-        orphan_pipe: OrphanPipe,
-        prepare: Callable[[int], Coroutine[Any, Any, None]] | None = None,
-        ended: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._prepare = prepare
+    def __init__(self, descriptor: int, gate: int, orphan_pipe: OrphanPipe) -> None:
+        self.prepare: Callable[[int], Coroutine[Any, Any, None]] | None = None
+        """What is done, with the host's number of pid 1, before the gate is opened; None for nothing."""
+        self.at_end: list[Callable[[], None]] = []
+        """Called once when the sandbox has ended, or is left to whatever ends it."""
         self._preparing: asyncio.Task[None] | None = None
-        self._ended = ended
         self._descriptor = descriptor
         self._gate = gate
         self._orphan_pipe = orphan_pipe
@@ -114,10 +107,10 @@ class Report:
             self._orphan_pipe.watch(descriptor)
             self._loop.add_reader(descriptor, self._first_ended)
             self.known.set_result(None)
-            if self._prepare is None:
+            if self.prepare is None:
                 self._open_gate()
             else:
-                self._preparing = self._loop.create_task(self._prepare(pid))
+                self._preparing = self._loop.create_task(self.prepare(pid))
                 self._preparing.add_done_callback(lambda _: self._open_gate())
 
     def _open_gate(self) -> None:
@@ -158,8 +151,8 @@ class Report:
         self.known.cancel()
 
     def _forget(self) -> None:
-        ended, self._ended = self._ended, lambda: None
-        ended()
+        while self.at_end:
+            self.at_end.pop()()
 
     def _close_pipe(self) -> None:
         if self._again is not None:
