@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
+import select
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from atoll.sdk import live_line
@@ -20,6 +24,7 @@ class CallerStreams:
     def __init__(self) -> None:
         self._tail = bytearray()
         self._decoders: dict[str, Any] = {}
+        self._broken: set[str] = set()
         self._live: bool | None = None
         self._began = time.monotonic()
 
@@ -74,13 +79,62 @@ class CallerStreams:
         with live_line.writing:
             live_line.line.erase()
             live_line.line.wrote(data)
-            buffer = getattr(stream, "buffer", None)
-            if buffer is not None:
-                stream.flush()  # text that the program has printed comes first
-                buffer.write(data)
-                buffer.flush()
-            else:
-                # a notebook's stream takes text only, and a chunk may end inside a character
-                decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
-                stream.write(decoder.decode(data))
-                stream.flush()
+            try:
+                if _takes_bytes(stream):
+                    _write_bytes(stream, data)
+                else:
+                    # a notebook's stream takes text only, and a chunk may end inside a character
+                    decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
+                    _write_text(stream, decoder.decode(data))
+            except BrokenPipeError:  # the reader has gone: the program ends, as any other that prints
+                raise
+            except Exception as error:
+                self._warn(name, error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        """Say once that a stream of the program takes no output; the call goes on, and its result is not lost."""
+        if name not in self._broken:
+            self._broken.add(name)
+            warnings.warn(
+                f"`sys.{name}` does not take what the function prints: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _takes_bytes(stream: Any) -> bool:
+    """Return whether a stream is Python's own: any other one's `write` may do more than pass the text on."""
+    return isinstance(stream, io.TextIOWrapper) and type(stream).write is io.TextIOWrapper.write
+
+
+def _write_bytes(stream: io.TextIOWrapper, data: bytes) -> None:
+    _until_ready(stream.flush, stream)  # text that the program has printed comes first
+    while data:
+        try:
+            stream.buffer.write(data)
+            break
+        except BlockingIOError as error:
+            data = data[error.characters_written :]
+            _until_ready(stream.buffer.flush, stream)
+    _until_ready(stream.buffer.flush, stream)
+
+
+def _until_ready(flush: Callable[[], object], stream: io.TextIOWrapper) -> None:
+    """Flush; wait where the terminal or pipe behind a stream does not block."""
+    while True:
+        try:
+            flush()
+        except BlockingIOError:
+            select.select([], [stream.fileno()], [])
+        else:
+            return
+
+
+def _write_text(stream: Any, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:  # as the function's own stderr does
+        stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+    flush = getattr(stream, "flush", None)  # `print` needs `write` alone
+    if flush is not None:
+        flush()
