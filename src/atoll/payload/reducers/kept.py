@@ -13,13 +13,15 @@ import os
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 MOST_KEPT = 10_000
 """Objects that have a token at a time; the oldest loses it."""
 
 _tokens: dict[int, tuple[bytes, Any]] = {}
 _objects: dict[bytes, Any] = {}
-_names: dict[int, tuple[str, str]] = {}
+_objects_of_modules: tuple[int, dict[int, list[tuple[str, str]]]] = 0, {}
+_instances: WeakKeyDictionary[type, tuple[int, dict[int, str]]] = WeakKeyDictionary()
 
 
 def reduce_object(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any, ...]:
@@ -28,41 +30,46 @@ def reduce_object(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any, ..
     Args:
         is_by_value: whether the contents of the module of that name travel by value.
     """
-    for module, name in _places(obj, sys.modules):
-        if not is_by_value(module):
+    for module, name in _places(obj):
+        if not is_by_value(module) and getattr(sys.modules.get(module), name, None) is obj:
             return rebuild_sentinel, (module, name, token(obj))
     return rebuild_kept, (token(obj), object)
+
+
+def _places(obj: Any) -> list[tuple[str, str]]:
+    """Return modules that had this `object()` when the last of them was imported, and its names there."""
+    global _objects_of_modules
+    count = len(sys.modules)
+    if _objects_of_modules[0] != count:  # once, and not for each of many objects
+        found: dict[int, list[tuple[str, str]]] = {}
+        for module, owner in list(sys.modules.items()):
+            for name, value in list(getattr(owner, "__dict__", {}).items()):
+                if type(value) is object:
+                    found.setdefault(id(value), []).append((module, name))
+        _objects_of_modules = count, found
+    return _objects_of_modules[1].get(id(obj), [])
 
 
 def reduce_stateless(obj: Any, is_by_value: Callable[[str], bool]) -> tuple[Any, ...] | None:
     """Reduce an object without state that its class's module has by a name; None for any other object."""
     if getattr(obj, "__dict__", None):
         return None
-    module = type(obj).__module__
+    kind = type(obj)
+    module = kind.__module__
     known = _tokens.get(id(obj))
     if known is not None and known[1] is obj and is_by_value(module):  # a worker has it by no name
-        return rebuild_kept, (known[0], stateless, type(obj))
-    for _, name in _places(obj, (module,)):
-        if is_by_value(module):
-            return rebuild_kept, (token(obj), stateless, type(obj))
-        return rebuild_sentinel, (module, name, token(obj))
-    return None
-
-
-def _places(obj: Any, modules: Any) -> Any:
-    """Yield modules that have the object, and its name there; the one found before comes first and ends the search."""
-    known = _names.get(id(obj))
-    if known is not None and getattr(sys.modules.get(known[0]), known[1], None) is obj:
-        yield known
-        return
-    for module in list(modules):
-        for name, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
-            if value is obj:
-                if len(_names) >= MOST_KEPT:
-                    _names.clear()
-                _names[id(obj)] = module, name
-                yield module, name
-                break
+        return rebuild_kept, (known[0], stateless, kind)
+    namespace = getattr(sys.modules.get(module), "__dict__", {})
+    count, names = _instances.get(kind, (-1, {}))
+    if count != len(namespace):
+        names = {id(value): name for name, value in list(namespace.items()) if type(value) is kind}
+        _instances[kind] = len(namespace), names
+    name = names.get(id(obj), "")
+    if namespace.get(name) is not obj:
+        return None
+    if is_by_value(module):
+        return rebuild_kept, (token(obj), stateless, kind)
+    return rebuild_sentinel, (module, name, token(obj))
 
 
 def reduce_context_variable(variable: Any) -> tuple[Any, ...]:
