@@ -275,6 +275,22 @@ def test_remote_frames_are_in_the_traceback(worker: BareWorker) -> None:
     assert frames[-3].name == "call", "the caller's own frames come first"
 
 
+@pytest.mark.parametrize("lines", [0, 1, 63, 64, 5000])
+def test_a_frame_begins_where_its_function_does(lines: int, worker: BareWorker) -> None:
+    """Programs that show a whole function, as pytest does, find its first line and mark the failing one."""
+    source = "def f():\n" + "    pass\n" * lines + "    return (\n        1 / 0\n    )\n"
+    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(compile("\n\n" + source, "<source>", "exec"), space)
+    with pytest.raises(ZeroDivisionError) as caught:
+        worker.call(space["f"])
+    (*_, entry) = traceback.walk_tb(caught.value.__traceback__)
+    code = entry[0].f_code
+    assert (code.co_firstlineno, entry[1], entry[0].f_lineno) == (3, 5 + lines, 5 + lines)
+    assert {position[0] for position in code.co_positions()} == {5 + lines}
+    frame = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (frame.colno, frame.end_colno) == (8, 13)
+
+
 def test_the_interpreter_prints_remote_frames_and_lines_it_does_not_have(tmp_path: Path) -> None:
     """An uncaught exception shows the lines of a module that only the worker has, carets included."""
     (tmp_path / "env").mkdir()
@@ -440,5 +456,5 @@ print(type(there), type(there.__cause__), header["exceptions"][0]["frames"][-1][
     )
     assert out == (
         "<class 'KeyError'> <class 'ZeroDivisionError'> "
-        "[9, 'fail', '        raise KeyError(\"k\") from error', None, None, None]\n"
+        "[9, 'fail', '        raise KeyError(\"k\") from error', None, None, None, 5]\n"
     )

@@ -5,7 +5,7 @@ list, the raised one first. Each node is pickled on its own, so that a failed on
 Plain data beside each pickle describes the exception to a caller that cannot unpickle it:
 
     {"exceptions": [{"type": name, "text": str(exc), "pickle": first buffer or -1, "buffers": count,
-                     "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to], ...],
+                     "refused": why it is not pickled, "frames": [[file, line, name, source, end, from, to, first], ...],
                      "own": [number of a frame of Atoll, ...], "lost": note on parts that were not sent,
                      "cut": whether the text is, "bases": [[module, name of a type above], ...], "errno": number or null,
                      "cause": node or -1, "context": node or -1, "suppress": bool, "notes": [...],
@@ -252,6 +252,7 @@ def _frame(entry: TracebackType, room: list[int], is_own: bool) -> list[Any]:
         end,
         start,
         stop,
+        code.co_firstlineno,
     ]
 
 

@@ -38,8 +38,9 @@ class _Stop(Exception):
 
 
 def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | None:
-    file, line, name, source, end, start, stop = frame
+    file, line, name, source, end, start, stop, *more = frame
     line = line if isinstance(line, int) and line > 0 else 1
+    first = more[0] if more and isinstance(more[0], int) and 0 < more[0] <= line else line
     if source:
         _give_line(file, line, source)
     stub = _stub()
@@ -47,8 +48,8 @@ def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | Non
         co_filename=file,
         co_name=name,
         co_qualname=name,
-        co_firstlineno=line,
-        co_linetable=_positions(len(stub.co_code) // 2, line, end, start, stop),
+        co_firstlineno=first,  # pytest shows the function from there
+        co_linetable=_positions(len(stub.co_code) // 2, line - first, line, end, start, stop),
     )
     space = {"__name__": "", "__file__": file, "__builtins__": builtins, "stop": _Stop()}
     try:
@@ -62,8 +63,12 @@ def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | Non
     return below
 
 
-def _positions(units: int, line: int, end: int | None, start: int | None, stop: int | None) -> bytes:
-    """Return a line table that gives the whole code one position (CPython's `Objects/locations.md`)."""
+def _positions(units: int, step: int, line: int, end: int | None, start: int | None, stop: int | None) -> bytes:
+    """Return a line table that gives the whole code one position (CPython's `Objects/locations.md`).
+
+    Args:
+        step: lines from the code's first one.
+    """
     position = (end, start, stop) if end is not None and start is not None and stop is not None else None
     if position is not None and position[0] < line:
         position = None
@@ -72,7 +77,8 @@ def _positions(units: int, line: int, end: int | None, start: int | None, stop: 
         length = min(units, 8)
         units -= length
         table.append(0x80 | ((13 if position is None else 14) << 3) | (length - 1))
-        table += _varint(0)  # signed: no step from the first line
+        table += _varint(step << 1)  # signed
+        step = 0
         if position is not None:
             table += _varint(position[0] - line) + _varint(position[1] + 1) + _varint(position[2] + 1)
     return bytes(table)

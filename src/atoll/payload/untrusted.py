@@ -181,7 +181,7 @@ _MOST_BASES = 50
 def _checked_frame(frame: list[Any], own: frozenset[str]) -> list[Any]:
     file, line, name, source, *columns = frame
     _of(file, str)
-    if len(columns) != 3 or not all(one is None or 0 <= _of(one, int) < _MOST_LINE for one in columns):
+    if len(columns) not in (3, 4) or not all(one is None or 0 <= _of(one, int) < _MOST_LINE for one in columns):
         raise ValueError("a frame has wrong columns")
     shown = file if file in own else f"<{printable(file)}>"  # no file's name: nothing is opened
     number = _number(line, 0, _MOST_LINE) if line is not None else 0
