@@ -77,6 +77,13 @@ def test_names_in_text_are_the_programs(shared_home: Home, tmp_path: Path) -> No
         @isolated
         def argument(value): return sorted(typing.get_type_hints(type(value)))
 
+        @isolated
+        def nested():
+            class Inner:
+                config: Config
+            def inner(x: Config) -> Path: ...
+            return [sorted(typing.get_type_hints(one, localns={})) for one in (Inner, inner)]
+
         found["hints"] = called(hints)
         found["eval"] = called(evaluated, "twice(x) + str(x) + str(math.floor(2.5))")
         x = 2
@@ -89,6 +96,7 @@ def test_names_in_text_are_the_programs(shared_home: Home, tmp_path: Path) -> No
         found["subclasses"] = [called(subclasses), called(subclasses)]
         found["every"] = called(every)
         found["argument"] = called(argument, Config())
+        found["nested"] = called(nested)
         ''',
     )
     assert found == {
@@ -102,6 +110,7 @@ def test_names_in_text_are_the_programs(shared_home: Home, tmp_path: Path) -> No
         "subclasses": [["First"], ["First"]],
         "every": ["twice", "x"],
         "argument": ["next", "path"],
+        "nested": [["config"], ["return", "x"]],
     }
 
 
@@ -194,4 +203,77 @@ def test_main_has_the_programs_names(shared_home: Home, tmp_path: Path) -> None:
         "nested": 3,
         "map": sum(range(100)) + 300,
         "distrusted": f"{has_none} 'counter' here: {refused}",
+    }
+
+
+MODULE = """
+from __future__ import annotations
+import dataclasses, importlib, multiprocessing, pickle, sys, threading, typing
+from atoll import isolated
+
+LIMIT, LOCK = 5, threading.Lock()
+
+@dataclasses.dataclass
+class Config:
+    size: int = 0
+    next: Config | None = None
+
+def squared(config): return Config(config.size ** 2)
+def handler(): return "handled"
+
+def look():
+    import pkg.job
+    from pkg import other
+    limits = other.limits()
+    return [
+        sorted(typing.get_type_hints(Config)),
+        getattr(sys.modules[__name__], "hand" + "ler")(),
+        type(pickle.loads(pickle.dumps(Config()))) is Config,
+        pkg.job.Config is Config is other.Config,
+        limits,
+        type(pkg.job.LOCK).__name__,
+        hasattr(pkg.job, "none"),
+        pkg.NAME,
+    ]
+
+trusted = isolated(look)
+distrusted = isolated(results="data")(look)
+
+@isolated
+def pooled(method):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return [one.size for one in pool.map(squared, [Config(3)])]
+"""
+OTHER = """
+import pkg.job
+from pkg.job import Config
+def limits(): return pkg.job.LIMIT
+"""
+
+
+def test_the_module_of_a_function_has_its_names(shared_home: Home, tmp_path: Path) -> None:
+    """A project's module whose functions travel by value is one module inside, for the others that import it too."""
+    package = tmp_path / "pkg"
+    package.mkdir()
+    for name, text in (("__init__", "NAME = 'pkg'"), ("job", MODULE), ("other", OTHER)):
+        (package / f"{name}.py").write_text(text)
+    found = results(
+        shared_home,
+        tmp_path,
+        """
+        from pkg import job
+
+        found["trusted"] = called(job.trusted)
+        job.LIMIT = 6
+        found["changed"] = called(job.trusted)[4]
+        found["distrusted"] = called(job.distrusted)
+        found["pools"] = [called(job.pooled, method) for method in ("fork", "spawn")]
+        """,
+    )
+    seen = [["next", "size"], "handled", True, True, 5, "lock", False, "pkg"]
+    assert found == {
+        "trusted": seen,
+        "changed": 6,
+        "distrusted": [*seen[:4], 6, *seen[5:]],
+        "pools": [[9], [9]],
     }

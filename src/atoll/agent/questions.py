@@ -46,7 +46,7 @@ class Questions:
         """Return the value that a name of the caller's module has now.
 
         Raises:
-            AttributeError: it has none, or it cannot be sent; the message says why.
+            AttributeError: it has none, or as `Unsendable` it cannot be sent; the message says why.
         """
         try:
             answer = self._ask({"module": module, "name": name})
@@ -55,8 +55,10 @@ class Questions:
             reason = str(answer.header["missing"])
         except (_Refused, ModuleNotFoundError) as error:
             reason = str(error)
-        text = f"module {module!r} has no attribute {name!r}" + (f" here: {reason}" if reason else "")
-        raise AttributeError(text, name=name)
+        text = f"module {module!r} has no attribute {name!r}"
+        if not reason:
+            raise AttributeError(text, name=name)
+        raise namespaces.Unsendable(f"{text} here: {reason}", name=name)
 
     def names(self, module: str) -> Iterable[str]:
         """Return the names of the caller's module; none where nobody can be asked."""

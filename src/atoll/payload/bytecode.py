@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -79,6 +79,7 @@ def code_facts(code: CodeType) -> CodeFacts:
     imports: set[str] = set()
     literals: set[str] = set()
     rebinds: set[str] = set()
+    words: set[str] = set()
     binds_attributes = False
     instructions = [one for one in dis.get_instructions(code) if one.opname not in ("EXTENDED_ARG", "CACHE")]
     for position, one in enumerate(instructions):
@@ -94,12 +95,14 @@ def code_facts(code: CodeType) -> CodeFacts:
         elif one.opname == "IMPORT_NAME":
             level = instructions[position - 2].argval if position >= 2 else 0
             imports.add("" if level else one.argval.partition(".")[0])
+        elif type(one.argval) is CodeType and position and type(instructions[position - 1].argval) is tuple:
+            words.update(_annotations(instructions[position - 1].argval[1::2]))  # names and annotations in turn
     if not attributes.isdisjoint(("import_module", "__import__")):
         for const in code.co_consts:
             if isinstance(const, str) and _MODULE_NAME.match(const):
                 literals.add(const.partition(".")[0])
     introspects = not attributes.isdisjoint(_INTROSPECTION)
-    words = set(_words(code))
+    words.update(_words(code))
     for const in code.co_consts:
         if isinstance(const, CodeType):
             inner = code_facts(const)
@@ -135,6 +138,8 @@ def _words(code: CodeType) -> Iterator[str]:
     elif "__doc__" in code.co_names:  # a class body
         documented = _documentation(code)
         texts = [text for text in texts if text is not documented]
+    if not code.co_flags & inspect.CO_OPTIMIZED and "__annotations__" in code.co_names:
+        yield from _annotations(texts)  # a class body
     for text in texts:
         if isinstance(text, (tuple, frozenset)):
             texts.extend(text)
@@ -142,6 +147,13 @@ def _words(code: CodeType) -> Iterator[str]:
             yield from WORDS.findall(text)
         elif text == "__main__":
             yield text
+
+
+def _annotations(texts: Iterable[object]) -> Iterator[str]:
+    """Yield the identifiers in strings, some of which are postponed annotations."""
+    for text in texts:
+        if isinstance(text, str) and len(text) <= _LONGEST_EXPRESSION:
+            yield from WORDS.findall(text)
 
 
 def _documentation(code: CodeType) -> Any:

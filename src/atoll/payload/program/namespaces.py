@@ -20,6 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from atoll.payload.private_cloudpickle import NAME, cloudpickle
+from atoll.payload.program import imports
 
 Modules = dict[str, ModuleType]
 
@@ -27,7 +28,6 @@ FIELDS = ("__name__", "__package__", "__path__", "__file__", "__doc__")
 """Names of a module that travel with each of its functions."""
 _PYTHONS = frozenset(
     {
-        "__all__",
         "__bases__",
         "__cached__",
         "__class_getitem__",
@@ -47,7 +47,7 @@ _PYTHONS = frozenset(
 """Names that Python and its libraries look for in any module, and that are no names of a program."""
 
 ask: Callable[[str, str], Any] | None = None
-"""Asks the caller for the value of a module's name; raises AttributeError with the reason where there is none."""
+"""Asks the caller for the value of a module's name; raises AttributeError where there is none, and `Unsendable`."""
 list_names: Callable[[str], Iterable[str]] | None = None
 """Asks the caller for the names of a module."""
 child_spec: Callable[[ModuleType], ModuleSpec | None] | None = None
@@ -57,14 +57,26 @@ _modules: Modules | None = None
 _asked: list[tuple[dict[str, Any], str]] = []
 
 
+class Unsendable(AttributeError):
+    """A name that the caller has, or may have, and that it does not send."""
+
+
 class ProgramModule(ModuleType):
     """A module with the top-level names of the caller's module; those that did not come yet are asked for."""
 
     def __getattr__(self, name: str) -> Any:
         namespace = vars(self)
-        if ask is None or name in _PYTHONS:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
-        value = ask(namespace["__name__"], name)
+        own = namespace["__name__"]
+        if name in _PYTHONS:
+            if name == "__path__" and own != "__main__":
+                return _package_path(own)
+            raise AttributeError(f"module {own!r} has no attribute {name!r}", name=name, obj=self)
+        try:
+            value = _missing(own, name)
+        except AttributeError:
+            if name != "__all__" or not (names := [one for one in dir(self) if not one.startswith("_")]):
+                raise
+            value = names
         value = namespace.setdefault(name, value)
         _asked.append((namespace, name))
         return value
@@ -86,6 +98,27 @@ class ProgramModule(ModuleType):
         vars(self)["__spec__"] = spec
 
     __spec__ = property(_spec, _set_spec)
+
+
+def _missing(module: str, name: str) -> Any:
+    """Return a value that the caller has, or that the module's file gives where the caller's cannot be sent."""
+    if ask is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
+    try:
+        return ask(module, name)
+    except Unsendable as refused:
+        if module != "__main__":
+            with contextlib.suppress(ImportError):
+                return getattr(imports.from_file(module), name)
+        raise AttributeError(str(refused), name=name) from None
+
+
+def _package_path(module: str) -> Any:
+    """Return where the modules of a package of the program are here."""
+    spec = imports.spec_of(module)
+    if spec is None or spec.submodule_search_locations is None:
+        raise AttributeError(f"module {module!r} has no attribute '__path__'", name="__path__")
+    return spec.submodule_search_locations
 
 
 def use_modules() -> None:
@@ -110,13 +143,13 @@ def enter(modules: Modules | None) -> None:
     if modules is _modules or modules is None:
         return
     for name, module in (_modules or {}).items():
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
+        if name != "__main__":
+            imports.uninstall(name, module)
     _modules = modules
     for name, module in modules.items():
-        if name == "__main__":
-            sys.modules[name] = module
-    sys.modules.setdefault("__main__", ModuleType("__main__"))
+        if name != "__main__":
+            imports.install(name, module)
+    sys.modules["__main__"] = modules.get("__main__") or ModuleType("__main__")
 
 
 def adopt(main: ModuleType) -> None:
@@ -141,7 +174,10 @@ def program_namespace(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     module = _modules.get(name)
     if module is None:
         module = _modules[name] = ProgramModule(name)
+        imports.install(name, module)
     namespace = vars(module)
+    if name != "__main__":
+        fields = {field: value for field, value in fields.items() if field != "__path__"}
     for field, value in fields.items():
         if namespace.get(field) is None:
             namespace[field] = value
