@@ -209,6 +209,24 @@ def test_map_takes_from_an_endless_input_as_it_goes(place: Place) -> None:
     assert place.isolated(double)(1) == 2
 
 
+def test_an_item_that_comes_late_gets_a_worker_of_its_own(place: Place) -> None:
+    """The second call begins while the first, which waits for it, runs: the input gave it after that had begun."""
+
+    def meet(mine: str, theirs: str) -> str:
+        touch(mine)
+        return wait_for(theirs)
+
+    one, two = "/data/conformance-late-1", "/data/conformance-late-2"
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        yield one, two
+        place.isolated(wait_for)(one)
+        yield two, one
+
+    assert list(place.isolated(meet).starmap(pairs())) == [two, one]
+    place.isolated(remove)(one, two)
+
+
 def test_map_stops_at_the_first_failed_call(place: Place) -> None:
     """The results before it are given; then its exception is raised."""
 

@@ -3,8 +3,9 @@
 Theory of operation. A worker that waits for its next call costs a change of process in each direction, many times the
 time of a tiny call. So once calls are seen to be short, a few are sent before the first is answered; the worker takes
 them in order. A call of unknown or long duration has a lease of its own: each lane that has sent its first call
-starts another lane at once while calls are left, so that all free slots fill without waiting for an answer. At the end
-of a lease at most the first of its calls has started: the others go to another lease.
+starts another lane at once while calls are left, so that all free slots fill without waiting for an answer. A call
+that arrives later, while all lanes wait for answers, gets a lane of its own if it is still there a moment later
+(`Lanes.widen`). At the end of a lease at most the first of its calls has started: the others go to another lease.
 """
 
 from __future__ import annotations
@@ -102,10 +103,21 @@ class Lanes:
         self._serving: set[Ticket] = set()
         self._stopped = False
         self._all_ended = threading.Event()
+        self._spec: LeaseSpec | None = None
+        """The spec of the last lease."""
 
     def start(self) -> None:
         """Start the first lane; each lane that has a lease starts the next while calls are left."""
         self._spawn(self._first)
+
+    def widen(self) -> None:
+        """Start a lane for a call that has just arrived and that no lane waits for; from any thread.
+
+        A lane with a short call takes it sooner: the new one looks for it after a moment, and ends if it is gone.
+        """
+        spec = self._spec
+        if spec is not None and len(self._tickets) == len(self._serving):  # otherwise one is on its way already
+            self._spawn(lambda ticket: self._late(spec, ticket))
 
     def stop(self, *, kill: bool = True) -> None:
         """Withdraw requests for leases, and cancel running calls; from any thread.
@@ -132,7 +144,7 @@ class Lanes:
         for ticket in tickets:
             ticket.kill()
 
-    def _spawn(self, work: Callable[[Ticket], None]) -> None:
+    def _spawn(self, work: Callable[[Ticket], object]) -> None:
         ticket = Ticket()
         with self._lock:
             if self._stopped or len(self._tickets) >= self._most:
@@ -140,12 +152,15 @@ class Lanes:
             self._tickets.add(ticket)
 
         def run() -> None:
+            again: object = False
             try:
-                work(ticket)
+                again = work(ticket)
             finally:
                 with self._lock:
                     self._tickets.discard(ticket)
                     last = not self._tickets
+                if again and self._jobs.more():
+                    self.widen()
                 if last and self._stopped:
                     self._all_ended.set()
                 elif last:  # calls that came back while the other lanes ended
@@ -179,12 +194,21 @@ class Lanes:
             return
         self._serve(lease, spec, ticket)
 
+    def _late(self, spec: LeaseSpec, ticket: Ticket) -> bool:
+        """Serve calls that are still there a moment after they came; return whether others may have come meanwhile."""
+        time.sleep(AHEAD_SECONDS)
+        if self._stopped or not self._jobs.more():
+            return True
+        self._further(spec, ticket)
+        return False
+
     def _serve(self, lease: Lease, spec: LeaseSpec, ticket: Ticket) -> None:
         """Run calls on a lease until none are left that it can serve, or until it ends."""
         pending: deque[Job] = deque()
         done = False
         with self._lock:
             self._serving.add(ticket)
+            self._spec = spec
         try:
             ticket.arm(lease.cancel, lease.kill)
             _Lane(self._jobs, lease, self._host, pending, lambda: self._more(spec)).run()
@@ -202,6 +226,8 @@ class Lanes:
                 self._serving.discard(ticket)
             self._jobs.put_back(list(pending))
             self._host.settle(lease, spec, ticket, done=done)
+            if pending:
+                self.widen()
 
     def _more(self, spec: LeaseSpec) -> None:
         self._spawn(lambda ticket: self._further(spec, ticket))

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +70,7 @@ def results(
     ended = False
     try:
         if lanes is not None:
+            jobs.on_arrival = lanes.widen
             lanes.start()
         else:
             jobs.submit_all()
@@ -112,6 +113,10 @@ class _Jobs:
         self._drawn: deque[Iterable[Any]] = deque()
         self._back: deque[Job] = deque()
         self._changed = threading.Condition()
+        self.on_arrival: Callable[[], None] = _ignore
+        """Called when an item has come from the input and no lane waits for one."""
+        self._waiting = 0
+        """Lanes that wait for an item."""
         self._count = 0
         """Items that have been given out."""
         self._taken = 0
@@ -139,6 +144,9 @@ class _Jobs:
                         return
                     self._drawn.append(arguments)
                     self._changed.notify_all()
+                    is_awaited = self._waiting > 0
+                if not is_awaited:
+                    self.on_arrival()
         except BaseException as error:
             self._failure = error
         finally:
@@ -168,7 +176,9 @@ class _Jobs:
                     return None
             if not wait:
                 return None
+            self._waiting += 1
             self._changed.wait()
+            self._waiting -= 1
         return None
 
     # --- for the lanes ----------------------------------------------------------------------------------------------
@@ -342,6 +352,10 @@ def _end(jobs: _Jobs, lanes: Lanes | None, seconds: float) -> None:
     except KeyboardInterrupt:
         for one in ends:
             one.kill()
+
+
+def _ignore() -> None:
+    """Do nothing."""
 
 
 MOST_SHOWN = 200
