@@ -12,7 +12,7 @@ import contextlib
 import io
 import pickle
 from collections.abc import Callable
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from atoll.payload import pickling
@@ -23,6 +23,10 @@ from atoll.payload.values import first_line, type_name
 _Pickler: Any = pickle._Pickler
 Missing = tuple[str, str, str]
 """The name of a failing argument or attribute, the type of the part that failed, and the reason."""
+
+
+_WHOLE = (type, FunctionType, BuiltinFunctionType, MethodType)
+"""Types of objects that are nothing without one of their parts; so are those with a finalizer."""
 
 
 class _Salvager(_Pickler):  # type: ignore[misc]
@@ -44,7 +48,7 @@ class _Salvager(_Pickler):  # type: ignore[misc]
         self._depth = 0
         self._whole = 0
         """The depth of objects that are written whole or not at all."""
-        self._failed: dict[int, tuple[Any, Unsent]] = {}
+        self._failed: dict[int, tuple[Any, Unsent, str]] = {}
         self.missing: list[Missing] = []
 
     def dump_bytes(self, value: Any) -> bytes:
@@ -58,12 +62,14 @@ class _Salvager(_Pickler):  # type: ignore[misc]
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         name, self._name = self._name, self._names.get(id(obj), self._name)
-        whole = isinstance(obj, (type, FunctionType)) or hasattr(type(obj), "__del__")
+        whole = isinstance(obj, _WHOLE) or hasattr(type(obj), "__del__")
         self._whole += whole
         self._depth += 1
         place, known = self._file.tell(), len(self.memo)
         try:
             failed = self._failed.get(id(obj))
+            if failed is not None and self._whole:
+                raise pickle.PicklingError(f"it holds a {failed[2]}")
             super().save(obj if failed is None else failed[1], save_persistent_id)
         except RecursionError:  # without an end, each level would be tried again
             raise
@@ -73,7 +79,7 @@ class _Salvager(_Pickler):  # type: ignore[misc]
                 raise
             self._take_back(place, known)
             reason = f"{type(error).__name__}: {first_line(error)}"
-            self._failed[id(obj)] = obj, unsent(obj, type_name(obj), reason)
+            self._failed[id(obj)] = obj, unsent(obj, type_name(obj), reason), type_name(obj)
             self.missing.append((self._name, type_name(obj), reason))
             super().save(self._failed[id(obj)][1])
         finally:
@@ -176,7 +182,7 @@ def note(missing: list[Missing]) -> str:
     """Return one line for the reader of the traceback; empty for nothing."""
     if not missing:
         return ""
-    found = list(dict.fromkeys(missing))
+    found = list({name: (name, kind, reason) for name, kind, reason in reversed(missing)}.values())[::-1]
     said = [f"{name or 'a part'} (`{kind}`: {reason})" for name, kind, reason in found[:_MOST_NAMED]]
     rest = f", and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return f"atoll: not sent with this exception: {', '.join(said)}{rest}"

@@ -6,17 +6,19 @@ the end of the line removes it, whatever the program has printed before. The lin
 a function or by the program itself, and comes back when there is quiet. While a function's own line has no end yet
 (a prompt, a progress bar), nothing is drawn.
 
-Nothing of this happens unless standard output and standard error are both terminals.
+Nothing of this happens unless standard output and standard error are both terminals, nor beside a progress bar of the
+program itself, which has the last line: begin and end of a build are then lines above the bar.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,9 +165,28 @@ def usable() -> bool:
     if nested.inside() or not settings.terminal()[0]:
         return False
     try:
-        return sys.stdout.isatty() and sys.stderr.isatty()
+        return sys.stdout.isatty() and sys.stderr.isatty() and above() is None
     except (AttributeError, ValueError):
         return False
+
+
+def above() -> Callable[[str], object] | None:
+    """Return the function that prints a line above the program's own progress bar; None without a bar.
+
+    Called without `writing`: the bar has a lock of its own, and may be writing.
+    """
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    stream = sys.stderr
+    try:
+        if not stream.isatty():
+            return None
+        if getattr(bars, "_instances", None):
+            return functools.partial(bars.write, file=stream)  # type: ignore[union-attr]  # it has instances
+        if hasattr(stream, "rich_proxied_file"):
+            return functools.partial(print, file=stream, flush=True)
+    except (AttributeError, ValueError):
+        pass
+    return None
 
 
 def _renew() -> None:

@@ -26,6 +26,8 @@ class CallerStreams:
         self._decoders: dict[str, Any] = {}
         self._broken: set[str] = set()
         self._live: bool | None = None
+        self._built = False
+        """Whether a line of a build has come."""
         self._began = time.monotonic()
 
     def stdout(self, data: bytes) -> None:
@@ -37,16 +39,24 @@ class CallerStreams:
         self._write("stderr", data)
 
     def notice(self, line: str) -> None:
-        """Print a line of Atoll's own on stderr."""
+        """Print a line of Atoll's own on stderr, above a progress bar of the program."""
+        if (write := live_line.above()) is not None:
+            with contextlib.suppress(Exception):
+                write(f"atoll: {printable(line)}")
+            return
         with live_line.writing, contextlib.suppress(Exception):
             live_line.line.erase()
             print(f"atoll: {printable(line)}", file=sys.stderr, flush=True)
 
     def progress(self, line: str) -> None:
-        """Print the cause of a wait on stderr; on a terminal the live line shows it."""
+        """Print the cause of a wait on stderr; on a terminal the live line shows it.
+
+        Beside a progress bar of the program only begin and end of a build are printed.
+        """
         if self._live is None:
             self._live = live_line.usable()
-        if not self._live:
+        is_step, self._built = self._built and not line.startswith("Built "), True
+        if not self._live and not (is_step and live_line.above() is not None):
             self.notice(line)
 
     def waits(self, kind: str, detail: str) -> int | None:
