@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from atoll.sdk.live_line import Waiting, duration, fit, text, width
+from atoll.sdk.output import CallerStreams
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,33 @@ def test_the_line_is_narrower_than_the_terminal() -> None:
 def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
     """Control characters in a builder's line or a function's name are shown as escapes; white space is one space."""
     assert fit("a\x1b[2Jb\r\n\tc\x07\x9bd", "", 80) == "a\\x1b[2Jb c\\x07\\x9bd"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_build_is_told_above_a_bar_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a progress bar, which has the last line, begin and end of a build have lines; without one, none has."""
+    tqdm = pytest.importorskip("tqdm").tqdm
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    lines = ("Building environment 1234", "Resolved 2 packages", "Built environment 1234 in 1 s")
+    without = CallerStreams()
+    for line in lines:
+        without.progress(line)
+    assert terminal.getvalue() == ""  # the live line shows it
+    with tqdm(total=3, file=sys.stderr):
+        beside = CallerStreams()
+        for line in lines:
+            beside.progress(line)
+        assert beside.waits("building", "Resolved") is None
+        shown = terminal.getvalue()
+    assert "\ratoll: Building environment 1234\n" in shown
+    assert "\ratoll: Built environment 1234 in 1 s\n" in shown
+    assert "Resolved" not in shown
+    assert shown.endswith("it/s]"), "the bar is drawn again below"
