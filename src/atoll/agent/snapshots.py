@@ -23,7 +23,10 @@ from typing import Any
 from atoll.agent.mains import DIRECTORY
 from atoll.agent.questions import Questions
 from atoll.payload.program import namespaces
+from atoll.payload.texts import load as texts
 
+_TEXTS = ""
+"""The place of the texts of the caller's files, which no name has."""
 MOST_KEPT = 4
 """Snapshots of one worker; children that live on may still read the last ones."""
 
@@ -74,7 +77,7 @@ class Snapshots:
     def _store(self, content: tuple[dict[str, Any], dict[str, bytes], dict[str, str], list[str]]) -> str:
         fields, index, left_out, callables = content
         places, blob = {}, bytearray()
-        for name, data in index.items():
+        for name, data in (*index.items(), (_TEXTS, texts.packed())):
             places[name] = len(blob), len(data)
             blob += data
         head = json.dumps((fields, places, left_out, callables)).encode()
@@ -107,6 +110,9 @@ def use(path: str, namespace: dict[str, Any]) -> Callable[[str], Any]:
     size = int.from_bytes(file.read(8), "big")
     fields, places, left_out, callables = json.loads(file.read(size))
     namespace.update(fields)
+    start, length = places.pop(_TEXTS)
+    if length:
+        texts.show(os.pread(file.fileno(), length, 8 + size + start))
 
     def find(name: str) -> Any:
         main = sys.modules["__main__"]

@@ -35,6 +35,15 @@ def show(data: Any) -> None:
         place += size
 
 
+def packed() -> bytes:
+    """Return the texts that were shown, as they were packed; empty for none."""
+    texts = [(name, text().encode("utf-8", "surrogatepass")) for name, text in list(_shown.items())]
+    if not texts:
+        return b""
+    header = json.dumps([[name, len(text)] for name, text in texts], separators=(",", ":")).encode()
+    return b"\n".join((header, b"".join(text for _, text in texts)))
+
+
 def text_of(name: str) -> str | None:
     """Return the text of a file of the caller's; None where it has not come."""
     found = _shown.get(name)
