@@ -15,6 +15,7 @@ import pytest
 
 from atoll import errors
 
+from ..waiting import PATIENCE_SECONDS
 from .conftest import Place
 
 
@@ -313,3 +314,85 @@ def test_a_caller_without_stdout_does_not_fail(place: Place, tmp_path: Path) -> 
         run.stdout = None
         _, err = run.communicate(b"go", timeout=120)
     assert err in (b"result", b"BrokenPipeError")
+
+
+def in_turns(count: int) -> None:
+    """Print on both streams in turns, in each of the ways that programs have."""
+    for number in range(count):
+        print(f"out {number}")
+        print(f"err {number}", file=sys.stderr)
+
+
+def in_turns_by_programs(count: int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    for number in range(count):
+        subprocess.run(["sh", "-c", f"echo out {number}; echo err {number} >&2"], check=True)
+        libc.printf(b"out C\n")
+        os.write(2, b"err write\n")
+
+
+def test_streams_that_are_one_file_keep_their_order(place: Place, tmp_path: Path) -> None:
+    """With `2>&1`, on a terminal and in a log, all lines come as the function printed them, also those of programs."""
+    text = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from atoll import isolated\n"
+        "from tests.conformance.test_output import in_turns, in_turns_by_programs\n"
+        "isolated(in_turns)(200)\n"
+        "isolated(in_turns_by_programs)(3)\n"
+        "print('end', file=sys.stderr)\n"
+    )
+    path = tmp_path / "program.py"
+    path.write_text(text)
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, str(path), root],
+        env={**os.environ, **place.variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+    expected = [f"{name} {number}" for number in range(200) for name in ("out", "err")]
+    for number in range(3):
+        expected += [f"out {number}", f"err {number}", "out C", "err write"]
+    assert done.stdout.splitlines() == [*expected, "end"]
+
+
+class Cell:
+    """A stream of a notebook: both of them show on one page."""
+
+    def __init__(self, name: str, page: list[tuple[str, str]]) -> None:
+        self._name = name
+        self._page = page
+
+    def write(self, text: str) -> int:
+        self._page.append((self._name, text))
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+def test_streams_of_a_notebook_keep_their_order(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has the lines in order, and each stream its own."""
+    page: list[tuple[str, str]] = []
+    monkeypatch.setattr(sys, "stdout", Cell("out", page))
+    monkeypatch.setattr(sys, "stderr", Cell("err", page))
+    place.isolated(in_turns)(50)
+    assert "".join(text for _, text in page) == "".join(f"out {number}\nerr {number}\n" for number in range(50))
+    for name in ("out", "err"):
+        own = "".join(text for stream, text in page if stream == name)
+        assert own == "".join(f"{name} {number}\n" for number in range(50))
+
+
+def test_a_redirected_stream_has_its_own_text_alone(place: Place) -> None:
+    """Where one stream is redirected, the other's text is not mixed in."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        place.isolated(in_turns)(3)
+    assert (out.getvalue(), err.getvalue()) == ("out 0\nout 1\nout 2\n", "err 0\nerr 1\nerr 2\n")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from typing import Any
 
 _kept: list[int] = []
@@ -31,10 +32,66 @@ class _Pipe(io.FileIO):
     """A pipe to the caller, without an error once that is gone: the call ends anyway, and may save its work before."""
 
     def write(self, data: Any, /) -> int:
+        if _turns.other:
+            _turns.take(self.fileno())
         try:
             return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
+
+
+class _Turns:
+    """Turns of stdout and stderr: what one has printed is read before the other prints.
+
+    A caller that does not read for `TURN_SECONDS` is not waited for again in the same call.
+    """
+
+    def __init__(self) -> None:
+        self.other = 0
+        """The descriptor whose text must have been read before the next write to another; 0 for none."""
+
+    def begin(self) -> None:
+        self.other = 1
+
+    def end(self) -> None:
+        self.other = 0
+
+    def take(self, descriptor: int) -> None:
+        if descriptor == self.other:
+            return
+        deadline = time.monotonic() + TURN_SECONDS
+        while _unread(self.other):
+            if time.monotonic() > deadline:
+                self.end()
+                return
+            time.sleep(TURN_STEP_SECONDS)
+        self.other = descriptor
+
+
+TURN_SECONDS = 0.05
+TURN_STEP_SECONDS = 0.00005
+_turns = _Turns()
+
+
+def _unread(descriptor: int) -> bool:
+    import fcntl
+    import termios
+
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, size)
+    except OSError:  # no pipe any more
+        return False
+    return any(size)
+
+
+def arrange(streams: object) -> None:
+    """Keep the order between the streams of a call as its caller asks; see `model.specs.Call.streams`."""
+    _turns.end()
+    if streams == "one":
+        os.dup2(1, 2)
+    elif streams == "turns":
+        _turns.begin()
 
 
 def _writer(descriptor: int, encoding: str, errors: str) -> io.TextIOWrapper:

@@ -270,6 +270,7 @@ class Worker:
             return
         if self._clean is not None:
             self._clean.restore()
+        output.arrange(header.get("streams"))
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
         self._questions.begin(data, header.get("call"), header.get("results") == "data")

@@ -280,6 +280,8 @@ class Call:
         stream: the function gives items one by one.
         setup: the bytes of the function that prepares the worker, made like `function`; `setup_digest` names them.
         results: how results and exceptions come back: `pickle`, or `data` for plain data.
+        streams: how stdout and stderr keep their order between each other: `one` where they are one stream of the
+            caller's, `turns` where each write waits until the other stream has been read; empty for not at all.
         function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
         texts: the texts of the files that its code is from, packed by `payload.texts.dump`; `texts_digest` names them.
         names: answers the worker's questions for names of the program (`payload.answers`); it stays with the caller.
@@ -299,6 +301,7 @@ class Call:
     setup: bytes = b""
     setup_digest: str = ""
     results: str = "pickle"
+    streams: str = ""
     function_digest: str = ""
     texts: bytes = b""
     texts_digest: str = ""

@@ -57,6 +57,7 @@ class Prepared:
         from atoll.host.local import local
         from atoll.payload.functions import FunctionPickler, loads_by_value
         from atoll.sdk.modules.discover import Sources
+        from atoll.sdk.output import arrangement
 
         self.host: Host = options.host if options.host is not None else local
         own_lines = options.results == "data"  # its function need not be trusted with the rest of a file
@@ -67,6 +68,7 @@ class Prepared:
         self._timeout_seconds = options.timeout or 0.0
         self._stream = is_generator(function)
         self._results = options.results
+        self._arrangement = arrangement
         self._spec = spec
         self._template: _Template | None = None
         self._loads = loads_by_value
@@ -93,8 +95,11 @@ class Prepared:
         arguments, buffers = self._pickler.dumps_arguments(args, kwargs, codes)
         setup = self._setup.current() if self._setup is not None else None
         template = self._template
+        streams = self._arrangement()
+        if template is not None and template[0].call.streams != streams:
+            template = None
         if template is None or template[1] is not function or template[2] is not bundle or template[3] is not setup:
-            template = self._template = self._new_template(function, bundle, setup)
+            template = self._template = self._new_template(function, bundle, setup, streams)
         like = template[0]
         call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
         if codes and not {code.co_filename for code in codes} <= template.texts.names:
@@ -117,7 +122,7 @@ class Prepared:
         return like._replace(call=like.call.again(new_id(), arguments, tuple(buffers), time.time()))
 
     def _new_template(
-        self, function: PickledFunction, bundle: Bundle | None, setup: PickledFunction | None
+        self, function: PickledFunction, bundle: Bundle | None, setup: PickledFunction | None, streams: str
     ) -> _Template:
         sources = bundle.digest if bundle is not None else ""
         setup_digest = setup.full_digest() if setup is not None else ""
@@ -138,6 +143,7 @@ class Prepared:
             setup=setup.data if setup is not None else b"",
             setup_digest=setup_digest,
             results=self._results,
+            streams=streams,
             function_digest=function.digest,
             texts=texts.data,
             texts_digest=texts.digest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import os
 import select
 import sys
 import time
@@ -110,6 +111,22 @@ class CallerStreams:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def arrangement() -> str:
+    """Return how the streams of a call keep their order between each other; see `model.specs.Call.streams`."""
+    out, err = sys.stdout, sys.stderr
+    if out is None or err is None:
+        return ""
+    if out is err:
+        return "one"
+    if not _takes_bytes(out):
+        return "" if _takes_bytes(err) else "turns"  # a notebook's pair: the reader sees both
+    try:
+        found, other = os.fstat(out.fileno()), os.fstat(err.fileno())
+    except (OSError, ValueError):  # no file behind one of them
+        return ""
+    return "one" if (found.st_ino, found.st_dev) == (other.st_ino, other.st_dev) and _takes_bytes(err) else ""
 
 
 def _takes_bytes(stream: Any) -> bool:

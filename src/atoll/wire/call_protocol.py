@@ -92,6 +92,8 @@ class CallValue(Protocol):
     @property
     def results(self) -> str: ...
     @property
+    def streams(self) -> str: ...
+    @property
     def texts(self) -> bytes: ...
     @property
     def texts_digest(self) -> str: ...
@@ -209,6 +211,7 @@ class CallProtocol:
             call.setup_digest,
             call.stream,
             call.results,
+            call.streams,
             call.serializer,
         )
         if like != self._like:  # the encoder costs more than the rest of a warm call's frame
@@ -246,6 +249,7 @@ class CallProtocol:
             "setup": call.setup_digest,
             "stream": call.stream,
             "results": "" if call.results == "pickle" else call.results,
+            "streams": call.streams,
         }
         header.update((name, value) for name, value in optional.items() if value)
         return header
