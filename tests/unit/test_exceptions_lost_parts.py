@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import email.message
 import os
 import pickle
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import traceback
 import types
 import urllib.error
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
-from atoll.errors import RemoteError
+import atoll
+from atoll.environments.built.interpreter import find
+from atoll.errors import EnvironmentBuildError, RemoteError
+from atoll.model.specs import EnvironmentSpec
 from atoll.payload import exceptions_dump, exceptions_load
 from atoll.payload.exception_text import is_same
 
@@ -303,3 +311,54 @@ def test_a_missing_type_is_caught_by_those_above_it(monkeypatch: pytest.MonkeyPa
     odd = from_another_machine(monkeypatch, lambda module: module.Odd("k", b=1))
     assert isinstance(odd, RemoteError)
     assert isinstance(odd, KeyError)
+
+
+class SlotsWithNone(Exception):
+    """As NumPy's `AxisError`."""
+
+    __slots__ = ("axis", "message")
+
+    def __init__(self, axis: int) -> None:
+        self.axis, self.message = axis, None
+
+    def __str__(self) -> str:
+        return self.message or f"axis {self.axis}"
+
+
+def test_an_empty_slot_and_one_with_none_are_told_apart() -> None:
+    """A slot that holds None holds it again; its exception keeps the very type."""
+    there: Any = send(SlotsWithNone(5))
+    assert type(there) is SlotsWithNone
+    assert (str(there), there.message) == ("axis 5", None)
+
+
+OLDER = """
+import json, sys, threading
+sys.path.insert(0, sys.argv[1])
+from atoll.payload import exceptions_dump, exceptions_load
+try:
+    error = ValueError("text")
+    error.lock = threading.Lock()
+    raise error
+except ValueError as raised:
+    header, buffers = exceptions_dump.dumps(raised)
+there = exceptions_load.loads(json.loads(json.dumps(header)), buffers)
+assert isinstance(there, ValueError) and there.__traceback__.tb_lineno == 8, there
+print(there)
+print(*getattr(there, "__notes__", ()))
+"""
+
+
+def test_an_older_python_reads_exceptions(tmp_path: Path) -> None:
+    """Python 3.10, where functions may call others, prints no notes: the text has them."""
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    try:
+        found = asyncio.run(find(EnvironmentSpec(python_version="3.10", interpreter=base))).executable
+    except EnvironmentBuildError:
+        pytest.skip("this machine has no Python 3.10")
+    package = Path(atoll.__file__).parent
+    shutil.copytree(package, tmp_path / "atoll", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(cloudpickle.__file__).parent / "cloudpickle.py", tmp_path / "_atoll_cloudpickle.py")
+    done = subprocess.run([found, "-c", OLDER, str(tmp_path)], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("text\natoll: not sent with this exception: `lock`")

@@ -96,6 +96,8 @@ def _completed(exc: BaseException, node: dict[str, Any]) -> BaseException:
             add_note(exc, note)
     if node["lost"]:
         add_note(exc, node["lost"])
+        if not hasattr(exc, "add_note"):  # Python 3.10 prints no notes
+            exc = with_text(exc, f"{text_of(exc)}\n{node['lost']}")
     return exc
 
 

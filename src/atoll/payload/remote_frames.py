@@ -44,13 +44,16 @@ def _entry(frame: list[Any], below: TracebackType | None) -> TracebackType | Non
     if source:
         _give_line(file, line, source)
     stub = _stub()
-    code = stub.replace(
-        co_filename=file,
-        co_name=name,
-        co_qualname=name,
-        co_firstlineno=first,  # pytest shows the function from there
-        co_linetable=_positions(len(stub.co_code) // 2, line - first, line, end, start, stop),
-    )
+    if hasattr(stub, "co_qualname"):
+        code = stub.replace(
+            co_filename=file,
+            co_name=name,
+            co_qualname=name,
+            co_firstlineno=first,  # pytest shows the function from there
+            co_linetable=_positions(len(stub.co_code) // 2, line - first, line, end, start, stop),
+        )
+    else:  # Python 3.10: the line of the traceback's entry counts
+        code = stub.replace(co_filename=file, co_name=name, co_firstlineno=line)
     space = {"__name__": "", "__file__": file, "__builtins__": builtins, "stop": _Stop()}
     try:
         exec(code, space)  # noqa: S102 - our own stub, under a remote frame's name

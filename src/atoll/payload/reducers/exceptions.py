@@ -53,8 +53,10 @@ def _members(exc: BaseException, cls: type) -> dict[str, Any]:
         for name, member in vars(owner).items():
             if type(member) is MemberDescriptorType and name not in found and member is not _OBJECT:
                 with contextlib.suppress(AttributeError):  # it holds nothing
-                    found[name] = member.__get__(exc, cls)
-    return {name: value for name, value in found.items() if value is not None}
+                    value = member.__get__(exc, cls)
+                    if value is not None or owner.__flags__ & _HEAP_TYPE:  # None is the default of fields in C
+                        found[name] = value
+    return found
 
 
 _OBJECT = vars(AttributeError).get("obj")
