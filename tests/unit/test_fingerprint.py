@@ -116,3 +116,46 @@ def test_equal_dicts_are_the_same_however_they_were_filled() -> None:
     third = {"b": {(2, 3): "x", None: "y", 1: "z"}, "a": [1]}
     assert fingerprint.of_arguments([first]) == fingerprint.of_arguments([second])
     assert fingerprint.of_arguments([first]) != fingerprint.of_arguments([third])
+
+
+KEPT = {
+    "a dispatcher": (
+        (
+            "import functools\n@functools.singledispatch\ndef show(x): return 1\n@show.register\ndef _(x: int): return {0}\n"
+            "def f(): return show(1)"
+        ),
+        "show(2); show('')",
+    ),
+    "a generator of random numbers": (
+        "from random import random, choice\ndef f(): return random(), choice, {0}",
+        "random()",
+    ),
+    "the path": ("from sys import path, modules\ndef f(): return path, modules, {0}", "path.append('x'); path.pop()"),
+    "a weak registry": (
+        "import weakref\nclass C: pass\nc = C()\nW = weakref.WeakValueDictionary(a=c)\nR = weakref.ref(c)\ndef f(): return W, R, {0}",
+        "W.get('a')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_process_or_a_library_remembers_does_not_count(name: str) -> None:
+    """The digest is that of the next worker's function, before and after the function has run; an edit changes it."""
+    source, use = KEPT[name]
+    digests = []
+    for number in (1, 1, 2):
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(source.format(number), "<here>", "exec"), names)
+        before = fingerprint.of_function(names["f"])
+        exec(use, names)
+        digests += [before, fingerprint.of_function(names["f"])]
+    assert len(set(digests[:4])) == 1
+    assert len(set(digests[4:])) == 1
+    assert digests[0] != digests[4]
+
+
+def test_an_object_is_the_same_as_itself_alone() -> None:
+    """A sentinel is no other `object()`."""
+    unset = object()
+    assert fingerprint.of_arguments([unset]) == fingerprint.of_arguments([unset])
+    assert fingerprint.of_arguments([unset]) != fingerprint.of_arguments([object()])

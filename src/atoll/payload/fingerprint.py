@@ -16,7 +16,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from atoll.payload.bytecode import code_facts
-from atoll.payload.reducers.singletons import Environ, environ_name
+from atoll.payload.reducers import kept, singletons, weak, wrappers
 
 DIGEST_BYTES = 20
 _SCALARS = frozenset({int, float, complex, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice})
@@ -74,6 +74,8 @@ class _Walk:
             self._unordered(kind.__name__, value)
         elif id(value) in self._seen:
             self._text("again", str(self._seen[id(value)][0]))
+        elif self._by_identity and (single := singletons.name_of(value)):
+            self._text("name", ":".join(single))
         else:
             self._seen[id(value)] = len(self._seen), value
             self._object(kind, value)
@@ -113,8 +115,8 @@ class _Walk:
             self._items("method", (value.__func__, value.__self__))
         elif kind is ModuleType:
             self._text("module", value.__name__)
-        elif kind is Environ and self._by_identity:
-            self._text("name", f"os:{environ_name(value)}")
+        elif kind is object:
+            self._write("token", kept.token(value))
         elif isinstance(value, type):
             self._class(value)
         elif hasattr(kind, "__atoll_function__"):
@@ -142,6 +144,14 @@ class _Walk:
     def _function(self, function: Any) -> None:
         if _importable(function):
             self._text("name", f"{function.__module__}:{function.__qualname__}")
+            return
+        registry = wrappers.registry_of(function)
+        if registry is not None:  # its closure has what it found for earlier calls
+            self._unordered("dispatcher", registry.items())
+            return
+        checked = wrappers.checked_function(function)
+        if checked is not None:
+            self._items("checked", (function.__code__, checked))
             return
         facts = code_facts(function.__code__)
         cells = [_contents(cell) for cell in function.__closure__ or ()]
@@ -173,6 +183,15 @@ class _Walk:
                 self._value(inner)
 
     def _reduced(self, kind: Any, value: Any) -> None:
+        if kind is singletons.Environ and self._by_identity:
+            self._text("name", f"os:{singletons.environ_name(value)}")
+            return
+        if kind in weak.MAPPINGS:
+            self._unordered("weak mapping", value.items())
+            return
+        if kind in weak.REFERENCES:
+            self._items("weak reference", (value(),))
+            return
         if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type(None))):
             self._text("name", f"{value.__module__}:{value.__qualname__}")
             return

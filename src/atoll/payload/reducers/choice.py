@@ -7,7 +7,6 @@ import copyreg
 import functools
 import gc
 import logging
-import weakref
 from collections import ChainMap
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -153,10 +152,8 @@ _EXACT: dict[Any, Reducer] = {
     object: _object,
     contextvars.ContextVar: _context_variable,
     **dict.fromkeys(type_parameters.TYPES, _type_parameter),
-    weakref.ref: _reference,
-    weak.HeldReference: _reference,
-    weakref.WeakValueDictionary: _weak_mapping,
-    weakref.WeakKeyDictionary: _weak_mapping,
+    **dict.fromkeys(weak.REFERENCES, _reference),
+    **dict.fromkeys(weak.MAPPINGS, _weak_mapping),
     CodeType: _code,
     CellType: _cell,
     functools._lru_cache_wrapper: _lru_cache,

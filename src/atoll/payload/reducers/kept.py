@@ -11,6 +11,7 @@ import contextvars
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,18 @@ MOST_KEPT = 10_000
 
 _tokens: dict[int, tuple[bytes, Any]] = {}
 _objects: dict[bytes, Any] = {}
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that held the lock is the parent's."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
 _objects_of_modules: tuple[int, dict[int, list[tuple[str, str]]]] = 0, {}
 _instances: WeakKeyDictionary[type, tuple[int, dict[int, str]]] = WeakKeyDictionary()
 
@@ -98,8 +111,11 @@ def token(obj: Any) -> bytes:
     """Return the token that stands for the object at both ends."""
     found = _tokens.get(id(obj))
     if found is None or found[1] is not obj:
-        found = os.urandom(12), obj
-        _remember(*found)
+        with _lock:
+            found = _tokens.get(id(obj))
+            if found is None or found[1] is not obj:  # another thread has not been faster
+                found = os.urandom(12), obj
+                _remember(*found)
     return found[0]
 
 
@@ -115,8 +131,11 @@ def rebuild_kept(token: bytes, make: Callable[..., Any], *arguments: Any) -> Any
     """Return the object that the token stands for; made where it has not been met."""
     found = _objects.get(token)
     if found is None:
-        found = make(*arguments)
-        _remember(token, found)
+        with _lock:
+            found = _objects.get(token)
+            if found is None:
+                found = make(*arguments)
+                _remember(token, found)
     return found
 
 

@@ -51,6 +51,12 @@ def containers() -> Names:
     return _current()[2]
 
 
+def name_of(value: Any) -> tuple[str, str] | None:
+    """Return the module and the name of an object of which this process has one; None for any other object."""
+    found = names().get(id(value)) or containers().get(id(value))
+    return found[1] if found is not None else None
+
+
 def _current() -> tuple[Any, Names, Names]:
     global _found
     filters = getattr(sys.modules.get("warnings"), "filters", None)  # another list in `catch_warnings`

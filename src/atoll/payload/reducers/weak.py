@@ -13,6 +13,10 @@ class HeldReference(weakref.ref[Any]):
     held: Any
 
 
+REFERENCES: tuple[Any, ...] = (weakref.ref, HeldReference)
+MAPPINGS: tuple[Any, ...] = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
+
+
 def reduce_reference(reference: Any) -> tuple[Any, ...]:
     """Reduce a `weakref.ref`, alive or dead, with its callback."""
     return rebuild_reference, (reference(), reference.__callback__)
