@@ -11,6 +11,7 @@ import pytest
 
 from atoll.errors import SyncError
 from atoll.sdk.watch import Failed, Synced, _WatchedSync
+from atoll.storage.files.scan import Scan
 from atoll.storage.files.tree import FILE, Entry
 from atoll.storage.sync.plan import Plan
 from atoll.storage.sync.watch import Watcher
@@ -29,7 +30,7 @@ class Mirror:
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
-        return SimpleNamespace(plan=result, sent=1, sent_bytes=1)
+        return SimpleNamespace(plan=result, sent=1, sent_bytes=1, vanished=(), source=Scan())
 
 
 class Clock:

@@ -28,6 +28,7 @@ class Synced:
         sent: files whose content travelled.
         sent_bytes: how much of it did.
         seconds: how long it took.
+        notes: lines about what the mirror has otherwise than the directory had.
     """
 
     first: bool
@@ -35,6 +36,7 @@ class Synced:
     sent: int
     sent_bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about the watching itself.
+    """Something about the watching itself, or the last sync.
 
     Args:
         text: the message.
@@ -79,14 +81,18 @@ def watch_dir(path: str | os.PathLike[str], remote_dir: str | os.PathLike[str], 
     """
     arranged = arrange(path, remote_dir, **options)
     check_source(arranged.source)
-    yield _sync(arranged, first=True)
+    done = _sync(arranged, first=True)
+    yield done
+    yield from (Notice(text, "") for text in done.notes)
     yield from _WatchedSync(arranged).run()
 
 
 def _sync(arranged: Arranged, *, first: bool) -> Synced:
+    from atoll.storage.client.sync_summary import notes
+
     began = time.monotonic()
     done = arranged.run()
-    return Synced(first, done.plan, done.sent, done.sent_bytes, time.monotonic() - began)
+    return Synced(first, done.plan, done.sent, done.sent_bytes, time.monotonic() - began, tuple(notes(done)))
 
 
 class _WatchedSync:
@@ -133,6 +139,7 @@ class _WatchedSync:
         self._stale = changed
         if done.plan or recovered:
             yield done
+            yield from (Notice(text, "") for text in done.notes)
 
     def _notice(self, text: str, hint: str) -> None:
         self._pending.append(Notice(text, hint))

@@ -41,7 +41,8 @@ class SandboxGroup:
             [one.below(name) for one in places if one.controllers & _LIMITED], memory_bytes, 0, processes
         )
         limiting = {place.directory for place in self._whole.places}
-        self._freezer = next((one.below(name) for one in places if FREEZER in one.controllers), None)
+        old = self._whole.places[0].version == 1  # in version 2 every group can be paused
+        self._freezer = next((one.below(name) for one in places if old and FREEZER in one.controllers), None)
         self._alone = [one.directory for one in (self._freezer,) if one is not None and one.directory not in limiting]
         """The group that only pauses, where its hierarchy has no limit."""
         try:
