@@ -7,8 +7,13 @@ import subprocess
 import sys
 import zipapp
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from atoll.sdk.modules.discover import Sources
+
+from .bare_worker import BareWorker
 
 SHOW = """
 from atoll.sdk.modules.discover import Sources
@@ -163,3 +168,24 @@ def test_portions_of_a_namespace_package_travel_together(tmp_path: Path) -> None
     )
     path = os.pathsep.join((str(tmp_path / "one/src"), str(tmp_path / "two/src")))
     assert shown(tmp_path, "main.py", cwd="app", path=path) == "['space/a.py', 'space/b.py', 'space/data/x.json']"
+
+
+def test_tracebacks_name_the_portion_that_a_module_is_of(tmp_path: Path) -> None:
+    """Each part of a namespace package has its own path on the caller's machine."""
+    write(
+        tmp_path,
+        {
+            "one/part_space/a.py": "def f(): 1 / 0",
+            "two/part_space/b.py": "def f(): 1 / 0",
+            "two/part_space/inner/c.py": "def f(): 1 / 0",
+        },
+    )
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("def f(name):\n  import importlib\n  importlib.import_module(name).f()", space)
+    portions = [str(tmp_path / "one" / "part_space"), str(tmp_path / "two" / "part_space")]
+    with BareWorker(tmp_path / "worker") as worker:
+        worker.install(Sources(space["f"], portions).current())
+        for name, file in [("a", "one/part_space/a"), ("b", "two/part_space/b"), ("inner.c", "two/part_space/inner/c")]:
+            with pytest.raises(ZeroDivisionError) as caught:
+                worker.call(space["f"], f"part_space.{name}")
+            assert [entry.path for entry in caught.traceback][-1] == tmp_path / f"{file}.py"

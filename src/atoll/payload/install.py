@@ -5,7 +5,8 @@ The `sources` message, whose buffers are the files' contents in the order of `fi
     {"type": "sources", "digest": hexadecimal, "files": [[path, bytes, mode], ...], "origins": {top: path}}
 
 `path` is relative, with `/`, as an import needs it (`package/module.py`); `mode` is 420 or 493 (0644, 0755).
-`origins` gives, for the first component of each path, its path on the caller's machine, which tracebacks show.
+`origins` gives, for the first component of each path, its path on the caller's machine, which tracebacks show. For a
+namespace package whose portions lie in several places it has the first two components of the others' paths besides.
 
 Workers of one sandbox share the unpacked files: a bundle appears whole under its digest, by a rename.
 """
@@ -92,8 +93,10 @@ def original(path: str) -> str:
         return path
     relative = path[len(_directory) + 1 :]
     top, _, rest = relative.partition(os.sep)
-    base = _origins.get(top)
-    if base is None:
+    second, _, deeper = rest.partition(os.sep)
+    if (portion := _origins.get(f"{top}/{second}")) is not None:  # of a namespace package in several places
+        base, rest = portion, deeper
+    elif (base := _origins.get(top, "")) == "":
         return path
     return base + ("\\" if "\\" in base and "/" not in base else "/") + rest if rest else base
 

@@ -278,9 +278,12 @@ def make_bundle(units: Iterable[Unit]) -> Bundle | None:
     files: dict[str, File] = {}
     origins: dict[str, str] = {}
     for unit in units:
-        origins.setdefault(unit.top, unit.origin)
+        portion = origins.setdefault(unit.top, unit.origin) != unit.origin
         for file in unit.files:
             files.setdefault(file.relative, file)
+            if portion:
+                second = file.relative.split("/")[1]
+                origins.setdefault(f"{unit.top}/{second}", f"{unit.origin}/{second}")
     if not files:
         return None
     if sum(len(file.content) for file in files.values()) > MOST_BYTES:
