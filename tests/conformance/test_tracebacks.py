@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atoll import cached, errors
+from atoll import cached, errors, sync_dir
 
 from .conftest import Place
 
@@ -102,6 +102,7 @@ def test_errors_of_atoll_show_the_calling_line(place: Place) -> None:
             place.isolated(held_up).cancel(future)
 
     assert frames_of(wait) == ["wait"]
+    assert frames_of(lambda: sync_dir("/nowhere/at/all", "there", host=place.host)) == ["<lambda>"]
 
 
 def held_up() -> None:

@@ -88,8 +88,14 @@ def sync_dir(
         atomic=atomic,
         allow_empty=allow_empty,
     )
-    check_source(arranged.source)
-    synced = arranged.run()
+    try:
+        check_source(arranged.source)
+        synced = arranged.run()
+    except BaseException as error:
+        from atoll.sdk.futures import hide_frames  # for errors alone
+
+        hide_frames(error)
+        raise
     if dry_run:
         for line in synced.plan.lines():
             print(line)
