@@ -208,6 +208,41 @@ def test_a_file_that_always_grows_has_the_content_of_one_moment(
     assert mirror.is_exact()
 
 
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_file_that_is_rewritten_at_each_look_is_told(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The looks are bounded; the error names the file, with the option that leaves it out, and the mirror stays."""
+    before = tree(mirror.target)
+    write("busy", "b", size=size)(mirror.source)
+    real = {name: getattr(os, name) for name in ("read", "preadv")}
+
+    def rewrite(name: str) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            if os.readlink(f"/proc/self/fd/{arguments[0]}").endswith("/busy"):
+                with (mirror.source / "busy").open("r+b") as file:
+                    file.write(os.urandom(8))
+            return real[name](*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in real:
+            patch.setattr(os, name, rewrite(name))
+        with pytest.raises(SyncError, match="busy`: changes all the time") as caught:
+            mirror.sync()
+    assert "`--exclude /busy`" in caught.value.hint
+    assert tree(mirror.target) == before
+
+
+def test_many_files_that_vanish_cost_little(mirror: Mirror) -> None:
+    """Thousands that go one by one, beside others that stay, count as removed."""
+    write(*(f"many/{number}" for number in range(3000)))(mirror.source)
+    mirror.at("ready", remove(*(f"many/{number}" for number in range(2990))))
+    assert len(mirror.sync().vanished) == 2990
+    assert len(os.listdir(mirror.target / "many")) == 10
+
+
 def test_a_source_that_vanishes_empties_nothing(mirror: Mirror) -> None:
     """A source that was moved, removed or unmounted meanwhile is an error, and the mirror stays."""
     before = tree(mirror.target)

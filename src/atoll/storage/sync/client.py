@@ -204,7 +204,7 @@ class _Conversation:
                 wanted, operations = operations, planned(scan.without({p for p in scan.paths if sent.is_gone(p)}))
                 if not operations:
                     self._finish("abort")
-                    return Synced(operations, tuple(scan.skipped), vanished=tuple(sent.gone), source=scan)
+                    return Synced(operations, tuple(scan.skipped), vanished=tuple(sorted(sent.gone)), source=scan)
                 unput, dropped = wanted.put.keys() - operations.put.keys(), operations.drop - wanted.drop
                 self._send({"type": "gone"}, [pack_paths(sorted(unput)), pack_paths(sorted(dropped))])
         self._send_last("commit" if operations else "end", remember=True)
@@ -220,7 +220,7 @@ class _Conversation:
             tuple(scan.skipped),
             len(operations.send),
             sent.bytes,
-            vanished=tuple(sent.gone),
+            vanished=tuple(sorted(sent.gone)),
             source=scan,
         )
 

@@ -29,9 +29,8 @@ from atoll.storage.content.delta import DELTA_BYTES, Comparison
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
 from atoll.storage.content.transfer import BATCH_BYTES, BATCH_FILES, SMALL_FILE_BYTES, grew
 from atoll.storage.files.scan import Row, Scan, clamp, row_of
-from atoll.storage.files.tree import FILE, MODE_BITS, Entry
+from atoll.storage.files.tree import FILE, MODE_BITS, Entry, parent_of
 from atoll.storage.sync.index import Index
-from atoll.storage.sync.scope import is_within
 from atoll.storage.sync.source_files import FileFailed, SourceFiles, file_errors
 from atoll.storage.sync.unchanged import TargetReport
 from atoll.wire.frames import Rope
@@ -67,11 +66,13 @@ class Sent:
     digests: dict[str, bytes] = field(default_factory=dict)
     blocks: dict[str, bytes] = field(default_factory=dict)
     bytes: int = 0
-    gone: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
 
     def is_gone(self, path: str) -> bool:
         """Return whether a path has vanished since the scan, or one above it."""
-        return any(is_within(path, gone) for gone in self.gone)
+        while path and path not in self.gone:
+            path = parent_of(path)
+        return path in self.gone
 
 
 @dataclass
@@ -149,7 +150,7 @@ class Sender:
         """
         files = self._sync.files
         for number, path in enumerate(paths):
-            if self.sent.gone and is_within(path, self.sent.gone[-1]):
+            if self.sent.gone and self.sent.is_gone(path):
                 continue
             small = number not in self._received and entries[path].size <= SMALL_FILE_BYTES
             if not small:
@@ -167,7 +168,7 @@ class Sender:
                         self._received = {key: value for key, value in self._received.items() if key != number}
                         continue
                     if path not in files.unreadable:
-                        self.sent.gone.append(files.topmost_gone(path))
+                        self.sent.gone.add(files.topmost_gone(path))
                 break
             else:
                 files.unreadable.add(path, "comes and goes while it is read")
