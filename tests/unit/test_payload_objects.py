@@ -92,6 +92,16 @@ def test_a_handler_travels_without_its_lock(worker: BareWorker) -> None:
     assert worker.call(space["f"]) == (True, "said!", 10, None)
 
 
+def test_a_logger_of_a_programs_class_keeps_it(worker: BareWorker) -> None:
+    """It is the worker's logger of that name, with the methods of the class."""
+    source = (
+        "import logging\nclass Own(logging.Logger):\n  def trace(self, text): return self.name + text + self.mark\n"
+        "logging.setLoggerClass(Own)\nlog = logging.getLogger('tests.own')\nlogging.setLoggerClass(logging.Logger)\n"
+        "log.mark = '!'\ndef f():\n  import logging\n  return log.trace(': said'), log is logging.getLogger('tests.own')"
+    )
+    assert worker.call(defined(source)["f"]) == ("tests.own: said!", True)
+
+
 # --- objects that are compared by identity ----------------------------------------------------------------------
 
 
@@ -198,6 +208,16 @@ def test_a_dispatcher_travels_with_what_is_registered(worker: BareWorker) -> Non
     assert worker.call(space["show"], 1) == "int"
     assert worker.call(space["later"], 1.0) == "float"
     assert worker.call(space["f"], 1.0) == "any"
+
+
+def test_a_recursive_cached_function_has_one_cache(worker: BareWorker) -> None:
+    """What its inner calls have computed is known to the next outer one."""
+    space = defined(
+        "import functools\n@functools.lru_cache(maxsize=None)\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
+        "def f(): return fib(20), fib.cache_info()[1:]"
+    )
+    assert worker.call(space["f"]) == (6765, (21, None, 21))
+    assert worker.call(space["f"]) == (6765, (21, None, 21))
 
 
 def test_what_a_program_registers_with_a_library_travels(worker: BareWorker, monkeypatch: pytest.MonkeyPatch) -> None:

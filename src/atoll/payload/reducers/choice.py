@@ -46,6 +46,8 @@ def reducer_of(kind: type) -> Reducer | None:
         return _exception
     if hasattr(kind, "__atoll_reduce__"):
         return _by_value
+    if issubclass(kind, logging.Logger) and kind not in (logging.Logger, logging.RootLogger):
+        return _logger
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     if not plain or kind in copyreg.dispatch_table:
         return None
@@ -78,6 +80,10 @@ def _by_value(_pickler: Pickler, function: Any) -> Any:
 
 def _handler(_pickler: Pickler, handler: Any) -> Any:
     return handlers.reduce_handler(handler)
+
+
+def _logger(_pickler: Pickler, logger: Any) -> Any:
+    return handlers.reduce_logger(logger)
 
 
 def _stateless(pickler: Pickler, obj: Any) -> Any:

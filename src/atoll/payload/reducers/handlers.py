@@ -1,4 +1,4 @@
-"""Handlers of `logging`: without their lock, which each process makes for itself."""
+"""Handlers of `logging`, without their lock, which each process makes for itself, and loggers of a program's class."""
 
 from __future__ import annotations
 
@@ -15,3 +15,21 @@ def rebuild_handler(cls: Any) -> Any:
     handler = cls.__new__(cls)
     handler.createLock()
     return handler
+
+
+_PLAIN = frozenset(vars(logging.root))
+
+
+def reduce_logger(logger: logging.Logger) -> tuple[Any, ...] | None:
+    """Reduce a logger of a class of its own as its name and class; None for one that no name leads to."""
+    if logging.getLogger(logger.name) is not logger:
+        return None
+    more = {name: value for name, value in vars(logger).items() if name not in _PLAIN}
+    return rebuild_logger, (logger.name, type(logger)), more
+
+
+def rebuild_logger(name: str, cls: Any) -> Any:
+    logger = logging.getLogger(name)
+    if not isinstance(logger, cls):
+        logger.__class__ = cls
+    return logger

@@ -9,15 +9,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import weakref
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _NAMES = ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__", "__type_params__")
 
 
+_caches: WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = WeakKeyDictionary()
+
+
 def rebuild_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
-    return functools.lru_cache(**parameters)(function)
+    """Return the cache of a function, which may hold it itself: a recursive one is reached, and made, twice."""
+    known, reference = _caches.get(function, ({}, None))
+    found = reference() if reference is not None and known == parameters else None
+    if found is None:
+        found = functools.lru_cache(**parameters)(function)
+        _caches[function] = parameters, weakref.ref(found)
+    return found
 
 
 def rebuild_cached_property(function: Any, name: str | None, doc: str | None) -> Any:
