@@ -1,46 +1,199 @@
-"""State of a worker's process: a call's changes do not reach the next one."""
+"""State of a worker's process: a call's changes do not reach the next one.
+
+Theory of operation. After each call the parts of the state (`agent.process_parts`) are compared with those of before,
+and put back where they differ. A worker whose state cannot be had again serves no other call. Two kinds of changes
+stay: those of `setup_function`, and those that the import of a module makes, since the module itself stays. So each
+outermost import is looked at, before and after. Context variables need no comparison: each call runs in a copy.
+
+Another program's calls may come with the next lease. Random numbers and log handlers go on as in one program until then,
+and are made anew for the next one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import importlib
 import os
+import signal
 import sys
-import time
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from atoll.agent import output
+from atoll.agent import left_running, output, preloading
+from atoll.agent.process_parts import parts
+
+DECIMAL = "decimal_context"
+"""The context variable of `decimal`, an object that arithmetic changes."""
 
 
 class ProcessState:
-    """State of the process that is restored between calls: one function's changes do not reach the next."""
+    """State that a call finds and leaves."""
 
     def __init__(self) -> None:
+        self._parts = parts()
+        self._reads = [part.read for part in self._parts]
+        self._wakeup = -1
+        self._importing = False
+        self._variables_set = False
+        self._thread = threading.get_ident()
+        self.keep()
+        self._watch_imports()
+
+    def keep(self) -> None:
+        """Take the present state for the one that calls find."""
         self._directory = os.getcwd()
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._environment = dict(os.environ)
-        self._raw = dict(getattr(os.environ, "_data", {}))
-        self._arguments = list(sys.argv)
+        self._saved = self._read()
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._set_wakeup(-1)
+        self._context = contextvars.copy_context()
+        self._logging = _log_handlers()
+        left_running.keep()
+
+    def _read(self) -> list[Any]:
+        return [_copy(read()) for read in self._reads]
+
+    def _set_wakeup(self, descriptor: int) -> None:
+        self._wakeup = signal.set_wakeup_fd(descriptor)
+        if self._wakeup != descriptor:
+            signal.set_wakeup_fd(self._wakeup)
 
     @property
     def variables_changed(self) -> bool:
-        """True if the environment variables differ from the saved ones."""
-        return getattr(os.environ, "_data", None) != self._raw
+        """True if a call or an import has set environment variables, and they are not put back yet."""
+        return self._variables_set or self._reads[0]() != self._saved[0]
 
-    def restore(self) -> None:
-        """Put back the working directory, the standard streams, the environment and `sys.argv`."""
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a call with context variables of its own."""
+        context = self._context.copy()
+        for variable, value in self._context.items():
+            if variable.name == DECIMAL:
+                context.run(variable.set, value.copy())
+        return context.run(work, *arguments)
+
+    def restore(self) -> str:
+        """Put back what a call has changed; return the part that cannot be had again, empty for none."""
+        try:
+            now = [read() for read in self._reads]
+            lost = self._put_back(now) if now != self._saved else ""
+            if (descriptor := signal.set_wakeup_fd(self._wakeup)) != self._wakeup:
+                del descriptor  # it was the call's own
+            os.umask(self._umask)
+            self._restore_streams()
+            self._restore_directory()
+            return lost or left_running.found()
+        except Exception as error:  # an object that does not compare, for example
+            return f"state: {type(error).__name__}"
+
+    def _put_back(self, now: list[Any]) -> str:
+        lost = ""
+        for part, old, new in zip(self._parts, self._saved, now, strict=True):
+            if new != old:
+                try:
+                    part.write(_copy(old), new)
+                except Exception:
+                    lost = part.name
+        return lost
+
+    def _restore_streams(self) -> None:
         stdin, stdout, stderr = self._streams
         if stdin.closed or stdout.closed or stderr.closed:
             output.open_streams()
             self._streams = (sys.stdin, sys.stdout, sys.stderr)
         elif sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
             sys.stdin, sys.stdout, sys.stderr = self._streams
+
+    def _restore_directory(self) -> None:
         try:
             moved = os.getcwd() != self._directory
         except OSError:
             moved = True
         if moved:
             os.chdir(self._directory)
-        if self.variables_changed:  # decoding all of it would cost 30 us a call
-            os.environ.clear()
-            os.environ.update(self._environment)
-            time.tzset()
-        if sys.argv != self._arguments:
-            sys.argv = list(self._arguments)
+
+    def begin_lease(self) -> None:
+        """Give the next program, which may be another one, random numbers and log handlers of its own."""
+        if "random" in sys.modules:
+            sys.modules["random"].seed()
+        preloading.reseed()
+        if _log_handlers() != self._logging:
+            root = sys.modules["logging"].root
+            root.handlers[:], level, root.manager.disable = self._logging
+            root.setLevel(level)
+
+    # --- changes that stay ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Let the changes stay that are made while the context is open."""
+        self._importing = True
+        before, variables, logging = self._read(), contextvars.copy_context(), _log_handlers()
+        try:
+            yield
+        finally:
+            self._importing = False
+            self._adopt(before, variables, logging)
+
+    def _watch_imports(self) -> None:
+        """Have every outermost import of this process looked at."""
+        bootstrap: Any = importlib._bootstrap
+        load = bootstrap._find_and_load
+
+        def find_and_load(name: str, import_: Any) -> Any:
+            if self._importing or threading.get_ident() != self._thread:
+                return load(name, import_)
+            with self.lasting():
+                return load(name, import_)
+
+        # Under this name the interpreter leaves the frame out of tracebacks, as it does with those around it.
+        find_and_load.__code__ = find_and_load.__code__.replace(
+            co_filename=load.__code__.co_filename, co_name=load.__code__.co_name
+        )
+        bootstrap._find_and_load = find_and_load
+
+    def _adopt(self, before: list[Any], variables: contextvars.Context, logging: Any) -> None:
+        """Take the changes that were made for part of the state that calls find."""
+        with contextlib.suppress(Exception):
+            now = self._read()
+            if now != before:
+                self._variables_set = self._variables_set or now[0] != before[0]
+                self._saved = [_merged(*one) for one in zip(self._saved, before, now, strict=True)]
+            for variable, value in contextvars.copy_context().items():
+                if variables.get(variable) is not value:
+                    self._context.run(variable.set, value.copy() if variable.name == DECIMAL else value)
+            if (handlers := _log_handlers()) != logging:
+                self._logging = tuple(_merged(*one) for one in zip(self._logging, logging, handlers, strict=True))
+            left_running.keep_threads()
+
+
+def _copy(value: Any) -> Any:
+    kind = type(value)
+    return list(value) if kind is list else dict(value) if kind is dict else value
+
+
+def _merged(saved: Any, before: Any, now: Any) -> Any:
+    """Return the saved value with the changes from `before` to `now`."""
+    if now is before or now == before:
+        return saved
+    if saved == before:
+        return now
+    if type(now) is dict:
+        gone = before.keys() - now.keys()
+        changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
+        return {key: value for key, value in saved.items() if key not in gone} | changed
+    if type(now) is list:  # with the call's own entries left out
+        return [one for one in now if one in saved or one not in before]
+    if type(now) is tuple and len(now) == len(before) == len(saved):
+        return tuple(_merged(*one) for one in zip(saved, before, now, strict=True))
+    return now
+
+
+def _log_handlers() -> tuple[Any, int, int]:
+    """Return the handlers, the level and the disabled level of the root logger."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return [], 30, 0
+    return list(logging.root.handlers), logging.root.level, logging.root.manager.disable

@@ -97,7 +97,6 @@ class Worker:
         self._setup: tuple[str, bytes] = "", b""
         self._prepared: list[Any] = []
         self._alarm = alarm
-        self._clean: ProcessState | None = None
         self._pid = os.getpid()
         self._held = False
         self._wanted = True
@@ -112,7 +111,7 @@ class Worker:
         self._begin(lease, descriptors)
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
-        self._clean = ProcessState()
+        self._state = ProcessState()
         with contextlib.suppress(ChannelClosed, KeyboardInterrupt):
             while self._held:
                 self._listen()
@@ -177,6 +176,9 @@ class Worker:
         return False
 
     def _leave(self) -> None:
+        if lost := self._state.restore():  # after a call whose answer nobody took
+            self._serve_no_more(lost)
+            return
         self._meter.report()
         self._end(revoke=False)
         self._control.send({"type": "idle", "epoch": self._epoch})
@@ -188,6 +190,7 @@ class Worker:
             message = self._control.receive().header
             if message.get("type") == "lease":
                 self._end(revoke=True)
+                self._state.begin_lease()
                 self._begin(message, self._control.take_descriptors(3))
             elif message.get("type") == "reclaim" and message.get("epoch") == self._epoch:
                 self._reclaimed = True
@@ -233,7 +236,9 @@ class Worker:
             self._words[SERVED] += 1
             self._served = True
             self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
-            if self._reclaimed:
+            if lost := self._state.restore():
+                self._serve_no_more(lost)
+            elif self._reclaimed:
                 self._yield()
         elif kind == "sources":
             from atoll.payload import install
@@ -241,7 +246,8 @@ class Worker:
             self._words[BUSY] = self._epoch
             try:
                 preloading.forget(message.header.get("origins", ()))
-                install.install(message.header, message.buffers, SOURCES_DIRECTORY)
+                with self._state.lasting():
+                    install.install(message.header, message.buffers, SOURCES_DIRECTORY)
                 self._sources = str(message.header["digest"])
             finally:
                 self._words[BUSY] = 0
@@ -249,6 +255,13 @@ class Worker:
             texts_load.show(message.buffers[0])
         elif kind == "setup":
             self._setup, self._prepared = (str(message.header["digest"]), bytes(message.buffers[0])), []
+
+    def _serve_no_more(self, lost: str) -> None:
+        """End: the last call has left something that cannot be put back."""
+        self._meter.report()
+        self._end(revoke=True)
+        self._control.send({"type": "ending", "epoch": self._epoch, "reason": lost})
+        self._wanted = False
 
     def _call(self, data: Channel, message: Message) -> None:
         header, buffers = message
@@ -268,13 +281,11 @@ class Worker:
         if header.get("setup", "") and header["setup"] != self._setup[0]:
             data.send({"type": "need", "setup": header["setup"]})
             return
-        if self._clean is not None:
-            self._clean.restore()
         output.arrange(header.get("streams"))
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
         self._questions.begin(data, header.get("call"), header.get("results") == "data")
-        answer, pieces = self._answer(data, header, buffers)
+        answer, pieces = self._state.run(self._answer, data, header, buffers)
         self._questions.end()
         self._snapshots.forget()
         if self._words[ENDING]:
@@ -287,7 +298,7 @@ class Worker:
         self._meter.tick()
         if modules := self._imported.new():
             # Imports may depend on variables that the function, or a library, has set before.
-            changed = self._clean is not None and self._clean.variables_changed
+            changed = self._state.variables_changed
             self._control.send({"type": "imported", "modules": modules, "variables_changed": changed})
 
     def _answer(
@@ -332,7 +343,7 @@ class Worker:
             nested.refuse(0)
             self._prepared.append(running.call(function, (), {}))
             nested.refuse(threading.get_ident())
-            self._clean = ProcessState()
+            self._state.keep()
         return (self._prepared[0],)
 
     def _stream(self, data: Channel, call: Any, items: Any, plain: bool) -> Any:

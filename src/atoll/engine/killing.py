@@ -54,9 +54,11 @@ class Killing:
             self._ask(worker, {"type": "end"})
             self.ends(worker)
 
-    def ends(self, worker: PoolWorker) -> None:
+    def ends(self, worker: PoolWorker, reason: str = "") -> None:
         """Take note that a worker ends by itself; it is killed if that takes too long."""
         if not worker.ending:
+            if reason:
+                log.info("worker_retired id=%s reason=%s", worker.id, reason)
             worker.ending = True
             asyncio.get_running_loop().call_later(END_SECONDS, self._check_end, worker)
 

@@ -325,7 +325,7 @@ class Messages:
                 worker.expired = True
                 self.ends.ends(worker)
             case "ending":
-                self.ends.ends(worker)
+                self.ends.ends(worker, str(message.get("reason", ""))[:MAX_NAME])
             case "imported":
                 control.pay(LEARN_TOKENS)
                 self._preloading.imported(worker, message)

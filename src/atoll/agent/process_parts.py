@@ -1,0 +1,248 @@
+"""Parts of a process's state that a function may change: each can be read, compared and put back.
+
+Reading all of them costs a warm call some 10 us, so the readers are functions of C wherever there is one. A list is read
+as the list itself, since it is compared with a copy.
+"""
+
+from __future__ import annotations
+
+import _locale
+import _signal  # type: ignore[import-not-found] # without the wrappers of `signal`, which cost 1 us each
+import _socket
+import _thread
+import builtins
+import contextlib
+import functools
+import gc
+import operator
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+_SIGNALS = tuple(sorted(int(number) for number in signal.valid_signals() if number < signal.SIGRTMIN))
+"""Real-time signals have no meaning of their own, and looking at them would cost as much as all others."""
+_LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
+"""Limits that programs set; reading all sixteen would cost 10 us."""
+
+
+class Part(NamedTuple):
+    """One part: its name, and how it is read and put back.
+
+    `write` takes the value to have and the present one. It raises where that cannot be had again.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any, Any], None]
+
+
+def _setter(set_value: Callable[[Any], Any]) -> Callable[[Any, Any], None]:
+    return lambda saved, _now: set_value(saved) and None
+
+
+def _value(name: str, read: Callable[[], Any], set_value: Callable[[Any], Any]) -> Part:
+    return Part(name, read, _setter(set_value))
+
+
+def _names(module: ModuleType, *names: str) -> Part:
+    """Return the part of a module's names that hold functions or plain values."""
+    content = vars(module)
+    return Part(
+        f"names of {module.__name__}",
+        functools.partial(operator.itemgetter(*names), content),
+        lambda saved, _now: content.update(zip(names, saved, strict=True)),
+    )
+
+
+def _list(module: ModuleType, name: str) -> Part:
+    def write(saved: Any, now: Any) -> None:
+        now[:] = saved
+        setattr(module, name, now)
+
+    return Part(f"{module.__name__}.{name}", functools.partial(operator.itemgetter(name), vars(module)), write)
+
+
+def _write_variables(saved: Any, _now: Any) -> None:
+    os.environ.clear()
+    os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in saved.items()})
+    time.tzset()
+
+
+def _write_handlers(saved: Any, now: Any) -> None:
+    for number, old, new in zip(_SIGNALS, saved, now, strict=True):
+        if old is not new and old != new and old is not None:  # None: not set by Python
+            signal.signal(number, old)
+
+
+def _timer(which: int) -> Part:
+    def write(saved: Any, _now: Any) -> None:
+        if not saved[0]:  # else it runs since before the call
+            _signal.setitimer(which, 0)
+
+    return Part(f"timer {which}", functools.partial(_signal.getitimer, which), write)
+
+
+def _write_filters(saved: Any, _now: Any) -> None:
+    warnings.resetwarnings()  # which also forgets the warnings that were shown
+    warnings.filters.extend(saved)  # type: ignore[attr-defined]
+
+
+def _limits() -> Part:
+    """Return the limits of resources, which are read only in a process whose modules have imported `resource`."""
+    import resource
+
+    del sys.modules["resource"]
+    numbers = tuple(getattr(resource, f"RLIMIT_{name}") for name in _LIMITS)
+
+    def now() -> tuple[Any, ...]:
+        return tuple(map(resource.getrlimit, numbers))
+
+    known = now()
+
+    def write(saved: Any, now: Any) -> None:
+        for number, old, new in zip(numbers, saved, now, strict=True):
+            if old != new:
+                resource.setrlimit(number, old)  # fails where a hard limit was lowered
+
+    return Part("limits", lambda: now() if "resource" in sys.modules else known, write)
+
+
+def _write_builtins(saved: Any, now: Any) -> None:
+    for name in set(now) - set(saved):
+        del now[name]
+    now.update(saved)
+
+
+def _multiprocessing() -> Any:
+    context = sys.modules.get("multiprocessing.context")
+    return None if context is None else context._default_context._actual_context
+
+
+def _write_multiprocessing(saved: Any, _now: Any) -> None:
+    sys.modules["multiprocessing.context"]._default_context._actual_context = saved
+
+
+def _temporary_directory(default: str | None) -> Any:
+    module: Any = sys.modules.get("tempfile")
+    found = None if module is None else module.tempdir
+    return None if found == default else found
+
+
+def _write_temporary_directory(saved: Any, _now: Any) -> None:
+    vars(sys.modules["tempfile"])["tempdir"] = saved
+
+
+def _policy() -> Any:
+    """Return the asyncio policy that was set; one that is made on demand counts as none."""
+    events = sys.modules.get("asyncio.events")
+    policy = None if events is None else events._event_loop_policy
+    if policy is None or str(getattr(type(policy), "__module__", "")).startswith("asyncio."):
+        loop = getattr(getattr(policy, "_local", None), "_loop", None)
+        is_set = getattr(getattr(policy, "_local", None), "_set_called", False)
+        return "closed" if is_set and (loop is None or loop.is_closed()) else None
+    return policy
+
+
+def _write_policy(saved: Any, _now: Any) -> None:
+    """Put a policy back; a default one without a loop is made anew, so that the next call can have its own loop."""
+    vars(sys.modules["asyncio.events"])["_event_loop_policy"] = None if saved == "closed" else saved
+
+
+def _faulthandler() -> bool:
+    module = sys.modules.get("faulthandler")
+    if module is None:
+        return False
+    module.cancel_dump_traceback_later()
+    return bool(module.is_enabled())
+
+
+def _write_faulthandler(saved: Any, _now: Any) -> None:
+    import faulthandler
+
+    faulthandler.enable() if saved else faulthandler.disable()
+
+
+def _tools() -> Any:
+    return [*map(sys.monitoring.get_tool, range(6))]  # type: ignore[attr-defined]
+
+
+def _write_tools(saved: Any, now: Any) -> None:
+    for number, (old, new) in enumerate(zip(saved, now, strict=True)):
+        if new is not None and old is None:
+            with contextlib.suppress(ValueError):
+                sys.monitoring.set_events(number, 0)  # type: ignore[attr-defined]
+            sys.monitoring.free_tool_id(number)  # type: ignore[attr-defined]
+
+
+def parts() -> tuple[Part, ...]:
+    """Return the parts that are looked at after each call; once in each process."""
+    found = [
+        Part("environment variables", lambda: os.environ._data, _write_variables),  # type: ignore[attr-defined]
+        _list(sys, "path"),
+        _list(sys, "meta_path"),
+        _list(sys, "path_hooks"),
+        _list(sys, "argv"),
+        _names(sys, "excepthook", "unraisablehook", "displayhook", "breakpointhook", "dont_write_bytecode"),
+        _names(threading, "excepthook", "_trace_hook", "_profile_hook"),
+        _names(warnings, "showwarning", "formatwarning"),
+        Part("warning filters", functools.partial(operator.itemgetter("filters"), vars(warnings)), _write_filters),
+        Part("signal handlers", lambda: (*map(_signal.getsignal, _SIGNALS),), _write_handlers),
+        Part(
+            "signal mask",
+            functools.partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ()),
+            _setter(functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK)),
+        ),
+        *map(_timer, range(3)),
+        _value("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+        _value("thresholds of garbage collection", gc.get_threshold, lambda saved: gc.set_threshold(*saved)),
+        _value("debugging of garbage collection", gc.get_debug, gc.set_debug),
+        Part(
+            "callbacks of garbage collection",
+            lambda: gc.callbacks,
+            lambda saved, now: now.__setitem__(slice(None), saved),
+        ),
+        _value("trace function", sys.gettrace, sys.settrace),
+        _value("profile function", sys.getprofile, sys.setprofile),
+        _value("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        _value("switch interval", sys.getswitchinterval, sys.setswitchinterval),
+        _value("digits of whole numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+        _value("flags of dlopen", sys.getdlopenflags, sys.setdlopenflags),
+        _value("hooks of generators", sys.get_asyncgen_hooks, lambda saved: sys.set_asyncgen_hooks(*saved)),
+        _value(
+            "origins of coroutines",
+            sys.get_coroutine_origin_tracking_depth,
+            sys.set_coroutine_origin_tracking_depth,
+        ),
+        _value("stack size", _thread.stack_size, _thread.stack_size),
+        _value(
+            "locale",
+            functools.partial(_locale.setlocale, _locale.LC_ALL),
+            functools.partial(_locale.setlocale, _locale.LC_ALL),
+        ),
+        _value(
+            "priority",
+            functools.partial(os.getpriority, os.PRIO_PROCESS, 0),
+            lambda old: os.setpriority(os.PRIO_PROCESS, 0, old),
+        ),
+        _value("processors", functools.partial(os.sched_getaffinity, 0), lambda saved: os.sched_setaffinity(0, saved)),
+        _value("timeout of sockets", _socket.getdefaulttimeout, _socket.setdefaulttimeout),
+        Part("builtins", functools.partial(vars, builtins), _write_builtins),
+        Part("start method of multiprocessing", _multiprocessing, _write_multiprocessing),
+        Part(
+            "directory of temporary files",
+            functools.partial(_temporary_directory, os.environ.get("TMPDIR")),
+            _write_temporary_directory,
+        ),
+        Part("event loop policy", _policy, _write_policy),
+        Part("faulthandler", _faulthandler, _write_faulthandler),
+        _limits(),
+    ]
+    if hasattr(sys, "monitoring"):
+        found.append(Part("monitoring tools", _tools, _write_tools))
+    return tuple(found)
