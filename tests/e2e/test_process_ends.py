@@ -55,7 +55,7 @@ def test_a_forked_child_ends_with_its_own_status(
 
 
 @isolated
-def leave_much(name: str, hangs: bool = False) -> None:
+def leave_much(name: str, endless: bool = False) -> None:
     """Leave a function for the exit, an open file, one with an end of its own, and a thread."""
     import builtins
     import gzip
@@ -74,15 +74,15 @@ def leave_much(name: str, hangs: bool = False) -> None:
 
     threading.Thread(target=work).start()
     started.wait()
-    if hangs:
-        atexit.register(time.sleep, 1000)
+    if endless:
+        threading.Thread(target=time.sleep, args=(1000,)).start()
     atexit.register(lambda: Path(f"/data/{name}-handler").touch())
 
 
 def assert_left(name: str) -> None:
     volume = Volume()
     until(lambda: volume.exists(f"{name}.gz") and volume.read_bytes(f"{name}.gz").endswith(b"\x06\x00\x00\x00"))
-    until(lambda: volume.exists(f"{name}-handler"))
+    until(lambda: volume.exists(f"{name}-handler"), 20)
     assert volume.read_text(f"{name}-buffered") == "the end"
     assert volume.read_text(f"{name}-thread") == "joined"
 
@@ -91,6 +91,12 @@ def test_a_worker_whose_time_is_over_ends_in_good_order() -> None:
     """When `keep_alive` has passed, exit functions run and open files are flushed."""
     leave_much.on(keep_alive=0)("expired")
     assert_left("expired")
+
+
+def test_a_thread_without_an_end_costs_the_exit_functions_nothing() -> None:
+    """A thread that never ends is waited for a while, and exit functions run all the same."""
+    leave_much.on(keep_alive=0)("endless", endless=True)
+    assert_left("endless")
 
 
 def test_a_stopped_daemon_ends_idle_workers_in_good_order(atoll_home: Home) -> None:

@@ -17,7 +17,7 @@ Data messages in: `sources`, `texts`, `setup`, `call`, `stop`. Out: `yield`, `re
 (sources or setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`;
 between two items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`, `end`. Out: `hello`, `idle`, `expired`, `ending` (it ends by itself, see
-`agent.process_end`), `connect` (see `wire.nested`), `records` (see `agent.usage`), `imported` (see
+`agent.process.end`), `connect` (see `wire.nested`), `records` (see `agent.usage`), `imported` (see
 `agent.preloading`), `paused` and `resumed` (see `agent.running`).
 """
 
@@ -30,8 +30,9 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from atoll.agent import numba_cache, output, preloading, process_end, running
-from atoll.agent.process_state import ProcessState
+from atoll.agent import numba_cache, output, preloading, running
+from atoll.agent.process import end as process_end
+from atoll.agent.process.state import ProcessState
 from atoll.agent.questions import Questions
 from atoll.agent.shared_memory import BUSY, DEADLINE, ENDING, GRACE, SERVED
 from atoll.agent.snapshots import Snapshots
@@ -252,7 +253,8 @@ class Worker:
             finally:
                 self._words[BUSY] = 0
         elif kind == "texts":
-            texts_load.show(message.buffers[0])
+            with self._state.lasting():
+                texts_load.show(message.buffers[0])
         elif kind == "setup":
             self._setup, self._prepared = (str(message.header["digest"]), bytes(message.buffers[0])), []
 

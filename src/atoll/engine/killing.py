@@ -1,6 +1,6 @@
 """Ends of workers: in good order, or killed by their agent, else by the daemon itself.
 
-A worker that ends in good order has a grace for it (`agent.process_end`); one that takes longer is killed.
+A worker that ends in good order has a grace for it (`agent.process.end`); one that takes longer is killed.
 
 Code of a function may have stopped its agent. A worker that its agent does not kill is killed by its pidfd, which meets
 no other process. A worker that has ended while its agent reports no end would hold its slot for ever: its sandbox ends.
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from atoll.agent.process_end import GRACE_SECONDS
+from atoll.agent.process.end import GRACE_SECONDS
 from atoll.engine.pool_state import PoolState, PoolWorker
 
 log = logging.getLogger("atoll.pool")

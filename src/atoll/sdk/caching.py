@@ -84,7 +84,7 @@ class CachedFunction(Generic[P, R]):
         if not entry.done:
             with entry.lock:
                 if not entry.done:  # another thread may have computed it meanwhile
-                    from atoll.agent import left_running  # not in the caller's process
+                    from atoll.agent.process import left_running  # not in the caller's process
 
                     with left_running.kept():
                         entry.value = self.__wrapped__(*args, **kwargs)

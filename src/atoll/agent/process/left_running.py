@@ -51,7 +51,7 @@ def found() -> str:
     """Return the name of a thread, or a child's number, that a call has left; empty for none."""
     if _thread._count():
         for one in threading.enumerate():
-            if not one.daemon and one is not threading.main_thread() and one.ident not in _threads and not _rests(one):
+            if not one.daemon and one is not threading.main_thread() and one.ident not in _threads and not rests(one):
                 one.join(FINISH_SECONDS)
                 if one.is_alive():
                     return f"thread {one.name}"
@@ -61,7 +61,7 @@ def found() -> str:
     return ""
 
 
-def _rests(thread: threading.Thread) -> bool:
+def rests(thread: threading.Thread) -> bool:
     """Return whether a thread of a pool waits for work."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code.co_name == "_worker" and "concurrent" in frame.f_code.co_filename

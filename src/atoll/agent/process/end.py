@@ -5,7 +5,8 @@ its children there), and flushes open files while it takes the modules apart. A 
 frames, so it does these steps itself. Taking the modules apart costs some 10 ms, which most workers can do without: it is
 left to Python only where an object has a finalizer of its own, or a compiled module of the environment may have one.
 
-A worker has `GRACE_SECONDS` for all of it. A signal ends it then, and the daemon kills one whose code holds the signal
+A worker has `GRACE_SECONDS` for all of it, and half of them for threads: one that never ends, such as a `@cached` value's,
+costs the exit functions nothing. A signal ends it then, and the daemon kills one whose code holds the signal
 up. A child of a function ends when it has finished, as it would below any other program.
 """
 
@@ -38,8 +39,10 @@ def finish(status: int, seconds: float = 0.0, last: Callable[[], None] = lambda:
     with contextlib.suppress(BaseException):
         if seconds:
             _arm(seconds, end)
-        _run_exit_functions()
-        needs_finalizers = _flush_files() or _has_compiled_packages()
+        joined = not seconds or _join_threads(seconds / 2)
+        _run_exit_functions(joined)
+        has_finalizers = _flush_files()
+        needs_finalizers = joined and (has_finalizers or _has_compiled_packages())
         last()
         if needs_finalizers:
             import ctypes
@@ -72,7 +75,7 @@ def exit_status(code: object) -> int:
 
 def _below_atoll(frames: Any) -> Any:
     """Return the frames without those of Atoll that lead to the function."""
-    here = os.path.dirname(os.path.dirname(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(here):
         frames = frames.tb_next
     return frames
@@ -86,11 +89,29 @@ def _arm(seconds: float, end: Callable[..., None]) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _run_exit_functions() -> None:
+def _join_threads(seconds: float) -> bool:
+    """Wait for the threads that are no daemons; return whether they have ended, but for those of pools that rest."""
+    import threading
+    import time
+
+    from atoll.agent.process import left_running
+
+    deadline = time.monotonic() + seconds
+    own = threading.current_thread()
+    working = [
+        one for one in threading.enumerate() if one is not own and not one.daemon and not left_running.rests(one)
+    ]
+    for one in working:
+        one.join(max(deadline - time.monotonic(), 0.0))
+    return not any(one.is_alive() for one in working)
+
+
+def _run_exit_functions(joined: bool) -> None:
     import atexit
     import threading
 
-    threading._shutdown()  # type: ignore[attr-defined] # as `multiprocessing` ends its own children
+    if joined:  # else it would wait for ever
+        threading._shutdown()  # type: ignore[attr-defined] # as `multiprocessing` ends its own children
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

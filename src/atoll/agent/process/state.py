@@ -1,6 +1,6 @@
 """State of a worker's process: a call's changes do not reach the next one.
 
-Theory of operation. After each call the parts of the state (`agent.process_parts`) are compared with those of before,
+Theory of operation. After each call the parts of the state (`agent.process.parts`) are compared with those of before,
 and put back where they differ. A worker whose state cannot be had again serves no other call. Two kinds of changes
 stay: those of `setup_function`, and those that the import of a module makes, since the module itself stays. So each
 outermost import is looked at, before and after. Context variables need no comparison: each call runs in a copy.
@@ -21,8 +21,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from atoll.agent import left_running, output, preloading
-from atoll.agent.process_parts import parts
+from atoll.agent import output, preloading
+from atoll.agent.process import left_running
+from atoll.agent.process.parts import parts
 
 DECIMAL = "decimal_context"
 """The context variable of `decimal`, an object that arithmetic changes."""
