@@ -86,8 +86,7 @@ class Worker:
         self._meter = Meter(sheet, control.send)
         self._data: Channel | None = None
         self._epoch = 0
-        self._served = False
-        self._reclaimed = False
+        self._served = self._reclaimed = self._held = False
         self._idle_seconds = 10.0
         self._deadline = 0.0
         self._poll = select.poll()
@@ -99,7 +98,6 @@ class Worker:
         self._prepared: list[Any] = []
         self._alarm = alarm
         self._pid = os.getpid()
-        self._held = False
         self._wanted = True
         self._imported = preloading.Imported()
         self._control_number = -1

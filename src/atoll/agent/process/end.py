@@ -21,6 +21,9 @@ from typing import Any, NoReturn
 GRACE_SECONDS = 2.0
 """Seconds for the end of a worker in good order."""
 
+_FLUSHED = ("_io", "atoll.agent.output")
+"""Modules of the kinds of files for which a flush is enough."""
+
 
 def finish(status: int, seconds: float = 0.0, last: Callable[[], None] = lambda: None) -> NoReturn:
     """End this process in good order.
@@ -142,7 +145,7 @@ def _flush_files() -> bool:
     for one in (*files, *buffers):  # a text's bytes pass through the buffer below it
         with contextlib.suppress(Exception):
             if id(one) not in own and not one.closed:
-                one.flush() if type(one).__module__ == "_io" else one.close()  # a `GzipFile` has an end to write
+                one.flush() if type(one).__module__ in _FLUSHED else one.close()  # a `GzipFile` has an end to write
     return has_finalizers
 
 
