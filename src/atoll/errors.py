@@ -50,16 +50,22 @@ def _rebuild(
     return error
 
 
+def _fields(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of an error, whatever its type's own access to them does."""
+    found: dict[str, Any] = vars(BaseException)["__dict__"].__get__(error)
+    return found
+
+
 def call_id(error: BaseException) -> str:
     """Return the id of the call that an error came from, the function's own exceptions included; empty for none."""
-    found = vars(error).get("__atoll_call__", "")
+    found = _fields(error).get("__atoll_call__", "")
     return found if isinstance(found, str) else ""
 
 
 def set_call_id(error: BaseException, call: str) -> None:
     """Note which call an error came from; the innermost call stays."""
     if not call_id(error):
-        vars(error)["__atoll_call__"] = call  # past a `__setattr__` of its own
+        _fields(error)["__atoll_call__"] = call
 
 
 # --- the caller's to mend ---------------------------------------------------------------------------------------

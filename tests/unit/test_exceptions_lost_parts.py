@@ -25,9 +25,9 @@ import pytest
 
 import atoll
 from atoll.environments.built.interpreter import find
-from atoll.errors import EnvironmentBuildError, RemoteError
+from atoll.errors import EnvironmentBuildError, RemoteError, SerializationError
 from atoll.model.specs import EnvironmentSpec
-from atoll.payload import exceptions_dump, exceptions_load
+from atoll.payload import exceptions_dump, exceptions_load, untrusted
 from atoll.payload.exception_text import is_same
 
 from .test_exceptions_chain import send
@@ -332,10 +332,35 @@ def test_an_empty_slot_and_one_with_none_are_told_apart() -> None:
     assert (str(there), there.message) == ("axis 5", None)
 
 
+class Shy(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+class Bare(Exception):
+    __dict__ = property(lambda _: 1 / 0)
+
+
+@pytest.mark.parametrize("kind", [Shy, Bare])
+def test_an_exception_that_refuses_to_be_looked_at_is_told_in_words(kind: type[Exception]) -> None:
+    """Its name, text and frames arrive; nothing of its own methods gets out."""
+    try:
+        raise kind("text")
+    except kind as raised:
+        header, buffers = exceptions_dump.dumps(raised)
+        plainly = exceptions_dump.dumps(raised, plain=True)
+    there = exceptions_load.loads(header, buffers)
+    assert isinstance(there, SerializationError)
+    assert isinstance(there.__cause__, RemoteError)
+    assert f"{kind.__name__}: text" in there.__cause__.message
+    assert 'raise kind("text")' in there.__cause__.traceback_text
+    assert isinstance(untrusted.loads_exception(*plainly), RemoteError)
+
+
 OLDER = """
 import json, sys, threading
 sys.path.insert(0, sys.argv[1])
-from atoll.payload import exceptions_dump, exceptions_load
+from atoll.payload import exceptions_dump, exceptions_load, untrusted
 try:
     error = ValueError("text")
     error.lock = threading.Lock()

@@ -44,6 +44,19 @@ def dumps(exc: BaseException, plain: bool = False) -> tuple[dict[str, Any], list
         plain: send the arguments of built-in and of Atoll's own exceptions as plain data in place of pickles;
             `plain` in a node is then its first buffer, or -1.
     """
+    try:
+        return _dumps(exc, plain)
+    except BaseException as error:  # it refuses to be looked at: `__getattribute__`, `__class__` or `__dict__` fail
+        frames = vars(BaseException)["__traceback__"].__get__(exc)
+        header, _ = _dumps(Exception(text_of(exc)).with_traceback(frames), plain)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        header["exceptions"][0].update(type=type_name(type(exc)), pickle=-1, buffers=0, refused=reason)
+        if plain:
+            header["exceptions"][0]["plain"] = -1
+        return header, []
+
+
+def _dumps(exc: BaseException, plain: bool) -> tuple[dict[str, Any], list[Any]]:
     nodes, numbers, members = _reachable(exc, MOST_PLAIN_NODES if plain else MOST_NODES, apart=plain)
     room = [_MOST_TOTAL]
     buffers: list[Any] = []
