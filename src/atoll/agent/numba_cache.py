@@ -8,7 +8,6 @@ caller's path, and right as long as the file's text is the same. Other functions
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import sys
@@ -108,4 +107,6 @@ def _locator(caching: Any) -> Any:
 
 
 def _digest(text: str) -> str:
+    import hashlib  # OpenSSL would cost the start of each agent some milliseconds
+
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

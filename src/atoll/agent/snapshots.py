@@ -10,7 +10,6 @@ pickled is missed only by those who use it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -75,6 +74,8 @@ class Snapshots:
         return self._store((fields, index, left_out, callables))
 
     def _store(self, content: tuple[dict[str, Any], dict[str, bytes], dict[str, str], list[str]]) -> str:
+        import hashlib  # few functions start such children, and OpenSSL would cost each agent some milliseconds
+
         fields, index, left_out, callables = content
         places, blob = {}, bytearray()
         for name, data in (*index.items(), (_TEXTS, texts.packed())):

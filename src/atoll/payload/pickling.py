@@ -26,11 +26,13 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from atoll.payload.private_cloudpickle import NAME, cloudpickle
-from atoll.payload.program.carrier import BoundedSink, Carried, Carrier
-from atoll.payload.program.text_names import MOST_BYTES
 from atoll.payload.reducers import singletons, type_parameters, wrappers
 from atoll.payload.reducers.choice import reducer_of
 from atoll.wire.frames import Rope
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from atoll.payload.program.carrier import Carrier
 
 PROTOCOL = 5
 OUT_OF_BAND_BYTES = 2048
@@ -193,10 +195,12 @@ def dumps(
     held: list[CodeType] = []
     make = _pickler_class()
     make(_Sink(parts.append), by_value, callback, result, held, carrier).dump(value)
-    if carrier is not None and (names := carrier.names(lambda found: dumps_bounded(found, by_value, carrier, held))):
+    if carrier is not None and (
+        whole := carrier.whole(value, lambda found, most: dumps_bounded(found, by_value, carrier, most, held))
+    ):
         parts.clear()
         buffers.clear()
-        make(_Sink(parts.append), by_value, callback, result, [], carrier).dump(Carried(value, names))
+        make(_Sink(parts.append), by_value, callback, result, [], carrier).dump(whole)
     if codes is not None:
         codes.extend(held)
     if len(parts) == 1:
@@ -214,8 +218,8 @@ def dumps_bounded(
     value: Any,
     by_value: frozenset[str],
     carrier: Carrier,
+    most_bytes: int,
     codes: list[CodeType] | None = None,
-    most_bytes: int = MOST_BYTES,
 ) -> bytes:
     """Pickle `value` for a worker of this program; the other arguments are those of `dumps`.
 
@@ -223,6 +227,8 @@ def dumps_bounded(
         TooLarge: the pickle is larger than `most_bytes`.
         Exception: any error of the value's own reducers.
     """
+    from atoll.payload.program.carrier import BoundedSink  # workers do without
+
     sink = BoundedSink(most_bytes)
     _pickler_class()(sink, by_value, None, False, [] if codes is None else codes, carrier).dump(value)
     return sink.content()

@@ -81,27 +81,32 @@ class Carrier:
         """Take a class that travels by value."""
         self._texts.add_class(cls)
 
-    def names(self, dumps: Callable[[Any], bytes]) -> list[tuple[Namespace, dict[str, bytes]]]:
-        """Return the names that travel beside, with their pickles."""
+    def whole(self, value: Any, dumps: Callable[[Any, int], bytes]) -> Carried | None:
+        """Return a pickled value with the names that travel beside; None where there are none.
+
+        Args:
+            dumps: pickles a value, unless it has more bytes.
+        """
         found: dict[int, dict[str, bytes]] = {}
         size = 0
         while new := self._texts.take():
             for namespace, name in new:
                 if (id(namespace), name) in self._captured or name.startswith("__"):
                     continue
-                value = namespace.get(name, ABSENT)
+                there = namespace.get(name, ABSENT)
                 data = b""
                 own = self._namespace(namespace)
-                if own is not None and value is not ABSENT and size < MOST_BYTES_TOGETHER and travels(value):
+                if own is not None and there is not ABSENT and size < MOST_BYTES_TOGETHER and travels(there):
                     try:
-                        data = dumps(value)
+                        data = dumps(there, MOST_BYTES)
                     except Exception:  # it may be no name at all, so its pickling is nobody's fault
                         data = b""
-                self.places.append((namespace, name, value, bool(data)))
+                self.places.append((namespace, name, there, bool(data)))
                 if data:
                     size += len(data)
                     found.setdefault(id(namespace), {})[name] = data
-        return [(self._namespaces[key], pickles) for key, pickles in found.items()]
+        names = [(self._namespaces[key], pickles) for key, pickles in found.items()]
+        return Carried(value, names) if names else None
 
     def _namespace(self, namespace: dict[str, Any]) -> Namespace | None:
         """Return how a dict of globals is pickled; None for one that is no module's of the program."""
@@ -122,7 +127,7 @@ class BoundedSink:
 
     __slots__ = ("_left", "parts")
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self.parts: list[bytes] = []
         self._left = most_bytes
 
