@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,8 +134,6 @@ def test_children_are_asked_to_end_too(place: Place) -> None:
     read = mark(place, "ending-children")
 
     def parent() -> None:
-        import sys
-
         program = (
             "import signal, sys, time\n"
             "name, own = sys.argv[1:]\n"
@@ -280,3 +279,28 @@ def test_a_grace_out_of_range_is_refused(place: Place, grace: Any) -> None:
     """It is a number of seconds from 0 to 600."""
     with pytest.raises((TypeError, ValueError), match="grace"):
         place.isolated(abs, grace=grace)
+
+
+def test_an_interrupted_command_ends_with_one_line(place: Place, tmp_path: Path) -> None:
+    """`atoll run` has status 130, the function's output, and no traceback."""
+    path = tmp_path / "program.py"
+    path.write_text(
+        "import time\n"
+        "from atoll import isolated\n"
+        "@isolated(grace=60)\n"
+        "def work():\n"
+        "    try:\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(1000)\n"
+        "    finally:\n"
+        "        print('saved')\n"
+    )
+    command = [sys.executable, "-c", "from atoll.cli.main import main; main()", "run", str(path)]
+    environment = {**os.environ, **place.variables}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"begun\n"
+        run.send_signal(signal.SIGINT)
+        output, error = run.communicate(timeout=PATIENCE_SECONDS)
+    assert (run.returncode, output, error.splitlines()[-1:]) == (130, b"saved\n", [b"interrupted"])
+    assert b"Traceback" not in error

@@ -396,3 +396,18 @@ def test_a_redirected_stream_has_its_own_text_alone(place: Place) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         place.isolated(in_turns)(3)
     assert (out.getvalue(), err.getvalue()) == ("out 0\nout 1\nout 2\n", "err 0\nerr 1\nerr 2\n")
+
+
+def test_a_command_whose_reader_has_gone_ends_quietly(place: Place, tmp_path: Path) -> None:
+    """`atoll run FILE | head` prints no traceback, and its call ends."""
+    path = tmp_path / "program.py"
+    path.write_text("from atoll import isolated\n@isolated\ndef count():\n    while True: print(1)\n")
+    command = [sys.executable, "-c", "from atoll.cli.main import main; main()", "run", str(path)]
+    environment = {**os.environ, **place.variables}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"1\n"
+        run.stdout.close()
+        assert b"Traceback" not in run.stderr.read()
+        assert run.wait(PATIENCE_SECONDS) == 1

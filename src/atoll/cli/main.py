@@ -74,7 +74,6 @@ def run(arguments: list[str]) -> int:
         echo_lines(f"error: {error}", error=True)
         return 1
     except KeyboardInterrupt:
-        echo_lines("interrupted", error=True)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing is left to flush

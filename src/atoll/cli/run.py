@@ -13,6 +13,7 @@ from atoll.cli import target as program
 from atoll.cli.terminal import echo, echo_lines, write_result
 from atoll.sdk import run_by_name
 from atoll.sdk.futures import hide_frames
+from atoll.sdk.output import ReaderGone
 
 
 def run(
@@ -57,7 +58,10 @@ def run(
             for item in result:
                 write_result(item)
             return 0
-    except errors.AtollError:
+    except (errors.AtollError, ReaderGone):
+        raise
+    except KeyboardInterrupt:  # status 130, by `main`
+        echo("interrupted", error=True)
         raise
     except Exception as error:
         hide_frames(error)

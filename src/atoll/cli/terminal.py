@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from atoll.sdk.output import ReaderGone
 from atoll.terminal_text import harmless, lines, printable
 
 
@@ -55,7 +56,10 @@ def write_raw(content: bytes | memoryview) -> None:
 
 def write_result(value: Any) -> None:
     """Print a function's result raw, as the `print` of a program that calls it would."""
-    print(value, flush=True)
+    try:
+        print(value, flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone(*error.args) from None
 
 
 def _print(text: str, *, error: bool = False, flush: bool = False) -> None:

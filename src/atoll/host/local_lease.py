@@ -38,6 +38,8 @@ STOP_SECONDS = 1.0
 """Seconds that a closed generator may take to its next item; then it is interrupted."""
 PATIENCE_MILLISECONDS = 500
 """Milliseconds of waiting before the caller is told."""
+TOLD_SECONDS = 0.5
+"""Seconds of waiting for an interrupted call before the caller is told."""
 
 
 class LocalLease:
@@ -201,14 +203,20 @@ class LocalLease:
 
     def interrupt(self, output: Output) -> None:
         """End the running call for a Ctrl-C, and pass its output on until it has ended; a second one ends it at once."""
+        line = f"`{self._protocol.call.name}` has {self._grace_seconds:g} s to end; Ctrl-C again ends it now"
+        tell = threading.Timer(TOLD_SECONDS, output.notice, (line,))
+        tell.daemon = True
         try:
             self._overdue_at = time.monotonic() + self._grace_seconds + OVERDUE_SECONDS
             self.cancel()
+            tell.start()
             self._pass_over(output)
         except KeyboardInterrupt:
             self.kill()
-        except (Revoked, errors.AtollError, ChannelClosed, OSError):
+        except (Revoked, errors.AtollError, ChannelClosed, OSError, RuntimeError):
             pass
+        finally:
+            tell.cancel()
 
     def _pass_over(self, output: Output) -> None:
         """Wait for the answer; drop the items before it."""

@@ -19,6 +19,10 @@ from atoll.terminal_text import printable
 TAIL_BYTES = 4096
 
 
+class ReaderGone(BrokenPipeError):
+    """Nobody reads what this program prints: it ends, as any other that prints (`| head`)."""
+
+
 class CallerStreams:
     """Writes to `sys.stdout` and `sys.stderr` as they are at that moment, so that notebooks and captures work."""
 
@@ -97,8 +101,8 @@ class CallerStreams:
                     # a notebook's stream takes text only, and a chunk may end inside a character
                     decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
                     _write_text(stream, decoder.decode(data))
-            except BrokenPipeError:  # the reader has gone: the program ends, as any other that prints
-                raise
+            except BrokenPipeError as error:
+                raise ReaderGone(*error.args) from None
             except Exception as error:
                 self._warn(name, error)
 
