@@ -99,20 +99,15 @@ def test_a_thread_without_an_end_costs_the_exit_functions_nothing() -> None:
     assert_left("endless")
 
 
-def test_a_stopped_daemon_ends_idle_workers_in_good_order(atoll_home: Home) -> None:
-    """`atoll stop` lets a worker between two calls end as a program does."""
-    leave_much.on(keep_alive=1000)("stopped")
-    atoll_home.stop()
-    assert_left("stopped")
-
-
-def test_a_worker_that_makes_room_ends_in_good_order(atoll_home: Home) -> None:
-    """An idle worker that another call's worker replaces ends as a program does."""
+def test_idle_workers_that_are_not_wanted_end_in_good_order(atoll_home: Home) -> None:
+    """A worker between two calls ends as a program does when another call takes its place, and at `atoll stop`."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\nmax_workers = 1\nmax_sandboxes = 1\n")
     program = "from tests.e2e.test_process_ends import leave_much; leave_much.on(keep_alive=1000)('replaced')"
     atoll_home.python("-c", program, cwd=Path(__file__).parents[2])  # its end gives the lease back
-    isolated(env={"OTHER": "worker"})(abs)(-1)
+    leave_much.on(keep_alive=1000, env={"OTHER": "worker"})("stopped")
     assert_left("replaced")
+    atoll_home.stop()
+    assert_left("stopped")
 
 
 def test_exit_in_a_function_is_an_end_in_good_order(capfd: pytest.CaptureFixture[str]) -> None:
