@@ -115,7 +115,7 @@ class FunctionPickler:
         """As the module's `dumps_arguments`, with the classes of the function's own module as the function has them."""
         if pickling.is_plain((args, kwargs)):
             return pickle.dumps((args, kwargs), pickling.PROTOCOL), []
-        carrier = Carrier(self.by_value, self._main())
+        carrier = Carrier(self.by_value, self._main(), trusted=not self.own_lines)
         return dumps_arguments(
             args, kwargs, by_value=self.by_value, function=self.function, codes=codes, carrier=carrier
         )
@@ -128,7 +128,7 @@ class FunctionPickler:
         by_value = frozenset({module} if module else ())
         captures = Captures(self.function, by_value)
         codes: list[CodeType] = []
-        carrier = Carrier(by_value, self._main())
+        carrier = Carrier(by_value, self._main(), trusted=not self.own_lines)
         try:
             data, _ = pickling.dumps(self.function, by_value, out_of_band=False, codes=codes, carrier=carrier)
         except Exception as error:

@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from atoll.payload.program.namespaces import FIELDS, program_namespace, restore_function, with_names
-from atoll.payload.program.text_names import MOST_BYTES, MOST_BYTES_TOGETHER, TextNames, travels
+from atoll.payload.program.text_names import MOST_BYTES, MOST_BYTES_TOGETHER, TextNames, is_data, travels
 
 ABSENT: Any = type("Absent", (), {"__doc__": "Stands where a name has no value."})()
 
@@ -48,15 +48,19 @@ class Carrier:
     Args:
         by_value: modules whose functions and classes travel by value, beside `__main__`.
         main: the globals of the program's main module; by default `__main__`'s.
+        trusted: False keeps data back that the code does not have the name of, for code that may compute names.
 
     Attributes:
         places: names that were found by text, with their values: a namespace, a name, its value or `ABSENT`, and
             whether the value travels.
     """
 
-    def __init__(self, by_value: frozenset[str] = frozenset(), main: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, by_value: frozenset[str] = frozenset(), main: dict[str, Any] | None = None, *, trusted: bool = True
+    ) -> None:
         self.places: list[tuple[dict[str, Any], str, Any, bool]] = []
         self._by_value = by_value
+        self._trusted = trusted
         self._main = main if main is not None else vars(sys.modules.get("__main__", sys))
         self._texts = TextNames()
         self._namespaces: dict[int, Namespace] = {}
@@ -96,7 +100,10 @@ class Carrier:
                 there = namespace.get(name, ABSENT)
                 data = b""
                 own = self._namespace(namespace)
-                if own is not None and there is not ABSENT and size < MOST_BYTES_TOGETHER and travels(there):
+                sent = (
+                    there is not ABSENT and travels(there) and (self._trusted or self._may_have(namespace, name, there))
+                )
+                if own is not None and sent and size < MOST_BYTES_TOGETHER:
                     try:
                         data = dumps(there, MOST_BYTES)
                     except Exception:  # it may be no name at all, so its pickling is nobody's fault
@@ -107,6 +114,9 @@ class Carrier:
                     found.setdefault(id(namespace), {})[name] = data
         names = [(self._namespaces[key], pickles) for key, pickles in found.items()]
         return Carried(value, names) if names else None
+
+    def _may_have(self, namespace: dict[str, Any], name: str, value: Any) -> bool:
+        return not is_data(value) or self._texts.is_written(namespace, name)
 
     def _namespace(self, namespace: dict[str, Any]) -> Namespace | None:
         """Return how a dict of globals is pickled; None for one that is no module's of the program."""

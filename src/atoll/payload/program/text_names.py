@@ -63,6 +63,7 @@ class TextNames:
         self._new: list[Place] = []
         self._seen: set[tuple[int, str]] = set()
         self._lists_subclasses = False
+        self._unwritten: set[tuple[int, str]] = set()
 
     def add_function(self, function: types.FunctionType) -> None:
         """Take a function of the program."""
@@ -76,7 +77,9 @@ class TextNames:
         self._lists_subclasses = self._lists_subclasses or "__subclasses__" in facts.attributes
         if _uses_everything(facts) and id(namespace) not in self.namespaces:
             self.namespaces[id(namespace)] = namespace
+            count = len(self._new)
             self._add_names((name for name in tuple(namespace) if not name.startswith("__")), namespace)
+            self._unwritten.update((id(namespace), name) for _, name in self._new[count:])
 
     def add_class(self, cls: type) -> None:
         """Take a class of the program."""
@@ -99,9 +102,14 @@ class TextNames:
         found, self._new = self._new, []
         return found
 
+    def is_written(self, namespace: dict[str, Any], name: str) -> bool:
+        """Return whether the code has the name, if only in a string; it may use names that it computes."""
+        return (id(namespace), name) not in self._unwritten
+
     def _add_names(self, names: Iterable[str], namespace: dict[str, Any]) -> None:
         for name in names:
             place = id(namespace), name
+            self._unwritten.discard(place)
             if place not in self._seen and len(self._seen) < MOST_NAMES:
                 self._seen.add(place)
                 self._new.append((namespace, name))
@@ -118,6 +126,11 @@ def travels(value: Any) -> bool:
     if isinstance(value, _NAMED_KINDS) or kind.__module__ in _TYPING or kind.__module__ in _VALUES:
         return True
     return _is_small(value)
+
+
+def is_data(value: Any) -> bool:
+    """Return whether a value that travels is no function, class or module."""
+    return not isinstance(value, _NAMED_KINDS) and type(value).__module__ not in _TYPING
 
 
 def _is_small(value: Any) -> bool:
