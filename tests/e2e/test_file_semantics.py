@@ -46,7 +46,13 @@ def test_files_on_data_behave_as_outside(atoll_home: Home) -> None:
         )
     assert done.returncode == 0, done.stderr
     expected = json.loads(done.stdout.splitlines()[-1])  # test modules print as well
-    closed = {test for test, outcome in expected["modules"].items() if outcome == file_semantics.CLOSED}
+    # Decorators that ask for root's capabilities ask when the modules are imported, which is before root gives up its own.
+    unclear = (
+        file_semantics.CLOSED,
+        "skipped: requires CAP_DAC_OVERRIDE",
+        "skipped: incompatible with CAP_DAC_OVERRIDE",
+    )
+    closed = {test for test, outcome in {**expected["modules"], **found["modules"]}.items() if outcome in unclear}
     assert not any(found["modules"].get(test) == "failed" for test in closed)
     for observed in (found, expected):
         observed |= {test: outcome for test, outcome in observed.pop("modules").items() if test not in closed}

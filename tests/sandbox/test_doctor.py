@@ -17,6 +17,7 @@ NAMES = {
     *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),
     *("sandbox", "system call filter", "no privileges", "outbound network", "memory limits", "FUSE", "uv"),
     *("CPU limits", "process limits", "GPUs", "snapshots", "workers apart", "signals apart", "end with the daemon"),
+    "process ids apart",
 }
 CODE = "import sys; from atoll.cli.doctor import doctor; sys.exit(doctor(json=len(sys.argv) > 1))"
 

@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from atoll.errors import AtollError
 from atoll.model.findings import Finding
 from atoll.node.promises import policy_for, try_promises
 from atoll.process import check
-from atoll.sandbox import gpus, programs
+from atoll.sandbox import gpus, pid_ranges, programs
 from atoll.sandbox.causes import explain
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher
@@ -42,6 +43,7 @@ print(json.dumps({
     "capabilities": [status[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")],
     "no_new_privileges": status["NoNewPrivs"],
     "denied": traced == -1 and ctypes.get_errno() == errno.EPERM,
+    "pid": os.getpid(),
     "alone": sum(name.isdigit() for name in os.listdir("/proc")) == 2,
 }))
 """
@@ -91,7 +93,8 @@ async def _confinement(settings: Settings) -> list[Finding]:
     launcher = Launcher(settings)
     try:
         identity = Identities(settings).builder()
-        done = await launcher.run(policy_for(launcher, identity, _PROBE), timeout_seconds=30.0)
+        policy = replace(policy_for(launcher, identity, _PROBE), own_pids=True)
+        done = await launcher.run(policy, timeout_seconds=30.0)
         seen: dict[str, Any] = json.loads(done.output.splitlines()[-1])
     except AtollError as error:
         return [Finding("sandbox", True, False, error.message, loses, error.hint)]
@@ -108,10 +111,21 @@ async def _confinement(settings: Settings) -> list[Finding]:
         ),
         _verdict("no privileges", bare, "no capability, and no way to gain one", loses),
     ]
+    found.append(_process_ids(seen["pid"]))
     if as_root:
         apart = seen["uid"] == identity.uid != 0
         found.append(_verdict("separate users", apart, f"functions run as host uid {identity.uid} and up", loses))
     return found
+
+
+def _process_ids(pid: int) -> Finding:
+    """Return whether the first process of a sandbox has a number that others do not have."""
+    name = "process ids apart"
+    if pid >= pid_ranges.FIRST:
+        return Finding(name, False, True, "each sandbox counts from a number of its own")
+    loses = "LMDB, and other programs on `/data` that lock by process id, fail in two sandboxes at a time"
+    fix = "needs a kernel with CONFIG_CHECKPOINT_RESTORE, a writable `/proc/sys`, and `nsenter` of `util-linux`"
+    return Finding(name, False, False, "each sandbox counts from 2", loses, fix)
 
 
 def _verdict(name: str, works: bool, detail: str, loses: str) -> Finding:

@@ -64,7 +64,6 @@ class IpcNamespaces:
         self._limits = limits(shm_bytes)
         self._made: dict[tuple[str, ...], Namespace] = {}
         self._failed = False
-        self._own = -1
 
     def take(self, group: str, enter: Sequence[str]) -> Namespace | None:
         """Return the group's namespace, to be given back; None where there can be none.
@@ -112,13 +111,15 @@ class IpcNamespaces:
         if namespace is None or os.geteuid() != 0:
             yield
             return
-        if self._own < 0:
-            self._own = os.open("/proc/thread-self/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-        linux.enter_namespace(namespace.ipc, linux.CLONE_NEWIPC)
+        own = os.open("/proc/thread-self/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield
+            linux.enter_namespace(namespace.ipc, linux.CLONE_NEWIPC)
+            try:
+                yield
+            finally:
+                linux.enter_namespace(own, linux.CLONE_NEWIPC)
         finally:
-            linux.enter_namespace(self._own, linux.CLONE_NEWIPC)
+            os.close(own)
 
     def _make(self) -> Namespace:
         """Return a new namespace, made by a thread that leaves this process's own."""
