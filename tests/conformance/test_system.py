@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 import time
@@ -114,3 +115,46 @@ def test_processes_of_two_sandboxes_have_different_numbers(place: Place) -> None
     place.isolated(clean)()
     assert (found, also) == (b"written", b"written")
     assert abs(one - other) > 1000
+
+
+@pytest.mark.skipif(
+    not os.environ.get("SOAK") or not glob.glob("/usr/lib/postgresql/*/bin/postgres"), reason="SOAK only"
+)
+def test_a_second_postgresql_on_one_directory_is_refused(place: Place) -> None:
+    """Servers of two sandboxes tell each other's files apart as on one machine, also when one has been killed."""
+
+    def serve(own: str, other: str) -> tuple[int | None, str]:
+        import subprocess
+
+        programs = glob.glob("/usr/lib/postgresql/*/bin")[0]
+        data = "/data/conformance-postgresql"
+        if not os.path.exists(data):
+            subprocess.run([f"{programs}/initdb", "-D", data, "-A", "trust", "-N"], check=True, capture_output=True)
+        line = [f"{programs}/postgres", "-D", data, "-k", "/tmp", "-h", ""]
+        with open("/tmp/log", "w+") as log, subprocess.Popen(line, stdout=log, stderr=log) as server:
+            while server.poll() is None and "ready to accept" not in open("/tmp/log").read():
+                time.sleep(0.02)
+            open(f"/data/conformance-postgresql-{own}", "w").close()
+            if other:
+                wait_for_file(f"/data/conformance-postgresql-{other}")
+            status = server.poll()
+            server.kill()
+            server.wait()
+            return status, open("/tmp/log").read()
+
+    def clean() -> None:
+        import shutil
+
+        for path in glob.glob("/data/conformance-postgresql*"):
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+    place.isolated(clean)()
+    first = place.isolated(serve, network="none").submit("first", "second")
+    place.isolated(wait_for_file, network="host")("/data/conformance-postgresql-first")
+    refused, text = place.isolated(serve, network="host")("second", "")
+    running, _ = first.result(120)
+    again, log = place.isolated(serve, network="host")("third", "")
+    place.isolated(clean)()
+    assert (refused, running) == (1, None), text
+    assert "still in use" in text
+    assert again is None, log
