@@ -13,11 +13,12 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 FINISH_SECONDS = 0.01
-"""Seconds that a thread may take which ends just when its call does."""
+"""Seconds that a thread or child may take which ends just when its call does."""
 
 _threads: set[int] = set()
 _children: set[int] = set()
@@ -56,7 +57,7 @@ def found() -> str:
                 if one.is_alive():
                     return f"thread {one.name}"
     for pid in _running_children():
-        if pid not in _children and pid not in _of_pools():
+        if pid not in _children and pid not in _of_pools() and not _ends(pid):
             return f"child {pid}"
     return ""
 
@@ -77,6 +78,16 @@ def _running_children() -> list[int]:
         with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
             found += [int(pid) for pid in file.read().split()]
     return [pid for pid in found if _runs(pid)]
+
+
+def _ends(pid: int) -> bool:
+    """Return whether a child ends just when its call does, as one that has only started another process."""
+    deadline = time.monotonic() + FINISH_SECONDS
+    while _runs(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(FINISH_SECONDS / 10)
+    return True
 
 
 def _runs(pid: int) -> bool:
