@@ -34,6 +34,7 @@ from atoll.agent.endings import Child, Endings
 from atoll.agent.landlock import Landlock
 from atoll.agent.leftovers import kill_left_behind
 from atoll.agent.preloaders import Preloaders
+from atoll.agent.process import start
 from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 
@@ -157,7 +158,7 @@ class Agent:
         self.watch(child.pidfd, lambda: self._reap(name))
 
     def _serve(self, message: dict[str, Any], descriptors: list[int]) -> int:
-        worker.prepare_process()
+        start.prepare_process()
         return self._work(message, descriptors)
 
     def _work(self, message: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -272,7 +273,7 @@ class Agent:
         self.watch(self._spare.pidfd, self._spare_ended)
 
     def _wait_for_work(self, channel: Channel) -> int:
-        worker.prepare_process()
+        start.prepare_process()
         try:
             message = channel.receive().header
             descriptors = channel.take_descriptors(5)
@@ -329,7 +330,7 @@ def main() -> None:
     sys.argv = [""]
     with contextlib.suppress(OSError, KeyError):  # only its owner may make it as programs expect it
         os.mkdir(os.environ["XDG_RUNTIME_DIR"], 0o700)
-    worker.prepare()
+    start.prepare()
     gc.freeze()
     with contextlib.suppress(ChannelClosed):
         Agent(channel, landlock).run()

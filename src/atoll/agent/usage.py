@@ -12,6 +12,7 @@ Read from its sheet, a record is a list, in the order of `FIELDS`; the daemon ch
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 import time
@@ -122,11 +123,11 @@ class Meter:
                 os.write(self._reset, b"5")
         self._floor = self._peak = self._usage(0).ru_maxrss
 
-    def end(self, answer: dict[str, Any], pieces: Sequence[Any] = ()) -> None:
-        """End the call that began last, with its answer and the answer's buffers."""
+    def end(self, answer: dict[str, Any], pieces: Sequence[Any] = ()) -> float:
+        """End the call that began last, with its answer and the answer's buffers; return its seconds."""
         header = self._header
         if header is None:
-            return
+            return math.inf
         self._header = None
         wall = time.monotonic() - self._began
         if wall < BRIEF_SECONDS and self._peak:
@@ -147,6 +148,7 @@ class Meter:
         _COUNT.pack_into(self._sheet, 0, self._count)
         if answer["type"] != "result":
             self.report(describe(answer))
+        return wall
 
     def tick(self) -> None:
         """Report if it is time: after each answer."""

@@ -30,15 +30,15 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from atoll.agent import numba_cache, output, preloading, running
+from atoll.agent import output, preloading, running
 from atoll.agent.process import end as process_end
+from atoll.agent.process.brief_calls import BRIEF_SECONDS, BriefCalls
 from atoll.agent.process.state import ProcessState
 from atoll.agent.questions import Questions
 from atoll.agent.shared_memory import BUSY, DEADLINE, ENDING, GRACE, SERVED
 from atoll.agent.snapshots import Snapshots
 from atoll.agent.usage import REPORT_SECONDS, Meter, size_of
 from atoll.payload import exceptions_dump, values
-from atoll.payload.program import namespaces
 from atoll.payload.texts import load as texts_load
 from atoll.wire import nested
 from atoll.wire.call_protocol import KeptFunctions
@@ -50,24 +50,6 @@ FIRST_CALL_SECONDS = 5.0
 MAX_POLL_MILLISECONDS = 1 << 30
 _ENDED = select.POLLHUP | getattr(select, "POLLRDHUP", 0) | select.POLLERR
 SOURCES_DIRECTORY = "/tmp/.atoll-sources"
-
-
-def prepare() -> None:
-    """Prepare, once and before any fork, the state that every worker needs."""
-    import resource  # noqa: F401 - imported for the forks
-
-    from atoll.payload import install, private_cloudpickle  # noqa: F401 - imported for the forks
-
-    private_cloudpickle.cloudpickle()
-    numba_cache.watch()
-    output.unbuffer_c()
-
-
-def prepare_process() -> None:
-    """Prepare, once in each forked process, the state that does not depend on the lease."""
-    output.open_streams()
-    running.hear_interrupts(always=True)  # a daemon that was started in the background ignores them
-    namespaces.use_modules()
 
 
 class Worker:
@@ -99,6 +81,8 @@ class Worker:
         self._alarm = alarm
         self._pid = os.getpid()
         self._wanted = True
+        self._brief_calls = BriefCalls()
+        self._brief = False
         self._imported = preloading.Imported()
         self._control_number = -1
 
@@ -235,7 +219,7 @@ class Worker:
             self._words[SERVED] += 1
             self._served = True
             self._rest(float(message.header.get("keep_alive_seconds", self._idle_seconds)))
-            if lost := self._state.restore():
+            if not self._brief and (lost := self._state.restore()):
                 self._serve_no_more(lost)
             elif self._reclaimed:
                 self._yield()
@@ -282,6 +266,13 @@ class Worker:
             data.send({"type": "need", "setup": header["setup"]})
             return
         output.arrange(header.get("streams"))
+        # The project's modules, and what `setup_function` made, are not searched.
+        quiet = (
+            not self._sources and not self._prepared and self._brief_calls.may_be(header.get("function", ""), buffers)
+        )
+        if self._brief:  # here, not after the answer: the caller's next step would wait for it
+            self._state.restore_briefly()
+            self._brief = False
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
         self._questions.begin(data, header.get("call"), header.get("results") == "data")
@@ -293,7 +284,8 @@ class Worker:
         output.flush()
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
-        self._meter.end(answer, pieces)
+        wall = self._meter.end(answer, pieces)
+        self._brief = quiet and wall < BRIEF_SECONDS
         data.send(answer, pieces)
         self._meter.tick()
         if modules := self._imported.new():

@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 _VARIABLES = re.compile(rb"\b(environb?|putenv|unsetenv)\b")
 """Names in a function's bytes whose code may set environment variables."""
-_CALLS = re.compile(rb"\b(atoll|fal_serverless|isolated)\b")
+_CALLS = re.compile(rb"\b(atoll(?!\.payload\b)|fal_serverless|isolated)\b")
 """Names in a function's bytes whose code may call other functions."""
 
 

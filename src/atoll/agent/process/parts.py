@@ -1,7 +1,7 @@
 """Parts of a process's state that a function may change: each can be read, compared and put back.
 
-Reading all of them costs a warm call some 10 us, so the readers are functions of C wherever there is one. A list is read
-as the list itself, since it is compared with a copy.
+A warm call waits for the reading of all of them. So they are texts of one expression that is compiled once (`reader`),
+of functions of C wherever there is one. A list is read as the list itself, since it is compared with a copy.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ import builtins
 import contextlib
 import functools
 import gc
-import operator
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-_SIGNALS = tuple(sorted(int(number) for number in signal.valid_signals() if number < signal.SIGRTMIN))
-"""Real-time signals have no meaning of their own, and looking at them would cost as much as all others."""
+_UNSEEN = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "TRAP", "SYS", "STKFLT", "URG", "CONT", "TTIN", "TTOU", "PWR")
+"""Signals without a handler of a program's: nobody can have one, or they tell of faults (see `faulthandler`)."""
+_SIGNALS = tuple(
+    sorted(
+        int(number)
+        for number in signal.valid_signals()
+        if number < signal.SIGRTMIN and signal.Signals(number).name.removeprefix("SIG") not in _UNSEEN
+    )
+)
+"""Each look costs 70 ns. Real-time signals have no meaning of their own."""
 _LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
 """Limits that programs set; reading all sixteen would cost 10 us."""
 
@@ -34,19 +41,31 @@ _LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC", "STACK")
 class Part(NamedTuple):
     """One part: its name, and how it is read and put back.
 
-    `write` takes the value to have and the present one. It raises where that cannot be had again.
+    Args:
+        read: an expression over the names of this module.
+        write: takes the value to have and the present one. It raises where that cannot be had again.
     """
 
     name: str
-    read: Callable[[], Any]
+    read: str
     write: Callable[[Any, Any], None]
+
+
+def reader(parts: Iterable[Part]) -> Callable[[], list[Any]]:
+    """Return a function that reads all parts, in their order."""
+    made: Callable[[], list[Any]] = eval(f"lambda: [{', '.join(part.read for part in parts)}]", globals())  # noqa: S307 - this module's texts
+    return made
+
+
+_start: dict[str, Any] = {}
+"""Parts as they are in a process whose program has not imported the module that changes them."""
 
 
 def _setter(set_value: Callable[[Any], Any]) -> Callable[[Any, Any], None]:
     return lambda saved, _now: set_value(saved) and None
 
 
-def _value(name: str, read: Callable[[], Any], set_value: Callable[[Any], Any]) -> Part:
+def _value(name: str, read: str, set_value: Callable[[Any], Any]) -> Part:
     return Part(name, read, _setter(set_value))
 
 
@@ -55,7 +74,7 @@ def _names(module: ModuleType, *names: str) -> Part:
     content = vars(module)
     return Part(
         f"names of {module.__name__}",
-        functools.partial(operator.itemgetter(*names), content),
+        f"({', '.join(f'{module.__name__}.{name}' for name in names)})",
         lambda saved, _now: content.update(zip(names, saved, strict=True)),
     )
 
@@ -65,7 +84,7 @@ def _list(module: ModuleType, name: str) -> Part:
         now[:] = saved
         setattr(module, name, now)
 
-    return Part(f"{module.__name__}.{name}", functools.partial(operator.itemgetter(name), vars(module)), write)
+    return Part(f"{module.__name__}.{name}", f"{module.__name__}.{name}", write)
 
 
 def _write_variables(saved: Any, _now: Any) -> None:
@@ -80,12 +99,23 @@ def _write_handlers(saved: Any, now: Any) -> None:
             signal.signal(number, old)
 
 
-def _timer(which: int) -> Part:
-    def write(saved: Any, _now: Any) -> None:
-        if not saved[0]:  # else it runs since before the call
-            _signal.setitimer(which, 0)
+_NO_TIMER = (0.0, 0.0)
+_PROFILING = ((signal.ITIMER_VIRTUAL, signal.SIGVTALRM), (signal.ITIMER_PROF, signal.SIGPROF))
 
-    return Part(f"timer {which}", functools.partial(_signal.getitimer, which), write)
+
+def _timer() -> Any:
+    """Return the timer of the clock, and of the others those whose signal has a handler: without one it ends a process."""
+    found = _signal.getitimer(signal.ITIMER_REAL)
+    for which, number in _PROFILING:
+        if _signal.getsignal(number) and (other := _signal.getitimer(which)) != _NO_TIMER:
+            return which, other
+    return found
+
+
+def _write_timer(saved: Any, _now: Any) -> None:
+    if saved == _NO_TIMER:  # else it runs since before the call
+        for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            _signal.setitimer(which, 0)
 
 
 def _write_filters(saved: Any, _now: Any) -> None:
@@ -93,24 +123,29 @@ def _write_filters(saved: Any, _now: Any) -> None:
     warnings.filters.extend(saved)  # type: ignore[attr-defined]
 
 
-def _limits() -> Part:
+def _limits() -> tuple[Any, ...]:
     """Return the limits of resources, which are read only in a process whose modules have imported `resource`."""
-    import resource
+    return _read_limits() if "resource" in sys.modules else _start["limits"]
 
-    del sys.modules["resource"]
-    numbers = tuple(getattr(resource, f"RLIMIT_{name}") for name in _LIMITS)
 
-    def now() -> tuple[Any, ...]:
-        return tuple(map(resource.getrlimit, numbers))
+def _read_limits() -> tuple[Any, ...]:
+    module = _start["resource"]
+    return tuple(module.getrlimit(getattr(module, f"RLIMIT_{name}")) for name in _LIMITS)
 
-    known = now()
 
-    def write(saved: Any, now: Any) -> None:
-        for number, old, new in zip(numbers, saved, now, strict=True):
-            if old != new:
-                resource.setrlimit(number, old)  # fails where a hard limit was lowered
+def _write_limits(saved: Any, now: Any) -> None:
+    module = _start["resource"]
+    for name, old, new in zip(_LIMITS, saved, now, strict=True):
+        if old != new:
+            module.setrlimit(getattr(module, f"RLIMIT_{name}"), old)  # fails where a hard limit was lowered
 
-    return Part("limits", lambda: now() if "resource" in sys.modules else known, write)
+
+def _locale_now() -> str:
+    """Return the locale, which a program changes by the module that it has imported for that."""
+    return _locale.setlocale(_locale.LC_ALL) if "locale" in sys.modules else _start["locale"]
+
+
+_builtins = vars(builtins)
 
 
 def _write_builtins(saved: Any, now: Any) -> None:
@@ -128,10 +163,10 @@ def _write_multiprocessing(saved: Any, _now: Any) -> None:
     sys.modules["multiprocessing.context"]._default_context._actual_context = saved
 
 
-def _temporary_directory(default: str | None) -> Any:
+def _temporary_directory() -> Any:
     module: Any = sys.modules.get("tempfile")
     found = None if module is None else module.tempdir
-    return None if found == default else found
+    return None if found == _start["temporary directory"] else found
 
 
 def _write_temporary_directory(saved: Any, _now: Any) -> None:
@@ -182,8 +217,15 @@ def _write_tools(saved: Any, now: Any) -> None:
 
 def parts() -> tuple[Part, ...]:
     """Return the parts that are looked at after each call; once in each process."""
+    import resource  # Linux only, and this module is for every platform
+
+    del sys.modules["resource"]  # a program that imports it may change limits
+    _start["resource"] = resource
+    _start["limits"] = _read_limits()
+    _start["locale"] = _locale.setlocale(_locale.LC_ALL)
+    _start["temporary directory"] = os.environ.get("TMPDIR")
     found = [
-        Part("environment variables", lambda: os.environ._data, _write_variables),  # type: ignore[attr-defined]
+        Part("environment variables", "os.environ._data", _write_variables),
         _list(sys, "path"),
         _list(sys, "meta_path"),
         _list(sys, "path_hooks"),
@@ -191,58 +233,42 @@ def parts() -> tuple[Part, ...]:
         _names(sys, "excepthook", "unraisablehook", "displayhook", "breakpointhook", "dont_write_bytecode"),
         _names(threading, "excepthook", "_trace_hook", "_profile_hook"),
         _names(warnings, "showwarning", "formatwarning"),
-        Part("warning filters", functools.partial(operator.itemgetter("filters"), vars(warnings)), _write_filters),
-        Part("signal handlers", lambda: (*map(_signal.getsignal, _SIGNALS),), _write_handlers),
-        Part(
+        Part("warning filters", "warnings.filters", _write_filters),
+        Part("signal handlers", "(*map(_signal.getsignal, _SIGNALS),)", _write_handlers),
+        _value(
             "signal mask",
-            functools.partial(_signal.pthread_sigmask, signal.SIG_BLOCK, ()),
-            _setter(functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK)),
+            "_signal.pthread_sigmask(_signal.SIG_BLOCK, ())",
+            functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK),
         ),
-        *map(_timer, range(3)),
-        _value("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
-        _value("thresholds of garbage collection", gc.get_threshold, lambda saved: gc.set_threshold(*saved)),
-        _value("debugging of garbage collection", gc.get_debug, gc.set_debug),
-        Part(
-            "callbacks of garbage collection",
-            lambda: gc.callbacks,
-            lambda saved, now: now.__setitem__(slice(None), saved),
-        ),
-        _value("trace function", sys.gettrace, sys.settrace),
-        _value("profile function", sys.getprofile, sys.setprofile),
-        _value("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
-        _value("switch interval", sys.getswitchinterval, sys.setswitchinterval),
-        _value("digits of whole numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
-        _value("flags of dlopen", sys.getdlopenflags, sys.setdlopenflags),
-        _value("hooks of generators", sys.get_asyncgen_hooks, lambda saved: sys.set_asyncgen_hooks(*saved)),
+        Part("timer", "_timer()", _write_timer),
+        _value("garbage collection", "gc.isenabled()", lambda on: gc.enable() if on else gc.disable()),
+        _value("thresholds of garbage collection", "gc.get_threshold()", lambda saved: gc.set_threshold(*saved)),
+        _value("debugging of garbage collection", "gc.get_debug()", gc.set_debug),
+        Part("callbacks of garbage collection", "gc.callbacks", lambda saved, now: now.__setitem__(slice(None), saved)),
+        _value("trace function", "sys.gettrace()", sys.settrace),
+        _value("profile function", "sys.getprofile()", sys.setprofile),
+        _value("recursion limit", "sys.getrecursionlimit()", sys.setrecursionlimit),
+        _value("switch interval", "sys.getswitchinterval()", sys.setswitchinterval),
+        _value("digits of whole numbers", "sys.get_int_max_str_digits()", sys.set_int_max_str_digits),
+        _value("flags of dlopen", "sys.getdlopenflags()", sys.setdlopenflags),
+        _value("hooks of generators", "sys.get_asyncgen_hooks()", lambda saved: sys.set_asyncgen_hooks(*saved)),
         _value(
             "origins of coroutines",
-            sys.get_coroutine_origin_tracking_depth,
+            "sys.get_coroutine_origin_tracking_depth()",
             sys.set_coroutine_origin_tracking_depth,
         ),
-        _value("stack size", _thread.stack_size, _thread.stack_size),
-        _value(
-            "locale",
-            functools.partial(_locale.setlocale, _locale.LC_ALL),
-            functools.partial(_locale.setlocale, _locale.LC_ALL),
-        ),
-        _value(
-            "priority",
-            functools.partial(os.getpriority, os.PRIO_PROCESS, 0),
-            lambda old: os.setpriority(os.PRIO_PROCESS, 0, old),
-        ),
-        _value("processors", functools.partial(os.sched_getaffinity, 0), lambda saved: os.sched_setaffinity(0, saved)),
-        _value("timeout of sockets", _socket.getdefaulttimeout, _socket.setdefaulttimeout),
-        Part("builtins", functools.partial(vars, builtins), _write_builtins),
-        Part("start method of multiprocessing", _multiprocessing, _write_multiprocessing),
-        Part(
-            "directory of temporary files",
-            functools.partial(_temporary_directory, os.environ.get("TMPDIR")),
-            _write_temporary_directory,
-        ),
-        Part("event loop policy", _policy, _write_policy),
-        Part("faulthandler", _faulthandler, _write_faulthandler),
-        _limits(),
+        _value("stack size", "_thread.stack_size()", _thread.stack_size),
+        _value("locale", "_locale_now()", functools.partial(_locale.setlocale, _locale.LC_ALL)),
+        _value("priority", "os.getpriority(os.PRIO_PROCESS, 0)", lambda old: os.setpriority(os.PRIO_PROCESS, 0, old)),
+        _value("processors", "os.sched_getaffinity(0)", lambda saved: os.sched_setaffinity(0, saved)),
+        _value("timeout of sockets", "_socket.getdefaulttimeout()", _socket.setdefaulttimeout),
+        Part("builtins", "_builtins", _write_builtins),
+        Part("start method of multiprocessing", "_multiprocessing()", _write_multiprocessing),
+        Part("directory of temporary files", "_temporary_directory()", _write_temporary_directory),
+        Part("event loop policy", "_policy()", _write_policy),
+        Part("faulthandler", "_faulthandler()", _write_faulthandler),
+        Part("limits", "_limits()", _write_limits),
     ]
     if hasattr(sys, "monitoring"):
-        found.append(Part("monitoring tools", _tools, _write_tools))
+        found.append(Part("monitoring tools", "_tools()", _write_tools))
     return tuple(found)

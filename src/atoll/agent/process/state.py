@@ -23,7 +23,7 @@ from typing import Any
 
 from atoll.agent import output, preloading
 from atoll.agent.process import left_running
-from atoll.agent.process.parts import parts
+from atoll.agent.process.parts import parts, reader
 
 DECIMAL = "decimal_context"
 """The context variable of `decimal`, an object that arithmetic changes."""
@@ -34,7 +34,7 @@ class ProcessState:
 
     def __init__(self) -> None:
         self._parts = parts()
-        self._reads = [part.read for part in self._parts]
+        self._now = reader(self._parts)
         self._wakeup = -1
         self._importing = False
         self._variables_set = False
@@ -55,7 +55,7 @@ class ProcessState:
         left_running.keep()
 
     def _read(self) -> list[Any]:
-        return [_copy(read()) for read in self._reads]
+        return [*map(_copy, self._now())]
 
     def _set_wakeup(self, descriptor: int) -> None:
         self._wakeup = signal.set_wakeup_fd(descriptor)
@@ -65,7 +65,7 @@ class ProcessState:
     @property
     def variables_changed(self) -> bool:
         """True if a call or an import has set environment variables, and they are not put back yet."""
-        return self._variables_set or self._reads[0]() != self._saved[0]
+        return self._variables_set or os.environ._data != self._saved[0]  # type: ignore[attr-defined]
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a call with context variables of its own."""
@@ -78,7 +78,7 @@ class ProcessState:
     def restore(self) -> str:
         """Put back what a call has changed; return the part that cannot be had again, empty for none."""
         try:
-            now = [read() for read in self._reads]
+            now = self._now()
             lost = self._put_back(now) if now != self._saved else ""
             if (descriptor := signal.set_wakeup_fd(self._wakeup)) != self._wakeup:
                 del descriptor  # it was the call's own
@@ -88,6 +88,12 @@ class ProcessState:
             return lost or left_running.found()
         except Exception as error:  # an object that does not compare, for example
             return f"state: {type(error).__name__}"
+
+    def restore_briefly(self) -> None:
+        """Put back what a call that is excused from more may have changed by a library (see `brief_calls`)."""
+        with contextlib.suppress(Exception):
+            self._restore_streams()
+            self._restore_directory()
 
     def _put_back(self, now: list[Any]) -> str:
         lost = ""
