@@ -159,3 +159,24 @@ def test_the_command_line_takes_files(atoll_home: Home, tmp_path: Path) -> None:
     failed = atoll_home.atoll("env", "build", "-r", "other.txt", cwd=tmp_path, check=False)
     assert failed.returncode == 1
     assert f"there is no file `{os.path.realpath(tmp_path)}/other.txt`" in failed.stderr
+
+
+def test_an_edit_of_a_local_path_is_seen_by_the_same_program(atoll_home: Home, tmp_path: Path) -> None:
+    """A package of this machine is keyed by its content: an edited one is built anew for the next call."""
+    place = tmp_path / "own"
+    (place / "backend").mkdir(parents=True)
+    (place / "pyproject.toml").write_text(
+        '[project]\nname = "gitpkg"\nversion = "1"\n'
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["backend"]\n'
+    )
+    (place / "backend" / "backend.py").write_text(BACKEND)
+    (place / "version.txt").write_text("1")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib\nfrom atoll import isolated\nfrom atoll.sdk.requirements import local_stamps\n"
+        "local_stamps.LOOK_SECONDS = 0.0\n"
+        "@isolated(requirements=['./own'])\ndef version():\n    import gitpkg\n    return gitpkg.VERSION\n"
+        "print(version(), version())\npathlib.Path('own/version.txt').write_text('2')\nprint(version())\n"
+    )
+    done = atoll_home.python(str(program), cwd=tmp_path, env={"UV_OFFLINE": "1"})
+    assert done.stdout.split() == ["1", "1", "2"]

@@ -20,6 +20,11 @@ from atoll.sdk.requirements.entries import absolute
 HASH = "sha256:" + "0" * 64
 
 
+def read(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the entries with the files' contents, without the stamps of local paths."""
+    return tuple(re.sub(r" #[0-9a-f]{16}$", "", entry) for entry in contents.read(entries))
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a directory with a wheel directory, a package, a repository and files of requirements."""
@@ -98,7 +103,7 @@ def test_a_file_is_read_as_pip_reads_it(project: Path, monkeypatch: pytest.Monke
     )
     (project / "inner" / "more.txt").write_text("attrs\r\n--find-links ../wheels\r\n")
     (project / "limits.txt").write_text("urllib3<2\n")
-    assert contents.read((f"-r {project}/requirements.txt",)) == (
+    assert read((f"-r {project}/requirements.txt",)) == (
         "six==1.0      --hash=sha256:00",
         "idna",
         "attrs",
@@ -140,11 +145,24 @@ def test_a_project_has_dependencies_extras_and_groups(project: Path) -> None:
     path.write_text(PROJECT)
     plain = ("--extra-index-url https://example.org/wheels", "six>=1", "torch")
     constraint = ("--constraint-line 'urllib3<2'",)
-    assert contents.read((f"-r {path}",)) == plain + constraint
+    assert read((f"-r {path}",)) == plain + constraint
     fast = ("idna", "attrs @ git+https://example.org/attrs@v1#subdirectory=src")
-    assert contents.read((f"-r {path} --extra FAST",)) == plain + fast + constraint
+    assert read((f"-r {path} --extra FAST",)) == plain + fast + constraint
     test = ("iniconfig", f"mypy @ file://{project}/packages/own ; (sys_platform == 'linux')")
-    assert contents.read((f"-r {path} --group test",)) == plain + test + constraint
+    assert read((f"-r {path} --group test",)) == plain + test + constraint
+
+
+def test_the_index_is_not_asked_for_the_project_itself(project: Path) -> None:
+    """Its own name stands for its extras, wherever it is: its modules travel, and the name may be a stranger's there."""
+    path = project / "pyproject.toml"
+    path.write_text(
+        '[project]\nname = "Own"\ndependencies = ["own", "six"]\n[project.optional-dependencies]\n'
+        'a = ["idna>=2; os_name == \'x\'"]\nall = ["own[a]>=1; python_version > \'3\'", "own", "own[all]"]\n'
+        '[dependency-groups]\ndev = ["own[a]"]\n'
+    )
+    both = "idna>=2 ; (os_name == 'x') and (python_version > '3')"
+    assert read((f"-r {path} --extra all",)) == ("six", both)
+    assert read((f"-r {path} --group dev",)) == ("six", "idna>=2; os_name == 'x'")
 
 
 def test_dynamic_dependencies_are_read_where_setuptools_names_a_file(project: Path) -> None:
@@ -155,15 +173,16 @@ def test_dynamic_dependencies_are_read_where_setuptools_names_a_file(project: Pa
         '[tool.setuptools.dynamic]\ndependencies={file=["requirements.txt"]}\n'
     )
     (project / "requirements.txt").write_text("six\n")
-    assert contents.read((f"-r {path}",)) == ("six",)
+    assert read((f"-r {path}",)) == ("six",)
     path.write_text('[project]\nname="a"\ndynamic=["dependencies"]\n')
     with pytest.raises(EnvironmentBuildError, match="are dynamic"):
-        contents.read((f"-r {path}",))
+        read((f"-r {path}",))
 
 
 PYLOCK = f"""
 lock-version = "1.0"
 created-by = "a tool"
+dependency-groups = ["base", "test"]
 default-groups = ["base"]
 [[packages]]
 name = "six"
@@ -190,13 +209,13 @@ def test_a_pylock_gives_versions_hashes_and_sources(project: Path) -> None:
     """Extras and groups are decided here; the project itself is left out, since its modules travel."""
     path = project / "pylock.toml"
     path.write_text(PYLOCK)
-    found = contents.read((f"-r {path}",))
+    found = read((f"-r {path}",))
     assert found == (
         f"six==1.16.0 ; python_version >= \"0\" and python_version > '3' --hash={HASH}",
         "repo @ git+https://example.org/repo@abc#subdirectory=in",
         f"inner @ file://{project}/packages/own",
     )
-    assert any(entry.startswith("pytest==9") for entry in contents.read((f"-r {path} --group test",)))
+    assert any(entry.startswith("pytest==9") for entry in read((f"-r {path} --group test",)))
     parse(found)
 
 
@@ -212,11 +231,15 @@ def test_a_uv_lock_gives_the_versions_that_uv_locked(tmp_path: Path) -> None:
         '[dependency-groups]\ndev=["tool"]\n[tool.uv.sources]\nbase={path="base"}\ntool={path="tool"}\n'
     )
     subprocess.run([uv, "lock", "--offline", "-q", "--no-config"], cwd=tmp_path, check=True)
-    assert contents.read((f"-r {tmp_path}/uv.lock",)) == (f"{tmp_path}/base",)
-    assert contents.read((f"-r {tmp_path}/uv.lock --group dev",)) == (f"{tmp_path}/base", f"{tmp_path}/tool")
+    assert read((f"-r {tmp_path}/uv.lock",)) == (f"{tmp_path}/base",)
+    assert read((f"-r {tmp_path}/uv.lock --group dev",)) == (f"{tmp_path}/base", f"{tmp_path}/tool")
+    path = tmp_path / "pyproject.toml"
+    path.write_text(path.read_text().replace('["base"]', '["base", "later"]'))
+    with pytest.raises(EnvironmentBuildError, match=r"older than its `pyproject\.toml`: it lacks `later`"):
+        read((f"-r {tmp_path}/uv.lock",))
     (tmp_path / "uv.lock").write_text("version = 99\n")
     with pytest.raises(EnvironmentBuildError, match=r"uv\.lock` cannot be read"):
-        contents.read((f"-r {tmp_path}/uv.lock",))
+        read((f"-r {tmp_path}/uv.lock",))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +255,12 @@ def test_a_uv_lock_gives_the_versions_that_uv_locked(tmp_path: Path) -> None:
         ("requirements.txt", "-r requirements.txt\n", "", "includes itself"),
         ("requirements.txt", "six\n", " --extra x", "has no parts"),
         ("pylock.toml", 'lock-version="2.0"\n', "", "no lock file of version 1"),
+        ("pylock.toml", 'lock-version="1.0"\nextras=["a"]\n', " --extra b", "has no extra `b`"),
+        ("pylock.toml", 'lock-version="1.0"\nrequires-python=">=3.99"\n', "", "is for Python >=3.99"),
+        ("pylock.toml", 'lock-version="1.0"\nenvironments=["os_name == \'none\'"]\n', "", "for other machines"),
+        ("pyproject.toml", '[project]\nname="a"\nrequires-python="<3"\n', "", "is for Python <3"),
+        ("pyproject.toml", '[project]\nname="a"\ndynamic=["optional-dependencies"]\n', " --extra x", "are dynamic"),
+        ("README.md", "", "", "none of requirements"),
         ("big.txt", "x" * (files.MAX_BYTES + 1), "", "has more than 8 MiB"),
     ],
 )
@@ -242,14 +271,26 @@ def test_a_file_that_cannot_be_used_is_named(
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(EnvironmentBuildError) as caught:
-        contents.read((f"-r {tmp_path}/{name}{options}",))
+        read((f"-r {tmp_path}/{name}{options}",))
 
     assert re.search(message, str(caught.value).replace(str(tmp_path), "/P"))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
-    "entry", ["pyproject.toml", "requirements.txt", "poetry.lock", "uv.lock", "setup.py", "Pipfile", "a-1.tar.gz"]
+    "entry",
+    [
+        *("pyproject.toml", "requirements.txt", "poetry.lock", "uv.lock", "setup.py", "Pipfile", "a-1.tar.gz"),
+        *(
+            "README.md",
+            "Readme.rst",
+            "environment.yml",
+            "main.py",
+            "requirements",
+            "requirements-dev",
+            "dev-requirements",
+        ),
+    ],
 )
 def test_the_index_is_never_asked_for_a_file_name(entry: str) -> None:
     """The daemon refuses the name of a file, by which anyone could have published a package."""
@@ -258,8 +299,27 @@ def test_the_index_is_never_asked_for_a_file_name(entry: str) -> None:
 
 
 def test_packages_with_a_dot_are_packages() -> None:
-    """`ruamel.yaml` is a name like any other."""
+    """`ruamel.yaml` is a name like any other, and `discord.py` is one unless the project has such a file."""
     assert parse(["ruamel.yaml", "zope.interface>=5"]).packages == ("ruamel-yaml", "zope-interface>=5")
+    assert parse(["discord.py", "web.py>=1"]).packages == ("discord-py", "web-py>=1")
+
+
+def test_a_file_of_the_project_is_no_package(tmp_path: Path) -> None:
+    """A plain name that is a file beside the program is refused by the caller already."""
+    (tmp_path / "data.json").touch()
+    assert absolute(["discord.py", "six"], (str(tmp_path),)) == ("discord.py", "six")
+    (entry,) = absolute(["data.json"], (str(tmp_path),))
+    with pytest.raises(EnvironmentBuildError, match=r"data\.json`, which is none of requirements"):
+        read((entry,))
+
+
+def test_short_options_may_have_their_value_attached(project: Path) -> None:
+    """`-rrequirements.txt` is read as pip reads it, and a list may hold paths."""
+    assert absolute(["-rrequirements.txt", "-fwheels"], (str(project),)) == (
+        f"-r {project}/requirements.txt",
+        f"-f {project}/wheels",
+    )
+    assert Options().with_changes({"requirements": [project / "requirements.txt"]}).requirements
 
 
 def test_constraints_are_no_requirements() -> None:

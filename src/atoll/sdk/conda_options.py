@@ -80,7 +80,7 @@ def contents(values: Mapping[str, Any]) -> Contents:
 
 def _read(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return requirements with the contents of the files that they name."""
-    if not any(name.startswith("-") for name in names):
+    if not any(name.startswith(("-", "/")) or "file:" in name for name in names):
         return names
     from atoll.sdk.requirements import contents  # most functions name packages only
 

@@ -111,16 +111,16 @@ class Options:
         """True if the environment depends on files of the project, which a call reads again."""
         if self.env_yml is not None or '"-r ' in (self.env_dict or ""):
             return True
-        return any(entry.startswith("-") for entry in self._entries) and self._names_files()
+        if not any(entry.startswith(("-", "/")) or "file:" in entry for entry in self._entries):
+            return False
+        from atoll.sdk.requirements.entries import names_files  # most functions name packages only
+        from atoll.sdk.requirements.local_stamps import holds_path  # as above
+
+        return names_files(self._entries) or any(map(holds_path, self._entries))
 
     @property
     def _entries(self) -> tuple[str, ...]:
         return (*self.requirements, *self.pip)
-
-    def _names_files(self) -> bool:
-        from atoll.sdk.requirements.entries import names_files  # most functions name packages only
-
-        return names_files(self._entries)
 
     def closed(self) -> Options:
         """Return these options with the contents of the requirements' files, for a sandbox that has no such files.
@@ -131,7 +131,7 @@ class Options:
         """
         if not self.follows_files:
             return self
-        from atoll.sdk.requirements.contents import read  # as in `_names_files`
+        from atoll.sdk.requirements.contents import read  # as in `follows_files`
 
         with contextlib.suppress(errors.EnvironmentBuildError):
             return replace(
@@ -143,7 +143,7 @@ class Options:
         """Return these options with absolute paths in the requirements, as a function's program means them."""
         if not any(map(_may_hold_path, self._entries)):
             return self
-        from atoll.sdk.requirements.entries import absolute  # as in `_names_files`
+        from atoll.sdk.requirements.entries import absolute  # as in `follows_files`
 
         directories = project.directories(function)
         return replace(self, requirements=absolute(self.requirements, directories), pip=absolute(self.pip, directories))
@@ -227,9 +227,11 @@ def _entries(name: str, value: Any) -> tuple[str, ...]:
 
 def _requirements(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, (str, os.PathLike)) and value:
-        from atoll.sdk.requirements.entries import read_file_name  # as in `Options._names_files`
+        from atoll.sdk.requirements.entries import read_file_name  # as in `Options.follows_files`
 
         value = read_file_name(value)
+    elif not isinstance(value, (str, bytes)) and isinstance(value, Iterable):
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
     return tuple(entry.strip() for entry in _texts(name, value or ()) if entry.strip())
 
 

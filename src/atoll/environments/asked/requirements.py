@@ -45,7 +45,11 @@ _REMOTE_SCHEMES = frozenset({"http", "https", *(f"{vcs}+{way}" for vcs in _VCS f
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://|(git|hg|svn|bzr)\+")
 _MAX_PARENTHESES = 50  # a marker's parser goes down for each
 _HASH = re.compile(r"[a-z0-9]+:[0-9a-zA-Z_=+/-]+")
-_FILE_NAME = re.compile(r".+\.(toml|lock|txt|cfg|in|whl|zip|tar\.gz|tgz)|Pipfile|setup\.py", re.IGNORECASE)
+_FILE_NAME = re.compile(
+    r".+\.(toml|lock|txt|cfg|ini|in|md|rst|whl|zip|tar\.gz|tgz)|Pipfile|(setup|conftest|main)\.py|environment\.ya?ml|"
+    r"requirements([-_.].*)?|.*[-_.]requirements",
+    re.IGNORECASE,
+)
 """Names of files, which the index must not be asked for: anyone could have published a package of that name."""
 _PLAIN_NAMES = re.compile(r"(:all:|:none:|[A-Za-z0-9._-]+)(,[A-Za-z0-9._-]+)*")
 
@@ -299,8 +303,10 @@ def _named(entry: str, text: str) -> str | LocalPath:
     if _FILE_NAME.fullmatch(requirement.name) and not requirement.url:
         raise EnvironmentBuildError(
             f"`{redact(entry)[:1000]}` in `requirements` is the name of a file, and no package is looked for by it",
-            hint="files that can be named are `requirements.txt`, `pyproject.toml`, `uv.lock` and `pylock.toml`; "
-            f"a package of that name is `{requirement.name.replace('.', '-')}`",
+            hint="files that can be named are `requirements.txt`, `pyproject.toml`, `uv.lock` and `pylock.toml`"
+            + (
+                f"; a package of that name is `{requirement.name.replace('.', '-')}`" if "." in requirement.name else ""
+            ),
         )
     name = canonicalize_name(requirement.name)
     if name in SATISFIED:

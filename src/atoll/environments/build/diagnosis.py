@@ -142,6 +142,12 @@ def _read(log: str, status: int) -> tuple[str, str]:
             f"no package `{missing}` in the package index",
             f"did you mean `{near}`?" if near else "check the name, and the index it comes from (`--index-url`)",
         )
+    mismatch = re.search(r"Hash mismatch for `([^`\n]{1,200})`.{0,500}?Computed:\s+(\S+)", log, re.DOTALL)
+    if mismatch:
+        return (
+            f"the index's file of `{mismatch[1]}` has another digest than the requirements ask for: `{mismatch[2]}`",
+            "lock the versions again if that file is the right one",
+        )
     refused = re.search(r"\b(401 Unauthorized|403 Forbidden|407 Proxy Authentication Required)\b", log)
     if refused:
         return (f"the package index answers `{refused[1]}`", "check the credentials of the index or the proxy")

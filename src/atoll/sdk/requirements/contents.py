@@ -14,13 +14,14 @@ from atoll.errors import EnvironmentBuildError
 from atoll.sdk.requirements import locks, projects
 from atoll.sdk.requirements.entries import CONSTRAINTS, FILE, names_files
 from atoll.sdk.requirements.files import CONSTRAINT, lines, text_of
+from atoll.sdk.requirements.local_stamps import stamped
 
 MAX_DEPTH = 20
 """Files that include one another."""
 
 
 def read(entries: Sequence[str], *, variables: bool = True) -> tuple[str, ...]:
-    """Return the entries with the contents of the files that they name, as these are now.
+    """Return the entries with the contents of the files that they name, as these are now, and stamps of local paths.
 
     Args:
         variables: whether `${NAME}` in a file is replaced by that variable of the environment, which may be a secret.
@@ -28,9 +29,8 @@ def read(entries: Sequence[str], *, variables: bool = True) -> tuple[str, ...]:
     Raises:
         EnvironmentBuildError: a file cannot be read or understood; the message names it.
     """
-    if not names_files(entries):
-        return tuple(entries)
-    return tuple(_read(entries, (), variables))
+    found = tuple(_read(entries, (), variables)) if names_files(entries) else tuple(entries)
+    return tuple(map(stamped, found))
 
 
 def _read(entries: Iterable[str], within: tuple[str, ...], variables: bool) -> Iterator[str]:
@@ -71,6 +71,12 @@ def _contents(entry: str, within: tuple[str, ...], variables: bool) -> Iterable[
         return _read(locks.read_pylock(path, text_of(path), options), (*within, path), variables)
     if name.endswith(".toml"):
         return _read(projects.read(path, text_of(path), options), (*within, path), variables)
+    if not name.endswith((".txt", ".in")):
+        raise EnvironmentBuildError(
+            f"`requirements` names the file `{path}`, which is none of requirements",
+            hint="name `requirements.txt`, `pyproject.toml`, `uv.lock` or `pylock.toml`; for a package of that name write "
+            f"`{name.replace('.', '-')}`",
+        )
     if options:
         raise EnvironmentBuildError(
             f"`{path}` has no parts such as `{' '.join(options)}`",

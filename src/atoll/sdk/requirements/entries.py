@@ -71,7 +71,7 @@ def absolute(entries: Iterable[str], directories: Sequence[str]) -> tuple[str, .
             waiting = ""
         elif entry.startswith("-"):
             waiting = _append_options(found, entry, directories)
-        elif names_file(entry):
+        elif names_file(entry) or _is_file(entry, directories):
             _append_option(found, "-r", entry, directories)
         else:
             found.append(_with_absolute_path(entry, directories))
@@ -86,11 +86,14 @@ def _append_options(found: list[str], entry: str, directories: Sequence[str]) ->
         words = shlex.split(entry, comments=True)
     except ValueError:
         words = []
-    if not any(word.partition("=")[0] in _VALUES for word in words):
+    if not any(word.partition("=")[0] in _VALUES or word[:2] in _VALUES for word in words):
         found.append(entry)
         return ""
     while words:
-        name, equals, value = words.pop(0).partition("=")
+        word = words.pop(0)
+        if word[:2] in _VALUES and len(word) > 2 and word[1] != "-":  # `-rrequirements.txt`
+            word = f"{word[:2]}={word[2:].removeprefix('=')}"
+        name, equals, value = word.partition("=")
         if name not in _VALUES:  # an option without a path, which keeps its value
             rest = [words.pop(0)] if not equals and words and not words[0].startswith("-") else []
             found.append(shlex.join([name + equals + value, *rest]))
@@ -155,6 +158,13 @@ def _is_directory(text: str, directories: Sequence[str]) -> bool:
     """Return whether a text such as `packages/own` is a directory, as pip takes it."""
     bare = text.partition("[")[0]
     return "/" in bare and not re.search(r"[\s@:;]", bare) and os.path.isdir(located(bare, directories))
+
+
+def _is_file(text: str, directories: Sequence[str]) -> bool:
+    """Return whether a plain name is that of a file of the project: no index is asked for a package of that name."""
+    if "." not in text or not re.fullmatch(r"[\w.-]+", text) or _ARCHIVE.fullmatch(text):
+        return False
+    return any(os.path.isfile(os.path.join(directory, text)) for directory in directories)
 
 
 def _located_reference(text: str, directories: Sequence[str]) -> str:

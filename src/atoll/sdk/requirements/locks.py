@@ -12,7 +12,7 @@ from typing import Any
 from atoll.errors import EnvironmentBuildError
 from atoll.sdk.requirements.entries import absolute
 from atoll.sdk.requirements.files import lines, text_of
-from atoll.sdk.requirements.projects import normal, parse, parts_of
+from atoll.sdk.requirements.projects import check_python, normal, parse, parts_of
 
 _HOME_INDEX = "https://pypi.org/simple"
 _TRUE, _FALSE = 'python_version >= "0"', 'python_version < "0"'
@@ -34,15 +34,17 @@ def read_uv_lock(path: str, text: str, options: Sequence[str]) -> tuple[str, ...
 
 
 @functools.lru_cache(maxsize=16)  # uv takes 15 ms
-def _exported(path: str, _text: str, _project: str, options: tuple[str, ...]) -> tuple[str, ...]:
+def _exported(path: str, text: str, project: str, options: tuple[str, ...]) -> tuple[str, ...]:
     from atoll.environments.build import uv_lock  # only for files of this kind
 
     done = uv_lock.export(os.path.dirname(path), options)
     if done.status != 0:
         reason = next((line for line in done.output.splitlines() if line.startswith("error: ")), done.output.strip())
         raise EnvironmentBuildError(
-            f"`{path}` cannot be read: {reason.removeprefix('error: ')[:1000].lower()}", hint="run `uv lock` again"
+            f"`{path}` cannot be read: {reason.removeprefix('error: ')[:1000].lower()}",
+            hint="check the names of extras and groups, or run `uv lock` again",
         )
+    _check_age(path, text, project)
     found = lines(done.output, path, variables=False)
     return tuple(entry for entry in found if shlex.split(entry)[-2:] != ["--index-url", _HOME_INDEX])
 
@@ -69,10 +71,54 @@ def _read_pylock(path: str, text: str, options: tuple[str, ...]) -> tuple[str, .
         raise EnvironmentBuildError(
             f"`{path}` is no lock file of version 1, as PEP 751 describes", hint="export it again"
         )
+    check_python(path, data.get("requires-python"))
+    _check_environments(path, data.get("environments"))
+    for option, name in (("--extra", "extras"), ("--group", "dependency-groups")):
+        known = {normal(str(part)) for part in data.get(name) or []}
+        for part in parts[option]:
+            if normal(part) not in known:
+                raise EnvironmentBuildError(
+                    f"`{path}` has no {option[2:]} `{part}`",
+                    hint=f"it has {', '.join(sorted(known))}" if known else f"it was made without any {option[2:]}",
+                )
     groups = [*parts["--group"], *(data.get("default-groups") or [])]
     chosen = {"extras": {normal(name) for name in parts["--extra"]}, "dependency_groups": set(map(normal, groups))}
     found = [entry for package in packages for entry in _package(path, package, chosen)]
     return absolute(found, (os.path.dirname(path),))
+
+
+def _check_environments(path: str, markers: Any) -> None:
+    """Refuse a lock file that was made for other machines."""
+    if not isinstance(markers, list) or not markers:
+        return
+    try:
+        from atoll.environments.asked.python_range import holds
+
+        if holds(map(str, markers)):
+            return
+    except ImportError:  # inside a sandbox without `packaging`
+        return
+    raise EnvironmentBuildError(
+        f"`{path}` was locked for other machines: {' or '.join(map(str, markers))[:500]}", hint="lock it for this one"
+    )
+
+
+def _check_age(path: str, text: str, project: str) -> None:
+    """Refuse a lock that lacks a dependency of its project: it was added since."""
+    own = parse(os.path.join(os.path.dirname(path), "pyproject.toml"), project).get("project", {})
+    listed = [
+        *(own.get("dependencies") or []),
+        *(one for part in (own.get("optional-dependencies") or {}).values() for one in part),
+    ]
+    wanted = {normal(match[0]) for one in listed if (match := re.match(r"[A-Za-z0-9][\w.-]*", str(one).strip()))}
+    for package in parse(path, text).get("package", []):
+        if normal(str(package.get("name", ""))) == normal(str(own.get("name", ""))):
+            locked = {normal(str(one.get("name", ""))) for one in package.get("metadata", {}).get("requires-dist", [])}
+            if missing := sorted(wanted - locked - {normal(str(own.get("name", "")))}):
+                raise EnvironmentBuildError(
+                    f"`{path}` is older than its `pyproject.toml`: it lacks `{'`, `'.join(missing[:5])}`",
+                    hint="run `uv lock`",
+                )
 
 
 def _package(path: str, package: Any, chosen: Mapping[str, set[str]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,13 +46,15 @@ def _read(path: str, text: str, options: tuple[str, ...]) -> tuple[str, ...]:
             if poetry
             else "add one, or name a `requirements.txt`",
         )
+    check_python(path, _table(data, "project").get("requires-python"))
     found: list[str] = []
     if project is not None:
-        found += _dependencies(path, data)
+        found += _without_own(path, _table(data, "project"), _dependencies(path, data))
         for extra in parts["--extra"]:
             found += _extra(path, _table(data, "project"), extra, ())
     for group in parts["--group"]:
-        found += _group(path, _table(data, "dependency-groups"), group, ())
+        entries = _group(path, _table(data, "dependency-groups"), group, ())
+        found += _without_own(path, _table(data, "project"), entries)
     uv = _table(_table(data, "tool"), "uv")
     if uv.get("override-dependencies"):
         raise EnvironmentBuildError(
@@ -59,8 +62,8 @@ def _read(path: str, text: str, options: tuple[str, ...]) -> tuple[str, ...]:
             hint="run `uv lock`, and name `uv.lock` instead",
         )
     constraints = [f"{CONSTRAINT} {shlex.quote(line)}" for line in _texts(path, uv, "constraint-dependencies")]
-    entries = [*_indexes(path, uv), *_with_sources(path, uv, found), *constraints]
-    return absolute(dict.fromkeys(entries), (os.path.dirname(path),))
+    lines = [*_indexes(path, uv), *_with_sources(path, uv, found), *constraints]
+    return absolute(dict.fromkeys(lines), (os.path.dirname(path),))
 
 
 def parse(path: str, text: str) -> dict[str, Any]:
@@ -95,6 +98,28 @@ def parts_of(path: str, options: Sequence[str]) -> dict[str, list[str]]:
             raise EnvironmentBuildError(f"unknown option `{name}` of `{path}`", hint="it has `--extra` and `--group`")
         parts[name] += [part.strip() for part in value.split(",") if part.strip()]
     return parts
+
+
+def check_python(path: str, wanted: Any) -> None:
+    """Refuse a file that is for other Pythons than this one.
+
+    Raises:
+        EnvironmentBuildError: names both.
+    """
+    if not isinstance(wanted, str) or not wanted.strip():
+        return
+    version = ".".join(map(str, sys.version_info[:3]))
+    try:
+        from atoll.environments.asked.python_range import fits
+
+        if fits(wanted, version):
+            return
+    except ImportError:  # inside a sandbox without `packaging`
+        return
+    raise EnvironmentBuildError(
+        f"`{path}` is for Python {wanted.strip()}, and the function has Python {version}",
+        hint="run the program with a Python that fits, or change `requires-python`",
+    )
 
 
 def normal(name: str) -> str:
@@ -132,16 +157,41 @@ def _dependencies(path: str, data: Mapping[str, Any]) -> list[str]:
 def _extra(path: str, project: Mapping[str, Any], extra: str, within: tuple[str, ...]) -> Iterator[str]:
     tables = {normal(name): name for name in _table(project, "optional-dependencies")}
     if normal(extra) not in tables:
+        if "optional-dependencies" in _texts(path, project, "dynamic"):
+            raise EnvironmentBuildError(
+                f"the extras in `{path}` are dynamic: only the build of the project knows them",
+                hint="list them under `[project.optional-dependencies]`",
+            )
         raise _no_part(path, "extra", extra, tables)
+    entries = _texts(path, _table(project, "optional-dependencies"), tables[normal(extra)])
+    yield from _without_own(path, project, entries, (*within, normal(extra)))
+
+
+_OWN = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?[^;]*(?:;(.*))?$", re.DOTALL)
+
+
+def _without_own(
+    path: str, project: Mapping[str, Any], entries: Iterable[str], within: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Replace the project's own name: its modules travel, its extras are entries, and no index is asked for it."""
     own = normal(str(project.get("name", "")))
-    for entry in _texts(path, _table(project, "optional-dependencies"), tables[normal(extra)]):
-        match = re.match(r"\s*([\w.-]+)\s*\[([^\]]*)\]\s*$", entry)
-        if match is None or normal(match[1]) != own:  # `own[a,b]` names other extras of the same project
+    for entry in entries:
+        match = _OWN.match(entry)
+        if match is None or not own or normal(match[1]) != own:
             yield entry
             continue
-        for inner in match[2].split(","):
-            if normal(inner.strip()) not in (*within, normal(extra)):
-                yield from _extra(path, project, inner.strip(), (*within, normal(extra)))
+        for extra in filter(None, map(str.strip, (match[2] or "").split(","))):
+            if normal(extra) not in within:
+                for inner in _extra(path, project, extra, within):
+                    yield _under(inner, (match[3] or "").strip())
+
+
+def _under(entry: str, marker: str) -> str:
+    """Return an entry that counts under a further condition."""
+    if not marker or entry.startswith("-"):
+        return entry
+    bare, _, own = entry.partition(";")
+    return f"{bare.rstrip()} ; {f'({own.strip()}) and ' if own.strip() else ''}({marker})"
 
 
 def _group(path: str, groups: Mapping[str, Any], group: str, within: tuple[str, ...]) -> Iterator[str]:
