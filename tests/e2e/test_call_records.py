@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated
-from atoll.host.local_lease import LocalLease
+from atoll.host.worker_output import WorkerOutput
 from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
@@ -116,15 +116,15 @@ def test_a_call_that_failed_has_a_record_and_its_output(shared_home: Home, how: 
 
 def test_what_a_caller_reads_after_its_worker_ended_is_kept(shared_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that reads the last output only when the daemon has ended the lease still has it in the log."""
-    keep = LocalLease._keep
+    keep = WorkerOutput._keep
 
-    def keep_late(lease: LocalLease, data: bytes) -> None:
+    def keep_late(worker: WorkerOutput, data: bytes, call: str) -> None:
         ended = select.poll()
-        ended.register(lease._control, select.POLLIN)
+        ended.register(worker._control, select.POLLIN)
         assert ended.poll(1000 * WAIT_SECONDS)
-        keep(lease, data)
+        keep(worker, data, call)
 
-    monkeypatch.setattr(LocalLease, "_keep", keep_late)
+    monkeypatch.setattr(WorkerOutput, "_keep", keep_late)
     call = id_of(lambda: talk("die"))
     wait_record(shared_home, call)
     shown = until(lambda: text if "to stderr\n" in (text := shared_home.atoll("logs", call).stdout) else "")
@@ -248,6 +248,8 @@ elif sys.argv[1] == "several":
     print("done")
 elif sys.argv[1] == "interrupted":
     slow(60)
+elif sys.argv[1] == "logged":
+    isolated(lambda: print([sys.stdout.isatty()], "logged"))()
 """
 
 
@@ -293,6 +295,14 @@ def after_erasing(written: str) -> str:
 def warm(shared_home: Home, tmp_path: Path) -> None:
     """Let the daemon have said what it says once."""
     work(1)
+
+
+@pytest.mark.usefixtures("warm")
+def test_the_log_has_what_went_to_a_terminal(shared_home: Home, tmp_path: Path) -> None:
+    """Its text as the function has printed it."""
+    on_terminal(shared_home, tmp_path, "logged")
+    latest = ("-n", "1", "--since", "10min")
+    assert until(lambda: "[True] logged" in shared_home.atoll("logs", calls(shared_home, *latest)[0]["call"]).stdout)
 
 
 @pytest.mark.usefixtures("warm")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import sys
 import time
 from typing import Any
+
+from atoll.agent import terminal
 
 _kept: list[int] = []
 """Copies of descriptors 0 to 2, out of a function's reach, from which they are restored."""
@@ -29,15 +33,20 @@ def open_streams() -> None:
 
 
 class _Pipe(io.FileIO):
-    """A pipe to the caller, without an error once that is gone: the call ends anyway, and may save its work before."""
+    """A pipe or terminal of the caller's, without an error once that is gone: the call ends, and may save its work."""
 
     def write(self, data: Any, /) -> int:
         if _turns.other:
             _turns.take(self.fileno())
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno != errno.EPIPE and not (error.errno == errno.EIO and self._is_terminal()):
+                raise
             return memoryview(data).nbytes
+
+    def _is_terminal(self) -> bool:
+        return stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
 
 
 class _Turns:
@@ -85,10 +94,11 @@ def _unread(descriptor: int) -> bool:
     return any(size)
 
 
-def arrange(streams: object) -> None:
+def arrange(header: dict[str, Any]) -> None:
     """Keep the order between the streams of a call as its caller asks; see `model.specs.Call.streams`."""
     _turns.end()
-    if streams == "one":
+    streams = header.get("streams")
+    if streams == "one" or (streams == "terminal" and not terminal.enter(header.get("terminal") or {})):
         os.dup2(1, 2)
     elif streams == "turns":
         _turns.begin()
@@ -120,6 +130,7 @@ def point_nowhere() -> None:
 
 
 def _keep(*descriptors: int) -> None:
+    terminal.close()
     for descriptor in _kept:
         with contextlib.suppress(OSError):  # the function may have closed it
             os.close(descriptor)
@@ -132,6 +143,8 @@ def point_again() -> None:
 
     Done when a call ends: the next lease's descriptors must not arrive as one of these.
     """
+    if terminal.replaced:
+        terminal.leave()
     for number, descriptor in enumerate(_kept):
         os.dup2(descriptor, number)
 

@@ -13,7 +13,7 @@ a call: the worker says `revoked` and ends. A lease that is reclaimed before its
 
 A call may be asked to end before its time (see `endings`). The worker then ends with it, and its answer is not sent.
 
-Data messages in: `sources`, `texts`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need`
+Data messages in: `terminal`, `sources`, `texts`, `setup`, `call`, `stop`. Out: `yield`, `result`, `error`, `revoked`, `need`
 (sources or setup), `exiting`. A generator's items are `yield` messages, the last of which is followed by `result`;
 between two items the worker looks for `stop`, which closes the generator.
 Control messages in: `lease`, `reclaim`, `go`, `end`. Out: `hello`, `idle`, `expired`, `ending` (it ends by itself, see
@@ -30,7 +30,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from atoll.agent import output, preloading, running
+from atoll.agent import output, preloading, running, terminal
 from atoll.agent.process import end as process_end
 from atoll.agent.process.brief_calls import BRIEF_SECONDS, BriefCalls
 from atoll.agent.process.state import ProcessState
@@ -207,8 +207,7 @@ class Worker:
         kind = message.type
         if kind == "call":
             self._words[BUSY] = self._epoch
-            timeout = message.header.get("timeout_seconds")
-            if timeout:
+            if timeout := message.header.get("timeout_seconds"):
                 self._words[DEADLINE] = time.monotonic_ns() + int(float(timeout) * 1e9)
                 with contextlib.suppress(OSError):  # a full pipe has woken it already
                     os.write(self._alarm, b"!")
@@ -237,6 +236,8 @@ class Worker:
         elif kind == "texts":
             with self._state.lasting():
                 texts_load.show(message.buffers[0])
+        elif kind == "terminal" and data.descriptors:  # a process that has all it may have gets none
+            terminal.take(*data.take_descriptors(1))
         elif kind == "setup":
             self._setup, self._prepared = (str(message.header["digest"]), bytes(message.buffers[0])), []
 
@@ -265,7 +266,6 @@ class Worker:
         if header.get("setup", "") and header["setup"] != self._setup[0]:
             data.send({"type": "need", "setup": header["setup"]})
             return
-        output.arrange(header.get("streams"))
         # The project's modules, and what `setup_function` made, are not searched.
         quiet = (
             not self._sources and not self._prepared and self._brief_calls.may_be(header.get("function", ""), buffers)
@@ -273,6 +273,7 @@ class Worker:
         if self._brief:  # here, not after the answer: the caller's next step would wait for it
             self._state.restore_briefly()
             self._brief = False
+        output.arrange(header)
         self._meter.begin(header, buffers)
         nested.call = self._meter.call
         self._questions.begin(data, header.get("call"), header.get("results") == "data")

@@ -59,9 +59,18 @@ class Ticket:
         begin: called once, when the call is about to be sent; returns False for a call that was cancelled.
         call_id: the call's id; empty for a new one.
         made_at: the time of the call, in seconds since the epoch; 0 for now.
+        direct: the program waits for this call alone.
     """
 
-    def __init__(self, begin: Callable[[], bool] | None = None, *, call_id: str = "", made_at: float = 0.0) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], bool] | None = None,
+        *,
+        call_id: str = "",
+        made_at: float = 0.0,
+        direct: bool = False,
+    ) -> None:
+        self.direct = direct
         self.call_id = call_id
         self.made_at = made_at
         self._lock = threading.Lock()

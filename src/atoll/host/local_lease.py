@@ -18,16 +18,15 @@ from typing import Any
 
 from atoll import errors
 from atoll.host.contract import Bundle, Output
+from atoll.host.worker_output import WorkerOutput
 from atoll.model.specs import Call
 from atoll.wire import call_protocol, nested
 from atoll.wire.call_protocol import CallProtocol, Frame, Revoked
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Message
-from atoll.wire.output_tape import TapeWriter
 from atoll.wire.payload_channel import PayloadChannel, free_bytes
 
 ENDED_SECONDS = 10.0
-READ_BYTES = 1 << 16
 SMALL_BYTES = 32 << 10
 """Bytes that an idle worker's socket takes without being read."""
 CLOSED_SECONDS = 3.0
@@ -73,20 +72,16 @@ class LocalLease:
         self._protocol = CallProtocol(epoch, fresh=fresh)
         self._data = PayloadChannel(socket.socket(fileno=descriptors[0]), free_bytes=free_bytes)
         self._number = self._data.fileno()
-        self._out, self._err = descriptors[1:]
         self._unused = True
         self._slow_start = fresh
         self._overdue_at = 0.0
         self._grace_seconds = grace_seconds
         self._poll = select.poll()
         self._poll.register(self._data, select.POLLIN)  # first: see `_look`
-        for descriptor in (self._out, self._err):
-            os.set_blocking(descriptor, False)
-            self._poll.register(descriptor, select.POLLIN)
+        outputs = descriptors[1:]
+        self._output = WorkerOutput(self._poll, control, outputs)
         self._pipes_empty = False
-        self._tape: TapeWriter | None = None
-        self._can_keep = True
-        self._close = weakref.finalize(self, _close, self._data, control, self._out, self._err)
+        self._close = weakref.finalize(self, _close, self._data, control, outputs)
         self._close.atexit = False  # the end of the process closes them
 
     @property
@@ -119,6 +114,8 @@ class LocalLease:
             self._overdue_at = time.monotonic() + call.timeout_seconds + self._grace_seconds + OVERDUE_SECONDS
         if call.buffers:
             _check_room(call)
+        if call.terminal is not None:
+            self._output.show(call.terminal, self._data)
         slow = self._slow_start or call.buffers or len(call.function) + len(call.arguments) > SMALL_BYTES
         self._slow_start = False
         frames = self._protocol.start(call, keep_alive_seconds, bundle, nested.call)
@@ -251,7 +248,7 @@ class LocalLease:
         for descriptor, _ in ready:
             if descriptor != self._number:
                 self._pipes_empty = False
-                self._read(descriptor, output)
+                self._output.read(descriptor, output, self._protocol.call.id)
                 continue
             name = self._protocol.call.name
             try:
@@ -279,42 +276,13 @@ class LocalLease:
         milliseconds = left * 1000 + 1
         return milliseconds if patience is None else min(milliseconds, patience)
 
-    def _read(self, descriptor: int, output: Output) -> None:
-        """Pass on the present content of one pipe."""
-        try:
-            data = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._poll.unregister(descriptor)
-            return
-        self._keep(data)
-        (output.stdout if descriptor == self._out else output.stderr)(data)
-
-    def _keep(self, data: bytes) -> None:
-        """Keep the end of a call's output in memory that the daemon reads, for `atoll logs CALL`."""
-        if self._tape is None and self._can_keep:
-            self._can_keep = False
-            with contextlib.suppress(OSError, AttributeError, ChannelClosed):
-                tape = TapeWriter()
-                try:
-                    self._control.send({"type": "tape"}, descriptors=[tape.descriptor])
-                    self._tape = tape
-                finally:
-                    tape.close()
-        if self._tape is not None:
-            self._tape.write(self._protocol.call.id, data)
-
     def end_call(self) -> None:
         """Mark the end of the call's output."""
-        if self._tape is not None:
-            self._tape.end()
+        self._output.end_call()
 
     def _drain(self, output: Output) -> None:
         """Pass on the output before the answer."""
-        while ready := [descriptor for descriptor, _ in self._poll.poll(0) if descriptor != self._number]:
-            for descriptor in ready:
-                self._read(descriptor, output)
+        self._output.drain(output, self._protocol.call.id)
 
     def _lost(self, output: Output) -> errors.AtollError:
         """Return the error of a call whose worker closed the channel without an answer."""
@@ -386,9 +354,9 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def _close(data: Channel, control: Channel, *pipes: int) -> None:
+def _close(data: Channel, control: Channel, outputs: list[int]) -> None:
     data.close()
     control.close()
-    for descriptor in pipes:
+    for descriptor in outputs:
         with contextlib.suppress(OSError):
             os.close(descriptor)

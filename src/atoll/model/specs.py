@@ -11,9 +11,12 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll.model import spec_fields, start_variables
+
+if TYPE_CHECKING:
+    from atoll.model.terminal import Terminal
 
 NETWORKS = ("none", "outbound", "host")
 """The network policies that a sandbox can have, from the strictest to the most open."""
@@ -285,6 +288,7 @@ class Call:
         function_digest: digest of `function`, by which a worker keeps it; empty for a function that travels each time.
         texts: the texts of the files that its code is from, packed by `payload.texts.dump`; `texts_digest` names them.
         names: answers the worker's questions for names of the program (`payload.answers`); it stays with the caller.
+        terminal: the caller's `model.terminal.Terminal`, which the function sees as its own; None for pipes.
     """
 
     id: str
@@ -306,11 +310,14 @@ class Call:
     texts: bytes = b""
     texts_digest: str = ""
     names: Any = field(default=None, compare=False, repr=False)
+    terminal: Any = field(default=None, compare=False, repr=False)
 
-    def again(self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float) -> Call:
+    def again(
+        self, call: str, arguments: bytes, buffers: tuple[Any, ...], at: float, terminal: Terminal | None = None
+    ) -> Call:
         """Return a call of the same function with other arguments."""
         made = object.__new__(Call)
-        made.__dict__.update(self.__dict__, id=call, arguments=arguments, buffers=buffers, at=at)
+        made.__dict__.update(self.__dict__, id=call, arguments=arguments, buffers=buffers, at=at, terminal=terminal)
         return made
 
 

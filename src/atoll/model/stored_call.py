@@ -18,7 +18,8 @@ from atoll.model.specs import Call, LeaseSpec
 VERSION = 1
 _LENGTH = struct.Struct("!I")
 _PARTS = ("function", "arguments", "setup", "texts")
-_FIELDS: dict[str, Any] = {one.name: one.type for one in fields(Call) if one.name not in {*_PARTS, "buffers", "names"}}
+_LEFT_OUT = ("buffers", "names", "terminal")
+_FIELDS: dict[str, Any] = {one.name: one.type for one in fields(Call) if one.name not in {*_PARTS, *_LEFT_OUT}}
 
 
 class BundleMessage(Protocol):

@@ -57,7 +57,7 @@ class Prepared:
         from atoll.host.local import local
         from atoll.payload.functions import FunctionPickler, loads_by_value
         from atoll.sdk.modules.discover import Sources
-        from atoll.sdk.output import arrangement
+        from atoll.sdk.output import arrangement, terminal
 
         self.host: Host = options.host if options.host is not None else local
         own_lines = options.results == "data"  # its function need not be trusted with the rest of a file
@@ -69,6 +69,7 @@ class Prepared:
         self._stream = is_generator(function)
         self._results = options.results
         self._arrangement = arrangement
+        self._terminal = terminal if options.terminal is not False else None
         self._spec = spec
         self._template: _Template | None = None
         self._loads = loads_by_value
@@ -79,12 +80,13 @@ class Prepared:
             self._spec = replace(self._spec, environment=environment)
             self._template = None
 
-    def request(self, args: Any, kwargs: Any, call_id: str = "", made_at: float = 0.0) -> Request:
+    def request(self, args: Any, kwargs: Any, call_id: str = "", made_at: float = 0.0, direct: bool = False) -> Request:
         """Return a call with the function, its modules and its arguments as they are now.
 
         Args:
             call_id: empty for a new one.
             made_at: seconds since the epoch; 0 for now.
+            direct: the program waits for this call alone, which may have its terminal.
 
         Raises:
             SerializationError: a part cannot be pickled, or the modules cannot travel.
@@ -101,7 +103,8 @@ class Prepared:
         if template is None or template[1] is not function or template[2] is not bundle or template[3] is not setup:
             template = self._template = self._new_template(function, bundle, setup, streams)
         like = template[0]
-        call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time())
+        terminal = self._terminal() if direct and streams == "one" and self._terminal is not None else None
+        call = like.call.again(call_id or new_id(), arguments, tuple(buffers), made_at or time.time(), terminal)
         if codes and not {code.co_filename for code in codes} <= template.texts.names:
             from atoll.payload.texts import dump
 

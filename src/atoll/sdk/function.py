@@ -362,8 +362,8 @@ class IsolatedFunction(Generic[P, R]):
 
 def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) -> Request:
     if ticket is None:
-        return prepared.request(args, kwargs)
-    return prepared.request(args, kwargs, ticket.call_id, ticket.made_at)
+        return prepared.request(args, kwargs, direct=True)
+    return prepared.request(args, kwargs, ticket.call_id, ticket.made_at, ticket.direct)
 
 
 class _End(NamedTuple):

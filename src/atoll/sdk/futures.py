@@ -57,7 +57,7 @@ def hide_frames(error: BaseException) -> None:
 
 def new_ticket() -> Ticket:
     """Return the id and time that the attempts of one call share."""
-    return Ticket(call_id=new_id(), made_at=time.time())
+    return Ticket(call_id=new_id(), made_at=time.time(), direct=True)
 
 
 class CallFuture(Future[R]):

@@ -60,6 +60,7 @@ class Options:
         preload: modules of the environment that each new worker has imported already; None for those that earlier
             calls have imported.
         umask: the file mode mask.
+        terminal: False for pipes, also where the caller's output goes to a terminal.
     """
 
     kind: str = "virtualenv"
@@ -85,6 +86,7 @@ class Options:
     preload: tuple[str, ...] | None = None
     umask: int = UMASK
     grace: float = 2.0
+    terminal: bool | None = None
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -326,6 +328,12 @@ def _preload(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True, False or None, is {value!r}")
+    return value
+
+
 def _umask(name: str, value: int) -> int:
     if not 0 <= value <= 0o777:
         raise ValueError(f"`{name}` must be permissions from 0 to 0o777, is {value}")
@@ -356,6 +364,7 @@ _CHECKS: dict[str, Check] = {
     "preload": _unless_none(_preload),
     "umask": _typed("permissions such as 0o027", int, _umask),
     "grace": _seconds(0, "from 0 to 600", MOST_GRACE_SECONDS),
+    "terminal": _unless_none(_switch),
 }
 
 

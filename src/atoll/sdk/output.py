@@ -11,10 +11,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from atoll import settings
 from atoll.sdk import live_line
 from atoll.terminal_text import printable
+
+if TYPE_CHECKING:
+    from atoll.model.terminal import Terminal
 
 TAIL_BYTES = 4096
 
@@ -131,6 +135,22 @@ def arrangement() -> str:
     except (OSError, ValueError):  # no file behind one of them
         return ""
     return "one" if (found.st_ino, found.st_dev) == (other.st_ino, other.st_dev) and _takes_bytes(err) else ""
+
+
+def terminal() -> Terminal | None:
+    """Return the terminal of streams that are one; None where they are no terminal."""
+    try:
+        if not sys.stdout.isatty():
+            return None
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+    from atoll.model.terminal import MOST_CHARACTERS, VARIABLES, Terminal  # for programs on a terminal
+
+    found = ((name, settings.variable(name)) for name in VARIABLES)
+    return Terminal(
+        descriptor, tuple((name, value) for name, value in found if value and len(value) <= MOST_CHARACTERS)
+    )
 
 
 def _takes_bytes(stream: Any) -> bool:

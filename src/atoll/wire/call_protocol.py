@@ -3,6 +3,7 @@
 Theory of operation. Each method takes an event (a call to run, a message of the worker, the end of the stream) and
 returns frames to send or a step to take. The messages of a call, in their order:
 
+    terminal             ->     ahead of the first call of the lease on a terminal, with its descriptor
     sources, setup, call ->     a fresh worker has neither, any other says so by `need`
     texts ->                    ahead of the first call of the lease that has them
                          <- need        of `function`, `sources` or `setup`: sent at once, with the call again
@@ -58,6 +59,13 @@ class NamesValue(Protocol):
         """Return the rest of the `named` message."""
 
 
+class TerminalValue(Protocol):
+    """The caller's terminal."""
+
+    @property
+    def variables(self) -> tuple[tuple[str, str], ...]: ...
+
+
 class CallValue(Protocol):
     """The fields of `model.specs.Call` that travel."""
 
@@ -99,6 +107,8 @@ class CallValue(Protocol):
     def texts_digest(self) -> str: ...
     @property
     def names(self) -> NamesValue | None: ...
+    @property
+    def terminal(self) -> TerminalValue | None: ...
 
 
 class BundleValue(Protocol):
@@ -212,6 +222,7 @@ class CallProtocol:
             call.stream,
             call.results,
             call.streams,
+            call.terminal,
             call.serializer,
         )
         if like != self._like:  # the encoder costs more than the rest of a warm call's frame
@@ -249,7 +260,8 @@ class CallProtocol:
             "setup": call.setup_digest,
             "stream": call.stream,
             "results": "" if call.results == "pickle" else call.results,
-            "streams": call.streams,
+            "streams": call.streams if call.terminal is None else "terminal",
+            "terminal": None if call.terminal is None else dict(call.terminal.variables),
         }
         header.update((name, value) for name, value in optional.items() if value)
         return header

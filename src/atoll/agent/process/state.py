@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from atoll.agent import output, preloading
+from atoll.agent import output, preloading, terminal
 from atoll.agent.process import left_running
 from atoll.agent.process.parts import parts, reader
 
@@ -46,7 +46,8 @@ class ProcessState:
         """Take the present state for the one that calls find."""
         self._directory = os.getcwd()
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._saved = self._read()
+        with terminal.without_variables():
+            self._saved = self._read()
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._set_wakeup(-1)
