@@ -28,9 +28,8 @@ _UNSEEN = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "TRAP", "SYS", "STKFLT",
 """Signals without a handler of a program's: nobody can have one, or they tell of faults (see `faulthandler`)."""
 _SIGNALS = tuple(
     sorted(
-        int(number)
-        for number in signal.valid_signals()
-        if number < signal.SIGRTMIN and signal.Signals(number).name.removeprefix("SIG") not in _UNSEEN
+        {int(number) for number in signal.valid_signals() if number < signal.SIGRTMIN}
+        - {int(getattr(signal, f"SIG{name}", 0)) for name in _UNSEEN}
     )
 )
 """Each look costs 70 ns. Real-time signals have no meaning of their own."""
