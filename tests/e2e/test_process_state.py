@@ -90,7 +90,7 @@ def state() -> dict[str, Any]:
         "locale": (locale.setlocale(locale.LC_ALL), mask, sys.getdlopenflags()),
         "imports": (list(sys.path), len(sys.meta_path), len(sys.path_hooks)),
         "hooks": [one.__name__ for one in (sys.excepthook, sys.unraisablehook, sys.displayhook, threading.excepthook)],
-        "builtins": (builtins.open.__module__, hasattr(builtins, "added"), abs(-1)),
+        "builtins": (builtins.open.__module__, abs(-1)),
         "defaults": (socket.getdefaulttimeout(), decimal.getcontext().prec, tempfile.tempdir, os.getcwd()),
         "faulthandler": faulthandler.is_enabled(),
         "cores": len(os.sched_getaffinity(0)),
@@ -199,19 +199,21 @@ def test_an_imports_changes_stay_with_the_module(tmp_path: Path, shared_home: Ho
     shared_home.python("program.py", cwd=tmp_path)
 
 
-def test_the_next_program_has_random_numbers_and_log_handlers_of_its_own(atoll_home: Home, tmp_path: Path) -> None:
-    """Within a program both go on from call to call, as they would without Atoll."""
+def test_the_next_program_has_random_numbers_log_handlers_and_builtins_of_its_own(
+    atoll_home: Home, tmp_path: Path
+) -> None:
+    """Within a program all go on from call to call, as they would without Atoll."""
     (tmp_path / "program.py").write_text(
         "import os, sys\nfrom atoll import isolated\n"
         "@isolated(keep_alive=1000)\ndef look(change):\n"
-        "    import logging, random\n"
-        "    if change: random.seed(1); logging.getLogger().addHandler(logging.NullHandler())\n"
-        "    return os.getpid(), random.random(), len(logging.getLogger().handlers)\n"
-        "pid, _, before = look(False)\nlook(True)\nprint(*look(False), before)\n"
+        "    import builtins, logging, random\n"
+        "    if change: builtins.kept = 1; random.seed(1); logging.getLogger().addHandler(logging.NullHandler())\n"
+        "    return os.getpid(), random.random(), len(logging.getLogger().handlers), hasattr(builtins, 'kept')\n"
+        "first = look(False)\nlook(True)\nprint(*look(False), *first[2:])\n"
     )
     runs = [atoll_home.python("program.py", cwd=tmp_path).stdout.split() for _ in range(2)]
     assert runs[0][0] == runs[1][0]
-    assert runs[0][2:] == runs[1][2:] == ["1", "0"]
+    assert runs[0][2:] == runs[1][2:] == ["1", "True", "0", "False"]
     assert runs[0][1] == runs[1][1]  # each has seeded it
 
 

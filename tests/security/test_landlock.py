@@ -172,18 +172,18 @@ def test_a_preloaded_package_and_its_workers_reach_nothing(tmp_path: Path) -> No
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
 
-    def attack_above() -> tuple[bool, Any, Any]:
+    def attack_above(agent: int) -> tuple[bool, Any, Any]:
 
         import reaches  # type: ignore[import-not-found]
 
         above, ahead = reaches.ahead
-        return above == os.getppid(), ahead, reaches.attack([2])
+        return above == os.getppid(), ahead, reaches.attack([agent])
 
     preloading = {"requirements": [str(wheel)], "network": "none", "preload": ["reaches"]}
     staying = isolated(**preloading, keep_alive=600, env={"KEEPS": "the sandbox"})(where)  # type: ignore[call-overload]
     fresh = isolated(**preloading, keep_alive=0)(attack_above)  # type: ignore[call-overload]
     _, agent, _ = staying()
-    found: Any = until(lambda: found if (found := fresh())[0] else None)
+    found: Any = until(lambda: found if (found := fresh(agent))[0] else None)
     _, ahead, now = found
     assert ahead == {"1": set(), str(agent): set()}
     assert [ways for ways in now.values() if ways] == []

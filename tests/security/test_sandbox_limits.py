@@ -79,7 +79,7 @@ async def attack(
     node = Node(Settings(home, sandbox=SandboxSettings(overhead_bytes=OVERHEAD)))
     environment = await node.environments.ensure(EnvironmentSpec("virtualenv"))
     command = [environment.python, "-I", "-S", "-c", CODE, str(mebibytes), str(processes)]
-    monkeypatch.setattr(Environment, "command", lambda *_: command)
+    monkeypatch.setattr(Environment, "command", lambda *_, **__: command)
     sandbox = node.start_sandbox(SandboxKey("someone", environment.key, "none"), environment)
     if worker_bytes:
         sandbox.limit.admit("worker", worker_bytes, 64)
@@ -141,7 +141,7 @@ def test_a_shell_has_the_limit_of_one_worker(tmp_path: Path, monkeypatch: pytest
         node = Node(Settings(tmp_path, sandbox=sandbox, pool=pool))
         environment = await node.environments.ensure(EnvironmentSpec("virtualenv"))
         command = [environment.python, "-I", "-S", "-c", CODE, "400", "0"]
-        monkeypatch.setattr(Environment, "command", lambda *_: command)
+        monkeypatch.setattr(Environment, "command", lambda *_, **__: command)
         null = os.open(os.devnull, os.O_RDWR)
         key = SandboxKey("someone", environment.key, "none")
         shell = node.start_shell(key, environment, {}, [null] * 3, terminal=False)

@@ -27,6 +27,10 @@ class ReaderGone(BrokenPipeError):
     """Nobody reads what this program prints: it ends, as any other that prints (`| head`)."""
 
 
+ReaderGone.__name__ = ReaderGone.__qualname__ = "BrokenPipeError"  # as any program shows it
+ReaderGone.__module__ = "builtins"
+
+
 class CallerStreams:
     """Writes to `sys.stdout` and `sys.stderr` as they are at that moment, so that notebooks and captures work."""
 

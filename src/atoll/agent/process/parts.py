@@ -145,12 +145,20 @@ def _locale_now() -> str:
 
 
 _builtins = vars(builtins)
+BUILTINS = "builtins"
 
 
-def _write_builtins(saved: Any, now: Any) -> None:
-    for name in set(now) - set(saved):
-        del now[name]
-    now.update(saved)
+def put_builtins_back(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Put back the names that were replaced or removed; return all, with those that were added."""
+    if now != saved:
+        now.update(saved)
+    return dict(now)
+
+
+def forget_builtins(names: Iterable[str]) -> None:
+    """Remove names that a program has added."""
+    for name in names:
+        _builtins.pop(name, None)
 
 
 def _multiprocessing() -> Any:
@@ -261,7 +269,7 @@ def parts() -> tuple[Part, ...]:
         _value("priority", "os.getpriority(os.PRIO_PROCESS, 0)", lambda old: os.setpriority(os.PRIO_PROCESS, 0, old)),
         _value("processors", "os.sched_getaffinity(0)", lambda saved: os.sched_setaffinity(0, saved)),
         _value("timeout of sockets", "_socket.getdefaulttimeout()", _socket.setdefaulttimeout),
-        Part("builtins", "_builtins", _write_builtins),
+        Part(BUILTINS, "_builtins", _setter(_builtins.update)),
         Part("start method of multiprocessing", "_multiprocessing()", _write_multiprocessing),
         Part("directory of temporary files", "_temporary_directory()", _write_temporary_directory),
         Part("event loop policy", "_policy()", _write_policy),

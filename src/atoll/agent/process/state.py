@@ -5,12 +5,13 @@ and put back where they differ. A worker whose state cannot be had again serves 
 stay: those of `setup_function`, and those that the import of a module makes, since the module itself stays. So each
 outermost import is looked at, before and after. Context variables need no comparison: each call runs in a copy.
 
-Another program's calls may come with the next lease. Random numbers and log handlers go on as in one program until then,
-and are made anew for the next one.
+Another program's calls may come with the next lease. Random numbers, log handlers and names that were added to
+`builtins` go on as in one program until then, and are made anew for the next one.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import contextvars
 import importlib
@@ -23,7 +24,7 @@ from typing import Any
 
 from atoll.agent import output, preloading, terminal
 from atoll.agent.process import left_running
-from atoll.agent.process.parts import parts, reader
+from atoll.agent.process.parts import BUILTINS, forget_builtins, parts, put_builtins_back, reader
 
 DECIMAL = "decimal_context"
 """The context variable of `decimal`, an object that arithmetic changes."""
@@ -48,6 +49,8 @@ class ProcessState:
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
         with terminal.without_variables():
             self._saved = self._read()
+        self._names = [part.name for part in self._parts].index(BUILTINS)
+        self._own_builtins = set(vars(builtins))
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._set_wakeup(-1)
@@ -98,8 +101,10 @@ class ProcessState:
 
     def _put_back(self, now: list[Any]) -> str:
         lost = ""
-        for part, old, new in zip(self._parts, self._saved, now, strict=True):
-            if new != old:
+        for number, (part, old, new) in enumerate(zip(self._parts, self._saved, now, strict=True)):
+            if part.name == BUILTINS:
+                self._saved[number] = put_builtins_back(old, new)
+            elif new != old:
                 try:
                     part.write(_copy(old), new)
                 except Exception:
@@ -124,6 +129,8 @@ class ProcessState:
 
     def begin_lease(self) -> None:
         """Give the next program, which may be another one, random numbers and log handlers of its own."""
+        forget_builtins(self._saved[self._names].keys() - self._own_builtins)
+        self._saved[self._names] = dict(vars(builtins))
         if "random" in sys.modules:
             sys.modules["random"].seed()
         preloading.reseed()
@@ -169,6 +176,7 @@ class ProcessState:
             if now != before:
                 self._variables_set = self._variables_set or now[0] != before[0]
                 self._saved = [_merged(*one) for one in zip(self._saved, before, now, strict=True)]
+                self._own_builtins |= now[self._names].keys() - before[self._names].keys()
             for variable, value in contextvars.copy_context().items():
                 if variables.get(variable) is not value:
                     self._context.run(variable.set, value.copy() if variable.name == DECIMAL else value)

@@ -14,7 +14,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from atoll.file_stamp import settled
@@ -104,14 +104,7 @@ class LastLook:
             return seen.below
         listed, below = set[str](), list[str]()
         start = f"{path}/" if path else ""
-        descriptor = here if path else os.open(".", OPEN_DIRECTORY, dir_fd=here)
-        try:
-            with os.scandir(descriptor) as found:
-                entries = list(found)
-        finally:
-            if not path:
-                os.close(descriptor)
-        for item in entries:
+        for item in self._entries(here, path):
             name = start + item.name
             listed.add(name)
             if name in self._left:
@@ -137,6 +130,18 @@ class LastLook:
                 os.utime(f"/proc/self/fd/{theirs.open(path)}", ns=times)
         self._seen[path] = _Seen(stamp, settled(max(stamp[1:]), now_ns), below)
         return below
+
+    @staticmethod
+    def _entries(here: int, path: str) -> Iterator[os.DirEntry[str]]:
+        """Give a directory's entries, which are looked up by an open descriptor."""
+        descriptor = here if path else os.open(".", OPEN_DIRECTORY, dir_fd=here)  # the root is listed again and again
+        try:
+            with os.scandir(descriptor) as found:
+                entries = list(found)
+            yield from entries
+        finally:
+            if not path:
+                os.close(descriptor)
 
     def _make_directory(self, name: str, item: os.DirEntry[str], theirs: DirectoryCursor) -> None:
         mode = stat.S_IMODE(item.stat(follow_symlinks=False).st_mode)
