@@ -154,6 +154,11 @@ def test_an_error_of_map_names_its_item_and_call(place: Place) -> None:
             list(failing)
         (note,) = caught.value.__notes__
         assert note == f"atoll: item 1: divide(0), call {errors.call_id(caught.value)}"
+    with pytest.raises(RuntimeError, match="raised StopIteration") as stopped:  # a generator cannot raise that itself
+        list(place.isolated(next).map([iter([1]), iter(())]))
+    assert errors.call_id(stopped.value)
+    assert stopped.value.__notes__[0].endswith(f"call {errors.call_id(stopped.value)}")
+    assert type(stopped.value.__cause__) is StopIteration
     with pytest.raises(errors.SerializationError) as refused:
         list(plain.map([threading.Lock()]))
     assert refused.value.__notes__[0].startswith("atoll: item 0: divide(<unlocked _thread.lock object")

@@ -248,6 +248,9 @@ distrusted = isolated(results="data")(look)
 def pooled(method):
     with multiprocessing.get_context(method).Pool(1) as pool:
         return [one.size for one in pool.map(squared, [Config(3)])]
+
+@isolated
+def main_file(): return importlib.import_module("__main__").__file__
 """
 OTHER = """
 import pkg.job
@@ -273,6 +276,7 @@ def test_the_module_of_a_function_has_its_names(shared_home: Home, tmp_path: Pat
         found["changed"] = called(job.trusted)[4]
         found["distrusted"] = called(job.distrusted)
         found["pools"] = [called(job.pooled, method) for method in ("fork", "spawn")]
+        found["main"] = job.main_file() == __file__
         """,
     )
     seen = [["next", "size"], "handled", True, True, 5, "lock", False, "pkg"]
@@ -281,4 +285,5 @@ def test_the_module_of_a_function_has_its_names(shared_home: Home, tmp_path: Pat
         "changed": 6,
         "distrusted": seen,
         "pools": [[9], [9]],
+        "main": True,
     }

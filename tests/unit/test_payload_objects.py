@@ -18,8 +18,9 @@ import pytest
 from atoll import cached, isolated
 from atoll.errors import SerializationError
 from atoll.payload import pickling
+from atoll.payload.answers import snapshot
 from atoll.payload.functions import FunctionPickler
-from atoll.payload.reducers import kept
+from atoll.payload.reducers import kept, type_parameters
 
 from .bare_worker import BareWorker, run_script
 
@@ -61,6 +62,41 @@ def test_what_a_process_has_once_is_the_workers_own(module: str, name: str, as_:
     pickler = FunctionPickler(defined(f"from {module} import {name}\n{lines[as_]}")["f"])
     assert worker.call(pickler) is True
     assert len(pickler.dumps()[0]) < 2000  # nothing of it travels
+
+
+VARIABLES = """
+import collections, functools, operator, os, types
+from posix import environ as variables
+get, part, proxy = variables.get, functools.partial(variables.get, KEY), types.MappingProxyType(variables)
+views, chain = [variables.values(), variables.items(), variables.keys()], collections.ChainMap({}, variables)
+class Settings: pass
+settings = Settings()
+settings.raw = [variables]
+Settings.raw = variables
+def f(*given): return [KEY in found for found in (*given, settings.raw[0], proxy, chain, views[2])], get(KEY), part(), len(views)
+def g(*given): return given[0] is os.environ._data
+def by_text(): return eval("variables.get(KEY)")
+"""
+
+
+def test_the_variables_do_not_travel_in_any_way(worker: BareWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dict inside `os.environ` is the worker's own, wherever a pickle holds it."""
+    monkeypatch.setenv("ATOLL_TEST_SECRET", "hidden-value")
+    space = defined("KEY = b'ATOLL_TEST_' + b'SECRET'" + VARIABLES)
+    variables = space["variables"]
+    assert worker.call(space["f"], variables, {"a": variables}["a"]) == ([False] * 6, None, None, 3)
+    assert worker.call(space["g"], variables) is True
+    assert worker.call(space["by_text"]) is None
+    pickles = [
+        *(FunctionPickler(space[name]).dumps()[0] for name in ("f", "g", "by_text")),
+        FunctionPickler(space["f"]).dumps_arguments((variables, [variables], space["settings"]), {"it": variables})[0],
+        *(
+            snapshot([(name, space[name])], frozenset(), space).pickles[0]
+            for name in ("variables", "views", "get", "part")
+        ),
+    ]
+    assert not [data for data in pickles if b"hidden-value" in data]
+    assert b"environ" not in FunctionPickler(defined("def f(): return 1")["f"]).dumps()[0]  # it may set no variable
 
 
 def test_the_methods_of_hidden_instances_are_the_workers_own(worker: BareWorker) -> None:
@@ -321,6 +357,87 @@ def test_the_type_parameters_of_a_definition_travel(worker: BareWorker) -> None:
         " first.__type_params__[0].__bound__ is Box, Box.get.__type_params__[0].__constraints__, Box().get(1))"
     )
     assert worker.call(space["f"]) == (list[int], (int,), ["T", "Ts", "P"], True, (int, str), 1)
+
+
+def test_an_alias_is_of_its_own_module() -> None:
+    """It takes the name of the module whose frame makes it, and pickles by its name there."""
+
+    def make(name: str, value: Any) -> Any:
+        return name, value, sys._getframe(1).f_globals["__name__"]
+
+    assert type_parameters.rebuild_type_parameter(make, "own", "Alias", (int,), {}) == ("Alias", int, "own")
+
+
+CHECKER = """
+import functools, sys, typing
+def validate_call(function=None, *, config=None, validate_return=False):
+    if function is None: return functools.partial(validate_call, config=config, validate_return=validate_return)
+    return _Checker(function, config, validate_return).wrapper()
+class _Checker:
+    def __init__(self, function, config, validate_return):
+        self.function, self._config, self._validate_return = function, config, validate_return
+        self.hints = typing.get_type_hints(function, function.__globals__)
+    def __call__(self, *arguments): return self.function(*arguments)
+    def wrapper(self):
+        checker = self
+        @functools.wraps(self.function)
+        def wrapped(*arguments): return checker(*arguments)
+        wrapped.raw_function = self.function
+        return wrapped
+sys.modules[__name__ + ".calls"] = sys.modules[__name__]
+__name__ += ".calls"
+"""
+
+
+def test_a_checked_function_finds_the_classes_in_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validator is made again as soon as its function is there, from annotations that are text."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "pydantic.py").write_text(CHECKER)
+    monkeypatch.syspath_prepend(packages)
+    space = defined(
+        "from pydantic import validate_call\nclass N: ...\n"
+        "@validate_call\ndef checked(n: int, m: 'N | None' = None) -> 'list[N]': return n\n"
+        "def f(): return checked(4)"
+    )
+    with BareWorker(tmp_path / "worker", packages) as worker:
+        assert worker.call(space["f"]) == 4
+
+
+# --- classes inside classes -------------------------------------------------------------------------------------
+
+
+NESTED = """
+import dataclasses, enum, pickle
+from typing import NamedTuple
+class Order:
+    @dataclasses.dataclass
+    class Item:
+        n: int
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        n: int
+    class Pair(NamedTuple):
+        n: int
+    class Kind(enum.Enum):
+        ONE = 1
+    class Failure(Exception): ...
+def make():
+    class Inner: ...
+    return Inner
+Inner = make()
+def names(): return [one.__qualname__ for one in (Order.Item, Order.Slotted, Order.Pair, Order.Kind, Order.Failure, Inner)]
+def shown(): return repr(Order.Item(3)), repr(Order.Slotted(3))
+def made(): return Order.Item(3), Order.Slotted(3), Order.Pair(3), Order.Kind.ONE
+"""
+
+
+def test_a_nested_class_keeps_its_qualified_name(worker: BareWorker) -> None:
+    """It pickles by this name, and its objects show it."""
+    space = defined(NESTED)
+    assert worker.call(space["names"]) == space["names"]()
+    assert worker.call(space["shown"]) == space["shown"]()
+    assert worker.call(space["made"]) == space["made"]()
 
 
 # --- functions of Atoll's in the caller's own process pools -----------------------------------------------------

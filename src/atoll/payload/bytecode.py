@@ -6,6 +6,8 @@ import dis
 import inspect
 import re
 import sys
+import types
+import typing
 import weakref
 from collections.abc import Iterable, Iterator
 from types import CodeType
@@ -164,3 +166,17 @@ def _documentation(code: CodeType) -> Any:
             return last
         last = one.argval
     return None
+
+
+_MOST_NOTE = 64 << 10
+
+
+def names_in_annotations(notes: Iterable[Any], depth: int = 4) -> Iterator[str]:
+    """Give the identifiers in annotations that are text, those in other annotations included."""
+    for note in tuple(notes):
+        if isinstance(note, str):
+            yield from WORDS.findall(note[:_MOST_NOTE])
+        elif isinstance(note, typing.ForwardRef):
+            yield from WORDS.findall(note.__forward_arg__)
+        elif depth and (not isinstance(note, type) or isinstance(note, types.GenericAlias)):
+            yield from names_in_annotations(typing.get_args(note), depth - 1)

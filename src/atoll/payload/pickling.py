@@ -66,6 +66,8 @@ def is_plain(value: Any) -> bool:
                 return False
             pending.extend(item)
         elif kind is dict:
+            if item is singletons.VARIABLES:
+                return False
             if 2 * len(item) + len(pending) > _PLAIN_ITEMS:
                 return False
             pending.extend(item)
@@ -99,6 +101,7 @@ def _pickler_class() -> Any:
             self.codes = codes
             self._carrier = carrier
             self._singletons = singletons.names()
+            singletons.begin(self, file, result)
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)

@@ -68,21 +68,26 @@ def _load() -> Any:
 
 
 def _adapt(module: Any) -> Any:
-    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`), and keep `__slots__`.
+    """Make cloudpickle capture the globals of class bodies inside a function (`LOAD_NAME`).
 
-    A class that comes again is not made again.
+    Classes keep their `__slots__` and `__qualname__`. A class that comes again is not made again.
     """
     opcodes = module.opcode.opmap
     wanted = [opcodes[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opcodes]
     module.GLOBAL_OPS = (*module.GLOBAL_OPS, *(code for code in wanted if code not in module.GLOBAL_OPS))
     arguments = module._class_getnewargs
 
-    def with_slots(cls: Any) -> tuple[Any, ...]:
+    def with_own_fields(cls: Any) -> tuple[Any, ...]:
         kind, name, bases, namespace, *rest = arguments(cls)
         slots = _slots(cls)
-        return (kind, name, bases, namespace if slots is None else {**namespace, "__slots__": slots}, *rest)
+        if slots is not None:
+            namespace = {**namespace, "__slots__": slots}
+        qualname = cls.__qualname__
+        if qualname != name:  # a nested class, which pickles by this name
+            namespace = {**namespace, "__qualname__": qualname}
+        return (kind, name, bases, namespace, *rest)
 
-    module._class_getnewargs = with_slots
+    module._class_getnewargs = with_own_fields
     for name in ("_make_skeleton_class", "_make_skeleton_enum"):
         setattr(module, name, _make_once(module, getattr(module, name)))
     return module

@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+from atoll.errors import call_id, set_call_id
 from atoll.host.contract import Ticket
 
 R = TypeVar("R")
@@ -37,6 +38,13 @@ _counter = itertools.count()
 def new_id() -> str:
     """Return an id that no other call of any process has."""
     return f"{_token}-{next(_counter)}"
+
+
+def stopped(error: StopIteration) -> RuntimeError:
+    """Return what a generator raises in place of a function's StopIteration, as an error of the same call."""
+    raised = RuntimeError("the function raised StopIteration")
+    set_call_id(raised, call_id(error))
+    return raised
 
 
 def hide_frames(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job, Lanes
-from atoll.sdk.futures import ENDED_SECONDS, THREADS, CallFuture, hide_frames
+from atoll.sdk.futures import ENDED_SECONDS, THREADS, CallFuture, hide_frames, stopped
 from atoll.sdk.output import CallerStreams
 from atoll.terminal_text import printable
 
@@ -84,6 +84,9 @@ def results(
             except Exception as error:
                 jobs.add_note(error)
                 if not return_exceptions:
+                    if isinstance(error, StopIteration):  # no generator may raise that
+                        jobs.add_note(raised := stopped(error))
+                        raise raised from error
                     raise
                 hide_frames(error)
                 value = error

@@ -67,7 +67,7 @@ class ProgramModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         namespace = vars(self)
         own = namespace["__name__"]
-        if name in _PYTHONS:
+        if name in _PYTHONS and not (name == "__file__" and own == "__main__"):
             if name == "__path__" and own != "__main__":
                 return _package_path(own)
             raise AttributeError(f"module {own!r} has no attribute {name!r}", name=name, obj=self)
@@ -203,6 +203,14 @@ def with_names(value: Any, names: list[tuple[dict[str, Any], dict[str, bytes]]])
     return value
 
 
+def _at(module: ModuleType, qualname: str) -> Any:
+    """Return what a module has at this place without being asked for it; None for nothing."""
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found
+
+
 class Unpickler(pickle.Unpickler):
     """Unpickles a value for a program that runs: classes that it has already stay as they are."""
 
@@ -223,7 +231,7 @@ class Unpickler(pickle.Unpickler):
     def _make_class(self, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         cls = make(*args)
         module = current(cls.__module__)
-        if module is not None and vars(module).get(cls.__name__) is cls:
+        if module is not None and _at(module, cls.__qualname__) is cls:
             self._known.append(cls)
         return cls
 

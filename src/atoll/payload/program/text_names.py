@@ -18,11 +18,11 @@ import contextlib
 import functools
 import sys
 import types
-import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
-from atoll.payload.bytecode import WORDS, CodeFacts, code_facts
+from atoll.payload.bytecode import CodeFacts, code_facts, names_in_annotations
+from atoll.payload.reducers.singletons import VARIABLES
 
 MOST_BYTES = 64 << 10
 """Size of the pickle of one name."""
@@ -30,7 +30,6 @@ MOST_BYTES_TOGETHER = 256 << 10
 MOST_NAMES = 2000
 _EVERYTHING = frozenset({"eval", "exec", "globals", "__main__"})
 """Names in code that may use any top-level name as text; `sys.modules[__name__]` is another."""
-_DEPTH = 4
 _PLAIN_BYTES = 4 << 10
 _PLAIN_ITEMS = 64
 _ATOMS = frozenset({int, float, bool, complex, type(None)})
@@ -70,7 +69,7 @@ class TextNames:
         self.add_code(code_facts(function.__code__), function.__globals__)
         notes = function.__annotations__
         if notes:
-            self._add_names(_names_in_annotations(notes.values()), function.__globals__)
+            self._add_names(names_in_annotations(notes.values()), function.__globals__)
 
     def add_code(self, facts: CodeFacts, namespace: dict[str, Any]) -> None:
         self._add_names(facts.words, namespace)
@@ -90,7 +89,7 @@ class TextNames:
         with contextlib.suppress(Exception):  # annotations of Python 3.14 are evaluated here
             notes = cls.__annotations__
         if isinstance(notes, dict) and notes:
-            self._add_names(_names_in_annotations(notes.values()), namespace)
+            self._add_names(names_in_annotations(notes.values()), namespace)
 
     def take(self) -> list[Place]:
         """Return the names that were found since the last time, with values of any kind."""
@@ -147,6 +146,8 @@ def _is_small(value: Any) -> bool:
                 return False
             pending.extend(item)
         elif kind is dict:
+            if item is VARIABLES:  # which travel as a name
+                continue
             if len(item) > _PLAIN_ITEMS:
                 return False
             pending.extend(item)
@@ -156,13 +157,3 @@ def _is_small(value: Any) -> bool:
         if size > _PLAIN_BYTES or len(pending) > 2 * _PLAIN_ITEMS:
             return False
     return True
-
-
-def _names_in_annotations(notes: Iterable[Any], depth: int = _DEPTH) -> Iterator[str]:
-    for note in tuple(notes):
-        if isinstance(note, str):
-            yield from WORDS.findall(note[:MOST_BYTES])
-        elif isinstance(note, typing.ForwardRef):
-            yield from WORDS.findall(note.__forward_arg__)
-        elif depth and (not isinstance(note, type) or isinstance(note, types.GenericAlias)):
-            yield from _names_in_annotations(typing.get_args(note), depth - 1)

@@ -7,6 +7,7 @@ import copyreg
 import functools
 import gc
 import logging
+import operator
 from collections import ChainMap
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -149,9 +150,18 @@ def _environ(pickler: Pickler, environ: Any) -> Any:
 
 def _mapping_proxy(_pickler: Pickler, proxy: Any) -> Any:
     (inner,) = gc.get_referents(proxy)
-    if type(inner) in (singletons.Environ, ChainMap):  # cloudpickle would copy the variables
+    if (
+        type(inner) in (singletons.Environ, ChainMap) or inner is singletons.VARIABLES
+    ):  # cloudpickle would copy the variables
         return MappingProxyType, (inner,)
     return None
+
+
+def _dict_view(_pickler: Pickler, view: Any) -> Any:
+    (inner,) = gc.get_referents(view)
+    if inner is not singletons.VARIABLES:
+        return None
+    return operator.methodcaller(type(view).__name__.removeprefix("dict_")), (inner,)
 
 
 _EXACT: dict[Any, Reducer] = {
@@ -167,4 +177,5 @@ _EXACT: dict[Any, Reducer] = {
     ModuleType: _module,
     singletons.Environ: _environ,
     MappingProxyType: _mapping_proxy,
+    **dict.fromkeys((type({}.keys()), type({}.values()), type({}.items())), _dict_view),
 }

@@ -16,6 +16,13 @@ from typing import Any
 
 Environ = os._Environ
 """The type of `os.environ` and `os.environb`."""
+VARIABLES: Any = getattr(vars(os)["environ"], "_data", None)
+"""The dict in these two, which is `posix.environ` as well."""
+_VARIABLES_OPCODES = b"\x80\x05catoll.payload.reducers.singletons\nVARIABLES\n\x940"
+"""Opcodes that put the reader's own variables at the start of its memo, and leave nothing on its stack.
+
+They do not say `environ`: a function whose pickle has this word may set variables (`sdk.call`).
+"""
 
 _NAMES = (
     ("sys", "__stdin__.buffer", "__stdin__", "__stdout__.buffer", "__stdout__", "__stderr__.buffer", "__stderr__"),
@@ -81,6 +88,16 @@ def _named(table: tuple[tuple[str, ...], ...]) -> Names:
             if value is not None:
                 found[id(value)] = value, (module, name)
     return found
+
+
+def begin(pickler: Any, file: Any, result: bool) -> None:
+    """Have a new pickler that writes to `file` know the dict of variables already; those of a result may travel.
+
+    The C pickler copies a dict without asking, unless its memo has it.
+    """
+    if not result and VARIABLES is not None:
+        file.write(_VARIABLES_OPCODES)
+        pickler.memo = {id(VARIABLES): (0, VARIABLES)}
 
 
 def rebuild_singleton(module: str, name: str) -> Any:

@@ -54,8 +54,12 @@ def _options(obj: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(getattr(obj, "__constraints__", ())), options
 
 
+_MAKE = compile("kind(name, *values, **options)", "<type parameter>", "eval")
+
+
 def rebuild_type_parameter(kind: Any, module: str, name: str, values: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    made = kind(name, *values, **options)
+    # An alias takes the module of the frame that makes it, for good: it pickles by its name there.
+    made = eval(_MAKE, {"__name__": module, "kind": kind, "name": name, "values": values, "options": options})  # noqa: S307
     with contextlib.suppress(AttributeError, TypeError):  # an alias has none
         made.__module__ = module
     return made

@@ -11,7 +11,7 @@ import functools
 import importlib
 import weakref
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -138,9 +138,25 @@ def _reduce_checked_function(function: FunctionType, inner: Any) -> tuple[Any, .
             else:  # before pydantic 2.10
                 options = {"config": owner._config, "validate_return": owner._validate_return}
             attributes = {name: value for name, value in vars(function).items() if name != "raw_function"}
-            state = inner, options, attributes
+            state = inner, options, attributes, _annotated(inner)
             return rebuild_checked_function, (), state, None, None, restore_checked_function
     return None
+
+
+_TYPING = frozenset({"typing", "types", "typing_extensions"})
+
+
+def _annotated(function: Any) -> dict[str, Any]:
+    """Return what a function's annotations name as text: its validator is made before such names come else."""
+    from atoll.payload.bytecode import names_in_annotations  # workers do without
+
+    namespace = getattr(function, "__globals__", {})
+    found = {}
+    for word in names_in_annotations(getattr(function, "__annotations__", {}).values()):
+        value = namespace.get(word)
+        if isinstance(value, (type, ModuleType)) or type(value).__module__ in _TYPING:
+            found[word] = value
+    return found
 
 
 def rebuild_checked_function() -> Any:
@@ -151,8 +167,10 @@ def _unchecked(*_arguments: Any, **_more: Any) -> Any:
     raise TypeError("the checked function has no function yet")
 
 
-def restore_checked_function(checked: Any, state: tuple[Any, dict[str, Any], dict[str, Any]]) -> None:
-    inner, options, attributes = state
+def restore_checked_function(checked: Any, state: tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]) -> None:
+    inner, options, attributes, names = state
+    for name, value in names.items():
+        inner.__globals__.setdefault(name, value)
     made = importlib.import_module("pydantic").validate_call(**options)(inner)
     checked.__code__ = made.__code__
     for cell, new in zip(checked.__closure__, made.__closure__, strict=True):
