@@ -106,3 +106,51 @@ found["loky"] = called(run)
 """,
     )
     assert found == {"loky": [0, 3, 6]}
+
+
+def test_children_of_threads(shared_home: Home, tmp_path: Path) -> None:
+    """Pools that threads start at the same moment find the names of the program."""
+    found = results(
+        shared_home,
+        tmp_path,
+        PROGRAM
+        + """
+from concurrent.futures import ThreadPoolExecutor
+large = bytes(range(256)) * 40000
+
+@isolated
+def run():
+    def pooled(number):
+        with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
+            return pool.submit(hidden, number).result()
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(pooled, range(4)))
+found["threads"] = called(run)
+""",
+    )
+    assert found == {"threads": [3, 4, 5, 6]}
+
+
+def test_names_that_a_child_cannot_have(shared_home: Home, tmp_path: Path) -> None:
+    """A name that is too large says so; one whose reducer exits costs the others nothing."""
+    found = results(
+        shared_home,
+        tmp_path,
+        PROGRAM
+        + """
+class Exits:
+    def __reduce__(self): raise SystemExit(3)
+
+exits = Exits()
+large = bytearray(65 << 20)
+def measured(_): return len(large)
+
+@isolated
+def run(name):
+    with mp.get_context("spawn").Pool(1) as pool: return called(pool.map, by_text(name), [1])
+found["fits"], found["large"] = called(run, "hid" + "den"), called(run, "measu" + "red")
+""",
+    )
+    assert found["fits"] == [4]
+    assert "`measured` with the names that it uses, `large` the largest, takes more than" in found["large"]
+    assert "64 MiB" in found["large"]

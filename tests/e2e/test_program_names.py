@@ -186,7 +186,12 @@ def test_main_has_the_programs_names(shared_home: Home, tmp_path: Path) -> None:
         found["map"] = sum(number.map(range(100)))
         found["distrusted"] = called(distrusted)
         @isolated(results="data")
-        def evaluated(text): return called(eval, text), eval("counter + 1")
+        def evaluated(text): return called(eval, text), called(eval, "counter + 1")
+        class Net:
+            def eval(self): return "evaluated"
+        @isolated
+        def by_method(): return Net().eval(), "secret" in sys._getframe().f_globals
+        found["an object's `eval`"] = called(by_method)
         found["distrusted eval"] = called(evaluated, "secret"), called(evaluated, "bump()")
         ''',
     )
@@ -207,7 +212,11 @@ def test_main_has_the_programs_names(shared_home: Home, tmp_path: Path) -> None:
         "nested": 3,
         "map": sum(range(100)) + 300,
         "distrusted": f"{has_none} 'counter' here: {refused}",
-        "distrusted eval": [["NameError: name 'secret' is not defined", 4], [4, 5]],
+        "distrusted eval": [
+            [f"NameError: name '{name}' is not defined" for name in names]
+            for names in (("secret", "counter"), ("bump", "counter"))
+        ],
+        "an object's `eval`": ["evaluated", False],
     }
 
 

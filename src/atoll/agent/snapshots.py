@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -36,6 +37,7 @@ class Snapshots:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
         self._made: tuple[ModuleType, int, ModuleSpec] | None = None
+        self._lock, self._pid = threading.RLock(), os.getpid()
         self._written: list[str] = []
         namespaces.child_spec = self.spec
 
@@ -45,6 +47,12 @@ class Snapshots:
 
     def spec(self, module: ModuleType) -> ModuleSpec | None:
         """Return the spec of a module that a child may import in place of `module`; None if none can be written."""
+        if os.getpid() != self._pid:  # a child, forked perhaps while another thread had the lock
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        with self._lock:  # pools may be started in threads
+            return self._spec(module)
+
+    def _spec(self, module: ModuleType) -> ModuleSpec | None:
         made = self._made
         if made is not None and made[0] is module and made[1] == len(vars(module)):
             return made[2]
@@ -89,7 +97,7 @@ class Snapshots:
         if not os.path.exists(f"{path}.py"):
             code = f"from atoll.agent import snapshots\n__getattr__ = snapshots.use({path!r}, globals())\n"
             for ending, text in ((".pickles", data), (".py", code.encode())):
-                with open(f"{path}.{os.getpid()}", "wb") as file:
+                with open(f"{path}.{os.getpid()}.{threading.get_ident()}", "wb") as file:
                     file.write(text)
                 os.rename(file.name, path + ending)
         if name not in self._written:

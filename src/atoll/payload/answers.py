@@ -9,7 +9,8 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from atoll.payload import pickling
-from atoll.payload.program.carrier import Carrier
+from atoll.payload.bytecode import code_facts
+from atoll.payload.program.carrier import Carrier, TooLarge
 from atoll.payload.values import first_line, type_name
 
 MOST_SNAPSHOT_BYTES = 64 << 20
@@ -112,8 +113,8 @@ def snapshot(pairs: Iterable[tuple[str, Any]], by_value: frozenset[str], main: d
             continue
         try:
             data = bounded_pickle(value, by_value, main, left)
-        except Exception as error:
-            left_out[name] = _reason(value, error)
+        except (Exception, SystemExit) as error:  # a reducer's own, of an object that the child may not want at all
+            left_out[name] = _too_large(name, value) if isinstance(error, TooLarge) else _reason(value, error)
             if isinstance(value, (FunctionType, type)):
                 callables.append(name)
             continue
@@ -130,5 +131,18 @@ def bounded_pickle(value: Any, by_value: frozenset[str], main: dict[str, Any] | 
     return pickling.dumps_bounded(value, by_value, Carrier(by_value, main), most_bytes=most_bytes)
 
 
-def _reason(value: Any, error: Exception) -> str:
+def _too_large(name: str, value: Any) -> str:
+    """Return why a value is left out whose pickle is too large."""
+    message = f"`{name}`"
+    if isinstance(value, FunctionType):
+        used = [one for one in code_facts(value.__code__).names if one in value.__globals__]
+        largest = max(used, key=lambda one: sys.getsizeof(value.__globals__[one], 0), default="")
+        message += f" with the names that it uses, `{largest}` the largest," if largest else ""
+    return (
+        f"{message} takes more than is left of {MOST_SNAPSHOT_BYTES >> 20} MiB, the most for the main module of a child; "
+        "pass it as an argument"
+    )
+
+
+def _reason(value: Any, error: BaseException) -> str:
     return f"a `{type_name(value)}` cannot be sent: {first_line(error)}"

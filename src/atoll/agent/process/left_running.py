@@ -3,7 +3,7 @@
 They would work on, print and hold locks during the next call, which may be another program's. Python offers no way to
 end a thread, so a worker with one serves no other call: at its end threads are joined and children ended. Those are
 left alone that were there before a call, that an import, `setup_function` or a `@cached` function has started, that are
-daemons, or that wait in a pool for more work.
+daemons, or that wait in a pool for more work (see `pool_helpers`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+
+from atoll.agent.process import pool_helpers
 
 FINISH_SECONDS = 0.01
 """Seconds that a thread or child may take which ends just when its call does."""
@@ -57,9 +58,18 @@ def found() -> str:
                 if one.is_alive():
                     return f"thread {one.name}"
     for pid in _running_children():
-        if pid not in _children and pid not in _of_pools() and not _ends(pid):
+        helpers = pool_helpers.running() | {pool_helpers.server()}
+        if pid not in _children and pid not in helpers and not _ends(pid):
             return f"child {pid}"
+    server = pool_helpers.server()
+    if server is not None:
+        pool_helpers.end_server(kept=any(_runs(pid) for pid in _children_of(server)))
     return ""
+
+
+def end_pools() -> None:
+    """End the pools that outlive a call, but for those of `setup_function` and `@cached` functions."""
+    pool_helpers.end_pools(_children)
 
 
 def rests(thread: threading.Thread) -> bool:
@@ -73,11 +83,20 @@ def _running_children() -> list[int]:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # the answer of almost every look
         return []
-    found = []
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
-            found += [int(pid) for pid in file.read().split()]
+    found = _children_of("self")
+    server = pool_helpers.server()
+    if server in found:  # it starts children in place of this process
+        found += _children_of(server)
     return [pid for pid in found if _runs(pid)]
+
+
+def _children_of(process: int | str) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{process}/task/{task}/children") as file:
+                found += [int(pid) for pid in file.read().split()]
+    return found
 
 
 def _ends(pid: int) -> bool:
@@ -97,17 +116,3 @@ def _runs(pid: int) -> bool:
             return file.read().rsplit(b") ", 1)[1][:1] not in b"ZX"
     except (OSError, IndexError):
         return False
-
-
-def _of_pools() -> set[Any]:
-    """Return the children of pools that are made to outlive a call, and of the helpers of `multiprocessing`."""
-    found: set[Any] = set()
-    for name in ("multiprocessing.resource_tracker", "joblib.externals.loky.backend.resource_tracker"):
-        found.add(getattr(getattr(sys.modules.get(name), "_resource_tracker", None), "_pid", None))
-    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    found.add(getattr(server, "_forkserver_pid", None))
-    for name in ("joblib.externals.loky.reusable_executor", "loky.reusable_executor"):
-        pool = getattr(sys.modules.get(name), "_executor", None)
-        if pool is not None and not pool._pending_work_items:
-            found.update(pool._processes)
-    return found

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll.agent import output, preloading, terminal
-from atoll.agent.process import left_running
+from atoll.agent.process import left_running, pool_helpers
 from atoll.agent.process.parts import BUILTINS, forget_builtins, parts, put_builtins_back, reader
 
 DECIMAL = "decimal_context"
@@ -83,13 +83,17 @@ class ProcessState:
         """Put back what a call has changed; return the part that cannot be had again, empty for none."""
         try:
             now = self._now()
+            changed = now[0] != self._saved[0]
             lost = self._put_back(now) if now != self._saved else ""
             if (descriptor := signal.set_wakeup_fd(self._wakeup)) != self._wakeup:
                 del descriptor  # it was the call's own
-            os.umask(self._umask)
+            changed = os.umask(self._umask) != self._umask or changed
             self._restore_streams()
             self._restore_directory()
-            return lost or left_running.found()
+            if changed:
+                left_running.end_pools()
+            lost = lost or left_running.found()
+            return lost or pool_helpers.lost_tracker(self._saved[0], self._umask)
         except Exception as error:  # an object that does not compare, for example
             return f"state: {type(error).__name__}"
 
@@ -128,7 +132,8 @@ class ProcessState:
             os.chdir(self._directory)
 
     def begin_lease(self) -> None:
-        """Give the next program, which may be another one, random numbers and log handlers of its own."""
+        """Give the next program, which may be another one, random numbers, log handlers and pools of its own."""
+        left_running.end_pools()
         forget_builtins(self._saved[self._names].keys() - self._own_builtins)
         self._saved[self._names] = dict(vars(builtins))
         if "random" in sys.modules:

@@ -48,7 +48,7 @@ class Carrier:
     Args:
         by_value: modules whose functions and classes travel by value, beside `__main__`.
         main: the globals of the program's main module; by default `__main__`'s.
-        trusted: False keeps data back that the code does not have the name of, for code that may compute names.
+        trusted: False keeps data back, and functions, classes and modules that the code does not have the name of.
 
     Attributes:
         places: names that were found by text, with their values: a namespace, a name, its value or `ABSENT`, and
@@ -106,7 +106,7 @@ class Carrier:
                 if own is not None and sent and size < MOST_BYTES_TOGETHER:
                     try:
                         data = dumps(there, MOST_BYTES)
-                    except Exception:  # it may be no name at all, so its pickling is nobody's fault
+                    except (Exception, SystemExit):  # it may be no name at all, so its pickling is nobody's fault
                         data = b""
                 self.places.append((namespace, name, there, bool(data)))
                 if data:
@@ -116,7 +116,7 @@ class Carrier:
         return Carried(value, names) if names else None
 
     def _may_have(self, namespace: dict[str, Any], name: str, value: Any) -> bool:
-        return not is_data(value) or self._texts.is_written(namespace, name)
+        return not is_data(value) and self._texts.is_written(namespace, name)
 
     def _namespace(self, namespace: dict[str, Any]) -> Namespace | None:
         """Return how a dict of globals is pickled; None for one that is no module's of the program."""

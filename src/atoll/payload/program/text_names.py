@@ -5,7 +5,7 @@ So with the functions and classes of a program travel, of their own module's top
 
 - all identifiers in annotations that are text;
 - identifiers in strings that look like expressions (`"a >= @x"`);
-- every name, where the code has `eval`, `exec`, `globals` or its own module;
+- every name, where the code has `eval`, `exec`, `globals` (as a name, not as a method) or its own module;
 - subclasses of classes that travel, where the code has `__subclasses__`.
 
 Such a name travels if its value is a function, a class, a module or small plain data, has a pickle, and that is small;
@@ -28,8 +28,8 @@ MOST_BYTES = 64 << 10
 """Size of the pickle of one name."""
 MOST_BYTES_TOGETHER = 256 << 10
 MOST_NAMES = 2000
-_EVERYTHING = frozenset({"eval", "exec", "globals", "__main__"})
-"""Names in code that may use any top-level name as text; `sys.modules[__name__]` is another."""
+_EVERYTHING = frozenset({"eval", "exec", "globals"})
+"""Builtins that may use any top-level name as text; `__main__` and `sys.modules[__name__]` are others."""
 _PLAIN_BYTES = 4 << 10
 _PLAIN_ITEMS = 64
 _ATOMS = frozenset({int, float, bool, complex, type(None)})
@@ -116,7 +116,10 @@ class TextNames:
 
 def _uses_everything(facts: CodeFacts) -> bool:
     own_module = "modules" in facts.attributes and ("__name__" in facts.attributes or "__main__" in facts.words)
-    return own_module or not facts.attributes.isdisjoint(_EVERYTHING)
+    if own_module or "__main__" in facts.attributes or not _EVERYTHING.isdisjoint(facts.names):
+        return True
+    has_builtins = not facts.attributes.isdisjoint(("builtins", "__builtins__"))  # others have methods of these names
+    return has_builtins and not _EVERYTHING.isdisjoint(facts.attributes)
 
 
 def travels(value: Any) -> bool:
