@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll.sdk.output import CallerStreams
+from atoll.payload import tracebacks
+from atoll.sdk.futures import hide_frames
+from atoll.sdk.output import CallerStreams, ReaderGone
 
 TEXT = "zwölf\n"
 
@@ -108,6 +113,71 @@ def test_output_arrives_as_a_print_would(make: Callable[[], Any], expected: str)
     assert stream.text() == expected
 
 
+@pytest.mark.parametrize(
+    ("encoding", "newline"),
+    [("latin-1", None), ("utf-8", "\r\n"), ("utf-16", None), ("utf-16", "\r\n"), ("utf-8-sig", "")],
+)
+def test_a_file_gets_output_in_its_own_encoding(tmp_path: Path, encoding: str, newline: str | None) -> None:
+    """As a `print` writes it there, in whatever pieces output comes."""
+    found, plain = tmp_path / "found", tmp_path / "plain"
+    with plain.open("w", encoding=encoding, newline=newline) as file:
+        file.write("before\n" + TEXT + "after\n")
+    with found.open("w", encoding=encoding, newline=newline) as file, stdout(file) as streams:
+        file.write("before\n")
+        for byte in TEXT.encode():
+            streams.stdout(bytes([byte]))
+        file.write("after\n")
+    assert found.read_bytes() == plain.read_bytes()
+
+
+def test_bytes_that_are_no_text_pass_as_they_are(tmp_path: Path) -> None:
+    """They pass between text in the file's encoding; characters that it lacks are escaped."""
+    path = tmp_path / "found"
+    with path.open("w", encoding="latin-1") as file, stdout(file) as streams:
+        streams.stdout("é\n".encode() + b"\xff\xfe" + "é\u20ac".encode())
+    assert path.read_bytes() == b"\xe9\n\xff\xfe\xe9\\u20ac"
+
+
+def test_a_stream_that_does_not_tell_whether_it_is_a_terminal_takes_output() -> None:
+    """Neither wait nor notice fails with it."""
+
+    class Odd(Tee):
+        def isatty(self) -> bool:
+            raise RuntimeError("no")
+
+    stream = Odd()
+    with stdout(stream) as streams, contextlib.redirect_stderr(stream):  # type: ignore[type-var]
+        assert streams.waits("running", "f") is None
+        streams.notice("line")
+        streams.stdout(b"one\n")
+    assert stream.text() == "atoll: line\none\n"
+
+
+@contextlib.contextmanager
+def closed_pipe() -> Iterator[Any]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = open(writer, "w")
+    yield stream
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_a_reader_that_has_gone_shows_no_frame_of_atoll() -> None:
+    """The error reads as that of a `print`, and travels between processes as one."""
+    error = ReaderGone(32, "Broken pipe")
+    with closed_pipe() as stream, stdout(stream) as streams:
+        try:
+            streams.stdout(b"one\n")
+        except BrokenPipeError as caught:
+            outermost = next(tracebacks.entries(caught.__traceback__))
+            hide_frames(caught.with_traceback(outermost.tb_next))  # as below the frame of a call
+            shown = traceback.format_exception(caught)
+    assert [line for line in shown if "sdk" in line] == []
+    assert shown[-1] == "BrokenPipeError: [Errno 32] Broken pipe\n"
+    assert pickle.loads(pickle.dumps(error)).args == (32, "Broken pipe")
+
+
 class Broken(Tee):
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -149,6 +219,7 @@ def test_a_broken_stream_costs_the_output_and_not_the_call(make: Callable[[], An
     assert [(one.category, "`sys.stdout` does not take" in str(one.message)) for one in caught] == [
         (RuntimeWarning, True)
     ]
+    assert [one.filename for one in caught] == [__file__]
 
 
 def test_no_stream_takes_everything() -> None:
@@ -160,13 +231,8 @@ def test_no_stream_takes_everything() -> None:
 
 def test_a_reader_that_has_gone_ends_the_program() -> None:
     """As a `print` to `| head` does."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    stream = open(writer, "w")
-    with stdout(stream) as streams, pytest.raises(BrokenPipeError):
+    with closed_pipe() as stream, stdout(stream) as streams, pytest.raises(BrokenPipeError):
         streams.stdout(b"one\n")
-    with contextlib.suppress(BrokenPipeError):
-        stream.close()
 
 
 def test_a_pipe_that_does_not_block_loses_nothing() -> None:

@@ -28,15 +28,15 @@ def is_own(file: str) -> bool:
     return file.startswith(_OWN) or file == private_cloudpickle.own_file()
 
 
-def hide(error: BaseException) -> None:
+def hide(error: BaseException, *, is_report: bool = False) -> None:
     """Remove Atoll's frames above the user's from the traceback of an error, and from those that Atoll's errors name.
 
-    An error that only a fault of Atoll can be keeps them.
+    An error that only a fault of Atoll can be keeps them, unless it is said to be a report of the user's mistake.
     """
     linked: list[BaseException] = [error]
     for one in linked:
         first, is_user = _first_of_user(one.__traceback__)
-        if is_user or is_meant_for_user(one) or one is not error:
+        if is_user or is_report or is_meant_for_user(one) or one is not error:
             BaseException.with_traceback(one, first)
         if isinstance(one, AtollError):
             others = (other for other in (one.__cause__, one.__context__) if other is not None)
@@ -45,7 +45,9 @@ def hide(error: BaseException) -> None:
 
 def is_meant_for_user(error: BaseException) -> bool:
     """Return whether an error is none of Atoll's faults: its own report, an interrupt, or a function's."""
-    return not isinstance(error, Exception) or isinstance(error, AtollError) or bool(call_id(error))
+    if not isinstance(error, Exception) or isinstance(error, AtollError) or bool(call_id(error)):
+        return True
+    return "is_meant_for_user" in vars(type(error))  # the reader of the caller's own output has gone
 
 
 def entries(traceback: TracebackType | None) -> Iterator[TracebackType]:

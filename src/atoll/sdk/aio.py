@@ -29,10 +29,9 @@ async def result(function: Callee, args: Any, kwargs: Any) -> Any:
     future = function.submit(*args, **kwargs)
     try:
         return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
-        function.cancel(future)
-        raise
     except BaseException as error:
+        if isinstance(error, asyncio.CancelledError):
+            function.cancel(future)
         hide_frames(error)
         raise
 

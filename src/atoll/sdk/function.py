@@ -110,8 +110,12 @@ class IsolatedFunction(Generic[P, R]):
         Raises:
             TypeError, ValueError: an option is unknown or wrong.
         """
-        changes = options if host is None else {**options, "host": host}
-        return IsolatedFunction(self.__wrapped__, self._options.with_changes(changes))
+        try:
+            options = options if host is None else {**options, "host": host}
+            return IsolatedFunction(self.__wrapped__, self._options.with_changes(options))
+        except (TypeError, ValueError) as error:
+            hide_frames(error, is_report=True)
+            raise
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always.
@@ -123,14 +127,14 @@ class IsolatedFunction(Generic[P, R]):
         future: CallFuture[R] = CallFuture()
         run = functools.partial(self._complete, future, args, kwargs)
         threads().submit(Job(run, functools.partial(self.cancel, future), future.ticket.kill, self._options.grace))
-
         return future
 
     def _complete(self, future: CallFuture[R], args: Any, kwargs: Any) -> None:
         try:
             if not future.cancelled():
-                run: Any = self._run_to_list if self.is_generator else self._run
-                future.set_result(run(args, kwargs, future.ticket))
+                run: Any = self._iterate if self.is_generator else self._run
+                found: Any = run(args, kwargs, future.ticket)
+                future.set_result(list(found) if self.is_generator else found)  # type: ignore[arg-type]  # `R` is a list then
         except BaseException as error:
             hide_frames(error)
             with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
@@ -342,9 +346,6 @@ class IsolatedFunction(Generic[P, R]):
             return self._prepared.another(like, args)
         return self._prepare().request(args, {})
 
-    def _run_to_list(self, args: Any, kwargs: Any, ticket: Ticket | None) -> list[Any]:
-        return list(self._iterate(args, kwargs, ticket))
-
     def _prepare(self) -> Prepared:
         """Return the parts that stay from call to call, for the environment as `env_yml` is now."""
         prepared = self._prepared
@@ -389,7 +390,11 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:
         TypeError: an option is unknown or of the wrong type; names the nearest valid one.
         ValueError: an option's value is out of range.
     """
-    if callable(kind) and not isinstance(kind, str):
-        return IsolatedFunction(kind, Options().with_changes(options))
-    checked = Options().with_changes({"kind": kind, **options})
+    try:
+        if callable(kind) and not isinstance(kind, str):
+            return IsolatedFunction(kind, Options().with_changes(options))
+        checked = Options().with_changes({"kind": kind, **options})
+    except (TypeError, ValueError) as error:
+        hide_frames(error, is_report=True)
+        raise
     return lambda function: IsolatedFunction(function, checked)

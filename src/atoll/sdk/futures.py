@@ -47,10 +47,11 @@ def stopped(error: StopIteration) -> RuntimeError:
     return raised
 
 
-def hide_frames(error: BaseException) -> None:
+def hide_frames(error: BaseException, *, is_report: bool = False) -> None:
     """Remove Atoll's own frames from a traceback, unless `ATOLL_DEBUG=1`: before the bare `raise` of an `except`.
 
-    An error of a module that has the name of one of Python's gets a note that tells it.
+    An error of a module that has the name of one of Python's gets a note that tells it. With `is_report` also an
+    ordinary exception that Atoll raises for a mistake of the user loses them all.
     """
     if isinstance(error, (AttributeError, ImportError)):
         from atoll import shadows  # only then
@@ -60,7 +61,7 @@ def hide_frames(error: BaseException) -> None:
     from atoll.payload import tracebacks  # as above
 
     if not settings.debugs():
-        tracebacks.hide(error)
+        tracebacks.hide(error, is_report=is_report)
 
 
 def new_ticket() -> Ticket:

@@ -165,8 +165,8 @@ def usable() -> bool:
     if nested.inside() or not settings.terminal()[0]:
         return False
     try:
-        return sys.stdout.isatty() and sys.stderr.isatty() and above() is None
-    except (AttributeError, ValueError):
+        return bool(sys.stdout.isatty() and sys.stderr.isatty()) and above() is None
+    except Exception:  # of a stream that the program has made
         return False
 
 
@@ -184,8 +184,8 @@ def above() -> Callable[[str], object] | None:
             return functools.partial(bars.write, file=stream)  # type: ignore[union-attr]  # it has instances
         if hasattr(stream, "rich_proxied_file"):
             return functools.partial(print, file=stream, flush=True)
-    except (AttributeError, ValueError):
-        pass
+    except Exception:  # of a stream that the program has made
+        return None
     return None
 
 

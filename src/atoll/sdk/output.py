@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import select
 import sys
 import time
@@ -21,10 +22,24 @@ if TYPE_CHECKING:
     from atoll.model.terminal import Terminal
 
 TAIL_BYTES = 4096
+_ASCII = frozenset({"ascii", "US-ASCII", "ANSI_X3.4-1968"})
+_UNCHANGED = _ASCII | {"utf-8", "UTF-8", "utf8"}
+"""Encodings whose streams take the function's bytes as they are."""
+_NO_TEXT = re.compile("([\udc80-\udcff]+)")
+_PIECE = 1000
+"""Characters that fit into the buffer of a stream, in any encoding."""
 
 
 class ReaderGone(BrokenPipeError):
     """Nobody reads what this program prints: it ends, as any other that prints (`| head`)."""
+
+    is_meant_for_user = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BrokenPipeError, self.args
+
+
+ReaderGone.__module__, ReaderGone.__qualname__ = "builtins", "BrokenPipeError"  # a traceback reads as after a `print`
 
 
 ReaderGone.__name__ = ReaderGone.__qualname__ = "BrokenPipeError"  # as any program shows it
@@ -105,14 +120,20 @@ class CallerStreams:
             try:
                 if _takes_bytes(stream):
                     _write_bytes(stream, data)
+                elif _is_of_python(stream):
+                    _write_encoded(stream, self._decoder(f"{name} encoded", "surrogateescape").decode(data))
                 else:
                     # a notebook's stream takes text only, and a chunk may end inside a character
-                    decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
-                    _write_text(stream, decoder.decode(data))
+                    _write_text(stream, self._decoder(name, "replace").decode(data))
             except BrokenPipeError as error:
                 raise ReaderGone(*error.args) from None
             except Exception as error:
                 self._warn(name, error)
+
+    def _decoder(self, key: str, errors: str) -> Any:
+        if key not in self._decoders:
+            self._decoders[key] = codecs.getincrementaldecoder("utf-8")(errors)
+        return self._decoders[key]
 
     def _warn(self, name: str, error: Exception) -> None:
         """Say once that a stream of the program takes no output; the call goes on, and its result is not lost."""
@@ -121,7 +142,7 @@ class CallerStreams:
             warnings.warn(
                 f"`sys.{name}` does not take what the function prints: {type(error).__name__}: {error}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_levels(),
             )
 
 
@@ -132,13 +153,18 @@ def arrangement() -> str:
         return ""
     if out is err:
         return "one"
-    if not _takes_bytes(out):
-        return "" if _takes_bytes(err) else "turns"  # a notebook's pair: the reader sees both
+    if not _is_of_python(out):
+        return "" if _is_of_python(err) else "turns"  # a notebook's pair: the reader sees both
     try:
         found, other = os.fstat(out.fileno()), os.fstat(err.fileno())
     except (OSError, ValueError):  # no file behind one of them
         return ""
-    return "one" if (found.st_ino, found.st_dev) == (other.st_ino, other.st_dev) and _takes_bytes(err) else ""
+    return "one" if (found.st_ino, found.st_dev) == (other.st_ino, other.st_dev) and _is_of_python(err) else ""
+
+
+def _is_of_python(stream: Any) -> bool:
+    """Return whether a stream is Python's own: any other one's `write` may do more than pass the text on."""
+    return isinstance(stream, io.TextIOWrapper) and type(stream).write is io.TextIOWrapper.write
 
 
 def terminal() -> Terminal | None:
@@ -158,8 +184,12 @@ def terminal() -> Terminal | None:
 
 
 def _takes_bytes(stream: Any) -> bool:
-    """Return whether a stream is Python's own: any other one's `write` may do more than pass the text on."""
-    return isinstance(stream, io.TextIOWrapper) and type(stream).write is io.TextIOWrapper.write
+    """Return whether a stream of Python's own would pass a function's bytes on as they are.
+
+    A stream that the program has opened may translate newlines, and does not tell.
+    """
+    is_first = any(stream is one for one in (sys.__stdout__, sys.__stderr__))
+    return _is_of_python(stream) and stream.encoding in (_UNCHANGED if is_first else _ASCII)
 
 
 def _write_bytes(stream: io.TextIOWrapper, data: bytes) -> None:
@@ -185,11 +215,41 @@ def _until_ready(flush: Callable[[], object], stream: io.TextIOWrapper) -> None:
             return
 
 
-def _write_text(stream: Any, text: str) -> None:
+def _write_encoded(stream: io.TextIOWrapper, text: str) -> None:
+    """Write text in the stream's own encoding and with its newlines; bytes that are no UTF-8 pass as they are."""
+    for number, part in enumerate(_NO_TEXT.split(text)):
+        if number % 2:
+            _write_bytes(stream, part.encode("utf-8", "surrogateescape"))
+        elif part:
+            size = len(part) if _blocks(stream) else _PIECE
+            for start in range(0, len(part), size):
+                with contextlib.suppress(BlockingIOError):  # the text is in the buffer by then
+                    _write_text(stream, part[start : start + size], flush=False)
+                _until_ready(stream.flush, stream)
+
+
+def _blocks(stream: io.TextIOWrapper) -> bool:
+    try:
+        return os.get_blocking(stream.fileno())
+    except (OSError, ValueError):  # no file behind it
+        return True
+
+
+def _write_text(stream: Any, text: str, *, flush: bool = True) -> None:
     try:
         stream.write(text)
     except UnicodeEncodeError as error:  # as the function's own stderr does
         stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
-    flush = getattr(stream, "flush", None)  # `print` needs `write` alone
-    if flush is not None:
-        flush()
+    method = getattr(stream, "flush", None) if flush else None  # `print` needs `write` alone
+    if method is not None:
+        method()
+
+
+def _levels() -> int:
+    """Return the `stacklevel` with which a warning of the caller of this function names the user's line."""
+    from atoll.payload.tracebacks import is_own  # for a warning alone
+
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and is_own(frame.f_code.co_filename):
+        frame, levels = frame.f_back, levels + 1
+    return levels
