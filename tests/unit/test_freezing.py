@@ -75,6 +75,52 @@ def test_signals_stop_all_that_runs_and_wake_nothing_else(family: tuple[int, int
     until(lambda: not is_stopped(above) and not is_stopped(below))
 
 
+@pytest.fixture
+def in_vfork() -> Iterator[int]:
+    """A process that waits in `vfork` for its child, which waits for a signal."""
+    script = """
+import ctypes, mmap, signal
+libc = ctypes.CDLL(None)
+stack = mmap.mmap(-1, 1 << 16)
+top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + (1 << 16)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+libc.clone(libc.pause, ctypes.c_void_p(top), 0x4000 | 0x100 | signal.SIGCHLD, None)
+print("over", flush=True)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            until(lambda: bool(children(process.pid)))
+            yield process.pid
+        finally:
+            for pid in [*children(process.pid), process.pid]:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_in_vfork_is_still_while_its_child_is(in_vfork: int) -> None:
+    """It takes the stop before it runs again: once the child has gone it is stopped, until the pause ends."""
+    (below,) = children(in_vfork)
+    freezer = StopSignals(lambda: [in_vfork, *children(in_vfork)])
+    until(freezer.is_frozen)
+    assert (is_stopped(in_vfork), is_stopped(below)) == (False, True)
+    assert freezer.stops(in_vfork)
+    os.kill(below, signal.SIGKILL)
+    until(lambda: is_stopped(in_vfork))
+    assert freezer.is_frozen()
+    freezer.thaw()
+    until(lambda: not is_stopped(in_vfork))
+
+
+def test_a_child_that_no_list_has_shown_yet_counts_as_running(in_vfork: int) -> None:
+    """A process that is seen in `vfork` may have begun it since the last list."""
+    lists = [[in_vfork], [in_vfork]]
+    freezer = StopSignals(lambda: lists.pop(0) if lists else [in_vfork, *children(in_vfork)])
+    assert not freezer.is_frozen()
+    until(freezer.is_frozen)
+    assert all(is_stopped(pid) for pid in children(in_vfork))
+    freezer.thaw()
+
+
 def groups() -> dict[str, tuple[Path, int]]:
     """Return where groups that can be frozen may be made here, with their versions."""
     places = {"version 1": (Path("/sys/fs/cgroup/freezer"), 1)}
@@ -212,14 +258,23 @@ def test_a_pause_ends_with_its_peer_and_after_a_while(monkeypatch: pytest.Monkey
 
 
 def test_a_sandbox_that_cannot_be_frozen_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switch goes on after a while."""
-    monkeypatch.setattr(freezing, "FREEZING_SECONDS", 0.01)
+    """The switch goes on after a while and is told; the next ones wait less, until one succeeds."""
+    monkeypatch.setattr(freezing, "FREEZING_SECONDS", 0.08)
     stuck = Fake(stuck=True)
 
     def work(pauses: Pauses, open_channel: Callable[[str], Channel]) -> None:
         pauses.add("me", stuck.limit)
-        with contextlib.closing(open_channel("me")) as channel, Pause(channel).held():
-            assert stuck.frozen
+        with contextlib.closing(open_channel("me")) as channel:
+            pause = Pause(channel)
+            for patience in (0.05, 0.05):
+                with pause.held():
+                    assert stuck.frozen
+                    assert not pause.whole
+                    assert pauses._patience == {"me": patience}
+            stuck._stuck = False
+            with pause.held():
+                assert pause.whole
+                assert not pauses._patience
         until(lambda: not stuck.frozen)
 
     serve(work)

@@ -28,6 +28,8 @@ SHARE = 0.2
 """The share of time that a user's sandboxes may be paused."""
 FREEZING_SECONDS = 0.2
 """How long the kernel may take to pause them: a process that waits for a network disk cannot be."""
+_LEAST_SECONDS = 0.05
+"""The same after pauses that failed: half as long after each, until one succeeds again."""
 _LOOK_SECONDS = 0.001
 _LONG_SECONDS = 0.1
 
@@ -40,6 +42,7 @@ class Pauses:
         self._turns: dict[str, asyncio.Lock] = {}
         self._paces: dict[str, Pace] = {}
         self._held: dict[str, list[Freezer]] = {}
+        self._patience: dict[str, float] = {}
 
     def add(self, user: str, limit: SandboxLimit) -> None:
         """Add a sandbox that has just been started; it joins a pause of its user."""
@@ -65,8 +68,8 @@ class Pauses:
         try:
             while True:
                 await _expect(channel, "freeze")
-                async with self._turn(user), self._paused(user):
-                    await channel.send({"type": "frozen"})
+                async with self._turn(user), self._paused(user) as whole:
+                    await channel.send({"type": "frozen", "whole": whole})
                     thawed = False
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(MOST_SECONDS):
@@ -95,7 +98,9 @@ class Pauses:
                 pace.take(time.monotonic() - began)
 
     @contextlib.asynccontextmanager
-    async def _paused(self, user: str) -> AsyncIterator[None]:
+    async def _paused(self, user: str) -> AsyncIterator[bool]:
+        """Pause the user's sandboxes; gives whether none of their processes runs."""
+        patience, whole = self._patience.pop(user, FREEZING_SECONDS), True
         began = time.monotonic()
         held = self._held[user] = [limit.freezer() for limit in self._limits.get(user, ())]
         try:
@@ -103,11 +108,13 @@ class Pauses:
                 freezer.freeze()
             while not all(freezer.is_frozen() for freezer in held):
                 passed = time.monotonic() - began
-                if passed > FREEZING_SECONDS:
-                    log.warning("not_paused user=%s sandboxes=%s", user, len(held))
+                if passed > patience:
+                    log.warning("not_paused user=%s sandboxes=%s seconds=%.3f", user, len(held), passed)
+                    self._patience[user] = max(patience / 2, _LEAST_SECONDS)
+                    whole = False
                     break
                 await asyncio.sleep(_LOOK_SECONDS if passed > _LOOK_SECONDS else 0)
-            yield
+            yield whole
         finally:
             del self._held[user]
             for freezer in held:

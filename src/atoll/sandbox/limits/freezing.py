@@ -3,7 +3,9 @@
 The freezer leaves no trace: a process that a signal has stopped stays so, and no parent is told. In version 2 a frozen
 process can be killed; in version 1 it ends when it is thawed, so whoever ends the sandboxes of a dead daemon thaws them
 first (`orphan_killer`, `group_files.kill_all`). SIGSTOP is for users without groups. Parents are stopped before their
-children and go on after them, so that a shell with job control does not notice.
+children and go on after them, so that a shell with job control does not notice. A process in `vfork` takes the signal
+only when its child has started a program or ended; until then the kernel keeps it inside that call, where it changes no
+file, and the pending signal stops it before it runs again. So it counts as still while its child does.
 
 All methods are to be called in the event loop's own thread: in version 1 it enters the group of a sandbox to start it.
 """
@@ -88,7 +90,7 @@ class StopSignals:
                 opened[pid] = os.pidfd_open(pid)
         there = set(self._pids()) if opened else set()  # so the numbers were their own when they were opened
         for pid, descriptor in opened.items():
-            if pid not in there or _is_still(pid):
+            if pid not in there or _is_still(pid, vfork=False):  # a process in `vfork` gets the signal all the same
                 os.close(descriptor)
                 continue
             with contextlib.suppress(OSError):
@@ -97,7 +99,8 @@ class StopSignals:
 
     def is_frozen(self) -> bool:
         self.freeze()  # those that were started meanwhile
-        return all(_is_still(pid) for pid in self._found)
+        # A process that is seen in `vfork` has its child already, which the last list shows.
+        return all(_is_still(pid) for pid in self._found) and not set(self._pids()) - self._found
 
     def thaw(self) -> None:
         for pid in sorted(self._stopped, reverse=True):
@@ -110,11 +113,26 @@ class StopSignals:
         return pid in self._stopped
 
 
-def _is_still(pid: int) -> bool:
-    """Return whether no thread of a process runs: stopped, traced, or ended."""
+_IN_VFORK = (b"kernel_clone", b"wait_for_vfork_done", b"_do_fork", b"do_fork")
+"""Functions of the kernel, by version, whose own wait is that of `vfork` for its child."""
+
+
+def _is_still(pid: int, *, vfork: bool = True) -> bool:
+    """Return whether no thread of a process runs: stopped, traced, or ended; with `vfork` also waiting in that call."""
     with contextlib.suppress(OSError, IndexError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[0] not in (b"T", b"t", b"Z", b"X"):
-                    return False
+            state = _state(f"/proc/{pid}/task/{thread}/stat")
+            if state not in (b"T", b"t", b"Z", b"X") and not (vfork and state == b"D" and _in_vfork(pid, thread)):
+                return False
     return True
+
+
+def _in_vfork(pid: int, thread: str) -> bool:
+    with open(f"/proc/{pid}/task/{thread}/wchan", "rb") as file:  # "0" where it runs, or that may not be known
+        return file.read() in _IN_VFORK
+
+
+def _state(stat: str) -> bytes:
+    """Return the state of a thread."""
+    with open(stat, "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0]

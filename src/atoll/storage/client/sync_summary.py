@@ -55,8 +55,11 @@ def notes(synced: Synced) -> Iterator[str]:
     """Yield what every caller should know: the mirror differs from what the source was."""
     if synced.vanished:
         yield f"vanished while the sync ran, counted as removed: {shown(synced.vanished)}"
+    if synced.unheld:
+        yield "a function could not be held for the switch: what it wrote just then to excluded names may be missing"
     if synced.source.clamped:
-        yield f"times before 1677 or after 2262 were moved into that range: {shown(synced.source.clamped)}"
+        clamped = [path or "." for path in synced.source.clamped]
+        yield f"times before 1677 or after 2262 were moved into that range: {shown(clamped)}"
 
 
 def tools(synced: Synced, how: str, *, quietly: bool = False) -> Iterator[str]:

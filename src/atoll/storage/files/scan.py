@@ -23,13 +23,16 @@ from atoll.errors import SourceNotFound, SyncError
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.ignore import IGNORE_FILE, IgnoreRules
 from atoll.storage.files.tree import DIRECTORY, KINDS, MODE_BITS, SPECIAL, SYMLINK, Entry, Tree, special_name
-from atoll.storage.files.unreadable import Unreadable
+from atoll.storage.files.unreadable import DENIED, Unreadable
 from atoll.terminal_text import printable
 
 BY_DESCRIPTOR = os.scandir in os.supports_fd and os.open in os.supports_dir_fd and os.readlink in os.supports_dir_fd
 _OPEN_DIRECTORY = (
     os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 )
+_PROBE = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"):
+    _PROBE |= getattr(os, _flag, 0)
 _BY_NAME = attrgetter("name")
 _TYPE_BITS = 0o170000
 _REGULAR = stat.S_IFREG
@@ -238,10 +241,23 @@ class _Scanner:
                     raise SyncError(f"cannot read `{printable(directory)}`: {reason(error)}", path=directory) from error
                 self._unreadable.add(directory, error, DIRECTORY)
         if self._unreadable:
+            self._probe_files()
             raise self._unreadable.error()
         if self._gone:
             self.scan = scan.without(self._gone)
         return self.scan
+
+    def _probe_files(self) -> None:
+        """Look which files cannot be opened either, so that one error names all."""
+        for path, mode in zip(self.scan.paths, self.scan.rows[::ROW], strict=True):
+            if mode & _TYPE_BITS == _REGULAR:
+                try:
+                    os.close(os.open(self._path(path), _PROBE))
+                except (FileNotFoundError, NotADirectoryError):
+                    pass  # gone meanwhile
+                except OSError as error:
+                    if error.errno in DENIED:
+                        self._unreadable.add(path, error)
 
     def _path(self, path: str) -> str:
         return os.path.join(self._root, to_native(path)) if self._root else path

@@ -12,7 +12,8 @@ from atoll.terminal_text import printable
 
 MOST_NAMED = 10
 """Names in a message; further ones are counted."""
-_DENIED = (errno.EACCES, errno.EPERM)
+DENIED = (errno.EACCES, errno.EPERM)
+"""Errors that a mode or an owner causes."""
 _SPECIAL_IN_PATTERNS = "\\*?["
 
 
@@ -46,7 +47,7 @@ class Unreadable:
             self._reasons[path] = why
             return
         self._reasons[path] = (why.strerror or str(why)).lower()
-        if why.errno in _DENIED:
+        if why.errno in DENIED:
             self._denied[path] = "u+rx" if kind == DIRECTORY else "u+r"
 
     def error(self) -> SyncError:

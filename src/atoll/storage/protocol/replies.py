@@ -146,6 +146,8 @@ class Conversation:
         self._channel = channel
         self._request = request
         self._finished = False
+        self.facts: dict[str, object] = {}
+        """Fields of the `done` that the client gets."""
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +160,7 @@ class Conversation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if error is None:
-            self._channel.send({"type": "done"})
+            self._channel.send({"type": "done", **self.facts})
             return True
         if isinstance(error, ChannelClosed) or not isinstance(error, REPORTED):
             return False

@@ -8,6 +8,7 @@ the changed contents, in one stream; the peer switches when all of them have arr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from array import array
@@ -37,6 +38,10 @@ from atoll.wire.channel import Channel, ChannelClosed, wait_readable
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
+"""At least as many, and as many more as begin within `_MOVING_SECONDS`."""
+_MOVING_SECONDS = 10.0
+"""The time in which a source or target that goes on changing may come to rest."""
+_PAUSE_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0
 """After this time a wait for another sync of the target is shown."""
 
@@ -80,6 +85,7 @@ class Synced:
         sent_bytes: bytes of their contents.
         refused: whether a dry run has found that the sync itself would be refused, since it empties the target.
         vanished: local paths that vanished while the sync ran, the topmost of each; they count as removed.
+        unheld: whether a process of a sandbox ran during the switch.
         source: the local tree, with the files that have vanished since.
     """
 
@@ -89,6 +95,7 @@ class Synced:
     sent_bytes: int = 0
     refused: bool = False
     vanished: tuple[str, ...] = ()
+    unheld: bool = False
     source: Scan = field(default_factory=Scan, repr=False, compare=False)
 
 
@@ -103,13 +110,18 @@ def sync_tree(
         HostUnreachable: the peer went away; the target is as it was, or as it should be.
     """
     damaged: set[str] = set()
-    for attempt in range(_ATTEMPTS):
+    began = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             line = progress or ProgressLine("uploading")
             return _Conversation(channel, source, target, options, line, damaged).run()
         except SyncError as error:
-            if not error.details.get("retry") or attempt == _ATTEMPTS - 1:
+            if not error.details.get("retry"):
                 raise
+            if attempt >= _ATTEMPTS and time.monotonic() - began > _MOVING_SECONDS:
+                raise
+            if attempt >= _ATTEMPTS:
+                time.sleep(_PAUSE_SECONDS)
             damaged.add(str(error.details.get("damaged", "")))
     raise AssertionError("unreachable")
 
@@ -209,7 +221,7 @@ class _Conversation:
                 self._send({"type": "gone"}, [pack_paths(sorted(unput)), pack_paths(sorted(dropped))])
         self._send_last("commit" if operations else "end", remember=True)
         made = self._new_index(sync, operations, found, sent)  # the peer switches meanwhile
-        self._expect("done")
+        done = self._expect("done")
         if operations:
             reached("committed")
         if options.index:
@@ -221,6 +233,7 @@ class _Conversation:
             len(operations.send),
             sent.bytes,
             vanished=tuple(sorted(sent.gone)),
+            unheld=bool(done.header.get("unheld")),
             source=scan,
         )
 

@@ -1,7 +1,8 @@
 """The pause of the user's sandboxes during a switch, which the daemon makes: nothing is written between the last look at
 a tree and its exchange.
 
-    peer: freeze        daemon: frozen(whole), when it is this user's turn and no process of the sandboxes runs any more
+    peer: freeze        daemon: frozen(whole), when it is this user's turn and no process of the sandboxes runs any more;
+                                `whole` is false where one could not be stopped in time
     peer: thaw
 
 The daemon ends a pause by itself after `MOST_SECONDS`, and when the peer ends. A peer without a daemon goes on without
@@ -31,11 +32,14 @@ class Pause:
 
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = channel
+        self.whole = True
+        """Whether the last pause that was asked for held all of the user's sandboxes."""
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the sandboxes, where that is possible, while the context is open."""
         channel = self._channel
+        self.whole = True
         if channel is None or not self._asked(channel):
             yield
             return
@@ -49,8 +53,10 @@ class Pause:
         channel.socket.settimeout(_PATIENCE_SECONDS)
         try:
             channel.send({"type": "freeze"})
-            return channel.receive().type == "frozen"
+            answer = channel.receive()
+            self.whole = answer.type == "frozen" and bool(answer.header.get("whole", True))
+            return answer.type == "frozen"
         except (ChannelClosed, FrameError, OSError):  # a timeout as well: a late answer must not end another wait
-            self._channel = None
+            self._channel, self.whole = None, False
             channel.close()
             return False

@@ -213,6 +213,8 @@ class SyncPeer:
                 return False
             reception.settle()
             self._remember_new(stage, target, stage.commit())
+            if self._pause is not None and not self._pause.whole:
+                conversation.facts["unheld"] = True
             reception.read_back.begin()
             return True
         except ChannelClosed:
