@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -411,3 +412,28 @@ def test_a_command_whose_reader_has_gone_ends_quietly(place: Place, tmp_path: Pa
         run.stdout.close()
         assert b"Traceback" not in run.stderr.read()
         assert run.wait(PATIENCE_SECONDS) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'sys.stdout.reconfigure(encoding="utf-8")',
+        'sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", write_through=True)',
+        'sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8", write_through=True)',
+    ],
+    ids=["settings", "wrapped", "detached"],
+)
+def test_a_stream_that_has_printed_can_be_arranged_anew(
+    place: Place, capfd: pytest.CaptureFixture[str], change: str
+) -> None:
+    """Programs set the encoding of their output in all of these ways; the next call prints as well."""
+
+    def run(change: str) -> None:
+        print("before")
+        exec(change, {"sys": sys, "io": io})
+        print("after")
+
+    run_there = place.isolated(run)
+    run_there(change)
+    run_there("")
+    assert capfd.readouterr().out == "before\nafter\n" * 2

@@ -135,3 +135,14 @@ def test_volume_is_reached(shared_home: Home) -> None:
     write(path)
     (kept,) = (shared_home.path / "volumes").glob(f"*{path}")
     assert kept.read_text() == "here"
+
+
+def test_a_timeout_of_a_month_leaves_the_sandbox_alone() -> None:
+    """The sandbox lives on while a call's deadline lies beyond what the kernel can wait for at a time."""
+
+    def run(seconds: float) -> int:
+        time.sleep(seconds)  # beyond the agent's next look
+        return os.getpid()
+
+    run_long = isolated(timeout=30 * 86400, env={"HOSTILE": "month"})(run)
+    assert run_long(1) == run_long(1)

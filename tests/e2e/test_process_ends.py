@@ -156,3 +156,21 @@ def test_files_belong_to_everybody_by_default() -> None:
         return os.stat("/data/masked").st_mode & 0o777, os.stat("/data/masked.d").st_mode & 0o777
 
     assert modes() == (0o644, 0o755)
+
+
+@isolated
+def forked_with(end: str) -> int:
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if end == "interrupted":
+        raise KeyboardInterrupt
+    sys.exit(int(end))
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("interrupted", -signal.SIGINT), (str(1 << 70), 255), (str((1 << 40) + 3), 3), ("-1", 255)]
+)
+def test_a_forked_childs_status_is_that_of_a_program(end: str, status: int) -> None:
+    """An interrupted child is ended by SIGINT, and a status that no C number holds is 255."""
+    assert forked_with(end) == status

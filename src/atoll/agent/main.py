@@ -114,7 +114,8 @@ class Agent:
             times.append(self._spare_at)
         if not times:
             return None
-        return max(0.0, (min(times) - time.monotonic()) * 1000) + 1
+        left = max(0.0, (min(times) - time.monotonic()) * 1000) + 1
+        return min(left, worker.MAX_POLL_MILLISECONDS)  # times of workers are not trusted
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind, name = message.get("type"), str(message.get("worker"))

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from atoll.agent import terminal
@@ -17,23 +18,35 @@ _kept: list[int] = []
 """Copies of descriptors 0 to 2, out of a function's reach, from which they are restored."""
 
 
+_streams: list[Callable[[], io.TextIOWrapper]] = []
+"""Stdin, stdout and stderr of this process: each call of one makes the stream as it was at first, and returns it."""
+
+
 def open_streams() -> None:
-    """Make `sys.stdin`, `sys.stdout` and `sys.stderr` anew over descriptors 0 to 2, unbuffered."""
+    """Make `sys.stdin`, `sys.stdout` and `sys.stderr` over descriptors 0 to 2, unbuffered."""
     encoding, _, handler = os.environ.get("PYTHONIOENCODING", "").partition(":")
-    stdin = io.TextIOWrapper(
-        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding or "utf-8", handler or "strict"
+    _streams[:] = (
+        _reader(encoding or "utf-8", handler or "strict"),
+        _writer(1, encoding or "utf-8", handler or "strict"),
+        _writer(2, encoding or "utf-8", "backslashreplace"),
     )
-    for name, stream in (
-        ("stdin", stdin),
-        ("stdout", _writer(1, encoding, handler or "strict")),
-        ("stderr", _writer(2, encoding, "backslashreplace")),
-    ):
+    for name, make in zip(("stdin", "stdout", "stderr"), _streams, strict=True):
+        stream = make()
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
 
+def renew_streams() -> None:
+    """Undo settings, attributes, `close` and `detach` of the streams, which stay the same objects."""
+    for name, make in zip(("stdin", "stdout", "stderr"), _streams, strict=True):
+        setattr(sys, f"__{name}__", make())
+
+
 class _Pipe(io.FileIO):
     """A pipe or terminal of the caller's, without an error once that is gone: the call ends, and may save its work."""
+
+    def seekable(self) -> bool:
+        return False  # descriptor 1 is no pipe yet when the first stream is made over this
 
     def write(self, data: Any, /) -> int:
         if _turns.other:
@@ -104,9 +117,26 @@ def arrange(header: dict[str, Any]) -> None:
         _turns.begin()
 
 
-def _writer(descriptor: int, encoding: str, errors: str) -> io.TextIOWrapper:
-    raw: Any = _Pipe(descriptor, "w", closefd=False)
-    return io.TextIOWrapper(raw, encoding or "utf-8", errors, write_through=True)
+def _writer(descriptor: int, encoding: str, errors: str) -> Callable[[], io.TextIOWrapper]:
+    stream = io.TextIOWrapper.__new__(io.TextIOWrapper)
+
+    def make() -> io.TextIOWrapper:
+        raw: Any = _Pipe(descriptor, "w", closefd=False)
+        return _begin(stream, raw, encoding, errors, write_through=True)
+
+    return make
+
+
+def _reader(encoding: str, errors: str) -> Callable[[], io.TextIOWrapper]:
+    stream = io.TextIOWrapper.__new__(io.TextIOWrapper)
+    return lambda: _begin(stream, io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding, errors)
+
+
+def _begin(stream: io.TextIOWrapper, file: Any, *arguments: Any, **options: Any) -> io.TextIOWrapper:
+    """Make a stream as it is at first, over a file that no other stream has: theirs may be closed by them."""
+    vars(stream).clear()
+    io.TextIOWrapper.__init__(stream, file, *arguments, **options)
+    return stream
 
 
 def unbuffer_c() -> None:

@@ -159,7 +159,7 @@ class Worker:
         return False
 
     def _leave(self) -> None:
-        if lost := self._state.restore():  # after a call whose answer nobody took
+        if lost := self._state.restore() or self._state.lost():  # after a call whose answer nobody took
             self._serve_no_more(lost)
             return
         self._meter.report()
@@ -190,6 +190,9 @@ class Worker:
     def _yield(self) -> None:
         """Give a reclaimed lease up once it has served a call."""
         if self._reclaimed and self._served and self._data is not None:
+            if lost := self._state.lost():
+                self._serve_no_more(lost)
+                return
             self._meter.report()
             self._end(revoke=True)
             self._control.send({"type": "idle", "epoch": self._epoch})

@@ -35,6 +35,8 @@ OVERDUE_SECONDS = 5.0
 """Seconds after its timeout and its grace until a call is given up here, if the agent has not ended it."""
 STOP_SECONDS = 1.0
 """Seconds that a closed generator may take to its next item; then it is interrupted."""
+MOST_MILLISECONDS = 1 << 30
+"""The longest wait at a time: the kernel takes less than 25 days."""
 PATIENCE_MILLISECONDS = 500
 """Milliseconds of waiting before the caller is told."""
 TOLD_SECONDS = 0.5
@@ -273,7 +275,7 @@ class LocalLease:
         if left <= 0:
             self.kill()
             raise call_protocol.timed_out(self._protocol.call)
-        milliseconds = left * 1000 + 1
+        milliseconds = min(left * 1000 + 1, MOST_MILLISECONDS)
         return milliseconds if patience is None else min(milliseconds, patience)
 
     def end_call(self) -> None:

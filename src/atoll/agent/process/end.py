@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from atoll.agent.process import exit_functions
+
 GRACE_SECONDS = 2.0
 """Seconds for the end of a worker in good order."""
 
@@ -58,19 +60,32 @@ def end_child(error: BaseException | None) -> NoReturn:
     """End a child that a function has forked and that has come back from it, with its exception if it has one."""
     status = 0
     with contextlib.suppress(BaseException):
+        exit_functions.forget_earlier()
         if isinstance(error, SystemExit):
             status = exit_status(error.code)
         elif error is not None:
             status = 1
             error.__traceback__ = frames = _below_atoll(error.__traceback__)
             sys.excepthook(type(error), error, frames)
+    if isinstance(error, KeyboardInterrupt):
+        finish(status, last=_die_of_interrupt)
     finish(status)
+
+
+def _die_of_interrupt() -> None:
+    """End this process by SIGINT, as Python does after a `KeyboardInterrupt`."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def exit_status(code: object) -> int:
     """Return the exit status of `sys.exit(code)`; print a code that is a text, as Python does."""
     if code is None or isinstance(code, int):
-        return 0 if code is None else code & 0xFF
+        code = code or 0
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF  # what no C number holds counts as -1
     with contextlib.suppress(Exception):
         print(code, file=sys.stderr)
     return 1

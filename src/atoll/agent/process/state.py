@@ -5,8 +5,8 @@ and put back where they differ. A worker whose state cannot be had again serves 
 stay: those of `setup_function`, and those that the import of a module makes, since the module itself stays. So each
 outermost import is looked at, before and after. Context variables need no comparison: each call runs in a copy.
 
-Another program's calls may come with the next lease. Random numbers, log handlers and names that were added to
-`builtins` go on as in one program until then, and are made anew for the next one.
+Another program's calls may come with the next lease. Random numbers, names that were added to `builtins`, and what
+`agent.process.program_state` holds, go on as in one program until then, and are made anew for the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll.agent import output, preloading, terminal
-from atoll.agent.process import left_running, pool_helpers
+from atoll.agent.process import left_running, pool_helpers, program_state
 from atoll.agent.process.parts import BUILTINS, forget_builtins, parts, put_builtins_back, reader
 
 DECIMAL = "decimal_context"
@@ -40,6 +40,7 @@ class ProcessState:
         self._importing = False
         self._variables_set = False
         self._thread = threading.get_ident()
+        self._program = program_state.ProgramState()
         self.keep()
         self._watch_imports()
 
@@ -55,7 +56,7 @@ class ProcessState:
         os.umask(self._umask)
         self._set_wakeup(-1)
         self._context = contextvars.copy_context()
-        self._logging = _log_handlers()
+        self._program.keep()
         left_running.keep()
 
     def _read(self) -> list[Any]:
@@ -117,10 +118,16 @@ class ProcessState:
 
     def _restore_streams(self) -> None:
         stdin, stdout, stderr = self._streams
-        if stdin.closed or stdout.closed or stderr.closed:
-            output.open_streams()
-            self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        elif sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
+        try:
+            usable = not (stdin.closed or stdout.closed or stderr.closed)
+        except ValueError:  # detached
+            usable = False
+        if not usable:
+            output.renew_streams()
+            self._streams = sys.__stdin__, sys.__stdout__, sys.__stderr__
+            stdin, stdout, stderr = self._streams
+        if sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
+            output.renew_streams()  # what took a stream's place may close the file below both
             sys.stdin, sys.stdout, sys.stderr = self._streams
 
     def _restore_directory(self) -> None:
@@ -132,17 +139,19 @@ class ProcessState:
             os.chdir(self._directory)
 
     def begin_lease(self) -> None:
-        """Give the next program, which may be another one, random numbers, log handlers and pools of its own."""
+        """Give the next program, which may be another one, state of its own."""
         left_running.end_pools()
         forget_builtins(self._saved[self._names].keys() - self._own_builtins)
         self._saved[self._names] = dict(vars(builtins))
+        output.renew_streams()
         if "random" in sys.modules:
             sys.modules["random"].seed()
         preloading.reseed()
-        if _log_handlers() != self._logging:
-            root = sys.modules["logging"].root
-            root.handlers[:], level, root.manager.disable = self._logging
-            root.setLevel(level)
+        self._program.begin()
+
+    def lost(self) -> str:
+        """Return the part that another program could not have again, empty for none."""
+        return self._program.lost()
 
     # --- changes that stay ----------------------------------------------------------------------------------------
 
@@ -150,12 +159,12 @@ class ProcessState:
     def lasting(self) -> Iterator[None]:
         """Let the changes stay that are made while the context is open."""
         self._importing = True
-        before, variables, logging = self._read(), contextvars.copy_context(), _log_handlers()
+        before, variables, program = self._read(), contextvars.copy_context(), program_state.read()
         try:
             yield
         finally:
             self._importing = False
-            self._adopt(before, variables, logging)
+            self._adopt(before, variables, program)
 
     def _watch_imports(self) -> None:
         """Have every outermost import of this process looked at."""
@@ -174,7 +183,7 @@ class ProcessState:
         )
         bootstrap._find_and_load = find_and_load
 
-    def _adopt(self, before: list[Any], variables: contextvars.Context, logging: Any) -> None:
+    def _adopt(self, before: list[Any], variables: contextvars.Context, program: Any) -> None:
         """Take the changes that were made for part of the state that calls find."""
         with contextlib.suppress(Exception):
             now = self._read()
@@ -185,8 +194,7 @@ class ProcessState:
             for variable, value in contextvars.copy_context().items():
                 if variables.get(variable) is not value:
                     self._context.run(variable.set, value.copy() if variable.name == DECIMAL else value)
-            if (handlers := _log_handlers()) != logging:
-                self._logging = tuple(_merged(*one) for one in zip(self._logging, logging, handlers, strict=True))
+            self._program.adopt(program)
             left_running.keep_threads()
 
 
@@ -210,11 +218,3 @@ def _merged(saved: Any, before: Any, now: Any) -> Any:
     if type(now) is tuple and len(now) == len(before) == len(saved):
         return tuple(_merged(*one) for one in zip(saved, before, now, strict=True))
     return now
-
-
-def _log_handlers() -> tuple[Any, int, int]:
-    """Return the handlers, the level and the disabled level of the root logger."""
-    logging = sys.modules.get("logging")
-    if logging is None:
-        return [], 30, 0
-    return list(logging.root.handlers), logging.root.level, logging.root.manager.disable
