@@ -157,6 +157,13 @@ def test_the_kernel_stops_a_group_without_a_trace(version: str, family: tuple[in
     freezer.thaw()
 
 
+def test_a_pause_that_takes_long_is_asked_for_again(tmp_path: Path) -> None:
+    """In version 1 a process that forks just then may miss it."""
+    (tmp_path / "freezer.state").write_text("FREEZING")
+    assert not GroupFreezer(tmp_path, 1).is_frozen()
+    assert (tmp_path / "freezer.state").read_text().startswith("FROZEN")
+
+
 def remaining(group: Path) -> bool:
     with contextlib.suppress(OSError):
         group.rmdir()

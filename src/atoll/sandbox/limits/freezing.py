@@ -56,7 +56,10 @@ class GroupFreezer:
 
     def is_frozen(self) -> bool:
         if self._old:
-            return group_files.text(self._state).strip() in ("FROZEN", "")
+            state = group_files.text(self._state).strip()
+            if state == "FREEZING":
+                self.freeze()  # one that forked or woke just then may have missed the first
+            return state in ("FROZEN", "")
         return group_files.field(self._events, "frozen") == 1 or not self._events.exists()
 
     def thaw(self) -> None:
