@@ -30,7 +30,7 @@ class Mirror:
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
-        return SimpleNamespace(plan=result, sent=1, sent_bytes=1, vanished=(), source=Scan())
+        return SimpleNamespace(plan=result, sent=1, sent_bytes=1, vanished=(), unheld=False, source=Scan())
 
 
 class Clock:
