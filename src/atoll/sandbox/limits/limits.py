@@ -280,6 +280,7 @@ class Limits:
         for pid in children(init):
             with contextlib.suppress(OSError):
                 groups = Path(f"/proc/{pid}/cgroup").read_bytes().splitlines()
+                groups = [line for line in groups if b":freezer:" not in line]  # it holds a sandbox and limits nothing
                 limited = [line for line in groups if any(part in line for part in own) and not line.endswith(rest)]
                 if pid != agent and not limited and started_at(pid):
                     found.append(pid)
