@@ -56,7 +56,7 @@ class ProgramState:
         """Return the part that cannot be had again for another program, empty for none."""
         with contextlib.suppress(Exception):
             threads, scheduler, filters = self._system
-            deadline = time.monotonic() + FINISH_SECONDS
+            deadline = time.monotonic() + 25 * FINISH_SECONDS  # nobody waits for it, and a thread's end may be slow
             while _raw_threads() > threads:
                 if time.monotonic() > deadline:
                     return "thread"
