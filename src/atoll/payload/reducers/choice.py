@@ -6,8 +6,8 @@ import contextvars
 import copyreg
 import functools
 import gc
-import logging
 import operator
+import sys
 from collections import ChainMap
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -47,12 +47,13 @@ def reducer_of(kind: type) -> Reducer | None:
         return _exception
     if hasattr(kind, "__atoll_reduce__"):
         return _by_value
-    if issubclass(kind, logging.Logger) and kind not in (logging.Logger, logging.RootLogger):
+    logging: Any = sys.modules.get("logging")  # not imported for this: it costs every sandbox's start 4 ms
+    if logging is not None and issubclass(kind, logging.Logger) and kind not in (logging.Logger, logging.RootLogger):
         return _logger
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     if not plain or kind in copyreg.dispatch_table:
         return None
-    if issubclass(kind, logging.Handler):
+    if logging is not None and issubclass(kind, logging.Handler):
         return _handler
     return _stateless if _has_no_state_of_its_own(kind) else None
 

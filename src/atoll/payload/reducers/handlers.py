@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
 
 
 def reduce_handler(handler: logging.Handler) -> tuple[Any, ...]:
@@ -17,18 +19,20 @@ def rebuild_handler(cls: Any) -> Any:
     return handler
 
 
-_PLAIN = frozenset(vars(logging.root))
-
-
 def reduce_logger(logger: logging.Logger) -> tuple[Any, ...] | None:
     """Reduce a logger of a class of its own as its name and class; None for one that no name leads to."""
+    import logging  # 4 ms of every sandbox's start, and it is there where there is a logger
+
     if logging.getLogger(logger.name) is not logger:
         return None
-    more = {name: value for name, value in vars(logger).items() if name not in _PLAIN}
+    plain = vars(logging.root)
+    more = {name: value for name, value in vars(logger).items() if name not in plain}
     return rebuild_logger, (logger.name, type(logger)), more
 
 
 def rebuild_logger(name: str, cls: Any) -> Any:
+    import logging  # as above
+
     logger = logging.getLogger(name)
     if not isinstance(logger, cls):
         logger.__class__ = cls
