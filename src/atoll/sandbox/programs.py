@@ -99,10 +99,7 @@ def find_nsenter() -> str:
     Raises:
         SandboxUnavailable: it is missing.
     """
-    path = _named("nsenter")
-    if not path:
-        raise SandboxUnavailable("`nsenter` is missing", hint="install `util-linux`")
-    return path
+    return _of_util_linux("nsenter")
 
 
 def find_unshare() -> str:
@@ -111,9 +108,13 @@ def find_unshare() -> str:
     Raises:
         SandboxUnavailable: it is missing.
     """
-    path = _named("unshare")
+    return _of_util_linux("unshare")
+
+
+def _of_util_linux(name: str) -> str:
+    path = _named(name)
     if not path:
-        raise SandboxUnavailable("`unshare` is missing", hint="install `util-linux`")
+        raise SandboxUnavailable(f"`{name}` is missing", hint="install `util-linux`")
     return path
 
 

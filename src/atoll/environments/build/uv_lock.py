@@ -30,7 +30,7 @@ def export(directory: str, options: Sequence[str]) -> process.Completed:
             hint="`uv export --format pylock.toml -o pylock.toml` makes a file that is read without it",
         ) from error
     command = [program, "export", "--frozen", "--offline", "--no-config", "--format", "requirements.txt", "--quiet"]
-    command += ["--no-emit-project", "--no-default-groups", "--no-header", "--no-annotate", "--emit-index-url"]
+    command += ["--no-emit-project", "--no-default-groups", "--no-header", "--no-annotate"]
     command += ["--color", "never", "--no-python-downloads", "--project", directory, *options]
     environment = {"PATH": settings.search_path(), "HOME": os.path.expanduser("~")}
     return process.check(command, env=environment, timeout_seconds=EXPORT_SECONDS)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atoll.errors import EnvironmentBuildError
 from atoll.sdk.requirements.entries import absolute
 from atoll.sdk.requirements.files import lines, text_of
-from atoll.sdk.requirements.projects import check_python, normal, parse, parts_of
+from atoll.sdk.requirements.projects import check_python, indexes, normal, parse, parts_of
 
-_HOME_INDEX = "https://pypi.org/simple"
 _TRUE, _FALSE = 'python_version >= "0"', 'python_version < "0"'
 
 
@@ -45,8 +43,9 @@ def _exported(path: str, text: str, project: str, options: tuple[str, ...]) -> t
             hint="check the names of extras and groups, or run `uv lock` again",
         )
     _check_age(path, text, project)
-    found = lines(done.output, path, variables=False)
-    return tuple(entry for entry in found if shlex.split(entry)[-2:] != ["--index-url", _HOME_INDEX])
+    uv = parse(path, project).get("tool", {}).get("uv", {})
+    own = absolute(indexes(path, uv), (os.path.dirname(path),))
+    return (*own, *lines(done.output, path, variables=False))
 
 
 def read_pylock(path: str, text: str, options: Sequence[str]) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _read(path: str, text: str, options: tuple[str, ...]) -> tuple[str, ...]:
             hint="run `uv lock`, and name `uv.lock` instead",
         )
     constraints = [f"{CONSTRAINT} {shlex.quote(line)}" for line in _texts(path, uv, "constraint-dependencies")]
-    lines = [*_indexes(path, uv), *_with_sources(path, uv, found), *constraints]
+    lines = [*indexes(path, uv), *_with_sources(path, uv, found), *constraints]
     return absolute(dict.fromkeys(lines), (os.path.dirname(path),))
 
 
@@ -220,7 +220,8 @@ def _no_part(path: str, kind: str, name: str, known: Iterable[str]) -> Environme
 # --- uv's own tables ------------------------------------------------------------------------------------------------
 
 
-def _indexes(path: str, uv: Mapping[str, Any]) -> Iterator[str]:
+def indexes(path: str, uv: Mapping[str, Any]) -> Iterator[str]:
+    """Return the options for the indexes that uv's table names."""
     found = uv.get("index", [])
     for index in found if isinstance(found, list) else []:
         if isinstance(index, Mapping) and isinstance(index.get("url"), str):
