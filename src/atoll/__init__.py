@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
     from atoll.sdk.caching import cached as cached
-    from atoll.sdk.download import download as download
-    from atoll.sdk.download import download_file as download_file
-    from atoll.sdk.download import download_weights as download_weights
+    from atoll.sdk.data.download import download as download
+    from atoll.sdk.data.download import download_file as download_file
+    from atoll.sdk.data.download import download_weights as download_weights
+    from atoll.sdk.data.sync import sync_dir as sync_dir
+    from atoll.sdk.data.volume import Volume as Volume
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.function import isolated as isolated
     from atoll.sdk.retries import Retries as Retries
-    from atoll.sdk.sync import sync_dir as sync_dir
-    from atoll.sdk.volume import Volume as Volume
 
 _WHERE = {
     "isolated": "atoll.sdk.function",
     "IsolatedFunction": "atoll.sdk.function",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
-    "download": "atoll.sdk.download",
-    "download_file": "atoll.sdk.download",
-    "download_weights": "atoll.sdk.download",
-    "sync_dir": "atoll.sdk.sync",
-    "Volume": "atoll.sdk.volume",
+    "download": "atoll.sdk.data.download",
+    "download_file": "atoll.sdk.data.download",
+    "download_weights": "atoll.sdk.data.download",
+    "sync_dir": "atoll.sdk.data.sync",
+    "Volume": "atoll.sdk.data.volume",
     "local": "atoll.host.local",
     "LocalHost": "atoll.host.local",
 }

@@ -236,7 +236,7 @@ if sys.argv[1] == "slow":
     slow(1.5)
     print("done")
 elif sys.argv[1] == "quick":
-    from atoll.sdk import live_line
+    from atoll.sdk.display import live_line
     live_line.SHOW_SECONDS = 60  # quick, however loaded the machine is
     slow(0)
     print("done")

@@ -18,7 +18,7 @@ import pytest
 from atoll import errors, isolated, local
 from atoll.model.stored_call import StoredCall
 from atoll.payload.functions import loads_result
-from atoll.sdk.output import CallerStreams
+from atoll.sdk.display.output import CallerStreams
 from tests.conftest import Home
 from tests.e2e.shapes import Point, TwoArguments
 

@@ -21,7 +21,7 @@ import pytest
 
 from atoll import isolated, local
 from atoll.errors import VolumeBusy
-from atoll.sdk.volume import Volume
+from atoll.sdk.data.volume import Volume
 
 from ..conftest import Home, _home, find_tool
 from ..waiting import until
@@ -49,7 +49,7 @@ def hold(mark: str) -> str:
 
 @isolated(keep_alive=30)
 def inside(what: str) -> Any:
-    from atoll.sdk.volume import Volume
+    from atoll.sdk.data.volume import Volume
 
     with Volume() as volume:
         if what == "restore":

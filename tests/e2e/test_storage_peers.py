@@ -10,7 +10,7 @@ import pytest
 
 from atoll import LocalHost
 from atoll.host import storage_channels
-from atoll.sdk.sync import sync_dir
+from atoll.sdk.data.sync import sync_dir
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content.digest import algorithms
 from atoll.storage.sync.index import decode

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from atoll.errors import DiskFull, HostUnreachable, SourceNotFound, StateUnusable, SyncError
-from atoll.sdk.sync import sync_dir
+from atoll.sdk.data.sync import sync_dir
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.protocol.replies import DAEMON
 from atoll.storage.sync.client import Synced, SyncOptions

@@ -28,8 +28,8 @@ from atoll.host.local import LocalHost
 from atoll.model.records import CallRecord
 from atoll.node import stderr_log
 from atoll.payload import exceptions_dump, untrusted
-from atoll.sdk import live_line
-from atoll.sdk.output import CallerStreams
+from atoll.sdk.display import live_line
+from atoll.sdk.display.output import CallerStreams
 from atoll.storage.protocol.progress import ProgressLine
 from atoll.terminal_text import RESET, cell, harmless, lines, printable
 
@@ -426,9 +426,9 @@ def test_the_daemons_log_has_one_line_for_each_event() -> None:
 
 # --- the check of the code --------------------------------------------------------------------------------------------
 
-PRINTING = {"cli/terminal.py", "cli/tables.py", "sdk/live_line.py", "sdk/output.py", "sdk/sync.py"}
-PRINTING |= {"sdk/download.py", "storage/protocol/progress.py", "cli/main.py", "cli/shell.py"}
-"""Modules that write to a terminal: each escapes (`sdk/sync.py` prints a plan's escaped lines; `cli/shell.py` is a
+PRINTING = {"cli/terminal.py", "cli/tables.py", "sdk/display/live_line.py", "sdk/display/output.py", "sdk/data/sync.py"}
+PRINTING |= {"sdk/data/download.py", "storage/protocol/progress.py", "cli/main.py", "cli/programs/shell.py"}
+"""Modules that write to a terminal: each escapes (`sdk/data/sync.py` prints a plan's escaped lines; `cli/programs/shell.py` is a
 terminal itself; `cli/main.py` opens `/dev/null` for closed streams)."""
 OTHERS = {"environments/build/conda_program.py", "sandbox/seccomp.py", "node/selftest.py"}
 """Programs of their own, whose output another program reads."""

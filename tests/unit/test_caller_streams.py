@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from atoll.payload import tracebacks
+from atoll.sdk.display.output import CallerStreams, ReaderGone
 from atoll.sdk.futures import hide_frames
-from atoll.sdk.output import CallerStreams, ReaderGone
 
 TEXT = "zwölf\n"
 

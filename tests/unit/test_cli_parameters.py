@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import cyclopts
 import pytest
 
-from atoll.cli import parameters
+from atoll.cli.programs import parameters
 
 
 class Colour(enum.Enum):

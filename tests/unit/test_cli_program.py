@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.cli import program, target
-from atoll.cli.program import TargetError
+from atoll.cli.programs import program, target
+from atoll.cli.programs.program import TargetError
 from atoll.sdk.function import IsolatedFunction
 
 FUNCTION = "from atoll import isolated\n@isolated\ndef f():\n  '''Do it.'''\n  return 5\n"

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from atoll.sdk.live_line import Waiting, duration, fit, text, width
-from atoll.sdk.output import CallerStreams
+from atoll.sdk.display.live_line import Waiting, duration, fit, text, width
+from atoll.sdk.display.output import CallerStreams
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_clients_half_imports_without_what_only_linux_has() -> None:
     code = (
         "import sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
-        "import atoll.sdk.sync, atoll.storage.client.volume, atoll.storage.sync.client, atoll.storage.sync.index\n"
+        "import atoll.sdk.data.sync, atoll.storage.client.volume, atoll.storage.sync.client, atoll.storage.sync.index\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'rich', 'cyclopts', 'cloudpickle'}, loaded\n"
     )

@@ -19,7 +19,7 @@ import pytest
 from atoll import linux
 from atoll.errors import HostUnreachable, SyncError
 from atoll.file_stamp import FINE_CLOCK_NS
-from atoll.sdk.sync import Arranged
+from atoll.sdk.data.sync import Arranged
 from atoll.storage import crash_points
 from atoll.storage.client.contents import OpenFile
 from atoll.storage.client.volume import VolumeClient

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from atoll.errors import HostUnreachable, SyncError
-from atoll.sdk import volume_connections
-from atoll.sdk.volume import Volume
+from atoll.sdk.data import connections as volume_connections
+from atoll.sdk.data.volume import Volume
 from atoll.storage.files import directory_cursor
 from atoll.storage.snapshots import tree_copy
 from atoll.storage.volume import walk

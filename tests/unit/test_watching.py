@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.errors import SyncError
-from atoll.sdk.watch import Failed, Synced, _WatchedSync
+from atoll.sdk.data.watch import Failed, Synced, _WatchedSync
 from atoll.storage.files.scan import Scan
 from atoll.storage.files.tree import FILE, Entry
 from atoll.storage.sync.plan import Plan

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli import target as program
+from atoll.cli.programs import target as program
 from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
 from atoll.cli.terminal import echo, echo_lines
 from atoll.host import index_settings

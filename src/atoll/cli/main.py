@@ -10,9 +10,9 @@ import os
 import sys
 
 _COMMANDS = (
-    ("run", "run:run", "Run one function of a file in its environment."),
-    ("shell", "shell:shell", "Open a shell in a function's environment and sandbox."),
-    ("data", "data:app", "Look at the volume, copy to and from it, mirror a directory."),
+    ("run", "programs.run:run", "Run one function of a file in its environment."),
+    ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
+    ("data", "data.commands:app", "Look at the volume, copy to and from it, mirror a directory."),
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
     ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     import cyclopts
 
     from atoll import __version__, errors
-    from atoll.cli.program import TargetError
+    from atoll.cli.programs.program import TargetError
     from atoll.cli.terminal import echo_lines
 
     app = cyclopts.App(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from atoll.sdk.output import ReaderGone
+from atoll.sdk.display.output import ReaderGone
 from atoll.terminal_text import harmless, lines, printable
 
 

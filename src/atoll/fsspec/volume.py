@@ -18,9 +18,9 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import trailing_sep
 
 from atoll.fsspec.names import PROTOCOL, Names
-from atoll.sdk.glob import has_magic
-from atoll.sdk.volume import Volume
-from atoll.sdk.volume_file import open_file
+from atoll.sdk.data.file import open_file
+from atoll.sdk.data.glob import has_magic
+from atoll.sdk.data.volume import Volume
 from atoll.storage.content.transfer import CHUNK_BYTES
 from atoll.storage.files.tree import seconds
 from atoll.storage.protocol.connection import ROOT

@@ -30,7 +30,7 @@ class Output(Protocol):
         """Take a line about the build or start that the caller waits for."""
 
     def waits(self, kind: str, detail: str) -> int | None:
-        """Take note that the call still waits, for one of `sdk.live_line.KINDS`; from the thread that waits.
+        """Take note that the call still waits, for one of `sdk.display.live_line.KINDS`; from the thread that waits.
 
         Returns after how many milliseconds to call this again, None for never.
         """

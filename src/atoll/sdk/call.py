@@ -56,8 +56,8 @@ class Prepared:
     def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
         from atoll.host.local import local
         from atoll.payload.functions import FunctionPickler, loads_by_value
+        from atoll.sdk.display.output import arrangement, terminal
         from atoll.sdk.modules.discover import Sources
-        from atoll.sdk.output import arrangement, terminal
 
         self.host: Host = options.host if options.host is not None else local
         own_lines = options.results == "data"  # its function need not be trusted with the rest of a file

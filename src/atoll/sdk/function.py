@@ -274,7 +274,7 @@ class IsolatedFunction(Generic[P, R]):
             ticket.arm(None)
 
     def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> R:
-        from atoll.sdk.output import CallerStreams  # keeps `from atoll import isolated` cheap
+        from atoll.sdk.display.output import CallerStreams  # keeps `from atoll import isolated` cheap
 
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
@@ -310,7 +310,7 @@ class IsolatedFunction(Generic[P, R]):
             self._pause(retry, ticket)
 
     def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
-        from atoll.sdk.output import CallerStreams  # as in `_run_once`
+        from atoll.sdk.display.output import CallerStreams  # as in `_run_once`
 
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)

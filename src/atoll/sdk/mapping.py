@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job, Lanes
+from atoll.sdk.display.output import CallerStreams
 from atoll.sdk.futures import ENDED_SECONDS, THREADS, CallFuture, hide_frames, stopped
-from atoll.sdk.output import CallerStreams
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:

@@ -60,8 +60,8 @@ def run(
         AtollError: as a call does.
     """
     from atoll.host.local import local
+    from atoll.sdk.display.output import CallerStreams
     from atoll.sdk.modules.discover import Sources
-    from atoll.sdk.output import CallerStreams
 
     options = function.options
     wanted = _version(options)

@@ -1,6 +1,6 @@
 """A user's volume as a client uses it: every request as a method.
 
-`atoll.sdk.volume.Volume` inherits the requests and lends connections to them; `VolumeClient` has one connection.
+`atoll.sdk.data.volume.Volume` inherits the requests and lends connections to them; `VolumeClient` has one connection.
 Paths are absolute (`/data/a/b`), relative to `/data`, or addresses; symlinks inside `/data` are followed as in a
 function. Bytes of names that are not UTF-8 are surrogates.
 """

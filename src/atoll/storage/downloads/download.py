@@ -100,7 +100,7 @@ class Downloads:
         self._pause = pause
 
     def get(self, origin: Origin, wanted: Request) -> Kept:
-        """Download a file unless it exists; see `sdk.download.download`.
+        """Download a file unless it exists; see `sdk.data.download.download`.
 
         Raises:
             DownloadError, ChecksumMismatch: it cannot be downloaded; an existing file is unchanged.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
-from atoll.sdk.output import CallerStreams
+from atoll.sdk.display.output import CallerStreams
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors
-from atoll.cli import parameters
-from atoll.cli import target as program
+from atoll.cli.programs import parameters
+from atoll.cli.programs import target as program
 from atoll.cli.terminal import echo, echo_lines, write_result
 from atoll.sdk import run_by_name
+from atoll.sdk.display.output import ReaderGone
 from atoll.sdk.futures import hide_frames
-from atoll.sdk.output import ReaderGone
 
 
 def run(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atoll import settings
-from atoll.sdk import live_line
+from atoll.sdk.display import live_line
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:

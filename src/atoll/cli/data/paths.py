@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 from atoll.errors import AtollError
-from atoll.sdk.glob import has_magic
-from atoll.sdk.volume import Volume
+from atoll.sdk.data.glob import has_magic
+from atoll.sdk.data.volume import Volume
 from atoll.storage.protocol.connection import absolute, volume_path
 from atoll.terminal_text import printable
 

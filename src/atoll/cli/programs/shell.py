@@ -12,7 +12,7 @@ import os
 import threading
 from typing import Any
 
-from atoll.cli import target as program
+from atoll.cli.programs import target as program
 from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import LeaseSpec

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from atoll.cli.program import TargetError
+from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo
 from atoll.storage.protocol.progress import size_text
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
-    from atoll.sdk.volume import Volume
+    from atoll.sdk.data.volume import Volume
     from atoll.storage.snapshots.values import Difference
 
 _MARKS = {"added": "+", "removed": "-", "changed": "M", "attributes": "m"}
 
 
 def _volume() -> Volume:
-    from atoll.sdk.volume import Volume
+    from atoll.sdk.data.volume import Volume
 
     return Volume()
 

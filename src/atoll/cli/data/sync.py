@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.program import TargetError
+from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo, echo_json, echo_lines, echo_name
 from atoll.errors import AtollError
-from atoll.sdk.sync import EMPTIES, arrange, check_source
-from atoll.sdk.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
+from atoll.sdk.data.sync import EMPTIES, arrange, check_source
+from atoll.sdk.data.watch import Failed, Happening, Notice, Synced, Waiting, watch_dir
 from atoll.storage.client import sync_summary
 from atoll.storage.client.volume import absolute, sync_target
 from atoll.storage.files.tree import DIRECTORY, FILE

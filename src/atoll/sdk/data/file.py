@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from atoll.storage.protocol.connection import absolute, volume_path
 
 if TYPE_CHECKING:
-    from atoll.sdk.volume_connections import Borrowed, VolumeConnections
+    from atoll.sdk.data.connections import Borrowed, VolumeConnections
     from atoll.storage.client.contents import OpenFile
 
 _MODES = {"r": "read", "w": "create", "x": "exclusive", "a": "append"}

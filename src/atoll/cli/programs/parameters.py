@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli import parameter_values as values
+from atoll.cli.programs import parameter_values as values
 
 
 def parser(function: Callable[..., Any], name: str) -> cyclopts.App:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.data_paths import expanded, opened
-from atoll.cli.program import TargetError
+from atoll.cli.data.paths import expanded, opened
+from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo, echo_name, write_raw
-from atoll.sdk.glob import has_magic
-from atoll.sdk.volume import Volume, VolumeEntry
+from atoll.sdk.data.glob import has_magic
+from atoll.sdk.data.volume import Volume, VolumeEntry
 from atoll.storage.protocol.connection import volume_path
 from atoll.storage.protocol.progress import size_text
 from atoll.terminal_text import printable
@@ -26,18 +26,18 @@ app = cyclopts.App(
     result_action="return_value",
 )
 for _name, _where, _summary in (
-    ("get", "data_copy:get", "Copy files and directories from /data."),
-    ("put", "data_copy:put", "Copy files and directories to /data."),
-    ("cp", "data_copy:cp", "Copy files and directories within /data."),
-    ("mv", "data_copy:mv", "Rename or move files and directories within /data."),
-    ("sync", "data_sync:sync", "Make a directory of /data a mirror of a local one."),
+    ("get", "copy:get", "Copy files and directories from /data."),
+    ("put", "copy:put", "Copy files and directories to /data."),
+    ("cp", "copy:cp", "Copy files and directories within /data."),
+    ("mv", "copy:mv", "Rename or move files and directories within /data."),
+    ("sync", "sync:sync", "Make a directory of /data a mirror of a local one."),
     ("snapshot", "snapshots:snapshot", "Keep the present state of a directory of /data."),
     ("snapshots", "snapshots:snapshots", "List the snapshots of /data and its directories."),
     ("diff", "snapshots:diff", "Show how a snapshot differs from a later one, or from now."),
     ("restore", "snapshots:restore", "Put a snapshot back in its directory's place."),
     ("rm-snapshot", "snapshots:rm_snapshot", "Remove snapshots."),
 ):
-    app.command(f"atoll.cli.{_where}", name=_name, help=_summary)
+    app.command(f"atoll.cli.data.{_where}", name=_name, help=_summary)
 
 
 @app.command

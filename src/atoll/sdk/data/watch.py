@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atoll.errors import AtollError
-from atoll.sdk.sync import Arranged, arrange, check_source
+from atoll.sdk.data.sync import Arranged, arrange, check_source
 
 if TYPE_CHECKING:
     from atoll.storage.sync.plan import Plan

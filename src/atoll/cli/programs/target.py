@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from atoll.cli.program import TargetError, load
+from atoll.cli.programs.program import TargetError, load
 from atoll.cli.terminal import echo
 from atoll.sdk.function import IsolatedFunction, isolated
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from atoll.errors import AtollError
-from atoll.sdk.glob import matches
-from atoll.sdk.volume_connections import VolumeConnections
+from atoll.sdk.data.connections import VolumeConnections
+from atoll.sdk.data.glob import matches
 from atoll.storage.client.volume import VolumeRequests
 from atoll.storage.protocol.connection import ROOT, AnyPath, Connection, absolute, volume_path
 from atoll.storage.snapshots.values import check_name
@@ -261,7 +261,7 @@ class Volume(VolumeRequests):
             IsADirectoryError: the path is a directory.
             ValueError: the mode is invalid.
         """
-        from atoll.sdk.volume_file import open_file
+        from atoll.sdk.data.file import open_file
 
         return open_file(self.connections, os.fspath(path), mode, buffering, encoding, errors, newline)
 
@@ -299,6 +299,6 @@ class Volume(VolumeRequests):
 
     def sync(self, local: AnyPath, path: AnyPath, **options: Any) -> str:
         """Make `path` a mirror of a local directory; see `atoll.sync_dir`, whose options it takes."""
-        from atoll.sdk.sync import sync_dir
+        from atoll.sdk.data.sync import sync_dir
 
         return sync_dir(local, path, host=self.host, **options)

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import cyclopts
 
-from atoll.cli.data import print_content
-from atoll.cli.data_paths import base_name, expanded, opened, several, targets
-from atoll.cli.program import TargetError
+from atoll.cli.data.commands import print_content
+from atoll.cli.data.paths import base_name, expanded, opened, several, targets
+from atoll.cli.programs.program import TargetError
 from atoll.cli.terminal import echo
-from atoll.sdk.volume import Volume
+from atoll.sdk.data.volume import Volume
 from atoll.storage.content.transfer import CHUNK_BYTES
 from atoll.storage.protocol.connection import absolute, volume_path
 from atoll.storage.protocol.progress import ProgressLine

@@ -1,0 +1,1 @@
+"""`atoll data`: files on the volume, copies, syncs and snapshots."""

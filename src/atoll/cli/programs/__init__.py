@@ -1,0 +1,1 @@
+"""`atoll run` and `atoll shell`: a file of the user's and a function in it."""

@@ -1,0 +1,1 @@
+"""`sync_dir`, `Volume` and downloads, as users import them."""
