@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from atoll.sdk.data.download import download_weights as download_weights
     from atoll.sdk.data.sync import sync_dir as sync_dir
     from atoll.sdk.data.volume import Volume as Volume
+    from atoll.sdk.decorator import isolated as isolated
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
-    from atoll.sdk.function import isolated as isolated
     from atoll.sdk.retries import Retries as Retries
 
 _WHERE = {
-    "isolated": "atoll.sdk.function",
+    "isolated": "atoll.sdk.decorator",
     "IsolatedFunction": "atoll.sdk.function",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",

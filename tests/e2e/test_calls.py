@@ -548,7 +548,7 @@ def test_our_own_names_in_requirements_are_satisfied_by_the_sandbox() -> None:
 
         return [fal_serverless.isolated.__module__, os.path.dirname(atoll.__file__)]
 
-    assert names() == ["atoll.sdk.function", "/opt/atoll/lib/atoll"]
+    assert names() == ["atoll.sdk.decorator", "/opt/atoll/lib/atoll"]
 
 
 def test_mounts_show_a_directory_read_only(tmp_path: Path) -> None:

@@ -532,7 +532,8 @@ def test_asserts_that_pytest_has_rewritten_work_without_pytest(worker: BareWorke
 
 def test_an_isolated_function_among_the_globals_is_seen_like_a_helper() -> None:
     """A nested isolated function, and one that calls itself, keep the fast path, and show what changes in them."""
-    from atoll.sdk.function import IsolatedFunction, isolated
+    from atoll.sdk.decorator import isolated
+    from atoll.sdk.function import IsolatedFunction
 
     space = interactive("N = 1\ndef g(): return N\ndef f(): return g.local()\ndef again(): return again")
     space["g"] = isolated(space["g"])

@@ -16,7 +16,7 @@ from atoll.cli.programs import target as program
 from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import LeaseSpec
-from atoll.sdk.function import isolated
+from atoll.sdk.decorator import isolated
 
 
 def shell(target: str = "", /) -> int:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from atoll.cli.programs.program import TargetError, load
 from atoll.cli.terminal import echo
-from atoll.sdk.function import IsolatedFunction, isolated
+from atoll.sdk.decorator import isolated
+from atoll.sdk.function import IsolatedFunction
 
 
 class Found(NamedTuple):

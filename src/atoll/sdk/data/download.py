@@ -195,7 +195,7 @@ def _have(asked: _Asked, host: Host | None, network: str | None) -> Kept:
         return _on_this_volume(origin, wanted, _terminal())
     if asked.url.startswith("file:"):
         return _upload(origin, wanted, host)
-    from atoll.sdk.function import isolated
+    from atoll.sdk.decorator import isolated
 
     proxies = {name: value for name, value in settings.index_variables().items() if name in _PROXIES}
     function = isolated(_on_this_volume).on(host=host, network=network, env=proxies)
@@ -220,7 +220,7 @@ def _upload(origin: Origin, wanted: Request, host: Host | None) -> Kept:
     """Put a file of the caller's machine on the volume, unless it is there."""
     from dataclasses import replace
 
-    from atoll.sdk.function import isolated
+    from atoll.sdk.decorator import isolated
     from atoll.storage.client.volume import VolumeClient
     from atoll.storage.downloads.download import Request, mismatch
     from atoll.storage.downloads.note import digests_of
