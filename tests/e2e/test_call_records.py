@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ import pytest
 
 from atoll import errors, isolated
 from atoll.host.worker_output import WorkerOutput
+from atoll.sdk import futures as futures_of_calls
 from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
@@ -196,18 +198,48 @@ def test_a_killed_caller_leaves_record_and_output(shared_home: Home, tmp_path: P
     assert "got this far" in shared_home.atoll("logs", call).stdout
 
 
-def test_wrong_questions(shared_home: Home) -> None:
+def test_calls_differ_in_what_people_see(shared_home: Home) -> None:
+    """The first 8 characters of the ids of a process's calls are all different, also after a fork."""
+    starts = {futures_of_calls.new_id()[:8] for _ in range(20_000)}
+    assert len(starts) == 20_000
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, futures_of_calls.new_id().encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        assert file.read().partition("-")[2] != futures_of_calls.new_id().partition("-")[2]
+    os.wait()
+
+
+def test_an_id_lasts_as_long_as_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past 2**32 calls, where the first characters come again, the ids are still new."""
+    first, stride = 7, futures_of_calls._STRIDE
+    ids = []
+    for count in (0, 1, (1 << 32) - 1, 1 << 32, (1 << 32) + 1, 1 << 33):
+        monkeypatch.setattr(futures_of_calls, "_counter", itertools.count(first + count * stride))
+        ids.append(futures_of_calls.new_id())
+    assert len(set(ids)) == len(ids)
+    assert ids[0][:8] == ids[3][:8]
+
+
+def test_wrong_questions(shared_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown or ambiguous id, a wrong filter and a negative number are refused with the next step."""
+    start = f"{time.time_ns() & 0xFFFF:04x}"
+    monkeypatch.setattr(futures_of_calls, "_counter", itertools.count(int(start, 16) << 16))
     futures = [work.submit(1) for _ in range(2)]
     for future in futures:
         future.result()
         assert isinstance(future, CallFuture)
         wait_record(shared_home, future.call_id)
-    start = futures[0].call_id.partition("-")[0]  # type: ignore[attr-defined]  # a CallFuture
     unknown = shared_home.atoll("calls", "show", "nonesuch", check=False)
     assert (unknown.returncode, "hint:" in unknown.stderr) == (1, True)
     ambiguous = shared_home.atoll("logs", start, check=False)
     assert (ambiguous.returncode, "more than one" in ambiguous.stderr) == (1, True)
+    assert all(f"`{future.call_id}` (work)" in ambiguous.stderr for future in futures if isinstance(future, CallFuture))
+    short = shared_home.atoll("logs", start[:3], check=False)
+    assert (short.returncode, "4 characters" in short.stderr) == (1, True)
+    assert shared_home.atoll("logs", f"{start}0001").returncode == 0
     for wrong in (["-n", "-1"], ["-n", "0"], ["--outcome", "nope"], ["--since", "yesterday"]):
         assert shared_home.atoll("calls", "list", *wrong, check=False).returncode == 2
     assert shared_home.atoll("calls", "show", "", check=False).returncode == 2

@@ -82,9 +82,9 @@ def test_all_calls_of_a_nested_map_have_records(shared_home: Home) -> None:
 def test_who_may_claim_calls() -> None:
     """A maker is the user's program's, or that of the worker that has first claimed it."""
     claimed = Claimed()
-    assert claimed.maker("p-1", "ann", None) == "p"
+    assert claimed.maker("1-p", "ann", None) == "p"
     assert claimed.maker("", "ann", None) is None
-    assert [claimed.maker("p-2", "ann", "w1"), claimed.maker("", "ann", "w1")] == ["", ""]
-    assert claimed.maker("f-1", "ann", "w1") == claimed.maker("f-2", "ann", "w1") == "f"
-    assert claimed.maker("f-3", "ann", "w2") == ""
-    assert claimed.maker("p-1", "bob", "w3") == "p"
+    assert [claimed.maker("2-p", "ann", "w1"), claimed.maker("", "ann", "w1")] == ["", ""]
+    assert claimed.maker("1-f", "ann", "w1") == claimed.maker("2-f", "ann", "w1") == "f"
+    assert claimed.maker("3-f", "ann", "w2") == ""
+    assert claimed.maker("1-p", "bob", "w3") == "p"

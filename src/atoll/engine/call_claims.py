@@ -190,7 +190,7 @@ class Makers:
 
 def maker_of(call: str) -> str:
     """Return the maker in the id of a call (`sdk.futures.new_id`); empty where there is none."""
-    return call.rpartition("-")[0]
+    return call.partition("-")[2]
 
 
 class Claimed:

@@ -31,13 +31,20 @@ THREADS = max(32, min(128, 4 * (os.cpu_count() or 1)))
 ENDED_SECONDS = 1.0
 """Seconds after their grace in which cancelled calls have ended."""
 
+_STRIDE = 0x9E3779B1
+"""Odd, so that 2**32 calls of a process differ in the 8 characters that people see and type; large, so that two in a row
+have little in common."""
+
 _token = os.urandom(6).hex()
-_counter = itertools.count()
+_counter = itertools.count(int.from_bytes(os.urandom(4), "big"), _STRIDE)
 
 
 def new_id() -> str:
-    """Return an id that no other call of any process has."""
-    return f"{_token}-{next(_counter)}"
+    """Return an id that no other call of any process has: 8 characters of the call's own, then the process's token."""
+    number = next(_counter)
+    if number < 1 << 63:
+        return "%08x-%s" % (number & 0xFFFFFFFF, _token)  # noqa: UP031 - each call makes one: this is the fastest
+    return f"{number & 0xFFFFFFFF:08x}{number >> 63}-{_token}"
 
 
 def stopped(error: StopIteration) -> RuntimeError:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from atoll import errors
 from atoll.daemon.records.recorder import Recorder
 from atoll.model.records import OUTCOMES, CallRecord
+from atoll.terminal_text import cell
 
 MOST_LISTED = 100_000
 MOST_MATCHES = 50
+LEAST_CHARACTERS = 4
+"""Characters of the beginning of an id that stands for it."""
+MOST_CANDIDATES = 5
+"""Calls that an error names."""
 
 
 async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -51,19 +57,35 @@ async def _find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
     if not isinstance(start, str) or not start or len(start) > 200 or "\0" in start:
         raise ValueError("`call` must be an id or its beginning")
     found: list[CallRecord] = []
-    for name in ("call", "start"):
+    for name in ("call", "start") if len(start) >= LEAST_CHARACTERS else ("call",):
         found = found or await _ask(recorder, lambda db, name=name: db.list(user, {name: start}, MOST_MATCHES))
-    names = sorted({record.call for record in found})
-    if not names:
+    check_one(start, {record.call: record.function for record in found})
+    return found
+
+
+def check_one(start: str, found: Mapping[str, str]) -> None:
+    """Refuse the beginning of an id that is none's, or that of several calls.
+
+    Args:
+        found: the functions of the calls whose ids begin so, by id.
+
+    Raises:
+        ResourcesUnavailable: there is not exactly one.
+    """
+    if not found and len(start) < LEAST_CHARACTERS:
+        raise errors.ResourcesUnavailable(
+            f"`{start}` is no id of a call", hint=f"give {LEAST_CHARACTERS} characters of one: see `atoll calls list`"
+        )
+    if not found:
         raise errors.ResourcesUnavailable(
             f"no call has an id that begins with `{start}`", hint="see `atoll calls list`"
         )
-    if len(names) > 1:
-        shown = ", ".join(f"`{name}`" for name in names[:3])
+    if len(found) > 1:
+        shown = ", ".join(f"`{cell(call)}` ({cell(found[call])})" for call in sorted(found)[:MOST_CANDIDATES])
+        more = " and more" if len(found) > MOST_CANDIDATES else ""
         raise errors.ResourcesUnavailable(
-            f"more than one call has an id that begins with `{start}`", hint=f"such as {shown}"
+            f"more than one call has an id that begins with `{start}`", hint=f"one of {shown}{more}"
         )
-    return found
 
 
 async def _ask(recorder: Recorder, question: Any) -> Any:
