@@ -291,11 +291,12 @@ def test_reference_lists_every_option() -> None:
     from atoll.sdk.options import Options
     from atoll.settings import PoolSettings, SandboxSettings
 
-    text = (ROOT / "docs" / "reference.md").read_text()
-    table = text.partition("### `@isolated")[2].partition("An isolated function")[0]
+    text = (ROOT / "docs" / "reference" / "functions.md").read_text()
+    table = text.partition("## `@isolated")[2].partition("An isolated function")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [field.name for field in fields(Options)]
     settings = {f"pool.{field.name}" for field in fields(PoolSettings)}
     settings |= {f"sandbox.{field.name}" for field in fields(SandboxSettings)}
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
     assert set(re.findall(r"`((?:pool|sandbox)\.\w+)`", text)) == settings
 
 
