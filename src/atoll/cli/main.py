@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import cyclopts
+
 _COMMANDS = (
     ("run", "programs.run:run", "Run one function of a file in its environment."),
     ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
@@ -31,13 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command and return its exit status; errors are printed to stderr."""
+def command_table() -> cyclopts.App:
+    """Return all commands; the reference in the docs is made from it too."""
     import cyclopts
 
-    from atoll import __version__, errors
-    from atoll.cli.programs.program import TargetError
-    from atoll.cli.terminal import echo_lines
+    from atoll import __version__
 
     app = cyclopts.App(
         name="atoll",
@@ -48,6 +50,18 @@ def run(arguments: list[str]) -> int:
     )
     for name, where, summary in _COMMANDS:
         app.command(f"atoll.cli.{where}", name=name, help=summary)
+    return app
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit status; errors are printed to stderr."""
+    import cyclopts
+
+    from atoll import errors
+    from atoll.cli.programs.program import TargetError
+    from atoll.cli.terminal import echo_lines
+
+    app = command_table()
     if arguments[:1] == ["run"]:
         target = 2 if arguments[1:2] in (["-m"], ["--module"]) else 1
         if len(arguments) > target and not arguments[target].startswith("-"):
