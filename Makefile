@@ -18,6 +18,7 @@ FUZZ_TARGETS ?= frames plain result exception lease agent worker nested peer ans
 PYTEST ?=
 TESTS ?= tests
 WORKERS ?= 2
+DOCS_PORT ?= 8000
 export SOAK
 
 .PHONY: help
@@ -53,7 +54,7 @@ quickstart: $(VENV)/.runtime ## run the three first examples
 check: $(VENV)/.installed ## format, lint, types, layers
 	@echo "== ruff format"; $(BIN)/ruff format --check
 	@echo "== ruff check"; $(BIN)/ruff check
-	@echo "== mypy"; $(BIN)/mypy --strict src tests benchmarks
+	@echo "== mypy"; $(BIN)/mypy --strict src tests benchmarks docs/site
 	@echo "== lint-imports"; $(BIN)/lint-imports --no-cache
 
 .PHONY: format
@@ -75,6 +76,14 @@ test-here: $(VENV)/.installed ## the test suite as the calling user
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
 	@.ci/as-plain-user test-here PYTEST='-m as_user $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)'
+
+.PHONY: docs
+docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too
+	@$(BIN)/python docs/site/build.py build/site
+
+.PHONY: docs-serve
+docs-serve: docs ## the same, at http://127.0.0.1:8000 (DOCS_PORT)
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
 
 .PHONY: powerloss
 powerloss: $(VENV)/.installed ## root only: what power cuts may leave of a sync (POWER_CUTS=3000 disks, about 10 minutes)

@@ -285,19 +285,14 @@ def test_lock_files_hold_hashes_and_no_addresses(path: Path) -> None:
 
 
 def test_reference_lists_every_option() -> None:
-    """The table of `@isolated` has each option of this version, and the settings' table each setting."""
+    """The table of `@isolated` has each option of this version."""
     from dataclasses import fields
 
     from atoll.sdk.options import Options
-    from atoll.settings import PoolSettings, SandboxSettings
 
     text = (ROOT / "docs" / "reference" / "functions.md").read_text()
     table = text.partition("## `@isolated")[2].partition("An isolated function")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [field.name for field in fields(Options)]
-    settings = {f"pool.{field.name}" for field in fields(PoolSettings)}
-    settings |= {f"sandbox.{field.name}" for field in fields(SandboxSettings)}
-    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
-    assert set(re.findall(r"`((?:pool|sandbox)\.\w+)`", text)) == settings
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
