@@ -22,7 +22,7 @@ from atoll.engine.pool import Pool
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.records import Environment
 from atoll.model.resources import Allotment, Bounds, Capacity, allot
-from atoll.model.specs import SandboxKey
+from atoll.model.specs import Numbers, SandboxKey
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed, pair
 
@@ -111,6 +111,7 @@ class FakeNode:
             unsettled=False,
         )
         self.machine = self
+        self.capacity = CAPACITY
         self.gpus = SimpleNamespace(variables=lambda names: {})
         self.live: list[FakeSandbox] = []
         self.pauses = SimpleNamespace(stops=lambda user, pid: False)
@@ -118,8 +119,8 @@ class FakeNode:
     def bounds(self) -> Bounds:
         return Bounds(2, 8, 8, CAPACITY.memory_bytes)
 
-    def allot(self, machine_type: str) -> Allotment:
-        return allot(machine_type, CAPACITY)
+    def allot(self, machine_type: str, numbers: Numbers) -> Allotment:
+        return allot(machine_type, CAPACITY, numbers)
 
     def give_streams(self, user: str, streams: Sequence[int]) -> None:
         """Leave them as they are: nobody else is here."""

@@ -24,7 +24,7 @@ def test_the_driver_s_name_of_a_gpu_is_what_cuda_is_told(tmp_path: Path) -> None
     for minor, uuid in (("0", "GPU-aaaa"), ("1", "GPU-bbbb")):
         (tmp_path / minor).mkdir()
         (tmp_path / minor / "information").write_text(f"Model:\t T4\nGPU UUID:\t {uuid}\nDevice Minor:\t {minor}\n")
-    assert gpus._uuids(str(tmp_path)) == {"/dev/nvidia0": "GPU-aaaa", "/dev/nvidia1": "GPU-bbbb"}
+    assert gpus._listed(str(tmp_path)) == {"/dev/nvidia0": ("GPU-aaaa", "T4"), "/dev/nvidia1": ("GPU-bbbb", "T4")}
     known = gpus.Gpus([gpus.Gpu("/dev/nvidia0", "GPU-aaaa"), gpus.Gpu("/dev/nvidia1", "GPU-bbbb")], ["/dev/nvidiactl"])
     assert known.variables(["nvidia1"]) == {"CUDA_VISIBLE_DEVICES": "GPU-bbbb"}
     assert known.variables([]) == {}

@@ -159,7 +159,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     """
     spec = checked(services, caller, spec)
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
-    services.node.machine.allot(spec.machine_type, listener.notice)
+    services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
     environment = await build(services, caller, spec.environment, listener.progress)
     spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
     return services.engine.ask(caller.user, spec, environment, caller.parent, client)

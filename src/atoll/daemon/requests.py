@@ -41,6 +41,8 @@ async def answer(
         raise errors.ResourcesUnavailable("a function cannot control the daemon", hint="use the command line")
     if name == "status":
         return await _status(services, caller)
+    if name == "capacity":
+        return services.engine.capacity()
     if name in ENDINGS:
         _check_administers(caller, name)
         return {"grace_seconds": services.engine.longest_grace_seconds()}

@@ -148,6 +148,10 @@ class Engine(Protocol):
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
         """Return sandboxes and workers that live, of one user or of all."""
 
+    def capacity(self) -> dict[str, Any]:
+        """Return what functions may use here, what of it is free, and how many workers of each machine type fit now:
+        see `free_shares`."""
+
     def oldest_sandbox(self, user: str) -> float | None:
         """Return when the user's oldest live sandbox was started, in seconds since the epoch; None without any."""
 

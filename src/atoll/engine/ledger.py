@@ -146,9 +146,10 @@ class Ledger:
         """Return the reservations of living and dying workers."""
         return sum(one.needs.memory_bytes for one in (*self.workers.values(), *self.dying.values()))
 
-    def free_gpus(self) -> list[str]:
+    def free_gpus(self, cards: Collection[str] = ()) -> list[str]:
+        """Return the GPUs that belong to no process, of `cards` or of all."""
         taken = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
-        return [gpu for gpu in self.bounds.gpus if gpu not in taken]
+        return [gpu for gpu in cards or self.bounds.gpus if gpu not in taken]
 
     def held(self, identity: str) -> int:
         """Return how many leases of a function are held."""
@@ -168,7 +169,7 @@ class Ledger:
 
     def sandbox_for(self, request: Request) -> SandboxState | None:
         """Return the live sandbox in which a worker for the request can be forked, on GPUs that are free."""
-        free = set(self.free_gpus())
+        free = set(self.free_gpus(request.needs.cards))
         for one in self.sandboxes.values():
             alike = _without_gpus(one.key) == request.key.sandbox and len(one.key.gpus) == request.needs.gpus
             if alike and not one.worn and free.issuperset(one.key.gpus):
@@ -177,7 +178,7 @@ class Ledger:
 
     def fits_never(self, request: Request) -> Lack | None:
         """Return the resource that an empty machine lacks for the request."""
-        if request.needs.gpus > len(self.bounds.gpus):
+        if request.needs.gpus > len(request.needs.cards or self.bounds.gpus):
             return Lack.GPUS
         if request.needs.memory_bytes > self._memory_bytes:
             return Lack.MEMORY
@@ -195,7 +196,7 @@ class Ledger:
         needs, bounds = request.needs, self.bounds
         if needs.memory_bytes and self.reserved_bytes() + needs.memory_bytes > self._memory_bytes:
             found.add(Lack.MEMORY)
-        if needs.gpus and len(self.free_gpus()) < needs.gpus:
+        if needs.gpus and len(self.free_gpus(needs.cards)) < needs.gpus:
             found.add(Lack.GPUS)
         if len(self.workers) >= bounds.workers and not self.idle_workers():
             found.add(Lack.WORKERS)
@@ -212,8 +213,9 @@ class Ledger:
             missing = self.reserved_bytes() + request.needs.memory_bytes - self._memory_bytes
             sizes = {one.id: one.needs.memory_bytes for one in (*idle, *dying)}
         else:
-            missing = request.needs.gpus - len(self.free_gpus())
-            sizes = {one.id: len(one.gpus) for one in (*idle, *dying)}
+            missing = request.needs.gpus - len(self.free_gpus(request.needs.cards))
+            fitting = request.needs.cards or self.bounds.gpus
+            sizes = {one.id: sum(gpu in fitting for gpu in one.gpus) for one in (*idle, *dying)}
         missing -= sum(sizes[one.id] for one in dying)
         chosen: list[Worker] = []
         for one in idle:
@@ -258,7 +260,9 @@ class Ledger:
         reserved = sum(one.needs.memory_bytes for one in holders)
         if needs.memory_bytes and reserved + needs.memory_bytes > self._memory_bytes:
             return Lack.MEMORY
-        if needs.gpus and sum(len(one.gpus) for one in holders) + needs.gpus > len(bounds.gpus):
+        fitting = needs.cards or bounds.gpus
+        held = sum(gpu in fitting for one in holders for gpu in one.gpus)
+        if needs.gpus and held + needs.gpus > len(fitting):
             return Lack.GPUS
         if len(holders) >= bounds.workers:
             return Lack.WORKERS

@@ -4,7 +4,7 @@ A sandbox is under its own limit from its first process on. It grows with each w
 
 A worker of the default type comes under its limit at the first look after its start: the kernel holds up every fork
 on the machine for some 10 ms when a process changes its group, which a short call should not pay for. A worker whose
-function names a machine type is small on purpose, so it waits for its limit before its first call begins. What the
+function names a machine type, `cpu` or `memory` is small on purpose, so it waits for its limit before its first call begins. What the
 other has started by then, and what hides from it as a child of nobody, comes under its limit with it.
 """
 
@@ -134,7 +134,7 @@ class Limiting:
         workers = [one for one in self._workers.values() if one.sandbox == name]
         sandbox = self._sandboxes.get(name)
         # The memory of a default worker's first moments counts as rest. Beside its limit the sandbox's is far away.
-        if sandbox is None or any(not one.allotment.machine_type for one in workers):
+        if sandbox is None or any(not one.allotment.limited for one in workers):
             self._lightened.discard(name)
         elif all(one.limit is not None for one in workers):
             self._lightened.discard(name)

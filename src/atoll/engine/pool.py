@@ -30,12 +30,14 @@ from atoll.engine.actions import (
 )
 from atoll.engine.call_claims import Place
 from atoll.engine.contract import Connect, Rows
+from atoll.engine.free_shares import free_shares
 from atoll.engine.pool_messages import Messages, is_limited_first
+from atoll.engine.pool_requests import request_of
 from atoll.engine.pool_state import HeldRequests, Lease, PoolSandbox, PoolState, PoolWorker
 from atoll.engine.schedule import Schedule
 from atoll.environments.built.records import Environment
 from atoll.model.records import CallRecord
-from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
+from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec
 from atoll.node.node import Node
 from atoll.process import is_stopped
 from atoll.wire.async_channel import AsyncChannel
@@ -84,6 +86,9 @@ class Pool:
     def idle(self) -> bool:
         return self._schedule.idle and not self._state.sandboxes
 
+    def capacity(self) -> dict[str, Any]:
+        return free_shares(self._node.machine.capacity, self._schedule.ledger)
+
     def oldest_sandbox(self, user: str) -> float | None:
         return min((one.started_at for one in self._state.sandboxes_of(user)), default=None)
 
@@ -91,26 +96,12 @@ class Pool:
         return sum(1 for request in self._schedule.waiting if user in (None, request.key.sandbox.user))
 
     def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = "") -> Lease:
-        allotment = self._node.machine.allot(spec.machine_type)
+        allotment = self._node.machine.allot(spec.machine_type, spec.numbers)
         self._count += 1
-        network = spec.network or "host"
-        sandbox = SandboxKey(
-            user, environment.key, network, spec.mounts, preload=spec.preload, trusted=spec.trusted, start=spec.start
-        )
-        key = WorkerKey(sandbox, spec.env, spec.sources, spec.setup, spec.machine_type, spec.umask)
         lease = Lease(f"l{self._count}", spec, self, nested=parent is not None)
         self._state.leases[lease.id] = lease
         self._state.environments[environment.key] = environment
-        request = Request(
-            lease.id,
-            key,
-            spec.keep_alive_seconds,
-            parent,
-            needs=allotment.needs,
-            identity=f"{user}:{spec.identity}" if spec.max_concurrency else "",
-            max_concurrency=spec.max_concurrency,
-            client=client,
-        )
+        request = request_of(lease.id, user, spec, environment.key, allotment.needs, parent=parent, client=client)
         if not self._held.takes(user, request):
             self._ask(request)
         return lease
@@ -325,7 +316,7 @@ class Pool:
         control.bound_descriptors(MAX_WORKER_DESCRIPTORS)
         self._state.spawn(self._messages.listen(action.worker, control))
         place = Place(action.key.sandbox, action.sandbox, action.worker, users=records)
-        allotment = self._node.machine.allot(action.key.machine_type)
+        allotment = self._node.machine.allot(action.key.machine_type, action.key.numbers)
         worker = PoolWorker(action.worker, action.sandbox, action.key, control, theirs, place, allotment)
         self._state.workers[action.worker] = worker
 

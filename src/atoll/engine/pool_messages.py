@@ -376,7 +376,7 @@ class Messages:
 
 def is_limited_first(allotment: Allotment) -> bool:
     """Return whether a worker waits for its limit before its first call."""
-    return bool(allotment.machine_type)
+    return allotment.limited
 
 
 def _epoch(message: dict[str, Any]) -> int:

@@ -320,6 +320,8 @@ def why_ended(
         limit, peak = exceeded
         of_type = f" of machine type `{allotment.machine_type}`" if allotment.machine_type else ""
         larger = f'give the function `machine_type="{allotment.next_type}"`' if allotment.next_type else ""
+        if allotment.next_memory:
+            larger = f'give the function `memory="{allotment.next_memory}"`'
         return errors.OutOfMemory(
             f"the worker{of_type} used more memory than it may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
             hint=f"use less memory at a time, or {larger or 'a machine with more of it'}",

@@ -4,9 +4,9 @@ Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the s
 follow from it, in order; the pool performs them. Time is an argument. The `ledger` knows the shares and the fit.
 
 - Requests of programs are served in the order in which they came. One that lacks cores, or a place for a worker, is
-  overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take none of it: every request
-  needs cores, so a large call that has its memory is next in line for them. One that waits for its own
-  `max_concurrency` holds nobody up but later calls of the same function.
+  overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs
+  that will do for it: every request needs cores, so a large call that has its memory is next in line for them. One that
+  waits for its own `max_concurrency` holds nobody up but later calls of the same function.
 - The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
   long more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
@@ -250,9 +250,11 @@ class Schedule:
             return actions
         waiting = self._in_turn()
         lacked: set[Lack] = set()  # needs of earlier requests, which later ones may not take
+        awaited: set[str] = set()  # GPUs that earlier requests wait for
         passed: set[str] = set()  # functions that wait for their own bound
         for request in [one for one in waiting if self._rides(one)]:
-            lacked |= self._try(request, actions)
+            lacked |= (lacks := self._try(request, actions))
+            awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
         for request in waiting:
             if request.id not in self._queue or self._rides(request):
                 continue
@@ -260,23 +262,30 @@ class Schedule:
                 break
             if request.max_concurrency and request.identity in passed:
                 continue
-            if (Lack.MEMORY in lacked and request.needs.memory_bytes) or (Lack.GPUS in lacked and request.needs.gpus):
-                lacked |= self.ledger.lacks(request) - {Lack.CONCURRENCY}
+            needs = request.needs
+            if (Lack.MEMORY in lacked and needs.memory_bytes) or not awaited.isdisjoint(self._gpus_for(request)):
+                lacked |= (lacks := self.ledger.lacks(request) - {Lack.CONCURRENCY})
+                awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
                 continue
             lacks = self._try(request, actions)
+            awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
             if Lack.CONCURRENCY in lacks:
                 passed.add(request.identity)
             else:
                 lacked |= lacks
-        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, lacked, passed)])
+        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, lacked, awaited, passed)])
         return actions
+
+    def _gpus_for(self, request: Request) -> tuple[str, ...]:
+        """Return the GPUs that will do for a request; none if it needs none."""
+        return (request.needs.cards or self._bounds.gpus) if request.needs.gpus else ()
 
     def _rides(self, request: Request) -> bool:
         """Return whether the request can use the share of its own parent, which only waits for it."""
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
 
-    def _wanted(self, worker: Worker, lacked: set[Lack], passed: set[str]) -> bool:
+    def _wanted(self, worker: Worker, lacked: set[Lack], awaited: set[str], passed: set[str]) -> bool:
         """Return whether the worker holds a resource that another client, or another use, waits for."""
         held = worker.request
         if held is None:
@@ -287,7 +296,7 @@ class Schedule:
         return bool(
             not lacked.isdisjoint(_NEEDED_BY_ALL)
             or (Lack.MEMORY in lacked and worker.needs.memory_bytes)
-            or (Lack.GPUS in lacked and worker.gpus)
+            or not awaited.isdisjoint(worker.gpus)
             or (held.identity and held.identity in passed)
         )
 
@@ -339,7 +348,7 @@ class Schedule:
             if len(self._sandboxes) >= self._bounds.sandboxes:
                 self._evict_sandbox(actions)
             self._count += 1
-            gpus = tuple(self.ledger.free_gpus()[: request.needs.gpus])
+            gpus = tuple(self.ledger.free_gpus(request.needs.cards)[: request.needs.gpus])
             sandbox = SandboxState(f"s{self._count}", replace(request.key.sandbox, gpus=gpus))
             self._sandboxes[sandbox.id] = sandbox
             actions.append(StartSandbox(sandbox.id, sandbox.key))

@@ -24,6 +24,12 @@ MAX_PRELOAD = 2000
 MOST_GRACE_SECONDS = 600.0
 """The longest grace of a call."""
 
+MOST_MILLICORES = 10_000_000
+MOST_BYTES = 1 << 60
+MOST_GPUS = 1024
+MAX_CARD = 64
+"""The largest numbers of a function's resources, and characters of a GPU's name."""
+
 UMASK = 0o022
 """The file mode mask of functions that name none: the daemon's own would hide what they write from everybody else."""
 
@@ -117,6 +123,33 @@ def machine_type(data: Mapping[str, Any]) -> str:
 
         return machine_types.find(name).name
     return name
+
+
+def numbers(data: Mapping[str, Any]) -> tuple[int, int, int, str, int]:
+    """Return a function's resources in plain numbers, as `specs.Numbers` has them."""
+    value = data["numbers"]
+    if not isinstance(value, dict):
+        raise ValueError("`numbers` must be an object")
+
+    def number(name: str, most: int, least: int = 0) -> int:
+        found = value.get(name, least)
+        if type(found) is not int or not least <= found <= most:
+            raise ValueError(f"`{name}` must be a whole number from {least} to {most}")
+        return found
+
+    card = text(value, "card")
+    if len(card) > MAX_CARD or not card.isprintable() or not card.isascii():
+        raise ValueError(f"`card` must be at most {MAX_CARD} plain characters")
+    gpus = number("gpus", MOST_GPUS, -1)
+    if card and gpus < 1:
+        raise ValueError("`card` goes with at least one GPU")
+    return (
+        number("millicores", MOST_MILLICORES),
+        number("memory_bytes", MOST_BYTES),
+        gpus,
+        card,
+        number("disk_bytes", MOST_BYTES),
+    )
 
 
 def modules(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoll.model import spec_fields, start_variables
 
@@ -106,6 +106,32 @@ class EnvironmentSpec:
         )
 
 
+class Numbers(NamedTuple):
+    """A function's resources in plain numbers; each is stronger than its machine type's.
+
+    Args:
+        millicores: thousandths of a core; 0 for the type's.
+        memory_bytes: of its processes together; 0 for the type's.
+        gpus: whole GPUs; -1 for the type's.
+        card: words of the product's name that each of its GPUs has; empty for any.
+        disk_bytes: the size of a `/tmp` on the disk; 0 for one in memory.
+    """
+
+    millicores: int = 0
+    memory_bytes: int = 0
+    gpus: int = -1
+    card: str = ""
+    disk_bytes: int = 0
+
+    @property
+    def limits(self) -> bool:
+        """True if they bound the worker itself."""
+        return bool(self.millicores or self.memory_bytes)
+
+
+NO_NUMBERS = Numbers()
+
+
 @dataclass(frozen=True)
 class SandboxKey:
     """The key of a sandbox, shared by calls of one user, one environment and one view of the machine.
@@ -121,6 +147,7 @@ class SandboxKey:
         trusted: callers unpickle the results of its workers. False for functions with `results="data"` and for all that
             these call: such code shares neither processes nor learned imports with trusted code.
         start: variables that its processes are started with (see `start_variables`).
+        disk_bytes: the size of its `/tmp` on the disk; 0 for one in memory.
     """
 
     user: str
@@ -131,6 +158,7 @@ class SandboxKey:
     preload: tuple[str, ...] | None = None
     trusted: bool = True
     start: tuple[tuple[str, str], ...] = ()
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +172,7 @@ class WorkerKey:
         setup: digest of the function that has prepared the worker; empty for none.
         machine_type: whose limits the worker has; empty for the host's default.
         umask: its file mode mask.
+        numbers: its resources beside those of the machine type.
     """
 
     sandbox: SandboxKey
@@ -152,6 +181,7 @@ class WorkerKey:
     setup: str = ""
     machine_type: str = ""
     umask: int = spec_fields.UMASK
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def late_env(self) -> tuple[tuple[str, str], ...]:
@@ -177,6 +207,7 @@ class LeaseSpec:
         trusted: the caller unpickles results; the daemon makes it False for calls from a sandbox that is not trusted.
         umask: as in `WorkerKey`.
         grace_seconds: how long a call may go on after it was asked to end.
+        numbers: as in `WorkerKey`.
     """
 
     environment: EnvironmentSpec
@@ -194,6 +225,7 @@ class LeaseSpec:
     trusted: bool = True
     umask: int = spec_fields.UMASK
     grace_seconds: float = 2.0
+    numbers: Numbers = NO_NUMBERS
 
     @cached_property
     def start(self) -> tuple[tuple[str, str], ...]:
@@ -229,6 +261,7 @@ class LeaseSpec:
             "trusted": self.trusted,
             "umask": self.umask,
             "grace_seconds": self.grace_seconds,
+            **({"numbers": self.numbers._asdict()} if self.numbers != NO_NUMBERS else {}),
         }
 
     @classmethod
@@ -262,6 +295,7 @@ class LeaseSpec:
             trusted=spec_fields.flag(data, "trusted", True),
             umask=spec_fields.mode(data, "umask", spec_fields.UMASK),
             grace_seconds=spec_fields.seconds(data, "grace_seconds", 2.0, spec_fields.MOST_GRACE_SECONDS),
+            numbers=Numbers(*spec_fields.numbers(data)) if "numbers" in data else NO_NUMBERS,
         )
 
 

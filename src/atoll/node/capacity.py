@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from atoll.errors import ResourcesUnavailable
 from atoll.model.resources import Allotment, Bounds, Capacity, allot
+from atoll.model.specs import NO_NUMBERS, Numbers
 from atoll.sandbox import gpus
 from atoll.sandbox.limits.limits import Limits, machine_memory_bytes
 from atoll.settings import PoolSettings
@@ -38,6 +40,7 @@ class Machine:
             worker_memory_bytes=options.worker_memory_bytes or memory,
             worker_processes=options.worker_processes,
             gpus=len(self.gpus.names),
+            cards=self.gpus.products,
         )
 
     def bounds(self) -> Bounds:
@@ -52,17 +55,22 @@ class Machine:
             gpus=self.gpus.names,
         )
 
-    def allot(self, machine_type: str, notice: Callable[[str], None] | None = None) -> Allotment:
+    def allot(
+        self, machine_type: str, numbers: Numbers = NO_NUMBERS, notice: Callable[[str], None] | None = None
+    ) -> Allotment:
         """Return the resources of a worker of a machine type; the empty name is the default.
 
         Args:
+            numbers: stronger than the type's.
             notice: called once for each type that the machine cannot fully give, and once where limits are kept by a
                 watchdog.
 
         Raises:
             ResourcesUnavailable: this machine has nothing of the kind.
         """
-        found = allot(machine_type, self.capacity)
+        found = allot(machine_type, self.capacity, numbers)
+        if numbers.disk_bytes:
+            raise ResourcesUnavailable("a `/tmp` on the disk cannot be made here", hint="leave `disk` out")
         if notice is not None:
             watched = self._limits.kind == "watchdog"
             for line in (found.shortfall, WATCHED if watched else ""):

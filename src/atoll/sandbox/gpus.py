@@ -33,10 +33,12 @@ class Gpu:
     Args:
         device: path of its device node.
         uuid: the driver's name for it; empty where it is not known.
+        product: the name of the card, such as `NVIDIA A100-SXM4-40GB`; empty where it is not known.
     """
 
     device: str
     uuid: str = ""
+    product: str = ""
 
     @property
     def name(self) -> str:
@@ -53,6 +55,11 @@ class Gpus:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._known)
+
+    @property
+    def products(self) -> tuple[tuple[str, str], ...]:
+        """The names of the GPUs with those of their products."""
+        return tuple((name, one.product) for name, one in self._known.items())
 
     def devices(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the device nodes of a sandbox with these GPUs."""
@@ -78,14 +85,14 @@ def find(setting: str) -> Gpus:
     if setting in ("", "auto"):
         paths = [path for path in glob.glob("/dev/nvidia*") if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
         paths.sort(key=lambda path: int(path.removeprefix("/dev/nvidia")))
-    uuids = _uuids(DRIVER)
-    found = [Gpu(path, uuids.get(path, "")) for path in paths if os.path.exists(path)]
+    listed = _listed(DRIVER)
+    found = [Gpu(path, *listed.get(path, ("", ""))) for path in paths if os.path.exists(path)]
     capabilities = sorted(glob.glob("/dev/nvidia-caps/*"))
     return Gpus(found, [path for path in (*CONTROL, *capabilities) if found and os.path.exists(path)])
 
 
-def _uuids(directory: str) -> dict[str, str]:
-    """Return the driver's names for the devices that it lists."""
+def _listed(directory: str) -> dict[str, tuple[str, str]]:
+    """Return UUID and product of the devices that the driver lists."""
     found = {}
     for path in sorted(Path(directory).glob("*/information")):
         try:
@@ -93,6 +100,7 @@ def _uuids(directory: str) -> dict[str, str]:
         except OSError:
             continue
         minor, uuid = fields.get("Device Minor", "").strip(), fields.get("GPU UUID", "").strip()
-        if minor.isdigit() and re.fullmatch(r"GPU-[0-9a-fA-F-]+", uuid):
-            found[f"/dev/nvidia{minor}"] = uuid
+        if minor.isdigit():
+            known = uuid if re.fullmatch(r"GPU-[0-9a-fA-F-]+", uuid) else ""
+            found[f"/dev/nvidia{minor}"] = known, fields.get("Model", "").strip()[:100]
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from atoll import file_stamp
 from atoll.errors import AtollError, set_call_id
-from atoll.model.specs import EnvironmentSpec, LeaseSpec
+from atoll.model.specs import NO_NUMBERS, EnvironmentSpec, LeaseSpec, Numbers
 from atoll.sdk import conda_options
 from atoll.sdk.call import Prepared, Request, identity_of, name_of
 from atoll.sdk.futures import hide_frames, new_ticket
@@ -96,6 +96,7 @@ class CallableFunction:
             umask=self._options.umask,
             trusted=self._options.results != "data",
             grace_seconds=self._options.grace,
+            numbers=_numbers(self._options),
         )
 
     @property
@@ -217,6 +218,15 @@ class CallableFunction:
                 prepared.renew(self._environment_of(found))
                 self._contents = found
         return prepared
+
+
+def _numbers(options: Options) -> Numbers:
+    given = options.cpu, options.memory, options.gpu, options.disk
+    if given == (None, None, None, None):
+        return NO_NUMBERS
+    from atoll.sdk import resource_options  # as in `options`
+
+    return resource_options.numbers(*given)
 
 
 def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) -> Request:

@@ -49,6 +49,8 @@ class Options:
         retries: number of further attempts; see `retries.Retries`.
         setup_function: prepares each worker, once; its result is the first argument of every call.
         machine_type: a name of `model.machine_types`, or None for the host's default.
+        cpu, memory, gpu: 0.5 cores, `"12GB"`, `1` or `"A100:2"`, each stronger than the machine type; None: the type's.
+        disk: size of a `/tmp` on the disk, `"50GB"`; None: a `/tmp` in memory.
         max_concurrency: calls of this function at a time, over all programs of the user; None for no bound.
         packages: conda's match specs.
         channels: names, addresses or directories, the first that has a package counts.
@@ -57,8 +59,7 @@ class Options:
         pip: like `requirements`, installed on top of `packages`.
         results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
         grace: seconds that a call may go on after it was cancelled, interrupted or took longer than its timeout.
-        preload: modules of the environment that each new worker has imported already; None for those that earlier
-            calls have imported.
+        preload: modules that each new worker has imported already; None for those that earlier calls have imported.
         umask: the file mode mask.
         terminal: False for pipes, also where the caller's output goes to a terminal.
     """
@@ -76,6 +77,10 @@ class Options:
     retries: Retries = field(default_factory=Retries)
     setup_function: Callable[[], Any] | None = None
     machine_type: str | None = None
+    cpu: float | None = None
+    memory: int | None = None
+    gpu: tuple[int, str] | None = None
+    disk: int | None = None
     max_concurrency: int | None = None
     packages: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
@@ -314,10 +319,10 @@ def _host(name: str, value: Any) -> Any:
     return value
 
 
-def _machine_type(_: str, value: Any) -> str:
-    from atoll.model import machine_types
+def _resource(name: str, value: Any) -> Any:
+    from atoll.sdk import resource_options  # most functions name none
 
-    return machine_types.find(value).name
+    return resource_options.check(name, value)
 
 
 def _preload(name: str, value: Any) -> tuple[str, ...]:
@@ -353,7 +358,8 @@ _CHECKS: dict[str, Check] = {
     "timeout": _unless_none(_seconds(sys.float_info.min, "more than 0 and less than a billion")),
     "retries": lambda _, value: retries.of(value),
     "setup_function": _unless_none(_setup_function),
-    "machine_type": _unless_none(_typed('a text such as "M"', str, _machine_type)),
+    "machine_type": _unless_none(_typed('a text such as "M"', str, _resource)),
+    **dict.fromkeys(("cpu", "memory", "gpu", "disk"), _unless_none(_resource)),
     "max_concurrency": _unless_none(_typed("a whole number", int, _concurrency)),
     "packages": _entries,
     "channels": _entries,
