@@ -69,7 +69,7 @@ def test_callbacks_of_a_future_are_called(place: Place) -> None:
 def test_as_completed_gives_each_once(place: Place) -> None:
     """Fifty futures complete, each with the answer of its own call."""
     function = place.isolated(double)
-    futures = {function.submit(number): number for number in range(50)}
+    futures: dict[Future[int], int] = {function.submit(number): number for number in range(50)}
     assert sorted((futures[future], future.result()) for future in as_completed(futures, 60)) == [
         (number, 2 * number) for number in range(50)
     ]
@@ -175,7 +175,8 @@ def test_map_takes_several_inputs(place: Place) -> None:
 def test_starmap_spreads_its_items(place: Place) -> None:
     """Items of `starmap` are the arguments of a call each."""
     function = place.isolated(lambda one, two=0: one + two)
-    assert list(function.starmap([(1, 2), (3,), [4, 5]])) == [3, 3, 9]
+    items: list[Any] = [(1, 2), (3,), [4, 5]]
+    assert list(function.starmap(items)) == [3, 3, 9]
 
 
 def test_map_of_nothing_is_nothing(place: Place) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atoll import cached, errors, sync_dir
+from atoll import IsolatedFunction, cached, errors, sync_dir
 
 from .conftest import Place
 
@@ -149,18 +149,19 @@ fail()
 def test_an_error_of_map_names_its_item_and_call(place: Place) -> None:
     """The arguments are in a note, cut to a line, whatever their own text does."""
     plain, retried = place.isolated(divide), place.isolated(divide, retries=1)
+    following: IsolatedFunction[[Any], Any] = place.isolated(next)
     for failing in (plain.map([1, 0]), retried.starmap([(1,), (0,)])):
         with pytest.raises(ZeroDivisionError) as caught:
             list(failing)
         (note,) = caught.value.__notes__
         assert note == f"atoll: item 1: divide(0), call {errors.call_id(caught.value)}"
     with pytest.raises(RuntimeError, match="raised StopIteration") as stopped:  # a generator cannot raise that itself
-        list(place.isolated(next).map([iter([1]), iter(())]))
+        list(following.map([iter([1]), iter(())]))
     assert errors.call_id(stopped.value)
     assert stopped.value.__notes__[0].endswith(f"call {errors.call_id(stopped.value)}")
     assert type(stopped.value.__cause__) is StopIteration
     with pytest.raises(errors.SerializationError) as refused:
-        list(plain.map([threading.Lock()]))
+        list(plain.map([threading.Lock()]))  # type: ignore[list-item]
     assert refused.value.__notes__[0].startswith("atoll: item 0: divide(<unlocked _thread.lock object")
     takes = place.isolated(takes_any)
     found: list[Any] = list(takes.starmap([(Wordless(), "x" * 10_000, list(range(1000)))], return_exceptions=True))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from atoll.sdk.attempts import CallableFunction
+from atoll.sdk.batches import Batches
 from atoll.sdk.call import name_of
 from atoll.sdk.futures import CallFuture, Job, hide_frames, threads
 from atoll.sdk.options import Options
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class IsolatedFunction(CallableFunction, Generic[P, R]):
+class IsolatedFunction(Batches, Generic[P, R]):
     """A function that runs in a sandbox with an environment of its own, and sees the user's `/data`.
 
     Made by `isolated`. Calling it runs one call and waits for its result; what the function prints appears here as
@@ -97,7 +97,7 @@ class IsolatedFunction(CallableFunction, Generic[P, R]):
             hide_frames(error, is_report=True)
             raise
 
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
         """Begin a call and return its future; `cancel()` works before it starts, `self.cancel(future)` always.
 
         The future of a generator function gets the list of its items.
@@ -144,27 +144,3 @@ class IsolatedFunction(CallableFunction, Generic[P, R]):
         if self.is_generator:
             return aio.items(self, args, kwargs)
         return aio.result(self, args, kwargs)
-
-    def map(self, iterable: Iterable[Any], *more: Iterable[Any], return_exceptions: bool = False) -> Iterator[R]:
-        """Call the function for each item and yield the results in order, with bounded work in flight.
-
-        Args:
-            iterable, more: as the built-in `map` takes them, read as results are taken and a bounded number of items
-                ahead of them. What is not a list, tuple, range, string or bytes is read by a thread of its own, so
-                that results come also while it blocks.
-            return_exceptions: yield the exception of a call that failed in its place, and go on.
-
-        Raises:
-            Exception: of the first call that failed, in its place, or of the input after the results before it; the
-                calls behind it are cancelled.
-        """
-        from atoll.sdk.mapping import is_direct, results
-
-        items = zip(iterable, *more, strict=False)
-        return results(self, items, direct=is_direct(iterable, *more), return_exceptions=return_exceptions)
-
-    def starmap(self, iterable: Iterable[Iterable[Any]], *, return_exceptions: bool = False) -> Iterator[R]:
-        """Like `map`, for items that are tuples of arguments."""
-        from atoll.sdk.mapping import is_direct, results
-
-        return results(self, iter(iterable), direct=is_direct(iterable), return_exceptions=return_exceptions)

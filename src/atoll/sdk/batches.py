@@ -1,0 +1,186 @@
+"""Calls for many items: `map` and `starmap` of isolated functions, and their types.
+
+A checker learns the types of a function's arguments, and of an item's result, from its `submit`: `Takes2` is a function
+that can be called with two arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
+
+from atoll.sdk.attempts import CallableFunction
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from atoll.sdk.futures import CallFuture
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    A_contra = TypeVar("A_contra", contravariant=True)
+    B_contra = TypeVar("B_contra", contravariant=True)
+    C_contra = TypeVar("C_contra", contravariant=True)
+
+    class Takes(Protocol[R]):
+        def submit(self, /, *args: Any, **kwargs: Any) -> CallFuture[R]: ...
+
+    class Takes1(Protocol[A_contra, R]):
+        def submit(self, a: A_contra, /) -> CallFuture[R]: ...
+
+    class Takes2(Protocol[A_contra, B_contra, R]):
+        def submit(self, a: A_contra, b: B_contra, /) -> CallFuture[R]: ...
+
+    class Takes3(Protocol[A_contra, B_contra, C_contra, R]):
+        def submit(self, a: A_contra, b: B_contra, c: C_contra, /, *more: Any) -> CallFuture[R]: ...
+
+    class MapOptions(TypedDict, total=False):
+        """The options of `map` and `starmap` beside `return_exceptions`."""
+
+
+class Batches(CallableFunction):
+    """The calls of a function for many items."""
+
+    __slots__ = ()
+
+    @overload
+    def map(
+        self: Takes1[A, R],
+        iterable: Iterable[A],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self: Takes1[A, R], iterable: Iterable[A], *, return_exceptions: bool, **options: Unpack[MapOptions]
+    ) -> Iterator[R | Exception]: ...
+    @overload
+    def map(
+        self: Takes2[A, B, R],
+        iterable: Iterable[A],
+        second: Iterable[B],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self: Takes2[A, B, R],
+        iterable: Iterable[A],
+        second: Iterable[B],
+        /,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R | Exception]: ...
+    @overload
+    def map(
+        self: Takes3[A, B, C, R],
+        iterable: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        /,
+        *more: Iterable[Any],
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self: Takes3[A, B, C, R],
+        iterable: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        /,
+        *more: Iterable[Any],
+        return_exceptions: bool,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R | Exception]: ...
+    def map(self: Any, iterable: Iterable[Any], *more: Iterable[Any], return_exceptions: bool = False) -> Iterator[Any]:
+        """Call the function for each item and yield the results in order, with bounded work in flight.
+
+        Args:
+            iterable, more: as the built-in `map` takes them, read as results are taken and a bounded number of items
+                ahead of them. What is not a list, tuple, range, string or bytes is read by a thread of its own, so
+                that results come also while it blocks.
+            return_exceptions: yield the exception of a call that failed in its place, and go on.
+
+        Raises:
+            Exception: of the first call that failed, in its place, or of the input after the results before it; the
+                calls behind it are cancelled.
+        """
+        from atoll.sdk.mapping import is_direct, results
+
+        items = zip(iterable, *more, strict=False)
+        return results(self, items, direct=is_direct(iterable, *more), return_exceptions=return_exceptions)
+
+    @overload
+    def starmap(
+        self: Takes1[A, R],
+        iterable: Iterable[tuple[A]],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes1[A, R], iterable: Iterable[tuple[A]], *, return_exceptions: bool, **options: Unpack[MapOptions]
+    ) -> Iterator[R | Exception]: ...
+    @overload
+    def starmap(
+        self: Takes2[A, B, R],
+        iterable: Iterable[tuple[A, B]],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes2[A, B, R],
+        iterable: Iterable[tuple[A, B]],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R | Exception]: ...
+    @overload
+    def starmap(
+        self: Takes3[A, B, C, R],
+        iterable: Iterable[tuple[A, B, C, *tuple[Any, ...]]],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes3[A, B, C, R],
+        iterable: Iterable[tuple[A, B, C, *tuple[Any, ...]]],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R | Exception]: ...
+    @overload
+    def starmap(
+        self: Takes[R],
+        iterable: Iterable[list[Any] | Iterator[Any]],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes[R],
+        iterable: Iterable[list[Any] | Iterator[Any]],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R | Exception]: ...
+    def starmap(self: Any, iterable: Iterable[Iterable[Any]], *, return_exceptions: bool = False) -> Iterator[Any]:
+        """Like `map`, for items that are tuples of arguments."""
+        from atoll.sdk.mapping import is_direct, results
+
+        return results(self, iter(iterable), direct=is_direct(iterable), return_exceptions=return_exceptions)
