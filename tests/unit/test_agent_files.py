@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import time
@@ -44,3 +45,18 @@ def test_only_other_versions_are_others(tmp_path: Path) -> None:
     for descriptor in holds:
         os.close(descriptor)
     assert not mounted_files.used_by_others(mine)
+
+
+def test_functions_can_read_all_bytecode(tmp_path: Path) -> None:
+    """A daemon of root keeps its files to itself, but functions have other uids: without bytecode each start is slow."""
+    before = os.umask(0o077)
+    try:
+        library, hold = mounted_files.hold(tmp_path)
+        asyncio.run(mounted_files.compile_rest(library))
+    finally:
+        os.umask(before)
+    os.close(hold)
+    compiled = list(library.rglob("*.pyc"))
+    assert len(compiled) >= len(list((library / "atoll").rglob("*.py")))
+    assert [path for path in compiled if path.stat().st_mode & 0o044 != 0o044] == []
+    assert [path for path in library.rglob("__pycache__") if path.stat().st_mode & 0o055 != 0o055] == []

@@ -227,9 +227,10 @@ def _compile(path: Path, shown_as: str) -> None:
 
 
 async def compile_rest(directory: Path) -> None:
-    """Compile the modules that `prepare` left, in a process of its own."""
+    """Compile the modules that `prepare` left, in a process of its own; functions of other users read them too."""
     code = (
-        "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, "
+        "import compileall, os, sys; os.umask(0o022); "
+        "compileall.compile_dir(sys.argv[1], ddir='/opt/atoll/lib', quiet=2, "
         "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"
     )
     marker = directory / ".compiled"
