@@ -66,7 +66,7 @@ def test_files_go_there_and_back(shared_home: Home, tmp_path: Path) -> None:
     assert run(shared_home, "cat", "cli/piped", "cli/piped") == b"through a pipe" * 2
     run(shared_home, "rm", "cli/file", "cli/in")
     assert run(shared_home, "ls", "cli") == b"piped\n"
-    run(shared_home, "rm", "-r", "cli")
+    run(shared_home, "rm", "-rf", "cli")
 
 
 def test_open_descriptors_and_fifos_are_no_targets(shared_home: Home, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_symlinks_to_files_are_fetched_by_name_and_by_pattern(shared_home: Home,
     for target, words in (("nowhere", b"to what is not there"), ("/etc/passwd", b"leads out of `/data`")):
         (tmp_path / "in/wrong").unlink(missing_ok=True)
         (tmp_path / "in/wrong").symlink_to(target)
-        run(shared_home, "rm", "-r", "cli-links")
+        run(shared_home, "rm", "-rf", "cli-links")
         run(shared_home, "put", str(tmp_path / "in"), "cli-links")
         for verb, last in (("get", str(out)), ("cat", ""), ("cp", "cli-links-copy/")):
             printed = run(shared_home, verb, "cli-links/[alw]*", *([last] if last else []), status=1)
@@ -149,7 +149,7 @@ def test_symlinks_to_files_are_fetched_by_name_and_by_pattern(shared_home: Home,
             assert b"`/data/cli-links/wrong`" in printed
         assert os.listdir(out) == []
         assert b"cli-links-copy" not in run(shared_home, "ls")
-    run(shared_home, "rm", "-r", "cli-links")
+    run(shared_home, "rm", "-rf", "cli-links")
 
 
 def test_names_that_begin_like_options(shared_home: Home, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_directories_go_there_and_back(shared_home: Home, tmp_path: Path) -> Non
     run(shared_home, "get", "tree", str(copy))
     assert (copy / "tree/sub/more").read_bytes() == b"m"
     assert not list(copy.rglob(".atoll-*"))
-    run(shared_home, "rm", "--recursive", "tree")
+    run(shared_home, "rm", "--recursive", "--yes", "tree")
 
 
 def test_a_copy_stays_below_its_place(shared_home: Home, tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_a_copy_stays_below_its_place(shared_home: Home, tmp_path: Path) -> None
             run(shared_home, "put", str(tmp_path / "links/res"), "res")
             run(shared_home, "get", "/data/res", str(tmp_path / destination))
             assert (out / "res/logs").is_symlink()
-            run(shared_home, "rm", "-r", "res")
+            run(shared_home, "rm", "-rf", "res")
             run(shared_home, "put", str(tmp_path / "real/res"), "res")
             run(shared_home, "get", f"/data/{remote}", str(tmp_path / where))
             assert (out / "res/logs/authorized_keys").read_text() == "planted"
             assert os.listdir(victim) == []
-            run(shared_home, "rm", "-r", "res")
+            run(shared_home, "rm", "-rf", "res")
             subprocess.run(["rm", "-r", str(out / "res")], check=True)
 
 
@@ -343,12 +343,12 @@ def test_all_are_looked_at_first(shared_home: Home) -> None:
     assert b"is a directory" in run(shared_home, "cat", "cli-first/*", status=1)
     assert run(shared_home, "cat", "cli-first/a", "cli-first/a") == b"xx"
     run(shared_home, "rm", "cli-first/a", "cli-first/a")
-    run(shared_home, "rm", "-r", "cli-first/d/b", "cli-first", "cli-first/d")
+    run(shared_home, "rm", "-rf", "cli-first/d/b", "cli-first", "cli-first/d")
     assert b"cli-first" not in run(shared_home, "ls")
     run(shared_home, "snapshot", "cli-first", "--json")
     run(shared_home, "rm-snapshot", "cli-first", "cli-missing", status=1)
     assert b"cli-first" in run(shared_home, "snapshots")
-    run(shared_home, "rm-snapshot", "cli-first", "cli-first")
+    run(shared_home, "rm-snapshot", "--yes", "cli-first", "cli-first")
     assert b"cli-first" not in run(shared_home, "snapshots")
 
 
@@ -356,7 +356,7 @@ def test_removing_a_directory_needs_to_be_asked_for(shared_home: Home) -> None:
     """`rm` without `-r` leaves a directory alone and says how to remove it."""
     run(shared_home, "put", "-", "cli-rm/file", stdin=b"x")
     assert b"rm -r" in run(shared_home, "rm", "cli-rm", status=1)
-    run(shared_home, "rm", "-r", "cli-rm")
+    run(shared_home, "rm", "-rf", "cli-rm")
     assert b"/data/cli-rm" in run(shared_home, "ls", "cli-rm", status=1)
 
 
@@ -370,7 +370,7 @@ def test_what_removing_promises(shared_home: Home) -> None:
     promise = " ".join(run(shared_home, "rm", "--help").decode().split())
     assert "When one is not there, or is a directory and `-r` is not given, none is removed." in promise
     assert "cannot" not in promise
-    run(shared_home, "rm", "-r", "cli-promise")
+    run(shared_home, "rm", "-rf", "cli-promise")
 
 
 def test_patterns_match_on_the_volume(shared_home: Home, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_copying_and_moving(shared_home: Home) -> None:
     assert b"no such file or directory: `/data/cli-cp/c/d`" in printed
     assert b"did you mean `g`" in run(shared_home, "cat", "cli-cp/a/gg", status=1)
     assert run(shared_home, "cp", "cli-cp/a", status=2)
-    run(shared_home, "rm", "-r", "cli-cp")
+    run(shared_home, "rm", "-rf", "cli-cp")
 
 
 def test_what_things_take(shared_home: Home) -> None:
@@ -424,7 +424,7 @@ def test_what_things_take(shared_home: Home) -> None:
     assert (found["apparent_bytes"], found["files"], found["directories"]) == (1_000_010, 2, 2)
     assert found["allocated_bytes"] >= 1_000_000
     assert found["disk_bytes"] > found["disk_free_bytes"] > 0
-    run(shared_home, "rm", "-r", "cli-du")
+    run(shared_home, "rm", "-rf", "cli-du")
 
 
 def test_plans_as_data(shared_home: Home, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_the_command_line(home: Home, volume: Volume) -> None:
     listed = json.loads(run("data", "snapshots", "--json").stdout)
     assert [(one["name"], one["path"]) for one in listed] == [("s", "/data"), ("named", "/data/d"), (kept, "/data/d")]
     assert len(run("data", "snapshots").stdout.splitlines()) == 3
-    run("data", "rm-snapshot", "named", kept)
+    run("data", "rm-snapshot", "named", kept, "--yes")
     assert json.loads(run("data", "snapshots", "--json").stdout) == listed[:1]
     done = run("data", "rm-snapshot", "named", check=False)
     assert (done.returncode, "no snapshot `named`" in done.stderr) == (1, True)

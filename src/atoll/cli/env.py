@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli.confirmation import DryRun, Yes, confirmed, counted, is_answerable
 from atoll.cli.programs import target as program
 from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
 from atoll.cli.terminal import echo, echo_lines
@@ -154,34 +155,91 @@ def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Pyt
 
 
 @app.command
-def prune(*, unused_days: float = 0.0, dry_run: bool = False, cache: bool = False, json: bool = False) -> int:
+def prune(
+    *,
+    unused_days: float = 0.0,
+    cache: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    all_: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    json: bool = False,
+) -> int:
     """Remove environments that nothing uses now. They are built again, with the same versions, when asked for.
+
+    On a terminal it asks first.
 
     Parameters
     ----------
     unused_days: float
         Keep environments that were used within so many days.
-    dry_run: bool
-        Only print the names.
     cache: bool
-        Remove the packages that are kept for further builds, too; without it little space is freed.
+        Remove the packages that are kept for further builds instead; the environments stay.
+    all_: bool
+        Remove both; that frees the most space.
+    yes: bool
+        Do not ask.
+    dry_run: bool
+        Only print the names and sizes.
     json: bool
-        Print an object with `removed` and `in_use`.
+        Print an object with `removed` and `in_use`; with the cache also `cache_bytes` and `freed_bytes`.
     """
     if unused_days < 0:
         return wrong_usage("--unused-days must be at least 0")
-    arguments = {"unused_seconds": unused_days * 86400, "dry_run": dry_run, "cache": cache}
-    answer = local.request("environments.prune", arguments, _tell)
+    if cache and (all_ or unused_days):
+        return wrong_usage("--cache removes no environments; --all removes both")
+    arguments: dict[str, Any] = {
+        "unused_seconds": unused_days * 86400,
+        "cache": cache or all_,
+        "environments": not cache,
+    }
+    found: dict[str, Any] | None = None
+    if dry_run or (not yes and is_answerable()):
+        found = local.request("environments.prune", {**arguments, "dry_run": True}, _tell)
+        if not dry_run and (found["removed"] or found.get("cache_bytes")):
+            if not _confirmed(found):
+                return 1
+            arguments["keys"] = [record["key"] for record in found["removed"]]
+            found = None
+    if found is None:
+        found = local.request("environments.prune", arguments, _tell)
     if json:
-        print_json(answer)
-        return 0
-    for record in answer["removed"]:
-        echo(f"{'would remove' if dry_run else 'removed'} {record['key']}  {size(record['size_bytes'])}")
-    for record in answer["in_use"]:
-        echo(f"in use {record['key']}")
-    if not answer["removed"]:
-        echo("nothing to remove")
+        print_json(found)
+    else:
+        _print_pruned(found, "would remove" if dry_run else "removed")
     return 0
+
+
+def _confirmed(found: dict[str, Any]) -> bool:
+    """Ask whether environments and caches may go."""
+    things = [
+        f"{record['key'][:8]}  Python {record['python_version']}  {size(record['size_bytes'])}  "
+        + (", ".join(record["requirements"]) or "no requirements")
+        for record in found["removed"]
+    ]
+    costs = []
+    if things:
+        total = size(sum(record["size_bytes"] for record in found["removed"]))
+        costs.append(f"{counted(len(things), 'environment')}, {total}; built again when a function asks for it")
+    if found.get("cache_bytes"):
+        costs.append(f"{_cached(found)}; later builds download their packages again")
+    return confirmed(things, costs, "remove?", replaceable=True)
+
+
+def _cached(found: dict[str, Any]) -> str:
+    kept = found["cache_bytes"] - found["freed_bytes"]
+    shared = f", {size(kept)} of them shared with environments" if kept > 0 else ""
+    return f"{size(found['cache_bytes'])} of packages kept for further builds{shared}"
+
+
+def _print_pruned(found: dict[str, Any], verb: str) -> None:
+    for record in found["removed"]:
+        echo(f"{verb} {record['key']}  {size(record['size_bytes'])}")
+    for record in found["in_use"]:
+        echo(f"in use {record['key']}")
+    if found.get("cache_bytes"):
+        echo(f"{verb} {_cached(found)}")
+    elif not found["removed"]:
+        echo("nothing to remove")
 
 
 def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[LocalHost, EnvironmentSpec]:

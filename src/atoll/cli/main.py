@@ -6,6 +6,7 @@ where Ctrl-C ends it quietly; the module itself imports the standard library alo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -31,8 +32,20 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        status = 130
+        status = _interrupted()
     sys.exit(status)
+
+
+def _interrupted() -> int:
+    """Print the one line of Ctrl-C, and return its exit status; a second one ends the program at once, silently."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
+        is_terminal = sys.stderr.isatty()  # the line goes below the `^C` that a terminal shows
+        sys.stderr.write("\ninterrupted\n" if is_terminal else "interrupted\n")
+        sys.stderr.flush()
+    return 130
 
 
 def command_table() -> cyclopts.App:
@@ -47,6 +60,7 @@ def command_table() -> cyclopts.App:
         version=__version__,
         result_action="return_value",
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
     )
     for name, where, summary in _COMMANDS:
         app.command(f"atoll.cli.{where}", name=name, help=summary)
@@ -76,10 +90,13 @@ def run(arguments: list[str]) -> int:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
-        result = app(arguments, exit_on_error=False, print_error=True)
+        result = app(arguments, exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except cyclopts.CycloptsError:
+    except cyclopts.CycloptsError as error:
+        from atoll.cli.usage_errors import text_of  # for a mistake only
+
+        echo_lines(f"error: {text_of(error, [name for name, *_ in _COMMANDS])}", error=True)
         return 2
     except TargetError as error:
         echo_lines(f"error: {error}", error=True)
@@ -87,8 +104,6 @@ def run(arguments: list[str]) -> int:
     except errors.AtollError as error:
         echo_lines(f"error: {error}", error=True)
         return 1
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing is left to flush
         return 1

@@ -39,6 +39,18 @@ def echo_json(text: str, *, flush: bool = False) -> None:
     _print(text.replace("\x7f", "\\u007f"), flush=flush)  # DEL, the one that it leaves
 
 
+def ask(question: str) -> str:
+    """Ask on standard error and return the line that is typed; empty at the end of the input."""
+    if sys.stderr is None or sys.stdin is None:
+        return ""
+    sys.stderr.write(printable(question))
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        sys.stderr.write("\n")
+    return answer
+
+
 def write_output(text: str, *, raw: bool) -> None:
     """Print a function's own output: raw to a pipe or a file, and to a terminal if `raw`; else what is harmless there."""
     if not raw and sys.stdout.isatty():

@@ -32,7 +32,9 @@ async def handle(
     - `build` (`environment`, a spec): gives `environment`.
     - `lock` (`environment`): gives `lock`, the text.
     - `upgrade` (`environment`): gives `environment` and `changed`.
-    - `prune` (`unused_seconds`, `dry_run`, `cache`): gives `removed` and `in_use`, records.
+    - `prune` (`unused_seconds`, `dry_run`, `cache`, `environments`, `keys`): gives `removed` and `in_use`, records;
+      with `cache` also `cache_bytes` and `freed_bytes`. Without `environments`, which is true by default, the caches
+      alone are emptied; `keys`, if given, are those of the environments that may go.
 
     Raises:
         ValueError: an argument has the wrong type.
@@ -69,11 +71,18 @@ async def _prune(store: EnvironmentStore, arguments: dict[str, Any]) -> dict[str
     unused = arguments.get("unused_seconds", 0.0)
     if isinstance(unused, bool) or not isinstance(unused, (int, float)) or unused < 0:
         raise ValueError("`unused_seconds` must be a number of at least 0")
-    dry_run = _flag(arguments, "dry_run")
-    done = await store.prune(unused_seconds=float(unused), dry_run=dry_run)
-    if _flag(arguments, "cache") and not dry_run:
-        await store.clear_cache()
-    return {"removed": _data(done.removed), "in_use": _data(done.in_use)}
+    keys = arguments.get("keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise ValueError("`keys` must be a list of texts")
+    dry_run, cache = _flag(arguments, "dry_run"), _flag(arguments, "cache")
+    only = keys if _flag(arguments, "environments", True) else []
+    done = await store.prune(unused_seconds=float(unused), dry_run=dry_run, only=only)
+    answer: dict[str, Any] = {"removed": _data(done.removed), "in_use": _data(done.in_use)}
+    if cache:
+        answer["cache_bytes"], answer["freed_bytes"] = await store.cache_sizes()
+        if not dry_run:
+            await store.clear_cache()
+    return answer
 
 
 def _data(records: tuple[EnvironmentRecord, ...]) -> list[dict[str, Any]]:
@@ -91,8 +100,8 @@ def _text(arguments: dict[str, Any], name: str) -> str:
     return value
 
 
-def _flag(arguments: dict[str, Any], name: str) -> bool:
-    value = arguments.get(name, False)
+def _flag(arguments: dict[str, Any], name: str, default: bool = False) -> bool:
+    value = arguments.get(name, default)
     if not isinstance(value, bool):
         raise ValueError(f"`{name}` must be true or false")
     return value

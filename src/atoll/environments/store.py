@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -320,16 +320,23 @@ class EnvironmentStore:
 
     # --- removing -----------------------------------------------------------------------------------------------
 
-    async def prune(self, *, unused_seconds: float = 0.0, dry_run: bool = False) -> Removed:
+    async def prune(
+        self, *, unused_seconds: float = 0.0, dry_run: bool = False, only: Collection[str] | None = None
+    ) -> Removed:
         """Remove environments that nobody uses and that were last used at least `unused_seconds` ago.
 
         Superseded generations are removed regardless of their last use. Environments in use stay.
+
+        Args:
+            only: keys of those that may go; None for any.
         """
         with translated(self.directory):
             self.prepare()
             removed: list[EnvironmentRecord] = []
             in_use: list[EnvironmentRecord] = []
             for record in self.list():
+                if only is not None and record.key not in only:
+                    continue
                 if record.superseded or time.time() - record.last_used >= unused_seconds:
                     done = not record.in_use if dry_run else await asyncio.to_thread(self._shelf.remove, record.key)
                     (removed if done else in_use).append(record)
@@ -345,6 +352,10 @@ class EnvironmentStore:
         with translated(self.directory):
             self.prepare()
             await self._recipes.clear_caches()
+
+    async def cache_sizes(self) -> tuple[int, int]:
+        """Return the bytes of the packages that are kept for further builds, and those that `clear_cache` frees."""
+        return await asyncio.to_thread(shelf.shared_sizes, self._recipes.cache_directories())
 
     def prepare(self) -> None:
         """Make the directories and, once per process, remove leftovers of killed builds and removals."""

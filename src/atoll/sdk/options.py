@@ -158,12 +158,11 @@ class Options:
 
 def _unknown(name: str, known: list[str]) -> str:
     if name in LATER:
-        return f"option `{name}` is not in this version of Atoll yet; it has {', '.join(known)}"
-    import difflib  # for a mistake only
+        instead = "pass values in `env`" if name == "secrets" else f"it has {', '.join(known)}"
+        return f"option `{name}` is not in this version of Atoll yet; {instead}"
+    from atoll.sdk.option_names import hint  # for a mistake only
 
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"the options are {', '.join(known)}"
-    return f"unknown option `{name}`; {hint}"
+    return f"unknown option `{name}`; {hint(name, known)}"
 
 
 def _may_hold_path(entry: str) -> bool:

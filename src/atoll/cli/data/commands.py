@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli.confirmation import DryRun, Yes, confirmed, counted
 from atoll.cli.data.paths import expanded, opened
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
@@ -147,8 +148,12 @@ def rm(
     *paths: str,
     recursive: Annotated[bool, cyclopts.Parameter(name=["--recursive", "-r"], negative="")] = False,
     force: Annotated[bool, cyclopts.Parameter(name=["--force", "-f"], negative="")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> int:
     """Remove files of /data. When one is not there, or is a directory and `-r` is not given, none is removed.
+
+    Before directories with files go, a terminal is asked; elsewhere `--yes` or `--force` is needed.
 
     Parameters
     ----------
@@ -157,7 +162,11 @@ def rm(
     recursive: bool
         Remove directories with all that they hold.
     force: bool
-        Missing names are no error.
+        Missing names are no error, and nothing is asked.
+    yes: bool
+        Do not ask.
+    dry_run: bool
+        Only print the names.
     """
     if not paths and not force:
         raise TargetError("name the files to remove")
@@ -174,10 +183,35 @@ def rm(
         for path in found:
             if not recursive and volume.entry(path).is_dir(follow_symlinks=False):
                 raise IsADirectoryError(f"`{printable(path)}` is a directory; remove it with `rm -r`")
-        for path in dict.fromkeys(found):
-            if not any(path.startswith(f"{above}/") for above in found):  # removed with a directory above it
-                volume.remove(path, recursive=recursive)
+        # the others are removed with a directory above them
+        tops = [path for path in dict.fromkeys(found) if not any(path.startswith(f"{above}/") for above in found)]
+        if dry_run:
+            for path in tops:
+                echo_name("would remove ", path)
+            return 0
+        if recursive and not (yes or force) and not _may_remove(volume, tops):
+            return 1
+        for path in tops:
+            volume.remove(path, recursive=recursive)
     return 0
+
+
+def _may_remove(volume: Volume, paths: list[str]) -> bool:
+    """Ask whether directories with files may go."""
+    things, files, total = [], 0, 0
+    for path in paths:
+        if volume.entry(path).is_dir(follow_symlinks=False):
+            found = volume.sums(path)[0][""]
+            if found.files:
+                things.append(f"{path}  {counted(found.files, 'file')}, {size_text(found.apparent_bytes)}")
+                files, total = files + found.files, total + found.apparent_bytes
+    if not things:
+        return True
+    kept = [one.name for one in volume.snapshots() if any(f"{path}/".startswith(f"{one.path}/") for path in paths)]
+    cost = f"the snapshot `{kept[-1]}` may have earlier states" if kept else "no snapshot has them"
+    return confirmed(
+        things, [f"{counted(files, 'file')}, {size_text(total)}; {cost}"], "remove for good?", replaceable=False
+    )
 
 
 @app.command

@@ -60,9 +60,6 @@ def run(
             return 0
     except (errors.AtollError, ReaderGone):
         raise
-    except KeyboardInterrupt:  # status 130, by `main`
-        echo("interrupted", error=True)
-        raise
     except Exception as error:
         hide_frames(error)
         echo_lines(traceback.format_exc().rstrip("\n"), error=True)

@@ -189,6 +189,11 @@ class Recipes:
             return self._shelf.pins_path(found).read_text("utf-8")
         return ""
 
+    def cache_directories(self) -> tuple[Path, ...]:
+        """Return the directories that `clear_caches` empties."""
+        above = self._workshop.directory
+        return (above / "uv", above / "conda" / "archives", above / "conda" / "repodata", above / "fetched")
+
     async def clear_caches(self) -> None:
         """Remove the packages that are kept for further builds, of every kind."""
         from atoll.environments.build import conda  # as in `_conda`

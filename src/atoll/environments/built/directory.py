@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +204,28 @@ def size_bytes(directory: Path) -> int:
                     seen.add(status.st_ino)
                     total += status.st_size
     return total
+
+
+def shared_sizes(directories: Sequence[Path]) -> tuple[int, int]:
+    """Return the size of the files below some directories, and the part of it that their removal frees.
+
+    A file that has a name elsewhere, such as in an environment, keeps its space.
+    """
+    names: dict[tuple[int, int], int] = {}
+    total = freed = 0
+    pending = [str(directory) for directory in directories]
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(entry.path)
+                elif stat.S_ISREG(status.st_mode):
+                    inode = (status.st_dev, status.st_ino)
+                    names[inode] = names.get(inode, 0) + 1
+                    total += status.st_size if names[inode] == 1 else 0
+                    freed += status.st_size if names[inode] == status.st_nlink else 0
+    return total, freed
 
 
 @contextlib.contextmanager
