@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from atoll.sdk.data.sync import sync_dir as sync_dir
     from atoll.sdk.data.volume import Volume as Volume
     from atoll.sdk.decorator import isolated as isolated
+    from atoll.sdk.detached.handle import CallHandle as CallHandle
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.retries import Retries as Retries
 
 _WHERE = {
     "isolated": "atoll.sdk.decorator",
     "IsolatedFunction": "atoll.sdk.function",
+    "CallHandle": "atoll.sdk.detached.handle",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
     "download": "atoll.sdk.data.download",
@@ -38,6 +40,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "CallHandle",
     "IsolatedFunction",
     "LocalHost",
     "Retries",

@@ -168,6 +168,18 @@ class CallCancelled(CallerError):
     code = "call_cancelled"
 
 
+class CallLost(CallerError):
+    """A detached call ran when the daemon ended; how far it came is not known, and it is not made again."""
+
+    code = "call_lost"
+
+
+class CallUnknown(CallerError, LookupError):
+    """No detached call or batch has this id: it never had one, or has expired."""
+
+    code = "call_unknown"
+
+
 class PythonVersionMismatch(CallerError):
     """A pickled function cannot run on another minor version of Python than its caller's."""
 
@@ -315,6 +327,12 @@ class StateUntrusted(StateUnusable):
     def path(self) -> str:
         """The file or directory in question; `uid` and `mode` are in the details."""
         return str(self.details.get("path", ""))
+
+
+class DetachedFull(OperatorError):
+    """Detached calls take as much of the disk as they may; nothing that is kept was lost."""
+
+    code = "detached_full"
 
 
 class HostUnreachable(OperatorError, ConnectionError):

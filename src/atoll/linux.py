@@ -103,6 +103,15 @@ def pid_of(pidfd: int) -> int:
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends.
+
+    Raises:
+        OSError: the kernel does not.
+    """
+    _call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, <linux/prctl.h>
+
+
 CLONE_NEWIPC = 0x08000000  # <linux/sched.h>
 
 

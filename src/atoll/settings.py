@@ -144,6 +144,25 @@ class EnvironmentsSettings:
 
 
 @dataclass(frozen=True)
+class DetachedSettings:
+    """Limits of detached calls.
+
+    Args:
+        keep_days: how long a call is kept after its end.
+        max_bytes: the most that all calls, outputs and results take on the disk; a call that does not fit is refused.
+        call_bytes: the most of the arguments of one `spawn` or `spawn_map`, and of one result.
+        output_bytes: the most of one call's output; of a longer one the middle is left out.
+        at_a_time: calls that run or wait for a worker at a time; further ones wait on the disk. 0 means by processors.
+    """
+
+    keep_days: float = 14.0
+    max_bytes: int = 20 << 30
+    call_bytes: int = 4 << 30
+    output_bytes: int = 32 << 20
+    at_a_time: int = 0
+
+
+@dataclass(frozen=True)
 class Settings:
     """Atoll's options, and the paths of its state."""
 
@@ -152,6 +171,7 @@ class Settings:
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     records: RecordsSettings = field(default_factory=RecordsSettings)
     environments: EnvironmentsSettings = field(default_factory=EnvironmentsSettings)
+    detached: DetachedSettings = field(default_factory=DetachedSettings)
 
     @property
     def run_directory(self) -> Path:
@@ -171,6 +191,11 @@ class Settings:
     def records_directory(self) -> Path:
         """Records of finished calls."""
         return self.home / "records"
+
+    @property
+    def detached_directory(self) -> Path:
+        """Detached calls: arguments, outputs, results."""
+        return self.home / "detached"
 
     @property
     def environments_directory(self) -> Path:
@@ -198,12 +223,23 @@ LEAST = {
     "environments.build_memory_bytes": 128 << 20,
     "environments.build_processes": 16,
     "environments.build_disk_bytes": 1 << 20,
+    "detached.max_bytes": 1 << 20,
+    "detached.call_bytes": 1 << 16,
+    "detached.output_bytes": 1 << 12,
     "sandbox.first_uid": 1000,
     "sandbox.uid_count": 2,
 }
 """The smallest values, besides 0, with which a function can run at all."""
 
-NEVER_ZERO = ("pool.worker_processes", "environments.build_processes", "sandbox.tmp_bytes", "sandbox.shm_bytes")
+NEVER_ZERO = (
+    "pool.worker_processes",
+    "environments.build_processes",
+    "sandbox.tmp_bytes",
+    "sandbox.shm_bytes",
+    "detached.max_bytes",
+    "detached.call_bytes",
+    "detached.output_bytes",
+)
 """Options for which 0 does not mean that Atoll chooses."""
 
 MOST = 1 << 62
@@ -258,6 +294,7 @@ def load(home: Path | None = None) -> Settings:
         "sandbox": SandboxSettings,
         "records": RecordsSettings,
         "environments": EnvironmentsSettings,
+        "detached": DetachedSettings,
     }
     unknown = sorted(set(data) - set(groups))
     if unknown:
@@ -277,6 +314,7 @@ def check_state(options: Settings) -> None:
             options.run_directory,
             options.logs_directory,
             options.records_directory,
+            options.detached_directory,
             options.environments_directory,
             options.volumes_directory,
             options.agents_directory,

@@ -39,7 +39,7 @@ async def main(home: Path, users: list[Path]) -> None:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
             serve(client, Caller(user))
 
-    services = Services(settings.load(home), serve_nested)
+    services = Services(settings.load(home), serve_nested, socket.socket.close)
     services.start()
     accepting = []
     for directory in users:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from atoll import __version__, errors
 from atoll.daemon import leasing, requests
+from atoll.daemon.detached import requests as detached_requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
 from atoll.engine.contract import EngineLease
@@ -323,10 +324,27 @@ class Connection:
     async def _request(self, name: object, arguments: object) -> None:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("a request has a `name` and `arguments`")
+        if name.startswith("detached."):
+            await self._detached(name, arguments)
+            return
         asked = requests.answer(self._services, self._caller, name, arguments, self._progress)
         await self._channel.send({"type": "answer", "value": await self._until_gone(asked)})
         if name in requests.ENDINGS:
             self._leave(name == "stop")
+
+    async def _detached(self, name: str, arguments: dict[str, Any]) -> None:
+        """Answer a request about detached calls, which may have a descriptor on either way."""
+        leasing.check_owner(self._caller, "keep detached calls")
+        asked = detached_requests.handle(
+            self._services.detached, self._caller.user, name, arguments, self._channel.take_descriptors
+        )
+        value, descriptor = await self._until_gone(asked)
+        descriptors = [] if descriptor is None else [descriptor]
+        try:
+            await self._channel.send({"type": "answer", "value": value, "descriptors": len(descriptors)}, descriptors)
+        finally:
+            for one in descriptors:
+                os.close(one)
 
 
 async def _wait(event: asyncio.Event) -> None:

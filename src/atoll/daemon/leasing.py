@@ -103,6 +103,18 @@ def owner(user: str) -> Caller:
     return Caller(user, may_name_host_paths=True, may_choose_interpreter=True, may_administer=True, network="host")
 
 
+def check_owner(caller: Caller, wish: str) -> None:
+    """Refuse everybody but the machine's owner: functions, and other users.
+
+    Raises:
+        ResourcesUnavailable: the caller is one of them.
+    """
+    if caller.nested:
+        raise errors.ResourcesUnavailable(f"a function cannot {wish}", hint="do it from the program itself")
+    if not caller.may_administer:  # the keeper's calls have the owner's rights
+        raise errors.ResourcesUnavailable(f"this user cannot {wish} here", hint="ask the machine's owner")
+
+
 Claim = tuple[str, float, str]
 """A client's description of the call that it wants a lease for: id, time, and the parent's id; unchecked otherwise."""
 

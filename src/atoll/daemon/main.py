@@ -48,7 +48,7 @@ class Daemon:
     def __init__(self, options: Settings, caller: Caller) -> None:
         self._settings = options
         self._caller = caller
-        self._services = Services(options, self._serve_nested)
+        self._services = Services(options, self._serve_nested, self._serve_keeper)
         self._connections: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._left = asyncio.Event()
@@ -83,6 +83,7 @@ class Daemon:
             self._left.set()
         else:
             self._stop_listening()
+            self._services.detached.leave(at_once=False)
             self._busy_until = 0.0
 
     # --- the socket -------------------------------------------------------------------------------------------------
@@ -146,6 +147,9 @@ class Daemon:
         task.add_done_callback(self._connections.discard)
         return task
 
+    def _serve_keeper(self, connection: socket.socket) -> None:
+        self._serve(AsyncChannel(connection), self._caller)
+
     async def _serve_nested(self, connection: socket.socket, opener: Opener) -> None:
         channel = AsyncChannel(connection, NESTED, opener.pace)
         channel.bound_descriptors(0)
@@ -161,7 +165,7 @@ class Daemon:
             now = time.monotonic()
             if self._listener is not None and not self._owns_path():
                 self.leave(at_once=False)
-            if self._connections or not self._services.engine.idle:
+            if self._connections or self._services.detached.busy or not self._services.engine.idle:
                 if self._listener is not None:
                     self._busy_until = now
             elif now - self._busy_until >= idle_seconds and self._can_leave():
@@ -184,7 +188,7 @@ class Daemon:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            if self._connections:
+            if self._connections or self._services.detached.busy:
                 return False
             if self._owns_path():
                 self._settings.socket_path.unlink()

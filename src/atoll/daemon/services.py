@@ -6,9 +6,12 @@ The daemon's control socket builds on them today, a server later. Each request n
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
+from atoll.daemon.detached.calls import Detached
 from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
@@ -26,12 +29,13 @@ class Services:
     Args:
         options: the state directory and its options.
         on_connect: serves the connections that code inside workers opens.
+        serve: serves a connection of the owner's, which the keeper opens.
 
     Raises:
         StateUnusable, DiskFull: the state cannot be prepared.
     """
 
-    def __init__(self, options: Settings, on_connect: Connect) -> None:
+    def __init__(self, options: Settings, on_connect: Connect, serve: Callable[[socket.socket], object]) -> None:
         self.settings = options
         self.started_at = time.time()
         self.node = Node(options)
@@ -40,6 +44,7 @@ class Services:
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
+        self.detached = Detached(options, serve)
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)
@@ -59,12 +64,15 @@ class Services:
     def prepare(self) -> None:
         """Begin the work that the first call need not wait for."""
         self._tasks.append(asyncio.ensure_future(self.node.settle()))
+        self.detached.start()
 
     async def close_engine(self) -> None:
         """End the work in the background and every sandbox; connections that hold leases then end."""
         for task in self._tasks:
             task.cancel()
+        self.detached.leave(at_once=True)
         await self.engine.close()
+        await self.detached.close()
 
     async def close(self) -> None:
         """Close the rest, after `close_engine`, when no connection is left."""

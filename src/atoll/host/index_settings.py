@@ -91,6 +91,11 @@ def certificates(digest: str) -> str:
     return _known().text(digest)
 
 
+def learn(text: str) -> None:
+    """Let requests of this process name certificates that another program has read."""
+    _known().learn(text)
+
+
 @cache
 def _known() -> Certificates:
     """Return the certificates of the last requests of this process."""

@@ -15,6 +15,7 @@ from atoll.sdk.options import Options
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
+    from atoll.sdk.detached.handle import CallHandle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,6 +134,27 @@ class IsolatedFunction(Batches, Generic[P, R]):
             return False
         future.ticket.cancel()
         return True
+
+    def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]:
+        """Begin a call that outlives this program, and return its handle.
+
+        When this returns, the host keeps function, modules and arguments on its disk: the program may end, a connection
+        may drop. `CallHandle.from_id(handle.id)` finds the call again from any program, `atoll attach ID` from the command
+        line. The result of a generator function is the list of its items.
+
+        Raises:
+            SerializationError: an argument cannot be sent.
+            DetachedFull, DiskFull: there is no room for it; nothing was kept.
+            ResourcesUnavailable: a function asks.
+        """
+        from atoll.sdk.detached import spawning
+        from atoll.sdk.detached.handle import CallHandle
+
+        try:
+            return CallHandle(spawning.spawn(self, args, kwargs), self._options.host)
+        except BaseException as error:
+            hide_frames(error)
+            raise
 
     def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run a call from asyncio: `await f.aio(...)`, or `async for item in f.aio(...)` for a generator function.

@@ -6,20 +6,27 @@ Messages on control sockets are small. What is larger, and seldom needed, travel
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _SEALS = 0b1111
 """No further seals, no shrinking, no growing, no writing."""
 
 
-def make(data: bytes) -> int:
+def make(*pieces: Any) -> int:
     """Return the descriptor of a sealed file with these bytes; the caller owns it."""
+    return make_of(pieces)
+
+
+def make_of(pieces: Iterable[Any]) -> int:
+    """Return the descriptor of a sealed file with the bytes of all pieces; the caller owns it."""
     import fcntl
 
     descriptor = os.memfd_create("atoll-sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with open(descriptor, "wb", buffering=0, closefd=False) as file:
-            file.write(data)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.writelines(pieces)
         fcntl.fcntl(descriptor, _ADD_SEALS, _SEALS)
     except BaseException:
         os.close(descriptor)
@@ -33,6 +40,18 @@ def read(descriptor: int, most: int) -> bytes:
     Raises:
         ValueError: it is no sealed file, or has more than `most` bytes.
     """
+    size = size_of(descriptor)
+    if size > most:
+        raise ValueError(f"a sealed file has {size} bytes, more than {most}")
+    return os.pread(descriptor, size, 0)
+
+
+def size_of(descriptor: int) -> int:
+    """Return the size of a sealed file.
+
+    Raises:
+        ValueError: it is no sealed file.
+    """
     import fcntl
 
     try:
@@ -41,7 +60,15 @@ def read(descriptor: int, most: int) -> bytes:
         sealed = False
     if not sealed:
         raise ValueError("a descriptor is no sealed file")
-    size = os.fstat(descriptor).st_size
-    if size > most:
-        raise ValueError(f"a sealed file has {size} bytes, more than {most}")
-    return os.pread(descriptor, size, 0)
+    return os.fstat(descriptor).st_size
+
+
+def copy(descriptor: int, target: int) -> None:
+    """Copy a sealed file to another one, without its bytes in this process's memory.
+
+    Raises:
+        OSError: the target takes no more.
+    """
+    place, size = 0, size_of(descriptor)
+    while place < size:
+        place += os.sendfile(target, descriptor, place, min(size - place, 1 << 30))

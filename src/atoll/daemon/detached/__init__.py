@@ -1,0 +1,1 @@
+"""Detached calls in the daemon: accepting them, the keeper that makes them, and clients' requests about them."""

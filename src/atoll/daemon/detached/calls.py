@@ -1,0 +1,224 @@
+"""The daemon's part in detached calls: it keeps them, has a keeper make them, and tells clients of their changes.
+
+Theory of operation. The keeper is a child process, started when a call has no outcome, which ends when it is idle. It
+is connected by one channel, over which it opens connections to this daemon as any program would. The store on the disk
+is what both agree on. A keeper that ends while calls wait is started again, after a pause that grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from atoll import process, settings
+from atoll.detached.store import FILE, Store
+from atoll.settings import Settings
+from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError
+
+log = logging.getLogger("atoll.detached")
+
+MOST_PAUSE_SECONDS = 60.0
+LEAVE_SECONDS = 2.0
+"""Seconds that the keeper has to write the last outcomes when the daemon ends."""
+
+T = TypeVar("T")
+
+
+class Detached:
+    """The detached calls of this daemon.
+
+    Args:
+        serve: serves a connection that the keeper has opened.
+    """
+
+    def __init__(self, options: Settings, serve: Callable[[socket.socket], object]) -> None:
+        self._options = options
+        self._serve = serve
+        self._store: Store | None = None
+        self._opening = asyncio.Lock()
+        self._keeper: process.Child | None = None
+        self._channel: AsyncChannel | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self._pause_seconds = 0.0
+        self._leaving = False
+        self._pending = False
+        self.waits: dict[str, tuple[str, str]] = {}
+        """The state and the line about the wait of calls that the keeper has in its hands."""
+
+    @property
+    def busy(self) -> bool:
+        """True while a call has no outcome, or the keeper lives."""
+        return not self._leaving and (self._pending or self._keeper is not None)
+
+    def start(self) -> None:
+        """Have calls made that an earlier daemon has left."""
+        if (self._options.detached_directory / FILE).exists():
+            self._spawn(self._look_for_calls())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def ask(self, question: Callable[[Store], T]) -> T:
+        """Ask the store, in a thread.
+
+        Raises:
+            AtollError: as the store.
+        """
+        async with self._opening:
+            if self._store is None:
+                directory = self._options.detached_directory
+                self._store = await asyncio.to_thread(Store, directory, self._options.detached)
+        return await asyncio.to_thread(question, self._store)
+
+    async def _look_for_calls(self) -> None:
+        try:
+            self._pending = await self.ask(Store.pending) > 0
+        except Exception as error:
+            self._pending = False
+            log.warning("detached_calls_unreadable error=%s", error)
+        if self._pending:
+            self.look()
+
+    def look(self) -> None:
+        """Have the keeper look for calls; it is started where there is none."""
+        self._pending = True
+        if self._leaving:
+            return
+        if self._channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"type": "look"})
+        elif self._keeper is None:
+            self._begin_keeper()
+
+    def cancel(self, call: str) -> None:
+        """Have the keeper end a call that runs."""
+        if self._channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"type": "cancel", "call": call})
+
+    # --- the keeper -------------------------------------------------------------------------------------------------
+
+    def _begin_keeper(self) -> None:
+        ours, theirs = socket.socketpair()
+        package = str(Path(__file__).parents[3])
+        code = f"import sys; sys.path.insert(0, {package!r}); from atoll.keeper.main import main; sys.exit(main())"
+        command = [sys.executable, "-P", "-c", code, str(self._options.home), str(theirs.fileno())]
+        try:
+            self._keeper = process.Child(
+                command, env=settings.daemon_environment(), descriptors=[theirs.fileno()], stdout=2, stderr=2
+            )
+        except OSError as error:
+            log.warning("keeper_not_started error=%s", error)
+            ours.close()
+            self._spawn(self._look_later())
+            return
+        finally:
+            theirs.close()
+        self._channel = AsyncChannel(ours)
+        self._spawn(self._attend(self._keeper, self._channel))
+
+    async def _attend(self, keeper: process.Child, channel: AsyncChannel) -> None:
+        """Serve the keeper to its end."""
+        began = time.monotonic()
+        try:
+            while True:
+                message = (await channel.receive()).header
+                match message.get("type"):
+                    case "connect":
+                        (descriptor,) = channel.take_descriptors(1)
+                        self._serve(socket.socket(fileno=descriptor))
+                    case "changed":
+                        self._note(message)
+        except (ChannelClosed, FrameError, ValueError):
+            pass
+        finally:
+            channel.close()
+            status = await keeper.kill()
+            self._keeper = self._channel = None
+            self.waits.clear()
+        if self._leaving:
+            return
+        if status:
+            log.warning("keeper_ended status=%s", status)
+        lived = time.monotonic() - began > MOST_PAUSE_SECONDS or not status
+        self._pause_seconds = 0.0 if lived else min(max(2 * self._pause_seconds, 0.1), MOST_PAUSE_SECONDS)
+        self.wake_all()
+        self._spawn(self._look_later())
+
+    async def _look_later(self) -> None:
+        await asyncio.sleep(self._pause_seconds)
+        await self._look_for_calls()
+
+    def _note(self, message: dict[str, Any]) -> None:
+        call, batch, state = (str(message.get(name, "")) for name in ("call", "batch", "state"))
+        if state == "finished" or not state:
+            self.waits.pop(call, None)
+        else:
+            self.waits[call] = state, str(message.get("line", ""))
+        if state:
+            self.wake(call, batch)
+
+    # --- clients that wait ------------------------------------------------------------------------------------------
+
+    def wake(self, *names: str) -> None:
+        """Wake those who wait for a change of these calls or batches."""
+        for name in names:
+            for waiter in self._waiters.pop(name, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def wake_all(self) -> None:
+        """Wake everybody who waits."""
+        self.wake(*list(self._waiters))
+
+    def waiter(self, name: str) -> asyncio.Future[None]:
+        """Return a future of the next change of a call or batch; to be cancelled where it is not waited for."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters[name]
+        waiters.add(waiter)
+        waiter.add_done_callback(partial(self._forget, name))
+        return waiter
+
+    def _forget(self, name: str, waiter: asyncio.Future[None]) -> None:
+        waiters = self._waiters.get(name)
+        if waiters is not None:
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[name]
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def leave(self, *, at_once: bool) -> None:
+        """Have no further call made by this daemon; with `at_once` the running ones are about to be ended."""
+        self._leaving = True
+        if self._channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"type": "leave", "at_once": at_once})
+
+    async def close(self) -> None:
+        """End the keeper, which writes the last outcomes meanwhile."""
+        self._leaving = True
+        if self._keeper is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._keeper.wait(), LEAVE_SECONDS)
+            if self._keeper is not None:
+                await self._keeper.kill()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)

@@ -1,0 +1,86 @@
+"""The row of a detached call, as the store keeps it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from atoll.model.spool import RetryRule
+
+STATES = ("waiting", "running", "finished")
+"""A call waits until it is sent to a worker; it runs until its outcome is known."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One detached call.
+
+    Args:
+        call, user, function: as in `model.records.CallRecord`.
+        batch, number: the batch and the call's place in it; empty and 0 for a call that is in none.
+        spool: the file with its arguments; `place` is its number there.
+        identity, max_concurrency: as in `model.specs.LeaseSpec`.
+        results: how result and exception come back: `pickle` or `data`.
+        stream: 1 if the answer has items before the result.
+        retries: the rule as JSON.
+        state: one of `STATES`.
+        outcome: one of `model.records.OUTCOMES` for a finished call.
+        error: JSON: Atoll's error as data, or `type` and `text` of the function's exception; empty for none.
+        attempts: how often the call was sent to a worker.
+        due_at: when it may be made, in seconds since the epoch.
+        queued_at, started_at, ended_at: seconds since the epoch; 0 for not yet.
+        spool_bytes, result_bytes, output_bytes: sizes on the disk.
+        revision: grows with each change.
+    """
+
+    call: str
+    user: str
+    function: str = ""
+    batch: str = ""
+    number: int = 0
+    spool: str = ""
+    place: int = 0
+    identity: str = ""
+    max_concurrency: int = 0
+    results: str = "pickle"
+    stream: int = 0
+    retries: str = ""
+    state: str = "waiting"
+    outcome: str = ""
+    error: str = ""
+    attempts: int = 0
+    due_at: float = 0.0
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    spool_bytes: int = 0
+    result_bytes: int = 0
+    output_bytes: int = 0
+    revision: int = 0
+
+    @property
+    def rule(self) -> RetryRule:
+        """The retries that are left out of `attempts`.
+
+        Raises:
+            ValueError: the row is damaged.
+        """
+        return RetryRule.from_data(json.loads(self.retries)) if self.retries else RetryRule()
+
+    @staticmethod
+    def rule_text(rule: RetryRule) -> str:
+        """Return the text of `retries`."""
+        return json.dumps(rule.to_data())
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The error as data; empty for none."""
+        found = json.loads(self.error) if self.error else {}
+        return found if isinstance(found, dict) else {}
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the row for a client."""
+        left_out = ("user", "spool", "place", "identity", "max_concurrency", "retries", "error")
+        data = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {**data, "error": self.failure}

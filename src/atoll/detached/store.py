@@ -1,0 +1,363 @@
+"""The store of detached calls: the only module here that knows SQL. Daemon and keeper have it open at the same time.
+
+Theory of operation. A row is the truth about its call; files come before the row that needs them, and go after it.
+Each change of state is one statement with the state before it as its condition, committed to the disk before anybody
+acts on it: a call is sent to a worker only when its row says `running`. So a process may be killed between any two
+steps: what is `running` when a keeper begins was lost with the one before, and everything else is still true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from atoll import errors
+from atoll.detached.files import Files
+from atoll.detached.rows import Row
+from atoll.settings import DetachedSettings
+
+FILE = "calls.db"
+WAIT_SECONDS = 30.0
+MOST_LISTED = 100_000
+_COLUMNS = tuple(field.name for field in fields(Row))
+_KINDS = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY,
+    {", ".join(f"{field.name} {_KINDS[str(field.type)]} NOT NULL" for field in fields(Row))},
+    UNIQUE (call)
+);
+CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
+CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
+CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
+"""
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
+LOST = errors.CallLost(
+    "the daemon ended while the call ran; how far it came is not known",
+    hint="look at `/data` and at `atoll logs CALL`, then call again; with `retries` such calls are made again",
+)
+
+
+class Store:
+    """The detached calls below a directory; safe to use from several threads.
+
+    Raises:
+        StateUnusable, DiskFull: from each method: the rows cannot be read or written; nothing was changed.
+        StateUntrusted: another user can change the directory.
+    """
+
+    def __init__(self, directory: Path, options: DetachedSettings) -> None:
+        self._options = options
+        self._path = directory / FILE
+        self._lock = threading.Lock()
+        with self._translated():
+            self.files = Files(directory)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._connection = sqlite3.connect(
+                self._path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                for name, value in (
+                    ("journal_mode", "WAL"),
+                    ("synchronous", "FULL"),
+                    ("journal_size_limit", 4 << 20),
+                    ("cache_size", -1000),
+                ):
+                    self._connection.execute(f"PRAGMA {name} = {value}").fetchall()
+                self._connection.executescript(_SCHEMA)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise errors.DiskFull(
+                    f"no space left for detached calls below `{self._path.parent}`", hint="free some space"
+                ) from error
+            if isinstance(error, errors.AtollError):
+                raise
+            raise errors.StateUnusable(
+                f"detached calls cannot be kept below `{self._path.parent}`: {error}", hint="see `atoll doctor`"
+            ) from error
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_FULL"):
+                raise errors.DiskFull(
+                    f"no space left for detached calls below `{self._path.parent}`", hint="free some space"
+                ) from error
+            raise errors.StateUnusable(
+                f"the detached calls in `{self._path}` cannot be read or written: {error}",
+                hint="if the file is damaged, move it away: results and outputs are files beside it",
+            ) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
+        with self._lock, self._translated():
+            return [Row(*row) for row in self._connection.execute(f"{_SELECT} {rest}", values)]
+
+    def _change(self, changes: str, test: str, values: Sequence[Any]) -> int:
+        """Change rows; return how many."""
+        with self._transaction() as connection:
+            statement = f"UPDATE calls SET {changes}, revision = revision + 1 WHERE {test}"  # noqa: S608 - own words
+            return connection.execute(statement, values).rowcount
+
+    # --- accept -----------------------------------------------------------------------------------------------------
+
+    def accept(self, rows: Sequence[Row], fill: Callable[[BinaryIO], None], size_bytes: int) -> None:
+        """Keep calls: afterwards they are on the disk, whatever happens. The same calls again change nothing.
+
+        Args:
+            rows: calls of one user in one spool.
+            fill: writes the spool's file.
+            size_bytes: of the spool.
+
+        Raises:
+            DetachedFull: there is no room for them.
+            ValueError: a call of this id is another's.
+        """
+        first = rows[0]
+        known = self._rows("WHERE call = ?", (first.call,))
+        if known:
+            if known[0].user != first.user or known[0].spool != first.spool:
+                raise ValueError("a call has the id of another one")
+            return
+        self.check_room(size_bytes)
+        with self._translated():
+            self.files.write("spools", first.spool, fill)
+        try:
+            marks = ", ".join("?" * len(_COLUMNS))
+            statement = f"INSERT INTO calls ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - own names
+            with self._transaction() as connection:
+                connection.executemany(statement, ([getattr(row, name) for name in _COLUMNS] for row in rows))
+        except BaseException:
+            self.files.remove("spools", first.spool)
+            raise
+
+    def write_result(self, call: str, fill: Callable[[BinaryIO], None]) -> int:
+        """Write the answer of a call; return its size."""
+        with self._translated():
+            return self.files.write("results", call, fill)
+
+    def used_bytes(self) -> int:
+        """Return how much all calls take on the disk."""
+        with self._lock, self._translated():
+            (used,) = self._connection.execute(
+                "SELECT total(spool_bytes) + total(result_bytes) + total(output_bytes) FROM calls"
+            ).fetchone()
+        return int(used)
+
+    def check_room(self, size_bytes: int) -> None:
+        """Check that so much more may be kept.
+
+        Raises:
+            DetachedFull: it may not.
+        """
+        most = self._options.call_bytes
+        if size_bytes > most:
+            raise errors.DetachedFull(
+                f"it has {size_bytes / 1e6:,.1f} MB, and one detached call may have {most / 1e6:,.1f}",
+                hint="put large values below `/data` and pass the path, or raise `detached.call_bytes` in the settings",
+            )
+        used, most = self.used_bytes(), self._options.max_bytes
+        if used + size_bytes > most:
+            raise errors.DetachedFull(
+                f"detached calls take {used / 1e6:,.1f} of at most {most / 1e6:,.1f} MB, and {size_bytes / 1e6:,.1f} "
+                "are to be added",
+                hint="take results with `atoll calls result` and remove the calls with `atoll calls forget`, or raise "
+                "`detached.max_bytes` in the settings",
+            )
+
+    # --- the keeper's changes ---------------------------------------------------------------------------------------
+
+    def next(self, now: float, taken: Sequence[str], full: Sequence[str]) -> Row | None:
+        """Return the first call that may be made now.
+
+        Args:
+            taken: calls that are in the keeper's hands already.
+            full: identities of functions that may have no further call.
+        """
+        test = (
+            f"state = 'waiting' AND due_at <= ? AND call NOT IN ({', '.join('?' * len(taken))}) "
+            f"AND identity NOT IN ({', '.join('?' * len(full))})"
+        )
+        found = self._rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full))
+        return found[0] if found else None
+
+    def next_due(self, now: float) -> float | None:
+        """Return when the next call that waits for its retry may be made; None where none does."""
+        found = self._rows("WHERE state = 'waiting' AND due_at > ? ORDER BY due_at LIMIT 1", (now,))
+        return found[0].due_at if found else None
+
+    def pending(self) -> int:
+        """Return how many calls have no outcome."""
+        with self._lock, self._translated():
+            return int(self._connection.execute("SELECT count(*) FROM calls WHERE state != 'finished'").fetchone()[0])
+
+    def begin(self, call: str) -> bool:
+        """Mark that a call is about to be sent to a worker; False where it waits no longer."""
+        changes = "state = 'running', attempts = attempts + 1, started_at = ?"
+        return self._change(changes, "call = ? AND state = 'waiting'", (time.time(), call)) == 1
+
+    def again(self, call: str, due_at: float) -> bool:
+        """Have a running call made again, at this time or later."""
+        return self._change("state = 'waiting', due_at = ?", "call = ? AND state = 'running'", (due_at, call)) == 1
+
+    def end(self, call: str, outcome: str, error: dict[str, Any] | None, result_bytes: int, output_bytes: int) -> bool:
+        """Set the outcome of a call that has none; return whether this one is it."""
+        text = json.dumps(error) if error else ""
+        changes = "state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?"
+        values = (outcome, text, result_bytes, output_bytes, time.time(), call)
+        changed = self._change(changes, "call = ? AND state != 'finished'", values) == 1
+        if changed:
+            self._drop_spool(call)
+        return changed
+
+    def _drop_spool(self, call: str) -> None:
+        """Remove a spool that no call can need any more; a batch's stays for the items that failed."""
+        (row,) = self._rows("WHERE call = ?", (call,))
+        for needed in ("state IN ('waiting', 'running')", "state = 'finished' AND batch != '' AND outcome != 'ok'"):
+            if self._rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
+                return
+        self._change("spool_bytes = 0", "spool = ? AND spool_bytes > 0", (row.spool,))
+        self.files.remove("spools", row.spool)
+
+    def recover(self) -> list[Row]:
+        """Give each call that ran under an earlier keeper its end: made again where `retries` are left, else `lost`.
+
+        Return the calls that were lost. For the keeper alone, which holds the lock.
+        """
+        return [row for row in self._rows("WHERE state = 'running'") if not self.lose(row, LOST)]
+
+    def lose(self, row: Row, error: errors.AtollError) -> bool:
+        """End a running call whose worker was lost with this error, or have it made again; return whether it is."""
+        try:
+            rule = row.rule
+        except ValueError:
+            rule = None
+        if rule is not None and row.attempts <= rule.count:
+            self.again(row.call, time.time() + rule.wait(row.attempts - 1))
+            return True
+        self.end(row.call, "lost", error.to_data(), 0, self.output_bytes(row.call))
+        return False
+
+    def output_bytes(self, call: str) -> int:
+        """Return the size of a call's output on the disk."""
+        try:
+            return os.stat(self.files.path("outputs", call)).st_size
+        except OSError:
+            return 0
+
+    # --- clients' questions and changes -----------------------------------------------------------------------------
+
+    def find(self, user: str, start: str) -> Row:
+        """Return a user's call by its id, or by a beginning that no other has.
+
+        Raises:
+            CallUnknown: there is none, or more than one.
+        """
+        found = self._rows("WHERE user = ? AND call = ?", (user, start))
+        if not found and start:
+            values = (user, start, start + "\U0010ffff")
+            found = self._rows("WHERE user = ? AND call >= ? AND call < ? ORDER BY id DESC LIMIT 3", values)
+        if not found:
+            raise errors.CallUnknown(
+                f"no detached call has the id `{start}`",
+                hint="see `atoll calls list --running`; a call is kept for "
+                f"{self._options.keep_days:g} days after its end",
+            )
+        if len(found) > 1:
+            shown = ", ".join(f"`{row.call}`" for row in found)
+            raise errors.CallUnknown(f"more than one detached call has an id that begins with `{start}`", hint=shown)
+        return found[0]
+
+    def list(self, user: str, *, batch: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED) -> list[Row]:
+        """Return a user's calls: those of a batch in its order, else newest first."""
+        tests, values = ["user = ?"], [user]
+        if batch:
+            tests.append("batch = ?")
+            values.append(batch)
+        if states:
+            tests.append(f"state IN ({', '.join('?' * len(states))})")
+            values += states
+        order = "number" if batch else "id DESC"
+        return self._rows(f"WHERE {' AND '.join(tests)} ORDER BY {order} LIMIT ?", (*values, limit))
+
+    def counts(self, user: str, batch: str) -> dict[str, int]:
+        """Return how many calls of a batch have each state and, for finished ones, each outcome."""
+        with self._lock, self._translated():
+            return {
+                str(name): int(count)
+                for name, count in self._connection.execute(
+                    "SELECT CASE state WHEN 'finished' THEN outcome ELSE state END, count(*) FROM calls "
+                    "WHERE user = ? AND batch = ? GROUP BY 1",
+                    (user, batch),
+                )
+            }
+
+    def cancel_waiting(self, call: str) -> bool:
+        """End a call that has not been sent to a worker; return whether it had not."""
+        error = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
+        values = (json.dumps(error.to_data()), time.time(), call)
+        changes = "state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?"
+        changed = self._change(changes, "call = ? AND state = 'waiting'", values) == 1
+        if changed:
+            self._drop_spool(call)
+        return changed
+
+    def renew(self, user: str, batch: str) -> int:
+        """Have the finished items of a batch that failed made again; return how many."""
+        changes = "state = 'waiting', outcome = '', error = '', attempts = 0, due_at = 0, result_bytes = 0"
+        test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
+        return self._change(changes, test, (user, batch))
+
+    def forget(self, rows: Sequence[Row]) -> int:
+        """Remove finished calls and their files; return how many."""
+        removed = 0
+        for row in rows:
+            with self._transaction() as connection:
+                gone = connection.execute("DELETE FROM calls WHERE call = ? AND state = 'finished'", (row.call,))
+            if gone.rowcount:
+                removed += 1
+                self.files.remove("results", row.call)
+                self.files.remove("outputs", row.call)
+                if not self._rows("WHERE spool = ? LIMIT 1", (row.spool,)):
+                    self.files.remove("spools", row.spool)
+        return removed
+
+    def expire(self) -> None:
+        """Remove finished calls that are older than they are kept, and files without a row."""
+        oldest = time.time() - self._options.keep_days * 86400
+        self.forget(self._rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
+        with self._lock, self._translated():
+            calls = [row[0] for row in self._connection.execute("SELECT call FROM calls")]
+            spools = [row[0] for row in self._connection.execute("SELECT DISTINCT spool FROM calls")]
+        self.files.remove_strays("spools", spools)
+        for kind in ("results", "outputs"):
+            self.files.remove_strays(kind, calls)

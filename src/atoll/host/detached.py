@@ -1,0 +1,122 @@
+"""Requests about detached calls to the local daemon, with a file on the way there or back."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from atoll import errors
+from atoll.host import daemon_start
+from atoll.host.local import LocalHost
+from atoll.wire import nested, sealed_file
+from atoll.wire.channel import Channel, ChannelClosed
+
+ATTEMPTS = 5
+"""Trials of a request while daemons end: each request may be made again."""
+PAUSE_SECONDS = 0.1
+
+
+class Answer(NamedTuple):
+    """The answer to a request; the caller owns the descriptor, None where there is no file."""
+
+    value: dict[str, Any]
+    descriptor: int | None
+
+
+def request(host: Any, name: str, arguments: dict[str, Any], *, timeout: float | None = None) -> Answer:
+    """Ask the daemon about detached calls; it is started where there is none, and asked again where it ends.
+
+    Args:
+        timeout: seconds until the answer must be here.
+
+    Raises:
+        TimeoutError: it was not.
+        AtollError: as the daemon answers.
+    """
+    return _request(host, name, arguments, None, timeout)
+
+
+def accept(host: Any, spool: str, pieces: Callable[[], Iterable[Any]]) -> list[str]:
+    """Have the daemon keep the calls of a spool; return their ids.
+
+    When this returns, the calls are on the disk. The same spool may be sent again.
+
+    Raises:
+        DetachedFull, DiskFull, StateUnusable: nothing was kept.
+    """
+    check(host)
+    try:
+        descriptor = sealed_file.make_of(pieces())
+    except OSError as error:
+        raise errors.SerializationError(
+            f"the arguments do not fit into memory a second time: {error}",
+            hint="put large values below `/data` and pass the path",
+        ) from error
+    try:
+        calls = _request(host, "detached.accept", {"spool": spool}, descriptor, None).value["calls"]
+    finally:
+        os.close(descriptor)
+    return [str(call) for call in calls]
+
+
+def check(host: Any) -> None:
+    """Check that a host keeps detached calls for this process.
+
+    Raises:
+        ResourcesUnavailable: this is a function.
+        TypeError: the host keeps none.
+    """
+    if nested.inside():
+        raise errors.ResourcesUnavailable(
+            "a function cannot make or look at detached calls",
+            hint="use `submit` or `map` inside of functions, and `spawn` in the program itself",
+        )
+    if not isinstance(host, LocalHost):
+        raise TypeError(f"`{host!r}` keeps no detached calls")
+
+
+def _request(host: Any, name: str, arguments: dict[str, Any], descriptor: int | None, timeout: float | None) -> Answer:
+    check(host)
+    message = {"type": "request", "name": name, "arguments": arguments}
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for attempt in range(ATTEMPTS):
+        channel = daemon_start.open_connection(host.settings, message, () if descriptor is None else (descriptor,))
+        try:
+            return _answer(channel, deadline)
+        except ChannelClosed:
+            if attempt == ATTEMPTS - 1:
+                break
+            time.sleep(PAUSE_SECONDS)
+        finally:
+            channel.close()
+    raise errors.HostUnreachable("the daemon ended before it answered", hint="try again")
+
+
+def _answer(channel: Channel, deadline: float | None) -> Answer:
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    while True:
+        while not channel.pending:
+            left = None if deadline is None else 1000 * (deadline - time.monotonic())
+            if left is not None and left <= 0:
+                raise TimeoutError
+            if poll.poll(left):
+                channel.fill()
+        header = channel.receive().header
+        match header.get("type"):
+            case "answer":
+                found = channel.take_descriptors(1) if header.get("descriptors") else [None]
+                return Answer(header["value"], found[0])
+            case "failed":
+                raise errors.from_data(header.get("error") or {})
+
+
+def close(answer: Answer) -> None:
+    """Close the file of an answer that is not read."""
+    if answer.descriptor is not None:
+        with suppress(OSError):
+            os.close(answer.descriptor)

@@ -1,0 +1,192 @@
+"""The keeper's process: makes detached calls, several at a time, until none waits and it has been idle for a while.
+
+Theory of operation. A lock makes it the only keeper of its state directory, also while two daemons hand over. With the
+lock in hand it gives the calls that ran under an earlier keeper their end (`Store.recover`), then takes waiting ones in
+their order. It is an ordinary client of its daemon: leases, limits and ends are those of any program. Over one channel
+the daemon says `look` (new calls), `cancel`, and `leave`; the keeper says `changed`. The end of the channel ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from atoll import errors, linux, settings
+from atoll.detached.rows import Row
+from atoll.detached.store import LOST, Store
+from atoll.keeper.attempt import PAUSE_SECONDS, Attempt
+from atoll.keeper.own_host import OwnHost
+from atoll.settings import Settings
+from atoll.terminal_text import printable
+from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError
+
+log = logging.getLogger("atoll.keeper")
+
+LOCK = "keeper.lock"
+IDLE_SECONDS = 10.0
+"""Seconds without a call after which the keeper ends; a shorter `pool.daemon_idle_seconds` counts in its place."""
+EXPIRE_SECONDS = 600.0
+LEAST_AT_A_TIME = 16
+
+
+class Keeper:
+    """Makes the detached calls of one state directory.
+
+    Args:
+        daemon: the channel to the daemon.
+    """
+
+    def __init__(self, options: Settings, daemon: Channel) -> None:
+        self._options = options
+        self._daemon = daemon
+        self._store = Store(options.detached_directory, options.detached)
+        self._host = OwnHost(options, daemon)
+        self._changed = threading.Condition()
+        self._attempts: dict[str, Attempt] = {}
+        self._looked = True
+        self._leaving = False
+        self._paused_until = 0.0
+        processors = len(os.sched_getaffinity(0))
+        self._most = options.detached.at_a_time or max(LEAST_AT_A_TIME, 2 * processors)
+        self._idle_seconds = min(IDLE_SECONDS, options.pool.daemon_idle_seconds)
+
+    def run(self) -> None:
+        """Make calls until there is nothing to do."""
+        for row in self._store.recover():
+            self._over(row)
+        self._store.expire()
+        expired = busy_at = time.monotonic()
+        while True:
+            self._take()
+            now = time.monotonic()
+            with self._changed:
+                if self._attempts:
+                    busy_at = now
+                elif self._leaving:
+                    return
+            due = self._store.next_due(time.time())
+            if due is None and now - busy_at >= self._idle_seconds and not self._store.pending():
+                return
+            if now - expired > EXPIRE_SECONDS:
+                expired = now
+                self._store.expire()
+            seconds = self._idle_seconds if due is None else min(max(due - time.time(), 0.01), 60.0)
+            if self._paused_until > now:
+                seconds = min(seconds, self._paused_until - now)
+            with self._changed:
+                if not self._looked:
+                    self._changed.wait(seconds)
+                self._looked = False
+
+    def _take(self) -> None:
+        """Begin as many waiting calls as may be made at a time."""
+        while time.monotonic() >= self._paused_until:
+            with self._changed:
+                if self._leaving or len(self._attempts) >= self._most:
+                    return
+                rows = [one.row for one in self._attempts.values()]
+            counts = Counter(row.identity for row in rows if row.max_concurrency)
+            full = {row.identity for row in rows if 0 < row.max_concurrency <= counts[row.identity]}
+            row = self._store.next(time.time(), [one.call for one in rows], list(full))
+            if row is None:
+                return
+            attempt = Attempt(row, self._store, self._host, self._options.detached, self._tell)
+            with self._changed:
+                self._attempts[row.call] = attempt
+            threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
+
+    def _make(self, attempt: Attempt) -> None:
+        row, over = attempt.row, False
+        try:
+            over = attempt.run()
+        except Exception:
+            log.exception("keeper_attempt_failed call=%s", row.call)
+            over = attempt.began and not self._store.lose(row, LOST)
+        finally:
+            with self._changed:
+                del self._attempts[row.call]
+                if not over and not attempt.began:
+                    self._paused_until = time.monotonic() + PAUSE_SECONDS
+                self._looked = True
+                self._changed.notify_all()
+        if over:
+            self._over(row)
+        else:
+            self._tell(row, "waiting", "")
+
+    def _over(self, row: Row) -> None:
+        """Take note that a call has its outcome, which is on the disk: waiters wake, and its maker may be notified."""
+        self._tell(row, "finished", "")
+
+    def _tell(self, row: Row, state: str, line: str) -> None:
+        message = {"type": "changed", "call": row.call, "batch": row.batch, "state": state, "line": line[:1000]}
+        with contextlib.suppress(ChannelClosed, OSError):  # `listen` ends the process
+            self._daemon.send(message)
+
+    # --- the daemon's words -----------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Obey the daemon; its end is this process's end. The disk is whole at each moment."""
+        try:
+            while True:
+                self._obey(self._daemon.receive().header)
+        except (ChannelClosed, FrameError, OSError):
+            os._exit(0)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        stopped: list[Attempt] = []
+        with self._changed:
+            match message.get("type"):
+                case "look":
+                    self._looked = True
+                case "cancel":
+                    stopped = [one for one in self._attempts.values() if one.row.call == message.get("call")]
+                case "leave":
+                    self._leaving = self._looked = True
+                    for attempt in self._attempts.values() if message.get("at_once") else ():
+                        attempt.given_up.set()
+                    stopped = [one for one in self._attempts.values() if one.withdraw()]
+            self._changed.notify_all()
+        for attempt in stopped:  # not here: it sends to the daemon, which may be about to send more
+            threading.Thread(target=attempt.ticket.cancel, daemon=True).start()
+
+
+class _LogFormat(logging.Formatter):
+    """One line for each event."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def main() -> int:
+    """Run the keeper. Arguments: the state directory, and the descriptor of the channel to the daemon."""
+    linux.die_with_parent()
+    os.umask(0o077)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LogFormat("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    daemon = Channel(socket.socket(fileno=int(sys.argv[2])))
+    options = settings.load(Path(sys.argv[1]))
+    try:
+        keeper = Keeper(options, daemon)
+        threading.Thread(target=keeper.listen, name="daemon", daemon=True).start()
+        with open(options.detached_directory / LOCK, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            log.info("keeper_started pid=%s", os.getpid())
+            keeper.run()
+    except errors.AtollError as error:
+        log.error("keeper_failed error=%s", error.message)
+        return 1
+    log.info("keeper_left pid=%s", os.getpid())
+    return 0
