@@ -113,6 +113,39 @@ def test_leases_wait_for_cores_in_order(run: Run) -> None:
     run(scenario)
 
 
+def test_a_lease_that_waits_says_for_what(run: Run) -> None:
+    """The first in turn is told who holds the cores, those behind it their turn; a user learns no name of another's."""
+
+    async def scenario(bench: Bench) -> None:
+        held = [await granted(bench, function="train"), await granted(bench, "bob", function="secret")]
+        for lease in held:
+            bench.begin_call(lease)
+        first, second = ask(bench), ask(bench, "bob")
+        assert first.reason() == "2 CPUs held by train and other users"
+        assert second.reason() == "its turn: 1 call before it"
+        assert held[0].reason() == ""
+        first.release()
+        assert second.reason() == "2 CPUs held by secret and other users"
+
+    run(scenario)
+
+
+def test_capacity_follows_the_leases(run: Run) -> None:
+    """Free cores go with leases and come back; every machine type has a row."""
+
+    async def scenario(bench: Bench) -> None:
+        before = bench.engine.capacity()
+        assert before["free"]["cpus"] == before["machine"]["cpus"] == 2
+        lease = await granted(bench)
+        assert bench.engine.capacity()["free"]["cpus"] == 1
+        fits = {row["name"]: row["fits_now"] for row in bench.engine.capacity()["types"]}
+        assert fits == {"XS": 4, "S": 2, "M": 0, "L": 0, "XL": 0, "GPU-T4": 0, "GPU": 0}
+        lease.release()
+        await until(lambda: bool(bench.engine.capacity()["free"]["cpus"] == 2))
+
+    run(scenario)
+
+
 def test_what_can_never_be_granted_is_refused(run: Run) -> None:
     """A machine type with GPUs is refused at once where there is none."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atoll import errors, isolated
+from atoll.host import daemon_start
 from atoll.host.local import local
 from atoll.sandbox.limits.limits import Limits
 from atoll.settings import Settings
+from atoll.wire.channel import Channel
 
 from ..conftest import Home
 from ..waiting import until
@@ -112,6 +115,49 @@ def test_a_number_of_gpus_is_what_a_call_sees(atoll_home: Home) -> None:
         assert seen.on(gpu=0, machine_type="GPU")(directory) == ([], "none")
 
 
+@contextlib.contextmanager
+def asked(function: Any) -> Iterator[Channel]:
+    """A lease that is asked for as a client does, by hand."""
+    message = {"type": "lease", "spec": function.lease_spec().to_data(), "client": "by-hand"}
+    channel = daemon_start.control_connection(local.settings, message)
+    assert channel is not None
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+def reason_of(channel: Channel, wanted: str) -> dict[str, Any]:
+    """Return the first `waiting` message whose reason has this text."""
+    while True:
+        header = channel.receive().header
+        assert header["type"] == "waiting", header
+        if wanted in header["reason"]:
+            return header
+
+
+def test_a_call_that_waits_names_the_call_that_holds_its_cores(atoll_home: Home) -> None:
+    """A second call is told the share, the function and the id of the first; a third one its turn; then it is granted."""
+    settings(atoll_home, "[pool]\nslots = 2\n")
+    running: Any = isolated(cpu=2, keep_alive=30)(pause).submit("cores")
+    until(lambda: list((atoll_home.path / "volumes").glob("*/data/cores-runs")))
+    call = running.call_id[:8]
+    with asked(isolated(cpu=1, max_concurrency=1)(fill)) as second:
+        header = reason_of(second, "(")
+        assert header == {"type": "waiting", "position": 0, "reason": f"2 CPUs held by pause ({call})"}
+        with asked(isolated(cpu=1)(len)) as third:
+            assert reason_of(third, "turn") == {
+                "type": "waiting",
+                "position": 1,
+                "reason": "its turn: 1 call before it",
+            }
+        (volume(atoll_home) / "cores-ends").touch()
+        running.result()
+        until(lambda: second.receive().type == "granted")
+        with asked(isolated(cpu=1, max_concurrency=1)(fill)) as again:
+            assert reason_of(again, "max")["reason"].startswith("max_concurrency of fill: 1 running")
+
+
 def test_capacity_tells_what_is_free_and_what_fits(atoll_home: Home) -> None:
     """The request `capacity` has the machine's totals, its free shares, and how many of each type fit, while a call runs."""
     settings(atoll_home, f'[pool]\nslots = 4\nmemory_bytes = {10 << 30}\ngpus = "none"\n')
@@ -137,4 +183,3 @@ def test_capacity_tells_what_is_free_and_what_fits(atoll_home: Home) -> None:
     assert {one["name"]: one["fits_now"] for one in during["types"] if one["fits_now"]} == {"XS": 8, "S": 2}
     (volume(atoll_home) / "call-ends").touch()
     running.result()
-    assert re.fullmatch(r"[0-9.]+", str(local.request("capacity", {})["free"]["cpus"]))

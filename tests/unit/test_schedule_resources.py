@@ -29,6 +29,8 @@ KINDS = {
     "small": Needs(500, 2),
     "large": Needs(2000, 8),
     "gpu": Needs(1000, 4, 1),
+    "pair": Needs(500, 1, 2),
+    "card": Needs(500, 1, 1, ("g1",)),
 }
 
 
@@ -113,6 +115,27 @@ def test_a_gpu_is_free_when_the_process_that_had_it_is_gone() -> None:
     assert EndWorker(first.worker) in schedule.ask(request("b", "gpu", key="b"))
     assert grants(schedule.ask(request("d"))) == ["d"]
     assert grants(schedule.worker_ended(2.0, first.worker)) == ["b"]
+
+
+def test_a_named_card_is_waited_for_and_others_are_not_held_up() -> None:
+    """A call that waits for one card is overtaken by calls for other cards only; any call behind it that would take
+    its card waits."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    first = grant(schedule.ask(request("a", "card")))
+    assert not grants(schedule.ask(request("b", "card", key="b")))
+    other = replace(request("o", "card", key="o"), needs=Needs(500, 1, 1, ("g0",)))
+    assert grants(schedule.ask(other)) == ["o"], "its card is free"
+    assert not grants(schedule.ask(request("any", "gpu", key="d")))
+    actions = finish(schedule, first)
+    assert EndWorker(first.worker) in actions
+    assert grants(schedule.worker_ended(2.0, first.worker)) == ["b"]
+
+
+def test_a_card_that_does_not_exist_is_refused() -> None:
+    """More GPUs than there are of the cards that will do can never be granted."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    wish = replace(request("a", "card"), needs=Needs(500, 1, 2, ("g1",)))
+    assert refusals(schedule.ask(wish)) == ["a"]
 
 
 def test_a_waiting_function_holds_up_nobody_but_itself() -> None:
@@ -200,6 +223,10 @@ class _World:
         forks = [self.alive[name] for name in self.alive]
         gpus = [gpu for fork in forks for gpu in fork.key.sandbox.gpus]
         assert len(gpus) == len(set(gpus)), "a GPU belongs to one living process at most"
+        for fork in forks:
+            needs = KINDS[fork.key.machine_type]
+            assert len(fork.key.sandbox.gpus) == needs.gpus
+            assert not needs.cards or set(fork.key.sandbox.gpus) <= set(needs.cards)
         assert sum(KINDS[fork.key.machine_type].memory_bytes for fork in forks) <= self.bounds.memory_bytes
         assert self.schedule.ledger.millicores() <= 1000 * self.bounds.slots
         for one in self.requests.values():
@@ -209,6 +236,8 @@ class _World:
     def step(self, now: float) -> bool:
         """Let one thing happen that a machine may do; return whether there was any."""
         waiting = [one for name, one in self.requests.items() if name not in self.answered]
+        for one in waiting:
+            assert self.schedule.wait_of(one.id) is not None, "each that waits knows what for"
         parents = {one.parent for one in waiting} | {self.requests[name].parent for name in self.held}
         free = [name for name, one in self.held.items() if one.worker not in parents]
         if self.ending and (not free or self.random.random() < 0.5):

@@ -233,10 +233,11 @@ class Connection:
                 if gone.done():
                     _check_withdrawn(gone.result())
                     raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
-                position = lease.position()
-                if position >= 0 and position != told and not lease.granted.done():
-                    told = position
-                    self._channel.post({"type": "waiting", "position": position})
+                said = max(lease.position(), 0), lease.reason()
+                unread = self._caller.nested and self._channel.queued_bytes  # as for other lines
+                if said[1] and said != told and not lease.granted.done() and not unread:
+                    told = said
+                    self._channel.post({"type": "waiting", "position": said[0], "reason": said[1]})
             lease.granted.result()
         finally:
             gone.cancel()

@@ -66,6 +66,12 @@ class EngineLease(Protocol):
     def position(self) -> int:
         """Return how many requests are before this one; -1 once it is granted."""
 
+    def reason(self) -> str:
+        """Return what the request waits for and who holds it, in one line that is safe to print; empty once granted.
+
+        Functions of other users are not named.
+        """
+
     def may_run(self) -> bool:
         """True if the worker claims to have left the lease and serves no other: its call may still run."""
 

@@ -151,9 +151,9 @@ class Ledger:
         taken = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
         return [gpu for gpu in cards or self.bounds.gpus if gpu not in taken]
 
-    def held(self, identity: str) -> int:
-        """Return how many leases of a function are held."""
-        return sum(1 for one in self.workers.values() if one.request is not None and one.request.identity == identity)
+    def holders(self, identity: str) -> list[Worker]:
+        """Return the workers with a lease of a function."""
+        return [one for one in self.workers.values() if one.request is not None and one.request.identity == identity]
 
     def idle_workers(self) -> list[Worker]:
         """Return the workers without a lease, the one that has idled longest first."""
@@ -187,7 +187,7 @@ class Ledger:
     def lacks(self, request: Request) -> set[Lack]:
         """Return the resource that the request waits for; empty if it can be granted, perhaps by ending idle workers."""
         found = set()
-        if request.max_concurrency and self.held(request.identity) >= request.max_concurrency:
+        if request.max_concurrency and len(self.holders(request.identity)) >= request.max_concurrency:
             found.add(Lack.CONCURRENCY)
         if self.millicores(request) > self.bounds.slots * 1000:
             found.add(Lack.CPU)

@@ -31,6 +31,7 @@ from atoll.engine.actions import (
 from atoll.engine.call_claims import Place
 from atoll.engine.contract import Connect, Rows
 from atoll.engine.free_shares import free_shares
+from atoll.engine.holders import Holders
 from atoll.engine.pool_messages import Messages, is_limited_first
 from atoll.engine.pool_requests import request_of
 from atoll.engine.pool_state import HeldRequests, Lease, PoolSandbox, PoolState, PoolWorker
@@ -78,6 +79,7 @@ class Pool:
         self._state = PoolState()
         self._messages = Messages(self._state, self._schedule, self._perform, node, on_record, on_connect)
         self._held = HeldRequests()
+        self._holders = Holders(self._state, self._messages.usage)
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -129,6 +131,11 @@ class Pool:
 
     def position(self, lease: Lease) -> int:
         return self._schedule.position(lease.id)
+
+    def reason(self, lease: Lease) -> str:
+        if self._held.has(lease.id):
+            return "the restore of its volume"
+        return self._holders.reason(lease, self._schedule.wait_of(lease.id))
 
     def release(self, lease: Lease) -> None:
         self._state.leases.pop(lease.id, None)
@@ -327,6 +334,7 @@ class Pool:
         err_read, err_write = os.pipe()
         self._node.give_streams(worker.key.sandbox.user, (out_write, err_write))
         lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
+        lease.granted_at = time.time()
         lease.descriptors = (client.detach(), out_read, err_read)
         message = {
             "type": "lease",

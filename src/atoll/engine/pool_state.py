@@ -32,6 +32,8 @@ class LeaseOwner(Protocol):
 
     def position(self, lease: Lease) -> int: ...
 
+    def reason(self, lease: Lease) -> str: ...
+
     def may_run(self, lease: Lease) -> bool: ...
 
     def cancel(self, lease: Lease) -> None: ...
@@ -58,6 +60,7 @@ class Lease:
     maker: str | None = ""
     first_recorded: bool = False
     never_began: bool = False
+    granted_at: float = 0.0
     descriptors: tuple[int, ...] = ()
     granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     ended: asyncio.Future[dict[str, Any] | None] = field(
@@ -66,6 +69,9 @@ class Lease:
 
     def position(self) -> int:
         return self.owner.position(self)
+
+    def reason(self) -> str:
+        return self.owner.reason(self)
 
     def may_run(self) -> bool:
         return self.owner.may_run(self)
@@ -281,6 +287,9 @@ class HeldRequests:
 
     def holds(self, user: str) -> bool:
         return user in self._held
+
+    def has(self, request: str) -> bool:
+        return any(one.id == request for held in self._held.values() for one in held)
 
 
 def never_served(sandbox: PoolSandbox) -> errors.SandboxUnavailable:

@@ -39,6 +39,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
+from atoll.engine.waits import Wait, explain
 from atoll.model.resources import Bounds
 
 
@@ -53,6 +54,7 @@ class Schedule:
         self._sandboxes = self.ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
         self._positions: dict[str, int] | None = None  # of the queue, until it changes
+        self._waits: dict[str, Wait] | None = None  # as above
         self._count = 0
         self._epoch = 0
 
@@ -68,6 +70,12 @@ class Schedule:
         if self._positions is None:
             self._positions = {one.id: place for place, one in enumerate(self._in_turn())}
         return self._positions.get(request, -1)
+
+    def wait_of(self, request: str) -> Wait | None:
+        """Return what a request waits for; None when it does not wait."""
+        if self._waits is None:
+            self._waits = explain(self._in_turn(), self.ledger)
+        return self._waits.get(request)
 
     @property
     def waiting(self) -> list[Request]:
@@ -245,7 +253,7 @@ class Schedule:
 
     def _place(self) -> list[Action]:
         actions: list[Action] = []
-        self._positions = None
+        self._positions = self._waits = None
         if not self._queue:
             return actions
         waiting = self._in_turn()

@@ -1,0 +1,170 @@
+"""Waits of requests: the resource that each one lacks, its holders, and both in words. Pure.
+
+A request waits for its own `max_concurrency`, else for its turn, else for a resource: only the first in turn is held up
+by resources themselves, and those behind it wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from atoll.engine.actions import Request
+from atoll.engine.ledger import Lack, Ledger, Worker
+from atoll.terminal_text import printable
+
+_ORDER = (Lack.GPUS, Lack.MEMORY, Lack.CPU, Lack.WORKERS, Lack.SANDBOXES)
+"""The lacking resource that is named, where there are several: the one that is given back last comes first."""
+
+MAX_NAME = 40
+SHORT_ID = 8
+"""Characters of a function's name, and of a call's id, in a reason."""
+
+
+class Wait(NamedTuple):
+    """The wait of one request.
+
+    Args:
+        user: the request's.
+        lack: the resource that it waits for; None while others are before it.
+        holders: workers with a share of that resource, and their shares: millicores, bytes, or a count.
+        before: how many requests are before it.
+    """
+
+    user: str
+    lack: Lack | None
+    holders: tuple[tuple[str, int], ...] = ()
+    before: int = 0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A call that holds a resource, as its user knows it.
+
+    Args:
+        user: whose it is.
+        function: its name, as a client or a worker claims.
+        call: its id; empty where it is not known.
+        seconds: for how long the call's lease has been held.
+    """
+
+    user: str
+    function: str
+    call: str = ""
+    seconds: float = 0.0
+
+
+def explain(waiting: Iterable[Request], ledger: Ledger) -> dict[str, Wait]:
+    """Return the wait of each request, by its id.
+
+    Args:
+        waiting: the requests in turn.
+    """
+    found: dict[str, Wait] = {}
+    running: dict[str, tuple[tuple[str, int], ...]] = {}
+    before = 0
+    for request in waiting:
+        user = request.key.sandbox.user
+        if request.max_concurrency:
+            if request.identity not in running:
+                running[request.identity] = tuple((one.id, 1) for one in ledger.holders(request.identity))
+            same = running[request.identity]
+            if len(same) >= request.max_concurrency:
+                found[request.id] = Wait(user, Lack.CONCURRENCY, same, before)
+                continue
+        if before:
+            found[request.id] = Wait(user, None, (), before)
+        else:
+            lacks = ledger.lacks(request)
+            lack = next((one for one in _ORDER if one in lacks), None)
+            found[request.id] = Wait(user, lack, _shares(request, lack, ledger))
+        before += 1
+    return found
+
+
+def _shares(request: Request, lack: Lack | None, ledger: Ledger) -> tuple[tuple[str, int], ...]:
+    leased = [one for one in ledger.workers.values() if one.request is not None]
+    fitting = request.needs.cards or ledger.bounds.gpus
+
+    def share(worker: Worker) -> int:
+        match lack:
+            case Lack.CPU:
+                rides = worker.request is not None and worker.request.parent in ledger.workers
+                return 0 if worker.paused or rides else worker.needs.millicores
+            case Lack.MEMORY:
+                return worker.needs.memory_bytes
+            case Lack.GPUS:
+                return sum(gpu in fitting for gpu in worker.gpus)
+            case _:
+                return 1 if lack is not None else 0
+
+    held = leased if lack not in (Lack.MEMORY, Lack.GPUS) else [*leased, *ledger.dying.values()]
+    return tuple((one.id, amount) for one in held if (amount := share(one)))
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def reason(wait: Wait, function: str, find: Callable[[str], Holder | None]) -> str:
+    """Return a wait in words, in one line that is safe to print.
+
+    Args:
+        function: the name of the function that waits.
+        find: returns the holder that a worker is; None for one that has just ended.
+    """
+    held = [(amount, holder) for name, amount in wait.holders if (holder := find(name)) is not None]
+    held.sort(key=lambda one: (one[1].user == wait.user, one[0], one[1].seconds), reverse=True)
+    if wait.lack is Lack.CONCURRENCY:
+        only = f" ({_details(held[0][1])})" if len(held) == 1 and _details(held[0][1]) else ""
+        return f"max_concurrency of {_name(function)}: {len(wait.holders)} running{only}"
+    if wait.before:
+        return f"its turn: {wait.before} call{'s' if wait.before > 1 else ''} before it"
+    if wait.lack is None or not wait.holders:
+        return "its turn: next in line"
+    amount = _amount(wait.lack, sum(amount for _, amount in wait.holders))
+    by = _people(wait.user, [holder for _, holder in held])
+    return f"{amount} held by {by}" if by else f"{amount} about to be free"
+
+
+def _amount(lack: Lack, total: int) -> str:
+    match lack:
+        case Lack.CPU:
+            return f"{total / 1000:g} CPU{'' if total == 1000 else 's'}"
+        case Lack.MEMORY:
+            return f"{total / (1 << 30):.1f} GiB of memory" if total >= 1 << 30 else f"{total >> 20} MiB of memory"
+        case Lack.GPUS:
+            return f"{total} GPU{'' if total == 1 else 's'}"
+        case Lack.WORKERS:
+            return f"all {total} workers"
+        case _:
+            return f"all sandboxes, with {total} worker{'' if total == 1 else 's'},"
+
+
+def _people(user: str, holders: list[Holder]) -> str:
+    """Name the first of the user's own calls, count the rest, and name nothing of others."""
+    own = [one for one in holders if one.user == user]
+    parts = []
+    if own:
+        details = _details(own[0])
+        parts.append(f"{_name(own[0].function)} ({details})" if details else _name(own[0].function))
+    if len(own) > 1:
+        parts.append(f"{len(own) - 1} other call{'s' if len(own) > 2 else ''}")
+    if len(own) < len(holders):
+        parts.append("other users")
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def _details(holder: Holder) -> str:
+    return ", ".join(part for part in (printable(holder.call[:SHORT_ID]), _duration(holder.seconds)) if part)
+
+
+def _name(function: str) -> str:
+    return printable(function[:MAX_NAME]) or "a call"
+
+
+def _duration(seconds: float) -> str:
+    """Return a coarse duration, so that a reason changes rarely: `20 s`, `12 min`, `3 h`."""
+    if seconds < 60:
+        return f"{int(seconds) // 10 * 10} s" if seconds >= 10 else ""
+    return f"{int(seconds) // 60} min" if seconds < 3600 else f"{int(seconds) // 3600} h"
