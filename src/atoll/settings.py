@@ -382,6 +382,11 @@ def terminal() -> tuple[bool, bool]:
     return os.environ.get("TERM", "") not in ("", "dumb"), not os.environ.get("NO_COLOR")
 
 
+def display() -> str:
+    """Return `ATOLL_DISPLAY`: `auto`, `plain` or `none`; empty where it is not set."""
+    return os.environ.get("ATOLL_DISPLAY", "")
+
+
 def debugs() -> bool:
     """Return whether tracebacks show Atoll's own frames (`ATOLL_DEBUG`)."""
     return os.environ.get("ATOLL_DEBUG", "0") not in ("", "0")

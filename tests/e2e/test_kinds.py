@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated
-from atoll.sdk import mapping
+from atoll.sdk import map_items
 from atoll.sdk.retries import Retries
 from tests.conftest import Home
 
@@ -480,7 +480,7 @@ def test_arguments_that_cannot_be_spread_fail_in_their_place() -> None:
 
 def test_each_map_sees_what_the_function_refers_to_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the `map` before it is used, however little later it begins."""
-    monkeypatch.setattr(mapping, "SAME_SECONDS", 3600)
+    monkeypatch.setattr(map_items, "SAME_SECONDS", 3600)
     state = [0]
 
     @isolated()

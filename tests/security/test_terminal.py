@@ -426,7 +426,16 @@ def test_the_daemons_log_has_one_line_for_each_event() -> None:
 
 # --- the check of the code --------------------------------------------------------------------------------------------
 
-PRINTING = {"cli/terminal.py", "cli/tables.py", "sdk/display/live_line.py", "sdk/display/output.py", "sdk/data/sync.py"}
+PRINTING = {
+    "cli/terminal.py",
+    "cli/tables.py",
+    "sdk/display/beside.py",
+    "sdk/display/call_lines.py",
+    "sdk/display/live_line.py",
+    "sdk/display/mode.py",
+    "sdk/display/output.py",
+    "sdk/data/sync.py",
+}
 PRINTING |= {"sdk/data/download.py", "storage/protocol/progress.py", "cli/main.py", "cli/programs/shell.py"}
 """Modules that write to a terminal: each escapes (`sdk/data/sync.py` prints a plan's escaped lines; `cli/programs/shell.py` is a
 terminal itself; `cli/main.py` opens `/dev/null` for closed streams)."""

@@ -106,6 +106,11 @@ class Lanes:
         self._spec: LeaseSpec | None = None
         """The spec of the last lease."""
 
+    @property
+    def busy(self) -> int:
+        """Leases that serve calls now."""
+        return len(self._serving)
+
     def start(self) -> None:
         """Start the first lane; each lane that has a lease starts the next while calls are left."""
         self._spawn(self._first)

@@ -112,7 +112,7 @@ class CallableFunction:
         ticket = ticket or new_ticket()
         for retry in itertools.count():
             try:
-                return self._run_once(args, kwargs, ticket)
+                return self._run_once(args, kwargs, ticket, is_last=retry >= self._options.retries.count)
             except BaseException as error:
                 if not self._is_retried(error, retry, ticket):
                     raise
@@ -132,20 +132,22 @@ class CallableFunction:
         if ticket is not None:
             ticket.arm(None)
 
-    def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Any:
+    def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None, *, is_last: bool = True) -> Any:
         from atoll.sdk.display.output import CallerStreams  # keeps `from atoll import isolated` cheap
 
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
         call = request.call
-        streams = CallerStreams()
+        streams = CallerStreams(call.id, call.name)
+        failed = True
         try:
             message = prepared.host.run(request.spec, call, request.bundle, streams, ticket)
+            failed = message.type == "error"
         except AtollError as error:
             set_call_id(error, call.id)
             raise
         finally:
-            streams.proceeds()
+            streams.ended(failed=failed and is_last)
         return prepared.value_of(message, call.id)
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
@@ -173,18 +175,20 @@ class CallableFunction:
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
         call = request.call
-        streams = CallerStreams()
+        streams = CallerStreams(call.id, call.name)
+        failed = True
         messages = prepared.host.stream(request.spec, call, request.bundle, streams, ticket)
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
                 for message in messages:
+                    failed = message.type == "error"
                     value = prepared.value_of(message, call.id)
                     yield value if message.type == "yield" else _End(value)
         except AtollError as error:
             set_call_id(error, call.id)
             raise
         finally:
-            streams.proceeds()
+            streams.ended(failed=failed)
 
     @property
     def plain_calls(self) -> bool:

@@ -39,7 +39,16 @@ if TYPE_CHECKING:
         def submit(self, a: A_contra, b: B_contra, c: C_contra, /, *more: Any) -> CallFuture[R]: ...
 
     class MapOptions(TypedDict, total=False):
-        """The options of `map` and `starmap` beside `return_exceptions`."""
+        """The options of `map` and `starmap` beside `return_exceptions`.
+
+        Args:
+            progress: a bar from the begin, with this title if it is a text; lines where there is no terminal. None
+                for a bar on a terminal after a second; False for none.
+            ordered: False to yield results as they come.
+        """
+
+        progress: bool | str | None
+        ordered: bool
 
 
 class Batches(CallableFunction):
@@ -101,7 +110,14 @@ class Batches(CallableFunction):
         return_exceptions: bool,
         **options: Unpack[MapOptions],
     ) -> Iterator[R | Exception]: ...
-    def map(self: Any, iterable: Iterable[Any], *more: Iterable[Any], return_exceptions: bool = False) -> Iterator[Any]:
+    def map(
+        self: Any,
+        iterable: Iterable[Any],
+        *more: Iterable[Any],
+        return_exceptions: bool = False,
+        progress: bool | str | None = None,
+        ordered: bool = True,
+    ) -> Iterator[Any]:
         """Call the function for each item and yield the results in order, with bounded work in flight.
 
         Args:
@@ -109,15 +125,19 @@ class Batches(CallableFunction):
                 ahead of them. What is not a list, tuple, range, string or bytes is read by a thread of its own, so
                 that results come also while it blocks.
             return_exceptions: yield the exception of a call that failed in its place, and go on.
+            progress: a bar from the begin, with this title if it is a text; lines where there is no terminal. None
+                for a bar on a terminal after a second; False for none.
+            ordered: False to yield results as they come.
 
         Raises:
             Exception: of the first call that failed, in its place, or of the input after the results before it; the
                 calls behind it are cancelled.
         """
-        from atoll.sdk.mapping import is_direct, results
+        from atoll.sdk.mapping import results
 
         items = zip(iterable, *more, strict=False)
-        return results(self, items, direct=is_direct(iterable, *more), return_exceptions=return_exceptions)
+        inputs = (iterable, *more)
+        return results(self, items, inputs, return_exceptions=return_exceptions, progress=progress, ordered=ordered)
 
     @overload
     def starmap(
@@ -179,8 +199,16 @@ class Batches(CallableFunction):
         return_exceptions: bool,
         **options: Unpack[MapOptions],
     ) -> Iterator[R | Exception]: ...
-    def starmap(self: Any, iterable: Iterable[Iterable[Any]], *, return_exceptions: bool = False) -> Iterator[Any]:
+    def starmap(
+        self: Any,
+        iterable: Iterable[Iterable[Any]],
+        *,
+        return_exceptions: bool = False,
+        progress: bool | str | None = None,
+        ordered: bool = True,
+    ) -> Iterator[Any]:
         """Like `map`, for items that are tuples of arguments."""
-        from atoll.sdk.mapping import is_direct, results
+        from atoll.sdk.mapping import results
 
-        return results(self, iter(iterable), direct=is_direct(iterable), return_exceptions=return_exceptions)
+        items, inputs = iter(iterable), (iterable,)
+        return results(self, items, inputs, return_exceptions=return_exceptions, progress=progress, ordered=ordered)

@@ -1,55 +1,22 @@
-"""`map`: many calls of one function, results in order, with bounded work in flight.
+"""`map`: many calls of one function, with bounded work in flight; results in order, or as they come.
 
 The calls are made by the host's lanes, a thread for each lease; the thread that takes the results unpickles them.
-An input that is not one of Python's own sequences may block, so that a thread of its own draws from it: results come
-as they are ready, whatever the input does. Nobody gets more than `AHEAD` items ahead of the results that have been
-taken.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from atoll.errors import AtollError, set_call_id
-from atoll.host.pipelining import Job, Lanes
-from atoll.sdk.display.output import CallerStreams
-from atoll.sdk.futures import ENDED_SECONDS, THREADS, CallFuture, hide_frames, stopped
-from atoll.terminal_text import printable
+from atoll.host.pipelining import Lanes
+from atoll.sdk.futures import ENDED_SECONDS, THREADS, hide_frames, stopped
+from atoll.sdk.map_items import MapItems, MappedFunction
 
 if TYPE_CHECKING:
-    from atoll.host.contract import Host
-    from atoll.sdk.call import Request
-    from atoll.sdk.options import Options
-    from atoll.wire.frames import Message
+    from atoll.sdk.display.map_bar import Counts, MapBar
 
-AHEAD = 8 * THREADS
-"""Items taken from the input before the oldest has been answered and taken."""
-SAME_SECONDS = 0.001
-"""Seconds for which one `map` takes the function and the project's modules as unchanged."""
 DIRECT = (list, tuple, range, str, bytes)
 """Types whose iteration neither blocks nor fails; that of a derived class may."""
-
-
-class MappedFunction(Protocol):
-    """The function that `map` calls; see `IsolatedFunction`."""
-
-    __wrapped__: Any
-
-    @property
-    def options(self) -> Options: ...
-    @property
-    def plain_calls(self) -> bool: ...
-    @property
-    def host(self) -> Host: ...
-    def request(self, args: tuple[Any, ...], like: Request | None = None) -> Request: ...
-    def submit(self, /, *args: Any) -> Future[Any]: ...
-    def cancel(self, future: Future[Any]) -> bool: ...
 
 
 def is_direct(*iterables: object) -> bool:
@@ -58,16 +25,40 @@ def is_direct(*iterables: object) -> bool:
 
 
 def results(
-    function: MappedFunction, items: Iterator[Iterable[Any]], *, direct: bool, return_exceptions: bool
+    function: MappedFunction,
+    items: Iterator[Iterable[Any]],
+    inputs: tuple[Any, ...],
+    *,
+    return_exceptions: bool,
+    progress: bool | str | None = None,
+    ordered: bool = True,
 ) -> Iterator[Any]:
-    """Give the result of each call in the order of the input; see `IsolatedFunction.map` and `starmap`.
+    """Give the result of each call; see `IsolatedFunction.map` and `starmap`.
 
     Args:
-        direct: drawing from `items` neither blocks nor fails.
+        inputs: the iterables from which `items` comes.
+
+    Raises:
+        TypeError: `progress` is something else.
     """
-    jobs = _Jobs(function, items, direct=direct)
+    if not (progress is None or isinstance(progress, (bool, str))):
+        raise TypeError(f"`progress` must be True, False, a title or None, is {progress!r}")
+    return _results(function, items, inputs, return_exceptions, progress, ordered)
+
+
+def _results(
+    function: MappedFunction,
+    items: Iterator[Iterable[Any]],
+    inputs: tuple[Any, ...],
+    return_exceptions: bool,
+    progress: bool | str | None,
+    ordered: bool,
+) -> Iterator[Any]:
+    jobs = MapItems(function, items, direct=is_direct(*inputs), ordered=ordered)
     lanes = Lanes(function.host, jobs, THREADS) if function.plain_calls else None
+    bar = jobs.bar = _bar(function, jobs, lanes, inputs, progress)
     ended = False
+    ending: str | None = "failed"
     try:
         if lanes is not None:
             jobs.on_arrival = lanes.widen
@@ -77,7 +68,7 @@ def results(
         while True:
             outcome = jobs.next_outcome()
             if outcome is None:
-                ended = True
+                ended, ending = True, ""
                 return
             try:
                 value = outcome()
@@ -92,9 +83,11 @@ def results(
                 value = error
             yield value
     except GeneratorExit:
+        ending = None
         raise
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
+            ending = "interrupted"
             _end(jobs, lanes, function.options.grace + ENDED_SECONDS)
         hide_frames(error)
         raise
@@ -102,248 +95,31 @@ def results(
         jobs.close()
         if lanes is not None:
             lanes.stop(kill=not ended)
+        if bar is not None:
+            bar.end(ending)
 
 
-class _Jobs:
-    """Items on their way to be calls, and answers on their way to who asked; see `lanes.Jobs`."""
-
-    def __init__(self, function: MappedFunction, items: Iterator[Iterable[Any]], *, direct: bool) -> None:
-        self._function = function
-        self._items = items
-        self._direct = direct
-        self._last: tuple[float, Request] | None = None
-        """The time of the last look at the function and the modules, and the request made then."""
-        self._drawn: deque[Iterable[Any]] = deque()
-        self._back: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self.on_arrival: Callable[[], None] = _ignore
-        """Called when an item has come from the input and no lane waits for one."""
-        self._waiting = 0
-        """Lanes that wait for an item."""
-        self._count = 0
-        """Items that have been given out."""
-        self._taken = 0
-        """Results that have been taken, or are being waited for."""
-        self._answers: dict[int, Any] = {}
-        self._notes: dict[int, str] = {}
-        """Item and call of each answer that is an error, for its reader."""
-        self._note = ""
-        self._futures: dict[int, Future[Any]] = {}
-        self._ended = self._closed = False
-        self._failure: BaseException | None = None
-        self._awaited = -1
-        if not self._direct:
-            threading.Thread(target=self._feed, name="atoll-map", daemon=True).start()
-
-    # --- the input --------------------------------------------------------------------------------------------------
-
-    def _feed(self) -> None:
-        try:
-            for arguments in self._items:
-                with self._changed:
-                    while self._count + len(self._drawn) - self._taken >= AHEAD and not self._closed:
-                        self._changed.wait()
-                    if self._closed:
-                        return
-                    self._drawn.append(arguments)
-                    self._changed.notify_all()
-                    is_awaited = self._waiting > 0
-                if not is_awaited:
-                    self.on_arrival()
-        except BaseException as error:
-            self._failure = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _draw(self, *, wait: bool) -> tuple[int, Iterable[Any]] | None:
-        """Return the next item and its number; with the lock held."""
-        while not self._closed:
-            if self._count - self._taken < AHEAD:
-                if self._drawn:
-                    self._count += 1
-                    return self._count - 1, self._drawn.popleft()
-                if self._direct and not self._ended:
-                    try:
-                        item = next(self._items)
-                    except BaseException as error:
-                        if not isinstance(error, StopIteration):
-                            self._failure = error
-                        self._ended = True
-                        self._changed.notify_all()
-                    else:
-                        self._count += 1
-                        return self._count - 1, item
-                if self._ended:
-                    return None
-            if not wait:
-                return None
-            self._waiting += 1
-            self._changed.wait()
-            self._waiting -= 1
+def _bar(
+    function: MappedFunction, jobs: MapItems, lanes: Lanes | None, inputs: tuple[Any, ...], progress: bool | str | None
+) -> MapBar | None:
+    """Return the bar of a `map`, if it has one."""
+    if progress is False:
         return None
+    from atoll.sdk.call import name_of
+    from atoll.sdk.display import map_bar  # for programs on a terminal alone
 
-    # --- for the lanes ----------------------------------------------------------------------------------------------
+    total = -1
 
-    def take(self, *, wait: bool) -> Job | None:
-        """See `lanes.Jobs.take`."""
-        while True:
-            with self._changed:
-                if self._back:
-                    return None if self._closed else self._back.popleft()
-                drawn = self._draw(wait=wait and not self._back)
-            if drawn is None:
-                return self._back.popleft() if self._back and not self._closed else None
-            number, arguments = drawn
-            given: tuple[Any, ...] = ()
-            try:
-                given = tuple(arguments)
-                return self._job(number, given)
-            except BaseException as error:
-                self._notes[number] = self._describe(number, given)
-                self._answer(number, error)
+    def counts() -> Counts:
+        return jobs.counts(total, len(jobs.running()) if lanes is None else lanes.busy)
 
-    def _job(self, number: int, arguments: tuple[Any, ...]) -> Job:
-        last, now = self._last, time.monotonic()
-        if last is not None and now < last[0] + SAME_SECONDS:
-            request = self._function.request(arguments, last[1])
-        else:
-            request = self._function.request(arguments)
-            self._last = now, request
-        return Job(number, request.spec, request.call, request.bundle, CallerStreams(), arguments)
-
-    def more(self) -> bool:
-        """See `pipelining.Jobs.more`."""
-        with self._changed:
-            if self._closed:
-                return False
-            if not self._back and not self._drawn and self._direct and not self._ended:
-                drawn = self._draw(wait=False)
-                if drawn is not None:
-                    self._count -= 1
-                    self._drawn.append(drawn[1])
-            return bool(self._back or (self._drawn and self._count - self._taken < AHEAD))
-
-    def put_back(self, jobs: list[Job]) -> None:
-        """See `lanes.Jobs.put_back`."""
-        if jobs:
-            with self._changed:
-                self._back.extendleft(reversed(jobs))
-                self._changed.notify_all()
-
-    def deliver(self, job: Job, answer: Message | BaseException) -> None:
-        """See `lanes.Jobs.deliver`."""
-        job.output.proceeds()
-        if isinstance(answer, AtollError):
-            set_call_id(answer, job.call.id)
-        if isinstance(answer, BaseException) or answer.type == "error":
-            self._notes[job.number] = self._describe(job.number, job.arguments, job.call.id)
-        self._answer(job.number, answer if isinstance(answer, BaseException) else (answer, job.call.id))
-
-    def _answer(self, number: int, answer: Any) -> None:
-        with self._changed:
-            self._answers[number] = answer
-            if number == self._awaited:
-                self._changed.notify_all()
-
-    # --- without lanes ----------------------------------------------------------------------------------------------
-
-    def submit_all(self) -> None:
-        """Submit the items from a thread of their own, for functions whose calls are more than one exchange."""
-        threading.Thread(target=self._submit, name="atoll-map-submit", daemon=True).start()
-
-    def _submit(self) -> None:
-        while True:
-            with self._changed:
-                drawn = self._draw(wait=True)
-            if drawn is None:
-                return
-            number, arguments = drawn
-            given: tuple[Any, ...] = ()
-            try:
-                given = tuple(arguments)
-                future = self._function.submit(*given)
-            except BaseException as error:
-                self._notes[number] = self._describe(number, given)
-                self._answer(number, error)
-                continue
-            with self._changed:
-                self._futures[number] = future
-                closed = self._closed
-            future.add_done_callback(functools.partial(self._finish, number, given))
-            if closed:
-                self._function.cancel(future)
-
-    def _finish(self, number: int, arguments: tuple[Any, ...], future: Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is not None:
-            self._notes[number] = self._describe(number, arguments, getattr(future, "call_id", ""))
-        self._answer(number, future)
-
-    # --- the results ------------------------------------------------------------------------------------------------
-
-    def next_outcome(self) -> Any:
-        """Wait for the next result in order; return a callable that gives or raises it, or None at the end.
-
-        Raises:
-            BaseException: raised by the input, after the results before it.
-        """
-        with self._changed:
-            number = self._taken
-            self._awaited = number
-            while number not in self._answers:
-                if self._ended and not self._drawn and number >= self._count:
-                    if self._failure is not None:
-                        raise self._failure
-                    return None
-                self._changed.wait()
-            answer = self._answers.pop(number)
-            self._futures.pop(number, None)
-            self._note = self._notes.pop(number, "")
-            self._taken += 1
-            if self._taken % 16 == 0 or self._count - self._taken < 64:
-                self._changed.notify_all()
-        if isinstance(answer, Future):
-            return answer.result
-        if isinstance(answer, BaseException):
-            return _Raise(answer)
-        message, call_id = answer
-        return _Value(message, call_id, self._function.options.results)
-
-    def add_note(self, error: BaseException) -> None:
-        """Have the error of the last result name its item and call."""
-        if self._note:
-            from atoll.payload.exception_text import add_note  # for errors alone
-
-            add_note(error, self._note)
-
-    def _describe(self, number: int, arguments: tuple[Any, ...], call: str = "") -> str:
-        from atoll.sdk.call import name_of  # for errors alone
-
-        name = name_of(self._function.__wrapped__)
-        return f"atoll: item {number}: {name}({short(arguments)})" + (f", call {call}" if call else "")
-
-    def close(self) -> None:
-        """Take nothing more from the input, and cancel the submitted calls."""
-        with self._changed:
-            self._closed = True
-            futures = list(self._futures.values())
-            self._changed.notify_all()
-        for future in futures:
-            self._function.cancel(future)
-
-    def wait_ended(self, seconds: float) -> None:
-        """After `close`, wait until the submitted calls have ended."""
-        wait(list(self._futures.values()), seconds)
-
-    def kill(self) -> None:
-        """End the submitted calls at once."""
-        for future in self._futures.values():
-            if isinstance(future, CallFuture):
-                future.ticket.kill()
+    bar = map_bar.make(name_of(function.__wrapped__), progress, counts)
+    if bar is not None:
+        total = map_bar.total_of(*inputs)
+    return bar
 
 
-def _end(jobs: _Jobs, lanes: Lanes | None, seconds: float) -> None:
+def _end(jobs: MapItems, lanes: Lanes | None, seconds: float) -> None:
     """Cancel the calls for a Ctrl-C, and wait until they have ended; a second one ends them at once."""
     ends = (jobs,) if lanes is None else (jobs, lanes)
     try:
@@ -355,45 +131,3 @@ def _end(jobs: _Jobs, lanes: Lanes | None, seconds: float) -> None:
     except KeyboardInterrupt:
         for one in ends:
             one.kill()
-
-
-def _ignore() -> None:
-    """Do nothing."""
-
-
-MOST_SHOWN = 200
-"""Characters of an item's arguments in a note."""
-
-
-def short(arguments: tuple[Any, ...]) -> str:
-    """Return the arguments as a program has them, cut to a line, whatever their own `repr` does."""
-    import reprlib  # for errors alone
-
-    writer = reprlib.Repr()
-    writer.maxstring = writer.maxother = writer.maxlong = 60
-    shown = []
-    for one in arguments:
-        try:
-            shown.append(printable(" ".join(writer.repr(one).split())))
-        except BaseException:
-            shown.append(f"<{type(one).__qualname__} object>")
-    text = ", ".join(shown)
-    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
-
-
-class _Raise:
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
-
-    def __call__(self) -> Any:
-        raise self._error
-
-
-class _Value:
-    def __init__(self, message: Message, call_id: str, results: str) -> None:
-        self._message, self._call_id, self._results = message, call_id, results
-
-    def __call__(self) -> Any:
-        from atoll.sdk.call import value_of
-
-        return value_of(self._message, self._results, self._call_id)

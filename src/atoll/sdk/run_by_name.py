@@ -90,7 +90,12 @@ def run(
         timeout_seconds=options.timeout or 0.0,
     )
     host = options.host if options.host is not None else local
-    message = host.run(spec, call, bundle, CallerStreams())
+    streams, failed = CallerStreams(call.id, call.name), True
+    try:
+        message = host.run(spec, call, bundle, streams)
+        failed = message.type == "error"
+    finally:
+        streams.ended(failed=failed)
     if message.type == "error":
         raise _described(message.header.get("error"))
 

@@ -1,271 +1,242 @@
-"""The live line: the terminal's last line, which shows why the calls of this process wait; drawn by `output`.
+"""The live line: one line at the end of a terminal that says why the calls of this process wait; drawn by `output`.
 
 Theory of operation. There is no thread: a waiting caller wakes up now and then, and draws. All calls share the one
-line. It is drawn behind the cursor, which returns to its place, with the terminal's line wrapping off. So erasing to
-the end of the line removes it, whatever the program has printed before. The line goes before anything is printed, by
-a function or by the program itself, and comes back when there is quiet. While a function's own line has no end yet
-(a prompt, a progress bar), nothing is drawn.
+line. At rest it is drawn behind the cursor, which returns to its place, with the terminal's line wrapping off: erasing
+to the end of the screen removes it, whatever the program has printed before. Where the cursor's line is known to have
+no end yet (a function's prompt or bar, a bar of the program), the line is drawn in the row below it; `ESC D` makes
+that row without a change of the column. The line goes before anything is printed, by a function or by the program
+itself, and comes back when there is quiet, or at once beside a bar. After text that moves the cursor elsewhere nothing
+is drawn until a line has ended.
 
-Nothing of this happens unless standard output and standard error are both terminals, nor beside a progress bar of the
-program itself, which has the last line: begin and end of a build are then lines above the bar.
+Nothing of this happens where `mode.current` is not `LIVE`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from atoll import settings
-from atoll.terminal_text import printable
-from atoll.wire import nested
+from atoll.sdk.display import beside
+from atoll.sdk.display.words import KINDS, Waiting, cut, duration, fit, text, width
 
-SHOW_SECONDS = 0.8
+__all__ = ["KINDS", "LiveLine", "Waiting", "duration", "fit", "line", "text", "width", "writing"]
+
+SHOW_SECONDS = 0.9
 """The wait of a call before the line appears."""
 QUIET_SECONDS = 0.15
 """The time without output before the line comes back."""
+AGAIN_SECONDS = 0.1
+"""The time after which the line comes back beside a bar that prints again and again."""
 TICK_MILLISECONDS = 500
 SOON_MILLISECONDS = 150
+
+_MOVES = re.compile(r"\x1b(?!\[[0-9;]*[mK])|[\x0b\x0c\x84\x85\x8d\x9b]")
+"""Control that takes the cursor off its line, or may: all but colours and the erasure of a line."""
+_PLAIN = str.maketrans({"✓": "+", "✗": "x", "·": "-", "…": "~", "▕": "|", "▏": "|", "█": "#"})
+"""For terminals that do not know these characters."""
 
 writing = threading.RLock()
 """Held during each write to the caller's streams."""
 
-KINDS = ("running", "waiting", "building", "starting")
-"""A call waits for its answer, a free slot, its environment, a sandbox."""
-
-_SEVERAL = {
-    "running": "running",
-    "waiting": "waiting for a free slot",
-    "building": "building the environment",
-    "starting": "starting",
-}
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The wait of one call.
-
-    Args:
-        kind: one of `KINDS`.
-        detail: the function's name, the number of calls before this one, or the build's step, by kind.
-        since: the begin of this wait, by the clock that `text` is given.
-    """
-
-    kind: str
-    detail: str
-    since: float
+Bar = Callable[[float, int], str]
+"""Gives the text of a bar at a time, for a number of columns; empty where it is not to be seen."""
 
 
 class LiveLine:
-    """The one line of this process; its methods are called with `writing` held."""
+    """The one line of this process; its methods are called with `writing` held, and the lock of `beside` before it."""
 
     def __init__(self) -> None:
         self._calls: dict[int, Waiting] = {}
+        self._bars: dict[int, Bar] = {}
         self._drawn = ""
+        self._drawn_at = 0.0
+        self._below = 0
+        """Rows below the cursor's, in which the line is."""
+        self._beside_bars = False
         self._printed_at = 0.0
-        self._inside_line = False
+        self._inside_line = self._lost = False
         self._guarded: list[Any] = []
 
-    def wait(self, key: int, kind: str, detail: str, began: float, now: float) -> int:
+    def wait(self, key: int, kind: str, detail: str, began: float, now: float, memory_bytes: int = 0) -> int:
         """Show that a call, which began at `began`, waits; return the milliseconds until it must be shown again."""
         known = self._calls.get(key)
         since = began if known is None else known.since if known.kind == kind else now
-        self._calls[key] = Waiting(kind, detail, since)
+        self._calls[key] = Waiting(kind, detail, since, memory_bytes)
         if now - began < SHOW_SECONDS:
             return int((SHOW_SECONDS - now + began) * 1000) + 1
-        if now - self._printed_at < QUIET_SECONDS:
+        return self.show(now)
+
+    def show(self, now: float) -> int:
+        """Draw the line where there is quiet; return the milliseconds until it must be shown again."""
+        beside_bar = self._inside_line or beside.rows() > 0
+        if now - (self._drawn_at if beside_bar else self._printed_at) < (
+            AGAIN_SECONDS if beside_bar else QUIET_SECONDS
+        ):
             return SOON_MILLISECONDS
-        if not self._inside_line:
-            self._draw(now)
+        self._draw(now)
         return TICK_MILLISECONDS
 
     def leave(self, key: int) -> None:
         """Remove a call: it has been answered, or its caller has been interrupted."""
-        if self._calls.pop(key, None) is None:
-            return
-        if not self._calls:
+        if self._calls.pop(key, None) is not None:
+            self._left()
+
+    def set_bar(self, key: int, bar: Bar | None) -> None:
+        """Show a bar, which takes the place of the line about running calls, or remove it."""
+        if bar is not None:
+            self._bars[key] = bar
+        elif self._bars.pop(key, None) is not None:
+            self._left()
+
+    def _left(self) -> None:
+        if not self._calls and not self._bars:
             self.erase()
-            self._inside_line = False
+            self._unguard()
+            self._inside_line = self._lost = False
         elif self._drawn:
             self._draw(time.monotonic())
 
     def wrote(self, data: bytes) -> None:
         """Note the output of a function."""
-        self._inside_line = not data.endswith(b"\n")
-        if self._calls:
-            self._printed_at = time.monotonic()
+        if self._calls or self._bars:
+            self._note(data.decode("utf-8", "replace") if b"\x1b" in data or not data.endswith(b"\n") else "\n")
+
+    def _note(self, text: str) -> None:
+        self._inside_line = not text.endswith("\n")
+        if _MOVES.search(text):
+            self._lost = True
+        elif not self._inside_line:
+            self._lost = False
+        self._printed_at = time.monotonic()
+
+    def print(self, line: str) -> None:
+        """Print a line that stays, above the live one."""
+        self.erase()
+        if self._inside_line and not self._lost:
+            line = f"\n{line}"
+        self._put(f"{line}\n", sys.stderr)
+        self._inside_line = False
 
     def _draw(self, now: float) -> None:
-        stream = sys.stderr
+        stream = beside.own(sys.stderr)
         try:
-            columns = os.get_terminal_size(stream.fileno()).columns
+            columns = os.get_terminal_size(stream.fileno()).columns or 80
         except (OSError, ValueError, AttributeError):
             return
-        line = text(self._calls.values(), now, columns)
-        if line == self._drawn:
+        line, is_bar = self._text(now, columns)
+        rows = beside.rows()
+        below = rows or int(self._inside_line or beside.has_live())
+        if not line or self._lost:
+            self.erase()
             return
-        dim, plain = ("\x1b[2m", "\x1b[22m") if settings.terminal()[1] else ("", "")
-        self._put(f"\x1b[?7l\x1b7\x1b[K{dim}{line}{plain}\x1b8\x1b[?7h")
-        self._drawn = line
+        self._drawn_at = now
+        if line == self._drawn and below == self._below:
+            return
+        dim, plain = ("\x1b[2m", "\x1b[22m") if settings.terminal()[1] and not is_bar else ("", "")
+        room = "\x1bD" * below + f"\x1b[{below}A" if below else ""
+        move = f"\x1b[{below}B\r" if below else ""
+        before = self._erasure() if self._drawn and below != self._below else ""
+        self._put(f"{before}\x1b[?7l{room}\x1b7{move}\x1b[J{dim}{line}{plain}\x1b8\x1b[?7h", stream)
+        self._drawn, self._below, self._beside_bars = line, below, rows > 0
         if not self._guarded:
             self._guard()
 
+    def _text(self, now: float, columns: int) -> tuple[str, bool]:
+        """Return the line, and whether it is a bar."""
+        bars = [shown for shown in (bar(now, columns) for bar in self._bars.values()) if shown]
+        if bars:
+            return cut("  ".join(bars), columns - 1), True
+        return text(self._calls.values(), now, columns), False
+
     def erase(self) -> None:
         """Erase the line; the cursor stays at its place."""
-        self.unguard()
         if self._drawn:
+            erasure = self._erasure()
             self._drawn = ""
-            self._put("\x1b[K")
+            self._put(erasure, beside.own(sys.stderr))
 
-    def unguard(self) -> None:
+    def _erasure(self) -> str:
+        rows = beside.rows()
+        if self._beside_bars and not rows:
+            return "\r\x1b[J"  # the bars have ended meanwhile, and left the cursor at the begin of a row
+        below = max(rows, self._below)
+        return f"\x1b7\x1b[{below}B\r\x1b[J\x1b8" if below else "\x1b[J"
+
+    def _unguard(self) -> None:
         """Give the program's streams their own `write` back."""
         guarded, self._guarded = self._guarded, []
         for stream in guarded:
             with contextlib.suppress(AttributeError):
                 del stream.write
 
-    def _put(self, text: str) -> None:
-        stream = sys.stderr
-        guard = vars(stream).pop("write", None) if stream in self._guarded else None
+    def _put(self, text: str, stream: Any) -> None:
+        guard = vars(stream).pop("write", None) if any(stream is one for one in self._guarded) else None
         try:
             with contextlib.suppress(OSError, ValueError):
-                stream.write(text)
+                try:
+                    stream.write(text)
+                except UnicodeEncodeError as error:
+                    plain = text.translate(_PLAIN).encode(error.encoding, "replace")
+                    stream.write(plain.decode(error.encoding))
                 stream.flush()
         finally:
             if guard is not None:
-                stream.write = guard  # type: ignore[method-assign]
+                stream.write = guard
 
     def _guard(self) -> None:
-        """Have the program's own next `print` erase the line first."""
-        for stream in (sys.stdout, sys.stderr):
+        """Have the program's own prints erase the line first."""
+        for stream in (beside.own(sys.stdout), beside.own(sys.stderr)):
+            if any(stream is one for one in self._guarded) or not _is_terminal(stream):
+                continue
             write = stream.write
 
             def guarded(text: str, write: Any = write) -> Any:
-                with writing:
+                with beside.exclusive(), writing:
+                    was_drawn = bool(self._drawn)
                     self.erase()
-                    self._printed_at = time.monotonic()
-                    return write(text)
+                    try:
+                        return write(text)
+                    finally:
+                        if (self._calls or self._bars) and isinstance(text, str) and text:
+                            is_live = beside.has_live()
+                            self._note("\n" if is_live or beside.rows() else text)
+                            if was_drawn and is_live:  # it prints again and again
+                                self._draw(self._printed_at)
 
             with contextlib.suppress(AttributeError):  # a stream without attributes of its own stays unguarded
-                stream.write = guarded  # type: ignore[method-assign]
+                stream.write = guarded
                 self._guarded.append(stream)
+
+    def forget(self) -> None:
+        """In a forked child: the line is the parent's."""
+        self._drawn = ""
+        self._unguard()
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except Exception:  # of a stream that the program has made
+        return False
 
 
 line = LiveLine()
-
-
-def usable() -> bool:
-    """Return whether the program's output goes to a terminal only, and the line can be drawn there."""
-    if nested.inside() or not settings.terminal()[0]:
-        return False
-    try:
-        return bool(sys.stdout.isatty() and sys.stderr.isatty()) and above() is None
-    except Exception:  # of a stream that the program has made
-        return False
-
-
-def above() -> Callable[[str], object] | None:
-    """Return the function that prints a line above the program's own progress bar; None without a bar.
-
-    Called without `writing`: the bar has a lock of its own, and may be writing.
-    """
-    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
-    stream = sys.stderr
-    try:
-        if not stream.isatty():
-            return None
-        if getattr(bars, "_instances", None):
-            return functools.partial(bars.write, file=stream)  # type: ignore[union-attr]  # it has instances
-        if hasattr(stream, "rich_proxied_file"):
-            return functools.partial(print, file=stream, flush=True)
-    except Exception:  # of a stream that the program has made
-        return None
-    return None
 
 
 def _renew() -> None:
     """In a forked child: the lock may be held by a thread of the parent, and the line is the parent's."""
     global line, writing
     writing = threading.RLock()
-    line.unguard()
+    line.forget()
     line = LiveLine()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
-
-
-# --- the text: pure -----------------------------------------------------------------------------------------------
-
-
-def text(calls: Iterable[Waiting], now: float, columns: int) -> str:
-    """Return the line, at most `columns` wide; empty for no calls."""
-    waiting = list(calls)
-    if not waiting:
-        return ""
-    if len(waiting) == 1:
-        (one,) = waiting
-        return fit(f"atoll: {_alone(one)}", f", {duration(now - one.since)}", columns)
-    counts = [(kind, sum(1 for one in waiting if one.kind == kind)) for kind in KINDS]
-    states = ", ".join(f"{count} {_SEVERAL[kind]}" for kind, count in counts if count)
-    longest = now - min(one.since for one in waiting)
-    return fit(f"atoll: {len(waiting)} calls: {states}", f", {duration(longest)}", columns)
-
-
-def _alone(one: Waiting) -> str:
-    if one.kind == "running":
-        return f"running {one.detail}" if one.detail else "running"
-    if one.kind == "waiting":
-        before = int(one.detail) if one.detail.isdigit() else 0
-        return f"waiting for a free slot{f', {before} before this call' if before else ', next in line'}"
-    if one.kind == "building":
-        return f"building the environment: {one.detail}" if one.detail else "building the environment"
-    return "starting a worker"
-
-
-def duration(seconds: float) -> str:
-    """Return whole seconds in words: `7 s`, `1 min 05 s`, `2 h 03 min`."""
-    whole = max(int(seconds), 0)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def fit(start: str, end: str, columns: int) -> str:
-    """Return both texts in one line that is narrower than the terminal; the end of `start` is cut.
-
-    A build's step or a function's name may hold any characters: runs of white space become one space, others that
-    cannot be printed are shown as escapes.
-    """
-    most = max(columns - 1, 0)
-    start = printable(" ".join(start.split()))
-    room = most - width(end)
-    if room < 8:
-        end, room = "", most
-    if width(start) <= room:
-        return start + end
-    kept, used = [], 1
-    for one in start:
-        used += width(one)
-        if used > room:
-            break
-        kept.append(one)
-    return "".join(kept).rstrip() + "\u2026" + end if room > 0 else ""
-
-
-def width(characters: str) -> int:
-    """Return the number of columns that a text takes."""
-    import unicodedata  # a large module, which a quick call does not need
-
-    return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in ("W", "F") else 1
-        for one in characters
-    )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atoll import settings
-from atoll.sdk.display import live_line
+from atoll.sdk.display import beside, live_line, mode
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -47,15 +47,23 @@ ReaderGone.__module__ = "builtins"
 
 
 class CallerStreams:
-    """Writes to `sys.stdout` and `sys.stderr` as they are at that moment, so that notebooks and captures work."""
+    """Writes to `sys.stdout` and `sys.stderr` as they are at that moment, so that notebooks and captures work.
 
-    def __init__(self) -> None:
+    Args:
+        call: the call's id.
+        name: the function's name.
+    """
+
+    def __init__(self, call: str = "", name: str = "") -> None:
+        self.call = call
+        self.name = name
         self._tail = bytearray()
         self._decoders: dict[str, Any] = {}
         self._broken: set[str] = set()
-        self._live: bool | None = None
-        self._built = False
-        """Whether a line of a build has come."""
+        self._mode = ""
+        """See `mode.current`; empty until something is to be shown."""
+        self._lines: Any = None
+        """Whole lines beside other calls that print; see `parallel`."""
         self._began = time.monotonic()
 
     def stdout(self, data: bytes) -> None:
@@ -68,39 +76,52 @@ class CallerStreams:
 
     def notice(self, line: str) -> None:
         """Print a line of Atoll's own on stderr, above a progress bar of the program."""
-        if (write := live_line.above()) is not None:
+        self.tell(f"atoll: {printable(line)}")
+
+    def tell(self, text: str) -> None:
+        """Print a line that stays, made by the display: it holds nothing that could act on a terminal but colours."""
+        if (write := beside.above()) is not None:
             with contextlib.suppress(Exception):
-                write(f"atoll: {printable(line)}")
+                write(text)
             return
         with live_line.writing, contextlib.suppress(Exception):
-            live_line.line.erase()
-            print(f"atoll: {printable(line)}", file=sys.stderr, flush=True)
+            live_line.line.print(text)
 
     def progress(self, line: str) -> None:
-        """Print the cause of a wait on stderr; on a terminal the live line shows it.
-
-        Beside a progress bar of the program only begin and end of a build are printed.
-        """
-        if self._live is None:
-            self._live = live_line.usable()
-        is_step, self._built = self._built and not line.startswith("Built "), True
-        if not self._live and not (is_step and live_line.above() is not None):
-            self.notice(line)
+        """Show a line about a build: the live line has it as the cause of the wait, and it is printed elsewhere."""
+        shown = self._display()
+        if shown == mode.NONE or (shown == mode.LIVE and not mode.verbose):
+            return
+        self.notice(line)
 
     def waits(self, kind: str, detail: str) -> int | None:
         """Show the cause of a wait; return the milliseconds until it must be shown again, None for never."""
-        if self._live is None:
-            self._live = live_line.usable()
-        if not self._live:
+        if self._display() != mode.LIVE:
             return None
-        with live_line.writing:
-            return live_line.line.wait(id(self), kind, detail, self._began, time.monotonic())
+        now = time.monotonic()
+        with beside.exclusive(), live_line.writing:
+            return live_line.line.wait(id(self), kind, detail, self._began, now)
 
     def proceeds(self) -> None:
         """End the display of the wait."""
-        if self._live:
-            with live_line.writing:
+        if self._mode == mode.LIVE:
+            with beside.exclusive(), live_line.writing:
                 live_line.line.leave(id(self))
+
+    def ended(self, *, failed: bool) -> None:
+        """End the display of the call; a long one or one that failed leaves a line on a terminal."""
+        if self._mode or failed or mode.verbose:
+            self.proceeds()
+            if self._display() in (mode.LIVE, mode.LINES):
+                from atoll.sdk.display import call_lines  # for few calls
+
+                seconds = time.monotonic() - self._began
+                call_lines.tell(self.tell, self.name, self.call, seconds, failed=failed, error=sys.exception())
+
+    def _display(self) -> str:
+        if not self._mode:
+            self._mode = mode.current()
+        return self._mode
 
     def tail(self) -> str:
         """Return the last few thousand bytes of the output, as text."""
@@ -114,9 +135,8 @@ class CallerStreams:
         stream = getattr(sys, name)
         if stream is None:
             return
-        with live_line.writing:
+        with beside.exclusive(), live_line.writing, beside.cleared(stream):
             live_line.line.erase()
-            live_line.line.wrote(data)
             try:
                 if _takes_bytes(stream):
                     _write_bytes(stream, data)
@@ -129,6 +149,7 @@ class CallerStreams:
                 raise ReaderGone(*error.args) from None
             except Exception as error:
                 self._warn(name, error)
+            live_line.line.wrote(data)
 
     def _decoder(self, key: str, errors: str) -> Any:
         if key not in self._decoders:

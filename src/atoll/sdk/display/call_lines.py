@@ -1,0 +1,86 @@
+"""Lines that stay of calls: one for each that was long or failed, few of them in all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from atoll import settings
+from atoll.errors import CallCancelled, CallTimeout
+from atoll.sdk.display import mode, words
+
+LONG_SECONDS = 5.0
+"""Shorter calls leave no line, unless they fail."""
+MOST = 10
+"""Lines at once; then one in `EVERY_SECONDS`, with the number of calls that were left out."""
+EVERY_SECONDS = 10.0
+
+
+class Budget:
+    """The lines that this process may still print."""
+
+    def __init__(self) -> None:
+        self._left = float(MOST)
+        self._at = 0.0
+        self._skipped = 0
+
+    def take(self, now: float) -> int | None:
+        """Return the number of lines that were left out before this one; None to leave this one out."""
+        self._left = min(self._left + (now - self._at) / EVERY_SECONDS, float(MOST))
+        self._at = now
+        if self._left < 1:
+            self._skipped += 1
+            return None
+        self._left -= 1
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+
+budget = Budget()
+
+
+def tell(
+    print_line: Callable[[str], None],
+    name: str,
+    call: str,
+    seconds: float,
+    *,
+    failed: bool,
+    error: BaseException | None,
+    peak_bytes: int = 0,
+) -> None:
+    """Print the line of a call that has ended, if it is to have one.
+
+    Args:
+        error: raised instead of an answer.
+    """
+    if isinstance(error, CallCancelled):
+        return  # it was asked for
+    if not (failed or seconds >= LONG_SECONDS or mode.verbose):
+        return
+    more = 0 if mode.verbose else budget.take(time.monotonic())
+    if more is not None:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else ""
+        reason = "timed out" if isinstance(error, CallTimeout) else reason
+        parts = words.ended(name, seconds, call, failed=failed, reason=reason, peak_bytes=peak_bytes, more=more)
+        line = styled(parts, failed=failed)
+        print_line(f"\n{line}" if reason == "interrupted" else line)  # behind the echo of Ctrl-C
+
+
+def styled(parts: Sequence[str], *, failed: bool) -> str:
+    """Return parts, the first of which begins with a mark, as a line for the terminal; coloured where that is wanted."""
+    line = words.fit_parts(parts, columns())
+    moves, colours = settings.terminal()
+    if not (moves and colours) or mode.current() != mode.LIVE:
+        return line
+    return f"\x1b[{31 if failed else 32}m{line[:1]}\x1b[39m{line[1:]}"
+
+
+def columns() -> int:
+    """Return the width of the terminal of standard error."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
