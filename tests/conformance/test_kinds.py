@@ -327,7 +327,8 @@ def test_an_async_generator_gives_its_items(place: Place) -> None:
             yield number
 
     async def collect() -> list[int]:
-        return [item async for item in place.isolated(count).aio(5)]
+        function: Any = place.isolated(count)
+        return [item async for item in function.aio(5)]
 
     assert asyncio.run(collect()) == [0, 1, 2, 3, 4]
 

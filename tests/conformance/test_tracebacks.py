@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_a_call_shows_the_calling_line_and_the_remote_frames(place: Place) -> No
         await plain.aio(0)
 
     async def await_items() -> None:
-        items: AsyncIterator[float] = twice.aio(0)
+        items: AsyncIterator[float] = cast("Any", twice.aio(0))
         async for _ in items:
             pass
 

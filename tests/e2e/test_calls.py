@@ -447,7 +447,7 @@ def test_map_takes_from_its_input_as_it_goes() -> None:
 
     results = add.map(endless())
     assert [next(results) for _ in range(3)] == [1, 2, 3]
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(taken) < 1000
 
 

@@ -260,8 +260,8 @@ def test_a_child_that_a_generator_forks_sends_nothing() -> None:
 
 def test_submit_and_map_give_the_lists_of_a_generator() -> None:
     """A future has one value: the list of the items."""
-    assert count_to.submit(3).result() == [0, 1, 2]  # type: ignore[comparison-overlap]
-    assert list(count_to.map([1, 2])) == [[0], [0, 1]]  # type: ignore[comparison-overlap]
+    assert count_to.submit(3).result() == [0, 1, 2]
+    assert list(count_to.map([1, 2])) == [[0], [0, 1]]
 
 
 # --- async ------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_async_generators_give_items_to_both_kinds_of_callers() -> None:
     async def main() -> tuple[list[int], list[int]]:
         return [one async for one in ticks.aio(3)], [one async for one in count_to.aio(4)]
 
-    assert list(ticks(3)) == [0, 1, 2]  # type: ignore[call-overload]
+    assert list(ticks(3)) == [0, 1, 2]
     assert asyncio.run(main()) == ([0, 1, 2], [0, 1, 2, 3])
 
 
@@ -636,9 +636,9 @@ def test_a_changed_setup_gives_a_new_worker() -> None:
     def serve(state: int) -> tuple[int, int]:
         return state, os.getpid()
 
-    first: Any = serve()  # type: ignore[call-arg]
+    first: Any = serve()
     version = 2
-    second: Any = serve()  # type: ignore[call-arg]
+    second: Any = serve()
     assert (first[0], second[0]) == (1, 2)
     assert first[1] != second[1]
 
@@ -655,14 +655,14 @@ def test_a_failing_setup_is_an_error_of_the_call() -> None:
         return state
 
     with pytest.raises(FileNotFoundError):
-        serve()  # type: ignore[call-arg]
+        serve()
 
     @isolated()
     def mend() -> None:
         Path(path).write_text("ready")
 
     mend()
-    assert serve() == "ready"  # type: ignore[call-arg]
+    assert serve() == "ready"
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------

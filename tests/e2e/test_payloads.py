@@ -336,7 +336,7 @@ def test_submitted_and_mapped_calls_bring_plain_data() -> None:
 def test_results_has_two_values() -> None:
     """Anything else is refused when the function is defined."""
     with pytest.raises(ValueError, match="pickle, data"):
-        isolated(results="json")(len)
+        isolated(results="json")(len)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="`results`"):
-        isolated(results=True)(len)
+        isolated(results=True)(len)  # type: ignore[call-overload]
     assert evaluate.on(results="pickle")("{1: slice(2)}") == {1: slice(2)}

@@ -55,7 +55,7 @@ def sandbox() -> str:
     return os.readlink("/proc/self/ns/pid")
 
 
-def called(results: str, case: str = "") -> Callable[[Any], Any]:
+def called(results: Any, case: str = "") -> Callable[[Any], Any]:
     """Return a decorator; functions of one case share workers where they may, and each leaves its worker as it is."""
     return isolated(network="none", keep_alive=60, local_modules=[], env={"CASE": case}, results=results)
 
@@ -147,7 +147,7 @@ def sandbox_of(_: int, *__: int) -> str:
     return sandbox()
 
 
-def sandboxes_by_way(results: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+def sandboxes_by_way(results: Any, directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return the sandbox that runs a call, for each way to call a function."""
     call: Callable[[Any], Any] = isolated(network="none", keep_alive=60, results=results)
     file = directory / "named.py"
@@ -175,7 +175,7 @@ def test_each_way_to_call_keeps_to_its_trust(tmp_path: Path, capsys: pytest.Capt
     assert trusted != other
 
 
-def call_within(chain: list[str]) -> str:
+def call_within(chain: list[Any]) -> str:
     """Call with the first kind of results a function that does so with the next; return the last one's sandbox."""
     if not chain:
         return sandbox()
@@ -297,7 +297,8 @@ def import_module(name: str) -> list[str]:
 def test_no_hostile_function_decides_what_trusted_workers_import(atoll_home: Home, tmp_path: Path) -> None:
     """An import is code of the package that runs: sandboxes of each trust learn from their own calls only."""
     call = isolated(requirements=[wheel(tmp_path)], network="none", keep_alive=0)(import_module)
-    for results, name in (("data", "hostile_module"), ("pickle", "harmless_module")):
+    cases: list[tuple[Any, str]] = [("data", "hostile_module"), ("pickle", "harmless_module")]
+    for results, name in cases:
         mine = call.on(results=results)
         staying = mine.on(keep_alive=600, env={"KEEPS": "the sandbox"})
         staying(name)

@@ -96,12 +96,12 @@ def test_generators_are_known_in_every_wrapping() -> None:
 def test_a_timeout_is_a_positive_number_of_seconds(option: str, value: float) -> None:
     """No time at all is refused."""
     with pytest.raises(ValueError, match="timeout"):
-        isolated("virtualenv", **{option: value})
+        isolated("virtualenv", **{option: value})  # type: ignore[call-overload]
 
 
 def test_a_setup_function_must_be_callable() -> None:
     """Something else is a `TypeError` at the decorator."""
     with pytest.raises(TypeError, match="setup_function"):
-        isolated(setup_function="load")
+        isolated(setup_function="load")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="generator"):
         isolated(setup_function=lambda: (yield))

@@ -17,9 +17,9 @@ from atoll.sdk import aio
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: isolated(nonsense=1),
+        lambda: isolated(nonsense=1),  # type: ignore[call-overload]
         lambda: isolated(lambda: 1).on(timeout=-1),
-        lambda: isolated(lambda: 1).on(nonsense=1),
+        lambda: isolated(lambda: 1).on(nonsense=1),  # type: ignore[call-arg]
     ],
     ids=["isolated", "value", "on"],
 )

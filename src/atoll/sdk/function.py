@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from atoll.sdk.batches import Batches
 from atoll.sdk.call import name_of
@@ -14,10 +14,16 @@ from atoll.sdk.futures import CallFuture, Job, hide_frames, threads
 from atoll.sdk.options import Options
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Unpack
+
     from atoll.host.contract import Host
     from atoll.sdk.detached.handle import CallHandle
+    from atoll.sdk.option_types import ChangedOptions
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+A = TypeVar("A")
 R = TypeVar("R")
 
 
@@ -51,7 +57,13 @@ class IsolatedFunction(Batches, Generic[P, R]):
             hide_frames(error)
             raise
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self: Callable[Concatenate[A, Q], R], instance: A, owner: Any = None) -> IsolatedFunction[Q, R]: ...
+    @overload  # the attribute is a static method
+    def __get__(self, instance: Any, owner: Any = None) -> Self: ...
+    def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
@@ -66,10 +78,10 @@ class IsolatedFunction(Batches, Generic[P, R]):
         """Reduce it by value, for calls and for cloudpickle."""
         return IsolatedFunction, (self.__wrapped__, self._options.closed())
 
-    def __copy__(self) -> IsolatedFunction[P, R]:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: Any) -> IsolatedFunction[P, R]:
+    def __deepcopy__(self, memo: Any) -> Self:
         return self  # as plain functions are
 
     @property
@@ -85,7 +97,18 @@ class IsolatedFunction(Batches, Generic[P, R]):
             hide_frames(error)
             raise
 
-    def on(self, host: Host | None = None, **options: Any) -> IsolatedFunction[P, R]:
+    @overload
+    def on(self, host: Host | None = None, /, **options: Unpack[ChangedOptions]) -> Self: ...
+    @overload
+    def on(
+        self: Callable[Concatenate[A, Q], R],
+        host: Host | None = None,
+        /,
+        *,
+        setup_function: Callable[[], A],
+        **options: Unpack[ChangedOptions],
+    ) -> IsolatedFunction[Q, R]: ...
+    def on(self: Any, host: Host | None = None, **options: Any) -> Any:
         """Return a function with these options changed and all others kept.
 
         Raises:
@@ -156,7 +179,7 @@ class IsolatedFunction(Batches, Generic[P, R]):
             hide_frames(error)
             raise
 
-    def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run a call from asyncio: `await f.aio(...)`, or `async for item in f.aio(...)` for a generator function.
 
         A task that is cancelled while it waits has its call cancelled, running or not.
@@ -164,5 +187,5 @@ class IsolatedFunction(Batches, Generic[P, R]):
         from atoll.sdk import aio
 
         if self.is_generator:
-            return aio.items(self, args, kwargs)
+            return aio.items(self, args, kwargs)  # type: ignore[return-value]  # see `shapes.IsolatedGenerator`
         return aio.result(self, args, kwargs)

@@ -23,6 +23,7 @@ from atoll.wire import nested
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
+    from atoll.sdk.option_types import Network
     from atoll.storage.downloads.download import Kept, Request
     from atoll.storage.downloads.http import Origin
 
@@ -44,7 +45,7 @@ def download(
     max_bytes: int | None = None,
     timeout: float = 60.0,
     host: Host | None = None,
-    network: str | None = None,
+    network: Network | None = None,
 ) -> str:
     """Have a file of the network on the volume, downloaded once, and return its path there.
 
@@ -179,7 +180,7 @@ class _Asked(NamedTuple):
     timeout: float = 60.0
 
 
-def _have(asked: _Asked, host: Host | None, network: str | None) -> Kept:
+def _have(asked: _Asked, host: Host | None, network: Network | None) -> Kept:
     """Download, in the sandbox or process that can, unless the file exists already."""
     from atoll.storage.downloads.download import Request
     from atoll.storage.downloads.http import Origin
