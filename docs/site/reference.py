@@ -140,6 +140,8 @@ def settings() -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
     return f'"{value}"' if isinstance(value, str) else f"{value:_}" if isinstance(value, int) else str(value)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,22 @@ class DetachedSettings:
 
 
 @dataclass(frozen=True)
+class NotificationsSettings:
+    """Rules for telling somebody that a call is over: with the option `on_done`, or `atoll run --notify`.
+
+    Args:
+        command: a program and its arguments, run without a shell: it reads the call as JSON on its standard input, and
+            has variables such as `ATOLL_CALL_OUTCOME`. Empty means a notification of the desktop.
+        after_seconds: calls that a program waits for are told of when they took at least so long.
+        seconds: the most that the command may take.
+    """
+
+    command: tuple[str, ...] = ()
+    after_seconds: float = 10.0
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True)
 class Settings:
     """Atoll's options, and the paths of its state."""
 
@@ -172,6 +188,7 @@ class Settings:
     records: RecordsSettings = field(default_factory=RecordsSettings)
     environments: EnvironmentsSettings = field(default_factory=EnvironmentsSettings)
     detached: DetachedSettings = field(default_factory=DetachedSettings)
+    notifications: NotificationsSettings = field(default_factory=NotificationsSettings)
 
     @property
     def run_directory(self) -> Path:
@@ -242,7 +259,15 @@ NEVER_ZERO = (
 )
 """Options for which 0 does not mean that Atoll chooses."""
 
-MOST = 1 << 62
+GROUPS: Mapping[str, type[Any]] = {
+    "pool": PoolSettings,
+    "sandbox": SandboxSettings,
+    "records": RecordsSettings,
+    "environments": EnvironmentsSettings,
+    "detached": DetachedSettings,
+    "notifications": NotificationsSettings,
+}
+"""The tables of `settings.toml`."""
 
 
 def default_home() -> Path:
@@ -283,24 +308,9 @@ def load(home: Path | None = None) -> Settings:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise StateUnusable(f"cannot read `{path}`: {error}", hint="mend or remove the file") from error
-    import tomllib
+    from atoll import settings_file  # most have no such file
 
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise StateUnusable(f"`{path}` is not TOML: {error}", hint="mend or remove the file") from error
-    groups: dict[str, type[Any]] = {
-        "pool": PoolSettings,
-        "sandbox": SandboxSettings,
-        "records": RecordsSettings,
-        "environments": EnvironmentsSettings,
-        "detached": DetachedSettings,
-    }
-    unknown = sorted(set(data) - set(groups))
-    if unknown:
-        raise StateUnusable(f"`{path}` has an unknown group `{unknown[0]}`", hint=f"known: {', '.join(groups)}")
-    read = {name: _group(path, name, cls, data[name]) for name, cls in groups.items() if name in data}
-    return Settings(home, **read)
+    return Settings(home, **settings_file.parse(path, text, GROUPS, LEAST, NEVER_ZERO))
 
 
 def check_state(options: Settings) -> None:
@@ -324,35 +334,6 @@ def check_state(options: Settings) -> None:
                     found.check_entries()  # sandboxes run their code
         with contextlib.suppress(FileNotFoundError):
             os.close(home.open("identities.json", os.O_RDONLY))
-
-
-def _group(path: Path, name: str, cls: type[Any], data: Any) -> Any:
-    if not isinstance(data, dict):
-        raise StateUnusable(f"`{path}`: `{name}` must be a table", hint=f"write `[{name}]` above its options")
-    defaults = cls()
-    known = {option.name for option in fields(cls)}
-    for option, value in data.items():
-        if option not in known:
-            raise StateUnusable(
-                f"`{path}` has an unknown option `{name}.{option}`", hint=f"known: {', '.join(sorted(known))}"
-            )
-        want = type(getattr(defaults, option))
-        fits = type(value) in (int, float) if want is float else type(value) is want
-        least = LEAST.get(f"{name}.{option}", 0)
-        zero = f"{name}.{option}" not in NEVER_ZERO
-        if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
-            raise StateUnusable(
-                f"`{path}`: `{name}.{option}` must be {_wanted(want, least, zero=zero)}, is `{value}`",
-                hint="mend the value, or remove it for the default",
-            )
-    return cls(**data)
-
-
-def _wanted(kind: type[Any], least: float, *, zero: bool) -> str:
-    if kind in (str, bool):
-        return "a text" if kind is str else "true or false"
-    number = "a whole number" if kind is int else "a number"
-    return f"{number} of at least {least:,}{', or 0' if least and zero else ''}"
 
 
 def index_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -527,6 +527,35 @@ def test_settings_that_are_wrong_are_named(atoll_home: Home, program: Path) -> N
     assert "pool.slot" in done.stderr
 
 
+def test_changed_settings_count_without_a_stop(atoll_home: Home, program: Path) -> None:
+    """A running daemon tells of a mistake, then of options that wait; it leaves for them when nothing runs."""
+    file = atoll_home.path / "settings.toml"
+    file.write_text("[pool]\ndaemon_idle_seconds = 2\n")  # it looks twice a second
+    with running(atoll_home, program):
+        pid = atoll_home.daemon_pid()
+        file.write_text("[pool]\nslots = 'two'\n")
+
+        def told() -> dict[str, Any]:
+            found = LocalHost(atoll_home.path).request_running("status", {})
+            assert found is not None
+            settings: dict[str, Any] = found["daemon"]["settings"]
+            return settings
+
+        host = LocalHost(atoll_home.path)
+        with pytest.raises(errors.StateUnusable, match="line 2"):
+            host.request_running("status", {})
+        log = atoll_home.path / "logs" / "daemon.log"
+        until(lambda: "settings_refused" in log.read_text())
+        file.write_text("[pool]\nslots = 2\ndaemon_idle_seconds = 1000\n")
+        assert until(lambda: told()["pending"] and told()) == {"error": "", "pending": ["pool.slots"]}
+        shown = atoll_home.atoll("status").stdout
+        assert "settings: `pool.slots` will count when nothing runs, or after `atoll stop`" in shown
+    assert pid is not None
+    assert ended(pid), "the daemon stays with the earlier settings"
+    atoll_home.python(str(program))
+    assert told() == {"error": "", "pending": []}
+
+
 def test_agent_files_are_made_once_for_each_version(tmp_path: Path) -> None:
     """What sandboxes mount is named by its contents, and holds no file of another version."""
     first = mounted_files.prepare(tmp_path)

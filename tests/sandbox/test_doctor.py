@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from atoll.cli import doctor
+from atoll.model.findings import Finding
 from atoll.sandbox.programs import find_bwrap
 
 from .conftest import ROOT, Someone
@@ -17,7 +20,7 @@ NAMES = {
     *("state", "disk space", "atomic exchange", "hard links", "reflinks", "bubblewrap", "namespaces", "mounts"),
     *("sandbox", "system call filter", "no privileges", "outbound network", "memory limits", "FUSE", "uv"),
     *("CPU limits", "process limits", "GPUs", "snapshots", "workers apart", "signals apart", "end with the daemon"),
-    "process ids apart",
+    *("process ids apart", "settings"),
 }
 CODE = "import sys; from atoll.cli.doctor import doctor; sys.exit(doctor(json=len(sys.argv) > 1))"
 
@@ -66,6 +69,39 @@ def test_the_table_names_what_is_lost_and_the_fix(someone: Someone) -> None:
     around += ["--cap-drop", "ALL"] if someone.as_root else ["--unshare-user", "--disable-userns"]
     done = examine(someone, around=(*around, "--"))
     assert done.returncode == 1, done.stderr
-    assert "namespaces: without it no function can run" in done.stdout
+    assert "without namespaces" in done.stdout
+    assert ": no function can run\n" in done.stdout
     assert "fix: " in done.stdout
     assert "something that Atoll needs does not work" in done.stdout
+
+
+def test_losses_come_in_order_and_each_fix_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The greatest loss comes first; a fix of several abilities is named once; each ability that is known has a place."""
+    found = [
+        Finding("reflinks", False, False, "no", "copies", "use btrfs"),
+        Finding("CPU limits", False, False, "no cgroup", "fair shares", "delegate"),
+        Finding("uv", True, True, "uv 1, `/very/long/path/to/uv`"),
+        Finding("FUSE", False, False, "no device", "mounts", "modprobe"),
+        Finding("memory limits", False, False, "no cgroup", "hard limits", "delegate"),
+        Finding("namespaces", True, False, "refused", "no function can run", "sysctl"),
+        Finding("mounts", True, False, "refused", "no function can run", "sysctl"),
+    ]
+    assert doctor._tell(found, json=False, subject="Atoll") == 1
+    lines = capsys.readouterr().out.splitlines()
+    order = [line.strip() for line in lines if line.strip() in {doctor.CANNOT, *doctor.LOSSES, doctor.OPTIONAL}]
+    assert order == [doctor.CANNOT, *doctor.LOSSES, doctor.OPTIONAL]
+    for fix in ("delegate", "sysctl", "modprobe", "use btrfs"):
+        assert [line for line in lines if fix in line] == [f"  fix: {fix}"]
+    assert "  without namespaces, mounts: no function can run" in lines
+    assert [line.split() for line in lines if line.startswith("ok")] == [["ok", "uv", "uv", "1"]]
+    assert {name for names in doctor.LOSSES.values() for name in names} <= NAMES
+
+
+def test_broken_settings_are_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a mistake is named with its line, and the rest of the machine is still tried."""
+    monkeypatch.setenv("ATOLL_HOME", str(tmp_path))
+    (tmp_path / "settings.toml").write_text("[pool]\n\nslost = 3\n")
+    chosen, (found,) = doctor._settings()
+    assert (chosen.home, found.works, found.needed) == (tmp_path, False, True)
+    assert "settings.toml`, line 3 has an unknown option `pool.slost`" in found.detail
+    assert found.fix == "did you mean `slots`?"

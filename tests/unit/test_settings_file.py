@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from atoll import settings
+from atoll.daemon.settings_watch import SettingsWatch
 from atoll.errors import StateUnusable
 
 
@@ -39,3 +40,60 @@ def test_zero_means_that_atoll_chooses(tmp_path: Path) -> None:
     """0 is taken where the reference says that it means the default, and small useful values are."""
     (tmp_path / "settings.toml").write_text("[pool]\nslots = 0\nworker_memory_bytes = 0\ndaemon_idle_seconds = 0.5\n")
     assert settings.load(tmp_path).pool.daemon_idle_seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# a\n[pool]\nslots = 'x'\n", ", line 3: `pool.slots`"),
+        ("[pool]\n[sandbox]\nslots = 1\n", ", line 3 has an unknown option `sandbox.slots`"),
+        ("pool.slots = -1\n", ", line 1: `pool.slots`"),
+        ("pool = {slots = -1}\n", ": `pool.slots`"),
+        ("\n[ 'pool' ]  # here\n'slots' = -1\n", ", line 3: `pool.slots`"),
+        ("\n[pols]\n", ", line 2 has an unknown group `pols`"),
+        ("pool = 3\n", ", line 1: `pool` must be a table"),
+        ("[pool]\nslots = \n", "line 2, column 9"),
+        ("[notifications]\ncommand = 'curl'\n", ", line 2: `notifications.command` must be a list of texts"),
+        ("[notifications]\ncommand = ['curl', 3]\n", "must be a list of texts"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    """Each mistake names the line that holds it, as far as one plainly does."""
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(StateUnusable) as caught:
+        settings.load(tmp_path)
+    assert words in caught.value.message
+
+
+def test_a_list_is_kept_as_it_cannot_change(tmp_path: Path) -> None:
+    """A list of texts becomes a tuple; hints for a near name lead to it."""
+    (tmp_path / "settings.toml").write_text('[notifications]\ncommand = ["curl", "-d", "@-"]\n')
+    assert settings.load(tmp_path).notifications.command == ("curl", "-d", "@-")
+    (tmp_path / "settings.toml").write_text("[pool]\nmax_worker = 1\n")
+    with pytest.raises(StateUnusable, match="did you mean `max_workers`"):
+        settings.load(tmp_path)
+
+
+def test_a_daemon_takes_over_changes_and_keeps_the_last_good(tmp_path: Path) -> None:
+    """Live options count at once, others wait and are named; a file with a mistake changes nothing until it is mended."""
+    file, applied = tmp_path / "settings.toml", list[settings.Settings]()
+    watch = SettingsWatch(settings.load(tmp_path), applied.append)
+    watch.look()
+    assert applied == []
+    file.write_text("[records]\nkeep_days = 3\n[pool]\nslots = 3\ndaemon_idle_seconds = 7\n")
+    watch.look()
+    assert applied[-1].records.keep_days == 3
+    assert applied[-1].pool == settings.PoolSettings(daemon_idle_seconds=7)
+    assert watch.facts() == {"error": "", "pending": ["pool.slots"]}
+    file.write_text("[records]\nkeep_days = 'three'\n")
+    watch.look()
+    assert "line 2: `records.keep_days` must be a number" in watch.error
+    assert (len(applied), watch.pending) == (1, ("pool.slots",))
+    file.write_text("[records]\nkeep_days = 4\n[environments]\nbuild_seconds = 9\n")
+    watch.look()
+    assert watch.facts() == {"error": "", "pending": []}
+    assert (applied[-1].records.keep_days, applied[-1].environments.build_seconds) == (4, 9)
+    assert applied[-1].pool.daemon_idle_seconds == settings.PoolSettings().daemon_idle_seconds
+    file.unlink()
+    watch.look()
+    assert applied[-1].records == settings.RecordsSettings()

@@ -50,6 +50,8 @@ def _print(found: dict[str, Any]) -> None:
         f"daemon {daemon['pid']}, version {daemon['version']}, since {age(daemon['started_at'])}, "
         f"{daemon['waiting']} waiting, state in {daemon['home']}"
     )
+    for line in settings_lines(daemon):
+        echo(line)
     for title, rows, columns in (
         (
             "sandboxes",
@@ -71,6 +73,18 @@ def _print(found: dict[str, Any]) -> None:
             }
             table.append([str(shown[column]) for column in columns])
         print_table(columns, table, title=title)
+
+
+def settings_lines(daemon: dict[str, Any]) -> list[str]:
+    """Return the state of the daemon's settings in words: empty while all of the file counts."""
+    found = daemon.get("settings") or {}
+    lines = []
+    if found.get("error"):
+        lines.append(f"settings: the file is not read, earlier values count: {found['error']}")
+    if found.get("pending"):
+        names = ", ".join(f"`{name}`" for name in found["pending"])
+        lines.append(f"settings: {names} will count when nothing runs, or after `atoll stop`")
+    return lines
 
 
 def stop() -> int:

@@ -6,6 +6,8 @@ Exit status 0 when everything that is needed works, 1 otherwise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,11 +18,23 @@ import cyclopts
 from atoll import settings as options
 from atoll.cli.tables import print_json, print_table
 from atoll.cli.terminal import echo, echo_lines
-from atoll.errors import AtollError
+from atoll.errors import AtollError, StateUnusable
 from atoll.model.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+CANNOT, OPTIONAL = "needed, and missing", "optional"
+LOSSES: dict[str, tuple[str, ...]] = {
+    "weaker isolation": (
+        *("outbound network", "workers apart", "signals apart", "end with the daemon"),
+        *("memory limits", "CPU limits", "process limits", "process ids apart"),
+    ),
+    "slower, or larger on the disk": ("hard links", "reflinks"),
+}
+"""Abilities that are not needed, by that which is lost without them; others are optional."""
+SHORT = 48
+"""Characters of the detail of an ability that works; `--json` has all."""
 
 
 def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
@@ -40,12 +54,33 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
         return 1
     from atoll.node.selftest import examine
 
+    chosen, setting = _settings()
     try:
-        found = [*asyncio.run(examine(options.load())), _uv()]
+        found = [*asyncio.run(examine(chosen)), *setting, _uv()]
     except AtollError as error:
         echo_lines(str(error), error=True)
         return 1
     return _tell(found, json=json, subject="Atoll")
+
+
+def _settings() -> tuple[options.Settings, list[Finding]]:
+    """Return the settings, the defaults where they cannot be read, and the finding about them."""
+    try:
+        chosen = options.load()
+    except StateUnusable as error:
+        broken = Finding("settings", True, False, error.message, "no call is made", error.hint)
+        return options.Settings(options.default_home()), [broken]
+    from atoll.cli.daemon import settings_lines
+    from atoll.host.local import LocalHost
+
+    with contextlib.suppress(AtollError):
+        running = LocalHost(chosen.home).request_running("status", {})
+        lines = settings_lines(running["daemon"]) if running is not None else []
+        if lines:
+            loses = "the daemon that runs has earlier values"
+            return chosen, [Finding("settings", False, False, "; ".join(lines), loses, "`atoll stop`, or wait")]
+    name = chosen.home / "settings.toml"
+    return chosen, [Finding("settings", True, True, f"`{name}`" if name.exists() else "the defaults")]
 
 
 def _data(*, json: bool) -> int:
@@ -84,14 +119,50 @@ def _uv() -> Finding:
 
 
 def _print_table(found: Sequence[Finding], healthy: bool, subject: str) -> None:
-    rows = [("ok" if one.works else "no", one.name, one.detail) for one in found]
-    styles = ["green" if one.works else "red" if one.needed else "yellow" for one in found]
-    columns = ("", "ability", "found")
-    print_table(columns, rows, fold=columns, styles=styles)
-    for ability in found:
-        if not ability.works:
-            echo()
-            echo(f"{ability.name}: without it {ability.loses}")
-            echo(f"  fix: {ability.fix}")
-    echo()
+    """Print abilities that are missing, the greatest loss first, then those that work, each in a short line."""
+    missing = [one for one in found if not one.works]
+    for title, of_title in grouped(missing):
+        echo(title)
+        rows = [("no", one.name, one.detail) for one in of_title]
+        style = "red" if of_title[0].needed else "yellow"
+        print_table(("", "", ""), rows, fold=("",), styles=[style] * len(rows))
+        for fix, of_fix in _by_fix(of_title):
+            for loses, names in _by_loss(of_fix):
+                echo(f"  without {', '.join(names)}: {loses}")
+            echo(f"  fix: {fix}")
+        echo()
+    working = [one for one in found if one.works]
+    if working:
+        rows = [("ok", one.name, _short(one.detail)) for one in working]
+        print_table(("", "", ""), rows, styles=["green"] * len(rows))
+        echo()
     echo(f"everything that {subject} needs works" if healthy else f"something that {subject} needs does not work")
+
+
+def grouped(missing: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    """Return missing abilities under titles, in the order of that which the user loses."""
+    titles: dict[str, list[Finding]] = {title: [] for title in (CANNOT, *LOSSES, OPTIONAL)}
+    for one in missing:
+        kind = next((title for title, names in LOSSES.items() if one.name in names), OPTIONAL)
+        titles[CANNOT if one.needed else kind].append(one)
+    return [(title, of_title) for title, of_title in titles.items() if of_title]
+
+
+def _by_fix(found: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    fixes: dict[str, list[Finding]] = {}
+    for one in found:
+        fixes.setdefault(one.fix, []).append(one)
+    return list(fixes.items())
+
+
+def _by_loss(found: Sequence[Finding]) -> list[tuple[str, list[str]]]:
+    losses: dict[str, list[str]] = {}
+    for one in found:
+        losses.setdefault(one.loses, []).append(one.name)
+    return list(losses.items())
+
+
+def _short(detail: str) -> str:
+    """Return the first words of a detail: up to a path, a colon or a semicolon, unless it begins with one."""
+    first = re.split(r", `/|; |: ", detail.removeprefix("held: "), maxsplit=1)[0]
+    return first if len(first) <= SHORT else f"{first[: SHORT - 1]}\u2026"

@@ -159,7 +159,6 @@ class Daemon:
     # --- leaving when idle ------------------------------------------------------------------------------------------
 
     async def _watch_idle(self) -> None:
-        idle_seconds = self._settings.pool.daemon_idle_seconds
         while True:
             await asyncio.sleep(self._services.look_seconds)
             now = time.monotonic()
@@ -168,9 +167,14 @@ class Daemon:
             if self._connections or self._services.detached.busy or not self._services.engine.idle:
                 if self._listener is not None:
                     self._busy_until = now
-            elif now - self._busy_until >= idle_seconds and self._can_leave():
+            elif now - self._busy_until >= self._idle_seconds() and self._can_leave():
                 self._left.set()
                 return
+
+    def _idle_seconds(self) -> float:
+        """Return how long it stays with nothing to do; not at all when changed options wait for a restart."""
+        services = self._services
+        return 0.0 if services.settings_watch.pending else services.settings.pool.daemon_idle_seconds
 
     def _owns_path(self) -> bool:
         """Return whether new clients reach this daemon; False after the state directory was removed, for example."""

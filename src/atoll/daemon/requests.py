@@ -78,6 +78,7 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
             "started_at": services.started_at,
             "home": str(services.settings.home),
             "waiting": services.engine.waiting(user),
+            "settings": services.settings_watch.facts(),
         },
         "sandboxes": sandboxes,
         "workers": workers,

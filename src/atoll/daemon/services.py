@@ -15,6 +15,7 @@ from atoll.daemon.detached.calls import Detached
 from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
+from atoll.daemon.settings_watch import SettingsWatch
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import Connect, Engine
@@ -49,7 +50,14 @@ class Services:
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)
         """Memory of functions' requests: those that are being received, and those whose leases live."""
+        self.settings_watch = SettingsWatch(options, self._apply)
         self._tasks: list[asyncio.Task[Any]] = []
+
+    def _apply(self, options: Settings) -> None:
+        """Take over options that need no restart."""
+        self.settings = options
+        self.recorder.options = options.records
+        self.node.apply(options.environments)
 
     @property
     def look_seconds(self) -> float:
@@ -60,6 +68,7 @@ class Services:
         """Begin the work in the background."""
         for work in (self.engine.watch(), self.outputs.watch(), self.housekeeping.watch(self.look_seconds)):
             self._tasks.append(asyncio.ensure_future(work))
+        self._tasks.append(asyncio.ensure_future(self.settings_watch.watch(lambda: self.look_seconds)))
 
     def prepare(self) -> None:
         """Begin the work that the first call need not wait for."""

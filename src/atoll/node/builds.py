@@ -57,7 +57,7 @@ class Builds:
         limits: Limits,
         policy: Callable[[Sequence[str], Sequence[Bind], Mapping[str, str], str], Policy],
     ) -> None:
-        self._options = options
+        self.options = options
         self._launcher = launcher
         self._networks = networks
         self._limits = limits
@@ -85,7 +85,7 @@ class Builds:
         if network == "host" and reaches is not None:
             network = await self._network([*environment.values(), *reaches], environment)
         policy = self._policy(command, binds, environment, network)
-        options = self._options
+        options = self.options
         limit = self._limits.sandbox(
             options.build_memory_bytes or self._limits.most_bytes // 4 * 3, options.build_processes
         )
@@ -115,7 +115,7 @@ class Builds:
     async def _watch(
         self, running: asyncio.Future[Completed], limit: SandboxLimit, directories: Sequence[str]
     ) -> Completed:
-        disk = BuildDisk(directories, self._options.build_disk_bytes) if directories else None
+        disk = BuildDisk(directories, self.options.build_disk_bytes) if directories else None
         try:
             return await self._watch_all(running, limit, disk)
         finally:
@@ -125,7 +125,7 @@ class Builds:
     async def _watch_all(
         self, running: asyncio.Future[Completed], limit: SandboxLimit, disk: BuildDisk | None
     ) -> Completed:
-        deadline = time.monotonic() + (self._options.build_seconds or float("inf"))
+        deadline = time.monotonic() + (self.options.build_seconds or float("inf"))
         counting: asyncio.Future[int] | None = None  # a build with very many files does not stop the other looks
         while True:
             waited: list[asyncio.Future[Any]] = [
@@ -137,7 +137,7 @@ class Builds:
             if exceeded := limit.exceeded():
                 raise _over("memory", "build_memory_bytes", *(f"{size >> 20} MiB" for size in exceeded))
             if limit.refused():
-                raise _over("processes", "build_processes", str(self._options.build_processes))
+                raise _over("processes", "build_processes", str(self.options.build_processes))
             if disk is not None and counting is not None and counting.done():
                 used, counting = counting.result(), None
                 if used > disk.limit_bytes:
@@ -147,7 +147,7 @@ class Builds:
             if finished and counting is None:
                 return running.result()
             if time.monotonic() > deadline:
-                raise _over("time", "build_seconds", f"{self._options.build_seconds:g} s")
+                raise _over("time", "build_seconds", f"{self.options.build_seconds:g} s")
 
     # --- networks ---------------------------------------------------------------------------------------------------
 

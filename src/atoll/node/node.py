@@ -34,7 +34,7 @@ from atoll.sandbox.network.networks import Networks
 from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, confine
-from atoll.settings import Settings
+from atoll.settings import EnvironmentsSettings, Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import AGENT
 from atoll.wire.channel import pair
@@ -146,6 +146,10 @@ class Node:
         self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
+
+    def apply(self, options: EnvironmentsSettings) -> None:
+        """Build by other rules from now on."""
+        self._builds.options = options
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""

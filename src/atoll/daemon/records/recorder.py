@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, directory: Path, options: RecordsSettings) -> None:
         self._directory = directory
-        self._options = options
+        self.options = options
         self._changed = threading.Condition()
         self._records: list[CallRecord] = []
         self._outputs: dict[tuple[str, str, str], Output] = {}
@@ -64,7 +64,7 @@ class Recorder:
 
     def add(self, record: CallRecord) -> None:
         """Keep a record; from any thread, without waiting."""
-        if not self._options.keep_days:
+        if not self.options.keep_days:
             return
         with self._changed:
             first = not self._records and not self._outputs
@@ -75,7 +75,7 @@ class Recorder:
 
     def add_output(self, output: Output) -> None:
         """Keep a call's output; a later one of the same call, user and worker replaces it."""
-        if not self._options.keep_days:
+        if not self.options.keep_days:
             return
         call, user, worker, _, tail = output
         with self._changed:
@@ -142,9 +142,9 @@ class Recorder:
     def _write(self, records: list[CallRecord], outputs: list[Output], database: Database) -> None:
         database.write(records, outputs)
         now = time.time()
-        if not 0 <= now - self._pruned < PRUNE_SECONDS or database.used_bytes() > self._options.max_bytes:
+        if not 0 <= now - self._pruned < PRUNE_SECONDS or database.used_bytes() > self.options.max_bytes:
             self._pruned = now
-            database.prune(now - self._options.keep_days * 86400, self._options.max_bytes)
+            database.prune(now - self.options.keep_days * 86400, self.options.max_bytes)
 
     def _answer(self, question: Callable[[Database], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

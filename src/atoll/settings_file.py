@@ -1,0 +1,118 @@
+"""The text of `settings.toml` as groups of options, with the line of each mistake; loaded where there is such a file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import StateUnusable
+from atoll.near_names import nearest
+
+MOST = 1 << 62
+
+_HEADING = re.compile(r"\s*\[\s*([\w.\"' -]+?)\s*\]\s*(#.*)?")
+_OPTION = re.compile(r"\s*([\w.\"'-]+)\s*=")
+
+
+def parse(
+    path: Path, text: str, groups: Mapping[str, type[Any]], least: Mapping[str, int], never_zero: Collection[str]
+) -> dict[str, Any]:
+    """Return the groups that the text names, each as an instance of its class.
+
+    Args:
+        path: for messages.
+        least: the smallest values besides 0, by `group.option`.
+        never_zero: options that cannot be 0.
+
+    Raises:
+        StateUnusable: it is not TOML, or has an unknown or wrongly typed option; names the line.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StateUnusable(f"`{path}` is not TOML: {error}", hint="mend or remove the file") from error
+    for name in data:
+        if name not in groups:
+            raise StateUnusable(
+                f"`{path}`{_line(text, name)} has an unknown group `{name}`", hint=_known(name, list(groups))
+            )
+    reader = _Reader(path, text, least, never_zero)
+    return {name: reader.group(name, cls, data[name]) for name, cls in groups.items() if name in data}
+
+
+class _Reader:
+    """Checks the groups of one file."""
+
+    def __init__(self, path: Path, text: str, least: Mapping[str, int], never_zero: Collection[str]) -> None:
+        self._path = path
+        self._text = text
+        self._least = least
+        self._never_zero = never_zero
+
+    def group(self, name: str, cls: type[Any], data: Any) -> Any:
+        """Return a group's options as an instance of its class."""
+        if not isinstance(data, dict):
+            raise self._refusal(name, "", "must be a table", f"write `[{name}]` above its options")
+        defaults = cls()
+        known = [option.name for option in fields(cls)]
+        for option, value in data.items():
+            if option not in known:
+                where = _line(self._text, name, option)
+                raise StateUnusable(
+                    f"`{self._path}`{where} has an unknown option `{name}.{option}`", hint=_known(option, known)
+                )
+            self._check(name, option, getattr(defaults, option), value)
+        return cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in data.items()})
+
+    def _check(self, name: str, option: str, default: Any, value: Any) -> None:
+        want, full = type(default), f"{name}.{option}"
+        if want is tuple:
+            fits = isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)
+        else:
+            fits = type(value) in (int, float) if want is float else type(value) is want
+        least, zero = self._least.get(full, 0), full not in self._never_zero
+        if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
+            wanted = f"must be {_wanted(want, least, zero=zero)}, is `{value}`"
+            raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
+
+    def _refusal(self, name: str, option: str, text: str, hint: str) -> StateUnusable:
+        full = f"{name}.{option}" if option else name
+        return StateUnusable(f"`{self._path}`{_line(self._text, name, option)}: `{full}` {text}", hint=hint)
+
+
+def _known(name: str, known: Collection[str]) -> str:
+    near = nearest(name, known)
+    return f"did you mean `{near}`?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def _wanted(kind: type[Any], least: float, *, zero: bool) -> str:
+    if kind in (str, bool, tuple):
+        return {str: "a text", bool: "true or false", tuple: "a list of texts"}[kind]
+    number = "a whole number" if kind is int else "a number"
+    return f"{number} of at least {least:,}{', or 0' if least and zero else ''}"
+
+
+def _line(text: str, group: str, option: str = "") -> str:
+    """Return the line that names a group or an option, in words; empty where none does plainly."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        heading, pair = _HEADING.fullmatch(line), _OPTION.match(line)
+        if heading is not None:
+            table = _plain(heading[1])
+            if not option and table == group:
+                return f", line {number}"
+        elif pair is not None:
+            name = f"{table}.{_plain(pair[1])}" if table else _plain(pair[1])
+            if name == (f"{group}.{option}" if option else group) or (
+                not table and not option and name.startswith(f"{group}.")
+            ):
+                return f", line {number}"
+    return ""
+
+
+def _plain(name: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in name.split("."))
