@@ -127,7 +127,7 @@ def groups(blocks: list[Block]) -> list[Group]:
             if len(block.directives["not run"]) < SHORTEST_REASON:
                 raise ValueError(f"{block}: `not run` has no reason")
             continue
-        if block.language in ("text", ""):
+        if block.language in ("text", "") and "file" not in block.directives:
             if last is None or len(last.blocks) - 1 in last.outputs:
                 raise ValueError(f"{block}: an output follows no program; name the reason: `<!-- not run: … -->`")
             last.outputs[len(last.blocks) - 1] = block
