@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 from atoll import errors, isolated
 from atoll.host import daemon_start
 from atoll.host.local import local
+from atoll.node.tmp_disks import TmpDisks
 from atoll.sandbox.limits.limits import Limits
 from atoll.settings import Settings
 from atoll.wire.channel import Channel
@@ -156,6 +161,110 @@ def test_a_call_that_waits_names_the_call_that_holds_its_cores(atoll_home: Home)
         until(lambda: second.receive().type == "granted")
         with asked(isolated(cpu=1, max_concurrency=1)(fill)) as again:
             assert reason_of(again, "max")["reason"].startswith("max_concurrency of fill: 1 running")
+
+
+def write(megabytes: int) -> tuple[int, str]:
+    """Write a file of zeros below `/tmp` in pieces; return what was written and the name of the error that ended it."""
+    import errno
+
+    piece, written = bytes(1 << 20), 0
+    with open("/tmp/large", "wb", buffering=0) as file:
+        try:
+            for _ in range(megabytes):
+                written += file.write(piece)
+        except OSError as error:
+            return written, errno.errorcode[error.errno or 0]
+    return written, ""
+
+
+def room() -> tuple[int, str, list[str], int]:
+    found = os.statvfs("/tmp")
+    return found.f_bavail * found.f_frsize, os.environ["TMPDIR"], sorted(os.listdir("/tmp")), os.stat("/tmp").st_mode
+
+
+@pytest.fixture
+def mounts(atoll_home: Home) -> bool:
+    """True if a `/tmp` on the disk is a file system of its own here."""
+    disks = TmpDisks(Settings(atoll_home.path))
+    asyncio.run(disks.check(100 << 20))
+    return disks._mounts is True
+
+
+def left(home: Home) -> list[str]:
+    """Return what is left of `/tmp` directories: names below the state directory, and mounted files without a name."""
+    names = os.listdir(home.path / "tmp") if (home.path / "tmp").exists() else []
+    files = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    return names + [text for text in files if str(home.path) in text]
+
+
+def test_a_tmp_on_the_disk_is_larger_than_the_memory(atoll_home: Home, kernel: frozenset[str]) -> None:
+    """With `disk`, more can be written to `/tmp` than the worker may use memory; without it, it may not."""
+    function = isolated(memory="150MB", disk="400MB", keep_alive=0)(write)
+    assert function(300) == (300 << 20, "")
+    if "memory" in kernel:  # the watchdog does not count files in memory
+        with pytest.raises(errors.OutOfMemory):
+            function.on(disk=None)(300)
+
+
+def test_a_full_tmp_is_no_space_left(atoll_home: Home, mounts: bool) -> None:
+    """A write beyond `disk` is `ENOSPC` where the kernel bounds it, and all that was asked for fits."""
+    if not mounts:
+        pytest.skip("a directory is counted here")
+    function = isolated(disk="100MB", keep_alive=30)(write)
+    written, error = function(200)
+    assert error == "ENOSPC"
+    assert 100_000_000 <= written < 110_000_000
+    free, directory, names, mode = isolated(disk="1GB")(room)()
+    assert 1_000_000_000 <= free < 1_100_000_000
+    assert (directory, [name for name in names if not name.startswith(".")], stat.S_IMODE(mode)) == ("/tmp", [], 0o1777)
+
+
+def test_a_counted_tmp_over_its_bound_ends_its_sandbox(atoll_home: Home, mounts: bool) -> None:
+    """Where no file system can be mounted, a call that writes more than `disk` is ended with the reason."""
+    if mounts:
+        pytest.skip("the kernel bounds it here")
+
+    def flood() -> None:
+        write(300)
+        while True:
+            time.sleep(1)
+
+    function = isolated(disk="100MB", keep_alive=30)(flood)
+    with pytest.raises(errors.WorkerDied, match=r'`/tmp` holds more than its `disk="100MB"`: \d+ MiB') as caught:
+        function()
+    assert "larger `disk`" in caught.value.hint
+    assert isolated(disk="100MB")(write)(20) == (20 << 20, "")
+
+
+def test_files_in_tmp_go_with_the_sandbox(atoll_home: Home) -> None:
+    """Nothing of a `/tmp` on the disk is left after its sandbox, nor after a daemon that was killed, by its next one."""
+    assert isolated(disk="60MB", keep_alive=0)(write)(20) == (20 << 20, "")
+    until(lambda: not left(atoll_home))
+    running = isolated(disk="60MB", keep_alive=60)(pause).submit("tmp")
+    until(lambda: list((atoll_home.path / "volumes").glob("*/data/tmp-runs")))
+    assert left(atoll_home)
+    pid = atoll_home.daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(errors.AtollError):
+        running.result(60)
+    assert isolated(keep_alive=0)(fill)(1) == 1
+    until(lambda: not left(atoll_home))
+
+
+def test_two_sizes_of_tmp_are_two_sandboxes(atoll_home: Home) -> None:
+    """`disk` is part of the sandbox's key: a function never sees the files of one with another size."""
+    isolated(disk="60MB", keep_alive=60, preload=[])(write)(1)
+    assert "large" in isolated(disk="60MB", preload=[])(room)()[2]
+    assert "large" not in isolated(disk="70MB", preload=[])(room)()[2]
+
+
+def test_more_disk_than_is_free_is_refused_with_the_nearest(atoll_home: Home) -> None:
+    """A `/tmp` larger than the free space of the state's disk is refused before anything is built."""
+    function = isolated(disk="900TB", requirements=["no-such-package-anywhere"])(write)
+    with pytest.raises(errors.ResourcesUnavailable, match='asks for `disk="900TB"`') as caught:
+        function(1)
+    assert caught.value.hint.startswith('nearest: `disk="')
 
 
 def test_capacity_tells_what_is_free_and_what_fits(atoll_home: Home) -> None:

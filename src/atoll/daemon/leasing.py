@@ -172,6 +172,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     spec = checked(services, caller, spec)
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
+    await services.node.tmp_disks.check(spec.numbers.disk_bytes)
     environment = await build(services, caller, spec.environment, listener.progress)
     spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
     return services.engine.ask(caller.user, spec, environment, caller.parent, client)

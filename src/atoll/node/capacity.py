@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from atoll.errors import ResourcesUnavailable
 from atoll.model.resources import Allotment, Bounds, Capacity, allot
 from atoll.model.specs import NO_NUMBERS, Numbers
 from atoll.sandbox import gpus
@@ -69,8 +68,6 @@ class Machine:
             ResourcesUnavailable: this machine has nothing of the kind.
         """
         found = allot(machine_type, self.capacity, numbers)
-        if numbers.disk_bytes:
-            raise ResourcesUnavailable("a `/tmp` on the disk cannot be made here", hint="leave `disk` out")
         if notice is not None:
             watched = self._limits.kind == "watchdog"
             for line in (found.shortfall, WATCHED if watched else ""):

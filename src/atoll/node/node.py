@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from atoll import errors
@@ -24,6 +25,7 @@ from atoll.node.mounted_files import LIBRARY
 from atoll.node.start_files import start_files
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
+from atoll.node.tmp_disks import TmpDisk, TmpDisks
 from atoll.sandbox.held_process import Member, prove
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
@@ -85,8 +87,10 @@ class NodeSandbox:
         failed: errors.AtollError | None,
         limit: SandboxLimit,
         closed: Callable[[], None],
+        disk: TmpDisk | None = None,
     ) -> None:
         self.limit = limit
+        self._disk = disk
         self._closed = closed
         self.channel = channel
         self._sandbox = sandbox
@@ -111,7 +115,8 @@ class NodeSandbox:
         """Wait for the end; return why the sandbox could not be made, if it could not."""
         if self._sandbox is None:
             return self._failed
-        return await self._sandbox.failure()
+        failed = await self._sandbox.failure()
+        return self._disk.failure if self._disk is not None and self._disk.failure is not None else failed
 
     def close(self) -> None:
         """Let the environment and the limit go; the sandbox has ended."""
@@ -146,6 +151,7 @@ class Node:
         self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
+        self.tmp_disks = TmpDisks(options)
 
     def apply(self, options: EnvironmentsSettings) -> None:
         """Build by other rules from now on."""
@@ -175,10 +181,12 @@ class Node:
         with contextlib.suppress(OSError):
             await mounted_files.compile_rest(self._library)
             await asyncio.to_thread(mounted_files.remove_unused, self._settings.agents_directory)
+            await asyncio.to_thread(self.tmp_disks.sweep)
 
     async def close(self) -> None:
         """Release networks, limits and mounted files; all sandboxes have ended."""
         await self._networks.close()
+        await self.tmp_disks.close()
         self.limits.close()
         os.close(self._library_hold)
         self.storage_peers.close()
@@ -209,9 +217,10 @@ class Node:
         files: Sequence[SyntheticFile] = (),
         *,
         shares: str = "",
+        disk: TmpDisk | None = None,
     ) -> Policy:
         options = self._settings.sandbox
-        return confine(
+        policy = confine(
             command,
             machine=self._launcher.machine,
             identity=identity,
@@ -220,6 +229,7 @@ class Node:
             network=network,
             files=files,
             tmp_bytes=options.tmp_bytes,
+            tmp="" if disk is None else str(disk.source),
             shm_bytes=options.shm_bytes,
             devices=devices,
             sysfs=bool(devices),
@@ -227,6 +237,7 @@ class Node:
             own_pids=bool(shares),
             ipc_group=shares,
         )
+        return policy if disk is None else replace(policy, prepare=disk.prepare)
 
     def _policy_of_build(
         self, command: Sequence[str], binds: Sequence[Bind], environment: Mapping[str, str], network: str
@@ -245,9 +256,11 @@ class Node:
         starter, more = start_files(key.start)
         command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()), starter=starter)
         limit = self.limits.sandbox()
+        disk: TmpDisk | None = None
 
         def launch(network: Network | None) -> Sandbox:
-            policy = self._function_policy(key, environment, command, {}, (*more, *(network.files if network else ())))
+            files = (*more, *(network.files if network else ()))
+            policy = self._function_policy(key, environment, command, {}, files, disk)
             enter = network.enter if network else ()
             with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
                 started = self._launcher.launch(
@@ -259,10 +272,15 @@ class Node:
         def closed() -> None:
             self.pauses.remove(key.user, limit)
             self.limits.close_sandbox(limit)
+            if disk is not None:
+                disk.close()
 
         try:
             hold = self.environments.hold(environment)
-            return NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, closed)
+            disk = self.tmp_disks.make(key.disk_bytes, self._identities.user(key.user))
+            made = NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, closed, disk)
+            self.tmp_disks.watch(disk, lambda: made.pid, made.kill)
+            return made
         except errors.AtollError as error:
             failed = error
         except (OSError, ValueError) as error:
@@ -288,6 +306,7 @@ class Node:
         command: Sequence[str],
         variables: Mapping[str, str],
         files: Sequence[SyntheticFile] = (),
+        disk: TmpDisk | None = None,
     ) -> Policy:
         volume, identity = self.volume(key.user)
         binds = [
@@ -309,7 +328,7 @@ class Node:
         shares = network_group(key.user, key.trusted)
         own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
         variables = {**self.function_variables(), **own, **environment.variables, **variables}
-        return self._policy(command, identity, binds, variables, key.network, devices, files, shares=shares)
+        return self._policy(command, identity, binds, variables, key.network, devices, files, shares=shares, disk=disk)
 
     def start_shell(
         self,

@@ -155,7 +155,7 @@ class Launcher:
                 command = self._command(policy, status_fd, gate, own_ipc=ipc is None)
                 with command as (argv, own), self._ipc_namespaces.inside(ipc):
                     child = Child(
-                        [*self._ipc_namespaces.enter(ipc, enter), *argv],
+                        [*self._ipc_namespaces.enter(ipc, enter), *policy.prepare, *argv],
                         env={},
                         descriptors=(*descriptors, *own),
                         stdin=stdin,
@@ -246,7 +246,7 @@ class Launcher:
             stack.callback(os.close, null)
             argv, own = stack.enter_context(self._command(policy, null, None))
             try:
-                done = await run([*enter, *argv], env={}, descriptors=own, timeout_seconds=10.0)
+                done = await run([*enter, *policy.prepare, *argv], env={}, descriptors=own, timeout_seconds=10.0)
             except TimeoutError:
                 return SandboxUnavailable("the sandbox could not be made the first time", hint="try again")
         return explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)

@@ -88,6 +88,8 @@ class Policy:
     """True lets the command make namespaces, without a filter: for Atoll's own programs, never for functions."""
     ipc_group: str = ""
     """Names the sandboxes whose System V shared memory is this one's too, where they can share it; empty for none."""
+    prepare: tuple[str, ...] = ()
+    """A program and its arguments that mounts what a bind shows, and becomes bubblewrap."""
     own_pids: bool = False
     """True gives its processes numbers that no other live sandbox counts from: for those that share files."""
 
@@ -104,6 +106,7 @@ def confine(
     devices: Iterable[str] = (),
     sysfs: bool = False,
     tmp_bytes: int = 4 << 30,
+    tmp: str = "",
     shm_bytes: int = 4 << 30,
     workdir: str = HOME,
     hostname: str = "atoll",
@@ -119,6 +122,7 @@ def confine(
         binds: shown beside the base; one that the base shows already, read-only at the same path, is dropped.
         environment: added to, and stronger than, `HOME`, `PATH`, `USER`, `LOGNAME`, `LANG` and `TMPDIR`.
         tmp_bytes: size of `/tmp` and of the home directory, each.
+        tmp: the host's directory that is `/tmp`; empty for one in memory.
 
     Raises:
         ValueError: an identity of root, a bind that would replace a part of the base, or a variable that would
@@ -138,13 +142,14 @@ def confine(
         if not name or "=" in name or name.startswith(LOADER_VARIABLES):
             raise ValueError(f"`{name}` cannot be set for a whole sandbox")
     tmpfs = (
-        Tmpfs("/tmp", tmp_bytes),
+        *(() if tmp else (Tmpfs("/tmp", tmp_bytes),)),
         Tmpfs("/dev/shm", shm_bytes),
         Tmpfs(HOME, tmp_bytes, 0o777),
         Tmpfs("/run", RUN_BYTES),
     )
     links = (*machine.links, *VAR)
-    shown = tuple(_admitted(binds, machine.system, links, tmpfs))
+    own_tmp = (Bind(tmp, "/tmp", writable=True),) if tmp else ()
+    shown = tuple(_admitted((*own_tmp, *binds), machine.system, links, tmpfs))
     own = (*machine.files, *accounts(identity), *names(hostname, machine.hosts))
     return Policy(
         command=tuple(command),
