@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from typing import Any
 
+    from atoll import errors as errors
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
     from atoll.sdk.caching import cached as cached
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from atoll.sdk.decorator import isolated as isolated
     from atoll.sdk.detached.handle import CallHandle as CallHandle
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
+    from atoll.sdk.futures import CallFuture as CallFuture
     from atoll.sdk.retries import Retries as Retries
 
 _WHERE = {
     "isolated": "atoll.sdk.decorator",
     "IsolatedFunction": "atoll.sdk.function",
+    "CallFuture": "atoll.sdk.futures",
     "CallHandle": "atoll.sdk.detached.handle",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
@@ -40,6 +43,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "CallFuture",
     "CallHandle",
     "IsolatedFunction",
     "LocalHost",
@@ -57,17 +61,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors" or name in _WHERE:
-        module = _import_own(_WHERE.get(name, "atoll.errors"), name)
-        if name == "errors":
-            return module
-        value = getattr(module, name)
-        globals()[name] = value
-        return value
-    if name in ("Host", "cloud"):
-        raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
-    raise AttributeError(f"module `atoll` has no attribute `{name}`")
+if not TYPE_CHECKING:  # type checkers would take any name for one of Atoll's
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors" or name in _WHERE:
+            module = _import_own(_WHERE.get(name, "atoll.errors"), name)
+            if name == "errors":
+                return module
+            value = getattr(module, name)
+            globals()[name] = value
+            return value
+        if name in ("Host", "cloud"):
+            raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
+        raise AttributeError(f"module `atoll` has no attribute `{name}`")
 
 
 def _import_own(module: str, name: str) -> Any:

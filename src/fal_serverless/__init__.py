@@ -38,14 +38,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        import atoll
+if not TYPE_CHECKING:  # as in `atoll`
 
-        return getattr(atoll, name)
-    if name in _LATER:
-        raise ImportError(f"`{name}` is not in this version of Atoll yet")
-    raise AttributeError(f"module `fal_serverless` has no attribute `{name}`")
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            import atoll
+
+            return getattr(atoll, name)
+        if name in _LATER:
+            raise ImportError(f"`{name}` is not in this version of Atoll yet")
+        raise AttributeError(f"module `fal_serverless` has no attribute `{name}`")
 
 
 def __dir__() -> list[str]:

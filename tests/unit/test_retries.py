@@ -19,7 +19,7 @@ from atoll.sdk.retries import Retries
         (3, Retries(3)),
         (Retries(2, wait_seconds=9), Retries(2, wait_seconds=9)),
         ((2, ValueError, OSError), Retries(2, (ValueError, OSError))),
-        (Retries(1, on=KeyError), Retries(1, (KeyError,))),  # type: ignore[arg-type]
+        (Retries(1, on=KeyError), Retries(1, (KeyError,))),
     ],
 )
 def test_the_option_is_read_in_each_of_its_forms(given: Any, made: Retries) -> None:

@@ -13,7 +13,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from atoll.errors import SerializationError
 from atoll.payload.values import type_name
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from atoll.payload.captures import Captures
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+A = TypeVar("A")
 R = TypeVar("R")
 
 
@@ -92,7 +94,13 @@ class CachedFunction(Generic[P, R]):
         value: R = entry.value
         return value
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self: Callable[Concatenate[A, Q], R], instance: A, owner: Any = None) -> CachedFunction[Q, R]: ...
+    @overload  # the attribute is a static method
+    def __get__(self, instance: Any, owner: Any = None) -> Self: ...
+    def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
@@ -107,10 +115,10 @@ class CachedFunction(Generic[P, R]):
         """Reduce it by value, for calls and for cloudpickle."""
         return CachedFunction, (self.__wrapped__,)
 
-    def __copy__(self) -> CachedFunction[P, R]:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: Any) -> CachedFunction[P, R]:
+    def __deepcopy__(self, memo: Any) -> Self:
         return self  # as plain functions are
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ class Retries:
     wait_seconds: float = 0.5
     factor: float = 2.0
     most_seconds: float = 60.0
+
+    if TYPE_CHECKING:  # `on` may be given as one type, or as any collection of types
+
+        def __init__(
+            self,
+            count: int = 0,
+            on: type[BaseException] | Iterable[type[BaseException]] = (),
+            wait_seconds: float = 0.5,
+            factor: float = 2.0,
+            most_seconds: float = 60.0,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int):
