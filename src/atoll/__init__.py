@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atoll.sdk.data.sync import sync_dir as sync_dir
     from atoll.sdk.data.volume import Volume as Volume
     from atoll.sdk.decorator import isolated as isolated
+    from atoll.sdk.detached.batch import BatchHandle as BatchHandle
     from atoll.sdk.detached.handle import CallHandle as CallHandle
     from atoll.sdk.function import IsolatedFunction as IsolatedFunction
     from atoll.sdk.futures import CallFuture as CallFuture
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "isolated": "atoll.sdk.decorator",
     "IsolatedFunction": "atoll.sdk.function",
+    "BatchHandle": "atoll.sdk.detached.batch",
     "CallFuture": "atoll.sdk.futures",
     "CallHandle": "atoll.sdk.detached.handle",
     "Retries": "atoll.sdk.retries",
@@ -43,6 +45,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "BatchHandle",
     "CallFuture",
     "CallHandle",
     "IsolatedFunction",

@@ -20,6 +20,7 @@ class Row:
         call, user, function: as in `model.records.CallRecord`.
         batch, number: the batch and the call's place in it; empty and 0 for a call that is in none.
         spool: the file with its arguments; `place` is its number there.
+        template: the file with its function, where it is another one.
         identity, max_concurrency: as in `model.specs.LeaseSpec`.
         results: how result and exception come back: `pickle` or `data`.
         stream: 1 if the answer has items before the result.
@@ -32,6 +33,7 @@ class Row:
         queued_at, started_at, ended_at: seconds since the epoch; 0 for not yet.
         spool_bytes, result_bytes, output_bytes: sizes on the disk.
         revision: grows with each change.
+        ended: the number of its end among all calls; 0 for not yet.
     """
 
     call: str
@@ -41,6 +43,7 @@ class Row:
     number: int = 0
     spool: str = ""
     place: int = 0
+    template: str = ""
     identity: str = ""
     max_concurrency: int = 0
     results: str = "pickle"
@@ -58,6 +61,7 @@ class Row:
     result_bytes: int = 0
     output_bytes: int = 0
     revision: int = 0
+    ended: int = 0
 
     @property
     def rule(self) -> RetryRule:
@@ -81,6 +85,6 @@ class Row:
 
     def to_data(self) -> dict[str, Any]:
         """Return the row for a client."""
-        left_out = ("user", "spool", "place", "identity", "max_concurrency", "retries", "error")
+        left_out = ("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error")
         data = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**data, "error": self.failure}

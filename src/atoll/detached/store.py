@@ -28,19 +28,23 @@ from atoll.settings import DetachedSettings
 FILE = "calls.db"
 WAIT_SECONDS = 30.0
 MOST_LISTED = 100_000
-_COLUMNS = tuple(field.name for field in fields(Row))
-_KINDS = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
+_KINDS = {"str": "TEXT NOT NULL DEFAULT ''", "int": "INTEGER NOT NULL DEFAULT 0", "float": "REAL NOT NULL DEFAULT 0"}
+_COLUMNS = {field.name: f"{field.name} {_KINDS[str(field.type)]}" for field in fields(Row)}
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY,
-    {", ".join(f"{field.name} {_KINDS[str(field.type)]} NOT NULL" for field in fields(Row))},
+    {", ".join(_COLUMNS.values())},
     UNIQUE (call)
 );
+"""
+_INDEXES = """
 CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
 CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
+CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
 CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
 """
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
+_ENDED = "ended = (SELECT coalesce(max(ended), 0) + 1 FROM calls)"
 LOST = errors.CallLost(
     "the daemon ended while the call ran; how far it came is not known",
     hint="look at `/data` and at `atoll logs CALL`, then call again; with `retries` such calls are made again",
@@ -74,6 +78,11 @@ class Store:
                 ):
                     self._connection.execute(f"PRAGMA {name} = {value}").fetchall()
                 self._connection.executescript(_SCHEMA)
+                there = {column[1] for column in self._connection.execute("PRAGMA table_info(calls)")}
+                for name, column in _COLUMNS.items():
+                    if name not in there:  # the file is an earlier version's
+                        self._connection.execute(f"ALTER TABLE calls ADD COLUMN {column}")
+                self._connection.executescript(_INDEXES)
             except BaseException:
                 self._connection.close()
                 raise
@@ -232,7 +241,9 @@ class Store:
     def end(self, call: str, outcome: str, error: dict[str, Any] | None, result_bytes: int, output_bytes: int) -> bool:
         """Set the outcome of a call that has none; return whether this one is it."""
         text = json.dumps(error) if error else ""
-        changes = "state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?"
+        changes = (
+            f"state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?, {_ENDED}"
+        )
         values = (outcome, text, result_bytes, output_bytes, time.time(), call)
         changed = self._change(changes, "call = ? AND state != 'finished'", values) == 1
         if changed:
@@ -246,7 +257,9 @@ class Store:
             if self._rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
                 return
         self._change("spool_bytes = 0", "spool = ? AND spool_bytes > 0", (row.spool,))
-        self.files.remove("spools", row.spool)
+        templates = {one.template for one in self._rows("WHERE spool = ? AND template != ''", (row.spool,))}
+        for name in (row.spool, *templates):
+            self.files.remove("spools", name)
 
     def recover(self) -> list[Row]:
         """Give each call that ran under an earlier keeper its end: made again where `retries` are left, else `lost`.
@@ -297,7 +310,7 @@ class Store:
             raise errors.CallUnknown(f"more than one detached call has an id that begins with `{start}`", hint=shown)
         return found[0]
 
-    def list(self, user: str, *, batch: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED) -> list[Row]:
+    def listed(self, user: str, *, batch: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED) -> list[Row]:
         """Return a user's calls: those of a batch in its order, else newest first."""
         tests, values = ["user = ?"], [user]
         if batch:
@@ -308,6 +321,20 @@ class Store:
             values += states
         order = "number" if batch else "id DESC"
         return self._rows(f"WHERE {' AND '.join(tests)} ORDER BY {order} LIMIT ?", (*values, limit))
+
+    def items(self, user: str, batch: str, kind: str, after: int, limit: int) -> list[Row]:
+        """Return a part of a batch.
+
+        Args:
+            kind: `all` or `failed` ones in the batch's order, or `ended` ones in the order of their ends.
+            after: the number, or for `ended` the end's number, behind which the part begins.
+        """
+        order = "ended" if kind == "ended" else "number"
+        tests = {"failed": "AND state = 'finished' AND outcome != 'ok'"}.get(kind, "")
+        return self._rows(
+            f"WHERE user = ? AND batch = ? AND {order} > ? {tests} ORDER BY {order} LIMIT ?",
+            (user, batch, after, limit),
+        )
 
     def counts(self, user: str, batch: str) -> dict[str, int]:
         """Return how many calls of a batch have each state and, for finished ones, each outcome."""
@@ -325,17 +352,35 @@ class Store:
         """End a call that has not been sent to a worker; return whether it had not."""
         error = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
         values = (json.dumps(error.to_data()), time.time(), call)
-        changes = "state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?"
+        changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}"
         changed = self._change(changes, "call = ? AND state = 'waiting'", values) == 1
         if changed:
             self._drop_spool(call)
         return changed
 
-    def renew(self, user: str, batch: str) -> int:
-        """Have the finished items of a batch that failed made again; return how many."""
-        changes = "state = 'waiting', outcome = '', error = '', attempts = 0, due_at = 0, result_bytes = 0"
+    def renew(
+        self, user: str, batch: str, like: Row | None = None, fill: Callable[[BinaryIO], None] | None = None
+    ) -> int:
+        """Have the finished items of a batch that failed made again; return how many.
+
+        Args:
+            like: a row of the function that takes the place of the old one; `fill` writes its spool.
+        """
         test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
-        return self._change(changes, test, (user, batch))
+        changes = (
+            "state = 'waiting', outcome = '', error = '', attempts = 0, due_at = 0, result_bytes = 0, ended = 0, "
+            "started_at = 0, ended_at = 0"
+        )
+        if like is None or fill is None:
+            return self._change(changes, test, (user, batch))
+        with self._translated():
+            self.files.write("spools", like.spool, fill)
+        names = ("function", "identity", "max_concurrency", "results", "stream", "retries")
+        changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
+        count = self._change(changes, test, (like.spool, *(getattr(like, name) for name in names), user, batch))
+        if not count:
+            self.files.remove("spools", like.spool)
+        return count
 
     def forget(self, rows: Sequence[Row]) -> int:
         """Remove finished calls and their files; return how many."""
@@ -357,7 +402,8 @@ class Store:
         self.forget(self._rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
         with self._lock, self._translated():
             calls = [row[0] for row in self._connection.execute("SELECT call FROM calls")]
-            spools = [row[0] for row in self._connection.execute("SELECT DISTINCT spool FROM calls")]
+            found = self._connection.execute("SELECT spool FROM calls UNION SELECT template FROM calls")
+            spools = [row[0] for row in found]
         self.files.remove_strays("spools", spools)
         for kind in ("results", "outputs"):
             self.files.remove_strays(kind, calls)

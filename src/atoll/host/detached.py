@@ -48,6 +48,20 @@ def accept(host: Any, spool: str, pieces: Callable[[], Iterable[Any]]) -> list[s
     Raises:
         DetachedFull, DiskFull, StateUnusable: nothing was kept.
     """
+    return [str(call) for call in _send(host, "detached.accept", {"spool": spool}, pieces)]
+
+
+def renew(host: Any, spool: str, batch: str, pieces: Callable[[], Iterable[Any]]) -> int:
+    """Have items of a batch that failed made again, by the function of this spool; return how many.
+
+    Raises:
+        CallUnknown: there is no such batch.
+    """
+    return int(_send(host, "detached.renew", {"spool": spool, "batch": batch}, pieces))
+
+
+def _send(host: Any, name: str, arguments: dict[str, Any], pieces: Callable[[], Iterable[Any]]) -> Any:
+    """Make a request with a spool; return the calls in the answer."""
     check(host)
     try:
         descriptor = sealed_file.make_of(pieces())
@@ -57,10 +71,9 @@ def accept(host: Any, spool: str, pieces: Callable[[], Iterable[Any]]) -> list[s
             hint="put large values below `/data` and pass the path",
         ) from error
     try:
-        calls = _request(host, "detached.accept", {"spool": spool}, descriptor, None).value["calls"]
+        return _request(host, name, arguments, descriptor, None).value["calls"]
     finally:
         os.close(descriptor)
-    return [str(call) for call in calls]
 
 
 def check(host: Any) -> None:

@@ -6,19 +6,17 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from atoll import errors
-from atoll.detached.files import reading
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
-from atoll.host.contract import Bundle, Ticket
+from atoll.host.contract import Ticket
 from atoll.host.local import LocalHost
 from atoll.keeper.output import KeptOutput
-from atoll.model.specs import Call, LeaseSpec
-from atoll.model.spool import CRC, Spool
+from atoll.keeper.spools import Spools
+from atoll.model.spool import CRC
 from atoll.settings import DetachedSettings
 from atoll.wire.frames import Message, encode
 
@@ -53,9 +51,16 @@ class Attempt:
     """
 
     def __init__(
-        self, row: Row, store: Store, host: LocalHost, options: DetachedSettings, tell: Callable[[Row, str, str], None]
+        self,
+        row: Row,
+        store: Store,
+        spools: Spools,
+        host: LocalHost,
+        options: DetachedSettings,
+        tell: Callable[[Row, str, str], None],
     ) -> None:
         self.row = row
+        self._spools = spools
         self._store = store
         self._host = host
         self._options = options
@@ -98,7 +103,7 @@ class Attempt:
 
     def _make(self, output: KeptOutput) -> Made:
         try:
-            call, spec, bundle = self._load()
+            call, spec, bundle = self._spools.call(self.row)
         except (OSError, ValueError) as error:
             return self._failed(
                 errors.StateUnusable(
@@ -122,20 +127,6 @@ class Attempt:
             return Made("lost", LOST.to_data(), is_loss=True)
         described, kinds = _described(last)
         return Made("error", described, kinds, messages=(last,))
-
-    def _load(self) -> tuple[Call, LeaseSpec, Bundle | None]:
-        with reading(self._store.files.path("spools", self.row.spool)) as file:
-            spool = Spool.from_file(file)
-            template = spool.template(file)
-            call = spool.call(file, self.row.place, template)
-            certificates = spool.certificates(file)
-        if call.id != self.row.call:
-            raise ValueError("the spool has another call in its place")
-        if certificates:
-            from atoll.host import index_settings  # for few calls
-
-            index_settings.learn(certificates)
-        return replace(call, streams="one"), template.spec, template.bundle
 
     def _failed(self, error: errors.AtollError) -> Made:
         """Return the end of an attempt that Atoll itself has ended."""

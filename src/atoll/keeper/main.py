@@ -25,6 +25,7 @@ from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
 from atoll.keeper.attempt import PAUSE_SECONDS, Attempt
 from atoll.keeper.own_host import OwnHost
+from atoll.keeper.spools import Spools
 from atoll.settings import Settings
 from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
@@ -50,6 +51,7 @@ class Keeper:
         self._options = options
         self._daemon = daemon
         self._store = Store(options.detached_directory, options.detached)
+        self._spools = Spools(self._store.files)
         self._host = OwnHost(options, daemon)
         self._changed = threading.Condition()
         self._attempts: dict[str, Attempt] = {}
@@ -100,7 +102,7 @@ class Keeper:
             row = self._store.next(time.time(), [one.call for one in rows], list(full))
             if row is None:
                 return
-            attempt = Attempt(row, self._store, self._host, self._options.detached, self._tell)
+            attempt = Attempt(row, self._store, self._spools, self._host, self._options.detached, self._tell)
             with self._changed:
                 self._attempts[row.call] = attempt
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()

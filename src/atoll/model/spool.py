@@ -1,9 +1,10 @@
 """Detached calls as bytes: one function, and the arguments of all calls of it, for a host that keeps them in a file.
 
-    magic | header bytes u32 | CRC of the header u32 | header (JSON) | template | certificates | parts of each call ...
+    magic | header bytes u32 | CRC of the header u32 | header (JSON) | template | certificates | names | parts of each call ...
 
-The template is a `StoredCall` without arguments. The parts of a call are its arguments, the texts of code in them where
-they have some, and its buffers. A CRC of each part finds damage before anything is sent to a worker.
+The template is a `StoredCall` without arguments. The names are values of the program's modules that code may ask for
+while it runs. The parts of a call are its arguments, the texts of code in them where they have some, and its buffers. A
+CRC of each part finds damage before anything is sent to a worker.
 """
 
 from __future__ import annotations
@@ -98,6 +99,32 @@ class SpooledCall(NamedTuple):
     sizes: tuple[int, ...]
 
 
+class StoredNames(NamedTuple):
+    """Names of the program's modules, as they were when the call was made.
+
+    Args:
+        values: by module and name, the pickle of a value.
+        left_out: by module and name, the reason that a value has none.
+    """
+
+    values: dict[str, dict[str, bytes]]
+    left_out: dict[str, dict[str, str]]
+
+    def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+        """Return the rest of the `named` message; see `payload.answers.Names.answer`."""
+        module, name = str(question.get("module")), question.get("name")
+        values, left_out = self.values.get(module, {}), self.left_out.get(module, {})
+        if module not in self.values:
+            return {"missing": f"the function does not travel with the module `{module}`"}, ()
+        if question.get("snapshot"):
+            known = question.get("known")
+            sent = {one: data for one, data in values.items() if not isinstance(known, list) or one not in known}
+            return {"names": list(sent), "left_out": left_out, "callables": []}, list(sent.values())
+        if not isinstance(name, str):
+            return {"names": sorted({*values, *left_out})}, ()
+        return ({}, [values[name]]) if name in values else ({"missing": left_out.get(name, "")}, ())
+
+
 class Spool:
     """The header of a spool, and access to its calls.
 
@@ -115,6 +142,7 @@ class Spool:
         self.retries = RetryRule.from_data(header["retries"])
         self._template: list[int] = header["template"]
         self._certificates: list[int] = header["certificates"]
+        self._names: list[Any] = header["names"]
         self._calls: list[list[Any]] = header["calls"]
         if not (
             self._template and all(type(one) is int and one >= 0 for one in (*self._template, *self._certificates))
@@ -123,8 +151,8 @@ class Spool:
         for text, most in ((self.batch, MOST_ID), (self.function, _MOST_TEXT), (self.results, 10)):
             if not isinstance(text, str) or len(text) > most or "\0" in text:
                 raise ValueError("the spool has a text that is none, or too long")
-        if not isinstance(self._calls, list) or not 0 < len(self._calls) <= MOST_CALLS:
-            raise ValueError(f"a spool has 1 to {MOST_CALLS} calls")
+        if not isinstance(self._calls, list) or len(self._calls) > MOST_CALLS:
+            raise ValueError(f"a spool has at most {MOST_CALLS} calls")
 
     @cached_property
     def calls(self) -> list[SpooledCall]:
@@ -134,7 +162,7 @@ class Spool:
             ValueError: one is described wrongly.
         """
         found = []
-        offset = self._start + self._template[0] + self._certificates[0]
+        offset = self._names_start + self._names[0]
         for call, at, digest, crc, *sizes in self._calls:
             if not is_id(call) or not isinstance(at, (int, float)) or not isinstance(digest, str) or len(sizes) < 2:
                 raise ValueError("the spool describes a call wrongly")
@@ -147,8 +175,14 @@ class Spool:
         return found
 
     @property
+    def _names_start(self) -> int:
+        return self._start + self._template[0] + self._certificates[0]
+
+    @property
     def size_bytes(self) -> int:
         """The size that the file must have."""
+        if not self.calls:
+            return int(self._names_start + self._names[0])
         last = self.calls[-1]
         return last.offset + sum(last.sizes)
 
@@ -185,6 +219,22 @@ class Spool:
         """Return the certificates that its index settings name; empty for none."""
         return _part(file, self._start + self._template[0], *self._certificates).decode()
 
+    def names(self, file: BinaryIO) -> StoredNames:
+        """Return the names that code may ask for.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        size, crc, modules = self._names
+        data, place = _part(file, self._names_start, size, crc), 0
+        values: dict[str, dict[str, bytes]] = {}
+        for module, sizes in modules["values"].items():
+            found = values[module] = {}
+            for name, length in sizes:
+                found[name] = data[place : place + length]
+                place += length
+        return StoredNames(values, modules["left_out"])
+
     def call(self, file: BinaryIO, number: int, template: StoredCall) -> Call:
         """Return one of the calls.
 
@@ -219,6 +269,7 @@ def pieces(
     batch: str = "",
     retries: RetryRule | None = None,
     certificates: str = "",
+    names: StoredNames | None = None,
 ) -> Iterator[Any]:
     """Yield the bytes of a spool, in pieces.
 
@@ -226,10 +277,22 @@ def pieces(
         template: the function; arguments and buffers of its call are left out.
         calls: its calls, which may have texts of their own.
         batch: the id of the batch; empty for calls that are none.
+        names: values that code may ask for.
     """
     bare = replace(template.call, id="", arguments=b"", buffers=())
     function = template._replace(call=bare).to_bytes()
     trust = certificates.encode()
+    closed = names or StoredNames({}, {})
+    pickles = [data for found in closed.values.values() for data in found.values()]
+    names_crc = 0
+    for data in pickles:
+        names_crc = zlib.crc32(data, names_crc)
+    modules = {
+        "values": {
+            module: [[name, len(data)] for name, data in found.items()] for module, found in closed.values.items()
+        },
+        "left_out": closed.left_out,
+    }
     parts, described = [], []
     for call in calls:
         texts = call.texts if call.texts_digest != bare.texts_digest else b""
@@ -248,11 +311,12 @@ def pieces(
         "retries": (retries or RetryRule()).to_data(),
         "template": [len(function), zlib.crc32(function)],
         "certificates": [len(trust), zlib.crc32(trust)],
+        "names": [sum(map(len, pickles)), names_crc, modules],
         "calls": described,
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     yield _PREFIX.pack(MAGIC, len(text), zlib.crc32(text))
-    yield from (text, function, trust, *parts)
+    yield from (text, function, trust, *pickles, *parts)
 
 
 def _whole(data: Any) -> Any:

@@ -32,6 +32,26 @@ class Names:
         self._by_value = by_value
         self._main = main
 
+    @property
+    def by_value(self) -> frozenset[str]:
+        """Modules whose functions and classes travel by value."""
+        return self._by_value
+
+    @property
+    def main(self) -> dict[str, Any] | None:
+        """The globals that the function knows as `__main__`; None for those of this process."""
+        return self._main
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that may be asked about."""
+        return sorted({"__main__", *self._by_value})
+
+    def pairs(self, module: str) -> Iterable[tuple[str, Any]]:
+        """Return the names of a module with their values."""
+        namespace = self._namespace(module)
+        return [(name, namespace[name]) for name in self._list(module) if name in namespace]
+
     def answer(self, question: dict[str, Any]) -> Answer:
         """Return the header and the buffers that answer a worker's question.
 

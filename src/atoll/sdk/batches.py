@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
 from atoll.sdk.attempts import CallableFunction
+from atoll.sdk.futures import hide_frames
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from atoll.sdk.detached.batch import BatchHandle
     from atoll.sdk.futures import CallFuture
 
 A = TypeVar("A")
@@ -212,3 +214,38 @@ class Batches(CallableFunction):
 
         items, inputs = iter(iterable), (iterable,)
         return results(self, items, inputs, return_exceptions=return_exceptions, progress=progress, ordered=ordered)
+
+    @overload
+    def spawn_map(self: Takes1[A, R], iterable: Iterable[A]) -> BatchHandle[R]: ...
+    @overload
+    def spawn_map(self: Takes2[A, B, R], iterable: Iterable[A], second: Iterable[B], /) -> BatchHandle[R]: ...
+    @overload
+    def spawn_map(
+        self: Takes3[A, B, C, R],
+        iterable: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        /,
+        *more: Iterable[Any],
+    ) -> BatchHandle[R]: ...
+    def spawn_map(self: Any, iterable: Iterable[Any], *more: Iterable[Any]) -> BatchHandle[Any]:
+        """Begin a detached call for each item, and return the handle of them all.
+
+        The items are read to their end, and all calls are kept before this returns; see `spawn`. The batch can be left,
+        found again by `BatchHandle.from_id`, and resumed with the items that failed.
+
+        Args:
+            iterable, more: as the built-in `map` takes them.
+
+        Raises:
+            ValueError: there is no item.
+            SerializationError, DetachedFull, DiskFull, ResourcesUnavailable: as `spawn`.
+        """
+        from atoll.sdk.detached import spawning
+        from atoll.sdk.detached.batch import BatchHandle
+
+        try:
+            return BatchHandle(spawning.spawn_map(self, zip(iterable, *more, strict=False)), self.options.host)
+        except BaseException as error:
+            hide_frames(error)
+            raise

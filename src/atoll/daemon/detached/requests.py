@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from atoll.model.spool import Spool, is_id
 from atoll.wire import sealed_file
 
 MOST_WAIT_SECONDS = 3600.0
+MOST_ITEMS = 500
 SETTLE_SECONDS = 0.05
 """Seconds between two answers about a batch whose items end one after the other."""
 
@@ -33,13 +35,15 @@ async def handle(
 
     - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, their ids.
     - `detached.show` (`call`): gives `call`, the row.
-    - `detached.list` (`states`, `batch`, `limit` if given): gives `calls`, the rows.
+    - `detached.list` (`states`, `limit` if given): gives `calls`, the rows, newest first.
+    - `detached.items` (`batch`, `kind`, `after`): gives `calls`, some rows of a batch; see `Store.items`.
     - `detached.wait` (`call`, `revision`, `seconds`): as `show`, when the row has another revision or time is up.
     - `detached.counts` (`batch`; `revision`, `seconds` if given): gives `counts` by state or outcome, when so many more
       than `revision` calls are finished, or time is up.
     - `detached.result`, `detached.output` (`call`): as `show`, with a descriptor to read from where there is a file.
     - `detached.cancel` (`call` or `batch`): gives `calls`, how many had no outcome.
-    - `detached.renew` (`batch`): has items that failed made again; gives `calls`, how many.
+    - `detached.renew` (`batch`; `spool`, if there is a sealed file with a new function): has items that failed made again;
+      gives `calls`, how many.
     - `detached.forget` (`call` or `batch`): removes finished calls; gives `calls`, how many.
 
     `call` may be the beginning of an id.
@@ -62,18 +66,19 @@ async def handle(
         limit = arguments.get("limit", MOST_LISTED)
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
-        batch = _id(arguments, "batch") if arguments.get("batch") else ""
-        rows = await detached.ask(lambda store: store.list(user, batch=batch, states=states, limit=limit))
+        rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit))
+        return {"calls": [_shown(detached, row) for row in rows]}, None
+    if verb == "items":
+        kind, after = str(arguments.get("kind")), arguments.get("after")
+        if kind not in ("all", "failed", "ended") or type(after) is not int:
+            raise ValueError("`items` has a `kind` and a number `after`")
+        batch = _id(arguments, "batch")
+        rows = await detached.ask(lambda store: store.items(user, batch, kind, after, MOST_ITEMS))
         return {"calls": [_shown(detached, row) for row in rows]}, None
     if verb == "counts":
         return await _counts(detached, user, arguments), None
     if verb == "renew":
-        batch = _id(arguments, "batch")
-        renewed = await detached.ask(lambda store: store.renew(user, batch))
-        if renewed:
-            detached.look()
-            detached.wake_all()
-        return {"calls": renewed}, None
+        return {"calls": await _renew(detached, user, arguments, take)}, None
     if verb in ("cancel", "forget"):
         rows = await _named(detached, user, arguments)
         count = await (_cancel(detached, rows) if verb == "cancel" else detached.ask(lambda store: store.forget(rows)))
@@ -82,10 +87,10 @@ async def handle(
         return {"call": _shown(detached, await _wait(detached, user, arguments))}, None
     if verb in ("show", "result", "output"):
         row = await _find(detached, user, arguments)
-        kind = {"result": "results", "output": "outputs"}.get(verb)
+        folder = {"result": "results", "output": "outputs"}.get(verb)
         descriptor = None
-        if kind is not None:
-            descriptor = await detached.ask(lambda store: store.files.open(kind, row.call))
+        if folder is not None:
+            descriptor = await detached.ask(lambda store: store.files.open(folder, row.call))
         return {"call": _shown(detached, row)}, descriptor
     raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
 
@@ -108,7 +113,7 @@ async def _named(detached: Detached, user: str, arguments: dict[str, Any]) -> li
     if not arguments.get("batch"):
         return [await _find(detached, user, arguments)]
     batch = _id(arguments, "batch")
-    rows = await detached.ask(lambda store: store.list(user, batch=batch))
+    rows = await detached.ask(lambda store: store.listed(user, batch=batch))
     if not rows:
         raise _no_batch(batch)
     return rows
@@ -130,7 +135,7 @@ async def running_rows(detached: Detached, user: str) -> list[dict[str, Any]]:
     """Return a user's calls without an outcome, as clients see them; none where nobody has made a detached call."""
     if not detached.busy:
         return []
-    rows = await detached.ask(lambda store: store.list(user, states=("waiting", "running")))
+    rows = await detached.ask(lambda store: store.listed(user, states=("waiting", "running")))
     return [_shown(detached, row) for row in rows]
 
 
@@ -148,6 +153,28 @@ async def _accept(detached: Detached, user: str, spool: str, descriptor: int) ->
 
 def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
     """Keep the calls of a spool; return their ids."""
+    spool, like = _read(user, name, descriptor)
+    if not spool.calls:
+        raise ValueError("the spool has no calls")
+    now = time.time()
+    rows = [
+        replace(
+            like,
+            call=one.call,
+            batch=spool.batch,
+            number=place,
+            place=place,
+            queued_at=min(one.at, now) if one.at > 0 else now,
+            spool_bytes=0 if place else like.spool_bytes,
+        )
+        for place, one in enumerate(spool.calls)
+    ]
+    store.accept(rows, partial(_copy, descriptor), like.spool_bytes)
+    return [row.call for row in rows]
+
+
+def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row]:
+    """Return a spool that a client has sent, and a row of its function."""
     size = sealed_file.size_of(descriptor)
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
@@ -155,34 +182,42 @@ def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
         if spool.size_bytes != size or (spool.batch and not is_id(spool.batch)):
             raise ValueError("the spool has another size than it says")
         spec = spool.template(file).spec
-    now = time.time()
     rule = spool.retries
-    retries = Row.rule_text(rule) if rule.count else ""
-    rows = [
-        Row(
-            one.call,
-            user,
-            spool.function,
-            spool.batch,
-            place,
-            name,
-            place,
-            spec.identity,
-            spec.max_concurrency,
-            spool.results,
-            int(spool.stream),
-            retries,
-            queued_at=min(one.at, now) if one.at > 0 else now,
-            spool_bytes=0 if place else size,
-        )
-        for place, one in enumerate(spool.calls)
-    ]
+    like = Row(
+        "",
+        user,
+        spool.function,
+        spool=name,
+        identity=spec.identity,
+        max_concurrency=spec.max_concurrency,
+        results=spool.results,
+        stream=int(spool.stream),
+        retries=Row.rule_text(rule) if rule.count else "",
+        spool_bytes=size,
+    )
+    return spool, like
 
-    def fill(file: BinaryIO) -> None:
-        sealed_file.copy(descriptor, file.fileno())
 
-    store.accept(rows, fill, size)
-    return [row.call for row in rows]
+def _copy(descriptor: int, file: BinaryIO) -> None:
+    sealed_file.copy(descriptor, file.fileno())
+
+
+async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take: Callable[[int], list[int]]) -> int:
+    """Have items of a batch that failed made again, by another function where the client has sent one."""
+    batch = _id(arguments, "batch")
+    if arguments.get("spool"):
+        name, (descriptor,) = _id(arguments, "spool"), take(1)
+        try:
+            _, like = await asyncio.to_thread(_read, user, name, descriptor)
+            renewed = await detached.ask(lambda store: store.renew(user, batch, like, partial(_copy, descriptor)))
+        finally:
+            os.close(descriptor)
+    else:
+        renewed = await detached.ask(lambda store: store.renew(user, batch))
+    if renewed:
+        detached.look()
+        detached.wake_all()
+    return renewed
 
 
 # --- waits ------------------------------------------------------------------------------------------------------------

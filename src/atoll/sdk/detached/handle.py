@@ -110,7 +110,7 @@ class CallHandle(Generic[R]):
         Raises:
             CallUnknown: it has expired.
         """
-        return _status(self._row())
+        return status_of(self._row())
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the call's result, or raise its exception with the remote frames.
@@ -149,7 +149,7 @@ class CallHandle(Generic[R]):
             if left <= 0:
                 raise TimeoutError(f"call {self._id} has not ended after {timeout:g} s, and goes on")
             row = self._next(row, min(left, WAIT_SECONDS))
-        return _status(row)
+        return status_of(row)
 
     async def aio(self) -> R:
         """Wait for the result from asyncio, as `result` does."""
@@ -218,7 +218,8 @@ class CallHandle(Generic[R]):
         return detached.request(self._host, name, {"call": self._id, **arguments})
 
 
-def _status(row: dict[str, Any]) -> CallStatus:
+def status_of(row: dict[str, Any]) -> CallStatus:
+    """Return the status in a row."""
     failure = row.get("error") or {}
     kind = str(failure.get("type") or failure.get("code") or "")
     text = str(failure.get("text") or failure.get("message") or "")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atoll.host import detached, index_settings
@@ -11,6 +10,7 @@ from atoll.model import spool
 from atoll.model.spool import RetryRule
 from atoll.model.stored_call import StoredCall
 from atoll.sdk.call import Request
+from atoll.sdk.detached import names
 from atoll.sdk.futures import new_id
 from atoll.sdk.retries import Retries
 
@@ -31,23 +31,59 @@ def spawn(function: CallableFunction, args: Any, kwargs: Any) -> str:
     return keep(function, [request])[0]
 
 
+def spawn_map(function: CallableFunction, items: Iterable[tuple[Any, ...]]) -> str:
+    """Have a call for each item kept and made; return the id of the batch.
+
+    Raises:
+        ValueError: there is no item, or there are too many.
+        SerializationError, ResourcesUnavailable, DetachedFull, DiskFull, StateUnusable, HostUnreachable: as `spawn`.
+    """
+    detached.check(function.host)
+    requests: list[Request] = []
+    for item in items:
+        requests.append(function.request(item, requests[0] if requests else None))
+        if len(requests) > spool.MOST_CALLS:
+            raise ValueError(f"a batch has at most {spool.MOST_CALLS:,} items: split it")
+    if not requests:
+        raise ValueError("`spawn_map` needs at least one item")
+    batch = new_id()
+    keep(function, requests, batch)
+    return batch
+
+
+def renew(function: CallableFunction | None, host: Any, batch: str) -> int:
+    """Have the items of a batch that failed made again; return how many.
+
+    Args:
+        function: takes the place of the batch's own function.
+    """
+    if function is None:
+        return int(detached.request(host, "detached.renew", {"batch": batch}).value["calls"])
+    detached.check(host)
+    pieces = _pieces([function._prepare().request((), {})], function.options.retries, calls=False)
+    return detached.renew(host, new_id(), batch, pieces)
+
+
 def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "") -> list[str]:
     """Have requests of one function kept as calls; return their ids.
 
     Args:
         batch: the id of their batch; empty for a call that is in none.
     """
+    return detached.accept(function.host, batch or new_id(), _pieces(requests, function.options.retries, batch))
+
+
+def _pieces(
+    requests: Sequence[Request], retries: Retries, batch: str = "", *, calls: bool = True
+) -> Callable[[], Iterable[Any]]:
+    """Return what makes the bytes of a spool; without `calls` of their function alone."""
     first = requests[0]
-    template = StoredCall(*first)
-    rule = _rule(function.options.retries)
     digest = dict(first.spec.environment.index).get("certificates")
     trust = index_settings.certificates(digest) if digest else ""
-    calls = [replace(request.call, terminal=None) for request in requests]
-    return detached.accept(
-        function.host,
-        batch or new_id(),
-        lambda: spool.pieces(template, calls, batch=batch, retries=rule, certificates=trust),
-    )
+    closed = names.closed(first.call.names)
+    sent = [request.call for request in requests] if calls else []
+    template, rule = StoredCall(*first), _rule(retries)
+    return lambda: spool.pieces(template, sent, batch=batch, retries=rule, certificates=trust, names=closed)
 
 
 def _rule(retries: Retries) -> RetryRule:
