@@ -1,4 +1,4 @@
-"""The store of detached calls: the only module here that knows SQL. Daemon and keeper have it open at the same time.
+"""The store of detached calls: questions and changes in SQL. Daemon and keeper have it open at once.
 
 Theory of operation. A row is the truth about its call; files come before the row that needs them, and go after it.
 Each change of state is one statement with the state before it as its condition, committed to the disk before anybody
@@ -8,42 +8,19 @@ steps: what is `running` when a keeper begins was lost with the one before, and 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
-from atoll.detached.files import Files
+from atoll.detached.database import COLUMNS, Database
 from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
-FILE = "calls.db"
-WAIT_SECONDS = 30.0
 MOST_LISTED = 100_000
-_KINDS = {"str": "TEXT NOT NULL DEFAULT ''", "int": "INTEGER NOT NULL DEFAULT 0", "float": "REAL NOT NULL DEFAULT 0"}
-_COLUMNS = {field.name: f"{field.name} {_KINDS[str(field.type)]}" for field in fields(Row)}
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS calls (
-    id INTEGER PRIMARY KEY,
-    {", ".join(_COLUMNS.values())},
-    UNIQUE (call)
-);
-"""
-_INDEXES = """
-CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
-CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
-CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
-CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
-"""
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
 _ENDED = "ended = (SELECT coalesce(max(ended), 0) + 1 FROM calls)"
 LOST = errors.CallLost(
     "the daemon ended while the call ran; how far it came is not known",
@@ -51,7 +28,7 @@ LOST = errors.CallLost(
 )
 
 
-class Store:
+class Store(Database):
     """The detached calls below a directory; safe to use from several threads.
 
     Raises:
@@ -60,82 +37,8 @@ class Store:
     """
 
     def __init__(self, directory: Path, options: DetachedSettings) -> None:
+        super().__init__(directory)
         self._options = options
-        self._path = directory / FILE
-        self._lock = threading.Lock()
-        with self._translated():
-            self.files = Files(directory)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(
-                self._path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                for name, value in (
-                    ("journal_mode", "WAL"),
-                    ("synchronous", "FULL"),
-                    ("journal_size_limit", 4 << 20),
-                    ("cache_size", -1000),
-                ):
-                    self._connection.execute(f"PRAGMA {name} = {value}").fetchall()
-                self._connection.executescript(_SCHEMA)
-                there = {column[1] for column in self._connection.execute("PRAGMA table_info(calls)")}
-                for name, column in _COLUMNS.items():
-                    if name not in there:  # the file is an earlier version's
-                        self._connection.execute(f"ALTER TABLE calls ADD COLUMN {column}")
-                self._connection.executescript(_INDEXES)
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise errors.DiskFull(
-                    f"no space left for detached calls below `{self._path.parent}`", hint="free some space"
-                ) from error
-            if isinstance(error, errors.AtollError):
-                raise
-            raise errors.StateUnusable(
-                f"detached calls cannot be kept below `{self._path.parent}`: {error}", hint="see `atoll doctor`"
-            ) from error
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_FULL"):
-                raise errors.DiskFull(
-                    f"no space left for detached calls below `{self._path.parent}`", hint="free some space"
-                ) from error
-            raise errors.StateUnusable(
-                f"the detached calls in `{self._path}` cannot be read or written: {error}",
-                hint="if the file is damaged, move it away: results and outputs are files beside it",
-            ) from error
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
-        with self._lock, self._translated():
-            return [Row(*row) for row in self._connection.execute(f"{_SELECT} {rest}", values)]
-
-    def _change(self, changes: str, test: str, values: Sequence[Any]) -> int:
-        """Change rows; return how many."""
-        with self._transaction() as connection:
-            statement = f"UPDATE calls SET {changes}, revision = revision + 1 WHERE {test}"  # noqa: S608 - own words
-            return connection.execute(statement, values).rowcount
 
     # --- accept -----------------------------------------------------------------------------------------------------
 
@@ -152,32 +55,32 @@ class Store:
             ValueError: a call of this id is another's.
         """
         first = rows[0]
-        known = self._rows("WHERE call = ?", (first.call,))
+        known = self.rows("WHERE call = ?", (first.call,))
         if known:
             if known[0].user != first.user or known[0].spool != first.spool:
                 raise ValueError("a call has the id of another one")
             return
         self.check_room(size_bytes)
-        with self._translated():
+        with self.translated():
             self.files.write("spools", first.spool, fill)
         try:
-            marks = ", ".join("?" * len(_COLUMNS))
-            statement = f"INSERT INTO calls ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - own names
-            with self._transaction() as connection:
-                connection.executemany(statement, ([getattr(row, name) for name in _COLUMNS] for row in rows))
+            marks = ", ".join("?" * len(COLUMNS))
+            statement = f"INSERT INTO calls ({', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608 - own names
+            with self.transaction() as connection:
+                connection.executemany(statement, ([getattr(row, name) for name in COLUMNS] for row in rows))
         except BaseException:
             self.files.remove("spools", first.spool)
             raise
 
     def write_result(self, call: str, fill: Callable[[BinaryIO], None]) -> int:
         """Write the answer of a call; return its size."""
-        with self._translated():
+        with self.translated():
             return self.files.write("results", call, fill)
 
     def used_bytes(self) -> int:
         """Return how much all calls take on the disk."""
-        with self._lock, self._translated():
-            (used,) = self._connection.execute(
+        with self.lock, self.translated():
+            (used,) = self.connection.execute(
                 "SELECT total(spool_bytes) + total(result_bytes) + total(output_bytes) FROM calls"
             ).fetchone()
         return int(used)
@@ -216,27 +119,27 @@ class Store:
             f"state = 'waiting' AND due_at <= ? AND call NOT IN ({', '.join('?' * len(taken))}) "
             f"AND identity NOT IN ({', '.join('?' * len(full))})"
         )
-        found = self._rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full))
+        found = self.rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full))
         return found[0] if found else None
 
     def next_due(self, now: float) -> float | None:
         """Return when the next call that waits for its retry may be made; None where none does."""
-        found = self._rows("WHERE state = 'waiting' AND due_at > ? ORDER BY due_at LIMIT 1", (now,))
+        found = self.rows("WHERE state = 'waiting' AND due_at > ? ORDER BY due_at LIMIT 1", (now,))
         return found[0].due_at if found else None
 
     def pending(self) -> int:
         """Return how many calls have no outcome."""
-        with self._lock, self._translated():
-            return int(self._connection.execute("SELECT count(*) FROM calls WHERE state != 'finished'").fetchone()[0])
+        with self.lock, self.translated():
+            return int(self.connection.execute("SELECT count(*) FROM calls WHERE state != 'finished'").fetchone()[0])
 
     def begin(self, call: str) -> bool:
         """Mark that a call is about to be sent to a worker; False where it waits no longer."""
         changes = "state = 'running', attempts = attempts + 1, started_at = ?"
-        return self._change(changes, "call = ? AND state = 'waiting'", (time.time(), call)) == 1
+        return self.change(changes, "call = ? AND state = 'waiting'", (time.time(), call)) == 1
 
     def again(self, call: str, due_at: float) -> bool:
         """Have a running call made again, at this time or later."""
-        return self._change("state = 'waiting', due_at = ?", "call = ? AND state = 'running'", (due_at, call)) == 1
+        return self.change("state = 'waiting', due_at = ?", "call = ? AND state = 'running'", (due_at, call)) == 1
 
     def end(self, call: str, outcome: str, error: dict[str, Any] | None, result_bytes: int, output_bytes: int) -> bool:
         """Set the outcome of a call that has none; return whether this one is it."""
@@ -245,19 +148,19 @@ class Store:
             f"state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?, {_ENDED}"
         )
         values = (outcome, text, result_bytes, output_bytes, time.time(), call)
-        changed = self._change(changes, "call = ? AND state != 'finished'", values) == 1
+        changed = self.change(changes, "call = ? AND state != 'finished'", values) == 1
         if changed:
             self._drop_spool(call)
         return changed
 
     def _drop_spool(self, call: str) -> None:
         """Remove a spool that no call can need any more; a batch's stays for the items that failed."""
-        (row,) = self._rows("WHERE call = ?", (call,))
+        (row,) = self.rows("WHERE call = ?", (call,))
         for needed in ("state IN ('waiting', 'running')", "state = 'finished' AND batch != '' AND outcome != 'ok'"):
-            if self._rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
+            if self.rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
                 return
-        self._change("spool_bytes = 0", "spool = ? AND spool_bytes > 0", (row.spool,))
-        templates = {one.template for one in self._rows("WHERE spool = ? AND template != ''", (row.spool,))}
+        self.change("spool_bytes = 0", "spool = ? AND spool_bytes > 0", (row.spool,))
+        templates = {one.template for one in self.rows("WHERE spool = ? AND template != ''", (row.spool,))}
         for name in (row.spool, *templates):
             self.files.remove("spools", name)
 
@@ -266,7 +169,7 @@ class Store:
 
         Return the calls that were lost. For the keeper alone, which holds the lock.
         """
-        return [row for row in self._rows("WHERE state = 'running'") if not self.lose(row, LOST)]
+        return [row for row in self.rows("WHERE state = 'running'") if not self.lose(row, LOST)]
 
     def lose(self, row: Row, error: errors.AtollError) -> bool:
         """End a running call whose worker was lost with this error, or have it made again; return whether it is."""
@@ -295,10 +198,10 @@ class Store:
         Raises:
             CallUnknown: there is none, or more than one.
         """
-        found = self._rows("WHERE user = ? AND call = ?", (user, start))
+        found = self.rows("WHERE user = ? AND call = ?", (user, start))
         if not found and start:
             values = (user, start, start + "\U0010ffff")
-            found = self._rows("WHERE user = ? AND call >= ? AND call < ? ORDER BY id DESC LIMIT 3", values)
+            found = self.rows("WHERE user = ? AND call >= ? AND call < ? ORDER BY id DESC LIMIT 3", values)
         if not found:
             raise errors.CallUnknown(
                 f"no detached call has the id `{start}`",
@@ -320,7 +223,7 @@ class Store:
             tests.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
         order = "number" if batch else "id DESC"
-        return self._rows(f"WHERE {' AND '.join(tests)} ORDER BY {order} LIMIT ?", (*values, limit))
+        return self.rows(f"WHERE {' AND '.join(tests)} ORDER BY {order} LIMIT ?", (*values, limit))
 
     def items(self, user: str, batch: str, kind: str, after: int, limit: int) -> list[Row]:
         """Return a part of a batch.
@@ -331,17 +234,17 @@ class Store:
         """
         order = "ended" if kind == "ended" else "number"
         tests = {"failed": "AND state = 'finished' AND outcome != 'ok'"}.get(kind, "")
-        return self._rows(
+        return self.rows(
             f"WHERE user = ? AND batch = ? AND {order} > ? {tests} ORDER BY {order} LIMIT ?",
             (user, batch, after, limit),
         )
 
     def counts(self, user: str, batch: str) -> dict[str, int]:
         """Return how many calls of a batch have each state and, for finished ones, each outcome."""
-        with self._lock, self._translated():
+        with self.lock, self.translated():
             return {
                 str(name): int(count)
-                for name, count in self._connection.execute(
+                for name, count in self.connection.execute(
                     "SELECT CASE state WHEN 'finished' THEN outcome ELSE state END, count(*) FROM calls "
                     "WHERE user = ? AND batch = ? GROUP BY 1",
                     (user, batch),
@@ -353,7 +256,7 @@ class Store:
         error = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
         values = (json.dumps(error.to_data()), time.time(), call)
         changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}"
-        changed = self._change(changes, "call = ? AND state = 'waiting'", values) == 1
+        changed = self.change(changes, "call = ? AND state = 'waiting'", values) == 1
         if changed:
             self._drop_spool(call)
         return changed
@@ -372,12 +275,12 @@ class Store:
             "started_at = 0, ended_at = 0"
         )
         if like is None or fill is None:
-            return self._change(changes, test, (user, batch))
-        with self._translated():
+            return self.change(changes, test, (user, batch))
+        with self.translated():
             self.files.write("spools", like.spool, fill)
         names = ("function", "identity", "max_concurrency", "results", "stream", "retries")
         changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
-        count = self._change(changes, test, (like.spool, *(getattr(like, name) for name in names), user, batch))
+        count = self.change(changes, test, (like.spool, *(getattr(like, name) for name in names), user, batch))
         if not count:
             self.files.remove("spools", like.spool)
         return count
@@ -386,23 +289,23 @@ class Store:
         """Remove finished calls and their files; return how many."""
         removed = 0
         for row in rows:
-            with self._transaction() as connection:
+            with self.transaction() as connection:
                 gone = connection.execute("DELETE FROM calls WHERE call = ? AND state = 'finished'", (row.call,))
             if gone.rowcount:
                 removed += 1
                 self.files.remove("results", row.call)
                 self.files.remove("outputs", row.call)
-                if not self._rows("WHERE spool = ? LIMIT 1", (row.spool,)):
+                if not self.rows("WHERE spool = ? LIMIT 1", (row.spool,)):
                     self.files.remove("spools", row.spool)
         return removed
 
     def expire(self) -> None:
         """Remove finished calls that are older than they are kept, and files without a row."""
         oldest = time.time() - self._options.keep_days * 86400
-        self.forget(self._rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
-        with self._lock, self._translated():
-            calls = [row[0] for row in self._connection.execute("SELECT call FROM calls")]
-            found = self._connection.execute("SELECT spool FROM calls UNION SELECT template FROM calls")
+        self.forget(self.rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
+        with self.lock, self.translated():
+            calls = [row[0] for row in self.connection.execute("SELECT call FROM calls")]
+            found = self.connection.execute("SELECT spool FROM calls UNION SELECT template FROM calls")
             spools = [row[0] for row in found]
         self.files.remove_strays("spools", spools)
         for kind in ("results", "outputs"):

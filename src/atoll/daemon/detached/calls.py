@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from atoll import process, settings
-from atoll.detached.store import FILE, Store
+from atoll.detached.database import FILE
+from atoll.detached.store import Store
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
