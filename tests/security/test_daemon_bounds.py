@@ -23,11 +23,11 @@ from atoll.agent.worker import Worker
 from atoll.daemon import leasing
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
+from atoll.engine import running_calls
 from atoll.engine.accounts import Account, Opener
 from atoll.engine.actions import Grant, Request
 from atoll.engine.call_claims import Claimed, Place
 from atoll.engine.nested_connections import MAX_NESTED_CONNECTIONS, NestedConnections
-from atoll.engine.pool_messages import Messages
 from atoll.engine.pool_state import PoolState
 from atoll.engine.preloading import Preloading
 from atoll.engine.schedule import Schedule
@@ -261,14 +261,15 @@ def test_a_client_that_does_not_read_loses_lines_of_progress(run: Run) -> None:
 
 def test_usage_keeps_what_is_known_of_the_sandboxs_own_workers() -> None:
     """Whatever else an agent reports is dropped at once."""
-    state, messages = PoolState(), Messages.__new__(Messages)
-    messages._state = state
+    state = PoolState()
     state.workers["w1"] = SimpleNamespace(id="w1", sandbox="s1")  # type: ignore[assignment]
     junk = {"busy": 10**400, "calls": True, "call": "c" * 10_000, "function": ["f"] * 10_000, "more": [{}] * 1000}
-    found = messages._used("s1", {"w1": junk, "w2": junk, **{f"x{number}": {} for number in range(1000)}})
+    found = running_calls.used(
+        state.workers_in("s1"), {"w1": junk, "w2": junk, **{f"x{number}": {} for number in range(1000)}}
+    )
     assert list(found) == ["w1"]
     assert len(json.dumps(found)) < 400
-    assert messages._used("s2", {"w1": junk}) == {}
+    assert running_calls.used(state.workers_in("s2"), {"w1": junk}) == {}
 
 
 def test_connections_are_refused_by_name_and_end_with_their_worker(run: Run) -> None:

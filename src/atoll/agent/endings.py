@@ -15,6 +15,7 @@ import signal
 import time
 from typing import NamedTuple
 
+from atoll.agent import usage
 from atoll.agent.interrupts import interrupt
 from atoll.agent.leftovers import interrupt_started, kill_left_behind
 from atoll.agent.shared_memory import BUSY, DEADLINE, ENDING, GRACE, SharedMemory
@@ -83,10 +84,16 @@ class Endings:
         now = time.monotonic()
         self._checks.extend((now + delay, name, epoch, grace_seconds) for delay in RELEASE_CHECKS_SECONDS)
 
-    def cancel(self, name: str, grace_seconds: float) -> None:
-        """Ask a worker to end, once; kill it after the grace."""
+    def cancel(self, name: str, grace_seconds: float, call: str = "") -> None:
+        """Ask a worker to end, once; kill it after the grace.
+
+        Args:
+            call: only if it runs this one; any if empty.
+        """
         if name not in self._workers:
             return
+        if call and usage.running(self._workers[name].memory.sheet).get("call") != call:
+            return  # it has been answered meanwhile
         if not grace_seconds > 0:
             self.kill(name)
             return

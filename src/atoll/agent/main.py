@@ -132,7 +132,7 @@ class Agent:
         elif kind == "release":
             self._endings.release(name, int(str(message["epoch"])), float(message["grace_seconds"]))
         elif kind == "cancel":
-            self._endings.cancel(name, float(message["grace_seconds"]))
+            self._endings.cancel(name, float(message["grace_seconds"]), str(message.get("call", "")))
         elif kind == "kill":
             self._endings.kill(name)
 
@@ -208,13 +208,12 @@ class Agent:
         finally:
             os._exit(status)
 
-    def _usage(self) -> dict[str, dict[str, int | str]]:
+    def _usage(self) -> dict[str, dict[str, Any]]:
         memories = {name: child.memory for name, child in self._workers.items()} | self._preloaders.workers
-        found: dict[str, dict[str, int | str]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, memory in memories.items():
             busy, calls, *_ = memory.words
-            call, function = meter.running(memory.sheet)
-            found[name] = {"busy": busy, "calls": calls, "call": call, "function": function}
+            found[name] = {"busy": busy, "calls": calls, **meter.running(memory.sheet)}
         return found
 
     def _reap(self, name: str) -> None:

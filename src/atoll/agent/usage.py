@@ -21,6 +21,9 @@ from typing import Any
 
 REPORT_SECONDS = 0.1
 
+RUNNING = ("call", "function", "parent", "queued_at", "started_at", "cpu")
+"""What a worker says of the call that runs: three texts, then numbers."""
+
 FIELDS = (
     "call",
     "function",
@@ -204,10 +207,17 @@ def left(sheet: memoryview, usage: Any) -> tuple[list[list[Any]], list[Any] | No
     return waiting, running
 
 
-def running(sheet: memoryview) -> tuple[str, str]:
-    """Return id and function of the call that runs, as its worker says; empty between calls."""
-    found = _read(sheet, min(_COUNT.unpack_from(sheet)[0], SLOTS), "lost")
-    return (str(found[0]), str(found[1])) if found[4] else ("", "")
+def running(sheet: memoryview) -> dict[str, Any]:
+    """Return the call that runs, as its worker says: `RUNNING`; empty between calls.
+
+    `cpu` is the CPU time that its worker had used when the call began.
+    """
+    number = min(_COUNT.unpack_from(sheet)[0], SLOTS)
+    call, function, parent, queued, started, *_ = _read(sheet, number, "lost")
+    if not started:
+        return {}
+    cpu = _BEGIN.unpack_from(sheet, _COUNT.size + number * _SLOT_BYTES)[2]
+    return dict(zip(RUNNING, (call, function, parent, queued, started, cpu), strict=True))
 
 
 def read_slots(slots: str, last: Sequence[str]) -> list[list[Any]]:

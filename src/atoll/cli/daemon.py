@@ -147,7 +147,7 @@ def logs(
     lines: int
         Lines of the daemon's log.
     follow: bool
-        Follow the daemon's log, until interrupted.
+        Follow the daemon's log until interrupted, or a call's output until the call is over.
     raw: bool
         Print the function's own bytes to a terminal too, whatever they do there.
     json: bool
@@ -156,9 +156,9 @@ def logs(
     if lines < 0:
         return wrong_usage("-n must be at least 0")
     if call:
-        from atoll.cli import calls
+        from atoll.cli.calls import output
 
-        return calls.output(call, raw=raw, json=json)
+        return output.output(call, raw=raw, json=json, follow=follow)
     path = local.settings.logs_directory / "daemon.log"
     try:
         with (

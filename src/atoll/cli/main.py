@@ -21,7 +21,8 @@ _COMMANDS = (
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
     ("status", "daemon:status", "Show the daemon, its sandboxes and workers."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
-    ("calls", "calls:app", "List finished calls, and show one of them."),
+    ("calls", "calls.commands:app", "List calls that run, wait or are over, and show one of them."),
+    ("cancel", "calls.cancel:cancel", "Cancel calls that wait or run."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )

@@ -189,13 +189,18 @@ class Connection:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     async def _lease(self, spec: LeaseSpec, client: str, claim: leasing.Claim | None, maker: str | None) -> None:
-        listener = leasing.Listener(self._progress, self._notice)
+        calls = self._services.running_calls
         lease: EngineLease | None = None
         try:
-            with leasing.request_bytes(self._services, self._caller, spec):
+            with (
+                leasing.request_bytes(self._services, self._caller, spec),
+                calls.waits(self._caller.user, spec, claim) as waiting,
+            ):
+                listener = leasing.Listener(waiting.telling(self._progress), self._notice)
                 lease = await self._until_gone(self._ask(spec, client, listener))
                 lease.first_call, lease.maker = claim[0] if claim is not None else "", maker
-                await self._serve_lease(lease)
+                waiting.built(lease)
+                await self._serve_lease(lease, lambda: calls.started(waiting))
         except Withdrawn:
             raise
         except BaseException as error:
@@ -208,9 +213,10 @@ class Connection:
             await self._channel.afford(leasing.reading_tokens(spec.environment))
         return await leasing.ask(self._services, self._caller, spec, client, listener)
 
-    async def _serve_lease(self, lease: EngineLease) -> None:
+    async def _serve_lease(self, lease: EngineLease, started: Callable[[], None]) -> None:
         try:
             await self._wait_granted(lease)
+            started()
             if self._caller.nested:
                 self._channel.bound_descriptors(MAX_LEASE_DESCRIPTORS)
             header = {"type": "granted", "epoch": lease.epoch, "fresh": lease.fresh, "worker": lease.worker}

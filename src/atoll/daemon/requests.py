@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll import __version__, errors
-from atoll.daemon import leasing, restore
+from atoll.daemon import call_requests, leasing, restore
 from atoll.daemon.leasing import Caller
-from atoll.daemon.records import requests as records
 from atoll.daemon.services import Services
 from atoll.environments import requests as environments
 from atoll.model.specs import EnvironmentSpec
@@ -47,8 +46,7 @@ async def answer(
         _check_administers(caller, name)
         return {"grace_seconds": services.engine.longest_grace_seconds()}
     if name.startswith("calls."):
-        await services.outputs.look()
-        return await records.handle(services.recorder, caller.user, name, arguments)
+        return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("volume."):
         return await restore.handle(services, caller.user, name, arguments, progress)
     if name.startswith("environments."):
@@ -82,4 +80,5 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
         },
         "sandboxes": sandboxes,
         "workers": workers,
+        "calls": await services.running_calls.rows(user),
     }

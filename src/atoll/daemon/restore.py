@@ -165,7 +165,8 @@ async def _answer(
 
 async def _running(services: Services, user: str) -> list[dict[str, str]]:
     shells = [{"call": "", "function": "a shell"} for _ in range(services.housekeeping.open_shells(user))]
-    return [*await services.engine.running(user), *shells]
+    calls = await services.engine.running(user)
+    return [*({"call": one.call, "function": one.function} for one in calls), *shells]
 
 
 def _refuse_if_shared(services: Services) -> None:

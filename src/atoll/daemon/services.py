@@ -15,6 +15,7 @@ from atoll.daemon.detached.calls import Detached
 from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
+from atoll.daemon.running_calls import RunningCalls
 from atoll.daemon.settings_watch import SettingsWatch
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
@@ -43,6 +44,7 @@ class Services:
         self.recorder = Recorder(options.records_directory, options.records)
         self.outputs = Outputs(self.recorder)
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
+        self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
         self.detached = Detached(options, serve)

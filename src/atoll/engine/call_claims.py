@@ -237,11 +237,11 @@ def never_started(claim: Any, function: str, user: str, nested: bool, error: Bas
     if not isinstance(claim, dict):
         return None
     call, at, parent = claim.get("call"), claim.get("at"), claim.get("parent")
-    known = isinstance(error, errors.AtollError)
+    known = isinstance(error, errors.AtollError) and not isinstance(error, errors.CallCancelled)
     outcome, name, message = (
         ("refused", type(error).__name__, str(error)[:8000])
         if known
-        else ("cancelled", "CallCancelled", "the caller cancelled the call, or has ended")
+        else ("cancelled", "CallCancelled", _cancelled(error))
     )
     now = time.time()
     try:
@@ -260,6 +260,10 @@ def never_started(claim: Any, function: str, user: str, nested: bool, error: Bas
         error=name,
         message=checked[12],
     )
+
+
+def _cancelled(error: BaseException) -> str:
+    return error.message if isinstance(error, errors.CallCancelled) else "the caller cancelled the call, or has ended"
 
 
 def _why(error: errors.AtollError | None, left: bool) -> tuple[str, str, str]:

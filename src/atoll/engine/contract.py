@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from atoll.engine.accounts import Opener
@@ -34,6 +35,9 @@ class EngineLease(Protocol):
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def spec(self) -> LeaseSpec: ...
 
     @property
     def worker(self) -> str:
@@ -98,6 +102,33 @@ class EngineLease(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class RunningCall:
+    """A call that runs.
+
+    Args:
+        call, function, parent: as its worker claims, bounded; `call` is empty where none is known.
+        queued_at, since: when it was made and began, in seconds since the epoch.
+        memory_bytes, peak_bytes, cpu_seconds: of its worker's processes, measured from outside.
+        lease: the client's hold on the worker.
+    """
+
+    call: str
+    function: str
+    parent: str
+    user: str
+    queued_at: float
+    since: float
+    memory_bytes: int
+    peak_bytes: int
+    cpu_seconds: float
+    worker: str
+    sandbox: str
+    environment: str
+    machine_type: str
+    lease: EngineLease
+
+
 class Engine(Protocol):
     """A place that finds or starts workers for leases."""
 
@@ -148,8 +179,14 @@ class Engine(Protocol):
             VolumeBusy: another `quiet` of this user is open.
         """
 
-    async def running(self, user: str) -> list[dict[str, str]]:
-        """Return `call` and `function` of each call that a user runs now, as far as the sandboxes report."""
+    async def running(self, user: str | None) -> list[RunningCall]:
+        """Return the calls that run now, of one user or of all, as far as the sandboxes report."""
+
+    def cancel_call(self, call: RunningCall) -> None:
+        """Ask a call to end if it still runs, for somebody else than its client; kill it after its grace.
+
+        Its lease then ends with `CallCancelled`.
+        """
 
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
         """Return sandboxes and workers that live, of one user or of all."""

@@ -95,6 +95,12 @@ class Killing:
         self._tell(worker.sandbox, {"type": "cancel", "worker": worker.id, "grace_seconds": grace_seconds})
         asyncio.get_running_loop().call_later(grace_seconds + KILLED_SECONDS, self._end_of_grace, worker)
 
+    def cancel_call(self, worker: PoolWorker, call: str, grace_seconds: float) -> None:
+        """Have a worker asked to end if it still runs this call, and killed after the grace."""
+        worker.cancelled_call = call
+        message = {"type": "cancel", "worker": worker.id, "grace_seconds": grace_seconds, "call": call}
+        self._tell(worker.sandbox, message)
+
     def _end_of_grace(self, worker: PoolWorker) -> None:
         if self._state.workers.get(worker.id) is worker:
             self.kill(worker)

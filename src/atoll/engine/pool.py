@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from atoll import errors
+from atoll.engine import running_calls
 from atoll.engine.actions import (
     Action,
     EndSandbox,
@@ -29,7 +30,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.call_claims import Place
-from atoll.engine.contract import Connect, Rows
+from atoll.engine.contract import Connect, Rows, RunningCall
 from atoll.engine.free_shares import free_shares
 from atoll.engine.holders import Holders
 from atoll.engine.pool_messages import Messages, is_limited_first
@@ -194,15 +195,14 @@ class Pool:
         finally:
             self._held.end(user, self._ask)
 
-    async def running(self, user: str) -> list[dict[str, str]]:
+    async def running(self, user: str | None) -> list[RunningCall]:
         usage = await self._messages.usage(user)
-        found = []
-        for worker in self._state.workers_of(user):
-            claimed = usage.get(worker.id, {})
-            if worker.lease is not None and claimed.get("busy", 1):
-                name = claimed.get("function") or (worker.spec.function if worker.spec is not None else "")
-                found.append({"call": str(claimed.get("call", "")), "function": name})
-        return found
+        return running_calls.found(self._state.workers_of(user), usage)
+
+    def cancel_call(self, call: RunningCall) -> None:
+        worker = self._state.workers.get(call.worker)
+        if worker is not None and worker.lease is call.lease:
+            self._state.spawn(running_calls.cancel(worker, call, self._messages))
 
     async def watch(self) -> None:
         await self._messages.limiting.watch()

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from atoll import errors
+from atoll.engine import running_calls
 from atoll.engine.actions import Action
 from atoll.engine.call_claims import USER_RECORDS
 from atoll.engine.contract import Connect
 from atoll.engine.killing import Killing
 from atoll.engine.limiting import Limiting
 from atoll.engine.nested_connections import NestedConnections, received
-from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, never_served, why_ended
+from atoll.engine.pool_state import PoolSandbox, PoolState, PoolWorker, cancelled_elsewhere, never_served, why_ended
 from atoll.engine.preloading import Preloading
 from atoll.engine.schedule import Schedule
 from atoll.model.records import CallRecord
@@ -48,12 +49,10 @@ MAX_DIALS = 64
 """Connections that an agent may owe."""
 
 MAX_NAME = 128
-"""Characters that are kept of a call's id or a function's name from an agent."""
+"""Characters that are kept of a name from an agent."""
 
 LEARN_TOKENS = 100.0
 """The cost of a message that the daemon writes to the disk for (see `wire.bounds.Pace`)."""
-
-MOST_COUNT = 1 << 62
 
 _NO_LINGER = struct.pack("ii", 0, 0)
 
@@ -83,7 +82,7 @@ class Messages:
         self._on_record = on_record
         self.nested = NestedConnections(on_connect)
         self.ends = Killing(state, self.to_agent, self.to_worker)
-        self.cancel, self.kill = self.ends.cancel, self.ends.kill
+        self.cancel, self.cancel_call, self.kill = self.ends.cancel, self.ends.cancel_call, self.ends.kill
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
         self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)
@@ -132,19 +131,6 @@ class Messages:
             for worker, claimed in answer.result().items()
         }
 
-    def _used(self, sandbox: str, claims: dict[str, Any]) -> dict[str, Any]:
-        """Return an agent's claims about its own workers, and no more of them than there is a use for."""
-        found: dict[str, Any] = {}
-        for worker in self._state.workers_in(sandbox):
-            claimed = claims.get(worker.id)
-            if isinstance(claimed, dict):
-                numbers = {word: claimed.get(word) for word in ("busy", "calls")}
-                found[worker.id] = {
-                    **{word: min(abs(one), MOST_COUNT) for word, one in numbers.items() if type(one) is int},
-                    **{word: str(claimed.get(word, ""))[:MAX_NAME] for word in ("call", "function")},
-                }
-        return found
-
     async def dial(self, sandbox: PoolSandbox, port: int) -> socket.socket:
         """Have a sandbox's agent connect to a port of its loopback; see `contract.EngineLease.dial`."""
         if len(sandbox.dials) >= MAX_DIALS:
@@ -188,7 +174,7 @@ class Messages:
             case "usage":
                 pending = self._state.sandboxes[name].usage
                 if pending is not None and not pending.done() and isinstance(message.get("workers"), dict):
-                    pending.set_result(self._used(name, message["workers"]))
+                    pending.set_result(running_calls.used(self._state.workers_in(name), message["workers"]))
             case "preloaded":
                 channel.pay(LEARN_TOKENS)
                 self._preloading.finished(name, message)
@@ -259,6 +245,8 @@ class Messages:
         exceeded = limit.exceeded()
         reason = str(message.get("reason", ""))
         error = why_ended(status, exceeded, worker.allotment, reason) if reason != "idle" else None
+        if worker.cancelled_call and exceeded is None and _runs(message, worker.cancelled_call):
+            error = cancelled_elsewhere()
         left = worker.cancelled or worker.lease is None
         self._record(worker, worker.place.last_records(message, nested=worker.nested, error=error, left=left))
         if worker.cancelled and worker.lease is not None:
@@ -377,6 +365,12 @@ class Messages:
 def is_limited_first(allotment: Allotment) -> bool:
     """Return whether a worker waits for its limit before its first call."""
     return allotment.limited
+
+
+def _runs(message: dict[str, Any], call: str) -> bool:
+    """Return whether an agent names this call as the one that its ended worker was running."""
+    claimed = message.get("call")
+    return isinstance(claimed, list) and claimed[:1] == [call]
 
 
 def _epoch(message: dict[str, Any]) -> int:

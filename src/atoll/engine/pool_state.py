@@ -106,6 +106,7 @@ class PoolWorker:
         cancelled: its client has asked for its end.
         process: its process, proven by the kernel; None until it has said hello.
         killed: its agent was asked to kill it.
+        cancelled_call: the call that somebody else than its client has cancelled; empty for none.
         agent, init: pids on the host of its parent, and of the first process of its sandbox.
         last: the lease that it holds or has held last.
         spent: it was refused a process, and serves no further lease.
@@ -131,6 +132,7 @@ class PoolWorker:
     cancelled: bool = False
     process: Member | None = None
     killed: bool = False
+    cancelled_call: str = ""
     agent: int = 0
     init: int = 0
     last: Lease | None = None
@@ -302,6 +304,11 @@ def never_served(sandbox: PoolSandbox) -> errors.SandboxUnavailable:
     return errors.SandboxUnavailable(
         "the sandbox's agent ended before it served a call", hint=f"{log}, and run `atoll doctor`"
     )
+
+
+def cancelled_elsewhere() -> errors.CallCancelled:
+    """Return the error of a call that somebody else than its caller has cancelled."""
+    return errors.CallCancelled("the call was cancelled with `atoll cancel`", hint="nothing to do: it was asked for")
 
 
 def why_ended(

@@ -40,7 +40,7 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
         return {"calls": [record.to_data() for record in found]}
     if name not in ("calls.show", "calls.output"):
         raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
-    calls = await _find(recorder, user, arguments.get("call"))
+    calls = await find(recorder, user, arguments.get("call"))
     if name == "calls.show":
         call = calls[0].call
         children = await _ask(recorder, lambda database: database.list(user, {"parent": call}, MOST_MATCHES))
@@ -52,10 +52,23 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
     return {"calls": answers}
 
 
-async def _find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
-    """Return the attempts of the one call whose id is `start` or begins so."""
+def check_start(start: Any) -> None:
+    """Refuse what cannot be an id or its beginning.
+
+    Raises:
+        ValueError: always then.
+    """
     if not isinstance(start, str) or not start or len(start) > 200 or "\0" in start:
         raise ValueError("`call` must be an id or its beginning")
+
+
+async def find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
+    """Return the attempts of the one call whose id is `start` or begins so.
+
+    Raises:
+        ValueError, ResourcesUnavailable: as `handle`.
+    """
+    check_start(start)
     found: list[CallRecord] = []
     for name in ("call", "start") if len(start) >= LEAST_CHARACTERS else ("call",):
         found = found or await _ask(recorder, lambda db, name=name: db.list(user, {name: start}, MOST_MATCHES))
@@ -86,6 +99,12 @@ def check_one(start: str, found: Mapping[str, str]) -> None:
         raise errors.ResourcesUnavailable(
             f"more than one call has an id that begins with `{start}`", hint=f"one of {shown}{more}"
         )
+
+
+async def output_of(recorder: Recorder, user: str, call: str, worker: str) -> tuple[int, bytes]:
+    """Return how many bytes a call has printed on a worker, and the last of them."""
+    printed, tail = await _ask(recorder, lambda database: database.output(user, call, worker))
+    return printed, tail
 
 
 async def _ask(recorder: Recorder, question: Any) -> Any:

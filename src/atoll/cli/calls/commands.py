@@ -1,4 +1,4 @@
-"""`atoll calls` and `atoll logs CALL`: records of finished calls."""
+"""`atoll calls`: calls that are not over, records of those that are, and one of either with all that is known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 import cyclopts
 
-from atoll.cli.tables import date, print_json, print_table, size, wrong_usage
-from atoll.cli.terminal import echo, write_output
+from atoll.cli.calls import rows
+from atoll.cli.calls.output import echo_message
+from atoll.cli.columns import print_fitted
+from atoll.cli.tables import date, print_json, size, wrong_usage
+from atoll.cli.terminal import echo
 from atoll.host.local import local
 from atoll.model.records import OUTCOMES
 
-app = cyclopts.App(name="calls", help="List the calls that are over, and show one of them.", help_format="plaintext")
+app = cyclopts.App(name="calls", help="List calls, and show one of them.", help_format="plaintext")
 
 _UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -26,20 +29,23 @@ def list_(
     function: str = "",
     outcome: str = "",
     since: str = "",
+    running: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: bool = False,
 ) -> int:
-    """List calls, the newest first.
+    """List calls: first those that run or wait, then those that are over, the newest first.
 
     Parameters
     ----------
     lines: int
-        The largest number of calls.
+        The largest number of calls that are over.
     function: str
         Only calls of this function.
     outcome: str
         Only calls that ended so: ok, error, exited, killed, out_of_memory, timeout, cancelled, lost, refused.
     since: str
         Only calls since then: an age such as 30min, 2h or 7d, or a date and time.
+    running: bool
+        Only calls that are not over.
     json: bool
         Print a list of objects; times in seconds since the epoch, sizes in bytes.
     """
@@ -54,14 +60,24 @@ def list_(
         if moment is None:
             return wrong_usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
         arguments["since"] = moment
-    found = local.request("calls.list", arguments)["calls"]
+    if running and outcome:
+        return wrong_usage("--outcome is of calls that are over, --running of those that are not")
+    live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0))
+    over = [] if running else local.request("calls.list", arguments)["calls"]
     if json:
-        print_json(found)
-    elif not found:
-        echo("no such calls" if len(arguments) > 1 else "no calls yet")
+        print_json([*map(rows.as_record, live), *map(rows.ended_as_row, over)])
+    elif not live and not over:
+        echo("no call runs or waits" if running else "no such calls" if len(arguments) > 1 else "no calls yet")
     else:
-        _print_table(found)
+        print_fitted(rows.COLUMNS, rows.cells([*live, *over], time.time()))
     return 0
+
+
+def unfinished(*, function: str = "", since: float = 0.0) -> list[dict[str, Any]]:
+    """Return the rows of the calls that are not over; starts no daemon."""
+    found = local.request_running("calls.running", {})
+    calls: list[dict[str, Any]] = found["calls"] if found is not None else []
+    return [one for one in calls if function in {"", one["function"]} and one["queued_at"] >= since]
 
 
 @app.command
@@ -73,7 +89,8 @@ def show(call: str, /, *, json: bool = False) -> int:
     call: str
         The call's id, or its beginning.
     json: bool
-        Print an object with `calls`, the attempts, and `children`, the calls that its function made.
+        Print an object with `calls`, the attempts, and `children`, the calls that its function made; of a call that is
+        not over instead with `unfinished`, its row.
     """
     if not call:
         return wrong_usage("the call's id, or its beginning, is missing")
@@ -81,6 +98,8 @@ def show(call: str, /, *, json: bool = False) -> int:
     if json:
         print_json(found)
         return 0
+    for row in found.get("unfinished", ()):
+        _print_unfinished(row)
     for record in found["calls"]:
         _print_record(record)
     if found["children"]:
@@ -90,25 +109,26 @@ def show(call: str, /, *, json: bool = False) -> int:
     return 0
 
 
-def output(call: str, *, raw: bool = False, json: bool = False) -> int:
-    """Print a call's output and its outcome; the output is escaped on a terminal unless `raw`."""
-    if not call:
-        return wrong_usage("the call's id, or its beginning, is missing")
-    found = local.request("calls.output", {"call": call})
-    if json:
-        print_json(found)
-        return 0
-    for record in found["calls"]:
-        text = record["output"]
-        left_out = record["printed_bytes"] - len(text.encode("utf-8", "surrogatepass"))
-        if left_out > 0:
-            echo(f"... {size(left_out)} before this are not kept")
-        write_output(text if not text or text.endswith("\n") else f"{text}\n", raw=raw)
-        summary = f"{record['call']}  {record['function']}: {record['outcome']} after {_duration(record)}"
-        echo(f"-- {summary}, {_when(record)}, CPU {record['cpu_seconds']:.2f} s, peak {size(record['peak_bytes'])}")
-        if record["error"]:
-            _echo_message(f"{record['error']}: {record['message']}")
-    return 0
+def _print_unfinished(row: dict[str, Any]) -> None:
+    echo(f"call         {row['call']}")
+    echo(f"function     {row['function']}")
+    if row["parent"]:
+        echo(f"made by      {row['parent']}")
+    place = f" ({row['position']} before it)" if row["position"] > 0 else ""
+    echo(f"state        {row['state']}{place} for {rows.duration(max(time.time() - row['since'], 0.0))}")
+    if row["detail"]:
+        echo(f"             {row['detail']}")
+    echo(f"made         {date(row['queued_at'])}")
+    if row["machine_type"]:
+        echo(f"type         {row['machine_type']}")
+    if row["state"] == "running":
+        echo(f"waited       {rows.duration(max(row['since'] - row['queued_at'], 0.0))}")
+        echo(f"CPU          {rows.duration(row['cpu_seconds'])}")
+        echo(f"memory       {size(row['memory_bytes'])}, peak {size(row['peak_bytes'])}")
+        echo(f"worker       {row['worker']} in {row['sandbox']}")
+        echo(f"environment  {row['environment']}")
+        echo(f"printed      {size(row['printed_bytes'])}; `atoll logs -f {row['call'][: rows.SHORT_ID]}` follows it")
+    echo(f"user         {row['user']}")
 
 
 def _print_record(record: dict[str, Any]) -> None:
@@ -117,7 +137,7 @@ def _print_record(record: dict[str, Any]) -> None:
     if record["parent"]:
         echo(f"made by      {record['parent']}")
     echo(f"outcome      {record['outcome']}{' (' + record['error'] + ')' if record['error'] else ''}")
-    echo(f"made         {_when(record)}")
+    echo(f"made         {date(record['queued_at'])}")
     if record["started_at"]:
         echo(f"waited       {record['queue_seconds']:.3f} s")
         echo(f"ran          {record['wall_seconds']:.3f} s")
@@ -128,34 +148,7 @@ def _print_record(record: dict[str, Any]) -> None:
     echo(f"environment  {record['environment']}")
     echo(f"user         {record['user']}")
     if record["message"]:
-        _echo_message(f"  {record['message']}")
-
-
-def _echo_message(text: str) -> None:
-    """Print the message of a function's error; further lines of it are indented, and so are no rows of Atoll's."""
-    first, *rest = text.split("\n")
-    for line in (first, *(f"  {line}" for line in rest)):
-        echo(line)
-
-
-def _print_table(found: list[dict[str, Any]]) -> None:
-    rows = []
-    for record in found:
-        started = bool(record["started_at"])
-        rows.append(
-            (
-                record["call"],
-                record["function"],
-                _when(record),
-                record["error"] if record["outcome"] == "error" else record["outcome"],
-                f"{record['queue_seconds']:.3f} s" if started else "",
-                _duration(record) if started else "",
-                f"{record['cpu_seconds']:.3f} s" if started else "",
-                size(record["peak_bytes"]) if started else "",
-            )
-        )
-    numbers = ("waited", "ran", "cpu", "peak")
-    print_table(("call", "function", "made", "outcome", *numbers), rows, right=numbers)
+        echo_message(f"  {record['message']}")
 
 
 def _moment(text: str) -> float | None:
@@ -167,11 +160,3 @@ def _moment(text: str) -> float | None:
         return dt.datetime.fromisoformat(text).astimezone().timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def _when(record: dict[str, Any]) -> str:
-    return date(record["queued_at"])
-
-
-def _duration(record: dict[str, Any]) -> str:
-    return f"{record['wall_seconds']:.3f} s"

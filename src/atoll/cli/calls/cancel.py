@@ -1,0 +1,54 @@
+"""`atoll cancel CALL…`: the end of calls that wait or run, whichever process made them."""
+
+from __future__ import annotations
+
+from atoll import errors
+from atoll.cli.calls.rows import SHORT_ID, duration
+from atoll.cli.tables import print_json, wrong_usage
+from atoll.cli.terminal import echo, echo_lines
+from atoll.host.local import local
+
+
+def cancel(*calls: str, json: bool = False) -> int:
+    """Cancel calls that wait or run.
+
+    A call that runs is interrupted, as by Ctrl-C, and killed after its grace. Its caller gets `CallCancelled`.
+
+    Parameters
+    ----------
+    calls: str
+        Ids of calls, or 4 characters or more of their beginnings.
+    json: bool
+        Print a list with an object for each call that was cancelled.
+    """
+    if not calls:
+        return wrong_usage("name the calls: `atoll calls list --running` shows them")
+    done, failed = [], False
+    for call in calls:
+        try:
+            found = local.request_running("calls.cancel", {"call": call})
+        except errors.AtollError as error:
+            echo_lines(f"error: {error}", error=True)
+            failed = True
+            continue
+        if found is None:
+            echo(f"error: no daemon is running, and so no call `{call}`", error=True)
+            failed = True
+            continue
+        done.append(found)
+        if not json:
+            echo(_said(found))
+    if json:
+        print_json(done)
+    return int(failed)
+
+
+def _said(found: dict[str, object]) -> str:
+    name, seconds = f"{str(found['call'])[:SHORT_ID]} {found['function']}", duration(float(str(found["seconds"])))
+    if found["state"] == "waiting":
+        return f"cancelled {name}, which waited for {seconds}"
+    if found["state"] == "building":
+        return f"cancelled {name}, whose environment was being built for {seconds}"
+    if found["ended"]:
+        return f"cancelled {name}, which ran for {seconds}"
+    return f"interrupted {name}, which ran for {seconds}: it has {float(str(found['grace_seconds'])):g} s to end"

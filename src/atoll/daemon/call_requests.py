@@ -1,0 +1,121 @@
+"""Requests about calls, those that are not over included: rows, cancellation, output as it comes.
+
+Names and JSON-compatible data in, data out. An administrator sees and cancels the running calls of all users; records
+are each user's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from atoll import errors
+from atoll.daemon.leasing import Caller
+from atoll.daemon.records import requests as records
+from atoll.daemon.running_calls import WaitingCall, running_row
+from atoll.daemon.services import Services
+from atoll.engine.contract import RunningCall
+
+END_SECONDS = 1.0
+"""Seconds to wait for the end of a call that was cancelled, before the answer; it may have a longer grace."""
+
+
+async def handle(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Perform a request, one of these or of `daemon.records.requests`.
+
+    - `calls.running`: gives `calls`, a row for each call that waits, whose environment is built, or that runs.
+    - `calls.show` and `calls.output` (`call` as below; `seen` bytes) of a call that is not over: its row in `unfinished`,
+      with `printed_bytes` and `output`, what it has printed behind those bytes as far as that is kept.
+    - `calls.cancel` (`call`, an id or its beginning): gives `call`, `function`, `state` that it was in, `seconds` since
+      that began, `grace_seconds` that it has to end, and `ended`, whether it has.
+
+    Raises:
+        ValueError: an argument has the wrong type.
+        ResourcesUnavailable: no call that can be cancelled, or more than one, has an id that begins so.
+        StateUnusable: the records cannot be read.
+    """
+    if name == "calls.running":
+        return {"calls": await services.running_calls.rows(_seen_by(caller))}
+    if name == "calls.cancel":
+        return await _cancel(services, caller, arguments.get("call"))
+    await services.outputs.look()
+    if name in {"calls.show", "calls.output"}:
+        found = await find(services, caller, arguments.get("call"))
+        if found is not None:
+            return await _unfinished(services, found, arguments.get("seen", 0))
+    return await records.handle(services.recorder, caller.user, name, arguments)
+
+
+def _seen_by(caller: Caller) -> str | None:
+    return None if caller.may_administer else caller.user
+
+
+async def find(services: Services, caller: Caller, start: Any) -> RunningCall | WaitingCall | None:
+    """Return the call that is not over and whose id is `start` or begins so; None where there is none.
+
+    Raises:
+        ValueError: it cannot be an id.
+        ResourcesUnavailable: more than one has such an id.
+    """
+    records.check_start(start)
+    user = _seen_by(caller)
+    running = await services.running_calls.running(user)
+    calls: list[RunningCall | WaitingCall] = [*running, *services.running_calls.waiting(user, running)]
+    found = [one for one in calls if one.call == start]
+    if not found and len(start) >= records.LEAST_CHARACTERS:
+        found = [one for one in calls if one.call.startswith(start)]
+    if found:
+        records.check_one(start, {one.call: one.function for one in found})
+    return found[0] if found else None
+
+
+async def _unfinished(services: Services, call: RunningCall | WaitingCall, seen: Any) -> dict[str, Any]:
+    if type(seen) is not int or seen < 0:
+        raise ValueError("`seen` must be a number of bytes")
+    row = call.row() if isinstance(call, WaitingCall) else running_row(call)
+    printed, new = 0, b""
+    if isinstance(call, RunningCall):
+        user, worker = call.user, call.worker
+        printed, tail = await records.output_of(services.recorder, user, call.call, worker)
+        new = tail[len(tail) - min(max(printed - seen, 0), len(tail)) :]
+        incomplete = _incomplete(new)
+        new, printed = new[: len(new) - incomplete], printed - incomplete
+    answer = {**row, "printed_bytes": printed, "output": new.decode("utf-8", "replace")}
+    return {"calls": [], "children": [], "unfinished": [answer]}
+
+
+def _incomplete(text: bytes) -> int:
+    """Return how many bytes at the end of a text are the beginning of a character whose rest is still to come."""
+    for count in range(1, min(len(text), 3) + 1):
+        first = text[-count]
+        if first & 0xC0 != 0x80:
+            return count if first >= 0xC0 and count < (2 if first < 0xE0 else 3 if first < 0xF0 else 4) else 0
+    return 0
+
+
+async def _cancel(services: Services, caller: Caller, start: Any) -> dict[str, Any]:
+    found = await find(services, caller, start)
+    if found is None:
+        over = (await records.find(services.recorder, caller.user, start))[-1]
+        raise errors.ResourcesUnavailable(
+            f"call `{over.call}` of `{over.function}` is over: {over.outcome}", hint="there is nothing to cancel"
+        )
+    answer = {
+        "call": found.call,
+        "function": found.function,
+        "seconds": max(time.time() - found.since, 0.0),
+        "grace_seconds": 0.0,
+        "ended": True,
+    }
+    if isinstance(found, WaitingCall):
+        found.cancel()
+        return {**answer, "state": "building" if found.building else "waiting"}
+    services.engine.cancel_call(found)
+    await asyncio.wait([found.lease.ended], timeout=END_SECONDS)
+    return {
+        **answer,
+        "state": "running",
+        "grace_seconds": found.lease.spec.grace_seconds,
+        "ended": found.lease.ended.done(),
+    }
