@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from atoll import IsolatedFunction
+from atoll import IsolatedFunction, isolated
 
 from .conftest import Place
 from .samples import Counter, Order, Position, plus, remembered
@@ -98,6 +100,76 @@ def test_a_method_that_is_isolated_in_its_class_gets_its_object(place: Place) ->
         add = place.isolated(lambda self, more: self.money + more)
 
     assert Account(10).add(5) == 15
+
+
+class Ladder:
+    """A class whose methods are isolated by the test below."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def rung(self, more: int) -> int:
+        return self.start + more
+
+    def rungs(self, most: int) -> Iterator[int]:
+        yield from range(self.start, self.start + most)
+
+    async def slow(self, more: int) -> int:
+        return self.start + more
+
+
+def test_a_method_has_every_way_to_call(place: Place) -> None:
+    """Of an object's method all that an isolated function has works, with the object as first argument."""
+
+    class Isolated(Ladder):
+        rung = place.isolated(Ladder.rung)
+        rungs = place.isolated(Ladder.rungs)
+        slow = place.isolated(Ladder.slow)
+
+    one, two = Isolated(10), Isolated(20)
+    function: Any = one.rung
+    assert isinstance(function, IsolatedFunction)
+    assert (function(1), two.rung(1), Isolated.rung(two, 2)) == (11, 21, 22)
+    assert (function.submit(2).result(), function.local(3), function.on(retries=1)(4)) == (12, 13, 14)
+    assert list(function.map([1, 2])) == [11, 12]
+    assert list(function.starmap([(1,), (2,)])) == [11, 12]
+    rungs: Any = two.rungs
+    assert (list(rungs(2)), rungs.submit(2).result(), list(rungs.map([1]))) == ([20, 21], [20, 21], [[20]])
+
+    async def main() -> tuple[int, list[int]]:
+        slow: Any = two.slow
+        return await slow.aio(5), [item async for item in rungs.aio(2)]
+
+    assert asyncio.run(main()) == (25, [20, 21])
+    one.start = 30
+    assert function(1) == 31
+    assert str(inspect.signature(function)) == "(more: 'int') -> 'int'"
+
+
+def test_a_method_travels_to_another_function(place: Place) -> None:
+    """As an argument, a global or in a closure an isolated method stays the method of its object."""
+
+    class Isolated(Ladder):
+        rung = place.isolated(Ladder.rung)
+
+    method: Any = Isolated(10).rung
+    assert place.isolated(lambda function: function.local(1))(method) == 11
+    assert place.isolated(lambda: method.local(2))() == 12
+
+
+def test_static_and_class_methods(place: Place) -> None:
+    """A static method is one in either order of the decorators; `@classmethod` goes above."""
+
+    class Plain:
+        above = staticmethod(place.isolated(lambda x: 2 * x))
+        below = place.isolated(staticmethod(lambda x: 3 * x))
+        of_class = classmethod(place.isolated(lambda cls, x: (cls.__name__, x)))
+
+    Scale: Any = Plain
+    assert (Scale.above(1), Scale().above(2), Scale.below(1), Scale().below(2)) == (2, 4, 3, 6)
+    assert Scale().of_class(1) == Scale.of_class(1) == ("Plain", 1)
+    with pytest.raises(TypeError, match="write `@classmethod` above"):
+        isolated(classmethod(len))  # type: ignore[arg-type, call-overload]
 
 
 def test_a_nested_definition_and_its_closure_travel(place: Place) -> None:

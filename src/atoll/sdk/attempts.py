@@ -14,7 +14,7 @@ from atoll import file_stamp
 from atoll.errors import AtollError, set_call_id
 from atoll.model.specs import NO_NUMBERS, EnvironmentSpec, LeaseSpec, Numbers
 from atoll.sdk import conda_options
-from atoll.sdk.call import Prepared, Request, identity_of, name_of
+from atoll.sdk.call import MethodCalls, Prepared, Request, identity_of, name_of
 from atoll.sdk.futures import hide_frames, new_ticket
 from atoll.sdk.options import Options, check_python_version, is_generator
 
@@ -29,7 +29,7 @@ class CallableFunction:
     """
 
     # `functools.wraps` copies a function's `__dict__`: it has only what belongs to the plain function too.
-    __slots__ = ("__dict__", "__weakref__", "_contents", "_is_generator", "_options", "_prepared", "_source")
+    __slots__ = ("__dict__", "__weakref__", "_bound", "_contents", "_is_generator", "_options", "_prepared", "_source")
 
     __name__: str
     __wrapped__: Callable[..., Any]
@@ -40,7 +40,9 @@ class CallableFunction:
         self.__wrapped__ = function
         self._options = options.located(function)
         self._source = file_stamp.source_of(function)
-        self._prepared: Prepared | None = None
+        self._prepared: Prepared | MethodCalls | None = None
+        self._bound: tuple[CallableFunction, Any] | None = None
+        """Of a method of an object: the function of the class, and the object."""
         self._contents: conda_options.Contents | None = None
         self._is_generator: bool | None = None
 
@@ -208,10 +210,12 @@ class CallableFunction:
             return self._prepared.another(like, args)
         return self._prepare().request(args, {})
 
-    def _prepare(self) -> Prepared:
+    def _prepare(self) -> Prepared | MethodCalls:
         """Return the parts that stay from call to call, for the environment as `env_yml` is now."""
         prepared = self._prepared
-        if prepared is None:
+        if prepared is None and self._bound is not None:
+            prepared = self._prepared = MethodCalls(self._bound[0]._prepare(), self._bound[1])
+        elif prepared is None:
             refuse = type(self).refusal
             if refuse is not None:
                 raise refuse(self)
@@ -233,7 +237,7 @@ def _numbers(options: Options) -> Numbers:
     return resource_options.numbers(*given)
 
 
-def _request(prepared: Prepared, args: Any, kwargs: Any, ticket: Ticket | None) -> Request:
+def _request(prepared: Prepared | MethodCalls, args: Any, kwargs: Any, ticket: Ticket | None) -> Request:
     if ticket is None:
         return prepared.request(args, kwargs, direct=True)
     return prepared.request(args, kwargs, ticket.call_id, ticket.made_at, ticket.direct)

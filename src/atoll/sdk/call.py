@@ -166,6 +166,31 @@ class Prepared:
         return _Template(Request(call, spec, bundle), function, bundle, setup, texts)
 
 
+class MethodCalls:
+    """The parts of a method's calls, as `Prepared`: each call has the object as its first argument."""
+
+    def __init__(self, prepared: Prepared | MethodCalls, instance: Any) -> None:
+        self._prepared = prepared
+        self._instance = instance
+        self.host: Host = prepared.host
+
+    def request(self, args: Any, kwargs: Any, call_id: str = "", made_at: float = 0.0, direct: bool = False) -> Request:
+        """Return a call of the object's method; see `Prepared.request`."""
+        return self._prepared.request((self._instance, *args), kwargs, call_id, made_at, direct)
+
+    def another(self, like: Request, args: Any) -> Request:
+        """Return a request like this one with other arguments; see `Prepared.another`."""
+        return self._prepared.another(like, (self._instance, *args))
+
+    def renew(self, environment: EnvironmentSpec) -> None:
+        """Have the next call run in this environment."""
+        self._prepared.renew(environment)
+
+    def value_of(self, message: Message, call_id: str) -> Any:
+        """Return the value of an answer, or raise its exception."""
+        return self._prepared.value_of(message, call_id)
+
+
 def value_of(message: Message, results: str, call_id: str) -> Any:
     """Return the value of an answer, or raise the exception that it describes."""
     from atoll.payload import exceptions_load, functions

@@ -85,7 +85,7 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:
         ValueError: an option's value is out of range.
     """
     try:
-        if callable(kind) and not isinstance(kind, str):
+        if callable(kind) or isinstance(kind, classmethod):
             return IsolatedFunction(kind, Options().with_changes(options))
         checked = Options().with_changes({"kind": kind, **options})
     except (TypeError, ValueError) as error:

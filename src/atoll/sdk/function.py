@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -44,7 +45,8 @@ class IsolatedFunction(Batches, Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
-            raise TypeError(f"`isolated` needs something that can be called, not {function!r}")
+            hint = "; write `@classmethod` above `@isolated`" if isinstance(function, classmethod) else ""
+            raise TypeError(f"`isolated` needs something that can be called, not {function!r}{hint}")
         functools.update_wrapper(self, function)
         super().__init__(function, options)
 
@@ -64,18 +66,24 @@ class IsolatedFunction(Batches, Generic[P, R]):
     @overload  # the attribute is a static method
     def __get__(self, instance: Any, owner: Any = None) -> Self: ...
     def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        if instance is None or self._bound is not None or isinstance(self.__wrapped__, staticmethod):
+            return self
+        return bind(self, instance)
 
     def __repr__(self) -> str:
         return f"<isolated {name_of(self.__wrapped__)}>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
+        if self._bound is not None:
+            return bind, self._bound
         from atoll.payload.reducers import named  # keeps `from atoll import isolated` cheap
 
         return named.reduce_by_name(self, "isolated function", self.__atoll_reduce__)
 
     def __atoll_reduce__(self) -> tuple[Any, ...]:
         """Reduce it by value, for calls and for cloudpickle."""
+        if self._bound is not None:
+            return bind, self._bound
         return IsolatedFunction, (self.__wrapped__, self._options.closed())
 
     def __copy__(self) -> Self:
@@ -116,6 +124,9 @@ class IsolatedFunction(Batches, Generic[P, R]):
         """
         try:
             options = options if host is None else {**options, "host": host}
+            if self._bound is not None:
+                function, instance = self._bound
+                return bind(function.on(**options), instance)
             return IsolatedFunction(self.__wrapped__, self._options.with_changes(options))
         except (TypeError, ValueError) as error:
             hide_frames(error, is_report=True)
@@ -189,3 +200,15 @@ class IsolatedFunction(Batches, Generic[P, R]):
         if self.is_generator:
             return aio.items(self, args, kwargs)  # type: ignore[return-value]  # see `shapes.IsolatedGenerator`
         return aio.result(self, args, kwargs)
+
+
+def bind(function: IsolatedFunction[..., Any], instance: Any) -> IsolatedFunction[..., Any]:
+    """Return the function as the method of an object, which is the first argument of each call."""
+    method: Any = object.__new__(type(function))
+    vars(method).update(vars(function))
+    for name in ("_is_generator", "_options", "_source"):
+        setattr(method, name, getattr(function, name))
+    method._prepared = method._contents = None
+    method._bound = function, instance
+    method.__wrapped__ = types.MethodType(function.__wrapped__, instance)
+    return method  # type: ignore[no-any-return]

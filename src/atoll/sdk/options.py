@@ -375,6 +375,7 @@ _CHECKS: dict[str, Check] = {
 
 def is_generator(function: Any) -> bool:
     """Return whether calling a function gives items one by one, async or not."""
+    function = function.__func__ if isinstance(function, staticmethod) else function
     call = (
         function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
     )
