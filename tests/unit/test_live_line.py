@@ -14,7 +14,7 @@ from atoll.sdk.display.words import Waiting, duration, fit, text, width
         ([Waiting("running", "train", 40.0)], "running train · 1 min 00 s"),
         ([Waiting("waiting", "3", 95.0)], "waiting for a free slot · 3 before this call · 5 s"),
         ([Waiting("waiting", "0", 95.0)], "waiting for a free slot · next in line · 5 s"),
-        ([Waiting("building", "Installing numpy", 99.5)], "building the environment · Installing numpy · 0 s"),
+        ([Waiting("building", "Installing numpy", 99.5)], "building · Installing numpy · 0 s"),
         ([Waiting("starting", "", 98.0)], "starting a worker · 2 s"),
         (
             [Waiting("running", "f", 90.0), Waiting("waiting", "0", 80.0), Waiting("running", "g", 99.0)],
@@ -51,7 +51,7 @@ def test_durations(seconds: float, words: str) -> None:
 def test_the_line_is_narrower_than_the_terminal() -> None:
     """A long line loses the end of its text and keeps its time, whatever the width of its characters."""
     for columns in range(120):
-        for detail in ("x" * 200, "\u6f22\u5b57" * 100, "e\u0301" * 100):
+        for detail in ("x" * 200, "\u6f22\u5b57" * 100, "e\u0301" * 200):
             line = text([Waiting("building", detail, 0.0)], 5.0, columns)
             assert width(line) <= max(columns - 1, 0)
             assert columns < 30 or line.endswith("\u2026 \u00b7 5 s")

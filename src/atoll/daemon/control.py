@@ -24,6 +24,7 @@ from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
 from atoll.engine.contract import EngineLease
 from atoll.environments.asked.certificates import MAX_BYTES
+from atoll.model.build_progress import BuildLine, BuildProgress
 from atoll.model.specs import LeaseSpec, SandboxKey
 from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
@@ -160,16 +161,17 @@ class Connection:
                 await self._channel.send({"type": "failed", "error": {**error, "details": {}}})
 
     def _progress(self, line: str) -> None:
-        self._post_line("progress", line[:4000])
+        self._post_line("progress", line[:4000], line.progress if isinstance(line, BuildLine) else None)
 
     def _notice(self, line: str) -> None:
         self._post_line("notice", line)
 
-    def _post_line(self, kind: str, line: str) -> None:
+    def _post_line(self, kind: str, line: str, build: BuildProgress | None = None) -> None:
         if self._caller.nested and self._channel.queued_bytes:
             return  # a client that does not read loses lines
         with contextlib.suppress(ChannelClosed):
-            self._channel.post({"type": kind, "line": line})
+            beside = {} if build is None else {"build": build.to_data()}
+            self._channel.post({"type": kind, "line": line, **beside})
 
     async def _until_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end, or cancel it when the client closes the connection."""

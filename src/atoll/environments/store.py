@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from atoll.environments.asked import key
 from atoll.environments.asked.certificates import Certificates
-from atoll.environments.build import lockfile, workshop
+from atoll.environments.build import downloads, lockfile, workshop
 from atoll.environments.build.recipes import Recipe, Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
 from atoll.environments.built import directory as shelf
@@ -31,6 +31,7 @@ from atoll.environments.built.directory import translated
 from atoll.environments.built.records import Environment, EnvironmentRecord, make_directory
 from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
+from atoll.model.build_progress import BuildLine, BuildProgress, Reader
 from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
 
@@ -61,6 +62,7 @@ class _Build:
     """A build that several tasks wait for; it is cancelled when the last of them is."""
 
     task: asyncio.Task[Environment]
+    reader: Reader
     listeners: list[Progress] = field(default_factory=list)
 
 
@@ -180,14 +182,21 @@ class EnvironmentStore:
         build = self._builds.get(name)
         if build is None:
             listeners: list[Progress] = []
+            reader = Reader(name)
 
             def publish(line: str) -> None:
-                for listener in listeners:
-                    listener(line)
+                told = reader.take(line)
+                for listener in tuple(listeners):
+                    listener(told)
 
-            task = asyncio.create_task(self._build_locked(name, recipe, publish, instead_of), name=f"build {name}")
-            build = self._builds[name] = _Build(task, listeners)
+            work = downloads.watched(
+                self._build_locked(name, recipe, publish, instead_of), self._workshop, name, reader, publish
+            )
+            task = asyncio.create_task(work, name=f"build {name}")
+            build = self._builds[name] = _Build(task, reader, listeners)
             task.add_done_callback(lambda _: self._forget(name, task))
+        elif build.reader.progress.step:
+            progress(BuildLine("", build.reader.progress))
         build.listeners.append(progress)
         try:
             return await asyncio.shield(build.task)
@@ -262,7 +271,9 @@ class EnvironmentStore:
         _write_text(directory / "requirements.lock", text)
         seconds = time.monotonic() - started
         if recipe.shown:
-            note(f"Built environment {name[:8]} in {seconds:.1f} s")
+            packages = sum(1 for line in text.splitlines() if line[:1].isalnum())
+            ended = BuildProgress(name[:8], "built", packages=packages, size_bytes=size, seconds=seconds)
+            note(BuildLine(f"Built environment {name[:8]} in {seconds:.1f} s", ended))
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
             _write_text(self._shelf.pins_path(recipe.key), text)
         record = EnvironmentRecord(

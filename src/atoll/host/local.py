@@ -212,10 +212,13 @@ class LocalHost:
                         self._all.add(lease)
                         return lease
                     case "progress":
-                        wait, detail = "building", str(header.get("line", ""))
-                        output.progress(detail)
+                        from atoll.model import build_progress  # for builds alone
+
+                        line = build_progress.line_of(header)
+                        wait, detail = "building", build_progress.shown(line)
+                        output.progress(line)
                     case "waiting":
-                        wait, detail = "waiting", str(header.get("position", ""))
+                        wait, detail = "waiting", str(header.get("reason") or header.get("position", ""))
                     case "notice":
                         output.notice(str(header.get("line", "")))
                     case "failed":
@@ -366,7 +369,9 @@ def _answers(
                     value = header.get("value")
                     return value if isinstance(value, dict) else {}
                 case "progress" | "notice" if on_progress is not None:
-                    on_progress(str(header.get("line", "")))
+                    from atoll.model.build_progress import line_of  # for few requests
+
+                    on_progress(line_of(header))
                 case "granted" if on_granted is not None:
                     on_granted()
                 case "failed":

@@ -185,7 +185,9 @@ class CallableFunction:
                 for message in messages:
                     failed = message.type == "error"
                     value = prepared.value_of(message, call.id)
+                    streams.rests()
                     yield value if message.type == "yield" else _End(value)
+                    streams.goes_on()
         except AtollError as error:
             set_call_id(error, call.id)
             raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job
-from atoll.sdk.display.output import CallerStreams
+from atoll.sdk.display.map_streams import MapStreams
 from atoll.sdk.futures import THREADS, CallFuture
 from atoll.terminal_text import printable
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 AHEAD = 8 * THREADS
 """Items taken from the input before the oldest has been answered and taken."""
-BAR_MILLISECONDS = 500
-"""The longest time until a thread that waits for a call looks at the bar."""
 SAME_SECONDS = 0.001
 """Seconds for which one `map` takes the function and the project's modules as unchanged."""
 
@@ -52,23 +50,6 @@ class MappedFunction(Protocol):
     def cancel(self, future: Future[Any]) -> bool: ...
 
 
-class MapStreams(CallerStreams):
-    """The streams of one call of a `map`, whose bar stands for the running calls."""
-
-    def __init__(self, call: str, name: str, bar: MapBar | None) -> None:
-        super().__init__(call, name)
-        self._bar = bar
-
-    def waits(self, kind: str, detail: str) -> int | None:
-        """See `CallerStreams.waits`."""
-        if kind != "running":
-            return super().waits(kind, detail)
-        if self._bar is None:
-            return None
-        self._bar.tick()
-        return BAR_MILLISECONDS
-
-
 class MapItems:
     """Items on their way to be calls, and answers on their way to who asked; see `lanes.Jobs`."""
 
@@ -76,6 +57,8 @@ class MapItems:
         self, function: MappedFunction, items: Iterator[Iterable[Any]], *, direct: bool, ordered: bool = True
     ) -> None:
         self.bar: MapBar | None = None
+        self.busy: Callable[[], int] = _none
+        """Leases that serve calls of this `map`."""
         self._function = function
         self._items = items
         self._direct = direct
@@ -183,7 +166,9 @@ class MapItems:
             request = self._function.request(arguments)
             self._last = now, request
         call = request.call
-        return Job(number, request.spec, call, request.bundle, MapStreams(call.id, call.name, self.bar), arguments)
+        return Job(
+            number, request.spec, call, request.bundle, MapStreams(call.id, call.name, self.bar, self.busy), arguments
+        )
 
     def more(self) -> bool:
         """See `pipelining.Jobs.more`."""
@@ -206,6 +191,8 @@ class MapItems:
 
     def deliver(self, job: Job, answer: Message | BaseException) -> None:
         """See `lanes.Jobs.deliver`."""
+        if isinstance(job.output, MapStreams):
+            job.output.end_lines()
         job.output.proceeds()
         if isinstance(answer, AtollError):
             set_call_id(answer, job.call.id)
@@ -352,6 +339,11 @@ class MapItems:
         for future in self._futures.values():
             if isinstance(future, CallFuture):
                 future.ticket.kill()
+
+
+def _none() -> int:
+    """Return 0."""
+    return 0
 
 
 def _ignore() -> None:

@@ -56,6 +56,8 @@ def _results(
 ) -> Iterator[Any]:
     jobs = MapItems(function, items, direct=is_direct(*inputs), ordered=ordered)
     lanes = Lanes(function.host, jobs, THREADS) if function.plain_calls else None
+    if lanes is not None:
+        jobs.busy = lambda: lanes.busy
     bar = jobs.bar = _bar(function, jobs, lanes, inputs, progress)
     ended = False
     ending: str | None = "failed"

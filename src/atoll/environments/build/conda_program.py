@@ -83,6 +83,7 @@ async def _fetch(client: Any, record: Any) -> dict[str, Any]:
     if not wanted or not path.is_file():
         print(f"Downloading {name} {version} ({_size(record.size or 0)})", flush=True)
         wanted = await _download(client, record, file, wanted)
+        print(f"Downloaded {name}", flush=True)
     return {
         "name": name,
         "version": version,

@@ -231,7 +231,15 @@ class _Attempt:
 
     async def compile_lock(self) -> str:
         """Resolve with hashes; return the lines."""
-        command = [f"{_UV}/uv", "pip", "compile", *self._common(self._cache()), "--no-build", "--quiet"]
+        command = [
+            f"{_UV}/uv",
+            "pip",
+            "compile",
+            *self._common(self._cache()),
+            "--no-build",
+            "--quiet",
+            "--no-progress",
+        ]
         command += ["--python", PYTHON, "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
         command += ["--no-emit-find-links", "--constraints", f"{_INPUT}/constraints.txt", *self._options()]
         done = await self._run([*command, f"{_INPUT}/requirements.txt"], shared=True, quiet=True)
@@ -245,7 +253,8 @@ class _Attempt:
         return f"{_WORKSHOP}/{caches.within('uv', self._request.index.cache)}"
 
     def _common(self, cache: str) -> list[str]:
-        return ["--cache-dir", cache, "--color", "never", "--no-python-downloads", "--no-progress"]
+        # through a pipe, uv tells begin and end of large downloads; a bar is drawn on terminals alone
+        return ["--cache-dir", cache, "--color", "never", "--no-python-downloads"]
 
     def _install(self, cache: str) -> list[str]:
         command = [f"{_UV}/uv", "pip", "install", *self._common(cache), "--python", PYTHON, *self._options()]

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll import settings
-from atoll.sdk.display import beside
+from atoll.sdk.display import beside, parallel
 from atoll.sdk.display.words import KINDS, Waiting, cut, duration, fit, text, width
 
 __all__ = ["KINDS", "LiveLine", "Waiting", "duration", "fit", "line", "text", "width", "writing"]
@@ -236,6 +236,7 @@ def _renew() -> None:
     writing = threading.RLock()
     line.forget()
     line = LiveLine()
+    parallel.active.clear()
 
 
 if hasattr(os, "register_at_fork"):

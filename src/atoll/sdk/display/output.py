@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atoll import settings
-from atoll.sdk.display import beside, live_line, mode
+from atoll.sdk.display import beside, live_line, mode, parallel
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.model.terminal import Terminal
+    from atoll.sdk.display.parallel import WholeLines
 
 TAIL_BYTES = 4096
 _ASCII = frozenset({"ascii", "US-ASCII", "ANSI_X3.4-1968"})
@@ -62,9 +63,11 @@ class CallerStreams:
         self._broken: set[str] = set()
         self._mode = ""
         """See `mode.current`; empty until something is to be shown."""
-        self._lines: Any = None
-        """Whole lines beside other calls that print; see `parallel`."""
+        self._lines: WholeLines | None = None
+        """Set from the first output beside other calls on."""
         self._began = time.monotonic()
+        if call:
+            parallel.active.add(self)
 
     def stdout(self, data: bytes) -> None:
         self._remember(data)
@@ -90,9 +93,11 @@ class CallerStreams:
     def progress(self, line: str) -> None:
         """Show a line about a build: the live line has it as the cause of the wait, and it is printed elsewhere."""
         shown = self._display()
-        if shown == mode.NONE or (shown == mode.LIVE and not mode.verbose):
+        if shown == mode.NONE:
             return
-        self.notice(line)
+        from atoll.sdk.display import build_lines  # for builds alone
+
+        build_lines.tell(self.tell, line, shown)
 
     def waits(self, kind: str, detail: str) -> int | None:
         """Show the cause of a wait; return the milliseconds until it must be shown again, None for never."""
@@ -110,6 +115,7 @@ class CallerStreams:
 
     def ended(self, *, failed: bool) -> None:
         """End the display of the call; a long one or one that failed leaves a line on a terminal."""
+        self.end_lines()
         if self._mode or failed or mode.verbose:
             self.proceeds()
             if self._display() in (mode.LIVE, mode.LINES):
@@ -131,9 +137,34 @@ class CallerStreams:
         self._tail += data[-TAIL_BYTES:]
         del self._tail[:-TAIL_BYTES]
 
+    def rests(self) -> None:
+        """Take note that no thread waits for the call at the moment; `goes_on` ends that."""
+        parallel.active.discard(self)
+
+    def goes_on(self) -> None:
+        """Take note that a thread waits for the call again."""
+        parallel.active.add(self)
+
+    def beside_others(self) -> bool:
+        """Return whether other calls may print at the same time."""
+        return len(parallel.active) > 1
+
+    def end_lines(self) -> None:
+        """Print what is kept of a line without an end, after the call's last output."""
+        parallel.active.discard(self)
+        if self._lines is not None:
+            for name, data in self._lines.rest():
+                self._print(name, data)
+
     def _write(self, name: str, data: bytes) -> None:
+        if self._lines is None and self.call and self.beside_others():
+            shown = self._display() in (mode.LIVE, mode.LINES)
+            self._lines = parallel.WholeLines(self.call if shown else "", colours=settings.terminal()[1])
+        self._print(name, data if self._lines is None else self._lines.take(name, data))
+
+    def _print(self, name: str, data: bytes) -> None:
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None or not data:
             return
         with beside.exclusive(), live_line.writing, beside.cleared(stream):
             live_line.line.erase()

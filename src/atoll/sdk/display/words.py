@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from atoll.model.sizes import size_text as size
 from atoll.terminal_text import printable
 
 KINDS = ("running", "waiting", "building", "starting")
@@ -19,7 +20,6 @@ _SEVERAL = {
     "building": "building the environment",
     "starting": "starting",
 }
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _alone(one: Waiting) -> str:
         before = int(one.detail) if one.detail else 0
         return f"waiting for a free slot{DOT}{f'{before} before this call' if before else 'next in line'}"
     if one.kind == "building":
-        return f"building the environment{DOT}{one.detail}" if one.detail else "building the environment"
+        return f"building{DOT}{one.detail}" if one.detail else "building the environment"
     return "starting a worker"
 
 
@@ -100,15 +100,6 @@ def duration(seconds: float) -> str:
 def brief(seconds: float) -> str:
     """Return a duration in words, below ten seconds with a tenth: `0.6 s`."""
     return f"{max(seconds, 0.0):.1f} s" if seconds < 9.95 else duration(seconds)
-
-
-def size(count: float) -> str:
-    """Return a size for people: `687 MiB`, `1.3 GiB`."""
-    unit = 0
-    while count >= 1000 and unit < len(_UNITS) - 1:
-        count /= 1024
-        unit += 1
-    return f"{count:.1f} {_UNITS[unit]}" if unit and count < 9.95 else f"{count:.0f} {_UNITS[unit]}"
 
 
 def fit(start: str, end: str, columns: int) -> str:
