@@ -231,15 +231,7 @@ class _Attempt:
 
     async def compile_lock(self) -> str:
         """Resolve with hashes; return the lines."""
-        command = [
-            f"{_UV}/uv",
-            "pip",
-            "compile",
-            *self._common(self._cache()),
-            "--no-build",
-            "--quiet",
-            "--no-progress",
-        ]
+        command = [f"{_UV}/uv", "pip", "compile", *self._common(self._cache()), "--no-build", "--quiet"]
         command += ["--python", PYTHON, "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
         command += ["--no-emit-find-links", "--constraints", f"{_INPUT}/constraints.txt", *self._options()]
         done = await self._run([*command, f"{_INPUT}/requirements.txt"], shared=True, quiet=True)
