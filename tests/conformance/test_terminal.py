@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -190,7 +191,7 @@ except ValueError as error:
     tell(str(error))
 tell(own()(seen)()["terminals"])
 """)
-    assert run.text.count("last wordsTOLD") == 3
+    assert len(re.findall(r"last words\r\n\S+✗\S+ die · [^\r]*\r\nTOLD \"last words\"", run.text)) == 3
     assert run.text.count("before\r\n") == 1
     assert 'TOLD "as ever"' in run.text
     assert run.text.rstrip().endswith("TOLD [false, true, true, true]")

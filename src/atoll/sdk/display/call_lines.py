@@ -65,8 +65,7 @@ def tell(
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else ""
         reason = "timed out" if isinstance(error, CallTimeout) else reason
         parts = words.ended(name, seconds, call, failed=failed, reason=reason, peak_bytes=peak_bytes, more=more)
-        line = styled(parts, failed=failed)
-        print_line(f"\n{line}" if reason == "interrupted" else line)  # behind the echo of Ctrl-C
+        print_line(styled(parts, failed=failed))
 
 
 def styled(parts: Sequence[str], *, failed: bool) -> str:

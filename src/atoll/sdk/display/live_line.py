@@ -116,10 +116,14 @@ class LiveLine:
             self._lost = False
         self._printed_at = time.monotonic()
 
-    def print(self, line: str) -> None:
-        """Print a line that stays, above the live one."""
+    def print(self, line: str, *, is_inside: bool = False) -> None:
+        """Print a line that stays, above the live one.
+
+        Args:
+            is_inside: the cursor is known to be in a line that has no end.
+        """
         self.erase()
-        if self._inside_line and not self._lost:
+        if is_inside or (self._inside_line and not self._lost):
             line = f"\n{line}"
         self._put(f"{line}\n", sys.stderr)
         self._inside_line = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import io
 import os
 import re
@@ -81,14 +82,14 @@ class CallerStreams:
         """Print a line of Atoll's own on stderr, above a progress bar of the program."""
         self.tell(f"atoll: {printable(line)}")
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, *, is_inside: bool = False) -> None:
         """Print a line that stays, made by the display: it holds nothing that could act on a terminal but colours."""
         if (write := beside.above()) is not None:
             with contextlib.suppress(Exception):
                 write(text)
             return
         with live_line.writing, contextlib.suppress(Exception):
-            live_line.line.print(text)
+            live_line.line.print(text, is_inside=is_inside)
 
     def progress(self, line: str) -> None:
         """Show a line about a build: the live line has it as the cause of the wait, and it is printed elsewhere."""
@@ -121,8 +122,14 @@ class CallerStreams:
             if self._display() in (mode.LIVE, mode.LINES):
                 from atoll.sdk.display import call_lines  # for few calls
 
-                seconds = time.monotonic() - self._began
-                call_lines.tell(self.tell, self.name, self.call, seconds, failed=failed, error=sys.exception())
+                seconds, error = time.monotonic() - self._began, sys.exception()
+                # behind the echo of Ctrl-C, and behind a function's line without an end
+                is_inside = isinstance(error, KeyboardInterrupt) or self._is_inside()
+                tell = functools.partial(self.tell, is_inside=is_inside)
+                call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error)
+
+    def _is_inside(self) -> bool:
+        return self._lines is None and self._tail[-1:] not in (b"", b"\n") and bool(sys.stdout.isatty())
 
     def _display(self) -> str:
         if not self._mode:
