@@ -56,7 +56,7 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
 
     chosen, setting = _settings()
     try:
-        found = [*asyncio.run(examine(chosen)), *setting, _uv()]
+        found = [*asyncio.run(examine(chosen)), *setting, uv_finding()]
     except AtollError as error:
         echo_lines(str(error), error=True)
         return 1
@@ -102,7 +102,8 @@ def _tell(found: Sequence[Finding], *, json: bool, subject: str) -> int:
     return 0 if healthy else 1
 
 
-def _uv() -> Finding:
+def uv_finding() -> Finding:
+    """Try the program `uv`."""
     from atoll.process import check
 
     loses, fix = "environments cannot be built", "run `pip install uv`"

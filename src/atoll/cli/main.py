@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import cyclopts
 
 _COMMANDS = (
+    ("init", "init:init", "Write a first program, ready to run."),
     ("run", "programs.run:run", "Run one function of a file in its environment."),
     ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
     ("data", "data.commands:app", "Look at the volume, copy to and from it, mirror a directory."),
@@ -24,14 +25,21 @@ _COMMANDS = (
     ("calls", "calls.commands:app", "List calls that run, wait or are over, and show one of them."),
     ("cancel", "calls.cancel:cancel", "Cancel calls that wait or run."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
+    ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
+    ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments (default: the process's) name, and exit with its status."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        status = run(sys.argv[1:] if arguments is None else arguments)
+        if given[:1] == ["__complete"]:  # a shell waits at each press of a key: the rest is slow to import
+            from atoll.cli.completion.values import main as complete
+
+            sys.exit(complete(given[1:]))
+        status = run(given)
     except KeyboardInterrupt:
         status = _interrupted()
     sys.exit(status)
@@ -49,6 +57,22 @@ def _interrupted() -> int:
     return 130
 
 
+def _displayed(arguments: list[str]) -> list[str]:
+    """Choose the display by `-q` and `-v` around the command's name, and return the other arguments."""
+    rest, position = list(arguments), 0
+    while position < min(2, len(rest)):
+        if rest[position] in ("-q", "--quiet", "-v", "--verbose"):
+            from atoll.sdk.display import mode
+
+            quiet = rest.pop(position) in ("-q", "--quiet")
+            mode.choose("none" if quiet else "", more=not quiet)
+        elif rest[position].startswith("-"):
+            break
+        else:
+            position += 1
+    return rest
+
+
 def command_table() -> cyclopts.App:
     """Return all commands; the reference in the docs is made from it too."""
     import cyclopts
@@ -57,7 +81,8 @@ def command_table() -> cyclopts.App:
 
     app = cyclopts.App(
         name="atoll",
-        help="Run Python functions serverless on machines that you own.",
+        help="Run Python functions serverless on machines that you own.\n\nBefore or after the command's name, `-q` "
+        "leaves out all lines about calls, and `-v` adds more of them.",
         version=__version__,
         result_action="return_value",
         help_format="plaintext",
@@ -77,6 +102,7 @@ def run(arguments: list[str]) -> int:
     from atoll.cli.terminal import echo_lines
 
     app = command_table()
+    arguments = _displayed(arguments)
     if arguments[:1] == ["run"]:
         target = 2 if arguments[1:2] in (["-m"], ["--module"]) else 1
         if len(arguments) > target and not arguments[target].startswith("-"):

@@ -1,0 +1,102 @@
+"""The command table as data for scripts of shells: commands, options, and the kinds of values that they take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from atoll.model.records import OUTCOMES
+
+if TYPE_CHECKING:
+    import cyclopts
+
+NOTHING, FILE, DIRECTORY = "-", "file", "directory"
+"""Kinds that a shell completes by itself; `=A B` are words; the others are those of `values`."""
+
+SHELLS = ("bash", "zsh", "fish")
+
+_POSITIONAL = {
+    "target": "target",
+    "key": "environment",
+    "keys": "environment",
+    "call": "call",
+    "calls": "call",
+    "id": "call",
+    "paths": "volume",
+    "remote": "volume",
+    "local": DIRECTORY,
+    "directory": DIRECTORY,
+    "old": "snapshot",
+    "new": "snapshot",
+    "names": "snapshot",
+    "shell": "=" + " ".join(SHELLS),
+}
+_OF_COMMAND = {
+    ("data put", "paths"): FILE,
+    ("data get", "paths"): "volume",
+    ("data restore", "name"): "snapshot",
+    ("data snapshot", "name"): NOTHING,
+}
+"""Kinds of positional values, by name, and for commands where the name says too little."""
+
+_OPTION = {
+    "--path": "volume",
+    "--function": "call-function",
+    "--outcome": "=" + " ".join(OUTCOMES),
+    "--machine-type": "machine-type",
+    "--output": FILE,
+    "--html": FILE,
+    "--by": "=function day user outcome environment",
+}
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Args:
+        path: its words after the program's name.
+        commands: names and summaries of the commands below it.
+        options: names, and a few words about each.
+        takes: options that take a value, and its kind.
+        positional: kinds of the values without a name; the last goes on.
+    """
+
+    path: str
+    commands: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    takes: tuple[tuple[str, str], ...] = ()
+    positional: tuple[str, ...] = ()
+
+
+def commands(app: cyclopts.App, path: str = "") -> list[Command]:
+    """Return a table's commands, the root first."""
+    names = [name for name in app if not name.startswith("-")]
+    if names:
+        below = tuple((name, _first_line(app[name].help)) for name in names)
+        found = [Command(path, commands=below, options=(("--help", ""), *((("--version", ""),) if not path else ())))]
+        for name in names:
+            found += commands(app[name], f"{path} {name}".strip())
+        return found
+    options: list[tuple[str, str]] = []
+    takes: list[tuple[str, str]] = []
+    positional: list[str] = []
+    for argument in app.assemble_argument_collection():
+        if argument.parameter.show is False:
+            continue
+        spelled = [name for name in argument.names if name.startswith("-") and not name.startswith("--no-")]
+        if not spelled:
+            positional.append(_kind(path, argument.names[0].lower()))
+            continue
+        about = _first_line(argument.parameter.help)
+        options += [(name, about) for name in spelled]
+        if argument.hint is not bool:
+            kind = next((_OPTION[name] for name in spelled if name in _OPTION), NOTHING)
+            takes += [(name, kind) for name in spelled]
+    return [Command(path, (), (*options, ("--help", "")), tuple(takes), tuple(positional))]
+
+
+def _kind(path: str, name: str) -> str:
+    return _OF_COMMAND.get((path, name)) or _POSITIONAL.get(name, NOTHING)
+
+
+def _first_line(text: Any) -> str:
+    return str(text or "").strip().partition("\n")[0][:100]

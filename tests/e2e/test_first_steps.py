@@ -1,0 +1,54 @@
+"""`atoll init`, `atoll version`, and the flags that choose the display."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from atoll import __version__
+from atoll.cli import init
+
+from ..conftest import Home
+from ..environments import Machine
+
+
+def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_path: Path) -> None:
+    """The command that `init` prints works as it is, with a package and a file that stays; a flag silences the build."""
+    machine.wheel("humanize", files={"humanize.py": "def ordinal(number): return f'{number}th'\n"})
+    index = {"UV_FIND_LINKS": str(machine.wheels), "UV_OFFLINE": "1"}
+    written = atoll_home.atoll("init", "my project", cwd=tmp_path).stdout.splitlines()
+    assert written == [
+        "wrote my project/first.py",
+        "wrote my project/.atollignore",
+        "next: atoll run 'my project/first.py' --name Ada",
+    ]
+    run = ["run", "my project/first.py", "--name", "Ada"]
+    quiet = atoll_home.atoll("-q", *run, cwd=tmp_path, env=index)
+    assert (quiet.stdout, quiet.stderr) == ("Hello Ada, this is your 1th visit.\n", "")
+    loud = atoll_home.atoll("run", "-v", *run[1:], cwd=tmp_path, env=index)
+    assert loud.stdout == "Hello Ada, this is your 2th visit.\n"
+    assert "visit" in loud.stderr  # a line for each call
+    assert atoll_home.python("my project/first.py", cwd=tmp_path, env=index).stdout.endswith("3th visit.\n")
+    found = json.loads(atoll_home.atoll("version", "--json").stdout)
+    assert found["daemon"] == {"version": __version__, "pid": atoll_home.daemon_pid()}
+
+
+def test_init_overwrites_nothing(atoll_home: Home, tmp_path: Path) -> None:
+    """A file that is there stays as it is, also behind a symlink that leads nowhere; the others are written."""
+    (tmp_path / init.PROGRAM).symlink_to(tmp_path / "elsewhere.py")
+    (tmp_path / ".atollignore").write_text("mine\n")
+    said = atoll_home.atoll("init", cwd=tmp_path).stdout.splitlines()
+    assert said[:2] == ["kept first.py, which is there already", "kept .atollignore, which is there already"]
+    assert (tmp_path / ".atollignore").read_text() == "mine\n"
+    assert not (tmp_path / "elsewhere.py").exists()
+
+
+def test_version_starts_nothing(atoll_home: Home) -> None:
+    """Versions are those of this machine, and the daemon is none where none runs."""
+    found = json.loads(atoll_home.atoll("version", "--json").stdout)
+    assert set(found) == {"atoll", "python", "platform", "uv", "bwrap", "daemon"}
+    assert (found["atoll"], found["daemon"]) == (__version__, None)
+    assert found["uv"][0].isdigit()
+    assert found["bwrap"][0].isdigit()
+    assert "daemon    none runs" in atoll_home.atoll("version").stdout
+    assert atoll_home.daemon_pid() is None
