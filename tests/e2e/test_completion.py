@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.cli.completion import scripts, table, values
+from atoll.cli import completion_values as values
+from atoll.cli.completion import scripts, table
 from atoll.cli.main import command_table
 from atoll.daemon.records.database import Database
 from atoll.model.records import CallRecord

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from atoll import __version__
-from atoll.cli import init
+from atoll.cli import init, main
+from atoll.sdk.display import mode
 
 from ..conftest import Home
 from ..environments import Machine
@@ -24,10 +27,10 @@ def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_
     ]
     run = ["run", "my project/first.py", "--name", "Ada"]
     quiet = atoll_home.atoll("-q", *run, cwd=tmp_path, env=index)
-    assert (quiet.stdout, quiet.stderr) == ("Hello Ada, this is your 1th visit.\n", "")
+    assert (quiet.stdout, "uilt environment" in quiet.stderr) == ("Hello Ada, this is your 1th visit.\n", False)
+    assert "uilding" not in quiet.stderr
     loud = atoll_home.atoll("run", "-v", *run[1:], cwd=tmp_path, env=index)
     assert loud.stdout == "Hello Ada, this is your 2th visit.\n"
-    assert "visit" in loud.stderr  # a line for each call
     assert atoll_home.python("my project/first.py", cwd=tmp_path, env=index).stdout.endswith("3th visit.\n")
     found = json.loads(atoll_home.atoll("version", "--json").stdout)
     assert found["daemon"] == {"version": __version__, "pid": atoll_home.daemon_pid()}
@@ -52,3 +55,19 @@ def test_version_starts_nothing(atoll_home: Home) -> None:
     assert found["bwrap"][0].isdigit()
     assert "daemon    none runs" in atoll_home.atoll("version").stdout
     assert atoll_home.daemon_pid() is None
+
+
+@pytest.mark.usefixtures("tmp_path")
+def test_flags_choose_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-q` and `-v` count before and after the command's name; behind a program they are its own."""
+    chosen = list[tuple[str, bool]]()
+    monkeypatch.setattr(mode, "choose", lambda display="", *, more=False: chosen.append((display, more)))
+    for given, rest in (
+        (["-q", "run", "f.py"], ["run", "f.py"]),
+        (["run", "--verbose", "f.py", "-v"], ["run", "f.py", "-v"]),
+        (["run", "f.py", "-q"], ["run", "f.py", "-q"]),
+        (["--version", "-q"], ["--version", "-q"]),
+        ([], []),
+    ):
+        assert main._displayed(given) == rest
+    assert chosen == [("none", False), ("", True)]

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         if given[:1] == ["__complete"]:  # a shell waits at each press of a key: the rest is slow to import
-            from atoll.cli.completion.values import main as complete
+            from atoll.cli.completion_values import main as complete
 
             sys.exit(complete(given[1:]))
         status = run(given)

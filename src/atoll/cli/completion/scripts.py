@@ -1,7 +1,7 @@
 """Scripts that complete `atoll` in bash, zsh and fish, and `atoll completion`, which prints them.
 
 A script holds the command table, so that commands and options need no process; for other values it runs
-`atoll __complete`, which answers from the disk (`values`).
+`atoll __complete`, which answers from the disk (`completion_values`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import cyclopts
 
 NOTHING, FILE, DIRECTORY = "-", "file", "directory"
-"""Kinds that a shell completes by itself; `=A B` are words; the others are those of `values`."""
+"""Kinds that a shell completes by itself; `=A B` are words; the others are those of `completion_values`."""
 
 SHELLS = ("bash", "zsh", "fish")
 
