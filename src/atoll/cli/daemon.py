@@ -97,10 +97,12 @@ def stop() -> int:
         echo("no daemon is running")
         return 0
     pid, pidfd = found
+    left: dict[str, int] = {}
     try:
         patience = STOP_SECONDS
         try:
             answer = local.request_running("stop", {}, greeting_seconds=GREETING_SECONDS) or {}
+            left = answer.get("detached") or {}
             _wait_for_calls(pidfd, float(answer.get("grace_seconds", 0.0)))
         except errors.HostUnreachable:  # stopped or stuck: it will not end by itself
             patience = 0.0
@@ -114,6 +116,12 @@ def stop() -> int:
     finally:
         os.close(pidfd)
     echo(f"stopped daemon {pid}")
+    for state, count in sorted(left.items()):
+        calls = f"{count} detached call{'s' if count > 1 else ''}"
+        if state == "waiting":
+            echo(f"{calls} wait{'' if count > 1 else 's'} for the next daemon, which any command or call starts")
+        else:
+            echo(f"{calls} ran: lost unless the result came in time; with `retries` made again by the next daemon")
     return 0
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _COMMANDS = (
     ("init", "init:init", "Write a first program, ready to run."),
     ("run", "programs.run:run", "Run one function of a file in its environment."),
+    ("attach", "detached:attach", "Follow a detached call to its result."),
     ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
     ("data", "data.commands:app", "Look at the volume, copy to and from it, mirror a directory."),
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
@@ -104,7 +105,9 @@ def run(arguments: list[str]) -> int:
     app = command_table()
     arguments = _displayed(arguments)
     if arguments[:1] == ["run"]:
-        target = 2 if arguments[1:2] in (["-m"], ["--module"]) else 1
+        target = 1
+        while arguments[target : target + 1] in (["-m"], ["--module"], ["--detach"]):
+            target += 1
         if len(arguments) > target and not arguments[target].startswith("-"):
             # the rest are the function's arguments, `--help` too
             arguments = [*arguments[: target + 1], "--", *arguments[target + 1 :]]

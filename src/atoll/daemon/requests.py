@@ -44,7 +44,8 @@ async def answer(
         return services.engine.capacity()
     if name in ENDINGS:
         _check_administers(caller, name)
-        return {"grace_seconds": services.engine.longest_grace_seconds()}
+        left = await services.detached.left() if name == "stop" else {}
+        return {"grace_seconds": services.engine.longest_grace_seconds(), "detached": left}
     if name.startswith("calls."):
         return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("volume."):

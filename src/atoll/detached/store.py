@@ -132,6 +132,14 @@ class Store(Database):
         with self.lock, self.translated():
             return int(self.connection.execute("SELECT count(*) FROM calls WHERE state != 'finished'").fetchone()[0])
 
+    def left(self) -> dict[str, int]:
+        """Return how many calls wait and run."""
+        with self.lock, self.translated():
+            found = self.connection.execute(
+                "SELECT state, count(*) FROM calls WHERE state != 'finished' GROUP BY state"
+            )
+            return {str(state): int(count) for state, count in found}
+
     def begin(self, call: str) -> bool:
         """Mark that a call is about to be sent to a worker; False where it waits no longer."""
         changes = "state = 'running', attempts = attempts + 1, started_at = ?"

@@ -18,6 +18,8 @@ from atoll.host.local import local
 from atoll.model.records import OUTCOMES
 
 app = cyclopts.App(name="calls", help="List calls, and show one of them.", help_format="plaintext")
+app.command("atoll.cli.detached:result", name="result", help="Print or write the result of a detached call.")
+app.command("atoll.cli.detached:forget", name="forget", help="Remove a detached call that has ended.")
 
 _UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 

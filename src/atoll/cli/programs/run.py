@@ -21,6 +21,7 @@ def run(
     /,
     *arguments: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
     module: Annotated[bool, cyclopts.Parameter(name=("--module", "-m"), negative="")] = False,
+    detach: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Run one function in its environment; its options come from its signature.
 
@@ -36,6 +37,8 @@ def run(
         The function's own options: --name value, or values in order.
     module: bool
         Take the target for the name of a module, as `python -m` does.
+    detach: bool
+        Begin the call, print its id and end: the call goes on without this terminal.
     """
     asks_for_help = arguments[:1] in (("--help",), ("-h",))
     if asks_for_help and "::" not in target and _list(target, module):
@@ -49,6 +52,11 @@ def run(
         return 2
     if command is not parser.default_command:
         command(*bound.args, **bound.kwargs)  # --help
+        return 0
+    if detach:
+        from atoll.cli.detached import say_spawned
+
+        say_spawned(function.spawn(*bound.args, **bound.kwargs))
         return 0
     if run_by_name.needed(function.options):
         return _run_by_name(found, bound.args, bound.kwargs)

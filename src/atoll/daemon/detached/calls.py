@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from atoll import process, settings
+from atoll import errors, process, settings
 from atoll.detached.database import FILE
 from atoll.detached.store import Store
 from atoll.settings import Settings
@@ -84,6 +84,15 @@ class Detached:
                 directory = self._options.detached_directory
                 self._store = await asyncio.to_thread(Store, directory, self._options.detached)
         return await asyncio.to_thread(question, self._store)
+
+    async def left(self) -> dict[str, int]:
+        """Return how many calls wait and run, for somebody who is about to end this daemon."""
+        if not self.busy:
+            return {}
+        try:
+            return await self.ask(Store.left)
+        except errors.AtollError:
+            return {}
 
     async def _look_for_calls(self) -> None:
         try:

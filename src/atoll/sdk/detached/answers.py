@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zlib
 from typing import Any
 
@@ -37,6 +38,21 @@ def result(host: Any, call: str) -> Any:
     values = [value_of(item, row["results"], call) for item in items]
     value = value_of(last, row["results"], call)
     return values if row["stream"] else value
+
+
+def as_pickle(value: Any) -> bytes:
+    """Return a result as a pickle for a file.
+
+    Raises:
+        SerializationError: it has none.
+    """
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as error:
+        raise errors.SerializationError(
+            f"the result, a `{type(value).__name__}`, cannot be written as a pickle: {error}",
+            hint="take it in Python: `CallHandle.from_id(id).result()`",
+        ) from error
 
 
 def _messages(file: Any) -> list[Message]:
