@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from atoll import errors
+from atoll.daemon.detached import views
 from atoll.daemon.leasing import Caller
 from atoll.daemon.records import requests as records
 from atoll.daemon.running_calls import WaitingCall, running_row
@@ -36,7 +37,8 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         StateUnusable: the records cannot be read.
     """
     if name == "calls.running":
-        return {"calls": await services.running_calls.rows(_seen_by(caller))}
+        rows = await services.running_calls.rows(_seen_by(caller))
+        return {"calls": await views.merged(services.detached, caller.user, rows)}
     if name == "calls.cancel":
         return await _cancel(services, caller, arguments.get("call"))
     await services.outputs.look()
@@ -44,7 +46,21 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         found = await find(services, caller, arguments.get("call"))
         if found is not None:
             return await _unfinished(services, found, arguments.get("seen", 0))
+        return await _recorded(services, caller, name, arguments)
     return await records.handle(services.recorder, caller.user, name, arguments)
+
+
+async def _recorded(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Answer about a call that is over, or a detached one that waits; no worker has reported some of these."""
+    row = await views.find(services.detached, caller.user, arguments["call"])
+    if row is not None and row.state != "finished":
+        return await views.unfinished(services.detached, row)
+    try:
+        return await records.handle(services.recorder, caller.user, name, arguments)
+    except errors.ResourcesUnavailable:
+        if row is None:
+            raise
+        return await views.over(services.detached, row)
 
 
 def _seen_by(caller: Caller) -> str | None:
@@ -96,6 +112,11 @@ def _incomplete(text: bytes) -> int:
 
 async def _cancel(services: Services, caller: Caller, start: Any) -> dict[str, Any]:
     found = await find(services, caller, start)
+    row = await views.find(services.detached, caller.user, found.call if found is not None else start)
+    if row is not None and await views.cancelled(services.detached, row) and found is None:
+        since = row.started_at if row.state == "running" else row.queued_at
+        answer = {"call": row.call, "function": row.function, "state": row.state, "grace_seconds": 0.0, "ended": True}
+        return {**answer, "seconds": max(time.time() - since, 0.0)}
     if found is None:
         over = (await records.find(services.recorder, caller.user, start))[-1]
         raise errors.ResourcesUnavailable(

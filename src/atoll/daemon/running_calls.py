@@ -71,7 +71,7 @@ class WaitingCall:
     def row(self) -> dict[str, Any]:
         """Return the row of this call."""
         return {
-            **_EMPTY,
+            **EMPTY,
             "call": self.call,
             "function": self.function,
             "state": "building" if self.building else "waiting",
@@ -85,7 +85,7 @@ class WaitingCall:
         }
 
 
-_EMPTY = {
+EMPTY = {
     "memory_bytes": 0,
     "peak_bytes": 0,
     "cpu_seconds": 0.0,
@@ -173,7 +173,7 @@ class RunningCalls:
 def running_row(call: RunningCall) -> dict[str, Any]:
     """Return the row of a call that runs."""
     return {
-        **_EMPTY,
+        **EMPTY,
         "call": call.call,
         "function": call.function,
         "state": "running",

@@ -85,6 +85,10 @@ class Detached:
                 self._store = await asyncio.to_thread(Store, directory, self._options.detached)
         return await asyncio.to_thread(question, self._store)
 
+    async def any(self) -> bool:
+        """Return whether anybody has made a detached call here."""
+        return self._store is not None or await asyncio.to_thread((self._options.detached_directory / FILE).exists)
+
     async def left(self) -> dict[str, int]:
         """Return how many calls wait and run, for somebody who is about to end this daemon."""
         if not self.busy:

@@ -67,31 +67,31 @@ async def handle(
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
         rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit))
-        return {"calls": [_shown(detached, row) for row in rows]}, None
+        return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "items":
         kind, after = str(arguments.get("kind")), arguments.get("after")
         if kind not in ("all", "failed", "ended") or type(after) is not int:
             raise ValueError("`items` has a `kind` and a number `after`")
         batch = _id(arguments, "batch")
         rows = await detached.ask(lambda store: store.items(user, batch, kind, after, MOST_ITEMS))
-        return {"calls": [_shown(detached, row) for row in rows]}, None
+        return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "counts":
         return await _counts(detached, user, arguments), None
     if verb == "renew":
         return {"calls": await _renew(detached, user, arguments, take)}, None
     if verb in ("cancel", "forget"):
         rows = await _named(detached, user, arguments)
-        count = await (_cancel(detached, rows) if verb == "cancel" else detached.ask(lambda store: store.forget(rows)))
+        count = await (cancel(detached, rows) if verb == "cancel" else detached.ask(lambda store: store.forget(rows)))
         return {"calls": count}, None
     if verb == "wait":
-        return {"call": _shown(detached, await _wait(detached, user, arguments))}, None
+        return {"call": shown(detached, await _wait(detached, user, arguments))}, None
     if verb in ("show", "result", "output"):
         row = await _find(detached, user, arguments)
         folder = {"result": "results", "output": "outputs"}.get(verb)
         descriptor = None
         if folder is not None:
             descriptor = await detached.ask(lambda store: store.files.open(folder, row.call))
-        return {"call": _shown(detached, row)}, descriptor
+        return {"call": shown(detached, row)}, descriptor
     raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
 
 
@@ -123,20 +123,13 @@ def _no_batch(batch: str) -> errors.CallUnknown:
     return errors.CallUnknown(f"no batch has the id `{batch}`", hint="see `atoll calls list`; old ones expire")
 
 
-def _shown(detached: Detached, row: Row) -> dict[str, Any]:
+def shown(detached: Detached, row: Row) -> dict[str, Any]:
+    """Return a row for a client, with the state and the line that the keeper has told."""
     state, line = detached.waits.get(row.call, ("", ""))
     shown = row.to_data()
     if row.state == "waiting" and state == "building":
         shown["state"] = state
     return {**shown, "detail": line, "detached": True}
-
-
-async def running_rows(detached: Detached, user: str) -> list[dict[str, Any]]:
-    """Return a user's calls without an outcome, as clients see them; none where nobody has made a detached call."""
-    if not detached.busy:
-        return []
-    rows = await detached.ask(lambda store: store.listed(user, states=("waiting", "running")))
-    return [_shown(detached, row) for row in rows]
 
 
 # --- accept -----------------------------------------------------------------------------------------------------------
@@ -266,7 +259,7 @@ async def _counts(detached: Detached, user: str, arguments: dict[str, Any]) -> d
         await asyncio.sleep(min(SETTLE_SECONDS, max(deadline - time.monotonic(), 0.0)))
 
 
-async def _cancel(detached: Detached, rows: Sequence[Row]) -> int:
+async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
     """Cancel calls, waiting and running ones; return how many had no outcome."""
     count = 0
     for row in rows:

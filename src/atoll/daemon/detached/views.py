@@ -1,0 +1,99 @@
+"""Detached calls among all calls: rows of those that are not over, records of those that are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atoll.daemon.detached.calls import Detached
+from atoll.daemon.detached.requests import cancel, shown
+from atoll.daemon.running_calls import EMPTY
+from atoll.detached.rows import Row
+from atoll.detached.store import Store
+from atoll.errors import CallUnknown
+from atoll.model.records import CallRecord
+
+MOST_ROWS = 1000
+MOST_OUTPUT = 64 << 10
+"""Bytes of the end of an output that are shown with a record."""
+
+
+async def merged(detached: Detached, user: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of calls that are not over, with those of detached calls that only the store knows."""
+    if not detached.busy:
+        return rows
+    found = await detached.ask(lambda store: store.listed(user, states=("waiting", "running"), limit=MOST_ROWS))
+    kept = {row.call: row for row in reversed(found)}
+    known = {row["call"] for row in rows}
+    marked = [{**row, "detached": True} if row["call"] in kept else row for row in rows]
+    return [*marked, *(_row(detached, row) for call, row in kept.items() if call not in known)][:MOST_ROWS]
+
+
+def _row(detached: Detached, row: Row) -> dict[str, Any]:
+    told = shown(detached, row)
+    return {
+        **EMPTY,
+        "call": row.call,
+        "function": row.function,
+        "state": told["state"],
+        "since": row.started_at if row.state == "running" else row.queued_at,
+        "queued_at": row.queued_at,
+        "detail": told["detail"],
+        "machine_type": "",
+        "parent": "",
+        "user": row.user,
+        "detached": True,
+    }
+
+
+async def find(detached: Detached, user: str, start: str) -> Row | None:
+    """Return the detached call whose id is `start` or begins so; None where there is none, or more than one."""
+    if not await detached.any():
+        return None
+    try:
+        return await detached.ask(lambda store: store.find(user, start))
+    except CallUnknown:
+        return None
+
+
+async def unfinished(detached: Detached, row: Row) -> dict[str, Any]:
+    """Return the answer to `calls.show` and `calls.output` about a call that waits."""
+    return {"calls": [], "children": [], "unfinished": [{**_row(detached, row), "printed_bytes": 0, "output": ""}]}
+
+
+async def over(detached: Detached, row: Row) -> dict[str, Any]:
+    """Return the answer to `calls.show` and `calls.output` about a finished call that has no record."""
+    size, text = await detached.ask(lambda store: _output(store, row.call))
+    output = {"printed_bytes": size, "output": text.decode("utf-8", "replace")}
+    return {"calls": [{**record(row).to_data(), **output}], "children": []}
+
+
+def _output(store: Store, call: str) -> tuple[int, bytes]:
+    descriptor = store.files.open("outputs", call)
+    if descriptor is None:
+        return 0, b""
+    with open(descriptor, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - MOST_OUTPUT, 0))
+        return size, file.read(MOST_OUTPUT)
+
+
+def record(row: Row) -> CallRecord:
+    """Return the record of a finished call that no worker has reported."""
+    failure = row.failure
+    return CallRecord(
+        call=row.call,
+        function=row.function,
+        user=row.user,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        wall_seconds=max(row.ended_at - row.started_at, 0.0) if row.started_at else 0.0,
+        bytes_out=row.result_bytes,
+        outcome=row.outcome,
+        error=str(failure.get("type") or failure.get("code") or ""),
+        message=str(failure.get("text") or failure.get("message") or ""),
+    )
+
+
+async def cancelled(detached: Detached, row: Row) -> bool:
+    """Cancel a call; return whether it had no outcome."""
+    return await cancel(detached, [row]) > 0
