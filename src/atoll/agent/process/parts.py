@@ -1,6 +1,6 @@
 """Parts of a process's state that a function may change: each can be read, compared and put back.
 
-A warm call waits for the reading of all of them. So they are texts of one expression that is compiled once (`reader`),
+A warm call waits for the reading of all of them. So they are texts of one expression that is compiled once (`read`),
 of functions of C wherever there is one. A list is read as the list itself, since it is compared with a copy.
 """
 
@@ -28,8 +28,8 @@ _UNSEEN = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "TRAP", "SYS", "STKFLT",
 """Signals without a handler of a program's: nobody can have one, or they tell of faults (see `faulthandler`)."""
 _SIGNALS = tuple(
     sorted(
-        {int(number) for number in signal.valid_signals() if number < signal.SIGRTMIN}
-        - {int(getattr(signal, f"SIG{name}", 0)) for name in _UNSEEN}
+        {number for number in _signal.valid_signals() if number < _signal.SIGRTMIN}
+        - {getattr(_signal, f"SIG{name}", 0) for name in _UNSEEN}
     )
 )
 """Each look costs 70 ns. Real-time signals have no meaning of their own."""
@@ -48,12 +48,6 @@ class Part(NamedTuple):
     name: str
     read: str
     write: Callable[[Any, Any], None]
-
-
-def reader(parts: Iterable[Part]) -> Callable[[], list[Any]]:
-    """Return a function that reads all parts, in their order."""
-    made: Callable[[], list[Any]] = eval(f"lambda: [{', '.join(part.read for part in parts)}]", globals())  # noqa: S307 - this module's texts
-    return made
 
 
 _start: dict[str, Any] = {}
@@ -222,15 +216,27 @@ def _write_tools(saved: Any, now: Any) -> None:
             sys.monitoring.free_tool_id(number)  # type: ignore[attr-defined]
 
 
-def parts() -> tuple[Part, ...]:
-    """Return the parts that are looked at after each call; once in each process."""
-    import resource  # Linux only, and this module is for every platform
-
-    del sys.modules["resource"]  # a program that imports it may change limits
-    _start["resource"] = resource
+def begin() -> None:
+    """Read, in a process that is about to serve calls, what most calls cannot have changed."""
+    sys.modules.pop("resource", None)  # a program that imports it may change limits
     _start["limits"] = _read_limits()
     _start["locale"] = _locale.setlocale(_locale.LC_ALL)
     _start["temporary directory"] = os.environ.get("TMPDIR")
+
+
+@functools.cache
+def read() -> Callable[[], list[Any]]:
+    """Return the function that reads all parts, in their order; called first before any fork, since it takes a while."""
+    import resource  # Linux only, and this module is for every platform
+
+    _start["resource"] = resource
+    made: Callable[[], list[Any]] = eval(f"lambda: [{', '.join(part.read for part in parts())}]", globals())  # noqa: S307 - this module's texts
+    return made
+
+
+@functools.cache
+def parts() -> tuple[Part, ...]:
+    """Return the parts that are looked at after each call."""
     found = [
         Part("environment variables", "os.environ._data", _write_variables),
         _list(sys, "path"),

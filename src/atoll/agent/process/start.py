@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atoll.agent import numba_cache, output, running
+from atoll.agent.process import parts, program_state
 from atoll.payload.program import namespaces
 
 
@@ -13,6 +14,8 @@ def prepare() -> None:
     private_cloudpickle.cloudpickle()
     numba_cache.watch()
     output.unbuffer_c()
+    parts.read()
+    program_state.prepare()
 
 
 def prepare_process() -> None:

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atoll.agent import output, preloading, terminal
-from atoll.agent.process import left_running, pool_helpers, program_state
-from atoll.agent.process.parts import BUILTINS, forget_builtins, parts, put_builtins_back, reader
+from atoll.agent.process import left_running, parts, pool_helpers, program_state
+from atoll.agent.process.parts import BUILTINS, forget_builtins, put_builtins_back
 
 DECIMAL = "decimal_context"
 """The context variable of `decimal`, an object that arithmetic changes."""
@@ -34,18 +34,23 @@ class ProcessState:
     """State that a call finds and leaves."""
 
     def __init__(self) -> None:
-        self._parts = parts()
-        self._now = reader(self._parts)
+        self._parts = parts.parts()
+        self._now = parts.read()
+        parts.begin()
         self._wakeup = -1
         self._importing = False
         self._variables_set = False
         self._thread = threading.get_ident()
         self._program = program_state.ProgramState()
-        self.keep()
+        self._take()
         self._watch_imports()
 
     def keep(self) -> None:
         """Take the present state for the one that calls find."""
+        self._take()
+        self._program.keep()
+
+    def _take(self) -> None:
         self._directory = os.getcwd()
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
         with terminal.without_variables():
@@ -56,7 +61,6 @@ class ProcessState:
         os.umask(self._umask)
         self._set_wakeup(-1)
         self._context = contextvars.copy_context()
-        self._program.keep()
         left_running.keep()
 
     def _read(self) -> list[Any]:
