@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -172,4 +175,49 @@ def test_a_call_whose_environment_is_built(atoll_home: Home, tmp_path: Path) -> 
     assert said.startswith(f"cancelled {id_of(future)[:8]} abs, whose environment was being built for")
     with pytest.raises(errors.CallCancelled):
         future.result()
+    assert rows() == {}
+
+
+@isolated(keep_alive=60)
+def speak() -> None:
+    print("one \u20ac", flush=True)
+    while not os.path.exists("/data/go"):
+        time.sleep(0.02)
+    print("two", end="", flush=True)
+    raise KeyError("over")
+
+
+def test_output_is_followed_to_the_outcome(atoll_home: Home) -> None:
+    """The lines come while the call runs; the command ends with the call, and tells its outcome."""
+    future = speak.submit()
+    row_of(future, "running")
+    code = "import sys; from atoll.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "logs", "-f", id_of(future)[:8]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "one \u20ac\n"
+        assert "running for" in atoll_home.atoll("logs", id_of(future)).stdout
+        (atoll_home.path / "volumes" / "local" / "data" / "go").touch()
+        lines = follower.stdout.read().splitlines()
+        assert follower.wait() == 1
+    assert lines[0] == "two"
+    assert "speak: error after" in lines[1]
+    assert lines[2].startswith("KeyError: 'over'")
+    with pytest.raises(KeyError):
+        future.result()
+    shown = json.loads(atoll_home.atoll("status", "--json").stdout)
+    assert {"daemon", "capacity", "calls", "sandboxes", "workers"} == set(shown)
+    assert "machine type" in atoll_home.atoll("status").stdout
+
+
+def test_a_detached_call_has_a_row_and_is_cancelled(small_home: Home) -> None:
+    """One that runs and one that waits are marked, and end as cancelled."""
+    first, second = hold.spawn(), other.spawn()
+    until(lambda: rows().get(first.id, {}).get("state") == "running")
+    until(lambda: rows().get(second.id, {}).get("state") == "waiting")
+    assert [rows()[one.id]["detached"] for one in (first, second)] == [True, True]
+    for handle in (second, first):
+        assert handle.id[:8] in small_home.atoll("cancel", handle.id[:8]).stdout
+        with pytest.raises(errors.CallCancelled):
+            handle.result(60.0)
     assert rows() == {}

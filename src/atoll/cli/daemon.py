@@ -1,4 +1,4 @@
-"""`atoll status`, `atoll stop` and `atoll logs`: the daemon behind the local host."""
+"""`atoll stop` and `atoll logs`: the daemon behind the local host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from atoll import errors, ownership
-from atoll.cli.tables import age, print_json, print_table, wrong_usage
+from atoll.cli.tables import wrong_usage
 from atoll.cli.terminal import echo, write_output
 from atoll.host import daemon_socket
 from atoll.host.local import local
@@ -23,56 +23,6 @@ SIGNAL_SECONDS = 2.0
 """Seconds for a daemon to end, to answer a greeting, and to end after a signal, before the next measure."""
 SOON_SECONDS = 0.5
 """Seconds of waiting for running calls before the caller is told."""
-
-
-def status(*, json: bool = False) -> int:
-    """Show the daemon, its sandboxes and workers. Starts nothing.
-
-    Parameters
-    ----------
-    json: bool
-        Print an object with `daemon`, `sandboxes` and `workers`.
-    """
-    found = local.request_running("status", {})
-    if json:
-        print_json(found or {"daemon": None, "sandboxes": [], "workers": []})
-        return 0
-    if found is None:
-        echo("no daemon is running; the first call starts one")
-        return 0
-    _print(found)
-    return 0
-
-
-def _print(found: dict[str, Any]) -> None:
-    daemon = found["daemon"]
-    echo(
-        f"daemon {daemon['pid']}, version {daemon['version']}, since {age(daemon['started_at'])}, "
-        f"{daemon['waiting']} waiting, state in {daemon['home']}"
-    )
-    for line in settings_lines(daemon):
-        echo(line)
-    for title, rows, columns in (
-        (
-            "sandboxes",
-            found["sandboxes"],
-            ("id", "environment", "network", "results", "user", "pid", "since", "workers"),
-        ),
-        ("workers", found["workers"], ("id", "sandbox", "function", "state", "pid", "since", "memory", "calls")),
-    ):
-        if not rows:
-            echo(f"no {title}")
-            continue
-        table = []
-        for row in rows:
-            shown = {
-                **row,
-                "pid": row["pid"] or "",
-                "since": age(row["started_at"]),
-                "memory": f"{row.get('memory_bytes', 0) / (1 << 20):.0f} MiB",
-            }
-            table.append([str(shown[column]) for column in columns])
-        print_table(columns, table, title=title)
 
 
 def settings_lines(daemon: dict[str, Any]) -> list[str]:

@@ -37,8 +37,7 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         StateUnusable: the records cannot be read.
     """
     if name == "calls.running":
-        rows = await services.running_calls.rows(_seen_by(caller))
-        return {"calls": await views.merged(services.detached, caller.user, rows)}
+        return {"calls": await rows(services, caller)}
     if name == "calls.cancel":
         return await _cancel(services, caller, arguments.get("call"))
     await services.outputs.look()
@@ -48,6 +47,12 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
             return await _unfinished(services, found, arguments.get("seen", 0))
         return await _recorded(services, caller, name, arguments)
     return await records.handle(services.recorder, caller.user, name, arguments)
+
+
+async def rows(services: Services, caller: Caller) -> list[dict[str, Any]]:
+    """Return a row for each call that is not over and that the caller sees; those that run first."""
+    found = await services.running_calls.rows(_seen_by(caller))
+    return await views.merged(services.detached, caller.user, found)
 
 
 async def _recorded(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

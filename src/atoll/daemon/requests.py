@@ -81,5 +81,6 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
         },
         "sandboxes": sandboxes,
         "workers": workers,
-        "calls": await services.running_calls.rows(user),
+        "calls": await call_requests.rows(services, caller),
+        "capacity": services.engine.capacity(),
     }
