@@ -30,8 +30,58 @@ def runs_text(text: str) -> None:
     exec(text)
 
 
+def looks_around(known: dict[str, int]) -> tuple[object, ...]:
+    import sys
+    import time
+
+    return time.time(), sys.version_info, set(known), known.setdefault("a", 1)
+
+
+def joins_names(name: str) -> tuple[object, ...]:
+    import os
+    import time
+
+    return os.path.join(str(os.getpid()), name), time.monotonic()
+
+
+def extends_the_path(name: str) -> None:
+    import sys
+
+    sys.path.append(name)
+
+
+def limits_recursion() -> None:
+    import sys
+
+    sys.setrecursionlimit(2000)
+
+
+def sets_a_variable() -> None:
+    import os
+
+    os.environ["A"] = "b"
+
+
+def uses_what_it_is_told(name: str) -> None:
+    import os
+
+    getattr(os, name)("/")
+
+
 @pytest.mark.parametrize(
-    ("function", "excused"), [(plain, True), (waits, False), (leads_elsewhere, False), (runs_text, False)]
+    ("function", "excused"),
+    [
+        (plain, True),
+        (looks_around, True),
+        (joins_names, True),
+        (waits, False),
+        (leads_elsewhere, False),
+        (runs_text, False),
+        (extends_the_path, False),
+        (limits_recursion, False),
+        (sets_a_variable, False),
+        (uses_what_it_is_told, False),
+    ],
 )
 def test_code_that_names_state_is_not_excused(function: object, excused: bool) -> None:
     """A function whose pickle names a module or function by which state can change is looked after in full."""

@@ -15,16 +15,28 @@ BRIEF_SECONDS = 0.001
 MOST_BYTES = 16 << 10
 """Longer pickles are not searched."""
 
-_WORDS = re.compile(
-    rb"__\w*import__|__builtins__|__getattribute__|\b("
-    rb"asyncio|atexit|atoll\.sdk|aiohttp|alarm|builtins|chdir|compile|concurrent|contextvars|ctypes|decimal|environb?|"
-    rb"eval|exec|execv\w*|faulthandler|fcntl|fork\w*|gc|gettext|importlib|inspect|isolated|locale|logging|loky|joblib|"
-    rb"multiprocessing|nice|os|pathlib|posix|psutil|pthread\w*|resource|sched_\w+|select|setattr|sched|shutil|"
-    rb"signal|socket\w*|subprocess|sys|system|tempfile|thread\w*|_thread|Thread\w*|time|torch|trio|types|umask|"
-    rb"unittest|vars|warnings"
-    rb")\b"
+_WORD = re.compile(rb"\w+")
+_LEADS = frozenset(
+    b"""
+    __builtins__ __getattribute__ asyncio atexit aiohttp alarm builtins chdir compile concurrent contextvars ctypes decimal
+    environ environb eval exec faulthandler fchdir fcntl gc gettext importlib inspect isolated locale logging loky joblib
+    multiprocessing nice pathlib posix posix_spawn posix_spawnp psutil putenv register_at_fork resource sched select
+    setattr setpriority shutil signal subprocess system tempfile torch trio types tzset umask unittest unsetenv unshare vars
+    warnings
+    """.split()
 )
-"""Names in a pickle whose code may change, or lead to, state of the process; one too many costs a little time only."""
+_BEGINNINGS = (b"exec", b"fork", b"popen", b"pthread", b"sched_", b"socket", b"spawn", b"thread", b"_thread", b"Thread")
+"""Words, and beginnings of words, in a pickle whose code may change, or lead to, state of the process; one too many costs
+a little time only. Of `os` and `time` these are the names of what changes such state: other functions of these
+modules are in many brief calls."""
+_OF_SYS = frozenset(b"argv breakpointhook displayhook excepthook meta_path modules monitoring path path_hooks".split())
+_OF_SYS |= frozenset(b"_current_frames _getframe activate_stack_trampoline dont_write_bytecode unraisablehook".split())
+"""Names of `sys` that lead to such state, where the code names `sys` too."""
+_OF_CONTAINERS = frozenset({b"set", b"setdefault"})
+"""Names that begin as those of functions of `os` and `sys` that set something."""
+_MODULES = frozenset({b"os", b"sys", b"time"})
+_INDIRECT = frozenset({b"__dict__", b"attrgetter", b"getattr", b"methodcaller", b"operator"})
+"""Ways to a name of these modules that the code need not name."""
 _STACK_GLOBAL = b"\x93"
 """The instruction without which a pickle of this protocol names nothing."""
 _MOST_KNOWN = 64
@@ -53,4 +65,14 @@ class BriefCalls:
 
 
 def _names_nothing(pickled: Any) -> bool:
-    return len(pickled) <= MOST_BYTES and _WORDS.search(pickled) is None
+    if len(pickled) > MOST_BYTES or b"atoll.sdk" in pickled:
+        return False
+    words = set(_WORD.findall(pickled))
+    if not words.isdisjoint(_LEADS) or any(
+        word.startswith(_BEGINNINGS) or word.endswith(b"import__") for word in words
+    ):
+        return False
+    if words.isdisjoint(_MODULES):
+        return True
+    sets = any(word.startswith(b"set") and word not in _OF_CONTAINERS for word in words)
+    return not sets and words.isdisjoint(_INDIRECT) and (b"sys" not in words or words.isdisjoint(_OF_SYS))
