@@ -13,7 +13,8 @@ from atoll.errors import ResourcesUnavailable
 from atoll.model import amounts
 from atoll.model.machine_types import MACHINE_TYPES
 from atoll.model.resources import Capacity, allot, largest_type
-from atoll.model.specs import NO_NUMBERS, LeaseSpec, Numbers
+from atoll.model.specs import NO_NUMBERS, Call, EnvironmentSpec, LeaseSpec, Numbers
+from atoll.model.stored_call import StoredCall
 
 GIB = 1 << 30
 SMALL = Capacity(2000, 21 * GIB, 20 * GIB, 1000)
@@ -140,6 +141,24 @@ def test_numbers_are_stronger_than_the_type(
     found = allot(name, SMALL, numbers)
     assert (found.needs.millicores, found.needs.memory_bytes) == (millicores, reserved)
     assert (found.memory_bytes, found.millicores, found.limited) == (limit, quota, limited)
+
+
+def test_more_memory_is_named_by_the_option_that_the_function_has() -> None:
+    """After `memory`, twice as much is named, at most the machine's; after a type, the next one; else neither."""
+    assert (allot("", SMALL, Numbers(memory_bytes=300_000_000)).next_memory, allot("S", SMALL).next_type) == (
+        "600MB",
+        "M",
+    )
+    assert allot("S", SMALL, Numbers(memory_bytes=15 * GIB)).next_memory == "21GiB"
+    most = allot("S", SMALL, Numbers(memory_bytes=20 * GIB))
+    assert (most.next_memory, most.next_type) == ("", ""), "a type would change nothing"
+
+
+def test_numbers_are_kept_with_a_stored_call() -> None:
+    """A call that is kept for later has the numbers that it was made with."""
+    spec = LeaseSpec(EnvironmentSpec(), numbers=Numbers(500, GIB, 2, "A100", 10**9))
+    stored = StoredCall(Call("c1", b"f", b"a"), spec, None)
+    assert StoredCall.from_bytes(stored.to_bytes()).spec == spec
 
 
 def test_a_shortfall_is_said_of_what_the_type_gives_alone() -> None:

@@ -155,6 +155,10 @@ class Ledger:
         """Return the workers with a lease of a function."""
         return [one for one in self.workers.values() if one.request is not None and one.request.identity == identity]
 
+    def is_bound(self, request: Request) -> bool:
+        """Return whether as many leases of the request's function are held as it allows."""
+        return bool(request.max_concurrency) and len(self.holders(request.identity)) >= request.max_concurrency
+
     def idle_workers(self) -> list[Worker]:
         """Return the workers without a lease, the one that has idled longest first."""
         free = [one for one in self.workers.values() if one.request is None]
@@ -187,7 +191,7 @@ class Ledger:
     def lacks(self, request: Request) -> set[Lack]:
         """Return the resource that the request waits for; empty if it can be granted, perhaps by ending idle workers."""
         found = set()
-        if request.max_concurrency and len(self.holders(request.identity)) >= request.max_concurrency:
+        if self.is_bound(request):
             found.add(Lack.CONCURRENCY)
         if self.millicores(request) > self.bounds.slots * 1000:
             found.add(Lack.CPU)

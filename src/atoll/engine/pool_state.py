@@ -335,9 +335,10 @@ def why_ended(
     if exceeded is not None:
         limit, peak = exceeded
         of_type = f" of machine type `{allotment.machine_type}`" if allotment.machine_type else ""
-        larger = f'give the function `machine_type="{allotment.next_type}"`' if allotment.next_type else ""
-        if allotment.next_memory:
-            larger = f'give the function `memory="{allotment.next_memory}"`'
+        option, size = (
+            ("memory", allotment.next_memory) if allotment.next_memory else ("machine_type", allotment.next_type)
+        )
+        larger = f'give the function `{option}="{size}"`' if size else ""
         return errors.OutOfMemory(
             f"the worker{of_type} used more memory than it may: limit {limit >> 20} MiB, peak {peak >> 20} MiB",
             hint=f"use less memory at a time, or {larger or 'a machine with more of it'}",

@@ -39,7 +39,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
-from atoll.engine.waits import Wait, explain
+from atoll.engine.waits import Wait, explain, first_in_turn
 from atoll.model.resources import Bounds
 
 
@@ -54,7 +54,7 @@ class Schedule:
         self._sandboxes = self.ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
         self._positions: dict[str, int] | None = None  # of the queue, until it changes
-        self._waits: dict[str, Wait] | None = None  # as above
+        self._first: str | None = None  # in turn, until the queue changes
         self._count = 0
         self._epoch = 0
 
@@ -73,9 +73,12 @@ class Schedule:
 
     def wait_of(self, request: str) -> Wait | None:
         """Return what a request waits for; None when it does not wait."""
-        if self._waits is None:
-            self._waits = explain(self._in_turn(), self.ledger)
-        return self._waits.get(request)
+        before = self.position(request)
+        if before < 0:
+            return None
+        if self._first is None:
+            self._first = first_in_turn(self._in_turn(), self.ledger)
+        return explain(self._queue[request], before, self._first, self.ledger)
 
     @property
     def waiting(self) -> list[Request]:
@@ -253,7 +256,7 @@ class Schedule:
 
     def _place(self) -> list[Action]:
         actions: list[Action] = []
-        self._positions = self._waits = None
+        self._positions = self._first = None
         if not self._queue:
             return actions
         waiting = self._in_turn()

@@ -55,32 +55,26 @@ class Holder:
     seconds: float = 0.0
 
 
-def explain(waiting: Iterable[Request], ledger: Ledger) -> dict[str, Wait]:
-    """Return the wait of each request, by its id.
+def first_in_turn(waiting: Iterable[Request], ledger: Ledger) -> str:
+    """Return the first of the requests, in turn, that is not held up by its own bound; empty when there is none."""
+    return next((one.id for one in waiting if not ledger.is_bound(one)), "")
+
+
+def explain(request: Request, before: int, first: str, ledger: Ledger) -> Wait:
+    """Return the wait of a request.
 
     Args:
-        waiting: the requests in turn.
+        before: how many requests are before it.
+        first: as `first_in_turn` returns it.
     """
-    found: dict[str, Wait] = {}
-    running: dict[str, tuple[tuple[str, int], ...]] = {}
-    before = 0
-    for request in waiting:
-        user = request.key.sandbox.user
-        if request.max_concurrency:
-            if request.identity not in running:
-                running[request.identity] = tuple((one.id, 1) for one in ledger.holders(request.identity))
-            same = running[request.identity]
-            if len(same) >= request.max_concurrency:
-                found[request.id] = Wait(user, Lack.CONCURRENCY, same, before)
-                continue
-        if before:
-            found[request.id] = Wait(user, None, (), before)
-        else:
-            lacks = ledger.lacks(request)
-            lack = next((one for one in _ORDER if one in lacks), None)
-            found[request.id] = Wait(user, lack, _shares(request, lack, ledger))
-        before += 1
-    return found
+    user = request.key.sandbox.user
+    if ledger.is_bound(request):
+        return Wait(user, Lack.CONCURRENCY, tuple((one.id, 1) for one in ledger.holders(request.identity)), before)
+    if request.id != first:
+        return Wait(user, None, (), before)
+    lacks = ledger.lacks(request)
+    lack = next((one for one in _ORDER if one in lacks), None)
+    return Wait(user, lack, _shares(request, lack, ledger))
 
 
 def _shares(request: Request, lack: Lack | None, ledger: Ledger) -> tuple[tuple[str, int], ...]:

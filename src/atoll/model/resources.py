@@ -134,7 +134,9 @@ def allot(name: str, capacity: Capacity, numbers: Numbers = NO_NUMBERS) -> Allot
         most,
         capacity.worker_processes,
         machine_type=name,
-        next_type=machine_types.next_larger(memory, gpus) if memory < capacity.memory_bytes else "",
+        next_type=machine_types.next_larger(memory, gpus)
+        if memory < capacity.memory_bytes and not numbers.memory_bytes
+        else "",
         shortfall=shortfall,
         limited=bool(name) or numbers.limits,
         next_memory=_more(memory, capacity) if numbers.memory_bytes else "",
