@@ -142,6 +142,9 @@ def test_capacity_follows_the_leases(run: Run) -> None:
         assert fits == {"XS": 4, "S": 2, "M": 0, "L": 0, "XL": 0, "GPU-T4": 0, "GPU": 0}
         lease.release()
         await until(lambda: bool(bench.engine.capacity()["free"]["cpus"] == 2))
+        (await granted(bench, machine_type="S")).release()
+        await until(lambda: bool(bench.engine.capacity()["free"] == before["free"]))
+        assert len((await bench.engine.status())[1]) == 2, "idle workers live, and count as free"
 
     run(scenario)
 

@@ -131,6 +131,27 @@ def test_a_named_card_is_waited_for_and_others_are_not_held_up() -> None:
     assert grants(schedule.worker_ended(2.0, first.worker)) == ["b"]
 
 
+def test_the_idle_worker_that_has_the_card_is_ended_for_it() -> None:
+    """Of two idle workers with a GPU each, the one whose GPU will do gives way, though the other has idled longer."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    found = [grant(schedule.ask(request(name, "gpu", key=name))) for name in ("a", "b")]
+    for one in found:
+        finish(schedule, one)
+    assert [one.worker for one in schedule.ask(request("c", "card", key="c")) if isinstance(one, EndWorker)] == [
+        found[1].worker
+    ]
+
+
+def test_a_call_that_needs_two_gpus_is_not_starved_by_calls_of_one() -> None:
+    """A free GPU is kept for the earlier call that needs it together with another one."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    first = grant(schedule.ask(request("a", "gpu")))
+    assert not grants(schedule.ask(request("two", "pair", key="b")))
+    assert not grants(schedule.ask(request("one", "gpu", key="c")))
+    finish(schedule, first)
+    assert grants(schedule.worker_ended(2.0, first.worker)) == ["two"]
+
+
 def test_a_card_that_does_not_exist_is_refused() -> None:
     """More GPUs than there are of the cards that will do can never be granted."""
     schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
