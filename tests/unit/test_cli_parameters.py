@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 import cyclopts
 import pytest
 
+from atoll import isolated
 from atoll.cli.programs import parameters
 
 
@@ -185,3 +186,13 @@ def test_help_says_how_each_parameter_is_read(capsys: pytest.CaptureFixture[str]
         "A JSON list of numbers, or one value each time.",
     ):
         assert part in shown, shown
+
+
+def test_the_result_of_a_setup_function_is_no_option() -> None:
+    """The first argument comes from the worker, not from the command line."""
+
+    def prepared(state: dict[str, int], x: int) -> None: ...
+
+    parser = parameters.parser(isolated(setup_function=dict)(prepared), "atoll run it.py")
+    _, bound, _ = parser.parse_args(["--x", "3"], exit_on_error=False)
+    assert (bound.args, bound.kwargs) == ((3,), {})

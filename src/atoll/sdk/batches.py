@@ -41,16 +41,16 @@ if TYPE_CHECKING:
         def submit(self, a: A_contra, b: B_contra, c: C_contra, /, *more: Any) -> CallFuture[R]: ...
 
     class MapOptions(TypedDict, total=False):
-        """The options of `map` and `starmap` beside `return_exceptions`.
-
-        Args:
-            progress: a bar from the begin, with this title if it is a text; lines where there is no terminal. None
-                for a bar on a terminal after a second; False for none.
-            ordered: False to yield results as they come.
-        """
+        """The options of `map` and `starmap` beside `return_exceptions`."""
 
         progress: bool | str | None
+        """A bar from the begin, with this title if it is a text; lines where there is no terminal.
+
+        None for a bar on a terminal after a second; False for none.
+        """
+
         ordered: bool
+        """False to yield results as they come; default True."""
 
 
 class Batches(CallableFunction):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from atoll.sdk.attempts import CallableFunction
 from atoll.sdk.batches import Batches
 from atoll.sdk.call import name_of
 from atoll.sdk.futures import CallFuture, Job, hide_frames, threads
-from atoll.sdk.options import Options
+from atoll.sdk.options import Options, signature
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -26,6 +28,19 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+class CallSignature:
+    """The signature of a call, where a `setup_function` gives the first argument of the plain function."""
+
+    def __get__(self, function: CallableFunction | None, owner: Any = None) -> inspect.Signature:
+        if function is None or function.options.setup_function is None:
+            raise AttributeError("__signature__")  # `inspect` goes on to the plain function
+        plain = inspect.signature(function.__wrapped__)
+        parameters = list(plain.parameters.values())
+        if parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+            del parameters[0]
+        return plain.replace(parameters=parameters)
 
 
 class IsolatedFunction(Batches, Generic[P, R]):
@@ -42,6 +57,7 @@ class IsolatedFunction(Batches, Generic[P, R]):
     __slots__ = ()
 
     __wrapped__: Callable[P, R]
+    __signature__ = CallSignature()
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         if not callable(function):
@@ -106,11 +122,11 @@ class IsolatedFunction(Batches, Generic[P, R]):
             raise
 
     @overload
-    def on(self, host: Host | None = None, /, **options: Unpack[ChangedOptions]) -> Self: ...
+    def on(self, to: Host | None = None, /, **options: Unpack[ChangedOptions]) -> Self: ...
     @overload
     def on(
         self: Callable[Concatenate[A, Q], R],
-        host: Host | None = None,
+        to: Host | None = None,
         /,
         *,
         setup_function: Callable[[], A],
@@ -200,6 +216,12 @@ class IsolatedFunction(Batches, Generic[P, R]):
         if self.is_generator:
             return aio.items(self, args, kwargs)  # type: ignore[return-value]  # see `shapes.IsolatedGenerator`
         return aio.result(self, args, kwargs)
+
+
+IsolatedFunction.on.__signature__ = signature(  # type: ignore[attr-defined]
+    inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
+    inspect.Parameter("host", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+)
 
 
 def bind(function: IsolatedFunction[..., Any], instance: Any) -> IsolatedFunction[..., Any]:

@@ -35,33 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(\[[\w, -]*\])?\s*([=<>!~].*)?")
 class Options:
     """The options of one function; each field is an option of `@isolated` of the same name.
 
-    Args:
-        kind: `virtualenv` or `conda`.
-        requirements: PEP 508 strings, pip options, local paths, VCS addresses, files of the project.
-        python_version: None means the caller's.
-        keep_alive: seconds that an idle worker is kept.
-        env: environment variables of the call.
-        network: `outbound`, `none` or `host`; None means `outbound` where the machine can, else `host`.
-        mounts: path inside -> directory of this machine, shown read-only.
-        local_modules: names or paths of the project's modules that travel; None means found automatically.
-        host: runs the calls; None means the local host.
-        timeout: seconds that a call may take in its worker, its `setup_function` included.
-        retries: number of further attempts; see `retries.Retries`.
-        setup_function: prepares each worker, once; its result is the first argument of every call.
-        machine_type: a name of `model.machine_types`, or None for the host's default.
-        cpu, memory, gpu: 0.5 cores, `"12GB"`, `1` or `"A100:2"`, each stronger than the machine type; None: the type's.
-        disk: size of a `/tmp` on the disk, `"50GB"`; None: a `/tmp` in memory.
-        max_concurrency: calls of this function at a time, over all programs of the user; None for no bound.
-        packages: conda's match specs.
-        channels: names, addresses or directories, the first that has a package counts.
-        env_yml: absolute path of a file, read when a call is made.
-        env_dict: the contents of such a file, as JSON.
-        pip: like `requirements`, installed on top of `packages`.
-        results: `pickle`, or `data`: results and exceptions come as plain data, decoded without running code.
-        grace: seconds that a call may go on after it was cancelled, interrupted or took longer than its timeout.
-        preload: modules that each new worker has imported already; None for those that earlier calls have imported.
-        umask: the file mode mask.
-        terminal: False for pipes, also where the caller's output goes to a terminal.
+    `decorator.isolated` says what they mean, `option_types` with all details. Here they have their checked forms: paths
+    are absolute, sizes are bytes, `env_dict` is JSON, and None stands for the default that the host or the call decides.
     """
 
     kind: str = "virtualenv"
@@ -154,6 +129,19 @@ class Options:
 
         directories = project.directories(function)
         return replace(self, requirements=absolute(self.requirements, directories), pip=absolute(self.pip, directories))
+
+
+def signature(*first: inspect.Parameter) -> inspect.Signature:
+    """Return the signature of a function that takes the options by name, for `help` and for completion."""
+    taken = {parameter.name for parameter in first}
+    return inspect.Signature([*first, *(one for one in _parameters() if one.name not in taken)])
+
+
+@functools.cache
+def _parameters() -> list[inspect.Parameter]:
+    defaults = {one.name: 0 if one.name == "retries" else one.default for one in fields(Options)}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
 
 
 def _unknown(name: str, known: list[str]) -> str:

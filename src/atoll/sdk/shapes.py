@@ -90,18 +90,18 @@ class SetUp(Generic[S, P, Local]):
 
         @overload
         def on(
-            self, host: Host | None = None, /, *, setup_function: None, **options: Unpack[ChangedOptions]
+            self, to: Host | None = None, /, *, setup_function: None, **options: Unpack[ChangedOptions]
         ) -> IsolatedFunction[Concatenate[S, P], Any]: ...
         @overload
         def on(
             self,
-            host: Host | None = None,
+            to: Host | None = None,
             /,
             *,
             setup_function: Callable[[], S] = ...,
             **options: Unpack[ChangedOptions],
         ) -> Self: ...
-        def on(self, host: Host | None = None, /, **options: Any) -> Any: ...
+        def on(self, to: Host | None = None, /, **options: Any) -> Any: ...
 
 
 class SetUpFunction(SetUp[S, P, R], IsolatedFunction[P, R], Generic[S, P, R]):  # type: ignore[misc]

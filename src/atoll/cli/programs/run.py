@@ -45,7 +45,7 @@ def run(
         return 0
     found = program.find(target, by_name=module, whole=not asks_for_help)
     function = found.function
-    parser = parameters.parser(function.__wrapped__, f"atoll run {target}")
+    parser = parameters.parser(function, f"atoll run {target}")
     try:
         command, bound, _ = parser.parse_args(list(arguments), exit_on_error=False, print_error=True)
     except cyclopts.CycloptsError:
