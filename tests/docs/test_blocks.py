@@ -88,9 +88,10 @@ def check_command(words: list[str]) -> None:
 
     from atoll.cli.main import command_table
 
-    arguments = words[1:]
-    if arguments[:1] == ["run"]:
-        arguments = arguments[: 3 if arguments[1:2] in (["-m"], ["--module"]) else 2]
+    arguments = words[1 : words.index(">") if ">" in words else None]
+    if arguments[:1] == ["run"]:  # the function's own arguments come after the target
+        target = next(index for index, word in enumerate(arguments[1:], 1) if not word.startswith("-"))
+        arguments = arguments[: target + 1]
     try:
         command_table().parse_args(arguments, print_error=False, exit_on_error=False)
     except cyclopts.CycloptsError as error:
@@ -124,11 +125,14 @@ def test_programs_and_commands_of_a_page_work(page: str, shared_home: Home, tmp_
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_exist(page: str) -> None:
-    """Commands of `sh` blocks, and of text that names them, are in the command table; targets are in the Makefile."""
+    """Commands of blocks, run or not, are in the command table; targets are in the Makefile."""
     for group in groups(read(page)):
-        if group.first.language != "sh" or "file" in group.first.directives:
+        block = group.first
+        if block.language not in ("sh", "console") or "file" in block.directives:
             continue
-        for line in group.first.text.splitlines():
+        lines = block.text.splitlines() if block.language == "sh" else [command for command, _ in commands(block)]
+        for line in lines:
+            line = re.sub(r"\$\([^)]*\)", "WORD", line)  # the output of another command
             for part in re.split(r" \| | && ", line):
                 words = shlex.split(part, comments=True)
                 while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -138,9 +142,9 @@ def test_commands_of_a_page_exist(page: str) -> None:
                 if words[0] == "atoll":
                     check_command(words)
                 elif words[0] == "make":
-                    assert next(word for word in words[1:] if "=" not in word) in targets(), f"{group.first}: {line}"
-                else:
-                    assert words[0] in READ_ONLY, f"{group.first}: `{words[0]}` is neither run nor excused"
+                    assert next(word for word in words[1:] if "=" not in word) in targets(), f"{block}: {line}"
+                elif block.language == "sh":
+                    assert words[0] in READ_ONLY, f"{block}: `{words[0]}` is neither run nor excused"
 
 
 @pytest.mark.parametrize("page", PAGES)
