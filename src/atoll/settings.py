@@ -377,3 +377,8 @@ def daemon_environment() -> dict[str, str]:
     """Return the daemon's environment: the user and the search path, nothing else."""
     names = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     return {name: os.environ[name] for name in (*names, "XDG_RUNTIME_DIR") if name in os.environ}
+
+
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with further variables, for a command of the owner's."""
+    return {**os.environ, **variables}

@@ -25,6 +25,7 @@ class Row:
         results: how result and exception come back: `pickle` or `data`.
         stream: 1 if the answer has items before the result.
         retries: the rule as JSON.
+        on_done: `notify` tells the owner of the call's end, or of its batch's.
         state: one of `STATES`.
         outcome: one of `model.records.OUTCOMES` for a finished call.
         error: JSON: Atoll's error as data, or `type` and `text` of the function's exception; empty for none.
@@ -49,6 +50,7 @@ class Row:
     results: str = "pickle"
     stream: int = 0
     retries: str = ""
+    on_done: str = ""
     state: str = "waiting"
     outcome: str = ""
     error: str = ""

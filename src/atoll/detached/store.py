@@ -286,7 +286,7 @@ class Store(Database):
             return self.change(changes, test, (user, batch))
         with self.translated():
             self.files.write("spools", like.spool, fill)
-        names = ("function", "identity", "max_concurrency", "results", "stream", "retries")
+        names = ("function", "identity", "max_concurrency", "results", "stream", "retries", "on_done")
         changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
         count = self.change(changes, test, (like.spool, *(getattr(like, name) for name in names), user, batch))
         if not count:

@@ -23,6 +23,7 @@ from typing import Any
 from atoll import errors, linux, settings
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
+from atoll.host.notifications import NOTIFY, Ended, tell
 from atoll.keeper.attempt import PAUSE_SECONDS, Attempt
 from atoll.keeper.own_host import OwnHost
 from atoll.keeper.spools import Spools
@@ -55,6 +56,8 @@ class Keeper:
         self._host = OwnHost(options, daemon)
         self._changed = threading.Condition()
         self._attempts: dict[str, Attempt] = {}
+        self._told = set[str]()
+        """Batches of whose end the owner was told."""
         self._looked = True
         self._leaving = False
         self._paused_until = 0.0
@@ -105,6 +108,7 @@ class Keeper:
             attempt = Attempt(row, self._store, self._spools, self._host, self._options.detached, self._tell)
             with self._changed:
                 self._attempts[row.call] = attempt
+                self._told.discard(row.batch)
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
 
     def _make(self, attempt: Attempt) -> None:
@@ -129,6 +133,36 @@ class Keeper:
     def _over(self, row: Row) -> None:
         """Take note that a call has its outcome, which is on the disk: waiters wake, and its maker may be notified."""
         self._tell(row, "finished", "")
+        if row.on_done == NOTIFY:
+            threading.Thread(target=self._notify, args=(row,), name=f"notification {row.call}").start()
+
+    def _notify(self, row: Row) -> None:
+        """Tell the owner of a call's end, or of the end of the last call of its batch."""
+        try:
+            done = self._store.find(row.user, row.call)
+            counts = self._store.counts(row.user, row.batch) if row.batch else {}
+            if {"waiting", "running"} & set(counts) or not self._is_first_told(row.batch):
+                return
+            outcome, message = done.outcome, str(done.failure.get("text") or done.failure.get("message") or "")
+            if row.batch:
+                failed = sum(count for name, count in counts.items() if name != "ok")
+                outcome, message = ("error", f"{failed} of {sum(counts.values())} failed") if failed else ("ok", "")
+            seconds = max(time.time() - done.queued_at, 0.0)
+            ended = Ended(row.call, row.function, outcome, message, seconds, detached=True, batch=row.batch)
+            problem = tell(settings.load(self._options.home).notifications, ended)
+        except errors.AtollError as error:
+            problem = error.message
+        except Exception as error:
+            problem = repr(error)
+        if problem:
+            log.warning("notification_failed call=%s error=%s", row.call, problem)
+
+    def _is_first_told(self, batch: str) -> bool:
+        """Return whether nobody was told yet that a batch is over; its last calls may end together."""
+        with self._changed:
+            is_first = not batch or batch not in self._told
+            self._told.add(batch)
+        return is_first
 
     def _tell(self, row: Row, state: str, line: str) -> None:
         message = {"type": "changed", "call": row.call, "batch": row.batch, "state": state, "line": line[:1000]}

@@ -140,6 +140,7 @@ class Spool:
         self.results: str = header["results"]
         self.stream: bool = header["stream"] is True
         self.retries = RetryRule.from_data(header["retries"])
+        self.on_done: str = header.get("on_done", "")
         self._template: list[int] = header["template"]
         self._certificates: list[int] = header["certificates"]
         self._names: list[Any] = header["names"]
@@ -148,7 +149,7 @@ class Spool:
             self._template and all(type(one) is int and one >= 0 for one in (*self._template, *self._certificates))
         ):
             raise ValueError("the spool has parts without a size")
-        for text, most in ((self.batch, MOST_ID), (self.function, _MOST_TEXT), (self.results, 10)):
+        for text, most in ((self.batch, MOST_ID), (self.function, _MOST_TEXT), (self.results, 10), (self.on_done, 10)):
             if not isinstance(text, str) or len(text) > most or "\0" in text:
                 raise ValueError("the spool has a text that is none, or too long")
         if not isinstance(self._calls, list) or len(self._calls) > MOST_CALLS:
@@ -270,6 +271,7 @@ def pieces(
     retries: RetryRule | None = None,
     certificates: str = "",
     names: StoredNames | None = None,
+    on_done: str = "",
 ) -> Iterator[Any]:
     """Yield the bytes of a spool, in pieces.
 
@@ -278,6 +280,7 @@ def pieces(
         calls: its calls, which may have texts of their own.
         batch: the id of the batch; empty for calls that are none.
         names: values that code may ask for.
+        on_done: the option of that name.
     """
     bare = replace(template.call, id="", arguments=b"", buffers=())
     function = template._replace(call=bare).to_bytes()
@@ -309,6 +312,7 @@ def pieces(
         "results": bare.results,
         "stream": bare.stream,
         "retries": (retries or RetryRule()).to_data(),
+        "on_done": on_done,
         "template": [len(function), zlib.crc32(function)],
         "certificates": [len(trust), zlib.crc32(trust)],
         "names": [sum(map(len, pickles)), names_crc, modules],

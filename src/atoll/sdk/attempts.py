@@ -109,6 +109,15 @@ class CallableFunction:
         return self._is_generator
 
     def _run(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Any:
+        if self._options.on_done is None:
+            return self._attempt(args, kwargs, ticket)
+        from atoll.sdk.display.announce import announced  # for few functions
+
+        ticket = ticket or new_ticket()
+        with announced(self.host, name_of(self.__wrapped__), ticket.call_id):
+            return self._attempt(args, kwargs, ticket)
+
+    def _attempt(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Any:
         if not self._options.retries.count:
             return self._run_once(args, kwargs, ticket)
         ticket = ticket or new_ticket()
@@ -155,6 +164,14 @@ class CallableFunction:
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
         """Run a generator's call from the first `next` on; made again only while it has given nothing."""
         ticket = ticket or new_ticket()
+        if self._options.on_done is None:
+            return (yield from self._iterate_attempts(args, kwargs, ticket))
+        from atoll.sdk.display.announce import announced  # as in `_run`
+
+        with announced(self.host, name_of(self.__wrapped__), ticket.call_id):
+            return (yield from self._iterate_attempts(args, kwargs, ticket))
+
+    def _iterate_attempts(self, args: Any, kwargs: Any, ticket: Ticket) -> Generator[Any, None, Any]:
         for retry in itertools.count():
             fresh = True
             try:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job
@@ -46,6 +46,7 @@ class MappedFunction(Protocol):
     @property
     def host(self) -> Host: ...
     def request(self, args: tuple[Any, ...], like: Request | None = None) -> Request: ...
+    def on(self, *, on_done: None) -> Self: ...
     def submit(self, /, *args: Any) -> Future[Any]: ...
     def cancel(self, future: Future[Any]) -> bool: ...
 

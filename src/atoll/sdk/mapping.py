@@ -43,7 +43,14 @@ def results(
     """
     if not (progress is None or isinstance(progress, (bool, str))):
         raise TypeError(f"`progress` must be True, False, a title or None, is {progress!r}")
-    return _results(function, items, inputs, return_exceptions, progress, ordered)
+    if function.options.on_done is None:
+        return _results(function, items, inputs, return_exceptions, progress, ordered)
+    from atoll.sdk.call import name_of
+    from atoll.sdk.display.announce import announced_items  # for few functions
+
+    silent = function.on(on_done=None)  # one notification for all of them
+    found = _results(silent, items, inputs, return_exceptions, progress, ordered)
+    return announced_items(function.host, name_of(function.__wrapped__), found)
 
 
 def _results(

@@ -32,6 +32,9 @@ _OTHER_NAMES = {
 }
 """Names that people bring from other tools, by the option that does it here."""
 
+LATER = ("secrets", "serve", "exposed_port")
+"""Options of later versions."""
+
 _SIZES = ("cpu", "gpu", "memory", "disk")
 
 _ELSEWHERE = {
@@ -47,6 +50,18 @@ _ELSEWHERE = {
     "cache cached memoize": "`@cached` keeps results in a worker",
 }
 """Names of things that are done another way, and that way."""
+
+
+def unknown(name: str, known: Collection[str]) -> str:
+    """Return the message for an option that is not known, with a hint.
+
+    Args:
+        known: the options that there are.
+    """
+    if name in LATER:
+        instead = "pass values in `env`" if name == "secrets" else f"it has {', '.join(known)}"
+        return f"option `{name}` is not in this version of Atoll yet; {instead}"
+    return f"unknown option `{name}`; {hint(name, known)}"
 
 
 def hint(name: str, known: Collection[str]) -> str:

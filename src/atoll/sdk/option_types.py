@@ -125,6 +125,12 @@ class CommonOptions(TypedDict, total=False):
     terminal: bool | None
     """False for pipes; default: a terminal where the caller's output goes to one."""
 
+    on_done: Literal["notify"] | None
+    """`"notify"` tells you when a detached call is over, or one that took long; default: no notification.
+
+    It goes to the desktop, or to the command `notifications.command` of `settings.toml`.
+    """
+
 
 class VirtualenvOptions(CommonOptions, total=False):
     """The options of a function whose packages come from the package index."""

@@ -24,8 +24,6 @@ from atoll.sdk.retries import Retries
 if TYPE_CHECKING:
     from atoll.host.contract import Host
 
-LATER = ("secrets", "serve", "exposed_port")
-"""Options of later versions."""
 RESULTS = ("pickle", "data")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\[[\w, -]*\])?\s*([=<>!~].*)?")
 """A package's name without a dot, with extras and versions."""
@@ -67,6 +65,7 @@ class Options:
     umask: int = UMASK
     grace: float = 2.0
     terminal: bool | None = None
+    on_done: str | None = None
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -83,7 +82,9 @@ class Options:
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
-                raise TypeError(_unknown(name, known))
+                from atoll.sdk.option_names import unknown  # for a mistake only
+
+                raise TypeError(unknown(name, known))
         changed = replace(self, **{name: _CHECKS[name](name, value) for name, value in changes.items()})
         conda_options.check(vars(changed))
         return changed
@@ -142,15 +143,6 @@ def _parameters() -> list[inspect.Parameter]:
     defaults = {one.name: 0 if one.name == "retries" else one.default for one in fields(Options)}
     kind = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    if name in LATER:
-        instead = "pass values in `env`" if name == "secrets" else f"it has {', '.join(known)}"
-        return f"option `{name}` is not in this version of Atoll yet; {instead}"
-    from atoll.sdk.option_names import hint  # for a mistake only
-
-    return f"unknown option `{name}`; {hint(name, known)}"
 
 
 def _may_hold_path(entry: str) -> bool:
@@ -358,6 +350,7 @@ _CHECKS: dict[str, Check] = {
     "umask": _typed("permissions such as 0o027", int, _umask),
     "grace": _seconds(0, "from 0 to 600", MOST_GRACE_SECONDS),
     "terminal": _unless_none(_switch),
+    "on_done": _unless_none(_one_of(("notify",))),
 }
 
 

@@ -22,6 +22,7 @@ def run(
     *arguments: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
     module: Annotated[bool, cyclopts.Parameter(name=("--module", "-m"), negative="")] = False,
     detach: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    notify: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Run one function in its environment; its options come from its signature.
 
@@ -39,12 +40,14 @@ def run(
         Take the target for the name of a module, as `python -m` does.
     detach: bool
         Begin the call, print its id and end: the call goes on without this terminal.
+    notify: bool
+        Tell of the end of a detached call, or of one that took long: on the desktop, or by the command of the settings.
     """
     asks_for_help = arguments[:1] in (("--help",), ("-h",))
     if asks_for_help and "::" not in target and _list(target, module):
         return 0
     found = program.find(target, by_name=module, whole=not asks_for_help)
-    function = found.function
+    function = found.function.on(on_done="notify") if notify else found.function
     parser = parameters.parser(function, f"atoll run {target}")
     try:
         command, bound, _ = parser.parse_args(list(arguments), exit_on_error=False, print_error=True)

@@ -186,6 +186,7 @@ def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row]:
         results=spool.results,
         stream=int(spool.stream),
         retries=Row.rule_text(rule) if rule.count else "",
+        on_done=spool.on_done,
         spool_bytes=size,
     )
     return spool, like

@@ -60,7 +60,7 @@ def renew(function: CallableFunction | None, host: Any, batch: str) -> int:
     if function is None:
         return int(detached.request(host, "detached.renew", {"batch": batch}).value["calls"])
     detached.check(host)
-    pieces = _pieces([function._prepare().request((), {})], function.options.retries, calls=False)
+    pieces = _pieces(function, [function._prepare().request((), {})], calls=False)
     return detached.renew(host, new_id(), batch, pieces)
 
 
@@ -70,11 +70,11 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     Args:
         batch: the id of their batch; empty for a call that is in none.
     """
-    return detached.accept(function.host, batch or new_id(), _pieces(requests, function.options.retries, batch))
+    return detached.accept(function.host, batch or new_id(), _pieces(function, requests, batch))
 
 
 def _pieces(
-    requests: Sequence[Request], retries: Retries, batch: str = "", *, calls: bool = True
+    function: CallableFunction, requests: Sequence[Request], batch: str = "", *, calls: bool = True
 ) -> Callable[[], Iterable[Any]]:
     """Return what makes the bytes of a spool; without `calls` of their function alone."""
     first = requests[0]
@@ -82,8 +82,10 @@ def _pieces(
     trust = index_settings.certificates(digest) if digest else ""
     closed = names.closed(first.call.names)
     sent = [request.call for request in requests] if calls else []
-    template, rule = StoredCall(*first), _rule(retries)
-    return lambda: spool.pieces(template, sent, batch=batch, retries=rule, certificates=trust, names=closed)
+    template, rule, on_done = StoredCall(*first), _rule(function.options.retries), function.options.on_done or ""
+    return lambda: spool.pieces(
+        template, sent, batch=batch, retries=rule, certificates=trust, names=closed, on_done=on_done
+    )
 
 
 def _rule(retries: Retries) -> RetryRule:

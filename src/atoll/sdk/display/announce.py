@@ -1,0 +1,67 @@
+"""Notifications of calls that a program waits for: of long ones, when they are over."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from atoll import errors, settings
+from atoll.host.notifications import Ended, tell
+from atoll.sdk.display.output import CallerStreams
+from atoll.wire import nested
+
+
+@contextlib.contextmanager
+def announced(host: Any, function: str, call: str) -> Iterator[None]:
+    """Tell of a call when the context ends after `notifications.after_seconds`; not of one that was interrupted.
+
+    The program goes on meanwhile; its end waits for the notification.
+    """
+    began, outcome, message = time.monotonic(), "ok", ""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):  # somebody sits there
+        outcome = ""
+        raise
+    except BaseException as error:
+        outcome, message = _outcome(error), f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if outcome and not nested.inside():
+            ended = Ended(call, function, outcome, message, time.monotonic() - began)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no thread
+                threading.Thread(target=_tell, args=(host, ended), name="atoll-notification").start()
+
+
+def announced_items(host: Any, function: str, items: Iterator[Any]) -> Iterator[Any]:
+    """Give items of a `map`, and tell of it once when it is over."""
+    with announced(host, f"map of {function}", ""):
+        yield from items
+
+
+def _tell(host: Any, ended: Ended) -> None:
+    try:
+        options = getattr(host, "settings", None) or settings.load()
+        if ended.seconds < options.notifications.after_seconds:
+            return
+        problem = tell(options.notifications, ended)
+    except errors.AtollError as error:
+        problem = error.message
+    if problem:
+        CallerStreams(ended.call, ended.function).notice(f"no notification: {problem}")
+
+
+def _outcome(error: BaseException) -> str:
+    for kind, outcome in (
+        (errors.CallCancelled, "cancelled"),
+        (errors.CallTimeout, "timeout"),
+        (errors.OutOfMemory, "out_of_memory"),
+    ):
+        if isinstance(error, kind):
+            return outcome
+    if isinstance(error, errors.WorkerDied):
+        return "killed" if error.signal is not None else "exited"
+    return "error"

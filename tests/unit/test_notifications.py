@@ -1,0 +1,87 @@
+"""Notifications: the command of the settings, the desktop's, and their failures, which are one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from atoll.host import notifications
+from atoll.host.notifications import Ended, tell
+from atoll.settings import NotificationsSettings
+
+from ..waiting import ended as process_ended
+
+ENDED = Ended("c1-2", "train", "error", "ValueError: <b>no</b>\nFORGED \x1b[2J", 130.4, detached=True)
+
+
+def command(*code: str, seconds: float = 60.0) -> NotificationsSettings:
+    return NotificationsSettings((sys.executable, "-c", "\n".join(code)), seconds=seconds)
+
+
+def test_a_command_has_the_call_as_json_and_variables(tmp_path: Path) -> None:
+    """It reads one object, has a variable for each fact, and needs no shell."""
+    out = tmp_path / "out"
+    options = command(
+        "import json, os, sys",
+        "facts = json.load(sys.stdin)",
+        "variables = {k: v for k, v in os.environ.items() if k.startswith('ATOLL_CALL_')}",
+        f"open({str(out)!r}, 'w').write(json.dumps([facts, variables]))",
+    )
+    assert tell(options, ENDED) == ""
+    facts, variables = json.loads(out.read_text())
+    assert (facts["call"], facts["function"], facts["outcome"], facts["detached"]) == ("c1-2", "train", "error", True)
+    assert facts["message"] == ENDED.message
+    assert facts["title"] == "train ended: error"
+    assert facts["text"].startswith("2 min, call c1-2\nValueError: <b>no</b>\\nFORGED \\x1b[2J")
+    assert (variables["ATOLL_CALL_OUTCOME"], variables["ATOLL_CALL_DETACHED"]) == ("error", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (NotificationsSettings(("/nonexistent/notifier",)), "`/nonexistent/notifier` cannot be run: No such file"),
+        (command("raise SystemExit('no\\x1b[2J route\\nmore')"), "exits with 1: no\\x1b[2J route"),
+        (command("import os; os.close(0); raise SystemExit(3)"), "exits with 3"),
+        (command("import sys; sys.stderr.write('x' * 5_000_000); raise SystemExit(2)"), "exits with 2: xxx"),
+    ],
+)
+def test_a_failure_is_one_line(options: NotificationsSettings, words: str) -> None:
+    """A command that is missing or fails is told of in one printable line, of bounded length."""
+    found = tell(options, ENDED)
+    assert words in found
+    assert found.isprintable()
+    assert len(found) < 500
+
+
+def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    """After `seconds` nothing of it is left, even where a child holds its pipes."""
+    mark = tmp_path / "child"
+    options = command(
+        "import os, signal",
+        "child = os.fork()",
+        f"if child: open({str(mark)!r}, 'w').write(str(child))",
+        "signal.pause()",
+        seconds=2.0,
+    )
+    assert "took longer than 2 s" in tell(options, ENDED)
+    assert process_ended(int(mark.read_text()))
+
+
+def test_the_desktop_gets_text_that_is_neither_option_nor_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`notify-send` is found on the search path; names of functions cannot be its options, nor their errors markup."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no `notify-send` here" in tell(NotificationsSettings(), ENDED)
+    program = tmp_path / "notify-send"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {tmp_path}/arguments\n")
+    program.chmod(0o755)
+    assert tell(NotificationsSettings(), Ended("c", "--icon=x", "error", "<img>&")) == ""
+    arguments = (tmp_path / "arguments").read_text().split("\0")[:-1]
+    assert arguments[2:] == ["--", "--icon=x ended: error", "0 s, call c\n&lt;img&gt;&amp;"]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert notifications._desktop(ENDED)[-3:] == ["--", ENDED.title, ENDED.text]
