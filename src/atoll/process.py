@@ -268,6 +268,28 @@ def check(argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float
     return Completed(done.returncode, done.stdout.decode("utf-8", "replace"))
 
 
+def feed(argv: Sequence[str], data: bytes, *, env: Mapping[str, str], timeout_seconds: float) -> Completed:
+    """Run a program of the owner's that reads bytes; its status, and that which it printed on standard error.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it took longer, and was killed with its children.
+    """
+    with subprocess.Popen(
+        argv, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=dict(env), start_new_session=True
+    ) as child:
+        try:
+            _, printed = child.communicate(data, timeout=timeout_seconds)
+        except BaseException:
+            with contextlib.suppress(OSError):  # children may hold its pipes
+                if os.name == "posix":
+                    os.killpg(child.pid, signal.SIGKILL)
+                else:
+                    child.kill()
+            raise
+    return Completed(child.returncode, printed[-KEPT_BYTES:].decode("utf-8", "replace"))
+
+
 def start_detached(argv: Sequence[str], *, env: Mapping[str, str], descriptors: Sequence[int], log: int) -> int:
     """Start a program that outlives this one, with stdout and stderr to the descriptor `log`; return its pid.
 

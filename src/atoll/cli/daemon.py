@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from collections import deque
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 
@@ -23,18 +23,6 @@ SIGNAL_SECONDS = 2.0
 """Seconds for a daemon to end, to answer a greeting, and to end after a signal, before the next measure."""
 SOON_SECONDS = 0.5
 """Seconds of waiting for running calls before the caller is told."""
-
-
-def settings_lines(daemon: dict[str, Any]) -> list[str]:
-    """Return the state of the daemon's settings in words: empty while all of the file counts."""
-    found = daemon.get("settings") or {}
-    lines = []
-    if found.get("error"):
-        lines.append(f"settings: the file is not read, earlier values count: {found['error']}")
-    if found.get("pending"):
-        names = ", ".join(f"`{name}`" for name in found["pending"])
-        lines.append(f"settings: {names} will count when nothing runs, or after `atoll stop`")
-    return lines
 
 
 def stop() -> int:

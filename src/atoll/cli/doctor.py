@@ -70,7 +70,7 @@ def _settings() -> tuple[options.Settings, list[Finding]]:
     except StateUnusable as error:
         broken = Finding("settings", True, False, error.message, "no call is made", error.hint)
         return options.Settings(options.default_home()), [broken]
-    from atoll.cli.daemon import settings_lines
+    from atoll.cli.settings_state import settings_lines
     from atoll.host.local import LocalHost
 
     with contextlib.suppress(AtollError):

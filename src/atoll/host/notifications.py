@@ -6,16 +6,14 @@ in its variables, come from functions: a command must not take them for options 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
 from atoll import settings
+from atoll.process import feed
 from atoll.settings import NotificationsSettings
 from atoll.terminal_text import cell
 
@@ -71,38 +69,19 @@ def tell(options: NotificationsSettings, ended: Ended) -> str:
     facts = asdict(ended) | {"message": ended.message[:MOST_TEXT], "function": ended.function[:MOST_TEXT]}
     facts |= {"title": ended.title, "text": ended.text}
     variables = {f"ATOLL_CALL_{name.upper()}": _variable(value) for name, value in facts.items()}
+    seconds = options.seconds or 1e6
     try:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=settings.environment_with(variables),
-            start_new_session=True,
-        ) as run:
-            try:
-                _, printed = run.communicate(json.dumps(facts).encode(), timeout=options.seconds or None)
-            except subprocess.TimeoutExpired:
-                _kill(run)
-                return f"`{cell(command[0])}` took longer than {options.seconds:g} s"
-            except BaseException:
-                _kill(run)
-                raise
+        done = feed(
+            command, json.dumps(facts).encode(), env=settings.environment_with(variables), timeout_seconds=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return f"`{cell(command[0])}` took longer than {seconds:g} s"
     except OSError as error:
         return f"`{cell(command[0])}` cannot be run: {error.strerror or error}"
-    if run.returncode:
-        words = printed.decode("utf-8", "replace").strip().partition("\n")[0]
-        return f"`{cell(command[0])}` exits with {run.returncode}" + (f": {cell(words, 200)}" if words else "")
+    if done.status:
+        words = done.output.strip().partition("\n")[0]
+        return f"`{cell(command[0])}` exits with {done.status}" + (f": {cell(words, 200)}" if words else "")
     return ""
-
-
-def _kill(run: subprocess.Popen[bytes]) -> None:
-    """Kill a command and its children, which may hold its pipes."""
-    with contextlib.suppress(OSError):
-        if sys.platform == "win32":
-            run.kill()
-        else:
-            os.killpg(run.pid, signal.SIGKILL)
 
 
 def _desktop(ended: Ended) -> list[str]:

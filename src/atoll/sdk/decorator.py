@@ -108,6 +108,7 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:
         umask: the file mode mask of the function; default `0o022`.
         grace: seconds, 0 to 600, that a call may go on after it was asked to end; default 2.
         terminal: False for pipes; default: a terminal where the caller's output goes to one.
+        on_done: `"notify"` tells you when a detached call is over, or one that took long.
 
     Raises:
         TypeError: an option is unknown or of the wrong type; names the nearest valid one.

@@ -8,7 +8,7 @@ from typing import Any
 
 from atoll.cli.calls import rows
 from atoll.cli.columns import Column, print_fitted
-from atoll.cli.daemon import settings_lines
+from atoll.cli.settings_state import settings_lines
 from atoll.cli.tables import print_json, size
 from atoll.cli.terminal import echo
 from atoll.host.local import local

@@ -129,7 +129,7 @@ class CallerStreams:
                 call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error)
 
     def _is_inside(self) -> bool:
-        return self._lines is None and self._tail[-1:] not in (b"", b"\n") and bool(sys.stdout.isatty())
+        return self._lines is None and bytes(self._tail[-1:]) not in (b"", b"\n") and bool(sys.stdout.isatty())
 
     def _display(self) -> str:
         if not self._mode:
