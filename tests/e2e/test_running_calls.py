@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated, local
+from atoll.agent.landlock import Landlock
 from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
@@ -221,3 +225,117 @@ def test_a_detached_call_has_a_row_and_is_cancelled(small_home: Home) -> None:
         with pytest.raises(errors.CallCancelled):
             handle.result(60.0)
     assert rows() == {}
+
+
+@isolated(keep_alive=60, env={"CASE": "visited"})
+def sleeps() -> None:
+    threading.Thread(target=time.sleep, args=(600.0,), daemon=True).start()
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))
+    os.makedirs("/data/visited", exist_ok=True)
+    Path("/tmp/mine").write_text("mine")
+    time.sleep(600.0)
+
+
+@isolated(keep_alive=60, env={"CASE": "visited"})
+def computes() -> None:
+    Path("/data/computes").touch()
+    re.match(r"(a+)+$", "a" * 60 + "b")  # in C, and for longer than anybody waits
+
+
+def in_sandbox(home: Home, call: str, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return home.atoll("exec", call, *command, **options)
+
+
+def test_stacks_of_a_call_that_sleeps_and_of_one_that_computes_in_c(atoll_home: Home) -> None:
+    """Each thread has its frames, whatever the function does, and the call goes on."""
+    sleeping = sleeps.submit()
+    data = atoll_home.path / "volumes" / "local" / "data"
+    until(lambda: (data / "visited").exists())
+    for _ in range(3):
+        threads = json.loads(atoll_home.atoll("stack", id_of(sleeping), "--json").stdout)["threads"]
+        assert threads[0]["name"] == "main thread"
+        assert threads[0]["frames"][0]["function"] == "sleeps"
+        assert threads[0]["frames"][0]["file"] == __file__
+        assert [one["frames"][0]["function"] for one in threads[1:]] == ["run"]
+    text = atoll_home.atoll("stack", id_of(sleeping)[:8]).stdout
+    assert text.startswith(f"{id_of(sleeping)[:8]}  sleeps  running for ")
+    assert f"    sleeps ({__file__}:" in text
+    computing = computes.submit()
+    until(lambda: (data / "computes").exists())
+    functions = [frame["function"] for frame in until(lambda: frames_of(atoll_home, computing, "match"))]
+    assert functions == ["match", "computes"]
+    assert {id_of(sleeping), id_of(computing)} <= set(rows())
+    assert atoll_home.atoll("stack", "ffffffffff", check=False).returncode == 1
+    assert atoll_home.atoll("cancel", id_of(sleeping), id_of(computing)).returncode == 0
+    for future in (sleeping, computing):
+        with pytest.raises(errors.CallCancelled):
+            future.result()
+
+
+def frames_of(home: Home, future: Future[Any], first: str) -> list[dict[str, Any]]:
+    """Return the frames of a call's main thread, if it is in this function."""
+    frames = json.loads(home.atoll("stack", id_of(future), "--json").stdout)["threads"][0]["frames"]
+    return frames if frames[0]["function"] == first else []
+
+
+def test_a_command_in_the_sandbox_of_a_running_call(atoll_home: Home) -> None:
+    """It has the worker's user, variables, files and processes, can reach the memory of none, and ends with the worker."""
+    future = sleeps.submit()
+    until(lambda: (atoll_home.path / "volumes" / "local" / "data" / "visited").exists())
+    call = id_of(future)[:8]
+    until(lambda: in_sandbox(atoll_home, call, "cat", "/tmp/mine", check=False).stdout == "mine")
+    done = in_sandbox(
+        atoll_home, call, "sh", "-c", "echo $CASE; id -u; ls /data; cat /proc/*/comm; exit 7", check=False
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 7
+    assert lines[0] == "visited"
+    assert (lines[1] != "0") or os.geteuid() != 0
+    assert "visited" in lines
+    assert lines.count("python") >= 2
+    assert in_sandbox(atoll_home, call, "no-such-program", check=False).returncode == 127
+    assert in_sandbox(atoll_home, call, "python", "-c", "import atoll; print(atoll.__name__)").stdout == "atoll\n"
+    limits = (
+        "import os, resource; s = open('/proc/self/status').read(); print('NoNewPrivs:\t1' in s, 'Seccomp:\t2' in s)"
+    )
+    assert in_sandbox(atoll_home, call, "python", "-c", limits).stdout == "True True\n"
+    landlock = Landlock()
+    landlock.close()
+    reach = "import glob; print(sum(1 for one in glob.glob('/proc/[0-9]*/environ') if readable(one)))"
+    program = f"def readable(one):\n try: return bool(open(one).read())\n except OSError: return False\n{reach}"
+    if landlock.abi >= 2:  # its own alone
+        assert in_sandbox(atoll_home, call, "python", "-c", program).stdout == "1\n"
+    row = rows()[id_of(future)]
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", "exec", call, "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as visitor:
+        assert visitor.stdin is not None
+        assert visitor.stdout is not None
+        visitor.stdin.write("hello\n")
+        visitor.stdin.flush()
+        assert visitor.stdout.readline() == "hello\n"
+        groups = groups_of(atoll_home, "cat")
+        assert groups == groups_of(atoll_home, "_atoll_agent", pid=worker_pid(atoll_home, row["worker"]))
+        atoll_home.atoll("cancel", call)
+        assert visitor.wait() in {128 + signal.SIGTERM, 128 + signal.SIGKILL}
+    with pytest.raises(errors.CallCancelled):
+        future.result()
+
+
+def worker_pid(home: Home, worker: str) -> int:
+    found = json.loads(home.atoll("status", "--json").stdout)["workers"]
+    return next(int(one["pid"]) for one in found if one["id"] == worker)
+
+
+def groups_of(home: Home, name: str, pid: int = 0) -> str:
+    """Return the control groups of the process of a sandbox with this command."""
+    for entry in [str(pid)] if pid else filter(str.isdigit, os.listdir("/proc")):
+        place = Path("/proc", entry)
+        with contextlib.suppress(OSError):
+            named = (place / "cmdline").read_bytes() == f"{name}\0".encode()
+            if pid or (named and str(home.path) in (place / "mountinfo").read_text()):
+                return (place / "cgroup").read_text()
+    raise AssertionError(f"no process {name}")

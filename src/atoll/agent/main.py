@@ -11,7 +11,8 @@ The preloader is an agent of its own below the first one, with packages of the e
 `agent.preloading`). The agent passes on to it what the daemon says of its workers.
 
 Messages from the daemon: `fork` (with descriptors: control, data, stdout, stderr), `release`, `cancel`, `kill`,
-`usage`, and `preload` (modules to import, and variables for their import). To the daemon: `exited`, `usage`, `preloaded`.
+`usage`, `preload` (modules to import, and variables for their import), and those of `agent.visits`. To the daemon:
+`exited`, `usage`, `preloaded`, `answered`.
 From a preloader to its agent: `importing`, `refused`, `preloaded`, `exited`.
 """
 
@@ -37,6 +38,10 @@ from atoll.agent.preloaders import Preloaders
 from atoll.agent.process import start
 from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from atoll.agent.visits import Visits
 
 SPARE_SECONDS = 0.05
 """Seconds after its first worker until a sandbox gets a spare: most sandboxes of a single call have ended by then."""
@@ -70,6 +75,7 @@ class Agent:
         self._preloaders = Preloaders(self)
         self._dials = Dials(channel, self)
         self._endings = Endings(self._workers)
+        self._visits: Visits | None = None
         self._alarm, self._alarm_end = os.pipe()
         for descriptor in (self._alarm, self._alarm_end):
             os.set_blocking(descriptor, False)
@@ -127,6 +133,8 @@ class Agent:
             self._preloaders.start(message)
         elif kind == "dial":
             self._dials.start(message)
+        elif kind in {"exec", "begin", "leave"}:
+            self._visit(kind, name, message)
         elif self._preloaders.pass_on(name, message):
             pass
         elif kind == "release":
@@ -135,6 +143,15 @@ class Agent:
             self._endings.cancel(name, float(message["grace_seconds"]), str(message.get("call", "")))
         elif kind == "kill":
             self._endings.kill(name)
+        elif kind == "stacks":
+            self._visit(kind, name, message)
+
+    def _visit(self, kind: str, name: str, message: dict[str, Any]) -> None:
+        if self._visits is None:
+            from atoll.agent.visits import Visits  # few sandboxes have any
+
+            self._visits = Visits(self, self._channel, self._workers, _bound_processes)
+        self._visits.handle(kind, name, message)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -197,6 +214,8 @@ class Agent:
                 self._spare.channel.close()
             self._endings.close()
             self._preloaders.close()
+            if self._visits is not None:
+                self._visits.close()
             preloading.reseed()
             if self._landlock.enter():  # before any code of a package or a function runs here
                 self._landlock.set_dumpable(True)  # a preloader without a domain stays closed, as the agent is

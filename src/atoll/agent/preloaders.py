@@ -139,6 +139,8 @@ class Preloaders:
             preloader.deadline = time.monotonic() + IMPORT_SECONDS
         elif kind == "refused":
             self._refuse(preloader, str(message["module"]), str(message["reason"]))
+        elif kind == "answered":
+            self._agent.tell(message)
         elif kind == "preloaded":
             preloader.ready, preloader.deadline = True, 0.0
             self._agent.tell({**message, "refused": preloader.refused})

@@ -21,10 +21,12 @@ _COMMANDS = (
     ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
     ("data", "data.commands:app", "Look at the volume, copy to and from it, mirror a directory."),
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
-    ("status", "calls.status:status", "Show the daemon, what is free, the calls that run, and the sandboxes."),
+    ("status", "status:status", "Show the daemon, what is free, the calls that run, and the sandboxes."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),
     ("calls", "calls.commands:app", "List calls that run, wait or are over, and show one of them."),
     ("cancel", "calls.cancel:cancel", "Cancel calls that wait or run."),
+    ("exec", "calls.exec:exec_", "Open a shell, or run a command, in the sandbox of a running call."),
+    ("stack", "calls.stack:stack", "Show the Python stacks of a running call."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
     ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),
@@ -111,6 +113,8 @@ def run(arguments: list[str]) -> int:
         if len(arguments) > target and not arguments[target].startswith("-"):
             # the rest are the function's arguments, `--help` too
             arguments = [*arguments[: target + 1], "--", *arguments[target + 1 :]]
+    if arguments[:1] == ["exec"] and arguments[2:3] not in ([], ["--"]) and not arguments[1].startswith("-"):
+        arguments = [*arguments[:2], "--", *arguments[2:]]  # the rest is the command
     if arguments[:1] == ["data"] and "--" in arguments:
         end = arguments.index("--") + 1  # the rest are names, even those that begin like options
         names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll import errors
@@ -16,6 +17,7 @@ from atoll.daemon.leasing import Caller
 from atoll.daemon.records import requests as records
 from atoll.daemon.running_calls import WaitingCall, running_row
 from atoll.daemon.services import Services
+from atoll.engine.agent_requests import check_command
 from atoll.engine.contract import RunningCall
 
 END_SECONDS = 1.0
@@ -31,6 +33,8 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
     - `calls.cancel` (`call`, an id or its beginning): gives `call`, `function`, `state` that it was in, `seconds` since
       that began, `grace_seconds` that it has to end, and `ended`, whether it has.
 
+    - `calls.stacks` (`call`): gives the row of a call that runs, with `text`: the stacks of its worker, from itself.
+
     Raises:
         ValueError: an argument has the wrong type.
         ResourcesUnavailable: no call that can be cancelled, or more than one, has an id that begins so.
@@ -40,6 +44,9 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         return {"calls": await rows(services, caller)}
     if name == "calls.cancel":
         return await _cancel(services, caller, arguments.get("call"))
+    if name == "calls.stacks":
+        call = await find_running(services, caller, arguments.get("call"))
+        return {**running_row(call), "text": await services.engine.inside.stacks(call)}
     await services.outputs.look()
     if name in {"calls.show", "calls.output"}:
         found = await find(services, caller, arguments.get("call"))
@@ -89,6 +96,44 @@ async def find(services: Services, caller: Caller, start: Any) -> RunningCall | 
     if found:
         records.check_one(start, {one.call: one.function for one in found})
     return found[0] if found else None
+
+
+async def find_running(services: Services, caller: Caller, start: Any) -> RunningCall:
+    """Return the call that runs and whose id is `start` or begins so.
+
+    Raises:
+        ValueError: it cannot be an id.
+        ResourcesUnavailable: none that runs has such an id, or more than one.
+    """
+    found = await find(services, caller, start)
+    if isinstance(found, RunningCall):
+        return found
+    if found is not None:
+        raise errors.ResourcesUnavailable(f"call `{found.call}` has no worker yet", hint="try again when it runs")
+    raise errors.ResourcesUnavailable(
+        f"no call that runs has an id that begins with `{start}`", hint="see `atoll calls list --running`"
+    )
+
+
+async def execute(
+    services: Services,
+    caller: Caller,
+    message: dict[str, Any],
+    descriptors: Sequence[int],
+    on_start: Callable[[], None],
+) -> int:
+    """Run a command in the sandbox of a running call; return its exit status.
+
+    Args:
+        message: the client's, with `call`, the words of `command`, and `terminal`.
+
+    Raises:
+        ValueError, ResourcesUnavailable: as `find_running` and `contract.Inside.execute`.
+    """
+    command = check_command(message.get("command"))
+    call = await find_running(services, caller, message.get("call"))
+    terminal = message.get("terminal") is True
+    return await services.engine.inside.execute(call, command, descriptors, terminal=terminal, on_start=on_start)
 
 
 async def _unfinished(services: Services, call: RunningCall | WaitingCall, seen: Any) -> dict[str, Any]:

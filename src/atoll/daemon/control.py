@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from atoll import __version__, errors
-from atoll.daemon import leasing, requests
+from atoll.daemon import call_requests, leasing, requests
 from atoll.daemon.detached import requests as detached_requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
@@ -128,6 +128,8 @@ class Connection:
                 return self._storage()
             case "shell":
                 return self._shell(_read_spec(message.get("spec")), terminal=message.get("terminal") is True)
+            case "exec":
+                return self._exec(message)
             case "dial":
                 return self._dial(message.get("worker"), message.get("port"))
             case "request":
@@ -305,8 +307,7 @@ class Connection:
     async def _shell(self, asked: LeaseSpec, *, terminal: bool) -> None:
         """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""
         services, caller = self._services, self._caller
-        if caller.nested:
-            raise errors.ResourcesUnavailable("a function cannot open a shell", hint="run it from the command line")
+        leasing.check_outside(caller, "open a shell")
         with services.housekeeping.shell(caller.user):
             descriptors = self._channel.take_descriptors(3)
             try:
@@ -328,6 +329,23 @@ class Connection:
         failure = await shell.failure()
         if failure is not None:
             raise failure
+        await self._channel.send({"type": "answer", "value": {"status": status}})
+
+    async def _exec(self, message: dict[str, Any]) -> None:
+        """Run a command in the sandbox of a running call, on the client's descriptors."""
+        leasing.check_outside(self._caller, "open a shell")
+        descriptors = self._channel.take_descriptors(3)
+
+        def tell() -> None:
+            with contextlib.suppress(ChannelClosed):
+                self._channel.post({"type": "granted"})
+
+        try:
+            run = call_requests.execute(self._services, self._caller, message, descriptors, tell)
+            status = await self._until_gone(run)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         await self._channel.send({"type": "answer", "value": {"status": status}})
 
     async def _request(self, name: object, arguments: object) -> None:

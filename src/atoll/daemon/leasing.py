@@ -115,6 +115,16 @@ def check_owner(caller: Caller, wish: str) -> None:
         raise errors.ResourcesUnavailable(f"this user cannot {wish} here", hint="ask the machine's owner")
 
 
+def check_outside(caller: Caller, what: str) -> None:
+    """Refuse code inside a sandbox.
+
+    Raises:
+        ResourcesUnavailable: always then.
+    """
+    if caller.nested:
+        raise errors.ResourcesUnavailable(f"a function cannot {what}", hint="run it from the command line")
+
+
 Claim = tuple[str, float, str]
 """A client's description of the call that it wants a lease for: id, time, and the parent's id; unchecked otherwise."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from atoll.model.specs import EnvironmentSpec, LeaseSpec
 
 Rows = list[dict[str, Any]]
 """JSON-compatible rows; times are seconds since the epoch."""
+
+Started = Callable[[], None]
 
 Connect = Callable[[socket.socket, Opener], Awaitable[None]]
 """Serves a nested connection: its socket, and the code that has opened it."""
@@ -129,6 +131,39 @@ class RunningCall:
     lease: EngineLease
 
 
+class Inside(Protocol):
+    """Questions to the sandboxes of running calls."""
+
+    async def stacks(self, call: RunningCall) -> str:
+        """Return the Python stacks of all threads of a call's worker, as `faulthandler` writes them; a claim of its.
+
+        Raises:
+            ResourcesUnavailable: the call is over, or its worker does not answer.
+        """
+
+    async def execute(
+        self,
+        call: RunningCall,
+        command: Sequence[str],
+        descriptors: Sequence[int],
+        *,
+        terminal: bool,
+        on_start: Started,
+    ) -> int:
+        """Run a command, or a shell if it has no words, in the sandbox of a running call; return its exit status.
+
+        It is one of the worker's processes, under its limits, and ends with it; a cancellation of this task ends it too.
+
+        Args:
+            descriptors: its stdin, stdout and stderr; the caller closes its own.
+            terminal: they are a terminal, which it controls.
+            on_start: called when it begins.
+
+        Raises:
+            ResourcesUnavailable: the call is over, or its sandbox ends meanwhile.
+        """
+
+
 class Engine(Protocol):
     """A place that finds or starts workers for leases."""
 
@@ -187,6 +222,10 @@ class Engine(Protocol):
 
         Its lease then ends with `CallCancelled`.
         """
+
+    @property
+    def inside(self) -> Inside:
+        """What can be asked of the sandboxes of running calls."""
 
     async def status(self, user: str | None = None) -> tuple[Rows, Rows]:
         """Return sandboxes and workers that live, of one user or of all."""

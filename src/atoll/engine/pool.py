@@ -29,6 +29,7 @@ from atoll.engine.actions import (
     Request,
     StartSandbox,
 )
+from atoll.engine.agent_requests import AgentRequests
 from atoll.engine.call_claims import Place
 from atoll.engine.contract import Connect, Rows, RunningCall
 from atoll.engine.free_shares import free_shares
@@ -203,6 +204,10 @@ class Pool:
         worker = self._state.workers.get(call.worker)
         if worker is not None and worker.lease is call.lease:
             self._state.spawn(running_calls.cancel(worker, call, self._messages))
+
+    @property
+    def inside(self) -> AgentRequests:
+        return self._messages.asking
 
     async def watch(self) -> None:
         await self._messages.limiting.watch()

@@ -17,6 +17,7 @@ from typing import Any
 from atoll import errors
 from atoll.engine import running_calls
 from atoll.engine.actions import Action
+from atoll.engine.agent_requests import AgentRequests
 from atoll.engine.call_claims import USER_RECORDS
 from atoll.engine.contract import Connect
 from atoll.engine.killing import Killing
@@ -86,6 +87,7 @@ class Messages:
         self._paces: dict[str, tuple[Pace, Pace]] = {}  # of each user
         self._dial_count = 0
         self.limiting = Limiting(node.limits, state.workers, state.sandboxes, self._worker_spent, self._sandbox_worn)
+        self.asking = AgentRequests(node.machine, state, self.to_agent, self.limiting)
         variables = node.machine.gpus.variables
         self._preloading = Preloading(state.sandboxes, state.environments, variables, self.to_agent)
 
@@ -181,6 +183,8 @@ class Messages:
             case "refused":
                 channel.pay(LEARN_TOKENS)
                 self._preloading.refused(name, message)
+            case "answered":
+                self.asking.answered(name, message)
             case "dialled":
                 self._dialled(self._state.sandboxes[name], message, channel)
 
@@ -228,6 +232,7 @@ class Messages:
         for answer in sandbox.dials.values():
             if not answer.done():
                 answer.set_exception(died)
+        self.asking.ended(name)
         if sandbox.init is not None:
             sandbox.init.close()
         log.info("sandbox_ended id=%s", name)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from atoll.cli.programs import target as program
 from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost, local
-from atoll.model.specs import LeaseSpec
 from atoll.sdk.decorator import isolated
+
+Descriptors = tuple[int, int, int]
+Run = Callable[[Descriptors, bool, Callable[[], None]], int]
 
 
 def shell(target: str = "", /) -> int:
@@ -30,11 +33,22 @@ def shell(target: str = "", /) -> int:
     function = program.described(target) if target else isolated(_nothing)
     host = function.options.host if isinstance(function.options.host, LocalHost) else local
     spec = function.lease_spec(pickled=False)
+
+    def run(descriptors: Descriptors, terminal: bool, on_start: Callable[[], None]) -> int:
+        return host.run_shell(spec, descriptors, terminal=terminal, on_progress=_tell, on_start=on_start)
+
+    return run_on_own_terminal(run)
+
+
+def run_on_own_terminal(run: Run) -> int:
+    """Run a shell or a command on descriptors of its own, which are copied to and from the caller's.
+
+    Args:
+        run: runs it on three descriptors, a terminal or not; it calls its last argument when it begins.
+    """
     for descriptor in range(3):
         _open_if_closed(descriptor)
-    if os.isatty(0) and os.isatty(1):
-        return _on_terminal(host, spec)
-    return _on_pipes(host, spec)
+    return _on_terminal(run) if os.isatty(0) and os.isatty(1) else _on_pipes(run)
 
 
 def _open_if_closed(descriptor: int) -> None:
@@ -48,16 +62,11 @@ def _nothing() -> None:
     """Stand for a function without requirements."""
 
 
-def _run(
-    host: LocalHost, spec: LeaseSpec, descriptors: tuple[int, int, int], *, terminal: bool, on_start: Any = None
-) -> int:
-    def tell(line: str) -> None:
-        echo(f"atoll: {line}", error=True)
-
-    return host.run_shell(spec, descriptors, terminal=terminal, on_progress=tell, on_start=on_start or (lambda: None))
+def _tell(line: str) -> None:
+    echo(f"atoll: {line}", error=True)
 
 
-def _on_terminal(host: LocalHost, spec: LeaseSpec) -> int:
+def _on_terminal(run: Run) -> int:
     import fcntl
     import pty
     import signal
@@ -81,21 +90,21 @@ def _on_terminal(host: LocalHost, spec: LeaseSpec) -> int:
     reader = threading.Thread(target=_copy, args=(ours, 1), daemon=True)
     reader.start()
     try:
-        return _run(host, spec, (theirs, theirs, theirs), terminal=True, on_start=begin)
+        return run((theirs, theirs, theirs), True, begin)
     finally:
         os.close(theirs)
         reader.join(1.0)
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _on_pipes(host: LocalHost, spec: LeaseSpec) -> int:
+def _on_pipes(run: Run) -> int:
     (stdin, ours), (out, stdout), (err, stderr) = os.pipe(), os.pipe(), os.pipe()
     copies = [(os.dup(0), ours), (out, os.dup(1)), (err, os.dup(2))]
     threads = [threading.Thread(target=_copy_and_close, args=pair, daemon=True) for pair in copies]
     for thread in threads:
         thread.start()
     try:
-        status = _run(host, spec, (stdin, stdout, stderr), terminal=False)
+        status = run((stdin, stdout, stderr), False, lambda: None)
     finally:
         for descriptor in (stdin, stdout, stderr):
             os.close(descriptor)
