@@ -146,8 +146,9 @@ class Reader:
     def take(self, line: str) -> BuildLine:
         """Return the line with the state after it."""
         if isinstance(line, BuildLine):
-            self.progress = line.progress
-            return line
+            most = max(line.progress.packages, self.progress.packages)  # a lock leaves local ones out
+            self.progress = replace(line.progress, packages=most)
+            return BuildLine(str(line), self.progress)
         self.progress = self._after(line, self.progress)
         return BuildLine(line, self.progress)
 

@@ -116,23 +116,25 @@ class LiveLine:
             self._lost = False
         self._printed_at = time.monotonic()
 
-    def print(self, line: str, *, is_inside: bool = False) -> None:
+    def print(self, line: str, *, is_inside: bool | None = False) -> None:
         """Print a line that stays, above the live one.
 
         Args:
-            is_inside: the cursor is known to be in a line that has no end.
+            is_inside: whether the cursor is in a line that has no end; None where that is not known.
         """
         self.erase()
         if is_inside or (self._inside_line and not self._lost):
             line = f"\n{line}"
+        elif is_inside is None and (columns := _columns(sys.stderr)):
+            # A full row of spaces wraps from any column but the first: then the cursor is in the next row.
+            line = f"{' ' * columns}\r\x1b[K{line}"
         self._put(f"{line}\n", sys.stderr)
         self._inside_line = False
 
     def _draw(self, now: float) -> None:
         stream = beside.own(sys.stderr)
-        try:
-            columns = os.get_terminal_size(stream.fileno()).columns or 80
-        except (OSError, ValueError, AttributeError):
+        columns = _columns(stream)
+        if not columns:
             return
         line, is_bar = self._text(now, columns)
         rows = beside.rows()
@@ -222,6 +224,14 @@ class LiveLine:
         """In a forked child: the line is the parent's."""
         self._drawn = ""
         self._unguard()
+
+
+def _columns(stream: Any) -> int:
+    """Return the width of a stream's terminal, 0 for none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 0
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -22,7 +22,7 @@ MOST_BAR = 24
 """Columns of the bar."""
 _SPEED_SECONDS = 30.0
 """The time over which the speed is measured."""
-_SETTLED_SECONDS = 1.5
+_SETTLED_SECONDS = 1.0
 """The age from which the remaining time can be estimated."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 

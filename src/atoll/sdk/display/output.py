@@ -82,7 +82,7 @@ class CallerStreams:
         """Print a line of Atoll's own on stderr, above a progress bar of the program."""
         self.tell(f"atoll: {printable(line)}")
 
-    def tell(self, text: str, *, is_inside: bool = False) -> None:
+    def tell(self, text: str, *, is_inside: bool | None = False) -> None:
         """Print a line that stays, made by the display: it holds nothing that could act on a terminal but colours."""
         if (write := beside.above()) is not None:
             with contextlib.suppress(Exception):
@@ -124,12 +124,17 @@ class CallerStreams:
 
                 seconds, error = time.monotonic() - self._began, sys.exception()
                 # behind the echo of Ctrl-C, and behind a function's line without an end
-                is_inside = isinstance(error, KeyboardInterrupt) or self._is_inside()
+                is_inside = True if isinstance(error, KeyboardInterrupt) else self._is_inside()
                 tell = functools.partial(self.tell, is_inside=is_inside)
                 call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error)
 
-    def _is_inside(self) -> bool:
-        return self._lines is None and bytes(self._tail[-1:]) not in (b"", b"\n") and bool(sys.stdout.isatty())
+    def _is_inside(self) -> bool | None:
+        """Return whether the call has left the cursor inside a line; None where the program may have."""
+        if self._lines is not None:
+            return False
+        if self._tail and sys.stdout.isatty():
+            return not self._tail.endswith(b"\n")
+        return None if self._mode == mode.LIVE else False
 
     def _display(self) -> str:
         if not self._mode:

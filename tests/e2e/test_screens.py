@@ -1,0 +1,229 @@
+"""The screens that a person sees on a terminal, compared with those in `docs/screens`.
+
+`make screens` writes them anew: an image for each, whose text is compared. Times, ids, sizes and lengths of bars are
+not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ..conftest import ROOT, Home
+from ..environments import Machine
+from ..terminal_screen import TerminalProgram, normalized, svg, text_of
+from ..waiting import until
+
+KEPT = ROOT / "docs" / "screens"
+WRITES = os.environ.get("SCREENS", "") not in ("", "0")
+
+DAY = """
+import contextlib, io, os, sys, threading, time
+from atoll import isolated
+from atoll.sdk.display import call_lines, live_line, map_bar
+
+call_lines.LONG_SECONDS = live_line.SHOW_SECONDS = map_bar.SHOW_SECONDS = 0.3  # a day of a few seconds
+function = isolated(keep_alive=60, network="none")
+PACKAGE = os.environ.get("PACKAGE", "pyjokes")
+
+@isolated(requirements=[PACKAGE], network="none", keep_alive=60)
+def first():
+    return "hello from an environment of its own"
+
+@function
+def train(seconds, *lines):
+    for line in lines:
+        print(line, flush=True)
+        time.sleep(seconds / len(lines))
+    if not lines:
+        time.sleep(seconds)
+
+@function
+def score(n):
+    time.sleep(0.08)
+    if n % 10 == 7:
+        raise ValueError(f"no score for item {n}")
+    return n
+
+@isolated(keep_alive=60, network="none", max_concurrency=1)
+def one_at_a_time(seconds):
+    time.sleep(seconds)
+
+@function
+def bar():
+    for step in range(8):
+        print(f"\\\\rstep {step}", end="", flush=True)
+        time.sleep(0.12)
+
+def build():
+    print(first())
+
+def long():
+    train(1, "epoch 1: loss 0.93", "epoch 2: loss 0.41")
+    print("trained")
+
+def fail():
+    try:
+        score(7)
+    except ValueError as error:
+        print("caught:", error)
+
+def many():
+    print(sum(isinstance(one, int) for one in score.map(range(60), return_exceptions=True)), "scores")
+
+def titled():
+    print(sum(score.map((n for n in range(1, 7)), progress="scores", ordered=False)))
+
+def beside():
+    from tqdm import tqdm
+    with tqdm(total=24, desc="batches", ncols=60, mininterval=0) as own:
+        for _ in score.map(range(24), return_exceptions=True):
+            own.update()
+    print("after the bar")
+
+def inside():
+    bar()
+    print("after it")
+
+def parallel():
+    for future in [train.submit(0.8, f"part {part}: a line", f"part {part}: done") for part in (1, 2)]:
+        future.result()
+    print("both")
+
+def prompt():
+    print("name: ", end="", flush=True)
+    train(0.8)
+    print("typed")
+
+def replaced():
+    with contextlib.redirect_stdout(io.StringIO()) as kept:
+        train(0.8, "not on the terminal")
+    print("kept", kept.getvalue().strip())
+
+def forked():
+    child = os.fork()
+    if not child:
+        print("from the child", flush=True)
+        train(0.5)
+        os._exit(0)
+    train(0.8)
+    os.waitpid(child, 0)
+    print("parent")
+
+def leaves():
+    for _ in score.map(range(200), return_exceptions=True, progress=True):
+        if _ == 20:
+            os._exit(3)
+
+def evil():
+    train.__name__ = train.__wrapped__.__qualname__ = "x\\\\x1b]0;PWNED\\\\x07\\\\nFORGED"
+    isolated(train.__wrapped__, network="none")(0.8) if False else function(train.__wrapped__)(0.8)
+
+def wait():
+    one_at_a_time(0.1)
+
+def hold():
+    one_at_a_time(3)
+
+for step in sys.argv[1:]:
+    globals()[step]()
+    if len(sys.argv) > 2:
+        sys.stdin.readline()
+        print("\\\\x1b[2J\\\\x1b[H", end="", flush=True)
+""".replace("\\\\", "\\")
+
+Start = Callable[..., TerminalProgram]
+
+
+@pytest.fixture
+def start(shared_home: Home, tmp_path: Path) -> Iterator[Start]:
+    """Start steps of the day on a terminal, `atoll` with a command line, or a program of its own."""
+    (tmp_path / "day.py").write_text(DAY)
+    running: list[TerminalProgram] = []
+
+    def run(*words: str, home: Home = shared_home, cli: bool = False, **options: Any) -> TerminalProgram:
+        variables = {name: value for name, value in home.environment().items() if name not in {"NO_COLOR", "TERM"}}
+        env = {**variables, "TERM": "xterm-256color", **options.pop("env", {})}
+        code = ("-c", "import sys; from atoll.cli.main import main; sys.exit(main())") if cli else ("day.py",)
+        program = TerminalProgram([sys.executable, *code, *words], env, cwd=str(tmp_path), **options)
+        running.append(program)
+        return program
+
+    yield run
+    for program in running:
+        program.close()
+
+
+def check(program: TerminalProgram, name: str, title: str) -> None:
+    """Compare a screen with the kept one, or keep it."""
+    path = KEPT / f"{name}.svg"
+    if WRITES:
+        path.parent.mkdir(exist_ok=True)
+        known = path.read_text("utf-8") if path.exists() else ""
+        if normalized(text_of(known)) != normalized(program.text) or "SCREENS_ALL" in os.environ:
+            path.write_text(svg(program.screen, title), "utf-8")
+    assert normalized(program.text) == normalized(text_of(path.read_text("utf-8")))
+
+
+def test_a_first_program_and_its_build(start: Start, atoll_home: Home, tmp_path: Path) -> None:
+    """The build is told while it runs, to two programs that wait for it, and leaves one line."""
+    Machine.tree(cast(Any, None), "surfboard", "    import time; time.sleep(2)", place=tmp_path)
+    programs = [start("build", home=atoll_home, env={"PACKAGE": "./surfboard-1"}) for _ in range(2)]
+    for program in programs:
+        program.until(r"building · building surfboard.* · \d s")
+    check(programs[0], "build", "The build of an environment")
+    for program in programs:
+        program.until("hello from")
+    program = programs[0]
+    assert [one.finish() for one in programs] == [0, 0]
+    check(program, "build-ended", "A first program and the build of its environment")
+    assert re.search(r"^built env [0-9a-f]{8} · 1 package · [0-9.]+ KiB · \d+ s\n", program.text)
+
+
+def test_a_day(start: Start) -> None:
+    """A long call, one that fails, a `map`, a bar of the program, a bar of the function, calls side by side."""
+    train = start("long", "fail", "many", "beside", "inside", "parallel", "titled", "prompt", "replaced", "forked")
+
+    train.until(r"epoch 2.*\nrunning train · \d s")
+    check(train, "call", "A call of some seconds")
+    train.until("trained")
+    check(train, "call-ended", "The line that stays of a long call")
+    train.press("\n")
+    train.until("caught")
+    check(train, "call-failed", "A call that fails")
+    train.press("\n")
+    train.until(r"\d/60 ▕.*▏ \d running · \d failed · \d s left")
+    check(train, "map", "The bar of a map")
+    train.until("54 scores")
+    check(train, "map-ended", "The line that stays of a map with failed calls")
+    train.press("\n")
+    train.until(r"batches:.*1\d/24.*\n1\d/24 ▕.*failed")
+    check(train, "map-beside-tqdm", "The display beside a bar of the program")
+    train.until("after the bar")
+    check(train, "map-beside-tqdm-ended", "Both bars have ended")
+    train.press("\n")
+    train.until(r"step [4-7]\nrunning bar · \d s")
+    train.until("after it")
+    train.press("\n")
+    train.until("both")
+    check(train, "parallel", "Calls that print at the same time")
+    train.press("\n")
+    train.until("(?m)^21$")
+    train.press("\n")
+    train.until(r"name: running train · \d s")
+    train.until(r"name: *\n✓ train.*\ntyped")
+    train.press("\n")
+    train.until(r"(?m)^kept not on the terminal$")
+    train.press("\n")
+    train.until("(?m)^parent$")
+    assert train.text.count("from the child") == 1
+    train.press("\n")
+    assert train.finish() == 0
+    assert train.is_restored
