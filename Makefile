@@ -68,6 +68,10 @@ test: $(VENV)/.installed ## the test suite in WORKERS=2 processes; root repeats 
 	@status=0; $(MAKE) test-here || status=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) test-user || status=1; fi; exit $$status
 
+.PHONY: screens
+screens: $(VENV)/.installed ## write the images in docs/screens anew, from programs on a pseudo terminal
+	@SCREENS=1 $(BIN)/python -m pytest -q tests/e2e/test_screens.py
+
 .PHONY: test-here
 test-here: $(VENV)/.installed ## the test suite as the calling user
 	@echo "== the test suite as $$(id -un 2>/dev/null || id -u)"

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 """The limit of a wait: only a test that fails waits so long."""
 POLL_SECONDS = 0.01
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 from ..conftest import ROOT, Home
 from ..environments import Machine
 from ..terminal_screen import TerminalProgram, normalized, svg, text_of
-from ..waiting import until
 
 KEPT = ROOT / "docs" / "screens"
 WRITES = os.environ.get("SCREENS", "") not in ("", "0")
@@ -123,8 +121,9 @@ def leaves():
             os._exit(3)
 
 def evil():
-    train.__name__ = train.__wrapped__.__qualname__ = "x\\\\x1b]0;PWNED\\\\x07\\\\nFORGED"
-    isolated(train.__wrapped__, network="none")(0.8) if False else function(train.__wrapped__)(0.8)
+    plain = train.__wrapped__
+    plain.__name__ = plain.__qualname__ = "x\\x1b]0;PWNED\\x07\\nFORGED"
+    function(plain)(0.8)
 
 def wait():
     one_at_a_time(0.1)
@@ -132,7 +131,11 @@ def wait():
 def hold():
     one_at_a_time(3)
 
-for step in sys.argv[1:]:
+@function
+def sleeper():
+    time.sleep(60)
+
+for step in sys.argv[1:] if __name__ == "__main__" else ():
     globals()[step]()
     if len(sys.argv) > 2:
         sys.stdin.readline()
@@ -174,7 +177,7 @@ def check(program: TerminalProgram, name: str, title: str) -> None:
 
 def test_a_first_program_and_its_build(start: Start, atoll_home: Home, tmp_path: Path) -> None:
     """The build is told while it runs, to two programs that wait for it, and leaves one line."""
-    Machine.tree(cast(Any, None), "surfboard", "    import time; time.sleep(2)", place=tmp_path)
+    Machine.tree(cast("Any", None), "surfboard", "    import time; time.sleep(2)", place=tmp_path)
     programs = [start("build", home=atoll_home, env={"PACKAGE": "./surfboard-1"}) for _ in range(2)]
     for program in programs:
         program.until(r"building · building surfboard.* · \d s")
@@ -227,3 +230,82 @@ def test_a_day(start: Start) -> None:
     train.press("\n")
     assert train.finish() == 0
     assert train.is_restored
+
+
+def test_a_narrow_window_that_changes(start: Start) -> None:
+    """The bar fits into 40 columns without colours, follows the window's size, and leaves nothing behind."""
+    program = start("many", columns=40, env={"NO_COLOR": "1"})
+    program.until(r"(?m)^\d+/60 ▕.*▏ \d failed · \d s left")
+    check(program, "narrow", "The bar of a map in 40 columns")
+    program.resize(64, 24)
+    program.until(lambda text: max(map(len, text.splitlines())) > 44)
+    program.resize(30, 24)
+    program.until(lambda text: re.search(r"^\d+/60 .*(left| s)$", text) and max(map(len, text.splitlines())) < 30)
+    assert program.finish() == 0
+    assert re.fullmatch(r"✗ score · 60 calls · 6 failed\n54 scores\n", program.text), program.text
+    assert not re.search(rb"\x1b\[[0-9;]*[1-9][0-9;]*m", program.written)
+    assert program.is_restored
+
+
+def test_plain_lines_and_none(start: Start) -> None:
+    """Without movements of the cursor there are lines that stay alone; with `none` there is the function's text."""
+    output = "epoch 1: loss 0.93\nepoch 2: loss 0.41\n"
+    plain = start("long", env={"ATOLL_DISPLAY": "plain"})
+    dumb = start("long", env={"TERM": "dumb"})
+    none = start("long", env={"ATOLL_DISPLAY": "none"})
+    wrong = start("long", env={"ATOLL_DISPLAY": "no\x1b[2Jne", "TERM": "dumb"})
+    for program in (plain, dumb, none, wrong):
+        assert program.finish() == 0
+    for program in (plain, dumb):
+        assert re.fullmatch(rf"{output}✓ train · [\d.]+ s · id [0-9a-f]{{8}}\ntrained\n", program.text)
+        assert b"\x1b" not in program.written
+    assert none.text == f"{output}trained\n"
+    assert "`ATOLL_DISPLAY` is `no\\x1b[2Jne`" in wrong.text
+    assert b"\x1b" not in wrong.written
+    check(plain, "plain", "ATOLL_DISPLAY=plain")
+
+
+def test_one_stream_is_redirected(start: Start, tmp_path: Path) -> None:
+    """A file gets the function's exact output; the terminal has the display if it has standard error."""
+    output = b"epoch 1: loss 0.93\nepoch 2: loss 0.41\ntrained\n"
+    with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+        shown = start("long", redirect={1: out.fileno()})
+        plain = start("long", redirect={2: err.fileno()})
+    shown.until(r"^running train · \d s")
+    assert [shown.finish(), plain.finish()] == [0, 0]
+    assert (tmp_path / "out").read_bytes() == output
+    assert (tmp_path / "err").read_bytes() == b""
+    assert plain.written.replace(b"\r", b"") == output
+    check(shown, "redirected", "Standard output is a file")
+
+
+def test_ctrl_c_is_one_line(start: Start) -> None:
+    """It names the function and its call; the status is 130, and the terminal is as before."""
+    program = start("run", "day.py::sleeper", cli=True)
+    program.until(r"running sleeper · \d s")
+    program.press("\x03")
+    assert program.finish() == 130
+    check(program, "interrupted", "Ctrl-C")
+    assert re.fullmatch(r"\^C\n✗ sleeper · interrupted · [\d.]+ s · id [0-9a-f]{8}\n", program.text)
+    assert program.is_restored
+
+
+def test_a_call_that_waits_says_for_whom(start: Start) -> None:
+    """The reason of the wait is shown, with the call that holds what is missing."""
+    holder = start("hold")
+    holder.until(r"running one_at_a_time · \d s")
+    waiter = start("wait")
+    waiter.until(r"waiting · .*one_at_a_time.* · \d s")
+    check(waiter, "waiting", "A call that waits for another one")
+    assert [holder.finish(), waiter.finish()] == [0, 0]
+
+
+def test_names_cannot_act_and_a_hard_end_restores(start: Start) -> None:
+    """A function's name is escaped; a program that ends in the middle of a bar leaves wrapping and cursor as they were."""
+    evil, leaves = start("evil"), start("leaves")
+    evil.until(r"running x\\x1b\]0;PWNED\\x07")
+    assert [evil.finish(), leaves.finish()] == [0, 3]
+    assert b"\x1b]0" not in evil.written
+    assert evil.text.startswith("✓ x\\x1b]0;PWNED\\x07")
+    assert "\nFORGED" not in evil.text
+    assert leaves.is_restored

@@ -53,6 +53,8 @@ def _interrupted() -> int:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if getattr(sys.modules.get("atoll.sdk.display.call_lines"), "told_interrupt", False):
+        return 130  # the line of the call says so
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
         is_terminal = sys.stderr.isatty()  # the line goes below the `^C` that a terminal shows
         sys.stderr.write("\ninterrupted\n" if is_terminal else "interrupted\n")

@@ -39,6 +39,8 @@ class Budget:
 
 
 budget = Budget()
+told_interrupt = False
+"""Whether a line has said that an interrupt ended a call."""
 
 
 def tell(
@@ -60,12 +62,20 @@ def tell(
         return  # it was asked for
     if not (failed or seconds >= LONG_SECONDS or mode.verbose):
         return
+    if isinstance(error, KeyboardInterrupt):
+        note_interrupt()
     more = 0 if mode.verbose else budget.take(time.monotonic())
     if more is not None:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else ""
         reason = "timed out" if isinstance(error, CallTimeout) else reason
         parts = words.ended(name, seconds, call, failed=failed, reason=reason, peak_bytes=peak_bytes, more=more)
         print_line(styled(parts, failed=failed))
+
+
+def note_interrupt() -> None:
+    """Take note that a line says it."""
+    global told_interrupt
+    told_interrupt = True
 
 
 def styled(parts: Sequence[str], *, failed: bool) -> str:

@@ -162,13 +162,16 @@ class MapBar:
         of = f" of {counts.total:,}" if counts.total > counts.answered else ""
         parts = [f"{'✗' if failed else '✓'} {self._title or self._name}", f"{counts.answered:,}{of} calls"]
         parts += [f"{counts.failed:,} failed"] if counts.failed else []
-        parts += ["interrupted"] if ending == "interrupted" else []
-        self._say(call_lines.styled([*parts, words.brief(seconds)], failed=failed))
+        if ending == "interrupted":
+            parts.append(ending)
+            call_lines.note_interrupt()
+        line = call_lines.styled([*parts, words.brief(seconds)], failed=failed)
+        self._say(line, is_inside=True if ending == "interrupted" else None)
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, *, is_inside: bool | None = None) -> None:
         from atoll.sdk.display.output import CallerStreams  # it imports nothing of this module
 
-        CallerStreams().tell(line)
+        CallerStreams().tell(line, is_inside=is_inside if self._shown == mode.LIVE else False)
 
 
 def total_of(*iterables: Any) -> int:

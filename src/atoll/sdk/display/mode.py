@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from atoll import settings
+from atoll.terminal_text import printable
 from atoll.wire import nested
 
 LIVE, LINES, PIPE, NONE = "live", "lines", "pipe", "none"
@@ -65,7 +66,9 @@ def _wanted() -> str:
         return wanted
     if wanted:
         warnings.warn(
-            f"`ATOLL_DISPLAY` is `{wanted[:40]}`; there are {', '.join(CHOICES)}", RuntimeWarning, stacklevel=2
+            f"`ATOLL_DISPLAY` is `{printable(wanted[:40])}`; there are {', '.join(CHOICES)}",
+            RuntimeWarning,
+            stacklevel=levels(),
         )
     return "auto"
 
@@ -74,3 +77,13 @@ def _is_file(stream: Any) -> bool:
     found = os.fstat(stream.fileno())
     null = os.stat(os.devnull)
     return stat.S_ISREG(found.st_mode) or (stat.S_ISCHR(found.st_mode) and found.st_rdev == null.st_rdev)
+
+
+def levels() -> int:
+    """Return the `stacklevel` with which a warning of the caller of this function names the user's line."""
+    from atoll.payload.tracebacks import is_own  # for a warning alone
+
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and is_own(frame.f_code.co_filename):
+        frame, levels = frame.f_back, levels + 1
+    return levels

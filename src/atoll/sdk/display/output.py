@@ -206,7 +206,7 @@ class CallerStreams:
             warnings.warn(
                 f"`sys.{name}` does not take what the function prints: {type(error).__name__}: {error}",
                 RuntimeWarning,
-                stacklevel=_levels(),
+                stacklevel=mode.levels(),
             )
 
 
@@ -307,13 +307,3 @@ def _write_text(stream: Any, text: str, *, flush: bool = True) -> None:
     method = getattr(stream, "flush", None) if flush else None  # `print` needs `write` alone
     if method is not None:
         method()
-
-
-def _levels() -> int:
-    """Return the `stacklevel` with which a warning of the caller of this function names the user's line."""
-    from atoll.payload.tracebacks import is_own  # for a warning alone
-
-    frame, levels = sys._getframe(1), 1
-    while frame.f_back is not None and is_own(frame.f_code.co_filename):
-        frame, levels = frame.f_back, levels + 1
-    return levels
