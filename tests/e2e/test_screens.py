@@ -183,7 +183,7 @@ def test_a_first_program_and_its_build(start: Start, atoll_home: Home, tmp_path:
         program.until(r"building · building surfboard.* · \d s")
     check(programs[0], "build", "The build of an environment")
     for program in programs:
-        program.until("hello from")
+        program.until("of its own")
     program = programs[0]
     assert [one.finish() for one in programs] == [0, 0]
     check(program, "build-ended", "A first program and the build of its environment")
@@ -194,12 +194,12 @@ def test_a_day(start: Start) -> None:
     """A long call, one that fails, a `map`, a bar of the program, a bar of the function, calls side by side."""
     train = start("long", "fail", "many", "beside", "inside", "parallel", "titled", "prompt", "replaced", "forked")
 
-    train.until(r"epoch 2.*\nrunning train · \d s")
+    train.until(r"epoch 2: loss 0.41\nrunning train · \d s")
     check(train, "call", "A call of some seconds")
     train.until("trained")
     check(train, "call-ended", "The line that stays of a long call")
     train.press("\n")
-    train.until("caught")
+    train.until("caught: .*item 7")
     check(train, "call-failed", "A call that fails")
     train.press("\n")
     train.until(r"\d/60 ▕.*▏ \d running · \d failed · \d s left")
