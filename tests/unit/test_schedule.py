@@ -190,6 +190,34 @@ def test_a_sandbox_ends_when_its_last_worker_has_expired() -> None:
     assert schedule.idle
 
 
+def test_the_cores_of_a_worker_that_ends_serve_others() -> None:
+    """A worker whose keep-alive has passed may take a while to end: a call of another worker need not wait for it."""
+    schedule = Schedule(Bounds(1, 8, 8))
+    first = schedule.ask(Request("r1", key(), 0))[-1]
+    assert isinstance(first, Grant)
+    assert schedule.worker_expired(1, first.worker, first.epoch - 1) == []
+    schedule.ask(Request("r2", key(), 0))
+    actions = schedule.worker_expired(1, first.worker, first.epoch)
+    assert names(actions) == ["ForkWorker", "Grant"]
+    second = actions[-1]
+    assert isinstance(second, Grant)
+    assert second.worker != first.worker
+    assert schedule.withdraw("r1") == []
+    assert schedule.worker_ended(2, first.worker, expired=True) == []
+    assert granted(schedule.ask(Request("r3", key(), 0))) == []
+    assert granted(schedule.worker_expired(3, second.worker, second.epoch)) == ["r3"]
+
+
+def test_an_end_keeps_the_bound_of_its_function() -> None:
+    """Of a function with `max_concurrency` no call begins before the process of the last one is gone."""
+    schedule = Schedule(Bounds(4, 8, 8))
+    first = schedule.ask(Request("r1", key(), 0, identity="f", max_concurrency=1))[-1]
+    assert isinstance(first, Grant)
+    schedule.ask(Request("r2", key(), 0, identity="f", max_concurrency=1))
+    assert schedule.worker_expired(1, first.worker, first.epoch) == []
+    assert granted(schedule.worker_ended(2, first.worker, expired=True)) == ["r2"]
+
+
 def test_a_sandbox_outlives_a_crashed_worker_for_keep_alive() -> None:
     """A crash does not cost the next call a cold start."""
     schedule = Schedule(Bounds(1, 8, 8))
@@ -272,10 +300,14 @@ class _Machine:
             return
         name = self.random.choice(ready)
         worker, epoch = self.held.pop(name)
-        kind = self.random.randrange(3)
+        kind = self.random.randrange(4)
         if kind == 0:
             del self.workers[worker]
             self.perform(self.schedule.worker_ended(now, worker))
+        elif kind == 3:
+            self.perform(self.schedule.worker_expired(now, worker, epoch))
+            self.workers.pop(worker, None)
+            self.perform(self.schedule.worker_ended(now, worker, expired=True))
         elif kind == 1:
             self.perform(self.schedule.withdraw(name))
             self.perform(self.schedule.worker_idle(now, worker, epoch))

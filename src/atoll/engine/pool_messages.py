@@ -317,6 +317,7 @@ class Messages:
             case "expired":
                 worker.expired = True
                 self.ends.ends(worker)
+                self._perform(self._schedule.worker_expired(time.monotonic(), worker.id, _epoch(message)))
             case "ending":
                 self.ends.ends(worker, str(message.get("reason", ""))[:MAX_NAME])
             case "imported":

@@ -144,7 +144,7 @@ class Schedule:
         worker.leaving = True  # the slot stays with it until it reports that it is idle
         return [Release(name, worker.epoch)]
 
-    def worker_idle(self, now: float, worker: str, epoch: int) -> list[Action]:
+    def worker_idle(self, now: float, worker: str, epoch: int, *, ends: bool = False) -> list[Action]:
         """A worker has given up the lease of this epoch."""
         known = self._workers.get(worker)
         if known is None or known.epoch != epoch:
@@ -154,7 +154,7 @@ class Schedule:
         known.leaving = False
         known.reclaiming = False
         known.idle_since = now
-        if known.spent:
+        if known.spent and not ends:
             self._forget_worker(known)
             return [EndWorker(worker), *self._place()]
         return self._place()
@@ -180,6 +180,14 @@ class Schedule:
             self._forget_worker(known)
             return [EndWorker(worker), *self._place()]
         return self._reclaim([known])
+
+    def worker_expired(self, now: float, worker: str, epoch: int) -> list[Action]:
+        """A worker ends, its keep-alive has passed: its cores serve others, what else it holds is its own until then."""
+        known = self._workers.get(worker)
+        if known is None or known.epoch != epoch or known.request is None or known.request.max_concurrency:
+            return []
+        known.spent = True
+        return [] if known.children else self.worker_idle(now, worker, epoch, ends=True)
 
     def worker_ended(self, now: float, worker: str, *, expired: bool = False) -> list[Action]:
         """A worker's process is gone; `expired` when its keep-alive had passed."""
