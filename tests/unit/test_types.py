@@ -153,7 +153,7 @@ def test_the_editor_shows_the_documentation_of_each_option(tmp_path: Path) -> No
     for name, text in shown.items():
         kind, _, words = text.partition("---\n")
         assert f" {name}: " in kind, (name, text)
-        assert re.match(r"[A-Z].{30,}\.", words), (name, text)
+        assert re.match(r'[A-Z`"].{30,}\.', words), (name, text)
 
 
 def test_signatures_name_the_options() -> None:
