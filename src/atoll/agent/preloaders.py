@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from atoll.agent import preloading
 from atoll.agent.leftovers import kill_left_behind
-from atoll.agent.process import program_state
+from atoll.agent.process import start
 from atoll.agent.shared_memory import SharedMemory
 from atoll.wire.channel import Channel, ChannelClosed, pair
 
@@ -112,7 +112,7 @@ class Preloaders:
             except preloading.UnsafeImport as error:
                 channel.send({"type": "refused", "module": importing, "reason": str(error)})
                 return 0
-            program_state.prepare()  # with what the imports have changed
+            start.look()  # at what the imports have changed
             gc.collect()
             gc.freeze()
             channel.send({"type": "preloaded", "modules": needed})

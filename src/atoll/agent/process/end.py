@@ -3,7 +3,8 @@
 Theory of operation. Python joins the threads that are no daemons, runs the `atexit` functions (`multiprocessing` ends
 its children there), and flushes open files while it takes the modules apart. A worker ends far inside the agent's
 frames, so it does these steps itself. Taking the modules apart costs some 10 ms, which most workers can do without: it is
-left to Python only where an object has a finalizer of its own, or a compiled module of the environment may have one.
+left to Python only where an object has a finalizer of its own, or a compiled module of the environment may have one. Those
+of NumPy, pandas and their like have none (`_MEMORY_ONLY`).
 
 A worker has `GRACE_SECONDS` for all of it, and half of them for threads: one that never ends, such as a `@cached` value's,
 costs the exit functions nothing. A signal ends it then, and the daemon kills one whose code holds the signal
@@ -164,7 +165,55 @@ def _flush_files() -> bool:
     return has_finalizers
 
 
+_MEMORY_ONLY = frozenset(
+    {
+        "PIL",
+        "_cffi_backend",
+        "contourpy",
+        "frozenlist",
+        "kiwisolver",
+        "markupsafe",
+        "matplotlib",
+        "multidict",
+        "numpy",
+        "orjson",
+        "pandas",
+        "propcache",
+        "pydantic_core",
+        "regex",
+        "scipy",
+        "sklearn",
+        "xxhash",
+        "yaml",
+        "yarl",
+    }
+)
+"""Packages whose compiled modules hold memory alone. To take NumPy and pandas apart costs 30 ms of computing time."""
+
+_before: tuple[str, bool] = "", False
+"""The newest module that was imported before the fork, and whether compiled packages were among them all."""
+
+
+def prepare() -> None:
+    """Look, once and before any fork, at the modules that each worker begins with: a child would copy all their pages."""
+    global _before
+    _before = next(reversed(sys.modules)), any(map(_is_compiled, list(sys.modules.values())))
+
+
 def _has_compiled_packages() -> bool:
     """Return whether compiled modules of the environment are loaded, which may have functions for the exit."""
-    found = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    return any(isinstance(one, str) and one.endswith(".so") and "site-packages" in one for one in found)
+    newest, found = _before
+    new = []
+    for name in reversed(sys.modules):
+        if name == newest:
+            break
+        new.append(name)
+    return found or any(_is_compiled(sys.modules.get(name)) for name in new)
+
+
+def _is_compiled(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or not file.endswith(".so"):
+        return False
+    _, found, path = file.partition("site-packages/")
+    return bool(found) and path.partition("/")[0].partition(".")[0] not in _MEMORY_ONLY

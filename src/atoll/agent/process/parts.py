@@ -216,6 +216,16 @@ def _write_tools(saved: Any, now: Any) -> None:
             sys.monitoring.free_tool_id(number)  # type: ignore[attr-defined]
 
 
+own_builtins: dict[str, Any] = {}
+"""The names of `builtins` as they were before the fork."""
+
+
+def prepare() -> None:
+    """Copy, once and before any fork, the part that is spread over most pages of memory."""
+    own_builtins.clear()
+    own_builtins.update(_builtins)
+
+
 def begin() -> None:
     """Read, in a process that is about to serve calls, what most calls cannot have changed."""
     sys.modules.pop("resource", None)  # a program that imports it may change limits

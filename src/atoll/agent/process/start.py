@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from atoll.agent import numba_cache, output, running
-from atoll.agent.process import parts, program_state
+from atoll.agent.process import end, parts, program_state
 from atoll.payload.program import namespaces
 
 STACKS = 59
@@ -22,7 +22,14 @@ def prepare() -> None:
     numba_cache.watch()
     output.unbuffer_c()
     parts.read()
+    look()
+
+
+def look() -> None:
+    """Look at the state that workers begin with, before they are forked: a child would copy each page that it looks at."""
+    parts.prepare()
     program_state.prepare()
+    end.prepare()
 
 
 def prepare_process() -> None:

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from atoll.agent import output, preloading, terminal
@@ -42,21 +43,25 @@ class ProcessState:
         self._variables_set = False
         self._thread = threading.get_ident()
         self._program = program_state.ProgramState()
-        self._take()
+        self._names = [part.name for part in self._parts].index(BUILTINS)
+        self._take(parts.own_builtins or dict(vars(builtins)))
         self._watch_imports()
 
     def keep(self) -> None:
         """Take the present state for the one that calls find."""
-        self._take()
+        with terminal.without_variables():
+            self._take(dict(vars(builtins)))
         self._program.keep()
 
-    def _take(self) -> None:
+    def _take(self, own_builtins: dict[str, Any]) -> None:
+        """Take the present state, but for the names of `builtins`, which are given."""
         self._directory = os.getcwd()
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        with terminal.without_variables():
-            self._saved = self._read()
-        self._names = [part.name for part in self._parts].index(BUILTINS)
-        self._own_builtins = set(vars(builtins))
+        now = self._now()
+        now[self._names] = None
+        self._saved = [*map(_copy, now)]
+        self._saved[self._names] = own_builtins
+        self._own_builtins: AbstractSet[str] = own_builtins.keys()
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._set_wakeup(-1)
