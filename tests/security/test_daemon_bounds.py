@@ -23,6 +23,7 @@ from atoll.agent.worker import Worker
 from atoll.daemon import leasing
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
+from atoll.daemon.running_calls import RunningCalls
 from atoll.engine import running_calls
 from atoll.engine.accounts import Account, Opener
 from atoll.engine.actions import Grant, Request
@@ -506,6 +507,7 @@ def test_a_client_that_speaks_while_it_waits_is_refused(run: Run) -> None:
             worker="",
             granted=asyncio.get_running_loop().create_future(),
             position=lambda: 0,
+            reason=lambda: "its turn: next in line",
             release=lambda: released.append(True),
         )
 
@@ -697,7 +699,11 @@ async def _answer(
     account = Account(1 << 30, 1 << 30, 1 << 30, 1 << 30)
     outputs = SimpleNamespace(close=lambda _: None)
     services: Any = SimpleNamespace(
-        request_bytes=account, recorder=SimpleNamespace(add=lambda _: None), outputs=outputs, claimed=Claimed()
+        request_bytes=account,
+        recorder=SimpleNamespace(add=lambda _: None),
+        outputs=outputs,
+        claimed=Claimed(),
+        running_calls=RunningCalls(SimpleNamespace()),
     )
     connection = Connection(services, AsyncChannel(theirs, bounds, pace), caller, lambda _: None)
     serving = asyncio.ensure_future(connection.serve())

@@ -208,7 +208,9 @@ class World:
         self.worker: Any = SimpleNamespace(
             id="w1", sandbox="s1", process=process, pid=0, init=0, agent=0, control=self.control, killed=False
         )
-        self.worker.__dict__.update(limit=None, allotment=SimpleNamespace(machine_type=""), cancelled=False, lease=None)
+        self.worker.__dict__.update(
+            limit=None, allotment=SimpleNamespace(limited=False), cancelled=False, cancelled_call="", lease=None
+        )
         self.worker.__dict__.update(
             nested=False,
             expired=False,
