@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from atoll.sdk.display import mode
 
 from ..conftest import Home
 from ..environments import Machine
+from ..waiting import until
 
 
 def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_path: Path) -> None:
@@ -32,8 +34,19 @@ def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_
     loud = atoll_home.atoll("run", "-v", *run[1:], cwd=tmp_path, env=index)
     assert loud.stdout == "Hello Ada, this is your 2th visit.\n"
     assert atoll_home.python("my project/first.py", cwd=tmp_path, env=index).stdout.endswith("3th visit.\n")
+    used = until(lambda: _usage(atoll_home, calls=3))
+    assert [(one["key"], one["calls"], one["failed"]) for one in used["rows"]] == [("visit", 3, 0)]
+    assert used["rows"][0]["peak_bytes"] > 0
+    assert used["disk"]["environments_bytes"] > 0
+    assert used["disk"]["data_bytes"] > 0
     found = json.loads(atoll_home.atoll("version", "--json").stdout)
     assert found["daemon"] == {"version": __version__, "pid": atoll_home.daemon_pid()}
+
+
+def _usage(home: Home, *, calls: int) -> dict[str, Any] | None:
+    """Return the usage when the records have so many calls; they are written some time after the calls."""
+    found: dict[str, Any] = json.loads(home.atoll("usage", "--json").stdout)
+    return found if found["total"]["calls"] >= calls else None
 
 
 def test_init_overwrites_nothing(atoll_home: Home, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ KNOWN_TO_ONE = {
     "cyclopts": {"atoll.cli"},
     "rattler": {"atoll.environments.build.conda_program"},
     "rich": {"atoll.cli"},
+    "plotext": {"atoll.cli.usage.plots"},
     "watchfiles": {"atoll.storage.sync.watch"},
     "blake3": {"atoll.storage.content.digest"},
     "zstandard": {"atoll.storage"},

@@ -28,6 +28,7 @@ _COMMANDS = (
     ("exec", "calls.exec:exec_", "Open a shell, or run a command, in the sandbox of a running call."),
     ("stack", "calls.stack:stack", "Show the Python stacks of a running call."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
+    ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
     ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),

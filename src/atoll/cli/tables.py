@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,6 +12,8 @@ from typing import Any
 
 from atoll.cli.terminal import echo, echo_json
 from atoll.terminal_text import cell, printable
+
+_UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def print_json(value: Any) -> None:
@@ -93,3 +97,14 @@ def wrong_usage(message: str) -> int:
     """Print an error of usage and return its exit status."""
     echo(f"error: {message}", error=True)
     return 2
+
+
+def moment_of(text: str) -> float | None:
+    """Return seconds since the epoch; None for a text that says no moment."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d|w)", text)
+    if match is not None:
+        return time.time() - float(match[1]) * _UNITS[match[2]]
+    try:
+        return dt.datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -163,6 +163,7 @@ class Place:
             environment=self._key.environment,
             sandbox=self._sandbox,
             worker=self._worker,
+            gpus=len(self._key.gpus),
         )
 
 

@@ -30,6 +30,7 @@ class CallRecord:
         message: the exception's text, with its frames.
         environment: the environment's key.
         sandbox, worker: their ids in the daemon that ran the call.
+        gpus: the number of GPUs that its sandbox had.
     """
 
     call: str
@@ -49,6 +50,7 @@ class CallRecord:
     environment: str = ""
     sandbox: str = ""
     worker: str = ""
+    gpus: int = 0
 
     @property
     def queue_seconds(self) -> float:

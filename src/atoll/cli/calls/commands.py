@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import re
 import time
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ import cyclopts
 from atoll.cli.calls import rows
 from atoll.cli.calls.output import echo_message
 from atoll.cli.columns import print_fitted
-from atoll.cli.tables import date, print_json, size, wrong_usage
+from atoll.cli.tables import date, moment_of, print_json, size, wrong_usage
 from atoll.cli.terminal import echo
 from atoll.host.local import local
 from atoll.model.records import OUTCOMES
@@ -20,8 +18,6 @@ from atoll.model.records import OUTCOMES
 app = cyclopts.App(name="calls", help="List calls, and show one of them.", help_format="plaintext")
 app.command("atoll.cli.detached:result", name="result", help="Print or write the result of a detached call.")
 app.command("atoll.cli.detached:forget", name="forget", help="Remove a detached call that has ended.")
-
-_UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @app.command(name="list")
@@ -58,7 +54,7 @@ def list_(
     filters = {name: value for name, value in (("function", function), ("outcome", outcome)) if value}
     arguments: dict[str, Any] = {"limit": min(lines, 100_000), **filters}
     if since:
-        moment = _moment(since)
+        moment = moment_of(since)
         if moment is None:
             return wrong_usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
         arguments["since"] = moment
@@ -151,14 +147,3 @@ def _print_record(record: dict[str, Any]) -> None:
     echo(f"user         {record['user']}")
     if record["message"]:
         echo_message(f"  {record['message']}")
-
-
-def _moment(text: str) -> float | None:
-    """Return seconds since the epoch; None for a text that says no moment."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d|w)", text)
-    if match is not None:
-        return time.time() - float(match[1]) * _UNITS[match[2]]
-    try:
-        return dt.datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS calls (
     queued_at REAL NOT NULL, started_at REAL NOT NULL, wall_seconds REAL NOT NULL, cpu_seconds REAL NOT NULL,
     peak_bytes INTEGER NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
     outcome TEXT NOT NULL, error TEXT NOT NULL, message TEXT NOT NULL,
-    environment TEXT NOT NULL, sandbox TEXT NOT NULL, worker TEXT NOT NULL
+    environment TEXT NOT NULL, sandbox TEXT NOT NULL, worker TEXT NOT NULL, gpus INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS calls_by_call ON calls (call);
 CREATE INDEX IF NOT EXISTS calls_by_time ON calls (queued_at);
@@ -68,9 +68,17 @@ class Database:
             ):
                 self._connection.execute(statement).fetchall()
             self._connection.executescript(_SCHEMA)
+            self._add_columns()
         except BaseException:
             self._connection.close()
             raise
+
+    def _add_columns(self) -> None:
+        """Give the file of an earlier version the columns that it lacks."""
+        found = {row[1] for row in self._connection.execute("PRAGMA table_info(calls)")}
+        for name in {"gpus"} - found:
+            with contextlib.suppress(sqlite3.OperationalError):  # another daemon has just done so
+                self._connection.execute(f"ALTER TABLE calls ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
 
     def write(self, records: Iterable[CallRecord], outputs: Iterable[Output] = ()) -> None:
         """Add records and outputs of calls; a later output of the same call and worker replaces an earlier one."""
@@ -146,6 +154,23 @@ class Database:
             (*values, limit),
         )
         return [CallRecord(*row) for row in found]
+
+    def usage(self, user: str, since: float, limit: int) -> Sequence[dict[str, Any]]:
+        """Return sums over a user's calls since a moment, by function, day (local time), environment and outcome.
+
+        The groups with the most time come first, at most `limit` of them.
+        """
+        cursor = self._connection.execute(
+            "SELECT function, coalesce(date(queued_at, 'unixepoch', 'localtime'), '') AS day, environment, outcome, "
+            "count(*) AS calls, sum(wall_seconds) AS wall_seconds, sum(cpu_seconds) AS cpu_seconds, "
+            "sum(CASE WHEN started_at > queued_at THEN started_at - queued_at ELSE 0 END) AS queue_seconds, "
+            "max(peak_bytes) AS peak_bytes, total(bytes_in) + total(bytes_out) AS moved_bytes, "
+            "sum(wall_seconds * gpus) AS gpu_seconds "
+            "FROM calls WHERE user = ? AND queued_at >= ? GROUP BY 1, 2, 3, 4 ORDER BY wall_seconds DESC LIMIT ?",
+            (user, since, limit),
+        )
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def output(self, user: str, call: str, worker: str) -> tuple[int, bytes]:
         """Return how many bytes a call printed on a worker, and the last of them."""

@@ -13,6 +13,8 @@ from atoll.terminal_text import cell
 
 MOST_LISTED = 100_000
 MOST_MATCHES = 50
+MOST_GROUPS = 20_000
+"""Groups of an answer about usage."""
 LEAST_CHARACTERS = 4
 """Characters of the beginning of an id that stands for it."""
 MOST_CANDIDATES = 5
@@ -23,6 +25,7 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
     """Perform a request.
 
     - `calls.list` (`limit`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
+    - `calls.usage` (`since`, seconds since the epoch): gives `usage`, sums by function, day, environment and outcome.
     - `calls.show` (`call`, an id or its beginning): gives `calls`, the attempts of the one call, and its `children`.
     - `calls.output` (`call`, as above): the same `calls`, each with `printed_bytes` and `output`, the end of it.
 
@@ -38,6 +41,9 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
         found = await _ask(recorder, lambda database: database.list(user, filters, limit))
         return {"calls": [record.to_data() for record in found]}
+    if name == "calls.usage":
+        since = _filters(arguments).get("since", 0.0)
+        return {"usage": list(await _ask(recorder, lambda database: database.usage(user, since, MOST_GROUPS)))}
     if name not in ("calls.show", "calls.output"):
         raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
     calls = await find(recorder, user, arguments.get("call"))
