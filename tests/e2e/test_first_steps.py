@@ -43,10 +43,10 @@ def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_
     assert found["daemon"] == {"version": __version__, "pid": atoll_home.daemon_pid()}
 
 
-def _usage(home: Home, *, calls: int) -> dict[str, Any] | None:
+def _usage(home: Home, *, calls: int) -> dict[str, Any]:
     """Return the usage when the records have so many calls; they are written some time after the calls."""
     found: dict[str, Any] = json.loads(home.atoll("usage", "--json").stdout)
-    return found if found["total"]["calls"] >= calls else None
+    return found if found["total"]["calls"] >= calls else {}
 
 
 def test_init_overwrites_nothing(atoll_home: Home, tmp_path: Path) -> None:

