@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"^(Args|Raises|Returns|Yields|Attributes):\s*$")
@@ -18,7 +18,6 @@ FOR_ATOLL = {
     "Volume": {"find", "read", "scan", "set_attributes", "status", "statuses", "sums", "write"},
 }
 """Methods that serve Atoll's own modules: they have no place in the reference. None: all of a class."""
-KINDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
 
 
 def sections(docstring: str) -> tuple[str, dict[str, str]]:
@@ -101,6 +100,9 @@ def _methods(owner: str, value: type[Any]) -> list[str]:
     for name, member in inspect.getmembers(value):
         if name.startswith("_") or own is None or name in own or not inspect.getdoc(member):
             continue
+        owners = [cls for cls in value.__mro__ if name in vars(cls)]
+        if not owners[0].__module__.startswith("atoll"):
+            continue  # of a class of Python's
         if isinstance(member, property):
             lines += [f"### `{owner}.{name}`", "", *_docstring(member)]
         elif callable(member):
@@ -127,22 +129,27 @@ def settings() -> str:
             "| --- | --- | --- | --- |",
         ]
         said = {one: meaning for names, meaning in entries(parts["Args"]).items() for one in names.split(", ")}
-        types = get_type_hints(cls)
         for option in dataclasses.fields(cls):
             default = option.default if option.default is not dataclasses.MISSING else ""
-            kind = KINDS.get(types[option.name], f"`{types[option.name]}`")
             meaning = said[option.name].replace("|", "\\|")
-            lines.append(f"| `{group.name}.{option.name}` | {kind} | `{_value(default)}` | {meaning} |")
+            lines.append(f"| `{group.name}.{option.name}` | {_value(option.name, default)} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
+def _value(name: str, value: Any) -> str:
+    """Return a default as TOML has it; large sizes with their unit."""
     if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return str(list(value))
-    return f'"{value}"' if isinstance(value, str) else f"{value:_}" if isinstance(value, int) else str(value)
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, (tuple, list)):
+        return f"`{list(value)}`"
+    if name.endswith("_bytes") and value >= 1 << 20:
+        return (
+            f"`{value}` ({value / (1 << 30):g} GiB)" if value >= 1 << 30 else f"`{value}` ({value / (1 << 20):g} MiB)"
+        )
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def index_variables() -> str:
