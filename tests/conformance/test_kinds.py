@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +331,22 @@ def test_an_async_generator_gives_its_items(place: Place) -> None:
         return [item async for item in function.aio(5)]
 
     assert asyncio.run(collect()) == [0, 1, 2, 3, 4]
+
+
+def test_a_generators_call_can_be_awaited(place: Place) -> None:
+    """Awaited, it gives the list of its items; closed early, its generator ends."""
+
+    def count(most: int) -> Iterable[int]:
+        yield from range(most)
+
+    function: Any = place.isolated(count)
+
+    async def both() -> tuple[list[int], int]:
+        async with contextlib.aclosing(function.aio(3)) as items:
+            first = await anext(items)
+        return await function.aio(3), first
+
+    assert asyncio.run(both()) == ([0, 1, 2], 0)
 
 
 # --- map, with what fails ----------------------------------------------------------------------------------------------

@@ -156,7 +156,8 @@ async def main() -> None:
     async for item in agen.aio(3):
         reveal_type(item)  #: int
     await f.aio("x")  #: ! arg-type reportArgumentType
-    await gen.aio(3)  #: ! misc reportGeneralTypeIssues
+    reveal_type(await gen.aio(3))  #: list[int]
+    await gen.aio(3).aclose()
 
 
 # --- a setup function's result is the first argument

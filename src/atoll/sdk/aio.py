@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from atoll.host.contract import Ticket
 from atoll.sdk.futures import hide_frames
+
+Y = TypeVar("Y")
 
 _END = object()
 
@@ -36,7 +38,30 @@ async def result(function: Callee, args: Any, kwargs: Any) -> Any:
         raise
 
 
-async def items(function: Callee, args: Any, kwargs: Any) -> AsyncIterator[Any]:
+class Items(Generic[Y]):
+    """The items of one call of a generator function: `async for item in items`, or `await items` for the list of them."""
+
+    def __init__(self, source: AsyncGenerator[Y, None]) -> None:
+        self._source = source
+
+    def __aiter__(self) -> AsyncIterator[Y]:
+        return self._source
+
+    def __anext__(self) -> Coroutine[Any, Any, Y]:
+        return self._source.__anext__()
+
+    def __await__(self) -> Generator[Any, None, list[Y]]:
+        return self._all().__await__()
+
+    async def _all(self) -> list[Y]:
+        return [item async for item in self._source]
+
+    async def aclose(self) -> None:
+        """Close the generator in its worker."""
+        await self._source.aclose()
+
+
+async def items(function: Callee, args: Any, kwargs: Any) -> AsyncGenerator[Any, None]:
     """Run a generator's call and give its items; the next one is asked for when this one has been taken."""
     ticket = Ticket()
     source = function._iterate(args, kwargs, ticket)

@@ -209,12 +209,14 @@ class IsolatedFunction(Batches, Generic[P, R]):
     def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run a call from asyncio: `await f.aio(...)`, or `async for item in f.aio(...)` for a generator function.
 
+        Awaited, the call of a generator function gives the list of its items.
+
         A task that is cancelled while it waits has its call cancelled, running or not.
         """
         from atoll.sdk import aio
 
         if self.is_generator:
-            return aio.items(self, args, kwargs)  # type: ignore[return-value]  # see `shapes.IsolatedGenerator`
+            return aio.Items(aio.items(self, args, kwargs))  # type: ignore[return-value]  # see `shapes.IsolatedGenerator`
         return aio.result(self, args, kwargs)
 
 

@@ -82,7 +82,7 @@ class CallFuture(Future[R]):
     def __init__(self) -> None:
         super().__init__()
         self._told = False
-        self.ticket = Ticket(self._start, call_id=new_id(), made_at=time.time())
+        self.ticket: Ticket = Ticket(self._start, call_id=new_id(), made_at=time.time())
         self._frames: TracebackType | None = None
         """The traceback of the call's exception, to which each `raise` of the exception would add."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from atoll.host.contract import Host
+    from atoll.sdk.aio import Items
     from atoll.sdk.detached.handle import CallHandle
     from atoll.sdk.option_types import ChangedOptions
 
@@ -27,7 +28,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 S = TypeVar("S")
 Y = TypeVar("Y")
-Items = TypeVar("Items")
+Given = TypeVar("Given")
 Sent = TypeVar("Sent")
 Returned = TypeVar("Returned")
 Local = TypeVar("Local")
@@ -51,7 +52,7 @@ class IsolatedCoroutine(IsolatedFunction[P, R]):
         def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
 
-class IsolatedGenerator(IsolatedFunction[P, Items], Generic[P, Items, Y]):
+class IsolatedGenerator(IsolatedFunction[P, Given], Generic[P, Given, Y]):
     """An isolated generator function: a call gives an iterator of its items, a future the list of them."""
 
     if TYPE_CHECKING:
@@ -60,14 +61,14 @@ class IsolatedGenerator(IsolatedFunction[P, Items], Generic[P, Items, Y]):
 
         def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[list[Y]]: ...  # type: ignore[override]
 
-        def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, None]: ...  # type: ignore[override]
+        def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Items[Y]: ...  # type: ignore[override]
 
         @overload  # type: ignore[override]
         def __get__(self, instance: None, owner: Any = None) -> Self: ...
         @overload
         def __get__(
-            self: IsolatedGenerator[Concatenate[A, Q], Items, Y], instance: A, owner: Any = None
-        ) -> IsolatedGenerator[Q, Items, Y]: ...
+            self: IsolatedGenerator[Concatenate[A, Q], Given, Y], instance: A, owner: Any = None
+        ) -> IsolatedGenerator[Q, Given, Y]: ...
         @overload
         def __get__(self, instance: Any, owner: Any = None) -> Self: ...
         def __get__(self, instance: Any, owner: Any = None) -> Any: ...
@@ -112,7 +113,7 @@ class SetUpCoroutine(SetUp[S, P, Coroutine[Any, Any, R]], IsolatedCoroutine[P, R
     """An `async def` with a `setup_function`."""
 
 
-class SetUpGenerator(SetUp[S, P, Items], IsolatedGenerator[P, Items, Y], Generic[S, P, Items, Y]):  # type: ignore[misc]
+class SetUpGenerator(SetUp[S, P, Given], IsolatedGenerator[P, Given, Y], Generic[S, P, Given, Y]):  # type: ignore[misc]
     """A generator function with a `setup_function`."""
 
 

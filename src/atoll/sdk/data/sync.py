@@ -11,8 +11,28 @@ from atoll.errors import AtollError, DiskFull, HostUnreachable, SyncError
 from atoll.sdk.display.output import CallerStreams
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from atoll.host.contract import Host
     from atoll.storage.sync.client import Synced, SyncOptions
+
+    class SyncChoices(TypedDict, total=False):
+        """The options of `sync_dir` beside its host."""
+
+        exclude: Iterable[str]
+        """Patterns of names that are neither uploaded nor removed at the target, in gitignore's syntax; default: none."""
+
+        delete: bool
+        """Remove names at the target that are gone locally; default True."""
+
+        dry_run: bool
+        """Print the operations and do nothing; default False."""
+
+        atomic: bool
+        """False accepts a moment without the target, where the file system cannot exchange directories; default True."""
+
+        allow_empty: bool
+        """A directory with nothing to mirror may empty its target; default False."""
 
 
 def sync_dir(

@@ -16,8 +16,10 @@ from atoll.storage.snapshots.values import check_name
 
 if TYPE_CHECKING:
     import io
+    from typing import Unpack
 
     from atoll.host.contract import Host
+    from atoll.sdk.data.sync import SyncChoices
     from atoll.storage.files.tree import Status
 
 
@@ -92,7 +94,7 @@ class Volume(VolumeRequests):
             host = local
         if not hasattr(host, "open_storage"):
             raise TypeError(f"`host` must be a host such as `local`, is {host!r}")
-        self.host = host
+        self.host: Host = host
         self.connections = VolumeConnections(host)
         """The volume's connections to storage peers."""
 
@@ -297,7 +299,7 @@ class Volume(VolumeRequests):
         answer = self.host.request("volume.restore", {"name": check_name(name), "wait": wait})
         return answer.get("kept") or None
 
-    def sync(self, local: AnyPath, path: AnyPath, **options: Any) -> str:
+    def sync(self, local: AnyPath, path: AnyPath, **options: Unpack[SyncChoices]) -> str:
         """Make `path` a mirror of a local directory; see `atoll.sync_dir`, whose options it takes."""
         from atoll.sdk.data.sync import sync_dir
 
