@@ -165,6 +165,7 @@ KNOWN_TO_ONE = {
     "rattler": {"atoll.environments.build.conda_program"},
     "rich": {"atoll.cli"},
     "plotext": {"atoll.cli.usage.plots"},
+    "textual": {"atoll.cli.calls.top_view"},
     "watchfiles": {"atoll.storage.sync.watch"},
     "blake3": {"atoll.storage.content.digest"},
     "zstandard": {"atoll.storage"},

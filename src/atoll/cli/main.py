@@ -26,6 +26,7 @@ _COMMANDS = (
     ("calls", "calls.commands:app", "List calls that run, wait or are over, and show one of them."),
     ("cancel", "calls.cancel:cancel", "Cancel calls that wait or run."),
     ("exec", "calls.exec:exec_", "Open a shell, or run a command, in the sandbox of a running call."),
+    ("top", "calls.top:top", "Watch the calls that run or wait, and the machine."),
     ("stack", "calls.stack:stack", "Show the Python stacks of a running call."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
     ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),

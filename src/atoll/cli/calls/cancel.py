@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from atoll import errors
 from atoll.cli.calls.rows import SHORT_ID, duration
 from atoll.cli.tables import print_json, wrong_usage
@@ -37,18 +39,19 @@ def cancel(*calls: str, json: bool = False) -> int:
             continue
         done.append(found)
         if not json:
-            echo(_said(found))
+            echo(said(found))
     if json:
         print_json(done)
     return int(failed)
 
 
-def _said(found: dict[str, object]) -> str:
-    name, seconds = f"{str(found['call'])[:SHORT_ID]} {found['function']}", duration(float(str(found["seconds"])))
+def said(found: dict[str, Any]) -> str:
+    """Return a sentence about a cancellation, from the daemon's answer."""
+    name, seconds = f"{found['call'][:SHORT_ID]} {found['function']}", duration(found["seconds"])
     if found["state"] == "waiting":
         return f"cancelled {name}, which waited for {seconds}"
     if found["state"] == "building":
         return f"cancelled {name}, whose environment was being built for {seconds}"
     if found["ended"]:
         return f"cancelled {name}, which ran for {seconds}"
-    return f"interrupted {name}, which ran for {seconds}: it has {float(str(found['grace_seconds'])):g} s to end"
+    return f"interrupted {name}, which ran for {seconds}: it has {found['grace_seconds']:g} s to end"
