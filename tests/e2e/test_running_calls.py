@@ -23,6 +23,7 @@ from atoll.sdk.futures import CallFuture
 
 from ..conftest import Home
 from ..environments import Machine
+from ..terminal_screen import TerminalProgram
 from ..waiting import until
 
 FIELDS = {
@@ -339,3 +340,75 @@ def groups_of(home: Home, name: str, pid: int = 0) -> str:
             if pid or (named and str(home.path) in (place / "mountinfo").read_text()):
                 return (place / "cgroup").read_text()
     raise AssertionError(f"no process {name}")
+
+
+PROGRAM = [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())"]
+
+
+def test_top_and_a_shell_on_a_terminal(atoll_home: Home) -> None:
+    """The live table leads to stacks, output and the end of a call; a shell inside has a terminal with job control."""
+    future = sleeps.submit()
+    until(lambda: (atoll_home.path / "volumes" / "local" / "data" / "visited").exists())
+    call = id_of(future)[:8]
+    shell = TerminalProgram([*PROGRAM, "exec", call], atoll_home.environment())
+    try:
+        shell.until(r"\(atoll\) ")
+        shell.press("test -t 0 && echo on-a-$((40 + 2))-terminal; set -o | grep monitor\r")
+        shell.until(r"on-a-42-terminal\s+monitor\s+on")
+        shell.press("exit 5\r")
+        assert shell.finish() == 5
+    finally:
+        shell.close()
+    view = TerminalProgram([*PROGRAM, "top"], {**atoll_home.environment(), "TERM": "xterm-256color"})
+    try:
+        view.until(rf"{call}\s+sleeps\s+running")
+        assert "for functions:" in view.text
+        view.press("s")
+        view.until(r"main thread\s+sleeps \(")
+        view.press("q")
+        view.until(rf"{call}\s+sleeps\s+running")
+        view.press("c")
+        view.until(rf"Cancel call {call}\?")
+        view.press("y")
+        view.until(rf"cancelled {call} sleeps")
+        view.press("q")
+        assert view.finish() == 0
+    finally:
+        view.close()
+    with pytest.raises(errors.CallCancelled):
+        future.result()
+    assert "no call runs or waits" in atoll_home.atoll("top").stdout
+
+
+@isolated(keep_alive=60, results="data")
+def hostile(victim: str) -> None:
+    """Claim another call's id and a name that would act on a terminal, in the memory that the agent reads."""
+    import gc
+
+    from atoll.agent.usage import _BEGIN, Meter
+
+    meter = next(one for one in gc.get_objects() if isinstance(one, Meter))
+    place, name = meter._slot, b"\x1b[2J\nforged"
+    fields = list(_BEGIN.unpack_from(meter._sheet, place))
+    _BEGIN.pack_into(meter._sheet, place, float("inf"), float("nan"), -1.0, fields[3], victim.encode(), name, b"")
+    Path("/data/hostile").touch()
+    time.sleep(600.0)
+
+
+def test_a_function_cannot_pose_as_a_call_of_another_program(atoll_home: Home) -> None:
+    """Its row has no id of others, its times are sane, and its name cannot act on the terminal."""
+    victim = f"{'f' * 8}-{'0' * 12}"
+    future = hostile.submit(victim)
+    until(lambda: (atoll_home.path / "volumes" / "local" / "data" / "hostile").exists())
+    found = rows()
+    assert victim not in found
+    (row,) = found.values()
+    assert row["call"] == id_of(future)
+    assert 0 < row["queued_at"] <= row["since"] <= time.time() + 1
+    text = atoll_home.atoll("calls", "list", "--running").stdout
+    assert text.count("\n") == 2
+    assert "\x1b" not in text
+    assert atoll_home.atoll("cancel", victim, check=False).returncode == 1
+    assert atoll_home.atoll("cancel", id_of(future)).returncode == 0
+    with pytest.raises(errors.AtollError):
+        future.result()

@@ -109,13 +109,16 @@ class RunningCall:
     """A call that runs.
 
     Args:
-        call, function, parent: as its worker claims, bounded; `call` is empty where none is known.
+        call, function, parent: as its worker claims, bounded; `call` is empty where none is known, and not the id of a
+            call of another program.
+        claim: the id that its worker claims.
         queued_at, since: when it was made and began, in seconds since the epoch.
         memory_bytes, peak_bytes, cpu_seconds: of its worker's processes, measured from outside.
         lease: the client's hold on the worker.
     """
 
     call: str
+    claim: str
     function: str
     parent: str
     user: str

@@ -69,13 +69,17 @@ def found(workers: Iterable[PoolWorker], usage: dict[str, Any]) -> list[RunningC
 def _running(worker: PoolWorker, claimed: dict[str, Any]) -> RunningCall:
     lease = worker.lease
     assert lease is not None
-    call, now = str(claimed.get("call", "")), time.time()
-    if not call or (lease.maker is not None and maker_of(call) != lease.maker):
-        call = lease.first_call if not claimed.get("calls") else ""
+    claim, now = str(claimed.get("call", "")), time.time()
+    call = claim
+    if not claim and claimed.get("calls"):  # between two calls
+        call = ""
+    elif not claim or (lease.maker is not None and maker_of(claim) != lease.maker):  # not begun yet, or forged
+        call = lease.first_call
     memory, peak, cpu = _measured(worker)
     since = min(claimed.get("started_at") or now, now)
     return RunningCall(
         call=call,
+        claim=claim,
         function=claimed.get("function") or (lease.spec.function[:MOST_NAME]),
         parent=claimed.get("parent", "") if worker.nested else "",
         user=worker.key.sandbox.user,
@@ -112,11 +116,11 @@ async def cancel(worker: PoolWorker, call: RunningCall, asker: Asker) -> None:
     """Ask a worker to end that runs a call; kill it if it runs the same call after the grace still."""
     lease = call.lease
     grace_seconds = worker.spec.grace_seconds if worker.spec is not None else 0.0
-    asker.cancel_call(worker, call.call, grace_seconds)
+    asker.cancel_call(worker, call.claim, grace_seconds)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(worker.ended.wait(), grace_seconds + KILLED_SECONDS)
     if worker.ended.is_set() or worker.lease is not lease:
         return
     claimed = (await asker.usage(call.user)).get(worker.id)
-    if worker.lease is lease and (claimed is None or claimed.get("call") == call.call):
+    if worker.lease is lease and (claimed is None or claimed.get("call") == call.claim):
         asker.kill(worker)
