@@ -213,6 +213,7 @@ class World:
         )
         self.worker.__dict__.update(
             nested=False,
+            cancelled_call="",
             expired=False,
             last=None,
             makers=Makers(),
