@@ -28,6 +28,8 @@ _COLOURS = {
 _DIM = "#8f98a8"
 _UNITS = r"s|min|h|B|KiB|MiB|GiB"
 _VARYING = (
+    (re.compile(r" · peak [\d.]+ [KMG]?i?B\b"), ""),  # known after a second
+    (re.compile(r"(\brunning \w+ · \d+ s) · [\d.]+ [KMG]?i?B\b"), r"\1"),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{12})?\b"), "IDIDIDID"),
     (re.compile(rf"\b\d+(\.\d+)? ({_UNITS})\b( \d\d ({_UNITS})\b)?"), r"0 \2"),
     (re.compile(r"\b\d+/(\d+)"), r"0/\1"),

@@ -251,6 +251,8 @@ def _renew() -> None:
     line.forget()
     line = LiveLine()
     parallel.active.clear()
+    if (usage := sys.modules.get("atoll.sdk.display.usage")) is not None:
+        usage.renew()
 
 
 if hasattr(os, "register_at_fork"):

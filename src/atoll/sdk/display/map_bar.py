@@ -83,7 +83,7 @@ class MapBar:
     """
 
     def __init__(self, name: str, progress: bool | str | None, counts: Callable[[], Counts], shown: str) -> None:
-        self._name = name
+        self._name = words.short_name(name)
         self._title = progress if isinstance(progress, str) else ""
         self._asked = bool(progress)
         self._counts = counts

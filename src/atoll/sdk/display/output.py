@@ -104,9 +104,13 @@ class CallerStreams:
         """Show the cause of a wait; return the milliseconds until it must be shown again, None for never."""
         if self._display() != mode.LIVE:
             return None
-        now = time.monotonic()
+        now, memory_bytes = time.monotonic(), 0
+        if kind == "running" and self.call and now - self._began >= live_line.SHOW_SECONDS:
+            from atoll.sdk.display import usage  # for long calls
+
+            memory_bytes = usage.usage.now(self.call)
         with beside.exclusive(), live_line.writing:
-            return live_line.line.wait(id(self), kind, detail, self._began, now)
+            return live_line.line.wait(id(self), kind, detail, self._began, now, memory_bytes)
 
     def proceeds(self) -> None:
         """End the display of the wait."""
@@ -126,7 +130,12 @@ class CallerStreams:
                 # behind the echo of Ctrl-C, and behind a function's line without an end
                 is_inside = True if isinstance(error, KeyboardInterrupt) else self._is_inside()
                 tell = functools.partial(self.tell, is_inside=is_inside)
-                call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error)
+                peak_bytes = self._peak_bytes()
+                call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error, peak_bytes=peak_bytes)
+
+    def _peak_bytes(self) -> int:
+        usage = sys.modules.get("atoll.sdk.display.usage")
+        return int(usage.usage.peak(self.call)) if usage is not None else 0
 
     def _is_inside(self) -> bool | None:
         """Return whether the call has left the cursor inside a line; None where the program may have."""

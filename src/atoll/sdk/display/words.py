@@ -52,12 +52,14 @@ def text(calls: Iterable[Waiting], now: float, columns: int) -> str:
     counts = [(kind, sum(1 for one in waiting if one.kind == kind)) for kind in KINDS]
     states = ", ".join(f"{count} {_SEVERAL[kind]}" for kind, count in counts if count)
     longest = now - min(one.since for one in waiting)
-    return fit(f"{len(waiting)} calls: {states}", DOT + duration(longest), columns)
+    used = sum(one.memory_bytes for one in waiting)
+    end = DOT + duration(longest) + (DOT + size(used) if used else "")
+    return fit(f"{len(waiting)} calls: {states}", end, columns)
 
 
 def _alone(one: Waiting) -> str:
     if one.kind == "running":
-        return f"running {one.detail}" if one.detail else "running"
+        return f"running {short_name(one.detail)}" if one.detail else "running"
     if one.kind == "waiting":
         if one.detail and not one.detail.isdecimal():
             return f"waiting{DOT}{one.detail}"
@@ -77,7 +79,7 @@ def ended(
         reason: why it failed.
         more: calls before this one whose lines were left out.
     """
-    parts = [f"{'✗' if failed else '✓'} {name or 'call'}", reason, brief(seconds)]
+    parts = [f"{'✗' if failed else '✓'} {short_name(name) or 'call'}", reason, brief(seconds)]
     if peak_bytes:
         parts.append(f"peak {size(peak_bytes)}")
     if call:
@@ -85,6 +87,11 @@ def ended(
     if more:
         parts.append(f"{more:,} more ended before")
     return [part for part in parts if part]
+
+
+def short_name(name: str) -> str:
+    """Return a function's name without the function in which it was made."""
+    return name.rpartition(".<locals>.")[2]
 
 
 def duration(seconds: float) -> str:
