@@ -28,7 +28,7 @@ from atoll.host.local import LocalHost
 from atoll.model.records import CallRecord
 from atoll.node import stderr_log
 from atoll.payload import exceptions_dump, untrusted
-from atoll.sdk.display import live_line
+from atoll.sdk.display import words
 from atoll.sdk.display.output import CallerStreams
 from atoll.storage.protocol.progress import ProgressLine
 from atoll.terminal_text import RESET, cell, harmless, lines, printable
@@ -368,8 +368,8 @@ def test_notices_and_progress_are_one_clean_line(capsys: pytest.CaptureFixture[s
     written = capsys.readouterr().err
     assert is_clean(written)
     assert written.count("\n") == 3
-    waiting = live_line.Waiting("building", EVIL, 0.0)
-    assert live_line.text([waiting], 5.0, 300).isprintable()
+    waiting = words.Waiting("building", EVIL, 0.0)
+    assert words.text([waiting], 5.0, 300).isprintable()
 
 
 def test_a_terminal_that_does_not_know_unicode_shows_all_records() -> None:

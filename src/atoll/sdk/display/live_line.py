@@ -20,13 +20,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import settings
 from atoll.sdk.display import beside, parallel
-from atoll.sdk.display.words import KINDS, Waiting, cut, duration, fit, text, width
 
-__all__ = ["KINDS", "LiveLine", "Waiting", "duration", "fit", "line", "text", "width", "writing"]
+if TYPE_CHECKING:
+    from atoll.sdk.display.words import Waiting
 
 SHOW_SECONDS = 0.9
 """The wait of a call before the line appears."""
@@ -68,6 +68,8 @@ class LiveLine:
         """Show that a call, which began at `began`, waits; return the milliseconds until it must be shown again."""
         known = self._calls.get(key)
         since = began if known is None else known.since if known.kind == kind else now
+        from atoll.sdk.display.words import Waiting  # for calls that take long
+
         self._calls[key] = Waiting(kind, detail, since, memory_bytes)
         if now - began < SHOW_SECONDS:
             return int((SHOW_SECONDS - now + began) * 1000) + 1
@@ -156,10 +158,12 @@ class LiveLine:
 
     def _text(self, now: float, columns: int) -> tuple[str, bool]:
         """Return the line, and whether it is a bar."""
+        from atoll.sdk.display import words  # as above
+
         bars = [shown for shown in (bar(now, columns) for bar in self._bars.values()) if shown]
         if bars:
-            return cut("  ".join(bars), columns - 1), True
-        return text(self._calls.values(), now, columns), False
+            return words.cut("  ".join(bars), columns - 1), True
+        return words.text(self._calls.values(), now, columns), False
 
     def erase(self) -> None:
         """Erase the line; the cursor stays at its place."""

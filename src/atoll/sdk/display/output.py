@@ -12,7 +12,8 @@ import select
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from atoll import settings
@@ -56,16 +57,17 @@ class CallerStreams:
         name: the function's name.
     """
 
+    _mode = ""
+    """See `mode.current`; empty until something is to be shown."""
+    _lines: WholeLines | None = None
+    """Set from the first output beside other calls on."""
+    _tail = b""
+    _decoders: Mapping[str, Any] = MappingProxyType({})
+    _broken: frozenset[str] = frozenset()
+
     def __init__(self, call: str = "", name: str = "") -> None:
         self.call = call
         self.name = name
-        self._tail = bytearray()
-        self._decoders: dict[str, Any] = {}
-        self._broken: set[str] = set()
-        self._mode = ""
-        """See `mode.current`; empty until something is to be shown."""
-        self._lines: WholeLines | None = None
-        """Set from the first output beside other calls on."""
         self._began = time.monotonic()
         if call:
             parallel.active.add(self)
@@ -120,7 +122,9 @@ class CallerStreams:
 
     def ended(self, *, failed: bool) -> None:
         """End the display of the call; a long one or one that failed leaves a line on a terminal."""
-        self.end_lines()
+        parallel.active.discard(self)
+        if self._lines is not None:
+            self.end_lines()
         if self._mode or failed or mode.verbose:
             self.proceeds()
             if self._display() in (mode.LIVE, mode.LINES):
@@ -155,8 +159,7 @@ class CallerStreams:
         return self._tail.decode("utf-8", "replace")
 
     def _remember(self, data: bytes) -> None:
-        self._tail += data[-TAIL_BYTES:]
-        del self._tail[:-TAIL_BYTES]
+        self._tail = data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
 
     def rests(self) -> None:
         """Take note that no thread waits for the call at the moment; `goes_on` ends that."""
@@ -205,13 +208,13 @@ class CallerStreams:
 
     def _decoder(self, key: str, errors: str) -> Any:
         if key not in self._decoders:
-            self._decoders[key] = codecs.getincrementaldecoder("utf-8")(errors)
+            self._decoders = {**self._decoders, key: codecs.getincrementaldecoder("utf-8")(errors)}
         return self._decoders[key]
 
     def _warn(self, name: str, error: Exception) -> None:
         """Say once that a stream of the program takes no output; the call goes on, and its result is not lost."""
         if name not in self._broken:
-            self._broken.add(name)
+            self._broken |= {name}
             warnings.warn(
                 f"`sys.{name}` does not take what the function prints: {type(error).__name__}: {error}",
                 RuntimeWarning,

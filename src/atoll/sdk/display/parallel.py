@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from atoll.sdk.display.words import ID_CHARACTERS
-
 MOST_HELD = 64 << 10
 """Bytes of a line without an end that are kept back."""
 
@@ -22,6 +20,8 @@ class WholeLines:
     """
 
     def __init__(self, call: str, *, colours: bool) -> None:
+        from atoll.sdk.display.words import ID_CHARACTERS  # few programs need it
+
         shown = f"{call[:ID_CHARACTERS]} |"
         self._prefix = (f"\x1b[2m{shown}\x1b[22m " if colours else f"{shown} ").encode() if call else b""
         self._held: dict[str, bytes] = {}
