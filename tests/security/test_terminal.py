@@ -343,8 +343,9 @@ def test_a_hostile_function_shows_nothing_but_text(shared_home: Home, capsys: py
 
 
 @pytest.mark.as_user
-def test_a_function_on_the_command_line(shared_home: Home, tmp_path: Path) -> None:
+def test_a_function_on_the_command_line(shared_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`atoll run` shows the function's own output and result as they are, and the text of its exception escaped."""
+    monkeypatch.setenv("ATOLL_DISPLAY", "plain")  # the display moves the cursor
     program = tmp_path / "program.py"
     program.write_text(
         "from atoll import isolated\n"
