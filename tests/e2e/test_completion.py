@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from atoll.cli.main import command_table
 from atoll.daemon.records.database import Database
 from atoll.model.records import CallRecord
 
+from ..conftest import Home
 from ..waiting import PATIENCE_SECONDS
 
 KEY = "3f9c" + "0" * 28
@@ -231,3 +233,30 @@ def test_every_argument_has_a_kind() -> None:
     assert {
         kind for kind in kinds if kind not in {table.NOTHING, table.FILE, table.DIRECTORY} and kind[0] != "="
     } <= set(values._KINDS)
+
+
+def test_a_running_call_is_offered(atoll_home: Home, tmp_path: Path) -> None:
+    """The id of a call that runs is a value, with its function and state; a daemon that is stuck is no answer."""
+    (tmp_path / "program.py").write_text(
+        "import time\nfrom atoll import isolated\n@isolated\ndef forever():\n    print('begun', flush=True)\n    time.sleep(1000)\n"
+    )
+    command = [sys.executable, "-c", "from atoll.cli.main import main; main()", "run", "program.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"begun\n"
+            (line,) = atoll_home.atoll("__complete", "call", "").stdout.splitlines()
+            call, about = line.split("\t")
+            assert about.startswith("forever running ")
+            assert atoll_home.atoll("__complete", "call", call[:5]).stdout.startswith(call)
+            pid = atoll_home.daemon_pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                assert atoll_home.atoll("__complete", "call", "").stdout == ""
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        finally:
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=PATIENCE_SECONDS)
+    assert run.returncode == 130

@@ -16,7 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+ANSWER_SECONDS = 0.3
+"""The most that a shell waits for the daemon."""
 MOST_ENTRIES = 10_000
 MOST_VALUES = 200
 MOST_SOURCE_BYTES = 4 << 20
@@ -169,8 +172,11 @@ def _volume(word: str, _: str) -> Values:
 
 
 def _calls(word: str, _: str) -> Values:
-    """Give the ids of detached calls and of finished ones, the newest first."""
+    """Give the ids of calls that are not over, of detached ones and of finished ones, the newest first."""
     seen = set[str]()
+    for row in _running():
+        seen.add(row["call"])
+        yield row["call"], f"{row['function']} {row['state']} {_age(row['since'])}"
     asked = "SELECT call, function, state, outcome, queued_at FROM calls WHERE call >= ? AND call < ? ORDER BY id DESC"
     finished = asked.replace("state", "''")
     for name, query in (("detached/calls.db", asked), ("records/calls.db", finished)):
@@ -178,6 +184,24 @@ def _calls(word: str, _: str) -> Values:
             if call not in seen:
                 seen.add(call)
                 yield call, f"{function} {outcome or state} {_age(at)}"
+
+
+def _running() -> list[dict[str, Any]]:
+    """Return the rows of calls that a running daemon knows; none where it does not answer at once."""
+    if not (_home() / "run" / "daemon.sock").exists():
+        return []
+    from atoll import settings
+    from atoll.host import daemon_start  # for calls alone
+
+    message = {"type": "request", "name": "calls.running", "arguments": {}}
+    with contextlib.suppress(Exception):
+        channel = daemon_start.control_connection(settings.Settings(_home()), message, ANSWER_SECONDS)
+        if channel is not None:
+            with contextlib.closing(channel):
+                channel.socket.settimeout(ANSWER_SECONDS)
+                found: list[dict[str, Any]] = channel.receive().header["value"]["calls"]
+                return found
+    return []
 
 
 def _call_functions(_word: str, _: str) -> Values:
