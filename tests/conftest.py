@@ -115,7 +115,8 @@ def find_tool(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _home() -> Iterator[Home]:
+def own_home() -> Iterator[Home]:
+    """Make a state directory, whose daemon has ended with all its processes at the end of the context."""
     path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
     home = Home(path)
     try:
@@ -148,14 +149,14 @@ def _make_removable(function: Any, path: str, _error: Any) -> None:
 @pytest.fixture
 def atoll_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """A fresh state directory; `ATOLL_HOME` names it during the test."""
-    with _home() as home:
+    with own_home() as home:
         monkeypatch.setenv("ATOLL_HOME", str(home.path))
         yield home
 
 
 @pytest.fixture(scope="session")
 def _session_home() -> Iterator[Home]:
-    with _home() as home:
+    with own_home() as home:
         yield home
 
 

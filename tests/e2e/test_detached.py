@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atoll import CallHandle
+from atoll import BatchHandle, CallHandle, IsolatedFunction, errors, isolated
+from tests import conftest
 from tests.conftest import Home
 
-from ..waiting import until
+from ..waiting import ended, soak, until
 
 pytestmark = [pytest.mark.as_user]
+
+SECONDS = 120.0
 
 PROGRAM = """
 import os, sys, time
@@ -23,87 +34,413 @@ from atoll import isolated
 
 FACTOR = 3
 
-@isolated
-def work(number, mark=True):
+@isolated(local_modules=[])
+def work(number, seconds=0.0):
+    with open(f"/data/marks-{number}", "a") as file:
+        file.write("x")
     print("working on", number, flush=True)
-    if mark:
-        with open(f"/data/marks-{number}", "a") as file:
-            file.write("x")
     while os.path.exists("/data/hold"):
         time.sleep(0.01)
+    time.sleep(seconds)
     return number * FACTOR
 
+def spawn(numbers, seconds, retries):
+    for number in numbers:
+        print(number, work.on(retries=retries).spawn(number, seconds).id, flush=True)
+
 if __name__ == "__main__":
-    print(work.spawn(int(sys.argv[1])).id, flush=True)
+    first, last, seconds, retries = sys.argv[1:]
+    spawn(range(int(first), int(last)), float(seconds), int(retries))
     sys.stdin.read()
 """
 
 
-def marks(home: Home, number: int) -> int:
-    """Return how often a call has run."""
-    path = home.path / "volumes" / "local" / "data" / f"marks-{number}"
-    return len(path.read_text()) if path.exists() else 0
+class Island:
+    """A state directory with the marks that calls of `PROGRAM` leave, one for each time that they run."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.data = home.path / "volumes" / "local" / "data"
+        self.file = home.path / "program.py"
+        self.file.write_text(PROGRAM)
+        self.work: IsolatedFunction[..., int] = runpy.run_path(str(self.file))["work"]
+
+    def begin(self, first: int, last: int, seconds: float = 0.0, retries: int = 0) -> subprocess.Popen[str]:
+        """Start a program that spawns a call for each number, prints their ids, and stays."""
+        return subprocess.Popen(
+            [sys.executable, str(self.file), *map(str, (first, last, seconds, retries))],
+            env=self.home.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def spawn(self, number: int, retries: int = 0, **options: Any) -> CallHandle[int]:
+        """Spawn one call."""
+        return self.work.on(retries=retries, **options).spawn(number)
+
+    def marks(self, number: int) -> int:
+        """Return how often a call has run."""
+        path = self.data / f"marks-{number}"
+        return len(path.read_text()) if path.exists() else 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Have calls go on until the end of the context."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        (self.data / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.data / "hold").unlink()
+
+    def kill_daemon(self) -> None:
+        """End the daemon by SIGKILL, and wait for it."""
+        pid = self.home.daemon_pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            assert ended(pid)
+
+    def keepers(self) -> list[int]:
+        """Return the pids of this directory's keepers."""
+        found = []
+        for pid in self.home.processes():
+            with contextlib.suppress(OSError):
+                if b"atoll.keeper.main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
 
-def hold(home: Home) -> Path:
-    """Have calls of the program go on until the returned file is removed."""
-    path = home.path / "volumes" / "local" / "data" / "hold"
-    path.touch()
-    return path
+@pytest.fixture(scope="module")
+def _home() -> Iterator[Home]:
+    with conftest.own_home() as home:
+        yield home
 
 
-def begin(home: Home, tmp_path: Path, number: int) -> tuple[subprocess.Popen[str], str]:
-    """Start a program that spawns a call; return it and the call's id."""
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM)
-    program = subprocess.Popen(
-        [sys.executable, str(file), str(number)],
-        env=home.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert program.stdout is not None
-    return program, program.stdout.readline().strip()
+@pytest.fixture
+def island(_home: Home, monkeypatch: pytest.MonkeyPatch) -> Island:
+    """A state directory of this module, with an environment and no marks."""
+    monkeypatch.setenv("ATOLL_HOME", str(_home.path))
+    made = Island(_home)
+    assert made.spawn(0).result(SECONDS) == 0
+    for path in made.data.glob("marks-*"):
+        path.unlink()
+    return made
 
 
-def kill(program: subprocess.Popen[str]) -> None:
-    """End a program by SIGKILL."""
+SMALL = """
+[pool]
+daemon_idle_seconds = 0.2
+[detached]
+at_a_time = 1
+max_bytes = 1_500_000
+call_bytes = 1_000_000
+"""
+
+
+@pytest.fixture(scope="module")
+def _small_home() -> Iterator[Home]:
+    with conftest.own_home() as home:
+        (home.path / "settings.toml").write_text(SMALL)
+        yield home
+
+
+@pytest.fixture
+def small(_small_home: Home, monkeypatch: pytest.MonkeyPatch) -> Island:
+    """A state directory with little room, where one detached call is made at a time."""
+    monkeypatch.setenv("ATOLL_HOME", str(_small_home.path))
+    made = Island(_small_home)
+    assert made.spawn(0).result(SECONDS) == 0
+    return made
+
+
+def kill(program: subprocess.Popen[str]) -> list[str]:
+    """End a program by SIGKILL; return the lines that it has printed and nobody has read."""
     program.kill()
-    program.communicate()
+    return program.communicate()[0].splitlines()
 
 
-def test_a_call_outlives_its_program(atoll_home: Home, tmp_path: Path) -> None:
-    """The program is killed while its call waits or runs: another one gets the result, and the output."""
-    program, call = begin(atoll_home, tmp_path, 14)
-    kill(program)
-    handle = CallHandle.from_id(call[:8])
+def test_a_call_outlives_its_program(island: Island) -> None:
+    """The program is killed while its call runs: another one gets the result, and the output."""
+    with island.held():
+        program = island.begin(14, 15)
+        assert program.stdout is not None
+        call = program.stdout.readline().split()[-1]
+        kill(program)
+        until(lambda: island.marks(14))
+    handle: CallHandle[int] = CallHandle.from_id(call[:8])
     assert handle.id == call
-    assert handle.result(timeout=60) == 42
-    assert handle.result() == 42
+    assert handle.result(SECONDS) == handle.result() == 42
     assert "".join(handle.logs()) == "working on 14\n"
-    assert str(handle.status()) == "ok"
-    assert marks(atoll_home, 14) == 1
+    assert island.marks(14) == 1
 
 
-def test_a_call_that_ran_when_the_daemon_was_killed_is_lost_and_not_made_again(
-    atoll_home: Home, tmp_path: Path
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("victim", ["daemon", "keeper", "stop"])
+def test_a_call_that_runs_is_lost_with_the_daemon_unless_it_has_retries(
+    island: Island, victim: str, retries: int
 ) -> None:
-    """Without `retries` it has run once; one that waited for the next daemon runs there."""
-    from atoll import errors
+    """It is never made again without; what waited or was finished stays."""
+    with island.held():
+        call = island.spawn(2, retries)
+        until(lambda: island.marks(2))
+        if victim == "daemon":
+            island.kill_daemon()
+        elif victim == "keeper":
+            (keeper,) = island.keepers()
+            os.kill(keeper, signal.SIGKILL)
+        else:
+            said = island.home.atoll("stop").stdout
+            assert "1 detached call ran" in said
+    if retries:
+        assert call.result(SECONDS) == 6
+    else:
+        with pytest.raises(errors.CallLost, match="the daemon ended while the call ran"):
+            call.result(SECONDS)
+        assert call.status().outcome == "lost"
+    assert island.marks(2) == 1 + retries
+    shown = island.home.atoll("calls", "show", call.id).stdout
+    assert call.id in shown
 
-    program, first = begin(atoll_home, tmp_path, 1)
-    kill(program)
-    assert CallHandle.from_id(first).result(timeout=60) == 3
-    held = hold(atoll_home)
-    program, call = begin(atoll_home, tmp_path, 2)
-    kill(program)
-    until(lambda: marks(atoll_home, 2))
-    pid = atoll_home.daemon_pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    held.unlink()
-    with pytest.raises(errors.CallLost, match="the daemon ended while the call ran"):
-        CallHandle.from_id(call).result(timeout=60)
-    assert CallHandle.from_id(first).result(timeout=60) == 3
-    assert marks(atoll_home, 2) == 1
+
+def test_waiting_calls_run_when_the_next_daemon_starts(small: Island) -> None:
+    """They survive `atoll stop`, which says so, and a kill; they run by themselves then."""
+    with small.held():
+        first = small.spawn(1)
+        until(lambda: small.marks(1))
+        others = [small.spawn(number) for number in (2, 3)]
+        assert "2 detached calls wait for the next daemon" in small.home.atoll("stop").stdout
+        assert first.wait(SECONDS).outcome == "lost"
+        until(lambda: small.marks(2))
+        small.kill_daemon()
+    assert small.marks(3) == 0
+    assert [one.wait(SECONDS).outcome for one in others] == ["lost", "ok"]
+    assert [small.marks(number) for number in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_a_daemon_with_detached_calls_does_not_leave(small: Island) -> None:
+    """It has no client, and is idle for longer than `daemon_idle_seconds`; afterwards it leaves, and so does the keeper."""
+    with small.held():
+        call = small.spawn(5, keep_alive=0)
+        until(lambda: small.marks(5))
+        pid = small.home.daemon_pid()
+        assert pid is not None
+        assert not ended(pid, 1.0)
+    assert ended(pid)
+    assert small.keepers() == []
+    assert call.result(SECONDS) == 15
+
+
+def test_a_stopped_keeper_ends_with_its_daemon(island: Island) -> None:
+    """SIGSTOP holds its calls; the next daemon's keeper gives them their end."""
+    with island.held():
+        call = island.spawn(6)
+        until(lambda: island.marks(6))
+        (keeper,) = island.keepers()
+        os.kill(keeper, signal.SIGSTOP)
+        island.home.atoll("stop")
+        assert ended(keeper)
+    assert call.wait(SECONDS).outcome == "lost"
+    assert island.marks(6) == 1
+
+
+def test_damage_is_an_outcome_or_a_named_error(island: Island) -> None:
+    """A spool, a result, and the file of rows: nothing else is lost with them."""
+    detached = island.home.path / "detached"
+    good = island.spawn(7)
+    assert good.result(SECONDS) == 21
+    (result,) = (detached / "results").glob(good.id)
+    data = bytearray(result.read_bytes())
+    data[len(data) // 2] ^= 1
+    result.write_bytes(data)
+    with pytest.raises(errors.StateUnusable, match="cannot be read"):
+        good.result()
+    function = island.work.on(max_concurrency=1)
+    with island.held():
+        holding = [function.spawn(100 + number) for number in range(3)]
+        until(lambda: any(island.marks(100 + number) for number in range(3)))
+        island.home.atoll("stop")
+        for path in (detached / "spools").iterdir():
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+    assert Counter(one.wait(SECONDS).outcome for one in holding) == {"lost": 1, "refused": 2}
+    island.home.atoll("stop")
+    (detached / "calls.db").write_bytes(b"no database" * 1000)
+    for name in ("calls.db-wal", "calls.db-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (detached / name).unlink()
+    with pytest.raises(errors.StateUnusable, match=r"calls\.db"):
+        good.status()
+    assert island.home.python("-c", "from atoll import isolated; print(isolated(len)('abc'))").stdout == "3\n"
+    (detached / "calls.db").unlink()
+    assert island.spawn(8).result(SECONDS) == 24
+
+
+def test_a_full_store_refuses_and_loses_nothing(small: Island) -> None:
+    """The error names the way out; finished calls stay, and make room when they are forgotten."""
+    function = isolated(local_modules=[])(double)
+    with pytest.raises(errors.DetachedFull, match="one detached call may have"):
+        function.spawn(bytes(1_000_000))
+    first = function.spawn(bytes(400_000))
+    assert len(first.result(SECONDS)) == 800_000
+    second = function.spawn(bytes(400_000))
+    with pytest.raises(errors.DetachedFull):
+        second.result(SECONDS)
+    assert second.status().outcome == "error"
+    with pytest.raises(errors.DetachedFull, match=r"atoll calls forget"):
+        function.spawn(bytes(800_000))
+    assert len(first.result()) == 800_000
+    first.forget()
+    assert len(function.spawn(bytes(400_000)).result(SECONDS)) == 800_000
+
+
+def double(data: bytes) -> bytes:
+    return data + data
+
+
+def test_the_command_line_leaves_and_finds_calls(island: Island) -> None:
+    """`run --detach`, `attach`, `calls list --running`, `cancel`, `calls result`, `calls forget`."""
+    home = island.home
+    target = f"{island.file}::work"
+    done = home.atoll("run", "--detach", target, "--number", "9")
+    call = done.stdout.strip()
+    assert f"atoll attach {call[:8]}" in done.stderr
+    attached = home.atoll("attach", call[:8])
+    assert attached.stdout == "working on 9\n27\n"
+    assert home.atoll("calls", "result", call, "-o", str(home.path / "result.pickle")).returncode == 0
+    assert home.python("-c", "import pickle; print(pickle.load(open('result.pickle', 'rb')))").stdout == "27\n"
+    assert home.atoll("calls", "forget", call).returncode == 0
+    assert "no detached call has the id" in home.atoll("attach", call, check=False).stderr
+    with island.held():
+        call = home.atoll("run", "--detach", target, "--number", "10").stdout.strip()
+        until(lambda: island.marks(10))
+        assert call[:8] in home.atoll("calls", "list", "--running").stdout
+        assert home.atoll("calls", "result", call, check=False).returncode == 1
+        code = "import sys; from atoll.cli.main import main; sys.exit(main())"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, "attach", call],
+            env=home.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as follower:
+            assert follower.stdout is not None
+            assert follower.stdout.readline() == "working on 10\n"
+            follower.send_signal(signal.SIGINT)
+            assert "the call goes on" in follower.communicate()[1]
+            assert follower.returncode == 130
+        assert str(CallHandle(call).status()) == "running"
+        assert home.atoll("cancel", call[:8]).returncode == 0
+    failed = home.atoll("attach", call, check=False)
+    assert failed.returncode == 1
+    assert "cancelled" in failed.stderr
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+class Killer(threading.Thread):
+    """Kills daemon and keeper at random moments until it is told to end."""
+
+    def __init__(self, island: Island, seed: int) -> None:
+        super().__init__()
+        self._island = island
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self.kills: Counter[str] = Counter()
+
+    def run(self) -> None:
+        while not self._over.wait(self._random.uniform(0.05, 0.8)):
+            if self._random.random() < 0.5:
+                for keeper in self._island.keepers():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(keeper, signal.SIGKILL)
+                        self.kills["keeper"] += 1
+            else:
+                self._island.kill_daemon()
+                self.kills["daemon"] += 1
+
+    def finish(self) -> None:
+        self._over.set()
+        self.join()
+
+
+@pytest.mark.parametrize("retries", [0, 30])
+def test_each_call_has_one_outcome_under_kills(island: Island, retries: int) -> None:
+    """Client, keeper and daemon are killed at random; no call is lost without an outcome, none runs twice unasked."""
+    count, lines = soak(12, 200), dict[int, str]()
+    chance = random.Random(retries)
+    killer = Killer(island, retries)
+    killer.start()
+    clients = 0
+    try:
+        number = 1
+        while number <= count:
+            program = island.begin(number, count + 1, seconds=0.05, retries=retries)
+            clients += 1
+            assert program.stdout is not None
+            for _ in range(chance.randint(1, soak(6, 20))):
+                line = program.stdout.readline()
+                if not line:
+                    break  # it has failed, because daemons were killed faster than it could ask
+                lines[int(line.split()[0])] = line.split()[1]
+                if count in lines:
+                    break
+            for line in kill(program):
+                if len(line.split()) == 2:
+                    lines[int(line.split()[0])] = line.split()[1]
+            number = max(lines, default=0) + 1
+    finally:
+        killer.finish()
+    rows: list[dict[str, Any]] = []
+    deadline = time.monotonic() + SECONDS
+    for call in lines.values():
+        CallHandle(call).wait(deadline - time.monotonic())
+    outcomes: Counter[str] = Counter()
+    for number, call in lines.items():
+        handle: CallHandle[int] = CallHandle(call)
+        outcome = handle.status().outcome
+        outcomes[outcome] += 1
+        marks = island.marks(number)
+        if outcome == "ok":
+            assert handle.result() == 3 * number
+            assert marks >= 1
+        else:
+            assert (outcome, retries) == ("lost", 0)
+            assert marks <= 1
+        # a number may have been spawned by a client that was killed before it had said so
+        rows.append({"number": number, "marks": marks, "attempts": handle.status().attempts})
+    spawned = Counter(found["number"] for found in rows)
+    assert set(spawned) == set(range(1, count + 1))
+    if retries:
+        assert set(outcomes) == {"ok"}
+    print(f"{clients} clients, {dict(killer.kills)} kills, outcomes {dict(outcomes)}")
+
+
+def counted(batch: BatchHandle[int]) -> dict[str, int]:
+    """Return the counts of a batch; none while daemons are killed faster than they can be asked."""
+    with contextlib.suppress(errors.HostUnreachable):
+        return batch.counts()
+    return {}
+
+
+def test_a_batch_survives_kills(island: Island) -> None:
+    """All items have an outcome, those that were lost are resumed, and no item runs twice before that."""
+    count = soak(20, 200)
+    batch = island.work.spawn_map(range(count), [0.1] * count)
+    killer = Killer(island, 5)
+    killer.start()
+    try:
+        until(lambda: sum(killer.kills.values()) >= soak(2, 40) or counted(batch).get("ok") == count)
+    finally:
+        killer.finish()
+    first = batch.wait(SECONDS)
+    assert sum(first.values()) == count
+    assert set(first) <= {"ok", "lost"}
+    assert all(island.marks(number) <= 1 for number in range(count))
+    assert batch.resume() == first.get("lost", 0)
+    assert list(batch.results(timeout=SECONDS)) == [3 * number for number in range(count)]
+    print(f"{dict(killer.kills)} kills, outcomes {first}")
