@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from atoll import BatchHandle, CallHandle, IsolatedFunction, errors, isolated
+from atoll import BatchHandle, CallHandle, IsolatedFunction, errors, isolated, local
 from tests import conftest
 from tests.conftest import Home
 
@@ -175,6 +175,25 @@ def test_a_call_outlives_its_program(island: Island) -> None:
     assert handle.result(SECONDS) == handle.result() == 42
     assert "".join(handle.logs()) == "working on 14\n"
     assert island.marks(14) == 1
+
+
+def record_of(call: str) -> dict[str, Any]:
+    """Return the record of a call."""
+    found: dict[str, Any] = local.request("calls.show", {"call": call})["calls"][0]
+    return found
+
+
+def test_calls_of_several_programs_have_their_records(island: Island) -> None:
+    """One worker serves them all, by one lease of the keeper's."""
+    calls = []
+    for number in (20, 21):
+        program = island.begin(number, number + 1)
+        assert program.stdout is not None
+        calls.append(program.stdout.readline().split()[-1])
+        CallHandle(calls[-1]).wait(SECONDS)
+        kill(program)
+    for call in calls:
+        until(lambda call=call: record_of(call)["worker"])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("retries", [0, 1])

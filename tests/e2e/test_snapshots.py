@@ -23,7 +23,7 @@ from atoll import isolated, local
 from atoll.errors import VolumeBusy
 from atoll.sdk.data.volume import Volume
 
-from ..conftest import Home, _home, find_tool
+from ..conftest import Home, find_tool, own_home
 from ..waiting import until
 
 pytestmark = pytest.mark.as_user
@@ -60,7 +60,7 @@ def inside(what: str) -> Any:
 
 @pytest.fixture(scope="module")
 def _module_home() -> Iterator[Home]:
-    with _home() as home:
+    with own_home() as home:
         yield home
 
 

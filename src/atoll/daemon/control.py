@@ -123,6 +123,8 @@ class Connection:
                 maker = self._services.claimed.maker(call, self._caller.user, self._caller.parent)
                 if maker == "":
                     claim = None
+                if self._caller.keeps:  # its leases serve calls of many programs
+                    maker = None
                 return self._lease(spec, leasing.read_client(message.get("client", "")), claim, maker)
             case "storage":
                 return self._storage()

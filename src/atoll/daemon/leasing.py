@@ -65,6 +65,7 @@ class Caller:
         may_administer: everybody's status and environments, and the daemon's end.
         network: the most open policy that its functions may have.
         sandbox: the sandbox of `parent`.
+        keeps: it is the keeper, whose calls are those of other programs of the user.
 
     Raises:
         ValueError: `user` is no such id.
@@ -77,6 +78,7 @@ class Caller:
     may_administer: bool = False
     network: str = "outbound"
     sandbox: str = ""
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         if not _USER.fullmatch(self.user):

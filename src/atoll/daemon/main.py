@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from atoll import __version__, errors, settings
@@ -148,7 +149,7 @@ class Daemon:
         return task
 
     def _serve_keeper(self, connection: socket.socket) -> None:
-        self._serve(AsyncChannel(connection), self._caller)
+        self._serve(AsyncChannel(connection), replace(self._caller, keeps=True))
 
     async def _serve_nested(self, connection: socket.socket, opener: Opener) -> None:
         channel = AsyncChannel(connection, NESTED, opener.pace)
