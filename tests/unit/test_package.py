@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 
-PORTABLE = ("sdk", "host", "agent", "payload", "file_stamp", "wire", "model", "errors", "settings")
+PORTABLE = ("sdk", "host", "agent", "payload", "file_stamp", "blake2", "wire", "model", "errors", "settings")
 """The parts of `atoll` that import on every platform, with the standard library and cloudpickle alone."""
 
 LINUX_ONLY = (
@@ -150,6 +150,13 @@ def test_import_stays_light() -> None:
     assert "atoll" in loaded
     assert not {name for name in loaded if name.partition(".")[0] in {"asyncio", "cloudpickle", "subprocess", "rich"}}
     assert "atoll.host.local" not in loaded
+
+
+def test_functions_load_no_openssl() -> None:
+    """A program that names a function does not wait for the library behind `hashlib`."""
+    code = "import atoll, sys; atoll.isolated; print('_hashlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 KNOWN_TO_ONE = {

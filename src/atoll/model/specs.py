@@ -6,13 +6,13 @@ clients that it does not trust: `from_data` checks every type and raises `ValueE
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atoll.blake2 import blake2b
 from atoll.model import spec_fields, start_variables
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class Call:
 def digest(value: Any, length: int = 32) -> str:
     """Return a hexadecimal digest of JSON-compatible data; equal data give equal digests, in any order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()
+    return blake2b(text.encode(), digest_size=length // 2).hexdigest()
 
 
 def held_bytes(value: Any) -> int:

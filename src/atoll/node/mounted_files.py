@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.machinery
 import os
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atoll import __version__
+from atoll.blake2 import blake2b
 from atoll.process import Child
 
 LIBRARY = "/opt/atoll/lib"
@@ -92,7 +92,7 @@ def _native_sources() -> dict[str, Path]:
 
 def prepare(directory: Path) -> Path:
     """Return the directory of this version's library below `directory`, complete; made if it is missing."""
-    digest = hashlib.blake2b(LAUNCHER.encode() + repr(METADATA).encode(), digest_size=8)
+    digest = blake2b(LAUNCHER.encode() + repr(METADATA).encode(), digest_size=8)
     contents = {}
     for name, path in sorted(_sources().items()):
         contents[name] = path.read_bytes()
@@ -116,7 +116,7 @@ def prepare(directory: Path) -> Path:
 def prepare_native(directory: Path) -> Path:
     """Return the directory of the compiled packages below `directory`, complete; made if it is missing."""
     files = _native_sources()
-    digest = hashlib.blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     for name, path in sorted(files.items()):
         info = path.stat()
         digest.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0".encode())

@@ -12,7 +12,6 @@ for example, is moved aside under another name and never followed.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def _make_place(data: Path, identity: Identity) -> None:
             try:
                 if stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
                     return
-                aside = f"{name}-{secrets.token_hex(4)}"
+                aside = f"{name}-{os.urandom(4).hex()}"
                 os.rename(name, aside, src_dir_fd=descriptor, dst_dir_fd=descriptor)
             except FileNotFoundError:
                 pass

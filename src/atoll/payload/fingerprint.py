@@ -8,13 +8,13 @@ its digest. Each part is written with its kind and length, so that no two differ
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import sys
 from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from atoll.blake2 import blake2b
 from atoll.payload.bytecode import code_facts
 from atoll.payload.reducers import kept, singletons, weak, wrappers
 
@@ -44,7 +44,7 @@ class _Walk:
     """One walk over values; an object that occurs again is written as its number."""
 
     def __init__(self, *, by_identity: bool) -> None:
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._hash = blake2b(digest_size=DIGEST_BYTES)
         self._seen: dict[int, tuple[int, Any]] = {}
         self._by_identity = by_identity
 

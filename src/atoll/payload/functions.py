@@ -10,7 +10,6 @@ with their source (`sdk.modules.discover`).
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import operator
 import os
@@ -21,6 +20,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 from atoll.errors import SerializationError
 from atoll.payload import pickling, private_cloudpickle, project
 from atoll.payload.answers import Names
@@ -193,7 +193,7 @@ class FunctionPickler:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _pickled(captures: Captures, data: bytes, reusable: bool, by_value: frozenset[str]) -> PickledFunction:

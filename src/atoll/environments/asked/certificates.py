@@ -6,8 +6,7 @@ request, and is kept for the builds of later requests that name the same.
 
 from __future__ import annotations
 
-import hashlib
-
+from atoll.blake2 import blake2b
 from atoll.errors import EnvironmentBuildError
 
 MAX_BYTES = 512 << 10
@@ -19,7 +18,7 @@ _DIGITS = frozenset("0123456789abcdef")
 
 def digest_of(text: str) -> str:
     """Return the name of these certificates."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Certificates:

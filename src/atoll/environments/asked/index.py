@@ -14,7 +14,6 @@ Installing wheels runs no code of a package. Building sources does, and that cod
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from atoll.blake2 import blake2b
 from atoll.environments.asked.credentials import (
     WITHHELD,
     configuration_lets_in,
@@ -208,7 +208,7 @@ def _is_set(text: str) -> bool:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() if text else ""
+    return blake2b(text.encode(), digest_size=16).hexdigest() if text else ""
 
 
 def _digest_of(text: str, keyed: Keyed) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import stat
 from pathlib import Path
 
+from atoll.blake2 import blake2b
 from atoll.environments.asked.local_path import LocalPath
 from atoll.errors import EnvironmentBuildError
 
@@ -42,7 +42,7 @@ def digest_of(source: LocalPath) -> str:
             f"there is no git repository at `{source.path}`, which `requirements` names",
             hint="check the path; a linked worktree is named by its main repository",
         )
-    digest = hashlib.blake2b(repr(source.revision).encode(), digest_size=16)
+    digest = blake2b(repr(source.revision).encode(), digest_size=16)
     for name in ("HEAD", "packed-refs", "refs"):  # a commit moves one of these
         if os.path.exists(os.path.join(git, name)):
             digest.update(content_digest(os.path.join(git, name)).encode())
@@ -59,11 +59,11 @@ def content_digest(path: str) -> str:
     """
     try:
         entries = _entries(path)
-        signature = hashlib.blake2b(repr(entries).encode(), digest_size=16).hexdigest()
+        signature = blake2b(repr(entries).encode(), digest_size=16).hexdigest()
         known = _known.get(path)
         if known is not None and known[0] == signature:
             return known[1]
-        digest = hashlib.blake2b(digest_size=16)
+        digest = blake2b(digest_size=16)
         digest.update(repr(os.path.basename(path) if not os.path.isdir(path) else "").encode())
         for name, mode, *_ in entries:
             full = os.path.join(path, name) if name else path
@@ -72,7 +72,9 @@ def content_digest(path: str) -> str:
                 digest.update(repr(os.readlink(full)).encode())
             elif stat.S_ISREG(mode):
                 with open(full, "rb") as file:
-                    content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+                    import hashlib  # for local projects alone
+
+                    content = hashlib.file_digest(file, lambda: blake2b(digest_size=32))
                 digest.update(content.digest())
     except FileNotFoundError as error:
         raise EnvironmentBuildError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import stat
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from atoll.blake2 import blake2b
 from atoll.environments.built import locks, records
 from atoll.environments.built.records import EnvironmentRecord
 from atoll.environments.built.removal import remove_tree
@@ -55,7 +55,7 @@ class Shelf:
         """Return a digest of a text that nobody can guess from it: it is keyed with a secret of this directory."""
         if not self._secret:
             self._secret = _read_secret(self.directory / ".secret")
-        return hashlib.blake2b(text.encode(), key=self._secret, digest_size=16).hexdigest()
+        return blake2b(text.encode(), key=self._secret, digest_size=16).hexdigest()
 
     def prepare(self) -> None:
         """Make the directories."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def _empty(directory: int, top: int, depth: int) -> bool:
                 continue
             _allow(name, directory)
             if depth >= _MAX_DEPTH:
-                os.rename(name, f".deep-{secrets.token_hex(8)}", src_dir_fd=directory, dst_dir_fd=top)
+                os.rename(name, f".deep-{os.urandom(8).hex()}", src_dir_fd=directory, dst_dir_fd=top)
                 moved = True
                 continue
             below = os.open(name, _DIRECTORY, dir_fd=directory)

@@ -13,7 +13,6 @@ a message. Installed packages are left out: their files are in the worker's envi
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import linecache
@@ -24,6 +23,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 from atoll.payload import project
 
 MOST_BYTES = 2 << 20
@@ -115,7 +115,7 @@ def _packed(found: list[tuple[str, bytes]], names: frozenset[str]) -> Texts:
         return Texts(b"", "", names)
     header = json.dumps([[name, len(text)] for name, text in found], separators=(",", ":")).encode()
     data = b"\n".join((header, b"".join(text for _, text in found)))
-    return Texts(data, hashlib.blake2b(data, digest_size=16).hexdigest(), names)
+    return Texts(data, blake2b(data, digest_size=16).hexdigest(), names)
 
 
 def _span(code: CodeType) -> tuple[int, int]:

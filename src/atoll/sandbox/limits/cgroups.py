@@ -10,13 +10,13 @@ that a daemon alone in a delegated group moves itself one level down: version 2 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import linux
+from atoll.blake2 import blake2b
 from atoll.sandbox.limits import group_files
 
 CONTROLLERS = ("memory", "pids", "cpu")
@@ -84,7 +84,7 @@ def hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
 
 def name_for(home: Path) -> str:
     """Return the name of the directory that belongs to one `ATOLL_HOME`."""
-    return "atoll-" + hashlib.blake2b(os.fsencode(os.path.realpath(home)), digest_size=8).hexdigest()
+    return "atoll-" + blake2b(os.fsencode(os.path.realpath(home)), digest_size=8).hexdigest()
 
 
 def place(found: Iterable[Hierarchy], name: str) -> list[Place]:

@@ -6,12 +6,12 @@ The worker gets them unpacked, so that data beside a module can be opened there.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import stat
 import zipfile
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 from atoll.errors import SerializationError
 from atoll.sdk.modules.bundle import MOST_BYTES, MOST_FILES, File, Unit, imports_in, too_large
 
@@ -96,6 +96,6 @@ class ArchiveUnit(Unit):
         content = archive.read(entry)
         relative = self.top + entry.filename[len(self._inner) :]
         mode = 0o755 if (entry.external_attr >> 16) & stat.S_IXUSR else 0o644
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = blake2b(content, digest_size=16).digest()
         path = os.path.join(self._archive, *entry.filename.split("/"))
         return File(path, relative, mode, stamp, young, digest, content, imports_in(relative, content))

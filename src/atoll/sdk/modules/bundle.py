@@ -5,7 +5,6 @@ The `sources` message that a bundle becomes is described in `payload.install`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -16,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 from atoll.errors import SerializationError
 
 MOST_BYTES = 64 << 20
@@ -139,7 +139,7 @@ class Unit:
         self.files = tuple(files)
         self.imports = frozenset().union(*(file.imports[0] for file in files))
         self.literals = frozenset().union(*(file.imports[1] for file in files))
-        whole = hashlib.blake2b(digest_size=16)
+        whole = blake2b(digest_size=16)
         for file in files:
             whole.update(f"{file.relative}\0{file.mode}\0".encode("utf-8", "surrogateescape") + file.digest)
         self.digest = whole.hexdigest() if files else ""
@@ -217,7 +217,7 @@ def _read(path: str, relative: str, known: File | None, room: int, unit: Unit) -
     mode = 0o755 if found.st_mode & 0o100 else 0o644
     if known is not None and known.content == content:
         return known._replace(stamp=stamp, young=young, mode=mode)
-    digest = hashlib.blake2b(content, digest_size=16).digest()
+    digest = blake2b(content, digest_size=16).digest()
     return File(path, relative, mode, stamp, young, digest, content, imports_in(relative, content))
 
 
@@ -292,7 +292,7 @@ def make_bundle(units: Iterable[Unit]) -> Bundle | None:
     if len(files) > MOST_FILES:
         largest = max(units, key=lambda unit: len(unit.files))
         raise too_large(largest, f"{len(largest.files)} files, and all modules more than {MOST_FILES}")
-    whole = hashlib.blake2b(digest_size=16)
+    whole = blake2b(digest_size=16)
     for relative in sorted(files):
         file = files[relative]
         whole.update(f"{relative}\0{file.mode}\0{len(file.content)}\0".encode("utf-8", "surrogateescape") + file.digest)

@@ -10,7 +10,6 @@ metadata is read when modules are chosen, and no call looks at it again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 from atoll.payload import project
 from atoll.sdk.modules.bundle import File, Unit
 
@@ -213,5 +213,5 @@ def _file(path: str, relative: str) -> File | None:
 
 
 def _made(path: str, relative: str, content: bytes) -> File:
-    digest = hashlib.blake2b(content, digest_size=16).digest()
+    digest = blake2b(content, digest_size=16).digest()
     return File(path, relative, 0o644, file_stamp.GONE, False, digest, content, (frozenset(), frozenset()))

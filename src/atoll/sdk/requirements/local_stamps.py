@@ -6,13 +6,13 @@ at once a second at most.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator
 
 from atoll import file_stamp
+from atoll.blake2 import blake2b
 
 LOOK_SECONDS = 1.0
 MOST_FILES = 20_000
@@ -43,7 +43,7 @@ def holds_path(entry: str) -> bool:
 
 
 def _stamp(path: str, *, repository: bool) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     for number, file in enumerate(_references(path) if repository else _files(path)):
         if number >= MOST_FILES:
             break
