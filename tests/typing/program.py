@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, reveal_type
 
 import atoll
+import fal_serverless
 from atoll import CallFuture, IsolatedFunction, Retries, Volume, cached, download, errors, isolated, local, sync_dir
 
 T = TypeVar("T")
@@ -315,5 +316,8 @@ sync_dir("a", "b", exlude=["*.pyc"])  #: ! call-arg reportCallIssue
 Retries(count="3")  #: ! arg-type reportArgumentType
 reveal_type(errors.call_id(ValueError()))  #: str
 reveal_type(atoll.__version__)  #: str
+reveal_type(atoll.errors.call_id(ValueError()))  #: str
+reveal_type(fal_serverless.isolated(keep_alive=1)(len)([1]))  #: int
+fal_serverless.isolated(keepalive=1)  #: ! call-overload reportCallIssue
 atoll.isolatd  #: ! attr-defined reportAttributeAccessIssue,reportUnknownMemberType
 plain: Callable[[int], float] = f

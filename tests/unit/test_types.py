@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import re
@@ -113,6 +115,18 @@ def test_each_line_has_the_expected_answer(answers: Any, checker: str) -> None:
 def test_a_typed_program_is_clean(answers: Any, checker: str) -> None:
     """A user's program in strict mode has no error."""
     assert answers[checker]["users_program.py"] == Answers({}, {})
+
+
+@pytest.mark.parametrize("package", ["atoll", "fal_serverless"])
+def test_checkers_see_every_public_name(package: str) -> None:
+    """Each name of `__all__`, which is imported on first use, is imported for checkers too."""
+    module = importlib.import_module(package)
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {name.asname for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert seen - {None} == set(module.__all__) - {"__version__"}
+    assert all(hasattr(module, name) for name in module.__all__)
 
 
 # --- what a person reads in the editor and at the prompt ----------------------------------------------------------
