@@ -354,26 +354,15 @@ class Connection:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("a request has a `name` and `arguments`")
         if name.startswith("detached."):
-            await self._detached(name, arguments)
+            leasing.check_owner(self._caller, "keep detached calls")
+            services, user = self._services, self._caller.user
+            about = detached_requests.handle(services.detached, user, name, arguments, self._channel)
+            await detached_requests.send(self._channel, await self._until_gone(about))
             return
         asked = requests.answer(self._services, self._caller, name, arguments, self._progress)
         await self._channel.send({"type": "answer", "value": await self._until_gone(asked)})
         if name in requests.ENDINGS:
             self._leave(name == "stop")
-
-    async def _detached(self, name: str, arguments: dict[str, Any]) -> None:
-        """Answer a request about detached calls, which may have a descriptor on either way."""
-        leasing.check_owner(self._caller, "keep detached calls")
-        asked = detached_requests.handle(
-            self._services.detached, self._caller.user, name, arguments, self._channel.take_descriptors
-        )
-        value, descriptor = await self._until_gone(asked)
-        descriptors = [] if descriptor is None else [descriptor]
-        try:
-            await self._channel.send({"type": "answer", "value": value, "descriptors": len(descriptors)}, descriptors)
-        finally:
-            for one in descriptors:
-                os.close(one)
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -16,6 +16,7 @@ from atoll.detached.rows import STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
 from atoll.model.spool import Spool, is_id
 from atoll.wire import sealed_file
+from atoll.wire.async_channel import AsyncChannel
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
@@ -28,9 +29,18 @@ LOOK_SECONDS = 5.0
 Answer = tuple[dict[str, Any], int | None]
 
 
-async def handle(
-    detached: Detached, user: str, name: str, arguments: dict[str, Any], take: Callable[[int], list[int]]
-) -> Answer:
+async def send(channel: AsyncChannel, answer: Answer) -> None:
+    """Send an answer, and close its file."""
+    value, descriptor = answer
+    descriptors = [] if descriptor is None else [descriptor]
+    try:
+        await channel.send({"type": "answer", "value": value, "descriptors": len(descriptors)}, descriptors)
+    finally:
+        for one in descriptors:
+            os.close(one)
+
+
+async def handle(detached: Detached, user: str, name: str, arguments: dict[str, Any], channel: AsyncChannel) -> Answer:
     """Perform a request.
 
     - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, their ids.
@@ -49,13 +59,14 @@ async def handle(
     `call` may be the beginning of an id.
 
     Args:
-        take: takes descriptors that came with the request.
+        channel: has the descriptors that came with the request.
 
     Raises:
         ValueError: an argument has the wrong type.
         CallUnknown: this user has no such call.
         DetachedFull, DiskFull, StateUnusable: as the store.
     """
+    take = channel.take_descriptors
     verb = name.partition(".")[2]
     if verb == "accept":
         return await _accept(detached, user, _id(arguments, "spool"), take(1)[0]), None
