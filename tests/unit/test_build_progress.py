@@ -77,7 +77,7 @@ def test_a_built_environment_is_one_line() -> None:
     reader = Reader("3f9c2a77")
     ended = BuildProgress("3f9c2a77", "built", packages=32, size_bytes=2 << 30, seconds=24.0)
     told = reader.take(BuildLine("Built environment 3f9c2a77 in 24.0 s", ended))
-    assert shown(told) == "built env 3f9c2a77 \u00b7 32 packages \u00b7 2.0 GiB"
+    assert (shown(told), told.progress.text()) == ("", "built env 3f9c2a77 \u00b7 32 packages \u00b7 2.0 GiB")
     assert Reader("3f9c2a77").take("Built environment 3f9c2a77 in 24.0 s").progress.seconds == 24.0
 
 

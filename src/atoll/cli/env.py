@@ -15,6 +15,7 @@ from atoll.cli.terminal import echo, echo_lines
 from atoll.host import index_settings
 from atoll.host.local import LocalHost, local
 from atoll.model.specs import EnvironmentSpec
+from atoll.sdk.display.build_display import BuildDisplay
 from atoll.sdk.requirements import contents, entries
 
 app = cyclopts.App(name="env", help="List, build, lock, upgrade and remove environments.", help_format="plaintext")
@@ -101,7 +102,8 @@ def build(target: str = "", /, *, requirement: Requirement = None, python: Pytho
         Print the environment as an object.
     """
     host, spec = _wanted(target, requirement, python)
-    answer = host.request("environments.build", {"environment": spec.to_data()}, _tell)
+    with BuildDisplay() as tell:
+        answer = host.request("environments.build", {"environment": spec.to_data()}, tell)
     if json:
         print_json(answer["environment"])
     else:
@@ -123,7 +125,9 @@ def lock(target: str = "", /, *, requirement: Requirement = None, python: Python
         The version of Python, with --requirement.
     """
     host, spec = _wanted(target, requirement, python)
-    if lines := host.request("environments.lock", {"environment": spec.to_data()}, _tell)["lock"].rstrip("\n"):
+    with BuildDisplay() as tell:
+        answer = host.request("environments.lock", {"environment": spec.to_data()}, tell)
+    if lines := answer["lock"].rstrip("\n"):
         echo_lines(lines)
     return 0
 
@@ -146,7 +150,8 @@ def upgrade(target: str = "", /, *, requirement: Requirement = None, python: Pyt
         Print an object with `environment` and `changed`.
     """
     host, spec = _wanted(target, requirement, python)
-    answer = host.request("environments.upgrade", {"environment": spec.to_data()}, _tell)
+    with BuildDisplay() as tell:
+        answer = host.request("environments.upgrade", {"environment": spec.to_data()}, tell)
     if json:
         print_json(answer)
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.contract import Engine, EngineLease, RunningCall
+from atoll.model import build_progress
 from atoll.model.specs import LeaseSpec
 
 MOST_ROWS = 1000
@@ -43,7 +44,7 @@ class WaitingCall:
         """Take a line about the build of its environment."""
         if not self.building:
             self.building, self.since = True, time.time()
-        self.detail = line[:MOST_TEXT]
+        self.detail = build_progress.shown(line)[:MOST_TEXT]
 
     def telling(self, progress: Callable[[str], None]) -> Callable[[str], None]:
         """Return a function that takes lines about the build for `progress` and for this call."""

@@ -214,9 +214,9 @@ class LocalHost:
                     case "progress":
                         from atoll.model import build_progress  # for builds alone
 
-                        line = build_progress.line_of(header)
-                        wait, detail = "building", build_progress.shown(line)
-                        output.progress(line)
+                        output.progress(line := build_progress.line_of(header))
+                        detail = build_progress.shown(line)
+                        wait = "building" if detail else "starting"
                     case "waiting":
                         wait, detail = "waiting", str(header.get("reason") or header.get("position", ""))
                     case "notice":

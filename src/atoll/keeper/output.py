@@ -49,7 +49,9 @@ class KeptOutput:
         """Drop a line of Atoll's own: the output is the function's."""
 
     def progress(self, line: str) -> None:
-        self._tell("building", line)
+        from atoll.model.build_progress import shown  # for builds alone
+
+        self._tell("building", shown(line))
 
     def waits(self, kind: str, detail: str) -> int | None:
         if kind != "waiting":

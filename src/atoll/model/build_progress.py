@@ -125,9 +125,9 @@ def line_of(header: Mapping[str, Any]) -> str:
 
 
 def shown(line: str) -> str:
-    """Return a line of `line_of` as the step of a wait; with the environment in front where it is known."""
+    """Return a line of `line_of` as the step of a wait; empty once the environment is built."""
     if isinstance(line, BuildLine) and (text := line.progress.text()):
-        return text
+        return text if line.progress.step != "built" else ""
     return str(line)
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.cli.programs import target as program
-from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost, local
 from atoll.sdk.decorator import isolated
+from atoll.sdk.display.build_display import BuildDisplay
 
 Descriptors = tuple[int, int, int]
 Run = Callable[[Descriptors, bool, Callable[[], None]], int]
@@ -35,7 +35,13 @@ def shell(target: str = "", /) -> int:
     spec = function.lease_spec(pickled=False)
 
     def run(descriptors: Descriptors, terminal: bool, on_start: Callable[[], None]) -> int:
-        return host.run_shell(spec, descriptors, terminal=terminal, on_progress=_tell, on_start=on_start)
+        with BuildDisplay("atoll: ") as tell:
+
+            def start() -> None:
+                tell.close()
+                on_start()
+
+            return host.run_shell(spec, descriptors, terminal=terminal, on_progress=tell, on_start=start)
 
     return run_on_own_terminal(run)
 
@@ -60,10 +66,6 @@ def _open_if_closed(descriptor: int) -> None:
 
 def _nothing() -> None:
     """Stand for a function without requirements."""
-
-
-def _tell(line: str) -> None:
-    echo(f"atoll: {line}", error=True)
 
 
 def _on_terminal(run: Run) -> int:

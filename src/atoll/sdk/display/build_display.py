@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Self
 
-from atoll.model.build_progress import shown
+from atoll.model.build_progress import BuildLine, shown
+from atoll.sdk.display import build_lines, mode
 from atoll.sdk.display.output import CallerStreams
+from atoll.terminal_text import printable
 
 
 class BuildDisplay:
     """The display of a request that may build: `host.request(..., on_progress=display)`, and `close` at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self._streams = CallerStreams()
+        self._prefix = prefix
 
     def __call__(self, line: str) -> None:
-        self._streams.progress(line)
-        self._streams.waits("building", shown(line))
+        shown_as = mode.current()
+        if shown_as == mode.LIVE and not isinstance(line, BuildLine):  # a notice, of no build
+            self._streams.tell(f"{self._prefix}{printable(line)}")
+        elif shown_as != mode.NONE:
+            build_lines.tell(self._streams.tell, line, shown_as, self._prefix)
+        if step := shown(line):
+            self._streams.waits("building", step)
+        else:
+            self.close()
 
     def close(self) -> None:
         """Remove the live line."""

@@ -14,11 +14,12 @@ _told: set[tuple[str, float]] = set()
 _lock = threading.Lock()
 
 
-def tell(print_line: Callable[[str], None], line: str, shown: str) -> None:
+def tell(print_line: Callable[[str], None], line: str, shown: str, prefix: str = "atoll: ") -> None:
     """Print what is to be printed of a build's line, for a display of `mode`.
 
     Args:
         line: with the build's state beside it, if it is a `BuildLine`.
+        prefix: before the builder's own lines.
     """
     progress = line.progress if isinstance(line, BuildLine) else None
     if progress is not None and progress.step == "built" and shown in (mode.LIVE, mode.LINES):
@@ -35,4 +36,4 @@ def tell(print_line: Callable[[str], None], line: str, shown: str) -> None:
     if isinstance(line, BuildLine) and (not line or (line.is_of_download and not mode.verbose)):
         return
     if line:
-        print_line(f"atoll: {printable(line)}")
+        print_line(f"{prefix}{printable(line)}")
