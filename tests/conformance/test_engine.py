@@ -259,6 +259,7 @@ def test_quiet_ends_one_users_sandboxes_and_holds_their_calls(run: Run) -> None:
             withdrawn.release()
             assert engine.find("bob", bob.worker) is bob
             assert not lease.granted.done()
+            assert lease.reason() == "the restore of its volume"
             with pytest.raises(errors.VolumeBusy):
                 await engine.quiet("ann", busy).__aenter__()
         await asyncio.wait_for(lease.granted, SECONDS)

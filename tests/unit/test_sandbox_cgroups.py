@@ -80,6 +80,19 @@ def test_the_name_follows_the_state_directory(tmp_path: Path) -> None:
     assert cgroups.name_for(tmp_path) != cgroups.name_for(tmp_path / "other")
 
 
+@pytest.mark.parametrize(("millicores", "quota"), [(500, 50_000), (10, 1000), (4000, 400_000)])
+def test_version_2_is_told_memory_and_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, millicores: int, quota: int
+) -> None:
+    """The limits that a function names are in the group's files: bytes, and microseconds of each tenth of a second."""
+    for name in ("memory.max", "cpu.max"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(Path, "mkdir", lambda self: None)
+    Group([Place(2, tmp_path, frozenset({"memory", "cpu"}))], 300_000_000, millicores)
+    assert (tmp_path / "memory.max").read_text() == "300000000"
+    assert (tmp_path / "cpu.max").read_text() == f"{quota} 100000"
+
+
 @pytest.mark.parametrize(
     ("what", "events", "expected"),
     [
