@@ -80,7 +80,7 @@ def test_the_name_follows_the_state_directory(tmp_path: Path) -> None:
     assert cgroups.name_for(tmp_path) != cgroups.name_for(tmp_path / "other")
 
 
-@pytest.mark.parametrize(("millicores", "quota"), [(500, 50_000), (10, 1000), (4000, 400_000)])
+@pytest.mark.parametrize(("millicores", "quota"), [(500, 50_000), (5, 1000), (4000, 400_000)])
 def test_version_2_is_told_memory_and_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, millicores: int, quota: int
 ) -> None:
