@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +34,8 @@ from atoll import isolated
 FACTOR = 3
 
 @isolated(local_modules=[])
-def work(number, seconds=0.0):
-    with open(f"/data/marks-{number}", "a") as file:
+def work(number, seconds=0.0, client=""):
+    with open(f"/data/marks-{number}{client}", "a") as file:
         file.write("x")
     print("working on", number, flush=True)
     while os.path.exists("/data/hold"):
@@ -46,7 +45,7 @@ def work(number, seconds=0.0):
 
 def spawn(numbers, seconds, retries):
     for number in numbers:
-        print(number, work.on(retries=retries).spawn(number, seconds).id, flush=True)
+        print(number, work.on(retries=retries).spawn(number, seconds, f"-{os.getpid()}").id, flush=True)
 
 if __name__ == "__main__":
     first, last, seconds, retries = sys.argv[1:]
@@ -80,9 +79,9 @@ class Island:
         """Spawn one call."""
         return self.work.on(retries=retries, **options).spawn(number)
 
-    def marks(self, number: int) -> int:
-        """Return how often a call has run."""
-        path = self.data / f"marks-{number}"
+    def marks(self, number: int, client: int | None = None) -> int:
+        """Return how often a call has run, that of a client or of this process."""
+        path = self.data / (f"marks-{number}" if client is None else f"marks-{number}-{client}")
         return len(path.read_text()) if path.exists() else 0
 
     @contextlib.contextmanager
@@ -169,12 +168,12 @@ def test_a_call_outlives_its_program(island: Island) -> None:
         assert program.stdout is not None
         call = program.stdout.readline().split()[-1]
         kill(program)
-        until(lambda: island.marks(14))
+        until(lambda: island.marks(14, program.pid))
     handle: CallHandle[int] = CallHandle.from_id(call[:8])
     assert handle.id == call
     assert handle.result(SECONDS) == handle.result() == 42
     assert "".join(handle.logs()) == "working on 14\n"
-    assert island.marks(14) == 1
+    assert island.marks(14, program.pid) == 1
 
 
 def record_of(call: str) -> dict[str, Any]:
@@ -390,51 +389,44 @@ class Killer(threading.Thread):
 @pytest.mark.parametrize("retries", [0, 30])
 def test_each_call_has_one_outcome_under_kills(island: Island, retries: int) -> None:
     """Client, keeper and daemon are killed at random; no call is lost without an outcome, none runs twice unasked."""
-    count, lines = soak(12, 200), dict[int, str]()
+    count, calls = soak(12, 200), dict[int, tuple[str, int]]()
     chance = random.Random(retries)
     killer = Killer(island, retries)
     killer.start()
     clients = 0
     try:
-        number = 1
-        while number <= count:
-            program = island.begin(number, count + 1, seconds=0.05, retries=retries)
+        while (first := max(calls, default=0) + 1) <= count:
+            program = island.begin(first, count + 1, seconds=0.05, retries=retries)
             clients += 1
             assert program.stdout is not None
-            for _ in range(chance.randint(1, soak(6, 20))):
-                line = program.stdout.readline()
-                if not line:
+            lines: list[str] = []
+            while len(lines) < min(chance.randint(1, soak(6, 20)), count + 1 - first):
+                if not (line := program.stdout.readline()):
                     break  # it has failed, because daemons were killed faster than it could ask
-                lines[int(line.split()[0])] = line.split()[1]
-                if count in lines:
-                    break
-            for line in kill(program):
-                if len(line.split()) == 2:
-                    lines[int(line.split()[0])] = line.split()[1]
-            number = max(lines, default=0) + 1
+                lines.append(line)
+            for line in (*lines, *kill(program)):
+                if len(found := line.split()) == 2:
+                    calls[int(found[0])] = found[1], program.pid
     finally:
         killer.finish()
-    rows: list[dict[str, Any]] = []
-    deadline = time.monotonic() + SECONDS
-    for call in lines.values():
-        CallHandle(call).wait(deadline - time.monotonic())
+    assert set(calls) == set(range(1, count + 1))
     outcomes: Counter[str] = Counter()
-    for number, call in lines.items():
+    for number, (call, client) in calls.items():
         handle: CallHandle[int] = CallHandle(call)
-        outcome = handle.status().outcome
-        outcomes[outcome] += 1
-        marks = island.marks(number)
-        if outcome == "ok":
+        status = handle.wait(SECONDS)
+        outcomes[status.outcome] += 1
+        marks = island.marks(number, client)
+        if status.outcome == "ok":
             assert handle.result() == 3 * number
-            assert marks >= 1
+            assert 1 <= marks <= status.attempts <= 1 + retries
         else:
-            assert (outcome, retries) == ("lost", 0)
-            assert marks <= 1
-        # a number may have been spawned by a client that was killed before it had said so
-        rows.append({"number": number, "marks": marks, "attempts": handle.status().attempts})
-    spawned = Counter(found["number"] for found in rows)
-    assert set(spawned) == set(range(1, count + 1))
-    if retries:
+            assert (status.outcome, retries) == ("lost", 0)
+            assert marks <= status.attempts == 1
+    # also of calls that a client has spawned and was killed before it could say so
+    until(lambda: not local.request("calls.running", {})["calls"])
+    if not retries:
+        assert {len(path.read_text()) for path in island.data.glob("marks-*")} == {1}
+    else:
         assert set(outcomes) == {"ok"}
     print(f"{clients} clients, {dict(killer.kills)} kills, outcomes {dict(outcomes)}")
 

@@ -1,0 +1,338 @@
+"""The store of detached calls, and spools: states, bounds, damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from atoll import errors
+from atoll.detached.database import FILE
+from atoll.detached.files import STRAY_SECONDS
+from atoll.detached.rows import Row
+from atoll.detached.store import Store
+from atoll.keeper.output import KeptOutput
+from atoll.model import spool
+from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
+from atoll.model.spool import RetryRule, Spool, StoredNames
+from atoll.model.stored_call import StoredCall
+from atoll.settings import DetachedSettings
+
+OPTIONS = DetachedSettings(max_bytes=1000, call_bytes=600)
+
+
+def fill(file: BinaryIO, size: int = 10) -> None:
+    file.write(bytes(size))
+
+
+def full(file: BinaryIO) -> None:
+    file.write(b"half")
+    file.flush()
+    raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "detached"
+
+
+def opened(directory: Path, options: DetachedSettings = OPTIONS) -> Store:
+    return Store(directory, options)
+
+
+def accepted(store: Store, *calls: str, batch: str = "", user: str = "me", retries: int = 0, size: int = 10) -> None:
+    rule = Row.rule_text(RetryRule(retries, wait_seconds=0.0)) if retries else ""
+    rows = [
+        Row(
+            call, user, "f", batch, number, f"spool-{calls[0]}", number, retries=rule, spool_bytes=0 if number else size
+        )
+        for number, call in enumerate(calls)
+    ]
+    store.accept(rows, partial(fill, size=size), size)
+
+
+def test_a_call_goes_from_state_to_state_once(directory: Path) -> None:
+    """Each change has the state before it as its condition."""
+    store = opened(directory)
+    accepted(store, "a")
+    assert not store.again("a", 0.0)
+    assert store.begin("a")
+    assert not store.begin("a")
+    assert not store.cancel_waiting("a")
+    assert store.end("a", "ok", None, 5, 7)
+    assert not store.end("a", "lost", None, 0, 0)
+    row = store.find("me", "a")
+    assert (row.state, row.outcome, row.attempts, row.result_bytes, row.output_bytes) == ("finished", "ok", 1, 5, 7)
+    assert row.revision == 3
+    assert not (directory / "spools" / "spool-a").exists()
+    store.close()
+
+
+def test_what_ran_is_lost_or_waits_again(directory: Path) -> None:
+    """`recover` gives it its end; another process sees the rows of a store that was never closed."""
+    store = opened(directory)
+    accepted(store, "plain")
+    accepted(store, "again", retries=1)
+    accepted(store, "waiting")
+    for call in ("plain", "again"):
+        assert store.begin(call)
+    other = opened(directory)
+    assert [row.call for row in other.recover()] == ["plain"]
+    assert {row.call: row.state for row in other.listed("me")} == {
+        "plain": "finished",
+        "again": "waiting",
+        "waiting": "waiting",
+    }
+    assert other.begin("again")
+    assert [row.call for row in other.recover()] == ["again"]
+    assert other.find("me", "again").failure["code"] == "call_lost"
+    assert other.left() == {"waiting": 1}
+    other.close()
+    store.close()
+
+
+def test_calls_are_taken_in_order_and_past_functions_that_are_full(directory: Path) -> None:
+    """And when they are due."""
+    store = opened(directory)
+    for call, identity in (("a", "one"), ("b", "one"), ("c", "two")):
+        store.accept([Row(call, "me", identity=identity, spool=call, max_concurrency=1)], fill, 10)
+
+    def first(*taken: str, full: tuple[str, ...] = ()) -> str | None:
+        row = store.next(time.time(), taken, full)
+        return row.call if row is not None else None
+
+    assert (first(), first("a"), first("a", full=("one",)), first("a", "b", "c")) == ("a", "b", "c", None)
+    due = time.time() + 1000
+    assert store.begin("a")
+    assert store.again("a", due)
+    assert first() == "b"
+    assert store.next_due(time.time()) == due
+    store.close()
+
+
+def test_nobody_finds_the_calls_of_another_user(directory: Path) -> None:
+    """By id, by its beginning, in lists and in batches."""
+    store = opened(directory)
+    accepted(store, "abc-1", "abd-1", batch="batch")
+    for asked in ("abc-1", "abc", "ab", ""):
+        with pytest.raises(errors.CallUnknown, match="no detached call"):
+            store.find("you", asked)
+    assert store.listed("you") == store.items("you", "batch", "all", -1, 10) == []
+    assert store.counts("you", "batch") == {}
+    assert store.renew("you", "batch") == 0
+    assert store.find("me", "abc").call == "abc-1"
+    with pytest.raises(errors.CallUnknown, match="more than one"):
+        store.find("me", "ab")
+    with pytest.raises(ValueError, match="id of another"):
+        accepted(store, "abc-1", user="you")
+    store.close()
+
+
+def test_the_same_spool_may_be_sent_again(directory: Path) -> None:
+    """A client whose daemon ended before the answer does so."""
+    store = opened(directory)
+    accepted(store, "a")
+    assert store.begin("a")
+    accepted(store, "a")
+    assert store.find("me", "a").state == "running"
+    store.close()
+
+
+def test_a_full_store_refuses(directory: Path) -> None:
+    """By the size of one, and of all; nothing is removed for it."""
+    store = opened(directory)
+    accepted(store, "a", size=600)
+    with pytest.raises(errors.DetachedFull, match="one detached call may have"):
+        accepted(store, "b", size=601)
+    with pytest.raises(errors.DetachedFull, match="atoll calls forget"):
+        accepted(store, "b", size=500)
+    assert sorted(os.listdir(directory / "spools")) == ["spool-a"]
+    assert store.begin("a")
+    assert store.end("a", "ok", None, 0, 0)
+    accepted(store, "b", size=500)
+    store.close()
+
+
+def test_a_full_disk_keeps_nothing_of_a_call(directory: Path) -> None:
+    """No row, and no part of the file."""
+    store = opened(directory)
+    with pytest.raises(errors.DiskFull):
+        store.accept([Row("a", "me", spool="s")], full, 10)
+    with pytest.raises(errors.DiskFull):
+        store.write_result("a", full)
+    assert os.listdir(directory / "spools") == os.listdir(directory / "results") == []
+    assert store.listed("me") == []
+    store.close()
+
+
+def test_finished_calls_expire_with_their_files(directory: Path) -> None:
+    """Others stay; files that no row names go when they are old."""
+    store = opened(directory, replace(OPTIONS, keep_days=1.0))
+    for call in ("old", "new", "waiting"):
+        accepted(store, call)
+    for call in ("old", "new"):
+        assert store.begin(call)
+        store.write_result(call, fill)
+        assert store.end(call, "ok", None, 10, 0)
+    store.change("ended_at = 1000", "call = ?", ("old",))
+    for name in ("stray", "fresh"):
+        (directory / "results" / name).write_bytes(b"x")
+    os.utime(directory / "results" / "stray", (0, time.time() - 2 * STRAY_SECONDS))
+    store.expire()
+    assert sorted(row.call for row in store.listed("me")) == ["new", "waiting"]
+    assert sorted(os.listdir(directory / "results")) == ["fresh", "new"]
+    assert store.forget(store.listed("me")) == 1
+    assert [row.call for row in store.listed("me")] == ["waiting"]
+    store.close()
+
+
+def test_a_batch_keeps_its_spool_while_items_may_be_resumed(directory: Path) -> None:
+    """Items are counted, listed in order and by their ends, and renewed."""
+    store = opened(directory)
+    accepted(store, "a", "b", "c", batch="batch")
+    for call, outcome in (("c", "ok"), ("a", "error")):
+        assert store.begin(call)
+        assert store.end(call, outcome, None, 0, 0)
+    assert store.cancel_waiting("b")
+    assert store.counts("me", "batch") == {"ok": 1, "error": 1, "cancelled": 1}
+    assert [row.call for row in store.items("me", "batch", "failed", -1, 10)] == ["a", "b"]
+    assert [row.call for row in store.items("me", "batch", "ended", 0, 10)] == ["c", "a", "b"]
+    assert (directory / "spools" / "spool-a").exists()
+    assert store.renew("me", "batch") == 2
+    for call in ("a", "b"):
+        assert store.begin(call)
+        assert store.end(call, "ok", None, 0, 0)
+    assert store.used_bytes() == 0
+    assert not (directory / "spools" / "spool-a").exists()
+    store.close()
+
+
+def test_a_damaged_file_is_a_named_error(directory: Path) -> None:
+    """It names the file, and leaves it as it is."""
+    directory.mkdir(mode=0o700)
+    (directory / FILE).write_bytes(b"nothing" * 1000)
+    with pytest.raises(errors.StateUnusable, match=FILE):
+        opened(directory)
+    assert (directory / FILE).read_bytes() == b"nothing" * 1000
+
+
+def test_an_earlier_versions_file_gets_the_new_columns(directory: Path) -> None:
+    """With their defaults."""
+    opened(directory).close()
+    connection = sqlite3.connect(directory / FILE)
+    connection.execute("DROP INDEX calls_by_end")
+    connection.execute("ALTER TABLE calls DROP COLUMN ended")
+    connection.execute("INSERT INTO calls (call, user) VALUES ('old', 'me')")
+    connection.commit()
+    connection.close()
+    store = opened(directory)
+    assert store.find("me", "old").ended == 0
+    store.close()
+
+
+# --- spools -----------------------------------------------------------------------------------------------------------
+
+
+def stored(count: int = 2) -> bytes:
+    spec = LeaseSpec(EnvironmentSpec(requirements=("numpy",)), "f")
+    like = Call("", b"function", b"", name="f", texts=b"texts", texts_digest="t", stream=True)
+    calls = [like.again(f"call-{number}", b"arguments", (bytearray(b"buffer"), b""), 1.5) for number in range(count)]
+    calls[-1:] = [replace(one, texts=b"other", texts_digest="o") for one in calls[-1:]]
+    names = StoredNames({"__main__": {"A": b"pickle"}}, {"__main__": {"B": "too large"}})
+    rule = RetryRule(2, (("builtins", "OSError"),))
+    made = spool.pieces(StoredCall(like, spec, None), calls, batch="b", retries=rule, certificates="PEM", names=names)
+    return b"".join(made)
+
+
+def test_a_spool_comes_back_as_it_was() -> None:
+    """Function, arguments, texts of their own, certificates, names, retries."""
+    data = stored()
+    file = io.BytesIO(data)
+    found = Spool.from_file(file)
+    assert found.size_bytes == len(data)
+    assert (found.batch, found.function, found.stream, found.retries.count) == ("b", "f", True, 2)
+    template = found.template(file)
+    first, second = (found.call(file, number, template) for number in range(2))
+    assert (first.id, first.arguments, [bytes(part) for part in first.buffers]) == (
+        "call-0",
+        b"arguments",
+        [b"buffer", b""],
+    )
+    assert (first.texts, second.texts, second.texts_digest, second.at) == (b"texts", b"other", "o", 1.5)
+    assert found.certificates(file) == "PEM"
+    names = found.names(file)
+    assert names.answer({"module": "__main__", "name": "A"}) == ({}, [b"pickle"])
+    assert names.answer({"module": "__main__", "name": "B"})[0] == {"missing": "too large"}
+    assert names.answer({"module": "__main__"})[0] == {"names": ["A", "B"]}
+    assert names.answer({"module": "__main__", "snapshot": True, "known": ["A"]})[0]["names"] == []
+    assert "does not travel" in names.answer({"module": "other", "name": "A"})[0]["missing"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: b"OTHER" + data[5:],
+        lambda data: data[:30] + bytes([data[30] ^ 1]) + data[31:],
+    ],
+)
+def test_other_bytes_are_no_spool(damage: Callable[[bytes], bytes]) -> None:
+    """Of any length, and with any bit changed."""
+    with pytest.raises(ValueError, match="spool"):
+        Spool.from_file(io.BytesIO(damage(stored())))
+
+
+def test_damage_of_a_part_is_found_before_it_is_used() -> None:
+    """Each byte behind the header belongs to a part with a CRC."""
+    data = stored(1)
+    start = Spool.from_file(io.BytesIO(data))._start
+    for place in range(start, len(data)):
+        file = io.BytesIO(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        found = Spool.from_file(file)
+        with pytest.raises(ValueError, match="damaged"):
+            found.names(file), found.certificates(file), found.call(file, 0, found.template(file))
+
+
+@pytest.mark.parametrize(
+    ("on", "kinds", "covered"),
+    [
+        ((), [("builtins", "ValueError")], False),
+        ([("builtins", "ValueError")], [("m", "Own"), ("builtins", "ValueError")], True),
+        ([("builtins", "Exception")], [("m", "Own")], True),
+        ([("builtins", "Exception")], [("builtins", "SystemExit")], False),
+        ([("builtins", "BaseException")], [("builtins", "SystemExit")], True),
+        ([("builtins", "OSError")], [("builtins", "ValueError")], False),
+    ],
+)
+def test_retries_cover_exceptions_by_the_names_of_their_types(
+    on: list[tuple[str, str]], kinds: list[tuple[str, str]], covered: bool
+) -> None:
+    """As `isinstance` does where the types are at hand."""
+    assert RetryRule(1, tuple(on)).names(kinds) is covered
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_long_output_the_middle_is_left_out(tmp_path: Path) -> None:
+    """The file has its beginning, a line that says so, and its end."""
+    path = tmp_path / "output"
+    output = KeptOutput(path, 1000, lambda _state, _line: None)
+    for number in range(1000):
+        output.stdout(f"line {number}\n".encode())
+    size = output.close()
+    text = path.read_text()
+    assert len(text) == size <= 1100
+    assert text.startswith("line 0\nline 1\n")
+    assert text.endswith("line 998\nline 999\n")
+    assert "bytes of output are left out here" in text
+    assert output.tail().endswith("line 999\n")
