@@ -8,10 +8,14 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from atoll import Volume
+from atoll.cli import main
 
 from ..conftest import Home
 from ..environments import Machine
@@ -56,87 +60,100 @@ def typed(home: Home, *arguments: str, answer: str = "", until: str = "[y/N] ") 
     return status, printed, shown.replace("\r\n", "\n")
 
 
+@dataclass
+class Printed:
+    """The end of a command that ran in this process: its status, and that which it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
 @pytest.fixture
-def tree(atoll_home: Home) -> Path:
-    """A directory with two files on the volume, and its path on the host."""
-    for name in ("a", "b"):
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM, "data", "put", "-", f"tree/{name}"],
-            input=b"x" * 1000,
-            env=atoll_home.environment(),
-            check=True,
-        )
-    (path,) = atoll_home.path.glob("volumes/*/data/tree")
-    return path
+def said(atoll_home: Home, capsys: pytest.CaptureFixture[str]) -> Callable[..., Printed]:
+    """Run a command in this process, where no terminal is."""
+
+    def run(*arguments: str) -> Printed:
+        capsys.readouterr()
+        status = main.run(list(arguments))
+        return Printed(status, *capsys.readouterr())
+
+    return run
 
 
-def test_a_tree_is_removed_after_a_question(atoll_home: Home, tree: Path) -> None:
+def tree_of(volume: Volume, name: str = "tree") -> Path:
+    """Make a directory with two files on the volume; return its path on the host."""
+    for file in ("a", "b"):
+        volume.write_bytes(f"/data/{name}/{file}", b"x" * 1000)
+    home = Path(os.environ["ATOLL_HOME"])
+    return next(home.glob("volumes/*/data")) / name
+
+
+def test_a_tree_is_removed_after_a_question(atoll_home: Home, said: Callable[..., Printed]) -> None:
     """`rm -r` names files and bytes on a terminal, and removes for `y` alone; elsewhere it wants `--yes` or `-f`."""
-    refused = atoll_home.atoll("data", "rm", "-r", "tree", check=False)
-    assert (refused.returncode, tree.exists()) == (2, True)
-    assert "2 files" in refused.stderr
-    assert "hint: say `--yes`" in refused.stderr
-    assert atoll_home.atoll("data", "rm", "-r", "--dry-run", "tree").stdout == "would remove /data/tree\n"
-    for answer in ("n\n", "\n", "\x04"):
-        status, _, shown = typed(atoll_home, "data", "rm", "-r", "tree", answer=answer)
-        assert (status, tree.exists()) == (1, True)
-        assert "/data/tree  2 files, 2.0 KiB" in shown
-        assert "no snapshot has them" in shown
-        assert shown.endswith("nothing was changed\n")
-    status, _, shown = typed(atoll_home, "data", "rm", "-r", "tree", answer="^C")
-    assert (status, tree.exists(), shown.count("interrupted"), "Traceback" in shown) == (130, True, 1, False)
-    status, _, _ = typed(atoll_home, "data", "rm", "-r", "tree", answer="y\n")
-    assert (status, tree.exists()) == (0, False)
+    with Volume() as volume:
+        tree = tree_of(volume)
+        refused = said("data", "rm", "-r", "tree")
+        assert (refused.status, tree.exists()) == (2, True)
+        assert "2 files" in refused.err
+        assert "hint: say `--yes`" in refused.err
+        assert said("data", "rm", "-r", "--dry-run", "tree").out == "would remove /data/tree\n"
+        for answer in ("\n", "\x04"):
+            status, _, shown = typed(atoll_home, "data", "rm", "-r", "tree", answer=answer)
+            assert (status, tree.exists()) == (1, True)
+            assert "/data/tree  2 files, 2.0 KiB" in shown
+            assert "no snapshot has them" in shown
+            assert shown.endswith("nothing was changed\n")
+        status, _, shown = typed(atoll_home, "data", "rm", "-r", "tree", answer="^C")
+        assert (status, tree.exists(), shown.count("interrupted"), "Traceback" in shown) == (130, True, 1, False)
+        status, _, _ = typed(atoll_home, "data", "rm", "-r", "tree", answer="y\n")
+        assert (status, tree.exists()) == (0, False)
+        for flag in ("--yes", "-f"):  # a script says so
+            tree_of(volume)
+            assert said("data", "rm", "-r", flag, "tree").status == 0
+            assert not tree.exists()
+        volume.mkdir("/data/empty")
+        assert said("data", "rm", "-r", "empty").status == 0  # no loss
 
 
-@pytest.mark.parametrize("flag", ["--yes", "-f"])
-def test_a_script_says_yes(atoll_home: Home, tree: Path, flag: str) -> None:
-    """With `--yes` or `-f` nothing is asked; an empty directory is no loss and needs neither."""
-    (tree.parent / "empty").mkdir()
-    os.chown(tree.parent / "empty", tree.stat().st_uid, tree.stat().st_gid)
-    atoll_home.atoll("data", "rm", "-r", "empty")
-    atoll_home.atoll("data", "rm", "-r", flag, "tree")
-    assert not tree.exists()
-
-
-def test_snapshots_go_and_come_after_a_question(atoll_home: Home, tree: Path) -> None:
+def test_snapshots_go_and_come_after_a_question(atoll_home: Home, said: Callable[..., Printed]) -> None:
     """`rm-snapshot` and `restore` name files, sizes and effects; a restore keeps the present state and needs no `--yes`."""
-    atoll_home.atoll("data", "snapshot", "one", "--path", "/data/tree")
-    (tree / "a").unlink()
-    (tree / "new").write_text("new")
-    os.chown(tree / "new", tree.stat().st_uid, tree.stat().st_gid)
-    assert atoll_home.atoll("data", "restore", "one", "--dry-run").stdout.splitlines() == [
-        "+ /data/tree/a",
-        "- /data/tree/new",
-    ]
+    with Volume() as volume:
+        tree = tree_of(volume)
+        volume.snapshot("one", "/data/tree")
+        volume.remove("/data/tree/a")
+        volume.write_bytes("/data/tree/new", b"new")
+    assert said("data", "restore", "one", "--dry-run").out.splitlines() == ["+ /data/tree/a", "- /data/tree/new"]
     status, _, shown = typed(atoll_home, "data", "restore", "one", answer="n\n")
     assert (status, (tree / "new").exists()) == (1, True)
     assert "1 newer file will go, 1 come back, 0 change; the present state is kept as a snapshot" in shown
-    kept = atoll_home.atoll("data", "restore", "one").stdout.strip()
+    kept = said("data", "restore", "one").out.strip()
     assert (tree / "a").exists()
-    refused = atoll_home.atoll("data", "rm-snapshot", "one", kept, check=False)
-    assert (refused.returncode, "2 snapshots, 4 files" in refused.stderr) == (2, True), refused.stderr
-    assert "would remove one" in atoll_home.atoll("data", "rm-snapshot", "one", "--dry-run").stdout
+    refused = said("data", "rm-snapshot", "one", kept)
+    assert (refused.status, "2 snapshots, 4 files" in refused.err) == (2, True), refused.err
+    assert "would remove one" in said("data", "rm-snapshot", "one", "--dry-run").out
     assert typed(atoll_home, "data", "rm-snapshot", "one", answer="y\n")[0] == 0
-    atoll_home.atoll("data", "rm-snapshot", kept, "--yes")
-    assert json.loads(atoll_home.atoll("data", "snapshots", "--json").stdout) == []
+    assert said("data", "rm-snapshot", kept, "--yes").status == 0
+    assert json.loads(said("data", "snapshots", "--json").out) == []
 
 
-def test_prune_names_sizes_and_leaves_what_was_not_meant(atoll_home: Any, machine: Machine) -> None:
+def test_prune_names_sizes_and_leaves_what_was_not_meant(
+    atoll_home: Home, machine: Machine, said: Callable[..., Printed]
+) -> None:
     """`--cache` empties caches and leaves environments; on a terminal each prune asks, and names what it costs."""
     machine.wheel("alpha")
     wanted = ["-r", "alpha", "-r", "--no-index", "-r", f"--find-links {machine.wheels}"]
-    key = atoll_home.atoll("env", "build", *wanted).stdout.strip()
+    key = said("env", "build", *wanted).out.strip()
     cache = atoll_home.path / "environments" / ".cache"
 
     def listed() -> list[str]:
-        return [one["key"] for one in json.loads(atoll_home.atoll("env", "list", "--json").stdout)]
+        return [one["key"] for one in json.loads(said("env", "list", "--json").out)]
 
     def files() -> list[Path]:
         return [path for path in cache.rglob("*") if path.is_file() and path.name == "alpha.py"]
 
     assert files()
-    dry = json.loads(atoll_home.atoll("env", "prune", "--cache", "--dry-run", "--json").stdout)
+    dry = json.loads(said("env", "prune", "--cache", "--dry-run", "--json").out)
     assert dry["removed"] == []
     assert dry["cache_bytes"] >= dry["freed_bytes"] >= 0
     status, _, shown = typed(atoll_home, "env", "prune", "--cache", answer="n\n")
@@ -154,7 +171,7 @@ def test_prune_names_sizes_and_leaves_what_was_not_meant(atoll_home: Any, machin
     status, printed, _ = typed(atoll_home, "env", "prune", "--all", answer="y\n")
     assert (status, listed()) == (0, [])
     for wrong in (["--cache", "--all"], ["--cache", "--unused-days", "2"]):
-        assert atoll_home.atoll("env", "prune", *wrong, check=False).returncode == 2
+        assert said("env", "prune", *wrong).status == 2
 
 
 def test_ctrl_c_is_one_line(atoll_home: Home) -> None:
