@@ -35,6 +35,8 @@ _VARYING = (
     (re.compile(r"\b\d+/(\d+)"), r"0/\1"),
     (re.compile(r"▕[█▏▎▍▌▋▊▉ ]*▏"), "▕█▏"),
     (re.compile(r"\b[1-9]\d* running\b"), "0 running"),
+    (re.compile(r" +\d+%\|.*?\|"), " 0%|"),  # tqdm
+    (re.compile(r"\[[^]]*it/s\]"), "[]"),
     (re.compile(r" +$", re.MULTILINE), ""),
 )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -476,6 +478,62 @@ def test_arguments_that_cannot_be_spread_fail_in_their_place() -> None:
         found = list(function.starmap([(1,), 2, (3,)], return_exceptions=True))  # type: ignore[list-item]
         assert [type(item) for item in found] == [type(found[0]), TypeError, type(found[0])]
         assert type(found[0]) in (int, list)
+
+
+def _wait_for_flag(name: str) -> str:
+    deadline = time.monotonic() + 60
+    while name == "slow" and not os.path.exists("/data/map-flag") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if name == "bad":
+        raise ValueError(name)
+    return name
+
+
+def _remove_flag() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.remove("/data/map-flag")
+
+
+def test_results_come_as_they_are_ready() -> None:
+    """With `ordered=False` the first item's call may be the last to give its result; all kinds of functions do so."""
+    plain = isolated(keep_alive=30)(_wait_for_flag)
+    for function in (plain, plain.on(retries=1)):
+        isolated(_remove_flag)()
+        results = function.map(["slow", "quick", "bad"], ordered=False, return_exceptions=True)
+        early = [next(results), next(results)]
+        assert {str(one) for one in early} == {"quick", "bad"}
+        isolated(lambda: open("/data/map-flag", "w").close())()
+        assert list(results) == ["slow"]
+
+
+def test_ends_of_unordered_results() -> None:
+    """An error ends them as it comes; nothing, an input that fails, and more items than are taken ahead have their end."""
+
+    def failing() -> Iterator[int]:
+        yield 1
+        raise LookupError("input")
+
+    assert list(double.map([], ordered=False)) == []
+    assert sorted(double.map(range(2000), ordered=False)) == [2 * n for n in range(2000)]
+    found = double.map(failing(), ordered=False)
+    assert next(found) == 2
+    with pytest.raises(LookupError, match="input"):
+        next(found)
+    with pytest.raises(ValueError, match="bad"):
+        list(isolated(keep_alive=30)(_wait_for_flag).map(["bad", "quick"], ordered=False))
+
+
+def test_progress_is_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar that was asked for leaves its last line on stderr; otherwise nothing is printed, and a wrong value is refused."""
+    assert list(double.map([1, 2], progress=True)) == [2, 4]
+    assert list(double.starmap([(1,)], progress="numbers")) == [2]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"✓ doubled · 2 calls · [\d.]+ s\n✓ numbers · 1 call · [\d.]+ s\n", printed.err), printed.err
+    assert list(double.map([1], progress=False)) == list(double.map([1])) == [2]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TypeError, match="`progress` must be"):
+        double.map([1], progress=3)
 
 
 def test_each_map_sees_what_the_function_refers_to_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:

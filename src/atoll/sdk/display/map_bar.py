@@ -160,7 +160,10 @@ class MapBar:
         if not (failed or seconds >= call_lines.LONG_SECONDS or self._asked or mode.verbose):
             return
         of = f" of {counts.total:,}" if counts.total > counts.answered else ""
-        parts = [f"{'✗' if failed else '✓'} {self._title or self._name}", f"{counts.answered:,}{of} calls"]
+        parts = [
+            f"{'✗' if failed else '✓'} {self._title or self._name}",
+            f"{counts.answered:,}{of} call{'s' * (counts.answered != 1 or bool(of))}",
+        ]
         parts += [f"{counts.failed:,} failed"] if counts.failed else []
         if ending == "interrupted":
             parts.append(ending)
