@@ -55,6 +55,20 @@ def measuring() -> Iterator[Measuring]:
         os.close(made._reset)
 
 
+def test_a_sheet_tells_whether_a_call_runs(measuring: Measuring) -> None:
+    """Before the first call nothing is known, during one its fields, and between two only that there was one."""
+    measured, sheet, _ = measuring
+    assert meter.running(sheet) == {}
+    for report in (False, True):
+        measured.begin(HEADER, ())
+        assert [meter.running(sheet)[name] for name in meter.RUNNING[:4]] == ["c-1", "f", "", 5.0]
+        measured.end({"type": "result"})
+        assert meter.running(sheet) == {"between": True}
+        if report:
+            measured.report()
+            assert meter.running(sheet) == {"between": True}
+
+
 def test_a_call_is_measured(measuring: Measuring) -> None:
     """A record has what the call used, its children included, and sizes of all that came and went."""
     measured, _, sent = measuring

@@ -208,14 +208,14 @@ def left(sheet: memoryview, usage: Any) -> tuple[list[list[Any]], list[Any] | No
 
 
 def running(sheet: memoryview) -> dict[str, Any]:
-    """Return the call that runs, as its worker says: `RUNNING`; empty between calls.
+    """Return the call that runs, as its worker says: `RUNNING`; between calls `between` alone, before the first nothing.
 
     `cpu` is the CPU time that its worker had used when the call began.
     """
     number = min(_COUNT.unpack_from(sheet)[0], SLOTS)
     call, function, parent, queued, started, *_ = _read(sheet, number, "lost")
-    if not started:
-        return {}
+    if not started:  # the id of an earlier call stays where it was
+        return {"between": True} if call or number else {}
     cpu = _BEGIN.unpack_from(sheet, _COUNT.size + number * _SLOT_BYTES)[2]
     return dict(zip(RUNNING, (call, function, parent, queued, started, cpu), strict=True))
 

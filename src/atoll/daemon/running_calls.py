@@ -148,8 +148,8 @@ class RunningCalls:
         waiting.task = None
 
     async def running(self, user: str | None) -> list[RunningCall]:
-        """Return the calls that run, the oldest first."""
-        return sorted(await self._engine.running(user), key=lambda call: call.since)
+        """Return the calls that run, the oldest first; a worker between two calls has none."""
+        return sorted((one for one in await self._engine.running(user) if one.call), key=lambda call: call.since)
 
     def waiting(self, user: str | None, running: list[RunningCall]) -> list[WaitingCall]:
         """Return the calls that wait: those whose environment is built first, then in the order of their turns.

@@ -50,6 +50,7 @@ def _checked(claimed: dict[str, Any]) -> dict[str, Any]:
         **{word: min(abs(one), MOST_COUNT) for word, one in counts.items() if type(one) is int},
         **{word: float(one) for word, one in numbers.items() if type(one) is float and 0 <= one < math.inf},
         **{word: str(claimed.get(word, ""))[:MOST_NAME] for word in RUNNING[:3]},
+        **({"between": True} if claimed.get("between") is True else {}),
     }
 
 
@@ -71,7 +72,7 @@ def _running(worker: PoolWorker, claimed: dict[str, Any]) -> RunningCall:
     assert lease is not None
     claim, now = str(claimed.get("call", "")), time.time()
     call = claim
-    if not claim and claimed.get("calls"):  # between two calls
+    if claimed.get("between"):
         call = ""
     elif not claim or (lease.maker is not None and maker_of(claim) != lease.maker):  # not begun yet, or forged
         call = lease.first_call
