@@ -237,7 +237,7 @@ class Worker:
             finally:
                 self._words[BUSY] = 0
         elif kind == "texts":
-            with self._state.lasting():
+            with self._state.lasting(imports=False):
                 texts_load.show(message.buffers[0])
         elif kind == "terminal" and data.descriptors:  # a process that has all it may have gets none
             terminal.take(*data.take_descriptors(1))

@@ -165,10 +165,15 @@ class ProcessState:
     # --- changes that stay ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lasting(self) -> Iterator[None]:
-        """Let the changes stay that are made while the context is open."""
+    def lasting(self, *, imports: bool = True) -> Iterator[None]:
+        """Let the changes stay that are made while the context is open.
+
+        Args:
+            imports: False where nothing is imported meanwhile: with many modules a look at all costs milliseconds.
+        """
         self._importing = True
-        before, variables, program = self._read(), contextvars.copy_context(), program_state.read()
+        program = program_state.read() if imports else None
+        before, variables = self._read(), contextvars.copy_context()
         try:
             yield
         finally:
@@ -203,7 +208,8 @@ class ProcessState:
             for variable, value in contextvars.copy_context().items():
                 if variables.get(variable) is not value:
                     self._context.run(variable.set, value.copy() if variable.name == DECIMAL else value)
-            self._program.adopt(program)
+            if program is not None:
+                self._program.adopt(program)
             left_running.keep_threads()
 
 
