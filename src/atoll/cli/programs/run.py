@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ def run(
         say_spawned(function.spawn(*bound.args, **bound.kwargs))
         return 0
     if run_by_name.needed(function.options):
-        return _run_by_name(found, bound.args, bound.kwargs)
+        return _run_by_name(found._replace(function=function), bound.args, bound.kwargs)
     try:
         result = function(*bound.args, **bound.kwargs)
         if function.is_generator:
@@ -94,9 +95,13 @@ def _list(target: str, by_name: bool) -> bool:
 
 def _run_by_name(found: program.Found, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Run a function that asks for another Python than this one."""
-    file = str(found.module.__file__)
+    from atoll.sdk.display.announce import announced  # for few functions
+
+    file, function = str(found.module.__file__), found.function
+    told = announced(function.host, found.name, "") if function.options.on_done else contextlib.nullcontext()
     try:
-        run_by_name.run(found.function, found.module.__name__, file, found.name, args, kwargs)
+        with told:
+            run_by_name.run(function, found.module.__name__, file, found.name, args, kwargs)
     except errors.RemoteError as error:
         echo_lines(error.traceback_text.rstrip() or str(error), error=True)
         return 1
