@@ -183,7 +183,7 @@ def test_a_person_presses_tab(place: Path, shell: str) -> None:
             ("atoll env show 3f\t", f"{KEY} "),
         ):
             shown = typing.type(f"{typed}#\x01printf '<%s>\\n' '\x05'\n", "#>\r\n")
-            assert f"{completed}#>" in shown, shown
+            assert f" {completed}#>" in shown, shown
         typing.type("exit\n", "exit")
     finally:
         typing.close()

@@ -51,6 +51,7 @@ def test_zero_means_that_atoll_chooses(tmp_path: Path) -> None:
         ("pool = {slots = -1}\n", ": `pool.slots`"),
         ("\n[ 'pool' ]  # here\n'slots' = -1\n", ", line 3: `pool.slots`"),
         ("\n[pols]\n", ", line 2 has an unknown group `pols`"),
+        ("\npols.slots = 1\n", ", line 2 has an unknown group `pols`"),
         ("pool = 3\n", ", line 1: `pool` must be a table"),
         ("[pool]\nslots = \n", "line 2, column 9"),
         ("[notifications]\ncommand = 'curl'\n", ", line 2: `notifications.command` must be a list of texts"),
