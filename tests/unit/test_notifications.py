@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from atoll import settings
+from atoll.detached.rows import Row
 from atoll.host import notifications
 from atoll.host.notifications import Ended, tell
+from atoll.keeper.main import Keeper
 from atoll.settings import NotificationsSettings
 
 from ..waiting import ended as process_ended
@@ -85,3 +91,21 @@ def test_the_desktop_gets_text_that_is_neither_option_nor_markup(
     assert arguments[2:] == ["--", "--icon=x ended: error", "0 s, call c\n&lt;img&gt;&amp;"]
     monkeypatch.setattr(sys, "platform", "darwin")
     assert notifications._desktop(ENDED)[-3:] == ["--", ENDED.title, ENDED.text]
+
+
+def test_a_batch_is_told_of_once_until_it_goes_on(tmp_path: Path) -> None:
+    """Last calls that end together are one notification; calls that are in no batch are one each."""
+    out = tmp_path / "out"
+    command = json.dumps([sys.executable, "-c", f"open({str(out)!r}, 'a').write('x')"])
+    (tmp_path / "settings.toml").write_text(f"[notifications]\ncommand = {command}\n")
+    counts = {"ok": 2, "running": 1}
+    keeper: Any = Keeper.__new__(Keeper)
+    keeper._options, keeper._changed, keeper._told = settings.load(tmp_path), threading.Condition(), set()
+    keeper._store = SimpleNamespace(find=lambda user, call: Row(call, user), counts=lambda user, batch: counts)
+    batch, alone = Row("c1", "me", batch="b"), Row("c2", "me")
+    keeper._notify(batch)
+    assert not out.exists()
+    del counts["running"]
+    for row in (batch, batch, alone, alone):
+        keeper._notify(row)
+    assert out.read_text() == "xxx"

@@ -184,6 +184,7 @@ def test_plots_are_as_wide_as_the_terminal(colours: bool) -> None:
         assert ("\x1b" in text) == colours
     if not colours:
         assert "░░ failed" in plots.calls_by_day(days, 80, colours=False)
+    assert "<script>alert(1)</scrip\u2026" in plots.time_by(groups, 80, colours=False)
     assert plots.time_by([Figures("f")], 80, colours=colours) == ""
 
 
