@@ -378,7 +378,7 @@ def test_top_and_a_shell_on_a_terminal(shared_home: Home) -> None:
         view.until(rf"{call}\s+sleeps\s+running")
         assert "for functions:" in view.text
         view.press("s")
-        view.until(r"main thread\s+sleeps \(")
+        view.until(r"main thread\s+sleeps\s+\(")
         view.press("q")
         view.until(rf"{call}\s+sleeps\s+running")
         view.press("c")

@@ -31,7 +31,9 @@ STACK_SECONDS = 0.5
 STILL_SECONDS = 0.02
 """Stacks are whole when no more has been written for so long: nothing marks their end."""
 
-MOST_BYTES = 200_000
+MOST_BYTES = 100_000
+"""Of stacks: as JSON six times as much at worst, and less than the daemon takes of an agent at once."""
+
 LIBRARY = "/opt/atoll/lib"
 
 
