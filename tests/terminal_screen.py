@@ -35,6 +35,7 @@ _VARYING = (
     (re.compile(r"\b\d+/(\d+)"), r"0/\1"),
     (re.compile(r"▕[█▏▎▍▌▋▊▉ ]*▏"), "▕█▏"),
     (re.compile(r"\b[1-9]\d* running\b"), "0 running"),
+    (re.compile(r"(▏.*?)\b\d+ failed"), r"\g<1>0 failed"),
     (re.compile(r" +\d+%\|.*?\|"), " 0%|"),  # tqdm
     (re.compile(r"\[[^]]*it/s\]"), "[]"),
     (re.compile(r" +$", re.MULTILINE), ""),

@@ -24,6 +24,7 @@ import pytest
 from atoll.environments.asked.credentials import without_credentials
 from atoll.environments.built.records import Environment
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, StateUnusable
+from atoll.model.build_progress import BuildLine
 from atoll.model.specs import EnvironmentSpec
 from tests.environments import BASE, Machine, serve
 
@@ -280,6 +281,28 @@ def test_many_processes_share_one_build(machine: Machine) -> None:
     waiters = [lines for lines in said if lines[0].startswith("Waiting")]
     assert len(builders) == 1
     assert all(any("Building delta" in line for line in lines) for lines in waiters)
+
+
+def test_who_joins_a_build_is_told_its_step(machine: Machine) -> None:
+    """A request that comes in the middle of a build gets the state of the build at once, and its end."""
+    machine.sdist("delta", "    import time; time.sleep(1)")
+    told: list[str] = []
+
+    async def build_for_two() -> None:
+        store, spec = machine.new_store(), machine.spec("delta")
+        joined: list[asyncio.Task[Any]] = []
+
+        def join(line: str) -> None:
+            if "Building delta" in line and not joined:
+                joined.append(asyncio.ensure_future(store.ensure(spec, told.append)))
+
+        await store.ensure(spec, join)
+        await joined[0]
+
+    asyncio.run(build_for_two())
+    steps = [(line == "", line.progress.step) for line in told if isinstance(line, BuildLine)]
+    assert steps[0] == (True, "building")
+    assert steps[-1] == (False, "built")
 
 
 def test_who_waits_for_a_build_gets_its_error(machine: Machine) -> None:
