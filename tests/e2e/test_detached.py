@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -262,6 +263,44 @@ def test_a_stopped_keeper_ends_with_its_daemon(island: Island) -> None:
         assert ended(keeper)
     assert call.wait(SECONDS).outcome == "lost"
     assert island.marks(6) == 1
+
+
+def test_secrets_of_a_call_go_with_its_end(island: Island) -> None:
+    """Variables, arguments and index settings are in a file that others cannot read, and in no other."""
+    secret = f"secret-{os.urandom(8).hex()}"
+    detached = island.home.path / "detached"
+
+    def files() -> list[Path]:
+        places = (detached, island.home.path / "logs", island.home.path / "records")
+        paths = [path for place in places for path in place.rglob("*") if path.is_file()]
+        return [path for path in paths if secret.encode() in path.read_bytes()]
+
+    with island.held():
+        call = island.spawn(30, env={"TOKEN": secret})
+        until(lambda: island.marks(30))
+        (path,) = files()
+        assert path.parent == detached / "spools"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(detached.stat().st_mode) == 0o700
+    assert call.result(SECONDS) == 90
+    assert files() == []
+
+
+def test_a_daemon_that_is_replaced_hands_over(island: Island) -> None:
+    """It makes no further call; its keeper ends with the calls that run, and the next daemon's goes on."""
+    with island.held():
+        first = island.spawn(40)
+        until(lambda: island.marks(40))
+        old = island.home.daemon_pid()
+        assert local.request_running("drain", {}) is not None
+        until(lambda: local.request_running("status", {}) is None)
+        second = island.spawn(41)
+        assert island.home.daemon_pid() != old
+        assert [str(one.status()) for one in (first, second)] == ["running", "waiting"]
+    assert (first.result(SECONDS), second.result(SECONDS)) == (120, 123)
+    assert [island.marks(number) for number in (40, 41)] == [1, 1]
+    assert old is not None
+    assert ended(old)
 
 
 def test_damage_is_an_outcome_or_a_named_error(island: Island) -> None:

@@ -44,7 +44,8 @@ class EnvironmentSpec:
         python_version: the version asked for (`3.11`, `3.11.7`); empty means the interpreter below.
         interpreter: absolute path of the caller's base interpreter; the one to use when its version fits.
         index: the caller's settings that decide where packages come from: variables, and contents of files
-            (`environments.asked.index`). They may hold credentials: kept in memory, never written or logged.
+            (`environments.asked.index`). They may hold credentials: kept in memory, never logged, and written
+            only with a detached call until it has ended.
         packages: of kind `conda` only: match specs in conda's words.
         channels: of kind `conda` only: names, addresses, absolute paths; empty means the default ones.
         pip: of kind `conda` only: like `requirements`, installed on top.
