@@ -47,7 +47,7 @@ class Services:
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
-        self.detached = Detached(options, serve)
+        self.detached = Detached(options, serve, self.recorder.add)
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from atoll.model.records import CallRecord
 from atoll.model.spool import RetryRule
 
 STATES = ("waiting", "running", "finished")
@@ -84,6 +85,22 @@ class Row:
         """The error as data; empty for none."""
         found = json.loads(self.error) if self.error else {}
         return found if isinstance(found, dict) else {}
+
+    def record(self) -> CallRecord:
+        """Return the record of a finished call that no worker has reported."""
+        failure = self.failure
+        return CallRecord(
+            call=self.call,
+            function=self.function,
+            user=self.user,
+            queued_at=self.queued_at,
+            started_at=self.started_at,
+            wall_seconds=max(self.ended_at - self.started_at, 0.0) if self.started_at else 0.0,
+            bytes_out=self.result_bytes,
+            outcome=self.outcome,
+            error=str(failure.get("type") or failure.get("code") or ""),
+            message=str(failure.get("text") or failure.get("message") or ""),
+        )
 
     def to_data(self) -> dict[str, Any]:
         """Return the row for a client."""

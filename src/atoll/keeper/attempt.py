@@ -68,6 +68,8 @@ class Attempt:
         self._unwritable = False
         self.ticket = Ticket(self._begin, call_id=row.call, made_at=row.queued_at)
         self.began = False
+        self.outcome = ""
+        """Set once it is on the disk."""
         self.given_up = threading.Event()
         """Set when the daemon ends: an error of the call is then the loss of its worker."""
         self._withdrawn = False
@@ -167,6 +169,7 @@ class Attempt:
             except errors.AtollError as refused:
                 outcome, error = "error", refused.to_data()
         self._store.end(row.call, outcome, error, size, output_bytes)
+        self.outcome = outcome
         return True
 
     def _is_retried(self, made: Made) -> bool:

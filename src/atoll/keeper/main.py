@@ -68,7 +68,7 @@ class Keeper:
     def run(self) -> None:
         """Make calls until there is nothing to do."""
         for row in self._store.recover():
-            self._over(row)
+            self._over(row, unrecorded=True)
         self._store.expire()
         expired = busy_at = time.monotonic()
         while True:
@@ -126,13 +126,17 @@ class Keeper:
                 self._looked = True
                 self._changed.notify_all()
         if over:
-            self._over(row)
+            self._over(row, unrecorded=attempt.outcome == "lost")
         else:
             self._tell(row, "waiting", "")
 
-    def _over(self, row: Row) -> None:
-        """Take note that a call has its outcome, which is on the disk: waiters wake, and its maker may be notified."""
-        self._tell(row, "finished", "")
+    def _over(self, row: Row, *, unrecorded: bool = False) -> None:
+        """Take note that a call has its outcome, which is on the disk: waiters wake, and its maker may be notified.
+
+        Args:
+            unrecorded: its worker's daemon has ended, perhaps before the call had its record.
+        """
+        self._tell(row, "finished", "", unrecorded=unrecorded)
         if row.on_done == NOTIFY:
             threading.Thread(target=self._notify, args=(row,), name=f"notification {row.call}").start()
 
@@ -164,8 +168,16 @@ class Keeper:
             self._told.add(batch)
         return is_first
 
-    def _tell(self, row: Row, state: str, line: str) -> None:
-        message = {"type": "changed", "call": row.call, "batch": row.batch, "state": state, "line": line[:1000]}
+    def _tell(self, row: Row, state: str, line: str, *, unrecorded: bool = False) -> None:
+        message: dict[str, Any] = {
+            "type": "changed",
+            "call": row.call,
+            "batch": row.batch,
+            "state": state,
+            "line": line[:1000],
+        }
+        if unrecorded:
+            message["unrecorded"] = True
         with contextlib.suppress(ChannelClosed, OSError):  # `listen` ends the process
             self._daemon.send(message)
 

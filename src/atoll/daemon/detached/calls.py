@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from atoll import errors, process, settings
 from atoll.detached.database import FILE
 from atoll.detached.store import Store
+from atoll.model.records import CallRecord
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
@@ -41,11 +42,18 @@ class Detached:
 
     Args:
         serve: serves a connection that the keeper has opened.
+        on_record: takes records of calls that ended without a worker, or with the daemon before.
     """
 
-    def __init__(self, options: Settings, serve: Callable[[socket.socket], object]) -> None:
+    def __init__(
+        self,
+        options: Settings,
+        serve: Callable[[socket.socket], object],
+        on_record: Callable[[CallRecord], None] = lambda _: None,
+    ) -> None:
         self._options = options
         self._serve = serve
+        self._on_record = on_record
         self._store: Store | None = None
         self._opening = asyncio.Lock()
         self._keeper: process.Child | None = None
@@ -57,6 +65,11 @@ class Detached:
         self._pending = False
         self.waits: dict[str, tuple[str, str]] = {}
         """The state and the line about the wait of calls that the keeper has in its hands."""
+
+    @property
+    def leaving(self) -> bool:
+        """True when this daemon makes no further calls: another one keeps new ones."""
+        return self._leaving
 
     @property
     def busy(self) -> bool:
@@ -183,8 +196,16 @@ class Detached:
             self.waits.pop(call, None)
         else:
             self.waits[call] = state, str(message.get("line", ""))
+        if message.get("unrecorded"):
+            self._spawn(self.record_end(call))
         if state:
             self.wake(call, batch)
+
+    async def record_end(self, call: str) -> None:
+        """Make a record of a finished call that nobody else reports."""
+        with contextlib.suppress(errors.AtollError):
+            for row in await self.ask(lambda store: store.rows("WHERE call = ? AND state = 'finished'", (call,))):
+                self._on_record(row.record())
 
     # --- clients that wait ------------------------------------------------------------------------------------------
 
@@ -231,6 +252,8 @@ class Detached:
                 await asyncio.wait_for(self._keeper.wait(), LEAVE_SECONDS)
             if self._keeper is not None:
                 await self._keeper.kill()
+        if self._tasks:  # the last records
+            await asyncio.wait(self._tasks, timeout=LEAVE_SECONDS / 2)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -17,6 +17,7 @@ from atoll.detached.store import MOST_LISTED, Store
 from atoll.model.spool import Spool, is_id
 from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.channel import ChannelClosed
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
@@ -68,6 +69,8 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     """
     take = channel.take_descriptors
     verb = name.partition(".")[2]
+    if detached.leaving and verb in ("accept", "renew"):
+        raise ChannelClosed("another daemon takes this one's place")  # the client asks that one
     if verb == "accept":
         return await _accept(detached, user, _id(arguments, "spool"), take(1)[0]), None
     if verb == "list":
@@ -278,7 +281,8 @@ async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
         if row.state == "finished":
             continue
         count += 1
-        await detached.ask(partial(Store.cancel_waiting, call=row.call))
+        if await detached.ask(partial(Store.cancel_waiting, call=row.call)):
+            await detached.record_end(row.call)
         detached.cancel(row.call)
         detached.wake(row.call, row.batch)
     return count

@@ -10,7 +10,6 @@ from atoll.daemon.running_calls import EMPTY
 from atoll.detached.rows import Row
 from atoll.detached.store import Store
 from atoll.errors import CallUnknown
-from atoll.model.records import CallRecord
 
 MOST_ROWS = 1000
 MOST_OUTPUT = 64 << 10
@@ -64,7 +63,7 @@ async def over(detached: Detached, row: Row) -> dict[str, Any]:
     """Return the answer to `calls.show` and `calls.output` about a finished call that has no record."""
     size, text = await detached.ask(lambda store: _output(store, row.call))
     output = {"printed_bytes": size, "output": text.decode("utf-8", "replace")}
-    return {"calls": [{**record(row).to_data(), **output}], "children": []}
+    return {"calls": [{**row.record().to_data(), **output}], "children": []}
 
 
 def _output(store: Store, call: str) -> tuple[int, bytes]:
@@ -75,23 +74,6 @@ def _output(store: Store, call: str) -> tuple[int, bytes]:
         size = file.seek(0, 2)
         file.seek(max(size - MOST_OUTPUT, 0))
         return size, file.read(MOST_OUTPUT)
-
-
-def record(row: Row) -> CallRecord:
-    """Return the record of a finished call that no worker has reported."""
-    failure = row.failure
-    return CallRecord(
-        call=row.call,
-        function=row.function,
-        user=row.user,
-        queued_at=row.queued_at,
-        started_at=row.started_at,
-        wall_seconds=max(row.ended_at - row.started_at, 0.0) if row.started_at else 0.0,
-        bytes_out=row.result_bytes,
-        outcome=row.outcome,
-        error=str(failure.get("type") or failure.get("code") or ""),
-        message=str(failure.get("text") or failure.get("message") or ""),
-    )
 
 
 async def cancelled(detached: Detached, row: Row) -> bool:
