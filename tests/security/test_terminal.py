@@ -170,6 +170,11 @@ ANY_ROW = {
     **dict.fromkeys(("id", "environment", "network", "results", "user", "sandbox", "function", "state"), EVIL),
     **dict.fromkeys(("pid", "started_at", "workers", "calls", "memory_bytes"), 1),
 }
+UNFINISHED = {
+    **dict.fromkeys(("call", "function", "state", "worker", "sandbox", "environment", "detail", "machine_type"), EVIL),
+    **dict.fromkeys(("since", "queued_at", "memory_bytes", "peak_bytes", "cpu_seconds", "position"), 1),
+    **{"state": "running", "parent": "", "detached": False, "reason": EVIL},
+}
 ANSWERS: dict[str, Any] = {
     "calls.list": {"calls": [RECORD, RECORD]},
     "calls.show": {"calls": [RECORD], "children": [RECORD]},
@@ -188,10 +193,20 @@ ANSWERS: dict[str, Any] = {
     "environments.prune": {"removed": [ENVIRONMENT], "in_use": [ENVIRONMENT]},
     "volume.restore": {"kept": EVIL},
     "status": {
-        "daemon": {"pid": 1, "version": EVIL, "started_at": 0.0, "waiting": 0, "home": EVIL},
+        "daemon": {
+            **{"pid": 1, "version": EVIL, "started_at": 0.0, "waiting": 0, "home": EVIL},
+            "settings": {"error": EVIL, "pending": [EVIL]},
+        },
+        "capacity": {
+            "machine": {"cpus": 1.0, "memory_bytes": 1, "gpus": [{"name": EVIL}]},
+            "free": {"cpus": 1.0, "memory_bytes": 1, "gpus": 1},
+            "types": [{"name": EVIL, "cpus": 1.0, "memory_bytes": 1, "gpus": 0, "fits_now": 1, "full": True, "largest": 1}],
+        },
+        "calls": [UNFINISHED],
         "sandboxes": [ANY_ROW],
         "workers": [ANY_ROW],
     },
+    "calls.running": {"calls": [UNFINISHED]},
 }  # fmt: skip
 COMMANDS = [
     ["calls", "list"],
@@ -205,6 +220,7 @@ COMMANDS = [
     ["env", "lock", "-r", "numpy"],
     ["env", "prune"],
     ["data", "restore", "name"],
+    ["version"],
 ]
 
 
