@@ -173,7 +173,10 @@ ANY_ROW = {
 UNFINISHED = {
     **dict.fromkeys(("call", "function", "state", "worker", "sandbox", "environment", "detail", "machine_type"), EVIL),
     **dict.fromkeys(("since", "queued_at", "memory_bytes", "peak_bytes", "cpu_seconds", "position"), 1),
-    **{"state": "running", "parent": "", "detached": False, "reason": EVIL},
+    "state": "running",
+    "parent": "",
+    "detached": False,
+    "reason": EVIL,
 }
 ANSWERS: dict[str, Any] = {
     "calls.list": {"calls": [RECORD, RECORD]},
@@ -194,7 +197,7 @@ ANSWERS: dict[str, Any] = {
     "volume.restore": {"kept": EVIL},
     "status": {
         "daemon": {
-            **{"pid": 1, "version": EVIL, "started_at": 0.0, "waiting": 0, "home": EVIL},
+            "pid": 1, "version": EVIL, "started_at": 0.0, "waiting": 0, "home": EVIL,
             "settings": {"error": EVIL, "pending": [EVIL]},
         },
         "capacity": {
