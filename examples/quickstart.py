@@ -28,4 +28,6 @@ if __name__ == "__main__":
             print(f"\nexamples/{program} failed with status {status}; `.venv/bin/atoll doctor` may know why")
             sys.exit(status)
         print(f"\n    ({time.monotonic() - began:.1f} s)", flush=True)
-    print("\nEverything that the functions kept is in /data. Next: docs/guide.md, and the other programs in examples/.")
+    print(
+        "\nEverything that the functions kept is in /data. Next: docs/tutorial/first-program.md, and the other programs here."
+    )
