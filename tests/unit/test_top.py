@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.widgets import DataTable, RichLog, Static
 
 from atoll import errors
-from atoll.cli.calls.top import Snapshot, Use, bar, heading
+from atoll.cli.calls.machine_use import Snapshot, Use, bar, gpu_lines, heading
 from atoll.cli.calls.top_view import Output, Question, Stacks, TopView
 
 if TYPE_CHECKING:
+    import pytest
     from textual.pilot import Pilot
 
 NOW = time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, -1))
@@ -65,6 +67,9 @@ class Fake:
         self.looks += 1
         use = Use(250 * self.looks, 1000 * self.looks, 16 << 30, 64 << 30)
         return Snapshot(NOW, {"calls": list(self.calls), "capacity": CAPACITY}, use)
+
+    async def gpus(self) -> list[str]:
+        return ["GPU0 busy"]
 
     def cancel(self, call: str) -> str:
         self.cancelled.append(call)
@@ -138,6 +143,7 @@ def test_the_table_has_the_calls_and_follows_the_cursor() -> None:
         await pilot.press("s", "c", "l")
         assert len(view.screen_stack) == 1
         assert "25% of" in said(view, "#heading")
+        assert "GPU0 busy" in said(view, "#heading")
 
     source = Fake(FIRST, SECOND)
     play(source, keys)
@@ -215,6 +221,16 @@ def test_the_lines_above() -> None:
     ]
     assert heading(Snapshot(NOW, None)) == ["no daemon is running; the first call starts one"]
     assert (bar(-1.0), bar(2.0)) == ("░" * 20, "█" * 20)
+
+
+def test_the_use_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each GPU has a line with its load and memory; what cannot be read is left out, and so is a missing program."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(gpu_lines()) == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, 50, 10240, 81920'\necho '1, [N/A], [N/A], 81920'\necho failed\n")
+    program.chmod(0o755)
+    assert asyncio.run(gpu_lines()) == [f"GPU0 {'█' * 10}{'░' * 10}  50%   10.0 GiB of 80.0 GiB"]
 
 
 def test_without_textual_the_command_says_what_to_install() -> None:

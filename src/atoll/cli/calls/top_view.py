@@ -19,7 +19,7 @@ from textual.widgets import DataTable, Footer, RichLog, Static
 
 from atoll import errors
 from atoll.cli.calls import rows
-from atoll.cli.calls.top import Snapshot, calls_of, heading
+from atoll.cli.calls.machine_use import Snapshot, calls_of, heading
 from atoll.terminal_text import harmless, lines, printable
 
 LOOK_SECONDS = 1.0
@@ -35,6 +35,8 @@ class Asked(Protocol):
     """The daemon; see `top.Source`."""
 
     def look(self) -> Snapshot: ...
+
+    async def gpus(self) -> list[str]: ...
 
     def cancel(self, call: str) -> str: ...
 
@@ -95,13 +97,15 @@ class TopView(App[int]):
         self._looking = True
         try:
             snapshot = await asyncio.to_thread(self._source.look)
+            gpus = await self._source.gpus()
         except errors.AtollError as error:
             self._say(str(error))
             return
         finally:
             self._looking = False
         first = self.screen_stack[0]
-        first.query_one("#heading", Static).update(Text("\n".join(map(printable, heading(snapshot, self._before)))))
+        above = [*heading(snapshot, self._before), *gpus]
+        first.query_one("#heading", Static).update(Text("\n".join(map(printable, above))))
         self._before = snapshot
         self._show(calls_of(snapshot), snapshot.at)
 
