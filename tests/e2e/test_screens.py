@@ -265,7 +265,7 @@ def test_plain_lines_and_none(start: Start) -> None:
         assert program.finish() == 0
     for program in (plain, dumb):
         assert re.fullmatch(
-            rf"{output}✓ train · [\d.]+ s( · peak [\d.]+ MiB)? · id [0-9a-f]{{8}}\ntrained\n", program.text
+            rf"{output}✓ train · [\d.]+ s( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{{8}}\ntrained\n", program.text
         )
         assert b"\x1b" not in program.written
     assert none.text == f"{output}trained\n"
@@ -296,7 +296,7 @@ def test_ctrl_c_is_one_line(start: Start) -> None:
     assert program.finish() == 130
     check(program, "interrupted", "Ctrl-C")
     assert re.fullmatch(
-        r"\^C\n✗ sleeper · interrupted · [\d.]+ s( · peak [\d.]+ MiB)? · id [0-9a-f]{8}\n", program.text
+        r"\^C\n✗ sleeper · interrupted · [\d.]+ s( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{8}\n", program.text
     )
     assert program.is_restored
 

@@ -102,7 +102,7 @@ def _measured(worker: PoolWorker) -> tuple[int, int, float]:
     memory = peak = 0
     cpu = 0.0
     if worker.process is not None and worker.process.lives():
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it ends just now
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):  # it ends just now: no memory is left
             with open(f"/proc/{worker.pid}/stat", "rb") as stat:
                 cpu = sum(map(int, stat.read().rsplit(b") ", 1)[1].split()[11:15])) / _TICKS
             with open(f"/proc/{worker.pid}/status", "rb") as status:
