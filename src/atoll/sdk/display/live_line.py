@@ -151,8 +151,9 @@ class LiveLine:
         room = "\x1bD" * below + f"\x1b[{below}A" if below else ""
         move = f"\x1b[{below}B\r" if below else ""
         before = self._erasure() if self._drawn and below != self._below else ""
-        self._put(f"{before}\x1b[?7l{room}\x1b7{move}\x1b[J{dim}{line}{plain}\x1b8\x1b[?7h", stream)
+        # first: an interrupt may come while it is written, and the line is to be erased then
         self._drawn, self._below, self._beside_bars = line, below, rows > 0
+        self._put(f"{before}\x1b[?7l{room}\x1b7{move}\x1b[J{dim}{line}{plain}\x1b8\x1b[?7h", stream)
         if not self._guarded:
             self._guard()
 
@@ -168,9 +169,8 @@ class LiveLine:
     def erase(self) -> None:
         """Erase the line; the cursor stays at its place."""
         if self._drawn:
-            erasure = self._erasure()
-            self._drawn = ""
-            self._put(erasure, beside.own(sys.stderr))
+            self._put(self._erasure(), beside.own(sys.stderr))
+            self._drawn = ""  # last: an interrupt may come before
 
     def _erasure(self) -> str:
         rows = beside.rows()
