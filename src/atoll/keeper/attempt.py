@@ -16,6 +16,7 @@ from atoll.host.contract import Ticket
 from atoll.host.local import LocalHost
 from atoll.keeper.output import KeptOutput
 from atoll.keeper.spools import Spools
+from atoll.model.records import outcome_of
 from atoll.model.spool import CRC
 from atoll.settings import DetachedSettings
 from atoll.wire.frames import Message, encode
@@ -142,7 +143,7 @@ class Attempt:
         kinds = tuple((one.__module__, one.__qualname__) for one in type(error).__mro__)
         loss = isinstance(error, (errors.WorkerDied, errors.HostUnreachable))
         is_loss = loss and not isinstance(error, errors.OutOfMemory)
-        return Made(_outcome(error), error.to_data(), kinds, is_loss)
+        return Made(outcome_of(error, "lost"), error.to_data(), kinds, is_loss)
 
     # --- the commit -------------------------------------------------------------------------------------------------
 
@@ -202,16 +203,3 @@ def _described(message: Message) -> tuple[dict[str, Any], tuple[tuple[str, str],
         return {"type": str(node["type"])[:200], "text": str(node["text"])[:MOST_TEXT]}, kinds
     except (KeyError, IndexError, TypeError):
         return {"type": "", "text": "the exception is described wrongly"}, ()
-
-
-def _outcome(error: errors.AtollError) -> str:
-    for kind, outcome in (
-        (errors.CallCancelled, "cancelled"),
-        (errors.CallTimeout, "timeout"),
-        (errors.OutOfMemory, "out_of_memory"),
-    ):
-        if isinstance(error, kind):
-            return outcome
-    if isinstance(error, errors.WorkerDied):
-        return "killed" if error.signal is not None else "exited"
-    return "lost"

@@ -5,10 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from atoll import errors
+
 OUTCOMES = ("ok", "error", "exited", "killed", "out_of_memory", "timeout", "cancelled", "lost", "refused")
 """Outcomes of a call: it returned; it raised; it ended its worker itself; a signal ended the worker; it used more
 memory than it may; it took longer than its `timeout`; its caller cancelled it or has left; its sandbox was lost; it
 never started, because its environment cannot be built or the machine cannot serve it."""
+
+
+def outcome_of(error: BaseException, other: str) -> str:
+    """Return the outcome of a call that ended with an error of Atoll's; `other` for every other error."""
+    for kind, outcome in (
+        (errors.CallCancelled, "cancelled"),
+        (errors.CallTimeout, "timeout"),
+        (errors.OutOfMemory, "out_of_memory"),
+    ):
+        if isinstance(error, kind):
+            return outcome
+    if isinstance(error, errors.WorkerDied):
+        return "killed" if error.signal is not None else "exited"
+    return other
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from atoll import errors, settings
 from atoll.host.notifications import Ended, tell
+from atoll.model.records import outcome_of
 from atoll.sdk.display.output import CallerStreams
 from atoll.wire import nested
 
@@ -27,7 +28,7 @@ def announced(host: Any, function: str, call: str) -> Iterator[None]:
         outcome = ""
         raise
     except BaseException as error:
-        outcome, message = _outcome(error), f"{type(error).__name__}: {error}"
+        outcome, message = outcome_of(error, "error"), f"{type(error).__name__}: {error}"
         raise
     finally:
         if outcome and not nested.inside():
@@ -52,16 +53,3 @@ def _tell(host: Any, ended: Ended) -> None:
         problem = error.message
     if problem:
         CallerStreams(ended.call, ended.function).notice(f"no notification: {problem}")
-
-
-def _outcome(error: BaseException) -> str:
-    for kind, outcome in (
-        (errors.CallCancelled, "cancelled"),
-        (errors.CallTimeout, "timeout"),
-        (errors.OutOfMemory, "out_of_memory"),
-    ):
-        if isinstance(error, kind):
-            return outcome
-    if isinstance(error, errors.WorkerDied):
-        return "killed" if error.signal is not None else "exited"
-    return "error"
