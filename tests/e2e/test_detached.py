@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,6 +284,33 @@ def test_secrets_of_a_call_go_with_its_end(island: Island) -> None:
         assert stat.S_IMODE(detached.stat().st_mode) == 0o700
     assert call.result(SECONDS) == 90
     assert files() == []
+
+
+def held_factor() -> int:
+    import kept_once  # type: ignore[import-not-found]
+
+    Path("/data/factor").touch()
+    while os.path.exists("/data/hold"):
+        time.sleep(0.01)
+    return int(kept_once.FACTOR)
+
+
+def test_modules_of_the_project_are_kept_once(island: Island, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all calls that wait or run, also over a restart; the file goes with the last."""
+    detached = island.home.path / "detached"
+    (island.home.path / "kept_once.py").write_text(f"FACTOR = 5\n# {'x' * 200_000}\n")
+    monkeypatch.syspath_prepend(island.home.path)
+    function = isolated(local_modules=["kept_once"], max_concurrency=1)(held_factor)
+    with island.held():
+        calls = [function.spawn() for _ in range(3)]
+        (bundle,) = (detached / "bundles").iterdir()
+        assert bundle.stat().st_size > 200_000
+        assert b"x" * 1000 not in b"".join(path.read_bytes() for path in (detached / "spools").iterdir())
+        until(lambda: (island.data / "factor").exists())
+        island.home.atoll("stop")
+    assert [one.wait(SECONDS).outcome for one in calls] == ["lost", "ok", "ok"]
+    assert calls[2].result() == 5
+    assert list((detached / "bundles").iterdir()) == []
 
 
 def test_a_daemon_that_is_replaced_hands_over(island: Island) -> None:

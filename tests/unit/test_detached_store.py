@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from atoll import errors
+from atoll.detached.bundles import Bundle
 from atoll.detached.database import FILE
 from atoll.detached.files import STRAY_SECONDS
 from atoll.detached.rows import Row
@@ -23,7 +24,7 @@ from atoll.keeper.output import KeptOutput
 from atoll.model import spool
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.model.spool import RetryRule, Spool, StoredNames
-from atoll.model.stored_call import StoredCall
+from atoll.model.stored_call import StoredBundle, StoredCall
 from atoll.settings import DetachedSettings
 
 OPTIONS = DetachedSettings(max_bytes=1000, call_bytes=600)
@@ -238,6 +239,92 @@ def test_an_earlier_versions_file_gets_the_new_columns(directory: Path) -> None:
     store.close()
 
 
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+MODULES = Bundle("digest", 300, partial(fill, size=300))
+
+
+def with_modules(store: Store, call: str, *, batch: str = "", digest: str = "digest") -> None:
+    row = Row(call, "me", "f", batch, spool=f"spool-{call}", spool_bytes=10, bundle=digest, bundle_bytes=300)
+    store.accept([row], fill, 10, MODULES._replace(digest=digest))
+
+
+def bundles(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory / "bundles"))
+
+
+def test_calls_of_the_same_modules_share_their_file(directory: Path) -> None:
+    """It counts once, and goes with the last call that needs it; one with other modules has its own."""
+    store = opened(directory)
+    for call in ("a", "b", "c"):
+        with_modules(store, call)
+    assert (bundles(directory), store.used_bytes()) == (["digest"], 330)
+    with_modules(store, "d", digest="other")
+    assert (bundles(directory), store.used_bytes()) == (["digest", "other"], 640)
+    for call in ("a", "b", "d"):
+        assert store.begin(call)
+        assert store.end(call, "ok", None, 0, 0)
+    assert (bundles(directory), store.used_bytes()) == (["digest"], 310)
+    assert store.cancel_waiting("c")
+    assert (bundles(directory), store.used_bytes()) == ([], 0)
+    with_modules(store, "e")
+    assert bundles(directory) == ["digest"]
+    store.close()
+
+
+def test_modules_stay_for_the_items_of_a_batch_that_failed(directory: Path) -> None:
+    """Until they are made again, by another function, or forgotten."""
+    store = opened(directory)
+    for call in ("a", "b"):
+        with_modules(store, call, batch="batch")
+        assert store.begin(call)
+        assert store.end(call, "error", None, 0, 0)
+    assert bundles(directory) == ["digest"]
+    assert store.forget(store.listed("me", batch="batch")[:1]) == 1
+    assert bundles(directory) == ["digest"]
+    like = Row("", "me", "g", spool="new", bundle="other", bundle_bytes=300)
+    assert store.renew("me", "batch", like, fill, MODULES._replace(digest="other")) == 1
+    assert bundles(directory) == ["other"]
+    assert store.cancel_waiting("b")
+    assert store.forget(store.listed("me")) == 1
+    assert bundles(directory) == []
+    assert store.renew("me", "batch", like, fill, MODULES._replace(digest="other")) == 0
+    assert bundles(directory) == []
+    store.close()
+
+
+def test_a_file_that_goes_before_its_row_comes_is_written_again(directory: Path) -> None:
+    """Another process ends the last call of these modules between the look at the file and the transaction."""
+    store, other = opened(directory), opened(directory)
+    with_modules(other, "last")
+    begin = store.transaction
+
+    def late() -> Any:
+        if other.find("me", "last").state == "waiting":
+            other.cancel_waiting("last")
+            assert bundles(directory) == []
+        return begin()
+
+    store.transaction = late  # type: ignore[method-assign]
+    with_modules(store, "a")
+    assert bundles(directory) == ["digest"]
+    store.close()
+    other.close()
+
+
+def test_modules_without_a_row_go_when_they_are_old(directory: Path) -> None:
+    """A process was killed between file and row, or between row and file."""
+    store = opened(directory)
+    with_modules(store, "a")
+    for name in ("digest", "stray", "fresh"):
+        (directory / "bundles" / name).write_bytes(b"x")
+    for name in ("digest", "stray"):
+        os.utime(directory / "bundles" / name, (0, time.time() - 2 * STRAY_SECONDS))
+    store.expire()
+    assert bundles(directory) == ["digest", "fresh"]
+    store.close()
+
+
 # --- spools -----------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +361,24 @@ def test_a_spool_comes_back_as_it_was() -> None:
     assert names.answer({"module": "__main__"})[0] == {"names": ["A", "B"]}
     assert names.answer({"module": "__main__", "snapshot": True, "known": ["A"]})[0]["names"] == []
     assert "does not travel" in names.answer({"module": "other", "name": "A"})[0]["missing"]
+
+
+def test_the_modules_are_behind_everything_else() -> None:
+    """They come back as they were, by their digest; the file without them is a spool."""
+    like = Call("", b"function", b"", name="f")
+    bundle = StoredBundle({"digest": "d", "modules": ["a"]}, [b"first", b"", memoryview(b"third")])
+    stored = StoredCall(like, LeaseSpec(EnvironmentSpec(), "f"), bundle)
+    data = b"".join(spool.pieces(stored, [like.again("call", b"arguments", (), 1.5)]))
+    found = Spool.from_file(io.BytesIO(data))
+    modules = data[found.size_bytes :]
+    assert (len(modules), spool.modules_digest([modules])) == (found.modules_bytes, found.modules_digest)
+    back = StoredBundle.from_bytes(modules)
+    assert (back.header, [bytes(part) for part in back.contents]) == (bundle.header, [b"first", b"", b"third"])
+    own = io.BytesIO(data[: found.size_bytes])
+    assert Spool.from_file(own).template(own).bundle is None
+    for damaged in (b"", modules[:-1], modules + b"x", b"\0\0\0\x02{}", b"\0\0\0\x02[]"):
+        with pytest.raises(ValueError, match="modules"):
+            StoredBundle.from_bytes(damaged)
 
 
 @pytest.mark.parametrize(

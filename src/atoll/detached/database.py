@@ -32,6 +32,7 @@ CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
 CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
 CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
 CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
+CREATE INDEX IF NOT EXISTS calls_by_bundle ON calls (bundle, bundle_bytes) WHERE bundle != '';
 """
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
 
@@ -120,5 +121,10 @@ class Database:
     def change(self, changes: str, test: str, values: Sequence[Any]) -> int:
         """Change rows; return how many."""
         with self.transaction() as connection:
-            statement = f"UPDATE calls SET {changes}, revision = revision + 1 WHERE {test}"  # noqa: S608 - own words
-            return connection.execute(statement, values).rowcount
+            return changed(connection, changes, test, values)
+
+
+def changed(connection: sqlite3.Connection, changes: str, test: str, values: Sequence[Any]) -> int:
+    """Change rows in a transaction; return how many."""
+    statement = f"UPDATE calls SET {changes}, revision = revision + 1 WHERE {test}"  # noqa: S608 - own words
+    return connection.execute(statement, values).rowcount

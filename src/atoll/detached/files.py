@@ -3,6 +3,7 @@
 calls.db          rows (`store`)
 keeper.lock       held by the one keeper that makes calls
 spools/NAME       functions and arguments (`model.spool`)
+bundles/DIGEST    the project's modules, once for all calls that have the same
 outputs/CALL      the output of a call, as it came
 results/CALL      the answer of a call, as frames
 """
@@ -18,7 +19,7 @@ from typing import BinaryIO
 
 from atoll import linux, ownership
 
-KINDS = ("spools", "outputs", "results")
+KINDS = ("spools", "bundles", "outputs", "results")
 STRAY_SECONDS = 3600.0
 """Age of a file without a row before it is removed: its row may be about to come."""
 

@@ -12,6 +12,11 @@ from atoll.model.spool import RetryRule
 STATES = ("waiting", "running", "finished")
 """A call waits until it is sent to a worker; it runs until its outcome is known."""
 
+_LEFT_OUT = {
+    *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),
+    *("bundle", "bundle_bytes"),
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,6 +41,7 @@ class Row:
         spool_bytes, result_bytes, output_bytes: sizes on the disk.
         revision: grows with each change.
         ended: the number of its end among all calls; 0 for not yet.
+        bundle, bundle_bytes: the file with the project's modules, while the call may need it, and its size.
     """
 
     call: str
@@ -65,6 +71,8 @@ class Row:
     output_bytes: int = 0
     revision: int = 0
     ended: int = 0
+    bundle: str = ""
+    bundle_bytes: int = 0
 
     @property
     def rule(self) -> RetryRule:
@@ -104,6 +112,5 @@ class Row:
 
     def to_data(self) -> dict[str, Any]:
         """Return the row for a client."""
-        left_out = ("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error")
-        data = {name: value for name, value in asdict(self).items() if name not in left_out}
+        data = {name: value for name, value in asdict(self).items() if name not in _LEFT_OUT}
         return {**data, "error": self.failure}

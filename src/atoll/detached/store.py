@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
-from atoll.detached.database import COLUMNS, Database
+from atoll.detached.bundles import Bundle, Bundles
+from atoll.detached.database import COLUMNS, changed
 from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
@@ -28,7 +29,7 @@ LOST = errors.CallLost(
 )
 
 
-class Store(Database):
+class Store(Bundles):
     """The detached calls below a directory; safe to use from several threads.
 
     Raises:
@@ -42,13 +43,16 @@ class Store(Database):
 
     # --- accept -----------------------------------------------------------------------------------------------------
 
-    def accept(self, rows: Sequence[Row], fill: Callable[[BinaryIO], None], size_bytes: int) -> None:
+    def accept(
+        self, rows: Sequence[Row], fill: Callable[[BinaryIO], None], size_bytes: int, bundle: Bundle | None = None
+    ) -> None:
         """Keep calls: afterwards they are on the disk, whatever happens. The same calls again change nothing.
 
         Args:
             rows: calls of one user in one spool.
             fill: writes the spool's file.
             size_bytes: of the spool.
+            bundle: the modules that the rows name.
 
         Raises:
             DetachedFull: there is no room for them.
@@ -60,13 +64,13 @@ class Store(Database):
             if known[0].user != first.user or known[0].spool != first.spool:
                 raise ValueError("a call has the id of another one")
             return
-        self.check_room(size_bytes)
+        self.check_room(size_bytes + self.missing_bytes(bundle))
         with self.translated():
             self.files.write("spools", first.spool, fill)
         try:
             marks = ", ".join("?" * len(COLUMNS))
             statement = f"INSERT INTO calls ({', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608 - own names
-            with self.transaction() as connection:
+            with self.with_bundle(bundle) as connection:
                 connection.executemany(statement, ([getattr(row, name) for name in COLUMNS] for row in rows))
         except BaseException:
             self.files.remove("spools", first.spool)
@@ -83,7 +87,10 @@ class Store(Database):
             (used,) = self.connection.execute(
                 "SELECT total(spool_bytes) + total(result_bytes) + total(output_bytes) FROM calls"
             ).fetchone()
-        return int(used)
+            (bundles,) = self.connection.execute(
+                "SELECT total(size) FROM (SELECT max(bundle_bytes) AS size FROM calls WHERE bundle != '' GROUP BY bundle)"
+            ).fetchone()
+        return int(used + bundles)
 
     def check_room(self, size_bytes: int) -> None:
         """Check that so much more may be kept.
@@ -155,15 +162,21 @@ class Store(Database):
         changes = (
             f"state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?, {_ENDED}"
         )
-        values = (outcome, text, result_bytes, output_bytes, time.time(), call)
-        changed = self.change(changes, "call = ? AND state != 'finished'", values) == 1
-        if changed:
-            self._drop_spool(call)
-        return changed
+        values = (outcome, text, result_bytes, output_bytes, time.time())
+        return self._finish(call, "state != 'finished'", changes, values, outcome)
 
-    def _drop_spool(self, call: str) -> None:
+    def _finish(self, call: str, test: str, changes: str, values: Sequence[Any], outcome: str) -> bool:
+        """Set the outcome of a call that is in this state; return whether it was. Its files go if nobody needs them."""
+        changes += ", bundle = CASE WHEN batch = '' OR ? = 'ok' THEN '' ELSE bundle END"
+        before = self.rows("WHERE call = ?", (call,))
+        if not before or self.change(changes, f"call = ? AND {test}", (*values, outcome, call)) != 1:
+            return False
+        self._drop_spool(before[0])
+        self.release([before[0].bundle])
+        return True
+
+    def _drop_spool(self, row: Row) -> None:
         """Remove a spool that no call can need any more; a batch's stays for the items that failed."""
-        (row,) = self.rows("WHERE call = ?", (call,))
         for needed in ("state IN ('waiting', 'running')", "state = 'finished' AND batch != '' AND outcome != 'ok'"):
             if self.rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
                 return
@@ -262,20 +275,23 @@ class Store(Database):
     def cancel_waiting(self, call: str) -> bool:
         """End a call that has not been sent to a worker; return whether it had not."""
         error = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
-        values = (json.dumps(error.to_data()), time.time(), call)
+        values = (json.dumps(error.to_data()), time.time())
         changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}"
-        changed = self.change(changes, "call = ? AND state = 'waiting'", values) == 1
-        if changed:
-            self._drop_spool(call)
-        return changed
+        return self._finish(call, "state = 'waiting'", changes, values, "cancelled")
 
     def renew(
-        self, user: str, batch: str, like: Row | None = None, fill: Callable[[BinaryIO], None] | None = None
+        self,
+        user: str,
+        batch: str,
+        like: Row | None = None,
+        fill: Callable[[BinaryIO], None] | None = None,
+        bundle: Bundle | None = None,
     ) -> int:
         """Have the finished items of a batch that failed made again; return how many.
 
         Args:
             like: a row of the function that takes the place of the old one; `fill` writes its spool.
+            bundle: its modules.
         """
         test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
         changes = (
@@ -286,9 +302,14 @@ class Store(Database):
             return self.change(changes, test, (user, batch))
         with self.translated():
             self.files.write("spools", like.spool, fill)
-        names = ("function", "identity", "max_concurrency", "results", "stream", "retries", "on_done")
+        names = ["function", "identity", "max_concurrency", "results", "stream", "retries", "on_done"]
+        names += ["bundle", "bundle_bytes"]
         changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
-        count = self.change(changes, test, (like.spool, *(getattr(like, name) for name in names), user, batch))
+        values = (like.spool, *(getattr(like, name) for name in names), user, batch)
+        before = {row.bundle for row in self.rows(f"WHERE {test}", (user, batch))}
+        with self.with_bundle(bundle) as connection:
+            count = changed(connection, changes, test, values)
+        self.release({*before, like.bundle})
         if not count:
             self.files.remove("spools", like.spool)
         return count
@@ -305,6 +326,7 @@ class Store(Database):
                 self.files.remove("outputs", row.call)
                 if not self.rows("WHERE spool = ? LIMIT 1", (row.spool,)):
                     self.files.remove("spools", row.spool)
+        self.release(row.bundle for row in rows)
         return removed
 
     def expire(self) -> None:
@@ -316,5 +338,6 @@ class Store(Database):
             found = self.connection.execute("SELECT spool FROM calls UNION SELECT template FROM calls")
             spools = [row[0] for row in found]
         self.files.remove_strays("spools", spools)
+        self.remove_stray_bundles()
         for kind in ("results", "outputs"):
             self.files.remove_strays(kind, calls)

@@ -11,8 +11,8 @@ from atoll.detached.rows import Row
 from atoll.host import index_settings
 from atoll.host.contract import Bundle
 from atoll.model.specs import Call, LeaseSpec
-from atoll.model.spool import Spool, StoredNames
-from atoll.model.stored_call import StoredCall
+from atoll.model.spool import Spool, StoredNames, modules_digest
+from atoll.model.stored_call import StoredBundle, StoredCall
 
 KEPT = 8
 
@@ -22,6 +22,11 @@ class _Loaded(NamedTuple):
     template: StoredCall
     names: StoredNames
 
+    @property
+    def bundle(self) -> str:
+        """The digest of its modules; empty for none."""
+        return self.spool.modules_digest
+
 
 class Spools:
     """Reads calls; keeps the last spools. Safe to use from several threads."""
@@ -30,6 +35,7 @@ class Spools:
         self._files = files
         self._lock = threading.Lock()
         self._kept: dict[str, _Loaded] = {}
+        self._bundles: dict[str, StoredBundle] = {}
 
     def call(self, row: Row) -> tuple[Call, LeaseSpec, Bundle | None]:
         """Return a call with its spec and the project's modules.
@@ -44,7 +50,22 @@ class Spools:
         if call.id != row.call:
             raise ValueError("the spool has another call in its place")
         names = like.names if call.results == "pickle" else None
-        return replace(call, streams="one", names=names), like.template.spec, like.template.bundle
+        bundle = self._bundle(like.bundle) if like.bundle else like.template.bundle
+        return replace(call, streams="one", names=names), like.template.spec, bundle
+
+    def _bundle(self, digest: str) -> StoredBundle:
+        with self._lock:
+            found = self._bundles.pop(digest, None)
+            if found is None:
+                with reading(self._files.path("bundles", digest)) as file:
+                    data = file.read()
+                if modules_digest([data]) != digest:
+                    raise ValueError("the file of its modules is damaged")
+                found = StoredBundle.from_bytes(data)
+            self._bundles[digest] = found
+            if len(self._bundles) > KEPT:
+                del self._bundles[next(iter(self._bundles))]
+            return found
 
     def _load(self, name: str) -> _Loaded:
         with self._lock:

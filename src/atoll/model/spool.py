@@ -1,10 +1,12 @@
 """Detached calls as bytes: one function, and the arguments of all calls of it, for a host that keeps them in a file.
 
     magic | header bytes u32 | CRC of the header u32 | header (JSON) | template | certificates | names | parts of each call ...
+    | modules
 
 The template is a `StoredCall` without arguments. The names are values of the program's modules that code may ask for
 while it runs. The parts of a call are its arguments, the texts of code in them where they have some, and its buffers. A
-CRC of each part finds damage before anything is sent to a worker.
+CRC of each part finds damage before anything is sent to a worker. The project's modules come last: the host keeps them
+in a file of their own, by their digest, once for all spools that have the same.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
 
+from atoll.blake2 import blake2b
 from atoll.model.specs import Call
-from atoll.model.stored_call import StoredCall
+from atoll.model.stored_call import StoredCall, bundle_pieces
 
 MAGIC = b"ATSPOOL1"
 MAX_HEADER_BYTES = 64 << 20
@@ -145,10 +148,16 @@ class Spool:
         self._certificates: list[int] = header["certificates"]
         self._names: list[Any] = header["names"]
         self._calls: list[list[Any]] = header["calls"]
+        self.modules_bytes: int = header.get("modules", [0, ""])[0]
+        self.modules_digest: str = header.get("modules", [0, ""])[1]
         if not (
             self._template and all(type(one) is int and one >= 0 for one in (*self._template, *self._certificates))
         ):
             raise ValueError("the spool has parts without a size")
+        if type(self.modules_bytes) is not int or self.modules_bytes < 0:
+            raise ValueError("the spool has modules without a size")
+        if self.modules_digest != "" and not is_id(self.modules_digest):
+            raise ValueError("the spool has modules without a digest")
         for text, most in ((self.batch, MOST_ID), (self.function, _MOST_TEXT), (self.results, 10), (self.on_done, 10)):
             if not isinstance(text, str) or len(text) > most or "\0" in text:
                 raise ValueError("the spool has a text that is none, or too long")
@@ -181,7 +190,7 @@ class Spool:
 
     @property
     def size_bytes(self) -> int:
-        """The size that the file must have."""
+        """The size that the file must have, without the modules."""
         if not self.calls:
             return int(self._names_start + self._names[0])
         last = self.calls[-1]
@@ -283,7 +292,8 @@ def pieces(
         on_done: the option of that name.
     """
     bare = replace(template.call, id="", arguments=b"", buffers=())
-    function = template._replace(call=bare).to_bytes()
+    function = template._replace(call=bare, bundle=None).to_bytes()
+    sources = bundle_pieces(template.bundle) if template.bundle is not None else []
     trust = certificates.encode()
     closed = names or StoredNames({}, {})
     pickles = [data for found in closed.values.values() for data in found.values()]
@@ -317,10 +327,19 @@ def pieces(
         "certificates": [len(trust), zlib.crc32(trust)],
         "names": [sum(map(len, pickles)), names_crc, modules],
         "calls": described,
+        "modules": [sum(map(len, sources)), modules_digest(sources) if sources else ""],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     yield _PREFIX.pack(MAGIC, len(text), zlib.crc32(text))
-    yield from (text, function, trust, *pickles, *parts)
+    yield from (text, function, trust, *pickles, *parts, *sources)
+
+
+def modules_digest(pieces: Iterable[Any]) -> str:
+    """Return the digest of modules, the name of their file."""
+    digest = blake2b(digest_size=20)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _whole(data: Any) -> Any:

@@ -45,6 +45,36 @@ class StoredBundle(NamedTuple):
         """Return the header and buffers of the `sources` message."""
         return self.header, self.contents
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> StoredBundle:
+        """Return the modules whose bytes `bundle_pieces` has made.
+
+        Raises:
+            ValueError: the bytes are no modules.
+        """
+        try:
+            view = memoryview(data)
+            place = _LENGTH.size + _LENGTH.unpack_from(view)[0]
+            header = json.loads(bytes(view[_LENGTH.size : place]))
+            contents = []
+            for size in header["sizes"]:
+                contents.append(bytes(view[place : place + size]))
+                place += size
+            if place != len(view) or not isinstance(header["sources"], dict):
+                raise ValueError("the stored modules have another size")
+            return cls(header["sources"], contents)
+        except (KeyError, TypeError, struct.error, RecursionError) as error:
+            raise ValueError(f"the stored modules cannot be read: {error!r}") from error
+
+
+def bundle_pieces(bundle: BundleMessage) -> list[Any]:
+    """Return the bytes of modules, in pieces."""
+    sources, contents = bundle.message()
+    parts = [memoryview(_whole(part)).cast("B") for part in contents]
+    header = {"sources": sources, "sizes": [part.nbytes for part in parts]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return [_LENGTH.pack(len(text)), text, *parts]
+
 
 class StoredCall(NamedTuple):
     """A call with all that a host needs to run it."""

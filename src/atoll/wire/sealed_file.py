@@ -63,12 +63,12 @@ def size_of(descriptor: int) -> int:
     return os.fstat(descriptor).st_size
 
 
-def copy(descriptor: int, target: int) -> None:
-    """Copy a sealed file to another one, without its bytes in this process's memory.
+def copy(descriptor: int, target: int, start: int = 0, end: int | None = None) -> None:
+    """Copy a sealed file, or a part of it, to another one, without its bytes in this process's memory.
 
     Raises:
         OSError: the target takes no more.
     """
-    place, size = 0, size_of(descriptor)
-    while place < size:
-        place += os.sendfile(target, descriptor, place, min(size - place, 1 << 30))
+    place, stop = start, size_of(descriptor) if end is None else end
+    while place < stop:
+        place += os.sendfile(target, descriptor, place, min(stop - place, 1 << 30))

@@ -12,15 +12,17 @@ from typing import Any, BinaryIO
 
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
+from atoll.detached.bundles import Bundle
 from atoll.detached.rows import STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
-from atoll.model.spool import Spool, is_id
+from atoll.model.spool import Spool, is_id, modules_digest
 from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
+PIECE_BYTES = 1 << 20
 SETTLE_SECONDS = 0.05
 """Seconds between two answers about a batch whose items end one after the other."""
 
@@ -160,7 +162,7 @@ async def _accept(detached: Detached, user: str, spool: str, descriptor: int) ->
 
 def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
     """Keep the calls of a spool; return their ids."""
-    spool, like = _read(user, name, descriptor)
+    spool, like, bundle = _read(user, name, descriptor)
     if not spool.calls:
         raise ValueError("the spool has no calls")
     now = time.time()
@@ -176,19 +178,20 @@ def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
         )
         for place, one in enumerate(spool.calls)
     ]
-    store.accept(rows, partial(_copy, descriptor), like.spool_bytes)
+    store.accept(rows, partial(_copy, descriptor, 0, like.spool_bytes), like.spool_bytes, bundle)
     return [row.call for row in rows]
 
 
-def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row]:
-    """Return a spool that a client has sent, and a row of its function."""
+def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row, Bundle | None]:
+    """Return a spool that a client has sent, a row of its function, and its modules."""
     size = sealed_file.size_of(descriptor)
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
         spool = Spool.from_file(file)
-        if spool.size_bytes != size or (spool.batch and not is_id(spool.batch)):
+        if spool.size_bytes + spool.modules_bytes != size or (spool.batch and not is_id(spool.batch)):
             raise ValueError("the spool has another size than it says")
         spec = spool.template(file).spec
+        bundle = _bundle(spool, file, descriptor) if spool.modules_digest else None
     rule = spool.retries
     like = Row(
         "",
@@ -201,13 +204,24 @@ def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row]:
         stream=int(spool.stream),
         retries=Row.rule_text(rule) if rule.count else "",
         on_done=spool.on_done,
-        spool_bytes=size,
+        spool_bytes=spool.size_bytes,
+        bundle=spool.modules_digest,
+        bundle_bytes=spool.modules_bytes,
     )
-    return spool, like
+    return spool, like, bundle
 
 
-def _copy(descriptor: int, file: BinaryIO) -> None:
-    sealed_file.copy(descriptor, file.fileno())
+def _bundle(spool: Spool, file: BinaryIO, descriptor: int) -> Bundle:
+    """Return the modules of a spool; their name is their digest, so that no file has others than it says."""
+    start, size = spool.size_bytes, spool.modules_bytes
+    file.seek(start)
+    if modules_digest(iter(partial(file.read, PIECE_BYTES), b"")) != spool.modules_digest:
+        raise ValueError("the spool has other modules than it says")
+    return Bundle(spool.modules_digest, size, partial(_copy, descriptor, start, start + size))
+
+
+def _copy(descriptor: int, start: int, end: int, file: BinaryIO) -> None:
+    sealed_file.copy(descriptor, file.fileno(), start, end)
 
 
 async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take: Callable[[int], list[int]]) -> int:
@@ -216,8 +230,9 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
     if arguments.get("spool"):
         name, (descriptor,) = _id(arguments, "spool"), take(1)
         try:
-            _, like = await asyncio.to_thread(_read, user, name, descriptor)
-            renewed = await detached.ask(lambda store: store.renew(user, batch, like, partial(_copy, descriptor)))
+            _, like, bundle = await asyncio.to_thread(_read, user, name, descriptor)
+            fill = partial(_copy, descriptor, 0, like.spool_bytes)
+            renewed = await detached.ask(lambda store: store.renew(user, batch, like, fill, bundle))
         finally:
             os.close(descriptor)
     else:
