@@ -363,6 +363,53 @@ def test_damage_is_an_outcome_or_a_named_error(island: Island) -> None:
     assert island.spawn(8).result(SECONDS) == 24
 
 
+def lie(path: str, answer: dict[str, Any]) -> None:
+    """Answer in the place of the worker, and end it."""
+    import gc
+
+    with open(path, "a") as file:
+        file.write("x")
+    (worker,) = (one for one in gc.get_objects() if type(one).__name__ == "Worker" and hasattr(one, "_control"))
+    worker._words[2] = 0
+    worker._data.send(answer)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("node", ["x", 5, None, {}, {"type": "T", "text": "t", "bases": 7}])
+def test_a_worker_that_lies_about_its_error_runs_its_call_once(island: Island, node: Any) -> None:
+    """The keeper takes any words for an exception."""
+    call = isolated(local_modules=[], keep_alive=0)(lie).spawn(
+        "/data/marks-lie", {"type": "error", "error": {"exceptions": [node]}}
+    )
+    assert call.wait(SECONDS).outcome == "error"
+    assert (island.data / "marks-lie").read_text() == "x"
+    (island.data / "marks-lie").unlink()
+
+
+def test_items_that_are_cancelled_and_resumed_are_made(island: Island) -> None:
+    """A cancellation is of the attempt that it has found, and not of the one after `resume`."""
+    batch = island.work.spawn_map(range(30))
+    for _ in range(8):
+        batch.cancel()
+        batch.wait(SECONDS)
+        batch.resume()
+    assert batch.wait(SECONDS) == {"ok": 30}
+
+
+def numbers(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield bytes(400_000)
+
+
+def test_a_generator_has_a_bound(small: Island) -> None:
+    """More than one call may have is an error, and ends the generator."""
+    call = isolated(local_modules=[])(numbers).spawn(1_000_000)
+    assert call.wait(SECONDS).outcome == "error"
+    with pytest.raises(errors.DetachedFull, match="the generator gave more"):
+        call.result()
+    call.forget()
+
+
 def test_a_full_store_refuses_and_loses_nothing(small: Island) -> None:
     """The error names the way out; finished calls stay, and make room when they are forgotten."""
     function = isolated(local_modules=[])(double)

@@ -19,13 +19,16 @@ from atoll.detached.bundles import Bundle
 from atoll.detached.database import FILE
 from atoll.detached.files import STRAY_SECONDS
 from atoll.detached.rows import Row
-from atoll.detached.store import Store
+from atoll.detached.store import LOST, Store
+from atoll.keeper.answer import MEMORY_BYTES, Answer
 from atoll.keeper.output import KeptOutput
 from atoll.model import spool
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.model.spool import RetryRule, Spool, StoredNames
 from atoll.model.stored_call import StoredBundle, StoredCall
+from atoll.sdk.detached import answers
 from atoll.settings import DetachedSettings
+from atoll.wire.frames import Message
 
 OPTIONS = DetachedSettings(max_bytes=1000, call_bytes=600)
 
@@ -97,6 +100,32 @@ def test_what_ran_is_lost_or_waits_again(directory: Path) -> None:
     assert other.find("me", "again").failure["code"] == "call_lost"
     assert other.left() == {"waiting": 1}
     other.close()
+    store.close()
+
+
+def test_a_keeper_with_an_old_row_changes_nothing_of_a_resumed_item(directory: Path) -> None:
+    """It was cancelled and resumed meanwhile: neither its beginning nor its end is that of the keeper's attempt."""
+    store = opened(directory)
+    accepted(store, "a", batch="batch")
+    old = store.find("me", "a")
+    assert store.cancel_waiting("a")
+    assert store.renew("me", "batch") == 1
+    assert not store.begin("a", old.revision)
+    assert not store.end("a", "cancelled", None, 0, 0, waiting=old.revision)
+    new = store.find("me", "a")
+    assert (new.state, new.outcome) == ("waiting", "")
+    assert store.end("a", "refused", None, 0, 0, waiting=new.revision)
+    store.close()
+
+
+def test_a_lost_call_is_judged_by_its_attempts_up_to_now(directory: Path) -> None:
+    """The row in the keeper's hands is older than the attempt: it would allow a second run that nobody asked for."""
+    store = opened(directory)
+    accepted(store, "a")
+    old = store.find("me", "a")
+    assert store.begin("a")
+    assert not store.lose(old, LOST)
+    assert store.find("me", "a").outcome == "lost"
     store.close()
 
 
@@ -423,6 +452,37 @@ def test_retries_cover_exceptions_by_the_names_of_their_types(
 ) -> None:
     """As `isinstance` does where the types are at hand."""
     assert RetryRule(1, tuple(on)).names(kinds) is covered
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_generators_items_are_in_a_file_and_bounded(tmp_path: Path) -> None:
+    """Not in memory; what is too much is an error, and what came before is not damaged by it."""
+    item = Message({"type": "yield"}, [bytes(5 << 20)])
+    answer = Answer(tmp_path, 50 << 20)
+    for _ in range(9):
+        answer.add(item)
+        assert sum(map(len, answer._pieces)) <= MEMORY_BYTES
+    with pytest.raises(errors.DetachedFull, match="generator"):
+        answer.add(Message({"type": "yield"}, [bytes(6 << 20)]))
+    answer.add(Message({"type": "result"}, [b"end"]))
+    with open(tmp_path / "result", "wb") as file:
+        answer.fill(file)
+    with open(tmp_path / "result", "rb") as file:
+        messages = answers._messages(file)
+    assert [message.type for message in messages] == ["yield"] * 9 + ["result"]
+    assert os.listdir(tmp_path) == ["result"]
+    answer.close()
+
+
+def test_headers_count_too(tmp_path: Path) -> None:
+    """A worker may send items without contents."""
+    answer, item = Answer(tmp_path, 300), Message({"type": "yield", "pad": "x" * 100}, [])
+    answer.add(item)
+    answer.add(item)
+    with pytest.raises(errors.DetachedFull):
+        answer.add(item)
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------

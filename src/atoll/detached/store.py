@@ -147,23 +147,41 @@ class Store(Bundles):
             )
             return {str(state): int(count) for state, count in found}
 
-    def begin(self, call: str) -> bool:
-        """Mark that a call is about to be sent to a worker; False where it waits no longer."""
+    def begin(self, call: str, revision: int | None = None) -> bool:
+        """Mark that a call is about to be sent to a worker; False where it waits no longer, or not as in this revision.
+
+        A call of another revision was cancelled and resumed, perhaps with another function.
+        """
         changes = "state = 'running', attempts = attempts + 1, started_at = ?"
-        return self.change(changes, "call = ? AND state = 'waiting'", (time.time(), call)) == 1
+        test = "call = ? AND state = 'waiting' AND revision = coalesce(?, revision)"
+        return self.change(changes, test, (time.time(), call, revision)) == 1
 
     def again(self, call: str, due_at: float) -> bool:
         """Have a running call made again, at this time or later."""
         return self.change("state = 'waiting', due_at = ?", "call = ? AND state = 'running'", (due_at, call)) == 1
 
-    def end(self, call: str, outcome: str, error: dict[str, Any] | None, result_bytes: int, output_bytes: int) -> bool:
-        """Set the outcome of a call that has none; return whether this one is it."""
+    def end(
+        self,
+        call: str,
+        outcome: str,
+        error: dict[str, Any] | None,
+        result_bytes: int,
+        output_bytes: int,
+        *,
+        waiting: int | None = None,
+    ) -> bool:
+        """Set the outcome of a call that runs; return whether this one is it.
+
+        Args:
+            waiting: of one that waits, in this revision; see `begin`.
+        """
         text = json.dumps(error) if error else ""
         changes = (
             f"state = 'finished', outcome = ?, error = ?, result_bytes = ?, output_bytes = ?, ended_at = ?, {_ENDED}"
         )
         values = (outcome, text, result_bytes, output_bytes, time.time())
-        return self._finish(call, "state != 'finished'", changes, values, outcome)
+        test = "state = 'running'" if waiting is None else f"state = 'waiting' AND revision = {waiting:d}"
+        return self._finish(call, test, changes, values, outcome)
 
     def _finish(self, call: str, test: str, changes: str, values: Sequence[Any], outcome: str) -> bool:
         """Set the outcome of a call that is in this state; return whether it was. Its files go if nobody needs them."""
@@ -194,6 +212,7 @@ class Store(Bundles):
 
     def lose(self, row: Row, error: errors.AtollError) -> bool:
         """End a running call whose worker was lost with this error, or have it made again; return whether it is."""
+        row = next(iter(self.rows("WHERE call = ?", (row.call,))), row)  # with its attempts up to now
         try:
             rule = row.rule
         except ValueError:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from atoll import errors
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
 from atoll.host.contract import Ticket
 from atoll.host.local import LocalHost
+from atoll.keeper.answer import Answer
 from atoll.keeper.output import KeptOutput
 from atoll.keeper.spools import Spools
 from atoll.model.records import outcome_of
-from atoll.model.spool import CRC
 from atoll.settings import DetachedSettings
-from atoll.wire.frames import Message, encode
+from atoll.wire.frames import Message
 
 PAUSE_SECONDS = 2.0
 """Between two trials to write to a disk that takes nothing."""
@@ -34,14 +34,14 @@ class Made(NamedTuple):
         error: as the row keeps it.
         kinds: the types of the error, its own and those above it, as module and name.
         is_loss: the worker was lost, which `retries` make good for always.
-        messages: the answer, the items of a generator before it.
+        answered: there is an answer, the items of a generator before it.
     """
 
     outcome: str
     error: dict[str, Any] | None = None
     kinds: tuple[tuple[str, str], ...] = ()
     is_loss: bool = False
-    messages: tuple[Message, ...] = ()
+    answered: bool = False
 
 
 class Attempt:
@@ -67,6 +67,7 @@ class Attempt:
         self._options = options
         self._tell = partial(tell, row)
         self._unwritable = False
+        self._answer = Answer(store.files.directory, options.call_bytes)
         self.ticket = Ticket(self._begin, call_id=row.call, made_at=row.queued_at)
         self.began = False
         self.outcome = ""
@@ -86,17 +87,20 @@ class Attempt:
         """Make the call and commit its outcome; return whether it is over."""
         output = KeptOutput(self._store.files.path("outputs", self.row.call), self._options.output_bytes, self._tell)
         try:
-            made = self._make(output)
+            try:
+                made = self._make(output)
+            finally:
+                output_bytes = output.close()
+            return self._commit(made, output_bytes)
         finally:
-            output_bytes = output.close()
-        return self._commit(made, output_bytes)
+            self._answer.close()
 
     def _begin(self) -> bool:
         with self._beginning:
             if self._withdrawn:
                 return False
             try:
-                self.began = self._store.begin(self.row.call)
+                self.began = self._store.begin(self.row.call, self.row.revision)
             except errors.AtollError:
                 self._unwritable = True
                 raise
@@ -116,20 +120,30 @@ class Attempt:
             )
         try:
             if call.stream:
-                messages = tuple(self._host.stream(spec, call, bundle, output, self.ticket))
+                messages: Any = self._host.stream(spec, call, bundle, output, self.ticket)
+                with contextlib.closing(messages):
+                    for last in messages:
+                        self._answer.add(last)
             else:
-                messages = (self._host.run(spec, call, bundle, output, self.ticket),)
+                last = self._host.run(spec, call, bundle, output, self.ticket)
+                self._answer.add(last)
+        except (errors.DetachedFull, errors.DiskFull) as error:  # of the answer: the function has run
+            if self.began:
+                return Made("error", error.to_data())
+            return self._failed(error)
         except errors.AtollError as error:
             return self._failed(error)
         except Exception as error:
             return self._failed(errors.InternalError(f"the keeper failed: {error!r}", hint="see `atoll logs`"))
-        last = messages[-1]
         if last.type != "error":
-            return Made("ok", messages=messages)
+            return Made("ok", answered=True)
         if self.given_up.is_set():
             return Made("lost", LOST.to_data(), is_loss=True)
         described, kinds = _described(last)
-        return Made("error", described, kinds, messages=(last,))
+        self._answer.close()
+        self._answer = Answer(self._store.files.directory, self._options.call_bytes)
+        self._answer.add(last)  # without the items before it
+        return Made("error", described, kinds, answered=True)
 
     def _failed(self, error: errors.AtollError) -> Made:
         """Return the end of an attempt that Atoll itself has ended."""
@@ -164,12 +178,13 @@ class Attempt:
             self._store.again(row.call, time.time() + row.rule.wait(row.attempts))
             return False
         outcome, error, size = made.outcome, made.error, 0
-        if made.messages:
+        if made.answered:
             try:
-                size = self._write(made.messages)
+                size = self._write()
             except errors.AtollError as refused:
                 outcome, error = "error", refused.to_data()
-        self._store.end(row.call, outcome, error, size, output_bytes)
+        revision = None if self.began else row.revision
+        self._store.end(row.call, outcome, error, size, output_bytes, waiting=revision)
         self.outcome = outcome
         return True
 
@@ -180,19 +195,9 @@ class Attempt:
             return False
         return self.row.attempts < rule.count and (made.is_loss or rule.names(made.kinds))
 
-    def _write(self, messages: Iterable[Message]) -> int:
-        size = sum(memoryview(buffer).nbytes for message in messages for buffer in message.buffers)
-        self._store.check_room(size)
-
-        def fill(file: BinaryIO) -> None:
-            crc = 0
-            for message in messages:
-                for piece in encode(message.header, message.buffers):
-                    crc = zlib.crc32(piece, crc)
-                    file.write(piece)
-            file.write(CRC.pack(crc))
-
-        return self._store.write_result(self.row.call, fill)
+    def _write(self) -> int:
+        self._store.check_room(self._answer.size_bytes)
+        return self._store.write_result(self.row.call, self._answer.fill)
 
 
 def _described(message: Message) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
@@ -201,5 +206,5 @@ def _described(message: Message) -> tuple[dict[str, Any], tuple[tuple[str, str],
         node = message.header["error"]["exceptions"][0]
         kinds = tuple((str(base[0]), str(base[1])) for base in node.get("bases", ())[:50])
         return {"type": str(node["type"])[:200], "text": str(node["text"])[:MOST_TEXT]}, kinds
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         return {"type": "", "text": "the exception is described wrongly"}, ()

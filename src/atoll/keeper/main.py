@@ -198,7 +198,7 @@ class Keeper:
                 case "look":
                     self._looked = True
                 case "cancel":
-                    stopped = [one for one in self._attempts.values() if one.row.call == message.get("call")]
+                    stopped = [one for one in self._attempts.values() if _is_meant(one.row, message)]
                 case "leave":
                     self._leaving = self._looked = True
                     for attempt in self._attempts.values() if message.get("at_once") else ():
@@ -207,6 +207,12 @@ class Keeper:
             self._changed.notify_all()
         for attempt in stopped:  # not here: it sends to the daemon, which may be about to send more
             threading.Thread(target=attempt.ticket.cancel, daemon=True).start()
+
+
+def _is_meant(row: Row, message: dict[str, Any]) -> bool:
+    """Return whether a cancellation is of this row: an item that was resumed since then is another call to its user."""
+    resumed = not row.attempts and row.revision > int(message.get("revision", 0))
+    return row.call == message.get("call") and not resumed
 
 
 class _LogFormat(logging.Formatter):

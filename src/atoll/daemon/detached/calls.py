@@ -131,11 +131,11 @@ class Detached:
         elif self._keeper is None:
             self._begin_keeper()
 
-    def cancel(self, call: str) -> None:
-        """Have the keeper end a call that runs."""
+    def cancel(self, call: str, revision: int) -> None:
+        """Have the keeper end a call that runs, unless it is resumed meanwhile and has another revision."""
         if self._channel is not None:
             with contextlib.suppress(ChannelClosed):
-                self._channel.post({"type": "cancel", "call": call})
+                self._channel.post({"type": "cancel", "call": call, "revision": revision})
 
     # --- the keeper -------------------------------------------------------------------------------------------------
 

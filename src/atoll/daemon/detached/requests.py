@@ -125,6 +125,11 @@ async def _find(detached: Detached, user: str, arguments: dict[str, Any]) -> Row
     return await detached.ask(lambda store: store.find(user, start))
 
 
+async def _again(detached: Detached, row: Row) -> Row:
+    """Return a row as it is now."""
+    return next(iter(await detached.ask(lambda store: store.rows("WHERE call = ?", (row.call,)))), row)
+
+
 async def _named(detached: Detached, user: str, arguments: dict[str, Any]) -> list[Row]:
     if not arguments.get("batch"):
         return [await _find(detached, user, arguments)]
@@ -298,6 +303,8 @@ async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
         count += 1
         if await detached.ask(partial(Store.cancel_waiting, call=row.call)):
             await detached.record_end(row.call)
-        detached.cancel(row.call)
+        else:
+            row = await _again(detached, row)  # it has begun since it was read, or ended
+        detached.cancel(row.call, row.revision)
         detached.wake(row.call, row.batch)
     return count
