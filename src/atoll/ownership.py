@@ -132,8 +132,11 @@ def check(path: str | os.PathLike[str]) -> None:
             pass
 
 
-def read(path: str | os.PathLike[str]) -> bytes:
+def read(path: str | os.PathLike[str], most: int = -1) -> bytes:
     """Return the contents of a file of the state, which may be a symlink.
+
+    Args:
+        most: bytes to return at most; -1 for all.
 
     Raises:
         StateUntrusted: another user can change the file or the path.
@@ -141,14 +144,14 @@ def read(path: str | os.PathLike[str]) -> bytes:
     """
     if not CHECKED:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(most)
     above, name = os.path.split(os.path.abspath(path))
     with directory(above) as held:
         found = _walk(os.dup(held.descriptor), held.path, held.private, [name])
     with found:
         _check_file(os.fstat(found.descriptor), found.path, found.private)
         with open(f"/proc/self/fd/{found.descriptor}", "rb") as file:
-            return file.read()
+            return file.read(most)
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,8 @@ class Settings:
     environments: EnvironmentsSettings = field(default_factory=EnvironmentsSettings)
     detached: DetachedSettings = field(default_factory=DetachedSettings)
     notifications: NotificationsSettings = field(default_factory=NotificationsSettings)
+    mistake: str = ""
+    """The message for a file that is not read, so that all options have their defaults; see `usable`."""
 
     @property
     def run_directory(self) -> Path:
@@ -230,34 +232,8 @@ class Settings:
         return self.home / "agents"
 
 
-LEAST = {
-    "pool.worker_memory_bytes": 32 << 20,
-    "pool.worker_processes": 16,
-    "pool.memory_bytes": 256 << 20,
-    "sandbox.tmp_bytes": 1 << 20,
-    "sandbox.shm_bytes": 1 << 20,
-    "sandbox.overhead_bytes": 64 << 20,
-    "environments.build_memory_bytes": 128 << 20,
-    "environments.build_processes": 16,
-    "environments.build_disk_bytes": 1 << 20,
-    "detached.max_bytes": 1 << 20,
-    "detached.call_bytes": 1 << 16,
-    "detached.output_bytes": 1 << 12,
-    "sandbox.first_uid": 1000,
-    "sandbox.uid_count": 2,
-}
-"""The smallest values, besides 0, with which a function can run at all."""
-
-NEVER_ZERO = (
-    "pool.worker_processes",
-    "environments.build_processes",
-    "sandbox.tmp_bytes",
-    "sandbox.shm_bytes",
-    "detached.max_bytes",
-    "detached.call_bytes",
-    "detached.output_bytes",
-)
-"""Options for which 0 does not mean that Atoll chooses."""
+MOST_FILE_BYTES = 64 << 10
+"""The most of `settings.toml`: the daemon reads it while it serves."""
 
 GROUPS: Mapping[str, type[Any]] = {
     "pool": PoolSettings,
@@ -301,16 +277,47 @@ def load(home: Path | None = None) -> Settings:
     home = default_home() if home is None else home
     path = home / "settings.toml"
     try:
-        text = ownership.read(path).decode("utf-8")
+        data = ownership.read(path, MOST_FILE_BYTES + 1)
+        if len(data) > MOST_FILE_BYTES:
+            raise StateUnusable(f"`{path}` has more than {MOST_FILE_BYTES:,} bytes", hint="mend or remove the file")
+        text = data.decode("utf-8")
     except FileNotFoundError:
         return Settings(home)
-    except StateUntrusted:
+    except StateUnusable:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise StateUnusable(f"cannot read `{path}`: {error}", hint="mend or remove the file") from error
     from atoll import settings_file  # most have no such file
 
-    return Settings(home, **settings_file.parse(path, text, GROUPS, LEAST, NEVER_ZERO))
+    return Settings(home, **settings_file.parse(path, text, GROUPS))
+
+
+def usable(home: Path) -> Settings:
+    """Read the settings as `load` does; a file with a mistake leaves the defaults, and `mistake` names it.
+
+    Clients need little but paths: the daemon alone refuses to start with such a file.
+
+    Raises:
+        StateUntrusted: as `load`.
+    """
+    try:
+        return load(home)
+    except StateUntrusted:
+        raise
+    except StateUnusable as error:
+        return Settings(home, mistake=f"{error.message}; {error.hint}")
+
+
+def to_data(options: Settings) -> dict[str, dict[str, Any]]:
+    """Return the options as JSON-compatible data, for another process of the same version."""
+    return {name: asdict(getattr(options, name)) for name in GROUPS}
+
+
+def from_data(home: Path, groups: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """Return the settings that `to_data` was given."""
+    options = Settings(home, **{name: cls(**groups[name]) for name, cls in GROUPS.items()})
+    told = options.notifications
+    return replace(options, notifications=replace(told, command=tuple(told.command)))
 
 
 def check_state(options: Settings) -> None:

@@ -11,47 +11,71 @@ from typing import Any
 
 from atoll.errors import StateUnusable
 from atoll.near_names import nearest
+from atoll.terminal_text import cell
 
 MOST = 1 << 62
+
+LEAST = {
+    "pool.worker_memory_bytes": 32 << 20,
+    "pool.worker_processes": 16,
+    "pool.memory_bytes": 256 << 20,
+    "sandbox.tmp_bytes": 1 << 20,
+    "sandbox.shm_bytes": 1 << 20,
+    "sandbox.overhead_bytes": 64 << 20,
+    "environments.build_memory_bytes": 128 << 20,
+    "environments.build_processes": 16,
+    "environments.build_disk_bytes": 1 << 20,
+    "detached.max_bytes": 1 << 20,
+    "detached.call_bytes": 1 << 16,
+    "detached.output_bytes": 1 << 12,
+    "sandbox.first_uid": 1000,
+    "sandbox.uid_count": 2,
+}
+"""The smallest values, besides 0, with which a function can run at all."""
+
+NEVER_ZERO = (
+    "pool.worker_processes",
+    "environments.build_processes",
+    "sandbox.tmp_bytes",
+    "sandbox.shm_bytes",
+    "detached.max_bytes",
+    "detached.call_bytes",
+    "detached.output_bytes",
+)
+"""Options for which 0 does not mean that Atoll chooses."""
 
 _HEADING = re.compile(r"\s*\[\s*([\w.\"' -]+?)\s*\]\s*(#.*)?")
 _OPTION = re.compile(r"\s*([\w.\"'-]+)\s*=")
 
 
-def parse(
-    path: Path, text: str, groups: Mapping[str, type[Any]], least: Mapping[str, int], never_zero: Collection[str]
-) -> dict[str, Any]:
+def parse(path: Path, text: str, groups: Mapping[str, type[Any]]) -> dict[str, Any]:
     """Return the groups that the text names, each as an instance of its class.
 
     Args:
         path: for messages.
-        least: the smallest values besides 0, by `group.option`.
-        never_zero: options that cannot be 0.
 
     Raises:
         StateUnusable: it is not TOML, or has an unknown or wrongly typed option; names the line.
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise StateUnusable(f"`{path}` is not TOML: {error}", hint="mend or remove the file") from error
+    except (ValueError, RecursionError) as error:  # the second of deep nesting
+        raise StateUnusable(f"`{path}` is not TOML: {_shown(error)}", hint="mend or remove the file") from None
     for name in data:
         if name not in groups:
             raise StateUnusable(
-                f"`{path}`{_line(text, name)} has an unknown group `{name}`", hint=_known(name, list(groups))
+                f"`{path}`{_line(text, name)} has an unknown group `{_shown(name)}`", hint=_known(name, list(groups))
             )
-    reader = _Reader(path, text, least, never_zero)
+    reader = _Reader(path, text)
     return {name: reader.group(name, cls, data[name]) for name, cls in groups.items() if name in data}
 
 
 class _Reader:
     """Checks the groups of one file."""
 
-    def __init__(self, path: Path, text: str, least: Mapping[str, int], never_zero: Collection[str]) -> None:
+    def __init__(self, path: Path, text: str) -> None:
         self._path = path
         self._text = text
-        self._least = least
-        self._never_zero = never_zero
 
     def group(self, name: str, cls: type[Any], data: Any) -> Any:
         """Return a group's options as an instance of its class."""
@@ -63,7 +87,7 @@ class _Reader:
             if option not in known:
                 where = _line(self._text, name, option)
                 raise StateUnusable(
-                    f"`{self._path}`{where} has an unknown option `{name}.{option}`", hint=_known(option, known)
+                    f"`{self._path}`{where} has an unknown option `{name}.{_shown(option)}`", hint=_known(option, known)
                 )
             self._check(name, option, getattr(defaults, option), value)
         return cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in data.items()})
@@ -74,14 +98,22 @@ class _Reader:
             fits = isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)
         else:
             fits = type(value) in (int, float) if want is float else type(value) is want
-        least, zero = self._least.get(full, 0), full not in self._never_zero
+        least, zero = LEAST.get(full, 0), full not in NEVER_ZERO
         if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
-            wanted = f"must be {_wanted(want, least, zero=zero)}, is `{value}`"
+            wanted = f"must be {_wanted(want, least, zero=zero)}, is `{_shown(value)}`"
             raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
 
     def _refusal(self, name: str, option: str, text: str, hint: str) -> StateUnusable:
         full = f"{name}.{option}" if option else name
         return StateUnusable(f"`{self._path}`{_line(self._text, name, option)}: `{full}` {text}", hint=hint)
+
+
+def _shown(value: object) -> str:
+    """Return a value of the file for a message: printable, and its end is cut."""
+    try:
+        return cell(str(value), 200)
+    except (ValueError, RecursionError):  # of a number with thousands of digits, or of deep nesting
+        return "…"
 
 
 def _known(name: str, known: Collection[str]) -> str:
@@ -99,7 +131,8 @@ def _wanted(kind: type[Any], least: float, *, zero: bool) -> str:
 def _line(text: str, group: str, option: str = "") -> str:
     """Return the line that names a group or an option, in words; empty where none does plainly."""
     table = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, whole in enumerate(text.splitlines(), 1):
+        line = whole[:500]  # the patterns take long for long lines
         heading, pair = _HEADING.fullmatch(line), _OPTION.match(line)
         if heading is not None:
             table = _plain(heading[1])

@@ -527,6 +527,39 @@ def test_settings_that_are_wrong_are_named(atoll_home: Home, program: Path) -> N
     assert "pool.slot" in done.stderr
 
 
+def test_a_mistake_in_the_settings_keeps_nobody_from_the_daemon(atoll_home: Home, program: Path) -> None:
+    """Commands, calls and detached calls go on with the last good settings; each command names the mistake once."""
+    file = atoll_home.path / "settings.toml"
+    file.write_text("[detached]\nat_a_time = 1\n")
+    atoll_home.python(str(program))
+    pid = atoll_home.daemon_pid()
+    file.write_text("\n[pool]\nslots = 'two'\n")
+    assert isolated(host=LocalHost(atoll_home.path))(os.getpid).spawn().result(60)  # the keeper starts now
+    until(lambda: "settings_refused" in (atoll_home.path / "logs" / "daemon.log").read_text())
+    (call,) = json.loads(atoll_home.atoll("calls", "list", "-n", "1", "--json").stdout)
+    for command in (
+        ["status"],
+        ["logs"],
+        ["logs", call["call"]],
+        ["calls", "list"],
+        ["cancel", "feed0000"],
+        ["version"],
+    ):
+        done = atoll_home.atoll(*command, check=False)
+        assert done.returncode == (command[0] == "cancel"), (command, done)
+        named = (done.stdout + done.stderr).count("line 3: `pool.slots` must be a whole number")
+        assert named == (2 if command == ["logs"] else 1), (command, done)  # the log has it too
+        if command == ["version"]:
+            assert f"process {pid}" in done.stdout
+            assert "not found" not in done.stdout
+    assert atoll_home.atoll("stop").stdout == f"stopped daemon {pid}\n"
+    done = atoll_home.atoll("status")
+    assert done.stdout == "no daemon is running; the first call starts one\n"
+    assert done.stderr.startswith("settings: the file is not read: ")
+    done = atoll_home.python(str(program), check=False)
+    assert "StateUnusable" in done.stderr
+
+
 def test_changed_settings_count_without_a_stop(atoll_home: Home, program: Path) -> None:
     """A running daemon tells of a mistake, then of options that wait; it leaves for them when nothing runs."""
     file = atoll_home.path / "settings.toml"
@@ -541,11 +574,9 @@ def test_changed_settings_count_without_a_stop(atoll_home: Home, program: Path) 
             settings: dict[str, Any] = found["daemon"]["settings"]
             return settings
 
-        host = LocalHost(atoll_home.path)
-        with pytest.raises(errors.StateUnusable, match="line 2"):
-            host.request_running("status", {})
         log = atoll_home.path / "logs" / "daemon.log"
         until(lambda: "settings_refused" in log.read_text())
+        assert "line 2: `pool.slots` must be" in told()["error"]
         file.write_text("[pool]\nslots = 2\ndaemon_idle_seconds = 1000\n")
         assert until(lambda: told()["pending"] and told()) == {"error": "", "pending": ["pool.slots"]}
         shown = atoll_home.atoll("status").stdout

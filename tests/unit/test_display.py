@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_the_display_follows_the_streams(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setenv("ATOLL_DISPLAY", "auto")
     assert mode.current() == mode.PIPE
+
+
+def test_a_wrong_display_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ATOLL_DISPLAY` with another word is one warning of a process, however many calls it makes, from any line."""
+    monkeypatch.setattr(mode, "_chosen", "")
+    monkeypatch.setattr(mode, "_refused", set())
+    monkeypatch.setenv("ATOLL_DISPLAY", "foo")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mode.current()
+        mode.current()
+    assert [str(one.message) for one in told] == ["`ATOLL_DISPLAY` is `foo`; there are auto, plain, none"]
 
 
 def test_the_command_line_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,18 @@ def test_a_command_has_the_call_as_json_and_variables(tmp_path: Path) -> None:
     assert (variables["ATOLL_CALL_OUTCOME"], variables["ATOLL_CALL_DETACHED"]) == ("error", "1")
 
 
+def test_texts_that_are_no_unicode_are_told_of(tmp_path: Path) -> None:
+    """A lone surrogate in a message, which no variable can hold, is shown as its escape."""
+    out = tmp_path / "out"
+    options = command(
+        "import json, os, sys",
+        "message = json.load(sys.stdin)['message']",
+        f"open({str(out)!r}, 'w').write(json.dumps([message, os.environ['ATOLL_CALL_MESSAGE']]))",
+    )
+    assert tell(options, Ended("c1-2", "f\udcff", "error", "ValueError: a\ud800b")) == ""
+    assert json.loads(out.read_text()) == ["ValueError: a\\ud800b"] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,11 @@ def test_zero_means_that_atoll_chooses(tmp_path: Path) -> None:
         ("[pool]\nslots = \n", "line 2, column 9"),
         ("[notifications]\ncommand = 'curl'\n", ", line 2: `notifications.command` must be a list of texts"),
         ("[notifications]\ncommand = ['curl', 3]\n", "must be a list of texts"),
+        ("a = " + "[" * 30_000, "is not TOML"),
+        ("[pool]\nslots = " + "9" * 5_000, "is not TOML"),
+        ("[pool]\nslots = 0x" + "9" * 5_000, ", line 2: `pool.slots` must be a whole number of at least 0, is `…`"),
+        ('[pool]\nslots = "' + "\\u202e" * 500 + '"', r"is `\u202e"),
+        ("#" * 65_537, "has more than 65,536 bytes"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
@@ -64,6 +72,34 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str)
     with pytest.raises(StateUnusable) as caught:
         settings.load(tmp_path)
     assert words in caught.value.message
+    assert len(caught.value.message) < 1000
+    assert caught.value.message.isprintable()
+    found = settings.usable(tmp_path)
+    assert replace(found, mistake="") == settings.Settings(tmp_path)
+    assert found.mistake.startswith(caught.value.message)
+
+
+def test_settings_reach_another_process_whole(tmp_path: Path) -> None:
+    """The keeper has the daemon's settings, whatever the file holds by then."""
+    told = settings.NotificationsSettings(("notify", "x"), seconds=3)
+    options = settings.Settings(tmp_path, pool=settings.PoolSettings(slots=3), notifications=told)
+    assert settings.from_data(tmp_path, json.loads(json.dumps(settings.to_data(options)))) == options
+
+
+def test_the_watch_outlives_a_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw, in one look at the file, is logged; later looks see what changes."""
+    watch, looks = SettingsWatch(settings.load(tmp_path), lambda _: None), list[str]()
+
+    def look() -> None:
+        looks.append("")
+        if len(looks) == 3:
+            raise asyncio.CancelledError
+        raise RecursionError
+
+    monkeypatch.setattr(watch, "look", look)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(watch.watch(lambda: 0.0))
+    assert len(looks) == 3
 
 
 def test_a_list_is_kept_as_it_cannot_change(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from atoll import settings as options
+from atoll.cli.settings_state import settings_lines, told
 from atoll.cli.tables import print_json, print_table
 from atoll.cli.terminal import echo, echo_lines
 from atoll.errors import AtollError, StateUnusable
@@ -68,9 +69,9 @@ def _settings() -> tuple[options.Settings, list[Finding]]:
     try:
         chosen = options.load()
     except StateUnusable as error:
-        broken = Finding("settings", True, False, error.message, "no call is made", error.hint)
+        lost = "no daemon starts; one that runs has earlier values"
+        broken = Finding("settings", True, False, told(error.message), lost, error.hint)
         return options.Settings(options.default_home()), [broken]
-    from atoll.cli.settings_state import settings_lines
     from atoll.host.local import LocalHost
 
     with contextlib.suppress(AtollError):

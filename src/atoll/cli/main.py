@@ -106,6 +106,7 @@ def run(arguments: list[str]) -> int:
 
     from atoll import errors
     from atoll.cli.programs.program import TargetError
+    from atoll.cli.settings_state import tell_mistake, told
     from atoll.cli.terminal import echo_lines
 
     app = command_table()
@@ -140,6 +141,7 @@ def run(arguments: list[str]) -> int:
         echo_lines(f"error: {error}", error=True)
         return 2
     except errors.AtollError as error:
+        told(error.message)
         echo_lines(f"error: {error}", error=True)
         return 1
     except BrokenPipeError:
@@ -150,4 +152,6 @@ def run(arguments: list[str]) -> int:
     except (OSError, ValueError, TypeError) as error:
         echo_lines(f"error: {error}", error=True)
         return 1
+    finally:
+        tell_mistake()
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -35,7 +35,8 @@ def version(*, json: bool = False) -> int:
         print_json(found)
         return 0
     daemon = found["daemon"]
-    found["daemon"] = f"{daemon['version']}, process {daemon['pid']}" if daemon else "none runs"
+    process = f", process {daemon['pid']}" if daemon and daemon["pid"] else ""
+    found["daemon"] = f"{daemon['version']}{process}" if daemon else "none runs"
     for name, text in found.items():
         echo(f"{name:<9} {text or 'not found'}")
     return 0
@@ -51,11 +52,11 @@ def _uv() -> str | None:
 def _bwrap() -> str | None:
     if sys.platform != "linux":
         return None
-    from atoll import settings
+    from atoll.host.local import local
     from atoll.sandbox import programs
 
     try:
-        path = programs.find_bwrap(settings.load().sandbox.bwrap)
+        path = programs.find_bwrap(local.settings.sandbox.bwrap)
     except AtollError:
         return None
     return ".".join(map(str, programs.bwrap_version(path) or ())) or None

@@ -60,6 +60,7 @@ class Services:
         self.settings = options
         self.recorder.options = options.records
         self.node.apply(options.environments)
+        self.detached.options = options
 
     @property
     def look_seconds(self) -> float:

@@ -48,7 +48,10 @@ class SettingsWatch:
         """Look from time to time; runs until cancelled."""
         while True:
             await asyncio.sleep(look_seconds())
-            self.look()
+            try:
+                self.look()
+            except Exception:  # the next look may succeed
+                log.exception("settings_not_read")
 
     def look(self) -> None:
         """Take over what has changed in the file since the last look."""

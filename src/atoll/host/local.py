@@ -69,14 +69,14 @@ class LocalHost:
 
     @property
     def settings(self) -> Settings:
-        """The settings of this host's state directory, read once."""
+        """The settings of this host's state directory, read once; the defaults where the file has a mistake."""
         from pathlib import Path
 
         home = Path(os.path.abspath(self._home)) if self._home is not None else settings.default_home()
-        if self._settings is None or self._settings.home != home:
+        if self._settings is None or self._settings.home != home or self._settings.mistake:
             if nested.inside():
                 return Settings(Path("/nonexistent"))
-            self._settings = settings.load(home)
+            self._settings = settings.usable(home)
         return self._settings
 
     def run(

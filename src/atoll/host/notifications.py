@@ -68,6 +68,7 @@ def tell(options: NotificationsSettings, ended: Ended) -> str:
         return "there is no `notify-send` here: set `notifications.command` in `settings.toml`"
     facts = asdict(ended) | {"message": ended.message[:MOST_TEXT], "function": ended.function[:MOST_TEXT]}
     facts |= {"title": ended.title, "text": ended.text}
+    facts = {name: _clean(value) if isinstance(value, str) else value for name, value in facts.items()}
     variables = {f"ATOLL_CALL_{name.upper()}": _variable(value) for name, value in facts.items()}
     seconds = options.seconds or 1e6
     try:
@@ -95,6 +96,11 @@ def _desktop(ended: Ended) -> list[str]:
     plain = ended.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # a body may have markup
     urgency = "normal" if ended.outcome == "ok" else "critical"
     return [program, f"--urgency={urgency}", "--app-name=atoll", "--", ended.title, plain]
+
+
+def _clean(text: str) -> str:
+    """Return a text without lone surrogates, which neither a variable nor every reader of JSON takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _variable(value: object) -> str:

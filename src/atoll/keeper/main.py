@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from atoll.host.notifications import NOTIFY, Ended, tell
 from atoll.keeper.attempt import PAUSE_SECONDS, Attempt
 from atoll.keeper.own_host import OwnHost
 from atoll.keeper.spools import Spools
-from atoll.settings import Settings
+from atoll.settings import NotificationsSettings, Settings
 from atoll.terminal_text import printable
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import FrameError
@@ -153,13 +154,20 @@ class Keeper:
                 outcome, message = ("error", f"{failed} of {sum(counts.values())} failed") if failed else ("ok", "")
             seconds = max(time.time() - done.queued_at, 0.0)
             ended = Ended(row.call, row.function, outcome, message, seconds, detached=True, batch=row.batch)
-            problem = tell(settings.load(self._options.home).notifications, ended)
+            problem = tell(self._notifications(), ended)
         except errors.AtollError as error:
             problem = error.message
         except Exception as error:
             problem = repr(error)
         if problem:
             log.warning("notification_failed call=%s error=%s", row.call, problem)
+
+    def _notifications(self) -> NotificationsSettings:
+        """Return the present options of notifications; while the file has a mistake, the last good ones."""
+        wanted = settings.usable(self._options.home)
+        if not wanted.mistake:
+            self._options = replace(self._options, notifications=wanted.notifications)
+        return self._options.notifications
 
     def _is_first_told(self, batch: str) -> bool:
         """Return whether nobody was told yet that a batch is over; its last calls may end together."""
@@ -224,15 +232,18 @@ class _LogFormat(logging.Formatter):
 
 
 def main() -> int:
-    """Run the keeper. Arguments: the state directory, and the descriptor of the channel to the daemon."""
+    """Run the keeper. Arguments: the state directory, and the descriptor of the channel to the daemon.
+
+    The daemon's settings, its first message, count: the file may have got a mistake meanwhile.
+    """
     linux.die_with_parent()
     os.umask(0o077)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LogFormat("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     daemon = Channel(socket.socket(fileno=int(sys.argv[2])))
-    options = settings.load(Path(sys.argv[1]))
     try:
+        options = settings.from_data(Path(sys.argv[1]), daemon.receive().header["groups"])
         keeper = Keeper(options, daemon)
         threading.Thread(target=keeper.listen, name="daemon", daemon=True).start()
         with open(options.detached_directory / LOCK, "a") as lock:
@@ -242,5 +253,7 @@ def main() -> int:
     except errors.AtollError as error:
         log.error("keeper_failed error=%s", error.message)
         return 1
+    except ChannelClosed:
+        return 0  # the daemon has ended at once
     log.info("keeper_left pid=%s", os.getpid())
     return 0

@@ -161,7 +161,7 @@ def _shortfall(wanted: MachineType, numbers: Numbers, millicores: int, memory: i
     if not numbers.millicores and millicores < round(wanted.cpu * 1000):
         parts.append(f"{millicores / 1000:g} of {wanted.cpu:g} CPUs")
     if not numbers.memory_bytes and memory < wanted.memory_bytes:
-        parts.append(f"{memory / (1 << 30):.1f} of {wanted.memory_bytes >> 30} GB of memory")
+        parts.append(f"{memory / (1 << 30):.1f} of {wanted.memory_bytes >> 30} GiB of memory")
     if not parts:
         return ""
     return f"this machine serves machine type `{wanted.name}` with what it has: {' and '.join(parts)}"

@@ -51,7 +51,7 @@ class Detached:
         serve: Callable[[socket.socket], object],
         on_record: Callable[[CallRecord], None] = lambda _: None,
     ) -> None:
-        self._options = options
+        self.options = options
         self._serve = serve
         self._on_record = on_record
         self._store: Store | None = None
@@ -78,7 +78,7 @@ class Detached:
 
     def start(self) -> None:
         """Have calls made that an earlier daemon has left."""
-        if (self._options.detached_directory / FILE).exists():
+        if (self.options.detached_directory / FILE).exists():
             self._spawn(self._look_for_calls())
 
     def _spawn(self, work: Any) -> None:
@@ -94,13 +94,13 @@ class Detached:
         """
         async with self._opening:
             if self._store is None:
-                directory = self._options.detached_directory
-                self._store = await asyncio.to_thread(Store, directory, self._options.detached)
+                directory = self.options.detached_directory
+                self._store = await asyncio.to_thread(Store, directory, self.options.detached)
         return await asyncio.to_thread(question, self._store)
 
     async def any(self) -> bool:
         """Return whether anybody has made a detached call here."""
-        return self._store is not None or await asyncio.to_thread((self._options.detached_directory / FILE).exists)
+        return self._store is not None or await asyncio.to_thread((self.options.detached_directory / FILE).exists)
 
     async def left(self) -> dict[str, int]:
         """Return how many calls wait and run, for somebody who is about to end this daemon."""
@@ -143,7 +143,7 @@ class Detached:
         ours, theirs = socket.socketpair()
         package = str(Path(__file__).parents[3])
         code = f"import sys; sys.path.insert(0, {package!r}); from atoll.keeper.main import main; sys.exit(main())"
-        command = [sys.executable, "-P", "-c", code, str(self._options.home), str(theirs.fileno())]
+        command = [sys.executable, "-P", "-c", code, str(self.options.home), str(theirs.fileno())]
         try:
             self._keeper = process.Child(
                 command, env=settings.daemon_environment(), descriptors=[theirs.fileno()], stdout=2, stderr=2
@@ -156,6 +156,8 @@ class Detached:
         finally:
             theirs.close()
         self._channel = AsyncChannel(ours)
+        with contextlib.suppress(ChannelClosed):  # it has ended already, as `_attend` finds
+            self._channel.post({"type": "settings", "groups": settings.to_data(self.options)})
         self._spawn(self._attend(self._keeper, self._channel))
 
     async def _attend(self, keeper: process.Child, channel: AsyncChannel) -> None:

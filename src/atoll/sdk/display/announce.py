@@ -45,11 +45,13 @@ def announced_items(host: Any, function: str, items: Iterator[Any]) -> Iterator[
 
 def _tell(host: Any, ended: Ended) -> None:
     try:
-        options = getattr(host, "settings", None) or settings.load()
+        options = getattr(host, "settings", None) or settings.usable(settings.default_home())
         if ended.seconds < options.notifications.after_seconds:
             return
-        problem = tell(options.notifications, ended)
+        problem = options.mistake or tell(options.notifications, ended)
     except errors.AtollError as error:
         problem = error.message
+    except Exception as error:  # the call's result counts, not the notification
+        problem = f"{type(error).__name__}: {error}"
     if problem:
         CallerStreams(ended.call, ended.function).notice(f"no notification: {problem}")

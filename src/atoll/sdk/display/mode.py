@@ -22,6 +22,8 @@ CHOICES = ("auto", "plain", "none")
 verbose = False
 """Whether a build's lines are printed as they come, and each call has a line when it has ended."""
 _chosen = ""
+_refused = set[str]()
+"""Wrong values that the user was told of."""
 
 
 def choose(display: str = "", *, more: bool = False) -> None:
@@ -64,7 +66,8 @@ def _wanted() -> str:
     wanted = _chosen or settings.display()
     if wanted in CHOICES:
         return wanted
-    if wanted:
+    if wanted and wanted not in _refused:
+        _refused.add(wanted)
         warnings.warn(
             f"`ATOLL_DISPLAY` is `{printable(wanted[:40])}`; there are {', '.join(CHOICES)}",
             RuntimeWarning,
