@@ -104,6 +104,8 @@ CHANGES = {
         "def g(x: int): ...\ndef f(): return str(g.__annotations__)",
         "g.__annotations__['x'] = str",
     ),
+    "a set changes": ("S = {1}\ndef f(): return sorted(S)", "S.add(2)"),
+    "a name that eval may use is rebound": ("N = 1\nS = {2}\ndef f(): return eval('N' + '')", "N = 2"),
 }
 
 
@@ -155,6 +157,87 @@ def test_an_unchanged_function_is_not_pickled_again(source: str) -> None:
     first, reusable = pickler.dumps()
     assert pickler.dumps()[0] is first
     assert reusable
+
+
+CLASS_CHANGES = {
+    "a method is replaced": (
+        "class C:\n  def m(self): return 1\ndef f(): return C().m()",
+        "C.m = lambda self: 2",
+    ),
+    "a method's code is replaced": (
+        "class C:\n  @staticmethod\n  def m(): return 1\ndef f(): return C.m()",
+        "C.m.__code__ = (lambda: 2).__code__",
+    ),
+    "a property is replaced": (
+        "class C:\n  @property\n  def p(self): return 1\ndef f(): return C().p",
+        "C.p = property(lambda self: 2)",
+    ),
+    "a list in a class changes": ("class C: x = [1]\ndef f(): return C.x[0]", "C.x[0] = 2"),
+    "a base's attribute changes": ("class B: x = 1\nclass C(B): ...\ndef f(): return C.x", "B.x = 2"),
+    "a field of a dataclass gets another default": (
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n  x: int = 1\ndef f(): return dataclasses.fields(C)[0].default",
+        "C.__dataclass_fields__['x'].default = 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASS_CHANGES)
+def test_a_change_of_a_class_is_seen_by_the_next_call(name: str, worker: BareWorker) -> None:
+    """Classes that did not change are not pickled again; the worker has each change."""
+    define, change = CLASS_CHANGES[name]
+    space = interactive(define)
+    pickler = FunctionPickler(space["f"])
+    before = space["f"]()
+    assert worker.call(pickler) == before
+    exec(compile(change, "<prompt>", "exec"), space)
+    assert space["f"]() != before, "the change changes nothing"
+    assert worker.call(pickler) == space["f"]()
+
+
+def test_a_list_that_becomes_short_enough_travels_with_eval() -> None:
+    """What has stayed behind for its size comes with the first call after it has become small."""
+    space = interactive("L = list(range(999))\ndef f(): return len(eval('L' + ''))")
+    pickler = FunctionPickler(space["f"])
+    first, _ = pickler.dumps()
+    assert pickler.dumps()[0] is first
+    del space["L"][3:]
+    assert pickling.loads(pickler.dumps()[0])() == 3
+
+
+@pytest.mark.parametrize("change", ["N = 2", "C.__name__ = 'D'", "C.__bases__ = (B,)"])
+def test_a_class_is_pickled_anew_after_a_change_outside_of_it(change: str) -> None:
+    """Its name, its bases and the globals of its methods count too."""
+    space = interactive(
+        "N = 1\nclass A: ...\nclass B: ...\nclass C(A):\n  @property\n  def p(self): return N\ndef f(): return C().p"
+    )
+    pickler = FunctionPickler(space["f"])
+    first, _ = pickler.dumps()
+    assert pickler.dumps()[0] is first
+    exec(compile(change, "<prompt>", "exec"), space)
+    assert pickler.dumps()[0] != first
+
+
+def test_a_function_that_lists_subclasses_is_pickled_for_each_call() -> None:
+    """Another subclass changes nothing that the pickle was made of."""
+    space = interactive("class B: ...\ndef f(): return B.__subclasses__()")
+    pickler = FunctionPickler(space["f"])
+    assert pickler.dumps()[0] is not pickler.dumps()[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class C:\n  x = {1}\n  def m(self): ...\n  @property\n  def p(self): ...\ndef f(): return C",
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n  x: list[int] = dataclasses.field(default_factory=list)\ndef f(): return C",
+        "A, B, C = {1}, list[int], [2]\nfrom atoll import isolated\nw = isolated(keep_alive=1)\ndef f(x): return eval(x)",
+    ],
+)
+def test_classes_and_names_for_eval_that_did_not_change_are_not_pickled_again(source: str) -> None:
+    """Each call of such a function gets the same bytes, and unpickles them for itself."""
+    pickler = FunctionPickler(interactive(source)["f"])
+    first, reusable = pickler.dumps()
+    assert pickler.dumps()[0] is first
+    assert not reusable
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,20 @@ code nested in it names, absent ones included (they may be defined later, or sha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import operator
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from atoll.payload.bytecode import CodeFacts, code_facts
 from atoll.payload.private_cloudpickle import cloudpickle
 from atoll.payload.program.carrier import ABSENT, Carrier
+from atoll.payload.program.text_names import travels as may_travel
 from atoll.payload.reducers import singletons, wrappers
 
 _ABSENT = ABSENT
@@ -63,8 +65,17 @@ _IMMUTABLE_NAMES = frozenset(
         ("fractions", "Fraction"),
         ("uuid", "UUID"),
         ("logging", "Logger"),
+        ("dataclasses", "_MISSING_TYPE"),
+        ("dataclasses", "_HAS_DEFAULT_FACTORY_CLASS"),
     }
 )
+_OF_SLOTS = frozenset({("dataclasses", "Field"), ("dataclasses", "_DataclassParams")})
+_OWN = frozenset({("atoll.sdk.options", "Options"), ("atoll.sdk.retries", "Retries")})
+_CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
+_SLOTS = frozenset({types.GetSetDescriptorType, types.MemberDescriptorType})
+"""Types of what Python itself puts into classes."""
+_LABELS = frozenset({"type", "_field_type"})
+"""Attributes of fields of dataclasses that are recorded by identity alone."""
 _MOST_ITEMS = 64
 _MOST_OBJECTS = 2000
 
@@ -90,8 +101,8 @@ class Captures:
         self._names: list[tuple[Callable[[Any, Any], Any], Any, Any]] = []
         self._functions: list[tuple[Any, ...]] = []
         self._cells: list[tuple[Any, Any]] = []
-        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
-        self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._lists: list[tuple[Collection[Any], tuple[Any, ...]]] = []
+        self._dicts: list[tuple[Mapping[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
         self._wrappers: list[tuple[Any, Any]] = []
         self._namespaces: list[tuple[dict[str, Any], int]] = []
         self._mutable = False
@@ -121,6 +132,10 @@ class Captures:
             self._names.append((namespace.get, name, value))
             if travels:
                 self._pending.append(value)
+            elif type(value) in _CONTAINERS:  # it may become small enough
+                self._names.append((_may_travel, value, may_travel(value)))
+        if carrier.lists_subclasses:  # of which there may be more
+            self.provable = False
         self._namespaces = [(namespace, len(namespace)) for namespace in carrier.whole_namespaces]
         self._walk()
 
@@ -202,7 +217,7 @@ class Captures:
             self._pending.extend(value)
         elif kind is slice:
             self._pending.extend((value.start, value.stop, value.step))
-        elif kind is list and len(value) <= _MOST_ITEMS:
+        elif (kind is list or kind is set) and len(value) <= _MOST_ITEMS:
             self._mutable = True
             self._lists.append((value, tuple(value)))
             self._pending.extend(value)
@@ -218,11 +233,28 @@ class Captures:
             self._visit_dict(value.keywords)
             self._visit_dict(vars(value))
             self._function_is_a_value = True
-        elif (kind.__module__, kind.__qualname__) in _IMMUTABLE_NAMES:
+        else:
+            self._visit_object(value, kind)
+
+    def _visit_object(self, value: Any, kind: Any) -> None:
+        name = kind.__module__, kind.__qualname__
+        if name in _IMMUTABLE_NAMES:
             self._pending.append(getattr(value, "tzinfo", None))  # a time zone of the program may be mutable
+        elif kind is types.GenericAlias:
+            self._pending.extend((value.__origin__, value.__args__))
+        elif name in _OWN:
+            self._visit_dict(vars(value))
+        elif name in _OF_SLOTS:
+            self._visit_attributes(value, kind.__slots__)
+        elif kind is types.MappingProxyType and not value:  # the metadata of most fields
+            self._dicts.append((value, (), ()))
+        elif kind is property:
+            self._visit_attributes(value, ("fget", "fset", "fdel", "__doc__"))
+        elif kind is staticmethod or kind is classmethod:
+            self._pending.append(value.__func__)
         else:
             self.provable = False
-            if isinstance(value, (types.MethodType, staticmethod, classmethod)):
+            if isinstance(value, types.MethodType):
                 self._pending.append(value.__func__)
             elif kind is functools._lru_cache_wrapper:
                 self._pending.append(value.__wrapped__)
@@ -232,6 +264,13 @@ class Captures:
         self._dicts.append((mapping, keys, values))
         self._pending.extend(keys)
         self._pending.extend(values)
+
+    def _visit_attributes(self, value: Any, names: Iterable[str]) -> None:
+        for name in names:
+            found = getattr(value, name, _ABSENT)
+            self._names.append((functools.partial(getattr, value), name, found))
+            if found is not _ABSENT and name not in _LABELS:
+                self._pending.append(found)
 
     def _visit_function(self, function: Any) -> None:
         registry = wrappers.registry_of(function)
@@ -308,12 +347,24 @@ class Captures:
     def _visit_class(self, cls: Any) -> None:
         if cls.__module__ in ("builtins", "types") or self._by_reference(cls):
             return
-        self.provable = False  # by value: its dict may change in ways that nothing tells
-        for value in tuple(vars(cls).values()):
-            value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-            if type(value) is FunctionType:
-                self._pending.append(value)
-        self._pending.extend(cls.__bases__)
+        self.provable = self.provable and type(cls) is type  # others' pickles are made of more: members, for example
+        self._mutable = True
+        self._visit_attributes(cls, ("__name__", "__qualname__", "__bases__"))
+        content = vars(cls)
+        with contextlib.suppress(Exception):
+            _ = cls.__annotations__  # made at the first look, which the pickling has
+        self._dicts.append((content, tuple(content), tuple(content.values())))
+        code, data = [], []
+        for name, value in tuple(content.items()):
+            inner = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+            if type(inner) is FunctionType:
+                code.append(inner)
+            if type(value) is dict and name == "__annotations__":  # by identity, as those of functions
+                self._dicts.append((value, tuple(value), tuple(value.values())))
+            elif type(value) not in _SLOTS:
+                data.append(value)
+        self._pending[:0] = data  # looked at last: many objects must not keep code from being found
+        self._pending.extend(code)
 
     def _by_reference(self, value: Any) -> bool:
         """Return whether it is pickled by its name; the name's place is recorded."""
@@ -327,6 +378,10 @@ class Captures:
 
     def _module_by_reference(self, module: ModuleType) -> bool:
         return bool(cloudpickle()._should_pickle_by_reference(module))
+
+
+def _may_travel(value: Any, _: Any) -> bool:
+    return may_travel(value)
 
 
 def _contents(cell: Any) -> Any:

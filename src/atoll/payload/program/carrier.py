@@ -71,6 +71,11 @@ class Carrier:
         """The namespaces of which every name travels, if it can."""
         return list(self._texts.namespaces.values())
 
+    @property
+    def lists_subclasses(self) -> bool:
+        """True if code that travels asks a class for its subclasses."""
+        return self._texts.lists_subclasses
+
     def reduce_function(self, function: FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return how a function is pickled, from how cloudpickle does it."""
         own = self._namespace(function.__globals__)

@@ -61,7 +61,7 @@ class TextNames:
         self._classes: list[tuple[type, dict[str, Any]]] = []
         self._new: list[Place] = []
         self._seen: set[tuple[int, str]] = set()
-        self._lists_subclasses = False
+        self.lists_subclasses = False
         self._unwritten: set[tuple[int, str]] = set()
 
     def add_function(self, function: types.FunctionType) -> None:
@@ -73,7 +73,7 @@ class TextNames:
 
     def add_code(self, facts: CodeFacts, namespace: dict[str, Any]) -> None:
         self._add_names(facts.words, namespace)
-        self._lists_subclasses = self._lists_subclasses or "__subclasses__" in facts.attributes
+        self.lists_subclasses = self.lists_subclasses or "__subclasses__" in facts.attributes
         if _uses_everything(facts) and id(namespace) not in self.namespaces:
             self.namespaces[id(namespace)] = namespace
             count = len(self._new)
@@ -93,7 +93,7 @@ class TextNames:
 
     def take(self) -> list[Place]:
         """Return the names that were found since the last time, with values of any kind."""
-        if self._lists_subclasses:
+        if self.lists_subclasses:
             for cls, namespace in self._classes:
                 for below in cast("list[type]", type.__subclasses__(cls)):
                     if below.__module__ == cls.__module__ and namespace.get(below.__name__) is below:
