@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sqlite3
+import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,11 +26,11 @@ from atoll.keeper.answer import MEMORY_BYTES, Answer
 from atoll.keeper.output import KeptOutput
 from atoll.model import spool
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
-from atoll.model.spool import RetryRule, Spool, StoredNames
+from atoll.model.spool import CRC, RetryRule, Spool, StoredNames
 from atoll.model.stored_call import StoredBundle, StoredCall
 from atoll.sdk.detached import answers
 from atoll.settings import DetachedSettings
-from atoll.wire.frames import Message
+from atoll.wire.frames import Decoder, Message, encode
 
 OPTIONS = DetachedSettings(max_bytes=1000, call_bytes=600)
 
@@ -501,3 +503,15 @@ def test_of_a_long_output_the_middle_is_left_out(tmp_path: Path) -> None:
     assert text.endswith("line 998\nline 999\n")
     assert "bytes of output are left out here" in text
     assert output.tail().endswith("line 999\n")
+
+
+def test_a_result_larger_than_a_step_of_its_buffer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that grows while its file is read takes all of it."""
+    monkeypatch.setattr(Decoder, "_STEP_BYTES", 1 << 20)
+    large = os.urandom(5 << 20)
+    data = b"".join(bytes(piece) for piece in encode({"type": "result"}, [b"pickle", large]))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(data + CRC.pack(zlib.crc32(data)))
+        file.seek(0)
+        (message,) = answers._messages(file)
+    assert bytes(message.buffers[1]) == large

@@ -59,12 +59,13 @@ def _messages(file: Any) -> list[Message]:
     decoder, crc = Decoder(), 0
     left = os.fstat(file.fileno()).st_size - CRC.size
     while left > 0:
-        space = decoder.space()[:left]
-        count = file.readinto(space)
-        if not count:
-            raise FrameError("it is shorter than it was")
-        left -= count
-        crc = zlib.crc32(space[:count], crc)
+        with decoder.space() as space, space[:left] as part:  # the decoder can grow no buffer that has a view
+            count = file.readinto(part)
+            if not count:
+                raise FrameError("it is shorter than it was")
+            left -= count
+            with part[:count] as read:
+                crc = zlib.crc32(read, crc)
         decoder.wrote(count)
     if file.read() != CRC.pack(crc):
         raise FrameError("its bytes have changed")
