@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,9 @@ KINDS = {
     "gpu": Needs(1000, 4, 1),
     "pair": Needs(500, 1, 2),
     "card": Needs(500, 1, 1, ("g1",)),
+    "hoard": Needs(100, 2),
+    "greedy": Needs(100, 9),
+    "wide": Needs(4000),
 }
 
 
@@ -115,6 +119,68 @@ def test_a_gpu_is_free_when_the_process_that_had_it_is_gone() -> None:
     assert EndWorker(first.worker) in schedule.ask(request("b", "gpu", key="b"))
     assert grants(schedule.ask(request("d"))) == ["d"]
     assert grants(schedule.worker_ended(2.0, first.worker)) == ["b"]
+
+
+def of(one: Request, client: str, user: str = "u") -> Request:
+    """Return the request as one of another program, or of another user."""
+    return replace(one, client=client, key=replace(one.key, sandbox=replace(one.key.sandbox, user=user)))
+
+
+@pytest.mark.parametrize(("held", "wanted", "late"), [("hoard", "greedy", "xs"), ("default", "wide", "default")])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_call_that_waits_for_its_own_family_holds_up_no_other(held: str, wanted: str, late: str, first: bool) -> None:
+    """A function whose one nested call keeps another waiting stops its own calls alone, until they fit beside one another."""
+    schedule = Schedule(Bounds(4, 16, 16, 10, GPUS))
+    root = grant(schedule.ask(of(request("root", "default"), "p")))
+    holder = grant(schedule.ask(request("held", held, root.worker, key="b")))
+    other = grant(schedule.ask(request("between", "default", root.worker, key="d")))
+    caller = other.worker if first else root.worker
+    assert not [
+        one for one in schedule.ask(request("wanted", wanted, caller, key="c")) if isinstance(one, Grant | Refuse)
+    ]
+    assert grants(schedule.ask(of(request("late", late), "p"))) == ["late"], "another call of the same program"
+    assert not grants(schedule.ask(request("own", late, root.worker, key="e"))), "a call of its own family"
+    schedule.withdraw("own")
+    for one in [holder] if first else [holder, other]:
+        finish(schedule, one)
+        schedule.worker_ended(1.0, one.worker)
+    assert not grants(schedule.ask(of(request("later", late), "p"))), "it waits for others now, and is not starved"
+
+
+@pytest.mark.parametrize(("client", "user"), [("q", "u"), ("q", "v"), ("p", "v")])
+def test_a_program_or_user_that_waits_for_its_own_calls_holds_up_no_other(client: str, user: str) -> None:
+    """A call that does not fit beside its own program's calls holds up that program, and one of several users its user."""
+    schedule = Schedule(Bounds(8, 16, 16, 10))
+    first = grant(schedule.ask(of(request("held", "small"), "p")))
+    schedule.ask(of(request("wanted", "greedy", key="b"), "p"))
+    assert grants(schedule.ask(of(request("late", "xs", key="c"), client, user))) == ["late"]
+    assert not grants(schedule.ask(of(request("own", "xs", key="d"), "p"))), "the first come is the first served"
+    finish(schedule, first)
+    schedule.worker_ended(1.0, first.worker)
+    assert not grants(schedule.ask(of(request("later", "xs", key="e"), client, user)))
+
+
+def test_a_user_s_programs_together_hold_up_no_other_user() -> None:
+    """Two programs of a user that do not fit beside one another wait in turn, and stop no other user."""
+    schedule = Schedule(Bounds(8, 16, 16, 10))
+    schedule.ask(of(request("held", "small"), "p"))
+    schedule.ask(of(request("wanted", "greedy", key="b"), "q"))
+    assert not grants(schedule.ask(of(request("own", "xs", key="c"), "r")))
+    assert grants(schedule.ask(of(request("late", "xs", key="d"), "r", "v"))) == ["late"]
+
+
+def test_a_first_nested_call_over_its_bound_holds_up_nobody() -> None:
+    """One that waits for its own `max_concurrency` keeps its memory from no other call, and asks for that function's leases."""
+    schedule = Schedule(Bounds(8, 16, 16, 10))
+    held = grant(schedule.ask(request("held", "small", bound=1)))
+    root = grant(schedule.ask(request("root", "default", key="b")))
+    actions = schedule.ask(replace(request("wanted", "greedy", root.worker, bound=1), key=held_key("c")))
+    assert Reclaim(held.worker, held.epoch) in actions
+    assert grants(schedule.ask(request("late", "xs", key="d"))) == ["late"]
+
+
+def held_key(name: str) -> WorkerKey:
+    return WorkerKey(SandboxKey("u", name), machine_type="greedy")
 
 
 def test_a_named_card_is_waited_for_and_others_are_not_held_up() -> None:
@@ -277,25 +343,29 @@ class _World:
         return True
 
 
+_CLIENTS = st.sampled_from(["u1", "u2", "v1"])
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 10**6),
     st.builds(Bounds, st.integers(2, 3), st.integers(1, 5), st.integers(1, 4), st.integers(8, 16), st.just(GPUS)),
     st.lists(
-        st.tuples(st.sampled_from(sorted(KINDS)), st.booleans(), st.integers(0, 2), st.sampled_from("ab")),
+        st.tuples(st.sampled_from(sorted(KINDS)), st.booleans(), st.integers(0, 2), st.sampled_from("ab"), _CLIENTS),
         min_size=1,
         max_size=30,
     ),
 )
 def test_every_request_is_answered_and_nothing_is_given_twice(
-    seed: int, bounds: Bounds, wishes: list[tuple[str, bool, int, str]]
+    seed: int, bounds: Bounds, wishes: list[tuple[str, bool, int, str, str]]
 ) -> None:
     """Whatever comes, every request is granted or refused, and cores, memory, GPUs and bounds hold at every moment."""
     world = _World(bounds, seed)
-    for number, (kind, nested, bound, key) in enumerate(wishes):
+    for number, (kind, nested, bound, key, client) in enumerate(wishes):
         parents = [one.worker for one in world.held.values()]
         parent = world.random.choice(parents) if nested and parents else None
-        world.ask(replace(request(f"r{number}", kind, parent, bound, key)))
+        one = request(f"r{number}", kind, parent, bound, key)
+        world.ask(one if parent else of(one, client, client[0]))
         if world.random.random() < 0.5:
             world.step(number)
     moment = 100.0

@@ -244,16 +244,16 @@ class Ledger:
                 unfinished -= ended
                 moved = True
             for request in list(left.values()):
-                if self._lacks_beside(request, unfinished) is None:
+                if self.lacks_beside(request, unfinished) is None:
                     del left[request.id]
                     moved = True
-        return [(request, lack) for request in left.values() if (lack := self._lacks_beside(request, unfinished))]
+        return [(request, lack) for request in left.values() if (lack := self.lacks_beside(request, unfinished))]
 
     def _parent(self, worker: str) -> str | None:
         request = self.workers[worker].request
         return request.parent if request is not None else None
 
-    def _lacks_beside(self, request: Request, unfinished: Collection[str]) -> Lack | None:
+    def lacks_beside(self, request: Request, unfinished: Collection[str]) -> Lack | None:
         """Return the resource that the request lacks if only these workers hold anything."""
         holders = [self.workers[name] for name in unfinished]
         bounds, needs = self.bounds, request.needs

@@ -7,6 +7,7 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
   overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs
   that will do for it: every request needs cores, so a large call that has its memory is next in line for them. One that
   waits for its own `max_concurrency` holds nobody up but later calls of the same function.
+- One that does not fit beside its own side's calls, of its family, program or user, holds nobody up but that side (`waits`).
 - The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
   long more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
@@ -23,7 +24,7 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import replace
 
 from atoll.engine.actions import (
@@ -39,7 +40,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
-from atoll.engine.waits import Wait, explain, first_in_turn
+from atoll.engine.waits import Queue, Wait, explain, first_in_turn, in_turn
 from atoll.model.resources import Bounds
 
 
@@ -248,19 +249,7 @@ class Schedule:
     # --- placing --------------------------------------------------------------------------------------------------
 
     def _in_turn(self) -> list[Request]:
-        """Return the requests that wait, in the order in which they are to be served."""
-        if all(request.parent is None for request in self._queue.values()):
-            return list(self._queue.values())
-        before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
-        turns: list[tuple[int, Request]] = []
-        for request in self._queue.values():
-            caller = request.parent or ""
-            if caller not in before:
-                parent = self._workers.get(caller)
-                before[caller] = 0 if parent is None else parent.children
-            turns.append((before[caller], request))
-            before[caller] += 1
-        return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
+        return in_turn(self._queue.values(), self.ledger)
 
     def _place(self) -> list[Action]:
         actions: list[Action] = []
@@ -268,56 +257,33 @@ class Schedule:
         if not self._queue:
             return actions
         waiting = self._in_turn()
-        lacked: set[Lack] = set()  # needs of earlier requests, which later ones may not take
-        awaited: set[str] = set()  # GPUs that earlier requests wait for
-        passed: set[str] = set()  # functions that wait for their own bound
+        queue = Queue(self.ledger)
         for request in [one for one in waiting if self._rides(one)]:
-            lacked |= (lacks := self._try(request, actions))
-            awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
+            queue.wait(request, self._try(request, actions))
         for request in waiting:
-            if request.id not in self._queue or self._rides(request):
-                continue
-            if not lacked.isdisjoint(_NEEDED_BY_ALL):
+            if queue.full:
                 break
-            if request.max_concurrency and request.identity in passed:
+            if request.id not in self._queue or self._rides(request) or queue.is_bound(request):
                 continue
-            needs = request.needs
-            if (Lack.MEMORY in lacked and needs.memory_bytes) or not awaited.isdisjoint(self._gpus_for(request)):
-                lacked |= (lacks := self.ledger.lacks(request) - {Lack.CONCURRENCY})
-                awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
+            if queue.is_shut_out(request):
                 continue
-            lacks = self._try(request, actions)
-            awaited.update(self._gpus_for(request) if Lack.GPUS in lacks else ())
-            if Lack.CONCURRENCY in lacks:
-                passed.add(request.identity)
-            else:
-                lacked |= lacks
-        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, lacked, awaited, passed)])
+            lacks = self.ledger.lacks(request) if queue.comes_later(request) else self._try(request, actions)
+            queue.wait(request, lacks)
+        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, queue)])
         return actions
-
-    def _gpus_for(self, request: Request) -> tuple[str, ...]:
-        """Return the GPUs that will do for a request; none if it needs none."""
-        return (request.needs.cards or self._bounds.gpus) if request.needs.gpus else ()
 
     def _rides(self, request: Request) -> bool:
         """Return whether the request can use the share of its own parent, which only waits for it."""
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
 
-    def _wanted(self, worker: Worker, lacked: set[Lack], awaited: set[str], passed: set[str]) -> bool:
+    def _wanted(self, worker: Worker, queue: Queue) -> bool:
         """Return whether the worker holds a resource that another client, or another use, waits for."""
         held = worker.request
         if held is None:
             return False
         waiting = {(request.client, request.key) for request in self._queue.values()}
-        if held.client and waiting == {(held.client, held.key)}:
-            return False
-        return bool(
-            not lacked.isdisjoint(_NEEDED_BY_ALL)
-            or (Lack.MEMORY in lacked and worker.needs.memory_bytes)
-            or not awaited.isdisjoint(worker.gpus)
-            or (held.identity and held.identity in passed)
-        )
+        return not (held.client and waiting == {(held.client, held.key)}) and queue.wants(worker)
 
     def _reclaim(self, workers: list[Worker]) -> list[Action]:
         actions: list[Action] = []
@@ -395,6 +361,3 @@ class Schedule:
         sandbox.workers.discard(worker.id)
         if not sandbox.workers and sandbox.expires is None:
             sandbox.expires = worker.idle_since
-
-
-_NEEDED_BY_ALL = frozenset({Lack.CPU, Lack.WORKERS, Lack.SANDBOXES})

@@ -1,13 +1,19 @@
-"""Waits of requests: the resource that each one lacks, its holders, and both in words. Pure.
+"""Waits of requests: their order, the resources that each one keeps from others, and its own wait in words. Pure.
 
 A request waits for its own `max_concurrency`, else for its turn, else for a resource: only the first in turn is held up
 by resources themselves, and those behind it wait for it.
+
+A request that lacks a resource keeps it from those behind it, or it would starve. That is fair only as long as it waits
+for calls of others. One that does not fit beside calls of its own side waits for these anyhow, and others lose nothing
+by running meanwhile. There are three sides: the calls of one root call (its family), of one program, and of one user.
+So neither a function nor a program can stop others by two calls that do not fit beside one another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from atoll.engine.actions import Request
@@ -53,6 +59,143 @@ class Holder:
     function: str
     call: str = ""
     seconds: float = 0.0
+
+
+@dataclass
+class Kept:
+    """What earlier requests keep from a later one.
+
+    Args:
+        lacks: the resources that they wait for.
+        gpus: names of the GPUs that they wait for.
+    """
+
+    lacks: set[Lack] = field(default_factory=set)
+    gpus: set[str] = field(default_factory=set)
+
+    @property
+    def from_all(self) -> bool:
+        """A resource is kept that every request needs."""
+        return not self.lacks.isdisjoint(_NEEDED_BY_ALL)
+
+
+_NEEDED_BY_ALL = frozenset({Lack.CPU, Lack.WORKERS, Lack.SANDBOXES})
+
+_EVERYBODY = ("everybody", "")
+
+
+class Queue:
+    """The requests that wait, seen once from the first to the last, and what each keeps from those behind it.
+
+    A queue without anything kept costs later requests nothing: their sides are looked for when first needed.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._kept: dict[tuple[str, str], Kept] = {}
+        self._bound: set[str] = set()
+        self._roots: dict[str, Request] = {}
+
+    def wait(self, request: Request, lacks: Collection[Lack]) -> None:
+        """Note that a request waits, and for what; one that waits for its own bound keeps nothing from other functions."""
+        if Lack.CONCURRENCY in lacks:
+            self._bound.add(request.identity)
+        elif lacks:
+            kept = self._kept.setdefault(self._side_that_waits(request), Kept())
+            kept.lacks.update(lacks)
+            kept.gpus.update(gpus_for(request, self._ledger) if Lack.GPUS in lacks else ())
+
+    @property
+    def full(self) -> bool:
+        """Nobody can be served any more."""
+        return _EVERYBODY in self._kept and self._kept[_EVERYBODY].from_all
+
+    def kept_from(self, request: Request) -> Kept:
+        """Return what the requests before this one keep from it."""
+        found = Kept()
+        for side in (_EVERYBODY, *self._sides(request)) if self._kept else ():
+            if (kept := self._kept.get(side)) is not None:
+                found.lacks |= kept.lacks
+                found.gpus |= kept.gpus
+        return found
+
+    def is_shut_out(self, request: Request) -> bool:
+        """Return whether earlier requests keep from this one what every request needs."""
+        return any(side in self._kept and self._kept[side].from_all for side in self._sides(request))
+
+    def comes_later(self, request: Request) -> bool:
+        """Return whether the request has to let earlier ones go first, for the resources that it needs."""
+        kept = self.kept_from(request)
+        return (Lack.MEMORY in kept.lacks and request.needs.memory_bytes > 0) or not kept.gpus.isdisjoint(
+            gpus_for(request, self._ledger)
+        )
+
+    def is_bound(self, request: Request) -> bool:
+        """Return whether an earlier request of the same function waits for its bound."""
+        return bool(request.max_concurrency) and request.identity in self._bound
+
+    def wants(self, worker: Worker) -> bool:
+        """Return whether the worker holds a resource that a request waits for and may keep from its call."""
+        if worker.request is None:
+            return False
+        kept = self.kept_from(worker.request)
+        return bool(
+            kept.from_all
+            or (Lack.MEMORY in kept.lacks and worker.needs.memory_bytes)
+            or not kept.gpus.isdisjoint(worker.gpus)
+            or (worker.request.identity and worker.request.identity in self._bound)
+        )
+
+    def _side_that_waits(self, request: Request) -> tuple[str, str]:
+        """Return the largest side whose members alone, of all others, wait for the request."""
+        found = _EVERYBODY
+        leased = [
+            (one.id, self._sides(one.request)) for one in self._ledger.workers.values() if one.request is not None
+        ]
+        for side in self._sides(request):
+            beside = {name for name, sides in leased if side in sides}
+            if not beside or self._ledger.lacks_beside(request, beside) is None:
+                break
+            found = side
+        return found
+
+    def _sides(self, request: Request) -> tuple[tuple[str, str], ...]:
+        """Return the sides that a request is on, the largest first."""
+        root = self._root(request)
+        user = request.key.sandbox.user
+        return ("user", user), ("program", f"{user} {root.client}"), ("family", root.id)
+
+    def _root(self, request: Request) -> Request:
+        """Return the root call's request."""
+        if request.parent is None:
+            return request
+        if request.id not in self._roots:
+            found = request
+            while (caller := self._ledger.workers.get(found.parent or "")) is not None and caller.request is not None:
+                found = caller.request
+            self._roots[request.id] = found
+        return self._roots[request.id]
+
+
+def in_turn(waiting: Collection[Request], ledger: Ledger) -> list[Request]:
+    """Return the requests, given in the order in which they came, in the order in which they are to be served."""
+    if all(request.parent is None for request in waiting):
+        return list(waiting)
+    before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
+    turns: list[tuple[int, Request]] = []
+    for request in waiting:
+        caller = request.parent or ""
+        if caller not in before:
+            parent = ledger.workers.get(caller)
+            before[caller] = 0 if parent is None else parent.children
+        turns.append((before[caller], request))
+        before[caller] += 1
+    return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
+
+
+def gpus_for(request: Request, ledger: Ledger) -> tuple[str, ...]:
+    """Return the GPUs that will do for a request; none if it needs none."""
+    return (request.needs.cards or ledger.bounds.gpus) if request.needs.gpus else ()
 
 
 def first_in_turn(waiting: Iterable[Request], ledger: Ledger) -> str:
