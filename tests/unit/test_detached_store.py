@@ -270,6 +270,46 @@ def test_an_earlier_versions_file_gets_the_new_columns(directory: Path) -> None:
     store.close()
 
 
+def test_the_same_renewal_again_changes_nothing(directory: Path) -> None:
+    """A client whose daemon ended before the answer asks again: with a new function, and without one."""
+    store = opened(directory)
+    accepted(store, "a", "b", batch="batch")
+    for call in ("a", "b"):
+        assert store.begin(call)
+        assert store.end(call, "error", None, 0, 0)
+    like = Row("", "me", "g", spool="new")
+    assert [store.renew("me", "batch", like, fill) for _ in range(2)] == [2, 2]
+    assert (directory / "spools" / "new").exists()
+    assert store.begin("a")
+    assert store.end("a", "error", None, 0, 0)
+    assert store.renew("me", "batch", like, fill) == 2
+    assert store.find("me", "a").outcome == "error"
+    assert store.renew("me", "batch", replace(like, spool="newer"), fill) == 1
+    assert store.begin("a")
+    assert store.end("a", "error", None, 0, 0)
+    assert [store.renew("me", "batch", request="asked") for _ in range(2)] == [1, 1]
+    assert store.renew("me", "batch", request="other") == 0
+    store.close()
+
+
+def test_a_spool_that_a_row_names_is_not_removed(directory: Path) -> None:
+    """Two daemons take the same renewal at once: the later one finds nothing to do."""
+    store, other = opened(directory), opened(directory)
+    accepted(store, "a", batch="batch")
+    assert store.cancel_waiting("a")
+    like, begin = Row("", "me", "g", spool="new"), store.transaction
+
+    def late() -> Any:
+        assert other.renew("me", "batch", like, fill) == 1
+        return begin()
+
+    store.transaction = late  # type: ignore[method-assign]
+    assert store.renew("me", "batch", like, fill) == 1
+    assert (directory / "spools" / "new").exists()
+    store.close()
+    other.close()
+
+
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
 MODULES = Bundle("digest", 300, partial(fill, size=300))

@@ -14,7 +14,7 @@ STATES = ("waiting", "running", "finished")
 
 _LEFT_OUT = {
     *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),
-    *("bundle", "bundle_bytes"),
+    *("bundle", "bundle_bytes", "renewal"),
 }
 
 
@@ -42,6 +42,7 @@ class Row:
         revision: grows with each change.
         ended: the number of its end among all calls; 0 for not yet.
         bundle, bundle_bytes: the file with the project's modules, while the call may need it, and its size.
+        renewal: the id of the request that has last had it made again.
     """
 
     call: str
@@ -73,6 +74,7 @@ class Row:
     ended: int = 0
     bundle: str = ""
     bundle_bytes: int = 0
+    renewal: str = ""
 
     @property
     def rule(self) -> RetryRule:

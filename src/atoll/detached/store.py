@@ -305,33 +305,51 @@ class Store(Bundles):
         like: Row | None = None,
         fill: Callable[[BinaryIO], None] | None = None,
         bundle: Bundle | None = None,
+        request: str = "",
     ) -> int:
         """Have the finished items of a batch that failed made again; return how many.
+
+        The same request again, as of a client whose daemon ended before the answer, changes nothing.
 
         Args:
             like: a row of the function that takes the place of the old one; `fill` writes its spool.
             bundle: its modules.
+            request: the id of the client's request; that of the new spool where there is one.
         """
+        request = like.spool if like is not None else request
+        if request and (known := self._renewed(user, batch, request)):
+            return known
         test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
         changes = (
             "state = 'waiting', outcome = '', error = '', attempts = 0, due_at = 0, result_bytes = 0, ended = 0, "
-            "started_at = 0, ended_at = 0"
+            "started_at = 0, ended_at = 0, renewal = ?"
         )
         if like is None or fill is None:
-            return self.change(changes, test, (user, batch))
+            return self.change(changes, test, (request, user, batch))
         with self.translated():
             self.files.write("spools", like.spool, fill)
         names = ["function", "identity", "max_concurrency", "results", "stream", "retries", "on_done"]
         names += ["bundle", "bundle_bytes"]
         changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
-        values = (like.spool, *(getattr(like, name) for name in names), user, batch)
+        values = (request, like.spool, *(getattr(like, name) for name in names), user, batch)
         before = {row.bundle for row in self.rows(f"WHERE {test}", (user, batch))}
         with self.with_bundle(bundle) as connection:
             count = changed(connection, changes, test, values)
         self.release({*before, like.bundle})
         if not count:
-            self.files.remove("spools", like.spool)
-        return count
+            self._remove_unnamed(like.spool)
+        return count or self._renewed(user, batch, request)
+
+    def _renewed(self, user: str, batch: str, request: str) -> int:
+        """Return how many items a request has had made again."""
+        return len(self.rows("WHERE user = ? AND batch = ? AND renewal = ?", (user, batch, request)))
+
+    def _remove_unnamed(self, spool: str) -> None:
+        """Remove a spool unless a row names it."""
+        with self.transaction() as connection:
+            test = "SELECT 1 FROM calls WHERE spool = ? OR template = ? LIMIT 1"
+            if connection.execute(test, (spool, spool)).fetchone() is None:
+                self.files.remove("spools", spool)
 
     def forget(self, rows: Sequence[Row]) -> int:
         """Remove finished calls and their files; return how many."""

@@ -55,8 +55,8 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
       than `revision` calls are finished, or time is up.
     - `detached.result`, `detached.output` (`call`): as `show`, with a descriptor to read from where there is a file.
     - `detached.cancel` (`call` or `batch`): gives `calls`, how many had no outcome.
-    - `detached.renew` (`batch`; `spool`, if there is a sealed file with a new function): has items that failed made again;
-      gives `calls`, how many.
+    - `detached.renew` (`batch`; `spool`, if there is a sealed file with a new function, else `request`, an id): has items
+      that failed made again; gives `calls`, how many, and the same for the same spool or request.
     - `detached.forget` (`call` or `batch`): removes finished calls; gives `calls`, how many.
 
     `call` may be the beginning of an id.
@@ -241,7 +241,8 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
         finally:
             os.close(descriptor)
     else:
-        renewed = await detached.ask(lambda store: store.renew(user, batch))
+        request = _id(arguments, "request") if "request" in arguments else ""
+        renewed = await detached.ask(lambda store: store.renew(user, batch, request=request))
     if renewed:
         detached.look()
         detached.wake_all()

@@ -58,7 +58,8 @@ def renew(function: CallableFunction | None, host: Any, batch: str) -> int:
         function: takes the place of the batch's own function.
     """
     if function is None:
-        return int(detached.request(host, "detached.renew", {"batch": batch}).value["calls"])
+        asked = {"batch": batch, "request": new_id()}  # an id, as it is asked again when the daemon ends meanwhile
+        return int(detached.request(host, "detached.renew", asked).value["calls"])
     detached.check(host)
     pieces = _pieces(function, [function._prepare().request((), {})], calls=False)
     return detached.renew(host, new_id(), batch, pieces)
