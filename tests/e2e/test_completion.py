@@ -189,6 +189,45 @@ def test_a_person_presses_tab(place: Path, shell: str) -> None:
         typing.close()
 
 
+HOSTILE = (
+    "model$(touch PWNED).bin",
+    "best`touch PWNED`",
+    "a;touch PWNED;b",
+    "two words",
+    "it's",
+    "$HOME",
+    "~x",
+    "{a,b}",
+    "!!",
+)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_name_is_never_code(place: Path, shell: str) -> None:
+    """A name that a function has made in the volume, completed and entered, is one word: the shell runs nothing of it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"`{shell}` is not installed")
+    data = place / "home/volumes/local/data"
+    for number, name in enumerate(HOSTILE):
+        (data / f"h{number}").mkdir()
+        (data / f"h{number}" / name).touch()
+    environment = {**os.environ, "HOME": str(place), "PS1": "$ ", "TERM": "dumb", "INPUTRC": "/dev/null"}
+    options = ["--norc", "--noprofile", "-i"] if shell == "bash" else ["-f", "-i"]
+    typing = Typing([shell, *options], environment)
+    try:
+        ready = "bind 'set enable-bracketed-paste off'; set +H; "
+        if shell == "zsh":
+            ready = "autoload -U compinit; compinit -u -D; unsetopt zle_bracketed_paste; bindkey -e; PS1='$ '; "
+        typing.type(f"{ready} source '{place / shell}'; echo rea''dy\n", "ready\r\n")
+        for number, name in enumerate(HOSTILE):
+            shown = typing.type(f"atoll data cat h{number}/\tX\x01printf '<%s>\\n' \x05\n", "X>\r\n")
+            assert f"<h{number}/{name}>\r\n<X>" in shown, shown
+        typing.type("exit\n", "exit")
+    finally:
+        typing.close()
+    assert not list(place.rglob("PWNED"))
+
+
 def test_values_are_clean_and_errors_silent(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names that act on a terminal are left out, their descriptions too; unknown kinds and broken state print nothing."""
     for arguments in (

@@ -67,7 +67,7 @@ _atoll_values() {  # program, current word -> lines of value, tab, description
 
 _BASH = r"""
 _atoll() {
-    local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} words cur before reply _atoll_path _atoll_kind _atoll_target _atoll_option
+    local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} words cur plain before reply _atoll_path _atoll_kind _atoll_target _atoll_option
     read -ra words <<<"$line"
     cur=
     if [[ $line != *[[:space:]] ]]; then
@@ -75,11 +75,15 @@ _atoll() {
         unset "words[${#words[@]}-1]"
     fi
     _atoll_line "${words[@]:1}"
+    plain=${cur//\\/}  # as it is without the quotes of an earlier answer
     COMPREPLY=()
     while IFS= read -r reply; do
         reply=${reply%%$'\t'*}
-        if [[ -n $reply && $reply == "$cur"* ]]; then COMPREPLY+=("$reply"); fi
-    done < <(_atoll_values "${words[0]}" "$cur")
+        if [[ -n $reply && $reply == "$plain"* ]]; then
+            if [[ $reply == *[^A-Za-z0-9_./:@%=+-]* ]]; then printf -v reply %q "$reply"; fi  # a name is never code
+            COMPREPLY+=("$reply")
+        fi
+    done < <(_atoll_values "${words[0]}" "$plain")
     case "$_atoll_kind" in
     file) compopt -o filenames 2>/dev/null; while IFS= read -r reply; do COMPREPLY+=("$reply"); done < <(compgen -f -- "$cur") ;;
     directory) compopt -o filenames 2>/dev/null; while IFS= read -r reply; do COMPREPLY+=("$reply"); done < <(compgen -d -- "$cur") ;;
