@@ -26,9 +26,9 @@ _COLOURS = {
     "blue": "#81a1c1", "magenta": "#b48ead", "cyan": "#88c0d0", "white": "#e5e9f0",
 }  # fmt: skip
 _DIM = "#8f98a8"
-_UNITS = r"s|min|h|B|KiB|MiB|GiB"
+_UNITS = r"ms|s|min|h|B|KiB|MiB|GiB"
 _VARYING = (
-    (re.compile(r" · peak [\d.]+ [KMG]?i?B\b"), ""),  # known after a second
+    (re.compile(r" · waited \d+ (s|min \d+ s)\b"), ""),  # for a worker, on a busy machine
     (re.compile(r"(\brunning \w+ · \d+ s) · [\d.]+ [KMG]?i?B\b"), r"\1"),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{12})?\b"), "IDIDIDID"),
     (re.compile(rf"\b\d+(\.\d+)? ({_UNITS})\b( \d\d ({_UNITS})\b)?"), r"0 \2"),
@@ -38,6 +38,12 @@ _VARYING = (
     (re.compile(r"(▏.*?)\b\d+ failed"), r"\g<1>0 failed"),
     (re.compile(r" +\d+%\|.*?\|"), " 0%|"),  # tqdm
     (re.compile(r"\[[^]]*it/s\]"), "[]"),
+    (re.compile(r"\b(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\b"), "00:00:00"),
+    (re.compile(r"\w*…"), "…"),
+    (re.compile(r"^daemon .*\nmachine .*\n", re.MULTILINE), "daemon\nmachine\n"),
+    (re.compile(r"^(machine type .*\n)(\S.*\n)+", re.MULTILINE), r"\1"),
+    (re.compile(r"^(s\d+ .*\n)+", re.MULTILINE), "s0\n"),
+    (re.compile(r"(\S)  +(?=\S)"), r"\1  "),  # columns
     (re.compile(r" +$", re.MULTILINE), ""),
 )
 

@@ -381,7 +381,7 @@ def test_nothing_is_left_of_the_line_after_an_interrupt(shared_home: Home, tmp_p
     assert "KeyboardInterrupt" in left
     assert "running slow" not in left
     assert re.match(
-        r"\^C\r\n\x1b\[31m✗\x1b\[39m slow · interrupted · [\d.]+ s( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{8}\r\nTraceback",
+        r"\^C\r\n\x1b\[31m✗\x1b\[39m slow · interrupted · [\d.]+ m?s( · waited \d+ s)?( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{8}\r\nTraceback",
         left,
     )
 

@@ -529,7 +529,9 @@ def test_progress_is_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]
     assert list(double.starmap([(1,)], progress="numbers")) == [2]
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"✓ doubled · 2 calls · [\d.]+ s\n✓ numbers · 1 call · [\d.]+ s\n", printed.err), printed.err
+    assert re.fullmatch(r"✓ doubled · 2 calls · [\d.]+ m?s\n✓ numbers · 1 call · [\d.]+ m?s\n", printed.err), (
+        printed.err
+    )
     assert list(double.map([1], progress=False)) == list(double.map([1])) == [2]
     assert capsys.readouterr().err == ""
     with pytest.raises(TypeError, match="`progress` must be"):

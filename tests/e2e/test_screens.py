@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,15 +26,21 @@ WRITES = os.environ.get("SCREENS", "") not in ("", "0")
 DAY = """
 import contextlib, io, os, sys, threading, time
 from atoll import isolated
-from atoll.sdk.display import call_lines, live_line, map_bar
+from atoll.sdk.display import call_lines, live_line, map_bar, usage
 
 call_lines.LONG_SECONDS = live_line.SHOW_SECONDS = map_bar.SHOW_SECONDS = 0.3  # a day of a few seconds
+usage.RECORD_SECONDS = usage.INTERRUPTED_SECONDS = 60.0  # of a busy machine
 function = isolated(keep_alive=60, network="none")
 PACKAGE = os.environ.get("PACKAGE", "pyjokes")
 
 @isolated(requirements=[PACKAGE], network="none", keep_alive=60)
 def first():
     return "hello from an environment of its own"
+
+@isolated(requirements=[PACKAGE], network="none", keep_alive=60)
+def measure(n):
+    time.sleep(0.25)
+    return n
 
 @function
 def train(seconds, *lines):
@@ -67,6 +74,9 @@ def bar():
         print(f"\\\\rstep {step}", end="", flush=True)
         time.sleep(0.12)
 
+def ready():
+    print("ready")
+
 def build():
     print(first())
 
@@ -92,6 +102,29 @@ def beside():
         for _ in score.map(range(24), return_exceptions=True):
             own.update()
     print("after the bar")
+
+def over():
+    from tqdm import tqdm
+    print(sum(tqdm(measure.map(range(12)), total=12, desc="measured", ncols=60, mininterval=0)))
+
+def live():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+    with Progress("{task.description}", BarColumn(bar_width=20), MofNCompleteColumn()) as progress:
+        epochs = progress.add_task("epochs", total=3)
+        for _ in range(3):
+            train(0.6)
+            progress.advance(epochs)
+    print("three epochs")
+
+@isolated(keep_alive=60, network="none", retries=2)
+def dies():
+    os._exit(7)
+
+def again():
+    try:
+        dies()
+    except Exception as error:
+        print("caught:", type(error).__name__)
 
 def inside():
     bar()
@@ -136,7 +169,19 @@ def wait():
     one_at_a_time(0.1)
 
 def hold():
-    one_at_a_time(3)
+    one_at_a_time(30)
+
+def some():
+    train(0.1)
+    for number in range(2):
+        try:
+            a_function_with_quite_a_long_name_for_its_column(number)
+        except ValueError:
+            pass
+
+@function
+def a_function_with_quite_a_long_name_for_its_column(number):
+    raise ValueError(f"no value for {number}: the message of this error says more than has room in a table")
 
 @function
 def sleeper():
@@ -182,24 +227,62 @@ def check(program: TerminalProgram, name: str, title: str) -> None:
     assert normalized(program.text) == normalized(text_of(path.read_text("utf-8")))
 
 
-def test_a_first_program_and_its_build(start: Start, atoll_home: Home, tmp_path: Path) -> None:
-    """The build is told while it runs, to two programs that wait for it, and leaves one line."""
+def test_a_first_program_its_build_and_the_tables_afterwards(start: Start, atoll_home: Home, tmp_path: Path) -> None:
+    """The build is told while it runs, to two programs that wait for it, and leaves one line; tables fit 80 columns."""
     Machine.tree(cast("Any", None), "surfboard", "    import time; time.sleep(2)", place=tmp_path)
-    programs = [start("build", home=atoll_home, env={"PACKAGE": "./surfboard-1"}) for _ in range(2)]
-    for program in programs:
-        program.until(r"building · building surfboard.* · \d s")
-    check(programs[0], "build", "The build of an environment")
-    for program in programs:
-        program.until("of its own")
-    program = programs[0]
+    steps = (("ready", step) for step in ("build", "over"))
+    build, over = programs = [start(*one, home=atoll_home, env={"PACKAGE": "./surfboard-1"}) for one in steps]
+    for one in programs:
+        one.until("ready")
+    for one in programs:
+        one.press("\n")
+    build.until(r"^building · building surfboard.* · \d s")
+    check(build, "build", "The build of an environment")
+    over.until(r"measured: +0%.*\n.*building · building surfboard.* · \d s")
+    check(over, "tqdm-over-map-build", "A bar around a map, whose environment is built")
+    over.until(r"measured:.*\d/12 .*\n[1-9]\d*/12 ▕.* s left")
+    check(over, "tqdm-over-map", "A bar around a map")
+    build.until("of its own")
+    check(build, "build-ended", "A first program and the build of its environment")
+    assert re.search(r"^built env [0-9a-f]{8} · 1 package · [0-9.]+ KiB · \d+ s\n", build.text)
+    assert re.search(r"✓ first · \d+ ms · built \d s · (waited \d s · )?peak \d+ MiB · id [0-9a-f]{8}\n", build.text)
+    over.until("(?m)^66$")
+    check(over, "tqdm-over-map-ended", "The bar around a map has ended")
+    for one in programs:
+        one.press("\n")
     assert [one.finish() for one in programs] == [0, 0]
-    check(program, "build-ended", "A first program and the build of its environment")
-    assert re.search(r"^built env [0-9a-f]{8} · 1 package · [0-9.]+ KiB · \d+ s\n", program.text)
+    tables(start, atoll_home)
+
+
+def tables(start: Start, home: Home) -> None:
+    """See the tables of calls and of the machine, while one call runs and another one waits for it."""
+    assert start("some", home=home).finish() == 0
+    holder = start("hold", home=home)
+    holder.until(r"running one_at_a_time · \d s")
+    waiter = start("wait", home=home)
+    waiter.until(r"waiting · .*one_at_a_time.* · \d s")
+    check(waiter, "waiting", "A call that waits for another one")
+    shown = {}
+    for words, name, title in (
+        (["calls", "list", "-n", "4"], "calls-list", "atoll calls list"),
+        (["calls", "list", "--running"], "calls-running", "atoll calls list --running"),
+        (["status"], "status", "atoll status"),
+    ):
+        command = start(*words, home=home, cli=True)
+        assert command.finish() == 0
+        shown[name] = command.text
+        check(command, name, title)
+    assert "…" not in re.sub(r"a_function_with\w*…", "", shown["calls-list"])
+    assert re.search(r"waiting 1 .* max_concurrency of one_at_a", shown["calls-running"])
+    for one in (holder, waiter):
+        one.press("\x03")
+        assert one.finish() == -signal.SIGINT
 
 
 def test_a_day(start: Start) -> None:
     """A long call, one that fails, a `map`, a bar of the program, a bar of the function, calls side by side."""
-    train = start("long", "fail", "many", "beside", "inside", "parallel", "titled", "prompt", "replaced", "forked")
+    steps = "long, fail, many, beside, live, again, inside, parallel, titled, prompt, replaced, forked"
+    train = start(*steps.split(", "))
 
     train.until(r"epoch 2: loss 0.41\nrunning train · \d s")
     check(train, "call", "A call of some seconds")
@@ -218,6 +301,14 @@ def test_a_day(start: Start) -> None:
     check(train, "map-beside-tqdm", "The display beside a bar of the program")
     train.until("after the bar")
     check(train, "map-beside-tqdm-ended", "Both bars have ended")
+    train.press("\n")
+    train.until(r"epochs .*1/3 *\nrunning train · \d s")
+    check(train, "rich-progress", "Calls below a progress display of rich")
+    train.until("three epochs")
+    check(train, "rich-progress-ended", "The progress display has ended")
+    train.press("\n")
+    train.until("caught: WorkerDied")
+    check(train, "retries", "A call that is made again")
     train.press("\n")
     train.until(r"step [4-7]\nrunning bar · \d s")
     train.until("after it")
@@ -265,7 +356,8 @@ def test_plain_lines_and_none(start: Start) -> None:
         assert program.finish() == 0
     for program in (plain, dumb):
         assert re.fullmatch(
-            rf"{output}✓ train · [\d.]+ s( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{{8}}\ntrained\n", program.text
+            rf"{output}✓ train · 1.\d s( · waited \d s)? · peak [\d.]+ [KM]iB · id [0-9a-f]{{8}}\ntrained\n",
+            program.text,
         )
         assert b"\x1b" not in program.written
     assert none.text == f"{output}trained\n"
@@ -296,19 +388,10 @@ def test_ctrl_c_is_one_line(start: Start) -> None:
     assert program.finish() == 130
     check(program, "interrupted", "Ctrl-C")
     assert re.fullmatch(
-        r"\^C\n✗ sleeper · interrupted · [\d.]+ s( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{8}\n", program.text
+        r"\^C\n✗ sleeper · interrupted · [\d.]+ s( · waited \d s)?( · peak [\d.]+ [KM]iB)? · id [0-9a-f]{8}\n",
+        program.text,
     )
     assert program.is_restored
-
-
-def test_a_call_that_waits_says_for_whom(start: Start) -> None:
-    """The reason of the wait is shown, with the call that holds what is missing."""
-    holder = start("hold")
-    holder.until(r"running one_at_a_time · \d s")
-    waiter = start("wait")
-    waiter.until(r"waiting · .*one_at_a_time.* · \d s")
-    check(waiter, "waiting", "A call that waits for another one")
-    assert [holder.finish(), waiter.finish()] == [0, 0]
 
 
 def test_names_cannot_act_and_a_hard_end_restores(start: Start) -> None:

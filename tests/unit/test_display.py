@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from atoll.sdk.display import call_lines, mode, parallel, words
-from atoll.sdk.display.map_bar import Counts, text, total_of
+from atoll.errors import CallTimeout, EnvironmentBuildError
+from atoll.sdk.display import call_lines, mode, parallel, usage, words
+from atoll.sdk.display.live_line import LiveLine
+from atoll.sdk.display.map_bar import Counts, MapBar, text, total_of
+from atoll.sdk.display.output import CallerStreams
 from atoll.sdk.display.parallel import WholeLines
-from atoll.sdk.display.usage import Usage
+from atoll.sdk.display.usage import Ran, Usage
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,9 @@ def test_a_line_that_stays_names_reason_and_peak() -> None:
     parts = words.ended("main.<locals>.train", 42.0, "88b2c1d4-1", failed=False, peak_bytes=687 << 20, more=3)
     assert parts == ["✓ train", "42 s", "peak 687 MiB", "id 88b2c1d4", "3 more ended before"]
     assert words.ended("train", 0.62, "", failed=True, reason="timed out") == ["✗ train", "timed out", "0.6 s"]
+    waits = words.ended("f", 0.012, "", failed=False, built_seconds=4.2, waited_seconds=0.9)
+    assert waits == ["✓ f", "12 ms", "built 4 s"]
+    assert words.ended("f", 3.0, "", failed=False, waited_seconds=61.0) == ["✓ f", "3.0 s", "waited 1 min 01 s"]
     assert words.fit_parts(parts, 30) == "✓ train · 42 s · peak 687 MiB"
     assert words.fit_parts(["x" * 50, "42 s"], 20) == "x" * 18 + "…"
 
@@ -173,3 +179,78 @@ def test_numbers_of_the_daemon_are_checked() -> None:
     usage._note({"call": "c", "memory_bytes": 20, "peak_bytes": None})
     assert usage._known == {"c": (20, 30)}
     assert (usage.peak("c"), usage.peak("c")) == (30, 0)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_line_that_another_call_has_begun_is_ended(monkeypatch: pytest.MonkeyPatch, on_terminal: bool) -> None:
+    """It was alone by then; on a terminal its line ends before the other's. A pipe gets the exact bytes."""
+    out = Terminal() if on_terminal else io.StringIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, out)
+    for name, value in (("TERM", "xterm"), ("NO_COLOR", "1"), ("ATOLL_DISPLAY", "auto")):
+        monkeypatch.setenv(name, value)
+    first = CallerStreams("aaaaaaaa-1", "first")
+    first.stdout(b"loading")
+    second = CallerStreams("bbbbbbbb-1", "second")
+    second.stdout(b"line\n")
+    second.stdout(b"another\n")
+    first.stdout(b"done\n")
+    for one in (first, second):
+        one.end_lines()
+    shown = "loading\nbbbbbbbb | line\nbbbbbbbb | another\naaaaaaaa | done\n"
+    assert out.getvalue() == (shown if on_terminal else "loadingline\nanother\ndone\n")
+
+
+def test_bars_of_two_maps_share_the_line() -> None:
+    """Each has its share of the columns, and none is cut; one alone has all of them."""
+    line, counts = LiveLine(), Counts(5, 1, 2, 20)
+    for key in (1, 2):
+        line._bars[key] = lambda now, columns: text("batch", counts, 3.0, 9.0, columns)
+    shown, _ = line._text(0.0, 80)
+    assert shown == "  ".join(["batch 5/20 ▕████            ▏ 9 s left"] * 2)
+    line._bars[2] = lambda now, columns: ""
+    assert line._text(0.0, 80)[0].endswith("2 running · 1 failed · 9 s left")
+
+
+def test_an_interrupt_of_a_map_fails_no_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """The calls that it ends are not counted."""
+    counts = [Counts(5, 1, 3, 20)]
+    bar = MapBar("score", None, lambda: counts[0], mode.LINES)
+    bar.interrupted()
+    counts[0] = Counts(8, 4, 0, 20)
+    bar.end("interrupted")
+    assert capsys.readouterr().err.startswith("✗ score · 5 of 20 calls · 1 failed · interrupted")
+
+
+def test_the_daemon_is_asked_of_calls_that_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that only waited has none; one whose build was long has; many failures and failed builds ask nothing."""
+    asked: list[str] = []
+    ran = Ran(0.5, 8.0, 20 << 20)
+
+    def record(self: Usage, call: str, seconds: float, most_seconds: float) -> Ran:
+        asked.append(call)
+        return ran
+
+    monkeypatch.setattr(Usage, "record", record)
+    monkeypatch.setattr(usage, "usage", Usage())
+    monkeypatch.setattr(call_lines, "budget", call_lines.Budget())
+    monkeypatch.setattr(mode, "_chosen", "plain")
+    lines: list[str] = []
+
+    def end(call: str, *, failed: bool, error: BaseException | None = None, built_seconds: float = 0.0) -> None:
+        call_lines.tell(lines.append, "f", call, 8.5, failed=failed, error=error, built_seconds=built_seconds)
+
+    end("waited", failed=False)
+    assert (lines, asked) == ([], ["waited"])
+    end("built", failed=False, built_seconds=7.5)
+    end("nothing", failed=True, error=EnvironmentBuildError("no such package"))
+    end("late", failed=True, error=CallTimeout("late"))
+    assert lines == [
+        "✓ f · 0.5 s · built 7 s · peak 20 MiB · id built",
+        "✗ f · 8.5 s · id nothing",
+        "✗ f · timed out · 0.5 s · waited 8 s · peak 20 MiB · id late",
+    ]
+    for number in range(100):
+        end(f"many{number}", failed=True)
+    assert len(lines) == call_lines.MOST
+    assert len(asked) == call_lines.MOST

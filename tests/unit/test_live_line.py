@@ -18,7 +18,15 @@ from atoll.sdk.display.words import Waiting, duration, fit, text, width
         ([Waiting("starting", "", 98.0)], "starting a worker · 2 s"),
         (
             [Waiting("running", "f", 90.0), Waiting("waiting", "0", 80.0), Waiting("running", "g", 99.0)],
-            "3 calls: 2 running, 1 waiting for a free slot · 20 s",
+            "3 calls: 2 running, 1 waiting · 20 s",
+        ),
+        (
+            [
+                Waiting("running", "f", 97.0),
+                Waiting("waiting", "one: 1 runs", 98.0),
+                Waiting("waiting", "one: 1 runs", 98.0),
+            ],
+            "3 calls: 1 running, 2 waiting · one: 1 runs · 3 s",
         ),
         (
             [Waiting("waiting", "2 CPUs held by train (88b2c1, 12 min)", 99.0)],

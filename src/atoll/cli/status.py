@@ -87,7 +87,7 @@ def machine(capacity: dict[str, Any]) -> str:
 def tables(found: dict[str, Any], now: float) -> Iterator[tuple[str, Sequence[Column], list[tuple[str, ...]]]]:
     """Give name, columns and rows of each table."""
     yield "machine types", TYPES, types(found["capacity"])
-    yield "calls run or wait", rows.COLUMNS, rows.cells(found["calls"], now)
+    yield "calls run or wait", rows.UNFINISHED, rows.cells(found["calls"], now)
     yield "sandboxes", SANDBOXES, [_sandbox(one, now) for one in found["sandboxes"]]
 
 

@@ -123,7 +123,7 @@ class CallableFunction:
         ticket = ticket or new_ticket()
         for retry in itertools.count():
             try:
-                return self._run_once(args, kwargs, ticket, is_last=retry >= self._options.retries.count)
+                return self._run_once(args, kwargs, ticket, retry)
             except BaseException as error:
                 if not self._is_retried(error, retry, ticket):
                     raise
@@ -143,7 +143,13 @@ class CallableFunction:
         if ticket is not None:
             ticket.arm(None)
 
-    def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None, *, is_last: bool = True) -> Any:
+    def _next_attempt(self, error: BaseException | None, retry: int, ticket: Ticket | None) -> tuple[int, int] | None:
+        """Return the number of the next attempt, and that of the last possible one; None if there is none."""
+        if error is None or not self._options.retries.count or not self._is_retried(error, retry, ticket):
+            return None
+        return retry + 2, self._options.retries.count + 1
+
+    def _run_once(self, args: Any, kwargs: Any, ticket: Ticket | None, retry: int = 0) -> Any:
         from atoll.sdk.display.output import CallerStreams  # keeps `from atoll import isolated` cheap
 
         prepared = self._prepare()
@@ -154,11 +160,14 @@ class CallableFunction:
         try:
             message = prepared.host.run(request.spec, call, request.bundle, streams, ticket)
             failed = message.type == "error"
+            if failed and self._options.retries.count:  # its type says whether the call is made again
+                return prepared.value_of(message, call.id)
         except AtollError as error:
             set_call_id(error, call.id)
             raise
         finally:
-            streams.ended(failed=failed and is_last)
+            again = self._next_attempt(sys.exception(), retry, ticket) if failed else None
+            streams.ended(failed=failed, retry=again)
         return prepared.value_of(message, call.id)
 
     def _iterate(self, args: Any, kwargs: Any, ticket: Ticket | None = None) -> Generator[Any, None, Any]:
@@ -175,7 +184,7 @@ class CallableFunction:
         for retry in itertools.count():
             fresh = True
             try:
-                for item in self._iterate_once(args, kwargs, ticket):
+                for item in self._iterate_once(args, kwargs, ticket, retry):
                     if isinstance(item, _End):
                         return item.value
                     fresh = False
@@ -188,14 +197,14 @@ class CallableFunction:
                     raise
             self._pause(retry, ticket)
 
-    def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket | None) -> Iterator[Any]:
+    def _iterate_once(self, args: Any, kwargs: Any, ticket: Ticket, retry: int) -> Iterator[Any]:
         from atoll.sdk.display.output import CallerStreams  # as in `_run_once`
 
         prepared = self._prepare()
         request = _request(prepared, args, kwargs, ticket)
         call = request.call
         streams = CallerStreams(call.id, call.name)
-        failed = True
+        failed = fresh = True
         messages = prepared.host.stream(request.spec, call, request.bundle, streams, ticket)
         try:
             with contextlib.closing(messages):  # type: ignore[type-var]  # a generator
@@ -203,13 +212,15 @@ class CallableFunction:
                     failed = message.type == "error"
                     value = prepared.value_of(message, call.id)
                     streams.rests()
+                    fresh = False
                     yield value if message.type == "yield" else _End(value)
                     streams.goes_on()
         except AtollError as error:
             set_call_id(error, call.id)
             raise
         finally:
-            streams.ended(failed=failed)
+            again = self._next_attempt(sys.exception(), retry, ticket) if failed and fresh else None
+            streams.ended(failed=failed, retry=again)
 
     @property
     def plain_calls(self) -> bool:

@@ -97,6 +97,8 @@ def _results(
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             ending = "interrupted"
+            if bar is not None:
+                bar.interrupted()
             _end(jobs, lanes, function.options.grace + ENDED_SECONDS)
         hide_frames(error)
         raise

@@ -67,7 +67,7 @@ def list_(
     elif not live and not over:
         echo("no call runs or waits" if running else "no such calls" if len(arguments) > 1 else "no calls yet")
     else:
-        print_fitted(rows.COLUMNS, rows.cells([*live, *over], time.time()))
+        print_fitted(rows.COLUMNS if over else rows.UNFINISHED, rows.cells([*live, *over], time.time()))
     return 0
 
 

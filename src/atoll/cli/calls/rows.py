@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from atoll.cli.columns import Column
@@ -19,12 +20,15 @@ COLUMNS = (
     Column("time", right=True),
     Column("memory", right=True, rank=1),
     Column("made", rank=2),
-    Column("detail", least=16, rank=3),
+    Column("detail", least=24, rank=3),
     Column("cpu", right=True, rank=4),
     Column("type", rank=5),
     Column("worker", rank=6),
     Column("waited", right=True, rank=7),
 )
+_OF_UNFINISHED = {"detail": 2, "made": 3}
+UNFINISHED = tuple(replace(one, rank=_OF_UNFINISHED.get(one.name, one.rank)) for one in COLUMNS)
+"""The columns where all calls run or wait: the reason of a wait says more than the time of the call."""
 
 
 def duration(seconds: float) -> str:

@@ -9,9 +9,17 @@ from atoll.model.build_progress import BuildLine
 from atoll.sdk.display import call_lines, mode, words
 from atoll.terminal_text import printable
 
+BEGIN = "Building environment "
+"""The first words of a build, which stay with its end where lines stay alone."""
 _told: set[tuple[str, float]] = set()
 """Builds whose end this process has told: several of its calls may have waited for one."""
 _lock = threading.Lock()
+
+
+def built_seconds(line: str) -> float:
+    """Return for how long an environment was built, at the end of its build; 0 before."""
+    progress = line.progress if isinstance(line, BuildLine) else None
+    return progress.seconds if progress is not None and progress.step == "built" else 0.0
 
 
 def tell(print_line: Callable[[str], None], line: str, shown: str, prefix: str = "atoll: ") -> None:
@@ -32,6 +40,8 @@ def tell(print_line: Callable[[str], None], line: str, shown: str, prefix: str =
             print_line(words.fit_parts(parts, call_lines.columns()))
         return
     if shown == mode.LIVE and not mode.verbose:
+        return
+    if shown == mode.LINES and not mode.verbose and progress is not None and not line.startswith(BEGIN):
         return
     if isinstance(line, BuildLine) and (not line or (line.is_of_download and not mode.verbose)):
         return

@@ -161,7 +161,10 @@ class LiveLine:
         """Return the line, and whether it is a bar."""
         from atoll.sdk.display import words  # as above
 
-        bars = [shown for shown in (bar(now, columns) for bar in self._bars.values()) if shown]
+        room = max(columns // max(len(self._bars), 1) - 1, 1)
+        bars = [shown for shown in (bar(now, room) for bar in self._bars.values()) if shown]
+        if len(bars) == 1:
+            bars = [shown for shown in (bar(now, columns) for bar in self._bars.values()) if shown]
         if bars:
             return words.cut("  ".join(bars), columns - 1), True
         return words.text(self._calls.values(), now, columns), False

@@ -78,7 +78,8 @@ class MapBar:
 
     Args:
         name: the function's.
-        progress: True or a title for a bar from the begin; None for one on a terminal, after a second.
+        progress: True or a title for a bar from the begin; None for one on a terminal, after a second, and for a line at
+            the end where nothing can be drawn.
         counts: gives the numbers as they are.
     """
 
@@ -92,6 +93,7 @@ class MapBar:
         self._due = self._began + (0.0 if self._asked else SHOW_SECONDS)
         self._known: deque[tuple[float, int]] = deque()
         self._is_set = False
+        self._last: Counts | None = None
 
     @property
     def seconds(self) -> float:
@@ -113,7 +115,7 @@ class MapBar:
                 live_line.line.show(now)
         else:
             began, self._due = self._due == self._began, now + LINE_SECONDS
-            if not began:
+            if self._asked and not began:
                 self._say(self._line(now))
 
     def _note(self, now: float) -> None:
@@ -142,6 +144,10 @@ class MapBar:
         failed = f"{counts.failed:,} failed{DOT}" if counts.failed else ""
         return f"{self._title or self._name} {counts.answered:,}{of}{DOT}{failed}{words.duration(now - self._began)}"
 
+    def interrupted(self) -> None:
+        """Keep the numbers as they are: the calls that an interrupt ends have not failed."""
+        self._last = self._counts()
+
     def end(self, ending: str | None) -> None:
         """Remove the bar; a long `map`, or one with failed calls, leaves a line on a terminal.
 
@@ -155,7 +161,7 @@ class MapBar:
             return
         from atoll.sdk.display import call_lines  # for few calls
 
-        seconds, counts = time.monotonic() - self._began, self._counts()
+        seconds, counts = time.monotonic() - self._began, self._last or self._counts()
         failed = bool(ending or counts.failed)
         if not (failed or seconds >= call_lines.LONG_SECONDS or self._asked or mode.verbose):
             return
@@ -196,6 +202,6 @@ def make(name: str, progress: bool | str | None, counts: Callable[[], Counts]) -
         TypeError: `progress` is something else.
     """
     shown = mode.current()
-    if progress is False or shown == mode.NONE or (not progress and shown in (mode.LINES, mode.PIPE)):
+    if progress is False or shown == mode.NONE or (not progress and shown == mode.PIPE):
         return None
     return MapBar(name, progress, counts, shown)

@@ -61,6 +61,7 @@ class CallerStreams:
     """See `mode.current`; empty until something is to be shown."""
     _lines: WholeLines | None = None
     """Set from the first output beside other calls on."""
+    _built_seconds = 0.0
     _tail = b""
     _decoders: Mapping[str, Any] = MappingProxyType({})
     _broken: frozenset[str] = frozenset()
@@ -69,6 +70,7 @@ class CallerStreams:
         self.call = call
         self.name = name
         self._began = time.monotonic()
+        self._handled = sys.exception()  # the program may call in an `except`
         if call:
             parallel.active.add(self)
 
@@ -100,6 +102,7 @@ class CallerStreams:
             return
         from atoll.sdk.display import build_lines  # for builds alone
 
+        self._built_seconds = build_lines.built_seconds(line) or self._built_seconds
         build_lines.tell(self.tell, line, shown)
 
     def waits(self, kind: str, detail: str) -> int | None:
@@ -120,8 +123,12 @@ class CallerStreams:
             with beside.exclusive(), live_line.writing:
                 live_line.line.leave(id(self))
 
-    def ended(self, *, failed: bool) -> None:
-        """End the display of the call; a long one or one that failed leaves a line on a terminal."""
+    def ended(self, *, failed: bool, retry: tuple[int, int] | None = None) -> None:
+        """End the display of the call; a long one or one that failed leaves a line on a terminal.
+
+        Args:
+            retry: number of the next attempt and that of the last possible one, if it is made again.
+        """
         parallel.active.discard(self)
         if self._lines is not None:
             self.end_lines()
@@ -131,15 +138,16 @@ class CallerStreams:
                 from atoll.sdk.display import call_lines  # for few calls
 
                 seconds, error = time.monotonic() - self._began, sys.exception()
+                error = None if error is self._handled else error
                 # behind the echo of Ctrl-C, and behind a function's line without an end
                 is_inside = True if isinstance(error, KeyboardInterrupt) else self._is_inside()
                 tell = functools.partial(self.tell, is_inside=is_inside)
-                peak_bytes = self._peak_bytes()
-                call_lines.tell(tell, self.name, self.call, seconds, failed=failed, error=error, peak_bytes=peak_bytes)
-
-    def _peak_bytes(self) -> int:
-        usage = sys.modules.get("atoll.sdk.display.usage")
-        return int(usage.usage.peak(self.call)) if usage is not None else 0
+                if retry is not None:
+                    call_lines.tell_retry(tell, self.name, *retry, error)
+                    return
+                call_lines.tell(
+                    tell, self.name, self.call, seconds, failed=failed, error=error, built_seconds=self._built_seconds
+                )
 
     def _is_inside(self) -> bool | None:
         """Return whether the call has left the cursor inside a line; None where the program may have."""
@@ -192,6 +200,8 @@ class CallerStreams:
             return
         with beside.exclusive(), live_line.writing, beside.cleared(stream):
             live_line.line.erase()
+            if self._lines is not None:
+                self._end_line_of_another()
             try:
                 if _takes_bytes(stream):
                     _write_bytes(stream, data)
@@ -205,6 +215,15 @@ class CallerStreams:
             except Exception as error:
                 self._warn(name, error)
             live_line.line.wrote(data)
+            parallel.open_line = None if data.endswith(b"\n") else (self, stream)
+
+    def _end_line_of_another(self) -> None:
+        """End the line that another call has begun, alone by then, before a line of this one; never in a pipe or file."""
+        if parallel.open_line is not None and parallel.open_line[0] is not self:
+            if self._display() in (mode.LIVE, mode.LINES):
+                with contextlib.suppress(Exception):
+                    _write_text(parallel.open_line[1], "\n")
+            parallel.open_line = None
 
     def _decoder(self, key: str, errors: str) -> Any:
         if key not in self._decoders:

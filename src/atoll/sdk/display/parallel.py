@@ -7,6 +7,8 @@ from typing import Any
 MOST_HELD = 64 << 10
 """Bytes of a line without an end that are kept back."""
 
+open_line: tuple[Any, Any] | None = None
+"""Streams of the call that was the last to print, and the stream of the program, where its line has no end yet."""
 active: set[Any] = set()
 """Streams of calls that a thread waits for now."""
 

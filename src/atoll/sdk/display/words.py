@@ -12,11 +12,13 @@ KINDS = ("running", "waiting", "building", "starting")
 """A call waits for its answer, a free slot, its environment, a sandbox."""
 ID_CHARACTERS = 8
 """Characters of a call's id that people see; they differ for the calls of a process."""
+NAMED_SECONDS = 1.0
+"""A shorter wait is not named beside a call's own time."""
 DOT = " \u00b7 "
 
 _SEVERAL = {
     "running": "running",
-    "waiting": "waiting for a free slot",
+    "waiting": "waiting",
     "building": "building the environment",
     "starting": "starting",
 }
@@ -54,14 +56,20 @@ def text(calls: Iterable[Waiting], now: float, columns: int) -> str:
     longest = now - min(one.since for one in waiting)
     used = sum(one.memory_bytes for one in waiting)
     end = DOT + duration(longest) + (DOT + size(used) if used else "")
+    reasons = dict.fromkeys(one.detail for one in waiting if _is_reason(one))
+    states = DOT.join([states, *reasons])
     return fit(f"{len(waiting)} calls: {states}", end, columns)
+
+
+def _is_reason(one: Waiting) -> bool:
+    return one.kind == "waiting" and bool(one.detail) and not one.detail.isdecimal()
 
 
 def _alone(one: Waiting) -> str:
     if one.kind == "running":
         return f"running {short_name(one.detail)}" if one.detail else "running"
     if one.kind == "waiting":
-        if one.detail and not one.detail.isdecimal():
+        if _is_reason(one):
             return f"waiting{DOT}{one.detail}"
         before = int(one.detail) if one.detail else 0
         return f"waiting for a free slot{DOT}{f'{before} before this call' if before else 'next in line'}"
@@ -71,15 +79,28 @@ def _alone(one: Waiting) -> str:
 
 
 def ended(
-    name: str, seconds: float, call: str, *, failed: bool, reason: str = "", peak_bytes: int = 0, more: int = 0
+    name: str,
+    seconds: float,
+    call: str,
+    *,
+    failed: bool,
+    reason: str = "",
+    built_seconds: float = 0.0,
+    waited_seconds: float = 0.0,
+    peak_bytes: int = 0,
+    more: int = 0,
 ) -> list[str]:
     """Return the parts of the line that stays of a call.
 
     Args:
         reason: why it failed.
+        built_seconds, waited_seconds: for its environment, and for anything else; named from `NAMED_SECONDS` on.
         more: calls before this one whose lines were left out.
     """
     parts = [f"{'✗' if failed else '✓'} {short_name(name) or 'call'}", reason, brief(seconds)]
+    for verb, wait in (("built", built_seconds), ("waited", waited_seconds)):
+        if wait >= NAMED_SECONDS:
+            parts.append(f"{verb} {duration(wait)}")
     if peak_bytes:
         parts.append(f"peak {size(peak_bytes)}")
     if call:
@@ -105,8 +126,10 @@ def duration(seconds: float) -> str:
 
 
 def brief(seconds: float) -> str:
-    """Return a duration in words, below ten seconds with a tenth: `0.6 s`."""
-    return f"{max(seconds, 0.0):.1f} s" if seconds < 9.95 else duration(seconds)
+    """Return a duration in words, below ten seconds with a tenth: `0.6 s`, `12 ms`."""
+    if seconds < 0.0995:
+        return f"{max(seconds, 0.0) * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
 def fit(start: str, end: str, columns: int) -> str:
