@@ -98,6 +98,20 @@ def test_every_kind_of_function_can_be_detached(place: Place) -> None:
         assert handle.result(timeout=SECONDS) == expected
 
 
+def test_arguments_that_do_not_fit_are_refused_at_once(place: Place) -> None:
+    """A call that is made later shows a wrong call now; of a batch nothing is kept then."""
+    with pytest.raises(TypeError, match=r"`scaled`: missing a required argument"):
+        place.isolated(scaled).spawn()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"`scaled`: got an unexpected keyword argument 'exta'"):
+        place.isolated(scaled).spawn(3, exta=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"`count`: too many positional arguments") as raised:
+        place.isolated(count).spawn_map([1, 2], [3, 4])  # type: ignore[call-arg]
+    assert raised.value.__notes__ == ["from item 0 of the batch; nothing of it was kept"]
+    prepared: Any = place.isolated(lambda ready, value: (ready, value), setup_function=lambda: "ready")
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        prepared.spawn("ready", 5)
+
+
 def test_options_of_a_call_are_honoured(place: Place) -> None:
     """`env`, `setup_function`, `results="data"`, `timeout`."""
     assert place.isolated(variable, env={"GREETING": "hello"}).spawn("GREETING").result(timeout=SECONDS) == "hello"
@@ -218,12 +232,12 @@ def test_a_running_call_is_followed_and_cancelled(place: Place) -> None:
     """Cancelling one that has ended changes nothing."""
     handle = place.isolated(sleep, grace=0.5).spawn(1000)
     logs = handle.logs(follow=True)
-    assert next(logs) == "asleep\n"
+    assert next(logs).startswith("asleep")
     assert str(handle.status()) == "running"
     with pytest.raises(TimeoutError):
         handle.result(timeout=0.01)
     assert handle.cancel()
-    assert list(logs) == []
+    assert "".join(logs) in {"", "\n"}  # text and end of the line may come apart
     with pytest.raises(errors.CallCancelled):
         handle.result(timeout=SECONDS)
     assert handle.status().outcome == "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from atoll.host import detached, index_settings
 from atoll.model import spool
 from atoll.model.spool import RetryRule
 from atoll.model.stored_call import StoredCall
-from atoll.sdk.call import Request
+from atoll.sdk.call import Request, name_of
 from atoll.sdk.detached import names
 from atoll.sdk.futures import new_id
 from atoll.sdk.retries import Retries
@@ -22,11 +23,13 @@ def spawn(function: CallableFunction, args: Any, kwargs: Any) -> str:
     """Have a call kept and made; return its id.
 
     Raises:
+        TypeError: the function does not take such arguments.
         SerializationError: a part cannot be pickled.
         ResourcesUnavailable: a function asks.
         DetachedFull, DiskFull, StateUnusable, HostUnreachable: it is not kept.
     """
     detached.check(function.host)
+    _check_arguments(function, _signature(function), args, kwargs)
     request = function._prepare().request(args, kwargs)
     return keep(function, [request])[0]
 
@@ -40,8 +43,14 @@ def spawn_map(function: CallableFunction, items: Iterable[tuple[Any, ...]]) -> s
     """
     detached.check(function.host)
     requests: list[Request] = []
+    signature = _signature(function)
     for item in items:
-        requests.append(function.request(item, requests[0] if requests else None))
+        try:
+            _check_arguments(function, signature, item, {})
+            requests.append(function.request(item, requests[0] if requests else None))
+        except Exception as error:
+            error.add_note(f"from item {len(requests)} of the batch; nothing of it was kept")
+            raise
         if len(requests) > spool.MOST_CALLS:
             raise ValueError(f"a batch has at most {spool.MOST_CALLS:,} items: split it")
     if not requests:
@@ -49,6 +58,22 @@ def spawn_map(function: CallableFunction, items: Iterable[tuple[Any, ...]]) -> s
     batch = new_id()
     keep(function, requests, batch)
     return batch
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin
+        return None
+
+
+def _check_arguments(function: CallableFunction, signature: inspect.Signature | None, args: Any, kwargs: Any) -> None:
+    """Refuse arguments that the function does not take, while their mistake can be seen: the call is made later."""
+    if signature is not None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"`{name_of(function.__wrapped__)}`: {error}") from None
 
 
 def renew(function: CallableFunction | None, host: Any, batch: str) -> int:
