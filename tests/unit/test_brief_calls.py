@@ -86,20 +86,24 @@ def uses_what_it_is_told(name: str) -> None:
 def test_code_that_names_state_is_not_excused(function: object, excused: bool) -> None:
     """A function whose pickle names a module or function by which state can change is looked after in full."""
     made = FunctionPickler(function).current()  # type: ignore[arg-type]
-    assert BriefCalls().may_be("digest", [made.data, PLAIN]) is excused
+    assert BriefCalls().may_be("digest", BriefCalls.searched([made.data, PLAIN])) is excused
 
 
 def test_arguments_may_bring_code() -> None:
     """Plain arguments name nothing, whatever their texts are; a function among them is searched."""
     calls = BriefCalls()
     made = FunctionPickler(plain).current().data
-    assert calls.may_be("digest", [made, PLAIN])
-    assert not calls.may_be("digest", [made, dumps_arguments((waits,), {}, by_value=frozenset({__name__}))[0]])
-    assert calls.may_be("digest", [made, PLAIN])
+    assert calls.may_be("digest", BriefCalls.searched([made, PLAIN]))
+    function, _ = dumps_arguments((waits,), {}, by_value=frozenset({__name__}))
+    assert not calls.may_be("digest", BriefCalls.searched([made, function]))
+    long, _ = dumps_arguments((plain, b"x" * MOST_BYTES), {}, by_value=frozenset({__name__}))
+    assert not calls.may_be("digest", BriefCalls.searched([made, long]))
+    assert calls.may_be("digest", BriefCalls.searched([made, b"x" * MOST_BYTES]))
+    assert calls.may_be("digest", BriefCalls.searched([made, PLAIN]))
 
 
 def test_long_and_unknown_functions_are_not_excused() -> None:
     """A function that is not kept, or whose pickle is too long to search, is looked after in full."""
     made = FunctionPickler(plain).current().data
-    assert not BriefCalls().may_be("", [made, PLAIN])
-    assert not BriefCalls().may_be("digest", [made + b"x" * MOST_BYTES, PLAIN])
+    assert not BriefCalls().may_be("", BriefCalls.searched([made, PLAIN]))
+    assert not BriefCalls().may_be("digest", BriefCalls.searched([made + b"x" * MOST_BYTES, PLAIN]))

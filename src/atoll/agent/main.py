@@ -41,6 +41,7 @@ from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from atoll.agent.process.state import ProcessState
     from atoll.agent.visits import Visits
 
 SPARE_SECONDS = 0.05
@@ -176,10 +177,9 @@ class Agent:
         self.watch(child.pidfd, lambda: self._reap(name))
 
     def _serve(self, message: dict[str, Any], descriptors: list[int]) -> int:
-        start.prepare_process()
-        return self._work(message, descriptors)
+        return self._work(message, descriptors, start.prepare_process())
 
-    def _work(self, message: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    def _work(self, message: dict[str, Any], descriptors: list[int], state: ProcessState) -> NoReturn:
         self._landlock.set_dumpable(True)
         self._landlock.close()
         env = message.get("env")
@@ -193,7 +193,7 @@ class Agent:
         memory = SharedMemory(descriptors[4])
         os.close(descriptors[4])
         control = Channel(Socket(fileno=descriptors[0]))
-        serving = worker.Worker(memory.words, control, memory.sheet, self._alarm_end)
+        serving = worker.Worker(memory.words, control, memory.sheet, self._alarm_end, state)
         serving.run(message, descriptors[1:4])
 
     def fork(self, serve: Callable[[], int]) -> int:
@@ -292,14 +292,14 @@ class Agent:
         self.watch(self._spare.pidfd, self._spare_ended)
 
     def _wait_for_work(self, channel: Channel) -> int:
-        start.prepare_process()
+        state = start.prepare_process()
         try:
             message = channel.receive().header
             descriptors = channel.take_descriptors(5)
         except ChannelClosed:
             return 0
         channel.close()
-        return self._work(message, descriptors)
+        return self._work(message, descriptors, state)
 
     def _use_spare(self, name: str, message: dict[str, Any], descriptors: list[int], memory: SharedMemory) -> bool:
         """Make the spare a worker; return whether there was one."""

@@ -60,9 +60,11 @@ class Worker:
         control: the channel to the daemon.
         sheet: shared with the agent: records of calls (see `agent.usage`).
         alarm: a pipe that tells the agent that the deadline has changed; owned from here on.
+        state: of this process.
     """
 
-    def __init__(self, words: memoryview, control: Channel, sheet: memoryview, alarm: int = -1) -> None:
+    def __init__(self, words: memoryview, control: Channel, sheet: memoryview, alarm: int, state: ProcessState) -> None:
+        self._state = state
         self._words = words
         self._control = control
         self._meter = Meter(sheet, control.send)
@@ -94,7 +96,7 @@ class Worker:
         self._begin(lease, descriptors)
         self._held = bool(lease.get("hold"))  # until the worker is under its limit
         self._control.send({"type": "hello"})
-        self._state = ProcessState()
+        self._state.begin()
         with contextlib.suppress(ChannelClosed, KeyboardInterrupt):
             while self._held:
                 self._listen()
@@ -237,8 +239,7 @@ class Worker:
             finally:
                 self._words[BUSY] = 0
         elif kind == "texts":
-            with self._state.lasting(imports=False):
-                texts_load.show(message.buffers[0])
+            texts_load.show(message.buffers[0])
         elif kind == "terminal" and data.descriptors:  # a process that has all it may have gets none
             terminal.take(*data.take_descriptors(1))
         elif kind == "setup":
@@ -269,15 +270,12 @@ class Worker:
         if header.get("setup", "") and header["setup"] != self._setup[0]:
             data.send({"type": "need", "setup": header["setup"]})
             return
-        # The project's modules, and what `setup_function` made, are not searched.
-        quiet = (
-            not self._sources and not self._prepared and self._brief_calls.may_be(header.get("function", ""), buffers)
-        )
         if self._brief:  # here, not after the answer: the caller's next step would wait for it
             self._state.restore_briefly()
             self._brief = False
         output.arrange(header)
         self._meter.begin(header, buffers)
+        pickles = self._brief_calls.searched(buffers)
         nested.call = self._meter.call
         self._questions.begin(data, header.get("call"), header.get("results") == "data")
         answer, pieces = self._state.run(self._answer, data, header, buffers)
@@ -289,8 +287,10 @@ class Worker:
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
         wall = self._meter.end(answer, pieces)
-        self._brief = quiet and wall < BRIEF_SECONDS
         data.send(answer, pieces)
+        # The project's modules, and what `setup_function` made, are not searched.
+        if wall < BRIEF_SECONDS and not self._sources and not self._prepared:
+            self._brief = self._brief_calls.may_be(header.get("function", ""), pickles)
         self._meter.tick()
         if modules := self._imported.new():
             # Imports may depend on variables that the function, or a library, has set before.

@@ -48,23 +48,30 @@ class BriefCalls:
     def __init__(self) -> None:
         self._known: dict[str, bool] = {}
 
-    def may_be(self, digest: str, buffers: Sequence[Any]) -> bool:
-        """Return whether a call is excused if it turns out to be brief.
+    @staticmethod
+    def searched(buffers: Sequence[Any]) -> tuple[Any, bytes]:
+        """Return of a call's function and arguments what `may_be` searches: large arguments are not held for that."""
+        return buffers[0], bytes(buffers[1][: MOST_BYTES + 1]) if _STACK_GLOBAL in buffers[1] else b""
+
+    def may_be(self, digest: str, pickles: tuple[Any, bytes]) -> bool:
+        """Return whether a call that was brief is excused.
 
         Args:
             digest: of the function; empty for one that is not kept.
-            buffers: its function and its arguments, pickled.
+            pickles: from `searched`.
         """
         quiet = self._known.get(digest)
         if quiet is None:
-            quiet = bool(digest) and _names_nothing(buffers[0])
+            quiet = bool(digest) and _names_nothing(pickles[0])
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[digest] = quiet
-        return quiet and (_STACK_GLOBAL not in buffers[1] or _names_nothing(buffers[1]))
+        return quiet and _names_nothing(pickles[1])
 
 
 def _names_nothing(pickled: Any) -> bool:
+    if not pickled:
+        return True
     if len(pickled) > MOST_BYTES or b"atoll.sdk" in pickled:
         return False
     words = set(_WORD.findall(pickled))

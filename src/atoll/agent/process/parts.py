@@ -229,6 +229,11 @@ def prepare() -> None:
 def begin() -> None:
     """Read, in a process that is about to serve calls, what most calls cannot have changed."""
     sys.modules.pop("resource", None)  # a program that imports it may change limits
+    read_start()
+
+
+def read_start() -> None:
+    """Read the parts that are not read while their modules are not imported."""
     _start["limits"] = _read_limits()
     _start["locale"] = _locale.setlocale(_locale.LC_ALL)
     _start["temporary directory"] = os.environ.get("TMPDIR")

@@ -6,7 +6,9 @@ import os
 
 from atoll.agent import numba_cache, output, running
 from atoll.agent.process import end, parts, program_state
+from atoll.agent.process.state import ProcessState
 from atoll.payload.program import namespaces
+from atoll.payload.texts import load as texts_load
 
 STACKS = 59
 """The signal that has a worker write its stacks: one of the real-time signals, which have no meaning of their own."""
@@ -20,6 +22,7 @@ def prepare() -> None:
 
     private_cloudpickle.cloudpickle()
     numba_cache.watch()
+    texts_load.prepare()
     output.unbuffer_c()
     parts.read()
     look()
@@ -32,12 +35,13 @@ def look() -> None:
     end.prepare()
 
 
-def prepare_process() -> None:
-    """Prepare, once in each forked process, the state that does not depend on the lease."""
+def prepare_process() -> ProcessState:
+    """Prepare, once in each forked process, what does not depend on the lease; return its state, for `begin`."""
     output.open_streams()
     running.hear_interrupts(always=True)  # a daemon that was started in the background ignores them
     namespaces.use_modules()
     _prepare_stacks()
+    return ProcessState()
 
 
 def _prepare_stacks() -> None:

@@ -37,7 +37,7 @@ class ProcessState:
     def __init__(self) -> None:
         self._parts = parts.parts()
         self._now = parts.read()
-        parts.begin()
+        parts.read_start()
         self._wakeup = -1
         self._importing = False
         self._variables_set = False
@@ -46,6 +46,11 @@ class ProcessState:
         self._names = [part.name for part in self._parts].index(BUILTINS)
         self._take(parts.own_builtins or dict(vars(builtins)))
         self._watch_imports()
+
+    def begin(self) -> None:
+        """Take the state that the first lease has given this process."""
+        parts.begin()
+        self._take(self._saved[self._names])
 
     def keep(self) -> None:
         """Take the present state for the one that calls find."""
@@ -165,14 +170,10 @@ class ProcessState:
     # --- changes that stay ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lasting(self, *, imports: bool = True) -> Iterator[None]:
-        """Let the changes stay that are made while the context is open.
-
-        Args:
-            imports: False where nothing is imported meanwhile: with many modules a look at all costs milliseconds.
-        """
+    def lasting(self) -> Iterator[None]:
+        """Let the changes stay that are made while the context is open."""
         self._importing = True
-        program = program_state.read() if imports else None
+        program = program_state.read()
         before, variables = self._read(), contextvars.copy_context()
         try:
             yield
@@ -208,8 +209,7 @@ class ProcessState:
             for variable, value in contextvars.copy_context().items():
                 if variables.get(variable) is not value:
                     self._context.run(variable.set, value.copy() if variable.name == DECIMAL else value)
-            if program is not None:
-                self._program.adopt(program)
+            self._program.adopt(program)
             left_running.keep_threads()
 
 

@@ -26,8 +26,7 @@ def show(data: Any) -> None:
     view = memoryview(bytes(data))
     header, _, _ = view.obj.partition(b"\n")  # type: ignore[attr-defined]  # they are bytes
     place = len(header) + 1
-    if not _shown:
-        _prepare()
+    prepare()
     for name, size in json.loads(header):
         _shown[name] = functools.partial(_decode, view[place : place + size])
         _give(name)
@@ -63,7 +62,9 @@ def _give(name: str) -> None:
         cache[name] = (text,)
 
 
-def _prepare() -> None:
+@functools.cache
+def prepare() -> None:
+    """Change, once, what looks texts up: before a worker's state is first looked at."""
     clear = linecache.clearcache
 
     @functools.wraps(clear)
