@@ -173,12 +173,12 @@ def test_texts_are_joined_by_file(tmp_path: Path) -> None:
 def test_the_text_is_read_when_the_function_is_pickled_anew(tmp_path: Path) -> None:
     """A warm call reads no file, also of a function that is pickled for each call."""
     file = tmp_path / "script.py"
-    source = "class Box: pass\ndef f(): return Box.__name__\n"
+    source = "class Box: pass\nbox = Box()\ndef f(): return box\n"
     file.write_text(source)
     pickler = FunctionPickler(program(str(file), source)["f"])
     first = pickler.current()
     file.unlink()
-    assert pickler.current() is not first  # a class may have changed
+    assert pickler.current() is not first  # an object may have changed
     assert pickler.current().texts is first.texts
 
 

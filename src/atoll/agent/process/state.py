@@ -114,9 +114,11 @@ class ProcessState:
 
     def restore_briefly(self) -> None:
         """Put back what a call that is excused from more may have changed by a library (see `brief_calls`)."""
-        with contextlib.suppress(Exception):
+        try:  # `contextlib.suppress` would cost each warm call 0.7 us
             self._restore_streams()
             self._restore_directory()
+        except Exception:  # noqa: S110 - the next whole look says what is lost
+            pass
 
     def _put_back(self, now: list[Any]) -> str:
         lost = ""
