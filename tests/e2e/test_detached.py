@@ -470,6 +470,34 @@ def test_the_command_line_leaves_and_finds_calls(island: Island) -> None:
     assert "cancelled" in failed.stderr
 
 
+def test_the_command_line_knows_batches(island: Island, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for each with counts; they are followed, cancelled and removed by the beginning of their ids."""
+    home = island.home
+    monkeypatch.setenv("COLUMNS", "80")
+    batch = island.work.on(max_concurrency=1).spawn_map(range(40, 45))
+    short = batch.id[:8]
+    followed = home.atoll("attach", short)
+    assert followed.stdout == f"batch {short} of work: 5 ok\n"
+    with island.held():
+        other = island.work.on(max_concurrency=1).spawn_map(range(50, 53))
+        until(lambda: any(island.marks(number) for number in range(50, 53)))
+        first, second, *_ = home.atoll("calls", "list", "--batches", "-n", "2").stdout.splitlines()[1:]
+        assert first.split()[:3] == [other.id[:8], "work", "0/3"]
+        assert "2 waiting · 1 running" in first
+        assert second.split()[:5] == [short, "work", "5/5", "5", "ok"]
+        said = home.atoll("cancel", other.id[:8]).stdout
+        assert said.startswith(f"cancelled 3 calls of batch {other.id[:8]} work; `resume()`")
+    assert other.wait(SECONDS) == {"cancelled": 3}
+    assert "nothing to cancel" in home.atoll("cancel", other.id[:8]).stdout
+    attached = home.atoll("attach", other.id, check=False)
+    assert (attached.returncode, "3 cancelled" in attached.stdout) == (1, True)
+    assert "is a batch of `work`" in home.atoll("calls", "result", short, check=False).stderr
+    assert BatchHandle.from_id(other.id[:8]) == other
+    assert home.atoll("calls", "forget", other.id[:8]).stdout == "removed 3 calls\n"
+    with pytest.raises(errors.CallUnknown):
+        BatchHandle.from_id(other.id[:8])
+
+
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 

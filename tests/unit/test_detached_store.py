@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from atoll import errors
+from atoll.detached.batches import batches
 from atoll.detached.bundles import Bundle
 from atoll.detached.database import FILE
 from atoll.detached.files import STRAY_SECONDS
@@ -244,6 +245,32 @@ def test_a_batch_keeps_its_spool_while_items_may_be_resumed(directory: Path) -> 
         assert store.end(call, "ok", None, 0, 0)
     assert store.used_bytes() == 0
     assert not (directory / "spools" / "spool-a").exists()
+    store.close()
+
+
+def test_batches_have_their_counts_and_are_found_by_a_beginning(directory: Path) -> None:
+    """Newest first, of their user alone; many calls of one are cancelled at once, each with an end of its own."""
+    store = opened(directory)
+    accepted(store, "a1", "a2", "a3", batch="aaaa-1")
+    accepted(store, "b1", batch="aaaa-2")
+    accepted(store, "c1", user="you", batch="aaaa-3")
+    accepted(store, "d1")
+    assert store.begin("a1")
+    assert store.end("a1", "error", None, 0, 0)
+    assert store.begin("a2")
+    new, old = batches(store, "me")
+    assert (new.batch, new.counts) == ("aaaa-2", {"waiting": 1})
+    assert (old.counts, old.unfinished) == ({"error": 1, "running": 1, "waiting": 1}, 2)
+    assert [one.batch for one in batches(store, "me", "aaaa-1")] == ["aaaa-1"]
+    assert [one.batch for one in batches(store, "me", limit=1)] == ["aaaa-2"]
+    assert [row.call for row in store.cancel_all(["a1", "a2", "a3", "b1", "unknown"])] == ["a3", "b1"]
+    assert [row.ended for row in store.items("me", "aaaa-1", "ended", 0, 9)] == [1, 2]
+    assert [path.name for path in sorted((directory / "spools").iterdir())] == [
+        "spool-a1",
+        "spool-b1",
+        "spool-c1",
+        "spool-d1",
+    ]
     store.close()
 
 

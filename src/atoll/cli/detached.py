@@ -39,16 +39,20 @@ def say_spawned(handle: CallHandle[Any]) -> None:
 def attach(call: str, /, *, raw: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
     """Follow a detached call: print its output from the beginning, then its result, as `atoll run` does.
 
-    Ctrl-C leaves the call running.
+    Of a batch it shows a bar until its calls have ended, then how they ended. Ctrl-C leaves the call running.
 
     Parameters
     ----------
     call: str
-        The call's id, or its beginning.
+        The id of a call or a batch, or its beginning.
     raw: bool
         Print the function's own bytes to a terminal too, whatever they do there.
     """
-    handle: CallHandle[Any] = CallHandle.from_id(call)
+    handle = _call_or_batch(call)
+    if not isinstance(handle, CallHandle):
+        from atoll.cli.calls import batches  # for few calls
+
+        return batches.follow(*handle)
     try:
         for text in handle.logs(follow=True):
             write_output(text, raw=raw)
@@ -58,6 +62,23 @@ def attach(call: str, /, *, raw: Annotated[bool, cyclopts.Parameter(negative="")
             f"the call goes on: `atoll attach {handle.id[:SHORT]}` follows it again, `atoll cancel` ends it", error=True
         )
         raise
+
+
+def _call_or_batch(start: str) -> CallHandle[Any] | tuple[BatchHandle[Any], str]:
+    """Return the call of this id or beginning, or else the batch with its function.
+
+    Raises:
+        CallUnknown: there is none, or more than one.
+    """
+    try:
+        return CallHandle.from_id(start)
+    except errors.CallUnknown:
+        from atoll.cli.calls import batches  # for few calls
+
+        found = batches.find(start)
+        if found is None:
+            raise
+        return found
 
 
 def result(
@@ -78,7 +99,15 @@ def result(
     wait: bool
         Wait for the call's end.
     """
-    handle: CallHandle[Any] = CallHandle.from_id(call)
+    handle = _call_or_batch(call)
+    if not isinstance(handle, CallHandle):
+        batch, function = handle
+        echo_lines(
+            f"error: `{call}` is a batch of `{function}`, and has a result for each call\nhint: take them in Python: "
+            f"`BatchHandle.from_id({batch.id!r}).results()`",
+            error=True,
+        )
+        return 1
     status = handle.status()
     if status.state != "finished" and not wait:
         echo_lines(
@@ -133,12 +162,12 @@ def forget(call: str, /, *, batch: Annotated[bool, cyclopts.Parameter(negative="
     call: str
         The call's id, or its beginning.
     batch: bool
-        CALL is the id of a batch: all calls of it that have ended.
+        CALL is the id of a batch, and not that of a call: all calls of it that have ended.
     """
-    if batch:
-        echo(f"removed {BatchHandle(call).forget()} calls")
+    handle = (BatchHandle.from_id(call), "") if batch else _call_or_batch(call)
+    if not isinstance(handle, CallHandle):
+        echo(f"removed {handle[0].forget()} calls")
         return 0
-    handle: CallHandle[Any] = CallHandle.from_id(call)
     if handle.status().state != "finished":
         echo_lines(
             f"error: call `{handle.id[:SHORT]}` has not ended\nhint: end it with `atoll cancel {handle.id[:SHORT]}`",

@@ -30,7 +30,7 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
     - `calls.running`: gives `calls`, a row for each call that waits, whose environment is built, or that runs.
     - `calls.show` and `calls.output` (`call` as below; `seen` bytes) of a call that is not over: its row in `unfinished`,
       with `printed_bytes` and `output`, what it has printed behind those bytes as far as that is kept.
-    - `calls.cancel` (`call`, an id or its beginning): gives `call`, `function`, `state` that it was in, `seconds` since
+    - `calls.cancel` (`call`, an id or its beginning; also of a batch, whose `state` is `batch`, with `calls`): gives `call`, `function`, `state` that it was in, `seconds` since
       that began, `grace_seconds` that it has to end, and `ended`, whether it has.
 
     - `calls.stacks` (`call`): gives the row of a call that runs, with `text`: the stacks of its worker, from itself.
@@ -167,6 +167,10 @@ async def _cancel(services: Services, caller: Caller, start: Any) -> dict[str, A
         since = row.started_at if row.state == "running" else row.queued_at
         answer = {"call": row.call, "function": row.function, "state": row.state, "grace_seconds": 0.0, "ended": True}
         return {**answer, "seconds": max(time.time() - since, 0.0)}
+    if found is None and row is None:
+        batch = await views.cancel_batch(services.detached, caller.user, start)
+        if batch is not None:
+            return batch
     if found is None:
         over = (await records.find(services.recorder, caller.user, start))[-1]
         raise errors.ResourcesUnavailable(

@@ -22,6 +22,8 @@ from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
 MOST_LISTED = 100_000
+_RELEASED = "bundle = CASE WHEN batch = '' OR ? = 'ok' THEN '' ELSE bundle END"
+_CANCELLED = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 _ENDED = "ended = (SELECT coalesce(max(ended), 0) + 1 FROM calls)"
 LOST = errors.CallLost(
     "the daemon ended while the call ran; how far it came is not known",
@@ -185,7 +187,7 @@ class Store(Bundles):
 
     def _finish(self, call: str, test: str, changes: str, values: Sequence[Any], outcome: str) -> bool:
         """Set the outcome of a call that is in this state; return whether it was. Its files go if nobody needs them."""
-        changes += ", bundle = CASE WHEN batch = '' OR ? = 'ok' THEN '' ELSE bundle END"
+        changes += f", {_RELEASED}"
         before = self.rows("WHERE call = ?", (call,))
         if not before or self.change(changes, f"call = ? AND {test}", (*values, outcome, call)) != 1:
             return False
@@ -293,10 +295,24 @@ class Store(Bundles):
 
     def cancel_waiting(self, call: str) -> bool:
         """End a call that has not been sent to a worker; return whether it had not."""
-        error = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
-        values = (json.dumps(error.to_data()), time.time())
-        changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}"
-        return self._finish(call, "state = 'waiting'", changes, values, "cancelled")
+        return bool(self.cancel_all([call]))
+
+    def cancel_all(self, calls: Sequence[str]) -> list[Row]:
+        """End those of some calls that have not been sent to a worker; return their rows."""
+        text = json.dumps(_CANCELLED.to_data())
+        changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}, {_RELEASED}"
+        before, ended = [], []
+        for call in calls:
+            before += self.rows("WHERE call = ?", (call,))
+        with self.transaction() as connection:
+            for row in before:
+                values = (text, time.time(), "cancelled", row.call)
+                if changed(connection, changes, "call = ? AND state = 'waiting'", values):
+                    ended.append(row)
+        for row in {row.spool: row for row in ended}.values():
+            self._drop_spool(row)
+        self.release(row.bundle for row in ended)
+        return [now for row in ended for now in self.rows("WHERE call = ?", (row.call,))]
 
     def renew(
         self,

@@ -19,7 +19,7 @@ def cancel(*calls: str, json: bool = False) -> int:
     Parameters
     ----------
     calls: str
-        Ids of calls, or 4 characters or more of their beginnings.
+        Ids of calls or batches, or 4 characters or more of their beginnings.
     json: bool
         Print a list with an object for each call that was cancelled.
     """
@@ -48,6 +48,13 @@ def cancel(*calls: str, json: bool = False) -> int:
 def said(found: dict[str, Any]) -> str:
     """Return a sentence about a cancellation, from the daemon's answer."""
     name, seconds = f"{found['call'][:SHORT_ID]} {found['function']}", duration(found["seconds"])
+    if found["state"] == "batch":
+        count = found["calls"]
+        if not count:
+            return f"all calls of batch {name} have ended: nothing to cancel"
+        return (
+            f"cancelled {count} call{'s' * (count != 1)} of batch {name}; `resume()` of its handle has them made again"
+        )
     if found["state"] == "waiting":
         return f"cancelled {name}, which waited for {seconds}"
     if found["state"] == "building":

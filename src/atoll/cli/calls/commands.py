@@ -28,6 +28,7 @@ def list_(
     outcome: str = "",
     since: str = "",
     running: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    batches: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     json: bool = False,
 ) -> int:
     """List calls: first those that run or wait, then those that are over, the newest first.
@@ -44,6 +45,8 @@ def list_(
         Only calls since then: an age such as 30min, 2h or 7d, or a date and time.
     running: bool
         Only calls that are not over.
+    batches: bool
+        Instead of calls the batches of detached calls, one line for each.
     json: bool
         Print a list of objects; times in seconds since the epoch, sizes in bytes.
     """
@@ -58,6 +61,13 @@ def list_(
         if moment is None:
             return wrong_usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
         arguments["since"] = moment
+    if batches:
+        if running or outcome:
+            return wrong_usage("--batches goes without --running and --outcome")
+        from atoll.cli.calls.batches import print_batches  # for few calls
+
+        print_batches(min(lines, 10_000), function, arguments.get("since", 0.0), json=json)
+        return 0
     if running and outcome:
         return wrong_usage("--outcome is of calls that are over, --running of those that are not")
     live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0))

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from atoll import errors, process, settings
 from atoll.detached.database import FILE
+from atoll.detached.rows import Row
 from atoll.detached.store import Store
 from atoll.model.records import CallRecord
 from atoll.settings import Settings
@@ -203,11 +204,15 @@ class Detached:
         if state:
             self.wake(call, batch)
 
+    def record(self, row: Row) -> None:
+        """Make a record of a finished call that nobody else reports."""
+        self._on_record(row.record())
+
     async def record_end(self, call: str) -> None:
         """Make a record of a finished call that nobody else reports."""
         with contextlib.suppress(errors.AtollError):
             for row in await self.ask(lambda store: store.rows("WHERE call = ? AND state = 'finished'", (call,))):
-                self._on_record(row.record())
+                self.record(row)
 
     # --- clients that wait ------------------------------------------------------------------------------------------
 

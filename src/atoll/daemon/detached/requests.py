@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
+from atoll.detached.batches import batches as batches_of
 from atoll.detached.bundles import Bundle
 from atoll.detached.rows import STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
@@ -22,7 +23,10 @@ from atoll.wire.channel import ChannelClosed
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
+MOST_BATCHES = 10_000
 PIECE_BYTES = 1 << 20
+MOST_AT_ONCE = 500
+"""Calls that are cancelled in one transaction."""
 SETTLE_SECONDS = 0.05
 """Seconds between two answers about a batch whose items end one after the other."""
 
@@ -49,6 +53,7 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, their ids.
     - `detached.show` (`call`): gives `call`, the row.
     - `detached.list` (`states`, `limit` if given): gives `calls`, the rows, newest first.
+    - `detached.batches` (`start`, `limit` if given): gives `batches` whose ids begin so, newest first, with their counts.
     - `detached.items` (`batch`, `kind`, `after`): gives `calls`, some rows of a batch; see `Store.items`.
     - `detached.wait` (`call`, `revision`, `seconds`): as `show`, when the row has another revision or time is up.
     - `detached.counts` (`batch`; `revision`, `seconds` if given): gives `counts` by state or outcome, when so many more
@@ -84,6 +89,12 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
         rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit))
         return {"calls": [shown(detached, row) for row in rows]}, None
+    if verb == "batches":
+        start, most = arguments.get("start", ""), arguments.get("limit", MOST_BATCHES)
+        if not isinstance(start, str) or type(most) is not int or not 0 <= most <= MOST_BATCHES:
+            raise ValueError(f"`batches` has a text `start` and a `limit` from 0 to {MOST_BATCHES}")
+        batches = await detached.ask(lambda store: batches_of(store, user, start, most))
+        return {"batches": [one.to_data() for one in batches]}, None
     if verb == "items":
         kind, after = str(arguments.get("kind")), arguments.get("after")
         if kind not in ("all", "failed", "ended") or type(after) is not int:
@@ -297,15 +308,16 @@ async def _counts(detached: Detached, user: str, arguments: dict[str, Any]) -> d
 
 async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
     """Cancel calls, waiting and running ones; return how many had no outcome."""
-    count = 0
-    for row in rows:
-        if row.state == "finished":
-            continue
-        count += 1
-        if await detached.ask(partial(Store.cancel_waiting, call=row.call)):
-            await detached.record_end(row.call)
-        else:
-            row = await _again(detached, row)  # it has begun since it was read, or ended
-        detached.cancel(row.call, row.revision)
-        detached.wake(row.call, row.batch)
-    return count
+    left = [row for row in rows if row.state != "finished"]
+    for place in range(0, len(left), MOST_AT_ONCE):
+        part = left[place : place + MOST_AT_ONCE]
+        ended = await detached.ask(partial(Store.cancel_all, calls=[row.call for row in part]))
+        for row in ended:
+            detached.record(row)
+        now = {row.call: row for row in ended}
+        for row in part:
+            # one that is not among them has begun since it was read, or ended
+            current = row if row.call in now else await _again(detached, row)
+            detached.cancel(row.call, current.revision)
+        detached.wake(*{name for row in part for name in (row.call, row.batch)})
+    return len(left)

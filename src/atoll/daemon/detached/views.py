@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from atoll.daemon.detached.calls import Detached
 from atoll.daemon.detached.requests import cancel, shown
+from atoll.daemon.records.requests import LEAST_CHARACTERS
 from atoll.daemon.running_calls import EMPTY
+from atoll.detached.batches import batches
 from atoll.detached.rows import Row
 from atoll.detached.store import Store
 from atoll.errors import CallUnknown
@@ -74,6 +77,21 @@ def _output(store: Store, call: str) -> tuple[int, bytes]:
         size = file.seek(0, 2)
         file.seek(max(size - MOST_OUTPUT, 0))
         return size, file.read(MOST_OUTPUT)
+
+
+async def cancel_batch(detached: Detached, user: str, start: str) -> dict[str, Any] | None:
+    """Cancel the batch whose id is `start` or begins so; return what it was, None where there is none, or more than one."""
+    if not await detached.any():
+        return None
+    found = await detached.ask(lambda store: batches(store, user, start, 3))
+    found = [one for one in found if one.batch == start] or found
+    if len(found) != 1 or len(start) < LEAST_CHARACTERS:
+        return None
+    (batch,) = found
+    count = await cancel(detached, await detached.ask(lambda store: store.listed(user, batch=batch.batch)))
+    seconds = max(time.time() - batch.queued_at, 0.0)
+    about = {"call": batch.batch, "function": batch.function, "calls": count, "seconds": seconds}
+    return {**about, "state": "batch", "grace_seconds": 0.0, "ended": True}
 
 
 async def cancelled(detached: Detached, row: Row) -> bool:

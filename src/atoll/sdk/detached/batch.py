@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from atoll.errors import CallUnknown
 from atoll.host import detached
 from atoll.sdk.detached.handle import WAIT_SECONDS, CallHandle, CallStatus, status_of
 from atoll.sdk.futures import hide_frames
@@ -49,10 +50,19 @@ class BatchHandle(Generic[R]):
     def from_id(cls, id: str, host: Host | None = None) -> BatchHandle[Any]:  # noqa: A002 - as above
         """Return the handle of a batch of an earlier program.
 
+        Args:
+            id: the batch's id, or a beginning that no other batch's id has.
+
         Raises:
             CallUnknown: there is no such batch, or it has expired.
         """
         handle: BatchHandle[Any] = cls(id, host)
+        found = detached.request(handle._host, "detached.batches", {"start": id, "limit": 3}).value["batches"]
+        names = [one["batch"] for one in found]
+        if id not in names and len(names) > 1:
+            raise CallUnknown(f"more than one batch has an id that begins with `{id}`", hint=", ".join(names))
+        if id not in names:
+            handle._id = names[0] if names else id
         handle.counts()
         return handle
 

@@ -1,0 +1,62 @@
+"""Batches of detached calls in few numbers, and the end of many of their calls at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll.detached.database import Database
+
+LIVE = ("waiting", "running")
+
+
+@dataclass
+class Batch:
+    """A batch at one moment.
+
+    Args:
+        counts: how many calls have each state and, for finished ones, each outcome.
+        queued_at, ended_at: of its first and last, in seconds since the epoch.
+    """
+
+    batch: str
+    function: str = ""
+    queued_at: float = 0.0
+    ended_at: float = 0.0
+    latest: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> int:
+        """How many calls have no outcome."""
+        return sum(self.counts.get(state, 0) for state in LIVE)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the batch for a client."""
+        return {
+            "batch": self.batch,
+            "function": self.function,
+            "queued_at": self.queued_at,
+            "ended_at": 0.0 if self.unfinished else self.ended_at,
+            "calls": sum(self.counts.values()),
+            "counts": self.counts,
+        }
+
+
+def batches(store: Database, user: str, start: str = "", limit: int = 100) -> list[Batch]:
+    """Return a user's batches whose ids begin so, newest first."""
+    found: dict[str, Batch] = {}
+    with store.lock, store.translated():
+        rows = store.connection.execute(
+            "SELECT batch, CASE state WHEN 'finished' THEN outcome ELSE state END, count(*), max(function), "
+            "min(queued_at), max(ended_at), max(id) FROM calls "
+            "WHERE user = ? AND batch != '' AND batch >= ? AND batch < ? GROUP BY 1, 2",
+            (user, start, start + "\U0010ffff"),
+        ).fetchall()
+    for name, state, count, function, queued, ended, latest in rows:
+        batch = found.setdefault(name, Batch(name, queued_at=queued))
+        batch.counts[state] = count
+        batch.function = max(batch.function, function)
+        batch.queued_at, batch.ended_at = min(batch.queued_at, queued), max(batch.ended_at, ended)
+        batch.latest = max(batch.latest, latest)
+    return sorted(found.values(), key=lambda one: -one.latest)[:limit]
