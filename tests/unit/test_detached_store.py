@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from atoll import errors
-from atoll.detached.batches import batches
+from atoll.detached.batches import batches, unwanted, want_no_more
 from atoll.detached.bundles import Bundle
 from atoll.detached.database import FILE
 from atoll.detached.files import STRAY_SECONDS
@@ -129,6 +129,23 @@ def test_a_lost_call_is_judged_by_its_attempts_up_to_now(directory: Path) -> Non
     assert store.begin("a")
     assert not store.lose(old, LOST)
     assert store.find("me", "a").outcome == "lost"
+    store.close()
+
+
+def test_a_running_call_that_is_cancelled_is_not_made_again(directory: Path) -> None:
+    """Its keeper was killed before it could end it: `retries` are for losses, and this one is unwanted."""
+    store = opened(directory)
+    accepted(store, "a", retries=3, batch="batch")
+    want_no_more(store, ["a"])
+    assert unwanted(store) == []
+    assert store.begin("a")
+    want_no_more(store, ["a"])
+    assert unwanted(store) == ["a"]
+    assert [row.call for row in store.recover()] == ["a"]
+    assert store.find("me", "a").outcome == "cancelled"
+    assert store.renew("me", "batch") == 1
+    assert store.begin("a")
+    assert unwanted(store) == []
     store.close()
 
 

@@ -50,7 +50,7 @@ def attach(call: str, /, *, raw: Annotated[bool, cyclopts.Parameter(negative="")
     """
     handle = _call_or_batch(call)
     if not isinstance(handle, CallHandle):
-        from atoll.cli.calls import batches  # for few calls
+        from atoll.cli import batches  # for few calls
 
         return batches.follow(*handle)
     try:
@@ -73,7 +73,7 @@ def _call_or_batch(start: str) -> CallHandle[Any] | tuple[BatchHandle[Any], str]
     try:
         return CallHandle.from_id(start)
     except errors.CallUnknown:
-        from atoll.cli.calls import batches  # for few calls
+        from atoll.cli import batches  # for few calls
 
         found = batches.find(start)
         if found is None:

@@ -20,6 +20,8 @@ from atoll.daemon.services import Services
 from atoll.engine.agent_requests import check_command
 from atoll.engine.contract import RunningCall
 
+EARLIER_END_SECONDS = 2.0
+"""The same for a call that runs under the daemon before this one, whose keeper looks now and then."""
 END_SECONDS = 1.0
 """Seconds to wait for the end of a call that was cancelled, before the answer; it may have a longer grace."""
 
@@ -165,8 +167,10 @@ async def _cancel(services: Services, caller: Caller, start: Any) -> dict[str, A
     row = await views.find(services.detached, caller.user, found.call if found is not None else start)
     if row is not None and await views.cancelled(services.detached, row) and found is None:
         since = row.started_at if row.state == "running" else row.queued_at
-        answer = {"call": row.call, "function": row.function, "state": row.state, "grace_seconds": 0.0, "ended": True}
-        return {**answer, "seconds": max(time.time() - since, 0.0)}
+        answer = {"call": row.call, "function": row.function, "state": row.state, "grace_seconds": 0.0}
+        ended = row.state != "running" or await views.ends(services.detached, row, EARLIER_END_SECONDS)
+        earlier = services.detached.blocked and not ended
+        return {**answer, "seconds": max(time.time() - since, 0.0), "ended": ended, "earlier": earlier}
     if found is None and row is None:
         batch = await views.cancel_batch(services.detached, caller.user, start)
         if batch is not None:

@@ -43,11 +43,11 @@ class Services:
         self.node = Node(options)
         self.recorder = Recorder(options.records_directory, options.records)
         self.outputs = Outputs(self.recorder)
-        self.engine: Engine = Pool(self.node, on_connect, on_record=self.recorder.add)
+        self.detached = Detached(options, serve, self.recorder.add)
+        self.engine: Engine = Pool(self.node, on_connect, on_record=self.detached.report)
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
-        self.detached = Detached(options, serve, self.recorder.add)
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from atoll import errors
 from atoll.detached.database import Database
 
 LIVE = ("waiting", "running")
+CANCELLED_AND_LOST = errors.CallCancelled(
+    "the call was cancelled, and the daemon ended before the call did", hint="nothing to do: it was asked for"
+)
 
 
 @dataclass
@@ -41,6 +46,18 @@ class Batch:
             "calls": sum(self.counts.values()),
             "counts": self.counts,
         }
+
+
+def want_no_more(store: Database, calls: Sequence[str]) -> None:
+    """Mark those of some calls that run as cancelled: for the keeper that makes them, or the one that finds them lost."""
+    test = f"state = 'running' AND unwanted = 0 AND call IN ({', '.join('?' * len(calls))})"
+    if calls:
+        store.change("unwanted = 1", test, calls)
+
+
+def unwanted(store: Database) -> list[str]:
+    """Return the calls that were cancelled while they run."""
+    return [row.call for row in store.rows("WHERE state = 'running' AND unwanted = 1")]
 
 
 def batches(store: Database, user: str, start: str = "", limit: int = 100) -> list[Batch]:

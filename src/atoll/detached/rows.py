@@ -14,7 +14,7 @@ STATES = ("waiting", "running", "finished")
 
 _LEFT_OUT = {
     *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),
-    *("bundle", "bundle_bytes", "renewal"),
+    *("unwanted", "bundle", "bundle_bytes", "renewal"),
 }
 
 
@@ -41,6 +41,7 @@ class Row:
         spool_bytes, result_bytes, output_bytes: sizes on the disk.
         revision: grows with each change.
         ended: the number of its end among all calls; 0 for not yet.
+        unwanted: 1 if it was cancelled while it ran.
         bundle, bundle_bytes: the file with the project's modules, while the call may need it, and its size.
         renewal: the id of the request that has last had it made again.
     """
@@ -72,6 +73,7 @@ class Row:
     output_bytes: int = 0
     revision: int = 0
     ended: int = 0
+    unwanted: int = 0
     bundle: str = ""
     bundle_bytes: int = 0
     renewal: str = ""

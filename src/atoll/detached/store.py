@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
+from atoll.detached.batches import CANCELLED_AND_LOST
 from atoll.detached.bundles import Bundle, Bundles
 from atoll.detached.database import COLUMNS, changed
 from atoll.detached.rows import Row
@@ -215,6 +216,9 @@ class Store(Bundles):
     def lose(self, row: Row, error: errors.AtollError) -> bool:
         """End a running call whose worker was lost with this error, or have it made again; return whether it is."""
         row = next(iter(self.rows("WHERE call = ?", (row.call,))), row)  # with its attempts up to now
+        if row.unwanted:
+            self.end(row.call, "cancelled", CANCELLED_AND_LOST.to_data(), 0, self.output_bytes(row.call))
+            return False
         try:
             rule = row.rule
         except ValueError:
@@ -338,7 +342,7 @@ class Store(Bundles):
         test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
         changes = (
             "state = 'waiting', outcome = '', error = '', attempts = 0, due_at = 0, result_bytes = 0, ended = 0, "
-            "started_at = 0, ended_at = 0, renewal = ?"
+            "started_at = 0, ended_at = 0, unwanted = 0, renewal = ?"
         )
         if like is None or fill is None:
             return self.change(changes, test, (request, user, batch))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors, linux, settings
+from atoll.detached.batches import unwanted
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
 from atoll.host.notifications import NOTIFY, Ended, tell
@@ -39,6 +40,8 @@ LOCK = "keeper.lock"
 IDLE_SECONDS = 10.0
 """Seconds without a call after which the keeper ends; a shorter `pool.daemon_idle_seconds` counts in its place."""
 EXPIRE_SECONDS = 600.0
+LEAVING_LOOK_SECONDS = 0.5
+"""Between two looks for cancelled calls, while another daemon takes this one's place."""
 LEAST_AT_A_TIME = 16
 
 
@@ -74,6 +77,7 @@ class Keeper:
         expired = busy_at = time.monotonic()
         while True:
             self._take()
+            self._end_unwanted()
             now = time.monotonic()
             with self._changed:
                 if self._attempts:
@@ -87,12 +91,25 @@ class Keeper:
                 expired = now
                 self._store.expire()
             seconds = self._idle_seconds if due is None else min(max(due - time.time(), 0.01), 60.0)
+            if self._leaving:
+                seconds = LEAVING_LOOK_SECONDS
             if self._paused_until > now:
                 seconds = min(seconds, self._paused_until - now)
             with self._changed:
                 if not self._looked:
                     self._changed.wait(seconds)
                 self._looked = False
+
+    def _end_unwanted(self) -> None:
+        """While this keeper leaves, end those of its calls that somebody has cancelled through the next daemon."""
+        with self._changed:
+            if not self._leaving or not self._attempts:
+                return
+        cancelled = set(unwanted(self._store))
+        with self._changed:
+            stopped = [one for call, one in self._attempts.items() if call in cancelled and not one.ticket.cancelled]
+        for attempt in stopped:
+            threading.Thread(target=attempt.ticket.cancel, daemon=True).start()
 
     def _take(self) -> None:
         """Begin as many waiting calls as may be made at a time."""
@@ -108,6 +125,8 @@ class Keeper:
                 return
             attempt = Attempt(row, self._store, self._spools, self._host, self._options.detached, self._tell)
             with self._changed:
+                if self._leaving:  # since the row was taken
+                    return
                 self._attempts[row.call] = attempt
                 self._told.discard(row.batch)
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
@@ -223,6 +242,16 @@ def _is_meant(row: Row, message: dict[str, Any]) -> bool:
     return row.call == message.get("call") and not resumed
 
 
+def _take_turn(lock: int, daemon: Channel) -> None:
+    """Wait until no other keeper is left; the daemon is told of a wait, since only the other one can end its calls."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    daemon.send({"type": "blocked"})
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    daemon.send({"type": "ready"})
+
+
 class _LogFormat(logging.Formatter):
     """One line for each event."""
 
@@ -247,7 +276,7 @@ def main() -> int:
         keeper = Keeper(options, daemon)
         threading.Thread(target=keeper.listen, name="daemon", daemon=True).start()
         with open(options.detached_directory / LOCK, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take_turn(lock.fileno(), daemon)
             log.info("keeper_started pid=%s", os.getpid())
             keeper.run()
     except errors.AtollError as error:

@@ -61,4 +61,8 @@ def said(found: dict[str, Any]) -> str:
         return f"cancelled {name}, whose environment was being built for {seconds}"
     if found["ended"]:
         return f"cancelled {name}, which ran for {seconds}"
+    if found.get("earlier"):
+        return f"told {name} to end, which has run for {seconds} under the daemon before this one"
+    if not found["grace_seconds"]:
+        return f"interrupted {name}, which has run for {seconds} and has its grace to end"
     return f"interrupted {name}, which ran for {seconds}: it has {found['grace_seconds']:g} s to end"

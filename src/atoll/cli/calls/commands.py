@@ -64,7 +64,7 @@ def list_(
     if batches:
         if running or outcome:
             return wrong_usage("--batches goes without --running and --outcome")
-        from atoll.cli.calls.batches import print_batches  # for few calls
+        from atoll.cli.batches import print_batches  # for few calls
 
         print_batches(min(lines, 10_000), function, arguments.get("since", 0.0), json=json)
         return 0

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 from atoll import errors, process, settings
 from atoll.detached.database import FILE
 from atoll.detached.rows import Row
-from atoll.detached.store import Store
+from atoll.detached.store import LOST, Store
 from atoll.model.records import CallRecord
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
@@ -64,6 +65,10 @@ class Detached:
         self._pause_seconds = 0.0
         self._leaving = False
         self._pending = False
+        self._given_up: set[str] = set()
+        self._lost: set[str] = set()
+        self.blocked = False
+        """The keeper waits for the end of an earlier daemon's keeper, whose calls only that one can end."""
         self.waits: dict[str, tuple[str, str]] = {}
         """The state and the line about the wait of calls that the keeper has in its hands."""
 
@@ -173,12 +178,15 @@ class Detached:
                         self._serve(socket.socket(fileno=descriptor))
                     case "changed":
                         self._note(message)
+                    case "blocked" | "ready" as word:
+                        self.blocked = word == "blocked"
         except (ChannelClosed, FrameError, ValueError):
             pass
         finally:
             channel.close()
             status = await keeper.kill()
             self._keeper = self._channel = None
+            self.blocked = False
             self.waits.clear()
         if self._leaving:
             return
@@ -206,7 +214,21 @@ class Detached:
 
     def record(self, row: Row) -> None:
         """Make a record of a finished call that nobody else reports."""
-        self._on_record(row.record())
+        self._record(row.record())
+
+    def report(self, record: CallRecord) -> None:
+        """Take a record from the engine: a call that ends with the daemon is lost, and nobody has cancelled it."""
+        if record.outcome != "ok" and record.call in self._given_up:
+            record = replace(record, outcome="lost", error=type(LOST).__name__, message=LOST.message)
+        self._record(record)
+
+    def _record(self, record: CallRecord) -> None:
+        """Keep a record; of a call that is lost with this daemon only the first one."""
+        if record.outcome == "lost" and record.call in self._given_up:
+            if record.call in self._lost:
+                return
+            self._lost.add(record.call)
+        self._on_record(record)
 
     async def record_end(self, call: str) -> None:
         """Make a record of a finished call that nobody else reports."""
@@ -247,6 +269,8 @@ class Detached:
     def leave(self, *, at_once: bool) -> None:
         """Have no further call made by this daemon; with `at_once` the running ones are about to be ended."""
         self._leaving = True
+        if at_once:
+            self._given_up = {call for call, (state, _) in self.waits.items() if state == "running"}
         if self._channel is not None:
             with contextlib.suppress(ChannelClosed):
                 self._channel.post({"type": "leave", "at_once": at_once})

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
 from atoll.detached.batches import batches as batches_of
+from atoll.detached.batches import want_no_more
 from atoll.detached.bundles import Bundle
 from atoll.detached.rows import STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
@@ -23,6 +24,8 @@ from atoll.wire.channel import ChannelClosed
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
+EARLIER_RUNS = "runs under the daemon before this one, which ends with its calls"
+EARLIER_WAITS = "waits until the calls of the daemon before this one have ended"
 MOST_BATCHES = 10_000
 PIECE_BYTES = 1 << 20
 MOST_AT_ONCE = 500
@@ -161,6 +164,8 @@ def shown(detached: Detached, row: Row) -> dict[str, Any]:
     shown = row.to_data()
     if row.state == "waiting" and state == "building":
         shown["state"] = state
+    if detached.blocked and not line:
+        line = EARLIER_RUNS if row.state == "running" else EARLIER_WAITS if row.state == "waiting" else ""
     return {**shown, "detail": line, "detached": True}
 
 
@@ -314,7 +319,9 @@ async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
         ended = await detached.ask(partial(Store.cancel_all, calls=[row.call for row in part]))
         for row in ended:
             detached.record(row)
-        now = {row.call: row for row in ended}
+        now = {row.call for row in ended}
+        begun = [row.call for row in part if row.call not in now]
+        await detached.ask(partial(want_no_more, calls=begun))
         for row in part:
             # one that is not among them has begun since it was read, or ended
             current = row if row.call in now else await _again(detached, row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from atoll.detached.store import Store
 from atoll.errors import CallUnknown
 
 MOST_ROWS = 1000
+LOOK_SECONDS = 0.1
 MOST_OUTPUT = 64 << 10
 """Bytes of the end of an output that are shown with a record."""
 
@@ -92,6 +94,18 @@ async def cancel_batch(detached: Detached, user: str, start: str) -> dict[str, A
     seconds = max(time.time() - batch.queued_at, 0.0)
     about = {"call": batch.batch, "function": batch.function, "calls": count, "seconds": seconds}
     return {**about, "state": "batch", "grace_seconds": 0.0, "ended": True}
+
+
+async def ends(detached: Detached, row: Row, seconds: float) -> bool:
+    """Wait for the end of a call that runs; return whether it has come in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = await detached.ask(lambda store: store.rows("WHERE call = ? AND state = 'running'", (row.call,)))
+        if not found:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def cancelled(detached: Detached, row: Row) -> bool:

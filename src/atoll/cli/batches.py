@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from atoll.cli.calls.rows import SHORT_ID, moment
 from atoll.cli.columns import Column, print_fitted
-from atoll.cli.tables import print_json
+from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo
 from atoll.host import detached
 from atoll.host.local import local
@@ -23,6 +21,8 @@ COLUMNS = (
 )
 LIVE = ("waiting", "running")
 MOST_WAIT_SECONDS = 600.0
+SHORT_ID = 8
+"""Characters of an id that are shown where it is to be typed."""
 
 
 def print_batches(limit: int, function: str, since: float, *, json: bool) -> None:
@@ -34,16 +34,16 @@ def print_batches(limit: int, function: str, since: float, *, json: bool) -> Non
     elif not found:
         echo("no such batches" if function or since else "no batches: `spawn_map` makes them")
     else:
-        print_fitted(COLUMNS, [_cells(one, time.time()) for one in found])
+        print_fitted(COLUMNS, [_cells(one) for one in found])
 
 
-def _cells(batch: dict[str, Any], now: float) -> tuple[str, ...]:
+def _cells(batch: dict[str, Any]) -> tuple[str, ...]:
     return (
         batch["batch"][:SHORT_ID],
         batch["function"],
         f"{_finished(batch['counts']):,}/{batch['calls']:,}",
         in_words(batch["counts"]),
-        moment(batch["queued_at"], now),
+        date(batch["queued_at"]),
     )
 
 
