@@ -213,13 +213,13 @@ def test_bars_of_two_maps_share_the_line() -> None:
 
 
 def test_an_interrupt_of_a_map_fails_no_call(capsys: pytest.CaptureFixture[str]) -> None:
-    """The calls that it ends are not counted."""
+    """The calls that it ends are not counted; a long title leaves room for the numbers."""
     counts = [Counts(5, 1, 3, 20)]
-    bar = MapBar("score", None, lambda: counts[0], mode.LINES)
+    bar = MapBar("score", "a long title " * 9, lambda: counts[0], mode.LINES)
     bar.interrupted()
     counts[0] = Counts(8, 4, 0, 20)
     bar.end("interrupted")
-    assert capsys.readouterr().err.startswith("✗ score · 5 of 20 calls · 1 failed · interrupted")
+    assert capsys.readouterr().err.startswith("✗ a long title a long title… · 5 of 20 calls · 1 failed · interrupted")
 
 
 def test_the_daemon_is_asked_of_calls_that_have_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,9 +165,10 @@ class MapBar:
         failed = bool(ending or counts.failed)
         if not (failed or seconds >= call_lines.LONG_SECONDS or self._asked or mode.verbose):
             return
+        title = printable(" ".join((self._title or self._name).split()))
         of = f" of {counts.total:,}" if counts.total > counts.answered else ""
         parts = [
-            f"{'✗' if failed else '✓'} {self._title or self._name}",
+            f"{'✗' if failed else '✓'} {words.cut(title, max(call_lines.columns() // 3, 8))}",
             f"{counts.answered:,}{of} call{'s' * (counts.answered != 1 or bool(of))}",
         ]
         parts += [f"{counts.failed:,} failed"] if counts.failed else []
