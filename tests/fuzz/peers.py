@@ -21,6 +21,7 @@ from atoll.agent import usage
 from atoll.daemon import restore
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
+from atoll.daemon.running_calls import RunningCalls
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import EngineLease
@@ -192,12 +193,15 @@ def _services(one: World) -> Any:
 
     def nothing(*_: Any, **__: Any) -> None: ...
 
+    async def check(*_: Any) -> None: ...
+
     node = SimpleNamespace(
         expect_network=nothing,
         machine=SimpleNamespace(allot=nothing),
         environments=SimpleNamespace(ensure=ensure),
         network=network,
         storage_peers=SimpleNamespace(open=peer),
+        tmp_disks=SimpleNamespace(check=check),
     )
     return SimpleNamespace(
         engine=one.engine,
@@ -208,6 +212,7 @@ def _services(one: World) -> Any:
         request_bytes=Account(4 << 20, 8 << 20, 16 << 20, 32 << 20),
         claimed=Claimed(),
         storage_places=Account(4, 8, 16, 32),
+        running_calls=RunningCalls(one.engine),
     )
 
 

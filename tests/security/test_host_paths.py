@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from atoll.daemon import leasing
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.main import Daemon
+from atoll.daemon.services import Services
 from atoll.errors import AtollError, EnvironmentBuildError
 from atoll.host import index_settings
 from atoll.model.mounts import Bind
@@ -201,6 +203,7 @@ def test_a_client_of_another_uid_is_refused_at_every_door(
     options = Settings(atoll_home.path)
     options.run_directory.mkdir()
     daemon = Daemon.__new__(Daemon)
+    daemon._services = cast("Services", SimpleNamespace(detached=SimpleNamespace(busy=False)))
     daemon._settings, daemon._caller, daemon._connections = options, owner("local"), set()
 
     async def leave() -> bool:

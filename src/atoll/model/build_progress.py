@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any
 
 from atoll.model.sizes import size_text
 
@@ -106,7 +106,7 @@ class BuildLine(str):
     __slots__ = ("progress",)
     progress: BuildProgress
 
-    def __new__(cls, line: str, progress: BuildProgress) -> Self:
+    def __new__(cls, line: str, progress: BuildProgress) -> BuildLine:  # noqa: PYI034 - functions may run on Python 3.10
         made = super().__new__(cls, line)
         made.progress = progress
         return made

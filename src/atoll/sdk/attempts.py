@@ -166,7 +166,7 @@ class CallableFunction:
             set_call_id(error, call.id)
             raise
         finally:
-            again = self._next_attempt(sys.exception(), retry, ticket) if failed else None
+            again = self._next_attempt(sys.exc_info()[1], retry, ticket) if failed else None
             streams.ended(failed=failed, retry=again)
         return prepared.value_of(message, call.id)
 
@@ -219,7 +219,7 @@ class CallableFunction:
             set_call_id(error, call.id)
             raise
         finally:
-            again = self._next_attempt(sys.exception(), retry, ticket) if failed and fresh else None
+            again = self._next_attempt(sys.exc_info()[1], retry, ticket) if failed and fresh else None
             streams.ended(failed=failed, retry=again)
 
     @property

@@ -172,7 +172,7 @@ class Batches(CallableFunction):
     @overload
     def starmap(
         self: Takes3[A, B, C, R],
-        iterable: Iterable[tuple[A, B, C, *tuple[Any, ...]]],
+        iterable: Iterable[tuple[A, B, C, Unpack[tuple[Any, ...]]]],  # noqa: UP044 - for Python 3.10
         *,
         return_exceptions: Literal[False] = False,
         **options: Unpack[MapOptions],
@@ -180,7 +180,7 @@ class Batches(CallableFunction):
     @overload
     def starmap(
         self: Takes3[A, B, C, R],
-        iterable: Iterable[tuple[A, B, C, *tuple[Any, ...]]],
+        iterable: Iterable[tuple[A, B, C, Unpack[tuple[Any, ...]]]],  # noqa: UP044 - for Python 3.10
         *,
         return_exceptions: bool,
         **options: Unpack[MapOptions],

@@ -13,13 +13,15 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from atoll.errors import SerializationError
 from atoll.payload.values import type_name
 from atoll.wire import nested
 
 if TYPE_CHECKING:
+    from typing import Self  # functions may run on Python 3.10
+
     from atoll.payload.captures import Captures
 
 P = ParamSpec("P")

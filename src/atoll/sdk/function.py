@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from atoll.sdk.attempts import CallableFunction
 from atoll.sdk.batches import Batches
@@ -18,7 +18,10 @@ from atoll.sdk.options import Options, signature
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from typing import Unpack
+    from typing import (
+        Self,  # functions may run on Python 3.10
+        Unpack,
+    )
 
     from atoll.host.contract import Host
     from atoll.sdk.detached.handle import CallHandle

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, set_call_id
 from atoll.host.pipelining import Job
@@ -22,6 +22,8 @@ from atoll.sdk.futures import THREADS, CallFuture
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
+    from typing import Self  # functions may run on Python 3.10
+
     from atoll.host.contract import Host
     from atoll.sdk.call import Request
     from atoll.sdk.display.map_bar import Counts, MapBar

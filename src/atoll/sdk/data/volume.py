@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from atoll.errors import AtollError
 from atoll.sdk.data.connections import VolumeConnections
@@ -16,7 +16,10 @@ from atoll.storage.snapshots.values import check_name
 
 if TYPE_CHECKING:
     import io
-    from typing import Unpack
+    from typing import (
+        Self,  # functions may run on Python 3.10
+        Unpack,
+    )
 
     from atoll.host.contract import Host
     from atoll.sdk.data.sync import SyncChoices

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING
 
 from atoll.model.build_progress import BuildLine, shown
 from atoll.sdk.display import build_lines, mode
 from atoll.sdk.display.output import CallerStreams
 from atoll.terminal_text import printable
+
+if TYPE_CHECKING:
+    from typing import Self  # functions may run on Python 3.10
 
 
 class BuildDisplay:

@@ -70,7 +70,7 @@ class CallerStreams:
         self.call = call
         self.name = name
         self._began = time.monotonic()
-        self._handled = sys.exception()  # the program may call in an `except`
+        self._handled = sys.exc_info()[1]  # the program may call in an `except`
         if call:
             parallel.active.add(self)
 
@@ -137,7 +137,7 @@ class CallerStreams:
             if self._display() in (mode.LIVE, mode.LINES):
                 from atoll.sdk.display import call_lines  # for few calls
 
-                seconds, error = time.monotonic() - self._began, sys.exception()
+                seconds, error = time.monotonic() - self._began, sys.exc_info()[1]
                 error = None if error is self._handled else error
                 # behind the echo of Ctrl-C, and behind a function's line without an end
                 is_inside = True if isinstance(error, KeyboardInterrupt) else self._is_inside()
