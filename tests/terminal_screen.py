@@ -37,7 +37,7 @@ _VARYING = (
     (re.compile(r"\b[1-9]\d* running\b"), "0 running"),
     (re.compile(r"(▏.*?)\b\d+ failed"), r"\g<1>0 failed"),
     (re.compile(r" +\d+%\|.*?\|"), " 0%|"),  # tqdm
-    (re.compile(r"\[[^]]*it/s\]"), "[]"),
+    (re.compile(r"\[[^]]*(it/s|s/it)\]"), "[]"),
     (re.compile(r"\b(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\b"), "00:00:00"),
     (re.compile(r"\w*…"), "…"),
     (re.compile(r"^daemon .*\nmachine .*\n", re.MULTILINE), "daemon\nmachine\n"),
