@@ -169,6 +169,64 @@ def test_a_user_s_programs_together_hold_up_no_other_user() -> None:
     assert grants(schedule.ask(of(request("late", "xs", key="d"), "r", "v"))) == ["late"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_nested_call_that_waits_for_others_holds_them_up_by_turns(again: bool) -> None:
+    """It holds others up for five seconds, and then not for as long, also when it asks anew in between."""
+    schedule = Schedule(Bounds(8, 16, 16, 10))
+    schedule.ask(of(request("long", "small"), "q"))
+    root = grant(schedule.ask(of(request("root", "default", key="b"), "p")))
+    schedule.ask(request("wanted", "greedy", root.worker, key="c"), 100.0)
+    assert not grants(schedule.ask(of(request("late", "xs", key="d"), "p"), 101.0))
+    if again:
+        assert grants(schedule.withdraw("wanted")) == ["late"]
+        schedule.ask(request("wanted2", "greedy", root.worker, key="c"), 104.0)
+        assert not grants(schedule.ask(of(request("late2", "xs", key="d"), "r"), 104.0))
+    assert schedule.next_deadline() == 105.0
+    assert not grants(schedule.tick(104.9))
+    assert grants(schedule.tick(105.0)) == ["late2" if again else "late"]
+    assert grants(schedule.ask(of(request("later", "xs", key="e"), "r"), 109.0)) == ["later"]
+    assert not grants(schedule.tick(110.0))
+    assert not grants(schedule.ask(of(request("last", "xs", key="g"), "r"), 111.0))
+
+
+def test_a_program_s_call_holds_up_other_programs_by_turns_and_its_own_always() -> None:
+    """A program's call may hold up others for half a minute; its own program's calls stay behind it."""
+    schedule = Schedule(Bounds(2, 16, 16))
+    schedule.ask(of(request("long"), "q"))
+    wide = replace(request("wide", key="b"), needs=Needs(2000))
+    schedule.ask(of(wide, "p"), 100.0)
+    assert not grants(schedule.ask(of(request("own", key="c"), "p"), 101.0))
+    assert not grants(schedule.ask(of(request("late", key="d"), "r"), 102.0))
+    assert not grants(schedule.tick(129.0))
+    assert grants(schedule.tick(130.0)) == ["late"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_large_call_gets_in_among_long_small_ones(nested: bool) -> None:
+    """Calls of 40 s that come all the time starve no larger one, and none of them waits for much longer than its turn."""
+    schedule = Schedule(Bounds(64, 64, 64, 10))
+    root = grant(schedule.ask(of(request("root", "default", key="b"), "p")))
+    ends: list[tuple[float, Grant]] = []
+    asked = {"wanted": 50}
+    for now in range(0, 400, 2):
+        actions = schedule.tick(now)
+        while ends and ends[0][0] <= now:
+            actions += finish(schedule, ends.pop(0)[1], now)
+        if now == asked["wanted"]:
+            wanted = request("wanted", "greedy", root.worker if nested else None, key="c")
+            actions += schedule.ask(wanted if nested else of(wanted, "p"), now)
+        asked[f"r{now}"] = now
+        actions += schedule.ask(of(request(f"r{now}", "xs", key="d"), f"q{now}"), now)
+        for ended in [one.worker for one in actions if isinstance(one, EndWorker)]:
+            actions += schedule.worker_ended(now, ended)
+        for found in [one for one in actions if isinstance(one, Grant)]:
+            if found.request == "wanted":
+                return
+            assert now - asked[found.request] <= 90
+            ends.append((now + 40, found))
+    raise AssertionError("it has starved")
+
+
 def test_a_first_nested_call_over_its_bound_holds_up_nobody() -> None:
     """One that waits for its own `max_concurrency` keeps its memory from no other call, and asks for that function's leases."""
     schedule = Schedule(Bounds(8, 16, 16, 10))

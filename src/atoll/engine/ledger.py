@@ -151,6 +151,10 @@ class Ledger:
         taken = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
         return [gpu for gpu in cards or self.bounds.gpus if gpu not in taken]
 
+    def gpus_for(self, request: Request) -> tuple[str, ...]:
+        """Return the GPUs that will do for a request; none if it needs none."""
+        return (request.needs.cards or self.bounds.gpus) if request.needs.gpus else ()
+
     def holders(self, identity: str) -> list[Worker]:
         """Return the workers with a lease of a function."""
         return [one for one in self.workers.values() if one.request is not None and one.request.identity == identity]

@@ -111,7 +111,7 @@ class Pool:
         return lease
 
     def _ask(self, request: Request) -> None:
-        self._perform(self._schedule.ask(request))
+        self._perform(self._schedule.ask(request, time.monotonic()))
 
     def find(self, user: str, worker: str) -> Lease | None:
         known = self._state.workers.get(worker)

@@ -7,7 +7,8 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
   overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs
   that will do for it: every request needs cores, so a large call that has its memory is next in line for them. One that
   waits for its own `max_concurrency` holds nobody up but later calls of the same function.
-- One that does not fit beside its own side's calls, of its family, program or user, holds nobody up but that side (`waits`).
+- One that does not fit beside its own side's calls, of its family, program or user, holds nobody up but that side,
+  and one that waits for calls of another side holds that up by turns: for a while, and then not for as long (`waits`).
 - The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
   long more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
@@ -24,7 +25,7 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 
 from atoll.engine.actions import (
@@ -40,7 +41,7 @@ from atoll.engine.actions import (
     StartSandbox,
 )
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
-from atoll.engine.waits import Queue, Wait, explain, first_in_turn, in_turn
+from atoll.engine.waits import BothTurns, Queue, Wait, explain, first_in_turn
 from atoll.model.resources import Bounds
 
 
@@ -58,6 +59,9 @@ class Schedule:
         self._first: str | None = None  # in turn, until the queue changes
         self._count = 0
         self._epoch = 0
+        self._now = 0.0
+        self._since: dict[str, float] = {}  # when each that waits has asked
+        self._turns = BothTurns()
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -110,12 +114,13 @@ class Schedule:
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
         times = [sandbox.expires for sandbox in self._sandboxes.values() if sandbox.expires is not None]
-        return min(times, default=None)
+        return min([*times, *self._turns.ends()], default=None)
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def ask(self, request: Request) -> list[Action]:
+    def ask(self, request: Request, now: float = 0.0) -> list[Action]:
         """A client wants a lease."""
+        self._now = max(self._now, now)
         if self.depth(request.parent) >= self._bounds.workers:
             hint = REASONS[Lack.WORKERS][1]
             return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another", hint)]
@@ -123,13 +128,14 @@ class Schedule:
         if lack is not None:
             return [Refuse(request.id, f"this machine has not got the {lack.value} that it needs", "ask for less")]
         self._queue[request.id] = request
+        self._since[request.id] = self._now
         actions = self._place()
         while request.parent is not None and self._queue:
             lost = self.ledger.never_served(self._queue.values())
             if not lost:
                 break
             victim, lack = lost[0]
-            del self._queue[victim.id]
+            del self._queue[victim.id], self._since[victim.id]
             actions.append(Refuse(victim.id, *REASONS[lack]))
             actions += self._place()
         return actions
@@ -137,6 +143,7 @@ class Schedule:
     def withdraw(self, request: str) -> list[Action]:
         """A client no longer wants its lease, or is gone: waiting or holding."""
         if self._queue.pop(request, None) is not None:
+            del self._since[request]
             return self._place()
         name = self._held.pop(request, None)
         if name is None:
@@ -229,13 +236,14 @@ class Schedule:
         return self._place()
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: sandboxes without workers whose time is up end."""
+        """Time has passed: sandboxes without workers whose time is up end, and turns to hold up others change."""
+        self._now = max(self._now, now)
         actions: list[Action] = []
         for sandbox in list(self._sandboxes.values()):
             if not sandbox.workers and sandbox.expires is not None and sandbox.expires <= now:
                 del self._sandboxes[sandbox.id]
                 actions.append(EndSandbox(sandbox.id))
-        return actions + (self._place() if actions else [])
+        return actions + (self._place() if self._turns.pass_time(now) or actions else [])
 
     def _drop_lease(self, worker: Worker) -> None:
         assert worker.request is not None
@@ -249,17 +257,31 @@ class Schedule:
     # --- placing --------------------------------------------------------------------------------------------------
 
     def _in_turn(self) -> list[Request]:
-        return in_turn(self._queue.values(), self.ledger)
+        """Return the requests that wait, in the order in which they are to be served."""
+        if all(request.parent is None for request in self._queue.values()):
+            return list(self._queue.values())
+        before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
+        turns: list[tuple[int, Request]] = []
+        for request in self._queue.values():
+            caller = request.parent or ""
+            if caller not in before:
+                parent = self._workers.get(caller)
+                before[caller] = 0 if parent is None else parent.children
+            turns.append((before[caller], request))
+            before[caller] += 1
+        return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
 
     def _place(self) -> list[Action]:
         actions: list[Action] = []
         self._positions = self._first = None
         if not self._queue:
+            self._turns.ask(self._now, {})
             return actions
         waiting = self._in_turn()
-        queue = Queue(self.ledger)
+        queue = Queue(self.ledger, self._now, self._turns)
         for request in [one for one in waiting if self._rides(one)]:
-            queue.wait(request, self._try(request, actions))
+            since = self._since[request.id]
+            queue.wait(request, self._try(request, actions), since)
         for request in waiting:
             if queue.full:
                 break
@@ -267,8 +289,10 @@ class Schedule:
                 continue
             if queue.is_shut_out(request):
                 continue
+            since = self._since[request.id]
             lacks = self.ledger.lacks(request) if queue.comes_later(request) else self._try(request, actions)
-            queue.wait(request, lacks)
+            queue.wait(request, lacks, since)
+        queue.close()
         actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, queue)])
         return actions
 
@@ -312,7 +336,7 @@ class Schedule:
         parent = self._workers.get(request.parent or "")
         if parent is not None:
             parent.children += 1
-        del self._queue[request.id]
+        del self._queue[request.id], self._since[request.id]
         actions.append(Grant(request.id, worker.id, worker.epoch, fresh))
         return lacks
 

@@ -1,4 +1,4 @@
-"""Waits of requests: their order, the resources that each one keeps from others, and its own wait in words. Pure.
+"""Waits of requests: the resources that each one keeps from others, and its own wait in words. Pure.
 
 A request waits for its own `max_concurrency`, else for its turn, else for a resource: only the first in turn is held up
 by resources themselves, and those behind it wait for it.
@@ -7,17 +7,22 @@ A request that lacks a resource keeps it from those behind it, or it would starv
 for calls of others. One that does not fit beside calls of its own side waits for these anyhow, and others lose nothing
 by running meanwhile. There are three sides: the calls of one root call (its family), of one program, and of one user.
 So neither a function nor a program can stop others by two calls that do not fit beside one another.
+
+A call of another side may run for hours, too. Nobody knows for how long, so a request that waits holds up other sides
+by turns: for some seconds, and then not for as long (`Turns`). The longer it has waited, the longer are its turns: it
+gets in as soon as a turn is as long as a call. Turns are the machine's: a new request begins no new one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from atoll.engine.actions import Request
 from atoll.engine.ledger import Lack, Ledger, Worker
+from atoll.model.specs import WorkerKey
 from atoll.terminal_text import printable
 
 _ORDER = (Lack.GPUS, Lack.MEMORY, Lack.CPU, Lack.WORKERS, Lack.SANDBOXES)
@@ -81,7 +86,80 @@ class Kept:
 
 _NEEDED_BY_ALL = frozenset({Lack.CPU, Lack.WORKERS, Lack.SANDBOXES})
 
-_EVERYBODY = ("everybody", "")
+_Side = tuple[str, str]
+_EVERYBODY: _Side = ("everybody", "")
+
+
+@dataclass
+class Turns:
+    """Times in which requests that wait hold up other sides, and times in which they do not.
+
+    Args:
+        ends: when the present time is over; None while nobody holds up another side.
+        open: it is one in which nobody does.
+        seconds: of a time.
+        wish: how long the next one is to be; None if nobody is held up.
+    """
+
+    ends: float | None = None
+    open: bool = False
+    seconds: float = 0.0
+    wish: float | None = None
+
+    def ask(self, now: float, wish: float | None) -> None:
+        """Note how long requests that wait want to hold up others now; the first time begins with the first."""
+        self.wish = wish
+        if wish is not None and self.ends is None:
+            self.ends, self.open, self.seconds = now + wish, False, wish
+
+    def pass_time(self, now: float) -> bool:
+        """Begin the next time if this one is over, and return whether it was."""
+        if self.ends is None or now < self.ends:
+            return False
+        self.open = not self.open
+        if not self.open:
+            self.seconds = self.wish or 0.0
+        self.ends = now + self.seconds if self.wish is not None else None
+        self.open = self.open and self.ends is not None
+        return True
+
+
+class BothTurns:
+    """Turns of programs' requests, and those of functions' requests: neither makes the other's longer or shorter."""
+
+    def __init__(self) -> None:
+        self._turns = {False: Turns(), True: Turns()}
+
+    def of(self, request: Request) -> Turns:
+        """Return the turns that a request takes part in."""
+        return self._turns[request.parent is not None]
+
+    def ask(self, now: float, wishes: Mapping[bool, float]) -> None:
+        """Note how long requests want to hold up others, functions' under True."""
+        for nested, turns in self._turns.items():
+            turns.ask(now, wishes.get(nested))
+
+    def pass_time(self, now: float) -> bool:
+        """Begin what is due, and return whether that is anything."""
+        passed = [turns.pass_time(now) for turns in self._turns.values()]
+        return any(passed)
+
+    def ends(self) -> list[float]:
+        """Return when times end."""
+        return [turns.ends for turns in self._turns.values() if turns.ends is not None]
+
+
+def turn_of(request: Request, waited: float) -> float:
+    """Return for how many seconds a request that has waited so long may hold up other sides."""
+    if request.parent is not None:
+        return min(max(waited / 2, FIRST_OF_FUNCTION), MOST_OF_FUNCTION)
+    return max(waited / 2, FIRST_OF_PROGRAM)
+
+
+FIRST_OF_PROGRAM = 30.0
+FIRST_OF_FUNCTION = 5.0
+MOST_OF_FUNCTION = 60.0
+"""Seconds. A function's code is not trusted: its calls hold up others for a shorter time, and never for longer."""
 
 
 class Queue:
@@ -90,31 +168,54 @@ class Queue:
     A queue without anything kept costs later requests nothing: their sides are looked for when first needed.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, now: float, turns: BothTurns) -> None:
         self._ledger = ledger
-        self._kept: dict[tuple[str, str], Kept] = {}
+        self._now = now
+        self._turns = turns
+        self._wishes: dict[bool, float] = {}
+        self._wanted: dict[_Side, Kept] = {}
+        self._kept: dict[_Side, Kept] = {}
+        self._members: defaultdict[_Side, list[str]] = defaultdict(list)
+        self._fits: dict[tuple[_Side, str | None, WorkerKey, str], bool] = {}
         self._bound: set[str] = set()
         self._roots: dict[str, Request] = {}
 
-    def wait(self, request: Request, lacks: Collection[Lack]) -> None:
+    def wait(self, request: Request, lacks: Collection[Lack], since: float) -> None:
         """Note that a request waits, and for what; one that waits for its own bound keeps nothing from other functions."""
         if Lack.CONCURRENCY in lacks:
             self._bound.add(request.identity)
-        elif lacks:
-            kept = self._kept.setdefault(self._side_that_waits(request), Kept())
-            kept.lacks.update(lacks)
-            kept.gpus.update(gpus_for(request, self._ledger) if Lack.GPUS in lacks else ())
+            return
+        if not lacks:  # it was served, perhaps
+            self._members.clear()
+            self._fits.clear()
+            return
+        side, own = self._side_that_waits(request), self._sides(request)[1 if request.parent is None else 2]
+        gpus = self._ledger.gpus_for(request) if Lack.GPUS in lacks else ()
+        if side != own and side[0] != "family":
+            nested = request.parent is not None
+            self._wishes[nested] = max(self._wishes.get(nested, 0.0), turn_of(request, self._now - since))
+        for kept, waits in (
+            (self._wanted, side),
+            (self._kept, own if self._turns.of(request).open and side[0] != "family" else side),
+        ):
+            found = kept.setdefault(waits, Kept())
+            found.lacks.update(lacks)
+            found.gpus.update(gpus)
+
+    def close(self) -> None:
+        """Tell the turns how long the requests that were seen want to hold up others."""
+        self._turns.ask(self._now, self._wishes)
 
     @property
     def full(self) -> bool:
         """Nobody can be served any more."""
         return _EVERYBODY in self._kept and self._kept[_EVERYBODY].from_all
 
-    def kept_from(self, request: Request) -> Kept:
-        """Return what the requests before this one keep from it."""
+    def _from(self, request: Request, all_kept: dict[_Side, Kept]) -> Kept:
+        """Return what earlier requests keep from this one."""
         found = Kept()
-        for side in (_EVERYBODY, *self._sides(request)) if self._kept else ():
-            if (kept := self._kept.get(side)) is not None:
+        for side in (_EVERYBODY, *self._sides(request)) if all_kept else ():
+            if (kept := all_kept.get(side)) is not None:
                 found.lacks |= kept.lacks
                 found.gpus |= kept.gpus
         return found
@@ -125,9 +226,9 @@ class Queue:
 
     def comes_later(self, request: Request) -> bool:
         """Return whether the request has to let earlier ones go first, for the resources that it needs."""
-        kept = self.kept_from(request)
+        kept = self._from(request, self._kept)
         return (Lack.MEMORY in kept.lacks and request.needs.memory_bytes > 0) or not kept.gpus.isdisjoint(
-            gpus_for(request, self._ledger)
+            self._ledger.gpus_for(request)
         )
 
     def is_bound(self, request: Request) -> bool:
@@ -135,10 +236,10 @@ class Queue:
         return bool(request.max_concurrency) and request.identity in self._bound
 
     def wants(self, worker: Worker) -> bool:
-        """Return whether the worker holds a resource that a request waits for and may keep from its call."""
+        """Return whether the worker holds a resource that a request of its side, or of no side, waits for."""
         if worker.request is None:
             return False
-        kept = self.kept_from(worker.request)
+        kept = self._from(worker.request, self._wanted)
         return bool(
             kept.from_all
             or (Lack.MEMORY in kept.lacks and worker.needs.memory_bytes)
@@ -146,20 +247,29 @@ class Queue:
             or (worker.request.identity and worker.request.identity in self._bound)
         )
 
-    def _side_that_waits(self, request: Request) -> tuple[str, str]:
+    def _side_that_waits(self, request: Request) -> _Side:
         """Return the largest side whose members alone, of all others, wait for the request."""
         found = _EVERYBODY
-        leased = [
-            (one.id, self._sides(one.request)) for one in self._ledger.workers.values() if one.request is not None
-        ]
         for side in self._sides(request):
-            beside = {name for name, sides in leased if side in sides}
-            if not beside or self._ledger.lacks_beside(request, beside) is None:
+            if not self._lacks_beside(request, side):
                 break
             found = side
         return found
 
-    def _sides(self, request: Request) -> tuple[tuple[str, str], ...]:
+    def _lacks_beside(self, request: Request, side: _Side) -> bool:
+        """Return whether the request does not fit beside the calls of a side alone."""
+        if not self._members:
+            for worker in self._ledger.workers.values():
+                for one in self._sides(worker.request) if worker.request is not None else ():
+                    self._members[one].append(worker.id)
+        if not (members := self._members.get(side)):
+            return False
+        use = (side, request.parent, request.key, request.identity)
+        if use not in self._fits:
+            self._fits[use] = self._ledger.lacks_beside(request, frozenset(members)) is None
+        return not self._fits[use]
+
+    def _sides(self, request: Request) -> tuple[_Side, ...]:
         """Return the sides that a request is on, the largest first."""
         root = self._root(request)
         user = request.key.sandbox.user
@@ -175,27 +285,6 @@ class Queue:
                 found = caller.request
             self._roots[request.id] = found
         return self._roots[request.id]
-
-
-def in_turn(waiting: Collection[Request], ledger: Ledger) -> list[Request]:
-    """Return the requests, given in the order in which they came, in the order in which they are to be served."""
-    if all(request.parent is None for request in waiting):
-        return list(waiting)
-    before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
-    turns: list[tuple[int, Request]] = []
-    for request in waiting:
-        caller = request.parent or ""
-        if caller not in before:
-            parent = ledger.workers.get(caller)
-            before[caller] = 0 if parent is None else parent.children
-        turns.append((before[caller], request))
-        before[caller] += 1
-    return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
-
-
-def gpus_for(request: Request, ledger: Ledger) -> tuple[str, ...]:
-    """Return the GPUs that will do for a request; none if it needs none."""
-    return (request.needs.cards or ledger.bounds.gpus) if request.needs.gpus else ()
 
 
 def first_in_turn(waiting: Iterable[Request], ledger: Ledger) -> str:
