@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from textual.widgets import DataTable, RichLog, Static
 
 from atoll import errors
@@ -18,7 +19,6 @@ from atoll.cli.calls.machine_use import Snapshot, Use, bar, gpu_lines, heading
 from atoll.cli.calls.top_view import Output, Question, Stacks, TopView
 
 if TYPE_CHECKING:
-    import pytest
     from textual.pilot import Pilot
 
 NOW = time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, -1))
@@ -207,6 +207,34 @@ def test_output_is_followed_to_the_outcome() -> None:
     play(source, keys)
 
 
+@pytest.mark.parametrize("before", [[], ["c"], ["s"], ["l"]])
+def test_ctrl_c_ends_it_on_every_screen(before: list[str]) -> None:
+    """The status is that of a program that was interrupted."""
+
+    async def keys(pilot: Pilot[int], view: TopView) -> None:
+        await pilot.press(*before, "ctrl+c")
+        await until(pilot, lambda: view.return_value == 130)
+
+    play(Fake(FIRST), keys)
+
+
+def test_it_says_that_no_call_runs() -> None:
+    """An empty table has a reason above it."""
+
+    async def keys(pilot: Pilot[int], view: TopView) -> None:
+        assert "no call runs or waits" in said(view, "#heading")
+
+    play(Fake(), keys)
+
+
+def test_the_lines_above_fit_into_80_columns() -> None:
+    """Sizes of four digits and all cores busy leave room."""
+    machine = {"cpus": 115.2, "memory_bytes": 1003 << 30, "gpus": []}
+    capacity = {"machine": machine, "free": {"cpus": 110.7, "memory_bytes": 1002 << 30, "gpus": 0}, "types": []}
+    now = Snapshot(NOW, {"calls": [], "capacity": capacity}, Use(1000, 1000, 1023 << 30, 1023 << 30))
+    assert max(map(len, heading(now, Snapshot(NOW, None)))) <= 80
+
+
 def test_the_lines_above() -> None:
     """Use of the machine, what functions may have, and how many workers of each machine type fit."""
     before, now = (
@@ -214,13 +242,13 @@ def test_the_lines_above() -> None:
         for busy, total in ((0, 0), (50, 100))
     )
     assert heading(now, before) == [
-        f"CPU  {'█' * 10}{'░' * 10}  50% of {os.cpu_count()} cores   for functions: 3.5 of 8 free",
-        f"mem  {'█' * 5}{'░' * 15}  25% of 64.0 GiB   for functions: 20.0 GiB of 64.0 GiB free",
+        f"CPU  {'█' * 5}{'░' * 5}  50% of {os.cpu_count()} cores  for functions: 3.5 of 8 free",
+        f"mem  {'█' * 2}{'░' * 8}  25% of 64.0 GiB  for functions: 20.0 GiB of 64.0 GiB free",
         "GPU  0 of 1 free: NVIDIA A100 taken",
         "fit  S 4  GPU 0",
     ]
     assert heading(Snapshot(NOW, None)) == ["no daemon is running; the first call starts one"]
-    assert (bar(-1.0), bar(2.0)) == ("░" * 20, "█" * 20)
+    assert (bar(-1.0), bar(2.0)) == ("░" * 10, "█" * 10)
 
 
 def test_the_use_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +258,7 @@ def test_the_use_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '0, 50, 10240, 81920'\necho '1, [N/A], [N/A], 81920'\necho failed\n")
     program.chmod(0o755)
-    assert asyncio.run(gpu_lines()) == [f"GPU0 {'█' * 10}{'░' * 10}  50%   10.0 GiB of 80.0 GiB"]
+    assert asyncio.run(gpu_lines()) == [f"GPU0 {'█' * 5}{'░' * 5}  50%   10.0 GiB of 80.0 GiB"]
 
 
 def test_without_textual_the_command_says_what_to_install() -> None:

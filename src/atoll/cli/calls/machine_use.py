@@ -13,7 +13,8 @@ from typing import Any
 from atoll.cli.tables import size
 from atoll.host.local import local
 
-MOST_BAR = 20
+MOST_BAR = 10
+"""Cells, so that a line of the heading fits into 80 columns."""
 GPU_SECONDS = 2.0
 
 
@@ -101,8 +102,8 @@ def heading(now: Snapshot, before: Snapshot | None = None) -> list[str]:
         share = use.used_bytes / use.memory_bytes
         second += f"{bar(share)} {share:4.0%} of {size(use.memory_bytes)}"
     lines = [
-        f"{first}   for functions: {free['cpus']:g} of {has['cpus']:g} free",
-        f"{second}   for functions: {size(free['memory_bytes'])} of {size(has['memory_bytes'])} free",
+        f"{first}  for functions: {free['cpus']:g} of {has['cpus']:g} free",
+        f"{second}  for functions: {size(free['memory_bytes'])} of {size(has['memory_bytes'])} free",
     ]
     if has["gpus"]:
         shown = ", ".join(f"{one['name']} {'free' if one['free'] else 'taken'}" for one in has["gpus"])

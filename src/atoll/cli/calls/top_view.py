@@ -64,6 +64,7 @@ class TopView(App[int]):
         Binding("s", "stacks", "Stacks"),
         Binding("c", "cancel", "Cancel"),
         Binding("q", "leave", "Quit"),
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
     ]
 
     def __init__(self, source: Asked) -> None:
@@ -104,7 +105,8 @@ class TopView(App[int]):
         finally:
             self._looking = False
         first = self.screen_stack[0]
-        above = [*heading(snapshot, self._before), *gpus]
+        none = [] if snapshot.status is None or calls_of(snapshot) else ["no call runs or waits"]
+        above = [*heading(snapshot, self._before), *gpus, *none]
         first.query_one("#heading", Static).update(Text("\n".join(map(printable, above))))
         self._before = snapshot
         self._show(calls_of(snapshot), snapshot.at)
@@ -143,6 +145,10 @@ class TopView(App[int]):
     def action_leave(self) -> None:
         """End."""
         self.exit(0)
+
+    def action_interrupt(self) -> None:
+        """End as a program does that is interrupted, on every screen."""
+        self.exit(130)
 
     def action_follow(self) -> None:
         """Follow the output of the chosen call."""
