@@ -41,6 +41,7 @@ FIELDS = {
     "position",
     "detail",
     "machine_type",
+    "resources",
     "parent",
     "detached",
 }

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from atoll.cli.calls import rows
 from atoll.cli.columns import Column, lay_out
+from atoll.daemon.running_calls import in_words
+from atoll.model.specs import Numbers
 
 NOW = time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, -1))
 
@@ -138,3 +140,19 @@ def test_durations(seconds: float, text: str) -> None:
     """A time is short, and precise where that matters."""
     assert rows.duration(seconds) == text
     assert len(rows.duration(1e300)) < 14
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (Numbers(), ""),
+        (Numbers(millicores=500, memory_bytes=200_000_000), "cpu=0.5 memory=200MB"),
+        (Numbers(gpus=2, card="A100", disk_bytes=5 * 10**9), "gpu=A100:2 disk=5GB"),
+        (Numbers(gpus=1), "gpu=1"),
+    ],
+)
+def test_plain_numbers_stand_beside_the_machine_type(numbers: Numbers, words: str) -> None:
+    """As the function's options have them."""
+    assert in_words(numbers) == words
+    assert rows.of_machine({"machine_type": "S", "resources": words}).split() == ["S", *words.split()]
+    assert rows.of_machine({"machine_type": "", "resources": words}) == words

@@ -15,8 +15,8 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.contract import Engine, EngineLease, RunningCall
-from atoll.model import build_progress
-from atoll.model.specs import LeaseSpec
+from atoll.model import amounts, build_progress
+from atoll.model.specs import LeaseSpec, Numbers
 
 MOST_ROWS = 1000
 MOST_TEXT = 200
@@ -33,6 +33,7 @@ class WaitingCall:
     parent: str
     queued_at: float
     machine_type: str
+    resources: str = ""
     since: float = field(default_factory=time.time)
     building: bool = False
     detail: str = ""
@@ -81,6 +82,7 @@ class WaitingCall:
             "position": self.lease.position() if self.lease is not None else -1,
             "detail": self.detail or (self.lease.reason() if self.lease is not None else "")[:MOST_TEXT],
             "machine_type": self.machine_type,
+            "resources": self.resources,
             "parent": self.parent,
             "user": self.user,
         }
@@ -95,6 +97,7 @@ EMPTY = {
     "environment": "",
     "position": -1,
     "detail": "",
+    "resources": "",
     "detached": False,
 }
 
@@ -129,6 +132,7 @@ class RunningCalls:
             parent=parent,
             queued_at=at if 0 < at <= now else now,
             machine_type=spec.machine_type,
+            resources=in_words(spec.numbers),
             task=asyncio.current_task(),
         )
         if claim is not None:
@@ -171,6 +175,20 @@ class RunningCalls:
         return rows[:MOST_ROWS]
 
 
+def in_words(numbers: Numbers) -> str:
+    """Return a function's resources in plain numbers, as its options have them; empty for none."""
+    parts = []
+    if numbers.millicores:
+        parts.append(f"cpu={numbers.millicores / 1000:g}")
+    if numbers.memory_bytes:
+        parts.append(f"memory={amounts.shown(numbers.memory_bytes)}")
+    if numbers.gpus > 0:
+        parts.append(f"gpu={numbers.card}:{numbers.gpus}" if numbers.card else f"gpu={numbers.gpus}")
+    if numbers.disk_bytes:
+        parts.append(f"disk={amounts.shown(numbers.disk_bytes)}")
+    return " ".join(parts)
+
+
 def running_row(call: RunningCall) -> dict[str, Any]:
     """Return the row of a call that runs."""
     return {
@@ -187,6 +205,7 @@ def running_row(call: RunningCall) -> dict[str, Any]:
         "sandbox": call.sandbox,
         "environment": call.environment,
         "machine_type": call.machine_type,
+        "resources": in_words(call.lease.spec.numbers),
         "parent": call.parent,
         "user": call.user,
     }

@@ -127,8 +127,8 @@ def _print_unfinished(row: dict[str, Any]) -> None:
     if row["detail"]:
         echo(f"             {row['detail']}")
     echo(f"made         {date(row['queued_at'])}")
-    if row["machine_type"]:
-        echo(f"type         {row['machine_type']}")
+    if machine := rows.of_machine(row):
+        echo(f"type         {machine}")
     if row["state"] == "running":
         echo(f"waited       {rows.duration(max(row['since'] - row['queued_at'], 0.0))}")
         echo(f"CPU          {rows.duration(row['cpu_seconds'])}")

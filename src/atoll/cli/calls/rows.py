@@ -72,10 +72,15 @@ def _unfinished(call: dict[str, Any], now: float) -> tuple[str, ...]:
         moment(call["queued_at"], now),
         call["detail"],
         duration(call["cpu_seconds"]) if runs else "",
-        call["machine_type"],
+        of_machine(call),
         call["worker"],
         duration(max(call["since"] - call["queued_at"], 0.0)) if runs else "",
     )
+
+
+def of_machine(call: dict[str, Any]) -> str:
+    """Return the machine type of a call that is not over, and its resources in plain numbers."""
+    return " ".join(one for one in (call["machine_type"], call.get("resources", "")) if one)
 
 
 def _ended(call: dict[str, Any], now: float) -> tuple[str, ...]:
