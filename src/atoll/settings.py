@@ -152,7 +152,8 @@ class DetachedSettings:
         max_bytes: the most that all calls, outputs and results take on the disk; a call that does not fit is refused.
         call_bytes: the most of the arguments of one `spawn` or `spawn_map`, and of one result.
         output_bytes: the most of one call's output; of a longer one the middle is left out.
-        at_a_time: calls that run or wait for a worker at a time; further ones wait on the disk. 0 means by processors.
+        at_a_time: calls that run or wait for a worker at a time; further ones wait on the disk. 0 means 256, fewer
+            where arguments are large or this process may have few descriptors.
     """
 
     keep_days: float = 14.0

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from atoll import BatchHandle, CallHandle, IsolatedFunction, errors, isolated, local
+from atoll.keeper.main import LEAST_AT_A_TIME
 from tests import conftest
 from tests.conftest import Home
 
@@ -241,6 +242,30 @@ def test_waiting_calls_run_when_the_next_daemon_starts(small: Island) -> None:
     assert small.marks(3) == 0
     assert [one.wait(SECONDS).outcome for one in others] == ["lost", "ok"]
     assert [small.marks(number) for number in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_calls_that_hang_keep_no_others_waiting(island: Island) -> None:
+    """A call that takes no part of the machine takes no place of another one either."""
+    hung = island.work.on(cpu=0.01, memory="32MB", keep_alive=0)
+    with island.held():
+        calls = [hung.spawn(20) for _ in range(LEAST_AT_A_TIME + 1)]
+        until(lambda: all(call.status().state == "running" for call in calls))
+        assert all(call.cancel() for call in calls[1:])
+    assert calls[0].result(SECONDS) == 60
+
+
+def test_a_call_that_has_no_place_says_so(small: Island) -> None:
+    """While the bound is met; the call in the keeper's hands has no such reason."""
+    with small.held():
+        first = small.spawn(4)
+        until(lambda: small.marks(4))
+        second = small.spawn(0)
+        detail = until(lambda: second.status().detail)
+        assert detail == "1 detached call is made at a time (`detached.at_a_time`)"
+        shown = small.home.atoll("calls", "list", "--running", "--json").stdout
+        assert shown.count("detached.at_a_time") == 1
+        assert first.status().detail == ""
+    assert (second.result(SECONDS), second.status().detail) == (0, "")
 
 
 def test_a_daemon_with_detached_calls_does_not_leave(small: Island) -> None:

@@ -70,6 +70,8 @@ class Attempt:
         self._answer = Answer(store.files.directory, options.call_bytes)
         self.ticket = Ticket(self._begin, call_id=row.call, made_at=row.queued_at)
         self.began = False
+        self.held_bytes = 0
+        """The size of its arguments."""
         self.outcome = ""
         """Set once it is on the disk."""
         self.given_up = threading.Event()

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -42,7 +43,13 @@ IDLE_SECONDS = 10.0
 EXPIRE_SECONDS = 600.0
 LEAVING_LOOK_SECONDS = 0.5
 """Between two looks for cancelled calls, while another daemon takes this one's place."""
+AT_A_TIME = 256
+"""Calls at a time: one that sleeps, or waits for memory, takes little more than a thread here."""
 LEAST_AT_A_TIME = 16
+HELD_BYTES = 256 << 20
+"""Arguments in memory beyond which only `LEAST_AT_A_TIME` calls are made at a time."""
+DESCRIPTORS = 8
+"""Descriptors of one call: its lease and its files."""
 
 
 class Keeper:
@@ -65,8 +72,8 @@ class Keeper:
         self._looked = True
         self._leaving = False
         self._paused_until = 0.0
-        processors = len(os.sched_getaffinity(0))
-        self._most = options.detached.at_a_time or max(LEAST_AT_A_TIME, 2 * processors)
+        self._most = options.detached.at_a_time or _most_at_a_time()
+        self._full = ""
         self._idle_seconds = min(IDLE_SECONDS, options.pool.daemon_idle_seconds)
 
     def run(self) -> None:
@@ -115,20 +122,32 @@ class Keeper:
         """Begin as many waiting calls as may be made at a time."""
         while time.monotonic() >= self._paused_until:
             with self._changed:
-                if self._leaving or len(self._attempts) >= self._most:
+                if self._leaving:
                     return
                 rows = [one.row for one in self._attempts.values()]
+                held = sum(one.held_bytes for one in self._attempts.values())
+            if len(rows) >= self._most:
+                made = "calls are" if len(rows) > 1 else "call is"
+                self._tell_full(f"{len(rows)} detached {made} made at a time (`detached.at_a_time`)")
+                return
             counts = Counter(row.identity for row in rows if row.max_concurrency)
             full = {row.identity for row in rows if 0 < row.max_concurrency <= counts[row.identity]}
             row = self._store.next(time.time(), [one.call for one in rows], list(full))
             if row is None:
+                self._tell_full("")
+                return
+            size = self._spools.size(row)
+            if len(rows) >= LEAST_AT_A_TIME and held + size > HELD_BYTES:
+                self._tell_full(f"the arguments of {len(rows)} detached calls that are made have {held / 1e6:,.0f} MB")
                 return
             attempt = Attempt(row, self._store, self._spools, self._host, self._options.detached, self._tell)
+            attempt.held_bytes = size
             with self._changed:
                 if self._leaving:  # since the row was taken
                     return
                 self._attempts[row.call] = attempt
                 self._told.discard(row.batch)
+            self._tell(row, "taken", "")
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
 
     def _make(self, attempt: Attempt) -> None:
@@ -195,6 +214,13 @@ class Keeper:
             self._told.add(batch)
         return is_first
 
+    def _tell_full(self, reason: str) -> None:
+        """Tell the daemon the reason that further calls are not made now; empty for none."""
+        if reason != self._full:
+            self._full = reason
+            with contextlib.suppress(ChannelClosed, OSError):  # `listen` ends the process
+                self._daemon.send({"type": "full", "reason": reason})
+
     def _tell(self, row: Row, state: str, line: str, *, unrecorded: bool = False) -> None:
         message: dict[str, Any] = {
             "type": "changed",
@@ -234,6 +260,16 @@ class Keeper:
             self._changed.notify_all()
         for attempt in stopped:  # not here: it sends to the daemon, which may be about to send more
             threading.Thread(target=attempt.ticket.cancel, daemon=True).start()
+
+
+def _most_at_a_time() -> int:
+    """Return how many calls this process has descriptors for, after raising its limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # the kernel's bound may be lower
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = AT_A_TIME if soft == resource.RLIM_INFINITY else soft // DESCRIPTORS - LEAST_AT_A_TIME
+    return min(max(most, LEAST_AT_A_TIME), AT_A_TIME)
 
 
 def _is_meant(row: Row, message: dict[str, Any]) -> bool:

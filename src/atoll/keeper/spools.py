@@ -53,6 +53,13 @@ class Spools:
         bundle = self._bundle(like.bundle) if like.bundle else like.template.bundle
         return replace(call, streams="one", names=names), like.template.spec, bundle
 
+    def size(self, row: Row) -> int:
+        """Return the size of a call's arguments; 0 where the file is damaged or not there."""
+        try:
+            return sum(self._load(row.spool).spool.calls[row.place].sizes)
+        except (ValueError, OSError, IndexError):
+            return 0
+
     def _bundle(self, digest: str) -> StoredBundle:
         with self._lock:
             found = self._bundles.pop(digest, None)

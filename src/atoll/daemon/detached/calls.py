@@ -69,6 +69,8 @@ class Detached:
         self._lost: set[str] = set()
         self.blocked = False
         """The keeper waits for the end of an earlier daemon's keeper, whose calls only that one can end."""
+        self.full = ""
+        """The reason that the keeper takes no further calls now; empty for none."""
         self.waits: dict[str, tuple[str, str]] = {}
         """The state and the line about the wait of calls that the keeper has in its hands."""
 
@@ -180,6 +182,8 @@ class Detached:
                         self._note(message)
                     case "blocked" | "ready" as word:
                         self.blocked = word == "blocked"
+                    case "full":
+                        self.full = str(message.get("reason", ""))
         except (ChannelClosed, FrameError, ValueError):
             pass
         finally:
@@ -188,6 +192,7 @@ class Detached:
             self._keeper = self._channel = None
             self.blocked = False
             self.waits.clear()
+            self.full = ""
         if self._leaving:
             return
         if status:
@@ -203,6 +208,9 @@ class Detached:
 
     def _note(self, message: dict[str, Any]) -> None:
         call, batch, state = (str(message.get(name, "")) for name in ("call", "batch", "state"))
+        if state == "taken":
+            self.waits[call] = "waiting", ""
+            return
         if state == "finished" or not state:
             self.waits.pop(call, None)
         else:

@@ -164,6 +164,8 @@ def shown(detached: Detached, row: Row) -> dict[str, Any]:
     shown = row.to_data()
     if row.state == "waiting" and state == "building":
         shown["state"] = state
+    if row.state == "waiting" and not state and row.due_at <= time.time():
+        line = detached.full
     if detached.blocked and not line:
         line = EARLIER_RUNS if row.state == "running" else EARLIER_WAITS if row.state == "waiting" else ""
     return {**shown, "detail": line, "detached": True}
