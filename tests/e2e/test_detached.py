@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -398,6 +399,16 @@ def test_damage_is_an_outcome_or_a_named_error(island: Island) -> None:
             data[-1] ^= 1
             path.write_bytes(data)
     assert Counter(one.wait(SECONDS).outcome for one in holding) == {"lost": 1, "refused": 2}
+    with island.held():
+        holding = [function.spawn(200 + number) for number in range(3)]
+        until(lambda: any(island.marks(200 + number) for number in range(3)))
+        island.home.atoll("stop")
+        with contextlib.closing(sqlite3.connect(detached / "calls.db", isolation_level=None)) as rows:
+            for change, one in (("place = 99", holding[1]), ("state = 'weird', place = 'x'", holding[2])):
+                rows.execute(f"UPDATE calls SET {change} WHERE call = ?", (one.id,))
+    assert [one.wait(SECONDS).outcome for one in holding] == ["lost", "refused", "refused"]
+    with pytest.raises(errors.StateUnusable, match="has no call 99"):
+        holding[1].result()
     island.home.atoll("stop")
     (detached / "calls.db").write_bytes(b"no database" * 1000)
     for name in ("calls.db-wal", "calls.db-shm"):

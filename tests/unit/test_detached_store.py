@@ -19,6 +19,7 @@ import pytest
 from atoll import errors
 from atoll.detached.batches import batches, unwanted, want_no_more
 from atoll.detached.bundles import Bundle
+from atoll.detached.damage import refuse_damaged
 from atoll.detached.database import FILE
 from atoll.detached.files import STRAY_SECONDS
 from atoll.detached.rows import Row
@@ -298,6 +299,35 @@ def test_a_damaged_file_is_a_named_error(directory: Path) -> None:
     with pytest.raises(errors.StateUnusable, match=FILE):
         opened(directory)
     assert (directory / FILE).read_bytes() == b"nothing" * 1000
+
+
+@pytest.mark.parametrize("damage", ["state = 'weird'", "due_at = 'abc'", "attempts = 'zz'", "place = x'00'"])
+def test_a_damaged_row_is_refused(directory: Path, damage: str) -> None:
+    """Others are as they were; the damaged call ends once, with an error that says so."""
+    store = opened(directory)
+    accepted(store, "a")
+    accepted(store, "b")
+    store.change(damage, "call = ?", ("a",))
+    assert [refuse_damaged(store), refuse_damaged(store)] == [1, 0]
+    row = store.find("me", "a")
+    assert (row.state, row.outcome, row.failure["code"]) == ("finished", "refused", "state_unusable")
+    assert all(type(getattr(row, name)) in (int, float) for name in ("due_at", "attempts", "place"))
+    assert store.left() == {"waiting": 1}
+    store.close()
+
+
+def test_a_damaged_row_leads_to_no_file_elsewhere(directory: Path) -> None:
+    """Its spool is removed at its end, by its name."""
+    store = opened(directory)
+    accepted(store, "a")
+    other = directory.parent / "other"
+    other.write_text("of somebody else")
+    store.change("spool = '../../other'", "call = ?", ("a",))
+    assert store.begin("a")
+    assert store.end("a", "refused", None, 0, 0)
+    assert other.exists()
+    assert store.files.open("spools", "../../other") is None
+    store.close()
 
 
 def test_an_earlier_versions_file_gets_the_new_columns(directory: Path) -> None:

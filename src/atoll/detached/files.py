@@ -11,6 +11,7 @@ results/CALL      the answer of a call, as frames
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from atoll import linux, ownership
+from atoll.model.spool import is_id
 
 KINDS = ("spools", "bundles", "outputs", "results")
 STRAY_SECONDS = 3600.0
@@ -39,6 +41,13 @@ class Files:
                 found.enter(kind, make=True).__exit__()
 
     def path(self, kind: str, name: str) -> Path:
+        """Return the path of a file; its name may come from a damaged row, which must lead nowhere else.
+
+        Raises:
+            FileNotFoundError: no file has such a name.
+        """
+        if not is_id(name):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(name))
         return self.directory / kind / name
 
     def write(self, kind: str, name: str, fill: Callable[[BinaryIO], None]) -> int:

@@ -113,7 +113,7 @@ class Attempt:
     def _make(self, output: KeptOutput) -> Made:
         try:
             call, spec, bundle = self._spools.call(self.row)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a damaged row or file, which is not to be tried again and again
             return self._failed(
                 errors.StateUnusable(
                     f"the detached call of `{self.row.function}` cannot be read: {error}",

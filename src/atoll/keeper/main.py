@@ -24,6 +24,7 @@ from typing import Any
 
 from atoll import errors, linux, settings
 from atoll.detached.batches import unwanted
+from atoll.detached.damage import refuse_damaged
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
 from atoll.host.notifications import NOTIFY, Ended, tell
@@ -78,6 +79,7 @@ class Keeper:
 
     def run(self) -> None:
         """Make calls until there is nothing to do."""
+        refuse_damaged(self._store)
         for row in self._store.recover():
             self._over(row, unrecorded=True)
         self._store.expire()

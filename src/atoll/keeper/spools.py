@@ -57,7 +57,7 @@ class Spools:
         """Return the size of a call's arguments; 0 where the file is damaged or not there."""
         try:
             return sum(self._load(row.spool).spool.calls[row.place].sizes)
-        except (ValueError, OSError, IndexError):
+        except Exception:  # a damaged row or file, as the attempt finds too
             return 0
 
     def _bundle(self, digest: str) -> StoredBundle:

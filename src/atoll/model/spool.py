@@ -251,6 +251,8 @@ class Spool:
         Raises:
             ValueError: it is damaged.
         """
+        if type(number) is not int or not 0 <= number < len(self.calls):
+            raise ValueError(f"the spool has no call {number!r}")
         one = self.calls[number]
         data = memoryview(_part(file, one.offset, sum(one.sizes), one.crc))
         parts, place = [], 0
