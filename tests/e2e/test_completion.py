@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -65,6 +67,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         [CallRecord("abcd1234-1", "train", "local", outcome="ok"), CallRecord("ff001122-1", "x\x1b[2J", "local")]
     )
     database.close()
+    (home / "detached").mkdir()
+    with contextlib.closing(sqlite3.connect(home / "detached" / "calls.db")) as calls, calls:
+        calls.execute("CREATE TABLE calls (id INTEGER PRIMARY KEY, call, function, state, outcome, queued_at)")
+        rows = [("d0000001-1", "train", "running", "", 0.0), ("d0000002-1", "train", "finished", "ok", 0.0)]
+        calls.executemany("INSERT INTO calls (call, function, state, outcome, queued_at) VALUES (?, ?, ?, ?, ?)", rows)
     (work / "program.py").write_text(textwrap.dedent(PROGRAM))
     (work / "pkg/mod.py").write_text("def plain(): ...\n")
     (work / "broken.py").write_text("def (\n")
@@ -93,6 +100,11 @@ CASES = [
     ("atoll calls list --outcome time", {"timeout"}),
     ("atoll calls list --function tr", {"train"}),
     ("atoll logs abcd", {"abcd1234-1"}),
+    ("atoll logs d0", {"d0000001-1", "d0000002-1"}),
+    ("atoll cancel ", {"d0000001-1"}),
+    ("atoll exec d0", {"d0000001-1"}),
+    ("atoll attach ", {"d0000001-1", "d0000002-1"}),
+    ("atoll calls result d0", {"d0000001-1", "d0000002-1"}),
     ("atoll data rm -r /data/r", {"/data/runs/", "/data/readme.md"}),
     ("atoll data cat runs/a", {"runs/a.csv"}),
     ("atoll data cat out/pass", set()),
@@ -242,7 +254,8 @@ def test_values_are_clean_and_errors_silent(place: Path, capsys: pytest.CaptureF
     assert printed.replace("\n", "").replace("\t", "").isprintable()
     assert "ff001122-1\n" in printed
     assert "bad" not in printed
-    (place / "home" / "records" / "calls.db").write_bytes(b"damaged" * 1000)
+    for directory in ("records", "detached"):
+        (place / "home" / directory / "calls.db").write_bytes(b"damaged" * 1000)
     for arguments in (["call", ""], ["nonsense", "x"], [], ["target", "broken.py::"], ["volume", "/etc/pass"]):
         assert values.main(arguments) == 0
     assert capsys.readouterr() == ("/data/\n" * 0, "")

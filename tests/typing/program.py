@@ -181,6 +181,15 @@ async def prepared_async(state: dict[str, int], x: int) -> int:
     return x
 
 
+async def load_later() -> dict[str, int]:
+    return {"a": 1}
+
+
+@isolated(setup_function=load_later)
+def prepared_later(state: dict[str, int], x: int) -> int:
+    return x
+
+
 with_text = isolated(setup_function=lambda: "text")
 
 
@@ -197,6 +206,8 @@ reveal_type(prepared.on(setup_function=load)(3))  #: int
 reveal_type(prepared_items(3))  #: Iterator[int]
 reveal_type(prepared_items.submit(3).result())  #: list[int]
 reveal_type(prepared_async(3))  #: int
+reveal_type(prepared_later(3))  #: int
+reveal_type(prepared_later.on(setup_function=load_later)(3))  #: int
 reveal_type(many.on(setup_function=lambda: 1)(2))  #: int
 prepared({}, 3)  #: ! call-arg,arg-type reportCallIssue
 prepared("x")  #: ! arg-type reportArgumentType

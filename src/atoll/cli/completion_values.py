@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -171,19 +172,42 @@ def _volume(word: str, _: str) -> Values:
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
+_DETACHED = "SELECT call, function, state, outcome, queued_at FROM calls WHERE call >= ? AND call < ? ORDER BY id DESC"
+_UNFINISHED = _DETACHED.replace("ORDER", "AND state != 'finished' ORDER")
+_FINISHED = _DETACHED.replace("state", "''")
+
+
 def _calls(word: str, _: str) -> Values:
     """Give the ids of calls that are not over, of detached ones and of finished ones, the newest first."""
+    return _unique(_live(), _found("detached", _DETACHED, word), _found("records", _FINISHED, word))
+
+
+def _live_calls(word: str, _: str) -> Values:
+    """Give the ids of calls that run or wait."""
+    return _unique(_live(), _found("detached", _UNFINISHED, word))
+
+
+def _detached_calls(word: str, _: str) -> Values:
+    """Give the ids of detached calls, the newest first."""
+    return _found("detached", _DETACHED, word)
+
+
+def _unique(*values: Values) -> Values:
     seen = set[str]()
+    for call, about in itertools.chain(*values):
+        if call not in seen:
+            seen.add(call)
+            yield call, about
+
+
+def _live() -> Values:
     for row in _running():
-        seen.add(row["call"])
         yield row["call"], f"{row['function']} {row['state']} {_age(row['since'])}"
-    asked = "SELECT call, function, state, outcome, queued_at FROM calls WHERE call >= ? AND call < ? ORDER BY id DESC"
-    finished = asked.replace("state", "''")
-    for name, query in (("detached/calls.db", asked), ("records/calls.db", finished)):
-        for call, function, state, outcome, at in _rows(name, query, (word, f"{word}\U0010ffff")):
-            if call not in seen:
-                seen.add(call)
-                yield call, f"{function} {outcome or state} {_age(at)}"
+
+
+def _found(directory: str, query: str, word: str) -> Values:
+    for call, function, state, outcome, at in _rows(f"{directory}/calls.db", query, (word, f"{word}\U0010ffff")):
+        yield call, f"{function} {outcome or state} {_age(at)}"
 
 
 def _running() -> list[dict[str, Any]]:
@@ -245,6 +269,8 @@ _KINDS: dict[str, Callable[[str, str], Values]] = {
     "snapshot": _snapshots,
     "volume": _volume,
     "call": _calls,
+    "live-call": _live_calls,
+    "detached-call": _detached_calls,
     "call-function": _call_functions,
     "machine-type": _machine_types,
 }

@@ -1,7 +1,7 @@
 """The sizes of worker that a function may ask for by name.
 
 The table is the one that programs written for hosted function clouds name; a host serves what it has of it
-(`model.resources`). Sizes are binary: 1 GB is 1024 MiB.
+(`model.resources`). Sizes are binary (GiB).
 """
 
 from __future__ import annotations

@@ -43,6 +43,17 @@ def isolated(
 def isolated(kind: Literal["conda"], *, setup_function: None = None, **options: Unpack[CondaOptions]) -> Decorator: ...
 @overload
 def isolated(
+    kind: Literal["virtualenv"] = "virtualenv",
+    *,
+    setup_function: Callable[[], Coroutine[Any, Any, S]],
+    **options: Unpack[VirtualenvOptions],
+) -> SetUpDecorator[S]: ...
+@overload
+def isolated(
+    kind: Literal["conda"], *, setup_function: Callable[[], Coroutine[Any, Any, S]], **options: Unpack[CondaOptions]
+) -> SetUpDecorator[S]: ...
+@overload
+def isolated(
     kind: Literal["virtualenv"] = "virtualenv", *, setup_function: Callable[[], S], **options: Unpack[VirtualenvOptions]
 ) -> SetUpDecorator[S]: ...
 @overload

@@ -99,7 +99,7 @@ class SetUp(Generic[S, P, Local]):
             to: Host | None = None,
             /,
             *,
-            setup_function: Callable[[], S] = ...,
+            setup_function: Callable[[], S] | Callable[[], Coroutine[Any, Any, S]] = ...,
             **options: Unpack[ChangedOptions],
         ) -> Self: ...
         def on(self, to: Host | None = None, /, **options: Any) -> Any: ...

@@ -31,6 +31,12 @@ _POSITIONAL = {
     "shell": "=" + " ".join(SHELLS),
 }
 _OF_COMMAND = {
+    ("cancel", "calls"): "live-call",
+    ("exec", "call"): "live-call",
+    ("stack", "call"): "live-call",
+    ("attach", "call"): "detached-call",
+    ("calls result", "call"): "detached-call",
+    ("calls forget", "call"): "detached-call",
     ("data put", "paths"): FILE,
     ("data get", "paths"): "volume",
     ("data restore", "name"): "snapshot",
