@@ -258,11 +258,19 @@ reveal_type(Scaler().table(1))  #: str
 Scaler().scale("x")  #: ! arg-type reportArgumentType
 Scaler().table("x")  #: ! arg-type reportArgumentType
 
+
 # --- other callables
+def one_text(text: str) -> int:
+    return len(text)
+
+
 reveal_type(isolated(len)("ab"))  #: int
 reveal_type(isolated(functools.partial(f.local, y="b"))(1))  #: float
 reveal_type(same(1))  #: Any / int
 reveal_type(isolated(requirements=["numpy"])(len)([1]))  #: int
+reveal_type(isolated(one_text, keep_alive=3)("a"))  #: int
+reveal_type(isolated(co.local, keep_alive=3, machine_type="S")(3))  #: bytes
+isolated(one_text, keep_alive=3)(1)  #: ! arg-type reportArgumentType
 sizes: IsolatedFunction[[str], int] = isolated(lambda text: len(text))
 isolated(3)  #: ! call-overload reportCallIssue,reportArgumentType
 
@@ -298,7 +306,7 @@ isolated(results="json")  #: ! call-overload reportArgumentType
 isolated(timeout="5")  #: ! call-overload reportArgumentType
 isolated(requirements=[1])  #: ! list-item reportArgumentType
 isolated("venv")  #: ! call-overload reportCallIssue,reportArgumentType
-isolated("conda", requirements=["a"])  #: ! call-overload reportArgumentType
+isolated("conda", requirements=["a"])  #: ! call-overload reportCallIssue,reportArgumentType
 isolated(packages=["a"])  #: ! call-overload reportCallIssue
 isolated(setup_function=one_argument)  #: ! arg-type reportArgumentType,reportCallIssue
 f.on(keepalive=3)  #: ! call-overload reportCallIssue

@@ -62,30 +62,41 @@ def isolated(
 ) -> SetUpDecorator[S]: ...
 
 
-# `@isolated`, as in `shapes.Decorator`; options would make a checker's report of a mistake very long
+# `@isolated` and `isolated(function, ...)`, as in `shapes.Decorator`; options with types would make a checker's report of
+# a mistake very long: they are checked when the program runs
 if not MYPY:
 
     @overload
-    def isolated(kind: Callable[P, Never], /) -> IsolatedFunction[P, Any]: ...
+    def isolated(
+        kind: Callable[P, Never], /, *, setup_function: None = None, **options: Any
+    ) -> IsolatedFunction[P, Any]: ...
 
 
-@overload
-def isolated(kind: Callable[..., Never], /) -> IsolatedFunction[..., Any]: ...  # type: ignore[overload-overlap]
-@overload
-def isolated(kind: Callable[P, Coroutine[Any, Any, R]], /) -> IsolatedCoroutine[P, R]: ...
-@overload
-def isolated(kind: Callable[P, AsyncIterator[Y]], /) -> IsolatedAsyncGenerator[P, Y]: ...
 @overload
 def isolated(
-    kind: Callable[P, Generator[Y, Sent, Returned]], /
+    kind: Callable[..., Never], /, *, setup_function: None = None, **options: Any
+) -> IsolatedFunction[..., Any]: ...
+@overload
+def isolated(
+    kind: Callable[P, Coroutine[Any, Any, R]], /, *, setup_function: None = None, **options: Any
+) -> IsolatedCoroutine[P, R]: ...
+@overload
+def isolated(
+    kind: Callable[P, AsyncIterator[Y]], /, *, setup_function: None = None, **options: Any
+) -> IsolatedAsyncGenerator[P, Y]: ...
+@overload
+def isolated(
+    kind: Callable[P, Generator[Y, Sent, Returned]], /, *, setup_function: None = None, **options: Any
 ) -> IsolatedGenerator[P, Generator[Y, Sent, Returned], Y]: ...
 @overload
-def isolated(kind: Callable[P, Iterator[Y]], /) -> IsolatedGenerator[P, Iterator[Y], Y]: ...
+def isolated(
+    kind: Callable[P, Iterator[Y]], /, *, setup_function: None = None, **options: Any
+) -> IsolatedGenerator[P, Iterator[Y], Y]: ...
 @overload
-def isolated(kind: Callable[P, R], /) -> IsolatedFunction[P, R]: ...
+def isolated(kind: Callable[P, R], /, *, setup_function: None = None, **options: Any) -> IsolatedFunction[P, R]: ...
 
 
-def isolated(kind: Any = "virtualenv", **options: Any) -> Any:
+def isolated(kind: Any = "virtualenv", **options: Any) -> Any:  # type: ignore[misc]  # `kind` is no option of a function
     """Mark a function to run in an environment of its own: `@isolated`, `@isolated()`, `@isolated(kind, ...)`.
 
     All options beside `kind` are given by name.
