@@ -59,6 +59,13 @@ def test_init_overwrites_nothing(atoll_home: Home, tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere.py").exists()
 
 
+def test_init_names_a_directory_that_it_cannot_make(atoll_home: Home) -> None:
+    """A directory that cannot be is one error with its name and a hint."""
+    done = atoll_home.atoll("init", "/proc/x", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: cannot write `/proc/x`: No such file or directory\nhint: name another directory\n"
+
+
 def test_version_starts_nothing(atoll_home: Home) -> None:
     """Versions are those of this machine, and the daemon is none where none runs."""
     found = json.loads(atoll_home.atoll("version", "--json").stdout)

@@ -99,5 +99,5 @@ def test_run_has_a_flag(atoll_home: Home, told: Any, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("from atoll import isolated\n@isolated\ndef f():\n    return 7\n")
     assert atoll_home.atoll("run", "--notify", "program.py", cwd=tmp_path).stdout == "7\n"
     assert [one["function"] for one in told()] == ["f"]  # the command's end has waited for it
-    with pytest.raises(ValueError, match="known are notify"):
+    with pytest.raises(ValueError, match="known is notify"):
         isolated(on_done="mail")  # type: ignore[call-overload]

@@ -51,6 +51,7 @@ def test_amounts_are_read_in_decimal_and_binary_units(text: Any, count: int) -> 
         ({"memory": 1.5}, TypeError, r'a text such as "12GB" or a number of bytes, is 1.5'),
         ({"memory": True}, TypeError, "is True"),
         ({"memory": "99999999TB"}, ValueError, "more than any machine has"),
+        ({"disk": "50PB"}, ValueError, r"disk=`50PB`: the largest units are `TB` and `TiB`"),
         ({"disk": "50"}, ValueError, r"disk=`50`: write `50GB` or `50GiB`"),
         ({"cpu": 0}, ValueError, "`cpu` must be from 0.01 to 10000, is 0"),
         ({"cpu": float("nan")}, ValueError, "is nan"),
@@ -163,7 +164,7 @@ def test_numbers_are_kept_with_a_stored_call() -> None:
 
 def test_a_shortfall_is_said_of_what_the_type_gives_alone() -> None:
     """A machine smaller than the type says so once, except for what the function names itself."""
-    assert "2 of 8 CPUs and 21.0 of 128 GB" in allot("XL", SMALL).shortfall
+    assert "2 of 8 CPUs and 21.0 of 128 GiB" in allot("XL", SMALL).shortfall
     assert "memory" not in allot("XL", SMALL, Numbers(memory_bytes=GIB)).shortfall
     assert allot("XL", SMALL, Numbers(1000, GIB)).shortfall == ""
 

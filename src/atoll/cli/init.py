@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from atoll.cli.terminal import echo
+from atoll.errors import StateUnusable
 from atoll.terminal_text import printable
 
 PROGRAM = "first.py"
@@ -56,6 +57,18 @@ def init(directory: str = ".", /) -> int:
         For the files; made if it is not there.
     """
     place = Path(directory)
+    try:
+        _write(place)
+    except OSError as error:
+        at = printable(str(error.filename or place))
+        raise StateUnusable(f"cannot write `{at}`: {error.strerror or error}", hint="name another directory") from error
+    program = os.path.relpath(place / PROGRAM)
+    echo(f"next: atoll run {shlex.quote(printable(program))} --name Ada")
+    return 0
+
+
+def _write(place: Path) -> None:
+    """Write the files that are not there."""
     place.mkdir(parents=True, exist_ok=True)
     for name, text in _FILES.items():
         path = place / name
@@ -66,6 +79,3 @@ def init(directory: str = ".", /) -> int:
             echo(f"kept {path}, which is there already")
         else:
             echo(f"wrote {path}")
-    program = os.path.relpath(place / PROGRAM)
-    echo(f"next: atoll run {shlex.quote(printable(program))} --name Ada")
-    return 0

@@ -50,6 +50,8 @@ def _bytes(name: str, value: str) -> int:
         raise ValueError(f'`{name}` must be a number with a unit, such as "12GB" or "12GiB", is {value[:40]!r}')
     number, unit = found.groups()
     if unit.upper() not in UNITS:
+        if unit[:1].upper() in ("P", "E"):
+            raise ValueError(f"{name}=`{value[:40]}`: the largest units are `TB` and `TiB`")
         near = unit[:1].upper() if unit and unit[0].upper() in "KMGT" else "G"
         raise ValueError(f"{name}=`{value[:40]}`: write `{number}{near}B` or `{number}{near}iB`")
     return round(float(number) * UNITS[unit.upper()]) if "." in number else int(number) * UNITS[unit.upper()]

@@ -174,7 +174,9 @@ def _unless_none(check: Check) -> Check:
 def _one_of(choices: tuple[str, ...]) -> Check:
     def chosen(name: str, value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"unknown {name} `{value}`; known are {', '.join(choices)}")
+            raise ValueError(
+                f"unknown {name} `{value}`; known {'are' if len(choices) > 1 else 'is'} {', '.join(choices)}"
+            )
         return str(value)
 
     return _typed("a text", str, chosen)

@@ -182,7 +182,7 @@ end
 """
 
 
-def completion(shell: Literal["bash", "zsh", "fish", ""] = "", /) -> int:
+def completion(shell: Literal["bash", "zsh", "fish"] | None = None, /) -> int:
     """Print a script that completes commands, options and values in a shell.
 
     For bash add `eval "$(atoll completion bash)"` to ~/.bashrc, for zsh `eval "$(atoll completion zsh)"` to ~/.zshrc
