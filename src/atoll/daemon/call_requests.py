@@ -86,8 +86,12 @@ async def find(services: Services, caller: Caller, start: Any) -> RunningCall | 
 
     Raises:
         ValueError: it cannot be an id.
-        ResourcesUnavailable: more than one has such an id.
+        ResourcesUnavailable: more than one has such an id, or it is empty.
     """
+    if start == "":  # a variable of a shell that is not set, and no older client
+        raise errors.ResourcesUnavailable(
+            "an empty id names no call", hint="give 4 characters or more of an id; see `atoll calls list --running`"
+        )
     records.check_start(start)
     user = _seen_by(caller)
     running = await services.running_calls.running(user)
