@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from atoll import errors
@@ -26,7 +27,7 @@ def cancel(*calls: str, json: bool = False) -> int:
     if not calls:
         return wrong_usage("name the calls: `atoll calls list --running` shows them")
     done, failed = [], False
-    for call in calls:
+    for call in _waiting_first(calls):
         try:
             found = local.request_running("calls.cancel", {"call": call})
         except errors.AtollError as error:
@@ -43,6 +44,13 @@ def cancel(*calls: str, json: bool = False) -> int:
     if json:
         print_json(done)
     return int(failed)
+
+
+def _waiting_first(calls: Sequence[str]) -> list[str]:
+    """Return the calls in an order in which none begins because of the end of another."""
+    found = local.request_running("calls.running", {}) if len(calls) > 1 else None
+    waiting = tuple(str(row["call"]) for row in (found or {}).get("calls", ()) if row["state"] != "running")
+    return sorted(calls, key=lambda call: not any(one.startswith(call) for one in waiting))
 
 
 def said(found: dict[str, Any]) -> str:
