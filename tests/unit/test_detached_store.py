@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from atoll import errors
-from atoll.detached.batches import batches, unwanted, want_no_more
+from atoll.detached.batches import batches, unwanted
 from atoll.detached.bundles import Bundle
 from atoll.detached.damage import refuse_damaged
 from atoll.detached.database import FILE
@@ -79,7 +79,7 @@ def test_a_call_goes_from_state_to_state_once(directory: Path) -> None:
     assert not store.end("a", "lost", None, 0, 0)
     row = store.find("me", "a")
     assert (row.state, row.outcome, row.attempts, row.result_bytes, row.output_bytes) == ("finished", "ok", 1, 5, 7)
-    assert row.revision == 3
+    assert row.revision == 4
     assert not (directory / "spools" / "spool-a").exists()
     store.close()
 
@@ -137,10 +137,9 @@ def test_a_running_call_that_is_cancelled_is_not_made_again(directory: Path) -> 
     """Its keeper was killed before it could end it: `retries` are for losses, and this one is unwanted."""
     store = opened(directory)
     accepted(store, "a", retries=3, batch="batch")
-    want_no_more(store, ["a"])
-    assert unwanted(store) == []
     assert store.begin("a")
-    want_no_more(store, ["a"])
+    assert unwanted(store) == []
+    assert store.cancel_all(["a"]) == []
     assert unwanted(store) == ["a"]
     assert [row.call for row in store.recover()] == ["a"]
     assert store.find("me", "a").outcome == "cancelled"
@@ -382,6 +381,29 @@ def test_a_spool_that_a_row_names_is_not_removed(directory: Path) -> None:
     assert (directory / "spools" / "new").exists()
     store.close()
     other.close()
+
+
+def test_many_calls_are_cancelled_and_forgotten_at_once(directory: Path) -> None:
+    """In one transaction each, so that a process that ends meanwhile leaves all or none."""
+    store = opened(directory)
+    calls = [f"call-{number}" for number in range(50)]
+    accepted(store, *calls, batch="batch")
+    assert store.begin(calls[0])
+    begin, count = store.transaction, 0
+
+    def counted() -> Any:
+        nonlocal count
+        count += 1
+        return begin()
+
+    store.transaction = counted  # type: ignore[method-assign]
+    assert [row.call for row in store.cancel_all(calls)] == calls[1:]
+    assert unwanted(store) == calls[:1]
+    rows = store.listed("me", batch="batch")
+    assert len({row.ended for row in rows}) == len(rows)
+    assert store.forget(rows) == 49
+    assert count <= 3
+    store.close()
 
 
 # --- bundles ----------------------------------------------------------------------------------------------------------

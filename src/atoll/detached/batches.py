@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from atoll import errors
 from atoll.detached.database import Database
 
 LIVE = ("waiting", "running")
+CANCELLED = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 CANCELLED_AND_LOST = errors.CallCancelled(
     "the call was cancelled, and the daemon ended before the call did", hint="nothing to do: it was asked for"
 )
@@ -46,13 +46,6 @@ class Batch:
             "calls": sum(self.counts.values()),
             "counts": self.counts,
         }
-
-
-def want_no_more(store: Database, calls: Sequence[str]) -> None:
-    """Mark those of some calls that run as cancelled: for the keeper that makes them, or the one that finds them lost."""
-    test = f"state = 'running' AND unwanted = 0 AND call IN ({', '.join('?' * len(calls))})"
-    if calls:
-        store.change("unwanted = 1", test, calls)
 
 
 def unwanted(store: Database) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
-from atoll.detached.batches import CANCELLED_AND_LOST
+from atoll.detached.batches import CANCELLED, CANCELLED_AND_LOST
 from atoll.detached.bundles import Bundle, Bundles
 from atoll.detached.database import COLUMNS, changed
 from atoll.detached.rows import Row
@@ -24,7 +24,6 @@ from atoll.settings import DetachedSettings
 
 MOST_LISTED = 100_000
 _RELEASED = "bundle = CASE WHEN batch = '' OR ? = 'ok' THEN '' ELSE bundle END"
-_CANCELLED = errors.CallCancelled("the call was cancelled before it started", hint="nothing to do: it was asked for")
 _ENDED = "ended = (SELECT coalesce(max(ended), 0) + 1 FROM calls)"
 LOST = errors.CallLost(
     "the daemon ended while the call ran; how far it came is not known",
@@ -302,21 +301,23 @@ class Store(Bundles):
         return bool(self.cancel_all([call]))
 
     def cancel_all(self, calls: Sequence[str]) -> list[Row]:
-        """End those of some calls that have not been sent to a worker; return their rows."""
-        text = json.dumps(_CANCELLED.to_data())
+        """End those of some calls that were not sent, and mark those that run, at once; return the rows of the former."""
+        values = (json.dumps(CANCELLED.to_data()), time.time(), "cancelled")
         changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}, {_RELEASED}"
-        before, ended = [], []
-        for call in calls:
-            before += self.rows("WHERE call = ?", (call,))
+        done, bundles = [], set()
         with self.transaction() as connection:
-            for row in before:
-                values = (text, time.time(), "cancelled", row.call)
-                if changed(connection, changes, "call = ? AND state = 'waiting'", values):
-                    ended.append(row)
+            for call in calls:
+                found = connection.execute("SELECT bundle FROM calls WHERE call = ?", (call,)).fetchone()
+                if changed(connection, changes, "call = ? AND state = 'waiting'", (*values, call)):
+                    done.append(call)
+                    bundles.update(found)
+                else:
+                    changed(connection, "unwanted = 1", "call = ? AND state = 'running' AND unwanted = 0", (call,))
+        ended = [now for call in done for now in self.rows("WHERE call = ?", (call,))]
         for row in {row.spool: row for row in ended}.values():
             self._drop_spool(row)
-        self.release(row.bundle for row in ended)
-        return [now for row in ended for now in self.rows("WHERE call = ?", (row.call,))]
+        self.release(bundles)
+        return ended
 
     def renew(
         self,
@@ -372,19 +373,18 @@ class Store(Bundles):
                 self.files.remove("spools", spool)
 
     def forget(self, rows: Sequence[Row]) -> int:
-        """Remove finished calls and their files; return how many."""
-        removed = 0
-        for row in rows:
-            with self.transaction() as connection:
-                gone = connection.execute("DELETE FROM calls WHERE call = ? AND state = 'finished'", (row.call,))
-            if gone.rowcount:
-                removed += 1
-                self.files.remove("results", row.call)
-                self.files.remove("outputs", row.call)
-                if not self.rows("WHERE spool = ? LIMIT 1", (row.spool,)):
-                    self.files.remove("spools", row.spool)
+        """Remove finished calls, all at once, and then their files; return how many."""
+        test = "DELETE FROM calls WHERE call = ? AND state = 'finished'"
+        with self.transaction() as connection:
+            gone = [row for row in rows if connection.execute(test, (row.call,)).rowcount]
+        for row in gone:
+            self.files.remove("results", row.call)
+            self.files.remove("outputs", row.call)
+        for spool in {row.spool for row in gone}:
+            if not self.rows("WHERE spool = ? LIMIT 1", (spool,)):
+                self.files.remove("spools", spool)
         self.release(row.bundle for row in rows)
-        return removed
+        return len(gone)
 
     def expire(self) -> None:
         """Remove finished calls that are older than they are kept, and files without a row."""

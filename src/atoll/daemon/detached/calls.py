@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,13 @@ class Detached:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work to its end, also where the client that has asked for it goes away."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Ask the store, in a thread.

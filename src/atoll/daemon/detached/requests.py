@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
 from atoll.detached.batches import batches as batches_of
-from atoll.detached.batches import want_no_more
 from atoll.detached.bundles import Bundle
 from atoll.detached.rows import STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
@@ -28,8 +27,6 @@ EARLIER_RUNS = "runs under the daemon before this one, which ends with its calls
 EARLIER_WAITS = "waits until the calls of the daemon before this one have ended"
 MOST_BATCHES = 10_000
 PIECE_BYTES = 1 << 20
-MOST_AT_ONCE = 500
-"""Calls that are cancelled in one transaction."""
 SETTLE_SECONDS = 0.05
 """Seconds between two answers about a batch whose items end one after the other."""
 
@@ -314,19 +311,19 @@ async def _counts(detached: Detached, user: str, arguments: dict[str, Any]) -> d
 
 
 async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
-    """Cancel calls, waiting and running ones; return how many had no outcome."""
+    """Cancel calls, waiting and running ones, all or none, also where the client ends; return how many had no outcome."""
     left = [row for row in rows if row.state != "finished"]
-    for place in range(0, len(left), MOST_AT_ONCE):
-        part = left[place : place + MOST_AT_ONCE]
-        ended = await detached.ask(partial(Store.cancel_all, calls=[row.call for row in part]))
-        for row in ended:
-            detached.record(row)
-        now = {row.call for row in ended}
-        begun = [row.call for row in part if row.call not in now]
-        await detached.ask(partial(want_no_more, calls=begun))
-        for row in part:
-            # one that is not among them has begun since it was read, or ended
-            current = row if row.call in now else await _again(detached, row)
-            detached.cancel(row.call, current.revision)
-        detached.wake(*{name for row in part for name in (row.call, row.batch)})
+    await detached.whole(_cancel(detached, left))
     return len(left)
+
+
+async def _cancel(detached: Detached, rows: Sequence[Row]) -> None:
+    ended = await detached.ask(partial(Store.cancel_all, calls=[row.call for row in rows]))
+    now = {row.call for row in ended}
+    for row in ended:
+        detached.record(row)
+    for row in rows:
+        # one that is not among them has begun since it was read, or ended
+        current = row if row.call in now else await _again(detached, row)
+        detached.cancel(row.call, current.revision)
+    detached.wake(*{name for row in rows for name in (row.call, row.batch)})
