@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import resource
+import signal
 import sqlite3
 import tempfile
 import time
@@ -25,6 +27,7 @@ from atoll.detached.files import STRAY_SECONDS
 from atoll.detached.rows import Row
 from atoll.detached.store import LOST, Store
 from atoll.keeper.answer import MEMORY_BYTES, Answer
+from atoll.keeper.output import LOST as LOST_OUTPUT
 from atoll.keeper.output import KeptOutput
 from atoll.model import spool
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
@@ -624,6 +627,28 @@ def test_headers_count_too(tmp_path: Path) -> None:
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_a_mark_in_an_output(tmp_path: Path) -> None:
+    """The call goes on; what the disk takes at the call's end is there, else a line in place of the last bytes."""
+    for at_end, expected in ((True, b"a" * 6000 + b"b" * 6000), (False, None)):
+        path = tmp_path / f"output-{at_end}"
+        output = KeptOutput(path, 1 << 20, lambda _state, _line: None)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # a write beyond is short, then an error
+            output.stdout(b"a" * 6000)
+            output.stdout(b"b" * 6000)
+            if at_end:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            size = output.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+        found = path.read_bytes()
+        assert len(found) == size
+        assert found == (expected or (b"a" * 6000 + b"b" * 6000)[: 8192 - len(LOST_OUTPUT)] + LOST_OUTPUT)
 
 
 def test_of_a_long_output_the_middle_is_left_out(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 TAIL_BYTES = 4096
 LAST_BYTES = 64 << 10
 """The end of an output that is longer than its file may be."""
+LOST = b"\natoll: the disk was full: output is missing here\n"
 
 
 class KeptOutput:
@@ -39,8 +40,7 @@ class KeptOutput:
     def stdout(self, data: bytes) -> None:
         self._tail += data[-TAIL_BYTES:]
         del self._tail[:-TAIL_BYTES]
-        with contextlib.suppress(OSError):  # a full disk costs output, and not the call
-            self._write(data)
+        self._write(data)
 
     def stderr(self, data: bytes) -> None:
         self.stdout(data)
@@ -67,27 +67,45 @@ class KeptOutput:
 
     def close(self) -> int:
         """Write the end of the output where its middle was left out; return the file's size."""
+        left_out = self._beyond - len(self._last)
+        mark = f"\natoll: {left_out} bytes of output are left out here\n".encode() if left_out > 0 else b""
+        if self._beyond and self._append(mark + self._last) < len(mark) + len(self._last):
+            self._mark_lost()
         if self._descriptor < 0:
             return 0
         with contextlib.suppress(OSError):
-            left_out = self._beyond - len(self._last)
-            if left_out > 0:
-                os.write(self._descriptor, f"\natoll: {left_out} bytes of output are left out here\n".encode())
-            os.write(self._descriptor, self._last)
             self._size = os.fstat(self._descriptor).st_size
         os.close(self._descriptor)
         self._descriptor = -1
         return self._size
 
     def _write(self, data: bytes) -> None:
-        if self._descriptor < 0:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, 0o600)
-            self._size = os.fstat(self._descriptor).st_size
-        room = 0 if self._beyond else max(self._most_first - self._size, 0)
-        written = os.write(self._descriptor, memoryview(data)[:room]) if room else 0
-        self._size += written
+        written = 0 if self._beyond else self._append(data, self._most_first)
         if written < len(data):
             self._beyond += len(data) - written
             self._last += data[written:]
             del self._last[: -self._most_last]
+
+    def _append(self, data: bytes | bytearray, most: int | None = None) -> int:
+        """Write data until the file has its most bytes, or the disk is full; return how much. The call goes on."""
+        written = 0
+        with contextlib.suppress(OSError):
+            if self._descriptor < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self._path, flags, 0o600)
+                self._size = os.fstat(self._descriptor).st_size
+            room = len(data) if most is None else min(max(most - self._size, 0), len(data))
+            while written < room:
+                count = os.write(self._descriptor, memoryview(data)[written:room])
+                written += count
+                self._size += count
+        return written
+
+    def _mark_lost(self) -> None:
+        """Say that output is missing, in place of the last bytes: the disk takes no more of them."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.pwrite(descriptor, LOST, max(os.fstat(descriptor).st_size - len(LOST), 0))
+            finally:
+                os.close(descriptor)
