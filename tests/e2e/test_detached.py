@@ -480,7 +480,7 @@ def test_a_full_store_refuses_and_loses_nothing(small: Island) -> None:
         second.result(SECONDS)
     assert second.status().outcome == "error"
     with pytest.raises(errors.DetachedFull, match=r"atoll calls forget"):
-        function.spawn(bytes(800_000))
+        function.spawn(bytes(600_000))
     assert len(first.result()) == 800_000
     first.forget()
     assert len(function.spawn(bytes(400_000)).result(SECONDS)) == 800_000
