@@ -395,13 +395,17 @@ def test_a_checked_function_finds_the_classes_in_its_text(tmp_path: Path, monkey
     packages.mkdir()
     (packages / "pydantic.py").write_text(CHECKER)
     monkeypatch.syspath_prepend(packages)
-    space = defined(
-        "from pydantic import validate_call\nclass N: ...\n"
-        "@validate_call\ndef checked(n: int, m: 'N | None' = None) -> 'list[N]': return n\n"
-        "def f(): return checked(4)"
-    )
-    with BareWorker(tmp_path / "worker", packages) as worker:
-        assert worker.call(space["f"]) == 4
+    try:
+        space = defined(
+            "from pydantic import validate_call\nclass N: ...\n"
+            "@validate_call\ndef checked(n: int, m: 'N | None' = None) -> 'list[N]': return n\n"
+            "def f(): return checked(4)"
+        )
+        with BareWorker(tmp_path / "worker", packages) as worker:
+            assert worker.call(space["f"]) == 4
+    finally:
+        for name in ("pydantic", "pydantic.calls"):  # other tests of this process have the real one, or none
+            sys.modules.pop(name, None)
 
 
 # --- classes inside classes -------------------------------------------------------------------------------------
