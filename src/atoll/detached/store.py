@@ -250,8 +250,8 @@ class Store(Bundles):
         if not found:
             raise errors.CallUnknown(
                 f"no detached call has the id `{start}`",
-                hint="see `atoll calls list --running`; a call is kept for "
-                f"{self._options.keep_days:g} days after its end",
+                hint=f"see `atoll calls list`: a detached call is kept for {self._options.keep_days:g} days after its end; "
+                "of one that its program waits for `atoll logs -f` shows the output",
             )
         if len(found) > 1:
             shown = ", ".join(f"`{row.call}`" for row in found)
