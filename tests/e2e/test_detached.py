@@ -468,22 +468,25 @@ def test_a_generator_has_a_bound(small: Island) -> None:
     call.forget()
 
 
-def test_a_full_store_refuses_and_loses_nothing(small: Island) -> None:
+def test_a_full_store_refuses_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the way out; finished calls stay, and make room when they are forgotten."""
-    function = isolated(local_modules=[])(double)
-    with pytest.raises(errors.DetachedFull, match="one detached call may have"):
-        function.spawn(bytes(1_000_000))
-    first = function.spawn(bytes(400_000))
-    assert len(first.result(SECONDS)) == 800_000
-    second = function.spawn(bytes(400_000))
-    with pytest.raises(errors.DetachedFull):
-        second.result(SECONDS)
-    assert second.status().outcome == "error"
-    with pytest.raises(errors.DetachedFull, match=r"atoll calls forget"):
-        function.spawn(bytes(600_000))
-    assert len(first.result()) == 800_000
-    first.forget()
-    assert len(function.spawn(bytes(400_000)).result(SECONDS)) == 800_000
+    with conftest.own_home() as home:  # of this test alone: what earlier ones left would count
+        (home.path / "settings.toml").write_text(SMALL)
+        monkeypatch.setenv("ATOLL_HOME", str(home.path))
+        function = isolated(local_modules=[])(double)
+        with pytest.raises(errors.DetachedFull, match="one detached call may have"):
+            function.spawn(bytes(1_000_000))
+        first = function.spawn(bytes(400_000))
+        assert len(first.result(SECONDS)) == 800_000
+        second = function.spawn(bytes(400_000))
+        with pytest.raises(errors.DetachedFull):
+            second.result(SECONDS)
+        assert second.status().outcome == "error"
+        with pytest.raises(errors.DetachedFull, match=r"atoll calls forget"):
+            function.spawn(bytes(600_000))
+        assert len(first.result()) == 800_000
+        first.forget()
+        assert len(function.spawn(bytes(400_000)).result(SECONDS)) == 800_000
 
 
 def double(data: bytes) -> bytes:
