@@ -24,7 +24,7 @@ from atoll.storage import crash_points
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.content import delta, digest
 from atoll.storage.content.digest import BLOCK_BYTES, Hasher, digest_of, maker
-from atoll.storage.sync import index, target_state
+from atoll.storage.sync import client, index, target_state
 from atoll.storage.sync.client import Synced, SyncOptions
 from atoll.storage.volume.locks import target_key
 from atoll.storage.volume.root import VolumeRoot
@@ -348,8 +348,11 @@ def test_another_clients_sync_is_noticed(side: Side) -> None:
 
 
 @pytest.mark.parametrize("size", [2000, 3 << 20])
-def test_content_that_arrives_damaged_does_not_count(side: Side, algorithm: str, size: int) -> None:
+def test_content_that_arrives_damaged_does_not_count(
+    side: Side, algorithm: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A flipped bit on the way is found by the digest and the file is sent again; if it never arrives, nothing changes."""
+    monkeypatch.setattr(client, "_MOVING_SECONDS", 0.3)  # the time in which a file is sent again
     (side.source / "f").write_bytes(os.urandom(size))
     spoiled = 0
 
