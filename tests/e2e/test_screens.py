@@ -260,7 +260,7 @@ def tables(start: Start, home: Home) -> None:
     holder = start("hold", home=home)
     holder.until(r"running one_at_a_time · \d s")
     waiter = start("wait", home=home)
-    waiter.until(r"waiting · .*one_at_a_time.* · \d s")
+    waiter.until(r"waiting · .*one_at_a_time.*\([0-9a-f]{8}\) · \d s")  # the holder's id comes with a later look
     check(waiter, "waiting", "A call that waits for another one")
     shown = {}
     for words, name, title in (
