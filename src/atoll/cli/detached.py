@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 
 from atoll import errors
-from atoll.cli.terminal import echo, echo_lines, write_output, write_result
+from atoll.cli.terminal import echo, echo_exception, echo_lines, write_output, write_result
 from atoll.sdk.detached import answers
 from atoll.sdk.detached.batch import BatchHandle
 from atoll.sdk.detached.handle import CallHandle
 from atoll.sdk.display.output import ReaderGone
-from atoll.sdk.futures import hide_frames
 
 SHORT = 8
 """Characters of an id that are shown where it is to be typed."""
@@ -131,8 +129,7 @@ def _print_result(handle: CallHandle[Any], file: Path | None = None) -> int:
     except (errors.AtollError, ReaderGone):
         raise
     except Exception as error:
-        hide_frames(error)
-        echo_lines(traceback.format_exc().rstrip("\n"), error=True)
+        echo_exception(error)
         return 1
     if file is not None:
         _write(file, answers.as_pickle(value))

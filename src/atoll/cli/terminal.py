@@ -28,6 +28,16 @@ def echo_lines(text: str, *, error: bool = False) -> None:
     _print(lines(text), error=error)
 
 
+def echo_exception(error: BaseException) -> None:
+    """Print the traceback of a function's exception on standard error, without Atoll's own frames."""
+    import traceback  # for failures alone
+
+    from atoll.sdk.futures import hide_frames  # as above
+
+    hide_frames(error)
+    echo_lines("".join(traceback.format_exception(error)).rstrip("\n"), error=True)
+
+
 def echo_name(before: str, name: str) -> None:
     """Print a line that ends in a name of a file: escaped on a terminal; its own bytes elsewhere, for programs."""
     text = printable(name) if sys.stdout.isatty() else name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 from typing import Annotated, Any
 
 import cyclopts
@@ -11,10 +10,9 @@ import cyclopts
 from atoll import errors
 from atoll.cli.programs import parameters
 from atoll.cli.programs import target as program
-from atoll.cli.terminal import echo, echo_lines, write_result
+from atoll.cli.terminal import echo, echo_exception, echo_lines, write_result
 from atoll.sdk import run_by_name
 from atoll.sdk.display.output import ReaderGone
-from atoll.sdk.futures import hide_frames
 
 
 def run(
@@ -73,8 +71,7 @@ def run(
     except (errors.AtollError, ReaderGone):
         raise
     except Exception as error:
-        hide_frames(error)
-        echo_lines(traceback.format_exc().rstrip("\n"), error=True)
+        echo_exception(error)
         return 1
     if result is not None:
         write_result(result)
