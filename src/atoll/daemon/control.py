@@ -113,6 +113,8 @@ class Connection:
     async def _asked(self) -> Coroutine[Any, Any, None]:
         """Return the work that the client's message asks for; of the message itself nothing is kept."""
         message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
+        if "as" in message:
+            self._caller = leasing.on_behalf(self._caller, message["as"])
         if "certificates" in message and not self._caller.nested:
             self._learn_certificates(message["certificates"])
         match message.get("type"):

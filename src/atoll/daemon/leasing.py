@@ -66,6 +66,7 @@ class Caller:
         network: the most open policy that its functions may have.
         sandbox: the sandbox of `parent`.
         keeps: it is the keeper, whose calls are those of other programs of the user.
+        relayed: a server passes its calls on, as bytes in a stream.
 
     Raises:
         ValueError: `user` is no such id.
@@ -79,6 +80,7 @@ class Caller:
     network: str = "outbound"
     sandbox: str = ""
     keeps: bool = False
+    relayed: bool = False
 
     def __post_init__(self) -> None:
         if not _USER.fullmatch(self.user):
@@ -103,6 +105,22 @@ class Caller:
 def owner(user: str) -> Caller:
     """Return the caller with every right: the owner of the machine's daemon."""
     return Caller(user, may_name_host_paths=True, may_choose_interpreter=True, may_administer=True, network="host")
+
+
+def on_behalf(caller: Caller, data: object) -> Caller:
+    """Return the user in whose name the owner's server asks: a caller with a user's rights.
+
+    Args:
+        data: `{"user": ID}`, from a message of the server.
+
+    Raises:
+        ValueError: it is no such object.
+        ResourcesUnavailable: the caller is not the machine's owner.
+    """
+    check_owner(caller, "ask for another user")
+    if not isinstance(data, dict) or not isinstance(user := data.get("user"), str):
+        raise ValueError("`as` names a user")
+    return Caller(user, relayed=True)
 
 
 def check_owner(caller: Caller, wish: str) -> None:
@@ -187,7 +205,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     await services.node.tmp_disks.check(spec.numbers.disk_bytes)
     environment = await build(services, caller, spec.environment, listener.progress)
     spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
-    return services.engine.ask(caller.user, spec, environment, caller.parent, client)
+    return services.engine.ask(caller.user, spec, environment, caller.parent, client, caller.relayed)
 
 
 async def build(

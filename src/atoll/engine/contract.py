@@ -178,13 +178,20 @@ class Engine(Protocol):
         """Return how many requests wait for a worker, of one user or of all."""
 
     def ask(
-        self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = ""
+        self,
+        user: str,
+        spec: LeaseSpec,
+        environment: Environment,
+        parent: str | None,
+        client: str = "",
+        relayed: bool = False,
     ) -> EngineLease:
         """Ask for a worker.
 
         Args:
             parent: the worker whose call asks, for a nested call.
             client: names the process that asks; it passes leases on by itself.
+            relayed: a server passes the bytes of the lease on: all of them travel in the stream.
 
         Raises:
             ResourcesUnavailable: this engine has nothing of the machine type.

@@ -99,10 +99,18 @@ class Pool:
     def waiting(self, user: str | None = None) -> int:
         return sum(1 for request in self._schedule.waiting if user in (None, request.key.sandbox.user))
 
-    def ask(self, user: str, spec: LeaseSpec, environment: Environment, parent: str | None, client: str = "") -> Lease:
+    def ask(
+        self,
+        user: str,
+        spec: LeaseSpec,
+        environment: Environment,
+        parent: str | None,
+        client: str = "",
+        relayed: bool = False,
+    ) -> Lease:
         allotment = self._node.machine.allot(spec.machine_type, spec.numbers)
         self._count += 1
-        lease = Lease(f"l{self._count}", spec, self, nested=parent is not None)
+        lease = Lease(f"l{self._count}", spec, self, nested=parent is not None, relayed=relayed)
         self._state.leases[lease.id] = lease
         self._state.environments[environment.key] = environment
         request = request_of(lease.id, user, spec, environment.key, allotment.needs, parent=parent, client=client)
@@ -338,16 +346,9 @@ class Pool:
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         self._node.give_streams(worker.key.sandbox.user, (out_write, err_write))
-        lease.worker, lease.epoch, lease.fresh = worker.id, action.epoch, action.fresh
-        lease.granted_at = time.time()
+        lease.worker, lease.epoch, lease.fresh, lease.granted_at = worker.id, action.epoch, action.fresh, time.time()
         lease.descriptors = (client.detach(), out_read, err_read)
-        message = {
-            "type": "lease",
-            "epoch": action.epoch,
-            "keep_alive_seconds": lease.spec.keep_alive_seconds,
-            "grace_seconds": lease.spec.grace_seconds,
-        }
-        descriptors = [inside.fileno(), out_write, err_write]
+        message, descriptors = lease.message(), [inside.fileno(), out_write, err_write]
         if worker.last is not None:
             worker.makers.add(worker.last.maker)
         worker.lease = worker.last = lease

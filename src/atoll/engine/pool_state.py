@@ -56,6 +56,7 @@ class Lease:
     epoch: int = 0
     fresh: bool = True
     nested: bool = False
+    relayed: bool = False
     first_call: str = ""
     maker: str | None = ""
     first_recorded: bool = False
@@ -66,6 +67,16 @@ class Lease:
     ended: asyncio.Future[dict[str, Any] | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+    def message(self) -> dict[str, Any]:
+        """Return the message that gives a worker this lease."""
+        return {
+            "type": "lease",
+            "epoch": self.epoch,
+            "keep_alive_seconds": self.spec.keep_alive_seconds,
+            "grace_seconds": self.spec.grace_seconds,
+            "relayed": self.relayed,
+        }
 
     def position(self) -> int:
         return self.owner.position(self)

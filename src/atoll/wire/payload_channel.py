@@ -27,18 +27,19 @@ class PayloadChannel(Channel):
         sock: a Unix socket between two processes of this machine, or anything else that carries frames: then they
             all travel in the stream.
         free_bytes: returns the memory for a received message; called for large ones only.
+        beside: False where a relay is between the two ends, which passes bytes on and no memory.
     """
 
     max_pending_descriptors = 4
     """A peer that is not trusted must not use up this process's descriptors."""
 
-    def __init__(self, sock: Socket, *, free_bytes: Callable[[], int] | None = None) -> None:
+    def __init__(self, sock: Socket, *, free_bytes: Callable[[], int] | None = None, beside: bool = True) -> None:
         super().__init__(sock)
         self._decoder = Decoder(MAX_BUFFER_BYTES, payloads=True, free_bytes=free_bytes)
         self._outlet: Outlet | None = None
         self._inlet: Inlet | None = None
         self._rings = 0
-        self._beside = sock.family == getattr(_socket, "AF_UNIX", -1)
+        self._beside = beside and sock.family == getattr(_socket, "AF_UNIX", -1)
 
     def send(self, header: Header, buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """See `Channel.send`; the buffers' memory must not change meanwhile."""

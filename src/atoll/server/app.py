@@ -1,0 +1,46 @@
+"""The application: routes of all parts, and errors as JSON."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from atoll import errors
+from atoll.server.state import ServerState
+
+_STATUSES: dict[type[errors.AtollError], int] = {
+    errors.CallUnknown: 404,
+    errors.QuotaExceeded: 507,
+    errors.DiskFull: 507,
+    errors.ProtocolMismatch: 426,
+    errors.CallerError: 400,
+    errors.OperatorError: 503,
+}
+"""The status of an error's answer; the first fitting one counts."""
+
+
+def status_of(error: errors.AtollError) -> int:
+    """Return the HTTP status of an error's answer."""
+    if isinstance(error, errors.NotAuthorized):
+        return error.status
+    return next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.AtollError)
+    return JSONResponse({"error": error.to_data()}, status_of(error))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    data = {"code": "http", "message": error.detail, "hint": "", "details": {}}
+    return JSONResponse({"error": data}, error.status_code, error.headers)
+
+
+def make_app(state: ServerState) -> Starlette:
+    """Return the application with the routes that the parts have added to the state."""
+    app = Starlette(routes=state.routes, exception_handlers={errors.AtollError: _failed, HTTPException: _refused})
+    app.state.server = state
+    return app

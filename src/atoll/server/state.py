@@ -1,0 +1,54 @@
+"""The parts of a running server, as its routes find them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atoll.server.node import Node
+from atoll.server.principal import Principal
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+    from starlette.routing import BaseRoute
+
+Authenticate = Callable[[dict[str, str], str], Awaitable[Principal]]
+"""Finds the user of a request by its headers (names in lower case) and the client's address.
+
+Raises `errors.NotAuthorized`, which answers 401, 403 or 429.
+"""
+
+
+@dataclass
+class ServerState:
+    """The parts of a running server; one for each process.
+
+    Args:
+        node: runs the functions.
+        authenticate: see `Authenticate`.
+        routes: what each part of the server answers; a part adds its own before the application is made.
+        parts: further parts by name, for those who know them: `accounts`, `secrets`, `sessions`.
+    """
+
+    node: Node
+    authenticate: Authenticate
+    routes: list[BaseRoute] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+def state_of(connection: HTTPConnection) -> ServerState:
+    """Return the state of the server that answers a request."""
+    found: ServerState = connection.app.state.server
+    return found
+
+
+async def principal_of(connection: HTTPConnection) -> Principal:
+    """Return the user of a request.
+
+    Raises:
+        NotAuthorized: it names none.
+    """
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers.raw}
+    address = connection.client.host if connection.client is not None else ""
+    return await state_of(connection).authenticate(headers, address)
