@@ -17,7 +17,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 
-PORTABLE = ("sdk", "host", "agent", "payload", "file_stamp", "blake2", "wire", "model", "errors", "settings")
+PORTABLE = (
+    "sdk",
+    "host",
+    "agent",
+    "payload",
+    "file_stamp",
+    "blake2",
+    "wire",
+    "model",
+    "errors",
+    "settings",
+    "credentials",
+)
 """The parts of `atoll` that import on every platform, with the standard library and cloudpickle alone."""
 
 LINUX_ONLY = (
