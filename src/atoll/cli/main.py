@@ -32,6 +32,7 @@ _COMMANDS = (
     ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
     ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),
+    ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )
 

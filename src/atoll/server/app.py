@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -41,6 +44,18 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 def make_app(state: ServerState) -> Starlette:
     """Return the application with the routes that the parts have added to the state."""
-    app = Starlette(routes=state.routes, exception_handlers={errors.AtollError: _failed, HTTPException: _refused})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for opened in state.lifespan:
+                await stack.enter_async_context(opened())
+            yield
+
+    app = Starlette(
+        routes=state.routes,
+        exception_handlers={errors.AtollError: _failed, HTTPException: _refused},
+        lifespan=lifespan,
+    )
     app.state.server = state
     return app

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atoll.server.node import Node
+from atoll.server.options import ServerOptions
 from atoll.server.principal import Principal
 
 if TYPE_CHECKING:
@@ -29,12 +31,18 @@ class ServerState:
         authenticate: see `Authenticate`.
         routes: what each part of the server answers; a part adds its own before the application is made.
         parts: further parts by name, for those who know them: `accounts`, `secrets`, `sessions`.
+        lifespan: contexts that are open while the server serves, opened in order and closed in reverse.
+        body_bytes: the most that a request's body may have, by the beginning of its path; the longest one counts.
+        options: of the process.
     """
 
     node: Node
     authenticate: Authenticate
     routes: list[BaseRoute] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
+    lifespan: list[Callable[[], AbstractAsyncContextManager[object]]] = field(default_factory=list)
+    body_bytes: dict[str, int] = field(default_factory=lambda: {"/": 1 << 20})
+    options: ServerOptions = field(default_factory=ServerOptions)
 
 
 def state_of(connection: HTTPConnection) -> ServerState:

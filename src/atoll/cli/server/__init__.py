@@ -1,0 +1,1 @@
+"""`atoll server`: the server's process in the foreground."""

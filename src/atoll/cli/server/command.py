@@ -1,0 +1,58 @@
+"""`atoll server`: serve functions and `/data` of many users over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+
+from atoll import errors
+from atoll.cli.tables import wrong_usage
+from atoll.cli.terminal import echo
+
+
+def server(
+    *,
+    listen: str = "127.0.0.1:8080",
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    home: Path | None = None,
+    trusted_proxy: Annotated[list[str] | None, cyclopts.Parameter(negative="")] = None,
+    metrics: str = "",
+) -> int:
+    """Serve functions and `/data` of many users over HTTP, until interrupted.
+
+    Parameters
+    ----------
+    listen: str
+        Address of clients, as HOST:PORT; port 0 for a free one.
+    tls_cert: Path
+        Certificate chain in PEM; without one it speaks plain HTTP, for a proxy on the same machine.
+    tls_key: Path
+        The certificate's key in PEM.
+    home: Path
+        State directory; default: as ATOLL_HOME says.
+    trusted_proxy: list[str]
+        Address or network of a proxy whose `X-Forwarded-For` counts; may be given again.
+    metrics: str
+        Address of a listener of its own for `/metrics`, as HOST:PORT.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        return wrong_usage("--tls-cert and --tls-key belong together")
+    try:
+        from atoll.server import main
+        from atoll.server.options import ServerOptions, address
+    except ImportError as error:
+        raise errors.StateUnusable(
+            f"a server needs packages that are not installed: {error}", hint="pip install 'atoll[server]'"
+        ) from error
+    options = ServerOptions(
+        home=None if home is None else home.absolute(),
+        listen=address(listen),
+        certificate=tls_cert,
+        key=tls_key,
+        trusted_proxies=tuple(trusted_proxy or ()),
+        metrics=address(metrics) if metrics else None,
+    )
+    return main.run(options, lambda line: echo(line, flush=True))

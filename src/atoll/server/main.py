@@ -1,0 +1,141 @@
+"""The server's process: one for a state directory, whose node it asks in the names of users.
+
+A part of the server plugs in here. It has a function `install(state)` in `_PARTS`, called once before the server
+listens, on the main thread without an event loop. That function
+
+- appends its routes to `state.routes`; the first fitting route answers,
+- puts objects that other parts use into `state.parts`, by name,
+- appends to `state.lifespan` a function that returns an asynchronous context manager: open while the server serves,
+  entered in order before the first request, left in reverse after the last one; tasks in the background live there,
+- sets `state.body_bytes["/v1/files/"]`, say, where bodies may be larger than 1 MiB,
+- may replace `state.authenticate`, as accounts do.
+
+Handlers find their user by `principal_of(request)` and raise `AtollError`s, which `app` answers as JSON. What blocks
+belongs in `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from atoll import __version__, errors, ownership, settings
+from atoll.host import daemon_start
+from atoll.server import fixed_key, health, requests
+from atoll.server.app import make_app
+from atoll.server.node import Node
+from atoll.server.options import Address, ServerOptions
+from atoll.server.state import ServerState
+from atoll.settings import Settings
+
+_PARTS: tuple[Callable[[ServerState], None], ...] = (health.install, requests.install)
+
+BACKLOG = 1024
+DRAIN_SECONDS = 30
+"""Seconds that running requests have to end when the server is told to."""
+
+
+def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
+    """Serve until told to end; return the exit status.
+
+    Args:
+        tell: takes lines for who started it.
+
+    Raises:
+        StateUnusable, StateUntrusted, DiskFull: the state directory cannot be used, or has a server already.
+        HostUnreachable: the address cannot be had, or there is no node.
+    """
+    os.umask(0o077)
+    node_options = settings.load(options.home)
+    daemon_start.prepare_home(node_options)
+    with _only_one(node_options), contextlib.ExitStack() as stack:
+        state = ServerState(Node(node_options), fixed_key.authenticate(node_options.home), options=options)
+        for install in _PARTS:
+            install(state)
+        listener = stack.enter_context(_listen(options.listen))
+        address = Address(options.listen.host, listener.getsockname()[1])
+        url = f"{'https' if options.certificate else 'http'}://{address}"
+        server = uvicorn.Server(_config(state))
+        with _described(node_options, url):
+            gc.freeze()  # the modules stay: no collection looks at them again
+            tell(f"listening on {url}")
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(server.serve(sockets=[listener]))
+    return 0
+
+
+def _config(state: ServerState) -> uvicorn.Config:
+    options = state.options
+    return uvicorn.Config(
+        make_app(state),
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.key,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # half as fast without
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise errors.HostUnreachable(
+            f"cannot listen on `{address}`: {error.strerror or error}", hint="choose another address with `--listen`"
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_one(options: Settings) -> Iterator[None]:
+    """Hold the lock of the state directory's one server.
+
+    Raises:
+        StateUnusable: another server has it.
+    """
+    with ownership.directory(options.run_directory) as run:
+        descriptor = run.open("server.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.StateUnusable(
+                f"`{options.home}` has a running server", hint="end that one first, or give another `--home`"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _described(options: Settings, url: str) -> Iterator[None]:
+    """Keep `run/server.json` while the server runs: its address and process."""
+    path = options.run_directory / "server.json"
+    path.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "url": url}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

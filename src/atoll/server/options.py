@@ -1,0 +1,56 @@
+"""The options of one server process, as the command line gives them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import errors
+
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>[0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port to listen on; port 0 for any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def address(text: str) -> Address:
+    """Return the address that `HOST:PORT` or `[HOST]:PORT` names.
+
+    Raises:
+        StateUnusable: it is neither.
+    """
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) >= 1 << 16:
+        raise errors.StateUnusable(
+            f"`{text}` is no address to listen on", hint="give HOST:PORT, such as `127.0.0.1:8080` or `[::]:8443`"
+        )
+    return Address(found["six"] or found["host"] or "0.0.0.0", int(found["port"]))  # noqa: S104 - `:PORT` asks for it
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of a server process.
+
+    Args:
+        home: the state directory of the server and its node; None for the default one.
+        listen: the address that clients reach.
+        certificate, key: files of TLS in PEM, read again when they change; None for plain HTTP.
+        trusted_proxies: addresses and networks whose `X-Forwarded-For` counts.
+        metrics: an address of its own for `/metrics`; None serves it to operators alone.
+    """
+
+    home: Path | None = None
+    listen: Address = Address("127.0.0.1", 8080)
+    certificate: Path | None = None
+    key: Path | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    metrics: Address | None = None

@@ -1,0 +1,45 @@
+"""Requests that are no calls, over HTTP: `POST /v1/requests/NAME` with JSON arguments, answered in JSON.
+
+The node checks rights and arguments: it answers in the name of the key's user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from atoll import errors
+from atoll.server.state import ServerState, principal_of, state_of
+
+
+def install(state: ServerState) -> None:
+    """Add the route."""
+    state.routes.append(Route("/v1/requests/{name}", _answer, methods=["POST"]))
+
+
+async def _answer(request: Request) -> Response:
+    principal = await principal_of(request)
+    arguments = read_object(await request.body())
+    node = state_of(request).node
+    value = await asyncio.to_thread(node.request, principal, request.path_params["name"], arguments)
+    return JSONResponse(value)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body; an empty body is an empty object.
+
+    Raises:
+        ProtocolMismatch: it is something else.
+    """
+    try:
+        value = json.loads(body.decode("utf-8")) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise errors.CallerError(f"the body is not JSON: {error}", hint="send a JSON object") from error
+    if not isinstance(value, dict):
+        raise errors.CallerError("the body is not a JSON object", hint="send a JSON object")
+    return value

@@ -1,0 +1,163 @@
+"""A server in a process of its own, for tests of any part."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..conftest import Home, own_home
+from ..waiting import PATIENCE_SECONDS, until
+from .certificates import Authority
+
+_PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
+
+
+@dataclass
+class Server:
+    """A state directory with a server, which can be ended and started again on the same port.
+
+    Args:
+        home: of the server and its node.
+        authority: has issued its certificate.
+        options: further arguments of `atoll server`.
+        tls: False for plain HTTP.
+    """
+
+    home: Home
+    authority: Authority
+    options: Sequence[str] = ()
+    tls: bool = True
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """The address, such as `https://127.0.0.1:12345`."""
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificates that its clients trust."""
+        return self.authority.ca_file
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The operator's key: id and secret."""
+        key_id, _, secret = (self.home.path / "server-key").read_text().strip().partition(":")
+        return key_id, secret
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> Path:
+        """The file of its stderr."""
+        return self.home.path / "server.log"
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        files: list[str] = []
+        if self.tls:
+            certificate, key = self._files()
+            files = ["--tls-cert", str(certificate), "--tls-key", str(key)]
+        arguments = ["server", "--listen", f"127.0.0.1:{self.port}", *files, *self.options]
+        described = self.home.path / "run" / "server.json"
+        described.unlink(missing_ok=True)
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *arguments],
+                env=self.home.environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        process = self.process
+
+        def listens() -> dict[str, Any]:
+            assert process.poll() is None, self.log.read_text()
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                found: dict[str, Any] = json.loads(described.read_text())
+                return found
+            return {}
+
+        self.port = int(until(listens)["url"].rpartition(":")[2])
+
+    def _files(self) -> tuple[Path, Path]:
+        directory = self.authority.ca_file.parent
+        certificate, key = directory / "server.pem", directory / "server.key"
+        return (certificate, key) if key.exists() else self.authority.issue("server")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal, and return its status; the node stays."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        try:
+            return process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+    def context(self) -> ssl.SSLContext:
+        """Return the trust of its clients."""
+        return ssl.create_default_context(cafile=str(self.ca_file))
+
+    def connection(self) -> http.client.HTTPConnection:
+        """Return a connection that the caller closes."""
+        if self.tls:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context())
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a request of the operator's."""
+        return {"Authorization": f"Key {':'.join(self.key)}", "Atoll-Protocol": "1"}
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Return status and body of a request: JSON where it is so, else bytes."""
+        connection = self.connection()
+        try:
+            connection.request(method, path, body, self.headers() if headers is None else headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            is_json = answer.getheader("content-type", "").startswith("application/json")
+            return answer.status, json.loads(data) if is_json else data
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def running(*options: str, tls: bool = True, **environment: str) -> Iterator[Server]:
+    """Run a server in a fresh state directory; it and its node have ended at the end of the context."""
+    with own_home() as home, tempfile.TemporaryDirectory(prefix="atoll-tls-") as directory:
+        server = Server(home, Authority(Path(directory)), options, tls, environment=environment)
+        try:
+            server.start()
+            yield server
+        finally:
+            status = server.end()
+            text = server.log.read_text() if server.log.exists() else ""
+        assert status in (0, -signal.SIGTERM), f"the server ended with {status}\n{text[-5000:]}"
+        assert "Traceback" not in text, text[-5000:]
+
+
+def thread_count(pid: int) -> int:
+    """Return the number of a process's threads."""
+    return len(os.listdir(f"/proc/{pid}/task"))
