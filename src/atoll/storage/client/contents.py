@@ -169,8 +169,12 @@ class OpenFile:
 
     def read_ranges(self, ranges: Ranges) -> list[bytes]:
         """Return pieces of the file, as `ContentRequests.read_ranges`."""
+        return _joined(self.messages(ranges), len(ranges))
+
+    def messages(self, ranges: Ranges) -> Iterator[Message]:
+        """Yield the messages with pieces of the file, `done` at last; a consumer that stops early ends the connection."""
         arguments = {"handle": self._handle, "ranges": _checked(ranges)}
-        return _joined(self._connection.messages("pread", self._path, arguments), len(ranges))
+        return self._connection.messages("pread", self._path, arguments)
 
     def write(self, offset: int, content: memoryview) -> int:
         """Write at an offset, or at the end in mode `append`; return the position behind the content."""

@@ -80,6 +80,10 @@ class NameRequests(Requests):
         """Return the status of each name in a directory, sorted by name."""
         return dict(self._listed("list", path, {}))
 
+    def page(self, path: AnyPath, after: str, most: int) -> Listing:
+        """Return the status of the first names in a directory that sort behind `after`, at most so many."""
+        return dict(self._listed("list", path, {"after": after, "most": most}))
+
     def find(self, path: AnyPath = ROOT, depth: int | None = None) -> Iterator[tuple[str, Status]]:
         """Yield the contents of a directory, at any depth or down to one (1: itself alone), by relative path.
 

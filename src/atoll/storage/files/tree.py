@@ -209,6 +209,11 @@ def check_status(item: Any) -> tuple[str, Status]:
     return check_path(item[0]), status
 
 
+def version_of(status: Status) -> str:
+    """Return the version of a file: another one after each change, and for each file that replaces it."""
+    return f"{status.inode:x}-{status.size:x}-{status.mtime_ns:x}-{status.ctime_ns:x}"
+
+
 def seconds(time_ns: int) -> float:
     """Return nanoseconds since the epoch as seconds, rounded as `os.stat` does it."""
     whole, rest = divmod(time_ns, 10**9)

@@ -23,13 +23,12 @@ from typing import Any
 
 from atoll import linux
 from atoll.storage.content.transfer import CHUNK_BYTES, FileReader, FileRequest, send_files
-from atoll.storage.crash_points import reached
-from atoll.storage.files import tree
 from atoll.storage.files.directory_cursor import DirectoryCursor
 from atoll.storage.files.tree import check_path, parent_of, status_of, unpack
 from atoll.storage.peer.names import opened
+from atoll.storage.peer.replacing import Replacing
 from atoll.storage.protocol.replies import Conversation
-from atoll.storage.volume.arrival import arrive, make
+from atoll.storage.volume.arrival import make
 from atoll.storage.volume.locate import Place, locate
 from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.root import VolumeRoot
@@ -69,7 +68,7 @@ class Contents:
     def __init__(self, volume: VolumeRoot, channel: Channel, lock: RestoreLock) -> None:
         self._volume = volume
         self._channel = channel
-        self._lock = lock
+        self._replacing = Replacing(volume, channel, lock)
         self._handles: dict[int, _Handle] = {}
         self._last = 0
         lock.on_restored.append(self._forget_changing)
@@ -179,28 +178,8 @@ class Contents:
                     linux.write_all(descriptor, content)
             conversation.finished()
             if message.type == "commit":
-                self._replace(header["path"], name, descriptor, header)
-
-    def _replace(self, path: Any, name: str, descriptor: int, header: dict[str, Any], *, new: bool = False) -> None:
-        mode, mtime_ns = header.get("mode"), header.get("mtime_ns")
-
-        def find() -> Place:
-            place = self._locate(path)
-            if place.is_directory:
-                os.close(place.parent)
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            return place
-
-        with find() as place:
-            if mode is None:
-                mode = stat.S_IMODE(place.found.st_mode) if place.found is not None else 0o644
-        os.fchmod(descriptor, int(mode) & tree.MODE_BITS)
-        if mtime_ns is not None:
-            os.utime(descriptor, ns=(int(mtime_ns), int(mtime_ns)))
-        os.fsync(descriptor)
-        reached("written")
-        with self._lock.shared():
-            arrive(self._volume.staging, name, find, exclusive=new)
+                status = self._replacing.replace(header["path"], name, descriptor, header)
+                conversation.facts["status"] = ["", *status]
 
     # --- by handle ----------------------------------------------------------------------------------------------
 
@@ -258,16 +237,18 @@ class Contents:
     def _close(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """Close a handle: a new file takes its place with `commit`, and is gone without."""
         handle = self._handle(header)
+        status: list[Any] = []
         try:
             if header.get("commit"):
                 if handle.staged:
                     new = handle.mode == "exclusive"
-                    self._replace(handle.path, handle.staged, handle.descriptor, header, new=new)
+                    found = self._replacing.replace(handle.path, handle.staged, handle.descriptor, header, new=new)
+                    status = ["", *found]
                 elif handle.mode != "read":
                     os.fsync(handle.descriptor)
         finally:
             self._drop(header["handle"])
-        self._channel.send({"type": "done"})
+        self._channel.send({"type": "done", **({"status": status} if status else {})})
 
     def _drop(self, number: int) -> None:
         handle = self._handles.pop(number)

@@ -30,6 +30,7 @@ from atoll.errors import SyncError
 from atoll.storage.peer.contents import Contents
 from atoll.storage.peer.copies import Copies
 from atoll.storage.peer.names import Names
+from atoll.storage.peer.uploads import Uploads
 from atoll.storage.protocol.replies import (
     FUNCTION,
     MOST_MESSAGE_BYTES,
@@ -86,6 +87,7 @@ class Peer:
         self._requests: dict[str, Callable[[dict[str, Any], list[bytearray]], None]] = {
             **Names(volume, channel, self._lock).requests(),
             **self._contents.requests(),
+            **Uploads(volume, channel, self._lock).requests(),
             **Copies(volume, channel, self._lock).requests(),
             **self._snapshots.requests(),
             "collect": self._collect,
@@ -140,7 +142,7 @@ class Peer:
             else:
                 self._lock.refresh()
         except REPORTED:
-            if request != "write":
+            if request not in ("write", "upload"):
                 raise
             with Conversation(self._channel, request):  # the client does not wait before it sends the content
                 raise

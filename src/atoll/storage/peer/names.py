@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import heapq
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -76,17 +77,19 @@ class Names:
         return status_of(info, os.readlink(name, dir_fd=directory), leads)
 
     def _list(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        """Send the status of each name in a directory."""
-        with self._look(header["path"]) as place, opened(place) as descriptor, os.scandir(descriptor) as found:
-            items = []
+        """Send the status of each name in a directory, or of a page: at most `most`, those that sort behind `after`."""
+        after, most = str(header.get("after", "")), header.get("most")
+        with self._look(header["path"]) as place, opened(place) as descriptor:
             above = place.path + "/" if place.path else ""
-            for item in found:
-                if item.name == VISIBLE and not above:
-                    continue
+            with os.scandir(descriptor) as found:
+                names = (item.name for item in found if item.name > after and (above or item.name != VISIBLE))
+                wanted = sorted(names) if most is None else heapq.nsmallest(int(most), names)
+            items = []
+            for name in wanted:
                 with contextlib.suppress(FileNotFoundError):
-                    info = item.stat(follow_symlinks=False)
-                    items.append((item.name, *self._status(info, descriptor, item.name, above + item.name)))
-        self._send_entries(iter(sorted(items)))
+                    info = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    items.append((name, *self._status(info, descriptor, name, above + name)))
+        self._send_entries(iter(items))
 
     def _send_entries(self, items: Iterator[Any]) -> None:
         for buffer in pack(items):

@@ -31,6 +31,8 @@ ABANDONED_SECONDS = 24 * 3600.0
 """Seconds for which the contents of an interrupted sync are kept for the next one to its target."""
 QUIET_SECONDS = 30.0
 """A file or tree that was written to within this time most likely has a living writer."""
+UPLOAD_SECONDS = 7 * 24 * 3600.0
+"""Seconds for which an unfinished upload is kept."""
 KEPT_SECONDS = 90 * 24 * 3600.0
 """Seconds for which an unused index is kept."""
 _MAX_JSON_BYTES = 1 << 30
@@ -71,6 +73,7 @@ KINDS = {
     "switch": Kind("sync.stage", "the target; the replaced tree becomes old", Reclaim.RECOVERED),
     "record": Kind("sync.switch_record", "the note of an old tree", Reclaim.RECOVERED),
     "index": Kind("sync.target_state", "", Reclaim.OLD, KEPT_SECONDS),
+    "upload": Kind("peer.uploads", "a file of the volume", Reclaim.OLD, UPLOAD_SECONDS),
     "old": Kind("sync.switch_record, snapshots.archive", "", Reclaim.UNSEEN),
     "trash": Kind("volume.root", "", Reclaim.REMOVED),
     "file": Kind("volume.staging", "a file of the volume, an index", Reclaim.UNLOCKED, QUIET_SECONDS),
