@@ -29,14 +29,14 @@ import uvicorn
 
 from atoll import __version__, errors, ownership, settings
 from atoll.host import daemon_start
-from atoll.server import fixed_key, health, requests
+from atoll.server import files, fixed_key, health, requests
 from atoll.server.app import make_app
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.state import ServerState
 from atoll.settings import Settings
 
-_PARTS: tuple[Callable[[ServerState], None], ...] = (health.install, requests.install)
+_PARTS: tuple[Callable[[ServerState], None], ...] = (health.install, requests.install, files.install)
 
 BACKLOG = 1024
 DRAIN_SECONDS = 30

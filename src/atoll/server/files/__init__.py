@@ -5,3 +5,7 @@ has the volume and nothing else; it follows no symlink out of it (`storage.volum
 peer's protocol in the user's name, and passes contents on in pieces of 1 MiB, as fast as the slower side takes them.
 A few peers wait for the next request of their user (`peers`).
 """
+
+from atoll.server.files.routes import install
+
+__all__ = ["install"]

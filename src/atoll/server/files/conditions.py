@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from email.utils import formatdate, parsedate_to_datetime
@@ -103,7 +104,7 @@ def wanted_pieces(headers: Mapping[str, str], status: Status) -> list[Piece] | N
         match = _RANGE.fullmatch(part)
         if match is None or match.groups() == ("", ""):
             return None
-        piece = _piece(*match.groups(), status.size)
+        piece = _piece(match[1], match[2], status.size)
         if piece is None:
             return None
         if piece[1] > 0:
@@ -126,7 +127,7 @@ def _piece(first: str, last: str, size: int) -> Piece | None:
 def _merged(pieces: list[Piece]) -> list[Piece]:
     """Return the pieces in the order asked for; overlapping ones, which cost more than the file, become one span."""
     ordered = sorted(pieces)
-    if all(one[0] + one[1] <= two[0] for one, two in zip(ordered, ordered[1:], strict=False)):
+    if all(one[0] + one[1] <= two[0] for one, two in itertools.pairwise(ordered)):
         return pieces
     first, end = ordered[0][0], max(offset + length for offset, length in ordered)
     return [(first, end - first)]

@@ -20,7 +20,6 @@ from atoll.storage.client.contents import OpenFile
 from atoll.storage.files.tree import Status
 from atoll.wire.frames import Message
 
-
 _CLOCK_NS = 20_000_000
 """The longest tick of the clock that stamps files, and some more."""
 
@@ -71,7 +70,7 @@ async def download(
             return answer
         return _streamed(200, described, stack, lent, file, [(b"", (0, status.size))], b"")
     if len(pieces) == 1:
-        offset, length = pieces[0]
+        length = pieces[0][1]
         described |= {"content-range": _content_range(pieces[0], status), "content-length": str(length)}
         described["content-type"] = kind
         return _streamed(206, described, stack, lent, file, [(b"", pieces[0])], b"")
@@ -129,7 +128,7 @@ class _Streamed(Response):
         self._held = held
         self._content = content
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             sending = asyncio.ensure_future(self._send(send))
             gone = asyncio.ensure_future(_gone(receive))

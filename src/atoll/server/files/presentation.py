@@ -28,8 +28,49 @@ _TYPES = {
     "webp": "image/webp",
 }
 _PLAIN = frozenset(
-    "bash c cc cfg cpp css go h hpp htm html ini ipynb java js jsonl jsx log lua md mjs patch pl py pyi r rb rs rst sh "
-    "sql tex toml ts tsv tsx txt xhtml xml yaml yml".split()
+    [
+        "bash",
+        "c",
+        "cc",
+        "cfg",
+        "cpp",
+        "css",
+        "go",
+        "h",
+        "hpp",
+        "htm",
+        "html",
+        "ini",
+        "ipynb",
+        "java",
+        "js",
+        "jsonl",
+        "jsx",
+        "log",
+        "lua",
+        "md",
+        "mjs",
+        "patch",
+        "pl",
+        "py",
+        "pyi",
+        "r",
+        "rb",
+        "rs",
+        "rst",
+        "sh",
+        "sql",
+        "tex",
+        "toml",
+        "ts",
+        "tsv",
+        "tsx",
+        "txt",
+        "xhtml",
+        "xml",
+        "yaml",
+        "yml",
+    ]
 )
 """Endings of text, shown as such: HTML and scripts among them."""
 OCTETS = "application/octet-stream"
