@@ -25,7 +25,7 @@ LINES, COLUMNS = 50, 132
 SECRET = "TERMINAL_TEST_SECRET"
 
 BEGIN = """
-import contextlib, fcntl, itertools, json, os, shutil, signal, struct, subprocess, sys, termios
+import contextlib, fcntl, itertools, json, os, shutil, signal, struct, subprocess, sys, termios, time
 from atoll import errors, isolated
 
 def own(name="terminal", **options):
@@ -260,8 +260,12 @@ def test_a_function_saves_its_work_when_its_caller_has_gone(on_terminal: OnTermi
 @own("gone", grace=60)
 def work():
     try:
-        yield os.path.exists("/data/terminal-gone") and os.remove("/data/terminal-gone")
-        signal.pause()
+        for name in ("gone", "waits"):
+            os.path.exists(f"/data/terminal-{name}") and os.remove(f"/data/terminal-{name}")
+        yield
+        open("/data/terminal-waits", "w").close()
+        while True:
+            time.sleep(0.1)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             while True:
@@ -271,6 +275,8 @@ def work():
 
 items = work()
 next(items)
+while not own("looks")(os.path.exists)("/data/terminal-waits"):  # at its `yield` it would be closed, and not interrupted
+    time.sleep(0.1)
 os._exit(0)
 """)
     until(lambda: place.isolated(os.path.exists)("/data/terminal-gone"))

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ PAGES = pages()
 MARK = "~~~ next block ~~~"
 READ_ONLY = {"cat", "cd", "export", "head", "ls", "pg_dump", "rm"}
 """Programs that `sh` blocks may show beside `atoll` and `make`."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _daemon_of_the_pages(_session_home: Home) -> Iterator[None]:
+    """End the daemon that a page's program has started: its `HOME` is a page's directory, where no Python is found."""
+    yield
+    _session_home.stop()
 
 
 def run_python(group: Group, home: Home, directory: Path, name: str) -> None:

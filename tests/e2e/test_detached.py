@@ -468,25 +468,35 @@ def test_a_generator_has_a_bound(small: Island) -> None:
     call.forget()
 
 
+LITTLE = """
+[detached]
+max_bytes = 15_000_000
+call_bytes = 10_000_000
+"""
+
+
 def test_a_full_store_refuses_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the way out; finished calls stay, and make room when they are forgotten."""
+    """The error names the way out; finished calls stay, and make room when they are forgotten.
+
+    Names of pytest's own modules, at most 1 MiB, travel with each call: the sizes here leave room for them.
+    """
     with conftest.own_home() as home:  # of this test alone: what earlier ones left would count
-        (home.path / "settings.toml").write_text(SMALL)
+        (home.path / "settings.toml").write_text(LITTLE)
         monkeypatch.setenv("ATOLL_HOME", str(home.path))
         function = isolated(local_modules=[])(double)
         with pytest.raises(errors.DetachedFull, match="one detached call may have"):
-            function.spawn(bytes(1_000_000))
-        first = function.spawn(bytes(400_000))
-        assert len(first.result(SECONDS)) == 800_000
-        second = function.spawn(bytes(400_000))
+            function.spawn(bytes(10_000_000))
+        first = function.spawn(bytes(4_000_000))
+        assert len(first.result(SECONDS)) == 8_000_000
+        second = function.spawn(bytes(4_000_000))
         with pytest.raises(errors.DetachedFull):
             second.result(SECONDS)
         assert second.status().outcome == "error"
         with pytest.raises(errors.DetachedFull, match=r"atoll calls forget"):
-            function.spawn(bytes(600_000))
-        assert len(first.result()) == 800_000
+            function.spawn(bytes(8_000_000))
+        assert len(first.result()) == 8_000_000
         first.forget()
-        assert len(function.spawn(bytes(400_000)).result(SECONDS)) == 800_000
+        assert len(function.spawn(bytes(4_000_000)).result(SECONDS)) == 8_000_000
 
 
 def double(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import resource
@@ -10,7 +11,7 @@ import sqlite3
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,6 +213,41 @@ def test_a_full_store_refuses(directory: Path) -> None:
     assert store.end("a", "ok", None, 0, 0)
     accepted(store, "b", size=500)
     store.close()
+
+
+@pytest.mark.parametrize("way", ["end", "cancel"])
+def test_an_outcome_that_is_seen_has_freed_its_spool(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A keeper that is killed at any instant leaves no spool of an ended call that counts, and its file goes in time."""
+    store, other = opened(directory), opened(directory)
+    accepted(store, "a", size=400)
+    if way == "end":
+        store.begin("a")
+    original, seen = Store.transaction, list[tuple[str, int]]()
+
+    @contextlib.contextmanager
+    def transaction(self: Store) -> Iterator[sqlite3.Connection]:
+        with original(self) as connection:
+            yield connection
+        seen.append((other.rows("WHERE call = 'a'")[0].state, other.used_bytes()))
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "transaction", transaction)
+        patched.setattr(store.files, "remove", killed)
+        with pytest.raises(SystemExit):
+            store.end("a", "error", None, 0, 0) if way == "end" else store.cancel_waiting("a")
+    assert seen == [("finished", 0)]
+    path = directory / "spools" / "spool-a"
+    assert path.exists()
+    os.utime(path, (0, 0))
+    other.expire()
+    assert not path.exists()
+    store.close()
+    other.close()
 
 
 def test_a_full_disk_keeps_nothing_of_a_call(directory: Path) -> None:

@@ -80,10 +80,11 @@ class Files:
         except FileNotFoundError:
             return None
 
-    def remove(self, kind: str, name: str) -> None:
-        """Remove a file; one that is not there is in order."""
-        with contextlib.suppress(OSError):
-            self.path(kind, name).unlink()
+    def remove(self, kind: str, *names: str) -> None:
+        """Remove files; one that is not there is in order."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                self.path(kind, name).unlink()
 
     def remove_strays(self, kind: str, known: Iterable[str]) -> None:
         """Remove the files of a kind that are old and that nobody knows."""

@@ -19,6 +19,7 @@ from atoll import errors
 from atoll.detached.batches import CANCELLED, CANCELLED_AND_LOST
 from atoll.detached.bundles import Bundle, Bundles
 from atoll.detached.database import COLUMNS, changed
+from atoll.detached.needed_spools import NEEDED, freed
 from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
@@ -186,24 +187,19 @@ class Store(Bundles):
         return self._finish(call, test, changes, values, outcome)
 
     def _finish(self, call: str, test: str, changes: str, values: Sequence[Any], outcome: str) -> bool:
-        """Set the outcome of a call that is in this state; return whether it was. Its files go if nobody needs them."""
-        changes += f", {_RELEASED}"
-        before = self.rows("WHERE call = ?", (call,))
-        if not before or self.change(changes, f"call = ? AND {test}", (*values, outcome, call)) != 1:
-            return False
-        self._drop_spool(before[0])
-        self.release([before[0].bundle])
-        return True
+        """Set the outcome of a call that is in this state; return whether it was.
 
-    def _drop_spool(self, row: Row) -> None:
-        """Remove a spool that no call can need any more; a batch's stays for the items that failed."""
-        for needed in ("state IN ('waiting', 'running')", "state = 'finished' AND batch != '' AND outcome != 'ok'"):
-            if self.rows(f"WHERE spool = ? AND {needed} LIMIT 1", (row.spool,)):
-                return
-        self.change("spool_bytes = 0", "spool = ? AND spool_bytes > 0", (row.spool,))
-        templates = {one.template for one in self.rows("WHERE spool = ? AND template != ''", (row.spool,))}
-        for name in (row.spool, *templates):
-            self.files.remove("spools", name)
+        Its spool counts no more from that instant on, unless somebody needs it; then its files go.
+        """
+        changes += f", {_RELEASED}"
+        with self.transaction() as connection:
+            before = connection.execute("SELECT spool, bundle FROM calls WHERE call = ?", (call,)).fetchone()
+            if before is None or changed(connection, changes, f"call = ? AND {test}", (*values, outcome, call)) != 1:
+                return False
+            unneeded = freed(connection, before[:1])
+        self.files.remove("spools", *unneeded)
+        self.release([before[1]])
+        return True
 
     def recover(self) -> list[Row]:
         """Give each call that ran under an earlier keeper its end: made again where `retries` are left, else `lost`.
@@ -304,18 +300,19 @@ class Store(Bundles):
         """End those of some calls that were not sent, and mark those that run, at once; return the rows of the former."""
         values = (json.dumps(CANCELLED.to_data()), time.time(), "cancelled")
         changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}, {_RELEASED}"
-        done, bundles = [], set()
+        done, bundles, spools = [], set[str](), set[str]()
         with self.transaction() as connection:
             for call in calls:
-                found = connection.execute("SELECT bundle FROM calls WHERE call = ?", (call,)).fetchone()
+                found = connection.execute("SELECT bundle, spool FROM calls WHERE call = ?", (call,)).fetchone()
                 if changed(connection, changes, "call = ? AND state = 'waiting'", (*values, call)):
                     done.append(call)
-                    bundles.update(found)
+                    bundles.add(found[0])
+                    spools.add(found[1])
                 else:
                     changed(connection, "unwanted = 1", "call = ? AND state = 'running' AND unwanted = 0", (call,))
+            unneeded = freed(connection, spools)
         ended = [now for call in done for now in self.rows("WHERE call = ?", (call,))]
-        for row in {row.spool: row for row in ended}.values():
-            self._drop_spool(row)
+        self.files.remove("spools", *unneeded)
         self.release(bundles)
         return ended
 
@@ -392,7 +389,7 @@ class Store(Bundles):
         self.forget(self.rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
         with self.lock, self.translated():
             calls = [row[0] for row in self.connection.execute("SELECT call FROM calls")]
-            found = self.connection.execute("SELECT spool FROM calls UNION SELECT template FROM calls")
+            found = self.connection.execute(NEEDED)
             spools = [row[0] for row in found]
         self.files.remove_strays("spools", spools)
         self.remove_stray_bundles()
