@@ -1,0 +1,171 @@
+"""Routes about accounts: the caller, the caller's keys, and users for operators."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+
+from atoll import errors
+from atoll.server.accounts import bodies, rows
+from atoll.server.accounts.accounts import Accounts
+from atoll.server.accounts.audit import audit
+from atoll.server.principal import ADMIN, Principal
+from atoll.server.state import principal_of, state_of
+from atoll.server.typed import typed
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes."""
+    return [
+        typed("/v1/whoami", "GET", whoami, answer=bodies.WhoAmI),
+        typed("/v1/keys", "GET", list_keys, answer=bodies.Keys),
+        typed("/v1/keys", "POST", make_key, body=bodies.NewKey, answer=bodies.MadeKey, status=201),
+        typed("/v1/keys/{key}", "DELETE", revoke_key, answer=bodies.KeyFacts),
+        typed("/v1/users", "GET", list_users, answer=bodies.Users),
+        typed("/v1/users", "POST", add_user, body=bodies.NewUser, answer=bodies.AddedUser, status=201),
+        typed("/v1/users/{user}", "DELETE", remove_user, answer=bodies.UserFacts),
+        typed("/v1/users/{user}/quota", "PUT", set_quota, body=bodies.Quotas, answer=bodies.UserFacts),
+    ]
+
+
+def accounts_of(request: Request) -> Accounts:
+    """Return the accounts of the server that answers a request."""
+    found: Accounts = state_of(request).parts["accounts"]
+    return found
+
+
+async def administrator_of(request: Request) -> Principal:
+    """Return the operator who asks.
+
+    Raises:
+        NotAuthorized: the request has no valid key, or one that does not administer.
+    """
+    principal = await principal_of(request)
+    if not principal.may_administer:
+        raise insufficient("this is for operators, with a key of the scope ADMIN")
+    return principal
+
+
+async def _owner_of(request: Request) -> Principal:
+    """Return the caller, whose key may make and revoke keys."""
+    principal = await principal_of(request)
+    if principal.scope != ADMIN:
+        raise insufficient("a key of the scope API does not handle keys")
+    return principal
+
+
+def insufficient(reason: str) -> errors.NotAuthorized:
+    """Return the error for a key that is not for this."""
+    return errors.NotAuthorized(
+        f"insufficient permissions: {reason}", hint="use another key, or ask an operator", status=403
+    )
+
+
+async def whoami(request: Request) -> bodies.WhoAmI:
+    """Tell the user and the key of the request."""
+    found = await principal_of(request)
+    return bodies.WhoAmI(found.user, found.name, found.key, found.scope, found.operator)
+
+
+async def list_keys(request: Request) -> bodies.Keys:
+    """List the caller's keys, without secrets."""
+    principal = await _owner_of(request)
+    found = await accounts_of(request).database.run(
+        lambda connection: rows.keys_of(connection, rows.find_user(connection, principal.user)), writes=False
+    )
+    return bodies.Keys([bodies.key_facts(key) for key in found])
+
+
+async def make_key(request: Request, asked: bodies.NewKey) -> bodies.MadeKey:
+    """Make a key of the caller's; its secret is shown this once."""
+    principal = await _owner_of(request)
+    accounts = accounts_of(request)
+    key, secret = await accounts.database.run(
+        lambda connection: rows.add_key(
+            connection,
+            accounts.pepper,
+            rows.find_user(connection, principal.user),
+            scope=asked.scope,
+            alias=asked.alias,
+            seconds=asked.expires_seconds,
+        )
+    )
+    return bodies.made_key(key, secret)
+
+
+async def revoke_key(request: Request) -> bodies.KeyFacts:
+    """Revoke a key of the caller's at once; any key may revoke itself."""
+    key_id = request.path_params["key"]
+    principal = await principal_of(request)
+    if principal.scope != ADMIN and key_id != principal.key:
+        raise insufficient("a key of the scope API revokes itself alone")
+    gone = await accounts_of(request).change(lambda connection: rows.revoke(connection, key_id, principal.user))
+    return bodies.key_facts(gone)
+
+
+async def list_users(request: Request) -> bodies.Users:
+    """List all users; for operators."""
+    await administrator_of(request)
+    found = await accounts_of(request).database.run(rows.all_users, writes=False)
+    return bodies.Users([bodies.user_facts(user) for user in found])
+
+
+async def add_user(request: Request, asked: bodies.NewUser) -> bodies.AddedUser:
+    """Add a user, with a first key of the scope ADMIN unless that is not wanted; for operators."""
+    principal = await administrator_of(request)
+    accounts = accounts_of(request)
+    return await accounts.database.run(lambda connection: added_user(connection, accounts.pepper, principal, asked))
+
+
+def added_user(connection: rows.Connection, pepper: rows.Pepper, actor: Principal, asked: bodies.NewUser) -> bodies.AddedUser:
+    """Add a user in a transaction."""
+    user = rows.add_user(
+        connection,
+        asked.name,
+        operator=asked.operator,
+        volume_bytes=asked.volume_bytes,
+        volume_files=asked.volume_files,
+        workers=asked.workers,
+    )
+    if asked.subject:
+        rows.link(connection, user, asked.issuer, asked.subject)
+    key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first")) if asked.key else None
+    audit(connection, actor, "user.add", user.id, {"name": user.name, "operator": user.operator})
+    return bodies.AddedUser(bodies.user_facts(user), key)
+
+
+async def remove_user(request: Request) -> bodies.UserFacts:
+    """Remove a user with all keys, at once; the volume is left; for operators."""
+    principal = await administrator_of(request)
+    name = request.path_params["user"]
+    return await accounts_of(request).change(lambda connection: removed_user(connection, principal, name))
+
+
+def removed_user(connection: rows.Connection, actor: Principal, name: str) -> bodies.UserFacts:
+    """Remove a user in a transaction."""
+    user = rows.find_user(connection, name)
+    rows.remove_user(connection, user)
+    audit(connection, actor, "user.remove", user.id, {"name": user.name})
+    return bodies.user_facts(user)
+
+
+async def set_quota(request: Request, asked: bodies.Quotas) -> bodies.UserFacts:
+    """Change quotas of a user; for operators."""
+    principal = await administrator_of(request)
+    name = request.path_params["user"]
+    return await accounts_of(request).database.run(
+        lambda connection: changed_quota(connection, principal, name, asked)
+    )
+
+
+def changed_quota(connection: rows.Connection, actor: Principal, name: str, asked: bodies.Quotas) -> bodies.UserFacts:
+    """Change quotas in a transaction."""
+    given = {
+        "volume_bytes": asked.volume_bytes,
+        "volume_files": asked.volume_files,
+        "workers": asked.workers,
+    }
+    changes = {quota: value for quota, value in given.items() if value is not None}
+    user = rows.set_quota(connection, rows.find_user(connection, name), changes)
+    audit(connection, actor, "user.set_quota", user.id, {"name": user.name, **changes})
+    return bodies.user_facts(user)

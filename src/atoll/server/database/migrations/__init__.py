@@ -1,0 +1,1 @@
+"""The migrations of the schema, in order of their numbers; `schema` applies those that a database lacks."""
