@@ -14,11 +14,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..conftest import Home, own_home
 from ..waiting import PATIENCE_SECONDS, until
 from .certificates import Authority
+
+if TYPE_CHECKING:
+    from atoll.server.accounts.bodies import AddedUser, NewUser
 
 _PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
@@ -41,6 +44,7 @@ class Server:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    _key: tuple[str, str] | None = None
 
     @property
     def url(self) -> str:
@@ -55,8 +59,20 @@ class Server:
     @property
     def key(self) -> tuple[str, str]:
         """The operator's key: id and secret."""
-        key_id, _, secret = (self.home.path / "server-key").read_text().strip().partition(":")
-        return key_id, secret
+        if self._key is None:
+            from atoll.server.accounts.bodies import NewUser
+
+            added = self.add_user(NewUser("operator", operator=True))
+            assert added.key is not None
+            self._key = added.key.id, added.key.secret
+        return self._key
+
+    def add_user(self, asked: NewUser) -> AddedUser:
+        """Add a user as the command line on the server's machine does."""
+        from atoll.server.accounts.direct import Direct
+
+        with Direct(self.home.path) as accounts:
+            return accounts.add_user(asked)
 
     @property
     def pid(self) -> int:

@@ -28,12 +28,19 @@ def status_of(error: errors.AtollError) -> int:
     """Return the HTTP status of an error's answer."""
     if isinstance(error, errors.NotAuthorized):
         return error.status
+    given = error.details.get("status")
+    if type(error) is errors.CallerError and isinstance(given, int) and 400 <= given < 500:
+        return given
     return next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.AtollError)
-    return JSONResponse({"error": error.to_data()}, status_of(error))
+    status = status_of(error)
+    headers = {"WWW-Authenticate": "Key"} if status == 401 else {}
+    if status == 429 and "retry_after" in error.details:
+        headers["Retry-After"] = str(error.details["retry_after"])
+    return JSONResponse({"error": error.to_data()}, status, headers)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

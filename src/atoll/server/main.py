@@ -29,14 +29,20 @@ import uvicorn
 
 from atoll import __version__, errors, ownership, settings
 from atoll.host import daemon_start
-from atoll.server import files, fixed_key, health, requests
+from atoll.server import files, health, requests
+from atoll.server.accounts import part as accounts
 from atoll.server.app import make_app
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.state import ServerState
 from atoll.settings import Settings
 
-_PARTS: tuple[Callable[[ServerState], None], ...] = (health.install, requests.install, files.install)
+_PARTS: tuple[Callable[[ServerState], None], ...] = (
+    accounts.install,
+    health.install,
+    requests.install,
+    files.install,
+)
 
 BACKLOG = 1024
 DRAIN_SECONDS = 30
@@ -57,7 +63,7 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
     node_options = settings.load(options.home)
     daemon_start.prepare_home(node_options)
     with _only_one(node_options), contextlib.ExitStack() as stack:
-        state = ServerState(Node(node_options), fixed_key.authenticate(node_options.home), options=options)
+        state = ServerState(Node(node_options), options=options)
         for install in _PARTS:
             install(state)
         listener = stack.enter_context(_listen(options.listen))

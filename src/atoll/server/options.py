@@ -46,6 +46,7 @@ class ServerOptions:
         certificate, key: files of TLS in PEM, read again when they change; None for plain HTTP.
         trusted_proxies: addresses and networks whose `X-Forwarded-For` counts.
         metrics: an address of its own for `/metrics`; None serves it to operators alone.
+        database: the address of the accounts' database; empty for the state directory's own.
     """
 
     home: Path | None = None
@@ -54,3 +55,4 @@ class ServerOptions:
     key: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
     metrics: Address | None = None
+    database: str = ""

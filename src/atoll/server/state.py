@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atoll import errors
 from atoll.server.node import Node
 from atoll.server.options import ServerOptions
 from atoll.server.principal import Principal
@@ -20,6 +21,11 @@ Authenticate = Callable[[dict[str, str], str], Awaitable[Principal]]
 
 Raises `errors.NotAuthorized`, which answers 401, 403 or 429.
 """
+
+
+async def refuse(_headers: dict[str, str], _address: str) -> Principal:
+    """Know nobody: the authentication of a server without the part of accounts."""
+    raise errors.NotAuthorized("this server knows no keys", hint="see `atoll users --help`")
 
 
 @dataclass
@@ -37,7 +43,7 @@ class ServerState:
     """
 
     node: Node
-    authenticate: Authenticate
+    authenticate: Authenticate = refuse
     routes: list[BaseRoute] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
     lifespan: list[Callable[[], AbstractAsyncContextManager[object]]] = field(default_factory=list)

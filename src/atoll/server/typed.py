@@ -68,9 +68,7 @@ async def read_body(request: Request, kind: type[T]) -> T:
     async for part in request.stream():
         data += part
         if len(data) > MOST_BODY_BYTES:
-            raise errors.CallerError(
-                f"the body has more than {MOST_BODY_BYTES:,} bytes", hint="send less", status=413
-            )
+            raise errors.CallerError(f"the body has more than {MOST_BODY_BYTES:,} bytes", hint="send less", status=413)
     try:
         return msgspec.json.decode(bytes(data) or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

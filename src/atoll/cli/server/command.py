@@ -20,6 +20,7 @@ def server(
     home: Path | None = None,
     trusted_proxy: Annotated[list[str] | None, cyclopts.Parameter(negative="")] = None,
     metrics: str = "",
+    database: str = "",
 ) -> int:
     """Serve functions and `/data` of many users over HTTP, until interrupted.
 
@@ -37,6 +38,9 @@ def server(
         Address or network of a proxy whose `X-Forwarded-For` counts; may be given again.
     metrics: str
         Address of a listener of its own for `/metrics`, as HOST:PORT.
+    database: str
+        Address of a PostgreSQL database for users and keys; default: ATOLL_DATABASE_URL, else a file of SQLite in the
+        state directory.
     """
     if (tls_cert is None) != (tls_key is None):
         return wrong_usage("--tls-cert and --tls-key belong together")
@@ -54,5 +58,6 @@ def server(
         key=tls_key,
         trusted_proxies=tuple(trusted_proxy or ()),
         metrics=address(metrics) if metrics else None,
+        database=database,
     )
     return main.run(options, lambda line: echo(line, flush=True))

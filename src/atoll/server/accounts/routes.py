@@ -6,9 +6,8 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from atoll import errors
-from atoll.server.accounts import bodies, rows
+from atoll.server.accounts import acts, bodies, rows
 from atoll.server.accounts.accounts import Accounts
-from atoll.server.accounts.audit import audit
 from atoll.server.principal import ADMIN, Principal
 from atoll.server.state import principal_of, state_of
 from atoll.server.typed import typed
@@ -114,39 +113,16 @@ async def add_user(request: Request, asked: bodies.NewUser) -> bodies.AddedUser:
     """Add a user, with a first key of the scope ADMIN unless that is not wanted; for operators."""
     principal = await administrator_of(request)
     accounts = accounts_of(request)
-    return await accounts.database.run(lambda connection: added_user(connection, accounts.pepper, principal, asked))
-
-
-def added_user(connection: rows.Connection, pepper: rows.Pepper, actor: Principal, asked: bodies.NewUser) -> bodies.AddedUser:
-    """Add a user in a transaction."""
-    user = rows.add_user(
-        connection,
-        asked.name,
-        operator=asked.operator,
-        volume_bytes=asked.volume_bytes,
-        volume_files=asked.volume_files,
-        workers=asked.workers,
+    return await accounts.database.run(
+        lambda connection: acts.added_user(connection, accounts.pepper, principal, asked)
     )
-    if asked.subject:
-        rows.link(connection, user, asked.issuer, asked.subject)
-    key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first")) if asked.key else None
-    audit(connection, actor, "user.add", user.id, {"name": user.name, "operator": user.operator})
-    return bodies.AddedUser(bodies.user_facts(user), key)
 
 
 async def remove_user(request: Request) -> bodies.UserFacts:
     """Remove a user with all keys, at once; the volume is left; for operators."""
     principal = await administrator_of(request)
     name = request.path_params["user"]
-    return await accounts_of(request).change(lambda connection: removed_user(connection, principal, name))
-
-
-def removed_user(connection: rows.Connection, actor: Principal, name: str) -> bodies.UserFacts:
-    """Remove a user in a transaction."""
-    user = rows.find_user(connection, name)
-    rows.remove_user(connection, user)
-    audit(connection, actor, "user.remove", user.id, {"name": user.name})
-    return bodies.user_facts(user)
+    return await accounts_of(request).change(lambda connection: acts.removed_user(connection, principal, name))
 
 
 async def set_quota(request: Request, asked: bodies.Quotas) -> bodies.UserFacts:
@@ -154,18 +130,5 @@ async def set_quota(request: Request, asked: bodies.Quotas) -> bodies.UserFacts:
     principal = await administrator_of(request)
     name = request.path_params["user"]
     return await accounts_of(request).database.run(
-        lambda connection: changed_quota(connection, principal, name, asked)
+        lambda connection: acts.changed_quota(connection, principal, name, asked)
     )
-
-
-def changed_quota(connection: rows.Connection, actor: Principal, name: str, asked: bodies.Quotas) -> bodies.UserFacts:
-    """Change quotas in a transaction."""
-    given = {
-        "volume_bytes": asked.volume_bytes,
-        "volume_files": asked.volume_files,
-        "workers": asked.workers,
-    }
-    changes = {quota: value for quota, value in given.items() if value is not None}
-    user = rows.set_quota(connection, rows.find_user(connection, name), changes)
-    audit(connection, actor, "user.set_quota", user.id, {"name": user.name, **changes})
-    return bodies.user_facts(user)

@@ -53,9 +53,8 @@ class Database:
         self._engine = self._sqlite() if not url else _engine_of(url)
         self._writes = self._engine.execution_options(atoll_writes=True)
         try:
-            with self._writes.execution_options(atoll_migrates=True).connect() as connection, _translated():
-                with connection.begin():
-                    schema.bring_up(connection)
+            with self.writing() as connection:
+                schema.bring_up(connection)
         except BaseException:
             self.close()
             raise
@@ -114,9 +113,7 @@ class Database:
             return int(time.monotonic())
         try:
             if self._marks is None:
-                self._marks = sqlite3.connect(
-                    self._file, timeout=0, isolation_level=None, check_same_thread=False
-                )
+                self._marks = sqlite3.connect(self._file, timeout=0, isolation_level=None, check_same_thread=False)
             return self._marks.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
         except sqlite3.Error:
             return object()  # not known: as if it had changed

@@ -65,6 +65,6 @@ def bring_up(connection: Connection) -> None:
     with Operations.context(context):
         for step in reversed(steps):
             step.module.upgrade()
-            context._ensure_version_table()  # noqa: SLF001 - alembic has no public way without `env.py`
+            context._ensure_version_table()
             connection.execute(text("DELETE FROM alembic_version"))
             connection.execute(text("INSERT INTO alembic_version (version_num) VALUES (:new)"), {"new": step.revision})

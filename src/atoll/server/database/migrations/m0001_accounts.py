@@ -53,9 +53,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
         sa.Column("at", sa.Double, nullable=False, index=True),
         sa.Column("actor", sa.String(64), nullable=False),
         sa.Column("actor_name", sa.String(64), nullable=False),

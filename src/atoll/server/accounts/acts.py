@@ -1,0 +1,48 @@
+"""Administrative acts on users, each with its line of the audit, in the caller's transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from atoll.server.accounts import bodies, rows
+from atoll.server.accounts.audit import audit
+from atoll.server.accounts.tokens import Pepper
+from atoll.server.principal import ADMIN, Principal
+
+
+def added_user(connection: Connection, pepper: Pepper, actor: Principal, asked: bodies.NewUser) -> bodies.AddedUser:
+    """Add a user in a transaction."""
+    user = rows.add_user(
+        connection,
+        asked.name,
+        operator=asked.operator,
+        volume_bytes=asked.volume_bytes,
+        volume_files=asked.volume_files,
+        workers=asked.workers,
+    )
+    if asked.subject:
+        rows.link(connection, user, asked.issuer, asked.subject)
+    key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first")) if asked.key else None
+    audit(connection, actor, "user.add", user.id, {"name": user.name, "operator": user.operator})
+    return bodies.AddedUser(bodies.user_facts(user), key)
+
+
+def removed_user(connection: Connection, actor: Principal, name: str) -> bodies.UserFacts:
+    """Remove a user in a transaction."""
+    user = rows.find_user(connection, name)
+    rows.remove_user(connection, user)
+    audit(connection, actor, "user.remove", user.id, {"name": user.name})
+    return bodies.user_facts(user)
+
+
+def changed_quota(connection: Connection, actor: Principal, name: str, asked: bodies.Quotas) -> bodies.UserFacts:
+    """Change quotas in a transaction."""
+    given = {
+        "volume_bytes": asked.volume_bytes,
+        "volume_files": asked.volume_files,
+        "workers": asked.workers,
+    }
+    changes = {quota: value for quota, value in given.items() if value is not None}
+    user = rows.set_quota(connection, rows.find_user(connection, name), changes)
+    audit(connection, actor, "user.set_quota", user.id, {"name": user.name, **changes})
+    return bodies.user_facts(user)
