@@ -17,7 +17,7 @@ def test_requests_reach_the_node(server: Server) -> None:
     """A request is answered by the node, in the name of the key's user."""
     status, value = server.ask("POST", "/v1/requests/status", json.dumps({}).encode())
     assert status == 200
-    assert value["workers"] == []
+    assert value["daemon"]["home"] == str(server.home.path)
 
 
 def test_requests_without_a_key_are_refused(server: Server) -> None:

@@ -1,18 +1,4 @@
-"""The server's process: one for a state directory, whose node it asks in the names of users.
-
-A part of the server plugs in here. It has a function `install(state)` in `_PARTS`, called once before the server
-listens, on the main thread without an event loop. That function
-
-- appends its routes to `state.routes`; the first fitting route answers,
-- puts objects that other parts use into `state.parts`, by name,
-- appends to `state.lifespan` a function that returns an asynchronous context manager: open while the server serves,
-  entered in order before the first request, left in reverse after the last one; tasks in the background live there,
-- sets `state.body_bytes["/v1/files/"]`, say, where bodies may be larger than 1 MiB,
-- may replace `state.authenticate`, as accounts do.
-
-Handlers find their user by `principal_of(request)` and raise `AtollError`s, which `app` answers as JSON. What blocks
-belongs in `asyncio.to_thread`.
-"""
+"""The server's process: one for a state directory, whose node it asks in the names of users; `parts` says how parts plug in."""
 
 from __future__ import annotations
 
@@ -29,20 +15,13 @@ import uvicorn
 
 from atoll import __version__, errors, ownership, settings
 from atoll.host import daemon_start
-from atoll.server import files, health, requests
-from atoll.server.accounts import part as accounts
+from atoll.server import addresses, upgrade
 from atoll.server.app import make_app
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
+from atoll.server.parts import PARTS
 from atoll.server.state import ServerState
 from atoll.settings import Settings
-
-_PARTS: tuple[Callable[[ServerState], None], ...] = (
-    accounts.install,
-    health.install,
-    requests.install,
-    files.install,
-)
 
 BACKLOG = 1024
 DRAIN_SECONDS = 30
@@ -60,11 +39,12 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         HostUnreachable: the address cannot be had, or there is no node.
     """
     os.umask(0o077)
+    addresses.check_proxies(options.trusted_proxies)
     node_options = settings.load(options.home)
     daemon_start.prepare_home(node_options)
     with _only_one(node_options), contextlib.ExitStack() as stack:
         state = ServerState(Node(node_options), options=options)
-        for install in _PARTS:
+        for install in PARTS:
             install(state)
         listener = stack.enter_context(_listen(options.listen))
         address = Address(options.listen.host, listener.getsockname()[1])
@@ -83,7 +63,7 @@ def _config(state: ServerState) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(state),
         http="httptools",
-        ws="none",
+        ws=upgrade.bound(state, state.parts["sessions"]),
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -1,0 +1,100 @@
+"""One WebSocket of a line, past its upgrade: bytes between a transport and its session."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from atoll.server.line.session import Session
+from atoll.server.line.sessions import Sessions
+from atoll.wire.line import DRAINS
+from atoll.wire.websocket import LineError
+
+WRITE_BYTES = 1 << 20
+"""Unsent bytes of a connection, beyond which the worker is not read."""
+CLOSE_SECONDS = 1.0
+"""Seconds for the last bytes of a connection to go out, and for TLS to end in order."""
+PROTOCOL_ERROR = 1002
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of a WebSocket's transport.
+
+    Args:
+        server_connections: uvicorn's open connections, which it tells to shut down.
+    """
+
+    def __init__(
+        self, session: Session, sessions: Sessions, transport: asyncio.Transport, server_connections: set[Any]
+    ) -> None:
+        self._session = session
+        self._sessions = sessions
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._server_connections = server_connections
+        self._ending = False
+        server_connections.add(self)
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """Give bytes to the session."""
+        if self._ending:
+            return
+        try:
+            self._session.feed(self, data)
+        except LineError:
+            self.end(PROTOCOL_ERROR)
+            self._session.end()
+            return
+        self._sessions.unsettled.add(self._session)
+
+    def eof_received(self) -> bool:
+        """Have the transport closed."""
+        return False
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Leave the session to its grace."""
+        self._ending = True
+        self._server_connections.discard(self)
+        self._session.detach(self)
+
+    def pause_writing(self) -> None:
+        """Have the session send no more."""
+        self._session.congest(congested=True)
+
+    def resume_writing(self) -> None:
+        """Have the session send on."""
+        self._session.congest(congested=False)
+
+    def write(self, pieces: list[Any]) -> None:
+        """Send pieces in order."""
+        if self._ending:
+            return
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        else:
+            self._transport.writelines(pieces)
+
+    def shutdown(self) -> None:
+        """Have the client come back: the server drains."""
+        self.end(DRAINS)
+        self._session.detach(self)
+
+    def end(self, code: int) -> None:
+        """Say `close`, unless the code is 0, and close the connection.
+
+        TLS would wait for the other end's close, which a client that is gone never sends: it has a moment.
+        """
+        if self._ending:
+            return
+        if code:
+            self._transport.write(self._session.line.close(code))
+        self._ending = True
+        if code:
+            self._transport.close()
+            self._loop.call_later(CLOSE_SECONDS, self._cut)
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._transport.abort()

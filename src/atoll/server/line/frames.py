@@ -1,0 +1,107 @@
+"""A follower of frames in a stream that passes through: it finds headers, and neither copies nor keeps payloads.
+
+The streams belong to a client and its worker, who check what they get. So a follower that meets anything else than
+frames follows no further, and says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from typing import Any
+
+from atoll.wire.frames import MAGIC, MAX_BUFFERS, MAX_HEADER_BYTES, PREFIX
+
+LOOK_BYTES = 8 << 10
+"""The beginning of a header, which has its type and mostly the call's id."""
+_MOST_ID = 200
+_CALL = re.compile(rb'"call":"([^"\\]{1,200})"')
+
+
+class Follower:
+    """Follows one direction of a stream of frames."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        """The beginning of a frame that has come in pieces."""
+        self._left = 0
+        """Bytes of the present frame that are of no interest."""
+        self._lost = False
+
+    def feed(self, data: Any) -> list[bytes]:
+        """Return the beginnings of the headers that are complete with these bytes."""
+        found: list[bytes] = []
+        at, size = 0, len(data)
+        while at < size and not self._lost:
+            if self._left:
+                step = min(self._left, size - at)
+                self._left -= step
+                at += step
+                continue
+            if self._head:
+                joined = self._head + bytes(data[at : at + self._lacking()])
+                at += len(joined) - len(self._head)
+                self._head = b""
+                self._begin(joined, 0, len(joined), found)
+            else:
+                at += self._begin(data, at, size, found)
+        return found
+
+    def _lacking(self) -> int:
+        """Return how many bytes the kept beginning lacks for the next step."""
+        return _needed(self._head, 0, len(self._head)) - len(self._head)
+
+    def _begin(self, data: Any, at: int, end: int, found: list[bytes]) -> int:
+        """Begin a frame, or keep its beginning; return the bytes that were used."""
+        needed = _needed(data, at, end)
+        if needed < 0:
+            self._lost = True
+            return end - at
+        if end - at < needed:
+            self._head = bytes(data[at:end])
+            return end - at
+        _, _, _, header, count = PREFIX.unpack_from(data, at)
+        first = PREFIX.size + 8 * count
+        found.append(bytes(data[at + first : at + first + min(header, LOOK_BYTES)]))
+        total = first + header + sum(struct.unpack_from(f"!{count}Q", data, at + PREFIX.size))
+        step: int = min(total, end - at)
+        self._left = total - step
+        return step
+
+    def state(self) -> list[Any]:
+        """Return the place in the stream as JSON-compatible data; `restore` takes it."""
+        return [self._head.hex(), self._left, self._lost]
+
+    def restore(self, state: list[Any]) -> None:
+        """Go on where another follower has stopped."""
+        self._head, self._left, self._lost = bytes.fromhex(state[0]), int(state[1]), bool(state[2])
+
+
+def _needed(data: Any, at: int, end: int) -> int:
+    """Return how many bytes of a frame are needed to see its header's beginning; -1 where there is no frame."""
+    if end - at < PREFIX.size:
+        return PREFIX.size
+    magic, _, flags, header, count = PREFIX.unpack_from(data, at)
+    if magic != MAGIC or flags or header > MAX_HEADER_BYTES or count > MAX_BUFFERS:
+        return -1
+    return PREFIX.size + 8 * int(count) + min(int(header), LOOK_BYTES)
+
+
+def call_of(header: bytes) -> str:
+    """Return the id of the call that a header begins; empty where it begins none."""
+    if not header.startswith(b'{"type":"call"'):
+        return ""
+    if len(header) < LOOK_BYTES:
+        try:
+            found = json.loads(header).get("call", "")
+        except (ValueError, RecursionError):
+            return ""
+        return found if isinstance(found, str) and len(found) <= _MOST_ID else ""
+    match = _CALL.search(header)
+    return match[1].decode("utf-8", "replace") if match is not None else ""
+
+
+def answers(header: bytes) -> bool:
+    """Return whether a worker's header ends a call."""
+    return header.startswith((b'{"type":"result"', b'{"type":"error"', b'{"type":"exiting"'))

@@ -1,0 +1,111 @@
+"""The output of a lease's worker in the server: two pipes without waiting, and the tape for `atoll logs`.
+
+The worker writes its answer after the function's output. So the pipes are emptied before bytes of the worker are passed
+on: what was printed before an answer reaches the client before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from atoll.wire.output_tape import TapeWriter
+
+READ_BYTES = 64 << 10
+DRAIN_ROUNDS = 32
+"""Reads that empty a pipe of 1 MiB, the most that the kernel gives one; a worker that prints on is not waited for."""
+
+
+class Outputs:
+    """The pipes of one worker.
+
+    Args:
+        descriptors: stdout and stderr; owned from here on.
+        send: takes the channel, 1 or 2, and bytes that were printed.
+        give_tape: hands a tape's descriptor to the node.
+    """
+
+    def __init__(
+        self, descriptors: Sequence[int], send: Callable[[int, bytes], None], give_tape: Callable[[int], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.pipes = dict(enumerate(descriptors, 1))
+        self._send = send
+        self._give_tape = give_tape
+        self._tape: TapeWriter | None = None
+        self._can_keep = True
+        self._reads = False
+        self.calls: deque[str] = deque()
+        """Calls that were sent and have no answer; what is printed belongs to the first."""
+        for descriptor in self.pipes.values():
+            os.set_blocking(descriptor, False)
+
+    def hold(self, *, hold: bool) -> None:
+        """Stop reading, or go on."""
+        if hold != self._reads:
+            return
+        self._reads = not hold
+        for channel, descriptor in self.pipes.items():
+            if hold:
+                self._loop.remove_reader(descriptor)
+            else:
+                self._loop.add_reader(descriptor, self._read, channel)
+
+    def drain(self) -> None:
+        """Pass on all that has been printed."""
+        for channel in tuple(self.pipes):
+            for _ in range(DRAIN_ROUNDS):
+                if not self._read(channel):
+                    break
+
+    def _read(self, channel: int) -> bool:
+        """Pass on one piece; return whether there was one."""
+        descriptor = self.pipes.get(channel)
+        if descriptor is None:
+            return False
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._close(channel)
+            return False
+        self._keep(data)
+        self._send(channel, data)
+        return True
+
+    def _keep(self, data: bytes) -> None:
+        if self._tape is None and self._can_keep:
+            self._can_keep = False
+            with contextlib.suppress(OSError):
+                tape = TapeWriter()
+                try:
+                    self._give_tape(tape.descriptor)
+                    self._tape = tape
+                finally:
+                    tape.close()
+        if self._tape is not None:
+            self._tape.write(self.calls[0] if self.calls else "", data)
+
+    def answered(self) -> None:
+        """Note that the first call has its answer: its output is over."""
+        if self.calls:
+            self.calls.popleft()
+        if self._tape is not None:
+            self._tape.end()
+
+    def _close(self, channel: int) -> None:
+        descriptor = self.pipes.pop(channel)
+        if self._reads:
+            self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for channel in tuple(self.pipes):
+            self._close(channel)

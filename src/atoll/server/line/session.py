@@ -1,0 +1,387 @@
+"""One line's session: the server's end of a line, and the connection of the node that it is relayed to.
+
+Theory of operation. A session outlives its WebSockets. Towards the node it is an ordinary client that asks in the name
+of a user: it sends the line's first header as its opening message, and gets for a lease the worker's socket and pipes.
+Towards the client it keeps what is not acknowledged (`wire.line`). Past the window it stops reading worker and pipes, so
+that the function waits; and it acknowledges nothing while the worker does not take what has come, so that the client
+waits. Nothing is unpickled, and payloads are not copied.
+
+A WebSocket that is lost without `close` leaves the session to its grace; then the lease ends as with a client that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from atoll import errors
+from atoll.server.line.beside import Spool, send_file
+from atoll.server.line.frames import Follower, answers, call_of
+from atoll.server.line.outputs import Outputs
+from atoll.server.line.socket_end import SocketEnd
+from atoll.server.node import Node
+from atoll.server.principal import Principal
+from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError, Message
+from atoll.wire.line import DATA, WINDOW, Line
+from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
+
+log = logging.getLogger("atoll.lines")
+
+GRACE_SECONDS = 10.0
+"""Seconds for a client to come back after a loss of its connection."""
+OVER_SECONDS = 60.0
+"""Seconds for a client to close a line on which nothing more comes."""
+LAST_SECONDS = 10.0
+"""Seconds for the last bytes of a worker whose lease the node has ended."""
+BUSY_BYTES = 1 << 20
+"""Bytes that wait for the worker, beyond which nothing is acknowledged."""
+UNACKNOWLEDGED_BYTES = WINDOW // 4
+
+KINDS = {"lease": 3, "storage": 1, "dial": 1, "request": 0}
+"""The opening messages that lines carry, with the number of descriptors that `granted` brings."""
+_LATER = {"kill", "cancel", "withdrawn"}
+"""Headers of a client after its first, which a lease knows."""
+
+
+class Wire(Protocol):
+    """The WebSocket of the moment."""
+
+    def write(self, pieces: list[Any]) -> None:
+        """Send pieces in order."""
+
+    def end(self, code: int) -> None:
+        """Say `close` and close the connection."""
+
+
+class Session:
+    """The server's end of one line.
+
+    Args:
+        id: a secret that the client resumes by.
+        principal: the user in whose name it asks, with the key that the line was opened with.
+        on_end: is told once, when the session is over.
+    """
+
+    def __init__(self, id: str, principal: Principal, node: Node, on_end: Callable[[Session], None]) -> None:  # noqa: A002 - as in the header
+        self.id = id
+        self.principal = principal
+        self.line = Line(client=False)
+        self.kind = ""
+        self.control: AsyncChannel | None = None
+        self.data: SocketEnd | None = None
+        self.outputs: Outputs | None = None
+        self.calls = self.bytes_up = self.bytes_down = 0
+        self._node = node
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._wire: Wire | None = None
+        self._congested = False
+        self._held = False
+        self._room: asyncio.Event | None = None
+        self._early: list[Any] = []
+        self._early_bytes = 0
+        self._spool: Spool | None = None
+        self._up, self._down = Follower(), Follower()
+        self._control_over = self._over = self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- the client's side -------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """True while there is a connection."""
+        return self._wire is not None
+
+    def attach(self, wire: Wire, count: int) -> None:
+        """Go on over a new connection; an older one is cut off.
+
+        Args:
+            count: the bytes that the client has received.
+
+        Raises:
+            LineError: it cannot have.
+        """
+        first = self.line.resume(count)
+        old, self._wire = self._wire, wire
+        if old is not None:
+            old.end(0)
+        self._stop_timer()
+        self._congested = False
+        for pieces in first:
+            wire.write(pieces)
+        self._acknowledge(0)
+        self._balance()
+        if self._over:
+            self._timer = self._loop.call_later(OVER_SECONDS, self.end)
+
+    def detach(self, wire: Wire) -> None:
+        """Note that a connection was lost without `close`."""
+        if self._wire is not wire or self._ended:
+            return
+        self._wire = None
+        self._congested = False
+        self._stop_timer()
+        if self._over and not self.line.unacknowledged:
+            self.end()
+            return
+        self._timer = self._loop.call_later(GRACE_SECONDS, self.end)
+        self._balance()
+
+    def congest(self, *, congested: bool) -> None:
+        """Note that the connection takes no more at present, or does again."""
+        self._congested = congested
+        self._balance()
+
+    def feed(self, wire: Wire, data: bytes) -> None:
+        """Take bytes of the connection.
+
+        Raises:
+            LineError: the client does not speak the line's protocol.
+        """
+        if wire is not self._wire:
+            return
+        self.bytes_up += len(data)
+        for kind, value in self.line.feed(data):
+            if kind == DATA:
+                self._take_data(value)
+            elif kind == CONTROL:
+                self._take_header(value)
+            elif kind == PING:
+                wire.write([self.line.pong(value)])
+            elif kind == CLOSE:
+                wire.end(value if 1000 <= value < 1004 else 1000)
+                self.end()
+                return
+            else:
+                raise LineError("a client has nothing to send on this channel")
+        self._acknowledge(UNACKNOWLEDGED_BYTES)
+        if self._held:
+            self._balance()
+
+    def settle(self) -> None:
+        """Acknowledge what has come; called from time to time."""
+        self._acknowledge(0)
+
+    def _acknowledge(self, least: int) -> None:
+        waiting = self.data.unsent_bytes if self.data is not None else self._early_bytes
+        if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
+            self._wire.write([text])
+
+    def _take_header(self, header: dict[str, Any]) -> None:
+        size = header.pop("bytes", 0)
+        if self.kind:
+            if self.control is not None and header["type"] in _LATER:
+                self._post({"type": header["type"]})
+            return
+        self.kind = kind = header["type"]
+        if kind not in KINDS:
+            self.kind = "refused"
+            self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))
+            return
+        if size:
+            self._spool = Spool(header, size)
+        else:
+            self._task = self._loop.create_task(self._run(header, []))
+
+    def _take_data(self, piece: Any) -> None:
+        if self.data is not None:
+            self._pass_up(piece)
+        elif self._spool is not None:
+            if self._spool.take(piece):
+                spool, self._spool = self._spool, None
+                self._task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
+        elif not self._over:
+            self._early.append(piece)
+            self._early_bytes += len(piece)
+
+    def _pass_up(self, piece: Any) -> None:
+        assert self.data is not None
+        if self.outputs is not None:
+            for header in self._up.feed(piece):
+                if call := call_of(header):
+                    self.calls += 1
+                    self.outputs.calls.append(call)
+        self.data.write(piece)
+
+    # --- the node's side ---------------------------------------------------------------------------------------------
+
+    async def _run(self, opening: dict[str, Any], descriptors: list[int]) -> None:
+        """Ask the node, and pass its messages on until there are no more."""
+        try:
+            try:
+                self.control = await self._node.connect(self.principal, opening, descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            await self.listen()
+        except errors.AtollError as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(errors.HostUnreachable(f"cannot reach the node: {error}", hint="try again in a while"))
+        except Exception:
+            log.exception("session_failed")
+            self._fail(errors.InternalError("the server failed", hint="please report it with the server's log"))
+
+    async def listen(self) -> None:
+        """Pass the node's messages on until there are no more."""
+        control = self.control
+        assert control is not None
+        try:
+            while True:
+                await self._handle(await control.receive())
+        except (ChannelClosed, FrameError):
+            pass
+        control.close()
+        if self.data is None or self.data.closed:
+            self._finish()
+        elif self.kind != "dial":  # the worker's last bytes may still come
+            self._control_over = True
+            self._last = self._loop.call_later(LAST_SECONDS, self._finish)
+
+    async def _handle(self, message: Message) -> None:
+        header, control = message.header, self.control
+        assert control is not None
+        if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
+            descriptors = control.take_descriptors(count)
+            self._say(header)
+            self.connect_ends(descriptors)
+        elif message.type == "answer" and header.get("descriptors"):
+            (descriptor,) = control.take_descriptors(1)
+            await send_file(header, descriptor, self._say, self._send_data, self._wait_room)
+        else:
+            self._say(header)
+
+    def connect_ends(self, descriptors: list[int]) -> None:
+        """Relay the worker's or peer's socket, and the worker's pipes."""
+        sock = socket.socket(fileno=descriptors[0])
+        self.data = SocketEnd(sock, self._from_worker, self._data_over, lambda: self._acknowledge(0))
+        if len(descriptors) > 1:
+            self.outputs = Outputs(descriptors[1:], self.send, self._give_tape)
+        early, self._early, self._early_bytes = self._early, [], 0
+        for piece in early:
+            self._pass_up(piece)
+        self._held = True
+        self._balance()
+
+    def _give_tape(self, descriptor: int) -> None:
+        self._post({"type": "tape"}, [descriptor])
+
+    def _post(self, header: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        """Send the node a message; a node that is gone gets none."""
+        if self.control is not None:
+            with contextlib.suppress(ChannelClosed):
+                self.control.post(header, descriptors or ())
+
+    def _from_worker(self, data: bytes) -> None:
+        outputs = self.outputs
+        if outputs is not None:
+            outputs.drain()
+            for header in self._down.feed(data):
+                if answers(header):
+                    outputs.answered()
+        self.send(DATA, data)
+
+    def _data_over(self) -> None:
+        if self.outputs is not None:
+            self.outputs.drain()
+        self._say({"type": "closed"})
+        if self.kind == "dial" or self._control_over:
+            self._finish()
+
+    # --- to the client -----------------------------------------------------------------------------------------------
+
+    def send(self, channel: int, piece: Any) -> None:
+        """Send a piece, or keep it until there is a connection."""
+        self.bytes_down += len(piece)
+        pieces = self.line.send(channel, piece)
+        if self._wire is not None:
+            self._wire.write(pieces)
+        if self.line.full is not self._held:
+            self._balance()
+
+    def _send_data(self, piece: bytes) -> None:
+        self.send(DATA, piece)
+
+    def _say(self, header: dict[str, Any]) -> None:
+        pieces = self.line.say(header)
+        if self._wire is not None:
+            self._wire.write(pieces)
+
+    def _fail(self, error: errors.AtollError) -> None:
+        self._say({"type": "failed", "error": error.to_data()})
+        self._finish()
+
+    def _finish(self) -> None:
+        """Tell the client that nothing more comes."""
+        if self._over or self._ended:
+            return
+        if self._last is not None:
+            self._last.cancel()
+        if self.outputs is not None:
+            self.outputs.drain()
+        self._say({"type": "over"})
+        self._over = True
+        self._close_ends()
+        if self._wire is not None:
+            self._timer = self._loop.call_later(OVER_SECONDS, self.end)
+
+    def _balance(self) -> None:
+        """Read worker and pipes only while the client takes what comes."""
+        held = self._congested or self.line.full
+        if held == self._held:
+            return
+        self._held = held
+        if self.data is not None:
+            self.data.hold(hold=held)
+        if self.outputs is not None:
+            self.outputs.hold(hold=held)
+        if self._room is not None and not held:
+            self._room.set()
+
+    async def _wait_room(self) -> None:
+        if self._held:
+            self._room = asyncio.Event()
+            await self._room.wait()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Release the lease or peer, and everything that belongs to the line."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_timer()
+        if self._last is not None:
+            self._last.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self.control is not None:
+            self.control.close()
+        if self._spool is not None:
+            self._spool.close()
+        self._close_ends()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.end(1000)
+        self._on_end(self)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_ends(self) -> None:
+        if self.data is not None:
+            self.data.close()
+        if self.outputs is not None:
+            self.outputs.close()
+        self._early.clear()

@@ -1,0 +1,110 @@
+"""The sessions of a server: found again by id, bounded by user, and acknowledged and kept alive by one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from atoll import errors
+from atoll.server.line.session import Session
+from atoll.server.node import Node
+from atoll.server.principal import Principal
+
+MOST_OF_USER = 2048
+"""Lines of one user at a time: leases, requests and storage channels."""
+SETTLE_SECONDS = 1.0
+"""Seconds after which what has come is acknowledged on a line where nothing more comes."""
+
+
+class Sessions:
+    """The sessions of this process.
+
+    Args:
+        node: that they are relayed to.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._sessions: dict[str, Session] = {}
+        self._of_user: Counter[str] = Counter()
+        self.unsettled: set[Session] = set()
+        """Those that got bytes since the last look."""
+        self.opened = self.resumed = self.refused = 0
+        self.calls = self.bytes_up = self.bytes_down = 0
+        """Of sessions that are over."""
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def all(self) -> list[Session]:
+        """Return the sessions of now."""
+        return list(self._sessions.values())
+
+    def open(self, principal: Principal) -> Session:
+        """Return a new session.
+
+        Raises:
+            NotAuthorized: the user has as many as may be, status 429.
+        """
+        if self._of_user[principal.user] >= MOST_OF_USER:
+            self.refused += 1
+            raise errors.NotAuthorized(
+                f"`{principal.name}` has {MOST_OF_USER} open lines, the most for one user",
+                hint="end programs that hold leases, or call less at a time",
+                status=429,
+            )
+        session = Session(secrets.token_urlsafe(24), principal, self._node, self._forget)
+        self._sessions[session.id] = session
+        self._of_user[principal.user] += 1
+        self.opened += 1
+        return session
+
+    def find(self, name: str, principal: Principal) -> Session | None:
+        """Return the session of this id, if the same key has opened it."""
+        found = self._sessions.get(name)
+        if found is None or found.principal.user != principal.user:
+            return None
+        if not hmac.compare_digest(found.principal.key.encode(), principal.key.encode()):
+            return None
+        self.resumed += 1
+        return found
+
+    def _forget(self, session: Session) -> None:
+        if self._sessions.pop(session.id, None) is None:
+            return
+        self.unsettled.discard(session)
+        user = session.principal.user
+        self._of_user[user] -= 1
+        if not self._of_user[user]:
+            del self._of_user[user]
+        self.calls += session.calls
+        self.bytes_up += session.bytes_up
+        self.bytes_down += session.bytes_down
+
+    def end_of(self, user: str, key: str = "") -> None:
+        """End the sessions of a user, or of one of the user's keys: it was revoked."""
+        for session in self.all():
+            if session.principal.user == user and key in ("", session.principal.key):
+                session.end()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve while the context is open; then every session has ended."""
+        task = asyncio.ensure_future(self._settle())
+        try:
+            yield
+        finally:
+            task.cancel()
+            for session in self.all():
+                session.end()
+
+    async def _settle(self) -> None:
+        while True:
+            await asyncio.sleep(SETTLE_SECONDS)
+            waiting, self.unsettled = self.unsettled, set()
+            for session in waiting:
+                session.settle()

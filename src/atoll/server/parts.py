@@ -1,0 +1,31 @@
+"""The parts of the server, in the order in which they are installed.
+
+A part has a function `install(state)`, called once before the server listens, on the main thread without an event loop.
+It
+
+- appends its routes to `state.routes`; the first fitting route answers,
+- puts objects that other parts use into `state.parts`, by name,
+- appends to `state.lifespan` a function that returns an asynchronous context manager: open while the server serves,
+  entered in order before the first request, left in reverse after the last one; tasks in the background live there,
+- sets `state.body_bytes["/v1/files/"]`, say, where bodies may be larger than 1 MiB,
+- may replace `state.authenticate`, as accounts do.
+
+Handlers find their user by `principal_of(request)` and raise `AtollError`s, which `app` answers as JSON. Blocking work
+belongs in `asyncio.to_thread`. A key that was revoked ends its lines by `state.parts["sessions"].end_of(user, key)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from atoll.server import files, health, line, requests
+from atoll.server.accounts import part as accounts
+from atoll.server.state import ServerState
+
+PARTS: tuple[Callable[[ServerState], None], ...] = (
+    accounts.install,
+    health.install,
+    line.install,
+    requests.install,
+    files.install,
+)

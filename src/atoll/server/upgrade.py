@@ -1,0 +1,164 @@
+"""The upgrade of a connection to a line: authentication, then a new session or one that is resumed.
+
+uvicorn gives the request's head to this protocol, and makes it the transport's right after. A line's own protocol takes
+its place when the user is known and `101` has been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from http import HTTPStatus
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.server import ServerState as Connections
+
+from atoll import errors
+from atoll.server import versions
+from atoll.server.addresses import client_address
+from atoll.server.app import status_of
+from atoll.server.line.connection import Connection
+from atoll.server.line.sessions import Sessions
+from atoll.server.state import ServerState
+from atoll.wire import line, websocket
+from atoll.wire.websocket import LineError
+
+log = logging.getLogger("atoll.server")
+
+PATH = "/v1/line"
+AUTHENTICATION_SECONDS = 30.0
+
+
+class Upgrade(asyncio.Protocol):
+    """The protocol of a connection that asks for a WebSocket; `bound` makes the class for a server."""
+
+    state: ServerState
+    sessions: Sessions
+
+    def __init__(  # the arguments that uvicorn gives
+        self,
+        config: uvicorn.Config,  # noqa: ARG002
+        server_state: Connections,
+        app_state: dict[str, Any],  # noqa: ARG002
+    ) -> None:
+        self._connections: set[Any] = server_state.connections
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are of another type
+        self._connections.add(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Forget the connection."""
+        self._connections.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def shutdown(self) -> None:
+        """End with the server."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take the head; a client that sends on before `101` is cut off."""
+        if self._task is not None:
+            self._transport.abort()
+            return
+        self._task = asyncio.get_running_loop().create_task(self._answer(data))
+
+    async def _answer(self, head: bytes) -> None:
+        try:
+            async with asyncio.timeout(AUTHENTICATION_SECONDS):
+                await self._upgrade(*_parse(head))
+        except errors.AtollError as error:
+            self._refuse(status_of(error), error.to_data())
+        except LineError as error:
+            self._refuse(400, errors.ProtocolMismatch(str(error), hint="upgrade the older side").to_data())
+        except TimeoutError:
+            self._refuse(503, errors.HostUnreachable("the server is busy", hint="try again in a while").to_data())
+        except Exception:
+            log.exception("upgrade_failed")
+            self._refuse(500, errors.InternalError("the server failed", hint="see the server's log").to_data())
+
+    async def _upgrade(self, target: str, headers: dict[str, str]) -> None:
+        if target.partition("?")[0] != PATH:
+            self._refuse(404, errors.ProtocolMismatch("no line is served here", hint=f"use `{PATH}`").to_data())
+            return
+        version = versions.agreed(headers.get(versions.HEADER, ""))
+        if "origin" in headers:  # a page of another site would ask with the user's cookies
+            raise errors.NotAuthorized("lines are for programs, not for pages", hint="use the page's own", status=403)
+        key = headers.get("sec-websocket-key", "")
+        if headers.get("sec-websocket-version") != "13" or not 16 <= len(key) <= 64:
+            raise LineError("the request is no WebSocket of version 13")
+        offered = [name.strip() for name in headers.get("sec-websocket-protocol", line.PROTOCOL).split(",")]
+        if line.PROTOCOL not in offered:
+            raise errors.ProtocolMismatch(
+                f"the client speaks {', '.join(offered)[:100]}, and the server {line.PROTOCOL}",
+                hint="upgrade the older side",
+            )
+        peer = self._transport.get_extra_info("peername")
+        address = client_address(peer, headers.get("x-forwarded-for", ""), self.state.options.trusted_proxies)
+        headers.pop("cookie", None)
+        principal = await self.state.authenticate(headers, address)
+        resumed = headers.get("atoll-resume", "")
+        count = 0
+        if resumed:
+            name, count = line.read_resume(resumed)
+            session = self.sessions.find(name, principal)
+            if session is None:
+                gone = errors.HostUnreachable("the server has no such line any more", hint="call again")
+                self._refuse(410, gone.to_data())
+                return
+        else:
+            session = self.sessions.open(principal)
+        if self._transport.is_closing():
+            if not resumed:
+                session.end()
+            return
+        self._transport.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            + f"sec-websocket-accept: {websocket.accepted(key)}\r\n".encode()
+            + (f"sec-websocket-protocol: {line.PROTOCOL}\r\n".encode() if "sec-websocket-protocol" in headers else b"")
+            + f"atoll-protocol: {version}\r\natoll-session: {session.id}\r\n".encode()
+            + f"atoll-taken: {session.line.received}\r\n\r\n".encode()
+        )
+        connection = Connection(session, self.sessions, self._transport, self._connections)
+        self._connections.discard(self)
+        self._transport.set_protocol(connection)
+        try:
+            session.attach(connection, count)
+        except LineError:
+            connection.end(1002)
+            session.end()
+
+    def _refuse(self, status: int, error: dict[str, Any]) -> None:
+        if self._transport.is_closing():
+            return
+        body = json.dumps({"error": error}).encode()
+        more = "upgrade: atoll/1\r\n" if status == 426 else ""
+        self._transport.write(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n{more}"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
+            + body
+        )
+        self._transport.close()
+        asyncio.get_running_loop().call_later(1.0, self._transport.abort)  # see `Connection.end`
+
+
+def bound(state: ServerState, sessions: Sessions) -> type[Upgrade]:
+    """Return the protocol's class for one server."""
+    return type("BoundUpgrade", (Upgrade,), {"state": state, "sessions": sessions})
+
+
+def _parse(head: bytes) -> tuple[str, dict[str, str]]:
+    """Return target and headers, of which uvicorn has checked the form."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers: dict[str, str] = {}
+    for text in lines:
+        name, found, value = text.partition(": ")
+        if found:
+            headers[name] = value if name not in headers else f"{headers[name]}, {value}"
+    return first.split(" ")[1], headers
