@@ -49,6 +49,12 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": data}, error.status_code, error.headers)
 
 
+async def _crashed(_request: Request, _error: Exception) -> Response:
+    """Answer for a handler that failed; the server logs its traceback."""
+    known = errors.InternalError("the server failed", hint="please report it with the server's log")
+    return JSONResponse({"error": known.to_data()}, 500)
+
+
 def make_app(state: ServerState) -> Starlette:
     """Return the application with the routes that the parts have added to the state."""
 
@@ -61,7 +67,7 @@ def make_app(state: ServerState) -> Starlette:
 
     app = Starlette(
         routes=state.routes,
-        exception_handlers={errors.AtollError: _failed, HTTPException: _refused},
+        exception_handlers={errors.AtollError: _failed, HTTPException: _refused, Exception: _crashed},
         lifespan=lifespan,
     )
     app.state.server = state

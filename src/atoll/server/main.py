@@ -8,6 +8,7 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -15,8 +16,10 @@ import uvicorn
 
 from atoll import __version__, errors, ownership, settings
 from atoll.host import daemon_start
-from atoll.server import addresses, upgrade
+from atoll.sandbox.limits import descriptors
+from atoll.server import addresses, http, logs, upgrade
 from atoll.server.app import make_app
+from atoll.server.edge import Edge
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.parts import PARTS
@@ -39,11 +42,17 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         HostUnreachable: the address cannot be had, or there is no node.
     """
     os.umask(0o077)
+    logs.set_up()
+    descriptors.raise_own()
     addresses.check_proxies(options.trusted_proxies)
     node_options = settings.load(options.home)
     daemon_start.prepare_home(node_options)
     with _only_one(node_options), contextlib.ExitStack() as stack:
         state = ServerState(Node(node_options), options=options)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        connections = http.Connections(limit // 2, options.trusted_proxies)
+        state.parts["connections"] = connections
+        state.lifespan.append(connections.watching)
         for install in PARTS:
             install(state)
         listener = stack.enter_context(_listen(options.listen))
@@ -61,8 +70,8 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
 def _config(state: ServerState) -> uvicorn.Config:
     options = state.options
     return uvicorn.Config(
-        make_app(state),
-        http="httptools",
+        Edge(make_app(state), state, state.parts["metrics"].observe),
+        http=http.bound(state.parts["connections"]),
         ws=upgrade.bound(state, state.parts["sessions"]),
         lifespan="on",
         log_config=None,

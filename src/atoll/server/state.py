@@ -65,4 +65,6 @@ async def principal_of(connection: HTTPConnection) -> Principal:
     """
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers.raw}
     address = connection.client.host if connection.client is not None else ""
-    return await state_of(connection).authenticate(headers, address)
+    found = await state_of(connection).authenticate(headers, address)
+    connection.scope["atoll.user"] = found.user  # for the log
+    return found

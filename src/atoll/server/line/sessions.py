@@ -25,10 +25,12 @@ class Sessions:
 
     Args:
         node: that they are relayed to.
+        most: of all users together.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, most: int = 1 << 16) -> None:
         self._node = node
+        self._most = most
         self._sessions: dict[str, Session] = {}
         self._of_user: Counter[str] = Counter()
         self.unsettled: set[Session] = set()
@@ -49,6 +51,7 @@ class Sessions:
 
         Raises:
             NotAuthorized: the user has as many as may be, status 429.
+            HostUnreachable: all users together have.
         """
         if self._of_user[principal.user] >= MOST_OF_USER:
             self.refused += 1
@@ -56,6 +59,11 @@ class Sessions:
                 f"`{principal.name}` has {MOST_OF_USER} open lines, the most for one user",
                 hint="end programs that hold leases, or call less at a time",
                 status=429,
+            )
+        if len(self._sessions) >= self._most:
+            self.refused += 1
+            raise errors.HostUnreachable(
+                f"the server has {self._most} open lines, the most that it can", hint="try again in a while"
             )
         session = Session(secrets.token_urlsafe(24), principal, self._node, self._forget)
         self._sessions[session.id] = session

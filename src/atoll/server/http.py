@@ -1,0 +1,250 @@
+"""HTTP connections with bounds: of heads, slow bodies, idle and slow readers, and connections of one address.
+
+uvicorn's protocol with httptools has none of these: it takes heads of any size, and waits for the rest of one for ever.
+A sweep once a second looks at deadlines, which costs a request less than timers of its own would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from atoll.server import addresses
+
+HEAD_BYTES = 64 << 10
+HEAD_FIELDS = 200
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 30.0
+"""Seconds without any byte of a body that the server waits for."""
+IDLE_SECONDS = 75.0
+"""Seconds that a connection may wait for its first request; longer than the idle time of common proxies."""
+WRITE_SECONDS = 120.0
+"""Seconds without room for an answer that its reader does not take."""
+PIPELINED = 16
+"""Requests that may wait behind the one that is being answered."""
+OF_ADDRESS = 4096
+"""Connections of one address; proxies that are trusted may have any number."""
+SWEEP_SECONDS = 1.0
+
+
+class Bounded(Protocol):
+    """A connection with a deadline: seconds of the loop's clock, 0 for none."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """End the connection: its deadline has passed."""
+
+
+class Connections:
+    """The connections of this process, by address and deadline.
+
+    Args:
+        most: of all together.
+        trusted: proxies whose connections are not counted by address.
+    """
+
+    def __init__(self, most: int, trusted: tuple[str, ...] = ()) -> None:
+        self.most = most
+        self.refused = 0
+        self._trusted = trusted
+        self._count = 0
+        self._of_address: Counter[str] = Counter()
+        self.watched: set[Bounded] = set()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def enter(self, address: str) -> Callable[[], None] | None:
+        """Count a connection; return the function that counts it no longer, None for one too many."""
+        counted = not addresses.is_trusted(address, self._trusted)
+        if self._count >= self.most or (counted and self._of_address[address] >= OF_ADDRESS):
+            self.refused += 1
+            return None
+        self._count += 1
+        if counted:
+            self._of_address[address] += 1
+        inside = True
+
+        def leave() -> None:
+            nonlocal inside
+            if not inside:
+                return
+            inside = False
+            self._count -= 1
+            if counted:
+                self._of_address[address] -= 1
+                if not self._of_address[address]:
+                    del self._of_address[address]
+
+        return leave
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """End connections past their deadlines while the context is open."""
+        task = asyncio.ensure_future(self._sweep())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            for connection in [one for one in self.watched if 0 < one.deadline < now]:
+                connection.expire()
+
+
+class Http(HttpToolsProtocol):
+    """An HTTP/1.1 connection within bounds; `bound` makes the class for a server."""
+
+    bounds: Connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are too many."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._head_bytes = 0
+        self._in_head = self._in_body = False
+        self._too_large = False
+        self._leave = self.bounds.enter(self.client[0] if self.client is not None else "")
+        self.deadline = self.loop.time() + IDLE_SECONDS
+        if self._leave is None:
+            self.connections.discard(self)
+            self.transport.abort()
+            return
+        self.bounds.watched.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._forget()
+        super().connection_lost(exc)
+        self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+
+    def _forget(self) -> None:
+        self.bounds.watched.discard(self)
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
+
+    def handle_websocket_upgrade(self) -> None:
+        """Leave the connection to another protocol."""
+        self._forget()
+        super().handle_websocket_upgrade()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes, within the bounds of a head."""
+        if self.transport.is_closing():
+            return
+        began_in_head = self._in_head
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head and began_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._too_large = True
+                self.send_400_response("")
+                return
+        if self._in_body:
+            self.deadline = 0.0 if self.flow.read_paused else self.loop.time() + BODY_SECONDS
+        if len(self.pipeline) > PIPELINED:
+            self.transport.abort()
+
+    # --- the parser's callbacks -------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._in_head = True
+        self.deadline = self.loop.time() + HEAD_SECONDS
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._count(len(name) + len(value))
+        if len(self.headers) >= HEAD_FIELDS:
+            self._count(HEAD_BYTES)
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES:
+            self._too_large = True
+            raise ValueError("the head is too large")
+
+    def on_headers_complete(self) -> None:
+        """Begin the answer, and the body."""
+        self._in_head, self._in_body = False, True
+        self.deadline = self.loop.time() + BODY_SECONDS
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the body."""
+        self._in_body = False
+        self.deadline = 0.0
+        super().on_message_complete()
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text says less
+        """Refuse a head that is malformed, or too large, and close the connection."""
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+            self.transport.abort()  # it would be read as a part of the answer that is under way
+            return
+        status = 431 if self._too_large else 400
+        text = "the head of the request is too large" if self._too_large else "the request is no HTTP/1.1"
+        self._refuse(status, text)
+
+    def _refuse(self, status: int, text: str) -> None:
+        error = {"code": "http", "message": text, "hint": "", "details": {}}
+        body = json.dumps({"error": error}).encode()
+        self.transport.write(
+            STATUS_LINE[status]
+            + f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
+            + b"connection: close\r\n\r\n"
+            + body
+        )
+        self.deadline = 0.0
+        self.transport.close()
+        self.loop.call_later(1.0, self.transport.abort)  # TLS waits for the peer's own end
+
+    def expire(self) -> None:
+        """End a connection that has kept the server waiting for too long."""
+        if self._in_head:
+            self._refuse(408, "the head of the request takes too long")
+        else:
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Bound the time of a reader that takes nothing."""
+        super().pause_writing()
+        self.deadline = self.loop.time() + WRITE_SECONDS
+
+    def resume_writing(self) -> None:
+        """Go on: the reader takes more."""
+        super().resume_writing()
+        self.deadline = 0.0
+
+    def on_response_complete(self) -> None:
+        """Let go of an answered request: an idle connection is to be cheap."""
+        super().on_response_complete()
+        if not self._in_head and not self._in_body and self.cycle is not None and self.cycle.response_complete:
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+
+
+def bound(connections: Connections) -> type[Http]:
+    """Return the protocol's class for one server."""
+    return type("BoundHttp", (Http,), {"bounds": connections})

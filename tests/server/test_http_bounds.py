@@ -1,0 +1,155 @@
+"""Bounds of HTTP connections: hostile bytes over real sockets, and answers' headers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from .process import Server
+from .raw_line import Refused, connect, upgrade
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[socket.socket]:
+    """A connection to the server."""
+    with connect(server) as found:
+        yield found
+
+
+def _rest(connection: socket.socket) -> bytes:
+    """Return all that comes until the server closes."""
+    pieces = []
+    try:
+        while data := connection.recv(65536):
+            pieces.append(data)
+    except ConnectionError:
+        pass
+    return b"".join(pieces)
+
+
+def test_answers_have_security_headers(server: Server) -> None:
+    """An answer names its request and the protocol's version, and lets no page embed or sniff it."""
+    connection = server.connection()
+    try:
+        connection.request("POST", "/v1/requests/status", b"{}", server.headers())
+        answer = connection.getresponse()
+        answer.read()
+    finally:
+        connection.close()
+    assert answer.getheader("x-content-type-options") == "nosniff"
+    assert answer.getheader("x-frame-options") == "DENY"
+    assert "default-src 'none'" in str(answer.getheader("content-security-policy"))
+    assert answer.getheader("atoll-protocol") == "1"
+    assert len(str(answer.getheader("x-request-id"))) == 16
+    assert answer.getheader("server") is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * (80 << 10) + b"\r\n\r\n",
+        b"GET /" + b"x" * (80 << 10) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 300 + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * (1 << 20),
+    ],
+    ids=["field", "target", "many fields", "endless field"],
+)
+def test_large_heads_are_refused(raw: socket.socket, head: bytes) -> None:
+    """A head above 64 KiB is refused by 431, also while it has no end."""
+    try:
+        raw.sendall(head)
+    except ConnectionError:  # it does not read the rest
+        return
+    answer = _rest(raw)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_no_http_is_refused(raw: socket.socket) -> None:
+    """Bytes that are no HTTP/1.1 are refused by 400."""
+    raw.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
+    assert _rest(raw).startswith(b"HTTP/1.1 400 ")
+
+
+def test_large_bodies_are_refused(server: Server) -> None:
+    """A body above its route's bound is refused by 413, announced or in chunks."""
+    body = b"{}" + b" " * (2 << 20)
+    status, value = server.ask("POST", "/v1/requests/status", body)
+    assert status == 413
+    assert "bytes" in value["error"]["message"]
+    with connect(server) as raw:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in server.headers().items())
+        raw.sendall(
+            f"POST /v1/requests/status HTTP/1.1\r\nHost: a\r\n{fields}Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        try:
+            for _ in range(32):
+                raw.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+            raw.sendall(b"0\r\n\r\n")
+        except ConnectionError:
+            return
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_floods_of_pipelined_requests_are_cut(raw: socket.socket) -> None:
+    """Thousands of requests in one write are not all kept: the connection ends."""
+    try:
+        raw.sendall(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+    except ConnectionError:
+        return
+    assert _rest(raw).count(b"HTTP/1.1 200") < 1000
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": ""}, 401),
+        ({"Authorization": "Key a:b"}, 401),
+        ({"Atoll-Protocol": "2"}, 426),
+        ({"Atoll-Protocol": "many"}, 426),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Sec-WebSocket-Version": "8"}, 400),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Sec-WebSocket-Protocol": "chat"}, 426),
+        ({"Atoll-Resume": "x" * 32 + " 0"}, 410),
+        ({"Atoll-Resume": "short 0"}, 400),
+        ({"Atoll-Resume": "x" * 32 + " -1"}, 400),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_upgrades_that_are_refused(server: Server, raw: socket.socket, headers: dict[str, str], status: int) -> None:
+    """Each fault of an upgrade has its status and a named error."""
+    with pytest.raises(Refused) as caught:
+        upgrade(raw, {**server.headers(), **headers})
+    assert caught.value.status == status
+    assert b'"code":' in caught.value.body
+
+
+def test_other_places_take_no_upgrade(server: Server, raw: socket.socket) -> None:
+    """A WebSocket is for lines alone."""
+    with pytest.raises(Refused) as caught:
+        upgrade(raw, server.headers(), "/healthz")
+    assert caught.value.status == 404
+
+
+def test_newer_clients_learn_who_upgrades(server: Server) -> None:
+    """A client of a later protocol is told to have the server upgraded, by 426."""
+    status, value = server.ask("POST", "/v1/requests/status", b"{}", {**server.headers(), "Atoll-Protocol": "2-3"})
+    assert status == 426
+    assert "on the server" in value["error"]["hint"]
+    assert server.ask("POST", "/v1/requests/status", b"{}", {**server.headers(), "Atoll-Protocol": "1-3"})[0] == 200
+
+
+def test_metrics_are_for_operators(server: Server) -> None:
+    """`/metrics` needs an operator's key, and counts requests, lines and the node."""
+    assert server.ask("GET", "/metrics", headers={})[0] == 401
+    status, text = server.ask("GET", "/metrics")
+    assert status == 200
+    for name in (
+        b"atoll_node_up 1.0",
+        b"atoll_http_requests_total",
+        b"atoll_connections ",
+        b"atoll_lines_opened_total",
+    ):
+        assert name in text, name
