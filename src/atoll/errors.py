@@ -180,6 +180,12 @@ class CallUnknown(CallerError, LookupError):
     code = "call_unknown"
 
 
+class SecretUnknown(CallerError, LookupError):
+    """A function names a secret that its user does not have, or one that is not there is deleted."""
+
+    code = "secret_unknown"
+
+
 class PythonVersionMismatch(CallerError):
     """A pickled function cannot run on another minor version of Python than its caller's."""
 
@@ -388,8 +394,7 @@ def from_data(data: dict[str, Any]) -> AtollError:
     message = str(data.get("message", ""))
     details = data.get("details")
     details = {str(name): value for name, value in details.items()} if isinstance(details, dict) else {}
-    for name in ("self", "message", "hint"):
-        details.pop(name, None)
+    details = {name: value for name, value in details.items() if name not in ("self", "message", "hint")}
     if cls is None:
         return InternalError(f"unknown error `{code}`: {message}", hint="upgrade the older side", **details)
     return cls(message, hint=str(data.get("hint", "")), **details)

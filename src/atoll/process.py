@@ -249,8 +249,13 @@ async def run(
     return Completed(status, bytes(kept[-KEPT_BYTES:]).decode("utf-8", "replace"))
 
 
-def check(argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float = 30.0) -> Completed:
+def check(
+    argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float = 30.0, stderr: int = STDOUT
+) -> Completed:
     """Run a short child to its end, blocking; for probes outside of an event loop.
+
+    Args:
+        stderr: where its errors go; into the output by default.
 
     Raises:
         OSError: the program cannot be started.
@@ -261,7 +266,7 @@ def check(argv: Sequence[str], *, env: Mapping[str, str], timeout_seconds: float
         env=dict(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         timeout=timeout_seconds,
         check=False,
     )

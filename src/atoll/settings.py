@@ -10,51 +10,22 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
 
-INDEX_VARIABLES = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_INDEX_STRATEGY",
-    "UV_KEYRING_PROVIDER",
-    "UV_OFFLINE",
-    "UV_NATIVE_TLS",
-    "UV_SYSTEM_CERTS",
-    "UV_INSECURE_HOST",
-    "UV_HTTP_TIMEOUT",
-    "UV_EXCLUDE_NEWER",
-    "UV_PRERELEASE",
-    "UV_CONFIG_FILE",
-    "PIP_INDEX_URL",
-    "PIP_EXTRA_INDEX_URL",
-    "PIP_FIND_LINKS",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "NETRC",
-    "CONDA_OVERRIDE_CUDA",
-    "CONDA_OVERRIDE_GLIBC",
-    "CONDA_OVERRIDE_ARCHSPEC",
-    "UV_PYTHON_DOWNLOADS",
-    "UV_PYTHON_INSTALL_MIRROR",
-    "UV_PYTHON_DOWNLOADS_JSON_URL",
+_INDEX_NAMES = (
+    "UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_INDEX_STRATEGY "
+    "UV_KEYRING_PROVIDER UV_OFFLINE UV_NATIVE_TLS UV_SYSTEM_CERTS UV_INSECURE_HOST UV_HTTP_TIMEOUT "
+    "UV_EXCLUDE_NEWER UV_PRERELEASE UV_CONFIG_FILE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS SSL_CERT_FILE "
+    "SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy "
+    "no_proxy NETRC CONDA_OVERRIDE_CUDA CONDA_OVERRIDE_GLIBC CONDA_OVERRIDE_ARCHSPEC UV_PYTHON_DOWNLOADS "
+    "UV_PYTHON_INSTALL_MIRROR UV_PYTHON_DOWNLOADS_JSON_URL"
 )
+INDEX_VARIABLES = tuple(_INDEX_NAMES.split())
 """The variables of the caller that decide where packages come from and how that connection is trusted."""
 
 INDEX_FILE_VARIABLES = ("UV_CONFIG_FILE", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
@@ -180,6 +151,19 @@ class NotificationsSettings:
 
 
 @dataclass(frozen=True)
+class SecretsSettings:
+    """The key that encrypts users' secrets.
+
+    Args:
+        key_file: its path, mode 0600; empty for `secrets/key` below the state directory.
+        key_command: a program and its arguments, run without a shell, that prints the lines of a key file instead.
+    """
+
+    key_file: str = ""
+    key_command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """Atoll's options, and the paths of its state."""
 
@@ -190,6 +174,7 @@ class Settings:
     environments: EnvironmentsSettings = field(default_factory=EnvironmentsSettings)
     detached: DetachedSettings = field(default_factory=DetachedSettings)
     notifications: NotificationsSettings = field(default_factory=NotificationsSettings)
+    secrets: SecretsSettings = field(default_factory=SecretsSettings)
     mistake: str = ""
     """The message for a file that is not read, so that all options have their defaults; see `usable`."""
 
@@ -243,6 +228,7 @@ GROUPS: Mapping[str, type[Any]] = {
     "environments": EnvironmentsSettings,
     "detached": DetachedSettings,
     "notifications": NotificationsSettings,
+    "secrets": SecretsSettings,
 }
 """The tables of `settings.toml`."""
 
@@ -316,9 +302,11 @@ def to_data(options: Settings) -> dict[str, dict[str, Any]]:
 
 def from_data(home: Path, groups: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Return the settings that `to_data` was given."""
-    options = Settings(home, **{name: cls(**groups[name]) for name, cls in GROUPS.items()})
-    told = options.notifications
-    return replace(options, notifications=replace(told, command=tuple(told.command)))
+    made = {
+        name: {key: tuple(one) if isinstance(one, list) else one for key, one in groups[name].items()}
+        for name in GROUPS
+    }
+    return Settings(home, **{name: cls(**made[name]) for name, cls in GROUPS.items()})
 
 
 def check_state(options: Settings) -> None:

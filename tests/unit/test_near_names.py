@@ -50,7 +50,7 @@ def test_three_letters_have_no_slip() -> None:
         ("gpus", "did you mean `"),
         ("mem", "did you mean `"),
         ("cpus", "did you mean `"),
-        ("secrets", "pass values in `env`"),
+        ("secret", "did you mean `secrets`"),
         ("max_retries", "did you mean `retries`"),
         ("volume", "did you mean `mounts`"),
         ("zzz", "the options are kind, "),

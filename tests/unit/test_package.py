@@ -197,6 +197,7 @@ KNOWN_TO_ONE = {
     "pyfastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},
     **{one.replace("-", "_"): {"atoll.server"} for one in SERVER},
+    "cryptography": {"atoll.server", "atoll.daemon.secrets.store"},
     "markupsafe": {"atoll.server"},
     **LATE_LIBRARIES,
 }

@@ -40,7 +40,7 @@ _COMMANDS = {
 }
 """Names that people try, by the command that does it."""
 
-_LATER = ("server", "node", "nodes", "deploy", "apps", "users", "auth", "login", "key", "secrets", "function", "crons")
+_LATER = ("server", "node", "nodes", "deploy", "apps", "users", "auth", "login", "key", "function", "crons")
 """Commands of later versions."""
 
 

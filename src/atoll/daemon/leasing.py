@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from atoll import errors
+from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
 from atoll.engine.accounts import Opener
 from atoll.engine.call_claims import never_started
@@ -195,11 +196,10 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
         client: see `read_client`.
 
     Raises:
-        ResourcesUnavailable: the caller may not ask for it, or the machine can never grant it.
-        SandboxUnavailable: its network cannot be made here.
+        ResourcesUnavailable, SandboxUnavailable: it may not ask for that, or the machine can never grant it.
         EnvironmentBuildError, DiskFull, StateUnusable: as `EnvironmentStore.ensure`.
     """
-    spec = checked(services, caller, spec)
+    spec = await secrets.added(services.secrets, services.engine, caller, checked(services, caller, spec))
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
     await services.node.tmp_disks.check(spec.numbers.disk_bytes)

@@ -12,6 +12,7 @@ from typing import Any
 from atoll import __version__, errors
 from atoll.daemon import call_requests, leasing, restore
 from atoll.daemon.leasing import Caller
+from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
 from atoll.environments import requests as environments
 from atoll.model.specs import EnvironmentSpec
@@ -48,6 +49,8 @@ async def answer(
         return {"grace_seconds": services.engine.longest_grace_seconds(), "detached": left}
     if name.startswith("calls."):
         return await call_requests.handle(services, caller, name, arguments)
+    if name.startswith("secrets."):
+        return await secrets.handle(services.secrets, services.engine, caller, name, arguments)
     if name.startswith("volume."):
         return await restore.handle(services, caller.user, name, arguments, progress)
     if name.startswith("environments."):

@@ -16,6 +16,7 @@ from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
 from atoll.daemon.running_calls import RunningCalls
+from atoll.daemon.secrets.store import SecretStore
 from atoll.daemon.settings_watch import SettingsWatch
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
@@ -48,6 +49,7 @@ class Services:
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
+        self.secrets = SecretStore(lambda: self.settings)
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
         self.request_bytes = Account(4 << 20, 8 << 20, 16 << 20, 32 << 20)

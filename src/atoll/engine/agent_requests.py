@@ -77,7 +77,7 @@ class AgentRequests:
             "worker": worker.id,
             "command": list(command),
             "terminal": terminal,
-            "env": {**dict(worker.key.env), **self._machine.gpus.variables(worker.key.sandbox.gpus)},
+            "env": {**worker.key.variables, **self._machine.gpus.variables(worker.key.sandbox.gpus)},
             "processes": self._machine.process_wall(worker.allotment),
             "umask": worker.key.umask,
         }

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from atoll.engine.accounts import Opener
 from atoll.environments.built.records import Environment
+from atoll.model.secret_values import SecretValues
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 
 Rows = list[dict[str, Any]]
@@ -208,6 +209,12 @@ class Engine(Protocol):
 
     def is_trusted(self, worker: str) -> bool:
         """Return whether a worker's sandbox is trusted (see `SandboxKey`); False for a worker that is gone."""
+
+    def secrets_of(self, worker: str) -> SecretValues:
+        """Return the secrets that a worker has: nested calls have no others; none for a worker that is gone."""
+
+    def renew_workers(self, user: str) -> None:
+        """End the user's idle workers, and each busy one when its call is over: its variables have changed."""
 
     def is_quiet(self, user: str) -> bool:
         """Return whether `quiet` holds the user's calls."""

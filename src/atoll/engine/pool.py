@@ -35,12 +35,12 @@ from atoll.engine.contract import Connect, Rows, RunningCall
 from atoll.engine.free_shares import free_shares
 from atoll.engine.holders import Holders
 from atoll.engine.pool_messages import Messages, is_limited_first
-from atoll.engine.pool_requests import request_of
+from atoll.engine.pool_requests import WorkerFacts, request_of
 from atoll.engine.pool_state import HeldRequests, Lease, PoolSandbox, PoolState, PoolWorker
 from atoll.engine.schedule import Schedule
 from atoll.environments.built.records import Environment
 from atoll.model.records import CallRecord
-from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec
+from atoll.model.specs import LeaseSpec
 from atoll.node.node import Node
 from atoll.process import is_stopped
 from atoll.wire.async_channel import AsyncChannel
@@ -64,7 +64,7 @@ MAX_WORKER_DESCRIPTORS = 32
 """Descriptors of a worker that may wait for their messages; each message has one at most."""
 
 
-class Pool:
+class Pool(WorkerFacts):
     """Grants workers to leases; see `contract.Engine`.
 
     Args:
@@ -121,21 +121,9 @@ class Pool:
     def _ask(self, request: Request) -> None:
         self._perform(self._schedule.ask(request, time.monotonic()))
 
-    def find(self, user: str, worker: str) -> Lease | None:
-        known = self._state.workers.get(worker)
-        return known.lease if known is not None and known.key.sandbox.user == user else None
-
-    def environment_of(self, worker: str) -> EnvironmentSpec:
-        known = self._state.workers.get(worker)
-        return known.spec.environment if known is not None and known.spec is not None else EnvironmentSpec()
-
-    def network_of(self, worker: str) -> str:
-        known = self._state.workers.get(worker)
-        return known.key.sandbox.network if known is not None else NETWORKS[0]
-
-    def is_trusted(self, worker: str) -> bool:
-        known = self._state.workers.get(worker)
-        return known is not None and known.key.sandbox.trusted
+    def renew_workers(self, user: str) -> None:
+        for worker in self._state.workers_of(user):
+            self._perform(self._schedule.worker_spent(worker.id))
 
     # --- requests of leases: `pool_state.LeaseOwner` ------------------------------------------------------------
 
@@ -375,7 +363,7 @@ class Pool:
             **message,
             "type": "fork",
             "worker": worker.id,
-            "env": {**dict(worker.key.env), **machine.gpus.variables(worker.key.sandbox.gpus)},
+            "env": {**worker.key.variables, **machine.gpus.variables(worker.key.sandbox.gpus)},
             "hold": is_limited_first(worker.allotment),
             "processes": machine.process_wall(worker.allotment),
             # A function's own variables may change how packages are imported, unless it names the packages.

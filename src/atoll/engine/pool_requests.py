@@ -1,10 +1,14 @@
-"""A lease's request as the schedule knows it, with the keys of the sandbox and the worker that can serve it. Pure."""
+"""A lease's request as the schedule knows it, with the keys of sandbox and worker that can serve it; and facts of the
+worker whose code asks, within which its requests stay."""
 
 from __future__ import annotations
 
 from atoll.engine.actions import Request
+from atoll.engine.pool_state import Lease, PoolState
+from atoll.model import secret_values
 from atoll.model.resources import Needs
-from atoll.model.specs import LeaseSpec, SandboxKey, WorkerKey
+from atoll.model.secret_values import SecretValues
+from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 
 
 def request_of(
@@ -29,7 +33,16 @@ def request_of(
     )
     return Request(
         lease,
-        WorkerKey(sandbox, spec.env, spec.sources, spec.setup, spec.machine_type, spec.umask, spec.numbers),
+        WorkerKey(
+            sandbox,
+            spec.env,
+            spec.sources,
+            spec.setup,
+            spec.machine_type,
+            spec.umask,
+            spec.numbers,
+            spec.secret_values,
+        ),
         spec.keep_alive_seconds,
         parent,
         needs=needs,
@@ -37,3 +50,29 @@ def request_of(
         max_concurrency=spec.max_concurrency,
         client=client,
     )
+
+
+class WorkerFacts:
+    """The part of an engine that answers questions about workers, by their ids."""
+
+    _state: PoolState
+
+    def find(self, user: str, worker: str) -> Lease | None:
+        known = self._state.workers.get(worker)
+        return known.lease if known is not None and known.key.sandbox.user == user else None
+
+    def environment_of(self, worker: str) -> EnvironmentSpec:
+        known = self._state.workers.get(worker)
+        return known.spec.environment if known is not None and known.spec is not None else EnvironmentSpec()
+
+    def network_of(self, worker: str) -> str:
+        known = self._state.workers.get(worker)
+        return known.key.sandbox.network if known is not None else NETWORKS[0]
+
+    def is_trusted(self, worker: str) -> bool:
+        known = self._state.workers.get(worker)
+        return known is not None and known.key.sandbox.trusted
+
+    def secrets_of(self, worker: str) -> SecretValues:
+        known = self._state.workers.get(worker)
+        return known.key.secrets if known is not None else secret_values.NONE

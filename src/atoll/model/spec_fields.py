@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atoll.model.secret_values import MOST_SECRETS, check_name
+
 MAX_REQUIREMENT_BYTES = 32 << 10
 """Of one requirement: a pinned package with the hashes of a hundred files fits."""
 
@@ -166,3 +168,11 @@ def identity(data: Mapping[str, Any]) -> str:
     if size_of("identity", found) > MAX_IDENTITY_BYTES:
         raise ValueError(f"`identity` has more than {MAX_IDENTITY_BYTES} bytes")
     return found
+
+
+def secrets(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return names of secrets, sorted."""
+    found = texts(data, "secrets")
+    if len(found) > MOST_SECRETS:
+        raise ValueError(f"`secrets` has {len(found)} names, more than {MOST_SECRETS}")
+    return tuple(sorted({check_name(name) for name in found}))

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoll.blake2 import blake2b
-from atoll.model import spec_fields, start_variables
+from atoll.model import secret_values, spec_fields, start_variables
+from atoll.model.secret_values import SecretValues
 
 if TYPE_CHECKING:
     from atoll.model.terminal import Terminal
@@ -174,6 +175,7 @@ class WorkerKey:
         machine_type: whose limits the worker has; empty for the host's default.
         umask: its file mode mask.
         numbers: its resources beside those of the machine type.
+        secrets: further variables, by a digest of their values.
     """
 
     sandbox: SandboxKey
@@ -183,11 +185,17 @@ class WorkerKey:
     machine_type: str = ""
     umask: int = spec_fields.UMASK
     numbers: Numbers = NO_NUMBERS
+    secrets: SecretValues = secret_values.NONE
 
     @property
     def late_env(self) -> tuple[tuple[str, str], ...]:
-        """The variables that its sandbox does not have."""
+        """The variables that its sandbox does not have, secrets aside: these do not change how packages are imported."""
         return tuple(pair for pair in self.env if pair not in self.sandbox.start)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """All variables of its processes, with the values of secrets."""
+        return {**dict(self.secrets.pairs), **dict(self.env)}
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ class LeaseSpec:
         umask: as in `WorkerKey`.
         grace_seconds: how long a call may go on after it was asked to end.
         numbers: as in `WorkerKey`.
+        secrets: names of the user's secrets that the function has; None for all.
+        secret_values: these with their values, which the daemon adds; they never travel with the spec.
     """
 
     environment: EnvironmentSpec
@@ -227,6 +237,8 @@ class LeaseSpec:
     umask: int = spec_fields.UMASK
     grace_seconds: float = 2.0
     numbers: Numbers = NO_NUMBERS
+    secrets: tuple[str, ...] | None = None
+    secret_values: SecretValues = secret_values.NONE
 
     @cached_property
     def start(self) -> tuple[tuple[str, str], ...]:
@@ -263,6 +275,7 @@ class LeaseSpec:
             "umask": self.umask,
             "grace_seconds": self.grace_seconds,
             **({"numbers": self.numbers._asdict()} if self.numbers != NO_NUMBERS else {}),
+            **({"secrets": list(self.secrets)} if self.secrets is not None else {}),
         }
 
     @classmethod
@@ -297,6 +310,7 @@ class LeaseSpec:
             umask=spec_fields.mode(data, "umask", spec_fields.UMASK),
             grace_seconds=spec_fields.seconds(data, "grace_seconds", 2.0, spec_fields.MOST_GRACE_SECONDS),
             numbers=Numbers(*spec_fields.numbers(data)) if "numbers" in data else NO_NUMBERS,
+            secrets=None if data.get("secrets") is None else spec_fields.secrets(data),
         )
 
 

@@ -99,6 +99,7 @@ class CallableFunction:
             trusted=self._options.results != "data",
             grace_seconds=self._options.grace,
             numbers=_numbers(self._options),
+            secrets=self._options.secrets,
         )
 
     @property

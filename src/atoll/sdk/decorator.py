@@ -131,6 +131,7 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:  # type: ignore[m
         grace: seconds, 0 to 600, that a call may go on after it was asked to end; default 2.
         terminal: False for pipes; default: a terminal where the caller's output goes to one.
         on_done: `"notify"` tells you when a detached call is over, or one that took long.
+        secrets: names of your secrets that it has as variables; default: all, with `results="data"` none.
 
     Raises:
         TypeError: an option is unknown or of the wrong type; names the nearest valid one.

@@ -28,11 +28,12 @@ _OTHER_NAMES = {
     "grace": "grace_period stop_timeout kill_timeout",
     "terminal": "tty pty",
     "kind": "backend builder environment_kind",
+    "secrets": "secret secret_names tokens credentials",
     "on_done": "notify callback on_success on_failure webhook",
 }
 """Names that people bring from other tools, by the option that does it here."""
 
-LATER = ("secrets", "serve", "exposed_port")
+LATER = ("serve", "exposed_port")
 """Options of later versions."""
 
 _SIZES = ("cpu", "gpu", "memory", "disk")
@@ -41,7 +42,6 @@ _ELSEWHERE = {
     "image docker_image dockerfile container container_image docker base_image": (
         'functions run in no image: `requirements` name Python packages, and `kind="conda"` with `packages` others'
     ),
-    "secret": "pass values in `env`, read where the program runs",
     "name app_name label": "a function is known by its own name",
     "schedule cron period": "schedules are not in this version of Atoll yet",
     "cwd working_dir workdir": 'a function begins in its home directory; files that stay are below "/data"',
@@ -59,8 +59,7 @@ def unknown(name: str, known: Collection[str]) -> str:
         known: the options that there are.
     """
     if name in LATER:
-        instead = "pass values in `env`" if name == "secrets" else f"it has {', '.join(known)}"
-        return f"option `{name}` is not in this version of Atoll yet; {instead}"
+        return f"option `{name}` is not in this version of Atoll yet; it has {', '.join(known)}"
     return f"unknown option `{name}`; {hint(name, known)}"
 
 

@@ -131,6 +131,12 @@ class CommonOptions(TypedDict, total=False):
     It goes to the desktop, or to the command `notifications.command` of `settings.toml`.
     """
 
+    secrets: Iterable[str] | None
+    """Names of your secrets that the function has as variables: `["HF_TOKEN"]`; default: all, with `results="data"` none.
+
+    `atoll secrets set HF_TOKEN` sets one. `[]` means none. A name that you have not set is a `SecretUnknown`.
+    """
+
 
 class VirtualenvOptions(CommonOptions, total=False):
     """The options of a function whose packages come from the package index."""

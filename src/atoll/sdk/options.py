@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.model import start_variables
+from atoll.model.secret_values import check_name
 from atoll.model.spec_fields import MOST_GRACE_SECONDS, UMASK
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.payload import project
@@ -66,6 +67,7 @@ class Options:
     grace: float = 2.0
     terminal: bool | None = None
     on_done: str | None = None
+    secrets: tuple[str, ...] | None = None
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -314,6 +316,10 @@ def _preload(name: str, value: Any) -> tuple[str, ...]:
     return names
 
 
+def _secrets(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(sorted({check_name(one) for one in _texts(name, value)}))
+
+
 def _switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True, False or None, is {value!r}")
@@ -353,6 +359,7 @@ _CHECKS: dict[str, Check] = {
     "grace": _seconds(0, "from 0 to 600", MOST_GRACE_SECONDS),
     "terminal": _unless_none(_switch),
     "on_done": _unless_none(_one_of(("notify",))),
+    "secrets": _unless_none(_secrets),
 }
 
 

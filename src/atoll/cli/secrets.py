@@ -1,0 +1,97 @@
+"""`atoll secrets`: variables of your calls whose values nobody is shown.
+
+A value comes from a prompt, standard input or a file, and never from the command line, which every user of the machine
+can read.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+
+from atoll.cli.programs.program import TargetError
+from atoll.cli.tables import age, print_json, print_table
+from atoll.cli.terminal import echo
+from atoll.host.local import local
+from atoll.model.secret_values import MOST_VALUE_BYTES, check_name, check_value
+
+app = cyclopts.App(
+    name="secrets",
+    help="Set, list and delete secrets. Each is an environment variable of your calls; values are encrypted, and not shown.",
+    help_format="plaintext",
+)
+
+
+@app.command(name="set")
+def set_(name: str, /, *, from_file: Annotated[Path | None, cyclopts.Parameter(name="--from-file")] = None) -> int:
+    """Set a secret: the value is asked for, or read from standard input without its last newline.
+
+    Calls that run keep the old value; later ones have the new.
+
+    Parameters
+    ----------
+    name: str
+        The variable's name, such as `HF_TOKEN`.
+    from_file: Path
+        A file with the value, byte for byte.
+    """
+    try:
+        check_name(name)
+        value = check_value(_value(name, from_file))
+    except UnicodeDecodeError:
+        raise TargetError("the value is not UTF-8", hint="encode it, for example with `base64`") from None
+    except ValueError as error:
+        raise TargetError(str(error), hint="see `atoll secrets set --help`") from None
+    local.request("secrets.set", {"name": name, "value": value})
+    echo(f"set {name}")
+    return 0
+
+
+def _value(name: str, path: Path | None) -> str:
+    if path is not None:
+        with path.open("rb") as file:
+            return file.read(MOST_VALUE_BYTES + 1).decode()
+    if sys.stdin is None:
+        raise ValueError("there is no standard input to read the value from")
+    if sys.stdin.isatty():
+        from getpass import getpass  # for a terminal alone
+
+        return getpass(f"value of {name}: ")
+    text = sys.stdin.buffer.read(MOST_VALUE_BYTES + 2).decode()
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+@app.command(name="list")
+def list_(*, json: bool = False) -> int:
+    """List the names of your secrets, with the time of their last change.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects; times in seconds since the epoch.
+    """
+    found = local.request("secrets.list", {})["secrets"]
+    if json:
+        print_json(found)
+    elif not found:
+        echo("no secrets; `atoll secrets set NAME` sets one")
+    else:
+        print_table(["name", "changed"], [(one["name"], f"{age(one['changed_at'])} ago") for one in found])
+    return 0
+
+
+@app.command
+def delete(name: str, /) -> int:
+    """Delete a secret; calls that run keep it to their end.
+
+    Parameters
+    ----------
+    name: str
+        The variable's name.
+    """
+    local.request("secrets.delete", {"name": name})
+    echo(f"deleted {name}")
+    return 0

@@ -1,0 +1,1 @@
+"""Secrets of users, encrypted below the state directory, and variables of their calls."""
