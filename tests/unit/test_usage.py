@@ -17,10 +17,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from atoll.cli import main
-from atoll.cli.usage import command, figures, page, plots
-from atoll.cli.usage.figures import Figures
+from atoll.cli.usage import command, page, plots
 from atoll.daemon.records.database import Database
 from atoll.host.local import LocalHost
+from atoll.model import figures
+from atoll.model.figures import Figures
 from atoll.model.records import CallRecord
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\u202e"

@@ -43,8 +43,16 @@ async def _failed(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.to_data()}, status, headers)
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    page = request.app.state.server.parts.get("error_page")
+    if (
+        page is not None
+        and "text/html" in request.headers.get("accept", "")
+        and not request.url.path.startswith("/v1/")
+    ):
+        answer: Response = await page(request, error)
+        return answer
     data = {"code": "http", "message": error.detail, "hint": "", "details": {}}
     return JSONResponse({"error": data}, error.status_code, error.headers)
 

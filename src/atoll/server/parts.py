@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from atoll.server import files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
+from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
@@ -29,4 +30,5 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     line.install,
     requests.install,
     files.install,
+    pages.install,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from atoll.cli.columns import Column
 from atoll.cli.tables import date, size
+from atoll.model.sizes import duration_text
 
 SHORT_ID = 8
 """Characters of an id that tables show; each command takes them."""
@@ -26,25 +27,11 @@ COLUMNS = (
     Column("worker", rank=6),
     Column("waited", right=True, rank=7),
 )
+duration = duration_text
+
 _OF_UNFINISHED = {"detail": 2, "made": 3}
 UNFINISHED = tuple(replace(one, rank=_OF_UNFINISHED.get(one.name, one.rank)) for one in COLUMNS)
 """The columns where all calls run or wait: the reason of a wait says more than the time of the call."""
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: `8 ms`, `1.25 s`, `42 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{min(whole // 86400, 99999)} d {whole % 86400 // 3600} h"
 
 
 def moment(at: float, now: float) -> str:

@@ -16,10 +16,10 @@ from atoll import settings as options
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.tables import moment_of, print_json, size, wrong_usage
 from atoll.cli.terminal import echo, write_output
-from atoll.cli.usage import figures
-from atoll.cli.usage.figures import Figures, duration
 from atoll.errors import AtollError
 from atoll.host.local import local
+from atoll.model import figures
+from atoll.model.figures import Figures, duration
 
 USER = "local"
 """The user of the local host."""

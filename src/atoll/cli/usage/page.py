@@ -10,7 +10,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 
 from atoll.cli.tables import date, size
-from atoll.cli.usage.figures import Figures, duration
+from atoll.model.figures import Figures, duration
 from atoll.terminal_text import cell
 
 WIDTH, HEIGHT = 720, 180

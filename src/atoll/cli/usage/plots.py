@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.cli.usage.figures import Figures
+from atoll.model.figures import Figures
 from atoll.terminal_text import cell
 
 LEAST_COLUMNS = 60

@@ -130,12 +130,13 @@ class Database:
         )
         return int((pages - free) * size)
 
-    def list(self, user: str, filters: Mapping[str, Any], limit: int) -> list[CallRecord]:
+    def list(self, user: str, filters: Mapping[str, Any], limit: int, offset: int = 0) -> list[CallRecord]:
         """Return a user's records, newest first.
 
         Args:
             filters: any of `function`, `outcome`, `parent`, `call` (equal), `since` (seconds since the epoch), `start`
                 (the beginning of an id).
+            offset: how many of the newest are left out.
         """
         tests, values = ["user = ?"], [user]
         for name in ("function", "outcome", "parent", "call"):
@@ -150,8 +151,8 @@ class Database:
             values += [filters["start"], filters["start"] + "\U0010ffff"]
         found = self._connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE {' AND '.join(tests)} "  # noqa: S608 - our own words
-            "ORDER BY queued_at DESC, id DESC LIMIT ?",
-            (*values, limit),
+            "ORDER BY queued_at DESC, id DESC LIMIT ? OFFSET ?",
+            (*values, limit, offset),
         )
         return [CallRecord(*row) for row in found]
 

@@ -24,7 +24,7 @@ MOST_CANDIDATES = 5
 async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Perform a request.
 
-    - `calls.list` (`limit`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
+    - `calls.list` (`limit`, `offset`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
     - `calls.usage` (`since`, seconds since the epoch): gives `usage`, sums by function, day, environment and outcome.
     - `calls.show` (`call`, an id or its beginning): gives `calls`, the attempts of the one call, and its `children`.
     - `calls.output` (`call`, as above): the same `calls`, each with `printed_bytes` and `output`, the end of it.
@@ -39,7 +39,10 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
         limit = arguments.get("limit", 50)
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
-        found = await _ask(recorder, lambda database: database.list(user, filters, limit))
+        offset = arguments.get("offset", 0)
+        if type(offset) is not int or not 0 <= offset <= MOST_LISTED:
+            raise ValueError(f"`offset` must be a number from 0 to {MOST_LISTED}")
+        found = await _ask(recorder, lambda database: database.list(user, filters, limit, offset))
         return {"calls": [record.to_data() for record in found]}
     if name == "calls.usage":
         since = _filters(arguments).get("since", 0.0)

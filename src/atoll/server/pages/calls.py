@@ -1,0 +1,128 @@
+"""Pages of calls: an overview, lists, one call with its output, and its cancellation."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from atoll import errors
+from atoll.model import figures
+from atoll.model.records import OUTCOMES
+from atoll.server.pages.visit import Visit, not_found, route
+
+ROWS = 50
+MOST_OFFSET = 100_000 - ROWS - 1
+RECENT = 10
+DAY_SECONDS = 86400.0
+SPANS = {"1h": 3600.0, "24h": DAY_SECONDS, "7d": 7 * DAY_SECONDS, "30d": 30 * DAY_SECONDS}
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes of these pages."""
+    return [
+        route("/", overview),
+        route("/calls", listed),
+        route("/calls/{call}", shown),
+        route("/calls/{call}/cancel", cancel, method="POST"),
+    ]
+
+
+async def overview(visit: Visit) -> Response:
+    """Show the calls that run, the last that ended, and the day's figures."""
+    running = await visit.ask("calls.running", {})
+    recent = await visit.ask("calls.list", {"limit": RECENT})
+    usage = await visit.ask("calls.usage", {"since": time.time() - DAY_SECONDS})
+    return visit.page(
+        "overview.html",
+        running=running["calls"],
+        calls=recent["calls"],
+        day=figures.total(usage["usage"]),
+        now=time.time(),
+    )
+
+
+async def listed(visit: Visit) -> Response:
+    """Show calls that are over, newest first, some at a time."""
+    function, outcome, span = visit.query("function"), visit.query("outcome"), visit.query("since")
+    offset = visit.number("offset", MOST_OFFSET)
+    filters: dict[str, Any] = {"limit": ROWS + 1, "offset": offset}
+    if function:
+        filters["function"] = function.replace("\0", "")
+    if outcome in OUTCOMES:
+        filters["outcome"] = outcome
+    if span in SPANS:
+        filters["since"] = time.time() - SPANS[span]
+    found = (await visit.ask("calls.list", filters))["calls"]
+    running = (await visit.ask("calls.running", {}))["calls"] if not offset else []
+    kept = {name: value for name, value in (("function", function), ("outcome", outcome), ("since", span)) if value}
+    return visit.page(
+        "calls.html",
+        running=running,
+        calls=found[:ROWS],
+        filters={"function": function, "outcome": outcome, "since": span},
+        outcomes=OUTCOMES,
+        spans=tuple(SPANS),
+        first=offset + 1,
+        newer=_address(kept, max(offset - ROWS, 0)) if offset else "",
+        older=_address(kept, offset + ROWS) if len(found) > ROWS and offset < MOST_OFFSET else "",
+        now=time.time(),
+    )
+
+
+def _address(filters: dict[str, str], offset: int) -> str:
+    query = urlencode({**filters, **({"offset": offset} if offset else {})})
+    return f"/calls?{query}" if query else "/calls"
+
+
+async def shown(visit: Visit) -> Response:
+    """Show one call."""
+    found = await read_call(visit, visit.request.path_params["call"])
+    running = (found.get("unfinished") or [None])[0]
+    attempts = found.get("calls", [])
+    call = running or attempts[-1]
+    children: list[dict[str, Any]] = []
+    if running is None:
+        children = (await visit.ask("calls.show", {"call": call["call"]})).get("children", [])
+    return visit.page(
+        "call.html",
+        call=call,
+        running=running is not None,
+        attempts=attempts,
+        children=children,
+        seen=call["printed_bytes"],
+        now=time.time(),
+    )
+
+
+async def read_call(visit: Visit, call: str, seen: int = 0) -> dict[str, Any]:
+    """Return the answer about a call's output.
+
+    Raises:
+        CallUnknown: this user has no such call.
+    """
+    try:
+        return await visit.ask("calls.output", {"call": call[:200], "seen": seen})
+    except errors.ResourcesUnavailable as error:
+        raise not_found(error.message, "see the list of calls; records are kept for some time") from error
+
+
+async def cancel(visit: Visit) -> Response:
+    """Cancel a call, and show it again."""
+    call = visit.request.path_params["call"][:200]
+    try:
+        await visit.ask("calls.cancel", {"call": call})
+    except errors.ResourcesUnavailable as error:
+        if "is over" not in error.message:
+            raise not_found(error.message) from error
+        return visit.go(f"/calls/{quote(call, safe='')}", "over")
+    return visit.go(f"/calls/{quote(call, safe='')}", "cancelled")
+
+
+def today() -> str:
+    """Return the server's day, as its records count them."""
+    return dt.date.today().isoformat()  # noqa: DTZ011 - as people count days

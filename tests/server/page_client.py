@@ -1,0 +1,213 @@
+"""A server of the page for one module of tests, programs that call functions, and a browser without a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from html import unescape
+from http.cookies import SimpleCookie
+from pathlib import Path
+from urllib.parse import urlencode
+
+from ..conftest import Home, own_home
+
+EVIL = "<script>document.title='evil'</script>"
+PROGRAM = """
+import sys
+from pathlib import Path
+from atoll import isolated
+
+@isolated
+def greet(name):
+    print("hello", name)
+    return name
+
+@isolated
+def fail():
+    print("\\x1b[31m<script>document.title='evil'</script>\\x1b[0m\\u202e\\n 10%\\r100%")
+    raise ValueError("<script>document.title='evil'</script>")
+
+@isolated
+def wait():
+    import os, time
+    for count in range(3):
+        print("step", count, "<script>document.title='evil'</script>")
+    while not os.path.exists("/data/go-on"):
+        time.sleep(0.05)
+    print("went on")
+    time.sleep(float(os.environ.get("LINGER", "0")))
+
+def write(files):
+    for name, content in files.items():
+        path = Path("/data") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+"""
+
+
+@dataclass
+class PageServer:
+    """A server with the users of `page_server`, whose node is that of `home`."""
+
+    home: Home
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, code: str) -> subprocess.Popen[str]:
+        """Start a program that calls the functions of `PROGRAM`."""
+        program = self.home.path / "program.py"
+        program.write_text(PROGRAM)
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from program import *\n{code}"],
+            cwd=self.home.path,
+            env=self.home.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, code: str) -> str:
+        """Run such a program to its end; return what it printed."""
+        with self.start(code) as process:
+            text, _ = process.communicate(timeout=120)
+        return text
+
+
+@contextlib.contextmanager
+def page_server() -> Iterator[PageServer]:
+    """Run a server; it and its node have ended at the end of the context."""
+    with own_home() as home:
+        log = home.path / "server.log"
+        with open(log, "wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.server.page_server", str(home.path)],
+                cwd=Path(__file__).parents[2],
+                env=home.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.strip().isdigit(), log.read_text()
+            yield PageServer(home, int(line))
+        finally:
+            process.communicate(timeout=60)
+        assert "Traceback" not in log.read_text(), log.read_text()[-5000:]
+
+
+@dataclass
+class Answer:
+    """An answer to a request."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+    cookies: list[str]
+
+
+@dataclass
+class Visitor:
+    """A client that keeps cookies and sends the headers of a browser.
+
+    Args:
+        headers: of every request; those of a navigation at first.
+    """
+
+    server: PageServer
+    cookies: dict[str, str] = field(default_factory=dict)
+    site: str = "same-origin"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str | None) -> Answer:
+        """Send a request; names of headers with `_` for `-`, None for one that is left out."""
+        sent: dict[str, str | None] = {
+            "sec-fetch-site": self.site,
+            "sec-fetch-mode": "navigate",
+            "sec-fetch-dest": "document",
+            "accept": "text/html",
+            "cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items()) or None,
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        if method == "POST":
+            sent.setdefault("origin", self.server.url)
+            sent.setdefault("content-type", "application/x-www-form-urlencoded")
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        try:
+            known = {name: value for name, value in sent.items() if value is not None}
+            connection.request(method, path, body, known)
+            answer = connection.getresponse()
+            text = answer.read().decode("utf-8", "replace")
+            given = answer.headers.get_all("set-cookie", [])
+        finally:
+            connection.close()
+        for one in given:
+            for name, morsel in SimpleCookie(one).items():
+                if morsel["max-age"] == "0":
+                    self.cookies.pop(name, None)
+                else:
+                    self.cookies[name] = morsel.value
+        found = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status, found, text, given)
+
+    def get(self, path: str, **headers: str | None) -> Answer:
+        """Load a page."""
+        return self.ask("GET", path, None, **headers)
+
+    def post(self, path: str, fields: Mapping[str, str], **headers: str | None) -> Answer:
+        """Send a form."""
+        return self.ask("POST", path, urlencode(fields).encode(), **headers)
+
+    def token(self, path: str) -> str:
+        """Return the token of the forms on a page."""
+        found = re.search(r'name="token" value="([0-9a-f]+)"', self.get(path).text)
+        assert found is not None, path
+        return found[1]
+
+    def log_in(self, name: str) -> Visitor:
+        """Begin a session with the key of a user of `page_server`."""
+        answer = self.post("/login", {"token": self.token("/login"), "key": f"{name}:secret"})
+        assert answer.status == 303, answer.text
+        return self
+
+
+def visible(html: str) -> str:
+    """Return the text of a page, without tags."""
+    return unescape(re.sub(r"<[^>]*>", "", html))
+
+
+class Lines:
+    """The lines of an answer that goes on, read in a thread of its own.
+
+    Args:
+        visitor: asks for it.
+    """
+
+    def __init__(self, visitor: Visitor, path: str) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", visitor.server.port, timeout=60)
+        cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+        headers = {"cookie": cookie, "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
+        self.connection.request("GET", path, headers=headers)
+        self.answer = self.connection.getresponse()
+
+    def until(self, text: str) -> str:
+        """Read lines until one has a text; return it."""
+        while line := self.answer.readline().decode():
+            if text in line:
+                return line
+        raise AssertionError(f"no line has {text}")
+
+    def close(self) -> None:
+        """Leave."""
+        self.answer.close()
+        self.connection.close()
