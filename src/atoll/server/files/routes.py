@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -35,7 +36,9 @@ def install(state: ServerState) -> None:
     """Add the routes; a part of the server."""
     peers = state.parts[PART] = Peers(state.node)
     files = Files(peers)
-    state.routes.append(Route(PREFIX + "{rest:path}", answering(files.serve), methods=[*_METHODS, "HEAD"]))
+    route = Route(PREFIX + "{rest:path}", answering(files.serve), methods=[*_METHODS, "HEAD"])
+    route.path_regex = re.compile(rf"^{PREFIX}(?P<rest>(?s:.*))\Z")  # a name may hold a line's end
+    state.routes.append(route)
     state.body_bytes[PREFIX + "/"] = MOST_BODY_BYTES
 
     @contextlib.asynccontextmanager
