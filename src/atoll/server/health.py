@@ -22,10 +22,12 @@ def install(state: ServerState) -> None:
 
 
 async def _alive(_request: Request) -> Response:
+    """Tell that the process runs."""
     return JSONResponse({"status": "ok"})
 
 
 async def _ready(request: Request) -> Response:
+    """Tell whether the node answers."""
     node = state_of(request).node
     try:
         await asyncio.wait_for(asyncio.to_thread(node.request, None, "capacity", {}), READY_SECONDS)

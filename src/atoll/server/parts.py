@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from atoll.server import files, health, line, metrics, requests
+from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
     accounts.install,
+    description.install,
     health.install,
     metrics.install,
     line.install,

@@ -19,10 +19,14 @@ from atoll.server.state import ServerState, principal_of, state_of
 
 def install(state: ServerState) -> None:
     """Add the route."""
+    _answer.described = {  # type: ignore[attr-defined]
+        "post": {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+    }
     state.routes.append(Route("/v1/requests/{name}", _answer, methods=["POST"]))
 
 
 async def _answer(request: Request) -> Response:
+    """Ask the node, in the name of the key's user; arguments and answer are JSON objects that depend on the name."""
     principal = await principal_of(request)
     arguments = read_object(await request.body())
     node = state_of(request).node

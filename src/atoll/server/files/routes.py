@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from atoll import errors
 from atoll.server.files.conditions import etag, http_date
+from atoll.server.files.description import OPERATIONS
 from atoll.server.files.download import download
 from atoll.server.files.failures import Refused, answering, failure
 from atoll.server.files.paths import PREFIX, FilePath, address, encoded, from_address, from_text, shown
@@ -36,7 +37,9 @@ def install(state: ServerState) -> None:
     """Add the routes; a part of the server."""
     peers = state.parts[PART] = Peers(state.node)
     files = Files(peers)
-    route = Route(PREFIX + "{rest:path}", answering(files.serve), methods=[*_METHODS, "HEAD"])
+    endpoint = answering(files.serve)
+    endpoint.described = OPERATIONS  # type: ignore[attr-defined]
+    route = Route(PREFIX + "{rest:path}", endpoint, methods=[*_METHODS, "HEAD"])
     route.path_regex = re.compile(rf"^{PREFIX}(?P<rest>(?s:.*))\Z")  # a name may hold a line's end
     state.routes.append(route)
     state.body_bytes[PREFIX + "/"] = MOST_BODY_BYTES
