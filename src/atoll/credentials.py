@@ -68,8 +68,7 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
         StateUntrusted, StateUnusable: the file of logins can be read by others, or by nobody.
     """
     variable = settings.variable
-    named = url or variable("ATOLL_HOST") or _fal_address()
-    address = address_of(named) if named else ""
+    address = named(url)
     trusted = ca_file or variable("ATOLL_CA_FILE")
     for key, secret, source in (
         (key_id, key_secret, "the arguments `key_id` and `key_secret`"),
@@ -79,7 +78,7 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
         if bool(key) != bool(secret):
             raise NotAuthorized(f"half a key: of {source} one is set", hint="set both, or neither")
         if key:
-            _check_key(key, secret)
+            check_key(key, secret)
             if address:  # the file is not needed, so its mistakes do not matter
                 return Credentials(address, key, secret, trusted)
             default = _login("")
@@ -92,6 +91,16 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
             f"no key for `{printable(address)}` is known", hint=f"run `atoll auth login --host {printable(address)}`"
         )
     return Credentials(stored.url, stored.key_id, stored.key_secret, trusted or stored.ca_file)
+
+
+def named(url: str = "") -> str:
+    """Return the address that the argument or the environment names; empty for none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = url or settings.variable("ATOLL_HOST") or _fal_address()
+    return address_of(found) if found else ""
 
 
 def address_of(text: str) -> str:
@@ -124,7 +133,12 @@ def _fal_address() -> str:
     return f"{host}:{port}" if host and port and "://" not in host and ":" not in host else host
 
 
-def _check_key(key_id: str, key_secret: str) -> None:
+def check_key(key_id: str, key_secret: str) -> None:
+    """Check that a key has the form of one.
+
+    Raises:
+        NotAuthorized: it has not.
+    """
     if not _ID.fullmatch(key_id) or not _SECRET.fullmatch(key_secret):
         raise NotAuthorized("the key is not one that a server makes", hint="it is `ID:SECRET`, of ASCII characters")
 
@@ -163,7 +177,7 @@ def store(login: Credentials, *, default: bool = True) -> Path:
         StateUntrusted, StateUnusable: the file that is there can be read by others, or by nobody.
         NotAuthorized: the key is none.
     """
-    _check_key(login.key_id, login.key_secret)
+    check_key(login.key_id, login.key_secret)
     url = address_of(login.url)
     found = _read()
     found["servers"][url] = Credentials(url, login.key_id, login.key_secret, login.ca_file)
@@ -216,7 +230,7 @@ def _read() -> dict[str, Any]:
             for url, one in value["servers"].items()
         }
         for one in servers.values():
-            _check_key(one.key_id, one.key_secret)
+            check_key(one.key_id, one.key_secret)
         return {"default": str(value.get("default", "")), "servers": servers}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NotAuthorized) as error:
         raise StateUnusable(f"{unusable}: it has another form", hint="remove it, and log in again") from error

@@ -233,6 +233,19 @@ def _call_functions(_word: str, _: str) -> Values:
         yield name, ""
 
 
+def _users(_word: str, _: str) -> Values:
+    """Give the users of the server of this machine's state directory."""
+    for name, operator in _rows("server/server.db", "SELECT name, operator FROM users ORDER BY name", ()):
+        yield name, "operator" if operator else ""
+
+
+def _keys(word: str, _: str) -> Values:
+    """Give the ids of keys of that server."""
+    query = "SELECT keys.id, users.name || ' ' || alias FROM keys JOIN users ON users.id = user WHERE keys.id >= ?"
+    for key, about in _rows("server/server.db", f"{query} ORDER BY keys.id", (word,)):
+        yield key, about.strip()
+
+
 def _rows(file: str, query: str, values: tuple[str, ...]) -> list[tuple[str, ...]]:
     import sqlite3  # for calls alone
 
@@ -273,4 +286,6 @@ _KINDS: dict[str, Callable[[str, str], Values]] = {
     "detached-call": _detached_calls,
     "call-function": _call_functions,
     "machine-type": _machine_types,
+    "user": _users,
+    "key": _keys,
 }

@@ -33,6 +33,9 @@ _COMMANDS = (
     ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
     ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),
+    ("auth", "accounts.auth:app", "Log in to a server, see as whom you are, log out."),
+    ("key", "accounts.keys:app", "Make, list and revoke keys of a server."),
+    ("users", "accounts.users:app", "Add, list and remove users of a server."),
     ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )

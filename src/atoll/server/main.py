@@ -62,6 +62,8 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         with _described(node_options, url):
             gc.freeze()  # the modules stay: no collection looks at them again
             tell(f"listening on {url}")
+            for line in state.notices:
+                tell(line)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(server.serve(sockets=[listener]))
     return 0

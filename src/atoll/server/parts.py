@@ -11,7 +11,8 @@ It
 - may replace `state.authenticate`, as accounts do.
 
 Handlers find their user by `principal_of(request)` and raise `AtollError`s, which `app` answers as JSON. Blocking work
-belongs in `asyncio.to_thread`. A key that was revoked ends its lines by `state.parts["sessions"].end_of(user, key)`.
+belongs in `asyncio.to_thread`. Who serves a user beyond one
+request adds a `Holder` to `state.parts["accounts"].holders`, and is told when the key is revoked.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from collections.abc import Callable
 
 from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
+from atoll.server.login import part as login
 from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
     accounts.install,
     description.install,
+    login.install,
     health.install,
     metrics.install,
     line.install,

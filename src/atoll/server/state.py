@@ -39,6 +39,7 @@ class ServerState:
         parts: further parts by name, for those who know them: `accounts`, `secrets`, `sessions`.
         lifespan: contexts that are open while the server serves, opened in order and closed in reverse.
         body_bytes: the most that a request's body may have, by the beginning of its path; the longest one counts.
+        notices: lines for who started the server, printed when it listens.
         options: of the process.
     """
 
@@ -48,6 +49,7 @@ class ServerState:
     parts: dict[str, Any] = field(default_factory=dict)
     lifespan: list[Callable[[], AbstractAsyncContextManager[object]]] = field(default_factory=list)
     body_bytes: dict[str, int] = field(default_factory=lambda: {"/": 1 << 20})
+    notices: list[str] = field(default_factory=list)
     options: ServerOptions = field(default_factory=ServerOptions)
 
 

@@ -58,6 +58,12 @@ def typed(
     return Route(path, handle, methods=[method], name=getattr(function, "__name__", "").strip("_"))
 
 
+def plain(value: Any) -> dict[str, Any]:
+    """Return an answer as JSON-compatible data."""
+    found: dict[str, Any] = msgspec.to_builtins(value)
+    return found
+
+
 async def read_body(request: Request, kind: type[T]) -> T:
     """Return a request's JSON body as a value of a type.
 

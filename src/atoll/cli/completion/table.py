@@ -41,6 +41,10 @@ _OF_COMMAND = {
     ("data get", "paths"): "volume",
     ("data restore", "name"): "snapshot",
     ("data snapshot", "name"): NOTHING,
+    ("users add", "name"): NOTHING,
+    ("users remove", "name"): "user",
+    ("users set-quota", "name"): "user",
+    ("key revoke", "key"): "key",
 }
 """Kinds of positional values, by name, and for commands where the name says too little."""
 
@@ -50,6 +54,9 @@ _OPTION = {
     "--outcome": "=" + " ".join(OUTCOMES),
     "--machine-type": "machine-type",
     "--output": FILE,
+    "--ca-file": FILE,
+    "--user": "user",
+    "--scope": "=ADMIN API",
     "--html": FILE,
     "--by": "=function day user outcome environment",
 }

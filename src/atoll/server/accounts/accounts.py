@@ -1,6 +1,6 @@
 """The accounts of a server: authentication, and the ends of keys for those who serve them.
 
-Theory of operation. Lines outlive the request that opened them, so who serves one subscribes to the end of its key. A
+Theory of operation. Lines outlive the request that opened them, so who serves them is told when their key ends. A
 revocation in this process tells at once; the watch notices those of other processes (the command line on the server's
 machine) within `WATCH_SECONDS`, and keys that expire. The watch also writes down when keys were used last, so that no
 request waits for the disk.
@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -38,6 +38,18 @@ _MOST_ASKED = 500  # values of one statement
 _log = logging.getLogger("atoll.server")
 
 
+class Holder(Protocol):
+    """Serves users beyond the request that they came with, such as the lines."""
+
+    def held(self) -> Iterable[tuple[str, str]]:
+        """Return user and key of each of them; the key is empty for a session of the page without one."""
+        ...
+
+    def end_of(self, user: str, key: str) -> None:
+        """End what is served to a user by a key; without a key, to the user."""
+        ...
+
+
 class Accounts:
     """Users and keys of a server.
 
@@ -55,12 +67,17 @@ class Accounts:
         self.sessions = PageSessions(self.database, self.pepper)
         self.limiter = Limiter()
         self._authenticator = Authenticator(self.database, self.pepper, self.sessions, self.limiter)
-        self._ends: dict[tuple[str, str], dict[object, Callable[[], None]]] = {}
+        self.holders: list[Holder] = []
         self._written: dict[str, float] = {}
 
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    def has_users(self) -> bool:
+        """Return whether there is a user at all."""
+        with self.database.reading() as connection:
+            return connection.execute(select(users.c.id).limit(1)).first() is not None
 
     async def authenticate(self, headers: dict[str, str], address: str) -> Principal:
         """Return the user of a request; see `Authenticator.authenticate`."""
@@ -79,33 +96,15 @@ class Accounts:
 
     # --- ends of keys -----------------------------------------------------------------------------------------------
 
-    def when_ended(self, principal: Principal, end: Callable[[], None]) -> Callable[[], None]:
-        """Call `end`, in the event loop, once a principal's key is revoked or has expired, or its user is gone.
-
-        Returns:
-            Takes the subscription back; may be called at any time.
-        """
-        key, entry = (principal.user, principal.key), object()
-        self._ends.setdefault(key, {})[entry] = end
-
-        def take_back() -> None:
-            entries = self._ends.get(key, {})
-            entries.pop(entry, None)
-            if not entries:
-                self._ends.pop(key, None)
-
-        return take_back
-
     async def tell_ended(self) -> None:
-        """Tell those whose keys are no longer valid."""
-        subscribed = list(self._ends)
-        if not subscribed:
+        """Tell those who serve users whose keys are no longer valid."""
+        held = {pair for holder in self.holders for pair in holder.held()}
+        if not held:
             return
-        valid = await self.database.run(lambda connection: _valid(connection, subscribed), writes=False)
-        for one in subscribed:
-            if one not in valid:
-                for end in self._ends.pop(one, {}).values():
-                    end()
+        valid = await self.database.run(lambda connection: _valid(connection, list(held)), writes=False)
+        for user, key in held - valid:
+            for holder in self.holders:
+                holder.end_of(user, key)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

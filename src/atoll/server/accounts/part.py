@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from atoll import settings
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.routes import routes
+from atoll.server.database.address import address_of, remember
 from atoll.server.state import ServerState
+
+
+class Lines:
+    """The lines of a server, as holders of keys."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return user and key of each line."""
+        sessions = self._state.parts.get("sessions")
+        found = () if sessions is None else sessions.all()
+        return {(session.principal.user, session.principal.key) for session in found}
+
+    def end_of(self, user: str, key: str) -> None:
+        """End the lines of a key."""
+        self._state.parts["sessions"].end_of(user, key)
 
 
 def install(state: ServerState) -> None:
     """Add the part: `state.parts["accounts"]` and `["page_sessions"]`, and who may ask."""
-    accounts = Accounts(state.node.options.home, state.options.database or settings.variable("ATOLL_DATABASE_URL"))
+    home = state.node.options.home
+    address = address_of(home, state.options.database)
+    accounts = Accounts(home, address)
+    remember(home, address)
+    accounts.holders.append(Lines(state))
     state.parts["accounts"] = accounts
     state.parts["page_sessions"] = accounts.sessions
     state.authenticate = accounts.authenticate
     state.routes += routes()
     state.lifespan.append(accounts.watching)
+    if not accounts.has_users():
+        state.notices.append(
+            "no users yet: `atoll users add NAME --operator` on this machine makes the first, and prints a key for "
+            "`atoll auth login`"
+        )

@@ -1,0 +1,131 @@
+"""`atoll key`: the user's own keys at a server, or on its machine those of any user."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+
+from atoll.cli.accounts.place import opened
+from atoll.cli.tables import age, date, print_json, print_table
+from atoll.cli.terminal import echo
+
+app = cyclopts.App(
+    name="key",
+    help="Make, list and revoke keys of a server.",
+    help_format="plaintext",
+    version_flags=[],
+    result_action="return_value",
+)
+
+Flag = cyclopts.Parameter(negative="")
+
+
+@app.command
+def generate(
+    *,
+    scope: Literal["ADMIN", "API"] = "API",
+    alias: str = "",
+    days: float = 0,
+    user: str = "",
+    json: Annotated[bool, Flag] = False,
+    host: str = "",
+    database: str = "",
+) -> int:
+    """Make a key and print it: it is shown this once.
+
+    Parameters
+    ----------
+    scope: str
+        API: functions and data; ADMIN: also keys, and for operators the server.
+    alias: str
+        A note for yourself, at most 64 ASCII characters.
+    days: float
+        Days until the key expires; 0 for never.
+    user: str
+        Whose key, on the server's machine; default: your own.
+    json: bool
+        Print an object with `id`, `secret`, `scope`, `alias` and `expires`.
+    host: str
+        Address of the server; default: the one that you are logged in to.
+    database: str
+        Address of the database, as `atoll server --database` has it.
+    """
+    asked = {"scope": scope, "alias": alias, "expires_seconds": days * 86400}
+    with opened(host, database if user else "", server=not user) as place:
+        key = place.make_key(user, asked)
+    if json:
+        print_json(key)
+    else:
+        show_key(key)
+    return 0
+
+
+@app.command(name="list")
+def list_(*, user: str = "", json: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+    """List keys, without their secrets.
+
+    Parameters
+    ----------
+    user: str
+        Whose keys, on the server's machine; default: your own.
+    json: bool
+        Print a list of objects; moments in seconds since the epoch.
+    host: str
+        Address of the server.
+    database: str
+        Address of the database.
+    """
+    with opened(host, database if user else "", server=not user) as place:
+        found = place.list_keys(user)
+    if json:
+        print_json(found)
+    elif not found:
+        echo("no keys; make one with `atoll key generate`")
+    else:
+        print_table(
+            ("key id", "created", "scope", "alias", "used", "expires"),
+            [
+                (
+                    key["id"],
+                    date(key["created"], "%Y-%m-%d"),
+                    key["scope"],
+                    key["alias"],
+                    f"{age(key['used'])} ago" if key["used"] else "never",
+                    date(key["expires"], "%Y-%m-%d") if key["expires"] else "",
+                )
+                for key in found
+            ],
+        )
+    return 0
+
+
+@app.command
+def revoke(key: str, /, *, here: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+    """Revoke a key at once; what runs with it ends.
+
+    Parameters
+    ----------
+    key: str
+        The key's id, its first half.
+    here: bool
+        Any user's key, on the server's machine.
+    host: str
+        Address of the server.
+    database: str
+        Address of the database.
+    """
+    with opened(host, database if here else "", server=not here) as place:
+        gone = place.revoke_key(key)
+    echo(f"revoked the key {gone['id']}", error=True)
+    return 0
+
+
+def show_key(key: dict[str, Any]) -> None:
+    """Print a new key as variables of the environment, under the name of the program that was asked."""
+    prefix = "FAL" if Path(sys.argv[0]).name.startswith("fal") else "ATOLL"
+    echo(f"a key of the scope {key['scope']}, which is shown this once:", error=True, flush=True)
+    echo(f"{prefix}_KEY_ID='{key['id']}'")
+    echo(f"{prefix}_KEY_SECRET='{key['secret']}'", flush=True)

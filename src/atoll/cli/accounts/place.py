@@ -1,0 +1,161 @@
+"""The accounts that a command is about: those of a server that is asked with a key, or of this machine's directory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from atoll import credentials, errors, settings
+from atoll.cli.accounts import client
+from atoll.cli.accounts.client import ask
+from atoll.credentials import Credentials
+
+
+class Place(Protocol):
+    """Users and keys, wherever they are; values are as the routes of a server have them."""
+
+    def list_users(self) -> list[dict[str, Any]]: ...
+
+    def add_user(self, asked: dict[str, Any]) -> dict[str, Any]: ...
+
+    def remove_user(self, name: str) -> dict[str, Any]: ...
+
+    def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]: ...
+
+    def list_keys(self, user: str) -> list[dict[str, Any]]: ...
+
+    def make_key(self, user: str, asked: dict[str, Any]) -> dict[str, Any]: ...
+
+    def revoke_key(self, key: str) -> dict[str, Any]: ...
+
+
+class Remote:
+    """The accounts of a server, asked with the user's key."""
+
+    def __init__(self, server: Credentials) -> None:
+        self.server = server
+
+    def list_users(self) -> list[dict[str, Any]]:
+        return list(ask(self.server, "GET", "/v1/users")["users"])
+
+    def add_user(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return ask(self.server, "POST", "/v1/users", asked)
+
+    def remove_user(self, name: str) -> dict[str, Any]:
+        return ask(self.server, "DELETE", f"/v1/users/{client.part(name)}")
+
+    def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
+        return ask(self.server, "PUT", f"/v1/users/{client.part(name)}/quota", quotas)
+
+    def list_keys(self, user: str) -> list[dict[str, Any]]:
+        _own_only(user)
+        return list(ask(self.server, "GET", "/v1/keys")["keys"])
+
+    def make_key(self, user: str, asked: dict[str, Any]) -> dict[str, Any]:
+        _own_only(user)
+        return ask(self.server, "POST", "/v1/keys", asked)
+
+    def revoke_key(self, key: str) -> dict[str, Any]:
+        return ask(self.server, "DELETE", f"/v1/keys/{client.part(key)}")
+
+
+def _own_only(user: str) -> None:
+    if user:
+        raise errors.CallerError(
+            "keys of other users are handled on the server's machine", hint="leave `--user` out for your own keys"
+        )
+
+
+class Here:
+    """The accounts of this machine's state directory, with the rights of its owner.
+
+    Args:
+        direct: the open accounts; `atoll.server` is imported only where it is needed.
+    """
+
+    def __init__(self, direct: Any) -> None:
+        self._direct = direct
+
+    def list_users(self) -> list[dict[str, Any]]:
+        return list(_data(self._direct.list_users())["users"])
+
+    def add_user(self, asked: dict[str, Any]) -> dict[str, Any]:
+        from atoll.server.accounts.bodies import NewUser
+
+        return _data(self._direct.add_user(NewUser(**asked)))
+
+    def remove_user(self, name: str) -> dict[str, Any]:
+        return _data(self._direct.remove_user(name))
+
+    def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
+        from atoll.server.accounts.bodies import Quotas
+
+        return _data(self._direct.set_quota(name, Quotas(**quotas)))
+
+    def list_keys(self, user: str) -> list[dict[str, Any]]:
+        return list(_data(self._direct.list_keys(user))["keys"])
+
+    def make_key(self, user: str, asked: dict[str, Any]) -> dict[str, Any]:
+        from atoll.server.accounts.bodies import NewKey
+
+        return _data(self._direct.make_key(user, NewKey(**asked)))
+
+    def revoke_key(self, key: str) -> dict[str, Any]:
+        return _data(self._direct.revoke_key(key))
+
+
+def _data(value: Any) -> dict[str, Any]:
+    from atoll.server.typed import plain
+
+    return plain(value)
+
+
+def has_accounts() -> bool:
+    """Return whether this machine's state directory has accounts of a server."""
+    return (settings.default_home() / "server" / "pepper").exists()
+
+
+@contextlib.contextmanager
+def opened(host: str, database: str = "", *, here: bool = False, server: bool = False) -> Iterator[Place]:
+    """Open the accounts to use: at the address, else this machine's, else of the server one is logged in to.
+
+    Args:
+        host: an address; empty for none.
+        database: of this machine's accounts; see `atoll server --database`.
+        here: this machine's where nothing else is named, which makes them.
+        server: a server's in any case: keys are one's own, and the rights of a directory are nobody's.
+
+    Raises:
+        NotAuthorized: there is no key for the server.
+        HostUnreachable: nothing names one.
+    """
+    if not host and not server and (database or has_accounts()):
+        with _here(database) as found:
+            yield found
+        return
+    login = credentials.find(host)
+    if login is not None:
+        yield Remote(login)
+        return
+    if not here:
+        raise errors.HostUnreachable(
+            "no server is named, and this machine's state directory has none",
+            hint="run `atoll auth login --host URL`, or give `--host URL`",
+        )
+    with _here(database) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _here(database: str) -> Iterator[Place]:
+    try:
+        from atoll.server.accounts.direct import Direct
+        from atoll.server.database.address import address_of
+    except ImportError as error:
+        raise errors.StateUnusable(
+            f"a server's accounts need packages that are not installed: {error}", hint="pip install 'atoll[server]'"
+        ) from error
+    home = settings.default_home()
+    with Direct(home, address_of(home, database)) as direct:
+        yield Here(direct)

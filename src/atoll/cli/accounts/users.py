@@ -1,0 +1,191 @@
+"""`atoll users`: the users of a server, for its operators."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import cyclopts
+
+from atoll.cli.accounts.keys import show_key
+from atoll.cli.accounts.place import opened
+from atoll.cli.confirmation import Yes, confirmed
+from atoll.cli.tables import date, print_json, print_table, size
+from atoll.cli.terminal import echo
+
+app = cyclopts.App(
+    name="users",
+    help="Add, list and remove users of a server: on its machine with the rights of its state directory, elsewhere "
+    "with the ADMIN key of an operator.",
+    help_format="plaintext",
+    version_flags=[],
+    result_action="return_value",
+)
+
+Flag = cyclopts.Parameter(negative="")
+
+
+@app.command
+def add(
+    name: str,
+    /,
+    *,
+    operator: Annotated[bool, Flag] = False,
+    no_key: Annotated[bool, Flag] = False,
+    issuer: str = "",
+    subject: str = "",
+    volume: str = "",
+    files: int = 0,
+    workers: int = 0,
+    json: Annotated[bool, Flag] = False,
+    host: str = "",
+    database: str = "",
+) -> int:
+    """Add a user, and print a first key, which is shown this once.
+
+    Parameters
+    ----------
+    name: str
+        1 to 32 lower-case ASCII letters, digits, and single `.`, `_`, `-` between them.
+    operator: bool
+        The user administers the server.
+    no_key: bool
+        Make no key; for those who log in by an issuer of identities.
+    issuer: str
+        Address of the issuer that knows the user as the subject.
+    subject: str
+        The issuer's own name for the user (`sub`).
+    volume: str
+        Most bytes of the volume, such as 10GiB.
+    files: int
+        Most files of the volume; 0 for no limit.
+    workers: int
+        Most workers at a time; 0 for no limit.
+    json: bool
+        Print an object with `user` and `key`.
+    host: str
+        Address of the server; default: this machine's state directory, else the server that you are logged in to.
+    database: str
+        Address of the database, as `atoll server --database` has it.
+    """
+    asked = {"name": name, "operator": operator, "key": not no_key, "issuer": issuer, "subject": subject}
+    asked |= {"volume_bytes": _bytes(volume), "volume_files": files, "workers": workers}
+    with opened(host, database, here=True) as place:
+        added = place.add_user(asked)
+    if json:
+        print_json(added)
+        return 0
+    echo(f"added the user {added['user']['name']}", error=True)
+    if added["key"]:
+        show_key(added["key"])
+    return 0
+
+
+@app.command(name="list")
+def list_(*, json: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+    """List the users.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects; moments in seconds since the epoch, a quota of 0 is none.
+    host: str
+        Address of the server.
+    database: str
+        Address of the database.
+    """
+    with opened(host, database) as place:
+        found = place.list_users()
+    if json:
+        print_json(found)
+    elif not found:
+        echo("no users; add the first with `atoll users add NAME --operator`")
+    else:
+        print_table(
+            ("name", "operator", "volume", "files", "workers", "created", "id"),
+            [_row(user) for user in found],
+            right=("volume", "files", "workers"),
+        )
+    return 0
+
+
+def _row(user: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        user["name"],
+        "operator" if user["operator"] else "",
+        size(user["volume_bytes"]) if user["volume_bytes"] else "",
+        f"{user['volume_files']:,}" if user["volume_files"] else "",
+        str(user["workers"] or ""),
+        date(user["created"], "%Y-%m-%d"),
+        user["id"],
+    )
+
+
+@app.command
+def remove(name: str, /, *, yes: Yes = False, host: str = "", database: str = "") -> int:
+    """Remove a user: all keys end at once. The volume is left.
+
+    Parameters
+    ----------
+    name: str
+        The user's name or id.
+    yes: bool
+        Do not ask.
+    host: str
+        Address of the server.
+    database: str
+        Address of the database.
+    """
+    with opened(host, database) as place:
+        costs = [f"the user `{name}` goes with all keys; a user of that name has another volume afterwards"]
+        if not yes and not confirmed([], costs, "remove the user?", replaceable=False):
+            return 1
+        gone = place.remove_user(name)
+    echo(f"removed the user {gone['name']}; the volume `{gone['id']}` is left", error=True)
+    return 0
+
+
+@app.command
+def set_quota(
+    name: str,
+    /,
+    *,
+    volume: str | None = None,
+    files: int | None = None,
+    workers: int | None = None,
+    host: str = "",
+    database: str = "",
+) -> int:
+    """Change a user's quotas; those that are not given stay.
+
+    Parameters
+    ----------
+    name: str
+        The user's name or id.
+    volume: str
+        Most bytes of the volume, such as 10GiB; 0 for no limit.
+    files: int
+        Most files of the volume; 0 for no limit.
+    workers: int
+        Most workers at a time; 0 for no limit.
+    host: str
+        Address of the server.
+    database: str
+        Address of the database.
+    """
+    given = {"volume_bytes": None if volume is None else _bytes(volume), "volume_files": files, "workers": workers}
+    with opened(host, database) as place:
+        user = place.set_quota(name, {quota: value for quota, value in given.items() if value is not None})
+    limits = [
+        f"volume {size(user['volume_bytes'])}" if user["volume_bytes"] else "",
+        f"{user['volume_files']:,} files" if user["volume_files"] else "",
+        f"{user['workers']} workers" if user["workers"] else "",
+    ]
+    echo(f"{user['name']}: {', '.join(filter(None, limits)) or 'no quotas'}", error=sys.stdout is None)
+    return 0
+
+
+def _bytes(text: str) -> int:
+    from atoll.model.amounts import read_bytes
+
+    return 0 if text in ("", "0") else read_bytes("volume", int(text) if text.isdecimal() else text)
