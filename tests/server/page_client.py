@@ -7,6 +7,7 @@ import http.client
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import unescape
@@ -14,11 +15,19 @@ from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import urlencode
 
-from ..conftest import Home, own_home
+from atoll.server.accounts import rows
+from atoll.server.accounts.tokens import read_pepper
+from atoll.server.database.database import Database
+from atoll.server.database.tables import users
+from atoll.server.principal import ADMIN, API
+
+from ..conftest import Home
+from .process import Server, running
 
 EVIL = "<script>document.title='evil'</script>"
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from atoll import isolated
 
@@ -50,17 +59,37 @@ def write(files):
 """
 
 
+USERS = {
+    "ada": rows.User("local", "ada", True, time.time()),
+    "bob": rows.User("u-bob", "bob", False, time.time()),
+    "eve": rows.User("u-eve", "<b>eve</b> \u202eof a long name that goes on and on and on and on", False, time.time()),
+}
+"""Users of the tests. `ada` is the machine's own user, so that programs of the state directory make her calls."""
+
+SCOPES = {"ada": ADMIN, "bob": ADMIN, "eve": API}
+
+
 @dataclass
 class PageServer:
-    """A server with the users of `page_server`, whose node is that of `home`."""
+    """A server with `USERS`.
 
-    home: Home
-    port: int
+    Args:
+        server: its process.
+        keys: a key of each user.
+    """
+
+    server: Server
+    keys: dict[str, str]
+
+    @property
+    def home(self) -> Home:
+        """The state directory of the server and its node."""
+        return self.server.home
 
     @property
     def url(self) -> str:
         """The address of the page."""
-        return f"http://127.0.0.1:{self.port}"
+        return self.server.url
 
     def start(self, code: str) -> subprocess.Popen[str]:
         """Start a program that calls the functions of `PROGRAM`."""
@@ -80,31 +109,26 @@ class PageServer:
         """Run such a program to its end; return what it printed."""
         with self.start(code) as process:
             text, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, text
         return text
 
 
 @contextlib.contextmanager
 def page_server() -> Iterator[PageServer]:
     """Run a server; it and its node have ended at the end of the context."""
-    with own_home() as home:
-        log = home.path / "server.log"
-        with open(log, "wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server.page_server", str(home.path)],
-                cwd=Path(__file__).parents[2],
-                env=home.environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.strip().isdigit(), log.read_text()
-            yield PageServer(home, int(line))
-        finally:
-            process.communicate(timeout=60)
-        assert "Traceback" not in log.read_text(), log.read_text()[-5000:]
+    with running(tls=False) as server:
+        yield PageServer(server, add_users(server.home.path))
+
+
+def add_users(home: Path) -> dict[str, str]:
+    """Add `USERS` to a state directory; return a key of each."""
+    found = {}
+    with contextlib.closing(Database(home, "")) as database, database.writing() as connection:
+        for name, user in USERS.items():
+            connection.execute(users.insert().values(**vars(user)))
+            key, secret = rows.add_key(connection, read_pepper(home), user, scope=SCOPES[name], alias="first")
+            found[name] = f"{key.id}:{secret}"
+    return found
 
 
 @dataclass
@@ -142,7 +166,7 @@ class Visitor:
         if method == "POST":
             sent.setdefault("origin", self.server.url)
             sent.setdefault("content-type", "application/x-www-form-urlencoded")
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server.port, timeout=60)
         try:
             known = {name: value for name, value in sent.items() if value is not None}
             connection.request(method, path, body, known)
@@ -176,7 +200,7 @@ class Visitor:
 
     def log_in(self, name: str) -> Visitor:
         """Begin a session with the key of a user of `page_server`."""
-        answer = self.post("/login", {"token": self.token("/login"), "key": f"{name}:secret"})
+        answer = self.post("/login", {"token": self.token("/login"), "key": self.server.keys[name]})
         assert answer.status == 303, answer.text
         return self
 
@@ -194,7 +218,7 @@ class Lines:
     """
 
     def __init__(self, visitor: Visitor, path: str) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", visitor.server.port, timeout=60)
+        self.connection = http.client.HTTPConnection("127.0.0.1", visitor.server.server.port, timeout=60)
         cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
         headers = {"cookie": cookie, "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
         self.connection.request("GET", path, headers=headers)

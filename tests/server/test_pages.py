@@ -12,7 +12,7 @@ from atoll.server.pages import guard, rendering
 from ..waiting import until
 from .page_client import EVIL, Lines, PageServer, Visitor, page_server, visible
 
-PAGES = ("/", "/calls")
+PAGES = ("/", "/calls", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_login_is_needed(page: PageServer) -> None:
         answer = stranger.get(path)
         assert (answer.status, answer.headers["location"].partition("?")[0]) == (303, "/login")
     assert stranger.get("/calls?outcome=ok").headers["location"] == "/login?next=/calls%3Foutcome%3Dok"
-    fields = {"token": stranger.token("/login"), "key": "ada:secret", "next": "/calls?outcome=ok"}
+    fields = {"token": stranger.token("/login"), "key": page.keys["ada"], "next": "/calls?outcome=ok"}
     assert stranger.post("/login", fields).headers["location"] == "/calls?outcome=ok"
 
 
@@ -58,7 +58,7 @@ def test_login_leads_nowhere_else(page: PageServer) -> None:
     """The address to go to after logging in is one of this server."""
     for target in ("//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/v1/requests"):
         visitor = Visitor(page)
-        fields = {"token": visitor.token("/login"), "key": "bob:secret", "next": target}
+        fields = {"token": visitor.token("/login"), "key": page.keys["bob"], "next": target}
         assert visitor.post("/login", fields).headers["location"] == "/", target
 
 
@@ -77,7 +77,7 @@ def test_a_wrong_key_is_refused(page: PageServer) -> None:
 def test_cookies_are_closed(page: PageServer) -> None:
     """No script reads a cookie of the page, no other site's form sends one, and each login makes a new one."""
     visitor = Visitor(page)
-    fields = {"token": visitor.token("/login"), "key": "ada:secret"}
+    fields = {"token": visitor.token("/login"), "key": page.keys["ada"]}
     answer = visitor.post("/login", fields)
     for one in answer.cookies:
         words = {word.strip().lower() for word in one.split(";")}

@@ -103,7 +103,7 @@ async def read_call(visit: Visit, call: str, seen: int = 0) -> dict[str, Any]:
     """Return the answer about a call's output.
 
     Raises:
-        CallUnknown: this user has no such call.
+        CallerError: this user has no such call.
     """
     try:
         return await visit.ask("calls.output", {"call": call[:200], "seen": seen})

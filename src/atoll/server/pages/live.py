@@ -56,7 +56,7 @@ async def _output(visit: Visit, call: str, worker: str, seen: int) -> AsyncItera
     while True:
         try:
             found = await read_call(visit, call, seen)
-        except errors.CallUnknown:
+        except errors.CallerError:  # its record comes a moment after its end
             if time.monotonic() > patience:
                 yield _event("end", {})
                 return

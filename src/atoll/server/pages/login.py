@@ -40,7 +40,7 @@ def _form(visit: Visit, error: errors.AtollError | None = None, back: str = "") 
         form_token=guard.form_token(secret),
         issuer=visit.state.parts.get("issuer_name", ""),
     )
-    sessions.set_cookie(visit.request, response, sessions.FORM_COOKIE, secret, 86400)
+    sessions.set_cookie(visit.request, response, sessions.FORM_COOKIE, secret, sessions.FORM_SECONDS)
     return response
 
 
@@ -57,8 +57,8 @@ async def log_in(visit: Visit) -> Response:
         return _form(visit, error, back)
     response = visit.go(_next(back))
     cookie = await sessions.sessions_of(visit.state).open(principal)
-    sessions.set_cookie(visit.request, response, sessions.COOKIE, cookie, sessions.SESSION_SECONDS)
-    sessions.clear_cookie(response, sessions.FORM_COOKIE)
+    sessions.set_session(visit.request, response, cookie)
+    sessions.set_cookie(visit.request, response, sessions.FORM_COOKIE, "", 0)
     return response
 
 
@@ -66,7 +66,7 @@ async def log_out(visit: Visit) -> Response:
     """End the session."""
     await sessions.sessions_of(visit.state).close(sessions.cookie_of(visit.request))
     response = visit.go(LOGIN)
-    sessions.clear_cookie(response, sessions.COOKIE)
+    sessions.clear_session(response)
     return response
 
 

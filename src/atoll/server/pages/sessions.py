@@ -1,32 +1,24 @@
-"""Sessions of the page: a cookie's value, and the user who has logged in with it.
-
-A session is known by the digest of its cookie, so that a look at this process's memory or a log shows none that can be
-used. Those of this module end with the server; a part named `page_sessions` with the same methods takes their place.
-"""
+"""Cookies of the page: the session's, and one for browsers that have not logged in yet."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import time
-from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from atoll.server.accounts.authentication import cookie_of as _cookie_of
+from atoll.server.accounts.sessions import COOKIE, SESSION_SECONDS
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState
 
-COOKIE = "atoll_session"
 FORM_COOKIE = "atoll_form"
 """The cookie of a browser that has not logged in: the form for it has a token as well."""
-SESSION_SECONDS = 7 * 86400
-MOST_SESSIONS = 10_000
+FORM_SECONDS = 86400
 
 
 class Sessions(Protocol):
-    """Sessions, wherever they are kept."""
+    """Sessions, as the accounts keep them."""
 
     async def open(self, principal: Principal) -> str:
         """Begin a session; return the value of its cookie."""
@@ -41,40 +33,6 @@ class Sessions(Protocol):
         ...
 
 
-@dataclass
-class _Session:
-    principal: Principal
-    ends_at: float
-
-
-class MemorySessions:
-    """Sessions in this process's memory."""
-
-    def __init__(self) -> None:
-        self._sessions: dict[str, _Session] = {}
-
-    async def open(self, principal: Principal) -> str:
-        """Begin a session; return the value of its cookie. Where there are too many, the oldest ends."""
-        cookie = secrets.token_urlsafe(32)
-        while len(self._sessions) >= MOST_SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
-        self._sessions[_digest(cookie)] = _Session(principal, time.time() + SESSION_SECONDS)
-        return cookie
-
-    async def find(self, cookie: str) -> Principal | None:
-        """Return the user of a session; None where it has ended."""
-        found = self._sessions.get(_digest(cookie))
-        return found.principal if found is not None and found.ends_at > time.time() else None
-
-    async def close(self, cookie: str) -> None:
-        """End a session."""
-        self._sessions.pop(_digest(cookie), None)
-
-
-def _digest(cookie: str) -> str:
-    return hashlib.sha256(cookie.encode("utf-8", "replace")).hexdigest()
-
-
 def sessions_of(state: ServerState) -> Sessions:
     """Return the sessions of a server."""
     found: Sessions = state.parts["page_sessions"]
@@ -83,15 +41,20 @@ def sessions_of(state: ServerState) -> Sessions:
 
 def cookie_of(connection: HTTPConnection) -> str:
     """Return the value of a browser's session cookie; empty for none."""
-    return connection.cookies.get(COOKIE, "")
+    return _cookie_of(connection.headers.get("cookie", ""))
+
+
+def set_session(connection: HTTPConnection, response: Response, value: str) -> None:
+    """Give a browser the cookie of a session."""
+    set_cookie(connection, response, COOKIE, value, SESSION_SECONDS)
+
+
+def clear_session(response: Response) -> None:
+    """Take the cookie of a session away."""
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
 
 
 def set_cookie(connection: HTTPConnection, response: Response, name: str, value: str, seconds: int) -> None:
     """Give a browser a cookie that no script reads and no other site's form sends."""
     secure = connection.url.scheme == "https"
     response.set_cookie(name, value, max_age=seconds, path="/", secure=secure, httponly=True, samesite="lax")
-
-
-def clear_cookie(response: Response, name: str) -> None:
-    """Take a cookie away."""
-    response.delete_cookie(name, path="/", httponly=True, samesite="lax")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from atoll.server.app import status_of
 from atoll.server.pages import guard, sessions
 from atoll.server.pages.rendering import render
 from atoll.server.principal import Principal
-from atoll.server.state import ServerState, principal_of, state_of
+from atoll.server.state import ServerState, state_of
 
 MOST_FORM_BYTES = 512 << 10
 MOST_FIELDS = 64
@@ -101,7 +102,7 @@ class Visit:
             template,
             principal=self.principal,
             sections=sections,
-            here=max(here, key=len) if here else "",
+            section=max(here, key=len) if here else "",
             token=guard.form_token(secret) if secret else "",
             done=self.query("done"),
             **values,
@@ -128,7 +129,7 @@ def forbidden() -> errors.NotAuthorized:
 
 def not_found(message: str, hint: str = "") -> errors.AtollError:
     """Return the error of an address that has nothing for this user."""
-    return errors.CallUnknown(message, hint=hint)
+    return errors.CallerError(message, hint=hint, status=404)
 
 
 def route(path: str, handler: Handler, *, method: str = "GET", public: bool = False, raw: bool = False) -> Route:
@@ -147,7 +148,7 @@ def route(path: str, handler: Handler, *, method: str = "GET", public: bool = Fa
             principal = await _user(request, public=public)
             visit = Visit(request, state, principal)
             if method == "POST" and not raw:
-                visit = Visit(request, state, principal, await _form(request))
+                visit = Visit(request, state, principal, await read_fields(request))
             return await handler(visit)
         except errors.AtollError as error:
             if isinstance(error, errors.NotAuthorized) and error.status == 401 and not public:
@@ -155,6 +156,8 @@ def route(path: str, handler: Handler, *, method: str = "GET", public: bool = Fa
             return failed(visit, error)
         except HTTPException as error:
             return failed(visit, errors.CallerError(error.detail), error.status_code)
+        except OSError as error:
+            return failed(visit, _of_file(error))
         except ValueError as error:
             return failed(visit, errors.CallerError(str(error)), 400)
         except Exception:
@@ -166,13 +169,29 @@ def route(path: str, handler: Handler, *, method: str = "GET", public: bool = Fa
 
 def failed(visit: Visit, error: errors.AtollError, status: int = 0) -> Response:
     """Return the page of an error, with its hint."""
-    status = status or (404 if unknown(error) else status_of(error))
+    status = status or status_of(error)
     return visit.page("error.html", status=status, error=error, code=status)
 
 
-def unknown(error: errors.AtollError) -> bool:
-    """Return whether an error says that the user has no such thing."""
-    return isinstance(error, errors.ResourcesUnavailable) and error.message.startswith(("no call", "no environment"))
+_OF_FILES = {
+    errno.ENOENT: (404, "look at the directory above"),
+    errno.EACCES: (403, "change the mode of the file or directory"),
+    errno.EPERM: (403, "choose a path inside `/data`"),
+    errno.EEXIST: (409, "choose another name, or remove the file that is there"),
+    errno.ENOTDIR: (404, "look at the directory above"),
+    errno.EISDIR: (409, "choose a file"),
+    errno.ENOTEMPTY: (409, "remove the directory with all that is in it"),
+}
+"""Status and next step of the errors of files; another one is 400."""
+
+
+def _of_file(error: OSError) -> errors.AtollError:
+    if isinstance(error, errors.AtollError):
+        return error
+    status, hint = _OF_FILES.get(error.errno or 0, (400, ""))
+    name = error.filename if isinstance(error.filename, str) else ""
+    text = (error.strerror or str(error)).lower()
+    return errors.CallerError(f"`{name}`: {text}" if name else text, hint=hint, status=status)
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
@@ -184,12 +203,12 @@ async def http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _user(request: Request, *, public: bool) -> Principal | None:
-    try:
-        return await principal_of(request)
-    except errors.NotAuthorized:
-        if public:
-            return None
-        raise
+    """Return the user of a session, whose site `guard.check_site` has let in; keys of programs are no way in here."""
+    cookie = sessions.cookie_of(request)
+    found = await sessions.sessions_of(state_of(request)).find(cookie) if cookie else None
+    if found is None and not public:
+        raise errors.NotAuthorized("nobody has logged in", hint="log in")
+    return found
 
 
 def _to_login(request: Request) -> Response:
@@ -198,23 +217,38 @@ def _to_login(request: Request) -> Response:
     target = f"{LOGIN}?next={quote(back)}" if request.method == "GET" and back != "/" else LOGIN
     response = RedirectResponse(target, 303, guard.HEADERS)
     if sessions.cookie_of(request):
-        sessions.clear_cookie(response, sessions.COOKIE)
+        sessions.clear_session(response)
     return response
 
 
-async def _form(request: Request) -> dict[str, str]:
-    """Read a form of short fields, and check its token."""
+async def read_fields(request: Request) -> dict[str, str]:
+    """Return the fields of a form of short fields, its token checked and left out.
+
+    Raises:
+        CallerError: it is too long.
+        NotAuthorized: its token is wrong.
+    """
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > MOST_FORM_BYTES:
             raise errors.CallerError(
-                f"the form has more than {MOST_FORM_BYTES >> 10} KiB", hint="use the command line for long values"
+                f"the form has more than {MOST_FORM_BYTES >> 10} KiB",
+                hint="use the command line for long values",
+                status=413,
             )
     pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     form = dict(pairs)
-    secret = sessions.cookie_of(request) or request.cookies.get(sessions.FORM_COOKIE, "")
-    if request.url.path == LOGIN:
-        secret = request.cookies.get(sessions.FORM_COOKIE, "")
-    guard.check_token(secret, form.pop("token", ""))
+    check_form_token(request, form.pop("token", ""))
     return form
+
+
+def check_form_token(request: Request, token: str) -> None:
+    """Refuse a form that the browser's session has not been given.
+
+    Raises:
+        NotAuthorized: the token is not that of the session.
+    """
+    before = request.url.path == LOGIN
+    secret = request.cookies.get(sessions.FORM_COOKIE, "") if before else sessions.cookie_of(request)
+    guard.check_token(secret, token)

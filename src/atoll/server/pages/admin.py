@@ -1,0 +1,69 @@
+"""The page of the server itself, for operators: users, machine, queue."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from atoll.server.accounts import acts, bodies, rows
+from atoll.server.pages.keys import accounts_of
+from atoll.server.pages.visit import Visit, forbidden, route
+
+MOST_ROWS = 200
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes of this page."""
+    return [
+        route("/admin", shown),
+        route("/admin/users", add, method="POST"),
+        route("/admin/users/remove", remove, method="POST"),
+    ]
+
+
+async def shown(visit: Visit, added: bodies.AddedUser | None = None) -> Response:
+    """Show users, machine and queue.
+
+    Args:
+        added: a user who was just added, with a first key.
+    """
+    if not visit.user.may_administer:
+        raise forbidden()
+    status: dict[str, Any] = await visit.ask("status", {}, own=False)
+    users = await accounts_of(visit).database.run(rows.all_users, writes=False)
+    calls = status["calls"]
+    return visit.page(
+        "admin.html",
+        users=users,
+        names={user.id: user.name for user in users},
+        running={user.id: sum(call["user"] == user.id for call in calls) for user in users},
+        node=status,
+        calls=calls[:MOST_ROWS],
+        count=len(calls),
+        added=added,
+        now=time.time(),
+    )
+
+
+async def add(visit: Visit) -> Response:
+    """Add a user, and show the first key this once."""
+    if not visit.user.may_administer:
+        raise forbidden()
+    accounts = accounts_of(visit)
+    asked = bodies.NewUser(visit.form.get("name", "").strip()[:64], operator=visit.form.get("operator") == "yes")
+    made = await accounts.database.run(
+        lambda connection: acts.added_user(connection, accounts.pepper, visit.user, asked)
+    )
+    return await shown(visit, made)
+
+
+async def remove(visit: Visit) -> Response:
+    """Remove a user with all keys; the volume is left."""
+    if not visit.user.may_administer:
+        raise forbidden()
+    name = visit.form.get("name", "")
+    await accounts_of(visit).change(lambda connection: acts.removed_user(connection, visit.user, name))
+    return visit.go("/admin", "removed")
