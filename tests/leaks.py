@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-from atoll.host import local
+from atoll.host import pooled
 
 WAIT_SECONDS = float(os.environ.get("LEAK_SECONDS", "30"))
 """How long threads and children may take to end; only a test that leaks waits so long."""
@@ -82,8 +82,8 @@ class Holdings:
 
 
 def release_idle() -> None:
-    """Give the idle leases and storage channels of all local hosts back."""
-    for host in list(local._hosts.values()):
+    """Give the idle leases and storage channels of all hosts back."""
+    for host in list(pooled._hosts.values()):
         host.close()
 
 

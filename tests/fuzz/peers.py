@@ -25,7 +25,8 @@ from atoll.daemon.running_calls import RunningCalls
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import EngineLease
-from atoll.host.local_lease import LocalLease
+from atoll.host.lease import WorkerLease
+from atoll.host.local_link import LocalLink
 from atoll.model.records import CallRecord
 from atoll.model.specs import Call, EnvironmentSpec, LeaseSpec
 from atoll.sdk.call import value_of
@@ -289,12 +290,13 @@ def answer(data: bytes) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _lease() -> Iterator[tuple[LocalLease, Channel]]:
+def _lease() -> Iterator[tuple[WorkerLease, Channel]]:
     control, daemon = socket.socketpair()
     ours, theirs = socket.socketpair()
     daemon.close()
     pipes = [os.pipe() for _ in range(2)]
-    lease = LocalLease(Channel(control), 1, [ours.detach(), *(read for read, _ in pipes)], True)
+    link = LocalLink(Channel(control), [ours.detach(), *(read for read, _ in pipes)])
+    lease = WorkerLease(link, 1, True)
     for _, write in pipes:
         os.close(write)
     theirs.setblocking(False)

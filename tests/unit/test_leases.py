@@ -18,6 +18,10 @@ class Held:
         self.closed = False
         self.users = 0
 
+    @property
+    def spent(self) -> bool:
+        return not self.usable
+
     def close(self) -> None:
         self.closed = True
 

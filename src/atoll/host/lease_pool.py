@@ -18,21 +18,21 @@ from typing import Any
 
 from atoll.errors import CallCancelled, HostUnreachable
 from atoll.host.contract import Ticket
-from atoll.host.local_lease import LocalLease
+from atoll.host.lease import WorkerLease
 
 ATTEMPTS = 5
 """Requests for a lease while daemons end: no call has started, so another daemon may serve it."""
 
 
 class DaemonEnded(HostUnreachable):
-    """The daemon ended before it had granted a lease."""
+    """The daemon, or the connection to a server, ended before a lease was granted."""
 
 
 class Waiter:
     """One call that waits; `lease` is set when one was granted."""
 
     def __init__(self) -> None:
-        self.lease: LocalLease | None = None
+        self.lease: WorkerLease | None = None
         self._lock = threading.Lock()
         self._stirred = threading.Event()
         self._stop: Callable[[], None] | None = None
@@ -69,11 +69,11 @@ class Leases:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: dict[Any, list[LocalLease]] = {}
+        self._idle: dict[Any, list[WorkerLease]] = {}
         self._waiting: dict[Any, deque[Waiter]] = {}
         self._asking: dict[Any, Waiter] = {}
 
-    def take(self, kind: Any) -> LocalLease | None:
+    def take(self, kind: Any) -> WorkerLease | None:
         """Return an idle lease of this kind that its worker has not given up."""
         while True:
             with self._lock:
@@ -85,7 +85,7 @@ class Leases:
                 return lease
             lease.close()
 
-    def rest(self, kind: Any, lease: LocalLease) -> None:
+    def rest(self, kind: Any, lease: WorkerLease) -> None:
         """Give a lease to the call that has waited longest for its kind, or keep it."""
         with self._lock:
             for waiter in self._waiting.get(kind, ()):
@@ -144,7 +144,7 @@ class Leases:
         """Close idle leases that their workers have given up."""
         with self._lock:
             for kind, idle in list(self._idle.items()):
-                for lease in [one for one in idle if not one.usable]:
+                for lease in [one for one in idle if one.spent]:
                     idle.remove(lease)
                     lease.close()
                 if not idle:
@@ -157,7 +157,7 @@ class Leases:
         for lease in (lease for leases in idle.values() for lease in leases):
             lease.close()
 
-    def wait(self, kind: Any, ask: Callable[[Waiter], LocalLease | None], ticket: Ticket | None) -> LocalLease:
+    def wait(self, kind: Any, ask: Callable[[Waiter], WorkerLease | None], ticket: Ticket | None) -> WorkerLease:
         """Wait for a lease of this kind.
 
         Args:

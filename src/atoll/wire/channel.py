@@ -169,6 +169,11 @@ class Channel:
         return decoder.messages.pop(0)
 
     @property
+    def messages(self) -> list[Message]:
+        """The messages that have come and that `receive` has not returned; always the same list."""
+        return self._decoder.messages
+
+    @property
     def pending(self) -> bool:
         """True if `receive` would return at once, without reading."""
         return bool(self._decoder.messages)

@@ -1,30 +1,28 @@
-"""A lease on a worker of this machine: calls over the worker's own descriptors, past the daemon.
+"""A lease on a worker: its calls, one after the other, over a link of whatever host.
 
-The daemon hands over a data socket to the worker and its two output pipes. `wire.call_protocol` knows the messages;
-this module sends and receives them. The end of the data socket without `revoked` means that the worker died, and the
-daemon gives the reason on the connection that carries the lease.
+`wire.call_protocol` knows the messages of calls; this module sends and receives them, and bounds the waits. The end of
+the link's data without `revoked` means that the worker died; who granted it gives the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import errors
 from atoll.host.contract import Bundle, Output
-from atoll.host.worker_output import WorkerOutput
 from atoll.model.specs import Call
 from atoll.wire import call_protocol, nested
 from atoll.wire.call_protocol import CallProtocol, Frame, Revoked
-from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import UNMEASURED_BYTES, FrameError, FrameTooLarge, Message
-from atoll.wire.payload_channel import PayloadChannel, free_bytes
+from atoll.wire.payload_channel import free_bytes
+
+if TYPE_CHECKING:
+    from atoll.host.link import Link
 
 ENDED_SECONDS = 10.0
 SMALL_BYTES = 32 << 10
@@ -43,13 +41,12 @@ TOLD_SECONDS = 0.5
 """Seconds of waiting for an interrupted call before the caller is told."""
 
 
-class LocalLease:
+class WorkerLease:
     """A hold on one worker; used by one thread at a time.
 
     Args:
-        control: the connection to the daemon that carries the lease.
+        link: the way to the worker; owned from here on.
         epoch: the lease's number, part of each call.
-        descriptors: data socket, stdout and stderr of the worker; owned from here on.
         fresh: the worker has been forked for this lease.
         kind: equal for leases that can serve the same calls.
         worker: the worker's id, by which `LocalHost.dial` finds its sandbox.
@@ -58,33 +55,22 @@ class LocalLease:
 
     def __init__(
         self,
-        control: Channel,
+        link: Link,
         epoch: int,
-        descriptors: list[int],
         fresh: bool,
         kind: Any = None,
         worker: str = "",
         grace_seconds: float = 0.0,
     ) -> None:
-        import socket
-
         self.worker = worker
         self.kind = kind
-        self._control = control
+        self._link = link
+        self._messages = link.messages
         self._protocol = CallProtocol(epoch, fresh=fresh)
-        self._data = PayloadChannel(socket.socket(fileno=descriptors[0]), free_bytes=free_bytes)
-        self._number = self._data.fileno()
         self._unused = True
         self._slow_start = fresh
         self._overdue_at = 0.0
         self._grace_seconds = grace_seconds
-        self._poll = select.poll()
-        self._poll.register(self._data, select.POLLIN)  # first: see `_look`
-        outputs = descriptors[1:]
-        self._output = WorkerOutput(self._poll, control, outputs)
-        self._pipes_empty = False
-        self._close = weakref.finalize(self, _close, self._data, control, outputs)
-        self._close.atexit = False  # the end of the process closes them
 
     @property
     def unused(self) -> bool:
@@ -94,10 +80,12 @@ class LocalLease:
     @property
     def usable(self) -> bool:
         """True while the worker holds the lease, as far as its messages show."""
-        if not self._close.alive:
-            return False
-        ready = self._poll.poll(0)
-        return not ready or all(descriptor != self._number for descriptor, _ in ready)
+        return self._link.usable
+
+    @property
+    def spent(self) -> bool:
+        """True if the worker is known to have given the lease up; does not wait."""
+        return self._link.spent
 
     def run(self, call: Call, keep_alive_seconds: float, bundle: Bundle | None, output: Output) -> Message:
         """Run one call to its answer.
@@ -117,7 +105,7 @@ class LocalLease:
         if call.buffers:
             _check_room(call)
         if call.terminal is not None:
-            self._output.show(call.terminal, self._data)
+            self._link.show(call.terminal)
         slow = self._slow_start or call.buffers or len(call.function) + len(call.arguments) > SMALL_BYTES
         self._slow_start = False
         frames = self._protocol.start(call, keep_alive_seconds, bundle, nested.call)
@@ -126,14 +114,14 @@ class LocalLease:
             return
         try:
             for header, buffers in frames:  # they fit into the socket
-                self._data.send(header, buffers)
+                self._link.send(header, buffers)
         except ChannelClosed:  # messages that the worker sent before are still to be read
             pass
 
     def start_more(self, calls: Sequence[Call]) -> None:
         """Send further small calls behind one that was sent, whose sources and setup serve them too."""
         with contextlib.suppress(ChannelClosed):
-            self._data.send_many(self._protocol.start_more(calls))
+            self._link.send_many(self._protocol.start_more(calls))
 
     def attend(self, call: Call) -> None:
         """Set the one of the calls sent that is answered next."""
@@ -143,7 +131,7 @@ class LocalLease:
         """Send frames to a worker that may not read, within the call's timeout."""
         with contextlib.suppress(ChannelClosed), self._limited():
             for header, buffers in frames:
-                self._data.send(header, buffers)
+                self._link.send(header, buffers)
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
@@ -169,7 +157,7 @@ class LocalLease:
             message = self._wait(output)
             step, frames = protocol.receive(message)
             if step in {"answer", "item"}:
-                if not self._pipes_empty:
+                if not self._link.drained:
                     self._drain(output)
                 if step == "answer":
                     self._overdue_at = 0.0
@@ -191,7 +179,7 @@ class LocalLease:
         interrupt.daemon = True
         self._overdue_at = time.monotonic() + STOP_SECONDS + self._grace_seconds + OVERDUE_SECONDS
         try:
-            self._data.send(*self._protocol.stop())
+            self._link.send(*self._protocol.stop())
             interrupt.start()
             self._pass_over(output)
         except (Revoked, errors.AtollError, ChannelClosed, OSError, RuntimeError):  # closed, where the program ends
@@ -224,50 +212,37 @@ class LocalLease:
 
     def _wait(self, output: Output) -> Message:
         """Wait for the worker's next message; pass its output on."""
-        data = self._data
-        if data.pending:
-            self._pipes_empty = False  # the message came with another one, and its output after that one's poll
-            return data.receive()
+        messages = self._messages
+        if messages:
+            self._link.drained = False  # it came with another one, and its output after that one's poll
+            return messages.pop(0)
+        link = self._link
+        call = self._protocol.call.id
         patience: int | None = PATIENCE_MILLISECONDS
         told = False
         try:
             while True:
-                self._look(output, self._milliseconds(patience) if self._overdue_at else patience)
-                if data.pending:
-                    return data.receive()
+                link.look(self._milliseconds(patience) if self._overdue_at else patience, output, call)
+                if messages:
+                    return messages.pop(0)
                 if patience is not None:
                     patience, told = output.waits("running", self._protocol.call.name), True
+        except ChannelClosed:
+            raise self._lost(output) from None
+        except FrameTooLarge as error:
+            raise errors.SerializationError(
+                f"the answer of `{self._protocol.call.name}` has {_megabytes(error.size_bytes)}, and of this machine's "
+                f"memory {_megabytes(error.most_bytes)} are free",
+                hint="return it in parts, or write it to `/data` and return the path",
+            ) from None
+        except FrameError as error:
+            raise errors.ProtocolMismatch(
+                f"the answer of the worker of `{self._protocol.call.name}` cannot be read: {error}",
+                hint="code in the worker has disturbed its channel",
+            ) from None
         finally:
             if told:
                 output.proceeds()
-
-    def _look(self, output: Output, patience: float | None) -> None:
-        """Take the worker's next bytes, or nothing when nothing comes for `patience` milliseconds."""
-        ready = self._poll.poll(patience)
-        # The kernel looks at the descriptors in their order of registration: pipes that it finds empty after it found
-        # the answer hold nothing that was printed before the answer.
-        self._pipes_empty = len(ready) == 1
-        for descriptor, _ in ready:
-            if descriptor != self._number:
-                self._pipes_empty = False
-                self._output.read(descriptor, output, self._protocol.call.id)
-                continue
-            name = self._protocol.call.name
-            try:
-                self._data.fill()
-            except ChannelClosed:
-                raise self._lost(output) from None
-            except FrameTooLarge as error:
-                raise errors.SerializationError(
-                    f"the answer of `{name}` has {_megabytes(error.size_bytes)}, and of this machine's memory "
-                    f"{_megabytes(error.most_bytes)} are free",
-                    hint="return it in parts, or write it to `/data` and return the path",
-                ) from None
-            except FrameError as error:
-                raise errors.ProtocolMismatch(
-                    f"the answer of the worker of `{name}` cannot be read: {error}",
-                    hint="code in the worker has disturbed its channel",
-                ) from None
 
     def _milliseconds(self, patience: float | None) -> float:
         """Return how long to wait at most; the agent enforces the timeout, and this only where that has failed."""
@@ -280,65 +255,48 @@ class LocalLease:
 
     def end_call(self) -> None:
         """Mark the end of the call's output."""
-        self._output.end_call()
+        self._link.end_call()
 
     def _drain(self, output: Output) -> None:
         """Pass on the output before the answer."""
-        self._output.drain(output, self._protocol.call.id)
+        self._link.drain(output, self._protocol.call.id)
 
     def _lost(self, output: Output) -> errors.AtollError:
         """Return the error of a call whose worker closed the channel without an answer."""
         self._drain(output)
-        call = self._protocol.call
+        link, call = self._link, self._protocol.call
         try:
             killed = False
-            heard = select.poll()  # `select` cannot take descriptors above 1023
-            heard.register(self._control, select.POLLIN)
             while True:
-                if not heard.poll(1000 * (ENDED_SECONDS if killed else CLOSED_SECONDS)):
+                header = link.hear(ENDED_SECONDS if killed else CLOSED_SECONDS)
+                if header is None:
                     if killed:
                         return call_protocol.channel_closed(call, output.tail())
                     killed = True  # the worker lives, or has just ended and the daemon says so yet
                     self.kill()
-                elif self._control.fill():
-                    header = self._control.receive().header
-                    if header.get("type") == "ended":
-                        return call_protocol.ended(call, header.get("error"), output.tail(), killed_here=killed)
+                elif header.get("type") == "ended":
+                    self._drain(output)
+                    return call_protocol.ended(call, header.get("error"), output.tail(), killed_here=killed)
         except (ChannelClosed, FrameError):
-            return errors.HostUnreachable(
-                "the daemon ended while the call was running", hint="call again: a new daemon is started"
-            )
+            return link.lost()
 
     def cancel(self) -> None:
         """Have the worker asked to end, and killed after the grace; from any thread."""
         with contextlib.suppress(ChannelClosed, OSError):
-            self._control.send({"type": "cancel"})
+            self._link.tell({"type": "cancel"})
 
     def kill(self) -> None:
         """Have the worker killed at once; from any thread."""
         with contextlib.suppress(ChannelClosed, OSError):
-            self._control.send({"type": "kill"})
+            self._link.tell({"type": "kill"})
 
     def close(self) -> None:
         """Give the lease back: an idle worker stays warm, a busy one is asked to end."""
-        self._close()
+        self._link.close()
 
-
-def receive(control: Channel, output: Output, kind: str, detail: str) -> Message:
-    """Wait for the daemon's next message; tell the caller of the wait.
-
-    Raises:
-        ChannelClosed, FrameError: as `Channel.receive`.
-    """
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    patience: int | None = PATIENCE_MILLISECONDS
-    while not control.pending:
-        if poll.poll(patience):
-            control.fill()
-        elif patience is not None:
-            patience = output.waits(kind, detail)
-    return control.receive()
+    def forget(self) -> None:
+        """In a forked child: drop the parent's lease."""
+        self._link.forget()
 
 
 def _check_room(call: Call) -> None:
@@ -354,11 +312,3 @@ def _check_room(call: Call) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
-
-
-def _close(data: Channel, control: Channel, outputs: list[int]) -> None:
-    data.close()
-    control.close()
-    for descriptor in outputs:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The remote host: calls over a server's lines; standard library only, and nothing that Linux alone has."""

@@ -1,0 +1,461 @@
+"""A client's end of a line: one socket after the other, without a thread of its own.
+
+Theory of operation. One thread receives (`pump`), any may send. Whoever receives also mends: it connects again after a
+loss, with both counts, and sends again what the server lacks. Senders that find the connection lost keep their bytes and
+leave the mending to it. Sockets do not block: TLS allows no two threads inside one connection, so that all use of the
+socket is under a lock, which nobody holds while waiting for the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from atoll import errors
+from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.line import DATA, DRAINS, WINDOW, Line, resume_text
+from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
+
+RETRY_SECONDS = 20.0
+"""Seconds for a lost connection to be mended."""
+FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.05, 2.0
+"""Pauses between attempts, each twice the last one."""
+PING_SECONDS = 15.0
+"""Seconds of silence after which the connection is kept in use."""
+SILENT_SECONDS = 45.0
+"""Seconds of silence after which it counts as lost: the server answers pings."""
+SEND_SECONDS = 30.0
+"""Seconds for the network to take bytes."""
+READ_BYTES = 256 << 10
+DIRECT_BYTES = 64 << 10
+"""Bytes of a piece from which on it is read into its place."""
+TELL_SECONDS = 1.0
+
+
+class LineClient:
+    """One line; see the module.
+
+    Args:
+        server: to connect to.
+        opening: the first header.
+        take: takes pieces of the data channel, views that are only valid meanwhile.
+        space: returns where the next bytes of data go, and `wrote` is told of them; for large pieces. None for `take` alone.
+        printed: takes channel and bytes of the other channels.
+
+    Raises:
+        AtollError: the server cannot be reached, or refuses.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        opening: dict[str, Any],
+        take: Callable[[Any], None],
+        *,
+        space: Callable[[], memoryview] | None = None,
+        wrote: Callable[[int], None] | None = None,
+        printed: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        self.control: deque[dict[str, Any]] = deque()
+        """Headers that have come."""
+        self.data_over = False
+        self.over = False
+        self.reason: errors.AtollError | None = None
+        """The reason of the line's end, where the server has refused to go on."""
+        self._server = server
+        self._take = take
+        self._space = space
+        self._wrote = wrote
+        self._printed = printed
+        self._line = Line(client=True, hidden=server.hides)
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._later: deque[dict[str, Any]] = deque()
+        self._session = ""
+        self._held: list[Any] = []
+        """The socket of now: what the finalizer closes."""
+        self._finalizer = weakref.finalize(self, _close_all, self._held)
+        self._finalizer.atexit = False
+        self._heard = self._pinged = 0.0
+        self._say_first(opening)
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    def _say_first(self, opening: dict[str, Any]) -> None:
+        pieces = self._line.say(opening)
+        end = time.monotonic() + (RETRY_SECONDS if self._server.reached else 0.0)
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                self._use(self._server.open_line())
+                break
+            except Refused as refused:
+                error: Exception = refused.error
+                if not refused.passes:
+                    raise error from None
+            except (OSError, http.client.HTTPException) as failed:
+                error = failed
+                if isinstance(failed, ssl.SSLCertVerificationError):
+                    end = 0.0
+            if time.monotonic() + wait > end:
+                raise self._server.unreachable(error) from error
+            time.sleep(wait)
+            wait = min(2 * wait, MOST_WAIT_SECONDS)
+        with self._lock, contextlib.suppress(OSError):
+            self._write(pieces)
+
+    def _use(self, upgraded: Upgraded) -> None:
+        """Go on over a new connection."""
+        self._held[:] = [upgraded.socket]
+        self._socket = upgraded.socket
+        self._secure = isinstance(upgraded.socket, ssl.SSLSocket)
+        self._wait = _waiter(upgraded.socket)
+        self._session = upgraded.session
+        self._heard = time.monotonic()
+        if upgraded.rest:
+            self._feed(upgraded.rest)
+
+    def _mend(self, why: Exception) -> None:
+        """Connect again and resume; with the lock held.
+
+        Raises:
+            ChannelClosed: the line is over.
+        """
+        self._drop()
+        end = time.monotonic() + RETRY_SECONDS
+        wait = FIRST_WAIT_SECONDS
+        while not self._closing.is_set() and not self.over:
+            left = end - time.monotonic()
+            try:
+                if left <= 0:
+                    break
+                upgraded = self._server.open_line(
+                    min(CONNECT_SECONDS, left), resume_text(self._session, self._line.received)
+                )
+                pieces = self._line.resume(upgraded.taken)
+                self._use(upgraded)
+                for one in pieces:
+                    self._write(one)
+                while self._later:
+                    self._write(self._line.say(self._later.popleft()))
+                return
+            except Refused as refused:
+                if not refused.passes:
+                    self.reason = None if refused.status == 410 else refused.error
+                    break
+            except LineError:
+                self._drop()
+                break
+            except (OSError, http.client.HTTPException):
+                self._drop()
+            if self._closing.wait(wait):
+                break
+            wait = min(2 * wait, MOST_WAIT_SECONDS)
+        self.over = True
+        raise ChannelClosed("the connection to the server was lost") from why
+
+    def _drop(self) -> None:
+        held, self._held[:] = list(self._held), []
+        _close_all(held)
+
+    def lost(self) -> errors.AtollError:
+        """Return the error of work that the line's end has cut off."""
+        return self.reason or errors.HostUnreachable(
+            f"the connection to {self._server.shown} was lost and cannot be resumed", hint="call again"
+        )
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def _write(self, pieces: Sequence[Any]) -> None:
+        """Write pieces; with the lock held. Raises `OSError`."""
+        if not self._held:
+            raise ConnectionResetError("there is no connection")
+        sock = self._socket
+        for piece in pieces:
+            try:
+                sent = sock.send(piece)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                sent = 0
+            if sent == len(piece):
+                continue
+            view = memoryview(piece)
+            end = time.monotonic() + SEND_SECONDS
+            while view := view[sent:]:
+                try:
+                    sent = sock.send(view)
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
+                    sent = 0
+                    if time.monotonic() > end:
+                        raise TimeoutError("the network takes no bytes") from None
+                    _wait_writable(sock, 1.0, reads=isinstance(blocked, ssl.SSLWantReadError))
+
+    def _lose(self) -> None:
+        """Have the thread that receives find the connection lost, and mend it."""
+        with contextlib.suppress(OSError, IndexError):
+            socket.socket.shutdown(self._held[0], socket.SHUT_RDWR)  # that of TLS would make it a plain socket
+
+    def _check(self) -> None:
+        if self.over or self._closing.is_set():
+            raise ChannelClosed("the line is over")
+
+    def tell(self, header: dict[str, Any]) -> None:
+        """Send a header; from any thread. While the connection is mended, the mending sends it."""
+        self._check()
+        self._later.append(header)
+        if not self._lock.acquire(timeout=TELL_SECONDS):
+            return
+        try:
+            while self._later:
+                pieces = self._line.say(self._later.popleft())
+                try:
+                    self._write(pieces)
+                except OSError:
+                    self._lose()
+        finally:
+            self._lock.release()
+
+    def send(self, pieces: Sequence[Any]) -> None:
+        """Send pieces in the data channel; while the window is full, take what comes.
+
+        Raises:
+            ChannelClosed: the line is over.
+        """
+        for whole in pieces:
+            if type(whole) is bytes and len(whole) <= PIECE:
+                self._send(whole)
+                continue
+            view = memoryview(whole).cast("B")
+            for at in range(0, view.nbytes, PIECE):
+                self._send(bytes(view[at : at + PIECE]))  # a copy: what is kept must not change
+
+    def _send(self, piece: bytes) -> None:
+        line = self._line
+        while line.full:
+            self._check()
+            self.pump(None)
+        self._check()
+        with self._lock:
+            told = line.acknowledgement()
+            written = line.send(DATA, piece)
+            if told:
+                written[0] = told + written[0]
+            try:
+                self._write(written)
+            except OSError:
+                self._lose()
+
+    def settle(self) -> None:
+        """Acknowledge what has come, where that lets the server forget much."""
+        with self._lock:
+            if text := self._line.acknowledgement(DIRECT_BYTES):
+                with contextlib.suppress(OSError):
+                    self._write([text])
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def pump(self, milliseconds: float | None, *, mends: bool = True) -> bool:
+        """Take what has come, or wait for it; return whether there was something.
+
+        Args:
+            mends: False to leave a lost connection as it is.
+
+        Raises:
+            ChannelClosed: the line is over; without `mends` also where the connection is lost.
+        """
+        if not (self._secure and self._pending()):
+            most = PING_SECONDS * 1000
+            if not self._held:
+                pass
+            elif not self._wait(most if milliseconds is None or milliseconds > most else milliseconds):
+                if milliseconds is None or milliseconds > most:
+                    self._keep_in_use()
+                return False
+        with self._lock:
+            self._check()
+            try:
+                self._receive()
+                if text := self._line.acknowledgement(WINDOW // 4):
+                    self._write([text])
+            except LineError as error:
+                self.over = True
+                self._drop()
+                self.reason = errors.ProtocolMismatch(
+                    f"{self._server.shown} does not keep to the protocol: {error}", hint="upgrade the older side"
+                )
+                raise ChannelClosed(str(error)) from error
+            except OSError as error:
+                if not mends:
+                    self._drop()
+                    raise ChannelClosed("the connection was lost") from error
+                self._mend(error)
+        return True
+
+    def _pending(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return bool(self._held) and self._socket.pending() > 0
+        return False
+
+    def _receive(self) -> None:
+        """Read once. Raises `OSError` where the connection is lost."""
+        if not self._held:
+            raise ConnectionResetError("there is no connection")
+        line, sock = self._line, self._socket
+        try:
+            if self._space is not None and (due := line.due(DATA)) >= DIRECT_BYTES:
+                with self._space() as space, space[:due] as part:
+                    count = sock.recv_into(part)
+                if count:
+                    line.took(count)
+                    self._heard = time.monotonic()
+                    assert self._wrote is not None
+                    self._wrote(count)
+                    return
+                data = b""
+            else:
+                data = sock.recv(READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except ValueError as error:  # a socket that another thread has closed
+            raise ConnectionResetError(str(error)) from error
+        if not data:
+            raise ConnectionResetError("the connection was closed")
+        self._heard = time.monotonic()
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        for kind, value in self._line.feed(data):
+            if kind == DATA:
+                self._take(value)
+            elif kind > DATA:
+                if self._printed is not None:
+                    self._printed(kind, bytes(value))
+            elif kind == CONTROL:
+                if value["type"] == "closed":
+                    self.data_over = True
+                elif value["type"] == "over":
+                    self.over = self.data_over = True
+                else:
+                    self.control.append(value)
+            elif kind == PING:
+                self._write([self._line.pong(value)])
+            elif kind == CLOSE:
+                if value != DRAINS:
+                    self.over = self.data_over = True
+                raise ConnectionResetError("the server has closed the connection")
+
+    def _keep_in_use(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._heard > SILENT_SECONDS:
+                self._lose()
+            elif now - max(self._heard, self._pinged) >= PING_SECONDS - 1:
+                self._pinged = now
+                try:
+                    self._write([self._line.ping()])
+                except OSError:
+                    self._lose()
+
+    def alive(self, seconds: float) -> bool:
+        """Return whether the server answers now."""
+        heard = self._heard
+        end = time.monotonic() + seconds
+        try:
+            with self._lock:
+                self._write([self._line.ping()])
+            while self._heard == heard and (left := end - time.monotonic()) > 0:
+                self.pump(1000 * left)
+        except (OSError, ChannelClosed):
+            return False
+        return self._heard != heard
+
+    def header(self, milliseconds: float | None) -> dict[str, Any] | None:
+        """Return the next header; None where none comes in time.
+
+        Raises:
+            ChannelClosed: there will be none.
+        """
+        end = None if milliseconds is None else time.monotonic() + milliseconds / 1000
+        while not self.control:
+            if self.over:
+                raise ChannelClosed("the line is over")
+            left = None if end is None else 1000 * (end - time.monotonic())
+            if left is not None and left < 0:
+                return None
+            self.pump(left)
+        return self.control.popleft()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closing.is_set()
+
+    def withdraw(self, header: dict[str, Any] | None) -> None:
+        """Send a last header, if there is one, and end the line; from any thread. The thread that receives is woken."""
+        self._closing.set()
+        if not self._lock.acquire(timeout=TELL_SECONDS):
+            return
+        try:
+            if self._held and not self.over:
+                last = self._line.say(header) if header is not None else []
+                with contextlib.suppress(OSError):
+                    self._write([*last, self._line.close()])
+            self._lose()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the line, and say so to the server."""
+        self._closing.set()
+        with self._lock:
+            if self._held and not self.over:
+                with contextlib.suppress(OSError):
+                    self._write([self._line.close()])
+                    while self._socket.recv(READ_BYTES):  # unread bytes would have the kernel cut the connection
+                        pass
+            self._drop()
+
+    def forget(self) -> None:
+        """In a forked child: close the copy of the parent's connection, and say nothing."""
+        self._closing.set()
+        self._lock = threading.RLock()
+        held, self._held[:] = list(self._held), []
+        for sock in held:
+            with contextlib.suppress(OSError):
+                socket.close(sock.detach())
+
+
+def _close_all(held: list[Any]) -> None:
+    for sock in held:
+        with contextlib.suppress(OSError):
+            sock.close()
+
+
+def _waiter(sock: Any) -> Callable[[float], Any]:
+    """Return a function that waits, some milliseconds, until there is something to read."""
+    number = sock.fileno()
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(number, select.POLLIN)
+        return poll.poll
+    return lambda milliseconds: select.select([number], [], [], milliseconds / 1000)[0]
+
+
+def _wait_writable(sock: Any, seconds: float, *, reads: bool) -> None:
+    number = sock.fileno()
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(number, select.POLLIN if reads else select.POLLOUT)
+        poll.poll(1000 * seconds)
+    else:
+        select.select([number] if reads else [], [] if reads else [number], [], seconds)

@@ -1,0 +1,142 @@
+"""Hosts that are servers: `Host`, and `cloud`, the server that the user is logged in to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from atoll import credentials, errors, settings
+from atoll.host import index_settings
+from atoll.host.lease_pool import DaemonEnded
+from atoll.host.pooled import PooledHost, answer_of
+from atoll.host.remote import travelling
+from atoll.host.remote.remote_link import RemoteLink
+from atoll.host.remote.server import Server
+from atoll.model.specs import LeaseSpec
+from atoll.wire import nested
+
+_VARIABLES = (
+    *(b"ATOLL_HOST", b"ATOLL_KEY_ID", b"ATOLL_KEY_SECRET", b"ATOLL_CA_FILE"),
+    *(b"FAL_HOST", b"FAL_PORT", b"FAL_KEY_ID", b"FAL_KEY_SECRET", b"XDG_CONFIG_HOME", b"HOME"),
+)
+
+
+class Host(PooledHost):
+    """Runs functions on a server.
+
+    Args:
+        url: such as `https://lab.example`; by default the server that the user is logged in to (`atoll auth login`),
+            or that `ATOLL_HOST` names.
+        key_id, key_secret: the halves of the key; by default those of `ATOLL_KEY_ID` and `ATOLL_KEY_SECRET`, or of the
+            login at that address.
+        ca_file: certificates of authorities to trust in place of the system's.
+
+    A pickle of a host holds no key: inside a function it is the machine that the function is on, and elsewhere the
+    server, with the key that is known there.
+    """
+
+    name = "remote"
+
+    def __init__(self, url: str = "", *, key_id: str = "", key_secret: str = "", ca_file: str = "") -> None:
+        super().__init__()
+        self._url = credentials.address_of(url) if url else ""
+        self._given = (self._url, key_id, key_secret, str(ca_file))
+        self._server: Server | None = None
+        self._found_by: Any = None
+
+    def __repr__(self) -> str:
+        return f"Host({self._url!r})" if self._url else "cloud"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._url,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Host) and other._given == self._given
+
+    def __hash__(self) -> int:
+        return hash(self._given)
+
+    @property
+    def server(self) -> Server:
+        """The server and its key.
+
+        Raises:
+            NotAuthorized: none is known.
+            StateUntrusted, StateUnusable: see `credentials.find`.
+        """
+        variables = settings.known_variables(_VARIABLES)
+        if self._server is None or self._found_by != variables:
+            found = credentials.find(*self._given)
+            if found is None:
+                raise errors.NotAuthorized(
+                    "no server is known", hint="run `atoll auth login --host URL`, or set ATOLL_HOST and its key"
+                )
+            self._server, self._found_by = Server(found), variables
+        return self._server
+
+    def kind(self, spec: LeaseSpec) -> Any:
+        """See `contract.Leasing.kind`."""
+        server = self.server
+        return server.url, server.key_id, spec.terms
+
+    def travelling(self, spec: LeaseSpec) -> LeaseSpec:
+        """See `PooledHost.travelling`."""
+        return travelling.spec_for(self, spec)
+
+    def _ask_for(self, message: dict[str, Any], index: Iterable[tuple[str, str]]) -> RemoteLink:
+        digest = dict(index).get("certificates")
+        if digest:
+            message = {**message, "certificates": digest, "certificates_text": index_settings.certificates(digest)}
+        return RemoteLink(self.server, message)
+
+    def _ended_while_waiting(self) -> DaemonEnded:
+        return DaemonEnded(
+            f"the connection to {self.server.shown} was lost while the call waited",
+            hint="call again: it has not started",
+        )
+
+    def request(
+        self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """See `contract.Host.request`."""
+        asked = arguments.get("environment")
+        if isinstance(asked, dict):
+            arguments = {**arguments, "environment": travelling.environment_data(self, asked)}
+            index = tuple(arguments["environment"]["index"].items())
+        else:
+            index = ()
+        if on_progress is None and not index:
+            value = self.server.ask("POST", f"/v1/requests/{name}", arguments)
+            return value if isinstance(value, dict) else {}
+        message = {"type": "request", "name": name, "arguments": arguments}
+        ended = f"the connection to {self.server.shown} was lost before it answered"
+        return answer_of(self._ask_for(message, index), on_progress, ended=ended)
+
+    def open_storage(self) -> Any:
+        """See `contract.Host.open_storage`."""
+        from atoll.host.remote.storage_line import StorageLine  # for `/data` alone
+
+        return StorageLine(self.server)
+
+    def keep_storage(self, channel: Any) -> None:
+        """See `contract.Host.keep_storage`; a peer of the server is not kept waiting."""
+        channel.close()
+
+    def run_shell(self, *_arguments: Any, **_options: Any) -> int:
+        """Refuse: a server opens no shells yet."""
+        raise errors.ResourcesUnavailable(
+            f"{self.server.shown} opens no shells", hint="run the command in a function: `subprocess.run(...)`"
+        )
+
+
+def _unpickled(url: str) -> Any:
+    """Return the host of a pickle; see `Host`."""
+    if nested.inside():
+        from atoll.host.local import local
+
+        return local
+    return Host(url) if url else cloud
+
+
+cloud = Host()
+"""The server that the user is logged in to, or that `ATOLL_HOST` names."""
