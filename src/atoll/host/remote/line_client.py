@@ -2,16 +2,14 @@
 
 Theory of operation. One thread receives (`pump`), any may send. Whoever receives also mends: it connects again after a
 loss, with both counts, and sends again what the server lacks. Senders that find the connection lost keep their bytes and
-leave the mending to it. Sockets do not block: TLS allows no two threads inside one connection, so that all use of the
-socket is under a lock, which nobody holds while waiting for the server.
+leave the mending to it. TLS allows no two threads inside one connection, so that all use of it is under a lock, which
+nobody holds while waiting for the server.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import select
-import socket
 import ssl
 import threading
 import time
@@ -22,6 +20,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
+from atoll.host.remote.sockets import Stream
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.line import DATA, DRAINS, WINDOW, Line, resume_text
 from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
@@ -34,9 +33,6 @@ PING_SECONDS = 15.0
 """Seconds of silence after which the connection is kept in use."""
 SILENT_SECONDS = 45.0
 """Seconds of silence after which it counts as lost: the server answers pings."""
-SEND_SECONDS = 30.0
-"""Seconds for the network to take bytes."""
-READ_BYTES = 256 << 10
 DIRECT_BYTES = 64 << 10
 """Bytes of a piece from which on it is read into its place."""
 TELL_SECONDS = 1.0
@@ -82,8 +78,8 @@ class LineClient:
         self._closing = threading.Event()
         self._later: deque[dict[str, Any]] = deque()
         self._session = ""
-        self._held: list[Any] = []
-        """The socket of now: what the finalizer closes."""
+        self._held: list[Stream] = []
+        """The connection of now, where there is one: what the finalizer closes."""
         self._finalizer = weakref.finalize(self, _close_all, self._held)
         self._finalizer.atexit = False
         self._heard = self._pinged = 0.0
@@ -116,10 +112,7 @@ class LineClient:
 
     def _use(self, upgraded: Upgraded) -> None:
         """Go on over a new connection."""
-        self._held[:] = [upgraded.socket]
-        self._socket = upgraded.socket
-        self._secure = isinstance(upgraded.socket, ssl.SSLSocket)
-        self._wait = _waiter(upgraded.socket)
+        self._held[:] = [Stream(upgraded.socket)]
         self._session = upgraded.session
         self._heard = time.monotonic()
         if upgraded.rest:
@@ -178,31 +171,17 @@ class LineClient:
 
     def _write(self, pieces: Sequence[Any]) -> None:
         """Write pieces; with the lock held. Raises `OSError`."""
+        self._stream().write(pieces)
+
+    def _stream(self) -> Stream:
         if not self._held:
             raise ConnectionResetError("there is no connection")
-        sock = self._socket
-        for piece in pieces:
-            try:
-                sent = sock.send(piece)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                sent = 0
-            if sent == len(piece):
-                continue
-            view = memoryview(piece)
-            end = time.monotonic() + SEND_SECONDS
-            while view := view[sent:]:
-                try:
-                    sent = sock.send(view)
-                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
-                    sent = 0
-                    if time.monotonic() > end:
-                        raise TimeoutError("the network takes no bytes") from None
-                    _wait_writable(sock, 1.0, reads=isinstance(blocked, ssl.SSLWantReadError))
+        return self._held[0]
 
     def _lose(self) -> None:
         """Have the thread that receives find the connection lost, and mend it."""
-        with contextlib.suppress(OSError, IndexError):
-            socket.socket.shutdown(self._held[0], socket.SHUT_RDWR)  # that of TLS would make it a plain socket
+        for stream in self._held:
+            stream.lose()
 
     def _check(self) -> None:
         if self.over or self._closing.is_set():
@@ -272,11 +251,9 @@ class LineClient:
         Raises:
             ChannelClosed: the line is over; without `mends` also where the connection is lost.
         """
-        if not (self._secure and self._pending()):
-            most = PING_SECONDS * 1000
-            if not self._held:
-                pass
-            elif not self._wait(most if milliseconds is None or milliseconds > most else milliseconds):
+        most = 1000 * PING_SECONDS
+        for stream in self._held[:1]:
+            if not stream.wait(most if milliseconds is None else min(milliseconds, most)):
                 if milliseconds is None or milliseconds > most:
                     self._keep_in_use()
                 return False
@@ -300,33 +277,23 @@ class LineClient:
                 self._mend(error)
         return True
 
-    def _pending(self) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            return bool(self._held) and self._socket.pending() > 0
-        return False
-
     def _receive(self) -> None:
         """Read once. Raises `OSError` where the connection is lost."""
-        if not self._held:
-            raise ConnectionResetError("there is no connection")
-        line, sock = self._line, self._socket
-        try:
-            if self._space is not None and (due := line.due(DATA)) >= DIRECT_BYTES:
-                with self._space() as space, space[:due] as part:
-                    count = sock.recv_into(part)
-                if count:
-                    line.took(count)
-                    self._heard = time.monotonic()
-                    assert self._wrote is not None
-                    self._wrote(count)
-                    return
-                data = b""
-            else:
-                data = sock.recv(READ_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        line, stream = self._line, self._stream()
+        if self._space is not None and (due := line.due(DATA)) >= DIRECT_BYTES:
+            with self._space() as space, space[:due] as part:
+                count = stream.read_into(part)
+            if count:
+                line.took(count)
+                self._heard = time.monotonic()
+                assert self._wrote is not None
+                self._wrote(count)
+                return
+            data = None if count is None else b""
+        else:
+            data = stream.read()
+        if data is None:
             return
-        except ValueError as error:  # a socket that another thread has closed
-            raise ConnectionResetError(str(error)) from error
         if not data:
             raise ConnectionResetError("the connection was closed")
         self._heard = time.monotonic()
@@ -418,11 +385,8 @@ class LineClient:
         """End the line, and say so to the server."""
         self._closing.set()
         with self._lock:
-            if self._held and not self.over:
-                with contextlib.suppress(OSError):
-                    self._write([self._line.close()])
-                    while self._socket.recv(READ_BYTES):  # unread bytes would have the kernel cut the connection
-                        pass
+            for stream in self._held:
+                stream.finish([] if self.over else [self._line.close()])
             self._drop()
 
     def forget(self) -> None:
@@ -430,32 +394,10 @@ class LineClient:
         self._closing.set()
         self._lock = threading.RLock()
         held, self._held[:] = list(self._held), []
-        for sock in held:
-            with contextlib.suppress(OSError):
-                socket.close(sock.detach())
+        for stream in held:
+            stream.forget()
 
 
-def _close_all(held: list[Any]) -> None:
-    for sock in held:
-        with contextlib.suppress(OSError):
-            sock.close()
-
-
-def _waiter(sock: Any) -> Callable[[float], Any]:
-    """Return a function that waits, some milliseconds, until there is something to read."""
-    number = sock.fileno()
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(number, select.POLLIN)
-        return poll.poll
-    return lambda milliseconds: select.select([number], [], [], milliseconds / 1000)[0]
-
-
-def _wait_writable(sock: Any, seconds: float, *, reads: bool) -> None:
-    number = sock.fileno()
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(number, select.POLLIN if reads else select.POLLOUT)
-        poll.poll(1000 * seconds)
-    else:
-        select.select([number] if reads else [], [] if reads else [number], [], seconds)
+def _close_all(held: list[Stream]) -> None:
+    for stream in held:
+        stream.close()
