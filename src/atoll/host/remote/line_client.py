@@ -83,11 +83,9 @@ class LineClient:
         self._finalizer = weakref.finalize(self, _close_all, self._held)
         self._finalizer.atexit = False
         self._heard = self._pinged = 0.0
-        self._say_first(opening)
+        self._open(opening)
 
-    # --- connections -------------------------------------------------------------------------------------------------
-
-    def _say_first(self, opening: dict[str, Any]) -> None:
+    def _open(self, opening: dict[str, Any]) -> None:
         pieces = self._line.say(opening)
         end = time.monotonic() + (RETRY_SECONDS if self._server.reached else 0.0)
         wait = FIRST_WAIT_SECONDS
@@ -107,7 +105,7 @@ class LineClient:
                 raise self._server.unreachable(error) from error
             time.sleep(wait)
             wait = min(2 * wait, MOST_WAIT_SECONDS)
-        with self._lock, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             self._write(pieces)
 
     def _use(self, upgraded: Upgraded) -> None:
@@ -158,8 +156,7 @@ class LineClient:
         raise ChannelClosed("the connection to the server was lost") from why
 
     def _drop(self) -> None:
-        held, self._held[:] = list(self._held), []
-        _close_all(held)
+        _close_all(self._held)
 
     def lost(self) -> errors.AtollError:
         """Return the error of work that the line's end has cut off."""
@@ -184,7 +181,7 @@ class LineClient:
             stream.lose()
 
     def _check(self) -> None:
-        if self.over or self._closing.is_set():
+        if self.over or self.closed:
             raise ChannelClosed("the line is over")
 
     def tell(self, header: dict[str, Any]) -> None:
@@ -393,11 +390,10 @@ class LineClient:
         """In a forked child: close the copy of the parent's connection, and say nothing."""
         self._closing.set()
         self._lock = threading.RLock()
-        held, self._held[:] = list(self._held), []
-        for stream in held:
-            stream.forget()
+        while self._held:
+            self._held.pop().forget()
 
 
 def _close_all(held: list[Stream]) -> None:
-    for stream in held:
-        stream.close()
+    while held:
+        held.pop().close()
