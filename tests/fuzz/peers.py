@@ -23,6 +23,7 @@ from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.daemon.running_calls import RunningCalls
 from atoll.engine.accounts import Account
+from atoll.engine.actions import WHOLE
 from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import EngineLease
 from atoll.host.lease import WorkerLease
@@ -214,6 +215,7 @@ def _services(one: World) -> Any:
         claimed=Claimed(),
         storage_places=Account(4, 8, 16, 32),
         running_calls=RunningCalls(one.engine),
+        users=SimpleNamespace(share=lambda _: WHOLE, serves=lambda _: False),
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 from atoll import __version__, errors, isolated
 from atoll.agent import usage
 from atoll.agent.worker import Worker
-from atoll.daemon import leasing
+from atoll.daemon import leasing, places
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller
 from atoll.daemon.running_calls import RunningCalls
@@ -145,12 +145,12 @@ def test_the_memory_of_a_spec_is_counted() -> None:
     assert held_bytes(small) > 400_000
     services: Any = SimpleNamespace(request_bytes=Account(held_bytes(small) + 1000, 1 << 30, 1 << 30, 1 << 30))
     caller = Caller("me", "w1", sandbox="s1")
-    with leasing.request_bytes(services, caller, small):
+    with places.request_bytes(services, caller, small):
         with pytest.raises(errors.ResourcesUnavailable, match="one worker"):
-            leasing.request_bytes(services, caller, small).__enter__()
-        with leasing.request_bytes(services, Caller("me", "w2", sandbox="s1"), small):
+            places.request_bytes(services, caller, small).__enter__()
+        with places.request_bytes(services, Caller("me", "w2", sandbox="s1"), small):
             pass
-    with leasing.request_bytes(services, caller, small):
+    with places.request_bytes(services, caller, small):
         pass
 
 

@@ -15,10 +15,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from atoll import __version__, errors
-from atoll.daemon import call_requests, leasing, requests
+from atoll.daemon import call_requests, leasing, places, requests
 from atoll.daemon.detached import requests as detached_requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
@@ -71,6 +72,7 @@ class Connection:
         self._channel = channel
         self._caller = caller
         self._leave = leave
+        self._held = contextlib.ExitStack()  # what is counted for the connection's user
 
     async def serve(self) -> None:
         failure: dict[str, Any] | None = None
@@ -97,6 +99,7 @@ class Connection:
         except TimeoutError:
             pass
         finally:
+            self._held.close()
             self._channel.close()
 
     async def _greet(self) -> bool:
@@ -114,12 +117,14 @@ class Connection:
         """Return the work that the client's message asks for; of the message itself nothing is kept."""
         message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
         if "as" in message:
-            self._caller = leasing.on_behalf(self._caller, message["as"])
+            owner, self._caller = self._caller.user, leasing.on_behalf(self._caller, message["as"])
+            if self._caller.remote:
+                self._admit(owner)
         if "certificates" in message and not self._caller.nested:
             self._learn_certificates(message["certificates"])
         match message.get("type"):
             case "lease":
-                spec = _read_spec(message.get("spec"))
+                spec = leasing.read_spec(message.get("spec"))
                 claim = leasing.read_claim(message.get("for"))
                 call = claim[0] if claim is not None else leasing.read_call(message.get("after"))
                 maker = self._services.claimed.maker(call, self._caller.user, self._caller.parent)
@@ -131,7 +136,7 @@ class Connection:
             case "storage":
                 return self._storage()
             case "shell":
-                return self._shell(_read_spec(message.get("spec")), terminal=message.get("terminal") is True)
+                return self._shell(leasing.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
             case "exec":
                 return self._exec(message)
             case "dial":
@@ -140,6 +145,13 @@ class Connection:
                 return self._request(message.get("name"), message.get("arguments"))
             case kind:
                 raise errors.ProtocolMismatch(f"unknown message `{str(kind)[:40]}`", hint="upgrade the older side")
+
+    def _admit(self, owner: str) -> None:
+        """Begin to serve a user of the owner's server."""
+        users, user = self._services.users, self._caller.user
+        users.admit(user, self._caller.limits, owner)
+        self._caller = replace(self._caller, network=users.network())
+        self._held.enter_context(users.connection(user))
 
     def _learn_certificates(self, digest: object) -> None:
         """Take the certificates that came beside a message, if a build could need them and they are not here yet."""
@@ -201,7 +213,7 @@ class Connection:
         lease: EngineLease | None = None
         try:
             with (
-                leasing.request_bytes(self._services, self._caller, spec),
+                places.request_bytes(self._services, self._caller, spec),
                 calls.waits(self._caller.user, spec, claim) as waiting,
             ):
                 listener = leasing.Listener(waiting.telling(self._progress), self._notice)
@@ -295,7 +307,7 @@ class Connection:
     async def _storage(self) -> None:
         peers, caller, ended = self._services.node.storage_peers, self._caller, asyncio.Event()
         async with (
-            leasing.storage_place(self._services, caller),
+            places.storage_place(self._services, caller),
             peers.open(caller.user, ended, client=caller.storage_client) as descriptor,
         ):
             await self._channel.send({"type": "granted"}, [descriptor])
@@ -356,7 +368,7 @@ class Connection:
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError("a request has a `name` and `arguments`")
         if name.startswith("detached."):
-            leasing.check_owner(self._caller, "keep detached calls")
+            leasing.check_outside(self._caller, "keep detached calls")
             services, user = self._services, self._caller.user
             about = detached_requests.handle(services.detached, user, name, arguments, self._channel)
             await detached_requests.send(self._channel, await self._until_gone(about))
@@ -381,12 +393,3 @@ def _too_large(error: HeaderTooLarge) -> dict[str, Any]:
         f"the request has {error.size_bytes} bytes, and the daemon takes {error.most_bytes}",
         hint="name fewer requirements, and put large values into a file below `/data`",
     ).to_data()
-
-
-def _read_spec(data: Any) -> LeaseSpec:
-    try:
-        return LeaseSpec.from_data(data)
-    except ValueError as error:
-        raise errors.ResourcesUnavailable(
-            f"the daemon does not take this call: {error}", hint="correct the option; large values belong in `/data`"
-        ) from error

@@ -5,35 +5,38 @@ around it has: its interpreter, its package indexes without their credentials, a
 are values: no rule asks who the local user is. The daemon opens a path that a caller names only for a caller whose uid
 the kernel has proven to be the daemon's own, or root's: such a path is opened, and such an interpreter runs, with no
 more rights than the caller has. Everything else of a caller's files comes as contents (`host.index_settings`).
+
+A server of many users is the owner's client, and asks in the name of one of them: its opening message has, beside
+`type`, `"as": {"user": ID, "admin": BOOL, "limits": {...}}`. `ID` is opaque (ASCII letters, digits, `_` and `-`, at most
+64). With `admin` the user sees status and calls of all users, and may cancel calls and end the daemon; paths,
+interpreters and mounts of the machine stay closed. `limits` are some of the numbers of `users.UserLimits`: `weight`,
+`workers`, `connections`, `builds`, `storage_clients`, `request_bytes`; 0 or none means the setting of that name. The
+limits of the latest message count for all that the user has here. Nothing else may be in it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from atoll import errors
 from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
+from atoll.daemon.users import UserLimits, read_limits
 from atoll.engine.accounts import Opener
 from atoll.engine.call_claims import never_started
 from atoll.engine.contract import EngineLease
 from atoll.environments.asked import credentials, requirements
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
-from atoll.model.specs import EnvironmentSpec, LeaseSpec, held_bytes
+from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.node.builds import policy_of_builds
 from atoll.sandbox.network.networks import within
 from atoll.storage.protocol.replies import FUNCTION, PROGRAM
-
-STORAGE_PLACE_SECONDS = 3.0
-"""Seconds that a function waits for one of them: a client that opens several in turn does not see the last one end."""
 
 MAX_NESTED_NAMES = 200
 MAX_NESTED_CHARACTERS = 32 << 10
@@ -68,6 +71,8 @@ class Caller:
         sandbox: the sandbox of `parent`.
         keeps: it is the keeper, whose calls are those of other programs of the user.
         relayed: a server passes its calls on, as bytes in a stream.
+        remote: a user of a server, whom nothing of the machine belongs to.
+        limits: of such a user.
 
     Raises:
         ValueError: `user` is no such id.
@@ -82,6 +87,8 @@ class Caller:
     sandbox: str = ""
     keeps: bool = False
     relayed: bool = False
+    remote: bool = False
+    limits: UserLimits = field(default_factory=UserLimits)
 
     def __post_init__(self) -> None:
         if not _USER.fullmatch(self.user):
@@ -109,19 +116,33 @@ def owner(user: str) -> Caller:
 
 
 def on_behalf(caller: Caller, data: object) -> Caller:
-    """Return the user in whose name the owner's server asks: a caller with a user's rights.
+    """Return the user in whose name the owner's server, or the keeper, asks: a caller with a user's rights.
 
     Args:
-        data: `{"user": ID}`, from a message of the server.
+        data: as this module describes it.
 
     Raises:
         ValueError: it is no such object.
         ResourcesUnavailable: the caller is not the machine's owner.
     """
     check_owner(caller, "ask for another user")
-    if not isinstance(data, dict) or not isinstance(user := data.get("user"), str):
+    if not isinstance(data, dict) or not set(data) <= {"user", "admin", "limits"}:
         raise ValueError("`as` names a user")
-    return Caller(user, relayed=True)
+    user, admin = data.get("user"), data.get("admin", False)
+    if not isinstance(user, str) or not isinstance(admin, bool):
+        raise ValueError("`as` names a user")
+    if user == caller.user:
+        if not caller.keeps:
+            raise ValueError(f"`{user}` is the node's owner, and no user of a server")
+        return caller
+    return Caller(
+        user,
+        may_administer=admin,
+        keeps=caller.keeps,
+        relayed=not caller.keeps,
+        remote=True,
+        limits=read_limits(data.get("limits")),
+    )
 
 
 def check_owner(caller: Caller, wish: str) -> None:
@@ -205,7 +226,8 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     await services.node.tmp_disks.check(spec.numbers.disk_bytes)
     environment = await build(services, caller, spec.environment, listener.progress)
     spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
-    return services.engine.ask(caller.user, spec, environment, caller.parent, client, caller.relayed)
+    share = services.users.share(caller.user)
+    return services.engine.ask(caller.user, spec, environment, caller.parent, client, caller.relayed, share)
 
 
 async def build(
@@ -330,57 +352,6 @@ async def dial(services: Services, caller: Caller, worker: object, port: object)
     return await lease.dial(port)
 
 
-@contextlib.asynccontextmanager
-async def storage_place(services: Services, caller: Caller) -> AsyncIterator[None]:
-    """Count a storage peer of a function while the context is open; each is a process outside the worker's limits.
-
-    Raises:
-        ResourcesUnavailable: the function, or all together, have as many as they may for `STORAGE_PLACE_SECONDS`.
-    """
-    places, opener = services.storage_places, caller.opener
-    if not caller.nested:
-        yield
-        return
-    deadline = time.monotonic() + STORAGE_PLACE_SECONDS
-    while not places.take(opener):
-        if time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-            continue
-        raise errors.ResourcesUnavailable(
-            f"functions may work on `/data` through {places.most['worker']} clients each at a time, and all functions "
-            f"together through {places.most['total']}",
-            hint="sync fewer directories at a time, or read and write `/data` directly",
-        )
-    try:
-        yield
-    finally:
-        places.take(opener, -1)
-
-
-@contextlib.contextmanager
-def request_bytes(services: Services, caller: Caller, spec: LeaseSpec) -> Iterator[None]:
-    """Account for the memory of a function's request for a lease while the context is open.
-
-    Raises:
-        ResourcesUnavailable: the requests of the function, or of several together, hold as much as they may.
-    """
-    if not caller.nested:
-        yield
-        return
-    account, opener, size = services.request_bytes, caller.opener, held_bytes(spec)
-    if full := account.full(opener, size):
-        whose = "all functions together" if full == "total" else f"the functions of one {full}"
-        raise errors.ResourcesUnavailable(
-            f"the daemon holds {account.most[full] >> 20} MiB of requests of {whose}, the most that it takes",
-            hint="make fewer calls at a time, or put large values of `env` into a file below `/data`",
-        )
-    account.take(opener, size)
-    try:
-        yield
-    finally:
-        account.take(opener, -size)
-
-
 RESERVED_TARGETS = ("/opt/atoll", "/data", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
 
 
@@ -398,3 +369,17 @@ def _check_mount(target: str, source: str) -> None:
         raise errors.ResourcesUnavailable(
             f"mount `{target}`: `{source}` is not a directory of this machine", hint="give an existing directory"
         )
+
+
+def read_spec(data: Any) -> LeaseSpec:
+    """Return the spec in a message.
+
+    Raises:
+        ResourcesUnavailable: it is none.
+    """
+    try:
+        return LeaseSpec.from_data(data)
+    except ValueError as error:
+        raise errors.ResourcesUnavailable(
+            f"the daemon does not take this call: {error}", hint="correct the option; large values belong in `/data`"
+        ) from error

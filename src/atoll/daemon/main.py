@@ -27,6 +27,7 @@ from atoll import __version__, errors, settings
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.services import Services
+from atoll.detached.rows import OWNER
 from atoll.engine.accounts import Opener
 from atoll.sandbox.limits import descriptors
 from atoll.settings import Settings
@@ -243,7 +244,7 @@ def main() -> int:
     async def run() -> None:
         options = settings.load(home)
         settings.check_state(options)
-        await Daemon(options, owner("local")).run(begin)
+        await Daemon(options, owner(OWNER)).run(begin)
 
     try:
         os.umask(0o077)

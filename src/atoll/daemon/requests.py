@@ -73,12 +73,14 @@ def _check_administers(caller: Caller, name: str) -> None:
 async def _status(services: Services, caller: Caller) -> dict[str, Any]:
     user = None if caller.may_administer else caller.user
     sandboxes, workers = await services.engine.status(user)
+    if caller.remote:
+        sandboxes = [{**row, "pid": 0} for row in sandboxes]  # the machine's own numbers
     return {
         "daemon": {
-            "pid": os.getpid(),
+            "pid": 0 if caller.remote else os.getpid(),
+            "home": "" if caller.remote else str(services.settings.home),
             "version": __version__,
             "started_at": services.started_at,
-            "home": str(services.settings.home),
             "waiting": services.engine.waiting(user),
             "settings": services.settings_watch.facts(),
         },

@@ -6,6 +6,7 @@ The daemon's control socket builds on them today, a server later. Each request n
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from atoll.daemon.records.tapes import Outputs
 from atoll.daemon.running_calls import RunningCalls
 from atoll.daemon.secrets.store import SecretStore
 from atoll.daemon.settings_watch import SettingsWatch
+from atoll.daemon.users import Users
 from atoll.engine.accounts import Account
 from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import Connect, Engine
@@ -42,6 +44,7 @@ class Services:
         self.settings = options
         self.started_at = time.time()
         self.node = Node(options)
+        self.users = Users(options, self.node.users, separates=os.geteuid() == 0)
         self.recorder = Recorder(options.records_directory, options.records)
         self.outputs = Outputs(self.recorder)
         self.detached = Detached(options, serve, self.recorder.add)

@@ -12,6 +12,9 @@ from atoll.model.spool import RetryRule
 STATES = ("waiting", "running", "finished")
 """A call waits until it is sent to a worker; it runs until its outcome is known."""
 
+OWNER = "local"
+"""The user who owns the machine's daemon; all others are users of a server."""
+
 _LEFT_OUT = {
     *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),
     *("unwanted", "bundle", "bundle_bytes", "renewal"),

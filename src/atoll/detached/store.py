@@ -118,18 +118,19 @@ class Store(Bundles):
 
     # --- the keeper's changes ---------------------------------------------------------------------------------------
 
-    def next(self, now: float, taken: Sequence[str], full: Sequence[str]) -> Row | None:
+    def next(self, now: float, taken: Sequence[str], full: Sequence[str], busy: Sequence[str] = ()) -> Row | None:
         """Return the first call that may be made now.
 
         Args:
             taken: calls that are in the keeper's hands already.
             full: identities of functions that may have no further call.
+            busy: users who may have none.
         """
         test = (
             f"state = 'waiting' AND due_at <= ? AND call NOT IN ({', '.join('?' * len(taken))}) "
-            f"AND identity NOT IN ({', '.join('?' * len(full))})"
+            f"AND identity NOT IN ({', '.join('?' * len(full))}) AND user NOT IN ({', '.join('?' * len(busy))})"
         )
-        found = self.rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full))
+        found = self.rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full, *busy))
         return found[0] if found else None
 
     def next_due(self, now: float) -> float | None:

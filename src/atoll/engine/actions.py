@@ -9,6 +9,23 @@ from atoll.model.specs import SandboxKey, WorkerKey
 
 
 @dataclass(frozen=True)
+class Share:
+    """A user's share of the machine beside other users.
+
+    Args:
+        weight: of two users that wait, one with twice the weight gets twice the cores; more than 0.
+        workers: leases that the user may hold at a time; 0 for no bound.
+    """
+
+    weight: float = 1.0
+    workers: int = 0
+
+
+WHOLE = Share()
+"""The share of a user who has the machine for themselves."""
+
+
+@dataclass(frozen=True)
 class Request:
     """A wish for a lease.
 
@@ -18,6 +35,7 @@ class Request:
         identity: which function it is for, with its user; counted for `max_concurrency`.
         max_concurrency: how many leases of this identity may be held at a time; 0 for no bound.
         client: the process that asks; one that waits for a lease like its own passes those on itself.
+        share: its user's.
     """
 
     id: str
@@ -28,6 +46,7 @@ class Request:
     identity: str = ""
     max_concurrency: int = 0
     client: str = ""
+    share: Share = WHOLE
 
 
 @dataclass(frozen=True)

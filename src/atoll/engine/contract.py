@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from atoll.engine.accounts import Opener
+from atoll.engine.actions import WHOLE, Share
 from atoll.environments.built.records import Environment
 from atoll.model.secret_values import SecretValues
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
@@ -186,6 +187,7 @@ class Engine(Protocol):
         parent: str | None,
         client: str = "",
         relayed: bool = False,
+        share: Share = WHOLE,
     ) -> EngineLease:
         """Ask for a worker.
 
@@ -193,6 +195,7 @@ class Engine(Protocol):
             parent: the worker whose call asks, for a nested call.
             client: names the process that asks; it passes leases on by itself.
             relayed: a server passes the bytes of the lease on: all of them travel in the stream.
+            share: the user's beside other users.
 
         Raises:
             ResourcesUnavailable: this engine has nothing of the machine type.

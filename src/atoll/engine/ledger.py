@@ -8,7 +8,7 @@ Theory of operation. Four things are shared out:
 - *Memory and GPUs.* They belong to a worker from its fork until its process is gone, leased or idle, and are never
   lent. An idle worker is ended when another request needs what it reserves.
 - *Places.* The bounds of workers and sandboxes; idle ones give way.
-- *Concurrency.* Leases of one function, where it has a bound.
+- *Concurrency.* Leases of one function, where it has a bound, and those of one user, likewise.
 
 A deadlock is found by simulation: calls that wait for nothing end, their shares are free, requests that then fit are
 served and end, and so on. A request that is never served in it never will be.
@@ -30,6 +30,7 @@ class Lack(Enum):
     """The resource that a request waits for."""
 
     CONCURRENCY = "concurrency"
+    SHARE = "share"
     CPU = "cpu"
     MEMORY = "memory"
     GPUS = "gpus"
@@ -41,6 +42,10 @@ REASONS = {
     Lack.CONCURRENCY: (
         "its `max_concurrency` is taken by calls that wait for it",
         "give the function a larger `max_concurrency`, or do not call it from itself",
+    ),
+    Lack.SHARE: (
+        "its user has as many calls at a time as they may",
+        "wait for earlier calls, or ask the server's operator for more",
     ),
     Lack.CPU: (
         "the calls that wait for it hold the cores that it needs",
@@ -163,6 +168,22 @@ class Ledger:
         """Return whether as many leases of the request's function are held as it allows."""
         return bool(request.max_concurrency) and len(self.holders(request.identity)) >= request.max_concurrency
 
+    def leases_of(self, user: str) -> list[Worker]:
+        """Return the workers that serve a user's leases."""
+        return [one for one in self.workers.values() if one.request is not None and one.key.sandbox.user == user]
+
+    def is_capped(self, request: Request) -> bool:
+        """Return whether the request's user holds as many leases as they may.
+
+        The first nested request of a call always has a place: that call waits for it, and would keep its own for ever.
+        """
+        if not request.share.workers:
+            return False
+        parent = self.workers.get(request.parent or "")
+        if parent is not None and parent.request is not None and not parent.children:
+            return False
+        return len(self.leases_of(request.key.sandbox.user)) >= request.share.workers
+
     def idle_workers(self) -> list[Worker]:
         """Return the workers without a lease, the one that has idled longest first."""
         free = [one for one in self.workers.values() if one.request is None]
@@ -197,6 +218,8 @@ class Ledger:
         found = set()
         if self.is_bound(request):
             found.add(Lack.CONCURRENCY)
+        if self.is_capped(request):
+            found.add(Lack.SHARE)
         if self.millicores(request) > self.bounds.slots * 1000:
             found.add(Lack.CPU)
         if self.warm(request.key) is not None:

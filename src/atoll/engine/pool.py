@@ -18,6 +18,7 @@ from typing import Any
 from atoll import errors
 from atoll.engine import running_calls
 from atoll.engine.actions import (
+    WHOLE,
     Action,
     EndSandbox,
     EndWorker,
@@ -27,6 +28,7 @@ from atoll.engine.actions import (
     Refuse,
     Release,
     Request,
+    Share,
     StartSandbox,
 )
 from atoll.engine.agent_requests import AgentRequests
@@ -97,7 +99,7 @@ class Pool(WorkerFacts):
         return min((one.started_at for one in self._state.sandboxes_of(user)), default=None)
 
     def waiting(self, user: str | None = None) -> int:
-        return sum(1 for request in self._schedule.waiting if user in (None, request.key.sandbox.user))
+        return self._schedule.waiting_of(user)
 
     def ask(
         self,
@@ -107,13 +109,14 @@ class Pool(WorkerFacts):
         parent: str | None,
         client: str = "",
         relayed: bool = False,
+        share: Share = WHOLE,
     ) -> Lease:
-        allotment = self._node.machine.allot(spec.machine_type, spec.numbers)
+        needs = self._node.machine.allot(spec.machine_type, spec.numbers).needs
         self._count += 1
         lease = Lease(f"l{self._count}", spec, self, nested=parent is not None, relayed=relayed)
         self._state.leases[lease.id] = lease
         self._state.environments[environment.key] = environment
-        request = request_of(lease.id, user, spec, environment.key, allotment.needs, parent=parent, client=client)
+        request = request_of(lease.id, user, spec, environment.key, needs, parent=parent, client=client, share=share)
         if not self._held.takes(user, request):
             self._ask(request)
         return lease
@@ -210,8 +213,7 @@ class Pool(WorkerFacts):
 
     async def close(self) -> None:
         self._closing = True
-        sandboxes = list(self._state.sandboxes.values())
-        for sandbox in sandboxes:
+        for sandbox in (sandboxes := list(self._state.sandboxes.values())):
             sandbox.unwanted = True
         if self._timer is not None:
             self._timer.cancel()
@@ -300,8 +302,7 @@ class Pool(WorkerFacts):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self._schedule.next_deadline()
-        if deadline is not None and not self._closing:
+        if (deadline := self._schedule.next_deadline()) is not None and not self._closing:
             self._timer = _later(max(0.0, deadline - time.monotonic()) + 0.001, self._tick)
 
     def _tick(self) -> None:

@@ -3,7 +3,7 @@ worker whose code asks, within which its requests stay."""
 
 from __future__ import annotations
 
-from atoll.engine.actions import Request
+from atoll.engine.actions import WHOLE, Request, Share
 from atoll.engine.pool_state import Lease, PoolState
 from atoll.model import secret_values
 from atoll.model.resources import Needs
@@ -12,14 +12,22 @@ from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, 
 
 
 def request_of(
-    lease: str, user: str, spec: LeaseSpec, environment: str, needs: Needs, *, parent: str | None, client: str
+    lease: str,
+    user: str,
+    spec: LeaseSpec,
+    environment: str,
+    needs: Needs,
+    *,
+    parent: str | None,
+    client: str,
+    share: Share = WHOLE,
 ) -> Request:
     """Return the request of a lease.
 
     Args:
         lease: its id.
         environment: the key of its environment.
-        parent, client: as `Engine.ask` has them.
+        parent, client, share: as `Engine.ask` has them.
     """
     sandbox = SandboxKey(
         user,
@@ -49,6 +57,7 @@ def request_of(
         identity=f"{user}:{spec.identity}" if spec.max_concurrency else "",
         max_concurrency=spec.max_concurrency,
         client=client,
+        share=share,
     )
 
 

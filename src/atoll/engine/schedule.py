@@ -3,7 +3,8 @@
 Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the state and return the actions that
 follow from it, in order; the pool performs them. Time is an argument. The `ledger` knows the shares and the fit.
 
-- Requests of programs are served in the order in which they came. One that lacks cores, or a place for a worker, is
+- Users take turns by the cores that they have for their weight (`fairness.waiting_line`). Requests of one user's
+  programs are served in the order in which they came. One that lacks cores, or a place for a worker, is
   overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs
   that will do for it: every request needs cores, so a large call that has its memory is next in line for them. One that
   waits for its own `max_concurrency` holds nobody up but later calls of the same function.
@@ -25,7 +26,6 @@ follow from it, in order; the pool performs them. Time is an argument. The `ledg
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from dataclasses import replace
 
 from atoll.engine.actions import (
@@ -40,9 +40,12 @@ from atoll.engine.actions import (
     Request,
     StartSandbox,
 )
+from atoll.engine.fairness.turns import BothTurns
+from atoll.engine.fairness.waiting_line import WaitingLine
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
-from atoll.engine.waits import BothTurns, Queue, Wait, explain, first_in_turn
+from atoll.engine.waits import Queue, Wait, explain, first_in_turn
 from atoll.model.resources import Bounds
+from atoll.model.specs import WorkerKey
 
 
 class Schedule:
@@ -50,13 +53,13 @@ class Schedule:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._queue: OrderedDict[str, Request] = OrderedDict()
         self.ledger = Ledger(bounds)
+        self._queue = WaitingLine(self.ledger.workers)
         self._workers = self.ledger.workers
         self._sandboxes = self.ledger.sandboxes
         self._held: dict[str, str] = {}  # request -> worker
         self._positions: dict[str, int] | None = None  # of the queue, until it changes
-        self._first: str | None = None  # in turn, until the queue changes
+        self._first: dict[str, str] = {}  # of each user, until the queue changes
         self._count = 0
         self._epoch = 0
         self._now = 0.0
@@ -71,9 +74,9 @@ class Schedule:
         return not (self._queue or self._workers or self._sandboxes)
 
     def position(self, request: str) -> int:
-        """Return how many wait before this one, or -1 when it does not wait."""
+        """Return how many of its user's wait before this one, or -1 when it does not wait."""
         if self._positions is None:
-            self._positions = {one.id: place for place, one in enumerate(self._in_turn())}
+            self._positions = self._queue.positions()
         return self._positions.get(request, -1)
 
     def wait_of(self, request: str) -> Wait | None:
@@ -81,14 +84,19 @@ class Schedule:
         before = self.position(request)
         if before < 0:
             return None
-        if self._first is None:
-            self._first = first_in_turn(self._in_turn(), self.ledger)
-        return explain(self._queue[request], before, self._first, self.ledger)
+        user = self._queue[request].key.sandbox.user
+        if user not in self._first:
+            self._first[user] = first_in_turn(self._queue.line(user), self.ledger)
+        return explain(self._queue[request], before, self._first[user], self.ledger)
 
     @property
     def waiting(self) -> list[Request]:
         """The requests that wait, in the order of their turns."""
-        return self._in_turn()
+        return list(self._queue.in_turn())
+
+    def waiting_of(self, user: str | None) -> int:
+        """Return how many requests wait, of one user or of all."""
+        return self._queue.count(user)
 
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
@@ -127,7 +135,7 @@ class Schedule:
         lack = self.ledger.fits_never(request)
         if lack is not None:
             return [Refuse(request.id, f"this machine has not got the {lack.value} that it needs", "ask for less")]
-        self._queue[request.id] = request
+        self._queue.add(request)
         self._since[request.id] = self._now
         actions = self._place()
         while request.parent is not None and self._queue:
@@ -135,14 +143,15 @@ class Schedule:
             if not lost:
                 break
             victim, lack = lost[0]
-            del self._queue[victim.id], self._since[victim.id]
+            self._queue.remove(victim.id)
+            del self._since[victim.id]
             actions.append(Refuse(victim.id, *REASONS[lack]))
             actions += self._place()
         return actions
 
     def withdraw(self, request: str) -> list[Action]:
         """A client no longer wants its lease, or is gone: waiting or holding."""
-        if self._queue.pop(request, None) is not None:
+        if self._queue.remove(request):
             del self._since[request]
             return self._place()
         name = self._held.pop(request, None)
@@ -256,35 +265,22 @@ class Schedule:
 
     # --- placing --------------------------------------------------------------------------------------------------
 
-    def _in_turn(self) -> list[Request]:
-        """Return the requests that wait, in the order in which they are to be served."""
-        if all(request.parent is None for request in self._queue.values()):
-            return list(self._queue.values())
-        before: Counter[str] = Counter()  # leases that the caller holds or asked for earlier
-        turns: list[tuple[int, Request]] = []
-        for request in self._queue.values():
-            caller = request.parent or ""
-            if caller not in before:
-                parent = self._workers.get(caller)
-                before[caller] = 0 if parent is None else parent.children
-            turns.append((before[caller], request))
-            before[caller] += 1
-        return [request for _, request in sorted(turns, key=lambda turn: turn[0])]
-
     def _place(self) -> list[Action]:
         actions: list[Action] = []
-        self._positions = self._first = None
+        self._positions = None
+        self._first.clear()
         if not self._queue:
             self._turns.ask(self._now, {})
             return actions
-        waiting = self._in_turn()
         queue = Queue(self.ledger, self._now, self._turns)
-        for request in [one for one in waiting if self._rides(one)]:
+        for request in [one for one in self._queue.nested() if self._rides(one)]:
             since = self._since[request.id]
             queue.wait(request, self._try(request, actions), since)
-        for request in waiting:
+        for request in self._queue.in_turn():
             if queue.full:
                 break
+            if queue.is_closed(request):
+                continue
             if request.id not in self._queue or self._rides(request) or queue.is_bound(request):
                 continue
             if queue.is_shut_out(request):
@@ -293,7 +289,8 @@ class Schedule:
             lacks = self.ledger.lacks(request) if queue.comes_later(request) else self._try(request, actions)
             queue.wait(request, lacks, since)
         queue.close()
-        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, queue)])
+        only = self._queue.only
+        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, queue, only)])
         return actions
 
     def _rides(self, request: Request) -> bool:
@@ -301,13 +298,12 @@ class Schedule:
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
 
-    def _wanted(self, worker: Worker, queue: Queue) -> bool:
+    def _wanted(self, worker: Worker, queue: Queue, only: tuple[str, WorkerKey] | None) -> bool:
         """Return whether the worker holds a resource that another client, or another use, waits for."""
         held = worker.request
         if held is None:
             return False
-        waiting = {(request.client, request.key) for request in self._queue.values()}
-        return not (held.client and waiting == {(held.client, held.key)}) and queue.wants(worker)
+        return not (held.client and only == (held.client, held.key)) and queue.wants(worker)
 
     def _reclaim(self, workers: list[Worker]) -> list[Action]:
         actions: list[Action] = []
@@ -336,7 +332,8 @@ class Schedule:
         parent = self._workers.get(request.parent or "")
         if parent is not None:
             parent.children += 1
-        del self._queue[request.id], self._since[request.id]
+        self._queue.serve(request.id)
+        del self._since[request.id]
         actions.append(Grant(request.id, worker.id, worker.epoch, fresh))
         return lacks
 

@@ -9,18 +9,18 @@ by running meanwhile. There are three sides: the calls of one root call (its fam
 So neither a function nor a program can stop others by two calls that do not fit beside one another.
 
 A call of another side may run for hours, too. Nobody knows for how long, so a request that waits holds up other sides
-by turns: for some seconds, and then not for as long (`Turns`). The longer it has waited, the longer are its turns: it
-gets in as soon as a turn is as long as a call. Turns are the machine's: a new request begins no new one.
+by turns: for some seconds, and then not for as long (`fairness.turns`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from atoll.engine.actions import Request
+from atoll.engine.fairness.turns import BothTurns, turn_of
 from atoll.engine.ledger import Lack, Ledger, Worker
 from atoll.model.specs import WorkerKey
 from atoll.terminal_text import printable
@@ -40,7 +40,7 @@ class Wait(NamedTuple):
         user: the request's.
         lack: the resource that it waits for; None while others are before it.
         holders: workers with a share of that resource, and their shares: millicores, bytes, or a count.
-        before: how many requests are before it.
+        before: how many of the user's requests are before it.
     """
 
     user: str
@@ -90,78 +90,6 @@ _Side = tuple[str, str]
 _EVERYBODY: _Side = ("everybody", "")
 
 
-@dataclass
-class Turns:
-    """Times in which requests that wait hold up other sides, and times in which they do not.
-
-    Args:
-        ends: when the present time is over; None while nobody holds up another side.
-        open: it is one in which nobody does.
-        seconds: of a time.
-        wish: how long the next one is to be; None if nobody is held up.
-    """
-
-    ends: float | None = None
-    open: bool = False
-    seconds: float = 0.0
-    wish: float | None = None
-
-    def ask(self, now: float, wish: float | None) -> None:
-        """Note how long requests that wait want to hold up others now; the first time begins with the first."""
-        self.wish = wish
-        if wish is not None and self.ends is None:
-            self.ends, self.open, self.seconds = now + wish, False, wish
-
-    def pass_time(self, now: float) -> bool:
-        """Begin the next time if this one is over, and return whether it was."""
-        if self.ends is None or now < self.ends:
-            return False
-        self.open = not self.open
-        if not self.open:
-            self.seconds = self.wish or 0.0
-        self.ends = now + self.seconds if self.wish is not None else None
-        self.open = self.open and self.ends is not None
-        return True
-
-
-class BothTurns:
-    """Turns of programs' requests, and those of functions' requests: neither makes the other's longer or shorter."""
-
-    def __init__(self) -> None:
-        self._turns = {False: Turns(), True: Turns()}
-
-    def of(self, request: Request) -> Turns:
-        """Return the turns that a request takes part in."""
-        return self._turns[request.parent is not None]
-
-    def ask(self, now: float, wishes: Mapping[bool, float]) -> None:
-        """Note how long requests want to hold up others, functions' under True."""
-        for nested, turns in self._turns.items():
-            turns.ask(now, wishes.get(nested))
-
-    def pass_time(self, now: float) -> bool:
-        """Begin what is due, and return whether that is anything."""
-        passed = [turns.pass_time(now) for turns in self._turns.values()]
-        return any(passed)
-
-    def ends(self) -> list[float]:
-        """Return when times end."""
-        return [turns.ends for turns in self._turns.values() if turns.ends is not None]
-
-
-def turn_of(request: Request, waited: float) -> float:
-    """Return for how many seconds a request that has waited so long may hold up other sides."""
-    if request.parent is not None:
-        return min(max(waited / 2, FIRST_OF_FUNCTION), MOST_OF_FUNCTION)
-    return max(waited / 2, FIRST_OF_PROGRAM)
-
-
-FIRST_OF_PROGRAM = 30.0
-FIRST_OF_FUNCTION = 5.0
-MOST_OF_FUNCTION = 60.0
-"""Seconds. A function's code is not trusted: its calls hold up others for a shorter time, and never for longer."""
-
-
 class Queue:
     """The requests that wait, seen once from the first to the last, and what each keeps from those behind it.
 
@@ -178,10 +106,16 @@ class Queue:
         self._members: defaultdict[_Side, list[str]] = defaultdict(list)
         self._fits: dict[tuple[_Side, str | None, WorkerKey, str], bool] = {}
         self._bound: set[str] = set()
+        self._capped: set[str] = set()
+        self._closed: set[tuple[str, str]] = set()
         self._roots: dict[str, Request] = {}
 
     def wait(self, request: Request, lacks: Collection[Lack], since: float) -> None:
-        """Note that a request waits, and for what; one that waits for its own bound keeps nothing from other functions."""
+        """Note that a request waits, and for what; one that waits for its own bound keeps nothing from others."""
+        if Lack.SHARE in lacks:
+            self._capped.add(request.key.sandbox.user)
+            self._closed.add((request.key.sandbox.user, ""))
+            return
         if Lack.CONCURRENCY in lacks:
             self._bound.add(request.identity)
             return
@@ -201,6 +135,9 @@ class Queue:
             found = kept.setdefault(waits, Kept())
             found.lacks.update(lacks)
             found.gpus.update(gpus)
+        if self._kept[waits].from_all and waits[0] in ("user", "program"):
+            user = request.key.sandbox.user
+            self._closed.add((user, "") if waits[0] == "user" else (user, f" {self._root(request).client}"))
 
     def close(self) -> None:
         """Tell the turns how long the requests that were seen want to hold up others."""
@@ -220,6 +157,13 @@ class Queue:
                 found.gpus |= kept.gpus
         return found
 
+    def is_closed(self, request: Request) -> bool:
+        """Return whether a program's request is known to be shut out, or bound; as fast as can be, where many wait."""
+        user = request.key.sandbox.user
+        return bool(self._closed) and (
+            (user, "") in self._closed or (request.parent is None and (user, f" {request.client}") in self._closed)
+        )
+
     def is_shut_out(self, request: Request) -> bool:
         """Return whether earlier requests keep from this one what every request needs."""
         return any(side in self._kept and self._kept[side].from_all for side in self._sides(request))
@@ -232,7 +176,9 @@ class Queue:
         )
 
     def is_bound(self, request: Request) -> bool:
-        """Return whether an earlier request of the same function waits for its bound."""
+        """Return whether an earlier request of the same function, or of the same user, waits for its bound."""
+        if self._capped and request.key.sandbox.user in self._capped:
+            return True
         return bool(request.max_concurrency) and request.identity in self._bound
 
     def wants(self, worker: Worker) -> bool:
@@ -245,6 +191,7 @@ class Queue:
             or (Lack.MEMORY in kept.lacks and worker.needs.memory_bytes)
             or not kept.gpus.isdisjoint(worker.gpus)
             or (worker.request.identity and worker.request.identity in self._bound)
+            or worker.key.sandbox.user in self._capped
         )
 
     def _side_that_waits(self, request: Request) -> _Side:
@@ -288,7 +235,7 @@ class Queue:
 
 
 def first_in_turn(waiting: Iterable[Request], ledger: Ledger) -> str:
-    """Return the first of the requests, in turn, that is not held up by its own bound; empty when there is none."""
+    """Return the first of one user's requests, in turn, that is not held up by its own bound; empty when there is none."""
     return next((one.id for one in waiting if not ledger.is_bound(one)), "")
 
 
@@ -296,7 +243,7 @@ def explain(request: Request, before: int, first: str, ledger: Ledger) -> Wait:
     """Return the wait of a request.
 
     Args:
-        before: how many requests are before it.
+        before: how many of its user's requests are before it.
         first: as `first_in_turn` returns it.
     """
     user = request.key.sandbox.user
@@ -305,6 +252,8 @@ def explain(request: Request, before: int, first: str, ledger: Ledger) -> Wait:
     if request.id != first:
         return Wait(user, None, (), before)
     lacks = ledger.lacks(request)
+    if Lack.SHARE in lacks:
+        return Wait(user, Lack.SHARE, tuple((one.id, 1) for one in ledger.leases_of(user)), before)
     lack = next((one for one in _ORDER if one in lacks), None)
     return Wait(user, lack, _shares(request, lack, ledger))
 
@@ -344,6 +293,9 @@ def reason(wait: Wait, function: str, find: Callable[[str], Holder | None]) -> s
     if wait.lack is Lack.CONCURRENCY:
         only = f" ({_details(held[0][1])})" if len(held) == 1 and _details(held[0][1]) else ""
         return f"max_concurrency of {_name(function)}: {len(wait.holders)} running{only}"
+    if wait.lack is Lack.SHARE:
+        count = len(wait.holders)
+        return f"the most calls of one user at a time: {count} running"
     if wait.before:
         return f"its turn: {wait.before} call{'s' if wait.before > 1 else ''} before it"
     if wait.lack is None or not wait.holders:

@@ -25,7 +25,7 @@ from typing import Any
 from atoll import errors, linux, settings
 from atoll.detached.batches import unwanted
 from atoll.detached.damage import refuse_damaged
-from atoll.detached.rows import Row
+from atoll.detached.rows import OWNER, Row
 from atoll.detached.store import LOST, Store
 from atoll.host.notifications import NOTIFY, Ended, tell
 from atoll.keeper.attempt import PAUSE_SECONDS, Attempt
@@ -47,6 +47,8 @@ LEAVING_LOOK_SECONDS = 0.5
 AT_A_TIME = 256
 """Calls at a time: one that sleeps, or waits for memory, takes little more than a thread here."""
 LEAST_AT_A_TIME = 16
+SHARE = 4
+"""The part of all calls at a time that one user of a server may have."""
 HELD_BYTES = 256 << 20
 """Arguments in memory beyond which only `LEAST_AT_A_TIME` calls are made at a time."""
 DESCRIPTORS = 8
@@ -65,7 +67,7 @@ class Keeper:
         self._daemon = daemon
         self._store = Store(options.detached_directory, options.detached)
         self._spools = Spools(self._store.files)
-        self._host = OwnHost(options, daemon)
+        self._hosts: dict[str, OwnHost] = {}
         self._changed = threading.Condition()
         self._attempts: dict[str, Attempt] = {}
         self._told = set[str]()
@@ -134,7 +136,8 @@ class Keeper:
                 return
             counts = Counter(row.identity for row in rows if row.max_concurrency)
             full = {row.identity for row in rows if 0 < row.max_concurrency <= counts[row.identity]}
-            row = self._store.next(time.time(), [one.call for one in rows], list(full))
+            busy = [user for user, count in Counter(row.user for row in rows).items() if count >= self._most_of(user)]
+            row = self._store.next(time.time(), [one.call for one in rows], list(full), busy)
             if row is None:
                 self._tell_full("")
                 return
@@ -142,7 +145,7 @@ class Keeper:
             if len(rows) >= LEAST_AT_A_TIME and held + size > HELD_BYTES:
                 self._tell_full(f"the arguments of {len(rows)} detached calls that are made have {held / 1e6:,.0f} MB")
                 return
-            attempt = Attempt(row, self._store, self._spools, self._host, self._options.detached, self._tell)
+            attempt = Attempt(row, self._store, self._spools, self._host(row.user), self._options.detached, self._tell)
             attempt.held_bytes = size
             with self._changed:
                 if self._leaving:  # since the row was taken
@@ -151,6 +154,16 @@ class Keeper:
                 self._told.discard(row.batch)
             self._tell(row, "taken", "")
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
+
+    def _host(self, user: str) -> OwnHost:
+        """Return the host that makes a user's calls in that user's name."""
+        if user not in self._hosts:
+            self._hosts[user] = OwnHost(self._options, self._daemon, user)
+        return self._hosts[user]
+
+    def _most_of(self, user: str) -> int:
+        """Return how many calls of a user are made at a time: a user of a server leaves places for others."""
+        return self._most if user == OWNER else max(self._most // SHARE, 1)
 
     def _make(self, attempt: Attempt) -> None:
         row, over = attempt.row, False

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from atoll import __version__, errors
+from atoll.detached.rows import OWNER
 from atoll.host.local import LocalHost
 from atoll.settings import Settings
 from atoll.wire.channel import Channel, ChannelClosed, pair
@@ -18,17 +19,23 @@ from atoll.wire.frames import FrameError
 
 
 class OwnHost(LocalHost):
-    """The host behind a channel to the daemon."""
+    """The host behind a channel to the daemon, for the calls of one user.
 
-    def __init__(self, options: Settings, daemon: Channel) -> None:
+    Args:
+        user: in whose name it asks.
+    """
+
+    def __init__(self, options: Settings, daemon: Channel, user: str = OWNER) -> None:
         super().__init__(options.home)
         self._daemon = daemon
+        self._user = user
 
     def _open(
         self, message: dict[str, Any], index: Iterable[tuple[str, str]], descriptors: Sequence[int] = ()
     ) -> Channel:
         """Open a connection with a message, and with the certificates that its index settings name."""
         digest = dict(index).get("certificates")
+        message = {**message, "as": {"user": self._user}}
         sealed = -1
         if digest:
             from atoll.host import index_settings  # for few calls
