@@ -321,12 +321,6 @@ class SandboxUnavailable(OperatorError):
     code = "sandbox_unavailable"
 
 
-class UsersNotSeparated(OperatorError):
-    """A node of a plain user was asked for several users, whom it cannot keep apart by host uids."""
-
-    code = "users_not_separated"
-
-
 class DiskFull(OperatorError, OSError):
     """The state or the volume has no space left."""
 

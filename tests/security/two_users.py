@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from atoll import LocalHost, errors, isolated
+import pytest
+
+from atoll import LocalHost, isolated
 from atoll.host import daemon_start
-from atoll.host.storage_channels import StorageChannel
 from atoll.settings import Settings
 from atoll.wire.channel import Channel
 from tests.conftest import Home
@@ -20,17 +20,28 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True)
+class NamedSettings(Settings):
+    """Settings whose connections ask in the name of a user.
+
+    Args:
+        named: the value of `as` (`daemon.leasing`).
+    """
+
+    named: dict[str, Any] = field(default_factory=dict)
+
+
 class UserHost(LocalHost):
     """The node as one user of the server has it.
 
     Args:
-        more: the rest of `as` (`daemon.leasing`).
+        more: the rest of `as`.
     """
 
     def __init__(self, home: Path, user: str, **more: Any) -> None:
         super().__init__(home)
         self.user = user
-        self._as = {"user": user, **more}
+        self._named = NamedSettings(home, named={"user": user, **more})
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -38,26 +49,30 @@ class UserHost(LocalHost):
     def __hash__(self) -> int:
         return id(self)
 
+    @property
+    def settings(self) -> Settings:
+        return self._named
+
     def kind(self, spec: Any) -> Any:
         return self.user, super().kind(spec)
 
-    def _open(
-        self, message: dict[str, Any], index: Iterable[tuple[str, str]], descriptors: Sequence[int] = ()
-    ) -> Channel:
-        return super()._open({**message, "as": self._as}, index, descriptors)
-
     def connect(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> Channel:
         """Return a connection with this opening message."""
-        return daemon_start.open_connection(self.settings, {**message, "as": self._as}, descriptors)
+        return daemon_start.open_connection(self.settings, message, descriptors)
 
-    def open_storage(self) -> Channel:
-        control = self.connect({"type": "storage"})
-        header = control.receive().header
-        if header.get("type") == "failed":
-            control.close()
-            raise errors.from_data(header.get("error") or {})
-        (descriptor,) = control.take_descriptors(1)
-        return StorageChannel(socket.socket(fileno=descriptor), control)
+
+@contextlib.contextmanager
+def _named_connections() -> Iterator[None]:
+    plain = daemon_start.open_connection
+
+    def named(options: Settings, message: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> Channel:
+        if isinstance(options, NamedSettings) and message is not None:
+            message = {**message, "as": options.named}
+        return plain(options, message, descriptors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daemon_start, "open_connection", named)
+        yield
 
 
 @dataclass(frozen=True)
@@ -86,11 +101,12 @@ def two_users(home: Home, **options: str) -> Iterator[Users]:
         "[users]\n" + "".join(f"{name} = {text}\n" for name, text in lines.items())
     )
     users = Users(UserHost(home.path, "u-ann"), UserHost(home.path, "u-bob"), LocalHost(home.path), home)
-    try:
-        yield users
-    finally:
-        for host in (users.ann, users.bob, users.owner):
-            host.close()
+    with _named_connections():
+        try:
+            yield users
+        finally:
+            for host in (users.ann, users.bob, users.owner):
+                host.close()
 
 
 def on(host: LocalHost, function: Callable[P, R], **options: Any) -> Any:

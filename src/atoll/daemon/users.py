@@ -17,8 +17,9 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.actions import WHOLE, Share
+from atoll.model.users_settings import UsersSettings
 from atoll.sandbox import programs
-from atoll.settings import Settings, UsersSettings
+from atoll.settings import Settings
 
 PLACE_SECONDS = 3.0
 """Seconds for which a user waits for the end of one of their own storage clients."""
@@ -113,13 +114,13 @@ class Users:
             owner: the daemon's owner, who is no user of the server.
 
         Raises:
-            UsersNotSeparated: this daemon cannot keep the user apart from another that it serves.
-            SandboxUnavailable: it cannot keep them from one another's networks.
+            SandboxUnavailable: this daemon cannot keep the user apart from another that it serves, by host uid or
+                network.
         """
         if user not in self._limits:
             others = {*self._limits, *self._known()} - {user, owner}
             if others and not (self._separates or self._defaults.share_uid):
-                raise errors.UsersNotSeparated(
+                raise errors.SandboxUnavailable(
                     "this node runs as a plain user, and serves one user of its server: several would share a host uid",
                     hint="run the server as root, or say `--share-uid-between-users` (`users.share_uid = true` in "
                     "`settings.toml`)",
