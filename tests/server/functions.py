@@ -24,6 +24,7 @@ class Leased:
     """A lease over a raw line, and its calls one after the other."""
 
     def __init__(self, server: Server, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        self.sent = args
         self.request = request_of(function, *args, **options)
         opening = {
             "type": "lease",

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import ssl
 import subprocess
@@ -25,6 +26,62 @@ if TYPE_CHECKING:
 
 _PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
+_SUPERVISOR = """
+import json, subprocess, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    with open(asked["log"], "ab") as log:
+        child = subprocess.Popen(asked["command"], env=asked["env"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    print(child.pid, flush=True)
+    print(child.wait(), flush=True)
+"""
+
+
+class Supervised:
+    """A process that is ended and started again, below one that stays: tests see the same child before and after."""
+
+    def __init__(self) -> None:
+        self._above = subprocess.Popen(
+            [sys.executable, "-c", _SUPERVISOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self.pid = 0
+
+    def start(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        """Start it."""
+        assert self._above.stdin is not None
+        self._above.stdin.write(json.dumps({"command": command, "env": env, "log": str(log)}).encode() + b"\n")
+        self.pid = int(self._read())
+
+    def _read(self) -> str:
+        assert self._above.stdout is not None
+        return self._above.stdout.readline().decode()
+
+    @property
+    def runs(self) -> bool:
+        """True while it has not ended."""
+        assert self._above.stdout is not None
+        return bool(self.pid) and not select.select([self._above.stdout], [], [], 0)[0]
+
+    def end(self, number: int) -> int:
+        """Send it a signal, SIGKILL when that does not end it; return its status, 0 if none runs."""
+        assert self._above.stdout is not None
+        pid, self.pid = self.pid, 0
+        if not pid:
+            return 0
+        for one in (number, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, one)
+            if select.select([self._above.stdout], [], [], PATIENCE_SECONDS)[0]:
+                break
+        return int(self._read())
+
+    def close(self) -> None:
+        """End it, and the one above."""
+        self.end(signal.SIGKILL)
+        with self._above:
+            assert self._above.stdin is not None
+            self._above.stdin.close()
+
 
 @dataclass
 class Server:
@@ -42,7 +99,7 @@ class Server:
     options: Sequence[str] = ()
     tls: bool = True
     port: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    process: Supervised = field(default_factory=Supervised)
     environment: dict[str, str] = field(default_factory=dict)
     _key: tuple[str, str] | None = None
 
@@ -77,7 +134,6 @@ class Server:
     @property
     def pid(self) -> int:
         """The server's process."""
-        assert self.process is not None
         return self.process.pid
 
     @property
@@ -94,18 +150,11 @@ class Server:
         arguments = ["server", "--listen", f"127.0.0.1:{self.port}", *files, *self.options]
         described = self.home.path / "run" / "server.json"
         described.unlink(missing_ok=True)
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *arguments],
-                env=self.home.environment(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        process = self.process
+        command = [sys.executable, "-c", _PROGRAM, *arguments]
+        self.process.start(command, self.home.environment(self.environment), self.log)
 
         def listens() -> dict[str, Any]:
-            assert process.poll() is None, self.log.read_text()
+            assert self.process.runs, self.log.read_text()
             with contextlib.suppress(FileNotFoundError, ValueError):
                 found: dict[str, Any] = json.loads(described.read_text())
                 return found
@@ -120,15 +169,7 @@ class Server:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal, and return its status; the node stays."""
-        process, self.process = self.process, None
-        if process is None:
-            return 0
-        process.send_signal(number)
-        try:
-            return process.wait(PATIENCE_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
+        return self.process.end(number)
 
     def context(self) -> ssl.SSLContext:
         """Return the trust of its clients."""
@@ -169,6 +210,7 @@ def running(*options: str, tls: bool = True, **environment: str) -> Iterator[Ser
             yield server
         finally:
             status = server.end()
+            server.process.close()
             text = server.log.read_text() if server.log.exists() else ""
         assert status in (0, -signal.SIGTERM), f"the server ended with {status}\n{text[-5000:]}"
         assert "Traceback" not in text, text[-5000:]
@@ -177,3 +219,9 @@ def running(*options: str, tls: bool = True, **environment: str) -> Iterator[Ser
 def thread_count(pid: int) -> int:
     """Return the number of a process's threads."""
     return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def memory(pid: int) -> int:
+    """Return the bytes of memory that a process has for itself."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("RssAnon:")).split()[1]) << 10

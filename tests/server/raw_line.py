@@ -91,12 +91,14 @@ class RawLine:
         self.headers = server.headers() | ({"Authorization": f"Key {key}"} if key else {})
         self.line = Line(client=True)
         self.control: deque[dict[str, Any]] = deque()
-        self.printed = {STDOUT: b"", STDERR: b""}
+        self.printed = {STDOUT: bytearray(), STDERR: bytearray()}
         self.order: list[str] = []
-        self.decoder = Decoder()
+        self.decoder = Decoder(payloads=True)
         self.data_bytes = 0
         self.closed = -1
         self.session = ""
+        self.drops = 0
+        self._moved = self._drop_at = 0
         self._connect({}, small=small)
         if opening is not None:
             self.say(opening)
@@ -119,9 +121,30 @@ class RawLine:
         """Lose the connection."""
         self.socket.close()
 
-    def resume(self) -> None:
+    def drop_after(self, count: int) -> None:
+        """Lose the connection when about so many bytes more have been sent and received; then come back."""
+        self._drop_at = self._moved + count
+
+    def _move(self, count: int) -> None:
+        self._moved += count
+        if self._moved >= self._drop_at > 0:
+            self._drop_at = 0
+            self.drops += 1
+            self.drop()
+            self.resume()
+
+    def resume(self, *, key: str = "") -> None:
         """Come back over a new connection."""
         self.closed = -1
+        self.socket.close()
+        if key:
+            self.headers = {**self.headers, "Authorization": f"Key {key}"}
+            own = self.server.headers()
+            try:
+                self._connect({"Atoll-Resume": f"{self.session} {self.line.received}"})
+            finally:
+                self.headers = own
+            return
         self._connect({"Atoll-Resume": f"{self.session} {self.line.received}"})
 
     def _write(self, pieces: list[Any]) -> None:
@@ -139,7 +162,12 @@ class RawLine:
             for at in range(0, view.nbytes, PIECE):
                 while self.line.full:
                     self.pump()
-                self._write(self.line.send(DATA, bytes(view[at : at + PIECE])))
+                self.send_raw(bytes(view[at : at + PIECE]))
+
+    def send_raw(self, piece: bytes) -> None:
+        """Send a piece of data."""
+        self._write(self.line.send(DATA, piece))
+        self._move(len(piece))
 
     def pump(self) -> None:
         """Take the next bytes of the server.
@@ -151,6 +179,7 @@ class RawLine:
         if not data:
             raise ConnectionError("the server has closed the connection")
         self.feed(data)
+        self._move(len(data))
 
     def feed(self, data: bytes) -> None:
         """Take bytes."""

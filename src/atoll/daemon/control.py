@@ -139,6 +139,10 @@ class Connection:
                 return self._shell(leasing.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
             case "exec":
                 return self._exec(message)
+            case "handover" | "adopt" as kind:
+                leasing.check_owner(self._caller, "hand lines over")
+                lines = self._services.handover
+                return lines.take(self._channel) if kind == "handover" else lines.give(self._channel)
             case "dial":
                 return self._dial(message.get("worker"), message.get("port"))
             case "request":

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.daemon.detached.calls import Detached
+from atoll.daemon.handover import Handover
 from atoll.daemon.housekeeping import Housekeeping
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
@@ -52,6 +53,7 @@ class Services:
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
+        self.handover = Handover()
         self.secrets = SecretStore(lambda: self.settings)
         self.storage_places = Account(4, 8, 16, 32)
         """Open storage peers of functions."""
@@ -87,6 +89,7 @@ class Services:
         """End the work in the background and every sandbox; connections that hold leases then end."""
         for task in self._tasks:
             task.cancel()
+        self.handover.close()
         self.detached.leave(at_once=True)
         await self.engine.close()
         await self.detached.close()

@@ -268,6 +268,15 @@ class AsyncChannel:
         data = self._channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return array.array("i", data)[1]
 
+    @property
+    def settled(self) -> bool:
+        """True if no message is under way, in or out: the socket can go on elsewhere."""
+        return not self._closed and not self._queue and self._channel.between_messages and not self._channel.descriptors
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, which stays the channel's."""
+        return self._channel.fileno()
+
     def close(self) -> None:
         """Close the channel; a task that waits for it gets `ChannelClosed`."""
         if self._closed:

@@ -228,6 +228,17 @@ class Line:
         self._reader = Reader(masked=not self._client)
         return self._again(count)
 
+    def state(self) -> tuple[list[int], list[tuple[int, Any]]]:
+        """Return counts and kept pieces, by which `restore` goes on with the line in another process."""
+        return [self.received, self._told, self._start, self._acknowledged], list(self._kept)
+
+    def restore(self, counts: list[int], kept: list[tuple[int, Any]]) -> None:
+        """Go on where another process has stopped; a connection then begins with `resume`."""
+        self.received, self._told, self._start, self._acknowledged = counts
+        self._untold = self.received - self._told
+        self._kept = deque(kept)
+        self._end = self._start + sum(len(piece) for _, piece in kept)
+
     def _again(self, count: int) -> Iterator[list[Any]]:
         if self._told:  # the last acknowledgement may be lost, and the other end waits for it
             yield [self._head(PONG_CODE, 8, self._told.to_bytes(8, "big"))]

@@ -62,6 +62,25 @@ class TapeWriter:
         self._call = ""
         self._printed = 0
 
+    def state(self) -> list[Any]:
+        """Return the place on the tape, by which `restore` goes on in another process."""
+        return [self._serial, self._next, self._offset, self._call, self._printed]
+
+    @classmethod
+    def restore(cls, descriptor: int, state: list[Any]) -> TapeWriter:
+        """Return the writer of a tape that another process has begun; the caller keeps the descriptor.
+
+        Raises:
+            OSError, ValueError: it is no tape.
+        """
+        import mmap
+
+        made = cls.__new__(cls)
+        made.descriptor = -1
+        made._memory = mmap.mmap(descriptor, SIZE)
+        made._serial, made._next, made._offset, made._call, made._printed = state
+        return made
+
     def write(self, call: str, data: bytes) -> None:
         """Add output of a call; output of another call ends the last entry."""
         if call != self._call:

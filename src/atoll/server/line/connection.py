@@ -7,11 +7,14 @@ from typing import Any
 
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
-from atoll.wire.line import DRAINS
+from atoll.wire.line import DRAINS, WINDOW
 from atoll.wire.websocket import LineError
 
-WRITE_BYTES = 1 << 20
-"""Unsent bytes of a connection, beyond which the worker is not read."""
+WRITE_BYTES = 3 * WINDOW
+"""Unsent bytes of a connection, beyond which the worker is not read; the window alone bounds them to less.
+
+uvloop's TLS tells of room below another limit than its socket's own with the next write only.
+"""
 CLOSE_SECONDS = 1.0
 """Seconds for the last bytes of a connection to go out, and for TLS to end in order."""
 PROTOCOL_ERROR = 1002

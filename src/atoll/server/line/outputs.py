@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from atoll.wire.output_tape import TapeWriter
 
@@ -23,20 +24,22 @@ class Outputs:
     """The pipes of one worker.
 
     Args:
-        descriptors: stdout and stderr; owned from here on.
+        pipes: stdout and stderr by their channels, 1 and 2; owned from here on.
         send: takes the channel, 1 or 2, and bytes that were printed.
         give_tape: hands a tape's descriptor to the node.
     """
 
     def __init__(
-        self, descriptors: Sequence[int], send: Callable[[int, bytes], None], give_tape: Callable[[int], None]
+        self, pipes: Mapping[int, int], send: Callable[[int, bytes], None], give_tape: Callable[[int], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self.pipes = dict(enumerate(descriptors, 1))
+        self.pipes = dict(pipes)
         self._send = send
         self._give_tape = give_tape
         self._tape: TapeWriter | None = None
         self._can_keep = True
+        self.tape_descriptor = -1
+        """Of the tape's memory, for a handover."""
         self._reads = False
         self.calls: deque[str] = deque()
         """Calls that were sent and have no answer; what is printed belongs to the first."""
@@ -86,7 +89,7 @@ class Outputs:
                 tape = TapeWriter()
                 try:
                     self._give_tape(tape.descriptor)
-                    self._tape = tape
+                    self._tape, self.tape_descriptor = tape, os.dup(tape.descriptor)
                 finally:
                     tape.close()
         if self._tape is not None:
@@ -109,3 +112,17 @@ class Outputs:
         """Close the pipes."""
         for channel in tuple(self.pipes):
             self._close(channel)
+        if self.tape_descriptor >= 0:
+            os.close(self.tape_descriptor)
+            self.tape_descriptor = -1
+
+    def tape_state(self) -> list[Any]:
+        """Return the place on the tape; empty without one."""
+        return self._tape.state() if self._tape is not None else []
+
+    def restore_tape(self, descriptor: int, state: list[Any]) -> None:
+        """Go on with a tape of another process; the descriptor is owned from here on."""
+        self._can_keep = False
+        self.tape_descriptor = descriptor
+        with contextlib.suppress(OSError, ValueError):
+            self._tape = TapeWriter.restore(descriptor, state)

@@ -17,47 +17,33 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from atoll import errors
 from atoll.server.line.beside import Spool, send_file
 from atoll.server.line.frames import Follower, answers, call_of
 from atoll.server.line.outputs import Outputs
 from atoll.server.line.socket_end import SocketEnd
+from atoll.server.line.terms import (
+    ADOPTED_SECONDS,
+    BUSY_BYTES,
+    GRACE_SECONDS,
+    KINDS,
+    LAST_SECONDS,
+    LATER,
+    OVER_SECONDS,
+    UNACKNOWLEDGED_BYTES,
+    Wire,
+)
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError, Message
-from atoll.wire.line import DATA, WINDOW, Line
+from atoll.wire.line import DATA, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
 
 log = logging.getLogger("atoll.lines")
-
-GRACE_SECONDS = 10.0
-"""Seconds for a client to come back after a loss of its connection."""
-OVER_SECONDS = 60.0
-"""Seconds for a client to close a line on which nothing more comes."""
-LAST_SECONDS = 10.0
-"""Seconds for the last bytes of a worker whose lease the node has ended."""
-BUSY_BYTES = 1 << 20
-"""Bytes that wait for the worker, beyond which nothing is acknowledged."""
-UNACKNOWLEDGED_BYTES = WINDOW // 4
-
-KINDS = {"lease": 3, "storage": 1, "dial": 1, "request": 0}
-"""The opening messages that lines carry, with the number of descriptors that `granted` brings."""
-_LATER = {"kill", "cancel", "withdrawn"}
-"""Headers of a client after its first, which a lease knows."""
-
-
-class Wire(Protocol):
-    """The WebSocket of the moment."""
-
-    def write(self, pieces: list[Any]) -> None:
-        """Send pieces in order."""
-
-    def end(self, code: int) -> None:
-        """Say `close` and close the connection."""
 
 
 class Session:
@@ -85,14 +71,15 @@ class Session:
         self._congested = False
         self._held = False
         self._room: asyncio.Event | None = None
-        self._early: list[Any] = []
-        self._early_bytes = 0
-        self._spool: Spool | None = None
-        self._up, self._down = Follower(), Follower()
-        self._control_over = self._over = self._ended = False
+        self.early: list[Any] = []
+        self.early_bytes = 0
+        self.spool: Spool | None = None
+        self.up, self.down = Follower(), Follower()
+        self.control_over = self.over = self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._busy = False
 
     # --- the client's side -------------------------------------------------------------------------------------------
 
@@ -118,9 +105,9 @@ class Session:
         self._congested = False
         for pieces in first:
             wire.write(pieces)
-        self._acknowledge(0)
+        self.acknowledge()
         self._balance()
-        if self._over:
+        if self.over:
             self._timer = self._loop.call_later(OVER_SECONDS, self.end)
 
     def detach(self, wire: Wire) -> None:
@@ -130,7 +117,7 @@ class Session:
         self._wire = None
         self._congested = False
         self._stop_timer()
-        if self._over and not self.line.unacknowledged:
+        if self.over and not self.line.unacknowledged:
             self.end()
             return
         self._timer = self._loop.call_later(GRACE_SECONDS, self.end)
@@ -163,23 +150,20 @@ class Session:
                 return
             else:
                 raise LineError("a client has nothing to send on this channel")
-        self._acknowledge(UNACKNOWLEDGED_BYTES)
+        self.acknowledge(UNACKNOWLEDGED_BYTES)
         if self._held:
             self._balance()
 
-    def settle(self) -> None:
-        """Acknowledge what has come; called from time to time."""
-        self._acknowledge(0)
-
-    def _acknowledge(self, least: int) -> None:
-        waiting = self.data.unsent_bytes if self.data is not None else self._early_bytes
+    def acknowledge(self, least: int = 0) -> None:
+        """Acknowledge bytes that the worker takes, if there are more than `least`."""
+        waiting = self.data.unsent_bytes if self.data is not None else self.early_bytes
         if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
     def _take_header(self, header: dict[str, Any]) -> None:
         size = header.pop("bytes", 0)
         if self.kind:
-            if self.control is not None and header["type"] in _LATER:
+            if self.control is not None and header["type"] in LATER:
                 self._post({"type": header["type"]})
             return
         self.kind = kind = header["type"]
@@ -188,25 +172,25 @@ class Session:
             self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))
             return
         if size:
-            self._spool = Spool(header, size)
+            self.spool = Spool(header, size)
         else:
             self._task = self._loop.create_task(self._run(header, []))
 
     def _take_data(self, piece: Any) -> None:
         if self.data is not None:
             self._pass_up(piece)
-        elif self._spool is not None:
-            if self._spool.take(piece):
-                spool, self._spool = self._spool, None
+        elif self.spool is not None:
+            if self.spool.take(piece):
+                spool, self.spool = self.spool, None
                 self._task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
-        elif not self._over:
-            self._early.append(piece)
-            self._early_bytes += len(piece)
+        elif not self.over:
+            self.early.append(piece)
+            self.early_bytes += len(piece)
 
     def _pass_up(self, piece: Any) -> None:
         assert self.data is not None
         if self.outputs is not None:
-            for header in self._up.feed(piece):
+            for header in self.up.feed(piece):
                 if call := call_of(header):
                     self.calls += 1
                     self.outputs.calls.append(call)
@@ -216,12 +200,14 @@ class Session:
 
     async def _run(self, opening: dict[str, Any], descriptors: list[int]) -> None:
         """Ask the node, and pass its messages on until there are no more."""
+        self._busy = True
         try:
             try:
                 self.control = await self._node.connect(self.principal, opening, descriptors)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
+            self._busy = False
             await self.listen()
         except errors.AtollError as error:
             self._fail(error)
@@ -244,29 +230,31 @@ class Session:
         if self.data is None or self.data.closed:
             self._finish()
         elif self.kind != "dial":  # the worker's last bytes may still come
-            self._control_over = True
+            self.control_over = True
             self._last = self._loop.call_later(LAST_SECONDS, self._finish)
 
     async def _handle(self, message: Message) -> None:
         header, control = message.header, self.control
         assert control is not None
         if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
-            descriptors = control.take_descriptors(count)
+            data, *pipes = control.take_descriptors(count)
             self._say(header)
-            self.connect_ends(descriptors)
+            self.connect_ends(data, dict(enumerate(pipes, 1)))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)
+            self._busy = True
             await send_file(header, descriptor, self._say, self._send_data, self._wait_room)
+            self._busy = False
         else:
             self._say(header)
 
-    def connect_ends(self, descriptors: list[int]) -> None:
+    def connect_ends(self, data: int, pipes: dict[int, int]) -> None:
         """Relay the worker's or peer's socket, and the worker's pipes."""
-        sock = socket.socket(fileno=descriptors[0])
-        self.data = SocketEnd(sock, self._from_worker, self._data_over, lambda: self._acknowledge(0))
-        if len(descriptors) > 1:
-            self.outputs = Outputs(descriptors[1:], self.send, self._give_tape)
-        early, self._early, self._early_bytes = self._early, [], 0
+        sock = socket.socket(fileno=data)
+        self.data = SocketEnd(sock, self._from_worker, self._data_over, self.acknowledge)
+        if self.kind == "lease":
+            self.outputs = Outputs(pipes, self.send, self._give_tape)
+        early, self.early, self.early_bytes = self.early, [], 0
         for piece in early:
             self._pass_up(piece)
         self._held = True
@@ -285,7 +273,7 @@ class Session:
         outputs = self.outputs
         if outputs is not None:
             outputs.drain()
-            for header in self._down.feed(data):
+            for header in self.down.feed(data):
                 if answers(header):
                     outputs.answered()
         self.send(DATA, data)
@@ -294,7 +282,7 @@ class Session:
         if self.outputs is not None:
             self.outputs.drain()
         self._say({"type": "closed"})
-        if self.kind == "dial" or self._control_over:
+        if self.kind == "dial" or self.control_over:
             self._finish()
 
     # --- to the client -----------------------------------------------------------------------------------------------
@@ -322,14 +310,14 @@ class Session:
 
     def _finish(self) -> None:
         """Tell the client that nothing more comes."""
-        if self._over or self._ended:
+        if self.over or self._ended:
             return
         if self._last is not None:
             self._last.cancel()
         if self.outputs is not None:
             self.outputs.drain()
         self._say({"type": "over"})
-        self._over = True
+        self.over = True
         self._close_ends()
         if self._wire is not None:
             self._timer = self._loop.call_later(OVER_SECONDS, self.end)
@@ -352,6 +340,30 @@ class Session:
             self._room = asyncio.Event()
             await self._room.wait()
 
+    # --- another process ---------------------------------------------------------------------------------------------
+
+    @property
+    def movable(self) -> bool:
+        """True if nothing is half done: another process can go on with it."""
+        settled = self.control is None or self.over or self.control_over or self.control.settled
+        return settled and not (self._busy or self._ended or self.spool is not None)
+
+    def freeze(self) -> None:
+        """Read and write no more here: the state is about to be handed over."""
+        self._busy = True
+        if self._task is not None:
+            self._task.cancel()
+        if self.data is not None:
+            self.data.freeze()
+        if self.outputs is not None:
+            self.outputs.hold(hold=True)
+
+    def go_on(self) -> None:
+        """Begin in this process, with the ends that another one had; the client has its grace to come."""
+        if self.control is not None:
+            self._task = self._loop.create_task(self.listen())
+        self._timer = self._loop.call_later(ADOPTED_SECONDS, self.end)
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
@@ -366,8 +378,8 @@ class Session:
             self._task.cancel()
         if self.control is not None:
             self.control.close()
-        if self._spool is not None:
-            self._spool.close()
+        if self.spool is not None:
+            self.spool.close()
         self._close_ends()
         wire, self._wire = self._wire, None
         if wire is not None:
@@ -384,4 +396,4 @@ class Session:
             self.data.close()
         if self.outputs is not None:
             self.outputs.close()
-        self._early.clear()
+        self.early.clear()

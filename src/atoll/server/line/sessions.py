@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from atoll import errors
+from atoll.server.line import handover
 from atoll.server.line.session import Session
 from atoll.server.node import Node
 from atoll.server.principal import Principal
@@ -35,7 +36,7 @@ class Sessions:
         self._of_user: Counter[str] = Counter()
         self.unsettled: set[Session] = set()
         """Those that got bytes since the last look."""
-        self.opened = self.resumed = self.refused = 0
+        self.opened = self.resumed = self.refused = self.adopted = 0
         self.calls = self.bytes_up = self.bytes_down = 0
         """Of sessions that are over."""
 
@@ -65,10 +66,13 @@ class Sessions:
             raise errors.HostUnreachable(
                 f"the server has {self._most} open lines, the most that it can", hint="try again in a while"
             )
-        session = Session(secrets.token_urlsafe(24), principal, self._node, self._forget)
-        self._sessions[session.id] = session
-        self._of_user[principal.user] += 1
         self.opened += 1
+        return self._add(secrets.token_urlsafe(24), principal)
+
+    def _add(self, name: str, principal: Principal) -> Session:
+        session = Session(name, principal, self._node, self._forget)
+        self._sessions[name] = session
+        self._of_user[principal.user] += 1
         return session
 
     def find(self, name: str, principal: Principal) -> Session | None:
@@ -101,12 +105,14 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Serve while the context is open; then every session has ended."""
+        """Serve while the context is open, with the sessions of the server before; then hand them to the next one."""
+        self.adopted = await handover.adopt(self._node.options, self._add)
         task = asyncio.ensure_future(self._settle())
         try:
             yield
         finally:
             task.cancel()
+            await handover.give(self._node.options, self.all())
             for session in self.all():
                 session.end()
 
@@ -115,4 +121,4 @@ class Sessions:
             await asyncio.sleep(SETTLE_SECONDS)
             waiting, self.unsettled = self.unsettled, set()
             for session in waiting:
-                session.settle()
+                session.acknowledge()

@@ -104,6 +104,12 @@ class SocketEnd:
         self._loop.remove_writer(self.socket.fileno())
         self._on_room()
 
+    def freeze(self) -> None:
+        """Read and write no more; the socket and the unsent bytes stay."""
+        self.hold(hold=True)
+        if self.unsent and not self.closed:
+            self._loop.remove_writer(self.socket.fileno())
+
     def close(self) -> None:
         """Close the socket."""
         if self.closed:

@@ -1,0 +1,34 @@
+"""Bounds and times of sessions, and the WebSocket as a session sees it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from atoll.wire.line import WINDOW
+
+GRACE_SECONDS = 10.0
+"""Seconds for a client to come back after a loss of its connection."""
+ADOPTED_SECONDS = 30.0
+"""Seconds for a client to come back after a restart of the server."""
+OVER_SECONDS = 60.0
+"""Seconds for a client to close a line on which nothing more comes."""
+LAST_SECONDS = 10.0
+"""Seconds for the last bytes of a worker whose lease the node has ended."""
+BUSY_BYTES = 1 << 20
+"""Bytes that wait for the worker, beyond which nothing is acknowledged."""
+UNACKNOWLEDGED_BYTES = WINDOW // 4
+
+KINDS = {"lease": 3, "storage": 1, "dial": 1, "request": 0}
+"""The opening messages that lines carry, with the number of descriptors that `granted` brings."""
+LATER = {"kill", "cancel", "withdrawn"}
+"""Headers of a client after its first, which a lease knows."""
+
+
+class Wire(Protocol):
+    """The WebSocket of the moment."""
+
+    def write(self, pieces: list[Any]) -> None:
+        """Send pieces in order."""
+
+    def end(self, code: int) -> None:
+        """Say `close` and close the connection."""
