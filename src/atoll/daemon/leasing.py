@@ -74,8 +74,7 @@ class Caller:
         remote: a user of a server, whom nothing of the machine belongs to.
         limits: of such a user.
 
-    Raises:
-        ValueError: `user` is no such id.
+    Raises ValueError: `user` is no such id.
     """
 
     user: str
@@ -221,6 +220,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
         EnvironmentBuildError, DiskFull, StateUnusable: as `EnvironmentStore.ensure`.
     """
     spec = await secrets.added(services.secrets, services.engine, caller, checked(services, caller, spec))
+    await services.node.quotas.before_call(caller.user, listener.notice)
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
     await services.node.tmp_disks.check(spec.numbers.disk_bytes)

@@ -51,6 +51,8 @@ async def answer(
         return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("secrets."):
         return await secrets.handle(services.secrets, services.engine, caller, name, arguments)
+    if name in ("volume.quota", "quotas.set"):
+        return await _quota(services, caller, name, arguments)
     if name.startswith("volume."):
         return await restore.handle(services, caller.user, name, arguments, progress)
     if name.startswith("environments."):
@@ -63,6 +65,18 @@ async def answer(
         found: dict[str, Any] = await environments.handle(services.node.environments, name, arguments, progress)
         return found
     raise errors.ProtocolMismatch(f"unknown request `{name}`", hint="upgrade the older side")
+
+
+async def _quota(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Answer `volume.quota`, the caller's own (an administrator may name a `user`), or set one for a server."""
+    user = caller.user
+    if "user" in arguments or name == "quotas.set":
+        _check_administers(caller, name)
+        user = str(arguments.get("user"))
+    if name == "volume.quota":
+        return (await services.node.quotas.usage(Caller(user).user)).to_data()
+    set_ = services.node.quotas.set
+    return (await set_(Caller(user).user, arguments.get("bytes", 0), arguments.get("files", 0))).to_data()
 
 
 def _check_administers(caller: Caller, name: str) -> None:

@@ -22,6 +22,7 @@ from atoll.node.builds import Builds
 from atoll.node.capacity import Machine
 from atoll.node.freezing import Pauses
 from atoll.node.mounted_files import LIBRARY
+from atoll.node.quotas.quotas import Quotas
 from atoll.node.start_files import start_files
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
@@ -144,11 +145,12 @@ class Node:
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
         self._builds = Builds(options.environments, self._launcher, self._networks, self.limits, self._policy_of_build)
-        self.environments = EnvironmentStore(
-            options.environments_directory, self._builds.confine, self._identities.builder()
-        )
+        directory, builder = options.environments_directory, self._identities.builder()
+        self.environments = EnvironmentStore(directory, self._builds.confine, builder)
         self.pauses = Pauses()
-        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses)
+        self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
+        sheet = self.quotas.sheet
+        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses, sheet)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
         self.tmp_disks = TmpDisks(options)
@@ -186,6 +188,7 @@ class Node:
     async def close(self) -> None:
         """Release networks, limits and mounted files; all sandboxes have ended."""
         await self._networks.close()
+        await self.quotas.close()
         await self.tmp_disks.close()
         self.limits.close()
         os.close(self._library_hold)

@@ -59,6 +59,7 @@ class StoragePeers:
         volume: returns the directory of a user's volume and its owner, prepared.
         library: the directory to mount at `LIBRARY`, held by the caller.
         pauses: of the users' sandboxes.
+        quota_sheet: returns the descriptor of the file with a user's quota, which stays open.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class StoragePeers:
         volume: Callable[[str], tuple[Path, Identity]],
         library: Path,
         pauses: Pauses,
+        quota_sheet: Callable[[str], int],
     ) -> None:
         self._settings = settings
         self._launcher = launcher
@@ -76,6 +78,7 @@ class StoragePeers:
         self._native: tuple[Path, int] | None = None
         self._interpreter: Interpreter | None = None
         self._pauses = pauses
+        self._quota_sheet = quota_sheet
         self._helpers: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
@@ -121,8 +124,9 @@ class StoragePeers:
         ]
         ours, freezer = pair()
         self._help(self._pauses.serve(user, AsyncChannel(ours, PEER)))
-        command = [self._interpreter.executable, "-I", "-S", "-c", _CODE, str(end.fileno()), client]
-        command += ["/volume", str(freezer.fileno())]
+        sheet = self._quota_sheet(user)
+        command = [self._interpreter.executable, "-I", "-S", "-c", _CODE, f"--quota={sheet}"]
+        command += [str(end.fileno()), client, "/volume", str(freezer.fileno())]
         ends = [end, freezer]
         if (program := find_juicefs(volume)) is not None:
             ours, theirs = pair()
@@ -143,7 +147,9 @@ class StoragePeers:
         )
         try:
             with logged_stderr(self._settings.logs_directory / "storage.log") as stderr:
-                return self._launcher.launch(policy, descriptors=[one.fileno() for one in ends], stderr=stderr)
+                return self._launcher.launch(
+                    policy, descriptors=[sheet, *(one.fileno() for one in ends)], stderr=stderr
+                )
         finally:
             for one in ends:
                 one.close()

@@ -215,6 +215,34 @@ def _may_remove(volume: Volume, paths: list[str]) -> bool:
 
 
 @app.command
+def usage(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+    """Show the volume's use and its quota, and who enforces it.
+
+    Parameters
+    ----------
+    json: bool
+        Print an object with `bytes` and `files` (0 for no limit), `used_bytes`, `used_files`, `kind` (`user`, `project`,
+        `measured` or `none`), `complete` and `measured_at`.
+    """
+    with opened() as volume:
+        quota = volume.quota()
+    if json:
+        print_json(quota.to_data())
+        return 0
+    echo(("" if quota.complete else "at least ") + quota.text() + (f" ({quota.per_cent}%)" if quota.per_cent else ""))
+    echo(_ENFORCED[quota.kind])
+    return 0
+
+
+_ENFORCED = {
+    "user": "enforced by the file system, for the user's host uid",
+    "project": "enforced by the file system, for the volume's project",
+    "measured": "measured from time to time: the file system has no quotas",
+    "none": "no quota",
+}
+
+
+@app.command
 def du(
     *paths: str,
     depth: Annotated[int, cyclopts.Parameter(name=["--depth", "-d"], validator=cyclopts.validators.Number(gte=0))] = 0,

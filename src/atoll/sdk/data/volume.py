@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
 
     from atoll.host.contract import Host
+    from atoll.model.quota import Quota
     from atoll.sdk.data.sync import SyncChoices
     from atoll.storage.files.tree import Status
 
@@ -124,6 +125,17 @@ class Volume(VolumeRequests):
     def _connected(self) -> Iterator[Connection]:
         with self.connections.borrow() as borrowed:
             yield borrowed.connection
+
+    def quota(self) -> Quota:
+        """Return the volume's quota and its use, with `kind`: who enforces it, `user` or `project` of the file system, or
+        `measured`; `none` without one.
+
+        Raises:
+            ResourcesUnavailable: a function asks.
+        """
+        from atoll.model.quota import Quota
+
+        return Quota.from_data(self.host.request("volume.quota", {}))
 
     # --- looking ------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """The storage peer: serves one client's requests on one volume, as the volume's owner, in a sandbox of its own.
 
-    python -m atoll.storage.peer.main FD CLIENT [ROOT [FREEZER [CLONER]]]
+    python -m atoll.storage.peer.main [--quota=SHEET] FD CLIENT [ROOT [FREEZER [CLONER]]]
 
 FD is an inherited socket that carries frames; CLIENT is the kind of client at its other end (`protocol.replies`); ROOT
 is the volume (default `/volume`). FREEZER is a socket to the node, which holds the user's sandboxes during a switch
-(`sync.pause`), and CLONER one to have it clone trees (`node.storage_peers`) if the volume is on JuiceFS. The peer ends when the client closes the socket. Several peers may work on one volume: syncs
+(`sync.pause`), and CLONER one to have it clone trees (`node.storage_peers`) if the volume is on JuiceFS. SHEET is an open file with the
+volume's quota (`quota_guard`). The peer ends when the client closes the socket. Several peers may work on one volume: syncs
 of the same target, or of one target inside another, take turns.
 
 A request is answered by messages of its own and ends with `done`, or with `error`. A sync is a conversation:
@@ -30,6 +31,7 @@ from atoll.errors import SyncError
 from atoll.storage.peer.contents import Contents
 from atoll.storage.peer.copies import Copies
 from atoll.storage.peer.names import Names
+from atoll.storage.peer.quota_guard import CountedChannel, QuotaGuard
 from atoll.storage.peer.uploads import Uploads
 from atoll.storage.protocol.replies import (
     FUNCTION,
@@ -50,7 +52,7 @@ from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import Pace
 from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel, ChannelClosed
-from atoll.wire.frames import FrameError
+from atoll.wire.frames import FrameError, Message
 
 MAX_REST_SECONDS = 60.0
 
@@ -96,6 +98,7 @@ class Peer:
             "rest": self._rest,
         }
         self._rest_seconds: float | None = None
+        self._guard = channel.guard if isinstance(channel, CountedChannel) else None
 
     def serve(self) -> None:
         """Answer requests until the channel ends."""
@@ -110,12 +113,15 @@ class Peer:
                         raise SyncError(f"unknown request `{message.type}`")
                     check(self._client, message.type)
                     with contextlib.ExitStack() as held:
-                        if self._hold(held, message.type):
+                        if self._hold(held, message):
                             request(message.header, message.buffers)
                 except ChannelClosed:
                     raise
                 except REPORTED as error:
                     fail(self._channel, error, message.type)
+                finally:
+                    if self._guard is not None:
+                        self._guard.over()
 
     def _rest(self, header: dict[str, Any], _: list[bytearray]) -> None:
         """End unless the next request comes in so many seconds; there is no answer."""
@@ -130,13 +136,16 @@ class Peer:
         poll.register(self._channel.fileno(), select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    def _hold(self, held: contextlib.ExitStack, request: str) -> bool:
+    def _hold(self, held: contextlib.ExitStack, message: Message) -> bool:
         """Open the volume's data anew after a restore, and exclude restores while a request changes the volume.
 
         Returns:
             False if that failed and the error has been answered.
         """
+        request = message.type
         try:
+            if self._guard is not None:
+                self._guard.before(message)
             if request in CHANGING:
                 held.enter_context(self._lock.shared())
             else:
@@ -174,15 +183,20 @@ class Peer:
 def main(arguments: list[str] | None = None) -> int:
     """Serve the channel on the inherited descriptor that the arguments (default: the process's) name."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    sheet = -1
+    if arguments[0].startswith("--quota="):
+        sheet = int(arguments[0].partition("=")[2])
+        arguments = arguments[1:]
     descriptors = [int(arguments[0]), *map(int, arguments[3:5])]
     if sys.getfilesystemencoding().lower() != "utf-8":  # names must be bytes that survive, whatever the locale
-        for descriptor in descriptors:
+        for descriptor in (*descriptors, *([sheet] if sheet >= 0 else [])):
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     os.umask(0)
     most = MOST_MESSAGE_BYTES[arguments[1]]
     confine(arguments[1])
-    channel, *rest = (Channel(socket.socket(fileno=descriptor), most) for descriptor in descriptors)
+    channel = CountedChannel(socket.socket(fileno=descriptors[0]), most)
+    rest = [Channel(socket.socket(fileno=descriptor), most) for descriptor in descriptors[1:]]
     with contextlib.suppress(ChannelClosed):
         try:
             volume = VolumeRoot(arguments[2] if len(arguments) > 2 else "/volume")
@@ -190,6 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
             channel.receive()
             channel.send({"type": "error", "error": translated(error, "cannot open").to_data()})
             return 1
+        if sheet >= 0:
+            channel.guard = QuotaGuard(arguments[2] if len(arguments) > 2 else "/volume", sheet)
         try:
             Peer(volume, channel, arguments[1], *rest).serve()
         except (MemoryError, FrameError) as error:

@@ -94,6 +94,9 @@ class Unreadable(OSError):
 
 def fail(channel: Channel, error: Exception, request: str) -> None:
     """Report an error: those of the volume's file system by name, others with their number."""
+    name_error = getattr(channel, "named_error", None)  # of a volume with a quota
+    if name_error is not None:
+        error = name_error(error)
     if isinstance(error, BlockingIOError) and not isinstance(error, AtollError):
         error = _leased(error)
     if isinstance(error, AtollError) or request == "sync" or not isinstance(error, OSError) or error.errno in _NAMED:
