@@ -93,13 +93,13 @@ def _choose(keys: Sequence[Mapping[str, Any]], kid: object, algorithm: str) -> K
             "the issuer's token is refused: no key of the issuer is known that can have signed it",
             hint="run `atoll auth login` again",
         )
+    public = {name: value for name, value in named[0].items() if name in _PUBLIC}
+    if kind == "RSA" and len(str(public.get("n", ""))) * 6 < LEAST_RSA_BITS:  # base64 has 6 bits in a character
+        raise _refused("the issuer's key is too short")
     try:
-        found = _KINDS[kind].import_key({name: value for name, value in named[0].items() if name in _PUBLIC})
+        return _KINDS[kind].import_key(public)
     except (JoseError, ValueError, TypeError, KeyError) as error:
         raise _refused("the issuer's key is damaged") from error
-    if isinstance(found, RSAKey) and found.public_key.key_size < LEAST_RSA_BITS:
-        raise _refused("the issuer's key is too short")
-    return found
 
 
 _PUBLIC = frozenset({"kty", "n", "e", "crv", "x", "y"})
