@@ -174,6 +174,11 @@ class Channel:
         return self._decoder.messages
 
     @property
+    def local(self) -> bool:
+        """True between processes of one machine, where no compression pays."""
+        return bool(self.socket.family == getattr(_socket, "AF_UNIX", -1))
+
+    @property
     def pending(self) -> bool:
         """True if `receive` would return at once, without reading."""
         return bool(self._decoder.messages)
@@ -188,7 +193,11 @@ class Channel:
 
     def readable(self) -> bool:
         """Return whether the peer has sent something that `receive` has not returned, or has gone."""
-        return self.pending or wait_readable(self.socket.fileno())
+        return self.wait(0.0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until `readable` is true; return whether it is."""
+        return self.pending or wait_readable(self.socket.fileno(), seconds)
 
     @property
     def between_messages(self) -> bool:

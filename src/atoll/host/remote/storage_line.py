@@ -84,6 +84,11 @@ class StorageLine:
         return self._line.pump(milliseconds)
 
     @property
+    def local(self) -> bool:
+        """See `Channel.local`."""
+        return False
+
+    @property
     def pending(self) -> bool:
         """See `Channel.pending`."""
         return bool(self._decoder.messages)

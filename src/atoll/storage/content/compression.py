@@ -6,7 +6,6 @@ compressed already (archives, images, weights) is sent as it is.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,16 +30,17 @@ def methods() -> list[str]:
     return ["zstd"]
 
 
-def wanted(option: str, sock: Any, theirs: Sequence[Any]) -> bool:
-    """Tell if content for a socket is worth compressing.
+def wanted(option: str, local: bool, theirs: Sequence[Any]) -> bool:
+    """Tell if content for a channel is worth compressing.
 
     Args:
         option: `auto`, `always` or `never`.
+        local: the channel is one between processes of a machine.
         theirs: formats that the other end can decompress.
     """
     if option == "never" or "zstd" not in theirs or "zstd" not in methods():
         return False
-    return option == "always" or sock.family != getattr(socket, "AF_UNIX", -1)
+    return option == "always" or not local
 
 
 class Compressor:

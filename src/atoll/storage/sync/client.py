@@ -34,7 +34,7 @@ from atoll.storage.sync.sender import Sender, Sent, SourceSync
 from atoll.storage.sync.source_files import SourceFiles
 from atoll.storage.sync.unchanged import TargetReport, UnchangedFiles
 from atoll.terminal_text import printable
-from atoll.wire.channel import Channel, ChannelClosed, wait_readable
+from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import Message
 
 _ATTEMPTS = 5
@@ -243,7 +243,7 @@ class _Conversation:
 
     def _receive_report(self, known: Index) -> TargetReport:
         while (message := self._receive()).type == "waiting":
-            if not self._channel.pending and not wait_readable(self._channel.fileno(), _PATIENCE_SECONDS):
+            if not self._channel.wait(_PATIENCE_SECONDS):
                 self._progress.say(
                     f"waiting for another sync, a snapshot or a restore of `/data/{printable(self._target)}`"
                 )
@@ -289,7 +289,7 @@ class _Conversation:
         }
         paths = operations.send
         self._progress.start(len(paths), operations.send_bytes)
-        compress = wanted(self._options.compress, self._channel.socket, sync.target.compressions)
+        compress = wanted(self._options.compress, self._channel.local, sync.target.compressions)
         sender = Sender(
             sync,
             self._send_content,
