@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import credentials, errors, settings
 from atoll.host import index_settings
@@ -14,6 +14,9 @@ from atoll.host.remote.remote_link import RemoteLink
 from atoll.host.remote.server import Server
 from atoll.model.specs import LeaseSpec
 from atoll.wire import nested
+
+if TYPE_CHECKING:
+    from atoll.host.storage_channels import WarmStorage
 
 _VARIABLES = (
     *(b"ATOLL_HOST", b"ATOLL_KEY_ID", b"ATOLL_KEY_SECRET", b"ATOLL_CA_FILE"),
@@ -43,6 +46,7 @@ class Host(PooledHost):
         self._given = (self._url, key_id, key_secret, str(ca_file))
         self._server: Server | None = None
         self._found_by: Any = None
+        self._warm: WarmStorage | None = None
 
     def __repr__(self) -> str:
         return f"Host({self._url!r})" if self._url else "cloud"
@@ -73,6 +77,11 @@ class Host(PooledHost):
                 )
             self._server, self._found_by = Server(found), variables
         return self._server
+
+    @property
+    def identity(self) -> str:
+        """The server and the user there: what is remembered of one is not taken for another's."""
+        return f"{self.server.url} {self.server.key_id}"
 
     def kind(self, spec: LeaseSpec) -> Any:
         """See `contract.Leasing.kind`."""
@@ -117,12 +126,30 @@ class Host(PooledHost):
     def open_storage(self) -> Any:
         """See `contract.Host.open_storage`."""
         from atoll.host.remote.storage_line import StorageLine  # for `/data` alone
+        from atoll.host.storage_channels import WarmStorage
 
-        return StorageLine(self.server)
+        if self._warm is None:
+            self._warm = WarmStorage()
+        return self._warm.take(self.identity) or StorageLine(self.server)
 
     def keep_storage(self, channel: Any) -> None:
-        """See `contract.Host.keep_storage`; a peer of the server is not kept waiting."""
-        channel.close()
+        """See `contract.Host.keep_storage`."""
+        if self._warm is None:
+            channel.close()
+        else:
+            self._warm.keep(self.identity, channel)
+
+    def close(self) -> None:
+        """See `PooledHost.close`."""
+        super().close()
+        if self._warm is not None:
+            self._warm.close()
+
+    def forget(self) -> None:
+        """See `PooledHost.forget`."""
+        if self._warm is not None:
+            self._warm.forget()
+        super().forget()
 
     def run_shell(self, *_arguments: Any, **_options: Any) -> int:
         """Refuse: a server opens no shells yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class StorageLine:
         self._decoder = decoder = Decoder(MAX_BUFFER_BYTES)
         self._fault: FrameError | None = None
         self._sending = threading.Lock()
+        self._pid = os.getpid()
         self._line = LineClient(server, {"type": "storage"}, self._take, space=decoder.space, wrote=self._wrote)
         try:
             header = self._line.header(None) or {}
@@ -121,7 +123,10 @@ class StorageLine:
         return not self._decoder.messages and self._decoder.between_messages
 
     def close(self) -> None:
-        """End the line, and with it the peer."""
+        """End the line, and with it the peer; in a forked child, the copy of the connection alone."""
+        if os.getpid() != self._pid:
+            self._line.forget()
+            return
         with contextlib.suppress(OSError):
             self._line.close()
 

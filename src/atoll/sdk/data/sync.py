@@ -211,7 +211,7 @@ def arrange(
         atomic=atomic,
         dry_run=dry_run,
         allow_empty=allow_empty,
-        index=index_path(home, host.name, real, target),
+        index=index_path(home, getattr(host, "identity", host.name), real, target),
         leave_out=_below(real, os.path.realpath(home)),
     )
     return Arranged(host, source, target, options)
