@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+from typing import Self
 
 
 class Forwarder:
@@ -26,7 +27,7 @@ class Forwarder:
         self.cut_after: int | None = None
         """Bytes from the client after which its connection is cut, once."""
 
-    def __enter__(self) -> Forwarder:
+    def __enter__(self) -> Self:
         self._threads[0].start()
         return self
 
