@@ -9,6 +9,8 @@ import os
 import pkgutil
 import re
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, select, text
 
 import atoll.server
@@ -27,6 +31,7 @@ from atoll.server.accounts.bodies import NewUser
 from atoll.server.accounts.direct import Direct
 from atoll.server.database import address, schema, tables
 from atoll.server.database.database import Database
+from atoll.server.database.migrations import m0001_accounts
 from atoll.server.principal import ADMIN, Principal
 
 from . import postgresql
@@ -74,12 +79,15 @@ def test_migrations_make_the_tables_that_the_code_knows(database: Database) -> N
 
 
 def test_migrations_are_one_row() -> None:
-    """The numbers of the migrations have no gap and no fork, and each module has its number."""
-    found = schema.scripts()
-    assert len(found.get_heads()) == 1
-    steps = list(found.walk_revisions())[::-1]
-    assert [step.revision for step in steps] == [f"{number:04d}" for number in range(1, len(steps) + 1)]
-    assert all(Path(step.path).name.startswith(f"m{step.revision}_") for step in steps)
+    """The numbers of the migrations have no gap and no fork, for Atoll and for alembic's own commands."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    config.set_main_option("version_locations", str(Path(schema.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "newline")
+    found = ScriptDirectory.from_config(config)
+    assert found.get_heads() == [schema.newest()]
+    revisions = [step.revision for step in found.walk_revisions()][::-1]
+    assert revisions == list(schema.steps()) == [f"{number:04d}" for number in range(1, len(revisions) + 1)]
 
 
 def test_openers_at_a_time_make_one_schema(url: str, tmp_path: Path) -> None:
@@ -114,31 +122,27 @@ def test_a_newer_schema_is_refused_by_name(url: str, tmp_path: Path) -> None:
 
 def test_a_failed_migration_leaves_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration that fails half-way is undone whole, and the next opener begins anew."""
-    step = schema.scripts().get_revision(schema.newest())
-    assert step is not None
-    upgrade = schema.scripts().get_revision("0001").module.upgrade
 
     def half() -> None:
         upgrade()
         raise OSError("the power went")
 
-    class Broken:
-        def __init__(self) -> None:
-            self.found = scripts()
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.found, name)
-
-        def iterate_revisions(self, *_: object) -> list[object]:
-            module = type("module", (), {"upgrade": staticmethod(half)})
-            return [type("step", (), {"module": module, "revision": "0001"})]
-
-    scripts = schema.scripts
-    monkeypatch.setattr(schema, "scripts", Broken)
+    upgrade = m0001_accounts.upgrade
+    monkeypatch.setattr(m0001_accounts, "upgrade", half)
     with pytest.raises(OSError, match="power"):
         Database(tmp_path, url)
     monkeypatch.undo()
     Database(tmp_path, url).close()
+
+
+def test_a_database_of_this_version_needs_no_alembic(tmp_path: Path) -> None:
+    """Commands and servers that find their schema do not wait for the import of what changes one."""
+    tmp_path.chmod(0o700)
+    Database(tmp_path).close()
+    code = "import sys, pathlib; from atoll.server.accounts.direct import Direct\n"
+    code += "Direct(pathlib.Path(sys.argv[1])).list_users(); print('alembic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_transaction_is_kept_whole_or_not_at_all(database: Database) -> None:
