@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from atoll.model.terminal import Terminal
 from atoll.server.accounts.bodies import NewUser
 
 from ..waiting import until
@@ -187,3 +188,27 @@ def test_a_client_that_reads_nothing_stops_the_function(server: Server) -> None:
 def _kept(server: Server) -> float:
     text = server.ask("GET", "/metrics")[1].decode()
     return float(next(line for line in text.splitlines() if line.startswith("atoll_line_kept_bytes ")).split()[1])
+
+
+def _size_of_terminal() -> tuple[bool, tuple[int, int]]:
+    import sys
+
+    print("on a terminal")
+    return sys.stdout.isatty(), tuple(os.get_terminal_size(1))  # type: ignore[return-value]
+
+
+def test_a_call_has_a_terminal(server: Server) -> None:
+    """A client that asks for a terminal gets one at the server, in its own size, and its text in channel 1."""
+    leased = Leased(server, _size_of_terminal)
+    line = leased.line
+    with contextlib.closing(line):
+        call = leased.request.call
+        terminal = Terminal(-1, ())
+        leased.request = leased.request._replace(call=call.again("on-terminal", call.arguments, (), 0.0, terminal))
+        line.say({"type": "terminal", "size": [33, 111]})
+        assert leased.call() == (True, (111, 33))
+        assert b"on a terminal" in line.printed[1]
+        line.say({"type": "terminal", "size": [44, 99]})
+        assert leased.call()[1] == (99, 44)
+        line.say({"type": "terminal", "size": ["a", -1]})
+        assert leased.call()[1] == (99, 44)

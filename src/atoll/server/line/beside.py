@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from atoll.wire import sealed_file
 from atoll.wire.websocket import PIECE, LineError
 
 MOST_BYTES = 256 << 20
@@ -58,6 +59,25 @@ class Spool:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def take_certificates(header: dict[str, Any]) -> list[int]:
+    """Take the certificates' text out of an opening message; return the descriptor of a file with it, if there is one.
+
+    Without a text the message names no certificates: the node would wait for their descriptor.
+    """
+    text = header.pop("certificates_text", None)
+    if isinstance(text, str) and "certificates" in header:
+        return [sealed_file.make(text.encode("utf-8", "surrogatepass"))]
+    header.pop("certificates", None)
+    return []
+
+
+def read_size(size: object) -> tuple[int, int] | None:
+    """Return rows and columns of a terminal; None where a header has no such size."""
+    if not isinstance(size, list) or len(size) != 2 or not all(type(one) is int and 0 <= one < 1 << 16 for one in size):
+        return None
+    return size[0], size[1]
 
 
 async def send_file(

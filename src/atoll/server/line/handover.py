@@ -19,6 +19,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.host import daemon_start
+from atoll.server.line.outputs import TERMINAL
 from atoll.server.line.session import Session
 from atoll.server.principal import Principal
 from atoll.settings import Settings
@@ -26,6 +27,7 @@ from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import FrameError
+from atoll.wire.line import STDERR, STDOUT
 
 log = logging.getLogger("atoll.lines")
 
@@ -35,7 +37,25 @@ MOST_BYTES = 64 << 20
 SETTLE_SECONDS = 2.0
 """Seconds that sessions have to finish a step that cannot be handed over."""
 NODE_SECONDS = 10.0
-_NAMES = ("state", "control", "data", "stdout", "stderr", "tape")
+_PIPES = {STDOUT: "stdout", STDERR: "stderr", TERMINAL: "terminal"}
+
+
+def movable(session: Session) -> bool:
+    """Return whether nothing is half done: another process can go on with it."""
+    control = session.control
+    settled = control is None or session.over or session.control_over or control.settled
+    return settled and not (session.busy or session.ended or session.spool is not None)
+
+
+def freeze(session: Session) -> None:
+    """Have a session read and write no more here."""
+    session.busy = True
+    if session.task is not None:
+        session.task.cancel()
+    if session.data is not None:
+        session.data.freeze()
+    if session.outputs is not None:
+        session.outputs.hold(hold=True)
 
 
 def pack(session: Session) -> dict[str, int]:
@@ -49,7 +69,7 @@ def pack(session: Session) -> dict[str, int]:
     if data is not None and not data.closed:
         found["data"] = data.socket.fileno()
     if outputs is not None and not session.over:
-        found |= {_NAMES[2 + channel]: descriptor for channel, descriptor in outputs.pipes.items()}
+        found |= {_PIPES[channel]: descriptor for channel, descriptor in outputs.pipes.items()}
         if outputs.tape_descriptor >= 0:
             found["tape"] = outputs.tape_descriptor
     principal = session.principal
@@ -129,7 +149,7 @@ def _fill(session: Session, state: dict[str, Any], rest: memoryview, left: deque
     if "control" in ends:
         session.control = AsyncChannel(socket.socket(fileno=ends["control"]))
     if "data" in ends:
-        pipes = {channel: ends[name] for channel, name in ((1, "stdout"), (2, "stderr")) if name in ends}
+        pipes = {channel: ends[name] for channel, name in _PIPES.items() if name in ends}
         session.connect_ends(ends["data"], pipes)
         if session.outputs is not None:
             session.outputs.calls.extend(state["calls"])
@@ -150,13 +170,13 @@ async def give(options: Settings, sessions: list[Session]) -> int:
     Those that cannot be handed over stay; the caller ends them.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
-    while not all(session.movable for session in sessions) and time.monotonic() < deadline:  # noqa: ASYNC110 - their steps have no event
+    while not all(movable(session) for session in sessions) and time.monotonic() < deadline:  # noqa: ASYNC110 - their steps have no event
         await asyncio.sleep(0.02)
-    movable = [session for session in sessions if session.movable]
+    movable = [session for session in sessions if movable(session)]
     if not movable:
         return 0
     for session in movable:
-        session.freeze()
+        freeze(session)
     packed = [(session, pack(session)) for session in movable]
     try:
         count = await asyncio.to_thread(_send, options, [list(found.values()) for _, found in packed])

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from atoll.host.pseudo_terminal import PseudoTerminal
+from atoll.wire.line import STDERR, STDOUT
 from atoll.wire.output_tape import TapeWriter
 
+TERMINAL = 3
+"""The place of a pseudo terminal among the pipes; its text goes to the channel of stdout."""
 READ_BYTES = 64 << 10
 DRAIN_ROUNDS = 32
 """Reads that empty a pipe of 1 MiB, the most that the kernel gives one; a worker that prints on is not waited for."""
@@ -24,7 +31,7 @@ class Outputs:
     """The pipes of one worker.
 
     Args:
-        pipes: stdout and stderr by their channels, 1 and 2; owned from here on.
+        pipes: stdout and stderr by their channels, 1 and 2, and a terminal; owned from here on.
         send: takes the channel, 1 or 2, and bytes that were printed.
         give_tape: hands a tape's descriptor to the node.
     """
@@ -38,6 +45,7 @@ class Outputs:
         self._give_tape = give_tape
         self._tape: TapeWriter | None = None
         self._can_keep = True
+        self._shown = TERMINAL in self.pipes
         self.tape_descriptor = -1
         """Of the tape's memory, for a handover."""
         self._reads = False
@@ -79,7 +87,7 @@ class Outputs:
             self._close(channel)
             return False
         self._keep(data)
-        self._send(channel, data)
+        self._send(STDOUT if channel == TERMINAL else channel, data)
         return True
 
     def _keep(self, data: bytes) -> None:
@@ -94,6 +102,28 @@ class Outputs:
                     tape.close()
         if self._tape is not None:
             self._tape.write(self.calls[0] if self.calls else "", data)
+
+    def show(self, rows: int, columns: int) -> int:
+        """Give the terminal a size; return the end for the worker where it is a new one, else -1.
+
+        Raises:
+            OSError: there is none.
+        """
+        if TERMINAL in self.pipes:
+            self._resize(rows, columns)
+            return -1
+        if self._shown:
+            return -1
+        self._shown = True
+        made = PseudoTerminal(os.fstat(self.pipes[STDERR]).st_uid)
+        self.pipes[TERMINAL] = made.descriptor
+        self._resize(rows, columns)
+        if self._reads:
+            self._loop.add_reader(made.descriptor, self._read, TERMINAL)
+        return made.take_inner()
+
+    def _resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.pipes[TERMINAL], termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def answered(self) -> None:
         """Note that the first call has its answer: its output is over."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll import errors
-from atoll.server.line.beside import Spool, send_file
+from atoll.server.line.beside import Spool, read_size, send_file, take_certificates
 from atoll.server.line.frames import Follower, answers, call_of
 from atoll.server.line.outputs import Outputs
 from atoll.server.line.socket_end import SocketEnd
@@ -39,7 +39,7 @@ from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.frames import FrameError, Message
+from atoll.wire.frames import FrameError, Message, encode
 from atoll.wire.line import DATA, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
 
@@ -75,11 +75,12 @@ class Session:
         self.early_bytes = 0
         self.spool: Spool | None = None
         self.up, self.down = Follower(), Follower()
-        self.control_over = self.over = self._ended = False
+        self.control_over = self.over = self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._busy = False
+        self.task: asyncio.Task[None] | None = None
+        self.busy = False
+        """A step is half done that cannot go on in another process."""
 
     # --- the client's side -------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Session:
 
     def detach(self, wire: Wire) -> None:
         """Note that a connection was lost without `close`."""
-        if self._wire is not wire or self._ended:
+        if self._wire is not wire or self.ended:
             return
         self._wire = None
         self._congested = False
@@ -163,7 +164,9 @@ class Session:
     def _take_header(self, header: dict[str, Any]) -> None:
         size = header.pop("bytes", 0)
         if self.kind:
-            if self.control is not None and header["type"] in LATER:
+            if header["type"] == "terminal":
+                self._show(read_size(header.get("size")))
+            elif self.control is not None and header["type"] in LATER:
                 self._post({"type": header["type"]})
             return
         self.kind = kind = header["type"]
@@ -174,7 +177,16 @@ class Session:
         if size:
             self.spool = Spool(header, size)
         else:
-            self._task = self._loop.create_task(self._run(header, []))
+            self.task = self._loop.create_task(self._run(header, []))
+
+    def _show(self, size: tuple[int, int] | None) -> None:
+        """Give the worker a terminal, or the terminal a size; a call without one prints to its pipes."""
+        if size is None or self.outputs is None or self.data is None:
+            return
+        with contextlib.suppress(OSError):
+            inner = self.outputs.show(*size)
+            if inner >= 0:
+                self.data.hand(b"".join(encode({"type": "terminal"})), inner)
 
     def _take_data(self, piece: Any) -> None:
         if self.data is not None:
@@ -182,7 +194,7 @@ class Session:
         elif self.spool is not None:
             if self.spool.take(piece):
                 spool, self.spool = self.spool, None
-                self._task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
+                self.task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
         elif not self.over:
             self.early.append(piece)
             self.early_bytes += len(piece)
@@ -200,14 +212,15 @@ class Session:
 
     async def _run(self, opening: dict[str, Any], descriptors: list[int]) -> None:
         """Ask the node, and pass its messages on until there are no more."""
-        self._busy = True
+        self.busy = True
+        descriptors = [*take_certificates(opening), *descriptors]
         try:
             try:
                 self.control = await self._node.connect(self.principal, opening, descriptors)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-            self._busy = False
+            self.busy = False
             await self.listen()
         except errors.AtollError as error:
             self._fail(error)
@@ -242,9 +255,9 @@ class Session:
             self.connect_ends(data, dict(enumerate(pipes, 1)))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)
-            self._busy = True
+            self.busy = True
             await send_file(header, descriptor, self._say, self._send_data, self._wait_room)
-            self._busy = False
+            self.busy = False
         else:
             self._say(header)
 
@@ -310,7 +323,7 @@ class Session:
 
     def _finish(self) -> None:
         """Tell the client that nothing more comes."""
-        if self.over or self._ended:
+        if self.over or self.ended:
             return
         if self._last is not None:
             self._last.cancel()
@@ -342,40 +355,24 @@ class Session:
 
     # --- another process ---------------------------------------------------------------------------------------------
 
-    @property
-    def movable(self) -> bool:
-        """True if nothing is half done: another process can go on with it."""
-        settled = self.control is None or self.over or self.control_over or self.control.settled
-        return settled and not (self._busy or self._ended or self.spool is not None)
-
-    def freeze(self) -> None:
-        """Read and write no more here: the state is about to be handed over."""
-        self._busy = True
-        if self._task is not None:
-            self._task.cancel()
-        if self.data is not None:
-            self.data.freeze()
-        if self.outputs is not None:
-            self.outputs.hold(hold=True)
-
     def go_on(self) -> None:
         """Begin in this process, with the ends that another one had; the client has its grace to come."""
         if self.control is not None:
-            self._task = self._loop.create_task(self.listen())
+            self.task = self._loop.create_task(self.listen())
         self._timer = self._loop.call_later(ADOPTED_SECONDS, self.end)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """Release the lease or peer, and everything that belongs to the line."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         self._stop_timer()
         if self._last is not None:
             self._last.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
         if self.control is not None:
             self.control.close()
         if self.spool is not None:

@@ -5,13 +5,21 @@ The event loop's own transports would hold unsent bytes that nobody can take out
 
 from __future__ import annotations
 
+import array
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from atoll.wire.websocket import PIECE
+
+
+class _Handed(bytes):
+    """Bytes that go with a descriptor, which is closed when they have gone."""
+
+    descriptor = -1
 
 
 class SocketEnd:
@@ -83,22 +91,41 @@ class SocketEnd:
         self.unsent.append(data)
         self.unsent_bytes += len(data)
 
+    def hand(self, data: bytes, descriptor: int) -> None:
+        """Send bytes with a descriptor, which is owned from here on."""
+        handed = _Handed(data)
+        handed.descriptor = descriptor
+        if self.closed or self._broken:
+            os.close(descriptor)
+            return
+        self.unsent.append(handed)
+        self.unsent_bytes += len(data)
+        self._loop.add_writer(self.socket.fileno(), self._flush)
+        self._flush()
+
+    def _send(self, piece: Any) -> int:
+        if type(piece) is not _Handed:
+            return self.socket.send(piece)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [piece.descriptor]))
+        count = self.socket.sendmsg([piece], [rights])
+        os.close(piece.descriptor)
+        return count
+
     def _flush(self) -> None:
         unsent = self.unsent
         while unsent:
             piece = unsent[0]
             try:
-                count = self.socket.send(piece)
+                count = self._send(piece)
             except BlockingIOError:
                 return
             except OSError:
                 self._broken = True
-                unsent.clear()
-                self.unsent_bytes = 0
+                self._forget()
                 break
             self.unsent_bytes -= count
             if count < len(piece):
-                unsent[0] = memoryview(piece)[count:]
+                unsent[0] = memoryview(bytes(piece) if type(piece) is _Handed else piece)[count:]
                 return
             unsent.popleft()
         self._loop.remove_writer(self.socket.fileno())
@@ -118,6 +145,12 @@ class SocketEnd:
         self.closed = True
         if self.unsent:
             self._loop.remove_writer(self.socket.fileno())
-            self.unsent.clear()
-            self.unsent_bytes = 0
+            self._forget()
         self.socket.close()
+
+    def _forget(self) -> None:
+        for piece in self.unsent:
+            if type(piece) is _Handed:
+                os.close(piece.descriptor)
+        self.unsent.clear()
+        self.unsent_bytes = 0
