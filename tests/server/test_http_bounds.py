@@ -24,7 +24,7 @@ def _rest(connection: socket.socket) -> bytes:
     try:
         while data := connection.recv(65536):
             pieces.append(data)
-    except ConnectionError:
+    except OSError:
         pass
     return b"".join(pieces)
 
@@ -60,7 +60,7 @@ def test_large_heads_are_refused(raw: socket.socket, head: bytes) -> None:
     """A head above 64 KiB is refused by 431, also while it has no end."""
     try:
         raw.sendall(head)
-    except ConnectionError:  # it does not read the rest
+    except OSError:  # it does not read the rest
         return
     answer = _rest(raw)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
@@ -87,7 +87,7 @@ def test_large_bodies_are_refused(server: Server) -> None:
             for _ in range(32):
                 raw.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
             raw.sendall(b"0\r\n\r\n")
-        except ConnectionError:
+        except OSError:
             return
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
 
@@ -96,7 +96,7 @@ def test_floods_of_pipelined_requests_are_cut(raw: socket.socket) -> None:
     """Thousands of requests in one write are not all kept: the connection ends."""
     try:
         raw.sendall(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
-    except ConnectionError:
+    except OSError:
         return
     assert _rest(raw).count(b"HTTP/1.1 200") < 1000
 

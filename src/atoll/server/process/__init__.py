@@ -1,0 +1,1 @@
+"""The server as a process: its lock, signals, listener, TLS, and its word to systemd."""

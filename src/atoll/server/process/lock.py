@@ -1,0 +1,48 @@
+"""One server for a state directory, and the file that says where it listens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+
+from atoll import __version__, errors, ownership
+from atoll.settings import Settings
+
+NAME = "server.json"
+
+
+@contextlib.contextmanager
+def only_one(options: Settings) -> Iterator[None]:
+    """Hold the lock of the state directory's one server.
+
+    Raises:
+        StateUnusable: another server has it.
+    """
+    with ownership.directory(options.run_directory) as run:
+        descriptor = run.open("server.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.StateUnusable(
+                f"`{options.home}` has a running server", hint="end that one first, or give another `--home`"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def describe(options: Settings, url: str) -> None:
+    """Write `run/server.json`: address and process."""
+    path = options.run_directory / NAME
+    temporary = path.with_name(f"{NAME}.{os.getpid()}")
+    temporary.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "url": url}))
+    temporary.replace(path)
+
+
+def forget(options: Settings) -> None:
+    """Remove it again."""
+    (options.run_directory / NAME).unlink(missing_ok=True)
