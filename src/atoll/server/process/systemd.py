@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
+
+from atoll import settings
 
 
 def tell(state: str) -> None:
     """Send a state such as `READY=1`; nothing where no systemd waits for it."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
+    path = settings.variable("NOTIFY_SOCKET")
     if not path.startswith(("/", "@")):
         return
     name = "\0" + path[1:] if path.startswith("@") else path
