@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from atoll.daemon import leasing
+from atoll.daemon import claims
 from atoll.errors import AtollError, SerializationError
 from atoll.model.specs import LeaseSpec
 from atoll.payload import untrusted as sdk_plain
@@ -92,7 +92,7 @@ def lease(data: bytes) -> Any:
     except ValueError:
         pass
     try:
-        return leasing.read_spec(asked)
+        return claims.read_spec(asked)
     except AtollError:
         return None
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from atoll import __version__, errors
-from atoll.daemon import call_requests, leasing, places, requests
+from atoll.daemon import call_requests, claims, leasing, places, requests
 from atoll.daemon.detached import requests as detached_requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
@@ -117,26 +117,24 @@ class Connection:
         """Return the work that the client's message asks for; of the message itself nothing is kept."""
         message = (await asyncio.wait_for(self._channel.receive(), HELLO_SECONDS)).header
         if "as" in message:
-            owner, self._caller = self._caller.user, leasing.on_behalf(self._caller, message["as"])
-            if self._caller.remote:
-                self._admit(owner)
+            self._admit(leasing.on_behalf(self._caller, message["as"]), self._caller.user)
         if "certificates" in message and not self._caller.nested:
             self._learn_certificates(message["certificates"])
         match message.get("type"):
             case "lease":
-                spec = leasing.read_spec(message.get("spec"))
-                claim = leasing.read_claim(message.get("for"))
-                call = claim[0] if claim is not None else leasing.read_call(message.get("after"))
+                spec = claims.read_spec(message.get("spec"))
+                claim = claims.read_claim(message.get("for"))
+                call = claim[0] if claim is not None else claims.read_call(message.get("after"))
                 maker = self._services.claimed.maker(call, self._caller.user, self._caller.parent)
                 if maker == "":
                     claim = None
                 if self._caller.keeps:  # its leases serve calls of many programs
                     maker = None
-                return self._lease(spec, leasing.read_client(message.get("client", "")), claim, maker)
+                return self._lease(spec, claims.read_client(message.get("client", "")), claim, maker)
             case "storage":
                 return self._storage()
             case "shell":
-                return self._shell(leasing.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
+                return self._shell(claims.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
             case "exec":
                 return self._exec(message)
             case "handover" | "adopt" as kind:
@@ -150,12 +148,13 @@ class Connection:
             case kind:
                 raise errors.ProtocolMismatch(f"unknown message `{str(kind)[:40]}`", hint="upgrade the older side")
 
-    def _admit(self, owner: str) -> None:
-        """Begin to serve a user of the owner's server."""
-        users, user = self._services.users, self._caller.user
-        users.admit(user, self._caller.limits, owner)
-        self._caller = replace(self._caller, network=users.network())
-        self._held.enter_context(users.connection(user))
+    def _admit(self, caller: Caller, owner: str) -> None:
+        """Serve the caller in whose name the owner, or the keeper, asks."""
+        self._caller, users = caller, self._services.users
+        if caller.remote:
+            users.admit(caller.user, caller.limits, owner)
+            self._caller = replace(caller, network=users.network())
+            self._held.enter_context(users.connection(caller.user))
 
     def _learn_certificates(self, digest: object) -> None:
         """Take the certificates that came beside a message, if a build could need them and they are not here yet."""
@@ -212,7 +211,7 @@ class Connection:
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
-    async def _lease(self, spec: LeaseSpec, client: str, claim: leasing.Claim | None, maker: str | None) -> None:
+    async def _lease(self, spec: LeaseSpec, client: str, claim: claims.Claim | None, maker: str | None) -> None:
         calls = self._services.running_calls
         lease: EngineLease | None = None
         try:
@@ -229,7 +228,9 @@ class Connection:
             raise
         except BaseException as error:
             if lease is None or not lease.worker or lease.never_began:
-                leasing.record_refusal(self._services, self._caller, spec.function, claim, error)
+                claims.record_refusal(
+                    self._services.recorder, self._caller.user, spec.function, claim, error, nested=self._caller.nested
+                )
             raise
 
     async def _ask(self, spec: LeaseSpec, client: str, listener: leasing.Listener) -> EngineLease:

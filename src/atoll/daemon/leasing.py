@@ -21,21 +21,23 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from atoll import errors
+from atoll.daemon.claims import MAX_CLIENT
 from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
 from atoll.daemon.users import UserLimits, read_limits
 from atoll.engine.accounts import Opener
-from atoll.engine.call_claims import never_started
 from atoll.engine.contract import EngineLease
 from atoll.environments.asked import credentials, requirements
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
+from atoll.environments.store import EnvironmentStore
+from atoll.environments.stores import UserEnvironments
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
-from atoll.node.builds import policy_of_builds
+from atoll.node.builds import closed_builds, policy_of_builds
 from atoll.sandbox.network.networks import within
+from atoll.settings import INDEX_FILE_VARIABLES
 from atoll.storage.protocol.replies import FUNCTION, PROGRAM
 
 MAX_NESTED_NAMES = 200
@@ -47,12 +49,6 @@ TOKENS_A_CHARACTER = 0.5
 
 MOST_NESTED_GRACE_SECONDS = 60.0
 """The longest grace of a call that a function makes: its code keeps a slot for so long after its client has ended."""
-
-MAX_CLIENT = 64
-"""Characters of the name of a client's process."""
-
-MAX_CLAIM = 200
-"""Characters of the ids in a client's description of its call."""
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -166,36 +162,6 @@ def check_outside(caller: Caller, what: str) -> None:
         raise errors.ResourcesUnavailable(f"a function cannot {what}", hint="run it from the command line")
 
 
-Claim = tuple[str, float, str]
-"""A client's description of the call that it wants a lease for: id, time, and the parent's id; unchecked otherwise."""
-
-
-def read_claim(data: object) -> Claim | None:
-    """Return the description in a lease's message; None where there is none that can be used."""
-    if not isinstance(data, dict):
-        return None
-    call, at, parent = data.get("call"), data.get("at"), data.get("parent")
-    if not isinstance(call, str) or not isinstance(parent, str) or max(len(call), len(parent)) > MAX_CLAIM:
-        return None
-    return call, at if isinstance(at, float) else 0.0, parent
-
-
-def read_call(data: object) -> str:
-    """Return the id of a call in a lease's message; empty where there is none that can be used."""
-    return data if isinstance(data, str) and len(data) <= MAX_CLAIM else ""
-
-
-def read_client(data: object) -> str:
-    """Return the name of a client's process, as it claims.
-
-    Raises:
-        ValueError: it is no short text.
-    """
-    if not isinstance(data, str) or len(data) > MAX_CLIENT:
-        raise ValueError("`client` must be a short text")
-    return data
-
-
 @dataclass(frozen=True)
 class Listener:
     """A client that waits, as `ask` tells it.
@@ -230,13 +196,25 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     return services.engine.ask(caller.user, spec, environment, caller.parent, client, caller.relayed, share)
 
 
+def environments_of(services: Services, caller: Caller) -> EnvironmentStore | UserEnvironments:
+    """Return the environments that a caller sees: the machine's, or those of a user of a server."""
+    users, user = services.users, caller.user
+    return services.node.stores.of(user, users.builds(user)) if users.serves(user) else services.node.environments
+
+
+def confine_builds(services: Services, caller: Caller) -> None:
+    """Give builds of this task no more of the network than the caller's functions have."""
+    if caller.nested or caller.network != "host":
+        policy_of_builds.set(_outer_network(services, caller))
+    closed_builds.set(services.users.serves(caller.user))
+
+
 async def build(
     services: Services, caller: Caller, spec: EnvironmentSpec, progress: Callable[[str], None]
 ) -> Environment:
     """Return the environment of a spec that `checked` has returned; built if it is absent."""
-    if caller.nested or caller.network != "host":
-        policy_of_builds.set(_outer_network(services, caller))  # for this task, and the builds that it starts
-    store = services.node.environments
+    confine_builds(services, caller)
+    store = environments_of(services, caller)
     return await store.ensure(spec, progress, nested=caller.nested, worker=caller.parent or "")
 
 
@@ -274,6 +252,11 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
         recipes.refuse_host_paths(spec)
     if not caller.may_choose_interpreter:
         spec = replace(spec, interpreter="")
+    if caller.remote and (named := [name for name, _ in spec.index if name in INDEX_FILE_VARIABLES]):
+        raise errors.EnvironmentBuildError(
+            f"`{named[0]}` names a file of the caller's machine, which the server does not open",
+            hint="upgrade the client: it sends the file's contents",
+        )
     if caller.parent is not None:
         return _within_parent(services, spec, services.engine.environment_of(caller.parent))
     if not caller.may_name_host_paths:
@@ -323,16 +306,6 @@ def _outer_network(services: Services, caller: Caller) -> str:
     return services.engine.network_of(caller.parent) if caller.parent is not None else caller.network
 
 
-def record_refusal(
-    services: Services, caller: Caller, function: str, claim: Claim | None, error: BaseException
-) -> None:
-    """Record a call that got no worker, because of an error or because its client left."""
-    data = None if claim is None else dict(zip(("call", "at", "parent"), claim, strict=True))
-    record = never_started(data, function, caller.user, caller.nested, error)
-    if record is not None:
-        services.recorder.add(record)
-
-
 async def dial(services: Services, caller: Caller, worker: object, port: object) -> socket.socket:
     """Connect to a port inside the sandbox of a worker that serves a lease of this user.
 
@@ -369,17 +342,3 @@ def _check_mount(target: str, source: str) -> None:
         raise errors.ResourcesUnavailable(
             f"mount `{target}`: `{source}` is not a directory of this machine", hint="give an existing directory"
         )
-
-
-def read_spec(data: Any) -> LeaseSpec:
-    """Return the spec in a message.
-
-    Raises:
-        ResourcesUnavailable: it is none.
-    """
-    try:
-        return LeaseSpec.from_data(data)
-    except ValueError as error:
-        raise errors.ResourcesUnavailable(
-            f"the daemon does not take this call: {error}", hint="correct the option; large values belong in `/data`"
-        ) from error

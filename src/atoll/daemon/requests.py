@@ -56,14 +56,7 @@ async def answer(
     if name.startswith("volume."):
         return await restore.handle(services, caller.user, name, arguments, progress)
     if name.startswith("environments."):
-        if not caller.may_administer:
-            if name not in _ENVIRONMENTS_OF_ALL:
-                _check_administers(caller, name)
-            asked = EnvironmentSpec.from_data(arguments.get("environment"))
-            spec = leasing.checked_environment(services, caller, asked)
-            arguments = {**arguments, "environment": spec.to_data()}
-        found: dict[str, Any] = await environments.handle(services.node.environments, name, arguments, progress)
-        return found
+        return await _environments(services, caller, name, arguments, progress)
     raise errors.ProtocolMismatch(f"unknown request `{name}`", hint="upgrade the older side")
 
 
@@ -77,6 +70,21 @@ async def _quota(services: Services, caller: Caller, name: str, arguments: dict[
         return (await services.node.quotas.usage(Caller(user).user)).to_data()
     set_ = services.node.quotas.set
     return (await set_(Caller(user).user, arguments.get("bytes", 0), arguments.get("files", 0))).to_data()
+
+
+async def _environments(
+    services: Services, caller: Caller, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Answer about the environments that the caller sees: a user of a server sees their own, and those that all share."""
+    if not caller.remote and not caller.may_administer and name not in _ENVIRONMENTS_OF_ALL:
+        _check_administers(caller, name)
+    if (caller.remote or not caller.may_administer) and "environment" in arguments:
+        spec = leasing.checked_environment(services, caller, EnvironmentSpec.from_data(arguments["environment"]))
+        arguments = {**arguments, "environment": spec.to_data()}
+    leasing.confine_builds(services, caller)
+    store = leasing.environments_of(services, caller)
+    found: dict[str, Any] = await environments.handle(store, name, arguments, progress)
+    return found
 
 
 def _check_administers(caller: Caller, name: str) -> None:

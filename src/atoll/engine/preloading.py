@@ -12,6 +12,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from atoll.engine.pool_state import PoolSandbox, PoolWorker
@@ -47,22 +48,26 @@ class Preloading:
         self._environments = environments
         self._variables = variables
         self._tell = tell
-        self._known: dict[tuple[str, bool], Preloads] = {}  # by environment and trust
+        self._known: dict[tuple[Path, bool], Preloads] = {}  # by directory and trust
         self._asked: dict[str, tuple[str, ...]] = {}  # of each sandbox
         self._owed: Counter[str] = Counter()  # answers of each sandbox: an agent that floods is heard that often
 
     def _of(self, key: SandboxKey) -> Preloads:
-        known = self._known.get((key.environment, key.trusted))
+        place = self._place(key)
+        known = self._known.get((place, key.trusted))
         if known is None:
-            known = preloads.read(self._environments[key.environment].directory, trusted=key.trusted)
-            self._known[key.environment, key.trusted] = known
+            known = preloads.read(place, trusted=key.trusted)
+            self._known[place, key.trusted] = known
         return known
+
+    def _place(self, key: SandboxKey) -> Path:
+        return preloads.place_of(self._environments[key.environment].directory, key.user)
 
     def _learn(self, key: SandboxKey, found: Preloads) -> bool:
         if found == self._of(key):
             return False
-        self._known[key.environment, key.trusted] = found
-        preloads.write(self._environments[key.environment].directory, found, trusted=key.trusted)
+        self._known[self._place(key), key.trusted] = found
+        preloads.write(self._place(key), found, trusted=key.trusted)
         return True
 
     def begin(self, name: str) -> None:

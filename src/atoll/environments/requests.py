@@ -8,6 +8,7 @@ from typing import Any
 from atoll.environments.built import preloads
 from atoll.environments.built.records import EnvironmentRecord
 from atoll.environments.store import EnvironmentStore
+from atoll.environments.stores import UserEnvironments
 from atoll.errors import ProtocolMismatch
 from atoll.model.specs import EnvironmentSpec
 
@@ -22,7 +23,7 @@ NAMES = (
 
 
 async def handle(
-    store: EnvironmentStore, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
+    store: EnvironmentStore | UserEnvironments, name: str, arguments: dict[str, Any], progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Perform a request named in `NAMES`.
 
@@ -45,8 +46,8 @@ async def handle(
         return {"environments": [record.to_data() for record in store.list()]}
     if verb == "show":
         record = store.find(_text(arguments, "key"))
-        found = preloads.read(store.directory / record.key, trusted=True)
-        plain = preloads.read(store.directory / record.key, trusted=False)
+        found = preloads.read(store.place(record.key), trusted=True)
+        plain = preloads.read(store.place(record.key), trusted=False)
         return {
             "environment": record.to_data(),
             "log": store.text(record.key, "build.log"),
@@ -67,7 +68,7 @@ async def handle(
     raise ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer version start")
 
 
-async def _prune(store: EnvironmentStore, arguments: dict[str, Any]) -> dict[str, Any]:
+async def _prune(store: EnvironmentStore | UserEnvironments, arguments: dict[str, Any]) -> dict[str, Any]:
     unused = arguments.get("unused_seconds", 0.0)
     if isinstance(unused, bool) or not isinstance(unused, (int, float)) or unused < 0:
         raise ValueError("`unused_seconds` must be a number of at least 0")

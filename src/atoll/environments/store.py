@@ -23,11 +23,11 @@ from weakref import WeakValueDictionary
 from atoll.environments.asked import key
 from atoll.environments.asked.certificates import Certificates
 from atoll.environments.build import downloads, lockfile, workshop
-from atoll.environments.build.recipes import Recipe, Recipes
+from atoll.environments.build.recipes import OWNER, KeptFor, Recipe, Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
 from atoll.environments.built import directory as shelf
 from atoll.environments.built import locks, records
-from atoll.environments.built.directory import translated
+from atoll.environments.built.directory import translated, write_text
 from atoll.environments.built.records import Environment, EnvironmentRecord, make_directory
 from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
@@ -45,8 +45,7 @@ _RECENT_SECONDS = 1.0
 """Number of specs, and seconds, for which a key is remembered without reading the index's configuration again."""
 
 
-def _silent(_line: str) -> None:
-    return None
+def silent(_line: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,23 @@ class EnvironmentStore:
         confinement: runs the builder's commands in a sandbox.
         builder_identity: user and group of the commands, and owner of the environments.
         logs: where build logs are kept.
+        kept_for: see `recipes.KeptFor`.
     """
 
     def __init__(
-        self, directory: Path, confinement: Confinement, builder_identity: Identity, *, logs: Path | None = None
+        self,
+        directory: Path,
+        confinement: Confinement,
+        builder_identity: Identity,
+        *,
+        logs: Path | None = None,
+        kept_for: KeptFor = OWNER,
     ) -> None:
         self.directory = directory
         self._logs = directory.parent / "logs" if logs is None else logs
         self._workshop = Workshop(directory / ".cache", confinement, builder_identity)
         self._shelf = shelf.Shelf(directory, self._workshop.directory / "work")
-        self._recipes = Recipes(self._workshop, self._shelf)
+        self._recipes = Recipes(self._workshop, self._shelf, kept_for)
         self._builds: dict[str, _Build] = {}
         self._recent: dict[EnvironmentSpec, tuple[float, Recipe]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -96,10 +102,18 @@ class EnvironmentStore:
         """The certificates that requests name; their senders let them be learned first."""
         return self._recipes.certificates
 
+    def certificates_of(self, other: EnvironmentStore) -> None:
+        """Know the certificates that another store knows, and that are named by their digests."""
+        self._recipes.certificates = other.certificates
+
+    def place(self, name: str) -> Path:
+        """Return the directory of an environment."""
+        return self._shelf.path(name)
+
     # --- finding and building -----------------------------------------------------------------------------------
 
     async def ensure(
-        self, spec: EnvironmentSpec, progress: Progress = _silent, *, nested: bool = False, worker: str = ""
+        self, spec: EnvironmentSpec, progress: Progress = silent, *, nested: bool = False, worker: str = ""
     ) -> Environment:
         """Return the environment, built first if it is absent.
 
@@ -132,7 +146,14 @@ class EnvironmentStore:
                 self._recent[spec] = now + _RECENT_SECONDS, recipe
             return self._environment(current, recipe)
 
-    async def upgrade(self, spec: EnvironmentSpec, progress: Progress = _silent) -> tuple[Environment, bool]:
+    async def built(self, spec: EnvironmentSpec) -> Environment | None:
+        """Return the environment if it is complete."""
+        with translated(self.directory):
+            self.prepare()
+            current = self._shelf.current((await self._recipes.read(spec)).key)
+            return None if current is None or current in self._builds else await self.ensure(spec)
+
+    async def upgrade(self, spec: EnvironmentSpec, progress: Progress = silent) -> tuple[Environment, bool]:
         """Build anew with the newest versions that fit; return the environment and whether any version changed.
 
         The old one stays for the sandboxes that use it and goes with the last of them. When nothing has changed the
@@ -150,7 +171,7 @@ class EnvironmentStore:
             await asyncio.to_thread(self._shelf.remove_superseded, recipe.key)
             return environment, environment.key != old
 
-    async def lock(self, spec: EnvironmentSpec, progress: Progress = _silent) -> str:
+    async def lock(self, spec: EnvironmentSpec, progress: Progress = silent) -> str:
         """Return the lines that pin the environment's packages: names, versions, hashes; no download addresses.
 
         Wheels from an index have hashes.
@@ -165,7 +186,7 @@ class EnvironmentStore:
                 await asyncio.to_thread(remove_tree, self._workshop.place(name))
                 hashed = await recipe.hashed(name, text, progress)
             if hashed != text:
-                _write_text(path, hashed)
+                write_text(path, hashed)
             return hashed
 
     @contextlib.asynccontextmanager
@@ -261,21 +282,21 @@ class EnvironmentStore:
             error.hint += recipe.hint
             raise
         text = built.lock
-        if instead_of and text == _names_and_versions(self.directory / instead_of / "requirements.lock"):
+        if instead_of and text == lockfile.versions_in(self.directory / instead_of / "requirements.lock"):
             note("Nothing is newer")
             return self._environment(instead_of, recipe)
         directory = self.directory / name
         make_directory(directory)
         (built.place / "env").rename(directory / "env")
         size = await asyncio.to_thread(shelf.size_bytes, directory / "env")
-        _write_text(directory / "requirements.lock", text)
+        write_text(directory / "requirements.lock", text)
         seconds = time.monotonic() - started
         if recipe.shown:
             packages = sum(1 for line in text.splitlines() if line[:1].isalnum())
             ended = BuildProgress(name[:8], "built", packages=packages, size_bytes=size, seconds=seconds)
             note(BuildLine(f"Built environment {name[:8]} in {seconds:.1f} s", ended))
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
-            _write_text(self._shelf.pins_path(recipe.key), text)
+            write_text(self._shelf.pins_path(recipe.key), text)
         record = EnvironmentRecord(
             key=name,
             kind=recipe.kind,
@@ -377,16 +398,3 @@ class EnvironmentStore:
         self._recipes.prepare()
         self._shelf.clean()
         self._prepared = True
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, "utf-8")
-    temporary.rename(path)
-
-
-def _names_and_versions(path: Path) -> str:
-    try:
-        return lockfile.without_hashes(path.read_text("utf-8"))
-    except OSError:
-        return ""

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from atoll.environments.build.workshop import Confinement
 from atoll.errors import AtollError, EnvironmentBuildError
-from atoll.model.mounts import Bind
+from atoll.model.mounts import Bind, Identity
 from atoll.node.build_disk import BuildDisk
 from atoll.process import Completed, Group
 from atoll.sandbox.launch import Launcher
@@ -42,11 +44,15 @@ policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host
 """The most open network of the builds that are started here: that of the function which asks, if one does."""
 
 
+closed_builds: ContextVar[bool] = ContextVar("closed_builds", default=False)
+"""Whether private networks are closed for the builds that are started here: a user of a server asks."""
+
+
 class Builds:
-    """Runs the commands of builds; its `confine` is the environments' `Confinement`.
+    """Runs the commands of builds; its `confinement` is the environments' `Confinement`.
 
     Args:
-        policy: returns the policy of a command with these binds, variables and network.
+        policy: returns the policy of a command with these binds, variables, network and identity.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class Builds:
         launcher: Launcher,
         networks: Networks,
         limits: Limits,
-        policy: Callable[[Sequence[str], Sequence[Bind], Mapping[str, str], str], Policy],
+        policy: Callable[[Sequence[str], Sequence[Bind], Mapping[str, str], str, Identity], Policy],
     ) -> None:
         self.options = options
         self._launcher = launcher
@@ -63,10 +69,15 @@ class Builds:
         self._limits = limits
         self._policy = policy
 
+    def confinement(self, identity: Identity) -> Confinement:
+        """Return the confinement of commands of this builder."""
+        return partial(self.confine, identity=identity)
+
     async def confine(
         self,
         command: Sequence[str],
         *,
+        identity: Identity,
         binds: Sequence[Bind],
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
@@ -75,6 +86,7 @@ class Builds:
         """Run a command to its end.
 
         Args:
+            identity: the builder's.
             reaches: texts with the addresses that the command needs besides those in its environment, if code of
                 packages runs in it; None if none runs.
 
@@ -84,7 +96,7 @@ class Builds:
         network = policy_of_builds.get()
         if network == "host" and reaches is not None:
             network = await self._network([*environment.values(), *reaches], environment)
-        policy = self._policy(command, binds, environment, network)
+        policy = self._policy(command, binds, environment, network, identity)
         options = self.options
         limit = self._limits.sandbox(
             options.build_memory_bytes or self._limits.most_bytes // 4 * 3, options.build_processes
@@ -103,7 +115,7 @@ class Builds:
     async def _run(self, policy: Policy, on_line: Callable[[str], None] | None, group: Group) -> Completed:
         if policy.network != "outbound":
             return await self._launcher.run(policy, on_line=on_line, group=group)
-        network = await self._networks.take()
+        network = await self._networks.take(closed=closed_builds.get())
         try:
             policy = replace(policy, files=(*policy.files, *network.files))
             return await self._launcher.run(policy, enter=network.enter, on_line=on_line, group=group)

@@ -14,7 +14,7 @@ from pathlib import Path
 from atoll import errors
 from atoll.environments.built import locks
 from atoll.environments.built.records import Environment
-from atoll.environments.store import EnvironmentStore
+from atoll.environments.stores import Stores
 from atoll.model.mounts import Bind, Identity
 from atoll.model.specs import SandboxKey
 from atoll.node import mounted_files, volumes
@@ -33,7 +33,7 @@ from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.limits.limits import Limits
 from atoll.sandbox.limits.sandbox_limit import SandboxLimit
 from atoll.sandbox.machine import SyntheticFile, new_hostname
-from atoll.sandbox.network.networks import Networks
+from atoll.sandbox.network.networks import Networks, group_of
 from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, confine
@@ -145,8 +145,8 @@ class Node:
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
         self._builds = Builds(options.environments, self._launcher, self._networks, self.limits, self._policy_of_build)
-        directory, builder = options.environments_directory, self._identities.builder()
-        self.environments = EnvironmentStore(directory, self._builds.confine, builder)
+        self.stores = Stores(options.environments_directory, self._builds.confinement, self._identities.builder)
+        self.environments = self.stores.owner
         self.pauses = Pauses()
         self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
         sheet = self.quotas.sheet
@@ -196,7 +196,7 @@ class Node:
 
     def expect_network(self, asked: str, user: str, *, trusted: bool) -> None:
         """See `sandbox.network.Networks.expect`."""
-        self._networks.expect(asked, network_group(user, trusted))
+        self._networks.expect(asked, group_of(user, trusted))
 
     async def network(self, asked: str, notice: Callable[[str], None]) -> str:
         """Return the network policy that a function gets which asks for this one, or for none.
@@ -243,9 +243,14 @@ class Node:
         return policy if disk is None else replace(policy, prepare=disk.prepare)
 
     def _policy_of_build(
-        self, command: Sequence[str], binds: Sequence[Bind], environment: Mapping[str, str], network: str
+        self,
+        command: Sequence[str],
+        binds: Sequence[Bind],
+        environment: Mapping[str, str],
+        network: str,
+        identity: Identity,
     ) -> Policy:
-        return self._policy(command, self._identities.builder(), binds, environment, network)
+        return self._policy(command, identity, binds, environment, network)
 
     # --- sandboxes of functions -------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ class Node:
                 disk.close()
 
         try:
-            hold = self.environments.hold(environment)
+            hold = self.stores.hold(environment)
             disk = self.tmp_disks.make(key.disk_bytes, self._identities.user(key.user))
             made = NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, closed, disk)
             self.tmp_disks.watch(disk, lambda: made.pid, made.kill)
@@ -296,7 +301,7 @@ class Node:
     ) -> Sandbox | OutboundSandbox:
         """Launch a sandbox now, or as soon as it has its network; `done` is called when it is launched, or never is."""
         if key.network == "outbound":
-            return OutboundSandbox(self._networks, network_group(key.user, key.trusted), launch, done)
+            return OutboundSandbox(self._networks, group_of(key.user, key.trusted), launch, done)
         try:
             return launch(None)
         finally:
@@ -328,7 +333,7 @@ class Node:
             binds.append(Bind(source, target))
         binds += self.machine.gpus.libraries(key.gpus)
         devices = self.machine.gpus.devices(key.gpus)
-        shares = network_group(key.user, key.trusted)
+        shares = group_of(key.user, key.trusted)
         own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
         variables = {**self.function_variables(), **own, **environment.variables, **variables}
         return self._policy(command, identity, binds, variables, key.network, devices, files, shares=shares, disk=disk)
@@ -390,11 +395,3 @@ class Node:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-
-
-def network_group(user: str, trusted: bool) -> str:
-    """Return a name for the sandboxes that share an outbound network, and System V shared memory.
-
-    Trusted functions have one without the others: servers on a loopback device often unpickle what they are sent.
-    """
-    return user if trusted else f"{user} data"

@@ -39,8 +39,10 @@ class Identities:
         self._known: dict[str, int] = {}
         self._span: range | None = None
 
-    def builder(self) -> Identity:
-        """Return the identity that builds environments."""
+    def builder(self, user: str = "") -> Identity:
+        """Return the identity that builds environments, of the machine's owner or of a user of a server."""
+        if user:
+            return self.user(f"@builder of {user}")
         if os.geteuid() != 0:
             return Identity(os.getuid(), os.getgid())
         span = self._range()

@@ -77,3 +77,11 @@ def with_hashes(text: str, resolved: str) -> str:
         pins = hashes.get(line, [])
         lines.append(" \\\n".join([line, *(f"    --hash={pin}" for pin in pins)]))
     return "".join(f"{line}\n" for line in lines)
+
+
+def versions_in(path: Path) -> str:
+    """Return a lock without its hashes; empty where there is none."""
+    try:
+        return without_hashes(path.read_text("utf-8"))
+    except OSError:
+        return ""

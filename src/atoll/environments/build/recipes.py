@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +21,7 @@ from atoll.environments.build import lockfile
 from atoll.environments.build.caches import Caches
 from atoll.environments.build.python_downloads import Pythons
 from atoll.environments.build.virtualenv import Builder, Request, VirtualenvRecipe
-from atoll.environments.build.workshop import Built, Workshop
+from atoll.environments.build.workshop import Built, NotForEverybody, Workshop
 from atoll.environments.built import interpreter
 from atoll.environments.built.directory import Shelf
 from atoll.environments.built.records import Environment
@@ -37,6 +37,22 @@ _VIRTUAL = {"CONDA_OVERRIDE_CUDA": "cuda", "CONDA_OVERRIDE_GLIBC": "libc", "COND
 
 
 Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class KeptFor:
+    """Whose environments a store keeps.
+
+    Args:
+        user: one user of a server, in whose keys this id is; empty for the machine's owner.
+        everybody: all users of a server: wheels of the default index alone, and no code of packages runs.
+    """
+
+    user: str = ""
+    everybody: bool = False
+
+
+OWNER, EVERYBODY = KeptFor(), KeptFor(everybody=True)
 
 
 class Recipe(Protocol):
@@ -97,7 +113,8 @@ class Recipes:
         shelf: where they are kept, and with them the versions that were locked.
     """
 
-    def __init__(self, workshop: Workshop, shelf: Shelf) -> None:
+    def __init__(self, workshop: Workshop, shelf: Shelf, kept_for: KeptFor = OWNER) -> None:
+        self._kept_for = kept_for
         self._workshop = workshop
         self._shelf = shelf
         self.certificates = Certificates()
@@ -117,15 +134,21 @@ class Recipes:
             EnvironmentBuildError: the spec cannot be read, or no Python fits.
         """
         if spec.kind == "conda":
+            if self._kept_for.everybody:  # link scripts are code of packages
+                raise NotForEverybody("a conda environment is its user's own")
             return await self._conda(spec, nested)
         if spec.kind != "virtualenv":
             raise EnvironmentBuildError(f"environments of kind `{spec.kind}` cannot be built here")
         parsed = requirements.parse(spec.requirements)
+        if self._kept_for.everybody and not _for_everybody(spec, parsed):
+            raise NotForEverybody("an environment with packages of other places is its user's own")
         python = await self._pythons.find(spec, log, nested=nested)
         contents, sources = await _contents(parsed), self._index(dict(spec.index), parsed)
-        found = key.key(spec.kind, parsed, python, index=sources.facts, contents=contents)
+        found = self._named(key.key(spec.kind, parsed, python, index=sources.facts, contents=contents))
         constraints = (*parsed.constraints, *lockfile.constraints(self._pins(found)))
         request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
+        if self._kept_for.everybody:
+            request = replace(request, for_everybody=True)
         return VirtualenvRecipe(self._builder, request)
 
     async def _conda(self, spec: EnvironmentSpec, nested: bool) -> CondaRecipe:
@@ -152,6 +175,7 @@ class Recipes:
                 fetch=sources.fetch,
             )
         )
+        found = self._named(found)
         pinned, on_top = conda_packages.pinned(self._pins(found))
         inner = conda.inner_python(python)
         request = Request(
@@ -171,6 +195,12 @@ class Recipes:
             pinned=pinned,
             offline=offline,
         )
+
+    def _named(self, found: str) -> str:
+        """Return a key that no other store gives: keys name environments of all stores in the engine."""
+        if self._kept_for == OWNER:
+            return found
+        return digest({"key": found, "user": self._kept_for.user, "everybody": self._kept_for.everybody})
 
     def _index(self, sent: dict[str, str], parsed: Requirements, also: Iterable[str] = ()) -> Index:
         return index.read(sent, parsed, self._shelf.keyed, self.certificates.text, also)
@@ -201,6 +231,20 @@ class Recipes:
         await self._builder.clear_cache()
         await self._caches.clear()
         await conda.clear_cache(self._workshop, self._shelf.lock_path("conda-cache"))
+
+
+def _for_everybody(spec: EnvironmentSpec, parsed: Requirements) -> bool:
+    """Return whether an environment may be shared by users who distrust one another, if wheels will do.
+
+    Nothing of the request may decide where packages come from, or by which way.
+    """
+    if parsed.paths or parsed.may_need_building or parsed.names_addresses:
+        return False
+    return all(name in _CHOOSING or not text for name, text in spec.index)
+
+
+_CHOOSING = frozenset({"UV_EXCLUDE_NEWER", "UV_PRERELEASE", "UV_INDEX_STRATEGY", "UV_HTTP_TIMEOUT", *_VIRTUAL})
+"""Settings that choose among the packages of the default index."""
 
 
 def read_conda(spec: EnvironmentSpec) -> CondaRequirements:

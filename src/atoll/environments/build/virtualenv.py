@@ -26,7 +26,7 @@ from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import caches, compile_bytecode, diagnosis, lockfile
 from atoll.environments.build.caches import Caches
 from atoll.environments.build.python_downloads import uv_program
-from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, Workshop
+from atoll.environments.build.workshop import VARIABLES, Built, Cleaner, NotForEverybody, Workshop
 from atoll.environments.built.interpreter import Interpreter
 from atoll.environments.built.records import (
     INSIDE,
@@ -54,9 +54,10 @@ class Request:
         key: names the environment in messages.
         requirements, interpreter, index: as they were read.
         constraints: versions to keep to where a package is needed, as lines of a requirements file.
-        refresh: ask the index again instead of using its cached answers.
+        refresh: ask the index again.
         runs_code: False where code of packages must not run: it could read the credentials of the index.
         keeps_cache: False for a cache that is thrown away.
+        for_everybody: users who distrust one another share it, so no code of packages may run.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Request:
     refresh: bool = False
     runs_code: bool = True
     keeps_cache: bool = True
+    for_everybody: bool = False
 
 
 class Builder:
@@ -93,9 +95,8 @@ class Builder:
             return place
         await asyncio.to_thread(self._write_inputs, place, request)
         check_complete(request)
-        clean = Cleaner(request.index.secrets, log)
+        attempt = _Attempt(self, place, request, Cleaner(request.index.secrets, log))
         async with self.caches.use(request.index.cache if request.keeps_cache else ""):
-            attempt = _Attempt(self, place, request, clean)
             if request.requirements.may_need_building or not await attempt.wheels():
                 check_runs_code(request)
                 await attempt.sources()
@@ -272,8 +273,7 @@ class _Attempt:
         return words
 
     def _private(self) -> Bind:
-        """This environment and nothing else of the workshop."""
-        return Bind(str(self._place), "/opt/atoll", writable=True)
+        return Bind(str(self._place), "/opt/atoll", writable=True)  # and nothing else of the workshop
 
     async def _run(self, command: Sequence[str], *, shared: bool, quiet: bool = False) -> process.Completed:
         request = self._request
@@ -379,8 +379,10 @@ def check_runs_code(request: Request) -> None:
     """Refuse to run code of packages beside credentials that a function could learn from it.
 
     Raises:
-        EnvironmentBuildError: the request must not.
+        EnvironmentBuildError, NotForEverybody: the request must not.
     """
+    if request.for_everybody:
+        raise NotForEverybody("a package has no wheel")
     if not request.runs_code:
         raise EnvironmentBuildError(
             f"could not build environment `{request.key[:8]}`: a package has no wheel, and code of packages never runs "

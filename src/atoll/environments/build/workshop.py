@@ -127,6 +127,10 @@ class Workshop:
         )
 
 
+class NotForEverybody(Exception):
+    """An environment needs code of packages, or a place of its user's own, and so is that user's own."""
+
+
 class Cleaner:
     """Passes lines on without the secrets in them."""
 

@@ -246,3 +246,10 @@ def translated(directory: Path) -> Iterator[None]:
         ) from error
     except (UnicodeDecodeError, shutil.Error) as error:
         raise InternalError(f"building an environment failed: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, "utf-8")
+    temporary.rename(path)

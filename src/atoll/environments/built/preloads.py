@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+SHARED, USERS = "shared", "users"
+"""Directories beside the owner's environments: those that a server's users share, and each user's own."""
+
 MOST_MODULES = 2000
 _FILES = {True: "preload.json", False: "preload-data.json"}
 """By trust. A file that does not say `trusted` was learned from functions of both kinds, and counts for neither."""
@@ -52,6 +55,16 @@ class Preloads:
 
     def to_data(self) -> dict[str, Any]:
         return {"modules": list(self.modules), "implied": sorted(self.implied), "refused": dict(self.refused)}
+
+
+def place_of(directory: Path, user: str) -> Path:
+    """Return where a user's file is for the environment in `directory`: nobody decides what others import ahead."""
+    if directory.parent.name != SHARED:
+        return directory
+    place = directory.parent.with_name(USERS) / user / "preloads" / directory.name
+    with contextlib.suppress(OSError):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return place
 
 
 def read(directory: Path, *, trusted: bool) -> Preloads:

@@ -18,6 +18,8 @@ import struct
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from atoll.errors import SandboxUnavailable
+
 IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 REFUSED: tuple[IPNetwork, ...] = tuple(
@@ -34,6 +36,21 @@ REFUSED: tuple[IPNetwork, ...] = tuple(
     )
 )
 """Addresses that no outbound network reaches, beside the machine's own."""
+
+PRIVATE: tuple[IPNetwork, ...] = tuple(
+    ipaddress.ip_network(text)
+    # RFC 1918, RFC 6598 (carriers, and overlay networks such as Tailscale's), RFC 2544, RFC 4193, RFC 3879
+    for text in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "198.18.0.0/15",
+        "fc00::/7",
+        "fec0::/10",
+    )
+)
+"""Networks of the machine's surroundings, which users of a server do not reach either."""
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """The addresses that represent IPv4 ones where the local network translates (RFC 6052)."""
@@ -59,13 +76,44 @@ _PROHIBITED = {_IPV4: 13, _IPV6: 1}
 """The ICMP codes for `administratively prohibited`."""
 
 
-def refused(own: Iterable[str]) -> list[IPNetwork]:
+def private_but(reachable: Iterable[str]) -> list[IPNetwork]:
+    """Return the private networks, without those that an operator opens.
+
+    Raises:
+        SandboxUnavailable: one of these is no network.
+    """
+    closed = list(PRIVATE)
+    for text in reachable:
+        try:
+            opened = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise SandboxUnavailable(
+                f"`users.reachable` names `{text}`: {error}", hint="write networks such as `10.1.2.0/24`"
+            ) from error
+        closed = [left for one in closed for left in _without(one, opened)]
+    return closed
+
+
+def _without(network: IPNetwork, opened: IPNetwork) -> list[IPNetwork]:
+    if isinstance(network, ipaddress.IPv4Network) and isinstance(opened, ipaddress.IPv4Network):
+        if network.subnet_of(opened):
+            return []
+        return list(network.address_exclude(opened)) if opened.subnet_of(network) else [network]
+    if isinstance(network, ipaddress.IPv6Network) and isinstance(opened, ipaddress.IPv6Network):
+        if network.subnet_of(opened):
+            return []
+        return list(network.address_exclude(opened)) if opened.subnet_of(network) else [network]
+    return [network]
+
+
+def refused(own: Iterable[str], private: Iterable[IPNetwork] = ()) -> list[IPNetwork]:
     """Return all that an outbound network may not reach.
 
     Args:
         own: the addresses of the machine itself.
+        private: further ones, for users of a server.
     """
-    networks = [*REFUSED, *(ipaddress.ip_network(address) for address in own)]
+    networks = [*REFUSED, *private, *(ipaddress.ip_network(address) for address in own)]
     translated = [
         ipaddress.IPv6Network((int(NAT64.network_address) | int(network.network_address), 96 + network.prefixlen))
         for network in networks

@@ -48,6 +48,23 @@ def within(asked: str, outer: str) -> str:
     return asked
 
 
+def group_of(user: str, trusted: bool) -> str:
+    """Return a name for the sandboxes that share an outbound network, and System V shared memory.
+
+    Trusted functions have one without the others: servers on a loopback device often unpickle what they are sent.
+    """
+    return user if trusted else f"{user} data"
+
+
+def is_closed(group: str) -> bool:
+    """Return whether private networks are closed for a group: for users of a server, not for the machine's owner."""
+    return group.partition(" ")[0] not in ("", OWNER)
+
+
+OWNER = "local"
+"""The owner's id, as in `detached.rows`."""
+
+
 class Networks:
     """Decide on policies and share outbound networks; to be used from the event loop's own thread.
 
@@ -61,6 +78,7 @@ class Networks:
         self._settings = settings
         self._maker = NetworkMaker(settings, launcher, identities)
         self._spare: asyncio.Task[Network] | None = None  # made ahead for the next `take`
+        self._spare_closed = False
         self._shared: dict[str, Network] = {}  # by group
         self._making: dict[str, asyncio.Lock] = {}
         self._timers: dict[Network | None, asyncio.TimerHandle] = {}  # None for the spare
@@ -103,13 +121,16 @@ class Networks:
         """
         try:
             if asked in ("", "outbound") and group not in self._shared:
-                self.prepare()
+                self.prepare(closed=is_closed(group))
         except AtollError:
             if asked:
                 raise
 
-    def prepare(self) -> None:
+    def prepare(self, *, closed: bool = False) -> None:
         """Begin to make a network that the next `take` gets, unless there is one.
+
+        Args:
+            closed: as `NetworkMaker.make` has it.
 
         Raises:
             SandboxUnavailable: there is no program for it, or none could be made a moment ago.
@@ -120,7 +141,8 @@ class Networks:
                 raise self._failure[1]
             self._failure = None
         if self._spare is None and not self._closed:
-            self._spare = asyncio.get_running_loop().create_task(self._maker.make())
+            self._spare_closed = closed
+            self._spare = asyncio.get_running_loop().create_task(self._maker.make(closed=closed))
             self._spare.add_done_callback(self._made)
 
     def _made(self, task: asyncio.Task[Network]) -> None:
@@ -134,22 +156,23 @@ class Networks:
         elif self._spare is task:
             self._after(None, self._drop)
 
-    async def take(self, group: str = "") -> Network:
+    async def take(self, group: str = "", *, closed: bool = False) -> Network:
         """Return a network for one more sandbox; `give_back` ends its use.
 
         Args:
             group: names the sandboxes that share it; empty for a network of one sandbox.
+            closed: as `NetworkMaker.make` has it; of a group it is known.
 
         Raises:
             SandboxUnavailable: none can be made; with the fix.
         """
         if not group:
-            network = await self._new()
+            network = await self._new(closed)
         else:
             async with self._making.setdefault(group, asyncio.Lock()):
                 known = self._shared.get(group)
                 if known is None or not known.running or known.uplink != read_uplink():
-                    self._shared[group] = await self._new()
+                    self._shared[group] = await self._new(is_closed(group))
                     if known is not None and not known.users:
                         self._end(known)
                 network = self._shared[group]
@@ -167,15 +190,16 @@ class Networks:
         else:
             await network.close()
 
-    async def _new(self) -> Network:
+    async def _new(self, closed: bool) -> Network:
         spare, self._spare = self._spare, None
         self._stop_timer(None)
         if spare is not None:
+            fits = self._spare_closed == closed
             network = await asyncio.shield(spare)
-            if network.running and network.uplink == read_uplink():
+            if fits and network.running and network.uplink == read_uplink():
                 return network
             self._end(network)
-        return await self._maker.make()
+        return await self._maker.make(closed=closed)
 
     def _drop(self) -> None:
         spare, self._spare = self._spare, None
