@@ -65,7 +65,10 @@ async def principal_of(connection: HTTPConnection) -> Principal:
     Raises:
         NotAuthorized: it names none.
     """
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers.raw}
+    headers: dict[str, str] = {}
+    for name_bytes, value_bytes in connection.headers.raw:
+        name, value = name_bytes.decode("latin-1").lower(), value_bytes.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value  # two keys are none
     address = connection.client.host if connection.client is not None else ""
     found = await state_of(connection).authenticate(headers, address)
     connection.scope["atoll.user"] = found.user  # for the log

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from atoll import errors
 
-ATTEMPTS = 20
-REFILL_SECONDS = 6.0
+ATTEMPTS = 60
+REFILL_SECONDS = 2.0
 MOST_BUCKETS = 20_000
 
 
