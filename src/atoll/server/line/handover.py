@@ -172,12 +172,12 @@ async def give(options: Settings, sessions: list[Session]) -> int:
     deadline = time.monotonic() + SETTLE_SECONDS
     while not all(movable(session) for session in sessions) and time.monotonic() < deadline:  # noqa: ASYNC110 - their steps have no event
         await asyncio.sleep(0.02)
-    movable = [session for session in sessions if movable(session)]
-    if not movable:
+    chosen = [session for session in sessions if movable(session)]
+    if not chosen:
         return 0
-    for session in movable:
+    for session in chosen:
         freeze(session)
-    packed = [(session, pack(session)) for session in movable]
+    packed = [(session, pack(session)) for session in chosen]
     try:
         count = await asyncio.to_thread(_send, options, [list(found.values()) for _, found in packed])
     except (errors.AtollError, ChannelClosed, FrameError, OSError) as error:
