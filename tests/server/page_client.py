@@ -51,7 +51,9 @@ def wait():
     print("went on")
     time.sleep(float(os.environ.get("LINGER", "0")))
 
+@isolated
 def write(files):
+    from pathlib import Path
     for name, content in files.items():
         path = Path("/data") / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +232,12 @@ class Lines:
             if text in line:
                 return line
         raise AssertionError(f"no line has {text}")
+
+    def rest(self) -> float:
+        """Read to the end; return the seconds that it took."""
+        began = time.monotonic()
+        self.answer.read()
+        return time.monotonic() - began
 
     def close(self) -> None:
         """Leave."""

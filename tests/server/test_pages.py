@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from atoll.server.pages import guard, rendering
+from atoll.server.pages import guard, previews, rendering
 
 from ..waiting import until
 from .page_client import EVIL, Lines, PageServer, Visitor, page_server, visible
@@ -260,6 +263,23 @@ def test_output_streams_and_a_call_is_cancelled(page: PageServer, ada: Visitor, 
         process.communicate()
 
 
+def test_a_live_view_ends_with_its_key(page: PageServer, ada: Visitor) -> None:
+    """A live view that is open ends when the key that its session began with is revoked."""
+    made = ada.post("/keys", {"token": ada.token("/keys"), "scope": "API"}).text
+    key = re.search(r'<code id="made">([^<]+)</code>', made)
+    assert key is not None
+    other = Visitor(page)
+    other.post("/login", {"token": other.token("/login"), "key": key[1]})
+    lines = Lines(other, "/live/calls")
+    try:
+        lines.until("event: rows")
+        path = f"/keys/{key[1].partition(':')[0]}/revoke"
+        assert ada.post(path, {"token": ada.token("/keys")}).status == 303
+        assert lines.rest() < 30.0
+    finally:
+        lines.close()
+
+
 def running(visitor: Visitor) -> str:
     """Return the part of the overview that shows calls that run."""
     text = visitor.get("/").text
@@ -291,3 +311,250 @@ def test_times_no_calendar_has_are_shown() -> None:
     for at in (1e300, float("inf"), -1e18):
         assert "UTC" not in rendering.moment(at)
     assert 'datetime="1970-01-01T00:00:00Z"' in rendering.moment(0.0)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "text": "notes.txt",
+    "script": "<script>document.title='evil'<|script>.txt",
+    "turned": "\u202eevil\u2066.txt",
+    "long": "n" * 250 + ".txt",
+    "table": "results.csv",
+    "picture": "picture.png",
+    "page": "page.html",
+    "binary": "weights.bin",
+}
+
+
+@pytest.fixture(scope="module")
+def volume(page: PageServer) -> Path:
+    """The files of `ada`, some with hostile names and contents; written by the machine's owner."""
+    data = page.home.path / "volumes" / "local" / "data"
+    contents = {
+        "text": b"first line\n<script>document.title='evil'</script>\n",
+        "table": b"name,score\n" + b"".join(b'"<b>run %d</b>",%d\n' % (one, one) for one in range(300)),
+        "binary": b"\0\1\2",
+        "picture": b"\x89PNG\r\n\x1a\n",
+    }
+    page.call(
+        "write({name: content for name, content in "
+        + repr({NAMES[kind]: contents.get(kind, b"x") for kind in NAMES})
+        + ".items()})"
+    )
+    page.call("write({f'many/{one:04}': b'' for one in range(450)})")
+    return data
+
+
+def test_directories_are_listed_in_parts(ada: Visitor, volume: Path) -> None:
+    """A directory shows its names, the larger one some at a time; hostile names are text."""
+    text = ada.get("/files/").text
+    assert "<script>document" not in text
+    assert not re.search("[\u202e\u2066]", text)
+    for kind in ("text", "script", "table"):
+        assert NAMES[kind] in visible(text)
+    first = ada.get("/files/many")
+    assert first.text.count('data-label="Changed"') == 200
+    more = re.search(r'href="(/files/many\?after=[^"]+)"', first.text)
+    assert more is not None
+    assert "0200" in visible(ada.get(unescape(more[1])).text)
+
+
+def test_previews(ada: Visitor, volume: Path) -> None:
+    """Text and tables are shown as far as they are short, images by the browser, and nothing of another kind."""
+    assert "first line" in ada.get("/files/notes.txt").text
+    table = ada.get("/files/results.csv").text
+    assert table.count("<tr>") == 201
+    assert "&lt;b&gt;run 0&lt;/b&gt;" in table
+    assert "This is the beginning" in table
+    assert '<img src="/v1/files/picture.png?inline"' in ada.get("/files/picture.png").text
+    assert "no preview" in ada.get("/files/weights.bin").text
+    for name in NAMES.values():
+        answer = ada.get("/files/" + quote(name))
+        assert answer.status == 200, name
+        assert "<script>document" not in answer.text
+
+
+def test_contents_cannot_act_here(ada: Visitor, volume: Path) -> None:
+    """A page of a user's, opened from this server, has no rights on it."""
+    headers = ada.get("/v1/files/page.html?inline").headers
+    assert "sandbox" in headers["content-security-policy"]
+    assert headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "../u-bob/data", "%2e%2e/x", "a/../../x", "a%00b", "a//b", "%2fetc%2fpasswd", "x" * 300, "%zz"]
+)
+def test_paths_stay_inside(ada: Visitor, path: str) -> None:
+    """No address of a page leads out of the volume."""
+    answer = ada.get(f"/files/{path}")
+    assert answer.status in {400, 404}
+    assert "root:" not in answer.text
+
+
+def test_files_of_others_are_theirs(ada: Visitor, bob: Visitor, volume: Path) -> None:
+    """The same address is another file for another user."""
+    assert bob.get("/files/notes.txt").status == 404
+    assert "Your volume is empty" in bob.get("/files/").text
+
+
+def multipart(token: str, files: dict[str, bytes]) -> tuple[bytes, str]:
+    """Return the body of a form with files, and its type."""
+    parts = [f'--mark\r\nContent-Disposition: form-data; name="token"\r\n\r\n{token}\r\n'.encode()]
+    for name, content in files.items():
+        head = f'--mark\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        parts.append(head.encode() + content + b"\r\n")
+    return b"".join(parts) + b"--mark--\r\n", "multipart/form-data; boundary=mark"
+
+
+def test_forms_upload_make_and_remove(bob: Visitor) -> None:
+    """Without a script, forms upload files, make directories and remove both."""
+    token = bob.token("/files/")
+    assert (
+        bob.post("/files/", {"token": token, "act": "mkdir", "name": "new"}).headers["location"] == "/files/?done=made"
+    )
+    body, kind = multipart(token, {"a.txt": b"content of a", "C:\\b & c.txt": b"b"})
+    answer = bob.ask("POST", "/files/new", body, content_type=kind)
+    assert answer.headers["location"] == "/files/new?done=uploaded"
+    assert "content of a" in bob.get("/files/new/a.txt").text
+    assert bob.get("/v1/files/new/b%20%26%20c.txt").text == "b"
+    assert (
+        bob.post("/files/new/a.txt", {"token": token, "act": "remove"}).headers["location"] == "/files/new?done=removed"
+    )
+    assert bob.get("/files/new/a.txt").status == 404
+    assert bob.post("/files/new", {"token": token, "act": "remove"}).status == 409
+    assert bob.post("/files/new", {"token": token, "act": "remove", "recursive": "yes"}).status == 303
+    for name in ("..", "a/b", "", "a\0b", "n" * 300):
+        assert bob.post("/files/", {"token": token, "act": "mkdir", "name": name}).status == 400, name
+    assert bob.post("/files/", {"token": token, "act": "burn"}).status == 400
+
+
+def test_uploads_need_token_and_bounds(bob: Visitor) -> None:
+    """An upload without its token, with a path as a name, or of too many bytes is refused, and nothing is kept."""
+    token = bob.token("/files/")
+    for given, files, status in (
+        ("", {"x": b"x"}, 403),
+        (token, {"..": b"x"}, 400),
+        (token, {}, 400),
+        (token, {"n" * 300: b"x"}, 400),
+    ):
+        body, kind = multipart(given, files)
+        assert bob.ask("POST", "/files/", body, content_type=kind).status == status, files
+    large = bob.ask(
+        "POST", "/files/", None, content_type="multipart/form-data; boundary=mark", content_length="999999999999"
+    )
+    assert large.status == 413
+    assert "Your volume is empty" in bob.get("/files/").text
+
+
+# --- keys, secrets, environments, usage, administration -----------------------------------------------------------------
+
+
+def test_a_key_is_shown_once(page: PageServer) -> None:
+    """A new key's secret is on the page that makes it and on no other; it works, and no more once it is revoked."""
+    visitor = Visitor(page).log_in("bob")
+    made = visitor.post("/keys", {"token": visitor.token("/keys"), "alias": EVIL[:60], "scope": "ADMIN"})
+    found = re.search(r'<code id="made">([^<]+)</code>', made.text)
+    assert found is not None
+    key = found[1]
+    assert "<script>document" not in made.text
+    again = visitor.get("/keys").text
+    assert key.partition(":")[0] in again
+    assert key.partition(":")[2] not in again
+    other = Visitor(page)
+    assert other.post("/login", {"token": other.token("/login"), "key": key}).status == 303
+    assert other.get("/").status == 200
+    path = f"/keys/{key.partition(':')[0]}/revoke"
+    assert visitor.post(path, {"token": visitor.token("/keys")}).headers["location"] == "/keys?done=revoked"
+    assert other.get("/").status == 303
+    assert other.post("/login", {"token": other.token("/login"), "key": key}).status == 401
+
+
+def test_keys_of_others_cannot_be_revoked(page: PageServer, ada: Visitor, bob: Visitor) -> None:
+    """A user revokes no key of another's, and is told nothing of it."""
+    theirs = page.keys["ada"].partition(":")[0]
+    assert bob.post(f"/keys/{theirs}/revoke", {"token": bob.token("/keys")}).status == 404
+    assert ada.get("/").status == 200
+
+
+def test_a_key_of_the_scope_api_handles_no_keys(page: PageServer) -> None:
+    """A session that began with a key of the scope API shows and makes no keys."""
+    eve = Visitor(page).log_in("eve")
+    assert page.keys["eve"].partition(":")[0] not in eve.get("/keys").text
+    assert eve.post("/keys", {"token": eve.token("/keys"), "scope": "ADMIN"}).status == 403
+    assert not re.search("[\u202e]|<b>eve", eve.get("/").text)
+
+
+def test_secrets_are_names(bob: Visitor, ada: Visitor) -> None:
+    """A secret is set and deleted by forms; its value is on no page, and no other user sees its name."""
+    token = bob.token("/secrets")
+    assert bob.post("/secrets", {"token": token, "name": "WANDB_KEY", "value": "very-secret"}).status == 303
+    text = bob.get("/secrets").text
+    assert "WANDB_KEY" in text
+    assert "very-secret" not in text
+    assert "WANDB_KEY" not in ada.get("/secrets").text
+    refused = bob.post("/secrets", {"token": token, "name": "LD_PRELOAD", "value": "very-secret"})
+    assert refused.status == 400
+    assert 'role="alert"' in refused.text
+    assert "very-secret" not in refused.text
+    assert bob.post("/secrets/delete", {"token": token, "name": "WANDB_KEY"}).status == 303
+    assert "You have no secrets" in bob.get("/secrets").text
+
+
+def test_environments_are_shown(ada: Visitor) -> None:
+    """An environment has its size, requirements and log."""
+    key = re.search(r'href="/environments/([0-9a-f.]+)"', ada.get("/environments").text)
+    assert key is not None
+    text = visible(ada.get(f"/environments/{key[1]}").text)
+    assert "Build log" in text
+    assert ada.get("/environments/0000").status == 404
+    assert ada.get("/environments/..%2f..").status == 404
+
+
+def test_usage_has_charts(ada: Visitor, bob: Visitor) -> None:
+    """The figures are drawn here, with a text for those who do not see them."""
+    text = ada.get("/usage").text
+    assert text.count('<svg viewBox="0 0 560') >= 4
+    assert 'aria-label="Calls by day from' in text
+    assert "greet" in text
+    assert "No calls in this time" in bob.get("/usage?since=7d").text
+
+
+def test_the_server_is_for_operators(page: PageServer, ada: Visitor, bob: Visitor) -> None:
+    """Users, machine and queue are for those who run the server; they add and remove users."""
+    for answer in (
+        bob.get("/admin"),
+        bob.post("/admin/users", {"token": bob.token("/"), "name": "mallory"}),
+        bob.post("/admin/users/remove", {"token": bob.token("/"), "name": "ada"}),
+    ):
+        assert answer.status == 403
+    assert "/admin" not in bob.get("/").text
+    made = ada.post("/admin/users", {"token": ada.token("/admin"), "name": "carol"})
+    found = re.search(r'<code id="made">([^<]+)</code>', made.text)
+    assert found is not None
+    carol = Visitor(page)
+    assert carol.post("/login", {"token": carol.token("/login"), "key": found[1]}).status == 303
+    assert ada.post("/admin/users/remove", {"token": ada.token("/admin"), "name": "carol"}).status == 303
+    assert carol.get("/").status == 303
+
+
+# --- previews ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "size", "kind"),
+    [
+        ("a.txt", b"text", 4, "text"),
+        ("a.txt", "ä".encode()[:1], 9, "text"),
+        ("a", b"\xff\xfe\0", 3, "none"),
+        ("a.txt", b"", 0, "none"),
+        ("latin.txt", "é".encode("latin-1") * 10, 10, "text"),
+        ("a.bin", bytes(range(1, 256)), 255, "none"),
+        ("a.csv", b'a,b\n1,"2\n3"\n', 11, "table"),
+        ("a.csv", b'"' + b"x" * 200_000, 200_001, "text"),
+        ("a.csv", b"no end", 100, "text"),
+    ],
+)
+def test_previews_of_contents(name: str, content: bytes, size: int, kind: str) -> None:
+    """A preview is of the kind that the content has, whatever its name says."""
+    assert previews.of_content(name, content, size).kind == kind

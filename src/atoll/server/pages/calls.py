@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import asyncio
+import contextlib
 import time
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -18,6 +19,7 @@ from atoll.server.pages.visit import Visit, not_found, route
 ROWS = 50
 MOST_OFFSET = 100_000 - ROWS - 1
 RECENT = 10
+LOOKS, LOOK_SECONDS = 4, 0.15
 DAY_SECONDS = 86400.0
 SPANS = {"1h": 3600.0, "24h": DAY_SECONDS, "7d": 7 * DAY_SECONDS, "30d": 30 * DAY_SECONDS}
 
@@ -81,7 +83,7 @@ def _address(filters: dict[str, str], offset: int) -> str:
 
 async def shown(visit: Visit) -> Response:
     """Show one call."""
-    found = await read_call(visit, visit.request.path_params["call"])
+    found = await _found(visit, visit.request.path_params["call"])
     running = (found.get("unfinished") or [None])[0]
     attempts = found.get("calls", [])
     call = running or attempts[-1]
@@ -97,6 +99,15 @@ async def shown(visit: Visit) -> Response:
         seen=call["printed_bytes"],
         now=time.time(),
     )
+
+
+async def _found(visit: Visit, call: str) -> dict[str, Any]:
+    """Return the answer about a call, which is unknown for an instant between its wait, its run and its record."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(errors.CallerError):
+            return await read_call(visit, call)
+        await asyncio.sleep(LOOK_SECONDS)
+    return await read_call(visit, call)
 
 
 async def read_call(visit: Visit, call: str, seen: int = 0) -> dict[str, Any]:
@@ -121,8 +132,3 @@ async def cancel(visit: Visit) -> Response:
             raise not_found(error.message) from error
         return visit.go(f"/calls/{quote(call, safe='')}", "over")
     return visit.go(f"/calls/{quote(call, safe='')}", "cancelled")
-
-
-def today() -> str:
-    """Return the server's day, as its records count them."""
-    return dt.date.today().isoformat()  # noqa: DTZ011 - as people count days

@@ -23,5 +23,6 @@ def install(state: ServerState) -> None:
     """Add the page to a server."""
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = upload.MOST_BYTES + (1 << 20)
+    live.install(state)
     for part in (asset_routes, login, calls, live, files, environments, usage, keys, secrets, admin):
         state.routes += part.routes()

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -22,6 +21,8 @@ from atoll.server.pages import guard
 from atoll.server.pages.calls import read_call
 from atoll.server.pages.rendering import output_text, render
 from atoll.server.pages.visit import Visit, route
+from atoll.server.principal import Principal
+from atoll.server.state import ServerState
 
 LOOK_SECONDS = 0.4
 ROWS_LOOK_SECONDS = 1.0
@@ -32,8 +33,6 @@ QUIET_SECONDS = 15.0
 RECORD_SECONDS = 5.0
 """The time after its end in which a call's record must be there."""
 MOST_STREAMS, MOST_OF_ALL = 12, 400
-
-_open: Counter[str] = Counter()
 
 
 def routes() -> list[BaseRoute]:
@@ -108,40 +107,79 @@ def _event(name: str, data: dict[str, Any], number: str = "") -> str:
     return f"{last}event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
+class Streams:
+    """The streams that are open: counted, and ended with the key that their session began with."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Event, tuple[str, str]] = {}
+
+    def held(self) -> Iterable[tuple[str, str]]:
+        """Return user and key of each stream."""
+        return set(self._open.values())
+
+    def end_of(self, user: str, key: str) -> None:
+        """End the streams of a key."""
+        for ended, holder in self._open.items():
+            if holder == (user, key):
+                ended.set()
+
+    def check(self, user: str) -> None:
+        """Refuse one more stream of a user where there are too many.
+
+        Raises:
+            NotAuthorized: this user, or all together, have as many as they may.
+        """
+        mine = sum(holder[0] == user for holder in self._open.values())
+        if mine >= MOST_STREAMS or len(self._open) >= MOST_OF_ALL:
+            raise errors.NotAuthorized("too many live views are open", hint="close some of them", status=429)
+
+    @contextlib.contextmanager
+    def opened(self, principal: Principal) -> Iterator[asyncio.Event]:
+        """Count a stream while the context is open; gives the event that ends it."""
+        ended = asyncio.Event()
+        self._open[ended] = principal.user, principal.key
+        try:
+            yield ended
+        finally:
+            del self._open[ended]
+
+
+def install(state: ServerState) -> None:
+    """Let keys that end also end the streams."""
+    streams = state.parts["page_streams"] = Streams()
+    state.parts["accounts"].holders.append(streams)
+
+
 def _stream(visit: Visit, events: AsyncIterator[str]) -> Response:
     """Return an answer that goes on; a user may have some of them at a time.
 
     Raises:
-        NotAuthorized: this user, or all together, have as many as they may.
+        NotAuthorized: see `Streams.check`.
     """
-    user = visit.user.user
-    if _open[user] >= MOST_STREAMS or _open.total() >= MOST_OF_ALL:
-        raise errors.NotAuthorized("too many live views are open", hint="close some of them", status=429)
+    streams: Streams = visit.state.parts["page_streams"]
+    streams.check(visit.user.user)
 
     async def counted() -> AsyncIterator[str]:
-        _open[user] += 1
-        try:
+        with streams.opened(visit.user) as ended:
             yield "retry: 1000\n\n"
-            async for piece in _paced(events):
+            async for piece in _paced(events, ended):
                 yield piece
-        finally:
-            _open[user] -= 1
-            if not _open[user]:
-                del _open[user]
 
     headers = {**guard.HEADERS, "X-Accel-Buffering": "no"}
     return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
 
 
-async def _paced(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Give events until the time is up, with comments where they are silent."""
-    ends = time.monotonic() + STREAM_SECONDS
+async def _paced(events: AsyncIterator[str], ended: asyncio.Event) -> AsyncIterator[str]:
+    """Give events until the time is up or the stream is ended, with comments where they are silent."""
+    until = time.monotonic() + STREAM_SECONDS
+    ending = asyncio.ensure_future(ended.wait())
     waiting: asyncio.Future[str] | None = None
     try:
-        while time.monotonic() < ends:
+        while not ended.is_set() and (left := until - time.monotonic()) > 0:
             waiting = waiting or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=min(QUIET_SECONDS, max(ends - time.monotonic(), 0.0)))
-            if not done:
+            both: set[asyncio.Future[Any]] = {waiting, ending}
+            await asyncio.wait(both, timeout=min(QUIET_SECONDS, left), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
                 yield ": \n\n"
                 continue
             try:
@@ -151,6 +189,7 @@ async def _paced(events: AsyncIterator[str]) -> AsyncIterator[str]:
             waiting = None
             yield piece
     finally:
+        ending.cancel()
         if waiting is not None:
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, errors.AtollError):
