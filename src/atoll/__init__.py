@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from atoll import errors as errors
     from atoll.host.local import LocalHost as LocalHost
     from atoll.host.local import local as local
+    from atoll.host.remote.remote_host import Host as Host
+    from atoll.host.remote.remote_host import cloud as cloud
     from atoll.sdk.caching import cached as cached
     from atoll.sdk.data.download import download as download
     from atoll.sdk.data.download import download_file as download_file
@@ -42,18 +44,22 @@ _WHERE = {
     "Volume": "atoll.sdk.data.volume",
     "local": "atoll.host.local",
     "LocalHost": "atoll.host.local",
+    "Host": "atoll.host.remote.remote_host",
+    "cloud": "atoll.host.remote.remote_host",
 }
 
 __all__ = [
     "BatchHandle",
     "CallFuture",
     "CallHandle",
+    "Host",
     "IsolatedFunction",
     "LocalHost",
     "Retries",
     "Volume",
     "__version__",
     "cached",
+    "cloud",
     "download",
     "download_file",
     "download_weights",
@@ -74,8 +80,6 @@ if not TYPE_CHECKING:  # type checkers would take any name for one of Atoll's
             value = getattr(module, name)
             globals()[name] = value
             return value
-        if name in ("Host", "cloud"):
-            raise ImportError(f"`{name}` is not in this version of Atoll yet ({__version__})")
         raise AttributeError(f"module `atoll` has no attribute `{name}`")
 
 

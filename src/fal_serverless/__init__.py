@@ -10,30 +10,35 @@ if TYPE_CHECKING:
     from atoll import LocalHost as LocalHost
     from atoll import Volume as Volume
     from atoll import cached as cached
+    from atoll import cloud as cloud
     from atoll import download as download
     from atoll import download_file as download_file
     from atoll import download_weights as download_weights
     from atoll import isolated as isolated
     from atoll import local as local
     from atoll import sync_dir as sync_dir
+    from atoll.host.remote.older_names import CloudKeyCredentials as CloudKeyCredentials
+    from atoll.host.remote.older_names import FalServerlessHost as FalServerlessHost
+    from atoll.host.remote.older_names import FalServerlessKeyCredentials as FalServerlessKeyCredentials
 
-_LATER = (
+    serverless = cloud
+
+_OLDER = ("CloudKeyCredentials", "FalServerlessHost", "FalServerlessKeyCredentials")
+
+__all__ = [
     "CloudKeyCredentials",
     "FalServerlessHost",
     "FalServerlessKeyCredentials",
-    "cloud",
-    "serverless",
-)
-
-__all__ = [
     "LocalHost",
     "Volume",
     "cached",
+    "cloud",
     "download",
     "download_file",
     "download_weights",
     "isolated",
     "local",
+    "serverless",
     "sync_dir",
 ]
 
@@ -41,12 +46,14 @@ __all__ = [
 if not TYPE_CHECKING:  # as in `atoll`
 
     def __getattr__(name: str) -> Any:
+        if name in _OLDER:
+            from atoll.host.remote import older_names
+
+            return getattr(older_names, name)
         if name in __all__:
             import atoll
 
-            return getattr(atoll, name)
-        if name in _LATER:
-            raise ImportError(f"`{name}` is not in this version of Atoll yet")
+            return getattr(atoll, "cloud" if name == "serverless" else name)
         raise AttributeError(f"module `fal_serverless` has no attribute `{name}`")
 
 

@@ -1,4 +1,4 @@
-"""Requests about detached calls to the local daemon, with a file on the way there or back."""
+"""Requests about detached calls, with a file on the way there or back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ PAUSE_SECONDS = 0.1
 
 
 class Answer(NamedTuple):
-    """The answer to a request; the caller owns the descriptor, None where there is no file."""
+    """The answer to a request; the caller owns the descriptor, None where there is no file.
+
+    The file of a server is a copy as of now; that of the daemon grows while the call prints.
+    """
 
     value: dict[str, Any]
     descriptor: int | None
+    grows: bool = True
 
 
 def request(host: Any, name: str, arguments: dict[str, Any], *, timeout: float | None = None) -> Answer:
@@ -63,6 +67,10 @@ def renew(host: Any, spool: str, batch: str, pieces: Callable[[], Iterable[Any]]
 def _send(host: Any, name: str, arguments: dict[str, Any], pieces: Callable[[], Iterable[Any]]) -> Any:
     """Make a request with a spool; return the calls in the answer."""
     check(host)
+    if not isinstance(host, LocalHost):
+        return _request_server(host, {"type": "request", "name": name, "arguments": arguments}, pieces, None).value[
+            "calls"
+        ]
     try:
         descriptor = sealed_file.make_of(pieces())
     except OSError as error:
@@ -88,7 +96,7 @@ def check(host: Any) -> None:
             "a function cannot make or look at detached calls",
             hint="use `submit` or `map` inside of functions, and `spawn` in the program itself",
         )
-    if not isinstance(host, LocalHost):
+    if not isinstance(host, LocalHost) and not getattr(host, "server", None):
         raise TypeError(f"`{host!r}` keeps no detached calls")
 
 
@@ -96,6 +104,8 @@ def _request(host: Any, name: str, arguments: dict[str, Any], descriptor: int | 
     check(host)
     message = {"type": "request", "name": name, "arguments": arguments}
     deadline = None if timeout is None else time.monotonic() + timeout
+    if not isinstance(host, LocalHost):
+        return _request_server(host, message, None, deadline)
     for attempt in range(ATTEMPTS):
         channel = daemon_start.open_connection(host.settings, message, () if descriptor is None else (descriptor,))
         try:
@@ -107,6 +117,19 @@ def _request(host: Any, name: str, arguments: dict[str, Any], descriptor: int | 
         finally:
             channel.close()
     raise errors.HostUnreachable("the daemon ended before it answered", hint="try again")
+
+
+def _request_server(
+    host: Any, message: dict[str, Any], pieces: Callable[[], Iterable[Any]] | None, deadline: float | None
+) -> Answer:
+    from atoll.host.remote import detached_calls  # for servers alone
+
+    for _ in range(ATTEMPTS):
+        try:
+            return Answer(*detached_calls.ask(host.server, message, pieces, deadline), grows=False)
+        except ChannelClosed:
+            time.sleep(PAUSE_SECONDS)
+    raise errors.HostUnreachable(f"the connection to {host.server.shown} was lost again and again", hint="try again")
 
 
 def _answer(channel: Channel, deadline: float | None) -> Answer:

@@ -231,9 +231,11 @@ class CallableFunction:
     @property
     def host(self) -> Host:
         """The host that runs the function's calls."""
-        from atoll.host.local import local
+        if self._options.host is not None:
+            return self._options.host
+        from atoll.host.default import default_host
 
-        return self._options.host if self._options.host is not None else local
+        return default_host()
 
     def request(self, args: tuple[Any, ...], like: Request | None = None) -> Request:
         """Return one of many calls; with `like`, only its arguments are pickled anew."""

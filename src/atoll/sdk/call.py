@@ -54,12 +54,12 @@ class Prepared:
     """The parts of a function's calls that stay from call to call; made anew where their source has changed."""
 
     def __init__(self, function: Callable[..., Any], options: Options, spec: LeaseSpec, source: Any) -> None:
-        from atoll.host.local import local
+        from atoll.host.default import default_host
         from atoll.payload.functions import FunctionPickler, loads_by_value
         from atoll.sdk.display.output import arrangement, terminal
         from atoll.sdk.modules.discover import Sources
 
-        self.host: Host = options.host if options.host is not None else local
+        self.host: Host = options.host if options.host is not None else default_host()
         own_lines = options.results == "data"  # its function need not be trusted with the rest of a file
         self._pickler = FunctionPickler(function, options.local_modules, source, own_lines)
         self._sources = Sources(function, options.local_modules, options.named_packages)

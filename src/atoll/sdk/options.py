@@ -81,6 +81,11 @@ class Options:
             TypeError: an option is unknown, of the wrong type, or does not go with another; names the nearest valid one.
             ValueError: its value is out of range.
         """
+        if "credentials" in changes:
+            from atoll.host.remote.older_names import host_with  # for older programs
+
+            changes = dict(changes)
+            changes["host"] = host_with(changes.get("host", self.host), changes.pop("credentials"))
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:

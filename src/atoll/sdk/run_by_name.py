@@ -59,7 +59,7 @@ def run(
         SerializationError: an argument is no plain data.
         AtollError: as a call does.
     """
-    from atoll.host.local import local
+    from atoll.host.default import default_host
     from atoll.sdk.display.output import CallerStreams
     from atoll.sdk.modules.discover import Sources
 
@@ -89,7 +89,7 @@ def run(
         name=spec.function,
         timeout_seconds=options.timeout or 0.0,
     )
-    host = options.host if options.host is not None else local
+    host = options.host if options.host is not None else default_host()
     streams, failed = CallerStreams(call.id, call.name), True
     try:
         message = host.run(spec, call, bundle, streams)

@@ -60,6 +60,10 @@ class Host(PooledHost):
     def __hash__(self) -> int:
         return hash(self._given)
 
+    def with_key(self, key_id: str, key_secret: str) -> Host:
+        """Return this host with another key."""
+        return Host(self._url, key_id=key_id, key_secret=key_secret, ca_file=self._given[3])
+
     @property
     def server(self) -> Server:
         """The server and its key.

@@ -227,9 +227,9 @@ def _upload(origin: Origin, wanted: Request, host: Host | None) -> Kept:
     from atoll.storage.downloads.note import digests_of
 
     if host is None:
-        from atoll.host.local import local
+        from atoll.host.default import default_host
 
-        host = local
+        host = default_host()
     local_path = urllib.parse.unquote(urllib.parse.urlsplit(origin.address).path)
     if not os.path.isfile(local_path):
         raise DownloadError(

@@ -198,9 +198,9 @@ def arrange(
     source = os.fsdecode(os.fspath(path))
     patterns = _patterns(source, exclude)
     if host is None:
-        from atoll.host.local import local
+        from atoll.host.default import default_host
 
-        host = local
+        host = default_host()
     elif not hasattr(host, "open_storage"):
         raise TypeError(f"`host` must be a host such as `local`, is {host!r}")
     home = settings.default_home()

@@ -93,9 +93,9 @@ class Volume(VolumeRequests):
 
     def __init__(self, host: Host | None = None) -> None:
         if host is None:
-            from atoll.host.local import local
+            from atoll.host.default import default_host
 
-            host = local
+            host = default_host()
         if not hasattr(host, "open_storage"):
             raise TypeError(f"`host` must be a host such as `local`, is {host!r}")
         self.host: Host = host

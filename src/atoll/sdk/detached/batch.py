@@ -39,12 +39,12 @@ class BatchHandle(Generic[R]):
     """
 
     def __init__(self, id: str, host: Host | None = None) -> None:  # noqa: A002 - the attribute's name
-        from atoll.host.local import local
+        from atoll.host.default import default_host
 
         if not isinstance(id, str) or not id:
             raise TypeError(f"a batch's id is a text, not {id!r}")
         self._id = id
-        self._host: Host = host if host is not None else local
+        self._host: Host = host if host is not None else default_host()
 
     @classmethod
     def from_id(cls, id: str, host: Host | None = None) -> BatchHandle[Any]:  # noqa: A002 - as above
@@ -87,9 +87,9 @@ class BatchHandle(Generic[R]):
         return True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from atoll.host.local import local
+        from atoll.host.default import is_default
 
-        return type(self), (self._id,) if self._host is local else (self._id, self._host)
+        return type(self), (self._id,) if is_default(self._host) else (self._id, self._host)
 
     def counts(self) -> dict[str, int]:
         """Return how many calls wait (`waiting`), run (`running`), and have ended, by their outcomes.

@@ -64,12 +64,12 @@ class CallHandle(Generic[R]):
     """
 
     def __init__(self, id: str, host: Host | None = None) -> None:  # noqa: A002 - the attribute's name
-        from atoll.host.local import local
+        from atoll.host.default import default_host
 
         if not isinstance(id, str) or not id:
             raise TypeError(f"a call's id is a text, not {id!r}")
         self._id = id
-        self._host: Host = host if host is not None else local
+        self._host: Host = host if host is not None else default_host()
 
     @classmethod
     def from_id(cls, id: str, host: Host | None = None) -> CallHandle[Any]:  # noqa: A002 - as above
@@ -100,9 +100,9 @@ class CallHandle(Generic[R]):
         return hash(self._id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from atoll.host.local import local
+        from atoll.host.default import is_default
 
-        return type(self), (self._id,) if self._host is local else (self._id, self._host)
+        return type(self), (self._id,) if is_default(self._host) else (self._id, self._host)
 
     def status(self) -> CallStatus:
         """Return the state of the call now.
@@ -175,14 +175,21 @@ class CallHandle(Generic[R]):
 
     def output(self, follow: bool = False) -> Iterator[bytes]:
         """Yield the output as the bytes that it is; see `logs`."""
-        descriptor, row = self._open()
+        descriptor, row, grows = self._open()
+        position = 0
         try:
             while True:
                 if descriptor is None:
-                    descriptor, row = self._open()
+                    descriptor, row, grows = self._open()
                 if descriptor is not None:
+                    if not grows:
+                        os.lseek(descriptor, position, os.SEEK_SET)
                     while data := os.read(descriptor, PIECE_BYTES):
+                        position += len(data)
                         yield data
+                    if not grows:
+                        os.close(descriptor)
+                        descriptor = None
                 if row["state"] == "finished" or not follow:
                     return
                 row = self._next(row, FOLLOW_SECONDS if row["state"] == "running" else WAIT_SECONDS)
@@ -210,9 +217,9 @@ class CallHandle(Generic[R]):
         found: dict[str, Any] = self._ask("detached.wait", revision=row["revision"], seconds=seconds).value["call"]
         return found
 
-    def _open(self) -> tuple[int | None, dict[str, Any]]:
+    def _open(self) -> tuple[int | None, dict[str, Any], bool]:
         answer = self._ask("detached.output")
-        return answer.descriptor, answer.value["call"]
+        return answer.descriptor, answer.value["call"], answer.grows
 
     def _ask(self, name: str, **arguments: Any) -> detached.Answer:
         return detached.request(self._host, name, {"call": self._id, **arguments})

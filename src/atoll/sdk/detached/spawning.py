@@ -16,6 +16,7 @@ from atoll.sdk.futures import new_id
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
+    from atoll.model.specs import LeaseSpec
     from atoll.sdk.attempts import CallableFunction
 
 
@@ -108,10 +109,17 @@ def _pieces(
     trust = index_settings.certificates(digest) if digest else ""
     closed = names.closed(first.call.names)
     sent = [request.call for request in requests] if calls else []
-    template, rule, on_done = StoredCall(*first), _rule(function.options.retries), function.options.on_done or ""
+    as_sent = first._replace(spec=travelling(first.spec)) if (travelling := _travelling(function)) else first
+    template, rule, on_done = StoredCall(*as_sent), _rule(function.options.retries), function.options.on_done or ""
     return lambda: spool.pieces(
         template, sent, batch=batch, retries=rule, certificates=trust, names=closed, on_done=on_done
     )
+
+
+def _travelling(function: CallableFunction) -> Callable[[LeaseSpec], LeaseSpec] | None:
+    """Return the function that makes specs for a host's place; None where they are as they are."""
+    found: Callable[[LeaseSpec], LeaseSpec] | None = getattr(function.host, "travelling", None)
+    return found
 
 
 def _rule(retries: Retries) -> RetryRule:
