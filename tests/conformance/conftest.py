@@ -13,12 +13,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
-from atoll import IsolatedFunction, LocalHost, isolated
+from atoll import Host, IsolatedFunction, LocalHost, isolated
+
+from ..server.process import Server, running
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PLACES = ("local",)
+PLACES = ("local", "remote")
 """One name for each kind of host; `place` makes it."""
 
 
@@ -60,10 +62,26 @@ class Place:
                 run.kill()
 
 
+@pytest.fixture(scope="session")
+def conformance_server() -> Iterator[Server]:
+    """A server of its own, over TLS by an authority that was made for it."""
+    with running() as server:
+        yield server
+
+
 @pytest.fixture(scope="session", params=PLACES)
 def place(request: pytest.FixtureRequest) -> Place:
     """A host that all tests of the suite share: they leave each other's files in `/data` alone."""
-    home = request.getfixturevalue("_session_home").path
-    made = Place(LocalHost(home), {"ATOLL_HOME": str(home)})
+    if request.param == "remote":
+        server: Server = request.getfixturevalue("conformance_server")
+        key_id, key_secret = server.key
+        variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}
+        made = Place(
+            Host(server.url, key_id=key_id, key_secret=key_secret, ca_file=str(server.ca_file)),
+            {**variables, "ATOLL_CA_FILE": str(server.ca_file)},
+        )
+    else:
+        home = request.getfixturevalue("_session_home").path
+        made = Place(LocalHost(home), {"ATOLL_HOME": str(home)})
     made.isolated(int)()  # what a host says once, it has said
     return made
