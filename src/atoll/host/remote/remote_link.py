@@ -48,6 +48,7 @@ class RemoteLink:
         self._fault: FrameError | None = None
         self._call = ""
         self._rests_since = 0.0
+        self._followed = -1
         self._size: tuple[int, ...] = ()
         if beside:
             opening = {**opening, "bytes": len(beside)}
@@ -131,12 +132,17 @@ class RemoteLink:
 
     def show(self, terminal: Terminal) -> None:
         """See `Link.show`; the server opens the terminal, of the size of the caller's."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            found = os.get_terminal_size(terminal.descriptor)
+        self._followed = terminal.descriptor
+        self._follow()
+
+    def _follow(self) -> None:
+        """Give the server's terminal the size of the caller's."""
+        with contextlib.suppress(OSError, ValueError, AttributeError, ChannelClosed):
+            found = os.get_terminal_size(self._followed)
             size = (found.lines, found.columns)
             if size != self._size:
-                self._line.tell({"type": "terminal", "size": size})
                 self._size = size
+                self._line.tell({"type": "terminal", "size": size})
 
     def look(self, milliseconds: float | None, output: Output, call: str) -> None:
         """See `Link.look`."""
@@ -160,6 +166,8 @@ class RemoteLink:
 
     def _pass_on(self, output: Output, before: int) -> None:
         printed = self._printed
+        if self._followed >= 0:  # a bar that is drawn on and on fits a window that has changed
+            self._follow()
         while printed and printed[0][0] < before:
             _, channel, data = printed.popleft()
             (output.stdout if channel == STDOUT else output.stderr)(data)

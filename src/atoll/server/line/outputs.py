@@ -23,8 +23,8 @@ from atoll.wire.output_tape import TapeWriter
 TERMINAL = 3
 """The place of a pseudo terminal among the pipes; its text goes to the channel of stdout."""
 READ_BYTES = 64 << 10
-DRAIN_ROUNDS = 32
-"""Reads that empty a pipe of 1 MiB, the most that the kernel gives one; a worker that prints on is not waited for."""
+DRAIN_ROUNDS = 512
+"""Reads that empty a pipe of 1 MiB, or a terminal (640 KiB, 4 KiB at a time); who prints on is not waited for."""
 
 
 class Outputs:
