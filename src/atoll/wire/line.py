@@ -15,9 +15,10 @@ the other end lacks, from the very byte. What was not acknowledged also bounds b
 stops reading its source (`full`), and a receiver that cannot pass bytes on does not acknowledge them. So no connection is
 filled with bytes that nobody takes, and a `kill` behind them arrives.
 
-Headers stand for descriptors that travel on the daemon's socket: `bytes` in an opening message or an `answer` announces so
-many bytes in channel 0 right after it: certificates, a spool, a file. `terminal` with `size` (rows, columns), ahead of a
-call, asks for a pseudo terminal at the server, whose text comes in channel 1, or gives it another size.
+Headers stand for descriptors that travel on the daemon's socket: `bytes` in a `request` or an `answer` announces so many
+bytes in channel 0 right after it, a spool or a file; `certificates_text` in an opening message is that file's text.
+`terminal` with `size` (rows, columns), ahead of a call, asks for a pseudo terminal at the server, whose text comes in
+channel 1, or gives it another size.
 """
 
 from __future__ import annotations

@@ -98,11 +98,9 @@ class Host(PooledHost):
 
     def _ask_for(self, message: dict[str, Any], index: Iterable[tuple[str, str]]) -> RemoteLink:
         digest = dict(index).get("certificates")
-        if not digest:
-            return RemoteLink(self.server, message)
-        return RemoteLink(
-            self.server, {**message, "certificates": digest}, index_settings.certificates(digest).encode()
-        )
+        if digest:
+            message = {**message, "certificates": digest, "certificates_text": index_settings.certificates(digest)}
+        return RemoteLink(self.server, message)
 
     def _ended_while_waiting(self) -> DaemonEnded:
         return DaemonEnded(

@@ -36,10 +36,9 @@ class RemoteLink:
     Args:
         server: see `LineClient`.
         opening: the message that asks.
-        beside: bytes that belong to it.
     """
 
-    def __init__(self, server: Server, opening: dict[str, Any], beside: bytes = b"") -> None:
+    def __init__(self, server: Server, opening: dict[str, Any]) -> None:
         self.drained = False
         self._decoder = decoder = Decoder(MAX_BUFFER_BYTES, free_bytes=free_bytes)
         self.messages: list[Message] = decoder.messages
@@ -50,13 +49,9 @@ class RemoteLink:
         self._rests_since = 0.0
         self._followed = -1
         self._size: tuple[int, ...] = ()
-        if beside:
-            opening = {**opening, "bytes": len(beside)}
         self._line = LineClient(
             server, opening, self._take, space=decoder.space, wrote=self._wrote, printed=self._keep_printed
         )
-        if beside:
-            self._line.send([beside])
 
     # --- what the line brings ----------------------------------------------------------------------------------------
 
