@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from atoll import Volume as Volume
     from atoll import cached as cached
     from atoll import cloud as cloud
+    from atoll import cloud as serverless
     from atoll import download as download
     from atoll import download_file as download_file
     from atoll import download_weights as download_weights
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from atoll.host.remote.older_names import CloudKeyCredentials as CloudKeyCredentials
     from atoll.host.remote.older_names import FalServerlessHost as FalServerlessHost
     from atoll.host.remote.older_names import FalServerlessKeyCredentials as FalServerlessKeyCredentials
-
-    serverless = cloud
 
 _OLDER = ("CloudKeyCredentials", "FalServerlessHost", "FalServerlessKeyCredentials")
 
