@@ -127,8 +127,9 @@ class Server:
     def add_user(self, asked: NewUser) -> AddedUser:
         """Add a user as the command line on the server's machine does."""
         from atoll.server.accounts.direct import Direct
+        from atoll.server.database.address import address_of
 
-        with Direct(self.home.path) as accounts:
+        with Direct(self.home.path, address_of(self.home.path)) as accounts:
             return accounts.add_user(asked)
 
     @property

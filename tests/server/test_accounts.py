@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
 import os
 import re
-import subprocess
+import sqlite3
 import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atoll.cli.main import run
+from atoll.server.accounts import rows
+from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.bodies import NewUser
+from atoll.server.accounts.direct import Direct
 
-from ..waiting import PATIENCE_SECONDS
-from .process import Server
+from ..waiting import until
+from . import postgresql
+from .process import Server, running
 
 
 def headers(key: dict[str, Any]) -> dict[str, str]:
@@ -56,47 +64,134 @@ def test_keys_are_made_listed_and_revoked_at_once(server: Server, ada: dict[str,
     assert (status, answer["error"]["code"]) == (401, "not_authorized")
 
 
-def test_the_command_line_logs_in_and_handles_keys(server: Server, tmp_path: Path) -> None:
+class Shell:
+    """The command line in this process, with nothing of the test's own environment that names a server."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        for name in list(os.environ):
+            if name.startswith(("ATOLL_", "FAL_")):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
+        monkeypatch.setenv("ATOLL_HOME", str(directory / "home"))
+
+    def __call__(self, *arguments: str, typed: str = "", **variables: str) -> tuple[int, str, str]:
+        """Return status, output and errors of a command."""
+        with self.monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO(typed))
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            status = run(list(arguments))
+        return status, *self.capsys.readouterr()
+
+
+@pytest.fixture
+def atoll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, monkeypatch, capsys)
+
+
+def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell) -> None:
     """A key on the standard input logs in; `key` and `users` then ask the server with it."""
-    own = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "ATOLL_HOME": str(tmp_path / "home")}
-
-    def atoll(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-        return run_atoll(arguments, own, typed)
-
-    done = atoll("auth", "login", "--host", server.url, "--ca-file", str(server.ca_file), typed=":".join(server.key))
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert server.key[1] not in done.stderr
-    assert "operator at https://" in atoll("auth", "whoami").stdout
-    made = atoll("key", "generate", "--scope", "API", "--alias", "two words").stdout
-    key_id, secret = re.fullmatch(r"ATOLL_KEY_ID='(\w+)'\nATOLL_KEY_SECRET='(\S+)'\n", made).groups()  # type: ignore[union-attr]
-    listed = json.loads(atoll("key", "list", "--json").stdout)
-    assert [one["alias"] for one in listed if one["id"] == key_id] == ["two words"]
-    assert secret not in json.dumps(listed)
-    variables = {**own, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
-    assert f"key {key_id}, scope API" in run_atoll(["auth", "whoami"], variables).stdout
-    refused = run_atoll(["users", "list"], variables)
-    assert (refused.returncode, "insufficient permissions" in refused.stderr) == (1, True)
-    assert atoll("key", "revoke", key_id).returncode == 0
-    assert "the key is not valid" in run_atoll(["auth", "whoami"], variables).stderr
-    assert atoll("users", "add", "bob", "--no-key", "--workers", "3").returncode == 0
-    (bob,) = [user for user in json.loads(atoll("users", "list", "--json").stdout) if user["name"] == "bob"]
+    login = ("auth", "login", "--host", server.url, "--ca-file", str(server.ca_file))
+    status, out, told = atoll(*login, typed=":".join(server.key))
+    assert (status, out) == (0, ""), told
+    assert server.key[1] not in told
+    assert "operator at https://" in atoll("auth", "whoami")[1]
+    made = atoll("key", "generate", "--scope", "API", "--alias", "two words")[1]
+    found = re.fullmatch(r"ATOLL_KEY_ID='(\w+)'\nATOLL_KEY_SECRET='(\S+)'\n", made)
+    assert found is not None
+    listed = json.loads(atoll("key", "list", "--json")[1])
+    assert [one["alias"] for one in listed if one["id"] == found[1]] == ["two words"]
+    assert found[2] not in json.dumps(listed)
+    variables = {"ATOLL_KEY_ID": found[1], "ATOLL_KEY_SECRET": found[2]}
+    assert f"key {found[1]}, scope API" in atoll("auth", "whoami", **variables)[1]
+    status, _, told = atoll("users", "list", **variables)
+    assert (status, "insufficient permissions" in told) == (1, True)
+    assert atoll("key", "revoke", found[1])[0] == 0
+    assert "the key is not valid" in atoll("auth", "whoami", **variables)[2]
+    assert atoll("users", "add", "bob", "--no-key", "--workers", "3")[0] == 0
+    (bob,) = [user for user in json.loads(atoll("users", "list", "--json")[1]) if user["name"] == "bob"]
     assert (bob["workers"], bob["operator"]) == (3, False)
-    assert atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "0").stdout == "bob: volume 10.0 GiB\n"
-    assert atoll("users", "remove", "bob").returncode == 2
-    assert bob["id"] in atoll("users", "remove", "bob", "--yes").stderr
-    assert atoll("auth", "logout").returncode == 0
-    assert "not logged in" in atoll("auth", "whoami").stderr
+    assert atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "0")[1] == "bob: volume 10.0 GiB\n"
+    assert atoll("users", "remove", "bob")[0] == 2
+    assert bob["id"] in atoll("users", "remove", "bob", "--yes")[2]
+    assert atoll("auth", "logout")[0] == 0
+    assert "not logged in" in atoll("auth", "whoami")[2]
 
 
-def run_atoll(arguments: Sequence[str], variables: dict[str, str], typed: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command line with nothing of the test's own environment that names a server."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "FAL_"))}
-    return subprocess.run(
-        [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", *arguments],
-        env=environment | variables,
-        input=typed,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_SECONDS,
-    )
+def test_the_other_name_of_the_program_names_its_variables(server: Server, atoll: Shell) -> None:
+    """`fal-serverless key generate` prints the variables that programs of then read, and reads them."""
+    atoll.monkeypatch.setattr(sys, "argv", ["/usr/bin/fal-serverless"])
+    variables = {"FAL_HOST": server.url, "FAL_KEY_ID": server.key[0], "FAL_KEY_SECRET": server.key[1]}
+    found = atoll("key", "generate", "--scope", "API", ATOLL_CA_FILE=str(server.ca_file), **variables)
+    assert re.fullmatch(r"FAL_KEY_ID='\w+'\nFAL_KEY_SECRET='\S+'\n", found[1]), found
+
+
+def test_the_time_of_a_keys_last_use_is_written_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests write nothing; the watch does, once in a minute for each key, and at the end."""
+    tmp_path.chmod(0o700)
+    now = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    async def scenario() -> None:
+        accounts = Accounts(tmp_path)
+        try:
+            with accounts.database.writing() as connection:
+                user = rows.add_user(connection, "ada")
+                key, secret = rows.add_key(connection, accounts.pepper, user, scope="API")
+
+            def used() -> float | None:
+                with accounts.database.reading() as connection:
+                    return rows.keys_of(connection, user)[0].used
+
+            async def ask_after(seconds: float) -> None:
+                now[0] += seconds
+                await accounts.authenticate({"authorization": f"Key {key.id}:{secret}"}, "192.0.2.1")
+                await accounts.write_used()
+
+            assert used() is None
+            await ask_after(0)
+            first = used()
+            assert first == now[0]
+            await ask_after(30)
+            assert used() == first
+            await ask_after(31)
+            assert used() == now[0]
+            await ask_after(5)
+            await accounts.write_used(at_least=0)
+            assert used() == now[0]
+        finally:
+            accounts.close()
+
+    asyncio.run(scenario())
+
+
+def test_administrative_acts_are_in_the_audit(server: Server) -> None:
+    """Who added, changed and removed a user is written with the act, by id and by the name of that time."""
+    key = server.headers()
+    _, added = post(server, "/v1/users", {"name": "eve", "key": False}, key)
+    assert added["key"] is None
+    assert post(server, "/v1/users/eve/quota", {"workers": 2}, key, "PUT")[1]["workers"] == 2
+    assert server.ask("DELETE", "/v1/users/eve", headers=key)[0] == 200
+    with contextlib.closing(sqlite3.connect(server.home.path / "server" / "server.db")) as connection:
+        found = connection.execute(
+            "SELECT act, actor_name, details FROM audit WHERE target = ? ORDER BY id", (added["user"]["id"],)
+        ).fetchall()
+    assert [(act, actor, json.loads(details)) for act, actor, details in found] == [
+        ("user.add", "operator", {"name": "eve", "operator": False}),
+        ("user.set_quota", "operator", {"name": "eve", "workers": 2}),
+        ("user.remove", "operator", {"name": "eve"}),
+    ]
+
+
+def test_a_server_keeps_its_users_in_postgresql() -> None:
+    """`--database` takes PostgreSQL, and commands on the machine ask the same one; the first start names them."""
+    with postgresql.running() as url, running("--database", url, tls=False) as server:
+        assert "`atoll users add NAME --operator`" in server.log.read_text()
+        assert server.ask("GET", "/v1/whoami")[1]["name"] == "operator"
+        assert not (server.home.path / "server" / "server.db").exists()
+        listed = server.home.atoll("users", "list", "--json")
+        assert [user["name"] for user in json.loads(listed.stdout)] == ["operator"], listed.stderr
+        with Direct(server.home.path, url) as direct:
+            direct.revoke_key(server.key[0])
+        until(lambda: server.ask("GET", "/v1/whoami")[0] == 401)
