@@ -35,10 +35,10 @@ from atoll.environments.built.records import Environment
 from atoll.environments.store import EnvironmentStore
 from atoll.environments.stores import UserEnvironments
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
-from atoll.node.builds import closed_builds, policy_of_builds
+from atoll.node.builds import policy_of_builds, user_of_builds
 from atoll.sandbox.network.networks import within
 from atoll.settings import INDEX_FILE_VARIABLES
-from atoll.storage.protocol.replies import FUNCTION, PROGRAM
+from atoll.storage.protocol.replies import FUNCTION, PROGRAM, REMOTE
 
 MAX_NESTED_NAMES = 200
 MAX_NESTED_CHARACTERS = 32 << 10
@@ -102,7 +102,7 @@ class Caller:
     @property
     def storage_client(self) -> str:
         """The kind of client that a storage peer is told of."""
-        return FUNCTION if self.nested else PROGRAM
+        return FUNCTION if self.nested else REMOTE if self.remote else PROGRAM
 
 
 def owner(user: str) -> Caller:
@@ -206,7 +206,7 @@ def confine_builds(services: Services, caller: Caller) -> None:
     """Give builds of this task no more of the network than the caller's functions have."""
     if caller.nested or caller.network != "host":
         policy_of_builds.set(_outer_network(services, caller))
-    closed_builds.set(services.users.serves(caller.user))
+    user_of_builds.set(caller.user if services.users.serves(caller.user) else "")
 
 
 async def build(

@@ -44,8 +44,8 @@ policy_of_builds: ContextVar[str] = ContextVar("policy_of_builds", default="host
 """The most open network of the builds that are started here: that of the function which asks, if one does."""
 
 
-closed_builds: ContextVar[bool] = ContextVar("closed_builds", default=False)
-"""Whether private networks are closed for the builds that are started here: a user of a server asks."""
+user_of_builds: ContextVar[str] = ContextVar("user_of_builds", default="")
+"""The user of a server for whom builds are started here: private networks are closed, and the user's limits hold."""
 
 
 class Builds:
@@ -99,7 +99,9 @@ class Builds:
         policy = self._policy(command, binds, environment, network, identity)
         options = self.options
         limit = self._limits.sandbox(
-            options.build_memory_bytes or self._limits.most_bytes // 4 * 3, options.build_processes
+            options.build_memory_bytes or self._limits.most_bytes // 4 * 3,
+            options.build_processes,
+            user_of_builds.get(),
         )
         try:
             running = asyncio.ensure_future(self._run(policy, on_line, limit))
@@ -115,7 +117,7 @@ class Builds:
     async def _run(self, policy: Policy, on_line: Callable[[str], None] | None, group: Group) -> Completed:
         if policy.network != "outbound":
             return await self._launcher.run(policy, on_line=on_line, group=group)
-        network = await self._networks.take(closed=closed_builds.get())
+        network = await self._networks.take(closed=bool(user_of_builds.get()))
         try:
             policy = replace(policy, files=(*policy.files, *network.files))
             return await self._launcher.run(policy, enter=network.enter, on_line=on_line, group=group)

@@ -149,8 +149,9 @@ class Node:
         self.environments = self.stores.owner
         self.pauses = Pauses()
         self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
-        sheet = self.quotas.sheet
-        self.storage_peers = StoragePeers(options, self._launcher, self.volume, self._library, self.pauses, sheet)
+        sheet, library = self.quotas.sheet, self._library
+        group = self.limits.peers
+        self.storage_peers = StoragePeers(options, self._launcher, self.volume, library, self.pauses, sheet, group)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
         self.tmp_disks = TmpDisks(options)
@@ -263,7 +264,7 @@ class Node:
         failed: errors.AtollError
         starter, more = start_files(key.start)
         command = environment.command(f"{LIBRARY}/_atoll_agent.py", str(theirs.fileno()), starter=starter)
-        limit = self.limits.sandbox()
+        limit = self.limits.sandbox(user=key.user)
         disk: TmpDisk | None = None
 
         def launch(network: Network | None) -> Sandbox:
@@ -353,7 +354,7 @@ class Node:
         """
         command = environment.command("-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables)))
         stdin, stdout, stderr = own = [os.dup(descriptor) for descriptor in descriptors]
-        limit = self.limits.sandbox()
+        limit = self.limits.sandbox(user=key.user)
         terms = self.machine.allot("")
         limit.admit("shell", terms.memory_bytes, terms.processes)
 

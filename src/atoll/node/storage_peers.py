@@ -28,6 +28,7 @@ from atoll.node import mounted_files
 from atoll.node.freezing import Pauses
 from atoll.node.mounted_files import LIBRARY, NATIVE
 from atoll.node.stderr_log import logged_stderr
+from atoll.process import Group
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.machine import new_hostname
 from atoll.sandbox.policy import confine
@@ -59,6 +60,7 @@ class StoragePeers:
         volume: returns the directory of a user's volume and its owner, prepared.
         library: the directory to mount at `LIBRARY`, held by the caller.
         pauses: of the users' sandboxes.
+        group: returns where the peers of a user begin their lives; None for no place of their own.
         quota_sheet: returns the descriptor of the file with a user's quota, which stays open.
     """
 
@@ -70,7 +72,9 @@ class StoragePeers:
         library: Path,
         pauses: Pauses,
         quota_sheet: Callable[[str], int],
+        group: Callable[[str], Group | None],
     ) -> None:
+        self._group = group
         self._settings = settings
         self._launcher = launcher
         self._volume = volume
@@ -91,7 +95,7 @@ class StoragePeers:
         """Run a storage peer for a user's volume; gives the descriptor of the client's end, closed at the end.
 
         Args:
-            client: the kind of the peer's client: `storage.protocol.replies.DAEMON`, `PROGRAM` or `FUNCTION`.
+            client: the kind of the peer's client: `DAEMON`, `PROGRAM`, `FUNCTION` or `REMOTE` of `storage.protocol.replies`.
             ended: is set when the peer has ended by itself.
         """
         ours, theirs = pair()
@@ -148,7 +152,10 @@ class StoragePeers:
         try:
             with logged_stderr(self._settings.logs_directory / "storage.log") as stderr:
                 return self._launcher.launch(
-                    policy, descriptors=[sheet, *(one.fileno() for one in ends)], stderr=stderr
+                    policy,
+                    descriptors=[sheet, *(one.fileno() for one in ends)],
+                    stderr=stderr,
+                    group=self._group(user),
                 )
         finally:
             for one in ends:

@@ -207,7 +207,7 @@ class Group:
     def resize(self, memory_bytes: int, processes: int) -> None:
         """Set other limits; a smaller one has no effect on version 1 while more memory than that is in use."""
         if self._memory is not None and memory_bytes != self.limit_bytes:
-            _limit_memory(self._memory, memory_bytes)
+            limit_memory(self._memory, memory_bytes)
         self.limit_bytes = memory_bytes
         if self._pids is not None and processes != self._processes:
             group_files.write(self._pids.directory / "pids.max", str(processes))
@@ -301,7 +301,8 @@ def refusals(place: Place) -> int:
     return group_files.field(place.directory / "pids.events", "max")
 
 
-def _limit_memory(place: Place, memory_bytes: int) -> None:
+def limit_memory(place: Place, memory_bytes: int) -> None:
+    """Set the limit of a group's memory, with what a kernel counts apart from it."""
     if place.version == 2:
         group_files.write(place.directory / "memory.max", str(memory_bytes))
         return

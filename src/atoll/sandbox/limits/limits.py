@@ -19,6 +19,7 @@ from atoll.sandbox.limits import cgroups, group_files, systemd_scope
 from atoll.sandbox.limits.memory_watchdog import SandboxWatchdog, Watchdog, children, session, started_at
 from atoll.sandbox.limits.sandbox_group import AGENT, SandboxGroup
 from atoll.sandbox.limits.sandbox_limit import SandboxLimit
+from atoll.sandbox.limits.user_groups import OWNER, PeersGroup, UserGroups
 from atoll.settings import Settings
 
 OVERHEAD_BYTES = 1 << 30
@@ -143,6 +144,10 @@ class Limits:
         self._cores = os.cpu_count() or 1
         if kernel:
             self._settle(settings)
+        told = settings.users
+        self.users = UserGroups(
+            self._places, told.memory_bytes or self.most_bytes // 20 * 19, told.processes or _most_processes() // 2
+        )
 
     @property
     def kind(self) -> str:
@@ -185,19 +190,33 @@ class Limits:
     def _sandbox_group(self) -> SandboxGroup:
         return SandboxGroup(self._places, f"s{next(self._numbers)}", *self._allowance)
 
-    def sandbox(self, memory_bytes: int = 0, processes: int = 0) -> SandboxLimit:
+    def _group_of(self, user: str) -> SandboxGroup:
+        places, shared = self.users.places_of(user), self.users.shared(user)
+        return SandboxGroup(places, f"s{next(self._numbers)}", *self._allowance, shared, own=3)
+
+    def peers(self, user: str) -> PeersGroup | None:
+        """Return the group of the storage peers of a user of a server; None where the kernel gives none."""
+        with contextlib.suppress(OSError):
+            return self.users.peers(user) if self.kind != "watchdog" and user != OWNER else None
+        return None
+
+    def sandbox(self, memory_bytes: int = 0, processes: int = 0, user: str = "") -> SandboxLimit:
         """Return the limit of a new sandbox.
 
         Args:
             memory_bytes, processes: the allowance for all that belongs to no worker; 0 for that of functions' sandboxes.
+            user: the user whose it is; all but the machine's owner have groups of their own.
         """
         allowance = memory_bytes or self._allowance[0], processes or self._allowance[1]
         enforcer: SandboxGroup | SandboxWatchdog
         try:
-            group, self._spare = self._spare, None
             if self.kind == "watchdog":
                 raise FileNotFoundError
-            enforcer = group or self._sandbox_group()
+            if user not in ("", OWNER):
+                enforcer = self._group_of(user)
+            else:
+                group, self._spare = self._spare, None
+                enforcer = group or self._sandbox_group()
             if allowance != self._allowance:
                 enforcer.resize(*allowance)
         except OSError:  # as in `prepare`
@@ -314,6 +333,7 @@ class Limits:
         if self._spare is not None:
             self._spare.remove()
         self.poll()
+        self.users.close()
         for place in self._places:
             if group_files.remove(place.directory):
                 group_files.remove(place.directory.parent)
@@ -326,6 +346,12 @@ def machine_memory_bytes() -> int:
         above = cgroups.limit_above(_hierarchies())
         return min(memory, above) if above else memory
     return memory
+
+
+def _most_processes() -> int:
+    """Return how many processes and threads the kernel allows."""
+    paths = (Path("/proc/sys/kernel", name) for name in ("threads-max", "pid_max"))
+    return min((found for path in paths if (found := group_files.number(path))), default=0)
 
 
 def _hierarchies() -> list[cgroups.Hierarchy]:

@@ -29,12 +29,23 @@ class SandboxGroup:
         places: the daemon's own groups, which exist.
         name: of the sandbox's group in each of them.
         memory_bytes, processes: the limits of the whole sandbox.
+        shared: groups of the sandbox's user, of version 1, that its processes are in besides (`user_groups`).
+        own: how many groups are between the sandbox's and that of this process.
 
     Raises:
         OSError: the groups cannot be made.
     """
 
-    def __init__(self, places: Sequence[Place], name: str, memory_bytes: int, processes: int) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        name: str,
+        memory_bytes: int,
+        processes: int,
+        shared: Sequence[Path] = (),
+        own: int = 2,
+    ) -> None:
+        self._shared, self._own = shared, own
         self._name = name
         self._everywhere = tuple(places)
         self._whole = Group(
@@ -65,9 +76,11 @@ class SandboxGroup:
         places = self._whole.places
         if places[0].version == 2:
             return births.start_in(start, places[0].directory / AGENT)
-        # The daemon's own group is above those that it makes: `HOME/DAEMON/SANDBOX`.
-        groups = [(one.directory / AGENT, one.directory.parents[2]) for one in places]
-        return births.start_by_thread(start, [*groups, *((one, one.parents[2]) for one in self._alone)])
+        # The daemon's own group is above those that it makes: `HOME/DAEMON/SANDBOX`, or `HOME/DAEMON/USER/SANDBOX`.
+        groups = [(one.directory / AGENT, one.directory.parents[self._own]) for one in places]
+        groups += [(one, one.parents[self._own]) for one in self._alone]
+        groups += [(one, one.parents[self._own - 1]) for one in self._shared]
+        return births.start_by_thread(start, groups)
 
     def places_of(self, worker: str) -> list[Place]:
         """Return the places of a worker's groups; a hierarchy that limits nothing of a sandbox has them beside it."""

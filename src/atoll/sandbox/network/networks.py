@@ -17,6 +17,7 @@ from atoll.model.specs import NETWORKS
 from atoll.sandbox import programs
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher
+from atoll.sandbox.limits.user_groups import OWNER
 from atoll.sandbox.network.outbound_network import Network, NetworkMaker, read_uplink
 from atoll.settings import Settings
 
@@ -59,10 +60,6 @@ def group_of(user: str, trusted: bool) -> str:
 def is_closed(group: str) -> bool:
     """Return whether private networks are closed for a group: for users of a server, not for the machine's owner."""
     return group.partition(" ")[0] not in ("", OWNER)
-
-
-OWNER = "local"
-"""The owner's id, as in `detached.rows`."""
 
 
 class Networks:

@@ -18,22 +18,24 @@ from atoll.wire.channel import Channel, ChannelClosed
 
 # --- rights -----------------------------------------------------------------------------------------------------------
 
-DAEMON, PROGRAM, FUNCTION = "daemon", "program", "function"
-"""The clients of a peer: the daemon itself; a program or command of the volume's owner; code inside a sandbox."""
+DAEMON, PROGRAM, FUNCTION, REMOTE = "daemon", "program", "function", "remote"
+"""The clients of a peer: the daemon itself; a program or command of the volume's owner; code inside a sandbox; a program
+of a user of a server, elsewhere."""
 
 _REFUSED = {
     DAEMON: frozenset[str](),
     PROGRAM: frozenset({"restore", "collect"}),  # they replace or remove trees that sandboxes may have open
     FUNCTION: frozenset({"restore", "collect", "selftest"}),  # the self-test loads the file system heavily
+    REMOTE: frozenset({"restore", "collect", "selftest"}),
 }
 
-MOST_MESSAGE_BYTES = {DAEMON: 1 << 30, PROGRAM: 1 << 30, FUNCTION: 64 << 20}
+MOST_MESSAGE_BYTES = {DAEMON: 1 << 30, PROGRAM: 1 << 30, FUNCTION: 64 << 20, REMOTE: 64 << 20}
 """The most that the buffers of one message may add up to."""
 
-MOST_MEMORY_BYTES = {FUNCTION: 512 << 20}
+MOST_MEMORY_BYTES = {FUNCTION: 512 << 20, REMOTE: 512 << 20}
 """The memory of a peer, which the memory limit of the worker that drives the peer does not cover."""
 
-MOST_SILENT_SECONDS = {FUNCTION: 120.0}
+MOST_SILENT_SECONDS = {FUNCTION: 120.0, REMOTE: 120.0}
 """The longest pause of a client during a sync, which keeps other clients from its target."""
 
 
