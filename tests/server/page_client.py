@@ -29,19 +29,19 @@ PROGRAM = """
 import sys
 import time
 from pathlib import Path
-from atoll import isolated
+from atoll import cloud, isolated
 
-@isolated
+@isolated(host=cloud)
 def greet(name):
     print("hello", name)
     return name
 
-@isolated
+@isolated(host=cloud)
 def fail():
     print("\\x1b[31m<script>document.title='evil'</script>\\x1b[0m\\u202e\\n 10%\\r100%")
     raise ValueError("<script>document.title='evil'</script>")
 
-@isolated
+@isolated(host=cloud)
 def wait():
     import os, time
     for count in range(3):
@@ -51,7 +51,7 @@ def wait():
     print("went on")
     time.sleep(float(os.environ.get("LINGER", "0")))
 
-@isolated
+@isolated(host=cloud)
 def write(files):
     from pathlib import Path
     for name, content in files.items():
@@ -62,11 +62,11 @@ def write(files):
 
 
 USERS = {
-    "ada": rows.User("local", "ada", True, time.time()),
+    "ada": rows.User("u-ada", "ada", True, time.time()),
     "bob": rows.User("u-bob", "bob", False, time.time()),
     "eve": rows.User("u-eve", "<b>eve</b> \u202eof a long name that goes on and on and on and on", False, time.time()),
 }
-"""Users of the tests. `ada` is the machine's own user, so that programs of the state directory make her calls."""
+"""Users of the tests; `ada` makes the calls."""
 
 SCOPES = {"ada": ADMIN, "bob": ADMIN, "eve": API}
 
@@ -93,6 +93,10 @@ class PageServer:
         """The address of the page."""
         return self.server.url
 
+    def _login(self) -> dict[str, str]:
+        key_id, _, secret = self.keys["ada"].partition(":")
+        return {"ATOLL_HOST": self.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
+
     def start(self, code: str) -> subprocess.Popen[str]:
         """Start a program that calls the functions of `PROGRAM`."""
         program = self.home.path / "program.py"
@@ -100,7 +104,7 @@ class PageServer:
         return subprocess.Popen(
             [sys.executable, "-c", f"from program import *\n{code}"],
             cwd=self.home.path,
-            env=self.home.environment(),
+            env=self.home.environment(self._login()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -330,7 +330,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def volume(page: PageServer) -> Path:
     """The files of `ada`, some with hostile names and contents; written by the machine's owner."""
-    data = page.home.path / "volumes" / "local" / "data"
+    data = page.home.path / "volumes" / "u-ada" / "data"
     contents = {
         "text": b"first line\n<script>document.title='evil'</script>\n",
         "table": b"name,score\n" + b"".join(b'"<b>run %d</b>",%d\n' % (one, one) for one in range(300)),

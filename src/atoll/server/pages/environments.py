@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -18,14 +16,9 @@ def routes() -> list[BaseRoute]:
     return [route("/environments", listed), route("/environments/{key}", shown)]
 
 
-async def _ask(visit: Visit, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Ask in the user's name; an operator sees everybody's."""
-    return await visit.ask(name, arguments, own=not visit.user.may_administer)
-
-
 async def listed(visit: Visit) -> Response:
     """Show environments, those that were used last first."""
-    found = (await _ask(visit, "environments.list", {}))["environments"]
+    found = (await visit.ask("environments.list", {}))["environments"]
     found.sort(key=lambda one: (-one["last_used"], one["key"]))
     total = sum(one["size_bytes"] for one in found)
     return visit.page("environments.html", environments=found[:MOST_ROWS], count=len(found), total=total)
@@ -35,7 +28,7 @@ async def shown(visit: Visit) -> Response:
     """Show one environment."""
     key = visit.request.path_params["key"][:200]
     try:
-        found = await _ask(visit, "environments.show", {"key": key})
+        found = await visit.ask("environments.show", {"key": key})
     except (errors.ResourcesUnavailable, errors.EnvironmentBuildError) as error:
         raise not_found(error.message, "see the list of environments; unused ones are removed in time") from error
     return visit.page("environment.html", environment=found["environment"], log=found["log"], lock=found["lock"])
