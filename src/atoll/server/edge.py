@@ -39,7 +39,7 @@ class TooLarge(HTTPException):
     """The body has more bytes than its route takes."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(413, f"the body has more than {most} bytes, the most here", {"Connection": "close"})
+        super().__init__(413, f"the body has more than {most} bytes, the most here")
 
 
 class Edge:
@@ -106,7 +106,7 @@ class _Exchange:
             await self._fail(426, error.to_data(), [(b"upgrade", b"atoll/1")])
         except TooLarge as error:
             data = {"code": "http", "message": error.detail, "hint": "send less at a time", "details": {}}
-            await self._fail(413, data, [(b"connection", b"close")])
+            await self._fail(413, data, [])
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "") or "other"

@@ -22,6 +22,8 @@ HEAD_FIELDS = 200
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 """Seconds without any byte of a body that the server waits for."""
+DISCARDED_BYTES = 16 << 20
+"""Bytes of refused bodies that a connection reads without a use."""
 IDLE_SECONDS = 75.0
 """Seconds that a connection may wait for its first request; longer than the idle time of common proxies."""
 WRITE_SECONDS = 120.0
@@ -114,6 +116,7 @@ class Http(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = self._in_body = False
         self._too_large = False
+        self._discarded = 0
         self._leave = self.bounds.enter(self.client[0] if self.client is not None else "")
         self.deadline = self.loop.time() + IDLE_SECONDS
         if self._leave is None:
@@ -190,6 +193,14 @@ class Http(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self.deadline = self.loop.time() + BODY_SECONDS
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body; of one that was refused some is read, so that its sender sees the answer."""
+        if self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > DISCARDED_BYTES:
+                self.transport.abort()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the body."""
