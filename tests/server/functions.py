@@ -12,10 +12,13 @@ from atoll.wire.call_protocol import CallProtocol
 from .process import Server
 from .raw_line import RawLine
 
+KEEP_ALIVE_SECONDS = 600.0
+"""Seconds that a worker without a call stays: longer than restarts of a server take on a busy machine."""
+
 
 def request_of(function: Callable[..., Any], *args: Any, **options: Any) -> Request:
     """Return the request of a call, as the SDK makes it."""
-    made: Any = isolated(**options)(function)
+    made: Any = isolated(**{"keep_alive": KEEP_ALIVE_SECONDS, **options})(function)
     request: Request = made._prepare().request(args, {})
     return request
 
@@ -40,7 +43,7 @@ class Leased:
 
     def start(self) -> None:
         """Send the call."""
-        for header, buffers in self.protocol.start(self.request.call, 10.0, self.request.bundle, ""):
+        for header, buffers in self.protocol.start(self.request.call, KEEP_ALIVE_SECONDS, self.request.bundle, ""):
             self.line.send_frames(header, list(buffers))
 
     def answer(self) -> Any:
