@@ -321,3 +321,24 @@ def is_stopped(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] == b"T"
     except (OSError, IndexError):
         return False
+
+
+def run_here(argv: Sequence[str], *, timeout_seconds: float) -> Completed:
+    """Run a tool of the caller's own to its end, with the caller's environment; for clients, on every platform.
+
+    Raises:
+        OSError: it cannot be started.
+        TimeoutError: it was ended, since it took too long.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"`{argv[0]}` took longer than {timeout_seconds:.0f} s") from error
+    return Completed(done.returncode, done.stdout[-KEPT_BYTES:].decode("utf-8", "replace"))

@@ -29,7 +29,7 @@ from atoll.daemon.services import Services
 from atoll.daemon.users import UserLimits, read_limits
 from atoll.engine.accounts import Opener
 from atoll.engine.contract import EngineLease
-from atoll.environments.asked import credentials, requirements
+from atoll.environments.asked import credentials, requirements, uploaded
 from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.environments.store import EnvironmentStore
@@ -248,6 +248,9 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
     """Return the environment's spec within the caller's rights; see `checked`."""
     if caller.parent is not None:
         _refuse_long_lists(spec, services.engine.environment_of(caller.parent))
+    uploads: EnvironmentSpec | None = None
+    if caller.relayed and caller.parent is None and uploaded.names_uploads(spec):
+        spec, uploads = uploaded.split(spec)
     if not caller.may_name_host_paths:
         recipes.refuse_host_paths(spec)
     if not caller.may_choose_interpreter:
@@ -262,6 +265,9 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
     if not caller.may_name_host_paths:
         needed = bool(spec.requirements or spec.packages or spec.pip)
         spec = replace(spec, index=credentials.refuse_host_paths(spec.index, needed=needed))
+    if uploads is not None:
+        found = uploaded.resolved(uploads, uploaded.of_user(services.settings.home, caller.user))
+        spec = replace(spec, requirements=spec.requirements + found.requirements, pip=spec.pip + found.pip)
     return spec
 
 

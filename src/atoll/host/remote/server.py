@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from atoll import __version__, errors
@@ -228,6 +228,29 @@ class Server:
             return json.loads(data) if data else None
         except (ValueError, RecursionError):
             raise self._stranger("its answer is not JSON") from None
+
+    def put(self, path: str, body: BinaryIO, size: int, headers: dict[str, str]) -> None:
+        """Upload a file.
+
+        Raises:
+            AtollError: the server answers so, or cannot be reached.
+        """
+        try:
+            connection = self._connect(CONNECT_SECONDS)
+            try:
+                connection.sock.settimeout(None)
+                sent = {**self._headers(), "Content-Length": str(size), **headers}
+                connection.request("PUT", self._path + path, body, sent)
+                answer = connection.getresponse()
+                data = answer.read(MOST_ERROR_BYTES)
+            finally:
+                connection.close()
+        except (OSError, http.client.HTTPException, ssl.SSLError) as error:
+            raise self.unreachable(error) from error
+        if not 200 <= answer.status < 300:
+            found = {name.lower(): text for name, text in answer.getheaders()}
+            raise self._refusal(answer.status, found, data)
+        self.reached = True
 
     def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> errors.AtollError:
         """Return the error that an answer other than success describes."""

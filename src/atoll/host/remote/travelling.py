@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from atoll import errors
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
-
-Upload = Callable[[Any, EnvironmentSpec], EnvironmentSpec]
-"""Takes a host and an environment with paths in it; returns one that names what was uploaded in their place."""
-
-upload: Upload | None = None
-"""Set by who can upload; without it the server refuses paths by name."""
 
 
 def spec_for(host: Any, spec: LeaseSpec) -> LeaseSpec:
@@ -35,7 +28,11 @@ def environment_for(host: Any, spec: EnvironmentSpec) -> EnvironmentSpec:
     """Return an environment for a server: the caller's minor version of Python, by number."""
     version = spec.python_version or "{}.{}".format(*sys.version_info)
     found = replace(spec, interpreter="", python_version=version)
-    return found if upload is None else upload(host, found)
+    if not found.requirements and not found.pip:
+        return found
+    from atoll.host.remote import local_packages  # for requirements alone
+
+    return local_packages.uploaded(host, found) if local_packages.has_any(found) else found
 
 
 def environment_data(host: Any, data: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll import errors
+from atoll.server.files import packages
 from atoll.server.files.conditions import etag, http_date
 from atoll.server.files.description import OPERATIONS
 from atoll.server.files.download import download
@@ -43,6 +44,7 @@ def install(state: ServerState) -> None:
     route.path_regex = re.compile(rf"^{PREFIX}(?P<rest>(?s:.*))\Z")  # a name may hold a line's end
     state.routes.append(route)
     state.body_bytes[PREFIX + "/"] = MOST_BODY_BYTES
+    packages.install(state)
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[None]:
