@@ -211,7 +211,7 @@ def test_accounts_hold_on_both(url: str, tmp_path: Path) -> None:
             assert added.key is not None
             headers = {"authorization": f"Key {added.key.id}:{added.key.secret}"}
             principal = await accounts.authenticate(headers, "127.0.0.1")
-            assert principal == Principal(added.user.id, "ada", added.key.id, ADMIN, operator=True)
+            assert principal == Principal(added.user.id, "ada", added.key.id, ADMIN, operator=True, workers=7)
             await accounts.write_used(at_least=0)
             cookie = await accounts.sessions.open(principal)
             assert await accounts.sessions.find(cookie) == principal

@@ -21,6 +21,7 @@ _COMMANDS = (
     ("shell", "programs.shell:shell", "Open a shell in a function's environment and sandbox."),
     ("data", "data.commands:app", "Look at the volume, copy to and from it, mirror a directory."),
     ("env", "env:app", "List, build, lock, upgrade and prune environments."),
+    ("admin", "admin.commands:app", "Administer a server: backups, the key of secrets, the audit, machine time."),
     ("secrets", "secrets:app", "Set, list and delete secrets, variables of your calls."),
     ("status", "status:status", "Show the daemon, what is free, the calls that run, and the sandboxes."),
     ("stop", "daemon:stop", "Stop the daemon and all that it runs."),

@@ -12,10 +12,11 @@ from typing import Annotated
 
 import cyclopts
 
+from atoll import credentials
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, print_json, print_table
 from atoll.cli.terminal import echo
-from atoll.host.local import local
+from atoll.host.contract import Host
 from atoll.model.secret_values import MOST_VALUE_BYTES, check_name, check_value
 
 app = cyclopts.App(
@@ -25,8 +26,21 @@ app = cyclopts.App(
 )
 
 
+def _chosen(host: str) -> Host:
+    """Return the host of an address; by default the server that the user is logged in to, else this machine."""
+    from atoll.host.local import local
+
+    if host == "local" or (not host and credentials.find() is None):
+        return local
+    from atoll.host.remote.remote_host import Host as RemoteHost
+
+    return RemoteHost(host)
+
+
 @app.command(name="set")
-def set_(name: str, /, *, from_file: Annotated[Path | None, cyclopts.Parameter(name="--from-file")] = None) -> int:
+def set_(
+    name: str, /, *, from_file: Annotated[Path | None, cyclopts.Parameter(name="--from-file")] = None, host: str = ""
+) -> int:
     """Set a secret: the value is asked for, or read from standard input without its last newline.
 
     Calls that run keep the old value; later ones have the new.
@@ -37,6 +51,8 @@ def set_(name: str, /, *, from_file: Annotated[Path | None, cyclopts.Parameter(n
         The variable's name, such as `HF_TOKEN`.
     from_file: Path
         A file with the value, byte for byte.
+    host: str
+        Address of a server, or `local`; default: the server that you are logged in to, else `local`.
     """
     try:
         check_name(name)
@@ -45,7 +61,7 @@ def set_(name: str, /, *, from_file: Annotated[Path | None, cyclopts.Parameter(n
         raise TargetError("the value is not UTF-8", hint="encode it, for example with `base64`") from None
     except ValueError as error:
         raise TargetError(str(error), hint="see `atoll secrets set --help`") from None
-    local.request("secrets.set", {"name": name, "value": value})
+    _chosen(host).request("secrets.set", {"name": name, "value": value})
     echo(f"set {name}")
     return 0
 
@@ -65,15 +81,17 @@ def _value(name: str, path: Path | None) -> str:
 
 
 @app.command(name="list")
-def list_(*, json: bool = False) -> int:
+def list_(*, json: bool = False, host: str = "") -> int:
     """List the names of your secrets, with the time of their last change.
 
     Parameters
     ----------
     json: bool
         Print a list of objects; times in seconds since the epoch.
+    host: str
+        Address of a server, or `local`; default: the server that you are logged in to, else `local`.
     """
-    found = local.request("secrets.list", {})["secrets"]
+    found = _chosen(host).request("secrets.list", {})["secrets"]
     if json:
         print_json(found)
     elif not found:
@@ -84,14 +102,16 @@ def list_(*, json: bool = False) -> int:
 
 
 @app.command
-def delete(name: str, /) -> int:
+def delete(name: str, /, *, host: str = "") -> int:
     """Delete a secret; calls that run keep it to their end.
 
     Parameters
     ----------
     name: str
         The variable's name.
+    host: str
+        Address of a server, or `local`; default: the server that you are logged in to, else `local`.
     """
-    local.request("secrets.delete", {"name": name})
+    _chosen(host).request("secrets.delete", {"name": name})
     echo(f"deleted {name}")
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll import __version__, errors
-from atoll.daemon import call_requests, leasing, restore
+from atoll.daemon import administration, call_requests, leasing, restore
 from atoll.daemon.leasing import Caller
 from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
@@ -47,6 +47,8 @@ async def answer(
         _check_administers(caller, name)
         left = await services.detached.left() if name == "stop" else {}
         return {"grace_seconds": services.engine.longest_grace_seconds(), "detached": left}
+    if name in administration.REQUESTS:
+        return await administration.handle(services, caller, name, arguments)
     if name.startswith("calls."):
         return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("secrets."):

@@ -177,7 +177,7 @@ class Node:
 
     def users(self) -> list[str]:
         """Return the users with a volume here."""
-        return list(self._users)
+        return [user for user in self._users if (self._settings.volumes_directory / user).is_dir()]
 
     async def settle(self) -> None:
         """Compile and remove mounted files; the first call need not wait for either."""

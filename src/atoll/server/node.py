@@ -106,4 +106,5 @@ class Node:
 
 def as_data(principal: Principal) -> dict[str, Any]:
     """Return the user as the node's messages name one (`daemon.leasing.on_behalf`)."""
-    return {"user": principal.user}
+    limits = {"limits": {"workers": principal.workers}} if principal.workers else {}
+    return {"user": principal.user, **limits}

@@ -21,14 +21,18 @@ from collections.abc import Callable
 
 from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
+from atoll.server.admin import part as admin
 from atoll.server.login import part as login
 from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
+from atoll.server.usage import part as usage
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
     accounts.install,
     description.install,
     login.install,
+    usage.install,
+    admin.install,
     health.install,
     metrics.install,
     line.install,

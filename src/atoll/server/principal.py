@@ -18,6 +18,7 @@ class Principal:
         key: the id of the key that the request came with; empty for a session of the page.
         scope: `ADMIN` or `API`.
         operator: the user is one of those who run the server.
+        workers: the most that run for the user at a time; 0 for no bound.
     """
 
     user: str
@@ -25,6 +26,7 @@ class Principal:
     key: str = ""
     scope: str = API
     operator: bool = False
+    workers: int = 0
 
     @property
     def may_administer(self) -> bool:

@@ -10,6 +10,7 @@ from atoll import credentials, errors, settings
 from atoll.cli.accounts import client
 from atoll.cli.accounts.client import ask
 from atoll.credentials import Credentials
+from atoll.host.local import local
 
 
 class Place(Protocol):
@@ -19,7 +20,7 @@ class Place(Protocol):
 
     def add_user(self, asked: dict[str, Any]) -> dict[str, Any]: ...
 
-    def remove_user(self, name: str) -> dict[str, Any]: ...
+    def remove_user(self, name: str, *, keep: bool) -> dict[str, Any]: ...
 
     def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -42,8 +43,9 @@ class Remote:
     def add_user(self, asked: dict[str, Any]) -> dict[str, Any]:
         return ask(self.server, "POST", "/v1/users", asked)
 
-    def remove_user(self, name: str) -> dict[str, Any]:
-        return ask(self.server, "DELETE", f"/v1/users/{client.part(name)}")
+    def remove_user(self, name: str, *, keep: bool) -> dict[str, Any]:
+        volume = "keep" if keep else "delete"
+        return ask(self.server, "DELETE", f"/v1/users/{client.part(name)}?volume={volume}")
 
     def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
         return ask(self.server, "PUT", f"/v1/users/{client.part(name)}/quota", quotas)
@@ -83,15 +85,21 @@ class Here:
     def add_user(self, asked: dict[str, Any]) -> dict[str, Any]:
         from atoll.server.accounts.bodies import NewUser
 
-        return _data(self._direct.add_user(NewUser(**asked)))
+        added = self._direct.add_user(NewUser(**asked))
+        _limit(added.user)
+        return _data(added)
 
-    def remove_user(self, name: str) -> dict[str, Any]:
-        return _data(self._direct.remove_user(name))
+    def remove_user(self, name: str, *, keep: bool) -> dict[str, Any]:
+        gone = self._direct.remove_user(name)
+        kept = local.request("users.remove", {"user": gone.id, "keep": keep})["kept"]
+        return {**_data(gone), "volume": "kept" if kept else "removed"}
 
     def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
         from atoll.server.accounts.bodies import Quotas
 
-        return _data(self._direct.set_quota(name, Quotas(**quotas)))
+        changed = self._direct.set_quota(name, Quotas(**quotas))
+        _limit(changed, always=True)
+        return _data(changed)
 
     def list_keys(self, user: str) -> list[dict[str, Any]]:
         return list(_data(self._direct.list_keys(user))["keys"])
@@ -109,6 +117,12 @@ def _data(value: Any) -> dict[str, Any]:
     from atoll.server.typed import plain
 
     return plain(value)
+
+
+def _limit(user: Any, *, always: bool = False) -> None:
+    """Tell the node of a user's quotas."""
+    if always or user.volume_bytes or user.volume_files:
+        local.request("quotas.set", {"user": user.id, "bytes": user.volume_bytes, "files": user.volume_files})
 
 
 def has_accounts() -> bool:

@@ -10,6 +10,7 @@ import cyclopts
 from atoll.cli.accounts.keys import show_key
 from atoll.cli.accounts.place import opened
 from atoll.cli.confirmation import Yes, confirmed
+from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json, print_table, size
 from atoll.cli.terminal import echo
 
@@ -122,13 +123,26 @@ def _row(user: dict[str, Any]) -> tuple[str, ...]:
 
 
 @app.command
-def remove(name: str, /, *, yes: Yes = False, host: str = "", database: str = "") -> int:
-    """Remove a user: all keys end at once. The volume is left.
+def remove(
+    name: str,
+    /,
+    *,
+    delete_volume: Annotated[bool, Flag] = False,
+    keep_volume: Annotated[bool, Flag] = False,
+    yes: Yes = False,
+    host: str = "",
+    database: str = "",
+) -> int:
+    """Remove a user: all keys end at once, and all calls. The volume is put aside, unless it is to be deleted.
 
     Parameters
     ----------
     name: str
         The user's name or id.
+    delete_volume: bool
+        Remove the volume, too.
+    keep_volume: bool
+        Put the volume aside, below `removed` in the state directory; the default.
     yes: bool
         Do not ask.
     host: str
@@ -136,12 +150,15 @@ def remove(name: str, /, *, yes: Yes = False, host: str = "", database: str = ""
     database: str
         Address of the database.
     """
+    if delete_volume and keep_volume:
+        raise TargetError("`--keep-volume` and `--delete-volume` do not go together")
     with opened(host, database) as place:
         costs = [f"the user `{name}` goes with all keys; a user of that name has another volume afterwards"]
+        costs += ["the volume is removed, with all snapshots"] if delete_volume else []
         if not yes and not confirmed([], costs, "remove the user?", replaceable=False):
             return 1
-        gone = place.remove_user(name)
-    echo(f"removed the user {gone['name']}; the volume `{gone['id']}` is left", error=True)
+        gone = place.remove_user(name, keep=not delete_volume)
+    echo(f"removed the user {gone['name']}; the volume `{gone['id']}` is {gone['volume']}", error=True)
     return 0
 
 
@@ -150,8 +167,8 @@ def set_quota(
     name: str,
     /,
     *,
-    volume: str | None = None,
-    files: int | None = None,
+    volume: Annotated[str | None, cyclopts.Parameter(name=("--volume", "--bytes"))] = None,
+    files: Annotated[str | None, cyclopts.Parameter(name="--files")] = None,
     workers: int | None = None,
     host: str = "",
     database: str = "",
@@ -164,8 +181,8 @@ def set_quota(
         The user's name or id.
     volume: str
         Most bytes of the volume, such as 10GiB; 0 for no limit.
-    files: int
-        Most files of the volume; 0 for no limit.
+    files: str
+        Most files of the volume, such as 1M; 0 for no limit.
     workers: int
         Most workers at a time; 0 for no limit.
     host: str
@@ -173,7 +190,11 @@ def set_quota(
     database: str
         Address of the database.
     """
-    given = {"volume_bytes": None if volume is None else _bytes(volume), "volume_files": files, "workers": workers}
+    given = {
+        "volume_bytes": None if volume is None else _bytes(volume),
+        "volume_files": None if files is None else _count(files),
+        "workers": workers,
+    }
     with opened(host, database) as place:
         user = place.set_quota(name, {quota: value for quota, value in given.items() if value is not None})
     limits = [
@@ -189,3 +210,11 @@ def _bytes(text: str) -> int:
     from atoll.model.amounts import read_bytes
 
     return 0 if text in ("", "0") else read_bytes("volume", int(text) if text.isdecimal() else text)
+
+
+def _count(text: str) -> int:
+    unit = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}.get(text[-1:].upper(), 1)
+    digits = text[:-1] if unit > 1 else text
+    if not digits.isdecimal():
+        raise TargetError(f"`--files` is a number such as 500000 or 1M, is `{text}`")
+    return int(digits) * unit

@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS outputs (
     UNIQUE (call, user, worker)
 );
 CREATE INDEX IF NOT EXISTS outputs_by_time ON outputs (at);
+CREATE TABLE IF NOT EXISTS generation (name TEXT NOT NULL);
+INSERT INTO generation SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT 1 FROM generation);
 """
 
 Output = tuple[str, str, str, int, bytes]
@@ -107,9 +109,13 @@ class Database:
         self._connection.execute("COMMIT")
 
     def prune(self, oldest: float, most_bytes: int) -> None:
-        """Remove records older than `oldest` (seconds since the epoch), then the oldest until the rest fits."""
+        """Remove records older than `oldest` (seconds since the epoch), then the oldest until the rest fits.
+
+        The last record stays: numbers are never given again.
+        """
+        last = "SELECT max(id) FROM calls"
         with self._transaction():
-            self._connection.execute("DELETE FROM calls WHERE queued_at < ?", (oldest,))
+            self._connection.execute(f"DELETE FROM calls WHERE queued_at < ? AND id < ({last})", (oldest,))  # noqa: S608
             self._connection.execute("DELETE FROM outputs WHERE at < ?", (oldest,))
         for _ in range(50):
             if self.used_bytes() <= most_bytes:
@@ -118,7 +124,7 @@ class Database:
                 for table in ("outputs", "calls"):
                     self._connection.execute(
                         f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT "  # noqa: S608
-                        f"(SELECT count(*) / 5 + 1 FROM {table}))"
+                        f"(SELECT count(*) / 5 + 1 FROM {table})) AND id < (SELECT max(id) FROM {table})"
                     )
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page
 
@@ -172,6 +178,23 @@ class Database:
         )
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def export(self, after: int, limit: int) -> tuple[str, Sequence[dict[str, Any]]]:
+        """Return the name of this file of records, and the figures of all users' calls past a number, in order."""
+        cursor = self._connection.execute(
+            "SELECT id, user, function, queued_at, wall_seconds, cpu_seconds, peak_bytes, gpus, outcome FROM calls "
+            "WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        names = [column[0] for column in cursor.description]
+        found = [dict(zip(names, row, strict=True)) for row in cursor]
+        return str(self._connection.execute("SELECT name FROM generation").fetchone()[0]), found
+
+    def forget(self, user: str) -> None:
+        """Remove the outputs of a user's calls, and names and messages from the records, which keep their figures."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM outputs WHERE user = ?", (user,))
+            self._connection.execute("UPDATE calls SET message = '', error = '' WHERE user = ?", (user,))
 
     def output(self, user: str, call: str, worker: str) -> tuple[int, bytes]:
         """Return how many bytes a call printed on a worker, and the last of them."""

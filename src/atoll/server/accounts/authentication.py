@@ -50,13 +50,13 @@ class Known:
 def look_up(connection: Connection, key_id: str) -> Known | None:
     """Return a key with its user; None where there is none."""
     row = connection.execute(
-        select(keys.c.digest, keys.c.scope, keys.c.expires, users.c.id, users.c.name, users.c.operator)
+        select(keys.c.digest, keys.c.scope, keys.c.expires, users.c.id, users.c.name, users.c.operator, users.c.workers)
         .join(users, users.c.id == keys.c.user)
         .where(keys.c.id == key_id)
     ).first()
     if row is None:
         return None
-    principal = Principal(row.id, row.name, key_id, row.scope, operator=row.operator)
+    principal = Principal(row.id, row.name, key_id, row.scope, operator=row.operator, workers=row.workers)
     return Known(bytes(row.digest), principal, row.expires)
 
 

@@ -79,6 +79,12 @@ class UserFacts(msgspec.Struct, frozen=True):
     workers: int
 
 
+class RemovedUser(UserFacts, frozen=True):
+    """A user who was removed; `volume` is `kept` or `removed`, or empty where there was none or nobody could tell."""
+
+    volume: str = ""
+
+
 class AddedUser(msgspec.Struct, frozen=True):
     """A user that was added, with a first key where one was asked for."""
 

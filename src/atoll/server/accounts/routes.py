@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
@@ -22,7 +24,7 @@ def routes() -> list[BaseRoute]:
         typed("/v1/keys/{key}", "DELETE", revoke_key, answer=bodies.KeyFacts),
         typed("/v1/users", "GET", list_users, answer=bodies.Users),
         typed("/v1/users", "POST", add_user, body=bodies.NewUser, answer=bodies.AddedUser, status=201),
-        typed("/v1/users/{user}", "DELETE", remove_user, answer=bodies.UserFacts),
+        typed("/v1/users/{user}", "DELETE", remove_user, answer=bodies.RemovedUser),
         typed("/v1/users/{user}/quota", "PUT", set_quota, body=bodies.Quotas, answer=bodies.UserFacts),
     ]
 
@@ -30,6 +32,20 @@ def routes() -> list[BaseRoute]:
 def accounts_of(request: Request) -> Accounts:
     """Return the accounts of the server that answers a request."""
     found: Accounts = state_of(request).parts["accounts"]
+    return found
+
+
+class AtNode(Protocol):
+    """Acts at the node that go with those on users: `server.admin`."""
+
+    async def removed(self, user: bodies.UserFacts, *, keep: bool) -> bodies.RemovedUser: ...
+
+    async def limited(self, user: bodies.UserFacts) -> None: ...
+
+
+def at_node(request: Request) -> AtNode:
+    """Return the acts at the node of the server that answers a request."""
+    found: AtNode = state_of(request).parts["at_node"]
     return found
 
 
@@ -113,22 +129,32 @@ async def add_user(request: Request, asked: bodies.NewUser) -> bodies.AddedUser:
     """Add a user, with a first key of the scope ADMIN unless that is not wanted; for operators."""
     principal = await administrator_of(request)
     accounts = accounts_of(request)
-    return await accounts.database.run(
+    added = await accounts.database.run(
         lambda connection: acts.added_user(connection, accounts.pepper, principal, asked)
     )
+    if asked.volume_bytes or asked.volume_files:
+        await at_node(request).limited(added.user)
+    return added
 
 
-async def remove_user(request: Request) -> bodies.UserFacts:
-    """Remove a user with all keys, at once; the volume is left; for operators."""
+async def remove_user(request: Request) -> bodies.RemovedUser:
+    """Remove a user with all keys, at once, and end their calls; for operators.
+
+    The volume is put aside, and with `volume=delete` in the query removed.
+    """
     principal = await administrator_of(request)
-    name = request.path_params["user"]
-    return await accounts_of(request).change(lambda connection: acts.removed_user(connection, principal, name))
+    name, volume = request.path_params["user"], request.query_params.get("volume", "keep")
+    if volume not in ("keep", "delete"):
+        raise errors.CallerError("`volume` is `keep` or `delete`", hint="`?volume=delete` removes the volume")
+    gone = await accounts_of(request).change(lambda connection: acts.removed_user(connection, principal, name))
+    return await at_node(request).removed(gone, keep=volume == "keep")
 
 
 async def set_quota(request: Request, asked: bodies.Quotas) -> bodies.UserFacts:
     """Change quotas of a user; for operators."""
     principal = await administrator_of(request)
     name = request.path_params["user"]
-    return await accounts_of(request).database.run(
-        lambda connection: acts.changed_quota(connection, principal, name, asked)
-    )
+    accounts = accounts_of(request)
+    changed = await accounts.change(lambda connection: acts.changed_quota(connection, principal, name, asked))
+    await at_node(request).limited(changed)
+    return changed

@@ -58,12 +58,16 @@ class PageSessions:
         """Return the user of a session; None where it has ended."""
         digest = self._pepper.digest(_PURPOSE, cookie)
         question = (
-            select(page_sessions.c.key, page_sessions.c.scope, users.c.id, users.c.name, users.c.operator)
+            select(
+                page_sessions.c.key, page_sessions.c.scope, users.c.id, users.c.name, users.c.operator, users.c.workers
+            )
             .join(users, users.c.id == page_sessions.c.user)
             .where(page_sessions.c.digest == digest, page_sessions.c.expires > time.time())
         )
         row = await self._database.run(lambda connection: connection.execute(question).first(), writes=False)
-        return None if row is None else Principal(row.id, row.name, row.key or "", row.scope, operator=row.operator)
+        if row is None:
+            return None
+        return Principal(row.id, row.name, row.key or "", row.scope, operator=row.operator, workers=row.workers)
 
     async def close(self, cookie: str) -> None:
         """End a session."""

@@ -1,0 +1,1 @@
+"""`atoll admin`: administration of a server."""

@@ -1,0 +1,1 @@
+"""Administration of a server: removal of users, quotas at the node, the audit, backup and restore."""
