@@ -37,10 +37,15 @@ _COMMANDS = {
     "init": "new create quickstart",
     "completion": "complete completions",
     "version": "about",
+    "auth login": "login signin connect",
+    "auth logout": "logout signout",
+    "auth whoami": "whoami me",
+    "key list": "keys tokens",
+    "users list": "user accounts",
 }
 """Names that people try, by the command that does it."""
 
-_LATER = ("server", "node", "nodes", "deploy", "apps", "users", "auth", "login", "key", "function", "crons")
+_LATER = ("node", "nodes", "deploy", "apps", "function", "crons")
 """Commands of later versions."""
 
 

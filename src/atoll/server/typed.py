@@ -45,9 +45,20 @@ class Typed:
 
 
 def typed(
-    path: str, method: str, function: Callable[..., Awaitable[Any]], *, body: Any = None, answer: Any, status: int = 200
+    path: str,
+    method: str,
+    function: Callable[..., Awaitable[Any]],
+    *,
+    body: Any = None,
+    answer: Any,
+    status: int = 200,
+    public: bool = False,
 ) -> Route:
-    """Return a route whose `typed` attribute tells the types of its endpoint."""
+    """Return a route whose `typed` attribute tells the types of its endpoint.
+
+    Args:
+        public: it needs no key; for the API's description.
+    """
     endpoint = Typed(function, body, answer, status)
 
     async def handle(request: Request) -> Response:
@@ -55,6 +66,8 @@ def typed(
 
     handle.__doc__ = function.__doc__
     handle.typed = endpoint  # type: ignore[attr-defined]
+    if public:
+        handle.described = {method.lower(): {"security": []}}  # type: ignore[attr-defined]
     return Route(path, handle, methods=[method], name=getattr(function, "__name__", "").strip("_"))
 
 

@@ -58,9 +58,9 @@ class Polled(msgspec.Struct, frozen=True):
 def install(state: ServerState) -> None:
     """Add the part, after that of accounts; `state.parts["logins"]` is there where an issuer is configured."""
     state.routes += [
-        typed("/v1/auth", "GET", ways, answer=Ways),
-        typed("/v1/auth/device", "POST", begin, body=Begin, answer=BegunLogin, status=201),
-        typed("/v1/auth/device/poll", "POST", poll, body=Poll, answer=Polled),
+        typed("/v1/auth", "GET", ways, answer=Ways, public=True),
+        typed("/v1/auth/device", "POST", begin, body=Begin, answer=BegunLogin, status=201, public=True),
+        typed("/v1/auth/device/poll", "POST", poll, body=Poll, answer=Polled, public=True),
     ]
     options = load(state.node.options.home)
     if not options.issuer:
