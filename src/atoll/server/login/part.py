@@ -67,7 +67,6 @@ def install(state: ServerState) -> None:
         return
     logins = DeviceLogins(state.parts["accounts"], Issuer(options))
     state.parts["logins"] = logins
-    state.parts["issuer_name"] = options.issuer
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[None]:
