@@ -1,15 +1,18 @@
-"""One user's attacks on the calls of another, through the requests that a server passes on: all must fail."""
+"""One user's attacks on calls, files and processes of another, by requests and from inside functions: all must fail."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atoll import errors
+from atoll import Volume, errors
 from atoll.host import daemon_start
 from tests.conftest import own_home
 from tests.waiting import until
@@ -102,3 +105,198 @@ def test_detached_calls_are_made_in_their_users_name(users: Users) -> None:
     for verb in ("show", "cancel", "result", "output", "forget", "wait"):
         with pytest.raises(errors.CallUnknown):
             users.bob.request(f"detached.{verb}", {"call": job.id})
+
+
+# --- from inside a function ---------------------------------------------------------------------------------------------
+
+
+def leave_secret() -> tuple[int, int]:
+    with open("/data/secret", "w") as file:
+        file.write("of ann")
+    return os.getuid(), os.getpid()
+
+
+def hold(path: str) -> str:
+    open("/data/holding", "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    return "done"
+
+
+def attack_files(volume: str, home: str) -> dict[str, str]:
+    """Try every way to a path of another user, by the names that it has on the machine."""
+    found = {}
+
+    def attempt(name: str, work: Any) -> None:
+        try:
+            found[name] = f"done: {work()!r}"[:80]
+        except OSError as error:
+            found[name] = type(error).__name__
+
+    secret = f"{volume}/data/secret"
+    attempt("read", lambda: open(secret).read())
+    attempt("list", lambda: os.listdir(f"{volume}/data"))
+    attempt("list volumes", lambda: os.listdir(os.path.dirname(volume)))
+    attempt("state", lambda: os.listdir(home))
+    attempt("link", lambda: os.link(secret, "/data/linked"))
+    os.symlink(secret, "/data/pointer")
+    attempt("symlink", lambda: open("/data/pointer").read())
+    attempt("dots", lambda: open("/data/../../u-ann/data/secret").read())
+    attempt("snapshots", lambda: open("/data/.snapshots/../../../u-ann/data/secret").read())
+    attempt("root of init", lambda: open(f"/proc/1/root{secret}").read())
+    attempt("socket", lambda: __import__("socket").socket(1).connect(f"{home}/run/daemon.sock"))
+    return found
+
+
+def attack_processes(uid: int) -> dict[str, Any]:
+    """Signal, trace and look at everything that this process can name."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    found: dict[str, Any] = {"pids": len(pids), "others": 0, "signalled": 0, "traced": 0}
+    for pid in range(1, 5000):
+        try:
+            owner = os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            owner = -1
+        found["others"] += owner == uid
+        if pid not in pids:
+            try:
+                os.kill(pid, 0)
+                found["signalled"] += 1
+            except OSError:
+                pass
+            found["traced"] += libc.ptrace(16, pid, 0, 0) == 0
+    for change in ("setuid", "setgid", "setreuid"):
+        try:
+            getattr(os, change)(*([0] * (2 if "re" in change else 1)))
+            found[change] = "changed"
+        except OSError as error:
+            found[change] = type(error).__name__
+    found["uid"] = os.getuid()
+    return found
+
+
+def test_no_path_leads_to_another_users_files(users: Users) -> None:
+    """Names of the machine, links, dots, other processes' roots and the node's socket lead nowhere."""
+    on(users.ann, leave_secret)()
+    volume = users.settings.volumes_directory / "u-ann"
+    found = on(users.bob, attack_files)(str(volume), str(users.home.path))
+    assert {name: text for name, text in found.items() if text.startswith("done")} == {}
+    assert (volume / "data" / "secret").stat().st_nlink == 1
+
+
+def test_no_process_of_another_user_is_reached(users: Users) -> None:
+    """None is seen, signalled or traced, and nobody becomes uid 0."""
+    uid, _ = on(users.ann, leave_secret)()
+    holding = on(users.ann, hold)
+    running = holding.submit("/data/end-of-hold")
+    data = users.settings.volumes_directory / "u-ann" / "data"
+    until((data / "holding").exists)
+    found = on(users.bob, attack_processes)(uid if os.geteuid() == 0 else -2)
+    assert (found["others"], found["signalled"], found["traced"]) == (0, 0, 0)
+    assert {found[change] for change in ("setuid", "setgid", "setreuid")} == {"PermissionError"} or found["uid"] != 0
+    (data / "end-of-hold").touch()
+    assert running.result() == "done"
+
+
+def test_a_storage_client_sees_its_users_volume_alone(users: Users) -> None:
+    """Through the protocol of `/data`, too: reads, links of the volume and restores stay in it."""
+    on(users.ann, leave_secret)()
+    on(users.bob, os.symlink)(str(users.settings.volumes_directory / "u-ann" / "data" / "secret"), "/data/to-ann")
+    with Volume(users.bob) as volume:
+        for path in ("to-ann", "../../u-ann/data/secret", "/etc/passwd", "..", "a/../../b"):
+            with pytest.raises((errors.AtollError, OSError, ValueError)):
+                volume.open(path, "r").read()
+    assert "secret" not in on(users.bob, os.listdir)("/data")
+
+
+def test_a_nested_channel_is_one_users_and_ends_with_its_sandbox(users: Users) -> None:
+    """A function's own connection asks as its user alone, whatever it says, and nobody can use it afterwards."""
+    seen = on(users.bob, ask_inside)(users.ann.user)
+    assert seen == ["resources_unavailable", "resources_unavailable", "u-bob"]
+
+
+def ask_inside(other: str) -> list[str]:
+    """Ask in another's name over the channel of this function; then make a nested call, which writes where it is."""
+    from atoll import isolated
+    from atoll.errors import AtollError
+    from atoll.host import daemon_start
+    from atoll.settings import Settings
+
+    answers = []
+    for message in ({"type": "request", "name": "status", "arguments": {}}, {"type": "storage"}):
+        try:
+            channel = daemon_start.open_connection(Settings(Path("/nonexistent")), {**message, "as": {"user": other}})
+            header = channel.receive().header
+            answers.append(str((header.get("error") or {"code": header.get("type")})["code"]))
+            channel.close()
+        except AtollError as error:
+            answers.append(error.code)
+
+    def write() -> str:
+        with open("/data/nested", "w") as file:
+            file.write("x")
+        return "secret" if os.path.exists("/data/secret") else "u-bob"
+
+    answers.append(isolated(write)())
+    return answers
+
+
+def test_signals_by_number_stop_nobody(users: Users) -> None:
+    """`kill(-1)` ends the function's own sandbox at most."""
+    holding = on(users.ann, hold)
+    running = holding.submit("/data/end-of-second")
+    data = users.settings.volumes_directory / "u-ann" / "data"
+    until((data / "holding").exists)
+    on(users.bob, kill_all)()
+    (data / "end-of-second").touch()
+    assert running.result() == "done"
+
+
+def kill_all() -> str:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        os.kill(-1, signal.SIGTERM)
+    except OSError as error:
+        return type(error).__name__
+    return "sent"
+
+
+def test_detached_calls_of_a_user_are_bounded_and_run_no_command_of_the_owners(users: Users) -> None:
+    """A quarter of the disk for detached calls is one user's, and the command that tells of ends is the owner's."""
+    from atoll.daemon.detached import requests
+
+    patched = pytest.MonkeyPatch()
+    patched.setattr(requests, "MOST_WAITING", 1)
+    with pytest.raises(errors.DetachedFull, match="no room for 2 more"):
+        requests._check_share(_Empty(), "u-bob", 2, 10, 1 << 20)  # type: ignore[arg-type]
+    patched.undo()
+    with pytest.raises(errors.DetachedFull):
+        requests._check_share(_Empty(), "u-bob", 1, 2 << 20, 1 << 20)  # type: ignore[arg-type]
+    job = on(users.bob, double, on_done="notify").spawn(4)
+    assert job.result() == 8
+    (row,) = [one for one in users.bob.request("detached.list", {})["calls"] if one["call"] == job.id]
+    assert not row.get("on_done")
+
+
+class _Empty:
+    """A store without calls."""
+
+    @property
+    def lock(self) -> Any:
+        return contextlib.nullcontext()
+
+    def translated(self) -> Any:
+        return contextlib.nullcontext()
+
+    @property
+    def connection(self) -> Any:
+        return self
+
+    def execute(self, *_: Any) -> Any:
+        return self
+
+    def fetchone(self) -> tuple[int, int]:
+        return 0, 0

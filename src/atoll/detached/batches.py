@@ -70,3 +70,14 @@ def batches(store: Database, user: str, start: str = "", limit: int = 100) -> li
         batch.queued_at, batch.ended_at = min(batch.queued_at, queued), max(batch.ended_at, ended)
         batch.latest = max(batch.latest, latest)
     return sorted(found.values(), key=lambda one: -one.latest)[:limit]
+
+
+def held_by(store: Database, user: str) -> tuple[int, int]:
+    """Return how many calls of a user have no outcome, and the bytes that all of the user's take on the disk."""
+    with store.lock, store.translated():
+        found = store.connection.execute(
+            "SELECT coalesce(sum(state != 'finished'), 0), "
+            "coalesce(sum(spool_bytes + result_bytes + output_bytes), 0) FROM calls WHERE user = ?",
+            (user,),
+        ).fetchone()
+        return int(found[0]), int(found[1])

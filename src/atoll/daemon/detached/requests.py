@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
 from atoll.detached.batches import batches as batches_of
+from atoll.detached.batches import held_by
 from atoll.detached.bundles import Bundle
-from atoll.detached.rows import STATES, Row
+from atoll.detached.rows import OWNER, STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
 from atoll.model.spool import Spool, is_id, modules_digest
 from atoll.wire import sealed_file
@@ -26,6 +27,8 @@ MOST_ITEMS = 500
 EARLIER_RUNS = "runs under the daemon before this one, which ends with its calls"
 EARLIER_WAITS = "waits until the calls of the daemon before this one have ended"
 MOST_BATCHES = 10_000
+MOST_WAITING, SHARE = 100_000, 4
+"""Calls without an outcome of one user of a server, and the part of the disk for detached calls that one may take."""
 PIECE_BYTES = 1 << 20
 SETTLE_SECONDS = 0.05
 """Seconds between two answers about a batch whose items end one after the other."""
@@ -173,18 +176,22 @@ def shown(detached: Detached, row: Row) -> dict[str, Any]:
 
 async def _accept(detached: Detached, user: str, spool: str, descriptor: int) -> dict[str, Any]:
     try:
-        calls = await detached.ask(lambda store: _keep(store, user, spool, descriptor))
+        calls = await detached.ask(
+            lambda store: _keep(store, user, spool, descriptor, detached.options.detached.max_bytes)
+        )
     finally:
         os.close(descriptor)
     detached.look()
     return {"calls": calls}
 
 
-def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
+def _keep(store: Store, user: str, name: str, descriptor: int, most_bytes: int) -> list[str]:
     """Keep the calls of a spool; return their ids."""
     spool, like, bundle = _read(user, name, descriptor)
     if not spool.calls:
         raise ValueError("the spool has no calls")
+    if user != OWNER:
+        _check_share(store, user, len(spool.calls), like.spool_bytes + like.bundle_bytes, most_bytes // SHARE)
     now = time.time()
     rows = [
         replace(
@@ -200,6 +207,21 @@ def _keep(store: Store, user: str, name: str, descriptor: int) -> list[str]:
     ]
     store.accept(rows, partial(_copy, descriptor, 0, like.spool_bytes), like.spool_bytes, bundle)
     return [row.call for row in rows]
+
+
+def _check_share(store: Store, user: str, calls: int, size_bytes: int, most_bytes: int) -> None:
+    """Refuse a user of a server more than their share of detached calls.
+
+    Raises:
+        DetachedFull: they have as many, or as large ones, as they may.
+    """
+    waiting, held = held_by(store, user)
+    if waiting + calls > MOST_WAITING or held + size_bytes > most_bytes:
+        raise errors.DetachedFull(
+            f"this user's {waiting} detached calls without an outcome, and all files of theirs with {held >> 20} MiB, leave "
+            f"no room for {calls} more with {size_bytes >> 20} MiB: a user has {MOST_WAITING} calls and {most_bytes >> 20} MiB",
+            hint="wait for earlier calls, or remove results with `atoll calls forget`",
+        )
 
 
 def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row, Bundle | None]:
@@ -223,7 +245,7 @@ def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row, Bundle | N
         results=spool.results,
         stream=int(spool.stream),
         retries=Row.rule_text(rule) if rule.count else "",
-        on_done=spool.on_done,
+        on_done=spool.on_done if user == OWNER else "",  # the command that tells is the owner's
         spool_bytes=spool.size_bytes,
         bundle=spool.modules_digest,
         bundle_bytes=spool.modules_bytes,
