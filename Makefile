@@ -23,7 +23,7 @@ export SOAK
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: requirements/bootstrap.txt requirements/run.txt pyproject.toml .ci/install
 	@.ci/install run '$(VENV)' '$(PYTHON)'
@@ -49,6 +49,10 @@ install: $(VENV)/.installed ## make .venv from the lock files
 .PHONY: quickstart
 quickstart: $(VENV)/.runtime ## run the three first examples
 	@$(BIN)/python -u examples/quickstart.py
+
+.PHONY: quickstart-server
+quickstart-server: $(VENV)/.installed ## the same on a server of its own, which ends with them
+	@$(BIN)/atoll server --demo examples/on_cloud.py
 
 .PHONY: check
 check: $(VENV)/.installed ## format, lint, types, layers

@@ -9,7 +9,7 @@ import pytest
 from ..conftest import Home
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = {"copiers.py", "disk.py", "million.py", "peers.py", "snapshotting.py", "table.py", "trees.py"}
+PARTS = {"copiers.py", "disk.py", "million.py", "peers.py", "servers.py", "snapshotting.py", "table.py", "trees.py"}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name not in PARTS))

@@ -13,7 +13,7 @@ from atoll.cli.terminal import echo
 
 
 def server(
-    *,
+    *programs: Path,
     listen: str = "127.0.0.1:8080",
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
@@ -21,11 +21,14 @@ def server(
     trusted_proxy: Annotated[list[str] | None, cyclopts.Parameter(negative="")] = None,
     metrics: str = "",
     database: str = "",
+    demo: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Serve functions and `/data` of many users over HTTP, until interrupted.
 
     Parameters
     ----------
+    programs: Path
+        With `--demo`: Python programs to run, instead of waiting for an interruption.
     listen: str
         Address of clients, as HOST:PORT; port 0 for a free one.
     tls_cert: Path
@@ -41,16 +44,23 @@ def server(
     database: str
         Address of a PostgreSQL database for users and keys; default: ATOLL_DATABASE_URL, else a file of SQLite in the
         state directory.
+    demo: bool
+        Serve on loopback with a new state directory and one user; all of it goes with the end.
     """
+    if programs and not demo:
+        return wrong_usage("programs are for `--demo`")
     if (tls_cert is None) != (tls_key is None):
         return wrong_usage("--tls-cert and --tls-key belong together")
     try:
+        from atoll.cli.server.demo import demo as run_demo
         from atoll.server import main
         from atoll.server.options import ServerOptions, address
     except ImportError as error:
         raise errors.StateUnusable(
             f"a server needs packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
+    if demo:
+        return run_demo([program.absolute() for program in programs])
     options = ServerOptions(
         home=None if home is None else home.absolute(),
         listen=address(listen),

@@ -1,0 +1,174 @@
+"""Servers that the remote benchmark needs: Atoll's, a bare Starlette endpoint on the same uvicorn, and nginx in front."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+START_SECONDS = 30.0
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {place}/nginx.pid;
+error_log {place}/nginx.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  client_body_temp_path {place}/body;
+  proxy_temp_path {place}/proxy;
+  fastcgi_temp_path {place}/fastcgi;
+  uwsgi_temp_path {place}/uwsgi;
+  scgi_temp_path {place}/scgi;
+  client_max_body_size 0;
+  proxy_http_version 1.1;
+  proxy_request_buffering off;
+  proxy_buffering off;
+  map $http_upgrade $connection_header {{ default upgrade; '' ''; }}
+  upstream bare {{ server 127.0.0.1:{bare}; keepalive 64; }}
+  upstream atoll {{ server 127.0.0.1:{atoll}; keepalive 64; }}
+  ssl_certificate {certificate};
+  ssl_certificate_key {key};
+  server {{
+    listen 127.0.0.1:{listen} ssl;
+    keepalive_requests 1000000;
+    proxy_set_header Host $http_host;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection $connection_header;
+    location /echo {{ proxy_pass http://bare; }}
+    location / {{ proxy_pass http://atoll; proxy_read_timeout 3600s; }}
+  }}
+}}
+"""
+
+_REQUEST = (
+    "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=bench "
+    "-addext subjectAltName=IP:127.0.0.1"
+)
+ECHO = """
+import sys, uvicorn
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+async def echo(request):
+    return Response(await request.body())
+
+async def file(request):
+    return FileResponse(sys.argv[2])
+
+app = Starlette(routes=[Route("/echo", echo, methods=["POST"]), Route("/file", file)])
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), http="httptools", loop="uvloop", access_log=False, log_level="error")
+"""
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server that listens on a port of loopback."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                    break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command[0]} does not listen")
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def bare_echo(file: Path) -> Iterator[str]:
+    """Run a bare Starlette endpoint; give its address."""
+    port = free_port()
+    with running([sys.executable, "-c", ECHO, str(port), str(file)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def find_nginx() -> str | None:
+    """Return nginx, of the machine or as `.ci/tools` has unpacked it."""
+    tools = Path(__file__).parents[1] / ".venv" / "tools" / "bin"
+    return shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", str(tools)]))
+
+
+@contextlib.contextmanager
+def nginx(place: Path, bare: str, atoll: str) -> Iterator[tuple[str, str] | None]:
+    """Run nginx with TLS before both servers; give its address and the file of its authority, or None where it is not here."""
+    program = find_nginx()
+    if program is None or shutil.which("openssl") is None:
+        yield None
+        return
+    certificate, key, port = place / "cert.pem", place / "key.pem", free_port()
+    command = f"openssl {_REQUEST} -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    text = NGINX.format(
+        place=place,
+        bare=urlsplit(bare).port,
+        atoll=urlsplit(atoll).port,
+        listen=port,
+        certificate=certificate,
+        key=key,
+    )
+    if os.geteuid() == 0:
+        text = f"user root;\n{text}"
+    (place / "nginx.conf").write_text(text)
+    with running([program, "-e", str(place / "nginx.log"), "-p", str(place), "-c", str(place / "nginx.conf")], port):
+        yield f"https://127.0.0.1:{port}", str(certificate)
+
+
+class Echo:
+    """The endpoint, asked over one connection by `http.client`.
+
+    Args:
+        address: of the server.
+        authority: the file of its certificates, for TLS.
+    """
+
+    def __init__(self, address: str, authority: str = "") -> None:
+        parts = urlsplit(address)
+        assert parts.hostname is not None
+        self._connection: http.client.HTTPConnection
+        if authority:
+            context = ssl.create_default_context(cafile=authority)
+            self._connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
+        else:
+            self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
+
+    def call(self, body: bytes) -> bytes:
+        self._connection.request("POST", "/echo", body)
+        return self._connection.getresponse().read()
+
+    def read_file(self) -> int:
+        """Return the size of the endpoint's file, read whole."""
+        self._connection.request("GET", "/file")
+        answer, size = self._connection.getresponse(), 0
+        while data := answer.read(1 << 20):
+            size += len(data)
+        return size
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def memory_of(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

@@ -1,0 +1,128 @@
+"""`atoll server --demo`: a server on loopback with one user, for as long as some programs run, or until interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from atoll import credentials, errors, settings
+from atoll.cli.terminal import echo
+from atoll.server.accounts import bodies
+from atoll.server.accounts.direct import Direct
+from atoll.settings import Settings
+
+USER = "demo"
+START_SECONDS = 60.0
+END_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
+
+
+def demo(programs: Sequence[Path]) -> int:
+    """Run programs whose default server is a new one, each after the other; return the first status that is not 0.
+
+    Args:
+        programs: of none, serve until interrupted.
+
+    Raises:
+        HostUnreachable: the server does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        home = Path(tempfile.mkdtemp(prefix="atoll-demo-", dir="/tmp"))
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        options = settings.load(home)
+        variables = stack.enter_context(serving(options))
+        if not programs:
+            echo("in another terminal, until you interrupt this one:", flush=True)
+            for name, value in variables.items():
+                echo(f"  export {name}={value}", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+            return 0
+        environment = settings.environment_with(variables)
+        for name in [name for name, value in settings.index_variables().items() if _names_a_path(value)]:
+            echo(f"without `{name}`: a server reads no path of its clients", flush=True)
+            del environment[name]
+        for program in programs:
+            echo(f"=== {program}", flush=True)
+            began = time.monotonic()
+            status = subprocess.call([sys.executable, "-u", str(program)], env=environment, cwd=program.parent)
+            if status:
+                return status
+            echo(f"    ({time.monotonic() - began:.1f} s)", flush=True)
+    return 0
+
+
+def _names_a_path(value: str) -> bool:
+    return any(part.startswith("file:") for part in value.split())
+
+
+@contextlib.contextmanager
+def serving(options: Settings) -> Iterator[dict[str, str]]:
+    """Run a server and its node; give the variables by which programs use them. Both have ended afterwards."""
+    log = options.home / "server.log"
+    with open(log, "wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, "server", "--listen", "127.0.0.1:0", "--home", str(options.home)],
+            env=settings.environment_with({"ATOLL_HOME": str(options.home)}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # what a terminal interrupts is this program: it ends its server itself
+        )
+    try:
+        url = _address(options, server, log)
+        with Direct(options.home) as accounts:
+            added = accounts.add_user(bodies.NewUser(USER))
+        assert added.key is not None
+        echo(f"a server at {url}, with the user `{USER}`", flush=True)
+        yield {
+            "ATOLL_HOST": url,
+            "ATOLL_KEY_ID": added.key.id,
+            "ATOLL_KEY_SECRET": added.key.secret,
+        }
+    finally:
+        server.terminate()
+        try:
+            server.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        _end_node(options)
+
+
+def _address(options: Settings, server: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the address of a server as soon as it listens."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return credentials.address_of(json.loads((options.run_directory / "server.json").read_text())["url"])
+        time.sleep(_POLL_SECONDS)
+    said = log.read_text(errors="replace").strip()[-2000:]
+    raise errors.HostUnreachable(f"the server did not start: {said or 'it said nothing'}", hint="see `atoll doctor`")
+
+
+def _end_node(options: Settings) -> None:
+    """End the node, and wait until its process has gone: its directory is about to be removed."""
+    try:
+        pid = int(json.loads((options.run_directory / "daemon.json").read_text())["pid"])
+        descriptor = os.pidfd_open(pid)
+    except (OSError, ValueError, KeyError):
+        return
+    try:
+        environment = settings.environment_with({"ATOLL_HOME": str(options.home)})
+        subprocess.call([sys.executable, "-c", _PROGRAM, "stop"], env=environment, stdout=subprocess.DEVNULL)
+        import select
+
+        select.select([descriptor], [], [], END_SECONDS)
+    finally:
+        os.close(descriptor)

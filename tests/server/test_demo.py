@@ -1,0 +1,49 @@
+"""`atoll server --demo`: one command that serves, runs programs, and leaves nothing."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from ..conftest import ROOT, Home
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "examples")!r})
+from on_cloud import preferences_on_cloud, upload_to_cloud
+preferences_on_cloud()
+upload_to_cloud()
+"""
+
+
+def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> None:
+    """The functions of the first examples run on a server of its own; a program that fails ends it with its status.
+
+    The network, whose packages have 600 MB, is left to `make quickstart-server`.
+    """
+    before = set(glob.glob("/tmp/atoll-demo-*"))
+    program, failing = atoll_home.path / "program.py", atoll_home.path / "failing.py"
+    program.write_text(PROGRAM)
+    failing.write_text("import os, atoll; print(atoll.cloud); raise SystemExit(7 if os.environ['ATOLL_HOST'] else 0)\n")
+    done = atoll_home.atoll("server", "--demo", str(program), str(failing), str(program), check=False)
+    assert done.returncode == 7, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("a server at http://127.0.0.1:")
+    shown = [line for line in lines[1:] if not line.startswith(("===", "    ("))]
+    assert shown == [
+        "stored the preferences of user 7 in /data/user_7_preferences.txt",
+        "another call reads: hiking, jazz, black tea",
+        "uploaded to /data/sync/remote_dir",
+        "customers.csv",
+        "orders.csv",
+        "readme.txt",
+        "cloud",
+    ]
+    assert set(glob.glob("/tmp/atoll-demo-*")) == before
+    assert atoll_home.daemon_pid() is None
+    assert not [line for line in Path("/proc/net/unix").read_text().splitlines() if "atoll-demo-" in line]
+
+
+def test_programs_need_the_demonstration(atoll_home: Home) -> None:
+    """A server that serves everybody runs no program."""
+    assert "programs are for `--demo`" in atoll_home.atoll("server", "program.py", check=False).stderr
