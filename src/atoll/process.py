@@ -314,6 +314,11 @@ def start_detached(argv: Sequence[str], *, env: Mapping[str, str], descriptors: 
     return process.pid
 
 
+def run_beside(argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> int:
+    """Run a program of the caller's to its end, on the caller's own streams; return its status."""
+    return subprocess.call(list(argv), env=dict(env), cwd=cwd)
+
+
 def is_stopped(pid: int) -> bool:
     """Return whether a signal has stopped a process; False when it has ended."""
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..waiting import PATIENCE_SECONDS, ended, soak, until
 from .process import Server, running
 
-ROUNDS = 4, 200
+ROUNDS = 3, 200
 """Kills: as is, and with `SOAK`."""
 CLIENTS, THREADS = 2, 2
 

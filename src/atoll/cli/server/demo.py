@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from atoll import credentials, errors, settings
+from atoll import credentials, errors, process, settings
 from atoll.cli.terminal import echo
 from atoll.server.accounts import bodies
 from atoll.server.accounts.direct import Direct
@@ -55,7 +55,7 @@ def demo(programs: Sequence[Path]) -> int:
         for program in programs:
             echo(f"=== {program}", flush=True)
             began = time.monotonic()
-            status = subprocess.call([sys.executable, "-u", str(program)], env=environment, cwd=program.parent)
+            status = process.run_beside([sys.executable, "-u", str(program)], env=environment, cwd=str(program.parent))
             if status:
                 return status
             echo(f"    ({time.monotonic() - began:.1f} s)", flush=True)
@@ -70,15 +70,14 @@ def _names_a_path(value: str) -> bool:
 def serving(options: Settings) -> Iterator[dict[str, str]]:
     """Run a server and its node; give the variables by which programs use them. Both have ended afterwards."""
     log = options.home / "server.log"
-    with open(log, "wb") as output:
-        server = subprocess.Popen(
+    with open(log, "wb") as output:  # in a session of its own: this program ends it, not what a terminal interrupts
+        pid = process.start_detached(
             [sys.executable, "-c", _PROGRAM, "server", "--listen", "127.0.0.1:0", "--home", str(options.home)],
             env=settings.environment_with({"ATOLL_HOME": str(options.home)}),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # what a terminal interrupts is this program: it ends its server itself
+            descriptors=(),
+            log=output.fileno(),
         )
+    server = os.pidfd_open(pid)
     try:
         url = _address(options, server, log)
         with Direct(options.home) as accounts:
@@ -91,22 +90,27 @@ def serving(options: Settings) -> Iterator[dict[str, str]]:
             "ATOLL_KEY_SECRET": added.key.secret,
         }
     finally:
-        server.terminate()
-        try:
-            server.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(server, number)
+            if _ended(server, END_SECONDS):
+                break
+        os.close(server)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
         _end_node(options)
 
 
-def _address(options: Settings, server: subprocess.Popen[bytes], log: Path) -> str:
+def _ended(pidfd: int, seconds: float) -> bool:
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+def _address(options: Settings, server: int, log: Path) -> str:
     """Return the address of a server as soon as it listens."""
     deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
+    while not _ended(server, _POLL_SECONDS) and time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError, KeyError):
             return credentials.address_of(json.loads((options.run_directory / "server.json").read_text())["url"])
-        time.sleep(_POLL_SECONDS)
     said = log.read_text(errors="replace").strip()[-2000:]
     raise errors.HostUnreachable(f"the server did not start: {said or 'it said nothing'}", hint="see `atoll doctor`")
 
@@ -120,9 +124,7 @@ def _end_node(options: Settings) -> None:
         return
     try:
         environment = settings.environment_with({"ATOLL_HOME": str(options.home)})
-        subprocess.call([sys.executable, "-c", _PROGRAM, "stop"], env=environment, stdout=subprocess.DEVNULL)
-        import select
-
-        select.select([descriptor], [], [], END_SECONDS)
+        process.check([sys.executable, "-c", _PROGRAM, "stop"], env=environment, timeout_seconds=END_SECONDS)
+        _ended(descriptor, END_SECONDS)
     finally:
         os.close(descriptor)
