@@ -193,3 +193,25 @@ def test_a_client_needs_nothing_of_linux(server: Server, source: Path, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert found_in(tmp_path / "back") == found_in(source)
+
+
+def test_the_command_line_works_on_a_server(server: Server, host: Host, source: Path, name: str) -> None:
+    """`atoll data` works on the volume of the server that `--host` names, or that the environment does."""
+    key_id, secret = server.key
+    env = {
+        "ATOLL_KEY_ID": key_id,
+        "ATOLL_KEY_SECRET": secret,
+        "ATOLL_CA_FILE": str(server.ca_file),
+        "ATOLL_HOME": os.environ["ATOLL_HOME"],
+    }
+    server.home.atoll("data", "sync", "--host", server.url, str(source), name, env=env)
+    shown = server.home.atoll("data", "cat", f"--host={server.url}", f"/data/sync/{name}/deep/file3", env=env)
+    assert shown.stdout == "3 3 3 "
+    named = {**env, "ATOLL_HOST": server.url}
+    server.home.atoll("data", "rm", "-r", "--yes", f"/data/sync/{name}/deep", env=named)
+    with Volume(host) as volume:
+        assert volume.listdir(f"/data/sync/{name}") == ["link", "odd \udcff name"]
+        volume.remove(f"/data/sync/{name}", recursive=True)
+    wrong = server.home.atoll("data", "ls", "--host", "not an address", env=env, check=False)
+    assert wrong.returncode in (1, 2)
+    assert "Traceback" not in wrong.stderr

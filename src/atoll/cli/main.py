@@ -86,6 +86,23 @@ def _displayed(arguments: list[str]) -> list[str]:
     return rest
 
 
+def _chosen_host(arguments: list[str]) -> list[str]:
+    """Choose the server of `atoll data --host URL`, and return the other arguments."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for position in range(1, end):
+        name, equals, url = arguments[position].partition("=")
+        if name != "--host":
+            continue
+        count = 1 if equals else 2
+        if not equals:
+            url = arguments[position + 1] if position + 1 < end else ""
+        from atoll.host.default import choose
+
+        choose(url)
+        return arguments[:position] + arguments[position + count :]
+    return arguments
+
+
 def command_table() -> cyclopts.App:
     """Return all commands; the reference in the docs is made from it too."""
     import cyclopts
@@ -135,6 +152,8 @@ def run(arguments: list[str]) -> int:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
+        if arguments[:1] == ["data"]:
+            arguments = _chosen_host(arguments)
         result = app(arguments, exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from atoll.host.contract import Host
 
 
+_chosen: list[Host] = []
+"""The server that this program was told to use, for the command line's `--host`."""
+
+
+def choose(url: str) -> None:
+    """Make a server the host of all that names none, in this process.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    from atoll.host.remote.remote_host import Host as Server
+
+    _chosen[:] = [Server(url)]
+
+
 def default_host() -> Host:
     """Return the host; inside a sandbox always the machine that it is on.
 
@@ -21,6 +36,8 @@ def default_host() -> Host:
         NotAuthorized: a server is named, and no key for it is known.
         StateUntrusted, StateUnusable: see `credentials.find`.
     """
+    if _chosen:
+        return _chosen[0]
     if nested.inside() or not _may_be_logged_in():
         return local
     from atoll import credentials  # for those who have a server

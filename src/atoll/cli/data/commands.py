@@ -21,7 +21,7 @@ from atoll.terminal_text import printable
 app = cyclopts.App(
     name="data",
     help="Look at /data, and copy files to, from and within it. Paths are below /data; quoted patterns (*, ?, [...], "
-    "**) match there.",
+    "**) match there. `--host URL` takes the volume of a server in place of that of the login.",
     help_format="plaintext",
     version_flags=[],
     result_action="return_value",
