@@ -168,6 +168,7 @@ def test_writers_wait_for_each_other(database: Database) -> None:
 
     def count() -> None:
         with database.writing() as connection:
+            rows.all_users(connection)  # a look before the change must not be one at an old state
             database.raise_mark(connection, "count")
 
     count()
