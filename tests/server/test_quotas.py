@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from atoll.storage.files.usage_walk import measure
 from atoll.storage.peer.quota_guard import QuotaGuard
 from atoll.storage.protocol.replies import translated
 from atoll.wire.frames import Message
-from tests.conftest import Home, own_home
+from tests.conftest import Home, find_tool, own_home
 
 MIB = 1 << 20
 
@@ -245,3 +246,71 @@ def test_quotas_in_words() -> None:
     assert Quota(1000, 10, 5, 10).exceeded
     assert Quota(used_bytes=5, used_files=1).text() == "5 B, 1 files, no quota"
     assert Quota.from_data({**quota.to_data(), "newer": 1}) == quota
+
+
+_INIT = """#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc; mount -t tmpfs tmpfs /mnt; mount -t devtmpfs dev /dev 2>/dev/null
+{python} {program} {source} {modules}
+sync; echo o > /proc/sysrq-trigger; sleep 5
+"""
+
+
+@pytest.mark.root
+def test_quotas_of_the_kernel_in_a_linux_of_its_own(tmp_path: Path) -> None:
+    """User and project quotas on ext4 and XFS refuse bytes and files, by Debian's `user-mode-linux`.
+
+    The guard names the refusals, a removal works, and limits that are lifted no longer count.
+    """
+    linux, mkfs = find_tool("linux.uml"), find_tool("mkfs.xfs")
+    if linux is None or mkfs is None or find_tool("mkfs.ext4") is None:
+        pytest.skip("needs Debian's packages user-mode-linux, xfsprogs and e2fsprogs")
+    modules = Path(os.path.realpath(linux)).parents[1] / "lib" / "uml" / "modules"
+    images = {"ext4": tmp_path / "ext4", "xfs": tmp_path / "xfs"}
+    for image, size in zip(images.values(), (128 * MIB, 320 * MIB), strict=True):
+        with open(image, "wb") as file:
+            file.truncate(size)
+    quotas = ["-O", "quota,project", "-E", "quotatype=usrquota:prjquota"]
+    subprocess.run([str(find_tool("mkfs.ext4")), "-q", *quotas, str(images["ext4"])], check=True)
+    subprocess.run([mkfs, "-q", str(images["xfs"])], check=True)
+    init = tmp_path / "init"
+    program = Path(__file__).with_name("kernel_quotas.py")
+    source = Path(kernel.__file__).parents[3]
+    init.write_text(_INIT.format(python=sys.executable, program=program, source=source, modules=modules))
+    init.chmod(0o755)
+    done = subprocess.run(
+        [
+            linux,
+            "mem=256M",
+            "root=/dev/root",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            f"init={init}",
+            f"ubdb={images['ext4']}",
+            f"ubdc={images['xfs']}",
+            "con=null",
+            "con0=null,fd:1",
+            "con1=null,fd:1",
+            "quiet",
+            f"uml_dir={tmp_path}",
+            "umid=quotas",
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=500,
+        check=False,
+    )
+    lines = [line.partition("FACTS ")[2] for line in done.stdout.splitlines() if "FACTS " in line]
+    facts = {(one.pop("fs"), one.pop("options")): one for one in map(json.loads, lines)}
+    assert len(facts) == 6, done.stdout[-3000:]
+    for kind in images:
+        assert facts[kind, ""] == {"found": None}
+        for options, found in (("usrquota", "user"), ("prjquota", "project")):
+            one = facts[kind, options]
+            refusal = "ENOSPC" if (kind, found) == ("xfs", "project") else "EDQUOT"
+            assert (one["found"], one["large"], one["many"]) == (found, refusal, refusal)
+            assert 19 * MIB < one["used"] <= 20 * MIB
+            assert (one["named"], one["removed"], one["files"], one["lifted"]) == ("QuotaExceeded", 0, 200, 0)

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from atoll import LocalHost, errors, isolated
+from atoll import Host, LocalHost, errors, isolated
 from atoll.cli.main import run
 from atoll.daemon.secrets import keys
 from atoll.daemon.secrets.store import SecretStore
 from atoll.model.secret_values import MOST_BYTES, check_name, sealed
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 from atoll.node.node import CACHE_VARIABLES
+from atoll.server.accounts.bodies import NewUser
 from atoll.settings import SecretsSettings, Settings
 from tests.conftest import Home, own_home
 
@@ -55,7 +56,7 @@ def host(home: Home) -> Iterator[LocalHost]:
     made.close()
 
 
-def on(host: LocalHost, function: Any, **options: Any) -> Any:
+def on(host: Any, function: Any, **options: Any) -> Any:
     return isolated(host=host, network="none", **options)(function)
 
 
@@ -194,6 +195,29 @@ def test_a_server_keeps_secrets_of_its_users(server: Server) -> None:
     assert "hunter2" not in json.dumps(value)
     assert ask("secrets.delete", name="TOKEN") == (200, {})
     assert ask("secrets.delete", name="TOKEN")[1]["error"]["code"] == "secret_unknown"
+
+
+def test_calls_over_a_server_have_their_users_secrets(server: Server) -> None:
+    """Two users of one server: each call has its own user's values, a change counts, and detached calls have them too."""
+    hosts = []
+    for name in ("secret-ann", "secret-bob"):
+        added = server.add_user(NewUser(name))
+        assert added.key is not None
+        key = {"key_id": added.key.id, "key_secret": added.key.secret}
+        hosts.append(Host(server.url, ca_file=str(server.ca_file), **key))
+    ann, bob = hosts
+    try:
+        ann.request("secrets.set", {"name": "TOKEN", "value": VALUE})
+        f, g = on(ann, variables), on(bob, variables)
+        assert (f("TOKEN")[0], g("TOKEN")[0]) == (VALUE, None)
+        assert f.spawn("TOKEN").result(60)[0] == VALUE
+        ann.request("secrets.set", {"name": "TOKEN", "value": "new"})
+        assert f("TOKEN")[0] == "new"
+        assert bob.request("secrets.list", {}) == {"secrets": []}
+        assert on(ann, variables, secrets=[])("TOKEN")[0] is None
+    finally:
+        for host in hosts:
+            host.close()
 
 
 # --- the store ------------------------------------------------------------------------------------------------------
