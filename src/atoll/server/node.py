@@ -107,4 +107,5 @@ class Node:
 def as_data(principal: Principal) -> dict[str, Any]:
     """Return the user as the node's messages name one (`daemon.leasing.on_behalf`)."""
     limits = {"limits": {"workers": principal.workers}} if principal.workers else {}
-    return {"user": principal.user, **limits}
+    admin = {"admin": True} if principal.may_administer else {}
+    return {"user": principal.user, **admin, **limits}

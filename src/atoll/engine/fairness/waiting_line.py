@@ -13,13 +13,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
 
 from atoll.engine.actions import Request
 from atoll.engine.ledger import Worker
 from atoll.model.specs import WorkerKey
-
-K = TypeVar("K")
 
 _MOST_SERVED = 10_000
 """Users whose last grant is remembered."""
@@ -39,7 +36,6 @@ class WaitingLine:
         self._workers = workers
         self._requests: OrderedDict[str, Request] = OrderedDict()
         self._users: Counter[str] = Counter()
-        self._uses: Counter[tuple[str, WorkerKey]] = Counter()
         self._nested = 0
         self._served: dict[str, int] = {}
         self._count = 0
@@ -65,7 +61,6 @@ class WaitingLine:
         """Put a request at the end of its user's line."""
         self._requests[request.id] = request
         self._users[request.key.sandbox.user] += 1
-        self._uses[request.client, request.key] += 1
         self._nested += request.parent is not None
 
     def remove(self, request: str) -> bool:
@@ -73,8 +68,10 @@ class WaitingLine:
         found = self._requests.pop(request, None)
         if found is None:
             return False
-        _take_one(self._users, found.key.sandbox.user)
-        _take_one(self._uses, (found.client, found.key))
+        user = found.key.sandbox.user
+        self._users[user] -= 1
+        if not self._users[user]:
+            del self._users[user]
         self._nested -= found.parent is not None
         return True
 
@@ -91,7 +88,12 @@ class WaitingLine:
     @property
     def only(self) -> tuple[str, WorkerKey] | None:
         """The client and the key of all requests, where these are the same; None where they differ."""
-        return next(iter(self._uses)) if len(self._uses) == 1 else None
+        requests = iter(self._requests.values())
+        first = next(requests, None)
+        # A process asks once for each use: so more than one of the same use are few, and others end the look.
+        if first is None or any(one.client != first.client or one.key != first.key for one in requests):
+            return None
+        return first.client, first.key
 
     def in_turn(self) -> Iterable[Request]:
         """Return the requests in the order in which they are to be served; later changes do not count."""
@@ -161,12 +163,6 @@ class WaitingLine:
                 heapq.heappop(heap)
             else:
                 heapq.heapreplace(heap, (running[user] / following.share.weight, count, place, user, following))
-
-
-def _take_one(counts: Counter[K], name: K) -> None:
-    counts[name] -= 1
-    if not counts[name]:
-        del counts[name]
 
 
 def running_millicores(workers: Iterable[Worker]) -> Counter[str]:
