@@ -46,10 +46,6 @@ def same(data: bytes) -> bytes:
     return data
 
 
-def size_of(array: Any) -> int:
-    return int(array.nbytes)
-
-
 def turns(rounds: int, what: str) -> Iterator[bool]:
     """Give, for each round, whether it counts."""
     for number in range(rounds + 1):
@@ -172,20 +168,17 @@ def measure_map(remote: Host, local: LocalHost, rounds: int, items: int) -> list
 
 
 def measure_large(remote: Host, local: LocalHost, bare: str, server: int, rounds: int, size: int) -> list[Row]:
-    """A large array as an argument; large bytes up and down; the server's memory meanwhile."""
-    import numpy as np
-
-    array, data = np.zeros(size // 8), os.urandom(size)
-    ours, peer = Samples(f"array of {size >> 20} MiB as an argument, remote"), Samples("the same, local")
+    """A large argument; large bytes up and down; the server's memory meanwhile."""
+    data = os.urandom(size)
+    ours, peer = Samples(f"{size >> 20} MiB as an argument, remote"), Samples("the same, local")
     both, bare_both = Samples(f"{size >> 20} MiB up and down"), Samples("bare POST, http.client")
-    packages = ["numpy"]
-    there = isolated(requirements=packages, host=remote, keep_alive=600)(size_of)
-    here = isolated(requirements=packages, host=local, keep_alive=600)(size_of)
+    there = isolated(host=remote, keep_alive=600)(len)
+    here = isolated(host=local, keep_alive=600)(len)
     back = isolated(host=remote, keep_alive=600)(same)
     echo, before = Echo(bare), 0.0
     for counts in turns(rounds, "large values"):
-        timed(lambda: there(array), ours, 1, counts)
-        timed(lambda: here(array), peer, 1, counts)
+        timed(lambda: there(data), ours, 1, counts)
+        timed(lambda: here(data), peer, 1, counts)
         timed(lambda: back(data), both, 1, counts)
         timed(lambda: echo.call(data), bare_both, 1, counts)
         before = before or memory_of(server)
@@ -293,8 +286,6 @@ def main() -> int:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True))
         )
         os.environ["ATOLL_HOME"] = str(place / "local")
-        for name in [name for name, value in settings.index_variables().items() if "file:" in value]:
-            del os.environ[name]  # a server reads no path of its clients
         stack.callback(stop_daemon)
         file = place / "file"
         file.write_bytes(os.urandom((4 if tiny else 256) * MIB))
