@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +36,8 @@ class Host(PooledHost):
             login at that address.
         ca_file: certificates of authorities to trust in place of the system's.
 
-    A pickle of a host holds no key: inside a function it is the machine that the function is on, and elsewhere the
-    server, with the key that is known there.
+    A pickle of a host holds no key: inside a function it is the machine that the function is on, in the same program
+    this host, and in another one the server, with the key that is known there.
     """
 
     name = "remote"
@@ -44,6 +46,8 @@ class Host(PooledHost):
         super().__init__()
         self._url = credentials.address_of(url) if url else ""
         self._given = (self._url, key_id, key_secret, str(ca_file))
+        self._number = os.urandom(8).hex()
+        _made[self._number] = self
         self._server: Server | None = None
         self._found_by: Any = None
         self._warm: WarmStorage | None = None
@@ -52,7 +56,7 @@ class Host(PooledHost):
         return f"Host({self._url!r})" if self._url else "cloud"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self._url,)
+        return _unpickled, (self._url, self._number)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Host) and other._given == self._given
@@ -160,12 +164,18 @@ class Host(PooledHost):
         )
 
 
-def _unpickled(url: str) -> Any:
+_made: weakref.WeakValueDictionary[str, Host] = weakref.WeakValueDictionary()
+"""The hosts of this program, by numbers that say nothing elsewhere."""
+
+
+def _unpickled(url: str, number: str) -> Any:
     """Return the host of a pickle; see `Host`."""
     if nested.inside():
         from atoll.host.local import local
 
         return local
+    if number in _made:
+        return _made[number]
     return Host(url) if url else cloud
 
 
