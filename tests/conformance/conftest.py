@@ -15,6 +15,8 @@ import pytest
 
 from atoll import Host, IsolatedFunction, LocalHost, isolated
 
+from atoll.host import index_settings
+
 from ..server.process import Server, running
 
 P = ParamSpec("P")
@@ -31,13 +33,21 @@ class Place:
     Args:
         host: where functions run.
         variables: what makes this host the default one of another program.
+        here: it is this machine, whose directories and network functions can have.
     """
 
     host: Any
     variables: Mapping[str, str]
+    here: bool = True
 
     def isolated(self, function: Callable[P, R], **options: Any) -> IsolatedFunction[P, R]:
-        """Return the function, isolated on this host."""
+        """Return the function, isolated on this host; skips where a server cannot have what it needs."""
+        if not self.here:
+            if options.get("mounts") or options.get("network") == "host":
+                pytest.skip("a server's functions have neither directories nor the network of its machine")
+            packages = [one for one in options.get("requirements", ()) if one != "fal-serverless"]
+            if (packages or options.get("kind") == "conda") and _packages_are_files():
+                pytest.skip("this machine's packages are in directories, which a server does not take")
         made: IsolatedFunction[P, R] = isolated(host=self.host, **options)(function)
         return made
 
@@ -62,6 +72,10 @@ class Place:
                 run.kill()
 
 
+def _packages_are_files() -> bool:
+    return any("file:" in value or value.startswith("/") for _, value in index_settings.collect(["a"]))
+
+
 @pytest.fixture(scope="session")
 def conformance_server() -> Iterator[Server]:
     """A server of its own, over TLS by an authority that was made for it."""
@@ -79,6 +93,7 @@ def place(request: pytest.FixtureRequest) -> Place:
         made = Place(
             Host(server.url, key_id=key_id, key_secret=key_secret, ca_file=str(server.ca_file)),
             {**variables, "ATOLL_CA_FILE": str(server.ca_file)},
+            here=False,
         )
     else:
         home = request.getfixturevalue("_session_home").path
