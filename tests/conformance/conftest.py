@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 import pytest
 
 from atoll import Host, IsolatedFunction, LocalHost, isolated
-
 from atoll.host import index_settings
 
 from ..server.process import Server, running
@@ -22,8 +21,33 @@ from ..server.process import Server, running
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PLACES = ("local", "remote") if os.environ.get("REMOTE_PLACE") else ("local",)
+PLACES = ("local", "remote")
 """One name for each kind of host; `place` makes it."""
+SAME_WORKERS = {
+    *("test_arrays", "test_cached", "test_callables", "test_plain_data", "test_surroundings", "test_system"),
+    *("test_tracebacks", "test_values"),
+}
+"""Modules about the inside of a worker, which is the same behind a server: one test of each is enough there."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run each test once on a server, and of `SAME_WORKERS` one; with `SOAK=1` all with all their values."""
+    if os.environ.get("SOAK"):
+        return
+    seen = set[str]()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if item.path.parent != Path(__file__).parent or call is None or call.params.get("place") != "remote":
+            kept.append(item)
+            continue
+        name = item.path.stem if item.path.stem in SAME_WORKERS else item.nodeid.partition("[")[0]
+        (left_out if name in seen else kept).append(item)
+        seen.add(name)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class LineClient:
 
     def _use(self, upgraded: Upgraded) -> None:
         """Go on over a new connection."""
-        self._held[:] = [Stream(upgraded.socket)]
+        self._held[:] = [Stream(upgraded.socket, self._line.close())]
         self._session = upgraded.session
         self._heard = time.monotonic()
         if upgraded.rest:
@@ -383,7 +383,7 @@ class LineClient:
         self._closing.set()
         with self._lock:
             for stream in self._held:
-                stream.finish([] if self.over else [self._line.close()])
+                stream.finish()
             self._drop()
 
     def forget(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import select
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +19,21 @@ READ_BYTES = 256 << 10
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
+_all: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
 class Stream:
     """The socket of one connection.
 
     Args:
         sock: owned from here on.
+        farewell: what the other end is told when this one closes it in order.
     """
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, farewell: bytes) -> None:
         self._socket = sock
+        self._farewell = farewell
+        _all.add(self)
         self._number = sock.fileno()
         self._secure = isinstance(sock, ssl.SSLSocket)
         if hasattr(select, "poll"):
@@ -99,20 +108,38 @@ class Stream:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of TLS would make it a plain socket
 
-    def finish(self, last: Sequence[Any]) -> None:
-        """Write the last pieces and close; unread bytes would have the kernel cut the connection before they arrive."""
+    def finish(self) -> None:
+        """Say farewell and close; unread bytes would have the kernel cut the connection before that arrives."""
         with contextlib.suppress(OSError):
-            self.write(last)
+            self._socket.send(self._farewell)
             while self.read():
                 pass
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
+        _all.discard(self)
         with contextlib.suppress(OSError):
             self._socket.close()
 
     def forget(self) -> None:
         """Close this process's copy of a connection that is another's, and say nothing."""
+        _all.discard(self)
         with contextlib.suppress(OSError):
             socket.close(self._socket.detach())
+
+
+def _finish_all() -> None:
+    """Close the connections of a program that ends: a server would keep their workers for a while."""
+    for stream in list(_all):
+        stream.finish()
+
+
+def _forget_all() -> None:
+    for stream in list(_all):
+        stream.forget()
+
+
+atexit.register(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
