@@ -21,7 +21,7 @@ from ..server.process import Server, running
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PLACES = ("local", "remote")
+PLACES = ("local", "remote") if os.environ.get("REMOTE_PLACE") else ("local",)
 """One name for each kind of host; `place` makes it."""
 SAME_WORKERS = {
     *("test_arrays", "test_cached", "test_callables", "test_plain_data", "test_surroundings", "test_system"),
