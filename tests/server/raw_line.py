@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from atoll.wire.frames import Decoder, Message, encode
@@ -98,6 +99,7 @@ class RawLine:
         self.closed = -1
         self.session = ""
         self.drops = 0
+        self.on_drop: Callable[[], object] | None = None
         self._moved = self._drop_at = 0
         self._connect({}, small=small)
         if opening is not None:
@@ -131,6 +133,8 @@ class RawLine:
             self._drop_at = 0
             self.drops += 1
             self.drop()
+            if self.on_drop is not None:
+                self.on_drop()
             self.resume()
 
     def resume(self, *, key: str = "") -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,7 @@ from .raw_line import RawLine, Refused
 def restarted() -> Iterator[Server]:
     """A server that the tests of this module end and start again."""
     with running() as found:
+        (found.home.path / "settings.toml").write_text("[pool]\nslots = 8\n")  # read by the node, which starts later
         yield found
 
 
@@ -41,100 +45,120 @@ def _data(server: Server) -> Path:
     return found
 
 
-def test_calls_go_on_across_a_restart(restarted: Server) -> None:
-    """A running call survives the server's process: same worker, its output once and in order, one run."""
-    leased = Leased(restarted, _wait_for_file, "first")
-    line = leased.line
-    with contextlib.closing(line):
-        leased.start()
-        while line.printed[1] != b"began\n":
-            line.pump()
-        node = restarted.home.daemon_pid()
-        restarted.end()
-        with contextlib.suppress(ConnectionError):
-            line.header("never")
-        assert line.closed == 1012
-        restarted.start()
-        line.resume()
-        assert restarted.home.daemon_pid() == node
-        (_data(restarted) / "first").write_text("")
-        assert leased.answer() == 1
-        assert line.printed[1] == b"began\nwent on\n"
-        shown = restarted.ask("POST", "/v1/requests/calls.list", b"{}")
-        assert shown[0] in (200, 400, 426)
-        leased.request = leased.request._replace(
-            call=leased.request.call.again("second-call", leased.request.call.arguments, (), 0.0)
-        )
-        assert leased.call() == 2  # the lease serves further calls
-
-
 def _length(data: bytes) -> int:
     return len(data)
 
 
-def test_bytes_on_their_way_survive_a_restart(restarted: Server) -> None:
+@dataclass
+class Across:
+    """Lines in several states that were open when their server was ended in order and started again."""
+
+    running: Leased
+    answered: Leased
+    half_sent: Leased
+    idle: Leased
+    storage: RawLine
+    abandoned: RawLine
+    node: tuple[int | None, int | None]
+
+
+def _begin(leased: Leased) -> None:
+    leased.start()
+    while leased.line.printed[1] != b"began\n":
+        leased.line.pump()
+
+
+@pytest.fixture(scope="module")
+def across(restarted: Server) -> Iterator[Across]:
+    """See `Across`; one restart for all."""
+    with contextlib.ExitStack() as stack:
+
+        def lease(function: Callable[..., Any], argument: Any) -> Leased:
+            made = Leased(restarted, function, argument)
+            stack.callback(made.line.close)
+            return made
+
+        running, answered = lease(_wait_for_file, "running"), lease(_wait_for_file, "answered")
+        half_sent, idle = lease(_length, os.urandom(12 << 20)), lease(_length, b"abc")
+        storage, abandoned = RawLine(restarted, {"type": "storage"}), RawLine(restarted, {"type": "storage"})
+        for line in (storage, abandoned):
+            stack.callback(line.close)
+            line.header("granted")
+        for one in (running, answered):
+            _begin(one)
+        answered.line.drop()
+        (_data(restarted) / "answered").write_text("")
+        name = answered.request.call.id
+        until(lambda: name not in json.dumps(restarted.ask("POST", "/v1/requests/calls.running", b"{}")[1]))
+        half_sent.line.drop_after(9 << 20)
+        node = restarted.home.daemon_pid()
+
+        def restart() -> None:
+            restarted.end()
+            restarted.start()
+
+        half_sent.line.on_drop = restart
+        half_sent.start()
+        yield Across(running, answered, half_sent, idle, storage, abandoned, (node, restarted.home.daemon_pid()))
+
+
+def test_calls_go_on_across_a_restart(restarted: Server, across: Across) -> None:
+    """A running call survives the server's process: same node, its output once and in order, one run."""
+    leased = across.running
+    with contextlib.suppress(ConnectionError):
+        leased.line.header("never")
+    assert leased.line.closed == 1012
+    leased.line.resume()
+    assert across.node[0] == across.node[1]
+    (_data(restarted) / "running").write_text("")
+    assert leased.answer() == 1
+    assert leased.line.printed[1] == b"began\nwent on\n"
+    call = leased.request.call
+    leased.request = leased.request._replace(call=call.again("second-call", call.arguments, (), 0.0))
+    assert leased.call() == 2  # the lease serves further calls
+    shown = restarted.ask("POST", "/v1/requests/calls.output", json.dumps({"call": call.id}).encode())[1]
+    assert "went on" in json.dumps(shown)
+    leased.line.close()
+
+
+def test_bytes_on_their_way_survive_a_restart(across: Across) -> None:
     """Arguments that are half sent when the server restarts arrive whole."""
-    leased = Leased(restarted, _length, os.urandom(24 << 20))
-    line = leased.line
-    with contextlib.closing(line):
-        sent = line.send_raw
-        restarts = 0
-
-        def send(piece: bytes) -> None:
-            nonlocal restarts
-            sent(piece)
-            if line.line.sent > 9 << 20 and not restarts:
-                restarts += 1
-                restarted.end()
-                restarted.start()
-                line.resume()
-
-        line.send_raw = send  # type: ignore[method-assign]
-        leased.start()
-        assert leased.answer() == 24 << 20
-        assert restarts == 1
+    assert across.half_sent.answer() == 12 << 20
+    assert across.half_sent.line.drops == 1
 
 
-def test_unread_output_survives_a_restart(restarted: Server) -> None:
+def test_unread_answers_survive_a_restart(across: Across) -> None:
     """An answer that came while nobody was connected is kept for the client across the restart."""
-    leased = Leased(restarted, _wait_for_file, "third")
-    line = leased.line
-    with contextlib.closing(line):
-        leased.start()
-        while line.printed[1] != b"began\n":
-            line.pump()
-        line.drop()
-        (_data(restarted) / "third").write_text("")
-        until(lambda: not restarted.ask("POST", "/v1/requests/status", b"{}")[1]["calls"])
-        restarted.end()
-        restarted.start()
-        line.resume()
-        assert leased.answer() == 1
-        assert line.printed[1] == b"began\nwent on\n"
+    across.answered.line.resume()
+    assert across.answered.answer() == 1
+    assert across.answered.line.printed[1] == b"began\nwent on\n"
+    across.answered.line.close()
 
 
-def test_idle_lines_survive_a_restart(restarted: Server) -> None:
-    """Storage channels and leases without a call are there after a restart, and go by their owner's word."""
-    storage = RawLine(restarted, {"type": "storage"})
-    lease = Leased(restarted, _length, b"abc")
-    with contextlib.closing(storage), contextlib.closing(lease.line):
-        storage.header("granted")
-        restarted.end()
-        restarted.start()
-        storage.resume()
-        lease.line.resume()
-        storage.send_frames({"type": "hello"})
-        assert storage.message().type
-        assert lease.call() == 3
+def test_idle_lines_survive_a_restart(across: Across) -> None:
+    """Storage channels and leases without a call are there after a restart."""
+    across.storage.resume()
+    across.idle.line.resume()
+    across.storage.send_frames({"type": "hello"})
+    assert across.storage.message().type
+    assert across.idle.call() == 3
+    across.idle.line.close()
+    across.storage.close()
+
+
+def test_adopted_lines_end_with_their_client(across: Across) -> None:
+    """A line that was adopted is over when its client closes it."""
+    across.abandoned.resume()
+    across.abandoned.close()
+    with pytest.raises(Refused):
+        across.abandoned.resume()
 
 
 def test_a_killed_server_ends_its_calls(restarted: Server) -> None:
     """After SIGKILL a line is gone by 410, its call has ended, and it is not run again."""
     leased = Leased(restarted, _wait_for_file, "killed")
     line = leased.line
-    leased.start()
-    while line.printed[1] != b"began\n":
-        line.pump()
+    _begin(leased)
     restarted.end(signal.SIGKILL)
     with pytest.raises(ConnectionError):
         line.header("never")
@@ -145,16 +169,3 @@ def test_a_killed_server_ends_its_calls(restarted: Server) -> None:
     assert b"host_unreachable" in caught.value.body
     until(lambda: not restarted.ask("POST", "/v1/requests/status", b"{}")[1]["calls"])
     assert (_data(restarted) / "killed.runs").read_text() == "x"
-
-
-def test_lines_that_nobody_takes_end(restarted: Server) -> None:
-    """A client that does not come back loses its lease, after a restart too."""
-    line = RawLine(restarted, {"type": "storage"})
-    line.header("granted")
-    restarted.end()
-    restarted.start()
-    line.close()
-    line.resume()
-    line.close()
-    with pytest.raises(Refused):
-        line.resume()
