@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from atoll.errors import QuotaExceeded
+from atoll.host.remote.remote_host import Host
+from atoll.sdk.data.volume import Volume
+from atoll.server.accounts.bodies import NewUser
 
 from ..server.process import Server, running
 from ..waiting import soak
@@ -26,13 +32,19 @@ def server() -> Iterator[Server]:
     """A server with files of its own, some of them hostile."""
     with running() as found:
         assert ask(found, "PUT", "/v1/files/inside", b"inside")[0] == 201
+        data_of(found)
         yield found
 
 
 def data_of(server: Server) -> Path:
     """Return the directory that the user's functions see as `/data`."""
-    (found,) = (server.home.path / "volumes").glob("*/data")
-    return found
+    if server.port not in _data:
+        (_data[server.port],) = (server.home.path / "volumes").glob("*/data")
+    return _data[server.port]
+
+
+_data: dict[int, Path] = {}
+"""The first user's, by the server's port."""
 
 
 def names_in(data: Path) -> list[str]:
@@ -280,3 +292,52 @@ def test_special_files_are_not_opened(server: Server) -> None:
     listed: dict[str, Any] = json.loads(ask(server, "GET", "/v1/files/")[2])
     assert {one["name"]: one["kind"] for one in listed["entries"]} == {"fifo": "special", "inside": "file"}
     assert ask(server, "DELETE", "/v1/files/fifo")[0] == 204
+
+
+def test_another_users_files_do_not_exist(server: Server) -> None:
+    """A user's key opens that user's volume alone, by every method, address and line."""
+    if os.geteuid() != 0:
+        pytest.skip("several users need a server that runs as root")
+    added = server.add_user(NewUser(name=f"eve-{secrets.token_hex(3)}"))
+    assert added.key is not None
+    headers = {**server.headers(), "Authorization": f"Key {added.key.id}:{added.key.secret}"}
+    mine = data_of(server)
+    for target in (
+        "/v1/files/inside",
+        f"/v1/files/..%2f{mine.parent.name}/data/inside",
+        f"/v1/files/../../{mine.parent.name}/data/inside",
+        f"/v1/files{mine}/inside",
+    ):
+        for method in ("GET", "HEAD", "DELETE", "POST"):
+            tail = "?move=stolen" if method == "POST" else ""
+            assert ask(server, method, target + tail, None, headers)[0] in (400, 404), (method, target)
+    assert ask(server, "PUT", "/v1/files/inside", b"hers", headers)[0] == 201
+    assert ask(server, "GET", "/v1/files/inside")[2] == b"inside"
+    theirs = server.home.path / "volumes" / added.user.id / "data"
+    os.symlink(mine, theirs / "link")
+    for tail in ("", "/", "/inside", "/inside?stat"):
+        assert ask(server, "GET", f"/v1/files/link{tail}", None, headers)[0] in (403, 404), tail
+    wheel = f"/v1/packages/{'1' * 64}/x-1-py3-none-any.whl"
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert ask(server, "PUT", wheel, b"x", {**server.headers(), "Atoll-Sha256": digest})[0] == 201
+    assert json.loads(ask(server, "GET", wheel, None, headers)[2]) == {"present": False}
+    assert json.loads(ask(server, "GET", wheel)[2]) == {"present": True}
+
+
+def test_a_used_up_quota_is_named_over_http_and_lines(server: Server) -> None:
+    """A file over the user's quota is a `quota_exceeded` with its path, and nothing of it is left."""
+    if os.geteuid() != 0:
+        pytest.skip("several users need a server that runs as root")
+    name = f"full-{secrets.token_hex(3)}"
+    added = server.add_user(NewUser(name=name))
+    assert added.key is not None
+    server.home.atoll("users", "set-quota", name, "--bytes", "32MB")
+    headers = {**server.headers(), "Authorization": f"Key {added.key.id}:{added.key.secret}"}
+    status, _, body = ask(server, "PUT", "/v1/files/a/large", b"x" * (48 << 20), headers)
+    error = json.loads(body)["error"]
+    assert (status, error["code"], error["details"]["path"]) == (507, "quota_exceeded", "/data/a/large")
+    assert ask(server, "GET", "/v1/files/a/large", None, headers)[0] == 404
+    host = Host(server.url, key_id=added.key.id, key_secret=added.key.secret, ca_file=str(server.ca_file))
+    with Volume(host) as volume, pytest.raises(QuotaExceeded):
+        volume.write_bytes("b", b"x" * (48 << 20))
+    host.close()

@@ -103,6 +103,9 @@ async def _put_aside(services: Services, user: str, keep: bool) -> str:
     """Take the volume out of the users' directory, in one step; then remove it, unless it is to be kept."""
     home = services.settings.home
     volume, place = services.settings.volumes_directory / user, home / "removed"
+    await process.run(
+        ["rm", "-rf", "--", str(home / "uploads" / user)], env={"PATH": os.defpath}
+    )  # packages for builds
     if not volume.exists():
         return ""
     target = place / f"{user}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
