@@ -526,4 +526,5 @@ def test_the_command_line_logs_in_by_the_browser(fake: FakeIssuer, tmp_path: Pat
             assert "device-code" not in server.log.read_text()
         finally:
             server.end()
+            server.process.close()
             home.stop()
