@@ -48,7 +48,9 @@ def places() -> dict[str, str]:
     """Return the page, and perhaps the anchor in it, that shows a path of the repository."""
     found = {"README.md": "index.md", **sources(), "examples": "examples.md", "docs/decisions": "decisions/index.md"}
     found |= {f"examples/{path.name}": f"examples.md#{path.stem}" for path in (ROOT / "examples").glob("*.py")}
-    found |= {f"docs/screens/{path.name}": f"screens/{path.name}" for path in (ROOT / "docs" / "screens").glob("*.[sp][vn]g")}
+    found |= {
+        f"docs/screens/{path.name}": f"screens/{path.name}" for path in (ROOT / "docs" / "screens").glob("*.[sp][vn]g")
+    }
     return found
 
 
