@@ -67,7 +67,10 @@ async def file(request):
     return FileResponse(sys.argv[2])
 
 app = Starlette(routes=[Route("/echo", echo, methods=["POST"]), Route("/file", file)])
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), http="httptools", loop="uvloop", access_log=False, log_level="error")
+uvicorn.run(
+    app, host="127.0.0.1", port=int(sys.argv[1]), http="httptools", loop="uvloop", access_log=False, log_level="error",
+    timeout_keep_alive=3600,
+)
 """
 
 
