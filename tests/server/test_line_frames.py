@@ -1,0 +1,45 @@
+"""The follower of frames: headers in a stream that comes in pieces of any size."""
+
+from __future__ import annotations
+
+import pytest
+
+from atoll.server.line.frames import Follower, answers, call_of
+from atoll.wire.frames import encode
+
+FRAMES = [
+    ({"type": "sources"}, [b"x" * 5000]),
+    ({"type": "call", "name": 'a"call":"b"', "call": "c1"}, [b"f", b"", b"y" * 300]),
+    ({"type": "call", "name": "n" * 9000, "call": "too-far"}, []),
+    ({"type": "stop", "call": "c1"}, []),
+    ({"type": "call", "call": "c2"}, []),
+]
+STREAM = b"".join(bytes(piece) for header, buffers in FRAMES for piece in encode(header, buffers))
+
+
+@pytest.mark.parametrize("size", [1, 7, 12, 13, 4096, len(STREAM)])
+def test_headers_are_found_in_pieces_of_any_size(size: int) -> None:
+    """Each header is found once, also where another process goes on in the middle."""
+    found: list[bytes] = []
+    follower = Follower()
+    for number, at in enumerate(range(0, len(STREAM), size)):
+        if number % 5 == 4:
+            state, follower = follower.state(), Follower()
+            follower.restore(state)
+        found += follower.feed(STREAM[at : at + size])
+    assert len(found) == len(FRAMES)
+    assert [call for header in found if (call := call_of(header))] == ["c1", "c2"]
+
+
+def test_other_bytes_are_followed_no_further() -> None:
+    """A stream that is none of frames is passed over without an error."""
+    follower = Follower()
+    assert follower.feed(b"nonsense" * 1000) == []
+    assert follower.feed(STREAM) == []
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("result", True), ("error", True), ("exiting", True), ("yield", False)])
+def test_answers_end_a_call(kind: str, expected: bool) -> None:
+    """A worker's `result`, `error` and `exiting` end a call; an item does not."""
+    (header,) = Follower().feed(bytes(encode({"type": kind, "call": "c"})[0]))
+    assert answers(header) is expected
