@@ -21,17 +21,27 @@ from ..server.process import Server, running
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PLACES = ("local", "remote") if os.environ.get("REMOTE_PLACE") else ("local",)
+PLACES = ("local", "remote")
 """One name for each kind of host; `place` makes it."""
 SAME_WORKERS = {
     *("test_arrays", "test_cached", "test_callables", "test_plain_data", "test_surroundings", "test_system"),
-    *("test_tracebacks", "test_values"),
+    *("test_tracebacks", "test_values", "test_errors", "test_limits"),
 }
 """Modules about the inside of a worker, which is the same behind a server: one test of each is enough there."""
+SLOW = {
+    "test_a_thousand_calls_submitted_at_once_are_answered_once_each",
+    "test_kills_at_random_moments_beside_twenty_others",
+    "test_values_come_back_as_they_were",
+    "test_every_kind_of_function_can_be_detached",
+    "test_options_of_a_call_are_honoured",
+    "test_a_batch_is_resumed_with_the_items_that_failed",
+    "test_an_interrupted_command_ends_with_one_line",
+}
+"""Tests that take long, and on a server the longer."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each test once on a server, and of `SAME_WORKERS` one; with `SOAK=1` all with all their values."""
+    """Run each test once on a server, but for `SLOW`, and of `SAME_WORKERS` one; with `SOAK=1` all with all values."""
     if os.environ.get("SOAK"):
         return
     seen = set[str]()
@@ -43,7 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept.append(item)
             continue
         name = item.path.stem if item.path.stem in SAME_WORKERS else item.nodeid.partition("[")[0]
-        (left_out if name in seen else kept).append(item)
+        slow = item.nodeid.partition("[")[0].rpartition("::")[2] in SLOW
+        (left_out if name in seen or slow else kept).append(item)
         seen.add(name)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
