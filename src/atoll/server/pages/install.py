@@ -8,6 +8,7 @@ from atoll.server.pages import (
     calls,
     environments,
     files,
+    issuer,
     keys,
     live,
     login,
@@ -24,5 +25,5 @@ def install(state: ServerState) -> None:
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = upload.MOST_BYTES + (1 << 20)
     live.install(state)
-    for part in (asset_routes, login, calls, live, files, environments, usage, keys, secrets, admin):
+    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin):
         state.routes += part.routes()

@@ -26,7 +26,7 @@ def routes() -> list[BaseRoute]:
 async def show(visit: Visit) -> Response:
     """Show the form."""
     if visit.principal is not None:
-        return visit.go(_next(visit.query("next")))
+        return visit.go(next_page(visit.query("next")))
     return _form(visit)
 
 
@@ -55,7 +55,7 @@ async def log_in(visit: Visit) -> Response:
         principal = await visit.state.authenticate({"authorization": f"Key {key}"}, address)
     except errors.NotAuthorized as error:
         return _form(visit, error, back)
-    response = visit.go(_next(back))
+    response = visit.go(next_page(back))
     cookie = await sessions.sessions_of(visit.state).open(principal)
     sessions.set_session(visit.request, response, cookie)
     sessions.set_cookie(visit.request, response, sessions.FORM_COOKIE, "", 0)
@@ -70,7 +70,7 @@ async def log_out(visit: Visit) -> Response:
     return response
 
 
-def _next(path: str) -> str:
+def next_page(path: str) -> str:
     """Return the page to go to after logging in: one of this server, else the first."""
     inside = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
     return path if inside and path.isascii() and not path.startswith((LOGIN, "/v1/")) else "/"

@@ -249,6 +249,6 @@ def check_form_token(request: Request, token: str) -> None:
     Raises:
         NotAuthorized: the token is not that of the session.
     """
-    before = request.url.path == LOGIN
+    before = request.url.path == LOGIN or request.url.path.startswith(LOGIN + "/")
     secret = request.cookies.get(sessions.FORM_COOKIE, "") if before else sessions.cookie_of(request)
     guard.check_token(secret, token)

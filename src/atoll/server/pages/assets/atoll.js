@@ -147,7 +147,13 @@ function copies(button) {
   });
 }
 
+// Asks again whether a login has been confirmed.
+function again(form) {
+  setTimeout(() => form.requestSubmit(), 1000 * Number(form.dataset.again));
+}
+
 localTimes(document);
+document.querySelectorAll("form[data-again]").forEach(again);
 document.querySelectorAll("[data-live]").forEach(rows);
 document.querySelectorAll("[data-output]").forEach(output);
 document.querySelectorAll("form[data-upload]").forEach(uploads);
