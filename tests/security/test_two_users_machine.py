@@ -93,6 +93,7 @@ def test_another_users_calls_are_answered_beside_bombs(users: Users) -> None:
 
 def test_a_users_processes_are_in_groups_of_that_user(users: Users) -> None:
     """Computing time is shared by user: every process of a sandbox is below its user's group."""
+    assert on(users.ann, double)(1) == 2  # the node runs
     places = users.owner.settings.run_directory / "cgroups"
     if not places.exists():
         pytest.skip("no control groups can be made here")
