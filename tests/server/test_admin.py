@@ -193,7 +193,7 @@ def test_damaged_and_half_backups_are_refused(backed_up: tuple[Path, AddedUser],
         backup.back_up(Node(settings.load(tmp_path)), None, source, lambda _: None)  # type: ignore[arg-type]
 
 
-def test_a_backup_in_one_file(server: Server, fresh: Home) -> None:
+def test_a_backup_in_one_file(server: Server, backed_up: tuple[Path, AddedUser], fresh: Home) -> None:
     """`.tar` is the same; snapshots that were taken for backups are gone."""
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         target = Path(place) / "all.tar"
