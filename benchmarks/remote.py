@@ -203,8 +203,10 @@ def measure_idle(address: str, server: int, most: int) -> list[Row]:
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         opened = list[socket.socket]()
-        for _ in range(number):
-            connection = stack.enter_context(socket.create_connection((parts.hostname or "", parts.port or 0)))
+        for place in range(number):
+            source = (f"127.0.0.{2 + place // 2000}", 0)  # the server bounds the connections of one address
+            target = (parts.hostname or "", parts.port or 0)
+            connection = stack.enter_context(socket.create_connection(target, source_address=source))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n")
             opened.append(connection)
         answered = sum(b"200 OK" in connection.recv(4096) for connection in opened)

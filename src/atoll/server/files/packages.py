@@ -38,6 +38,7 @@ def install(state: ServerState) -> None:
 
 
 async def _serve(request: Request) -> Response:
+    """Take a wheel for the environments of its user, or tell whether it is there."""
     principal = await principal_of(request)
     key, name = request.path_params["key"], request.path_params["name"]
     if not KEY.fullmatch(key) or not WHEEL.fullmatch(name):
