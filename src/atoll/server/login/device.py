@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -22,9 +22,11 @@ from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.limiter import Limiter, source
 from atoll.server.accounts.names import check_alias
 from atoll.server.login import people
-from atoll.server.login.issuer import Issuer
 from atoll.server.login.options import is_safe
 from atoll.server.principal import ADMIN
+
+if TYPE_CHECKING:
+    from atoll.server.login.issuer import Issuer  # 0.5 s to import, for servers that have one
 
 MOST_LOGINS = 1000
 MOST_OF_ADDRESS = 20

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from atoll import errors
 from atoll.server.accounts.bodies import MadeKey, made_key
 from atoll.server.login.device import DeviceLogins
-from atoll.server.login.issuer import Issuer
 from atoll.server.login.options import load
 from atoll.server.state import ServerState, state_of
 from atoll.server.typed import typed
@@ -65,6 +64,8 @@ def install(state: ServerState) -> None:
     options = load(state.node.options.home)
     if not options.issuer:
         return
+    from atoll.server.login.issuer import Issuer  # 0.5 s to import, for servers that have one
+
     logins = DeviceLogins(state.parts["accounts"], Issuer(options))
     state.parts["logins"] = logins
 
