@@ -99,7 +99,10 @@ def named(url: str = "") -> str:
     Raises:
         ValueError: it is none.
     """
-    found = url or settings.variable("ATOLL_HOST") or _fal_address()
+    variable = settings.variable("ATOLL_HOST")
+    if not url and variable == "local":  # this machine, for all that need no server
+        return ""
+    found = url or variable or _fal_address()
     return address_of(found) if found else ""
 
 

@@ -200,7 +200,7 @@ def test_the_command_prints_clean_text(
     monkeypatch.setattr(
         LocalHost, "request", lambda self, name, arguments, *_: {"usage": [row, {**row, "function": "g"}]}
     )
-    monkeypatch.setattr(command, "disk_bytes", lambda: DISK)
+    monkeypatch.setattr(command, "disk_bytes", lambda _: DISK)
     assert main.run(["usage"]) == 0
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from atoll.cli import hosts
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo
 from atoll.host import detached
-from atoll.host.local import local
 from atoll.sdk.detached.batch import BatchHandle
 from atoll.sdk.display import map_bar
 
@@ -27,11 +27,15 @@ SHORT_ID = 8
 
 def print_batches(limit: int, function: str, since: float, *, json: bool) -> None:
     """Print a line for each batch, the newest first."""
-    asked: list[dict[str, Any]] = detached.request(local, "detached.batches", {"limit": limit}).value["batches"]
+    asked: list[dict[str, Any]] = detached.request(hosts.chosen(), "detached.batches", {"limit": limit}).value[
+        "batches"
+    ]
     found = [one for one in asked if function in {"", one["function"]} and one["queued_at"] >= since]
     if json:
         print_json(found)
-    elif not found:
+        return
+    hosts.tell_server()
+    if not found:
         echo("no such batches" if function or since else "no batches: `spawn_map` makes them")
     else:
         print_fitted(COLUMNS, [_cells(one) for one in found])
@@ -70,7 +74,7 @@ def follow(batch: BatchHandle[Any], function: str) -> int:
         while any(counts.get(state) for state in LIVE):
             seconds = MOST_WAIT_SECONDS if bar is None else bar.seconds
             arguments = {"batch": batch.id, "revision": _finished(counts), "seconds": seconds}
-            counts = detached.request(local, "detached.counts", arguments).value["counts"]
+            counts = detached.request(hosts.chosen(), "detached.counts", arguments).value["counts"]
             if bar is not None:
                 bar.tick()
     except KeyboardInterrupt:
@@ -88,6 +92,6 @@ def follow(batch: BatchHandle[Any], function: str) -> int:
 
 def find(start: str) -> tuple[BatchHandle[Any], str] | None:
     """Return the batch whose id is `start` or begins so, with its function; None where there is none."""
-    found = detached.request(local, "detached.batches", {"start": start, "limit": 2}).value["batches"]
+    found = detached.request(hosts.chosen(), "detached.batches", {"start": start, "limit": 2}).value["batches"]
     named = [one for one in found if one["batch"] == start] or found
     return (BatchHandle(named[0]["batch"]), named[0]["function"]) if len(named) == 1 else None

@@ -12,6 +12,7 @@ from typing import Annotated
 import cyclopts
 
 from atoll import errors, ownership
+from atoll.cli import hosts
 from atoll.cli.tables import wrong_usage
 from atoll.cli.terminal import echo, write_output
 from atoll.host import daemon_socket
@@ -30,6 +31,7 @@ def stop() -> int:
 
     Calls that run have their grace to end; Ctrl-C ends them at once.
     """
+    hosts.tell_local("`atoll stop` stops the daemon")
     found = daemon_socket.daemon_pidfd(local.settings)
     if found is None:
         echo("no daemon is running")
@@ -105,6 +107,7 @@ def logs(
         from atoll.cli.calls import output
 
         return output.output(call, raw=raw, json=json, follow=follow)
+    hosts.tell_local("this is the log of the daemon")
     path = local.settings.logs_directory / "daemon.log"
     try:
         with (

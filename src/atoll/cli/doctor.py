@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from atoll import settings as options
+from atoll.cli.hosts import tell_local
 from atoll.cli.settings_state import settings_lines, told
 from atoll.cli.tables import print_json, print_table
 from atoll.cli.terminal import echo, echo_lines
@@ -48,6 +49,7 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
     data
         Test the file system under /data instead: the promises of /data, and the limits of network file systems.
     """
+    tell_local("these are the abilities")
     if data:
         return _data(json=json)
     if sys.platform != "linux":

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli import hosts
 from atoll.cli.confirmation import DryRun, Yes, confirmed, counted, is_answerable
 from atoll.cli.programs import target as program
 from atoll.cli.tables import age, print_json, print_table, size, wrong_usage
 from atoll.cli.terminal import echo, echo_lines
 from atoll.host import index_settings
-from atoll.host.local import LocalHost, local
+from atoll.host.contract import Host
 from atoll.model.specs import EnvironmentSpec
 from atoll.sdk.display.build_display import BuildDisplay
 from atoll.sdk.requirements import contents, entries
@@ -36,10 +37,12 @@ def list_(*, json: bool = False) -> int:
     json: bool
         Print a list of objects; sizes in bytes, times in seconds since the epoch.
     """
-    found = local.request("environments.list", {}, None)["environments"]
+    found = hosts.ask("environments.list", {})["environments"]
     if json:
         print_json(found)
-    elif not found:
+        return 0
+    hosts.tell_server()
+    if not found:
         echo("no environments; the first call of a function builds one")
     else:
         _print_table(found)
@@ -57,13 +60,13 @@ def show(key: str, /, *, json: bool = False) -> int:
     json: bool
         Print an object with `environment`, `lock`, `log`, `preload` and `preload_data`.
     """
-    found = local.request("environments.show", {"key": key}, None)
+    found = hosts.ask("environments.show", {"key": key})
     if json:
         print_json(found)
         return 0
     record = found["environment"]
     echo(f"environment   {record['key']}")
-    echo(f"python        {record['python_version']} ({record['interpreter']})")
+    echo(f"python        {record['python_version']} " + (f" ({path})" if (path := record["interpreter"]) else ""))
     echo(f"size          {size(record['size_bytes'])}")
     echo(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
     echo(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
@@ -197,16 +200,19 @@ def prune(
         "cache": cache or all_,
         "environments": not cache,
     }
+    host = hosts.chosen()
+    if not json:
+        hosts.tell_server(host)
     found: dict[str, Any] | None = None
     if dry_run or (not yes and is_answerable()):
-        found = local.request("environments.prune", {**arguments, "dry_run": True}, _tell)
+        found = host.request("environments.prune", {**arguments, "dry_run": True}, _tell)
         if not dry_run and (found["removed"] or found.get("cache_bytes")):
             if not _confirmed(found):
                 return 1
             arguments["keys"] = [record["key"] for record in found["removed"]]
             found = None
     if found is None:
-        found = local.request("environments.prune", arguments, _tell)
+        found = host.request("environments.prune", arguments, _tell)
     if json:
         print_json(found)
     else:
@@ -247,7 +253,7 @@ def _print_pruned(found: dict[str, Any], verb: str) -> None:
         echo("nothing to remove")
 
 
-def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[LocalHost, EnvironmentSpec]:
+def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[Host, EnvironmentSpec]:
     """Return the environment that a command line names, and the host that has it; exit with 2 on wrong usage."""
     if bool(target) == bool(requirements):
         raise SystemExit(wrong_usage("give either FILE.py::FUNC or -r REQUIREMENT"))
@@ -255,11 +261,10 @@ def _wanted(target: str, requirements: list[str] | None, python: str) -> tuple[L
         if python:
             raise SystemExit(wrong_usage("--python goes with -r; a function says its own `python_version`"))
         function = program.described(target)
-        host = function.options.host if isinstance(function.options.host, LocalHost) else local
-        return host, function.environment_spec()
+        return function.options.host or hosts.chosen(), function.environment_spec()
     interpreter = os.path.abspath(getattr(sys, "_base_executable", None) or sys.executable)
     given = contents.read(entries.absolute(requirements or (), (os.getcwd(),)))
-    return local, EnvironmentSpec("virtualenv", given, python, interpreter, index_settings.collect(given))
+    return hosts.chosen(), EnvironmentSpec("virtualenv", given, python, interpreter, index_settings.collect(given))
 
 
 def _tell(line: str) -> None:

@@ -86,20 +86,21 @@ def _displayed(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _chosen_host(arguments: list[str]) -> list[str]:
-    """Choose the server of `atoll data --host URL`, and return the other arguments."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    for position in range(1, end):
-        name, equals, url = arguments[position].partition("=")
-        if name != "--host":
-            continue
-        count = 1 if equals else 2
-        if not equals:
-            url = arguments[position + 1] if position + 1 < end else ""
-        from atoll.host.default import choose
-
-        choose(url)
-        return arguments[:position] + arguments[position + count :]
+def _arranged(arguments: list[str]) -> list[str]:
+    """Return the arguments with a mark before those of a function, a command, or names of files."""
+    if arguments[:1] == ["run"]:
+        target = 1
+        while arguments[target : target + 1] in (["-m"], ["--module"], ["--detach"]):
+            target += 1
+        if len(arguments) > target and not arguments[target].startswith("-"):
+            # the rest are the function's arguments, `--help` too
+            return [*arguments[: target + 1], "--", *arguments[target + 1 :]]
+    if arguments[:1] == ["exec"] and arguments[2:3] not in ([], ["--"]) and not arguments[1].startswith("-"):
+        return [*arguments[:2], "--", *arguments[2:]]  # the rest is the command
+    if arguments[:1] == ["data"] and "--" in arguments:
+        end = arguments.index("--") + 1  # the rest are names, even those that begin like options
+        names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
+        return [*arguments[:end], *names]
     return arguments
 
 
@@ -112,7 +113,9 @@ def command_table() -> cyclopts.App:
     app = cyclopts.App(
         name="atoll",
         help="Run Python functions serverless on machines that you own.\n\nBefore or after the command's name, `-q` "
-        "leaves out all lines about calls, and `-v` adds more of them.",
+        "leaves out all lines about calls, and `-v` adds more of them.\n\nCommands about calls, environments and `/data` "
+        "ask the server that you are logged in to, else this machine; with `--host URL` or `--host local` the one that "
+        "you name.",
         version=__version__,
         result_action="return_value",
         help_format="plaintext",
@@ -128,33 +131,18 @@ def run(arguments: list[str]) -> int:
     import cyclopts
 
     from atoll import errors
+    from atoll.cli.hosts import take_option
     from atoll.cli.programs.program import TargetError
     from atoll.cli.settings_state import tell_mistake, told
     from atoll.cli.terminal import echo_lines
 
     app = command_table()
-    arguments = _displayed(arguments)
-    if arguments[:1] == ["run"]:
-        target = 1
-        while arguments[target : target + 1] in (["-m"], ["--module"], ["--detach"]):
-            target += 1
-        if len(arguments) > target and not arguments[target].startswith("-"):
-            # the rest are the function's arguments, `--help` too
-            arguments = [*arguments[: target + 1], "--", *arguments[target + 1 :]]
-    if arguments[:1] == ["exec"] and arguments[2:3] not in ([], ["--"]) and not arguments[1].startswith("-"):
-        arguments = [*arguments[:2], "--", *arguments[2:]]  # the rest is the command
-    if arguments[:1] == ["data"] and "--" in arguments:
-        end = arguments.index("--") + 1  # the rest are names, even those that begin like options
-        names = (f"./{name}" if name.startswith("-") and name != "-" else name for name in arguments[end:])
-        arguments = [*arguments[:end], *names]
     if sys.stdout is None:  # closed by the parent process: output is discarded
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
-        if arguments[:1] == ["data"]:
-            arguments = _chosen_host(arguments)
-        result = app(arguments, exit_on_error=False, print_error=False)
+        result = app(_arranged(take_option(_displayed(arguments))), exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except cyclopts.CycloptsError as error:

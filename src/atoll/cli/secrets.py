@@ -12,11 +12,12 @@ from typing import Annotated
 
 import cyclopts
 
-from atoll import credentials
+from atoll.cli import hosts
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, print_json, print_table
 from atoll.cli.terminal import echo
 from atoll.host.contract import Host
+from atoll.host.default import LOCAL
 from atoll.model.secret_values import MOST_VALUE_BYTES, check_name, check_value
 
 app = cyclopts.App(
@@ -27,14 +28,13 @@ app = cyclopts.App(
 
 
 def _chosen(host: str) -> Host:
-    """Return the host of an address; by default the server that the user is logged in to, else this machine."""
+    """Return the host of an address; by default that of the other commands."""
+    if not host:
+        return hosts.chosen()
     from atoll.host.local import local
-
-    if host == "local" or (not host and credentials.find() is None):
-        return local
     from atoll.host.remote.remote_host import Host as RemoteHost
 
-    return RemoteHost(host)
+    return local if host == LOCAL else RemoteHost(host)
 
 
 @app.command(name="set")

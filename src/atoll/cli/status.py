@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.settings_state import settings_lines
 from atoll.cli.tables import print_json, size
 from atoll.cli.terminal import echo
-from atoll.host.local import local
+from atoll.host.contract import Host
+from atoll.model.quota import Quota
 
 NOTHING: dict[str, Any] = {"daemon": None, "sandboxes": [], "workers": [], "calls": [], "capacity": None}
 
@@ -37,12 +39,18 @@ SANDBOXES = (
 def status(*, json: bool = False) -> int:
     """Show the daemon, the free share of the machine, the calls that run or wait, and the sandboxes. Starts nothing.
 
+    Of a server it shows who you are there, your limits and quota, and your own calls and sandboxes.
+
     Parameters
     ----------
     json: bool
-        Print an object with `daemon`, `capacity`, `calls`, `sandboxes` and `workers`.
+        Print an object with `daemon`, `capacity`, `calls`, `sandboxes` and `workers`; of a server also with `server`, its
+        address and your user there, `limits` and `quota`.
     """
-    found = local.request_running("status", {})
+    host = hosts.chosen()
+    found = hosts.ask_running("status", {}, host)
+    if found is not None and hosts.server_of(host) is not None:
+        found = _own(found, host)
     if json:
         print_json(found or NOTHING)
         return 0
@@ -64,10 +72,44 @@ def status(*, json: bool = False) -> int:
 def heading(found: dict[str, Any], now: float) -> Iterator[str]:
     """Give the lines above the tables."""
     daemon = found["daemon"]
+    if "server" in found:
+        yield from _server_lines(found, now)
+        return
     since = rows.duration(max(now - daemon["started_at"], 0.0))
     yield f"daemon   {daemon['pid']}, version {daemon['version']}, since {since}, state in {daemon['home']}"
     yield f"machine  {machine(found['capacity'])}"
     yield from settings_lines(daemon)
+
+
+def _own(found: dict[str, Any], host: Host) -> dict[str, Any]:
+    """Return a server's status with who asks, and without what is of others, which operators are told of."""
+    me = hosts.whoami(host)
+    user = me.get("user", "")
+    sandboxes = [one for one in found["sandboxes"] if one["user"] == user]
+    names = {one["id"] for one in sandboxes}
+    return {
+        **found,
+        "server": {"url": host.server.url, **me},  # type: ignore[attr-defined]
+        "quota": host.request("volume.quota", {}),
+        "calls": [one for one in found["calls"] if one["user"] == user],
+        "sandboxes": sandboxes,
+        "workers": [one for one in found["workers"] if one["sandbox"] in names],
+    }
+
+
+def _server_lines(found: dict[str, Any], now: float) -> Iterator[str]:
+    server, daemon = found["server"], found["daemon"]
+    version = server.get("version") or daemon["version"]
+    older = f", its node {daemon['version']}" if daemon["version"] != version else ""
+    rights = ", operator" if server.get("operator") else ""
+    yield f"server   {server['url']}, version {version}{older}, since {rows.duration(max(now - daemon['started_at'], 0.0))}"
+    yield f"user     {server.get('name')} (key {server.get('key')}, scope {server.get('scope')}{rights})"
+    yield f"machine  {machine(found['capacity'])}"
+    most = (found.get("limits") or {}).get("workers")
+    calls = f"{most} calls at a time" if most else "no limit of calls"
+    quota = Quota.from_data(found["quota"])
+    yield f"limits   {calls} \u00b7 /data: {'' if quota.complete else 'at least '}{quota.text()}"
+    yield f"workers  {len(found['workers'])}"
 
 
 def machine(capacity: dict[str, Any]) -> str:

@@ -86,7 +86,14 @@ async def _environments(
     leasing.confine_builds(services, caller)
     store = leasing.environments_of(services, caller)
     found: dict[str, Any] = await environments.handle(store, name, arguments, progress)
-    return found
+    return {key: _without_paths(value) for key, value in found.items()} if caller.remote else found
+
+
+def _without_paths(value: Any) -> Any:
+    """Return a part of an answer whose records of environments name no files of the machine."""
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    return {**value, "interpreter": ""} if isinstance(value, dict) and "interpreter" in value else value
 
 
 def _check_administers(caller: Caller, name: str) -> None:
@@ -99,6 +106,7 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
     sandboxes, workers = await services.engine.status(user)
     if caller.remote:
         sandboxes = [{**row, "pid": 0} for row in sandboxes]  # the machine's own numbers
+        workers = [{**row, "pid": None} for row in workers]
     return {
         "daemon": {
             "pid": 0 if caller.remote else os.getpid(),
@@ -106,10 +114,11 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
             "version": __version__,
             "started_at": services.started_at,
             "waiting": services.engine.waiting(user),
-            "settings": services.settings_watch.facts(),
+            "settings": {} if caller.remote else services.settings_watch.facts(),  # it names files of the machine
         },
         "sandboxes": sandboxes,
         "workers": workers,
         "calls": await call_requests.rows(services, caller),
         "capacity": services.engine.capacity(),
+        **({"limits": {"workers": services.users.share(caller.user).workers}} if caller.remote else {}),
     }

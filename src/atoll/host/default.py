@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from atoll.host.contract import Host
 
 
+LOCAL = "local"
+"""This machine, where a host is named by text: `--host` and `ATOLL_HOST`."""
 _chosen: list[Host] = []
-"""The server that this program was told to use, for the command line's `--host`."""
+"""The host that this program was told to use, for the command line's `--host`."""
 
 
 def choose(url: str) -> None:
-    """Make a server the host of all that names none, in this process.
+    """Make a server, or this machine for `local`, the host of all that names none, in this process.
 
     Raises:
         ValueError: the address is none.
     """
     from atoll.host.remote.remote_host import Host as Server
 
-    _chosen[:] = [Server(url)]
+    _chosen[:] = [local if url == LOCAL else Server(url)]
 
 
 def default_host() -> Host:
@@ -38,7 +40,7 @@ def default_host() -> Host:
     """
     if _chosen:
         return _chosen[0]
-    if nested.inside() or not _may_be_logged_in():
+    if nested.inside() or settings.variable("ATOLL_HOST") == LOCAL or not _may_be_logged_in():
         return local
     from atoll import credentials  # for those who have a server
 

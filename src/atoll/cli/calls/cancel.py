@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from atoll import errors
+from atoll.cli import hosts
 from atoll.cli.calls.rows import SHORT_ID, duration
 from atoll.cli.tables import print_json, wrong_usage
 from atoll.cli.terminal import echo, echo_lines
-from atoll.host.local import local
 
 
 def cancel(*calls: str, json: bool = False) -> int:
@@ -29,7 +29,7 @@ def cancel(*calls: str, json: bool = False) -> int:
     done, failed = [], False
     for call in _waiting_first(calls):
         try:
-            found = local.request_running("calls.cancel", {"call": call})
+            found = hosts.ask_running("calls.cancel", {"call": call})
         except errors.AtollError as error:
             echo_lines(f"error: {error}", error=True)
             failed = True
@@ -48,7 +48,7 @@ def cancel(*calls: str, json: bool = False) -> int:
 
 def _waiting_first(calls: Sequence[str]) -> list[str]:
     """Return the calls in an order in which none begins because of the end of another."""
-    found = local.request_running("calls.running", {}) if len(calls) > 1 else None
+    found = hosts.ask_running("calls.running", {}) if len(calls) > 1 else None
     waiting = tuple(str(row["call"]) for row in (found or {}).get("calls", ()) if row["state"] != "running")
     return sorted(calls, key=lambda call: not any(one.startswith(call) for one in waiting))
 

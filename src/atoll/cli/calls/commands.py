@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.calls.output import echo_message
 from atoll.cli.columns import print_fitted
 from atoll.cli.tables import date, moment_of, print_json, size, wrong_usage
 from atoll.cli.terminal import echo
-from atoll.host.local import local
 from atoll.model.records import OUTCOMES
 
 app = cyclopts.App(name="calls", help="List calls, and show one of them.", help_format="plaintext")
@@ -71,10 +71,12 @@ def list_(
     if running and outcome:
         return wrong_usage("--outcome is of calls that are over, --running of those that are not")
     live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0))
-    over = [] if running else local.request("calls.list", arguments)["calls"]
+    over = [] if running else hosts.ask("calls.list", arguments)["calls"]
     if json:
         print_json([*map(rows.as_record, live), *map(rows.ended_as_row, over)])
-    elif not live and not over:
+        return 0
+    hosts.tell_server()
+    if not live and not over:
         echo("no call runs or waits" if running else "no such calls" if len(arguments) > 1 else "no calls yet")
     else:
         print_fitted(rows.COLUMNS if over else rows.UNFINISHED, rows.cells([*live, *over], time.time()))
@@ -83,7 +85,7 @@ def list_(
 
 def unfinished(*, function: str = "", since: float = 0.0) -> list[dict[str, Any]]:
     """Return the rows of the calls that are not over; starts no daemon."""
-    found = local.request_running("calls.running", {})
+    found = hosts.ask_running("calls.running", {})
     calls: list[dict[str, Any]] = found["calls"] if found is not None else []
     return [one for one in calls if function in {"", one["function"]} and one["queued_at"] >= since]
 
@@ -102,7 +104,7 @@ def show(call: str, /, *, json: bool = False) -> int:
     """
     if not call:
         return wrong_usage("the call's id, or its beginning, is missing")
-    found = local.request("calls.show", {"call": call})
+    found = hosts.ask("calls.show", {"call": call})
     if json:
         print_json(found)
         return 0

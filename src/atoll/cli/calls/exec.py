@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from atoll.cli import hosts
 from atoll.cli.programs.shell import run_on_own_terminal
 from atoll.host.exec import execute
-from atoll.host.local import local
+from atoll.host.local import LocalHost
 
 
 def exec_(call: str, /, *command: str) -> int:
@@ -22,7 +23,11 @@ def exec_(call: str, /, *command: str) -> int:
         A program and its arguments; without it a shell.
     """
 
+    host = hosts.chosen()
+    hosts.check_opens_shells(host, "atoll exec --host local CALL")
+    assert isinstance(host, LocalHost)
+
     def run(descriptors: tuple[int, int, int], terminal: bool, on_start: Callable[[], None]) -> int:
-        return execute(local.settings, call, command, descriptors, terminal=terminal, on_start=on_start)
+        return execute(host.settings, call, command, descriptors, terminal=terminal, on_start=on_start)
 
     return run_on_own_terminal(run)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atoll.cli import hosts
 from atoll.cli.tables import size
-from atoll.host.local import local
 
 MOST_BAR = 10
 """Cells, so that a line of the heading fits into 80 columns."""
@@ -45,16 +45,23 @@ class Snapshot:
     Args:
         at: seconds since the epoch.
         status: the daemon's answer; None where none runs.
+        use: of this machine; nothing of a server.
+        server: the address of the server that has answered.
     """
 
     at: float
     status: dict[str, Any] | None
     use: Use = field(default_factory=Use)
+    server: str = ""
 
 
 def look() -> Snapshot:
     """Return what is to be shown now."""
-    return Snapshot(time.time(), local.request_running("status", {}), use())
+    host = hosts.chosen()
+    server, status = hosts.server_of(host), hosts.ask_running("status", {}, host)
+    if server is not None:
+        return Snapshot(time.time(), status, server=server.url)
+    return Snapshot(time.time(), status, use())
 
 
 def use() -> Use:
@@ -92,8 +99,27 @@ def heading(now: Snapshot, before: Snapshot | None = None) -> list[str]:
     """Return the lines above the table."""
     if now.status is None:
         return ["no daemon is running; the first call starts one"]
-    capacity, use = now.status["capacity"], now.use
+    capacity = now.status["capacity"]
     free, has = capacity["free"], capacity["machine"]
+    if now.server:
+        lines = [
+            f"on {now.server}",
+            f"CPU  {free['cpus']:g} of {has['cpus']:g} cores free",
+            f"mem  {size(free['memory_bytes'])} of {size(has['memory_bytes'])} free",
+        ]
+    else:
+        lines = _use_lines(now, before, capacity)
+    if has["gpus"]:
+        shown = ", ".join(f"{one['name']} {'free' if one['free'] else 'taken'}" for one in has["gpus"])
+        lines.append(f"GPU  {free['gpus']} of {len(has['gpus'])} free: {shown}")
+    types = [f"{one['name']} {one['fits_now']}" for one in capacity["types"] if one["full"] or one["largest"]]
+    lines.append(f"fit  {'  '.join(types)}")
+    return lines
+
+
+def _use_lines(now: Snapshot, before: Snapshot | None, capacity: dict[str, Any]) -> list[str]:
+    """Return the lines about cores and memory of this machine."""
+    free, has, use = capacity["free"], capacity["machine"], now.use
     cores = os.cpu_count() or 1
     busy = use.share(before.use) if before is not None else None
     first = "CPU  " + (f"{bar(busy)} {busy:4.0%} of {cores} cores" if busy is not None else f"{cores} cores")
@@ -101,16 +127,10 @@ def heading(now: Snapshot, before: Snapshot | None = None) -> list[str]:
     if use.memory_bytes:
         share = use.used_bytes / use.memory_bytes
         second += f"{bar(share)} {share:4.0%} of {size(use.memory_bytes)}"
-    lines = [
+    return [
         f"{first}  for functions: {free['cpus']:g} of {has['cpus']:g} free",
         f"{second}  for functions: {size(free['memory_bytes'])} of {size(has['memory_bytes'])} free",
     ]
-    if has["gpus"]:
-        shown = ", ".join(f"{one['name']} {'free' if one['free'] else 'taken'}" for one in has["gpus"])
-        lines.append(f"GPU  {free['gpus']} of {len(has['gpus'])} free: {shown}")
-    types = [f"{one['name']} {one['fits_now']}" for one in capacity["types"] if one["full"] or one["largest"]]
-    lines.append(f"fit  {'  '.join(types)}")
-    return lines
 
 
 def bar(share: float) -> str:

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from atoll import errors
+from atoll.cli import hosts
 from atoll.cli.calls.rows import duration
 from atoll.cli.tables import date, print_json, size, wrong_usage
 from atoll.cli.terminal import echo, write_output
-from atoll.host.local import local
 
 LOOK_SECONDS = 0.2
 RECORD_SECONDS = 5.0
@@ -27,7 +27,7 @@ def output(call: str, *, raw: bool = False, json: bool = False, follow: bool = F
         return wrong_usage("--json shows what is there now; leave out -f")
     if follow:
         return _Follower(raw).follow(call)
-    found = local.request("calls.output", {"call": call})
+    found = hosts.ask("calls.output", {"call": call})
     if json:
         print_json(found)
         return 0
@@ -80,7 +80,7 @@ class _Follower:
         patience = 0.0
         while True:
             try:
-                found = local.request("calls.output", {"call": known or call, "seen": self._seen})
+                found = hosts.ask("calls.output", {"call": known or call, "seen": self._seen})
             except errors.ResourcesUnavailable:
                 if not known or time.monotonic() > patience:  # its record comes a moment after its end
                     raise

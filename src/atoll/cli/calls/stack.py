@@ -6,10 +6,10 @@ import re
 import time
 from typing import Any, NamedTuple
 
+from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo
-from atoll.host.local import local
 
 LIBRARY = "/opt/atoll/lib/"
 MOST_THREADS = 100
@@ -41,7 +41,7 @@ def stack(call: str, /, *, every: bool = False, json: bool = False) -> int:
     json: bool
         Print an object with `threads`.
     """
-    found = local.request("calls.stacks", {"call": call})
+    found = hosts.ask("calls.stacks", {"call": call})
     threads = read(found.pop("text"), every=every)
     if json:
         shown = [

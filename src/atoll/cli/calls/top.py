@@ -9,18 +9,20 @@ import sys
 import time
 from typing import Any
 
+from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.calls.machine_use import Snapshot, calls_of, gpu_lines, heading, look
 from atoll.cli.calls.stack import described, read
 from atoll.cli.columns import print_fitted
 from atoll.cli.terminal import echo
-from atoll.host.local import local
 
 MISSING = "`atoll top` needs the package `textual`: `pip install 'atoll[top]'`; `atoll status` shows the same once"
 
 
 def top() -> int:
     """Show calls that run or wait, live, with CPU, memory and GPUs of the machine and what is free. Starts nothing.
+
+    Of a server it shows what is free there, and your calls.
 
     Keys: up and down choose a call, Enter or l follows its output, s shows its stacks, c cancels it, q ends. Without a
     terminal it prints one snapshot.
@@ -47,23 +49,23 @@ class Source:
 
     async def gpus(self) -> list[str]:
         """Return a line for each GPU about its use."""
-        return await gpu_lines()
+        return [] if hosts.server_of(hosts.chosen()) is not None else await gpu_lines()
 
     def cancel(self, call: str) -> str:
         """Cancel a call; return what was done."""
         from atoll.cli.calls.cancel import said
 
-        found = local.request_running("calls.cancel", {"call": call})
+        found = hosts.ask_running("calls.cancel", {"call": call})
         return said(found) if found is not None else "no daemon is running"
 
     def stacks(self, call: str) -> list[str]:
         """Return the lines of a call's stacks."""
-        found = local.request("calls.stacks", {"call": call})
+        found = hosts.ask("calls.stacks", {"call": call})
         return described(found, read(found["text"]), time.time())
 
     def output(self, call: str, seen: int) -> dict[str, Any]:
         """Return the answer about a call's output behind the first bytes."""
-        return local.request("calls.output", {"call": call, "seen": seen})
+        return hosts.ask("calls.output", {"call": call, "seen": seen})
 
 
 def _print(snapshot: Snapshot) -> None:

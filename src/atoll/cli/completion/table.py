@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atoll.cli import hosts
 from atoll.model.records import OUTCOMES
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def commands(app: cyclopts.App, path: str = "") -> list[Command]:
         return found
     options: list[tuple[str, str]] = []
     takes: list[tuple[str, str]] = []
+    if path.partition(" ")[0] in hosts.COMMANDS:  # taken before the table's
+        options.append(("--host", "Address of a server, or `local`."))
+        takes.append(("--host", "=local"))
     positional: list[str] = []
     for argument in app.assemble_argument_collection():
         if argument.parameter.show is False:

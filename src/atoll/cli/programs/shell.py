@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from atoll.cli import hosts
 from atoll.cli.programs import target as program
-from atoll.host.local import LocalHost, local
 from atoll.sdk.decorator import isolated
 from atoll.sdk.display.build_display import BuildDisplay
 
@@ -31,7 +31,8 @@ def shell(target: str = "", /) -> int:
         FILE.py::FUNC or package.module::FUNC; without it, an environment without requirements.
     """
     function = program.described(target) if target else isolated(_nothing)
-    host = function.options.host if isinstance(function.options.host, LocalHost) else local
+    host = function.options.host or hosts.chosen()
+    hosts.check_opens_shells(host, f"atoll shell --host local {target}".rstrip())
     spec = function.lease_spec(pickled=False)
 
     def run(descriptors: Descriptors, terminal: bool, on_start: Callable[[], None]) -> int:

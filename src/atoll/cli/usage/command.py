@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from atoll import settings as options
+from atoll.cli import hosts
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.tables import moment_of, print_json, size, wrong_usage
 from atoll.cli.terminal import echo, write_output
 from atoll.errors import AtollError
-from atoll.host.local import local
+from atoll.host.contract import Host
+from atoll.host.local import LocalHost
 from atoll.model import figures
 from atoll.model.figures import Figures, duration
 
@@ -32,7 +34,7 @@ def usage(
     json: bool = False,
     html: str = "",
 ) -> int:
-    """Show the use of this machine: calls, failures, time, computing, memory, GPUs, and the disk.
+    """Show the use of this machine, or of a server by yourself: calls, failures, time, computing, memory, GPUs, and the disk.
 
     The figures are those of the records, which are kept for some time (`records.keep_days`). On a terminal plots come
     first.
@@ -51,20 +53,24 @@ def usage(
     begin = moment_of(since)
     if begin is None:
         return wrong_usage(f"--since is an age such as 12h, 7d or 4w, or a date and time; not `{since}`")
-    rows = local.request("calls.usage", {"since": begin})["usage"]
+    host = hosts.chosen()
+    is_server = hosts.server_of(host) is not None
+    rows = hosts.ask("calls.usage", {"since": begin}, host)["usage"]
+    user = hosts.whoami(host).get("name", "") if is_server and by == "user" else USER
     now = time.time()
-    groups, days = figures.grouped(rows, by, USER), figures.daily(rows, dt.date.today().isoformat())  # noqa: DTZ011 - as people count days
-    whole, disk = figures.total(rows), disk_bytes()
+    groups, days = figures.grouped(rows, by, user), figures.daily(rows, dt.date.today().isoformat())  # noqa: DTZ011 - as people count days
+    whole, disk = figures.total(rows), disk_bytes(host)
     if html:
         from atoll.cli.usage import page  # for few
 
-        text = page.render(figures.grouped(rows, "function", USER), days, whole, disk, since=begin, until=now)
+        text = page.render(figures.grouped(rows, "function", user), days, whole, disk, since=begin, until=now)
         _write(Path(html), text)
         echo(f"wrote {html}", error=json)
     if json:
         data = {"since": begin, "until": now, "by": by, "rows": [one.to_data() for one in groups]}
         print_json({**data, "days": [one.to_data() for one in days], "total": whole.to_data(), "disk": disk})
     elif not html:
+        hosts.tell_server(host)
         _print(by, groups, days, whole, disk)
     return 0
 
@@ -103,22 +109,24 @@ def _print_plots(by: str, groups: list[Figures], days: list[Figures]) -> None:
         write_output(f"{text}\n\n", raw=False)
 
 
-def disk_bytes() -> dict[str, int]:
-    """Return the sizes of that which Atoll keeps: data, snapshots, environments, caches, records, detached calls."""
+def disk_bytes(host: Host) -> dict[str, int]:
+    """Return the sizes of that which Atoll keeps: data, snapshots, environments, caches; here also records and calls."""
     from atoll.sdk.data.volume import Volume
 
     found = dict.fromkeys(("data_bytes", "snapshots_bytes", "environments_bytes", "cache_bytes"), 0)
-    environments = local.request("environments.list", {})["environments"]
+    environments = host.request("environments.list", {})["environments"]
     found["environments_bytes"] = sum(record["size_bytes"] for record in environments)
     dry = {"cache": True, "environments": False, "dry_run": True}
     found["cache_bytes"] = int(
-        local.request("environments.prune", dry).get("freed_bytes", 0)
+        host.request("environments.prune", dry).get("freed_bytes", 0)
     )  # the rest is environments'
-    with contextlib.suppress(AtollError, OSError), Volume() as volume:
+    with contextlib.suppress(AtollError, OSError), Volume(host) as volume:
         found["data_bytes"] = volume.usage().allocated_bytes
         found["snapshots_bytes"] = sum(one.copied_bytes for one in volume.snapshots())
+    if not isinstance(host, LocalHost):
+        return found
     for name, directory in (("records", "records_directory"), ("detached", "detached_directory")):
-        found[f"{name}_bytes"] = _size_of(getattr(local.settings, directory))
+        found[f"{name}_bytes"] = _size_of(getattr(host.settings, directory))
     return found
 
 

@@ -201,8 +201,11 @@ class Server:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def ask(self, method: str, path: str, value: Any = None) -> Any:
+    def ask(self, method: str, path: str, value: Any = None, *, seconds: float | None = None) -> Any:
         """Make a request with a JSON body; return the JSON value of the answer.
+
+        Args:
+            seconds: for the connection, and for each part of the answer; by default the answer has any time.
 
         Raises:
             AtollError: the server answers so, or cannot be reached.
@@ -210,9 +213,9 @@ class Server:
         body = None if value is None else json.dumps(value).encode()
         headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
         try:
-            connection = self._connect(CONNECT_SECONDS)
+            connection = self._connect(seconds or CONNECT_SECONDS)
             try:
-                connection.sock.settimeout(None)
+                connection.sock.settimeout(seconds)
                 connection.request(method, self._path + path, body, headers)
                 answer = connection.getresponse()
                 data = answer.read(MOST_ANSWER_BYTES + 1)

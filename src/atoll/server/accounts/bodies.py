@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from atoll import __version__
 from atoll.server.accounts.rows import Key, User
 
 
@@ -17,6 +18,7 @@ class WhoAmI(msgspec.Struct, frozen=True):
     key: str
     scope: str
     operator: bool
+    version: str = __version__
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
