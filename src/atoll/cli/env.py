@@ -66,7 +66,7 @@ def show(key: str, /, *, json: bool = False) -> int:
         return 0
     record = found["environment"]
     echo(f"environment   {record['key']}")
-    echo(f"python        {record['python_version']} " + (f" ({path})" if (path := record["interpreter"]) else ""))
+    echo(f"python        {record['python_version']}" + (f" ({path})" if (path := record["interpreter"]) else ""))
     echo(f"size          {size(record['size_bytes'])}")
     echo(f"built         {age(record['created'])} ago in {record['build_seconds']:.1f} s")
     echo(f"last used     {age(record['last_used'])} ago{', in use now' if record['in_use'] else ''}")
