@@ -16,6 +16,7 @@ from typing import Protocol, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from atoll.server import addresses
+from atoll.server.accounts.limiter import source
 
 HEAD_BYTES = 64 << 10
 HEAD_FIELDS = 200
@@ -31,7 +32,11 @@ WRITE_SECONDS = 120.0
 PIPELINED = 16
 """Requests that may wait behind the one that is being answered."""
 OF_ADDRESS = 4096
-"""Connections of one address; proxies that are trusted may have any number."""
+"""Connections of one source, as `source` groups addresses; proxies that are trusted may have any number."""
+SHARE_OF_ADDRESS = 4
+"""One source has at most one of so many of all connections."""
+LEAST_RATE = 1024
+"""Bytes of a body a second, after `BODY_SECONDS`: below it the body has no end worth waiting for."""
 SWEEP_SECONDS = 1.0
 
 
@@ -54,6 +59,7 @@ class Connections:
 
     def __init__(self, most: int, trusted: tuple[str, ...] = ()) -> None:
         self.most = most
+        self.most_of_address = min(OF_ADDRESS, max(most // SHARE_OF_ADDRESS, 1))
         self.refused = 0
         self._trusted = trusted
         self._count = 0
@@ -66,7 +72,8 @@ class Connections:
     def enter(self, address: str) -> Callable[[], None] | None:
         """Count a connection; return the function that counts it no longer, None for one too many."""
         counted = not addresses.is_trusted(address, self._trusted)
-        if self._count >= self.most or (counted and self._of_address[address] >= OF_ADDRESS):
+        address = source(address)
+        if self._count >= self.most or (counted and self._of_address[address] >= self.most_of_address):
             self.refused += 1
             return None
         self._count += 1
@@ -117,6 +124,7 @@ class Http(HttpToolsProtocol):
         self._in_head = self._in_body = False
         self._too_large = False
         self._discarded = 0
+        self._body_bytes, self._body_began = 0, 0.0
         self._leave = self.bounds.enter(self.client[0] if self.client is not None else "")
         self.deadline = self.loop.time() + IDLE_SECONDS
         if self._leave is None:
@@ -157,9 +165,18 @@ class Http(HttpToolsProtocol):
                 self.send_400_response("")
                 return
         if self._in_body:
-            self.deadline = 0.0 if self.flow.read_paused else self.loop.time() + BODY_SECONDS
+            self._bound_body(len(data))
         if len(self.pipeline) > PIPELINED:
             self.transport.abort()
+
+    def _bound_body(self, size: int) -> None:
+        """Set the deadline of a body: each byte comes soon after the one before, and all at a least rate."""
+        now = self.loop.time()
+        if self.deadline == 0.0:  # the server itself has not read for a while
+            self._body_bytes, self._body_began = 0, now
+        self._body_bytes += size
+        slowest = self._body_began + BODY_SECONDS + self._body_bytes / LEAST_RATE
+        self.deadline = 0.0 if self.flow.read_paused else min(now + BODY_SECONDS, slowest)
 
     # --- the parser's callbacks -------------------------------------------------------------------------------------
 
@@ -191,7 +208,8 @@ class Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the answer, and the body."""
         self._in_head, self._in_body = False, True
-        self.deadline = self.loop.time() + BODY_SECONDS
+        self._body_bytes, self._body_began = 0, self.loop.time()
+        self.deadline = self._body_began + BODY_SECONDS
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

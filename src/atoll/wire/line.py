@@ -35,6 +35,7 @@ from atoll.wire.websocket import (
     CLOSE_CODE,
     CONTROL,
     PIECE,
+    PING,
     PING_CODE,
     PONG,
     PONG_CODE,
@@ -52,6 +53,10 @@ CONTROL_BYTES = 4 << 20
 """The most of one text; the first of a line has certificates and requirements."""
 MESSAGE_COST = 512
 """Bytes that a message counts for the window beside its own: many tiny ones fill memory too."""
+MOST_PINGS = 16
+"""Pings of one read that are all answered; RFC 6455 asks for the answer to the last one."""
+HEADER_PRICE = 50
+"""The price of a header in that of a piece: it is read as JSON, and may be passed on to another process."""
 DATA, STDOUT, STDERR = 0, 1, 2
 DRAINS = 1012
 """The code of a close after which the client comes back."""
@@ -78,6 +83,8 @@ class Line:
         self.received = 0
         """Bytes that have come, which this end names when it resumes."""
         self._client = client
+        self.price = 0
+        """The price of the messages of the last `feed`, in that of one piece."""
         self._told = 0
         """The count of the last acknowledgement."""
         self._untold = 0
@@ -164,13 +171,18 @@ class Line:
             LineError: see there.
         """
         events = self._reader.feed(data, self.control_bytes)
+        self.price = len(events)
         again = False
+        pings = 0
         for kind, value in events:
             if kind >= 0:
                 self.received += len(value)
             elif kind == CONTROL:
                 self.received += len(value)
+                self.price += HEADER_PRICE
                 again = True
+            elif kind == PING:
+                pings += 1
             elif kind == PONG:
                 again = True
                 if len(value) == 8:
@@ -178,6 +190,9 @@ class Line:
         self._untold = self.received - self._told + MESSAGE_COST * self._reader.messages
         if self.received - self._told > WINDOW + PIECE + CONTROL_BYTES:
             raise LineError("the other end sends on although nothing is acknowledged")
+        if pings > MOST_PINGS:  # a flood gets one pong for each read
+            last = max(place for place, event in enumerate(events) if event[0] == PING)
+            events = [event for place, event in enumerate(events) if event[0] != PING or place == last]
         if not again:
             return events
         return [(kind, header_of(value) if kind == CONTROL else value) for kind, value in events if kind != PONG]

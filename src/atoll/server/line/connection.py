@@ -36,6 +36,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._server_connections = server_connections
         self._ending = False
+        self._resting: asyncio.TimerHandle | None = None
+        self._congested = False
         server_connections.add(self)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
 
@@ -50,6 +52,23 @@ class Connection(asyncio.Protocol):
             self._session.end()
             return
         self._sessions.unsettled.add(self._session)
+        seconds = self._sessions.paces.pay(self._session.principal.user, self._session.line.price)
+        if seconds and self._resting is None:
+            self._resting = self._loop.call_later(seconds, self._rested)
+            self._read()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read()
+
+    def _read(self) -> None:
+        """Read on, unless this end has to wait for the client's reading, or the user's messages cost too much."""
+        if self._ending or self._transport.is_closing():
+            return
+        if self._congested or self._resting is not None:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Have the transport closed."""
@@ -58,15 +77,21 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Leave the session to its grace."""
         self._ending = True
+        if self._resting is not None:
+            self._resting.cancel()
         self._server_connections.discard(self)
         self._session.detach(self)
 
     def pause_writing(self) -> None:
-        """Have the session send no more."""
+        """Have the session send no more; past the window only answers to a client's own messages gather so."""
+        self._congested = True
+        self._read()
         self._session.congest(congested=True)
 
     def resume_writing(self) -> None:
         """Have the session send on."""
+        self._congested = False
+        self._read()
         self._session.congest(congested=False)
 
     def write(self, pieces: list[Any]) -> None:

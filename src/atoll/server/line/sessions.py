@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from atoll import errors
 from atoll.server.line import handover
+from atoll.server.line.paces import Paces
 from atoll.server.line.session import Session
 from atoll.server.node import Node
 from atoll.server.principal import Principal
@@ -34,6 +35,7 @@ class Sessions:
         self._most = most
         self._sessions: dict[str, Session] = {}
         self._of_user: Counter[str] = Counter()
+        self.paces = Paces()
         self.unsettled: set[Session] = set()
         """Those that got bytes since the last look."""
         self.opened = self.resumed = self.refused = self.adopted = 0

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
 
 from atoll import errors
 from atoll.server.pages import guard
@@ -123,25 +124,22 @@ class Streams:
             if holder == (user, key):
                 ended.set()
 
-    def check(self, user: str) -> None:
-        """Refuse one more stream of a user where there are too many.
+    def begin(self, principal: Principal) -> asyncio.Event:
+        """Count a stream, until `over`; return the event that ends it.
 
         Raises:
             NotAuthorized: this user, or all together, have as many as they may.
         """
-        mine = sum(holder[0] == user for holder in self._open.values())
+        mine = sum(holder[0] == principal.user for holder in self._open.values())
         if mine >= MOST_STREAMS or len(self._open) >= MOST_OF_ALL:
             raise errors.NotAuthorized("too many live views are open", hint="close some of them", status=429)
-
-    @contextlib.contextmanager
-    def opened(self, principal: Principal) -> Iterator[asyncio.Event]:
-        """Count a stream while the context is open; gives the event that ends it."""
         ended = asyncio.Event()
         self._open[ended] = principal.user, principal.key
-        try:
-            yield ended
-        finally:
-            del self._open[ended]
+        return ended
+
+    def over(self, ended: asyncio.Event) -> None:
+        """Count a stream no longer."""
+        self._open.pop(ended, None)
 
 
 def install(state: ServerState) -> None:
@@ -154,19 +152,36 @@ def _stream(visit: Visit, events: AsyncIterator[str]) -> Response:
     """Return an answer that goes on; a user may have some of them at a time.
 
     Raises:
-        NotAuthorized: see `Streams.check`.
+        NotAuthorized: see `Streams.begin`.
     """
     streams: Streams = visit.state.parts["page_streams"]
-    streams.check(visit.user.user)
+    ended = streams.begin(visit.user)
 
-    async def counted() -> AsyncIterator[str]:
-        with streams.opened(visit.user) as ended:
-            yield "retry: 1000\n\n"
-            async for piece in _paced(events, ended):
-                yield piece
+    async def pieces() -> AsyncIterator[str]:
+        yield "retry: 1000\n\n"
+        async for piece in _paced(events, ended):
+            yield piece
 
     headers = {**guard.HEADERS, "X-Accel-Buffering": "no"}
-    return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
+    return _Counted(pieces(), lambda: streams.over(ended), headers)
+
+
+class _Counted(StreamingResponse):
+    """A stream that is counted from the moment that it is made, also where its client leaves before the first piece.
+
+    Args:
+        over: called once at the end.
+    """
+
+    def __init__(self, pieces: AsyncIterator[str], over: Callable[[], None], headers: dict[str, str]) -> None:
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 async def _paced(events: AsyncIterator[str], ended: asyncio.Event) -> AsyncIterator[str]:
