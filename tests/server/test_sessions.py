@@ -159,7 +159,10 @@ def test_a_client_names_no_user(server: Server) -> None:
     line = RawLine(server, {"type": "request", "name": "status", "arguments": {}, "as": {"user": "somebody"}})
     with contextlib.closing(line):
         assert line.header("answer", "failed")["type"] == "answer"
-    line = RawLine(server, {"type": "request", "name": "stop", "arguments": {}, "as": None})
+    made = server.add_user(NewUser("namesnoone")).key
+    assert made is not None
+    opening: dict[str, Any] = {"type": "request", "name": "stop", "arguments": {}, "as": None}
+    line = RawLine(server, opening, key=f"{made.id}:{made.secret}")
     with contextlib.closing(line):
         assert line.header("answer", "failed")["type"] == "failed"
 
