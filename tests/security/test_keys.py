@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from atoll import errors
 from atoll.server.accounts import rows, tokens
@@ -21,6 +22,7 @@ from atoll.server.accounts.bodies import MadeKey, NewKey, NewUser
 from atoll.server.accounts.direct import Direct
 from atoll.server.accounts.limiter import ATTEMPTS, Limiter, source
 from atoll.server.accounts.sessions import COOKIE
+from atoll.server.database.tables import keys, page_sessions
 from atoll.server.principal import ADMIN, API, Principal
 
 from ..server.process import Server, running
@@ -344,6 +346,50 @@ def test_a_cookie_is_of_no_use_to_another_site(server: Server) -> None:
         assert status(server, own | {"Cookie": wrong}) == 401, wrong
     _revoke_here(server)(key)
     assert status(server, own) == 401
+
+
+def test_a_session_of_the_page_ends_with_the_key_that_expires(server: Server) -> None:
+    """The cookie is refused when the key is, for pages and for the API: it makes no other key then."""
+    user, key = made(server, "ada")
+
+    async def opened() -> str:
+        accounts = Accounts(server.home.path)
+        try:
+            return await accounts.sessions.open(Principal(user, "ada", key.id, ADMIN))
+        finally:
+            accounts.close()
+
+    async def expire(seconds: float) -> None:
+        accounts = Accounts(server.home.path)
+        try:
+            change = keys.update().where(keys.c.id == key.id).values(expires=time.time() + seconds)
+            await accounts.database.run(lambda connection: connection.execute(change).rowcount)
+        finally:
+            accounts.close()
+
+    async def ends() -> float:
+        accounts = Accounts(server.home.path)
+        try:
+            question = select(page_sessions.c.expires).order_by(page_sessions.c.created.desc())
+            found = await accounts.database.run(lambda connection: connection.execute(question).scalar(), writes=False)
+            return float(found or 0)
+        finally:
+            accounts.close()
+
+    early = asyncio.run(opened())
+    asyncio.run(expire(3600))
+    late = asyncio.run(opened())
+    assert asyncio.run(ends()) <= time.time() + 3600
+    _secrets.extend((early, late))
+    host = f"127.0.0.1:{server.port}"
+    for cookie in (early, late):
+        headers = {"Cookie": f"{COOKIE}={cookie}", "Host": host, "Sec-Fetch-Site": "same-origin"}
+        assert server.ask("GET", "/v1/whoami", headers=headers)[0] == 200
+    asyncio.run(expire(-1))
+    for cookie in (early, late):
+        headers = {"Cookie": f"{COOKIE}={cookie}", "Host": host, "Sec-Fetch-Site": "same-origin"}
+        assert server.ask("GET", "/v1/whoami", headers=headers)[0] == 401
+        assert server.ask("POST", "/v1/keys", b'{"scope":"ADMIN","alias":"immortal"}', headers)[0] == 401
 
 
 # --- guesses ----------------------------------------------------------------------------------------------------------

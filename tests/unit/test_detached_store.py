@@ -409,15 +409,16 @@ def test_a_spool_that_a_row_names_is_not_removed(directory: Path) -> None:
     store, other = opened(directory), opened(directory)
     accepted(store, "a", batch="batch")
     assert store.cancel_waiting("a")
-    like, begin = Row("", "me", "g", spool="new"), store.transaction
+    like, begin = Row("", "me", "g", spool="new", request="asked"), store.transaction
 
     def late() -> Any:
         assert other.renew("me", "batch", like, fill) == 1
         return begin()
 
     store.transaction = late  # type: ignore[method-assign]
-    assert store.renew("me", "batch", like, fill) == 1
+    assert store.renew("me", "batch", replace(like, spool="newer"), fill) == 1
     assert (directory / "spools" / "new").exists()
+    assert not (directory / "spools" / "newer").exists()
     store.close()
     other.close()
 
@@ -712,3 +713,50 @@ def test_a_result_larger_than_a_step_of_its_buffer_is_read(monkeypatch: pytest.M
         file.seek(0)
         (message,) = answers._messages(file)
     assert bytes(message.buffers[1]) == large
+
+
+def test_a_spool_of_an_earlier_version_is_found_by_its_name(directory: Path) -> None:
+    """Its row has no client's id beside the file's name: the same calls again change nothing."""
+    store = opened(directory)
+    accepted(store, "a", batch="batch")
+    known = replace(store.find("me", "a"), request="")
+    store.accept([replace(known, spool="drawn", request="spool-a")], fill, 10)
+    assert store.listed("me") == [known]
+    assert not (directory / "spools" / "drawn").exists()
+    with pytest.raises(ValueError, match="another one"):
+        store.accept([replace(known, spool="drawn", request="spool-b")], fill, 10)
+    store.close()
+
+
+def test_a_spool_is_never_written_over(directory: Path) -> None:
+    """Calls are made from it: a second file of the name is refused, and the first one stays."""
+    store = opened(directory)
+    accepted(store, "a", batch="batch")
+    spool_a = directory / "spools" / "spool-a"
+    before = spool_a.read_bytes()
+    with pytest.raises(errors.StateUnusable):
+        store.accept([Row("b", "other", spool="spool-a")], partial(fill, size=20), 20)
+    accepted(store, "c", batch="others", user="other")
+    assert store.cancel_waiting("c")
+    with pytest.raises(errors.StateUnusable):
+        store.renew("other", "others", Row("", "other", spool="spool-a"), fill)
+    assert spool_a.read_bytes() == before
+    store.close()
+
+
+def test_functions_of_resumed_batches_take_room(directory: Path) -> None:
+    """Each counts while a call may need it, and its file goes with the last of them."""
+    store = opened(directory)
+    accepted(store, "a", batch="batch")
+    for number in range(5):
+        assert store.cancel_waiting("a")
+        like = Row("", "me", spool=f"new-{number}", spool_bytes=300)
+        assert store.renew("me", "batch", like, partial(fill, size=300)) == 1
+        assert store.used_bytes() == 310
+        assert sorted(os.listdir(directory / "spools")) == [f"new-{number}", "spool-a"]
+    assert store.cancel_waiting("a")
+    with pytest.raises(errors.DetachedFull):
+        store.renew("me", "batch", Row("", "me", spool="large", spool_bytes=601), fill)
+    assert store.forget(store.listed("me")) == 1
+    assert os.listdir(directory / "spools") == []
+    store.close()

@@ -366,3 +366,60 @@ def test_nothing_is_kept_where_nothing_is_wanted(tmp_path: Path) -> None:
     recorder.add_output(("c", "u", "w", 1, b"x"))
     recorder.close()
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record("bad", message="\ud800"),
+        record("bad\ud800"),
+        record("bad", float("nan")),
+        record("bad", bytes_in=1 << 70),
+    ],
+)
+def test_a_record_with_values_that_sqlite_lacks_harms_no_other(tmp_path: Path, bad: CallRecord) -> None:
+    """Texts with halves of surrogate pairs, NaN and long numbers are what a worker claims; the others' records stay."""
+    recorder = Recorder(tmp_path / "records", RecordsSettings())
+    recorder.add(record("first"))
+    assert listed(recorder) == ["first"]
+    for one in (record("before"), bad, record("after")):
+        recorder.add(one)
+    recorder.add_output(("bad\ud800", "u", "w", 1 << 65, b"tail"))
+    assert {"first", "before", "after"} <= set(listed(recorder))
+    assert len(listed(recorder)) == 4
+    recorder.close()
+    assert not (tmp_path / "records" / DAMAGED).exists()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda database: database.list("u", {"function": "\ud800"}, 10),
+        lambda database: database.list("u", {}, 1 << 70),
+        lambda database: 1 // 0,
+    ],
+)
+def test_a_question_that_fails_costs_no_record(tmp_path: Path, ask: Any) -> None:
+    """It fails for its asker; what others add at the time is written."""
+    recorder = Recorder(tmp_path / "records", RecordsSettings())
+    for number in range(3):
+        with pytest.raises((ValueError, ArithmeticError)):
+            recorder.ask(ask).result(10)
+        recorder.add(record(f"c{number}"))
+    recorder.close()
+    database = Database(tmp_path / "records")
+    assert {one.call for one in database.list("u", {}, 10)} == {"c0", "c1", "c2"}
+    database.close()
+
+
+def test_records_wait_for_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """They come through when it can be again."""
+    directory = tmp_path / "records"
+    directory.write_text("in the way")
+    recorder = Recorder(directory, RecordsSettings())
+    recorder.add(record("early"))
+    with pytest.raises(errors.StateUnusable):
+        recorder.ask(lambda database: database.used_bytes()).result(10)
+    directory.unlink()
+    assert listed(recorder) == ["early"]
+    recorder.close()

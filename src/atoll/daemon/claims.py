@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from atoll import errors
 from atoll.daemon.records.recorder import Recorder
+from atoll.daemon.request_arguments import is_text
 from atoll.engine.call_claims import never_started
 from atoll.model.specs import LeaseSpec
 
@@ -26,12 +28,14 @@ def read_claim(data: object) -> Claim | None:
     call, at, parent = data.get("call"), data.get("at"), data.get("parent")
     if not isinstance(call, str) or not isinstance(parent, str) or max(len(call), len(parent)) > MAX_CLAIM:
         return None
-    return call, at if isinstance(at, float) else 0.0, parent
+    if not is_text(call) or not is_text(parent):
+        return None
+    return call, at if isinstance(at, float) and math.isfinite(at) else 0.0, parent
 
 
 def read_call(data: object) -> str:
     """Return the id of a call in a lease's message; empty where there is none that can be used."""
-    return data if isinstance(data, str) and len(data) <= MAX_CLAIM else ""
+    return str(data) if is_text(data) and len(str(data)) <= MAX_CLAIM else ""
 
 
 def read_client(data: object) -> str:
@@ -40,9 +44,9 @@ def read_client(data: object) -> str:
     Raises:
         ValueError: it is no short text.
     """
-    if not isinstance(data, str) or len(data) > MAX_CLIENT:
+    if not is_text(data) or len(str(data)) > MAX_CLIENT:
         raise ValueError("`client` must be a short text")
-    return data
+    return str(data)
 
 
 def record_refusal(
@@ -62,7 +66,11 @@ def read_spec(data: Any) -> LeaseSpec:
         ResourcesUnavailable: it is none.
     """
     try:
-        return LeaseSpec.from_data(data)
+        spec = LeaseSpec.from_data(data)
+        for text in (spec.function, spec.identity):  # others see them
+            if not is_text(text):
+                raise ValueError("its function has a name that is no text")
+        return spec
     except ValueError as error:
         raise errors.ResourcesUnavailable(
             f"the daemon does not take this call: {error}", hint="correct the option; large values belong in `/data`"

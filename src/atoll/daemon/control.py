@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from atoll import __version__, errors
-from atoll.daemon import call_requests, claims, leasing, places, requests
+from atoll.daemon import call_requests, claims, leasing, places, request_arguments, requests
 from atoll.daemon.detached import requests as detached_requests
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
@@ -144,7 +144,7 @@ class Connection:
             case "dial":
                 return self._dial(message.get("worker"), message.get("port"))
             case "request":
-                return self._request(message.get("name"), message.get("arguments"))
+                return self._request(message)
             case kind:
                 raise errors.ProtocolMismatch(f"unknown message `{str(kind)[:40]}`", hint="upgrade the older side")
 
@@ -369,9 +369,8 @@ class Connection:
                 os.close(descriptor)
         await self._channel.send({"type": "answer", "value": {"status": status}})
 
-    async def _request(self, name: object, arguments: object) -> None:
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise ValueError("a request has a `name` and `arguments`")
+    async def _request(self, message: dict[str, Any]) -> None:
+        name, arguments = request_arguments.read(message)
         if name.startswith("detached."):
             leasing.check_outside(self._caller, "keep detached calls")
             services, user = self._services, self._caller.user

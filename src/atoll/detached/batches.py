@@ -80,4 +80,23 @@ def held_by(store: Database, user: str) -> tuple[int, int]:
             "coalesce(sum(spool_bytes + result_bytes + output_bytes), 0) FROM calls WHERE user = ?",
             (user,),
         ).fetchone()
-        return int(found[0]), int(found[1])
+        (templates,) = store.connection.execute(
+            "SELECT total(size) FROM (SELECT max(template_bytes) AS size FROM calls "
+            "WHERE user = ? AND template != '' GROUP BY template)",
+            (user,),
+        ).fetchone()
+        return int(found[0]), int(found[1] + templates)
+
+
+def used_by_all(store: Database) -> int:
+    """Return how much the calls of all users take on the disk."""
+    with store.lock, store.translated():
+        (used,) = store.connection.execute(
+            "SELECT total(spool_bytes) + total(result_bytes) + total(output_bytes) FROM calls"
+        ).fetchone()
+        for shared in ("bundle", "template"):  # one file of many calls
+            (size,) = store.connection.execute(
+                f"SELECT total(size) FROM (SELECT max({shared}_bytes) AS size FROM calls WHERE {shared} != '' GROUP BY {shared})"  # noqa: S608 - own words
+            ).fetchone()
+            used += size
+    return int(used)

@@ -33,6 +33,7 @@ CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
 CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
 CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
 CREATE INDEX IF NOT EXISTS calls_by_bundle ON calls (bundle, bundle_bytes) WHERE bundle != '';
+CREATE INDEX IF NOT EXISTS calls_by_template ON calls (template, template_bytes) WHERE template != '';
 """
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
 

@@ -2,7 +2,7 @@
 
 calls.db          rows (`store`)
 keeper.lock       held by the one keeper that makes calls
-spools/NAME       functions and arguments (`model.spool`)
+spools/NAME       functions and arguments (`model.spool`); NAME is the node's, never a client's
 bundles/DIGEST    the project's modules, once for all calls that have the same
 outputs/CALL      the output of a call, as it came
 results/CALL      the answer of a call, as frames
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ from atoll.model.spool import is_id
 KINDS = ("spools", "bundles", "outputs", "results")
 STRAY_SECONDS = 3600.0
 """Age of a file without a row before it is removed: its row may be about to come."""
+
+
+def new_name() -> str:
+    """Return a name for a file that nobody can know before: files of all users lie beside each other."""
+    return secrets.token_hex(16)
 
 
 class Files:
@@ -57,6 +63,8 @@ class Files:
             OSError: it cannot be written; nothing is left of it.
         """
         path = self.path(kind, name)
+        if kind == "spools" and os.path.lexists(path):  # each has a name of its own, and calls are made from it
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         temporary = path.with_name(f".{name}.{os.getpid()}.new")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

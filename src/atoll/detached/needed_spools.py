@@ -27,5 +27,20 @@ def freed(connection: sqlite3.Connection, spools: Iterable[str]) -> set[str]:
             continue
         changed(connection, "spool_bytes = 0", "spool = ? AND spool_bytes > 0", (spool,))
         found = connection.execute("SELECT DISTINCT template FROM calls WHERE spool = ? AND template != ''", (spool,))
-        files.update((spool, *(row[0] for row in found)))
+        files.update((spool, *freed_templates(connection, [row[0] for row in found])))
+    return files
+
+
+def freed_templates(connection: sqlite3.Connection, templates: Iterable[str]) -> set[str]:
+    """Count those of some templates that no call can need any more as nothing; return the files that may go."""
+    files = set[str]()
+    for template in {one for one in templates if one}:
+        named = "template = ? AND template != ''"  # as the index says
+        if any(
+            connection.execute(f"SELECT 1 FROM calls WHERE {named} AND {test} LIMIT 1", (template,)).fetchone()  # noqa: S608 - own words
+            for test in _TESTS
+        ):
+            continue
+        changed(connection, "template_bytes = 0", f"{named} AND template_bytes > 0", (template,))
+        files.add(template)
     return files

@@ -17,7 +17,7 @@ OWNER = "local"
 
 _LEFT_OUT = {
     *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),
-    *("unwanted", "bundle", "bundle_bytes", "renewal"),
+    *("unwanted", "bundle", "bundle_bytes", "renewal", "request", "template_bytes"),
 }
 
 
@@ -28,8 +28,8 @@ class Row:
     Args:
         call, user, function: as in `model.records.CallRecord`.
         batch, number: the batch and the call's place in it; empty and 0 for a call that is in none.
-        spool: the file with its arguments; `place` is its number there.
-        template: the file with its function, where it is another one.
+        spool: the file with its arguments, which the node has named; `place` is its number there.
+        template: the file with its function, where it is another one; named so as well.
         identity, max_concurrency: as in `model.specs.LeaseSpec`.
         results: how result and exception come back: `pickle` or `data`.
         stream: 1 if the answer has items before the result.
@@ -47,6 +47,8 @@ class Row:
         unwanted: 1 if it was cancelled while it ran.
         bundle, bundle_bytes: the file with the project's modules, while the call may need it, and its size.
         renewal: the id of the request that has last had it made again.
+        request: the client's id of the spool; empty where an earlier version gave the file this name.
+        template_bytes: the size of the template, while the call may need it.
     """
 
     call: str
@@ -80,6 +82,13 @@ class Row:
     bundle: str = ""
     bundle_bytes: int = 0
     renewal: str = ""
+    request: str = ""
+    template_bytes: int = 0
+
+    @property
+    def asked(self) -> str:
+        """The client's id of the spool."""
+        return self.request or self.spool
 
     @property
     def rule(self) -> RetryRule:

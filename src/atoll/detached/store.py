@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
-from atoll.detached.batches import CANCELLED, CANCELLED_AND_LOST
+from atoll.detached.batches import CANCELLED, CANCELLED_AND_LOST, used_by_all
 from atoll.detached.bundles import Bundle, Bundles
 from atoll.detached.database import COLUMNS, changed
-from atoll.detached.needed_spools import NEEDED, freed
+from atoll.detached.needed_spools import NEEDED, freed, freed_templates
 from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
@@ -64,7 +64,7 @@ class Store(Bundles):
         first = rows[0]
         known = self.rows("WHERE call = ?", (first.call,))
         if known:
-            if known[0].user != first.user or known[0].spool != first.spool:
+            if known[0].user != first.user or known[0].asked != first.asked:
                 raise ValueError("a call has the id of another one")
             return
         self.check_room(size_bytes + self.missing_bytes(bundle))
@@ -74,9 +74,14 @@ class Store(Bundles):
             marks = ", ".join("?" * len(COLUMNS))
             statement = f"INSERT INTO calls ({', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608 - own names
             with self.with_bundle(bundle) as connection:
+                test = "SELECT 1 FROM calls WHERE call = ?"
+                if any(connection.execute(test, (row.call,)).fetchone() for row in rows):
+                    raise ValueError("a call has the id of another one")
                 connection.executemany(statement, ([getattr(row, name) for name in COLUMNS] for row in rows))
-        except BaseException:
+        except BaseException as error:
             self.files.remove("spools", first.spool)
+            if isinstance(error, OverflowError):
+                raise ValueError("the spool has a number that is too large") from error
             raise
 
     def write_result(self, call: str, fill: Callable[[BinaryIO], None]) -> int:
@@ -86,14 +91,7 @@ class Store(Bundles):
 
     def used_bytes(self) -> int:
         """Return how much all calls take on the disk."""
-        with self.lock, self.translated():
-            (used,) = self.connection.execute(
-                "SELECT total(spool_bytes) + total(result_bytes) + total(output_bytes) FROM calls"
-            ).fetchone()
-            (bundles,) = self.connection.execute(
-                "SELECT total(size) FROM (SELECT max(bundle_bytes) AS size FROM calls WHERE bundle != '' GROUP BY bundle)"
-            ).fetchone()
-        return int(used + bundles)
+        return used_by_all(self)
 
     def check_room(self, size_bytes: int) -> None:
         """Check that so much more may be kept.
@@ -334,8 +332,11 @@ class Store(Bundles):
             like: a row of the function that takes the place of the old one; `fill` writes its spool.
             bundle: its modules.
             request: the id of the client's request; that of the new spool where there is one.
+
+        Raises:
+            DetachedFull: there is no room for the function.
         """
-        request = like.spool if like is not None else request
+        request = like.asked if like is not None else request
         if request and (known := self._renewed(user, batch, request)):
             return known
         test = "user = ? AND batch = ? AND state = 'finished' AND outcome != 'ok'"
@@ -345,42 +346,43 @@ class Store(Bundles):
         )
         if like is None or fill is None:
             return self.change(changes, test, (request, user, batch))
+        if not self.rows(f"WHERE {test} LIMIT 1", (user, batch)):
+            return 0
+        self.check_room(like.spool_bytes + self.missing_bytes(bundle))
         with self.translated():
             self.files.write("spools", like.spool, fill)
         names = ["function", "identity", "max_concurrency", "results", "stream", "retries", "on_done"]
         names += ["bundle", "bundle_bytes"]
-        changes += ", template = ?, " + ", ".join(f"{name} = ?" for name in names)
-        values = (request, like.spool, *(getattr(like, name) for name in names), user, batch)
-        before = {row.bundle for row in self.rows(f"WHERE {test}", (user, batch))}
-        with self.with_bundle(bundle) as connection:
-            count = changed(connection, changes, test, values)
-        self.release({*before, like.bundle})
-        if not count:
-            self._remove_unnamed(like.spool)
+        changes += ", template = ?, template_bytes = ?, " + ", ".join(f"{name} = ?" for name in names)
+        values = (request, like.spool, like.spool_bytes, *(getattr(like, name) for name in names), user, batch)
+        unneeded = {like.spool}
+        try:
+            before = self.rows(f"WHERE {test}", (user, batch))
+            with self.with_bundle(bundle) as connection:
+                count = changed(connection, changes, test, values)
+                unneeded = freed_templates(connection, [like.spool, *(row.template for row in before)])
+        finally:
+            self.files.remove("spools", *unneeded)
+        self.release({*(row.bundle for row in before), like.bundle})
         return count or self._renewed(user, batch, request)
 
     def _renewed(self, user: str, batch: str, request: str) -> int:
         """Return how many items a request has had made again."""
         return len(self.rows("WHERE user = ? AND batch = ? AND renewal = ?", (user, batch, request)))
 
-    def _remove_unnamed(self, spool: str) -> None:
-        """Remove a spool unless a row names it."""
-        with self.transaction() as connection:
-            test = "SELECT 1 FROM calls WHERE spool = ? OR template = ? LIMIT 1"
-            if connection.execute(test, (spool, spool)).fetchone() is None:
-                self.files.remove("spools", spool)
-
     def forget(self, rows: Sequence[Row]) -> int:
         """Remove finished calls, all at once, and then their files; return how many."""
         test = "DELETE FROM calls WHERE call = ? AND state = 'finished'"
         with self.transaction() as connection:
             gone = [row for row in rows if connection.execute(test, (row.call,)).rowcount]
-        for row in gone:
-            self.files.remove("results", row.call)
-            self.files.remove("outputs", row.call)
+        for kind in ("results", "outputs"):
+            self.files.remove(kind, *(row.call for row in gone))
         for spool in {row.spool for row in gone}:
             if not self.rows("WHERE spool = ? LIMIT 1", (spool,)):
                 self.files.remove("spools", spool)
+        for template in {row.template for row in gone if row.template}:
+            if not self.rows("WHERE template = ? AND template != '' LIMIT 1", (template,)):
+                self.files.remove("spools", template)
         self.release(row.bundle for row in rows)
         return len(gone)
 

@@ -47,6 +47,11 @@ def new_id() -> str:
     return f"{number & 0xFFFFFFFF:08x}{number >> 63}-{_token}"
 
 
+def new_secret_id() -> str:
+    """Return an id that nobody can tell from those of other calls: ids of detached calls are one space for all users."""
+    return f"{new_id().partition('-')[0]}-{os.urandom(6).hex()}"
+
+
 def stopped(error: StopIteration) -> RuntimeError:
     """Return what a generator raises in place of a function's StopIteration, as an error of the same call."""
     raised = RuntimeError("the function raised StopIteration")

@@ -15,6 +15,7 @@ from atoll.daemon.detached.calls import Detached
 from atoll.detached.batches import batches as batches_of
 from atoll.detached.batches import held_by
 from atoll.detached.bundles import Bundle
+from atoll.detached.files import new_name
 from atoll.detached.rows import OWNER, STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
 from atoll.model.spool import Spool, is_id, modules_digest
@@ -239,7 +240,8 @@ def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row, Bundle | N
         "",
         user,
         spool.function,
-        spool=name,
+        spool=new_name(),
+        request=name,
         identity=spec.identity,
         max_concurrency=spec.max_concurrency,
         results=spool.results,
@@ -271,10 +273,11 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
     batch = _id(arguments, "batch")
     if arguments.get("spool"):
         name, (descriptor,) = _id(arguments, "spool"), take(1)
+        most_bytes = detached.options.detached.max_bytes
         try:
             _, like, bundle = await asyncio.to_thread(_read, user, name, descriptor)
             fill = partial(_copy, descriptor, 0, like.spool_bytes)
-            renewed = await detached.ask(lambda store: store.renew(user, batch, like, fill, bundle))
+            renewed = await detached.ask(lambda store: _renew_by(store, batch, like, fill, bundle, most_bytes))
         finally:
             os.close(descriptor)
     else:
@@ -284,6 +287,14 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
         detached.look()
         detached.wake_all()
     return renewed
+
+
+def _renew_by(
+    store: Store, batch: str, like: Row, fill: Callable[[BinaryIO], None], bundle: Bundle | None, most_bytes: int
+) -> int:
+    if like.user != OWNER:
+        _check_share(store, like.user, 0, like.spool_bytes + like.bundle_bytes, most_bytes // SHARE)
+    return store.renew(like.user, batch, like, fill, bundle)
 
 
 # --- waits ------------------------------------------------------------------------------------------------------------

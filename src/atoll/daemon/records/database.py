@@ -8,6 +8,7 @@ gets a default; columns are never taken away.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from atoll.model.records import CallRecord
 FILE = "calls.db"
 DAMAGED = "calls.db.damaged"
 WAIT_SECONDS = 2.0
+_LARGEST = (1 << 63) - 1
 _COLUMNS = tuple(field.name for field in fields(CallRecord))
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -89,13 +91,13 @@ class Database:
         with self._transaction():
             self._connection.executemany(
                 f"INSERT INTO calls ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608 - names of our own fields
-                ([getattr(record, name) for name in _COLUMNS] for record in records),
+                ([_storable(getattr(record, name)) for name in _COLUMNS] for record in records),
             )
             self._connection.executemany(
                 "INSERT INTO outputs (call, user, worker, printed_bytes, tail, at) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (call, user, worker) DO UPDATE SET printed_bytes = excluded.printed_bytes, "
                 "tail = excluded.tail, at = excluded.at",
-                ((*output, now) for output in outputs),
+                ((*map(_storable, output), now) for output in outputs),
             )
 
     @contextlib.contextmanager
@@ -216,8 +218,35 @@ def set_aside(directory: Path) -> None:
         os.replace(directory / FILE, directory / DAMAGED)
 
 
+def _storable(value: Any) -> Any:
+    """Return a value that SQLite takes: workers and clients claim texts and numbers of any kind."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, int):
+        return max(min(value, _LARGEST), -_LARGEST)
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0
+    return value
+
+
+_NOT_THE_FILE = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.NotSupportedError,
+)
+
+
+def is_of_the_file(error: BaseException) -> bool:
+    """Return whether an error comes from the file or its disk, and not from a value or a question."""
+    return isinstance(error, (sqlite3.Error, OSError)) and not isinstance(error, _NOT_THE_FILE)
+
+
 def is_damaged(error: BaseException) -> bool:
     """Return whether an error is a fault of the file itself, and not a busy file or a full disk."""
+    if not is_of_the_file(error):
+        return False
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"))
     return isinstance(error, sqlite3.DatabaseError)

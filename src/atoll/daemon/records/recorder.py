@@ -1,9 +1,10 @@
 """Keeps records of calls without disturbing the calls.
 
 The event loop only appends to a list. One thread, started with the first record, writes what has gathered every
-`WRITE_SECONDS`, and answers questions. A fault of the file (locked, full disk, damaged) costs records
-and nothing else: it is logged once until writing works again, and a damaged file is set aside and made anew. What is
-still in memory when the daemon is killed is lost.
+`WRITE_SECONDS`, and answers questions. A fault of the file (locked, full disk, damaged) disturbs nobody: it is logged
+once until writing works again, as many records as `MOST_RECORDS` wait for that, and a damaged file is set aside and made
+anew. A question that cannot be answered fails for its asker alone. What is still in memory when the daemon is killed is
+lost.
 """
 
 from __future__ import annotations
@@ -130,8 +131,12 @@ class Recorder:
                 outputs, self._outputs, self._output_bytes = self._outputs, {}, 0
                 questions, self._questions = self._questions, []
                 closing = self._closing
-            if records or outputs:
-                self._attempt(partial(self._write, records, list(outputs.values())))
+            if questions:
+                self._rest_until = 0.0  # somebody waits for the answers: try now
+            if (records or outputs) and self._attempt(
+                partial(self._write, records, list(outputs.values()))
+            ) is not None:
+                self._keep(records, outputs)
             for question, future in questions:
                 self._answer(question, future)
             if closing:
@@ -139,8 +144,30 @@ class Recorder:
                     self._database.close()
                 return
 
+    def _keep(self, records: list[CallRecord], outputs: dict[tuple[str, str, str], Output]) -> None:
+        """Have what could not be written wait for the next trial, as much as may wait."""
+        with self._changed:
+            self._records = [*records, *self._records][:MOST_RECORDS]
+            for name, output in outputs.items():
+                if name not in self._outputs and self._output_bytes + len(output[4]) <= MOST_OUTPUT_BYTES:
+                    self._outputs[name] = output
+                    self._output_bytes += len(output[4])
+
     def _write(self, records: list[CallRecord], outputs: list[Output], database: Database) -> None:
-        database.write(records, outputs)
+        from atoll.daemon.records.database import is_of_the_file
+
+        try:
+            database.write(records, outputs)
+        except Exception as error:
+            if is_of_the_file(error):
+                raise
+            log.warning("record_refused error=%r", error)  # one of them: the others of all users are kept
+            for part in [*(([one], []) for one in records), *(([], [one]) for one in outputs)]:
+                try:
+                    database.write(*part)
+                except Exception as single:
+                    if is_of_the_file(single):
+                        raise
         now = time.time()
         if not 0 <= now - self._pruned < PRUNE_SECONDS or database.used_bytes() > self.options.max_bytes:
             self._pruned = now
@@ -149,8 +176,7 @@ class Recorder:
     def _answer(self, question: Callable[[Database], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        self._rest_until = 0.0  # somebody waits for it: try now
-        failed = self._attempt(lambda database: future.set_result(question(database)))
+        failed = self._attempt(partial(_asked, question, future))
         if failed is not None and not future.done():
             future.set_exception(failed)
 
@@ -192,6 +218,18 @@ class Recorder:
                 database.close()
             except Exception as error:
                 log.debug("records_close error=%r", error)
+
+
+def _asked(question: Callable[[Database], Any], future: Future[Any], database: Database) -> None:
+    """Ask; a failure that is not the file's goes to the asker."""
+    from atoll.daemon.records.database import is_of_the_file
+
+    try:
+        future.set_result(question(database))
+    except Exception as error:
+        if is_of_the_file(error):
+            raise
+        future.set_exception(error)
 
 
 def _unreadable(reason: str) -> errors.StateUnusable:

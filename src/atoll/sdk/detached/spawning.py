@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atoll.host import detached, index_settings
@@ -12,7 +13,7 @@ from atoll.model.spool import RetryRule
 from atoll.model.stored_call import StoredCall
 from atoll.sdk.call import Request, name_of
 from atoll.sdk.detached import names
-from atoll.sdk.futures import new_id
+from atoll.sdk.futures import new_secret_id
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def spawn_map(function: CallableFunction, items: Iterable[tuple[Any, ...]]) -> s
             raise ValueError(f"a batch has at most {spool.MOST_CALLS:,} items: split it")
     if not requests:
         raise ValueError("`spawn_map` needs at least one item")
-    batch = new_id()
+    batch = new_secret_id()
     keep(function, requests, batch)
     return batch
 
@@ -84,11 +85,14 @@ def renew(function: CallableFunction | None, host: Any, batch: str) -> int:
         function: takes the place of the batch's own function.
     """
     if function is None:
-        asked = {"batch": batch, "request": new_id()}  # an id, as it is asked again when the daemon ends meanwhile
+        asked = {
+            "batch": batch,
+            "request": new_secret_id(),
+        }  # an id, as it is asked again when the daemon ends meanwhile
         return int(detached.request(host, "detached.renew", asked).value["calls"])
     detached.check(host)
     pieces = _pieces(function, [function._prepare().request((), {})], calls=False)
-    return detached.renew(host, new_id(), batch, pieces)
+    return detached.renew(host, new_secret_id(), batch, pieces)
 
 
 def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "") -> list[str]:
@@ -97,7 +101,7 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     Args:
         batch: the id of their batch; empty for a call that is in none.
     """
-    return detached.accept(function.host, batch or new_id(), _pieces(function, requests, batch))
+    return detached.accept(function.host, batch or new_secret_id(), _pieces(function, requests, batch))
 
 
 def _pieces(
@@ -108,7 +112,7 @@ def _pieces(
     digest = dict(first.spec.environment.index).get("certificates")
     trust = index_settings.certificates(digest) if digest else ""
     closed = names.closed(first.call.names)
-    sent = [request.call for request in requests] if calls else []
+    sent = [replace(request.call, id=new_secret_id()) for request in requests] if calls else []
     as_sent = first._replace(spec=travelling(first.spec)) if (travelling := _travelling(function)) else first
     template, rule, on_done = StoredCall(*as_sent), _rule(function.options.retries), function.options.on_done or ""
     return lambda: spool.pieces(

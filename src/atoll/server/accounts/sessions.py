@@ -1,6 +1,7 @@
 """Sessions of the page in the database: a cookie's digest, and the user who has logged in with it.
 
-A session ends with the key that it began with, with its user, when it is closed, and after `SESSION_SECONDS`.
+A session ends with the key that it began with, also where that expires, with its user, when it is closed, and after
+`SESSION_SECONDS`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import secrets
 import time
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from atoll.server.accounts.tokens import Pepper
 from atoll.server.database.database import Database
-from atoll.server.database.tables import page_sessions, users
+from atoll.server.database.tables import keys, page_sessions, users
 from atoll.server.principal import Principal
 
 COOKIE = "atoll_session"
@@ -40,6 +41,7 @@ class PageSessions:
             while (connection.execute(select(func.count()).where(mine)).scalar() or 0) >= MOST_OF_USER:
                 oldest = select(table.c.digest).where(mine).order_by(table.c.created).limit(1)
                 connection.execute(table.delete().where(table.c.digest == oldest.scalar_subquery()))
+            ends = connection.execute(select(keys.c.expires).where(keys.c.id == principal.key)).scalar()
             connection.execute(
                 table.insert().values(
                     digest=self._pepper.digest(_PURPOSE, cookie),
@@ -47,7 +49,7 @@ class PageSessions:
                     key=principal.key or None,
                     scope=principal.scope,
                     created=now,
-                    expires=now + SESSION_SECONDS,
+                    expires=min(now + SESSION_SECONDS, now + SESSION_SECONDS if ends is None else ends),
                 )
             )
 
@@ -56,13 +58,15 @@ class PageSessions:
 
     async def find(self, cookie: str) -> Principal | None:
         """Return the user of a session; None where it has ended."""
-        digest = self._pepper.digest(_PURPOSE, cookie)
+        digest, now = self._pepper.digest(_PURPOSE, cookie), time.time()
         question = (
             select(
                 page_sessions.c.key, page_sessions.c.scope, users.c.id, users.c.name, users.c.operator, users.c.workers
             )
             .join(users, users.c.id == page_sessions.c.user)
-            .where(page_sessions.c.digest == digest, page_sessions.c.expires > time.time())
+            .outerjoin(keys, keys.c.id == page_sessions.c.key)
+            .where(page_sessions.c.digest == digest, page_sessions.c.expires > now)
+            .where(or_(keys.c.expires.is_(None), keys.c.expires > now))
         )
         row = await self._database.run(lambda connection: connection.execute(question).first(), writes=False)
         if row is None:

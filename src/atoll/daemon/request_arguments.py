@@ -1,0 +1,63 @@
+"""The one check of what clients send: texts and numbers that SQLite, a path or a message can take.
+
+JSON has more of both than others have: halves of surrogate pairs, NUL, numbers of any size, and NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LARGEST = (1 << 63) - 1
+MOST_DEPTH = 64
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a text that can be written as UTF-8, without NUL."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a request, whichever it is.
+
+    Raises:
+        ValueError: they are none, or have a value that nothing here takes.
+    """
+    name, arguments = message.get("name"), message.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError("a request has a `name` and `arguments`")
+    check({"name": name, "arguments": arguments})
+    return name, arguments
+
+
+def check(arguments: dict[str, Any]) -> None:
+    """Check every text and number in arguments.
+
+    Raises:
+        ValueError: there is a text, a number or a depth that nothing here takes.
+    """
+    left: list[tuple[object, int]] = [(arguments, 0)]
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, (dict, list)):
+            if depth > MOST_DEPTH:
+                raise ValueError(f"the arguments have more than {MOST_DEPTH} levels")
+            if isinstance(value, dict):
+                left += [(one, depth + 1) for one in value]
+            left += [(one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, str):
+            if not is_text(value):
+                raise ValueError("the arguments have a text with NUL, or one that is no Unicode text")
+        elif isinstance(value, int):
+            if not -LARGEST <= value <= LARGEST:
+                raise ValueError("the arguments have a number of more than 64 bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("the arguments have a number that is not finite")
