@@ -117,7 +117,7 @@ def test_no_call_has_the_id_of_anothers(users: Users, waiting: CallHandle[str]) 
 def test_an_id_tells_no_other_one(users: Users) -> None:
     """Ids of one program's detached calls have nothing in common from which the next could be told."""
     function = on(users.bob, evil)
-    calls = [function.spawn("").id, *(item.call for item in function.spawn_map([""] * 3).items())]
+    calls = [function.spawn("").id, *(item.id for item in function.spawn_map([""] * 3).items())]
     assert len({one.partition("-")[2] for one in calls}) == len(calls)
 
 

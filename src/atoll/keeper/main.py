@@ -70,7 +70,7 @@ class Keeper:
         self._hosts: dict[str, OwnHost] = {}
         self._changed = threading.Condition()
         self._attempts: dict[str, Attempt] = {}
-        self._told = set[str]()
+        self._told = set[tuple[str, str]]()
         """Batches of whose end the owner was told."""
         self._looked = True
         self._leaving = False
@@ -151,7 +151,7 @@ class Keeper:
                 if self._leaving:  # since the row was taken
                     return
                 self._attempts[row.call] = attempt
-                self._told.discard(row.batch)
+                self._told.discard((row.user, row.batch))
             self._tell(row, "taken", "")
             threading.Thread(target=self._make, args=(attempt,), name=f"call {row.call}", daemon=True).start()
 
@@ -199,7 +199,7 @@ class Keeper:
         try:
             done = self._store.find(row.user, row.call)
             counts = self._store.counts(row.user, row.batch) if row.batch else {}
-            if {"waiting", "running"} & set(counts) or not self._is_first_told(row.batch):
+            if {"waiting", "running"} & set(counts) or not self._is_first_told(row):
                 return
             outcome, message = done.outcome, str(done.failure.get("text") or done.failure.get("message") or "")
             if row.batch:
@@ -222,11 +222,11 @@ class Keeper:
             self._options = replace(self._options, notifications=wanted.notifications)
         return self._options.notifications
 
-    def _is_first_told(self, batch: str) -> bool:
+    def _is_first_told(self, row: Row) -> bool:
         """Return whether nobody was told yet that a batch is over; its last calls may end together."""
         with self._changed:
-            is_first = not batch or batch not in self._told
-            self._told.add(batch)
+            is_first = not row.batch or (row.user, row.batch) not in self._told
+            self._told.add((row.user, row.batch))
         return is_first
 
     def _tell_full(self, reason: str) -> None:
