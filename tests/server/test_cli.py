@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from atoll import CallHandle, Host, isolated, local
+from atoll import CallHandle, Host, cloud, credentials, isolated, local
 from atoll.cli import hosts, main
+from atoll.credentials import Credentials
 from atoll.host import default
 from atoll.server.accounts.bodies import NewUser
 
@@ -230,3 +232,13 @@ def test_the_target_of_run_comes_after_the_host(atoll: Callable[..., Said]) -> N
     assert not default._chosen
     assert hosts.take_option(["run", "--host", "local", "a.py::f", "--host", "x"]) == ["run", "a.py::f", "--host", "x"]
     assert default._chosen == [local]
+
+
+def test_the_variable_counts_before_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`ATOLL_HOST=local` is this machine, also where a login is kept."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("ATOLL_HOST", raising=False)
+    credentials.store(Credentials("https://127.0.0.1:1", "id", "secret"))
+    assert hosts.chosen() is cloud
+    monkeypatch.setenv("ATOLL_HOST", "local")
+    assert hosts.chosen() is local

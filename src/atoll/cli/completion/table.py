@@ -29,6 +29,8 @@ _POSITIONAL = {
     "old": "snapshot",
     "new": "snapshot",
     "names": "snapshot",
+    "programs": FILE,
+    "source": FILE,
     "shell": "=" + " ".join(SHELLS),
 }
 _OF_COMMAND = {
@@ -42,6 +44,8 @@ _OF_COMMAND = {
     ("data get", "paths"): "volume",
     ("data restore", "name"): "snapshot",
     ("data snapshot", "name"): NOTHING,
+    ("secrets set", "name"): NOTHING,
+    ("secrets delete", "name"): NOTHING,
     ("users add", "name"): NOTHING,
     ("users remove", "name"): "user",
     ("users set-quota", "name"): "user",
@@ -59,6 +63,10 @@ _OPTION = {
     "--user": "user",
     "--scope": "=ADMIN API",
     "--html": FILE,
+    "--tls-cert": FILE,
+    "--tls-key": FILE,
+    "--home": DIRECTORY,
+    "--from-file": FILE,
     "--by": "=function day user outcome environment",
 }
 
