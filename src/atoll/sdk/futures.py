@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from atoll.errors import call_id, set_call_id
 from atoll.host.contract import Ticket
+from atoll.host.remote import farewells
 
 R = TypeVar("R")
 
@@ -276,6 +277,7 @@ def _forget() -> None:
 
 def _register() -> Any:
     atexit.register(_end_as_interrupted)  # before the threads' own, and so after it
+    farewells.install()  # between the two: what a call prints at the end comes over connections
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import select
@@ -12,6 +11,8 @@ import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
+
+from atoll.host.remote import farewells
 
 SEND_SECONDS = 30.0
 """Seconds for the network to take bytes."""
@@ -140,6 +141,6 @@ def _forget_all() -> None:
         stream.forget()
 
 
-atexit.register(_finish_all)
+farewells.add(_finish_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
