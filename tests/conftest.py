@@ -120,6 +120,12 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(places))
 
 
+needs_outbound = pytest.mark.skipif(
+    find_tool("pasta") is None or not os.access("/dev/net/tun", os.R_OK | os.W_OK),
+    reason="calls on a server have the network `outbound`, which needs `pasta` and a `/dev/net/tun` that this user can open",
+)
+
+
 @contextlib.contextmanager
 def own_home() -> Iterator[Home]:
     """Make a state directory, whose daemon has ended with all its processes at the end of the context."""

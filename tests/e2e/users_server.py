@@ -39,6 +39,8 @@ async def main(home: Path, users: list[Path]) -> None:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
             serve(client, Caller(user))
 
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "settings.toml").write_text("[users]\nshare_uid = true\n")  # for a plain user's node
     services = Services(settings.load(home), serve_nested, socket.socket.close)
     services.start()
     accepting = []

@@ -19,6 +19,8 @@ from tests.waiting import until
 
 from .two_users import Users, on, two_users
 
+pytestmark = pytest.mark.as_user  # an identity of its own is root's to give
+
 
 @pytest.fixture(scope="module")
 def users() -> Iterator[Users]:

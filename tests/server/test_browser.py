@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from ..conftest import find_tool
+from ..conftest import find_tool, needs_outbound
 from .page_client import EVIL, PageServer, page_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = find_tool("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: `.ci/tools .venv` unpacks it")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: `.ci/tools .venv` unpacks it"),
+    needs_outbound,
+]
 
 PAGES = ("/", "/calls", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
 EVIL_NAME = "<img src=x onerror=document.title='evil'>.txt"

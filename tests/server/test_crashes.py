@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..conftest import needs_outbound
 from ..waiting import PATIENCE_SECONDS, ended, soak, until
 from .process import Server, running
 
@@ -129,6 +130,7 @@ def kill(server: Server, chance: random.Random) -> str:
     return victims
 
 
+@needs_outbound
 def test_each_call_has_one_outcome_whatever_is_killed(tmp_path: Path) -> None:
     """None runs or is answered twice, none is without an answer or a named error; databases and files are whole."""
     seed = random.SystemRandom().randrange(1 << 30)

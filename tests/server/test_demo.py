@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from ..conftest import ROOT, Home
+from ..conftest import ROOT, Home, needs_outbound
 
 PROGRAM = f"""
 import sys
@@ -16,6 +16,7 @@ upload_to_cloud()
 """
 
 
+@needs_outbound
 def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> None:
     """The functions of the first examples run on a server of its own; a program that fails ends it with its status.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,7 @@ def test_an_upload_is_sent_once(server: Server, host: Host, tmp_path: Path) -> N
 def test_a_tree_without_uv_is_refused_by_name(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without uv builds no wheels; the message names the tree and the next step."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "uv", None)
     with pytest.raises(EnvironmentBuildError, match="source tree") as refused:
         local_packages.uploaded(host, EnvironmentSpec(requirements=(str(tree(tmp_path / "tree")),)))
     assert "uv" in refused.value.hint

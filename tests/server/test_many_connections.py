@@ -6,6 +6,7 @@ import contextlib
 import resource
 import socket
 
+from ..conftest import needs_outbound
 from ..waiting import soak
 from .functions import Leased
 from .process import Server, memory, running
@@ -28,6 +29,7 @@ def _double(value: int) -> int:
     return 2 * value
 
 
+@needs_outbound
 def test_idle_connections_are_cheap_and_delay_nobody() -> None:
     """A thousand idle connections, each with an answered request, cost little memory; a call goes on beside them."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

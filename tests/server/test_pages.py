@@ -12,8 +12,11 @@ import pytest
 
 from atoll.server.pages import guard, previews, rendering
 
+from ..conftest import needs_outbound
 from ..waiting import until
 from .page_client import EVIL, Lines, PageServer, Visitor, page_server, visible
+
+pytestmark = needs_outbound
 
 PAGES = ("/", "/calls", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
 

@@ -21,6 +21,7 @@ from atoll import Host, errors, isolated
 from atoll.host.remote import line_client
 from atoll.host.remote.server import Server as Reached
 
+from ..conftest import needs_outbound
 from ..waiting import until
 from .certificates import Authority
 from .drops import DropProxy
@@ -61,6 +62,7 @@ def _lines(path: str) -> list[str]:
         return file.read().split()
 
 
+@needs_outbound
 def test_no_drop_loses_or_repeats_anything(server: Server, drops: DropProxy, capfd: Any) -> None:
     """Connections are lost at any byte: each call runs once and its answer, items and output are whole."""
     host = host_of(server, drops.port)
@@ -90,6 +92,7 @@ def _mark(path: str) -> None:
     time.sleep(600)
 
 
+@needs_outbound
 def test_a_line_that_is_lost_for_good_is_an_error_with_the_calls_id(
     server: Server, drops: DropProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +128,7 @@ def _double(number: int) -> int:
     return 2 * number
 
 
+@needs_outbound
 def test_a_connection_lost_between_calls_is_no_matter(server: Server, drops: DropProxy) -> None:
     """The lease is found again by the next call, in the same worker."""
     host = host_of(server, drops.port)
@@ -136,6 +140,7 @@ def test_a_connection_lost_between_calls_is_no_matter(server: Server, drops: Dro
     host.close()
 
 
+@needs_outbound
 def test_a_real_mask_hides_what_travels_in_the_open(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As past loopback and without TLS."""
     monkeypatch.setattr(Reached, "hides", True)
@@ -263,6 +268,7 @@ def connect_proxy() -> Iterator[tuple[int, list[str]]]:
         thread.join(30)
 
 
+@needs_outbound
 def test_a_proxy_of_the_environment_is_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """`HTTPS_PROXY` takes lines and requests by `CONNECT`; `NO_PROXY` and this machine's own names go without."""
     monkeypatch.setattr("atoll.host.remote.proxies.is_loopback", lambda host: False)
@@ -284,6 +290,7 @@ def test_a_proxy_of_the_environment_is_used(server: Server, monkeypatch: pytest.
 # --- where the host goes ----------------------------------------------------------------------------------------------
 
 
+@needs_outbound
 def test_no_key_is_in_a_pickle_and_a_function_calls_on_its_own_machine(server: Server) -> None:
     """A function that calls another one takes no key into the sandbox."""
     host = host_of(server)
@@ -302,6 +309,7 @@ def _in_child(host: Host, double: Any, answers: Any) -> None:
     answers.put(double(2))
 
 
+@needs_outbound
 def test_a_forked_child_has_connections_of_its_own(server: Server) -> None:
     """The parent's lease is the parent's: both call on, and the child's end says nothing on it."""
     host = host_of(server)
@@ -358,6 +366,7 @@ main()
 """
 
 
+@needs_outbound
 def test_a_platform_without_linuxs_modules_is_enough(server: Server, tmp_path: Any) -> None:
     """No `fcntl`, no `select.poll`, no Unix sockets: calls, generators, `map`, errors and detached calls."""
     program = tmp_path / "program.py"
@@ -376,6 +385,7 @@ def test_a_platform_without_linuxs_modules_is_enough(server: Server, tmp_path: A
     assert run.stdout.split() == ["item", "0", "item", "1", "item", "2", "raised"]
 
 
+@needs_outbound
 def test_the_older_names_mean_a_server_and_its_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """`FalServerlessHost`, `FalServerlessKeyCredentials`, and the argument `credentials`."""
     from fal_serverless import CloudKeyCredentials, FalServerlessHost, FalServerlessKeyCredentials, cloud, serverless

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from ..conftest import needs_outbound
 from ..waiting import until
 from .functions import Leased
 from .process import Server, running
 from .raw_line import RawLine, Refused
+
+pytestmark = needs_outbound
 
 
 @pytest.fixture(scope="module")

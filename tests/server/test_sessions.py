@@ -12,6 +12,7 @@ import pytest
 from atoll.model.terminal import Terminal
 from atoll.server.accounts.bodies import NewUser
 
+from ..conftest import needs_outbound
 from ..waiting import until
 from .functions import Leased
 from .process import Server, memory
@@ -23,6 +24,7 @@ def _add(a: int, b: int) -> int:
     return a + b
 
 
+@needs_outbound
 def test_a_line_relays_a_lease(server: Server) -> None:
     """A call over a line gives its value, and its output comes before it."""
     leased = Leased(server, _add, 1, 2)
@@ -62,6 +64,7 @@ def test_bytes_beside_a_request_reach_the_node(server: Server) -> None:
             line.header("failed")
 
 
+@needs_outbound
 @pytest.mark.parametrize("size", [100, 3 << 20, 64 << 20])
 def test_payloads_survive_lost_connections(server: Server, size: int) -> None:
     """A call whose connection is lost on the way there and back has its own answer, from the very byte."""
@@ -154,6 +157,7 @@ def test_other_openings_are_refused(server: Server, opening: dict[str, Any]) -> 
         line.header("over")
 
 
+@needs_outbound
 def test_a_client_names_no_user(server: Server) -> None:
     """An opening message cannot ask in another user's name."""
     line = RawLine(server, {"type": "request", "name": "status", "arguments": {}, "as": {"user": "somebody"}})
@@ -175,6 +179,7 @@ def _print_much(size: int) -> int:
     return size
 
 
+@needs_outbound
 def test_a_client_that_reads_nothing_stops_the_function(server: Server) -> None:
     """Output that nobody takes waits in the pipe: the server keeps a window, and the rest comes when it is read."""
     size = 24 << 20
@@ -200,6 +205,7 @@ def _size_of_terminal() -> tuple[bool, tuple[int, int]]:
     return sys.stdout.isatty(), tuple(os.get_terminal_size(1))  # type: ignore[return-value]
 
 
+@needs_outbound
 def test_a_call_has_a_terminal(server: Server) -> None:
     """A client that asks for a terminal gets one at the server, in its own size, and its text in channel 1."""
     leased = Leased(server, _size_of_terminal)

@@ -128,7 +128,7 @@ def _wheel_of(path: str, entry: str) -> Path:
 
 
 def _built(source: Path, kept: Path, entry: str) -> Path:
-    uv = shutil.which("uv")
+    uv = _find_uv()
     if uv is None:
         raise EnvironmentBuildError(
             f"`{printable(entry)}` in `requirements` is a source tree, which is built here before it is uploaded, by uv",
@@ -210,3 +210,13 @@ def _send(host: Any, key: str, wheel: Path, digest: str) -> None:
         with open(wheel, "rb") as file:
             host.server.put(where, file, os.fstat(file.fileno()).st_size, {"Atoll-Sha256": digest})
     _known[known] = time.monotonic() + KNOWN_SECONDS
+
+
+def _find_uv() -> str | None:
+    """Return the program that is installed with atoll, else one on PATH."""
+    try:
+        from uv import find_uv_bin  # for source trees alone
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):  # the latter is `uv.UvNotFound`'s base
+        return shutil.which("uv")
