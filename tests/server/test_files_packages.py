@@ -18,6 +18,7 @@ from atoll.host.remote import local_packages
 from atoll.host.remote.remote_host import Host
 from atoll.model.specs import EnvironmentSpec
 
+from ..conftest import needs_outbound
 from .process import Server
 
 BACKEND = """
@@ -76,6 +77,7 @@ def tree(directory: Path) -> Path:
     return directory
 
 
+@needs_outbound
 def test_packages_of_this_machine_are_used_there(host: Host, tmp_path: Path) -> None:
     """A wheel, a source tree and a directory of wheels reach a function's environment on a server."""
     one = wheel(tmp_path / "dist", "one_pkg", "WORD = 'wheel'\n")

@@ -157,7 +157,6 @@ def test_other_openings_are_refused(server: Server, opening: dict[str, Any]) -> 
         line.header("over")
 
 
-@needs_outbound
 def test_a_client_names_no_user(server: Server) -> None:
     """An opening message cannot ask in another user's name."""
     line = RawLine(server, {"type": "request", "name": "status", "arguments": {}, "as": {"user": "somebody"}})
