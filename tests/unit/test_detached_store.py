@@ -160,7 +160,7 @@ def test_calls_are_taken_in_order_and_past_functions_that_are_full(directory: Pa
         store.accept([Row(call, "me", identity=identity, spool=call, max_concurrency=1)], fill, 10)
 
     def first(*taken: str, full: tuple[str, ...] = ()) -> str | None:
-        row = store.next(time.time(), taken, full)
+        row = store.next(time.time(), taken, [("me", one) for one in full])
         return row.call if row is not None else None
 
     assert (first(), first("a"), first("a", full=("one",)), first("a", "b", "c")) == ("a", "b", "c", None)
@@ -169,6 +169,8 @@ def test_calls_are_taken_in_order_and_past_functions_that_are_full(directory: Pa
     assert store.again("a", due)
     assert first() == "b"
     assert store.next_due(time.time()) == due
+    store.accept([Row("d", "you", identity="one", spool="d", max_concurrency=1)], fill, 10)
+    assert first("c", full=("one",)) == "d"  # another user's call of the same function
     store.close()
 
 

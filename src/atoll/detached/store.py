@@ -116,20 +116,20 @@ class Store(Bundles):
 
     # --- the keeper's changes ---------------------------------------------------------------------------------------
 
-    def next(self, now: float, taken: Sequence[str], full: Sequence[str], busy: Sequence[str] = ()) -> Row | None:
+    def next(self, now: float, taken: Sequence[str], full: Sequence[Any], busy: Sequence[str] = ()) -> Row | None:
         """Return the first call that may be made now.
 
         Args:
             taken: calls that are in the keeper's hands already.
-            full: identities of functions that may have no further call.
+            full: users with functions' identities, of which they may have no further call.
             busy: users who may have none.
         """
-        test = (
-            f"state = 'waiting' AND due_at <= ? AND call NOT IN ({', '.join('?' * len(taken))}) "
-            f"AND identity NOT IN ({', '.join('?' * len(full))}) AND user NOT IN ({', '.join('?' * len(busy))})"
-        )
-        found = self.rows(f"WHERE {test} ORDER BY id LIMIT 1", (now, *taken, *full, *busy))
-        return found[0] if found else None
+        marks = [", ".join("?" * len(names)) for names in (taken, busy)]
+        test = f"state = 'waiting' AND due_at <= ? AND call NOT IN ({marks[0]}) AND user NOT IN ({marks[1]})"
+        if full:
+            test += f" AND (user, identity) NOT IN (VALUES {', '.join(['(?, ?)'] * len(full))})"
+        values = (now, *taken, *busy, *(one for both in full for one in both))
+        return next(iter(self.rows(f"WHERE {test} ORDER BY id LIMIT 1", values)), None)
 
     def next_due(self, now: float) -> float | None:
         """Return when the next call that waits for its retry may be made; None where none does."""

@@ -129,21 +129,31 @@ class Keeper:
                 if self._leaving:
                     return
                 rows = [one.row for one in self._attempts.values()]
-                held = sum(one.held_bytes for one in self._attempts.values())
+                of_user_bytes = Counter[str]()
+                for one in self._attempts.values():
+                    of_user_bytes[one.row.user] += one.held_bytes
+                held = of_user_bytes.total()
             if len(rows) >= self._most:
                 made = "calls are" if len(rows) > 1 else "call is"
                 self._tell_full(f"{len(rows)} detached {made} made at a time (`detached.at_a_time`)")
                 return
-            counts = Counter(row.identity for row in rows if row.max_concurrency)
-            full = {row.identity for row in rows if 0 < row.max_concurrency <= counts[row.identity]}
-            busy = [user for user, count in Counter(row.user for row in rows).items() if count >= self._most_of(user)]
-            row = self._store.next(time.time(), [one.call for one in rows], list(full), busy)
+            counts = Counter((row.user, row.identity) for row in rows if row.max_concurrency)
+            full = {
+                (row.user, row.identity) for row in rows if 0 < row.max_concurrency <= counts[row.user, row.identity]
+            }
+            of_user = Counter(row.user for row in rows)
+            busy = [user for user, count in of_user.items() if count >= self._most_of(user)]
+            text = ""
+            while (row := self._store.next(time.time(), [one.call for one in rows], list(full), busy)) is not None:
+                size = self._spools.size(row)
+                if not self._is_too_large(size + of_user_bytes[row.user], of_user[row.user], row.user) and not (
+                    len(rows) >= LEAST_AT_A_TIME and held + size > HELD_BYTES
+                ):
+                    break
+                text = f"the arguments of {len(rows)} detached calls that are made have {held / 1e6:,.0f} MB"
+                busy.append(row.user)  # calls of others may have less
             if row is None:
-                self._tell_full("")
-                return
-            size = self._spools.size(row)
-            if len(rows) >= LEAST_AT_A_TIME and held + size > HELD_BYTES:
-                self._tell_full(f"the arguments of {len(rows)} detached calls that are made have {held / 1e6:,.0f} MB")
+                self._tell_full(text)
                 return
             attempt = Attempt(row, self._store, self._spools, self._host(row.user), self._options.detached, self._tell)
             attempt.held_bytes = size
@@ -164,6 +174,11 @@ class Keeper:
     def _most_of(self, user: str) -> int:
         """Return how many calls of a user are made at a time: a user of a server leaves places for others."""
         return self._most if user == OWNER else max(self._most // SHARE, 1)
+
+    @staticmethod
+    def _is_too_large(size: int, count: int, user: str) -> bool:
+        """Return whether a user of a server has all arguments in memory that one may have, beside `count` calls."""
+        return user != OWNER and count >= LEAST_AT_A_TIME // SHARE and size > HELD_BYTES // SHARE
 
     def _make(self, attempt: Attempt) -> None:
         row, over = attempt.row, False

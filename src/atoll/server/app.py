@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from atoll import errors
@@ -57,6 +57,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": data}, error.status_code, error.headers)
 
 
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """Answer nobody: the client has gone; the log has this status."""
+    return Response(status_code=499)
+
+
 async def _crashed(_request: Request, _error: Exception) -> Response:
     """Answer for a handler that failed; the server logs its traceback."""
     known = errors.InternalError("the server failed", hint="please report it with the server's log")
@@ -75,7 +80,12 @@ def make_app(state: ServerState) -> Starlette:
 
     app = Starlette(
         routes=state.routes,
-        exception_handlers={errors.AtollError: _failed, HTTPException: _refused, Exception: _crashed},
+        exception_handlers={
+            errors.AtollError: _failed,
+            HTTPException: _refused,
+            ClientDisconnect: _gone,
+            Exception: _crashed,
+        },
         lifespan=lifespan,
     )
     app.state.server = state

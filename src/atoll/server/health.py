@@ -30,7 +30,7 @@ async def _ready(request: Request) -> Response:
     """Tell whether the node answers."""
     node = state_of(request).node
     try:
-        await asyncio.wait_for(asyncio.to_thread(node.request, None, "capacity", {}), READY_SECONDS)
+        await asyncio.wait_for(node.ask(None, "capacity", {}), READY_SECONDS)
     except (errors.AtollError, TimeoutError, OSError):
         return JSONResponse({"status": "the node does not answer"}, 503)
     return JSONResponse({"status": "ok"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from atoll import __version__, errors
@@ -11,13 +13,19 @@ from atoll.host import daemon_socket, daemon_start
 from atoll.server.principal import Principal
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
+from atoll.wire.bounds import CLIENT, Bounds
 from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import MAX_HEADER_BYTES, FrameError
+
+MOST_OF_USER = 128
+"""Requests of one user that wait for the node at a time, but for those of lines."""
+_ANSWERS = CLIENT._replace(header_bytes=MAX_HEADER_BYTES)
 
 
 class Node:
     """The daemon that runs the functions of all users; started when it is not there.
 
-    Its methods block, but for `connect`: call them in a thread.
+    `open` and `request` block, and a user decides for how long: call them in no thread that others wait for.
 
     Args:
         options: the server's state directory and its options.
@@ -25,6 +33,7 @@ class Node:
 
     def __init__(self, options: Settings) -> None:
         self.options = options
+        self._waiting: Counter[str] = Counter()
 
     def open(self, principal: Principal | None, message: dict[str, Any], descriptors: Sequence[int] = ()) -> Channel:
         """Return a connection past the greeting, with its opening message sent.
@@ -39,17 +48,24 @@ class Node:
         return daemon_start.open_connection(self.options, named, descriptors)
 
     async def connect(
-        self, principal: Principal, message: dict[str, Any], descriptors: Sequence[int] = ()
+        self,
+        principal: Principal | None,
+        message: dict[str, Any],
+        descriptors: Sequence[int] = (),
+        bounds: Bounds = CLIENT,
     ) -> AsyncChannel:
         """Return a connection of the event loop's past the greeting, with its opening message sent.
+
+        Args:
+            bounds: of the node's messages.
 
         Raises:
             As `open`.
         """
-        named = {**message, "as": as_data(principal)}
+        named = message if principal is None else {**message, "as": as_data(principal)}
         for _ in range(daemon_start.ATTEMPTS):
             try:
-                channel = AsyncChannel(daemon_socket.connect(self.options))
+                channel = AsyncChannel(daemon_socket.connect(self.options), bounds)
             except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                 await asyncio.to_thread(daemon_start.start, self.options)
                 continue
@@ -73,6 +89,48 @@ class Node:
                 raise errors.from_data(reply.header.get("error") or {})
             await asyncio.to_thread(daemon_start.replace, self.options)
         raise errors.HostUnreachable("the node does not answer", hint="try again in a while")
+
+    async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Send a request that is no call, and return its answer; a cancelled one ends at the node as well.
+
+        Raises:
+            NotAuthorized: the user has as many requests under way as may be, status 429.
+            AtollError: as the node answers.
+        """
+        message = {"type": "request", "name": name, "arguments": arguments}
+        with self._counted(principal):
+            channel = await self.connect(principal, message, bounds=_ANSWERS)
+            try:
+                while True:
+                    header = (await channel.receive()).header
+                    match header.get("type"):
+                        case "answer":
+                            value = header.get("value")
+                            return value if isinstance(value, dict) else {}
+                        case "failed":
+                            raise errors.from_data(header.get("error") or {})
+            except (ChannelClosed, FrameError) as error:
+                raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
+            finally:
+                channel.close()
+
+    @contextlib.contextmanager
+    def _counted(self, principal: Principal | None) -> Iterator[None]:
+        """Count a user's request while the context is open."""
+        user = principal.user if principal is not None else ""
+        if user and self._waiting[user] >= MOST_OF_USER:
+            raise errors.NotAuthorized(
+                f"{MOST_OF_USER} requests of this user are under way, the most at a time",
+                hint="wait for answers before you ask more",
+                status=429,
+            )
+        self._waiting[user] += 1
+        try:
+            yield
+        finally:
+            self._waiting[user] -= 1
+            if not self._waiting[user]:
+                del self._waiting[user]
 
     def request(
         self,

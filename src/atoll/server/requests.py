@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll import errors
 from atoll.server.state import ServerState, principal_of, state_of
+
+T = TypeVar("T")
 
 
 def install(state: ServerState) -> None:
@@ -29,9 +32,33 @@ async def _answer(request: Request) -> Response:
     """Ask the node, in the name of the key's user; arguments and answer are JSON objects that depend on the name."""
     principal = await principal_of(request)
     arguments = read_object(await request.body())
-    node = state_of(request).node
-    value = await asyncio.to_thread(node.request, principal, request.path_params["name"], arguments)
-    return JSONResponse(value)
+    asked = state_of(request).node.ask(principal, request.path_params["name"], arguments)
+    return JSONResponse(await while_connected(request, asked))
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of work that is cancelled when the client goes; the body has been read.
+
+    Raises:
+        ClientDisconnect: the client went first.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def read_object(body: bytes) -> dict[str, Any]:

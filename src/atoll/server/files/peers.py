@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from atoll import errors
 from atoll.host.storage_channels import StorageChannel
@@ -22,6 +23,7 @@ from atoll.server.principal import Principal
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.protocol.connection import Connection
 from atoll.wire.channel import Channel, ChannelClosed
+from atoll.wire.frames import FrameError
 
 MOST_OF_USER = 6
 """Peers of one user at a time; each is a process."""
@@ -138,27 +140,23 @@ class Peers:
             if time.monotonic() < until and channel.between_messages and not channel.readable():
                 return channel
             channel.close()
-        opening = asyncio.ensure_future(asyncio.to_thread(self._open, principal))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_opened)
-            raise
+        return await self._open(principal)
 
-    def _open(self, principal: Principal) -> Channel:
-        control = self._node.open(principal, {"type": "storage"})
+    async def _open(self, principal: Principal) -> Channel:
+        control = await self._node.connect(principal, {"type": "storage"})
         try:
-            header = control.receive().header
+            header = (await control.receive()).header
             if header.get("type") == "failed":
                 raise errors.from_data(header.get("error") or {})
             (descriptor,) = control.take_descriptors(1)
-        except ChannelClosed as error:
-            control.close()
+            lease = socket.socket(fileno=os.dup(control.fileno()))  # the loop's end is closed here
+        except (ChannelClosed, FrameError) as error:
             raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
-        except BaseException:
+        finally:
             control.close()
-            raise
-        return StorageChannel(socket.socket(fileno=descriptor), control)
+        peer = socket.socket(fileno=descriptor)
+        peer.setblocking(True)
+        return StorageChannel(peer, Channel(lease))
 
     def _give_back(self, user: _User, lent: Lent) -> None:
         connection = lent.connection
@@ -211,8 +209,3 @@ async def _place(places: asyncio.Semaphore, whose: str) -> AsyncIterator[None]:
         yield
     finally:
         places.release()
-
-
-def _close_opened(opening: asyncio.Future[Any]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()

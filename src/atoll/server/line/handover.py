@@ -44,7 +44,7 @@ def movable(session: Session) -> bool:
     """Return whether nothing is half done: another process can go on with it."""
     control = session.control
     settled = control is None or session.over or session.control_over or control.settled
-    return settled and not (session.busy or session.ended or session.spool is not None)
+    return settled and not (session.busy or session.ended or session.early.spool is not None)
 
 
 def freeze(session: Session) -> None:
@@ -62,7 +62,7 @@ def pack(session: Session) -> dict[str, int]:
     """Return a session's descriptors by name: `state` is the caller's to close, the others are the session's."""
     counts, kept = session.line.state()
     data, outputs = session.data, session.outputs
-    unsent = list(data.unsent) if data is not None else list(session.early)
+    unsent = list(data.unsent) if data is not None else list(session.early.pieces)
     found: dict[str, int] = {}
     if session.control is not None and not session.over and not session.control_over:
         found["control"] = session.control.fileno()
@@ -159,8 +159,8 @@ def _fill(session: Session, state: dict[str, Any], rest: memoryview, left: deque
         for piece in unsent:
             session.data.write(piece)
     elif not state["had_data"]:
-        session.early.extend(unsent)
-        session.early_bytes = sum(map(len, unsent))
+        for piece in unsent:
+            session.early.keep(piece)
     session.go_on()
 
 

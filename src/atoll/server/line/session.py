@@ -21,8 +21,10 @@ from typing import Any
 
 from atoll import errors
 from atoll.server.line.beside import Spool, read_size, send_file, take_certificates
+from atoll.server.line.early import Early
 from atoll.server.line.frames import Follower, answers, call_of
 from atoll.server.line.outputs import Outputs
+from atoll.server.line.shares import Bytes
 from atoll.server.line.socket_end import SocketEnd
 from atoll.server.line.terms import (
     ADOPTED_SECONDS,
@@ -44,6 +46,7 @@ from atoll.wire.line import DATA, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
 
 log = logging.getLogger("atoll.lines")
+OnEnd = Callable[["Session"], None]
 
 
 class Session:
@@ -53,9 +56,10 @@ class Session:
         id: a secret that the client resumes by.
         principal: the user in whose name it asks, with the key that the line was opened with.
         on_end: is told once, when the session is over.
+        shares: count the bytes that it holds of its user.
     """
 
-    def __init__(self, id: str, principal: Principal, node: Node, on_end: Callable[[Session], None]) -> None:  # noqa: A002 - as in the header
+    def __init__(self, id: str, principal: Principal, node: Node, on_end: OnEnd, shares: Bytes) -> None:  # noqa: A002 - as in the header
         self.id = id
         self.principal = principal
         self.line = Line(client=False)
@@ -71,9 +75,7 @@ class Session:
         self._congested = False
         self._held = False
         self._room: asyncio.Event | None = None
-        self.early: list[Any] = []
-        self.early_bytes = 0
-        self.spool: Spool | None = None
+        self.early = Early(shares, principal.user)
         self.up, self.down = Follower(), Follower()
         self.control_over = self.over = self.ended = False
         self._timer: asyncio.TimerHandle | None = None
@@ -157,7 +159,7 @@ class Session:
 
     def acknowledge(self, least: int = 0) -> None:
         """Acknowledge bytes that the worker takes, if there are more than `least`."""
-        waiting = self.data.unsent_bytes if self.data is not None else self.early_bytes
+        waiting = self.data.unsent_bytes if self.data is not None else self.early.size
         if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
@@ -175,7 +177,7 @@ class Session:
             self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))
             return
         if size:
-            self.spool = Spool(header, size)
+            self.early.spool = Spool(header, size)
         else:
             self.task = self._loop.create_task(self._run(header, []))
 
@@ -191,13 +193,18 @@ class Session:
     def _take_data(self, piece: Any) -> None:
         if self.data is not None:
             self._pass_up(piece)
-        elif self.spool is not None:
-            if self.spool.take(piece):
-                spool, self.spool = self.spool, None
+        elif self.over:
+            return
+        elif not self.kind:
+            raise LineError("a line begins with a header")
+        else:
+            try:
+                spool = self.early.take(piece)
+            except errors.ResourcesUnavailable as error:
+                self._fail(error)
+                return
+            if spool is not None:
                 self.task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
-        elif not self.over:
-            self.early.append(piece)
-            self.early_bytes += len(piece)
 
     def _pass_up(self, piece: Any) -> None:
         assert self.data is not None
@@ -267,8 +274,7 @@ class Session:
         self.data = SocketEnd(sock, self._from_worker, self._data_over, self.acknowledge)
         if self.kind == "lease":
             self.outputs = Outputs(pipes, self.send, self._give_tape)
-        early, self.early, self.early_bytes = self.early, [], 0
-        for piece in early:
+        for piece in self.early.release():
             self._pass_up(piece)
         self._held = True
         self._balance()
@@ -375,8 +381,6 @@ class Session:
             self.task.cancel()
         if self.control is not None:
             self.control.close()
-        if self.spool is not None:
-            self.spool.close()
         self._close_ends()
         wire, self._wire = self._wire, None
         if wire is not None:
@@ -393,4 +397,4 @@ class Session:
             self.data.close()
         if self.outputs is not None:
             self.outputs.close()
-        self.early.clear()
+        self.early.drop()

@@ -13,6 +13,7 @@ from atoll import errors
 from atoll.server.line import handover
 from atoll.server.line.paces import Paces
 from atoll.server.line.session import Session
+from atoll.server.line.shares import Bytes, may_open
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 
@@ -20,6 +21,9 @@ MOST_OF_USER = 2048
 """Lines of one user at a time: leases, requests and storage channels."""
 SETTLE_SECONDS = 1.0
 """Seconds after which what has come is acknowledged on a line where nothing more comes."""
+
+LOOKS = 5
+"""Of so many looks at what has come, one is at what is left in memory."""
 
 
 class Sessions:
@@ -36,8 +40,11 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._of_user: Counter[str] = Counter()
         self.paces = Paces()
+        self._shares = Bytes()
+        self._opening: set[Session] = set()
         self.unsettled: set[Session] = set()
         """Those that got bytes since the last look."""
+        self._looks = 0
         self.opened = self.resumed = self.refused = self.adopted = 0
         self.calls = self.bytes_up = self.bytes_down = 0
         """Of sessions that are over."""
@@ -56,10 +63,13 @@ class Sessions:
             NotAuthorized: the user has as many as may be, status 429.
             HostUnreachable: all users together have.
         """
-        if self._of_user[principal.user] >= MOST_OF_USER:
+        own = self._of_user[principal.user]
+        room = may_open(own, len(self._sessions), self._most) or len(self._sessions) >= self._most
+        if own >= MOST_OF_USER or not room:
             self.refused += 1
             raise errors.NotAuthorized(
-                f"`{principal.name}` has {MOST_OF_USER} open lines, the most for one user",
+                f"`{principal.name}` has {own} open lines, the most for one user"
+                + ("" if room else f" while all together have {len(self._sessions)} of {self._most}"),
                 hint="end programs that hold leases, or call less at a time",
                 status=429,
             )
@@ -72,8 +82,9 @@ class Sessions:
         return self._add(secrets.token_urlsafe(24), principal)
 
     def _add(self, name: str, principal: Principal) -> Session:
-        session = Session(name, principal, self._node, self._forget)
+        session = Session(name, principal, self._node, self._forget, self._shares)
         self._sessions[name] = session
+        self._opening.add(session)
         self._of_user[principal.user] += 1
         return session
 
@@ -91,6 +102,7 @@ class Sessions:
         if self._sessions.pop(session.id, None) is None:
             return
         self.unsettled.discard(session)
+        self._opening.discard(session)
         user = session.principal.user
         self._of_user[user] -= 1
         if not self._of_user[user]:
@@ -124,3 +136,36 @@ class Sessions:
             waiting, self.unsettled = self.unsettled, set()
             for session in waiting:
                 session.acknowledge()
+            self._end_unopened(asyncio.get_running_loop().time())
+            self._looks += 1
+            if self._looks % LOOKS == 0:
+                self._end_hoards()
+
+    def _end_unopened(self, now: float) -> None:
+        """End lines whose opening message does not come."""
+        for session in tuple(self._opening):
+            if session.kind and session.early.spool is None:
+                self._opening.discard(session)
+            elif session.early.until < now:
+                session.end()
+
+    def _end_hoards(self) -> None:
+        """End lines of users who leave too much in the server's memory, the fullest first."""
+        held: Counter[str] = Counter()
+        for session in self._sessions.values():
+            held[session.principal.user] += _held_bytes(session)
+        for user, count in held.items():
+            left = count
+            if left <= self._shares.most_of_user:
+                continue
+            own = [session for session in self._sessions.values() if session.principal.user == user]
+            for session in sorted(own, key=lambda one: -_held_bytes(one)):
+                if left <= self._shares.most_of_user:
+                    break
+                left -= _held_bytes(session)
+                session.end()
+
+
+def _held_bytes(session: Session) -> int:
+    """Return the bytes in memory that client or worker have not taken, beside the early ones."""
+    return session.line.unacknowledged + (session.data.unsent_bytes if session.data is not None else 0)

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from atoll.wire.line import WINDOW
 
+OPENING_SECONDS = 30.0
+"""Seconds for a line's opening message to come, and for the next of the bytes beside it."""
 GRACE_SECONDS = 10.0
 """Seconds for a client to come back after a loss of its connection."""
 ADOPTED_SECONDS = 30.0

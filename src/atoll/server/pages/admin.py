@@ -61,9 +61,10 @@ async def add(visit: Visit) -> Response:
 
 
 async def remove(visit: Visit) -> Response:
-    """Remove a user with all keys; the volume is left."""
+    """Remove a user with all keys, end the user's calls, and put the volume aside."""
     if not visit.user.may_administer:
         raise forbidden()
     name = visit.form.get("name", "")
-    await accounts_of(visit).change(lambda connection: acts.removed_user(connection, visit.user, name))
+    gone = await accounts_of(visit).change(lambda connection: acts.removed_user(connection, visit.user, name))
+    await visit.state.parts["at_node"].removed(gone, keep=True)
     return visit.go("/admin", "removed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
@@ -90,7 +89,7 @@ class Visit:
         principal = self.user if own else None
         if not own and not self.user.may_administer:
             raise forbidden()
-        return await asyncio.to_thread(self.state.node.request, principal, name, arguments)
+        return await self.state.node.ask(principal, name, arguments)
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page made of a template."""

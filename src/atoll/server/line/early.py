@@ -1,0 +1,74 @@
+"""Bytes of a client that nobody can take yet: those beside the opening message, and data before the worker is there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from atoll import errors
+from atoll.server.line.beside import Spool
+from atoll.server.line.shares import Bytes
+from atoll.server.line.terms import OPENING_SECONDS
+
+
+class Early:
+    """The early bytes of one session, which its user's share of the server's memory bounds.
+
+    Args:
+        shares: count the bytes.
+        user: has sent them.
+    """
+
+    def __init__(self, shares: Bytes, user: str) -> None:
+        self.pieces: list[Any] = []
+        """Data for the worker."""
+        self.size = 0
+        self.spool: Spool | None = None
+        self._shares, self._user = shares, user
+        self._counted = 0
+        self._loop = asyncio.get_running_loop()
+        self.until = self._loop.time() + OPENING_SECONDS
+        """When the opening message, or the next of the bytes beside it, must be here."""
+
+    def take(self, piece: Any) -> Spool | None:
+        """Keep bytes; return the spool that is complete with them, if there is one.
+
+        Raises:
+            ResourcesUnavailable: they are too many for this user, or for all together.
+            LineError: more came than were announced.
+        """
+        if not self._shares.take(self._user, len(piece)):
+            self.drop()
+            raise errors.ResourcesUnavailable(
+                "requests under way fill the memory that the server has for this user, or for all",
+                hint="send less at a time, or put large values below `/data`",
+            )
+        self._counted += len(piece)
+        if self.spool is None:
+            self.keep(piece)
+            return None
+        self.until = self._loop.time() + OPENING_SECONDS
+        if not self.spool.take(piece):
+            return None
+        spool, self.spool = self.spool, None
+        return spool
+
+    def keep(self, piece: Any) -> None:
+        """Keep data that is counted already, or was by another process."""
+        self.pieces.append(piece)
+        self.size += len(piece)
+
+    def release(self) -> list[Any]:
+        """Return the data, and keep it no longer."""
+        pieces, self.pieces, self.size = self.pieces, [], 0
+        if self._counted:
+            self._shares.give(self._user, self._counted)
+            self._counted = 0
+        return pieces
+
+    def drop(self) -> None:
+        """Forget everything."""
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+        self.release()
