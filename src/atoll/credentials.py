@@ -75,6 +75,10 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
         (variable("ATOLL_KEY_ID"), variable("ATOLL_KEY_SECRET"), "`ATOLL_KEY_ID` and `ATOLL_KEY_SECRET`"),
         (variable("FAL_KEY_ID"), variable("FAL_KEY_SECRET"), "`FAL_KEY_ID` and `FAL_KEY_SECRET`"),
     ):
+        if address and not (key or secret) and "`ATOLL_" in source and settings.is_empty("ATOLL_KEY_ID"):
+            raise NotAuthorized(  # a command that should have made the key has failed: the login is somebody else's
+                f"{source} are set, and empty", hint="set them to a key, or unset them to use the stored login"
+            )
         if bool(key) != bool(secret):
             raise NotAuthorized(f"half a key: of {source} one is set", hint="set both, or neither")
         if key:

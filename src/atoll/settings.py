@@ -365,6 +365,11 @@ def variable(name: str) -> str:
     return os.environ.get(name, "")
 
 
+def is_empty(name: str) -> bool:
+    """Return whether a variable is set, and empty."""
+    return os.environ.get(name) == ""
+
+
 def terminal() -> tuple[bool, bool]:
     """Return whether the terminal can move its cursor (`TERM`), and whether colours are wanted (`NO_COLOR`)."""
     return os.environ.get("TERM", "") not in ("", "dumb"), not os.environ.get("NO_COLOR")

@@ -98,7 +98,7 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
     assert server.key[1] not in told
     assert "operator at https://" in atoll("auth", "whoami")[1]
     made = atoll("key", "generate", "--scope", "API", "--alias", "two words")[1]
-    found = re.fullmatch(r"ATOLL_KEY_ID='(\w+)'\nATOLL_KEY_SECRET='(\S+)'\n", made)
+    found = re.fullmatch(r"export ATOLL_KEY_ID='(\w+)'\nexport ATOLL_KEY_SECRET='(\S+)'\n", made)
     assert found is not None
     listed = json.loads(atoll("key", "list", "--json")[1])
     assert [one["alias"] for one in listed if one["id"] == found[1]] == ["two words"]
@@ -114,7 +114,10 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
     assert (bob["workers"], bob["operator"]) == (3, False)
     assert atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "0")[1] == "bob: volume 10.0 GiB\n"
     assert atoll("users", "remove", "bob")[0] == 2
+    assert "no user is called `nobody`" in atoll("users", "remove", "nobody")[2]
     assert bob["id"] in atoll("users", "remove", "bob", "--yes")[2]
+    plain = server.url.replace("https", "http")
+    assert f"`{server.url}`" in atoll("auth", "login", "--host", plain, typed=":".join(server.key))[2]
     assert atoll("auth", "logout")[0] == 0
     assert "not logged in" in atoll("auth", "whoami")[2]
 
@@ -124,7 +127,7 @@ def test_the_other_name_of_the_program_names_its_variables(server: Server, atoll
     atoll.monkeypatch.setattr(sys, "argv", ["/usr/bin/fal-serverless"])
     variables = {"FAL_HOST": server.url, "FAL_KEY_ID": server.key[0], "FAL_KEY_SECRET": server.key[1]}
     found = atoll("key", "generate", "--scope", "API", ATOLL_CA_FILE=str(server.ca_file), **variables)
-    assert re.fullmatch(r"FAL_KEY_ID='\w+'\nFAL_KEY_SECRET='\S+'\n", found[1]), found
+    assert re.fullmatch(r"export FAL_KEY_ID='\w+'\nexport FAL_KEY_SECRET='\S+'\n", found[1]), found
 
 
 def test_the_time_of_a_keys_last_use_is_written_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +190,7 @@ def test_administrative_acts_are_in_the_audit(server: Server) -> None:
 def test_a_server_keeps_its_users_in_postgresql() -> None:
     """`--database` takes PostgreSQL, and commands on the machine ask the same one; the first start names them."""
     with postgresql.running() as url, running("--database", url, tls=False) as server:
-        assert "`atoll users add NAME --operator`" in server.log.read_text()
+        assert "atoll users add NAME --operator`" in server.log.read_text()
         assert server.ask("GET", "/v1/whoami")[1]["name"] == "operator"
         assert not (server.home.path / "server" / "server.db").exists()
         listed = server.home.atoll("users", "list", "--json")

@@ -115,6 +115,27 @@ def test_the_audit_tells_who_did_what_and_no_values(server: Server) -> None:
     assert server.ask("GET", "/v1/audit?limit=x")[0] == 400
 
 
+def test_commands_name_the_state_they_change(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A home without a server has no backup and no list; a first user there is said to be in no server's."""
+    monkeypatch.setenv("ATOLL_HOME", str(server.home.path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["users", "add", "named-ann"]) == 0
+    told = capsys.readouterr()
+    assert f"to `{server.home.path}` ({server.url})" in told.err
+    assert told.out.startswith("export ATOLL_KEY_ID='")
+    other = tmp_path / "other"
+    monkeypatch.setenv("ATOLL_HOME", str(other))
+    for words in (["admin", "backup", str(tmp_path / "copy")], ["users", "list"]):
+        assert run(words) != 0
+        assert f"run in `{other}`" in capsys.readouterr().err
+    assert not other.exists()
+    assert not (tmp_path / "copy").exists()
+    assert run(["users", "add", "ada"]) == 0
+    assert f"to `{other}` (no server has run there yet)" in capsys.readouterr().err
+
+
 # --- backups --------------------------------------------------------------------------------------------------------
 
 

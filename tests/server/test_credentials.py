@@ -92,6 +92,7 @@ def test_a_stored_key_stays_at_its_address() -> None:
     "variables",
     [
         {"ATOLL_KEY_ID": "ai", "FAL_KEY_SECRET": "fs"},
+        {"ATOLL_HOST": "https://lab.example", "ATOLL_KEY_ID": "", "ATOLL_KEY_SECRET": ""},
         {"ATOLL_KEY_SECRET": "as"},
         {"FAL_KEY_ID": "fi"},
         {"ATOLL_KEY_ID": "a:b", "ATOLL_KEY_SECRET": "s"},

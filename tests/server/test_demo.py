@@ -48,3 +48,11 @@ def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> N
 def test_programs_need_the_demonstration(atoll_home: Home) -> None:
     """A server that serves everybody runs no program."""
     assert "programs are for `--demo`" in atoll_home.atoll("server", "program.py", check=False).stderr
+
+
+def test_a_missing_program_starts_no_server(atoll_home: Home) -> None:
+    """The files are looked for first."""
+    done = atoll_home.atoll("server", "--demo", "nothing.py", check=False)
+    assert done.returncode == 2
+    assert "there is no file `nothing.py`" in done.stderr
+    assert "a server at" not in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from atoll import LocalHost, Volume, errors, isolated, sync_dir
 from atoll.cli.main import run
 from atoll.model.quota import Quota
-from atoll.node.quotas import kernel
+from atoll.node.quotas import kernel, quotas
 from atoll.storage.files.usage_walk import measure
 from atoll.storage.peer.quota_guard import QuotaGuard
 from atoll.storage.protocol.replies import translated
@@ -104,6 +105,30 @@ def test_calls_of_a_user_who_is_over_are_refused_until_something_is_removed(host
     with Volume(host) as volume:
         volume.remove("large")
     assert f("again") == "again"
+
+
+def test_a_call_after_one_that_wrote_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small volume is measured before each call where that is due; no earlier figure lets a call through."""
+    monkeypatch.setattr(quotas, "REST", 0.0)
+    monkeypatch.setattr(quotas, "QUICK_SECONDS", 60.0)
+    monkeypatch.setattr(quotas.Quotas, "mechanism", None)
+    (tmp_path / "volumes" / "ann").mkdir(parents=True)
+    file = tmp_path / "volumes" / "ann" / "file"
+    said: list[str] = []
+
+    async def calls() -> None:
+        measured = quotas.Quotas(tmp_path, tmp_path / "volumes", lambda _: pytest.fail("no kernel"))
+        await measured.set("ann", MIB, 0)
+        await measured.before_call("ann", said.append)
+        file.write_bytes(os.urandom(MIB * 9 // 10))
+        await measured.before_call("ann", said.append)
+        assert ["% full" in line for line in said] == [True]
+        file.write_bytes(os.urandom(2 * MIB))
+        with pytest.raises(errors.QuotaExceeded):
+            await measured.before_call("ann", said.append)
+        await measured.close()
+
+    asyncio.run(calls())
 
 
 def test_warnings_come_once_for_each_share(host: LocalHost, capfd: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def ask(
     except (OSError, http.client.HTTPException) as error:
         raise errors.HostUnreachable(
             f"`{printable(server.url)}` does not answer: {cell(str(error), 200)}",
-            hint="look at the address, and at the server",
+            hint=_hint(server.url, error),
         ) from error
     finally:
         connection.close()
@@ -66,6 +66,13 @@ def ask(
             hint="look at the address, and at proxies before the server",
         ) from error
     return value
+
+
+def _hint(url: str, error: Exception) -> str:
+    closed = isinstance(error, http.client.BadStatusLine | ConnectionResetError)  # as a port of TLS does to plain HTTP
+    if closed and url.startswith("http://"):
+        return f"if it speaks TLS, its address is `https{printable(url.removeprefix('http'))}`"
+    return "look at the address, and at the server"
 
 
 def part(name: str) -> str:

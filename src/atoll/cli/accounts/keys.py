@@ -127,5 +127,5 @@ def show_key(key: dict[str, Any]) -> None:
     """Print a new key as variables of the environment, under the name of the program that was asked."""
     prefix = "FAL" if Path(sys.argv[0]).name.startswith("fal") else "ATOLL"
     echo(f"a key of the scope {key['scope']}, which is shown this once:", error=True, flush=True)
-    echo(f"{prefix}_KEY_ID='{key['id']}'")
-    echo(f"{prefix}_KEY_SECRET='{key['secret']}'", flush=True)
+    echo(f"export {prefix}_KEY_ID='{key['id']}'")
+    echo(f"export {prefix}_KEY_SECRET='{key['secret']}'", flush=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from atoll import credentials, errors, settings
@@ -11,10 +13,14 @@ from atoll.cli.accounts import client
 from atoll.cli.accounts.client import ask
 from atoll.credentials import Credentials
 from atoll.host.local import local
+from atoll.terminal_text import printable
 
 
 class Place(Protocol):
     """Users and keys, wherever they are; values are as the routes of a server have them."""
+
+    name: str
+    """A server's address, or the state directory and what serves it."""
 
     def list_users(self) -> list[dict[str, Any]]: ...
 
@@ -36,6 +42,7 @@ class Remote:
 
     def __init__(self, server: Credentials) -> None:
         self.server = server
+        self.name = server.url
 
     def list_users(self) -> list[dict[str, Any]]:
         return list(ask(self.server, "GET", "/v1/users")["users"])
@@ -74,10 +81,12 @@ class Here:
 
     Args:
         direct: the open accounts; `atoll.server` is imported only where it is needed.
+        name: of the state directory.
     """
 
-    def __init__(self, direct: Any) -> None:
+    def __init__(self, direct: Any, name: str) -> None:
         self._direct = direct
+        self.name = name
 
     def list_users(self) -> list[dict[str, Any]]:
         return list(_data(self._direct.list_users())["users"])
@@ -130,6 +139,19 @@ def has_accounts() -> bool:
     return (settings.default_home() / "server" / "pepper").exists()
 
 
+def check_accounts() -> None:
+    """Check that a server has run in this machine's state directory.
+
+    Raises:
+        StateUnusable: none has, so the directory is probably another one than the server's.
+    """
+    if not has_accounts():
+        raise errors.StateUnusable(
+            f"no server has run in `{printable(str(settings.default_home()))}`",
+            hint="set `ATOLL_HOME` to the server's state directory",
+        )
+
+
 @contextlib.contextmanager
 def opened(host: str, database: str = "", *, here: bool = False, server: bool = False) -> Iterator[Place]:
     """Open the accounts to use: at the address, else this machine's, else of the server one is logged in to.
@@ -154,8 +176,8 @@ def opened(host: str, database: str = "", *, here: bool = False, server: bool = 
         return
     if not here:
         raise errors.HostUnreachable(
-            "no server is named, and this machine's state directory has none",
-            hint="run `atoll auth login --host URL`, or give `--host URL`",
+            f"no server is named, and none has run in `{printable(str(settings.default_home()))}`",
+            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine set `ATOLL_HOME`",
         )
     with _here(database) as found:
         yield found
@@ -171,5 +193,14 @@ def _here(database: str) -> Iterator[Place]:
             f"a server's accounts need packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
     home = settings.default_home()
+    served = _served(home) if has_accounts() else "no server has run there yet"
     with Direct(home, address_of(home, database)) as direct:
-        yield Here(direct)
+        yield Here(direct, f"`{printable(str(home))}` ({served})")
+
+
+def _served(home: Path) -> str:
+    """Return where the server of a state directory listens."""
+    try:
+        return printable(str(json.loads((home / "run" / "server.json").read_bytes())["url"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no server runs there now"

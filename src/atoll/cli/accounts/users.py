@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from atoll import errors
 from atoll.cli.accounts.keys import show_key
 from atoll.cli.accounts.place import opened
 from atoll.cli.confirmation import Yes, confirmed
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json, print_table, size
 from atoll.cli.terminal import echo
+from atoll.terminal_text import printable
 
 app = cyclopts.App(
     name="users",
@@ -73,10 +75,11 @@ def add(
     asked |= {"volume_bytes": _bytes(volume), "volume_files": files, "workers": workers}
     with opened(host, database, here=True) as place:
         added = place.add_user(asked)
+        where = place.name
     if json:
         print_json(added)
         return 0
-    echo(f"added the user {added['user']['name']}", error=True)
+    echo(f"added the user {added['user']['name']} to {where}", error=True)
     if added["key"]:
         show_key(added["key"])
     return 0
@@ -153,6 +156,8 @@ def remove(
     if delete_volume and keep_volume:
         raise TargetError("`--keep-volume` and `--delete-volume` do not go together")
     with opened(host, database) as place:
+        if not any(name in (user["name"], user["id"]) for user in place.list_users()):
+            raise errors.CallerError(f"no user is called `{printable(name)}`", hint="see `atoll users list`")
         costs = [f"the user `{name}` goes with all keys; a user of that name has another volume afterwards"]
         costs += ["the volume is removed, with all snapshots"] if delete_volume else []
         if not yes and not confirmed([], costs, "remove the user?", replaceable=False):

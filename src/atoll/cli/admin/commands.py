@@ -12,10 +12,11 @@ import cyclopts
 
 from atoll import credentials, errors, settings
 from atoll.cli.accounts.client import ask
-from atoll.cli.accounts.place import has_accounts
+from atoll.cli.accounts.place import check_accounts, has_accounts
 from atoll.cli.tables import date, print_json, print_table
 from atoll.cli.terminal import echo
 from atoll.host.local import local
+from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.server.database.database import Database
@@ -45,6 +46,7 @@ def backup(target: Path, /, *, database: str = "") -> int:
     from atoll.server.admin.backup import back_up
     from atoll.server.node import Node
 
+    check_accounts()  # else a job with another ATOLL_HOME backs up nothing, for ever
     with _open(database) as opened:
         found = back_up(Node(settings.load()), opened, target.absolute(), lambda line: echo(line, error=True))
     echo(f"backed up {len(found['volumes'])} volumes to {target}")
@@ -202,8 +204,8 @@ def _server(host: str, path: str) -> dict[str, Any]:
     found = credentials.find(host)
     if found is None:
         raise errors.HostUnreachable(
-            "no server is named, and this machine's state directory has none",
-            hint="run `atoll auth login --host URL`, or give `--host URL`",
+            f"no server is named, and none has run in `{printable(str(settings.default_home()))}`",
+            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine set `ATOLL_HOME`",
         )
     return ask(found, "GET", path)
 

@@ -49,6 +49,9 @@ def server(
     """
     if programs and not demo:
         return wrong_usage("programs are for `--demo`")
+    missing = next((program for program in programs if not program.is_file()), None)
+    if missing is not None:
+        return wrong_usage(f"there is no file `{missing}`")
     if (tls_cert is None) != (tls_key is None):
         return wrong_usage("--tls-cert and --tls-key belong together")
     try:

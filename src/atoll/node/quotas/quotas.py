@@ -31,7 +31,9 @@ MEASURE_SECONDS = 10.0
 FIRST_SECONDS = 1.0
 """Seconds that a call waits for the first measurement of a volume."""
 FRESH_SECONDS = 10.0
-"""The age at which a call has a volume measured anew, for the next one."""
+"""The age at which a call has a large volume measured anew, for the next one."""
+QUICK_SECONDS = 0.1
+"""The duration of a walk that a call waits for each time one is due."""
 SHEET_BYTES = 512
 REST = 20.0
 """Times the last walk's duration that pass before the next one."""
@@ -56,6 +58,7 @@ class Quotas:
         self._looked = False
         self._found: dict[str, Quota] = {}
         self._due: dict[str, float] = {}
+        self._took: dict[str, float] = {}
         self._walks: dict[str, asyncio.Task[Quota]] = {}
         self._warned: dict[str, int] = {}
         self._sheets: dict[str, tuple[int, int]] = {}
@@ -95,7 +98,7 @@ class Quotas:
             self._write(limits)
             self._limits = limits
             self._tell(user)
-        for known in (self._found, self._due, self._warned):
+        for known in (self._found, self._due, self._took, self._warned):
             known.pop(user, None)
 
     @property
@@ -169,6 +172,7 @@ class Quotas:
             ) from error
         quota = Quota(used_bytes=found.bytes, used_files=found.files, complete=found.complete, measured_at=time.time())
         self._found[user] = quota
+        self._took[user] = found.seconds
         self._due[user] = time.monotonic() + REST * found.seconds
         return self._with_limits(user, quota)
 
@@ -188,7 +192,7 @@ class Quotas:
             return
         quota: Quota | None = None
         with contextlib.suppress(errors.StateUnusable, TimeoutError):
-            if self.mechanism is None and user in self._found:
+            if self.mechanism is None and user in self._found and self._took[user] > QUICK_SECONDS:
                 if time.time() - self._found[user].measured_at > FRESH_SECONDS:
                     self._walk(user)  # the next call has its figures
                 quota = self._with_limits(user, self._found[user])

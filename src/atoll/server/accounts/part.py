@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+
+from atoll import settings
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.routes import routes
 from atoll.server.database.address import address_of, remember
@@ -38,7 +41,8 @@ def install(state: ServerState) -> None:
     state.routes += routes()
     state.lifespan.append(accounts.watching)
     if not accounts.has_users():
+        place = "" if home == settings.default_home() else f"ATOLL_HOME={shlex.quote(str(home))} "
         state.notices.append(
-            "no users yet: `atoll users add NAME --operator` on this machine makes the first, and prints a key for "
+            f"no users yet: `{place}atoll users add NAME --operator` on this machine makes the first, and prints a key for "
             "`atoll auth login`"
         )
