@@ -20,6 +20,7 @@ from atoll.model.specs import EnvironmentSpec
 
 from ..conftest import needs_outbound
 from .process import Server
+from .raw_line import RawLine
 
 BACKEND = """
 import os, zipfile
@@ -93,6 +94,31 @@ def test_packages_of_this_machine_are_used_there(host: Host, tmp_path: Path) -> 
         return [one_pkg.WORD, tree_pkg.WORD, two_pkg.WORD]
 
     assert words() == ["wheel", "tree", "links"]
+
+
+def test_an_upload_serves_detached_calls_and_shows_no_path(server: Server, host: Host, tmp_path: Path) -> None:
+    """A detached call finds its wheel; lines about the build, lock and record name it without the server's directory."""
+    one = wheel(tmp_path / "dist", "late_pkg", "WORD = 'late'\n")
+    entries = (str(one), "--no-index")
+    spec = local_packages.uploaded(host, EnvironmentSpec(requirements=entries))
+    seen = []
+    for name in ("environments.build", "environments.lock", "environments.list"):
+        line = RawLine(server, {"type": "request", "name": name, "arguments": {"environment": spec.to_data()}})
+        while (header := line.header("progress", "answer", "failed"))["type"] == "progress":
+            seen.append(header)
+        assert header["type"] == "answer", header
+        seen.append(header)
+        line.close()
+    assert any(one.name in str(header.get("line")) for header in seen)
+    assert str(server.home.path) not in str(seen)
+
+    @atoll.isolated(requirements=list(entries), host=host)
+    def word() -> str:
+        import late_pkg  # type: ignore[import-not-found]
+
+        return str(late_pkg.WORD)
+
+    assert word.spawn().result(60) == "late"
 
 
 def test_an_upload_is_sent_once(server: Server, host: Host, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ class Connection:
             log.warning("worker_sent_no_frames id=%s error=%s", worker, error)
 
     async def _fail(self, error: dict[str, Any]) -> None:
+        error = requests.shown(self._services, self._caller, error)
         with contextlib.suppress(ChannelClosed):
             try:
                 await self._channel.send({"type": "failed", "error": error})
@@ -192,7 +193,7 @@ class Connection:
             return  # a client that does not read loses lines
         with contextlib.suppress(ChannelClosed):
             beside = {} if build is None else {"build": build.to_data()}
-            self._channel.post({"type": kind, "line": line, **beside})
+            self._channel.post({"type": kind, "line": requests.shown(self._services, self._caller, line), **beside})
 
     async def _until_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end, or cancel it when the client closes the connection."""
@@ -332,8 +333,7 @@ class Connection:
         with services.housekeeping.shell(caller.user):
             descriptors = self._channel.take_descriptors(3)
             try:
-                spec = leasing.checked(services, caller, asked)
-                environment = await self._until_gone(leasing.build(services, caller, spec.environment, self._progress))
+                spec, environment = await self._until_gone(leasing.prepared(services, caller, asked, self._progress))
                 network = await services.node.network(spec.network, self._notice)
                 key = SandboxKey(caller.user, environment.key, network, spec.mounts, trusted=spec.trusted)
                 if services.engine.is_quiet(caller.user):

@@ -21,6 +21,7 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from atoll import errors
 from atoll.daemon.claims import MAX_CLIENT
@@ -44,11 +45,16 @@ MAX_NESTED_NAMES = 200
 MAX_NESTED_CHARACTERS = 32 << 10
 """Requirements, packages and channels that a function may give: they are read on the daemon's loop, 4 µs a character."""
 
+MAX_REMOTE_CHARACTERS = 512 << 10
+"""The same of a user of a server, whose lists are read in a thread: 200 packages with hashes of 30 files each."""
+
 TOKENS_A_CHARACTER = 0.5
 """The price of their reading: one worker takes less than 2 % of the loop's time for it."""
 
 MOST_NESTED_GRACE_SECONDS = 60.0
 """The longest grace of a call that a function makes: its code keeps a slot for so long after its client has ended."""
+
+T = TypeVar("T")
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -185,7 +191,9 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
         ResourcesUnavailable, SandboxUnavailable: it may not ask for that, or the machine can never grant it.
         EnvironmentBuildError, DiskFull, StateUnusable: as `EnvironmentStore.ensure`.
     """
-    spec = await secrets.added(services.secrets, services.engine, caller, checked(services, caller, spec))
+    asked = spec
+    spec = await in_turn(services, caller, spec.environment, lambda: checked(services, caller, asked))
+    spec = await secrets.added(services.secrets, services.engine, caller, spec)
     await services.node.quotas.before_call(caller.user, listener.notice)
     services.node.expect_network(spec.network, caller.user, trusted=spec.trusted)
     services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
@@ -244,12 +252,46 @@ def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
     return replace(spec, environment=environment, network=network, trusted=trusted, grace_seconds=grace_seconds)
 
 
+async def prepared(
+    services: Services, caller: Caller, asked: LeaseSpec, progress: Callable[[str], None]
+) -> tuple[LeaseSpec, Environment]:
+    """Return a spec within the caller's rights, and its environment; see `checked` and `build`."""
+    spec = await in_turn(services, caller, asked.environment, lambda: checked(services, caller, asked))
+    return spec, await build(services, caller, spec.environment, progress)
+
+
+async def in_turn(services: Services, caller: Caller, spec: EnvironmentSpec, check: Callable[[], T]) -> T:
+    """Return what a check of a spec gives; the requirements of a server's user are read beside the loop, in turn.
+
+    Raises:
+        ResourcesUnavailable: they are more than such a user may give.
+        AtollError: as the check.
+    """
+    if not caller.remote or caller.nested or not spec.names_packages:
+        return check()
+    size = sum(len(name) for names in _lists(spec) for name in names)
+    if size > MAX_REMOTE_CHARACTERS:
+        raise errors.ResourcesUnavailable(
+            f"the requirements have {size} characters, and the server takes {MAX_REMOTE_CHARACTERS}",
+            hint="leave out the packages that others bring along",
+        )
+
+    def read() -> T:
+        found = check()
+        environment = found.environment if isinstance(found, LeaseSpec) else found
+        if isinstance(environment, EnvironmentSpec):  # with places of uploads it is another list
+            recipes.names_addresses(environment)
+        return found
+
+    return await services.users.readings.run(caller.user, read)
+
+
 def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpec) -> EnvironmentSpec:
     """Return the environment's spec within the caller's rights; see `checked`."""
     if caller.parent is not None:
         _refuse_long_lists(spec, services.engine.environment_of(caller.parent))
     uploads: EnvironmentSpec | None = None
-    if caller.relayed and caller.parent is None and uploaded.names_uploads(spec):
+    if caller.remote and caller.parent is None and uploaded.names_uploads(spec):  # detached calls have them, too
         spec, uploads = uploaded.split(spec)
     if not caller.may_name_host_paths:
         recipes.refuse_host_paths(spec)

@@ -5,9 +5,10 @@ Names and JSON-compatible data in, data out. Each caller sees only their own; an
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from atoll import __version__, errors
 from atoll.daemon import administration, call_requests, leasing, restore
@@ -15,7 +16,10 @@ from atoll.daemon.leasing import Caller
 from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
 from atoll.environments import requests as environments
+from atoll.environments.asked import uploaded
 from atoll.model.specs import EnvironmentSpec
+
+T = TypeVar("T")
 
 ENDINGS = ("stop", "drain")
 """Requests that end the daemon: at once, or with its last client. The transport obeys after the answer."""
@@ -81,19 +85,33 @@ async def _environments(
     if not caller.remote and not caller.may_administer and name not in _ENVIRONMENTS_OF_ALL:
         _check_administers(caller, name)
     if (caller.remote or not caller.may_administer) and "environment" in arguments:
-        spec = leasing.checked_environment(services, caller, EnvironmentSpec.from_data(arguments["environment"]))
+        asked = EnvironmentSpec.from_data(arguments["environment"])
+        check = functools.partial(leasing.checked_environment, services, caller, asked)
+        spec = await leasing.in_turn(services, caller, asked, check)
         arguments = {**arguments, "environment": spec.to_data()}
     leasing.confine_builds(services, caller)
     store = leasing.environments_of(services, caller)
     found: dict[str, Any] = await environments.handle(store, name, arguments, progress)
-    return {key: _without_paths(value) for key, value in found.items()} if caller.remote else found
+    return shown(services, caller, found)
 
 
-def _without_paths(value: Any) -> Any:
-    """Return a part of an answer whose records of environments name no files of the machine."""
-    if isinstance(value, list):
-        return [_without_paths(one) for one in value]
-    return {**value, "interpreter": ""} if isinstance(value, dict) and "interpreter" in value else value
+def shown(services: Services, caller: Caller, value: T) -> T:
+    """Return an answer, error or line as its caller may see it: for a user of a server without files of the machine."""
+    if not caller.remote:
+        return value
+    found: T = _without_paths(value, lambda text: uploaded.shown(text, services.settings.home, caller.user))
+    return found
+
+
+def _without_paths(value: Any, shown: Callable[[str], str]) -> Any:
+    """Return a part of an answer that names no files of the machine."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list | tuple):
+        return [_without_paths(one, shown) for one in value]
+    if isinstance(value, dict):
+        return {key: "" if key == "interpreter" else _without_paths(one, shown) for key, one in value.items()}
+    return value
 
 
 def _check_administers(caller: Caller, name: str) -> None:

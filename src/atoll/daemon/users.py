@@ -17,6 +17,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.engine.actions import WHOLE, Share
+from atoll.environments.asked.reading import Readings
 from atoll.model.users_settings import UsersSettings
 from atoll.sandbox import programs
 from atoll.settings import Settings
@@ -98,6 +99,7 @@ class Users:
         self._limits: dict[str, UserLimits] = {}
         self._connections, self._storage, self._bytes = _Held(), _Held(), _Held()
         self._builds: dict[str, asyncio.Semaphore] = {}
+        self.readings = Readings()
 
     @property
     def _defaults(self) -> UsersSettings:

@@ -206,7 +206,18 @@ class Http(HttpToolsProtocol):
             raise ValueError("the head is too large")
 
     def on_headers_complete(self) -> None:
-        """Begin the answer, and the body."""
+        """Begin the answer, and the body.
+
+        Programs on the way may read a head otherwise that names no host or two, or an upgrade with a body.
+        """
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise ValueError("a request names one host")
+        if self.parser.should_upgrade() and self._should_upgrade():
+            has_body = b"transfer-encoding" in names or dict(self.headers).get(b"content-length", b"0") != b"0"
+            if has_body or self.parser.get_method() != b"GET":
+                raise ValueError("an upgrade is a GET without a body")
         self._in_head, self._in_body = False, True
         self._body_bytes, self._body_began = 0, self.loop.time()
         self.deadline = self._body_began + BODY_SECONDS

@@ -10,7 +10,7 @@ from typing import Any
 
 from atoll import __version__, errors
 from atoll.host import daemon_socket, daemon_start
-from atoll.server.principal import Principal
+from atoll.server.principal import ADMIN, Principal
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import CLIENT, Bounds
@@ -20,6 +20,9 @@ from atoll.wire.frames import MAX_HEADER_BYTES, FrameError
 MOST_OF_USER = 128
 """Requests of one user that wait for the node at a time, but for those of lines."""
 _ANSWERS = CLIENT._replace(header_bytes=MAX_HEADER_BYTES)
+
+FOR_ADMIN_KEYS = ("secrets.set", "secrets.delete")
+"""Requests of a user that a key for functions and data alone cannot make: a leaked one must not change what they get."""
 
 
 class Node:
@@ -44,7 +47,7 @@ class Node:
         Raises:
             HostUnreachable, StateUnusable, StateUntrusted, DiskFull: there is no node.
         """
-        named = message if principal is None else {**message, "as": as_data(principal)}
+        named = message if principal is None else _in_name(principal, message)
         return daemon_start.open_connection(self.options, named, descriptors)
 
     async def connect(
@@ -62,7 +65,7 @@ class Node:
         Raises:
             As `open`.
         """
-        named = message if principal is None else {**message, "as": as_data(principal)}
+        named = message if principal is None else _in_name(principal, message)
         for _ in range(daemon_start.ATTEMPTS):
             try:
                 channel = AsyncChannel(daemon_socket.connect(self.options), bounds)
@@ -160,6 +163,16 @@ class Node:
             raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
         finally:
             channel.close()
+
+
+def _in_name(principal: Principal, message: dict[str, Any]) -> dict[str, Any]:
+    """Return an opening message in the name of a user, if the user's key has the scope for it."""
+    name = message.get("name")
+    if message.get("type") == "request" and name in FOR_ADMIN_KEYS and principal.scope != ADMIN:
+        raise errors.NotAuthorized(
+            f"a key of the scope API cannot ask for `{name}`", hint="use a key of the scope ADMIN", status=403
+        )
+    return {**message, "as": as_data(principal)}
 
 
 def as_data(principal: Principal) -> dict[str, Any]:

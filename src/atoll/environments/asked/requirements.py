@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import urlsplit
 
+from atoll.environments.asked import reading
 from atoll.environments.asked.local_path import LocalPath, of_address, of_repository, of_text, unreadable
 from atoll.environments.asked.redaction import redact
 from atoll.errors import EnvironmentBuildError
@@ -98,7 +99,7 @@ class Requirements:
     def host_paths(self) -> tuple[str, ...]:
         """The entries that are local paths, or something else than packages and addresses of the network."""
         refused = [path.location for path in self.paths]
-        refused += [package for package in self.packages if not _is_remote(package)]
+        refused += [package for package in reading.in_steps(self.packages) if not _is_remote(package)]
         return (*refused, *(f"{name} {value}" for name, value in self.options if not _is_harmless(name, value)))
 
     def values(self, option: str) -> list[str]:
@@ -122,13 +123,15 @@ def parse(entries: Iterable[str]) -> Requirements:
         EnvironmentBuildError: an entry is none that can be installed; the message names it.
     """
     wanted = tuple(entries)
-    found = _known.get(wanted)
+    here = reading.known()
+    found = here[wanted] if wanted in here else _known.get(wanted)
     if found is None:
         found = _parse(wanted)
         with _knowing:
             if len(_known) >= _MOST_KNOWN:
                 del _known[next(iter(_known))]
             _known[wanted] = found
+    here[wanted] = found
     return found
 
 
@@ -147,7 +150,7 @@ def _parse(entries: tuple[str, ...]) -> Requirements:
     paths: set[LocalPath] = set()
     options: list[tuple[str, str]] = []
     waiting = ""
-    for entry in entries:
+    for entry in reading.in_steps(entries):
         text = entry.replace("\\\n", " ").strip()
         if any(character in text for character in "\r\n\v\f\0"):
             raise unreadable(entry, "it has more than one line")

@@ -63,6 +63,14 @@ def resolved(spec: EnvironmentSpec, directory: Path) -> EnvironmentSpec:
     return replace(spec, requirements=requirements, pip=tuple(_path_entry(entry, directory) for entry in spec.pip))
 
 
+def shown(text: str, home: Path, user: str) -> str:
+    """Return a text for the user, with names of uploads in place of their paths on the server."""
+    place = str(of_user(home, user))
+    if place not in text:
+        return text
+    return re.sub(rf"(file://)?{re.escape(place)}/({KEY.pattern}/(?={WHEEL.pattern}))?", "", text)
+
+
 def _is_upload(entry: str) -> bool:
     return (_ENTRY.fullmatch(entry) or _LINKS.fullmatch(entry)) is not None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from atoll.environments.asked import credentials, index, key, local_sources, requirements
+from atoll.environments.asked import credentials, index, key, local_sources, reading, requirements
 from atoll.environments.asked.certificates import Certificates
 from atoll.environments.asked.index import Index
 from atoll.environments.asked.redaction import redact
@@ -255,7 +255,13 @@ def read_conda(spec: EnvironmentSpec) -> CondaRequirements:
     """
     from atoll.environments.asked import conda_packages  # as in `_conda`
 
-    return conda_packages.parse(spec.packages, spec.channels, requirements.parse(spec.pip))
+    here, wanted = reading.known(), (spec.packages, spec.channels, spec.pip)
+    if wanted not in here:
+        here[wanted] = conda_packages.parse(
+            reading.in_steps(spec.packages), spec.channels, requirements.parse(spec.pip)
+        )
+    found: CondaRequirements = here[wanted]
+    return found
 
 
 def refuse_host_paths(spec: EnvironmentSpec) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from atoll import errors
 from atoll.server.files.conditions import NotSatisfiable, Piece, etag, http_date, precondition, wanted_pieces
 from atoll.server.files.failures import Refused
 from atoll.server.files.peers import Lent
@@ -110,10 +111,10 @@ def _streamed(
         if end:
             yield end
 
-    return _Streamed(status, headers, stack.pop_all(), content)
+    return Streamed(status, headers, stack.pop_all(), content)
 
 
-class _Streamed(Response):
+class Streamed(Response):
     """An answer that is sent while its content is read, and ends when the client goes."""
 
     def __init__(
@@ -127,9 +128,15 @@ class _Streamed(Response):
         self.raw_headers = _raw(headers)
         self._held = held
         self._content = content
+        self.held_by: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
+        """What is open while the answer is sent, and may end it."""
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
+        with contextlib.suppress(errors.NotAuthorized):  # the status has been sent: the rest is missing
+            await self._serve(receive, send)
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
+        async with self._held, self.held_by:
             sending = asyncio.ensure_future(self._send(send))
             gone = asyncio.ensure_future(_gone(receive))
             try:

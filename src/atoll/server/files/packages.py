@@ -21,6 +21,7 @@ from starlette.routing import Route
 from atoll import errors
 from atoll.environments.asked.uploaded import KEY, WHEEL, of_user
 from atoll.server.files.failures import Refused, answering
+from atoll.server.files.transfers import transfers_of
 from atoll.server.state import ServerState, principal_of, state_of
 
 PREFIX = "/v1/packages"
@@ -47,7 +48,8 @@ async def _serve(request: Request) -> Response:
     path = of_user(home, principal.user) / key / name
     if request.method == "GET":
         return JSONResponse({"present": await asyncio.to_thread(_touched, path)})
-    await _receive(request, path, of_user(home, principal.user))
+    async with transfers_of(request).opened(principal):
+        await _receive(request, path, of_user(home, principal.user))
     return JSONResponse({"present": True}, 201)
 
 

@@ -17,11 +17,13 @@ from atoll import errors
 from atoll.server.files import packages
 from atoll.server.files.conditions import etag, http_date
 from atoll.server.files.description import OPERATIONS
-from atoll.server.files.download import download
+from atoll.server.files.download import Streamed, download
 from atoll.server.files.failures import Refused, answering, failure
 from atoll.server.files.paths import PREFIX, FilePath, address, encoded, from_address, from_text, shown
 from atoll.server.files.peers import Lent, Peers
 from atoll.server.files.presentation import SAFETY
+from atoll.server.files.transfers import PART as TRANSFERS
+from atoll.server.files.transfers import Transfers, transfers_of
 from atoll.server.files.upload import check_version, drop_upload, upload, upload_part, upload_state
 from atoll.server.state import ServerState, principal_of
 from atoll.storage.files.tree import DIRECTORY, FILE, SPECIAL, SYMLINK, Status
@@ -37,6 +39,9 @@ _KINDS = {FILE: "file", DIRECTORY: "directory", SYMLINK: "symlink", SPECIAL: "sp
 def install(state: ServerState) -> None:
     """Add the routes; a part of the server."""
     peers = state.parts[PART] = Peers(state.node)
+    transfers = state.parts[TRANSFERS] = Transfers()
+    if "accounts" in state.parts:
+        state.parts["accounts"].holders.append(transfers)
     files = Files(peers)
     endpoint = answering(files.serve)
     endpoint.described = OPERATIONS  # type: ignore[attr-defined]
@@ -76,7 +81,11 @@ class Files:
         async with contextlib.AsyncExitStack() as stack:
             lent = await stack.enter_async_context(self._peers.lent(principal))
             try:
-                return await _METHODS[method](stack, lent, where, query, request)
+                async with transfers_of(request).opened(principal):
+                    answer = await _METHODS[method](stack, lent, where, query, request)
+                if isinstance(answer, Streamed):
+                    answer.held_by = transfers_of(request).opened(principal)
+                return answer
             except (OSError, errors.AtollError) as error:
                 return failure(error, where.path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from atoll.server.line.session import Session
@@ -17,7 +18,9 @@ uvloop's TLS tells of room below another limit than its socket's own with the ne
 """
 CLOSE_SECONDS = 1.0
 """Seconds for the last bytes of a connection to go out, and for TLS to end in order."""
-PROTOCOL_ERROR = 1002
+PROTOCOL_ERROR, INTERNAL_ERROR = 1002, 1011
+
+log = logging.getLogger("atoll.lines")
 
 
 class Connection(asyncio.Protocol):
@@ -49,6 +52,11 @@ class Connection(asyncio.Protocol):
             self._session.feed(self, data)
         except LineError:
             self.end(PROTOCOL_ERROR)
+            self._session.end()
+            return
+        except Exception:  # the transport would be torn down without the session's end
+            log.exception("line_failed")
+            self.end(INTERNAL_ERROR)
             self._session.end()
             return
         self._sessions.unsettled.add(self._session)

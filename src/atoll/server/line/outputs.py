@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atoll.host.pseudo_terminal import PseudoTerminal
-from atoll.wire.line import STDERR, STDOUT
+from atoll.wire.line import STDOUT
 from atoll.wire.output_tape import TapeWriter
 
 TERMINAL = 3
@@ -112,10 +112,10 @@ class Outputs:
         if TERMINAL in self.pipes:
             self._resize(rows, columns)
             return -1
-        if self._shown:
+        if self._shown or not self.pipes:  # the worker may have closed either of them, or both
             return -1
         self._shown = True
-        made = PseudoTerminal(os.fstat(self.pipes[STDERR]).st_uid)
+        made = PseudoTerminal(os.fstat(next(iter(self.pipes.values()))).st_uid)
         self.pipes[TERMINAL] = made.descriptor
         self._resize(rows, columns)
         if self._reads:
