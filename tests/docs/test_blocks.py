@@ -160,6 +160,7 @@ def test_commands_in_the_text_exist(page: str) -> None:
     """Inline code that begins with `atoll` or `make` names commands, options and targets that exist."""
     import cyclopts
 
+    from atoll.cli import hosts
     from atoll.cli.main import command_table
 
     for span in code_spans(page):
@@ -180,6 +181,8 @@ def test_commands_in_the_text_exist(page: str) -> None:
             if apps[-1].default_command
             else None
         )
+        if known is not None and chain[0] in hosts.COMMANDS:
+            known.add("--host")
         for option in re.findall(r"(?<!\S)\[?(--?[a-z][a-z-]*)", span):
             if chain[0] != "run" and known is not None:
                 assert option in known, f"{page}: `{span}` has no option {option}"

