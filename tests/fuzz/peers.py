@@ -197,6 +197,9 @@ def _services(one: World) -> Any:
 
     async def check(*_: Any) -> None: ...
 
+    async def before_call(*_: Any) -> None:
+        pass
+
     node = SimpleNamespace(
         expect_network=nothing,
         machine=SimpleNamespace(allot=nothing),
@@ -204,6 +207,7 @@ def _services(one: World) -> Any:
         network=network,
         storage_peers=SimpleNamespace(open=peer),
         tmp_disks=SimpleNamespace(check=check),
+        quotas=SimpleNamespace(before_call=before_call),
     )
     return SimpleNamespace(
         engine=one.engine,
@@ -215,6 +219,7 @@ def _services(one: World) -> Any:
         claimed=Claimed(),
         storage_places=Account(4, 8, 16, 32),
         running_calls=RunningCalls(one.engine),
+        secrets=SimpleNamespace(exist=lambda _: False),
         users=SimpleNamespace(share=lambda _: WHOLE, serves=lambda _: False),
     )
 

@@ -144,7 +144,7 @@ HALF = "\ud800"
         ("detached.batches", {"start": HALF}),
         ("environments.show", {"key": HALF}),
         ("volume.restore", {"name": HALF}),
-        ("secrets.set", {"name": "A", "value": HALF}),
+        ("secrets.set", {"name": HALF, "value": "A"}),
         ("capacity", {"deep": {HALF: [1]}}),
         (HALF, {}),
     ],

@@ -95,7 +95,7 @@ def test_one_text_names_a_file(text: str) -> None:
 
 def test_a_file_is_read_as_pip_reads_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comments, continued lines, variables, files within files, constraints, and paths from the file's directory."""
-    monkeypatch.setenv("INDEX_TOKEN", "secret")
+    monkeypatch.setenv("INDEX_TOKEN", "hidden")
     (project / "inner").mkdir()
     (project / "requirements.txt").write_text(
         "\ufeff# the first line\nsix==1.0 \\\n    --hash=sha256:00\nidna  # a name\n-r inner/more.txt\n"
@@ -109,11 +109,11 @@ def test_a_file_is_read_as_pip_reads_it(project: Path, monkeypatch: pytest.Monke
         "attrs",
         f"--find-links {project}/wheels",
         "--constraint-line 'urllib3<2'",
-        "--extra-index-url 'https://secret@example.org/${Other}'",
+        "--extra-index-url 'https://hidden@example.org/${Other}'",
         f"-e {project}/packages/own",
     )
     function = isolated(requirements=f"-r {project}/requirements.txt")(len)
-    assert "secret" not in str(function.options.closed()), "a sandbox would see the variable"
+    assert "hidden" not in str(function.options.closed()), "a sandbox would see the variable"
 
 
 PROJECT = """
