@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -266,39 +265,20 @@ def kill_all() -> str:
     return "sent"
 
 
-def test_detached_calls_of_a_user_are_bounded_and_run_no_command_of_the_owners(users: Users) -> None:
+def test_detached_calls_of_a_user_are_bounded_and_run_no_command_of_the_owners(users: Users, tmp_path: Path) -> None:
     """A quarter of the disk for detached calls is one user's, and the command that tells of ends is the owner's."""
     from atoll.daemon.detached import requests
+    from atoll.detached.store import Store
+    from atoll.settings import DetachedSettings
 
-    patched = pytest.MonkeyPatch()
-    patched.setattr(requests, "MOST_WAITING", 1)
-    with pytest.raises(errors.DetachedFull, match="no room for 2 more"):
-        requests._check_share(_Empty(), "u-bob", 2, 10, 1 << 20)  # type: ignore[arg-type]
-    patched.undo()
-    with pytest.raises(errors.DetachedFull):
-        requests._check_share(_Empty(), "u-bob", 1, 2 << 20, 1 << 20)  # type: ignore[arg-type]
+    with contextlib.closing(Store(tmp_path, DetachedSettings())) as store:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(requests, "MOST_WAITING", 1)
+            with pytest.raises(errors.DetachedFull, match="no room for 2 more"):
+                requests._check_share(store, "u-bob", 2, 10, 1 << 20)
+        with pytest.raises(errors.DetachedFull):
+            requests._check_share(store, "u-bob", 1, 2 << 20, 1 << 20)
     job = on(users.bob, double, on_done="notify").spawn(4)
     assert job.result() == 8
     (row,) = [one for one in users.bob.request("detached.list", {})["calls"] if one["call"] == job.id]
     assert not row.get("on_done")
-
-
-class _Empty:
-    """A store without calls."""
-
-    @property
-    def lock(self) -> Any:
-        return contextlib.nullcontext()
-
-    def translated(self) -> Any:
-        return contextlib.nullcontext()
-
-    @property
-    def connection(self) -> Any:
-        return self
-
-    def execute(self, *_: Any) -> Any:
-        return self
-
-    def fetchone(self) -> tuple[int, int]:
-        return 0, 0

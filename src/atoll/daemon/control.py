@@ -370,7 +370,7 @@ class Connection:
         await self._channel.send({"type": "answer", "value": {"status": status}})
 
     async def _request(self, message: dict[str, Any]) -> None:
-        name, arguments = request_arguments.read(message)
+        name, arguments = request_arguments.read(message, relayed=self._caller.relayed)
         if name.startswith("detached."):
             leasing.check_outside(self._caller, "keep detached calls")
             services, user = self._services, self._caller.user

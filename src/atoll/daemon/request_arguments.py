@@ -10,6 +10,9 @@ from typing import Any
 
 LARGEST = (1 << 63) - 1
 MOST_DEPTH = 64
+MOST_ROWS = 1000
+"""Rows of one answer to a user of a server: they are written on the node's loop, which serves other users too."""
+_LISTS = {"calls.list", "detached.list", "detached.batches"}
 _CHECKED_ELSEWHERE = {("secrets.set", "value")}
 """Values whose own check says in the user's words which part is wrong."""
 
@@ -27,8 +30,11 @@ def is_text(value: object) -> bool:
     return True
 
 
-def read(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def read(message: dict[str, Any], *, relayed: bool = False) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a request, whichever it is.
+
+    Args:
+        relayed: a server asks for a user, who has at most `MOST_ROWS` of a list at a time.
 
     Raises:
         ValueError: they are none, or have a value that nothing here takes.
@@ -36,6 +42,9 @@ def read(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     name, arguments = message.get("name"), message.get("arguments")
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("a request has a `name` and `arguments`")
+    if relayed and name in _LISTS and ("limit" in arguments or name != "calls.list"):  # which has a small one by itself
+        limit = arguments.get("limit", MOST_ROWS)
+        arguments = {**arguments, "limit": min(limit, MOST_ROWS) if type(limit) is int else limit}
     rest = {key: value for key, value in arguments.items() if (name, key) not in _CHECKED_ELSEWHERE}
     check({"name": name, "arguments": rest})
     return name, arguments
