@@ -352,7 +352,10 @@ def index_variables(environment: Mapping[str, str] | None = None) -> dict[str, s
 def user_config_directory() -> Path:
     """Return the user's configuration directory (`XDG_CONFIG_HOME`, else `~/.config`)."""
     given = os.environ.get("XDG_CONFIG_HOME") or ""
-    return Path(given) if os.path.isabs(given) else Path.home() / ".config"
+    try:
+        return Path(given) if os.path.isabs(given) else Path.home() / ".config"
+    except RuntimeError:  # a uid that the machine does not know, without `HOME`: it has stored nothing
+        return Path("/nonexistent")
 
 
 def search_path() -> str:

@@ -16,6 +16,7 @@ import pytest
 from atoll import Host, IsolatedFunction, LocalHost, isolated
 from atoll.host import index_settings
 
+from ..conftest import needs_outbound
 from ..server.process import Server, running
 
 P = ParamSpec("P")
@@ -122,6 +123,8 @@ def conformance_server() -> Iterator[Server]:
 def place(request: pytest.FixtureRequest) -> Place:
     """A host that all tests of the suite share: they leave each other's files in `/data` alone."""
     if request.param == "remote":
+        if needs_outbound.args[0]:
+            pytest.skip(needs_outbound.kwargs["reason"])
         server: Server = request.getfixturevalue("conformance_server")
         key_id, key_secret = server.key
         variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}

@@ -69,7 +69,7 @@ def test_init_names_a_directory_that_it_cannot_make(atoll_home: Home) -> None:
 def test_version_starts_nothing(atoll_home: Home) -> None:
     """Versions are those of this machine, and the daemon is none where none runs."""
     found = json.loads(atoll_home.atoll("version", "--json").stdout)
-    assert set(found) == {"atoll", "python", "platform", "uv", "bwrap", "daemon"}
+    assert set(found) == {"atoll", "python", "platform", "uv", "bwrap", "daemon", "server"}
     assert (found["atoll"], found["daemon"]) == (__version__, None)
     assert found["uv"][0].isdigit()
     assert found["bwrap"][0].isdigit()

@@ -21,10 +21,10 @@ from atoll.node.builds import Builds
 from atoll.node.node import Node
 from atoll.settings import EnvironmentsSettings, SandboxSettings, Settings
 
-from ..conftest import find_tool
+from ..conftest import find_tool, outbound_is_half_there
 from ..environments import Machine
 
-pytestmark = pytest.mark.as_user
+pytestmark = [pytest.mark.as_user, outbound_is_half_there]
 
 WAIT = """
     import time

@@ -145,6 +145,7 @@ class Networks:
     def _made(self, task: asyncio.Task[Network]) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, AtollError):
+            error = error.with_traceback(None)  # its frames would hold what they have opened
             log.warning("network_failed error=%s", error)
             self._failure = (time.monotonic(), error)
         self._works = not task.cancelled() and error is None

@@ -215,6 +215,7 @@ class NetworkMaker:
         read, write = os.pipe2(os.O_CLOEXEC)
         ours.setblocking(False)
         carrier: Sandbox | None = None
+        network: Network | None = None
         try:
             policy = self._carrier_policy(path, command)
             carrier = self._launcher.launch(policy, stdin=theirs.fileno(), stdout=write, stderr=write)
@@ -241,8 +242,9 @@ class NetworkMaker:
             theirs.close()
             if write >= 0:
                 os.close(write)
-            if carrier is not None:
+            if network is None:
                 ours.close()
+            if carrier is not None:
                 await carrier.kill()
             os.close(read)
 
