@@ -79,6 +79,14 @@ def _send_descriptors(sock: Socket, data: memoryview, descriptors: Sequence[int]
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def take_first(messages: list[Message], kind: str) -> Message | None:
+    """Remove and return the first message of this type, ahead of others; None for none."""
+    for position, message in enumerate(messages):
+        if message.type == kind:
+            return messages.pop(position)
+    return None
+
+
 class Channel:
     """One end of a stream of frames.
 
@@ -185,11 +193,7 @@ class Channel:
 
     def take(self, kind: str) -> Message | None:
         """Return the first message of this type that has come, ahead of others; None for none."""
-        messages = self._decoder.messages
-        for position, message in enumerate(messages):
-            if message.type == kind:
-                return messages.pop(position)
-        return None
+        return take_first(self._decoder.messages, kind)
 
     def readable(self) -> bool:
         """Return whether the peer has sent something that `receive` has not returned, or has gone."""

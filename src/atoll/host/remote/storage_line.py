@@ -11,7 +11,7 @@ from typing import Any
 from atoll import errors
 from atoll.host.remote.line_client import LineClient
 from atoll.host.remote.server import Server
-from atoll.wire.channel import ChannelClosed
+from atoll.wire.channel import ChannelClosed, take_first
 from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Header, Message, encode
 
 
@@ -97,11 +97,7 @@ class StorageLine:
 
     def take(self, kind: str) -> Message | None:
         """See `Channel.take`."""
-        messages = self._decoder.messages
-        for position, message in enumerate(messages):
-            if message.type == kind:
-                return messages.pop(position)
-        return None
+        return take_first(self._decoder.messages, kind)
 
     def wait(self, seconds: float) -> bool:
         """Wait until there is something to receive, or the other end has gone; return whether that is so."""
