@@ -3,7 +3,7 @@
 Theory of operation. The server is the owner's client. Its messages name a user (`leasing.on_behalf`), whose id says
 nothing about a person and is also the name of the volume's directory. A user is admitted when the first message comes.
 Users are kept apart by host uids, which root alone can give: a daemon of a plain user serves one user, unless its owner
-says otherwise (`users.share_uid`). Each bound is counted by user, so a user who is at one holds up nobody else.
+consents to a shared one (`shared_uid`). Each bound is counted by user, so a user who is at one holds up nobody else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from atoll import errors
+from atoll.daemon import shared_uid
 from atoll.engine.actions import WHOLE, Share
 from atoll.environments.asked.reading import Readings
 from atoll.model.users_settings import UsersSettings
@@ -119,12 +120,12 @@ class Users:
             SandboxUnavailable: this daemon cannot keep the user apart from another that it serves, by host uid or
                 network.
         """
-        if user not in self._limits:
+        if user not in self._limits or not self._separates:  # the consent to a shared uid may end with a server
             others = {*self._limits, *self._known()} - {user, owner}
-            if others and not (self._separates or self._defaults.share_uid):
+            if others and not (self._separates or shared_uid.allowed(self._options)):
                 raise errors.SandboxUnavailable(
                     "this node runs as a plain user, and serves one user of its server: several would share a host uid",
-                    hint="run the server as root, or say `--share-uid-between-users` (`users.share_uid = true` in "
+                    hint="run the server as root, or start it with `--share-uid-between-users` (`users.share_uid = true` in "
                     "`settings.toml`)",
                 )
             if others:

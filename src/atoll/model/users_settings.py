@@ -10,7 +10,8 @@ class UsersSettings:
     """Rules for the users of a server that this state directory serves. Each bound is one user's.
 
     Args:
-        share_uid: several users although this daemon is a plain user's, whose host uid they then share.
+        share_uid: several users although this daemon is a plain user's, whose host uid they then share; as
+            `atoll server --share-uid-between-users`.
         share_network: functions of a single user share the machine's network where they name none.
         workers: calls at a time; 0 for no bound but the machine's.
         connections: to the daemon, leases among them.

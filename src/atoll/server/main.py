@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from atoll import settings
+from atoll.daemon import shared_uid
 from atoll.host import daemon_start
 from atoll.sandbox.limits import descriptors
 from atoll.server import addresses, http, logs, upgrade
@@ -46,6 +47,7 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
     node_options = settings.load(options.home)
     daemon_start.prepare_home(node_options)
     with lock.only_one(node_options), listening.listen(options.listen) as listener:
+        shared_uid.remember(node_options, consents=options.share_uid)
         state = ServerState(Node(node_options), options=options)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         connections = http.Connections(limit // 2, options.trusted_proxies)

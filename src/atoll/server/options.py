@@ -47,6 +47,7 @@ class ServerOptions:
         trusted_proxies: addresses and networks whose `X-Forwarded-For` counts.
         metrics: an address of its own for `/metrics`; None serves it to operators alone.
         database: the address of the accounts' database; empty for the state directory's own.
+        share_uid: the consent that several users of a plain user's server share its host uid.
     """
 
     home: Path | None = None
@@ -56,3 +57,4 @@ class ServerOptions:
     trusted_proxies: tuple[str, ...] = ()
     metrics: Address | None = None
     database: str = ""
+    share_uid: bool = False

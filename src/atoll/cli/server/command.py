@@ -21,6 +21,7 @@ def server(
     trusted_proxy: Annotated[list[str] | None, cyclopts.Parameter(negative="")] = None,
     metrics: str = "",
     database: str = "",
+    share_uid_between_users: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     demo: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Serve functions and `/data` of many users over HTTP, until interrupted.
@@ -44,6 +45,8 @@ def server(
     database: str
         Address of a PostgreSQL database for users and keys; default: ATOLL_DATABASE_URL, else a file of SQLite in the
         state directory.
+    share_uid_between_users: bool
+        Serve several users although a plain user runs the server: their functions share this user's host uid.
     demo: bool
         Serve on loopback with a new state directory and one user; all of it goes with the end.
     """
@@ -72,5 +75,6 @@ def server(
         trusted_proxies=tuple(trusted_proxy or ()),
         metrics=address(metrics) if metrics else None,
         database=database,
+        share_uid=share_uid_between_users,
     )
     return main.run(options, lambda line: echo(line, flush=True))

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from atoll import errors
 from atoll.server.accounts import audit
@@ -74,10 +74,10 @@ class Accounts:
         """Close the database."""
         self.database.close()
 
-    def has_users(self) -> bool:
-        """Return whether there is a user at all."""
+    def count_users(self) -> int:
+        """Return the number of users."""
         with self.database.reading() as connection:
-            return connection.execute(select(users.c.id).limit(1)).first() is not None
+            return connection.execute(select(func.count()).select_from(users)).scalar() or 0
 
     async def authenticate(self, headers: dict[str, str], address: str) -> Principal:
         """Return the user of a request; see `Authenticator.authenticate`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from atoll import settings
+from atoll.daemon import shared_uid
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.routes import routes
 from atoll.server.database.address import address_of, remember
@@ -40,7 +42,15 @@ def install(state: ServerState) -> None:
     state.authenticate = accounts.authenticate
     state.routes += routes()
     state.lifespan.append(accounts.watching)
-    if not accounts.has_users():
+    count = accounts.count_users()
+    if os.geteuid() != 0 and shared_uid.allowed(state.node.options):
+        state.notices.append("warning: a plain user runs this server, so the functions of all users have one host uid")
+    elif os.geteuid() != 0 and count > 1:
+        state.notices.append(
+            f"warning: {count} users, and a server of a plain user serves one: run it as root, or with "
+            "`--share-uid-between-users`"
+        )
+    if not count:
         place = "" if home == settings.default_home() else f"ATOLL_HOME={shlex.quote(str(home))} "
         state.notices.append(
             f"no users yet: `{place}atoll users add NAME --operator` on this machine makes the first, and prints a key for "
