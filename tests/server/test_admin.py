@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -134,6 +136,79 @@ def test_commands_name_the_state_they_change(
     assert not (tmp_path / "copy").exists()
     assert run(["users", "add", "ada"]) == 0
     assert f"to `{other}` (no server has run there yet)" in capsys.readouterr().err
+
+
+def test_commands_take_the_state_directory(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--home` names the server's directory for users, keys and administration, whatever ATOLL_HOME is."""
+    monkeypatch.setenv("ATOLL_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    home = ["--home", str(server.home.path)]
+    assert server.key
+
+    def said(*words: str) -> str:
+        assert run([*words, *home]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    said("users", "add", "home-ann")
+    assert "home-ann" in [one["name"] for one in json.loads(said("users", "list", "--json"))]
+    assert (
+        said("users", "set-quota", "home-ann", "--bytes", "1GB", "--files", "10")
+        == "home-ann: volume 954 MiB, 10 files\n"
+    )
+    key = json.loads(said("key", "generate", "--user", "home-ann", "--json"))["id"]
+    assert key in said("key", "list", "--user", "home-ann")
+    said("key", "revoke", key)
+    assert key not in said("key", "list", "--user", "home-ann")
+    assert run(["key", "list", *home]) == 2
+    assert run(["users", "list", *home, "--host", server.url]) == 2
+    assert "--user NAME" in capsys.readouterr().err
+    said("users", "remove", "home-ann", "--yes")
+    assert "user.remove" in said("admin", "audit")
+    said("admin", "usage")
+    assert "values anew" in said("admin", "rotate-key")
+    assert not (tmp_path / "other").exists()
+
+
+def test_commands_that_read_make_no_accounts(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory or database of no server stays as it is, also where `--database` names it."""
+    home, file = tmp_path / "home", tmp_path / "database.db"
+    file.touch()
+    monkeypatch.setenv("ATOLL_HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    others = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(others)) as connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+    tables = [file.read_bytes(), others.read_bytes()]
+    commands = (
+        ("users", "list"),
+        ("users", "remove", "ann", "--yes"),
+        ("users", "set-quota", "ann", "--workers", "1"),
+        ("key", "list", "--user", "ann"),
+        ("key", "generate", "--user", "ann"),
+        ("key", "revoke", "0" * 32, "--here"),
+        ("admin", "audit"),
+        ("admin", "usage"),
+        ("admin", "backup", str(tmp_path / "copy")),
+    )
+    for words in commands:
+        places = [["--home", str(home)], ["--database", f"sqlite:///{tmp_path / 'missing.db'}"]]
+        places += [["--database", f"sqlite:///{one}"] for one in (file, others)]
+        for place in places:
+            assert run([*words, *place]) == 1, (words, place)
+            told = capsys.readouterr().err
+            assert "no server has run in" in told or "there is no database" in told or "no tables" in told, (
+                words,
+                place,
+            )
+    assert [file.read_bytes(), others.read_bytes()] == tables
+    assert not home.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["database.db", "other.db"]
+    assert run(["users", "list", "--database", f"sqlite:///{server.home.path}/server/server.db"]) == 0
+    assert not home.exists()
 
 
 # --- backups --------------------------------------------------------------------------------------------------------

@@ -107,6 +107,17 @@ def test_openers_at_a_time_make_one_schema(url: str, tmp_path: Path) -> None:
         assert {one.result() for one in [threads.submit(opened) for _ in range(4)]} == {schema.newest()}
 
 
+def test_a_database_that_is_asked_is_not_made(url: str, tmp_path: Path) -> None:
+    """A command that reads or changes leaves an empty database empty, and opens one that has tables."""
+    for _ in range(2):
+        with pytest.raises(errors.StateUnusable, match=r"no database|no tables of a server"):
+            Database(tmp_path, url, make=False)
+    assert not (tmp_path / "server").exists()
+    Database(tmp_path, url).close()
+    with Database(tmp_path, url, make=False) as found:
+        assert found.value("keys") == 0
+
+
 def test_a_newer_schema_is_refused_by_name(url: str, tmp_path: Path) -> None:
     """An older server changes nothing of a schema that it does not know."""
     first = Database(tmp_path, url)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from atoll.cli.accounts.place import opened
+from atoll.cli.accounts.place import Place, opened
+from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, date, print_json, print_table
 from atoll.cli.terminal import echo
 
@@ -23,6 +25,13 @@ app = cyclopts.App(
 Flag = cyclopts.Parameter(negative="")
 
 
+def _opened(host: str, database: str, home: Path | None, user: str) -> contextlib.AbstractContextManager[Place]:
+    """Open the accounts with a user's keys; without a user those of the server with one's own."""
+    if home is not None and not user:
+        raise TargetError("a state directory has keys of all users: give `--user NAME`, too")
+    return opened(host, database if user else "", home, server=not user)
+
+
 @app.command
 def generate(
     *,
@@ -32,6 +41,7 @@ def generate(
     user: str = "",
     json: Annotated[bool, Flag] = False,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Make a key and print it: it is shown this once.
@@ -50,11 +60,13 @@ def generate(
         Print an object with `id`, `secret`, `scope`, `alias` and `expires`.
     host: str
         Address of the server; default: the one that you are logged in to.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database, as `atoll server --database` has it.
     """
     asked = {"scope": scope, "alias": alias, "expires_seconds": days * 86400}
-    with opened(host, database if user else "", server=not user) as place:
+    with _opened(host, database, home, user) as place:
         key = place.make_key(user, asked)
     if json:
         print_json(key)
@@ -64,7 +76,9 @@ def generate(
 
 
 @app.command(name="list")
-def list_(*, user: str = "", json: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+def list_(
+    *, user: str = "", json: Annotated[bool, Flag] = False, host: str = "", home: Path | None = None, database: str = ""
+) -> int:
     """List keys, without their secrets.
 
     Parameters
@@ -75,10 +89,12 @@ def list_(*, user: str = "", json: Annotated[bool, Flag] = False, host: str = ""
         Print a list of objects; moments in seconds since the epoch.
     host: str
         Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
-    with opened(host, database if user else "", server=not user) as place:
+    with _opened(host, database, home, user) as place:
         found = place.list_keys(user)
     if json:
         print_json(found)
@@ -103,7 +119,9 @@ def list_(*, user: str = "", json: Annotated[bool, Flag] = False, host: str = ""
 
 
 @app.command
-def revoke(key: str, /, *, here: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+def revoke(
+    key: str, /, *, here: Annotated[bool, Flag] = False, host: str = "", home: Path | None = None, database: str = ""
+) -> int:
     """Revoke a key at once; what runs with it ends.
 
     Parameters
@@ -114,10 +132,12 @@ def revoke(key: str, /, *, here: Annotated[bool, Flag] = False, host: str = "", 
         Any user's key, on the server's machine.
     host: str
         Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
-    with opened(host, database if here else "", server=not here) as place:
+    with opened(host, database if here else "", home, server=not here) as place:
         gone = place.revoke_key(key)
     echo(f"revoked the key {gone['id']}", error=True)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 from atoll import credentials, errors, settings
 from atoll.cli.accounts import client
 from atoll.cli.accounts.client import ask
+from atoll.cli.programs.program import TargetError
 from atoll.credentials import Credentials
-from atoll.host.local import local
+from atoll.host.local import LocalHost
 from atoll.terminal_text import printable
 
 
@@ -81,11 +83,13 @@ class Here:
 
     Args:
         direct: the open accounts; `atoll.server` is imported only where it is needed.
+        home: the state directory.
         name: of the state directory.
     """
 
-    def __init__(self, direct: Any, name: str) -> None:
+    def __init__(self, direct: Any, home: Path, name: str) -> None:
         self._direct = direct
+        self._node = LocalHost(home)
         self.name = name
 
     def list_users(self) -> list[dict[str, Any]]:
@@ -95,19 +99,19 @@ class Here:
         from atoll.server.accounts.bodies import NewUser
 
         added = self._direct.add_user(NewUser(**asked))
-        _limit(added.user)
+        self._limit(added.user)
         return _data(added)
 
     def remove_user(self, name: str, *, keep: bool) -> dict[str, Any]:
         gone = self._direct.remove_user(name)
-        kept = local.request("users.remove", {"user": gone.id, "keep": keep})["kept"]
+        kept = self._node.request("users.remove", {"user": gone.id, "keep": keep})["kept"]
         return {**_data(gone), "volume": "kept" if kept else "removed"}
 
     def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
         from atoll.server.accounts.bodies import Quotas
 
         changed = self._direct.set_quota(name, Quotas(**quotas))
-        _limit(changed, always=True)
+        self._limit(changed, always=True)
         return _data(changed)
 
     def list_keys(self, user: str) -> list[dict[str, Any]]:
@@ -121,6 +125,12 @@ class Here:
     def revoke_key(self, key: str) -> dict[str, Any]:
         return _data(self._direct.revoke_key(key))
 
+    def _limit(self, user: Any, *, always: bool = False) -> None:
+        """Tell the node of a user's quotas."""
+        if always or user.volume_bytes or user.volume_files:
+            quotas = {"user": user.id, "bytes": user.volume_bytes, "files": user.volume_files}
+            self._node.request("quotas.set", quotas)
+
 
 def _data(value: Any) -> dict[str, Any]:
     from atoll.server.typed import plain
@@ -128,46 +138,63 @@ def _data(value: Any) -> dict[str, Any]:
     return plain(value)
 
 
-def _limit(user: Any, *, always: bool = False) -> None:
-    """Tell the node of a user's quotas."""
-    if always or user.volume_bytes or user.volume_files:
-        local.request("quotas.set", {"user": user.id, "bytes": user.volume_bytes, "files": user.volume_files})
+def home_of(given: Path | None) -> Path:
+    """Return the state directory that a command is about, by its `--home`."""
+    return settings.default_home() if given is None else Path(os.path.abspath(given.expanduser()))
 
 
-def has_accounts() -> bool:
-    """Return whether this machine's state directory has accounts of a server."""
-    return (settings.default_home() / "server" / "pepper").exists()
+def has_accounts(home: Path) -> bool:
+    """Return whether a state directory has accounts of a server."""
+    return (home / "server" / "pepper").exists()
 
 
-def check_accounts() -> None:
-    """Check that a server has run in this machine's state directory.
+def check_accounts(home: Path) -> None:
+    """Check that a server has run in a state directory.
 
     Raises:
         StateUnusable: none has, so the directory is probably another one than the server's.
     """
-    if not has_accounts():
+    if not has_accounts(home):
         raise errors.StateUnusable(
-            f"no server has run in `{printable(str(settings.default_home()))}`",
-            hint="set `ATOLL_HOME` to the server's state directory",
+            f"no server has run in `{printable(str(home))}`", hint="name the server's state directory by `--home`"
         )
 
 
+def check_one_place(host: str, home: Path | None) -> None:
+    """Refuse an address together with a state directory.
+
+    Raises:
+        TargetError: both are given.
+    """
+    if host and home is not None:
+        raise TargetError("`--host` and `--home` do not go together")
+
+
 @contextlib.contextmanager
-def opened(host: str, database: str = "", *, here: bool = False, server: bool = False) -> Iterator[Place]:
+def opened(
+    host: str, database: str = "", home: Path | None = None, *, here: bool = False, server: bool = False
+) -> Iterator[Place]:
     """Open the accounts to use: at the address, else this machine's, else of the server one is logged in to.
 
     Args:
         host: an address; empty for none.
         database: of this machine's accounts; see `atoll server --database`.
+        home: of this machine's accounts; None for the default, unless `host` is given.
         here: this machine's where nothing else is named, which makes them.
         server: a server's in any case: keys are one's own, and the rights of a directory are nobody's.
 
     Raises:
         NotAuthorized: there is no key for the server.
         HostUnreachable: nothing names one.
+        StateUnusable: no server has run in the state directory.
+        TargetError: an address and a state directory are given.
     """
-    if not host and not server and (database or has_accounts()):
-        with _here(database) as found:
+    check_one_place(host, home)
+    place = home_of(home)
+    if home is not None or (not host and not server and (database or has_accounts(place))):
+        if not here and not database:
+            check_accounts(place)
+        with _here(place, database, make=here) as found:
             yield found
         return
     login = credentials.find(host)
@@ -176,15 +203,15 @@ def opened(host: str, database: str = "", *, here: bool = False, server: bool = 
         return
     if not here:
         raise errors.HostUnreachable(
-            f"no server is named, and none has run in `{printable(str(settings.default_home()))}`",
-            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine set `ATOLL_HOME`",
+            f"no server is named, and none has run in `{printable(str(place))}`",
+            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine give `--home`",
         )
-    with _here(database) as found:
+    with _here(place, database, make=True) as found:
         yield found
 
 
 @contextlib.contextmanager
-def _here(database: str) -> Iterator[Place]:
+def _here(home: Path, database: str, *, make: bool) -> Iterator[Place]:
     try:
         from atoll.server.accounts.direct import Direct
         from atoll.server.database.address import address_of
@@ -192,10 +219,9 @@ def _here(database: str) -> Iterator[Place]:
         raise errors.StateUnusable(
             f"a server's accounts need packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
-    home = settings.default_home()
-    served = _served(home) if has_accounts() else "no server has run there yet"
-    with Direct(home, address_of(home, database)) as direct:
-        yield Here(direct, f"`{printable(str(home))}` ({served})")
+    served = _served(home) if has_accounts(home) else "no server has run there yet"
+    with Direct(home, address_of(home, database), make=make) as direct:
+        yield Here(direct, home, f"`{printable(str(home))}` ({served})")
 
 
 def _served(home: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
@@ -42,6 +43,7 @@ def add(
     workers: int = 0,
     json: Annotated[bool, Flag] = False,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Add a user, and print a first key, which is shown this once.
@@ -68,12 +70,14 @@ def add(
         Print an object with `user` and `key`.
     host: str
         Address of the server; default: this machine's state directory, else the server that you are logged in to.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database, as `atoll server --database` has it.
     """
     asked = {"name": name, "operator": operator, "key": not no_key, "issuer": issuer, "subject": subject}
     asked |= {"volume_bytes": _bytes(volume), "volume_files": files, "workers": workers}
-    with opened(host, database, here=True) as place:
+    with opened(host, database, home, here=True) as place:
         added = place.add_user(asked)
         where = place.name
     if json:
@@ -86,7 +90,7 @@ def add(
 
 
 @app.command(name="list")
-def list_(*, json: Annotated[bool, Flag] = False, host: str = "", database: str = "") -> int:
+def list_(*, json: Annotated[bool, Flag] = False, host: str = "", home: Path | None = None, database: str = "") -> int:
     """List the users.
 
     Parameters
@@ -95,10 +99,12 @@ def list_(*, json: Annotated[bool, Flag] = False, host: str = "", database: str 
         Print a list of objects; moments in seconds since the epoch, a quota of 0 is none.
     host: str
         Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
-    with opened(host, database) as place:
+    with opened(host, database, home) as place:
         found = place.list_users()
     if json:
         print_json(found)
@@ -134,6 +140,7 @@ def remove(
     keep_volume: Annotated[bool, Flag] = False,
     yes: Yes = False,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Remove a user: all keys end at once, and all calls. The volume is put aside, unless it is to be deleted.
@@ -150,12 +157,14 @@ def remove(
         Do not ask.
     host: str
         Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
     if delete_volume and keep_volume:
         raise TargetError("`--keep-volume` and `--delete-volume` do not go together")
-    with opened(host, database) as place:
+    with opened(host, database, home) as place:
         if not any(name in (user["name"], user["id"]) for user in place.list_users()):
             raise errors.CallerError(f"no user is called `{printable(name)}`", hint="see `atoll users list`")
         costs = [f"the user `{name}` goes with all keys; a user of that name has another volume afterwards"]
@@ -176,6 +185,7 @@ def set_quota(
     files: Annotated[str | None, cyclopts.Parameter(name="--files")] = None,
     workers: int | None = None,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Change a user's quotas; those that are not given stay.
@@ -192,6 +202,8 @@ def set_quota(
         Most workers at a time; 0 for no limit.
     host: str
         Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
@@ -200,7 +212,7 @@ def set_quota(
         "volume_files": None if files is None else _count(files),
         "workers": workers,
     }
-    with opened(host, database) as place:
+    with opened(host, database, home) as place:
         user = place.set_quota(name, {quota: value for quota, value in given.items() if value is not None})
     limits = [
         f"volume {size(user['volume_bytes'])}" if user["volume_bytes"] else "",

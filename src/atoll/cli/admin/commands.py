@@ -12,10 +12,10 @@ import cyclopts
 
 from atoll import credentials, errors, settings
 from atoll.cli.accounts.client import ask
-from atoll.cli.accounts.place import check_accounts, has_accounts
+from atoll.cli.accounts.place import check_accounts, check_one_place, has_accounts, home_of
 from atoll.cli.tables import date, print_json, print_table
 from atoll.cli.terminal import echo
-from atoll.host.local import local
+from atoll.host.local import LocalHost
 from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -33,54 +33,68 @@ Flag = cyclopts.Parameter(negative="")
 
 
 @app.command
-def backup(target: Path, /, *, database: str = "") -> int:
+def backup(target: Path, /, *, home: Path | None = None, database: str = "") -> int:
     """Back up the server of this machine's state directory while it runs: database, keys, secrets, records, volumes.
 
     Parameters
     ----------
     target: Path
         A new directory, or a new file that ends in .tar. Whoever reads it can act as the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database; default: the one that the server uses.
     """
     from atoll.server.admin.backup import back_up
     from atoll.server.node import Node
 
-    check_accounts()  # else a job with another ATOLL_HOME backs up nothing, for ever
-    with _open(database) as opened:
-        found = back_up(Node(settings.load()), opened, target.absolute(), lambda line: echo(line, error=True))
+    place = home_of(home)
+    check_accounts(place)  # else a job with another ATOLL_HOME backs up nothing, for ever
+    with _open(place, database) as opened:
+        found = back_up(Node(settings.load(place)), opened, target.absolute(), lambda line: echo(line, error=True))
     echo(f"backed up {len(found['volumes'])} volumes to {target}")
     return 0
 
 
 @app.command
-def restore(source: Path, /, *, database: str = "") -> int:
-    """Restore a backup into this machine's state directory, which must be fresh (see ATOLL_HOME).
+def restore(source: Path, /, *, home: Path | None = None, database: str = "") -> int:
+    """Restore a backup into this machine's state directory, which must be fresh.
 
     Parameters
     ----------
     source: Path
         The directory or .tar that `atoll admin backup` has made.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database to fill; default: the state directory's own.
     """
     from atoll.server.admin import backup as backups
 
-    home = settings.default_home()
-    found = backups.restore(source.absolute(), home, lambda: _open(database), lambda line: echo(line, error=True))
-    echo(f"restored {len(found['volumes'])} volumes of {date(found['made_at'])} into {home}")
+    place = home_of(home)
+    found = backups.restore(
+        source.absolute(), place, lambda: _open(place, database, make=True), lambda line: echo(line, error=True)
+    )
+    echo(f"restored {len(found['volumes'])} volumes of {date(found['made_at'])} into {place}")
     return 0
 
 
 @app.command
-def rotate_key() -> int:
-    """Encrypt all secrets of this machine's state directory with a new key, and forget the old one."""
-    count = local.request("secrets.rotate", {})["values"]
-    if has_accounts():
+def rotate_key(*, home: Path | None = None) -> int:
+    """Encrypt all secrets of this machine's state directory with a new key, and forget the old one.
+
+    Parameters
+    ----------
+    home: Path
+        State directory, of a server or one's own; default: as ATOLL_HOME says.
+    """
+    place = home_of(home)
+    count = LocalHost(place).request("secrets.rotate", {})["values"]
+    if has_accounts(place):
         from atoll.server.accounts.audit import MACHINE
         from atoll.server.accounts.audit import audit as note
 
-        with _open("") as opened, opened.writing() as connection:
+        with _open(place, "") as opened, opened.writing() as connection:
             note(connection, MACHINE, "secrets.rotate_key", "", {"values": count})
     echo(f"encrypted {count} values anew")
     return 0
@@ -94,6 +108,7 @@ def audit(
     lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 100,
     json: Annotated[bool, Flag] = False,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Show administrative acts, the newest last: who, when, what, on whom. Nothing changes or removes them.
@@ -110,13 +125,15 @@ def audit(
         Print a list of objects; times in seconds since the epoch.
     host: str
         Address of the server; default: this machine's state directory, else the server that you are logged in to.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
-    if not host and (database or has_accounts()):
+    if (place := _on_machine(host, home, database)) is not None:
         from atoll.server.admin import audit_log
 
-        with _open(database) as opened, opened.reading() as connection:
+        with _open(place, database) as opened, opened.reading() as connection:
             found = audit_log.read(connection, limit=lines, act=act, actor=user)
     else:
         found = list(_server(host, f"/v1/audit?limit={lines}&act={act}&actor={user}")["acts"])
@@ -146,6 +163,7 @@ def usage(
     until: str = "",
     json: Annotated[bool, Flag] = False,
     host: str = "",
+    home: Path | None = None,
     database: str = "",
 ) -> int:
     """Show machine time of all users: calls, time, CPU, memory and GPUs; by user and function by default.
@@ -164,16 +182,18 @@ def usage(
         Print a list of objects; memory in byte seconds.
     host: str
         Address of the server; default: this machine's state directory, else the server that you are logged in to.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
     database: str
         Address of the database.
     """
     by = ("user", "day") if by_day else ("user",) if by_user else ("user", "function")
-    if not host and (database or has_accounts()):
+    if (place := _on_machine(host, home, database)) is not None:
         from atoll.server.node import Node
         from atoll.server.usage import gathering, sums
 
-        with _open(database) as opened:
-            gathering.gather(opened, Node(settings.load()))
+        with _open(place, database) as opened:
+            gathering.gather(opened, Node(settings.load(place)))
             with opened.reading() as connection:
                 found = sums.read(connection, user=None, since=since, until=until, by=by)
     else:
@@ -200,17 +220,26 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds:,.1f} s"
 
 
+def _on_machine(host: str, home: Path | None, database: str) -> Path | None:
+    """Return the state directory to ask; None for the server that is named, or that one is logged in to."""
+    check_one_place(host, home)
+    place = home_of(home)
+    if home is not None and not database:
+        check_accounts(place)
+    return place if home is not None or (not host and (database or has_accounts(place))) else None
+
+
 def _server(host: str, path: str) -> dict[str, Any]:
     found = credentials.find(host)
     if found is None:
         raise errors.HostUnreachable(
             f"no server is named, and none has run in `{printable(str(settings.default_home()))}`",
-            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine set `ATOLL_HOME`",
+            hint="run `atoll auth login --host URL`, or give `--host URL`; on the server's machine give `--home`",
         )
     return ask(found, "GET", path)
 
 
-def _open(database: str) -> Database:
+def _open(home: Path, database: str, *, make: bool = False) -> Database:
     try:
         from atoll.server.database.address import address_of
         from atoll.server.database.database import Database
@@ -218,5 +247,4 @@ def _open(database: str) -> Database:
         raise errors.StateUnusable(
             f"a server's database needs packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
-    home = settings.default_home()
-    return Database(home, address_of(home, database))
+    return Database(home, address_of(home, database), make=make)

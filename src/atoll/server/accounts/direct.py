@@ -5,13 +5,14 @@ A running server notices changes by the database's marks. Lock-free beside it: e
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll.server.accounts import bodies, rows
 from atoll.server.accounts.acts import added_user, changed_quota, removed_user
 from atoll.server.accounts.audit import MACHINE, audit
-from atoll.server.accounts.tokens import read_pepper
+from atoll.server.accounts.tokens import Pepper, read_pepper
 from atoll.server.database.database import Database
 
 if TYPE_CHECKING:
@@ -24,11 +25,20 @@ class Direct:
     Args:
         home: the state directory.
         url: of the database; empty for the state directory's own.
+        make: whether accounts are made where there are none.
+
+    Raises:
+        StateUnusable, StateUntrusted: as `Database` and `read_pepper`.
     """
 
-    def __init__(self, home: Path, url: str = "") -> None:
-        self._pepper = read_pepper(home)
-        self._database = Database(home, url)
+    def __init__(self, home: Path, url: str = "", *, make: bool = True) -> None:
+        self._home = home
+        self._make = make
+        self._database = Database(home, url, make=make)
+
+    @functools.cached_property
+    def _pepper(self) -> Pepper:
+        return read_pepper(self._home, make=self._make)
 
     def __enter__(self) -> Self:
         return self

@@ -51,8 +51,8 @@ def install(state: ServerState) -> None:
             "`--share-uid-between-users`"
         )
     if not count:
-        place = "" if home == settings.default_home() else f"ATOLL_HOME={shlex.quote(str(home))} "
+        place = "" if home == settings.default_home() else f" --home {shlex.quote(str(home))}"
         state.notices.append(
-            f"no users yet: `{place}atoll users add NAME --operator` on this machine makes the first, and prints a key for "
+            f"no users yet: `atoll users add NAME --operator{place}` on this machine makes the first, and prints a key for "
             "`atoll auth login`"
         )

@@ -77,14 +77,21 @@ def read_key(authorization: str) -> tuple[str, str] | None:
     return (key_id, secret) if _KEY_ID.fullmatch(key_id) and _SECRET.fullmatch(secret) else None
 
 
-def read_pepper(home: Path) -> Pepper:
-    """Return the state directory's pepper, which is made when there is none.
+def read_pepper(home: Path, *, make: bool = True) -> Pepper:
+    """Return the state directory's pepper.
+
+    Args:
+        make: whether one is made where there is none.
 
     Raises:
         StateUntrusted: another user can change it.
-        StateUnusable: others can read it, or it is no pepper.
+        StateUnusable: others can read it, it is no pepper, or it is missing and not to be made.
     """
     path = home / DIRECTORY / PEPPER_FILE
+    if not make and not path.exists():
+        raise errors.StateUnusable(
+            f"there is no `{path}`, so no key would be valid", hint="name the server's state directory by `--home`"
+        )
     with ownership.directory(path.parent, make=True) as directory:
         temporary = f".{PEPPER_FILE}-{secrets.token_hex(8)}"
         with contextlib.suppress(FileExistsError):

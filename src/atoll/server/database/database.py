@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, select
 
 from atoll import errors, ownership
 from atoll.server.database import schema
@@ -40,19 +40,25 @@ class Database:
     Args:
         home: the state directory.
         url: of PostgreSQL, or of another file of SQLite; empty for the state directory's own file.
+        make: whether a database that is missing or empty gets its tables; False for commands that read or change.
 
     Raises:
-        StateUnusable: it cannot be opened, or its schema is a newer version's.
+        StateUnusable: it cannot be opened, its schema is a newer version's, or it is missing and not to be made.
         StateUntrusted: another user can change the file.
     """
 
-    def __init__(self, home: Path, url: str = "") -> None:
+    def __init__(self, home: Path, url: str = "", *, make: bool = True) -> None:
         self._file = home / DIRECTORY / FILE
+        if not make:
+            _check_file(url, self._file)
         self._threads: ThreadPoolExecutor | None = None
         self._marks: sqlite3.Connection | None = None
         self._engine = self._sqlite() if not url else _engine_of(url)
         self._writes = self._engine.execution_options(atoll_writes=True)
         try:
+            if not make:
+                with self.reading() as connection:
+                    schema.check_present(connection)
             with self.writing() as connection:
                 schema.bring_up(connection)
         except BaseException:
@@ -144,13 +150,38 @@ class Database:
         return _engine_of(f"sqlite:///{self._file}")
 
 
-def _engine_of(url: str) -> Engine:
+def _check_file(url: str, own: Path) -> None:
+    """Check that the file of a database of SQLite is a server's: the engine would make it, or change its journal.
+
+    Raises:
+        StateUnusable: it is not.
+    """
+    address = _address(url) if url else None
+    if address is not None and _DRIVERS.get(address.drivername) != "sqlite":
+        return
+    file = own if address is None else Path(address.database or "")
+    if not file.is_file():
+        raise errors.StateUnusable(f"there is no database `{file}`", hint=schema.NONE_HINT)
     try:
-        address = make_url(url)
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+    except sqlite3.Error as error:
+        raise errors.StateUnusable(f"`{file}` cannot be read: {error}", hint="look at it, and try again") from error
+    if found is None:
+        raise errors.StateUnusable(f"`{file}` has no tables of a server", hint=schema.NONE_HINT)
+
+
+def _address(url: str) -> URL:
+    try:
+        return make_url(url)
     except exc.ArgumentError as error:
         raise errors.StateUnusable(
             "the address of the database is none", hint="give one such as `postgresql+psycopg://user@host/name`"
         ) from error
+
+
+def _engine_of(url: str) -> Engine:
+    address = _address(url)
     driver = _DRIVERS.get(address.drivername)
     if driver is None:
         raise errors.StateUnusable(

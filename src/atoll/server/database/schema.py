@@ -22,6 +22,9 @@ _LOCK = 0x61746F6C6C  # "atoll": the number of PostgreSQL's lock is the applicat
 _MODULE = re.compile(r"m([0-9]{4})_\w+\.py")
 
 
+NONE_HINT = "name the server's state directory by `--home`; a server makes it, or `atoll users add` the first user"
+
+
 def steps() -> dict[str, str]:
     """Return the names of this version's migrations by their revisions, the oldest first."""
     names = sorted(path.name for path in Path(migrations.__path__[0]).iterdir())
@@ -53,6 +56,16 @@ def bring_up(connection: Connection) -> None:
     missing = [name for revision, name in known.items() if revision > present]
     if missing:
         _apply(connection, missing)
+
+
+def check_present(connection: Connection) -> None:
+    """Check that a database has the tables of a server.
+
+    Raises:
+        StateUnusable: it has none.
+    """
+    if not _present(connection):
+        raise errors.StateUnusable("the database has no tables of a server", hint=NONE_HINT)
 
 
 def _present(connection: Connection) -> str:
