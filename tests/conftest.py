@@ -126,12 +126,6 @@ needs_outbound = pytest.mark.skipif(
 )
 
 
-outbound_is_half_there = pytest.mark.skipif(
-    os.geteuid() != 0 and find_tool("pasta") is not None and not os.access("/dev/net/tun", os.R_OK | os.W_OK),
-    reason="`pasta` is here, and this user cannot open `/dev/net/tun`: a failed network keeps its maker's descriptors",
-)
-
-
 @contextlib.contextmanager
 def own_home() -> Iterator[Home]:
     """Make a state directory, whose daemon has ended with all its processes at the end of the context."""

@@ -115,7 +115,8 @@ def _packages_are_files() -> bool:
 @pytest.fixture(scope="session")
 def conformance_server() -> Iterator[Server]:
     """A server of its own, over TLS by an authority that was made for it."""
-    with running() as server:
+    closed = bool(needs_outbound.args[0])  # the network of a server's functions cannot be made
+    with running(share_network=closed) as server:
         yield server
 
 
@@ -123,8 +124,6 @@ def conformance_server() -> Iterator[Server]:
 def place(request: pytest.FixtureRequest) -> Place:
     """A host that all tests of the suite share: they leave each other's files in `/data` alone."""
     if request.param == "remote":
-        if needs_outbound.args[0]:
-            pytest.skip(needs_outbound.kwargs["reason"])
         server: Server = request.getfixturevalue("conformance_server")
         key_id, key_secret = server.key
         variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}

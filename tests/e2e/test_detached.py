@@ -512,6 +512,9 @@ def test_the_command_line_leaves_and_finds_calls(island: Island) -> None:
     assert f"atoll attach {call[:8]}" in done.stderr
     attached = home.atoll("attach", call[:8])
     assert attached.stdout == "working on 9\n27\n"
+    assert home.atoll("calls", "show", call[:4]).returncode == 0
+    for command in (["logs"], ["calls", "show"], ["cancel"]):  # a beginning so short may be meant for another call
+        assert "4 characters" in home.atoll(*command, call[:3], check=False).stderr
     assert home.atoll("calls", "result", call, "-o", str(home.path / "result.pickle")).returncode == 0
     assert home.python("-c", "import pickle; print(pickle.load(open('result.pickle', 'rb')))").stdout == "27\n"
     assert home.atoll("calls", "forget", call).returncode == 0

@@ -22,11 +22,11 @@ import pytest
 from atoll import isolated
 from atoll.errors import AtollError, EnvironmentBuildError
 
-from ..conftest import Home, outbound_is_half_there
+from ..conftest import Home
 from ..environments import Machine
 from ..waiting import soak, until
 
-pytestmark = [pytest.mark.as_user, outbound_is_half_there]
+pytestmark = [pytest.mark.as_user]
 
 LINK = (stat.S_IFLNK | 0o777) << 16
 WORKSHOP = "/opt/atoll-workshop"

@@ -202,11 +202,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options: str, tls: bool = True, **environment: str) -> Iterator[Server]:
-    """Run a server in a fresh state directory; it and its node have ended at the end of the context."""
+def running(*options: str, tls: bool = True, share_network: bool = False, **environment: str) -> Iterator[Server]:
+    """Run a server in a fresh state directory; it and its node have ended at the end of the context.
+
+    Args:
+        share_network: functions of its only user have the machine's network.
+    """
     with own_home() as home, tempfile.TemporaryDirectory(prefix="atoll-tls-") as directory:
-        if os.geteuid() != 0:  # else a node of a plain user serves one user
-            (home.path / "settings.toml").write_text("[users]\nshare_uid = true\n")
+        share_uid = os.geteuid() != 0  # else a node of a plain user serves one user
+        settings = {"share_uid": share_uid, "share_network": share_network}
+        if any(settings.values()):
+            lines = [f"{name} = {str(value).lower()}" for name, value in settings.items()]
+            (home.path / "settings.toml").write_text("\n".join(["[users]", *lines, ""]))
         server = Server(home, Authority(Path(directory)), options, tls, environment=environment)
         try:
             server.start()

@@ -50,13 +50,17 @@ def _row(detached: Detached, row: Row) -> dict[str, Any]:
 
 
 async def find(detached: Detached, user: str, start: str) -> Row | None:
-    """Return the detached call whose id is `start` or begins so; None where there is none, or more than one."""
+    """Return the detached call whose id is `start` or begins so; None where there is none, or more than one.
+
+    A beginning has `LEAST_CHARACTERS` or more, as for other calls: a shorter one fits a call that is not meant.
+    """
     if not await detached.any():
         return None
     try:
-        return await detached.ask(lambda store: store.find(user, start))
+        found = await detached.ask(lambda store: store.find(user, start))
     except CallUnknown:
         return None
+    return found if len(start) >= LEAST_CHARACTERS or found.call == start else None
 
 
 async def unfinished(detached: Detached, row: Row) -> dict[str, Any]:

@@ -8,6 +8,7 @@ gets a new one.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -135,7 +136,7 @@ class Networks:
         programs.find_pasta(self._settings.sandbox.pasta)
         if self._failure is not None:
             if time.monotonic() - self._failure[0] < FAILED_SECONDS:
-                raise self._failure[1]
+                raise copy.copy(self._failure[1])  # one that is raised keeps the frames of who asked
             self._failure = None
         if self._spare is None and not self._closed:
             self._spare_closed = closed
@@ -145,9 +146,8 @@ class Networks:
     def _made(self, task: asyncio.Task[Network]) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, AtollError):
-            error = error.with_traceback(None)  # its frames would hold what they have opened
-            log.warning("network_failed error=%s", error)
-            self._failure = (time.monotonic(), error)
+            log.warning("network_failed error=%s", str(error))  # a kept record would hold its frames
+            self._failure = (time.monotonic(), copy.copy(error))
         self._works = not task.cancelled() and error is None
         if not self._works and self._spare is task:
             self._spare = None

@@ -30,7 +30,7 @@ from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.machine import SyntheticFile
 from atoll.sandbox.network import firewall, namespace_keeper
-from atoll.sandbox.policy import Policy, confine
+from atoll.sandbox.policy import PRIVATE, VAR, Policy, beneath, confine
 from atoll.settings import Settings
 
 MAKE_SECONDS = 20.0
@@ -39,6 +39,7 @@ RESOLVER = "169.254.53.53"
 that a function may reach; the machine's own resolver may listen on its loopback address."""
 
 _KEEPER = "/opt/atoll/namespace_keeper.py"
+_PROGRAM = "/opt/atoll/pasta"
 _TUN = "/dev/net/tun"
 # Nothing is forwarded into the network or to the machine's loopback, and its gateway is not another name of the machine.
 _PASTA = (
@@ -254,19 +255,28 @@ class NetworkMaker:
         identity = self._identities.carrier()
         directory = os.path.realpath(os.path.dirname(path))
         directories = {directory, os.path.dirname(os.path.realpath(path)), os.path.realpath(sys.base_prefix)}
+        shown = {each: self._shown(each) for each in directories}
         # Not the program's own real path: that may be named `passt`, and it goes by the name by which it is called.
-        command = (f"{directory}/{os.path.basename(path)}", *command[1:])
+        command = (f"{shown[directory]}/{os.path.basename(path)}", *command[1:])
         policy = confine(
             (*command, "--", *keeper),
             machine=self._launcher.machine,
             identity=identity,
-            binds=[Bind(namespace_keeper.__file__, _KEEPER), *(Bind(each, each) for each in sorted(directories))],
+            binds=[
+                Bind(namespace_keeper.__file__, _KEEPER),
+                *(Bind(each, shown[each]) for each in sorted(directories)),
+            ],
             tmp_bytes=1 << 20,
             shm_bytes=1 << 20,
             workdir="/",
             hostname="network",
         )
         return replace(policy, tun=self._tun(), nests=True)
+
+    def _shown(self, directory: str) -> str:
+        """Return the carrier's path of a directory: another one where the machine's is the sandbox's own, as `/var/tmp`."""
+        own = (*PRIVATE, *(link.path for link in (*self._launcher.machine.links, *VAR)))
+        return _PROGRAM if any(beneath(directory, path) for path in own) else directory
 
     def _tun(self) -> str:
         """Return the path of a device that the carrier may open.
