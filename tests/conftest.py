@@ -109,14 +109,14 @@ class Home:
 
 
 _UNPACKED = ROOT / ".venv" / "tools" / "root" / "usr" / "bin"
-_PATH = os.environ.get("PATH", os.defpath)
+_PATH = os.environ.get("PATH", os.defpath).removesuffix(f"{os.pathsep}{_UNPACKED}")
 if shutil.which("pasta", path=_PATH) is None and os.access(_UNPACKED / "pasta", os.X_OK):
     os.environ["PATH"] = f"{_PATH}{os.pathsep}{_UNPACKED}"  # from `.ci/tools`: a carrier cannot use the wrapper beside
 
 
 def find_tool(name: str) -> str | None:
     """Return the path of a program that is not everywhere: the machine's, or what `.ci/tools` has unpacked."""
-    places = [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", str(ROOT / ".venv" / "tools" / "bin")]
+    places = [_PATH, "/usr/sbin", "/sbin", str(ROOT / ".venv" / "tools" / "bin")]
     return shutil.which(name, path=os.pathsep.join(places))
 
 

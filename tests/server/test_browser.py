@@ -229,6 +229,7 @@ def test_every_page_is_readable(browser: Any, page_of: PageServer) -> None:
                 problems[path, mode, width] = found
             if shots := os.environ.get("SHOTS", ""):
                 name = path.strip("/").replace("/", "-") or "overview"
-                page.screenshot(path=Path(shots, f"{name}-{mode}-{width}.png"), full_page=True)
+                shot = page.screenshot(full_page=True)  # playwright would write the file in a thread that it keeps
+                Path(shots, f"{name}-{mode}-{width}.png").write_bytes(shot)
     tab.close()
     assert problems == {}

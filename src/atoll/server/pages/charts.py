@@ -10,7 +10,7 @@ from atoll.model.figures import Figures
 from atoll.terminal_text import cell
 
 WIDTH, HEIGHT = 560, 170
-_LEFT, _BOTTOM, _TOP = 62, 22, 8
+_LEFT, _BOTTOM, _TOP = 80, 22, 14  # room for labels of a narrow page, which are larger
 _MARKS = 7
 """The most labels below the bars."""
 
