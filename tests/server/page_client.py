@@ -64,11 +64,12 @@ def write(files):
 USERS = {
     "ada": rows.User("u-ada", "ada", True, time.time()),
     "bob": rows.User("u-bob", "bob", False, time.time()),
+    "dan": rows.User("u-dan", "dan", False, time.time()),
     "eve": rows.User("u-eve", "<b>eve</b> \u202eof a long name that goes on and on and on and on", False, time.time()),
 }
 """Users of the tests; `ada` makes the calls."""
 
-SCOPES = {"ada": ADMIN, "bob": ADMIN, "eve": API}
+SCOPES = {"ada": ADMIN, "bob": ADMIN, "dan": API, "eve": API}
 
 
 @dataclass
@@ -93,27 +94,27 @@ class PageServer:
         """The address of the page."""
         return self.server.url
 
-    def _login(self) -> dict[str, str]:
-        key_id, _, secret = self.keys["ada"].partition(":")
+    def _login(self, user: str) -> dict[str, str]:
+        key_id, _, secret = self.keys[user].partition(":")
         return {"ATOLL_HOST": self.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
 
-    def start(self, code: str) -> subprocess.Popen[str]:
-        """Start a program that calls the functions of `PROGRAM`."""
+    def start(self, code: str, user: str = "ada") -> subprocess.Popen[str]:
+        """Start a program of a user that calls the functions of `PROGRAM`."""
         program = self.home.path / "program.py"
         program.write_text(PROGRAM)
         return subprocess.Popen(
             [sys.executable, "-c", f"from program import *\n{code}"],
             cwd=self.home.path,
-            env=self.home.environment(self._login()),
+            env=self.home.environment(self._login(user)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def call(self, code: str) -> str:
+    def call(self, code: str, user: str = "ada") -> str:
         """Run such a program to its end; return what it printed."""
-        with self.start(code) as process:
+        with self.start(code, user) as process:
             text, _ = process.communicate(timeout=120)
         assert process.returncode == 0, text
         return text

@@ -64,6 +64,25 @@ def test_keys_are_made_listed_and_revoked_at_once(server: Server, ada: dict[str,
     assert (status, answer["error"]["code"]) == (401, "not_authorized")
 
 
+def test_operators_revoke_keys_of_others(server: Server, ada: dict[str, str]) -> None:
+    """An operator's ADMIN key lists and revokes anybody's keys, which is in the audit; others neither."""
+    status, made = post(server, "/v1/keys", {"scope": "ADMIN", "alias": "lost"}, ada)
+    assert status == 201
+    _, weak = post(server, "/v1/keys", {"scope": "API"}, server.headers())
+    for other in (ada, headers(weak)):
+        assert server.ask("GET", "/v1/users/operator/keys", headers=other)[0] == 403
+        assert server.ask("DELETE", f"/v1/keys/{server.key[0]}", headers=other)[0] in (403, 404)
+    assert server.ask("DELETE", f"/v1/keys/{made['id']}", headers=headers(weak))[0] == 403
+    status, listed = server.ask("GET", "/v1/users/ada/keys")
+    assert status == 200
+    assert made["id"] in [key["id"] for key in listed["keys"]]
+    assert made["secret"] not in json.dumps(listed)
+    assert server.ask("GET", "/v1/users/nobody/keys")[0] == 404
+    assert server.ask("DELETE", f"/v1/keys/{made['id']}")[0] == 200
+    assert server.ask("GET", "/v1/whoami", headers=headers(made))[0] == 401
+    assert server.ask("GET", "/v1/audit?act=key.revoke")[1]["acts"][0]["target"] == made["id"]
+
+
 class Shell:
     """The command line in this process, with nothing of the test's own environment that names a server."""
 
@@ -115,6 +134,11 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
     assert atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "0")[1] == "bob: volume 10.0 GiB\n"
     assert atoll("users", "remove", "bob")[0] == 2
     assert "no user is called `nobody`" in atoll("users", "remove", "nobody")[2]
+    theirs = json.loads(atoll("users", "add", "cat", "--json")[1])["key"]["id"]
+    assert theirs in atoll("key", "list", "--user", "cat")[1]
+    assert "made on the server's machine" in atoll("key", "generate", "--user", "cat")[2]
+    assert atoll("key", "revoke", theirs)[0] == 0
+    assert theirs not in atoll("key", "list", "--user", "cat")[1]
     assert bob["id"] in atoll("users", "remove", "bob", "--yes")[2]
     plain = server.url.replace("https", "http")
     assert f"`{server.url}`" in atoll("auth", "login", "--host", plain, typed=":".join(server.key))[2]

@@ -128,6 +128,45 @@ def test_an_operator_is_shown_their_own(
     assert people[2].id not in said
 
 
+def test_an_operator_sees_calls_of_all_users(
+    atoll: Callable[..., Said], people: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--all` and `--user` list running and ended calls with their users' names, for an operator's ADMIN key alone."""
+    mine, other, call, others = people
+
+    def said(word: str) -> None:
+        print(word)
+
+    isolated(host=other.host, machine_type="XS")(said)("of otto")
+    for words in (("--all",), ("--user", "otto")):
+        told = atoll("calls", "list", *words)
+        assert (told.status, told.out) == (1, "")
+        assert "insufficient permissions" in told.err
+    headers = {"Authorization": f"Key {mine.variables['ATOLL_KEY_ID']}:{mine.variables['ATOLL_KEY_SECRET']}"}
+    for arguments in ({"all": True}, {"user": other.id}):
+        body = json.dumps(arguments).encode()
+        status, found = server.ask("POST", "/v1/requests/calls.list", body, headers)
+        assert (status, "cannot see calls of others" in found["error"]["message"]) == (400, True)
+    _, found = server.ask("POST", "/v1/requests/calls.running", b'{"all": true}', headers)
+    assert {row["user"] for row in found["calls"]} == {mine.id}
+    monkeypatch.setenv("ATOLL_KEY_ID", server.key[0])
+    monkeypatch.setenv("ATOLL_KEY_SECRET", server.key[1])
+    assert atoll("calls", "list", "--json").out == "[]\n"
+    everybody = json.loads(atoll("calls", "list", "--all", "--json").out)
+    running = {row["call"]: row["user_name"] for row in everybody if row["state"] == "running"}
+    assert running.items() >= {call.id: "mia", others.id: "otto"}.items()
+    command = ("calls", "list", "--user", "otto", "--outcome", "ok", "--json")
+    ended = until(lambda: json.loads(atoll(*command).out))  # its record comes a moment after its end
+    assert {(row["function"][-5:], row["user"], row["user_name"]) for row in ended} == {(".said", other.id, "otto")}
+    assert {row["user_name"] for row in json.loads(atoll("calls", "list", "--user", "otto", "--json").out)} == {"otto"}
+    table = atoll("calls", "list", "--all").out
+    assert re.search(r"^id +user +function", table)
+    assert re.search(rf"^{ended[0]['call'][:8]} +otto +test", table, re.MULTILINE)
+    assert f"user         {other.id}\n" in atoll("calls", "show", ended[0]["call"]).out
+    assert atoll("logs", ended[0]["call"]).out.endswith("\nof otto\n")
+    assert "no user is called" in atoll("calls", "list", "--user", "nobody").err
+
+
 def test_calls_are_those_of_the_server(atoll: Callable[..., Said], people: Any, server: Server) -> None:
     """Lists name the server on standard error; JSON has none of that; another's call is unknown."""
     _, _, call, others = people

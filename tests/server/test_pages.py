@@ -235,6 +235,37 @@ def test_calls_of_others_are_unknown(ada: Visitor, bob: Visitor) -> None:
         assert "fail" not in visible(answer.text)
 
 
+def test_operators_see_calls_of_all_users(page: PageServer, ada: Visitor, bob: Visitor) -> None:
+    """Over or running, with the user's name, for those who ask; other users ask in vain."""
+    page.call("greet('dan')", "dan")
+    dan = Visitor(page).log_in("dan")
+    (call,) = until(lambda: ids(dan))
+    assert call not in ada.get("/calls").text
+    for asked in ("*", "dan"):
+        text = ada.get(f"/calls?user={quote(asked)}").text
+        assert call in text
+        assert "<small><bdi>dan</bdi></small>" in text
+        assert ("<small><bdi>ada</bdi></small>" in text) == (asked == "*")
+    text = ada.get(f"/calls/{call}").text
+    assert "hello dan" in text
+    assert "<dt>User</dt><dd><bdi>dan</bdi></dd>" in text
+    assert ada.get("/calls?user=nobody").status == 404
+    for path in ("/calls?user=*", "/calls?user=ada"):
+        text = bob.get(path).text
+        assert not [one for one in ids(ada) if one in text]
+        assert 'name="user"' not in text
+    with page.start("wait()", "dan") as process:
+        lines = Lines(ada, "/live/calls?user=dan")
+        assert "<bdi>dan</bdi>" in lines.until("wait").replace("\\u003c", "<")
+        lines.close()
+        running = next(one for one in ids(dan) if one != call)
+        assert running not in ada.get("/calls").text
+        assert running not in ada.get("/").text
+        assert running in ada.get("/admin").text
+        assert ada.post(f"/calls/{running}/cancel", {"token": ada.token("/")}).status == 303
+        process.communicate(timeout=120)
+
+
 def test_unknown_addresses_are_pages(ada: Visitor, page: PageServer) -> None:
     """An address without a page says so as a page; programs get JSON."""
     assert "<h1>Not found</h1>" in ada.get("/nowhere/<b>").text
@@ -529,6 +560,7 @@ def test_the_server_is_for_operators(page: PageServer, ada: Visitor, bob: Visito
         bob.get("/admin"),
         bob.post("/admin/users", {"token": bob.token("/"), "name": "mallory"}),
         bob.post("/admin/users/remove", {"token": bob.token("/"), "name": "ada"}),
+        bob.post("/admin/users/revoke", {"token": bob.token("/"), "name": "ada"}),
     ):
         assert answer.status == 403
     assert "/admin" not in bob.get("/").text
@@ -537,8 +569,12 @@ def test_the_server_is_for_operators(page: PageServer, ada: Visitor, bob: Visito
     assert found is not None
     carol = Visitor(page)
     assert carol.post("/login", {"token": carol.token("/login"), "key": found[1]}).status == 303
-    assert ada.post("/admin/users/remove", {"token": ada.token("/admin"), "name": "carol"}).status == 303
+    assert carol.get("/").status == 200
+    answer = ada.post("/admin/users/revoke", {"token": ada.token("/admin"), "name": "carol"})
+    assert answer.headers["location"] == "/admin?done=revoked"
     assert carol.get("/").status == 303
+    assert carol.post("/login", {"token": carol.token("/login"), "key": found[1]}).status == 401
+    assert ada.post("/admin/users/remove", {"token": ada.token("/admin"), "name": "carol"}).status == 303
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Requests about calls, those that are not over included: rows, cancellation, output as it comes.
 
-Names and JSON-compatible data in, data out. An administrator sees and cancels the running calls of all users; records
-are each user's own.
+Names and JSON-compatible data in, data out. An administrator sees and cancels the calls of all users, and
+lists the own ones unless all are asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.daemon.detached import views
-from atoll.daemon.leasing import Caller
+from atoll.daemon.leasing import Caller, check_owner
 from atoll.daemon.records import requests as records
 from atoll.daemon.running_calls import WaitingCall, running_row
 from atoll.daemon.services import Services
@@ -29,7 +29,9 @@ END_SECONDS = 1.0
 async def handle(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Perform a request, one of these or of `daemon.records.requests`.
 
-    - `calls.running`: gives `calls`, a row for each call that waits, whose environment is built, or that runs.
+    - `calls.running` (`all`: of all users; the default for administrators): gives `calls`, a row for each call that waits,
+      whose environment is built, or that runs.
+    - `calls.list` as in `daemon.records.requests`, for administrators with `all`, or with the id of a `user`.
     - `calls.show` and `calls.output` (`call` as below; `seen` bytes) of a call that is not over: its row in `unfinished`,
       with `printed_bytes` and `output`, what it has printed behind those bytes as far as that is kept.
     - `calls.cancel` (`call`, an id or its beginning; also of a batch, whose `state` is `batch`, with `calls`): gives `call`, `function`, `state` that it was in, `seconds` since
@@ -43,7 +45,9 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         StateUnusable: the records cannot be read.
     """
     if name == "calls.running":
-        return {"calls": await rows(services, caller)}
+        everybody = arguments.get("all", caller.may_administer) is True
+        calls = await rows(services, caller)
+        return {"calls": calls if everybody else [row for row in calls if row["user"] == caller.user]}
     if name == "calls.cancel":
         return await _cancel(services, caller, arguments.get("call"))
     if name == "calls.stacks":
@@ -55,7 +59,23 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         if found is not None:
             return await _unfinished(services, found, arguments.get("seen", 0))
         return await _recorded(services, caller, name, arguments)
-    return await records.handle(services.recorder, caller.user, name, arguments)
+    whose = _asked_for(caller, arguments) if name == "calls.list" else caller.user
+    return await records.handle(services.recorder, whose, name, arguments)
+
+
+def _asked_for(caller: Caller, arguments: dict[str, Any]) -> str | None:
+    """Return the user whose calls a list shall have; None for everybody's.
+
+    Raises:
+        ValueError: an argument has the wrong type.
+        ResourcesUnavailable: the caller sees the own calls alone.
+    """
+    everybody, user = arguments.get("all", False), arguments.get("user", "")
+    if not isinstance(everybody, bool) or not isinstance(user, str):
+        raise ValueError("`all` is a boolean, and `user` the id of a user")
+    if everybody or user not in {"", caller.user}:
+        check_owner(caller, "see calls of others")
+    return user or (None if everybody else caller.user)
 
 
 async def rows(services: Services, caller: Caller) -> list[dict[str, Any]]:
@@ -72,9 +92,11 @@ async def _recorded(services: Services, caller: Caller, name: str, arguments: di
     try:
         return await records.handle(services.recorder, caller.user, name, arguments)
     except errors.ResourcesUnavailable:
-        if row is None:
+        if row is not None:
+            return await views.over(services.detached, row)
+        if not caller.may_administer:
             raise
-        return await views.over(services.detached, row)
+        return await records.handle(services.recorder, None, name, arguments)
 
 
 def _seen_by(caller: Caller) -> str | None:

@@ -1,4 +1,4 @@
-"""`atoll key`: the user's own keys at a server, or on its machine those of any user."""
+"""`atoll key`: the user's own keys at a server; those of any user on its machine, and for operators."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def list_(
     Parameters
     ----------
     user: str
-        Whose keys, on the server's machine; default: your own.
+        Whose keys, for operators and on the server's machine; default: your own.
     json: bool
         Print a list of objects; moments in seconds since the epoch.
     host: str
@@ -127,9 +127,9 @@ def revoke(
     Parameters
     ----------
     key: str
-        The key's id, its first half.
+        The id of a key of your own, its first half; for operators of any user's.
     here: bool
-        Any user's key, on the server's machine.
+        Any user's key, on the server's machine, with no key of your own.
     host: str
         Address of the server.
     home: Path

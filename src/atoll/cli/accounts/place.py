@@ -60,22 +60,18 @@ class Remote:
         return ask(self.server, "PUT", f"/v1/users/{client.part(name)}/quota", quotas)
 
     def list_keys(self, user: str) -> list[dict[str, Any]]:
-        _own_only(user)
-        return list(ask(self.server, "GET", "/v1/keys")["keys"])
+        path = f"/v1/users/{client.part(user)}/keys" if user else "/v1/keys"
+        return list(ask(self.server, "GET", path)["keys"])
 
     def make_key(self, user: str, asked: dict[str, Any]) -> dict[str, Any]:
-        _own_only(user)
+        if user:  # who has it could act as this user
+            raise errors.CallerError(
+                "keys of other users are made on the server's machine", hint="leave `--user` out for your own keys"
+            )
         return ask(self.server, "POST", "/v1/keys", asked)
 
     def revoke_key(self, key: str) -> dict[str, Any]:
         return ask(self.server, "DELETE", f"/v1/keys/{client.part(key)}")
-
-
-def _own_only(user: str) -> None:
-    if user:
-        raise errors.CallerError(
-            "keys of other users are handled on the server's machine", hint="leave `--user` out for your own keys"
-        )
 
 
 class Here:

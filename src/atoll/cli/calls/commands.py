@@ -29,6 +29,8 @@ def list_(
     since: str = "",
     running: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     batches: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    all_: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False,
+    user: str = "",
     json: bool = False,
 ) -> int:
     """List calls: first those that run or wait, then those that are over, the newest first.
@@ -47,6 +49,10 @@ def list_(
         Only calls that are not over.
     batches: bool
         Instead of calls the batches of detached calls, one line for each.
+    all_: bool
+        Calls of all users of a server, with their names; for operators, with a key of the scope ADMIN.
+    user: str
+        The same of one user, by name or id.
     json: bool
         Print a list of objects; times in seconds since the epoch, sizes in bytes.
     """
@@ -62,30 +68,47 @@ def list_(
             return wrong_usage(f"--since is an age such as 30min, 2h or 7d, or a date and time; not `{since}`")
         arguments["since"] = moment
     if batches:
-        if running or outcome:
-            return wrong_usage("--batches goes without --running and --outcome")
+        if running or outcome or all_ or user:
+            return wrong_usage("--batches goes without --running, --outcome, --all and --user")
         from atoll.cli.batches import print_batches  # for few calls
 
         print_batches(min(lines, 10_000), function, arguments.get("since", 0.0), json=json)
         return 0
     if running and outcome:
         return wrong_usage("--outcome is of calls that are over, --running of those that are not")
-    live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0))
+    names: dict[str, str] = {}
+    if user or all_:
+        from atoll.cli.calls.users import names_of_users, user_named  # for administrators
+
+        names = names_of_users(hosts.chosen())
+        arguments |= {"user": user_named(names, user)} if user else {"all": True}
+    live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0), everybody=bool(names))
+    live = [row for row in live if row["user"] == arguments.get("user", row["user"])]
     over = [] if running else hosts.ask("calls.list", arguments)["calls"]
+    if names:
+        live, over = (
+            [{**row, "user_name": names.get(row["user"], row["user"])} for row in part] for part in (live, over)
+        )
     if json:
         print_json([*map(rows.as_record, live), *map(rows.ended_as_row, over)])
         return 0
     hosts.tell_server()
     if not live and not over:
         echo("no call runs or waits" if running else "no such calls" if len(arguments) > 1 else "no calls yet")
+    elif names:
+        print_fitted(*rows.of_users(rows.COLUMNS if over else rows.UNFINISHED, [*live, *over], time.time()))
     else:
         print_fitted(rows.COLUMNS if over else rows.UNFINISHED, rows.cells([*live, *over], time.time()))
     return 0
 
 
-def unfinished(*, function: str = "", since: float = 0.0) -> list[dict[str, Any]]:
-    """Return the rows of the calls that are not over; starts no daemon."""
-    found = hosts.ask_running("calls.running", {})
+def unfinished(*, function: str = "", since: float = 0.0, everybody: bool = True) -> list[dict[str, Any]]:
+    """Return the rows of the calls that are not over; starts no daemon.
+
+    Args:
+        everybody: also those of other users, where one may see them.
+    """
+    found = hosts.ask_running("calls.running", {"all": everybody})
     calls: list[dict[str, Any]] = found["calls"] if found is not None else []
     return [one for one in calls if function in {"", one["function"]} and one["queued_at"] >= since]
 

@@ -27,11 +27,20 @@ COLUMNS = (
     Column("worker", rank=6),
     Column("waited", right=True, rank=7),
 )
+USER = Column("user", least=8)
 duration = duration_text
 
 _OF_UNFINISHED = {"detail": 2, "made": 3}
 UNFINISHED = tuple(replace(one, rank=_OF_UNFINISHED.get(one.name, one.rank)) for one in COLUMNS)
 """The columns where all calls run or wait: the reason of a wait says more than the time of the call."""
+
+
+def of_users(
+    columns: Sequence[Column], calls: Sequence[dict[str, Any]], now: float
+) -> tuple[list[Column], list[tuple[str, ...]]]:
+    """Return columns and cells of calls of several users, whose names are in `user_name`."""
+    texts = [(*row[:1], call["user_name"], *row[1:]) for row, call in zip(cells(calls, now), calls, strict=True)]
+    return [*columns[:1], USER, *columns[1:]], texts
 
 
 def moment(at: float, now: float) -> str:

@@ -21,13 +21,16 @@ MOST_CANDIDATES = 5
 """Calls that an error names."""
 
 
-async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+async def handle(recorder: Recorder, user: str | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Perform a request.
 
     - `calls.list` (`limit`, `offset`; `function`, `outcome`, `parent`, `since` if given): gives `calls`, newest first.
     - `calls.usage` (`since`, seconds since the epoch): gives `usage`, sums by function, day, environment and outcome.
     - `calls.show` (`call`, an id or its beginning): gives `calls`, the attempts of the one call, and its `children`.
     - `calls.output` (`call`, as above): the same `calls`, each with `printed_bytes` and `output`, the end of it.
+
+    Args:
+        user: whose calls; None for those of all users, but for sums.
 
     Raises:
         ValueError: an argument has the wrong type.
@@ -46,17 +49,18 @@ async def handle(recorder: Recorder, user: str, name: str, arguments: dict[str, 
         return {"calls": [record.to_data() for record in found]}
     if name == "calls.usage":
         since = _filters(arguments).get("since", 0.0)
-        return {"usage": list(await _ask(recorder, lambda database: database.usage(user, since, MOST_GROUPS)))}
+        whose = user or ""
+        return {"usage": list(await _ask(recorder, lambda database: database.usage(whose, since, MOST_GROUPS)))}
     if name not in ("calls.show", "calls.output"):
         raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
     calls = await find(recorder, user, arguments.get("call"))
     if name == "calls.show":
-        call = calls[0].call
-        children = await _ask(recorder, lambda database: database.list(user, {"parent": call}, MOST_MATCHES))
+        call, whose = calls[0].call, calls[0].user
+        children = await _ask(recorder, lambda database: database.list(whose, {"parent": call}, MOST_MATCHES))
         return {"calls": [one.to_data() for one in calls], "children": [one.to_data() for one in children]}
     answers = []
     for one in calls:
-        printed, tail = await _ask(recorder, lambda database, one=one: database.output(user, one.call, one.worker))
+        printed, tail = await _ask(recorder, lambda database, one=one: database.output(one.user, one.call, one.worker))
         answers.append({**one.to_data(), "printed_bytes": printed, "output": tail.decode("utf-8", "replace")})
     return {"calls": answers}
 
@@ -71,7 +75,7 @@ def check_start(start: Any) -> None:
         raise ValueError("`call` must be an id or its beginning")
 
 
-async def find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
+async def find(recorder: Recorder, user: str | None, start: Any) -> list[CallRecord]:
     """Return the attempts of the one call whose id is `start` or begins so.
 
     Raises:
@@ -82,6 +86,10 @@ async def find(recorder: Recorder, user: str, start: Any) -> list[CallRecord]:
     for name in ("call", "start") if len(start) >= LEAST_CHARACTERS else ("call",):
         found = found or await _ask(recorder, lambda db, name=name: db.list(user, {name: start}, MOST_MATCHES))
     check_one(start, {record.call: record.function for record in found})
+    if len({record.user for record in found}) > 1:  # ids are drawn by clients
+        raise errors.ResourcesUnavailable(
+            f"several users have a call with the id `{start}`", hint="see `atoll calls list --user NAME`"
+        )
     return found
 
 

@@ -35,6 +35,22 @@ def removed_user(connection: Connection, actor: Principal, name: str) -> bodies.
     return bodies.user_facts(user)
 
 
+def revoked_key(connection: Connection, actor: Principal, key_id: str) -> rows.Key:
+    """Revoke a key in a transaction: of the actor's, or for an operator of anybody's, which is an act."""
+    key = rows.revoke(connection, key_id, "" if actor.may_administer else actor.user)
+    if key.user != actor.user:
+        audit(connection, actor, "key.revoke", key.id, {"user": key.user})
+    return key
+
+
+def revoked_keys(connection: Connection, actor: Principal, name: str) -> int:
+    """Revoke all keys of a user, who stays, in a transaction; return their number."""
+    found = rows.keys_of(connection, rows.find_user(connection, name))
+    for key in found:
+        revoked_key(connection, actor, key.id)
+    return len(found)
+
+
 def changed_quota(connection: Connection, actor: Principal, name: str, asked: bodies.Quotas) -> bodies.UserFacts:
     """Change quotas in a transaction."""
     given = {

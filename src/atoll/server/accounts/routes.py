@@ -25,6 +25,7 @@ def routes() -> list[BaseRoute]:
         typed("/v1/users", "GET", list_users, answer=bodies.Users),
         typed("/v1/users", "POST", add_user, body=bodies.NewUser, answer=bodies.AddedUser, status=201),
         typed("/v1/users/{user}", "DELETE", remove_user, answer=bodies.RemovedUser),
+        typed("/v1/users/{user}/keys", "GET", list_keys_of, answer=bodies.Keys),
         typed("/v1/users/{user}/quota", "PUT", set_quota, body=bodies.Quotas, answer=bodies.UserFacts),
     ]
 
@@ -109,13 +110,23 @@ async def make_key(request: Request, asked: bodies.NewKey) -> bodies.MadeKey:
 
 
 async def revoke_key(request: Request) -> bodies.KeyFacts:
-    """Revoke a key of the caller's at once; any key may revoke itself."""
+    """Revoke a key of the caller's at once, for operators any user's; any key may revoke itself."""
     key_id = request.path_params["key"]
     principal = await principal_of(request)
     if principal.scope != ADMIN and key_id != principal.key:
         raise insufficient("a key of the scope API revokes itself alone")
-    gone = await accounts_of(request).change(lambda connection: rows.revoke(connection, key_id, principal.user))
+    gone = await accounts_of(request).change(lambda connection: acts.revoked_key(connection, principal, key_id))
     return bodies.key_facts(gone)
+
+
+async def list_keys_of(request: Request) -> bodies.Keys:
+    """List a user's keys, without secrets; for operators."""
+    await administrator_of(request)
+    name = request.path_params["user"]
+    found = await accounts_of(request).database.run(
+        lambda connection: rows.keys_of(connection, rows.find_user(connection, name)), writes=False
+    )
+    return bodies.Keys([bodies.key_facts(key) for key in found])
 
 
 async def list_users(request: Request) -> bodies.Users:

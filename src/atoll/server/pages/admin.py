@@ -21,6 +21,7 @@ def routes() -> list[BaseRoute]:
         route("/admin", shown),
         route("/admin/users", add, method="POST"),
         route("/admin/users/remove", remove, method="POST"),
+        route("/admin/users/revoke", revoke, method="POST"),
     ]
 
 
@@ -68,3 +69,12 @@ async def remove(visit: Visit) -> Response:
     gone = await accounts_of(visit).change(lambda connection: acts.removed_user(connection, visit.user, name))
     await visit.state.parts["at_node"].removed(gone, keep=True)
     return visit.go("/admin", "removed")
+
+
+async def revoke(visit: Visit) -> Response:
+    """Revoke all keys of a user, with the sessions that began with them."""
+    if not visit.user.may_administer:
+        raise forbidden()
+    name = visit.form.get("name", "")
+    await accounts_of(visit).change(lambda connection: acts.revoked_keys(connection, visit.user, name))
+    return visit.go("/admin", "revoked")

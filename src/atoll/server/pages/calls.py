@@ -1,10 +1,14 @@
-"""Pages of calls: an overview, lists, one call with its output, and its cancellation."""
+"""Pages of calls: an overview, lists, one call with its output, and its cancellation.
+
+A user sees the own calls. Operators can ask for those of one user, or of everybody.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,11 +18,14 @@ from starlette.routing import BaseRoute
 from atoll import errors
 from atoll.model import figures
 from atoll.model.records import OUTCOMES
+from atoll.server.accounts import rows
+from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.visit import Visit, not_found, route
 
 ROWS = 50
 MOST_OFFSET = 100_000 - ROWS - 1
 RECENT = 10
+EVERYBODY = "*"
 LOOKS, LOOK_SECONDS = 4, 0.15
 DAY_SECONDS = 86400.0
 SPANS = {"1h": 3600.0, "24h": DAY_SECONDS, "7d": 7 * DAY_SECONDS, "30d": 30 * DAY_SECONDS}
@@ -36,13 +43,14 @@ def routes() -> list[BaseRoute]:
 
 async def overview(visit: Visit) -> Response:
     """Show the calls that run, the last that ended, and the day's figures."""
-    running = await visit.ask("calls.running", {})
+    running = await visit.ask("calls.running", {"all": False})
     recent = await visit.ask("calls.list", {"limit": RECENT})
     usage = await visit.ask("calls.usage", {"since": time.time() - DAY_SECONDS})
     return visit.page(
         "overview.html",
         running=running["calls"],
         calls=recent["calls"],
+        names={},
         day=figures.total(usage["usage"]),
         now=time.time(),
     )
@@ -59,14 +67,20 @@ async def listed(visit: Visit) -> Response:
         filters["outcome"] = outcome
     if span in SPANS:
         filters["since"] = time.time() - SPANS[span]
-    found = (await visit.ask("calls.list", filters))["calls"]
-    running = (await visit.ask("calls.running", {}))["calls"] if not offset else []
-    kept = {name: value for name, value in (("function", function), ("outcome", outcome), ("since", span)) if value}
+    whose = await whose_calls(visit)
+    found = (await visit.ask("calls.list", {**filters, **whose.filters}))["calls"]
+    running = await running_calls(visit, whose) if not offset else []
+    shown_filters = {"function": function, "outcome": outcome, "since": span, "user": whose.asked}
+    kept = {name: value for name, value in shown_filters.items() if value}
     return visit.page(
         "calls.html",
         running=running,
         calls=found[:ROWS],
-        filters={"function": function, "outcome": outcome, "since": span},
+        filters=shown_filters,
+        users=whose.users,
+        names=whose.names,
+        everybody=EVERYBODY,
+        live=f"/live/calls?{urlencode({'user': whose.asked})}" if whose.asked else "/live/calls",
         outcomes=OUTCOMES,
         spans=tuple(SPANS),
         first=offset + 1,
@@ -74,6 +88,50 @@ async def listed(visit: Visit) -> Response:
         older=_address(kept, offset + ROWS) if len(found) > ROWS and offset < MOST_OFFSET else "",
         now=time.time(),
     )
+
+
+@dataclass(frozen=True)
+class Whose:
+    """The users whose calls a page has.
+
+    Args:
+        asked: an id, `EVERYBODY`, or empty for the visitor.
+        users: names of all users by id, for operators.
+        filters: arguments of `calls.list`.
+        names: by id, of those whose calls are not the visitor's own.
+    """
+
+    asked: str = ""
+    users: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+async def whose_calls(visit: Visit) -> Whose:
+    """Return the users whose calls the address asks for; of others than operators always their own.
+
+    Raises:
+        CallerError: there is no such user.
+    """
+    if not visit.user.may_administer:
+        return Whose()
+    found = await accounts_of(visit).database.run(rows.all_users, writes=False)
+    names = {user.id: user.name for user in found}
+    asked = visit.query("user")
+    if not asked:
+        return Whose(users=names)
+    if asked == EVERYBODY:
+        return Whose(asked, names, {"all": True}, names)
+    user = next((one.id for one in found if asked in (one.name, one.id)), "")
+    if not user:
+        raise not_found("there is no such user")
+    return Whose(user, names, {"user": user}, names)
+
+
+async def running_calls(visit: Visit, whose: Whose) -> list[dict[str, Any]]:
+    """Return the rows of these users' calls that are not over."""
+    found = (await visit.ask("calls.running", {"all": bool(whose.asked)}))["calls"]
+    return [row for row in found if row["user"] == whose.filters.get("user", row["user"])]
 
 
 def _address(filters: dict[str, str], offset: int) -> str:
@@ -90,9 +148,14 @@ async def shown(visit: Visit) -> Response:
     children: list[dict[str, Any]] = []
     if running is None:
         children = (await visit.ask("calls.show", {"call": call["call"]})).get("children", [])
+    owner = ""
+    if visit.user.may_administer and call["user"] != visit.user.user:
+        users = await accounts_of(visit).database.run(rows.all_users, writes=False)
+        owner = next((user.name for user in users if user.id == call["user"]), call["user"])
     return visit.page(
         "call.html",
         call=call,
+        owner=owner,
         running=running is not None,
         attempts=attempts,
         children=children,

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from atoll import errors
 from atoll.server.pages import guard
-from atoll.server.pages.calls import read_call
+from atoll.server.pages.calls import Whose, read_call, running_calls, whose_calls
 from atoll.server.pages.rendering import output_text, render
 from atoll.server.pages.visit import Visit, route
 from atoll.server.principal import Principal
@@ -87,14 +87,14 @@ def _piece(text: str) -> str:
 
 async def rows(visit: Visit) -> Response:
     """Stream the rows of the calls that run, whenever they change."""
-    return _stream(visit, _rows(visit))
+    return _stream(visit, _rows(visit, await whose_calls(visit)))
 
 
-async def _rows(visit: Visit) -> AsyncIterator[str]:
+async def _rows(visit: Visit, whose: Whose) -> AsyncIterator[str]:
     known, ended = "", set[str]()
     while True:
-        calls = (await visit.ask("calls.running", {}))["calls"]
-        shown = render("_running.html", running=calls, now=time.time())
+        calls = await running_calls(visit, whose)
+        shown = render("_running.html", running=calls, names=whose.names, now=time.time())
         present = {one["call"] for one in calls}
         if shown != known:
             known = shown
