@@ -31,6 +31,22 @@ def test_headers_are_found_in_pieces_of_any_size(size: int) -> None:
     assert [call for header in found if (call := call_of(header))] == ["c1", "c2"]
 
 
+@pytest.mark.parametrize(
+    ("header", "call"),
+    [
+        (b'{"type":"call","name":"f","call":"c1-2","at":1.5e+9}', "c1-2"),
+        (b'{"type":"call","call":"c1","terminal":{"x":1,"call":"c2","at":1}}', "c1"),
+        (b'{"type":"call","call":"c\\u0031","at":1.5}', "c1"),
+        (b'{"type":"call","name":"f","at":1.5}', ""),
+        (b'{"type":"call","name":"f","call":"c1","at":1', ""),
+        (b'{"type":"result","x":0,"call":"c1","at":1}', ""),
+    ],
+)
+def test_the_call_of_a_header_is_its_own(header: bytes, call: str) -> None:
+    """Keys further inside, and headers in another order, change nothing."""
+    assert call_of(header) == call
+
+
 def test_other_bytes_are_followed_no_further() -> None:
     """A stream that is none of frames is passed over without an error."""
     follower = Follower()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from atoll.wire import line as lines
 from atoll.wire import websocket
-from atoll.wire.line import DATA, STDOUT, Line
+from atoll.wire.line import DATA, STDERR, STDOUT, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
 
 
@@ -136,6 +136,34 @@ def test_messages_in_several_frames_with_pings_between_them(cuts: list[int], mas
     assert receiver.received == 6 + len('{"type":"kill"}')
 
 
+def plain(text: bytes, *, last: bool = True) -> bytes:
+    """Return a client's binary frame below 64 KiB whose mask is zeros."""
+    size = len(text)
+    length = bytes((size | 0x80,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return bytes((0x82 if last else 2,)) + length + bytes(4) + text
+
+
+@pytest.mark.parametrize("client", [True, False])
+@pytest.mark.parametrize("size", [1, 123, 124, 125, 126, 16_000, 16_384, 65_534, 70_000])
+def test_a_message_that_comes_alone_says_the_same_as_byte_by_byte(size: int, client: bool) -> None:
+    """One read has one whole message, in each form of its length."""
+    sender, whole, slow = Line(client=client), Line(client=not client), Line(client=not client)
+    piece = bytes(range(256)) * (size // 256 + 1)
+    for channel in (DATA, STDERR):
+        data = b"".join(bytes(part) for part in sender.send(channel, piece[:size]))
+        assert joined(whole.feed(data)) == joined(fed(slow, data, list(range(len(data))))) == [(channel, piece[:size])]
+    assert whole.received == slow.received == 2 * size
+    assert whole.untold == slow.untold
+
+
+def test_a_message_that_comes_alone_cannot_be_within_another() -> None:
+    """The beginning of another one came with the read before."""
+    receiver = Line(client=False)
+    receiver.feed(plain(b"\0a", last=False))
+    with pytest.raises(LineError):
+        receiver.feed(plain(b"\0b"))
+
+
 HUGE = (1 << 62).to_bytes(8, "big")
 MALFORMED = {
     "unmasked": frame(2, b"\0a"),
@@ -148,6 +176,10 @@ MALFORMED = {
     "within another": frame(2, b"\0", last=False, masked=True) + frame(2, b"\0", masked=True),
     "no channel": frame(2, b"", masked=True),
     "unknown channel": frame(2, b"\3a", masked=True),
+    "unknown channel, not hidden": plain(b"\3a"),
+    "within another, not hidden": plain(b"\0", last=False) + plain(b"\0a"),
+    "no channel, not hidden": plain(b""),
+    "long length, not hidden": b"\x82\xfe\0\2" + bytes(4) + b"\0a",
     "long length": frame(2, b"\0a", masked=True, length=b"\x7e\0\2"),
     "longer length": frame(2, b"\0a", masked=True, length=b"\x7f" + bytes(7) + b"\2"),
     "huge": frame(2, b"", masked=True, length=b"\x7f" + HUGE),

@@ -43,6 +43,7 @@ from atoll.wire.websocket import (
     Event,
     LineError,
     Reader,
+    binary,
     head,
 )
 
@@ -87,8 +88,8 @@ class Line:
         """The price of the messages of the last `feed`, in that of one piece."""
         self._told = 0
         """The count of the last acknowledgement."""
-        self._untold = 0
-        """What has come since then, as the window counts."""
+        self.untold = 0
+        """What has come since the last acknowledgement, as the window counts."""
         self._kept: deque[tuple[int, Any]] = deque()
         self._start = self._end = 0
         """The counts before the first kept byte and after the last one."""
@@ -140,7 +141,9 @@ class Line:
         if channel == CONTROL:
             return [self._head(TEXT_CODE, len(piece), piece)]
         size = len(piece)
-        if size <= _COPIED_BYTES or self.hidden:
+        if size <= _COPIED_BYTES and not self.hidden:
+            return [binary(channel, piece, client=self._client)]
+        if self.hidden:
             return [self._head(BINARY_CODE, size + 1, b"%c%b" % (channel, piece))]
         return [self._head(BINARY_CODE, size + 1) + bytes((channel,)), piece]
 
@@ -187,7 +190,7 @@ class Line:
                 again = True
                 if len(value) == 8:
                     self._acknowledge(int.from_bytes(value, "big"))
-        self._untold = self.received - self._told + MESSAGE_COST * self._reader.messages
+        self.untold = self.received - self._told + MESSAGE_COST * self._reader.messages
         if self.received - self._told > WINDOW + PIECE + CONTROL_BYTES:
             raise LineError("the other end sends on although nothing is acknowledged")
         if pings > MOST_PINGS:  # a flood gets one pong for each read
@@ -205,14 +208,14 @@ class Line:
         """Take note of bytes that were `due` and have been read elsewhere."""
         self._reader.took(count)
         self.received += count
-        self._untold += count
+        self.untold += count
 
     def acknowledgement(self, least: int = 0) -> bytes:
         """Return the message for what has come, which this end has passed on; empty where it is at most `least`."""
-        if self._untold <= least or self.received == self._told:
+        if self.untold <= least or self.received == self._told:
             return b""
         self._told = self.received
-        self._untold = self._reader.messages = 0
+        self.untold = self._reader.messages = 0
         return self._head(PONG_CODE, 8, self._told.to_bytes(8, "big"))
 
     def _acknowledge(self, count: int) -> None:
@@ -251,7 +254,7 @@ class Line:
     def restore(self, counts: list[int], kept: list[tuple[int, Any]]) -> None:
         """Go on where another process has stopped; a connection then begins with `resume`."""
         self.received, self._told, self._start, self._acknowledged = counts
-        self._untold = self.received - self._told
+        self.untold = self.received - self._told
         self._kept = deque(kept)
         self._end = self._start + sum(len(piece) for _, piece in kept)
 

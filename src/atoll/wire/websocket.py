@@ -21,6 +21,8 @@ MAX_SHORT_BYTES = 125
 _NO_MASK = b"\0\0\0\0"
 _VIEWED_BYTES = 16 << 10
 """Input above this size is not copied when it is cut."""
+_WHOLE_BINARY = 0x80 | BINARY_CODE
+"""The first byte of a binary message in one frame."""
 
 Event = tuple[int, Any]
 
@@ -50,6 +52,15 @@ def head(code: int, size: int, text: bytes = b"", *, client: bool, hidden: bool 
         return found + _NO_MASK + text
     key = os.urandom(4)
     return found + key + _masked(text, key, 0)
+
+
+def binary(channel: int, piece: Any, *, client: bool) -> bytes:
+    """Return a whole binary message below 64 KiB; a client's has a mask of zeros."""
+    size = len(piece) + 1
+    if size < 126:
+        return (b"\x82%c\0\0\0\0%c%b" if client else b"\x82%c%c%b") % (size | 0x80 if client else size, channel, piece)
+    length = size.to_bytes(2, "big")
+    return (b"\x82\xfe%b\0\0\0\0%c%b" if client else b"\x82\x7e%b%c%b") % (length, channel, piece)
 
 
 class Reader:
@@ -104,6 +115,8 @@ class Reader:
             self._rest = b""
         elif len(data) > _VIEWED_BYTES:
             data = memoryview(data)
+        elif self._left < 0 and not self._open and (found := self._whole(data)):
+            return found
         events: list[Event] = []
         at, end = 0, len(data)
         while at < end:
@@ -135,6 +148,25 @@ class Reader:
             if not self._left:
                 self._end_frame(events)
         return events
+
+    def _whole(self, data: Any) -> list[Event]:
+        """Return the event of one small binary message, without the steps of others, if that is all that came."""
+        end = len(data)
+        if end < 4 or data[0] != _WHOLE_BINARY or data[1] & 0x80 != self._masked:
+            return []
+        size, at = data[1] & 127, 2
+        if size > 125:
+            if size == 127 or (size := data[2] << 8 | data[3]) < 126:
+                return []
+            at = 4
+        if self._masked:
+            if data[at : at + 4] != _NO_MASK:
+                return []
+            at += 4
+        if size < 2 or at + size != end or data[at] >= CHANNELS:
+            return []
+        self.messages += 1
+        return [(data[at], data[at + 1 :])]
 
     def _read_head(self, data: Any, at: int, end: int, control_bytes: int) -> int:
         """Begin a frame; return the size of its head, 0 where it has not come whole."""

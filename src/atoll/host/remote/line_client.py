@@ -35,6 +35,8 @@ SILENT_SECONDS = 45.0
 """Seconds of silence after which it counts as lost: the server answers pings."""
 DIRECT_BYTES = 64 << 10
 """Bytes of a piece from which on it is read into its place."""
+KEPT_BYTES = 16 << 10
+"""Bytes of answers that a server may keep for the line until the next call acknowledges them."""
 TELL_SECONDS = 1.0
 
 
@@ -75,6 +77,7 @@ class LineClient:
         self._printed = printed
         self._line = Line(client=True, hidden=server.hides)
         self._lock = threading.RLock()
+        self.closed = False
         self._closing = threading.Event()
         self._later: deque[dict[str, Any]] = deque()
         self._session = ""
@@ -82,7 +85,7 @@ class LineClient:
         """The connection of now, where there is one: what the finalizer closes."""
         self._finalizer = weakref.finalize(self, _close_all, self._held)
         self._finalizer.atexit = False
-        self._heard = self._pinged = 0.0
+        self.heard = self._pinged = 0.0
         self._open(opening)
 
     def _open(self, opening: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ class LineClient:
         """Go on over a new connection."""
         self._held[:] = [Stream(upgraded.socket, self._line.close())]
         self._session = upgraded.session
-        self._heard = time.monotonic()
+        self.heard = time.monotonic()
         if upgraded.rest:
             self._feed(upgraded.rest)
 
@@ -125,7 +128,7 @@ class LineClient:
         self._drop()
         end = time.monotonic() + RETRY_SECONDS
         wait = FIRST_WAIT_SECONDS
-        while not self._closing.is_set() and not self.over:
+        while not self.closed and not self.over:
             left = end - time.monotonic()
             try:
                 if left <= 0:
@@ -221,10 +224,9 @@ class LineClient:
             self.pump(None)
         self._check()
         with self._lock:
-            told = line.acknowledgement()
             written = line.send(DATA, piece)
-            if told:
-                written[0] = told + written[0]
+            if line.untold > KEPT_BYTES:
+                written.insert(0, line.acknowledgement())
             try:
                 self._write(written)
             except OSError:
@@ -232,10 +234,9 @@ class LineClient:
 
     def settle(self) -> None:
         """Acknowledge what has come, where that lets the server forget much."""
-        with self._lock:
-            if text := self._line.acknowledgement(DIRECT_BYTES):
-                with contextlib.suppress(OSError):
-                    self._write([text])
+        if self._line.untold > DIRECT_BYTES:
+            with self._lock, contextlib.suppress(OSError):
+                self._write([self._line.acknowledgement()])
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -258,8 +259,8 @@ class LineClient:
             self._check()
             try:
                 self._receive()
-                if text := self._line.acknowledgement(WINDOW // 4):
-                    self._write([text])
+                if self._line.untold > WINDOW // 4:
+                    self._write([self._line.acknowledgement()])
             except LineError as error:
                 self.over = True
                 self._drop()
@@ -282,7 +283,7 @@ class LineClient:
                 count = stream.read_into(part)
             if count:
                 line.took(count)
-                self._heard = time.monotonic()
+                self.heard = time.monotonic()
                 assert self._wrote is not None
                 self._wrote(count)
                 return
@@ -293,7 +294,7 @@ class LineClient:
             return
         if not data:
             raise ConnectionResetError("the connection was closed")
-        self._heard = time.monotonic()
+        self.heard = time.monotonic()
         self._feed(data)
 
     def _feed(self, data: bytes) -> None:
@@ -320,9 +321,9 @@ class LineClient:
     def _keep_in_use(self) -> None:
         now = time.monotonic()
         with self._lock:
-            if now - self._heard > SILENT_SECONDS:
+            if now - self.heard > SILENT_SECONDS:
                 self._lose()
-            elif now - max(self._heard, self._pinged) >= PING_SECONDS - 1:
+            elif now - max(self.heard, self._pinged) >= PING_SECONDS - 1:
                 self._pinged = now
                 try:
                     self._write([self._line.ping()])
@@ -331,16 +332,16 @@ class LineClient:
 
     def alive(self, seconds: float) -> bool:
         """Return whether the server answers now."""
-        heard = self._heard
+        heard = self.heard
         end = time.monotonic() + seconds
         try:
             with self._lock:
                 self._write([self._line.ping()])
-            while self._heard == heard and (left := end - time.monotonic()) > 0:
+            while self.heard == heard and (left := end - time.monotonic()) > 0:
                 self.pump(1000 * left)
         except (OSError, ChannelClosed):
             return False
-        return self._heard != heard
+        return self.heard != heard
 
     def header(self, milliseconds: float | None) -> dict[str, Any] | None:
         """Return the next header; None where none comes in time.
@@ -360,13 +361,13 @@ class LineClient:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    @property
-    def closed(self) -> bool:
-        return self._closing.is_set()
+    def _end(self) -> None:
+        self.closed = True
+        self._closing.set()
 
     def withdraw(self, header: dict[str, Any] | None) -> None:
         """Send a last header, if there is one, and end the line; from any thread. The thread that receives is woken."""
-        self._closing.set()
+        self._end()
         if not self._lock.acquire(timeout=TELL_SECONDS):
             return
         try:
@@ -380,7 +381,7 @@ class LineClient:
 
     def close(self) -> None:
         """End the line, and say so to the server."""
-        self._closing.set()
+        self._end()
         with self._lock:
             for stream in self._held:
                 stream.finish()
@@ -388,7 +389,7 @@ class LineClient:
 
     def forget(self) -> None:
         """In a forked child: close the copy of the parent's connection, and say nothing."""
-        self._closing.set()
+        self._end()
         self._lock = threading.RLock()
         while self._held:
             self._held.pop().forget()

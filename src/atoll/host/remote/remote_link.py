@@ -46,7 +46,7 @@ class RemoteLink:
         self._printed: deque[tuple[int, int, bytes]] = deque()
         self._fault: FrameError | None = None
         self._call = ""
-        self._rests_since = 0.0
+        self._rests = False
         self._followed = -1
         self._size: tuple[int, ...] = ()
         self._line = LineClient(
@@ -112,8 +112,8 @@ class RemoteLink:
             return False
         if line.closed or line.over or line.data_over or self.messages or self._fault or line.control:
             return False
-        rested, self._rests_since = self._rests_since, 0.0
-        if rested and time.monotonic() - rested > RESTED_SECONDS:
+        rested, self._rests = self._rests, False
+        if rested and time.monotonic() - line.heard > RESTED_SECONDS:
             return line.alive(ANSWER_SECONDS) and self.usable
         return True
 
@@ -170,7 +170,7 @@ class RemoteLink:
     def end_call(self) -> None:
         """See `Link.end_call`; the server marks it."""
         self._line.settle()
-        self._rests_since = time.monotonic()
+        self._rests = True
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
         """See `Link.hear`."""

@@ -17,6 +17,9 @@ LOOK_BYTES = 8 << 10
 """The beginning of a header, which has its type and mostly the call's id."""
 _MOST_ID = 200
 _CALL = re.compile(rb'"call":"([^"\\]{1,200})"')
+_LAST_CALL = re.compile(rb',"call":"([\w.-]{1,200})","at":[\d.e+-]+}')
+"""The end of a header as this version writes it."""
+_LENGTHS = tuple(struct.Struct(f"!{count}Q") for count in range(17))
 
 
 class Follower:
@@ -31,8 +34,10 @@ class Follower:
 
     def feed(self, data: Any) -> list[bytes]:
         """Return the beginnings of the headers that are complete with these bytes."""
-        found: list[bytes] = []
         at, size = 0, len(data)
+        if not (self._left or self._head or self._lost) and (header := _whole(data, size)):
+            return [header]
+        found: list[bytes] = []
         while at < size and not self._lost:
             if self._left:
                 step = min(self._left, size - at)
@@ -78,6 +83,19 @@ class Follower:
         self._head, self._left, self._lost = bytes.fromhex(state[0]), int(state[1]), bool(state[2])
 
 
+def _whole(data: Any, size: int) -> bytes:
+    """Return the header of a small frame, without the steps of others, if that is all that came; else nothing."""
+    if size < PREFIX.size:
+        return b""
+    magic, _, flags, header, count = PREFIX.unpack_from(data)
+    first = PREFIX.size + 8 * count
+    if magic != MAGIC or flags or header > LOOK_BYTES or count >= len(_LENGTHS) or first + header > size:
+        return b""
+    if first + header + sum(_LENGTHS[count].unpack_from(data, PREFIX.size)) != size:
+        return b""
+    return bytes(data[first : first + header])
+
+
 def _needed(data: Any, at: int, end: int) -> int:
     """Return how many bytes of a frame are needed to see its header's beginning; -1 where there is no frame."""
     if end - at < PREFIX.size:
@@ -93,6 +111,9 @@ def call_of(header: bytes) -> str:
     if not header.startswith(b'{"type":"call"'):
         return ""
     if len(header) < LOOK_BYTES:
+        at = header.rfind(b',"call":"')
+        if at > 0 and (last := _LAST_CALL.fullmatch(header, at)) is not None:
+            return last[1].decode("utf-8", "replace")
         try:
             found = json.loads(header).get("call", "")
         except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import struct
 import termios
 from collections import deque
@@ -51,8 +52,10 @@ class Outputs:
         self._reads = False
         self.calls: deque[str] = deque()
         """Calls that were sent and have no answer; what is printed belongs to the first."""
+        self._poll = select.poll()
         for descriptor in self.pipes.values():
             os.set_blocking(descriptor, False)
+            self._poll.register(descriptor, select.POLLIN)
 
     def hold(self, *, hold: bool) -> None:
         """Stop reading, or go on."""
@@ -67,28 +70,30 @@ class Outputs:
 
     def drain(self) -> None:
         """Pass on all that has been printed."""
-        for channel in tuple(self.pipes):
-            for _ in range(DRAIN_ROUNDS):
-                if not self._read(channel):
-                    break
+        for _ in range(DRAIN_ROUNDS):
+            ready = self._poll.poll(0)
+            if not ready:
+                return
+            named = {descriptor for descriptor, _ in ready}
+            for channel in [channel for channel, descriptor in self.pipes.items() if descriptor in named]:
+                self._read(channel)
 
-    def _read(self, channel: int) -> bool:
-        """Pass on one piece; return whether there was one."""
+    def _read(self, channel: int) -> None:
+        """Pass on one piece, if there is one."""
         descriptor = self.pipes.get(channel)
         if descriptor is None:
-            return False
+            return
         try:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
-            return False
+            return
         except OSError:
             data = b""
         if not data:
             self._close(channel)
-            return False
+            return
         self._keep(data)
         self._send(STDOUT if channel == TERMINAL else channel, data)
-        return True
 
     def _keep(self, data: bytes) -> None:
         if self._tape is None and self._can_keep:
@@ -117,6 +122,7 @@ class Outputs:
         self._shown = True
         made = PseudoTerminal(os.fstat(next(iter(self.pipes.values()))).st_uid)
         self.pipes[TERMINAL] = made.descriptor
+        self._poll.register(made.descriptor, select.POLLIN)
         self._resize(rows, columns)
         if self._reads:
             self._loop.add_reader(made.descriptor, self._read, TERMINAL)
@@ -134,6 +140,7 @@ class Outputs:
 
     def _close(self, channel: int) -> None:
         descriptor = self.pipes.pop(channel)
+        self._poll.unregister(descriptor)
         if self._reads:
             self._loop.remove_reader(descriptor)
         os.close(descriptor)
