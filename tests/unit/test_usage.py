@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ from atoll.host.local import LocalHost
 from atoll.model import figures
 from atoll.model.figures import Figures
 from atoll.model.records import CallRecord
+
+from ..conftest import find_tool
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\u202e"
 DISK = {"data_bytes": 3 << 30, "cache_bytes": 0}
@@ -155,7 +156,7 @@ def test_a_page_is_whole_and_loads_nothing() -> None:
 
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     """A real browser builds the document as it was meant: nothing of a hostile name became an element, or ran."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(filter(None, map(find_tool, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("there is no chromium here")
     file = tmp_path / "page.html"
