@@ -60,3 +60,27 @@ def test_functions_can_read_all_bytecode(tmp_path: Path) -> None:
     assert len(compiled) >= len(list((library / "atoll").rglob("*.py")))
     assert [path for path in compiled if path.stat().st_mode & 0o044 != 0o044] == []
     assert [path for path in library.rglob("__pycache__") if path.stat().st_mode & 0o055 != 0o055] == []
+
+
+def test_a_daemon_that_leaves_compiles_no_longer(tmp_path: Path) -> None:
+    """The process that compiles ends with its task; the server's own parts are not among the files."""
+    library, hold = mounted_files.hold(tmp_path)
+    os.close(hold)
+    assert (library / "atoll" / "host").is_dir()
+    assert not (library / "atoll" / "server").exists()
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(mounted_files.compile_rest(library))
+        await asyncio.sleep(0)
+        assert _children()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not _children()
+
+    asyncio.run(leave())
+    assert not (library / ".compiled").exists()
+
+
+def _children() -> list[str]:
+    """Return the processes that this one has started and not waited for."""
+    return [pid for tasks in Path("/proc/self/task").iterdir() for pid in (tasks / "children").read_text().split()]

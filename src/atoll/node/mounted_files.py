@@ -47,6 +47,8 @@ STAGE_SECONDS = 3600.0
 CLOUDPICKLE = "_atoll_cloudpickle.py"
 YAML = "_atoll_yaml"
 _PACKAGES = ("atoll", "fal_serverless")
+_NEVER_MOUNTED = ("atoll/server/",)
+"""Parts that no sandbox has a use for."""
 _COLD_PATH = ("atoll/__init__.py", "atoll/errors.py", "atoll/agent/", "atoll/payload/", "atoll/wire/", CLOUDPICKLE)
 """Imported by an agent before it can serve, and so compiled before the first use."""
 
@@ -57,10 +59,12 @@ _LEFT_OUT = ("_cffi.",)
 def _sources() -> dict[str, Path]:
     root = Path(__file__).parents[2]
     found = {
-        str(path.relative_to(root)): path
+        name: path
         for package in _PACKAGES
         for path in (root / package).rglob("*")
-        if path.is_file() and path.suffix in (".py", ".typed")
+        if path.suffix in (".py", ".typed")
+        and not (name := str(path.relative_to(root))).startswith(_NEVER_MOUNTED)
+        and path.is_file()
     }
     spec = importlib.machinery.PathFinder.find_spec("cloudpickle")  # found, and not imported: see invariant 1
     if spec is None or spec.origin is None:
@@ -236,6 +240,10 @@ async def compile_rest(directory: Path) -> None:
     marker = directory / ".compiled"
     if not marker.exists():
         child = Child([sys.executable, "-I", "-S", "-c", code, str(directory)], env={})
-        if await child.wait() == 0:
+        try:
+            status = await child.wait()
+        finally:  # a daemon that leaves takes it along: the state directory may be about to be removed
+            await child.kill()
+        if status == 0:
             with contextlib.suppress(OSError):
                 marker.touch()
