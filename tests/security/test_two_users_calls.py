@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from atoll.host import daemon_start
 from tests.conftest import own_home
 from tests.waiting import until
 
-from .two_users import Users, on, two_users
+from .two_users import UserHost, Users, on, two_users
 
 pytestmark = pytest.mark.as_user  # an identity of its own is root's to give
 
 
 @pytest.fixture(scope="module")
 def users() -> Iterator[Users]:
-    with own_home() as home, two_users(home) as made:
+    with own_home() as home, two_users(home, shells="1") as made:
         yield made
 
 
@@ -71,8 +73,43 @@ def test_a_running_call_is_seen_and_reached_by_its_user_alone(users: Users) -> N
             users.bob.request(name, {"call": "c" * len(row["call"])})
         assert type(seen.value) is type(unknown.value)
         assert seen.value.message.replace(row["call"], "") == unknown.value.message.replace("c" * len(row["call"]), "")
+    (worker,) = (one["id"] for one in users.ann.request("status", {})["workers"] if one["state"] == "busy")
+    operator = UserHost(users.home.path, "u-operator", admin=True)
+    assert operator.request("calls.stacks", {"call": row["call"]})["call"] == row["call"]
+    for host in (users.bob, operator):
+        with pytest.raises(errors.ResourcesUnavailable, match="no call that runs"):
+            host.run_command(row["call"], ["true"], (0, 1, 2), terminal=False, on_start=pytest.fail)
+        with pytest.raises(errors.WorkerDied):
+            host.dial(worker, 80)
+    assert users.ann.run_command(row["call"], ["sh", "-c", "exit 4"], (0, 1, 2), terminal=False, on_start=int) == 4
+    with pytest.raises(errors.PortUnreachable):
+        users.ann.dial(worker, 80)
     (users.settings.volumes_directory / "u-ann" / "data" / "go").touch()
     assert running.result() == "done"
+
+
+def test_shells_of_a_user_are_bounded(users: Users) -> None:
+    """One more is refused, and says so; another user's has its own place."""
+    spec = on(users.ann, write).lease_spec(pickled=False)
+
+    def shell(host: UserHost, stdin: int, on_start: Callable[[], object]) -> int:
+        return host.run_shell(spec, (stdin, 1, 2), terminal=False, on_progress=print, on_start=on_start)  # type: ignore[arg-type]
+
+    read, typed = os.pipe()
+    begun = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(shell, users.ann, read, begun.set)
+        try:
+            assert begun.wait(60)
+            with open("/dev/null") as nothing:
+                with pytest.raises(errors.ResourcesUnavailable, match="1 open shells"):
+                    shell(users.ann, nothing.fileno(), int)
+                assert shell(users.bob, nothing.fileno(), int) == 0
+        finally:
+            os.write(typed, b"exit 6\n")
+            assert first.result(60) == 6
+            os.close(read)
+            os.close(typed)
 
 
 def test_only_the_operator_ends_the_node(users: Users) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from atoll import Host, errors, isolated
-from atoll.host.remote import line_client
+from atoll.host.remote import patience
 from atoll.host.remote.server import Server as Reached
 
 from ..conftest import needs_outbound
@@ -97,7 +97,7 @@ def test_a_line_that_is_lost_for_good_is_an_error_with_the_calls_id(
     server: Server, drops: DropProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call is not made a second time."""
-    monkeypatch.setattr(line_client, "RETRY_SECONDS", 0.5)
+    monkeypatch.setenv(patience.VARIABLE, "0.5")
     direct = host_of(server)
     mark, lines = isolated(host=host_of(server, drops.port))(_mark), isolated(host=direct)(_lines)
     lines_before = isolated(host=direct)(lambda: open("/data/lost", "w").close())
@@ -327,7 +327,7 @@ def test_a_forked_child_has_connections_of_its_own(server: Server) -> None:
 
 
 PROGRAM = """
-import builtins, importlib.abc, select, socket, sys, os
+import builtins, importlib.abc, select, socket, sys, os, time
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -358,6 +358,13 @@ def main():
         isolated(host=host)(lambda: 1 / 0)()
     except ZeroDivisionError:
         print("raised")
+    waiting = isolated(host=host)(lambda: __import__("time").sleep(600)).submit()
+    while not (found := host.request("calls.running", {})["calls"]) or not found[0]["worker"]:
+        time.sleep(0.02)
+    from atoll.cli.programs.shell import run_on_own_streams
+    run = lambda own, terminal, begin: host.run_command(waiting.call_id, ["cat"], own, terminal=terminal, on_start=begin)
+    assert run_on_own_streams(run) == 0
+    host.request("calls.cancel", {"call": waiting.call_id})
     handle = isolated(lambda: "kept").spawn()
     assert handle.result(60) == "kept"
     host.close()
@@ -368,7 +375,7 @@ main()
 
 @needs_outbound
 def test_a_platform_without_linuxs_modules_is_enough(server: Server, tmp_path: Any) -> None:
-    """No `fcntl`, no `select.poll`, no Unix sockets: calls, generators, `map`, errors and detached calls."""
+    """No `fcntl`, no `select.poll`, no Unix sockets: calls, generators, `map`, errors, commands, detached calls."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     key_id, key_secret = server.key
@@ -377,12 +384,13 @@ def test_a_platform_without_linuxs_modules_is_enough(server: Server, tmp_path: A
         [sys.executable, str(program)],
         check=False,
         env={**os.environ, **variables, "ATOLL_CA_FILE": str(server.ca_file)},
+        input="typed",
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.split() == ["item", "0", "item", "1", "item", "2", "raised"]
+    assert run.stdout.split() == ["item", "0", "item", "1", "item", "2", "raised", "typed"]
 
 
 @needs_outbound

@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from atoll import Host
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -62,6 +67,9 @@ class Across:
     idle: Leased
     storage: RawLine
     abandoned: RawLine
+    stream: socket.socket
+    command: subprocess.Popen[bytes]
+    stdin_over: subprocess.Popen[bytes]
     node: tuple[int | None, int | None]
 
 
@@ -69,6 +77,30 @@ def _begin(leased: Leased) -> None:
     leased.start()
     while leased.line.printed[1] != b"began\n":
         leased.line.pump()
+
+
+_ECHO = """
+import os, socket
+with socket.create_server(("127.0.0.1", 8137)) as listener:
+    print("listens", flush=True)
+    stream, _ = listener.accept()
+while data := stream.recv(1 << 16):
+    stream.sendall(data)
+stream.close()
+os.write(1, b"stream over " + os.read(0, 100))
+"""
+
+
+def _command(server: Server, *words: str) -> subprocess.Popen[bytes]:
+    """Start `atoll exec`."""
+    key_id, key_secret = server.key
+    named = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", "exec", *words],
+        env={**os.environ, **named, "ATOLL_CA_FILE": str(server.ca_file)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +121,24 @@ def across(restarted: Server) -> Iterator[Across]:
             line.header("granted")
         for one in (running, answered):
             _begin(one)
+        command = stack.enter_context(_command(restarted, running.request.call.id, "python", "-c", _ECHO))
+        script = "cat; printf ' and all'; until test -e /data/running; do sleep 0.05; done; exit 9"
+        stdin_over = stack.enter_context(_command(restarted, running.request.call.id, "sh", "-c", script))
+        for one in (command, stdin_over):
+            stack.callback(one.kill)
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"listens\n"
+        assert stdin_over.stdin is not None
+        assert stdin_over.stdout is not None
+        stdin_over.stdin.write(b"input")
+        stdin_over.stdin.close()
+        assert stdin_over.stdout.read(13) == b"input and all"
+        key_id, key_secret = restarted.key
+        host = Host(restarted.url, key_id=key_id, key_secret=key_secret, ca_file=str(restarted.ca_file))
+        stream = stack.enter_context(host.dial(running.worker, 8137))
+        stream.settimeout(60)
+        stream.sendall(b"before")
+        assert stream.recv(6, socket.MSG_WAITALL) == b"before"
         answered.line.drop()
         (_data(restarted) / "answered").write_text("")
         name = answered.request.call.id
@@ -102,7 +152,19 @@ def across(restarted: Server) -> Iterator[Across]:
 
         half_sent.line.on_drop = restart
         half_sent.start()
-        yield Across(running, answered, half_sent, idle, storage, abandoned, (node, restarted.home.daemon_pid()))
+        nodes = (node, restarted.home.daemon_pid())
+        yield Across(running, answered, half_sent, idle, storage, abandoned, stream, command, stdin_over, nodes)
+
+
+def test_streams_and_commands_go_on_across_a_restart(across: Across) -> None:
+    """A dialled port, a command with its input, and one whose input was over, are there after a restart."""
+    across.stream.sendall(b"after")
+    assert across.stream.recv(5, socket.MSG_WAITALL) == b"after"
+    across.stream.shutdown(socket.SHUT_WR)
+    assert across.stream.recv(5) == b""
+    assert across.command.communicate(b"typed", timeout=60)[0] == b"stream over typed"
+    assert across.command.returncode == 0
+    assert across.stdin_over.poll() is None
 
 
 def test_calls_go_on_across_a_restart(restarted: Server, across: Across) -> None:
@@ -114,6 +176,7 @@ def test_calls_go_on_across_a_restart(restarted: Server, across: Across) -> None
     leased.line.resume()
     assert across.node[0] == across.node[1]
     (_data(restarted) / "running").write_text("")
+    assert across.stdin_over.wait(60) == 9
     assert leased.answer() == 1
     assert leased.line.printed[1] == b"began\nwent on\n"
     call = leased.request.call

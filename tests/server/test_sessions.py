@@ -82,6 +82,16 @@ def _twice(data: bytes) -> bytes:
     return hashlib.sha256(data * 2).hexdigest()[:8].encode() + data * 2
 
 
+@pytest.mark.parametrize("kind", ["shell", "exec", "dial", "lease", "storage"])
+def test_bytes_beside_other_openings_are_refused(server: Server, kind: str) -> None:
+    """They would stand among the descriptors that the node expects."""
+    line = RawLine(server, {"type": kind, "bytes": 5})
+    with contextlib.closing(line):
+        with pytest.raises(ConnectionError):
+            line.header("never")
+        assert line.closed == 1002
+
+
 def test_only_the_opener_resumes(server: Server) -> None:
     """A session's id is of no use with another key."""
     line = RawLine(server, {"type": "storage"})
@@ -148,9 +158,9 @@ def test_hostile_messages_end_the_line(server: Server, message: bytes) -> None:
             line.resume()
 
 
-@pytest.mark.parametrize("opening", [{"type": "shell"}, {"type": "handover"}, {"type": "adopt"}, {"type": "x" * 1000}])
+@pytest.mark.parametrize("opening", [{"type": "hello"}, {"type": "handover"}, {"type": "adopt"}, {"type": "x" * 1000}])
 def test_other_openings_are_refused(server: Server, opening: dict[str, Any]) -> None:
-    """A line carries leases, storage and requests alone: the owner's own messages to the node cannot be sent."""
+    """A line carries what users may ask for alone: the owner's own messages to the node cannot be sent."""
     line = RawLine(server, opening)
     with contextlib.closing(line):
         assert line.header("failed")["error"]["code"] == "protocol_mismatch"

@@ -105,20 +105,3 @@ def tell_local(about: str) -> None:
         server = server_of(chosen())
         if server is not None:
             echo(f"note: {about} of this machine, and not of {server.url}, where you are logged in", error=True)
-
-
-def check_opens_shells(host: Any, instead: str) -> None:
-    """Check that a host runs shells and commands in sandboxes.
-
-    Args:
-        instead: the command for this machine.
-
-    Raises:
-        ResourcesUnavailable: it is a server.
-    """
-    server = server_of(host)
-    if server is not None:
-        raise errors.ResourcesUnavailable(
-            f"{server.shown} opens no shells and runs no commands in sandboxes",
-            hint=f"run the command in a function, by `subprocess.run(...)`; for this machine: `{instead}`",
-        )

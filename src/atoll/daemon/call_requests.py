@@ -103,8 +103,13 @@ def _seen_by(caller: Caller) -> str | None:
     return None if caller.may_administer else caller.user
 
 
-async def find(services: Services, caller: Caller, start: Any) -> RunningCall | WaitingCall | None:
+async def find(
+    services: Services, caller: Caller, start: Any, *, own: bool = False
+) -> RunningCall | WaitingCall | None:
     """Return the call that is not over and whose id is `start` or begins so; None where there is none.
+
+    Args:
+        own: of the caller alone, administrators too.
 
     Raises:
         ValueError: it cannot be an id.
@@ -115,7 +120,7 @@ async def find(services: Services, caller: Caller, start: Any) -> RunningCall | 
             "an empty id names no call", hint="give 4 characters or more of an id; see `atoll calls list --running`"
         )
     records.check_start(start)
-    user = _seen_by(caller)
+    user = caller.user if own else _seen_by(caller)
     running = await services.running_calls.running(user)
     calls: list[RunningCall | WaitingCall] = [*running, *services.running_calls.waiting(user, running)]
     found = [one for one in calls if one.call == start]
@@ -126,14 +131,17 @@ async def find(services: Services, caller: Caller, start: Any) -> RunningCall | 
     return found[0] if found else None
 
 
-async def find_running(services: Services, caller: Caller, start: Any) -> RunningCall:
+async def find_running(services: Services, caller: Caller, start: Any, *, own: bool = False) -> RunningCall:
     """Return the call that runs and whose id is `start` or begins so.
+
+    Args:
+        own: see `find`.
 
     Raises:
         ValueError: it cannot be an id.
         ResourcesUnavailable: none that runs has such an id, or more than one.
     """
-    found = await find(services, caller, start)
+    found = await find(services, caller, start, own=own)
     if isinstance(found, RunningCall):
         return found
     if found is not None:
@@ -152,6 +160,8 @@ async def execute(
 ) -> int:
     """Run a command in the sandbox of a running call; return its exit status.
 
+    An operator of a server sees the calls of others, and never what is in their sandboxes.
+
     Args:
         message: the client's, with `call`, the words of `command`, and `terminal`.
 
@@ -159,7 +169,7 @@ async def execute(
         ValueError, ResourcesUnavailable: as `find_running` and `contract.Inside.execute`.
     """
     command = check_command(message.get("command"))
-    call = await find_running(services, caller, message.get("call"))
+    call = await find_running(services, caller, message.get("call"), own=caller.remote)
     terminal = message.get("terminal") is True
     return await services.engine.inside.execute(call, command, descriptors, terminal=terminal, on_start=on_start)
 

@@ -330,7 +330,7 @@ class Connection:
         """Run a shell in a sandbox of its own, on the client's descriptors for stdin, stdout and stderr."""
         services, caller = self._services, self._caller
         leasing.check_outside(caller, "open a shell")
-        with services.housekeeping.shell(caller.user):
+        with services.housekeeping.shell(caller.user), places.shell(services, caller):
             descriptors = self._channel.take_descriptors(3)
             try:
                 spec, environment = await self._until_gone(leasing.prepared(services, caller, asked, self._progress))

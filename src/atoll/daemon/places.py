@@ -44,6 +44,11 @@ async def storage_place(services: Services, caller: Caller) -> AsyncIterator[Non
         places.take(opener, -1)
 
 
+def shell(services: Services, caller: Caller) -> contextlib.AbstractContextManager[None]:
+    """Count a shell of a server's user while the context is open; raises as `Users.shell`."""
+    return services.users.shell(caller.user) if caller.remote else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def request_bytes(services: Services, caller: Caller, spec: LeaseSpec) -> Iterator[None]:
     """Account for the memory of a function's request for a lease while the context is open.

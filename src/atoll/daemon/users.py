@@ -98,7 +98,7 @@ class Users:
         self._known = known
         self._separates = separates
         self._limits: dict[str, UserLimits] = {}
-        self._connections, self._storage, self._bytes = _Held(), _Held(), _Held()
+        self._connections, self._storage, self._bytes, self._shells = _Held(), _Held(), _Held(), _Held()
         self._builds: dict[str, asyncio.Semaphore] = {}
         self.readings = Readings()
 
@@ -164,6 +164,23 @@ class Users:
             yield
         finally:
             self._connections.give_back(user, 1)
+
+    @contextlib.contextmanager
+    def shell(self, user: str) -> Iterator[None]:
+        """Count a shell while the context is open.
+
+        Raises:
+            ResourcesUnavailable: the user has as many as they may.
+        """
+        most = self._defaults.shells
+        if not self._shells.take(user, 1, most):
+            raise errors.ResourcesUnavailable(
+                f"this user has {most} open shells, the most at a time", hint="end one of them"
+            )
+        try:
+            yield
+        finally:
+            self._shells.give_back(user, 1)
 
     @contextlib.contextmanager
     def request_bytes(self, user: str, size: int) -> Iterator[None]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import CallCancelled
 from atoll.model.specs import Call, LeaseSpec
 from atoll.wire.channel import Channel
 from atoll.wire.frames import Message
+
+if TYPE_CHECKING:
+    import socket
 
 
 class Output(Protocol):
@@ -232,7 +235,45 @@ class Host(Leasing, Protocol):
         on_progress: Callable[[str], None],
         on_start: Callable[[], None],
     ) -> int:
-        """Run a shell in a function's sandbox on these descriptors; return its exit status."""
+        """Run a shell in a function's sandbox on these descriptors; return its exit status.
+
+        Args:
+            descriptors: stdin, stdout and stderr, which a host of this machine gives to the shell; those of the caller
+                for a server, which reads and writes them.
+            terminal: they are a terminal; of a server's caller the first one is.
+        """
+
+    def run_command(
+        self,
+        call: str,
+        command: Sequence[str],
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_start: Callable[[], None],
+    ) -> int:
+        """Run a command, or a shell if it has no words, in the sandbox of a running call; return its exit status.
+
+        Args:
+            call: its id, or the beginning.
+            descriptors, terminal: as for `run_shell`.
+            on_start: called when it begins.
+
+        Raises:
+            ResourcesUnavailable: no such call of this user runs, or its sandbox has ended.
+        """
+
+    def dial(self, worker: str, port: int) -> socket.socket:
+        """Return a socket that leads to `port` of 127.0.0.1 inside the sandbox of a worker; the caller owns it.
+
+        Args:
+            worker: it serves a lease of this user; the id is that of `atoll status`.
+
+        Raises:
+            ValueError: port or worker cannot be one.
+            PortUnreachable: nothing listens there.
+            WorkerDied: the worker has ended, or serves no lease of this user.
+        """
 
     def request(
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None

@@ -26,10 +26,7 @@ def dial(options: Settings, worker: str, port: int) -> socket.socket:
     """
     import socket
 
-    if type(port) is not int or not 0 < port < 1 << 16:
-        raise ValueError(f"a port is a number from 1 to 65535, not {port!r}")
-    if not isinstance(worker, str) or not worker:
-        raise ValueError(f"a worker is named by the text of its lease, not {worker!r}")
+    check(worker, port)
     control = daemon_start.open_connection(options, {"type": "dial", "worker": worker, "port": port})
     try:
         header = control.receive().header
@@ -41,3 +38,15 @@ def dial(options: Settings, worker: str, port: int) -> socket.socket:
     finally:
         control.close()
     return socket.socket(fileno=descriptor)
+
+
+def check(worker: object, port: object) -> None:
+    """Check what is dialled.
+
+    Raises:
+        ValueError: port or worker cannot be one.
+    """
+    if type(port) is not int or not 0 < port < 1 << 16:
+        raise ValueError(f"a port is a number from 1 to 65535, not {port!r}")
+    if not isinstance(worker, str) or not worker:
+        raise ValueError(f"a worker is named by the text of its lease, not {worker!r}")

@@ -141,6 +141,20 @@ class LocalHost(PooledHost):
         answer = answer_of(LocalAsking(control), on_progress, on_start)
         return int(answer["status"])
 
+    def run_command(
+        self,
+        call: str,
+        command: Sequence[str],
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_start: Callable[[], None],
+    ) -> int:
+        """See `contract.Host.run_command`."""
+        from atoll.host.exec import execute  # for the command line alone
+
+        return execute(self.settings, call, command, descriptors, terminal=terminal, on_start=on_start)
+
     def request(
         self, name: str, arguments: dict[str, Any], on_progress: Callable[[str], None] | None = None
     ) -> dict[str, Any]:

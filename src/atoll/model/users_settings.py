@@ -17,6 +17,7 @@ class UsersSettings:
         connections: to the daemon, leases among them.
         builds: of environments at a time; further ones wait.
         storage_clients: of `/data` at a time.
+        shells: of `atoll shell` at a time; each is a sandbox of its own.
         request_bytes: memory of requests whose leases live.
         processes: processes and threads of all their functions together; 0 means half of the kernel's.
         memory_bytes: of all their functions together, far above what these reserve; 0 means that of the machine.
@@ -29,6 +30,7 @@ class UsersSettings:
     connections: int = 512
     builds: int = 2
     storage_clients: int = 16
+    shells: int = 16
     request_bytes: int = 64 << 20
     processes: int = 0
     memory_bytes: int = 0

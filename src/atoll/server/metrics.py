@@ -96,7 +96,7 @@ class Metrics:
             yield _count("atoll_lines_resumed", "Lines that came back after a loss.", sessions.resumed)
             yield _count("atoll_lines_refused", "Lines beyond a user's bound.", sessions.refused)
             yield _count(
-                "atoll_calls", "Calls that were passed on.", sessions.calls + sum(one.calls for one in current)
+                "atoll_calls", "Calls that were passed on.", sessions.calls + sum(one.ends.calls for one in current)
             )
             moved = CounterMetricFamily("atoll_line_bytes", "Bytes of lines.", labels=["direction"])
             moved.add_metric(["up"], sessions.bytes_up + sum(one.bytes_up for one in current))

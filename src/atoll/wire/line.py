@@ -3,7 +3,8 @@
 Theory of operation. The subprotocol `atoll.1` knows these messages; those of a client are masked, by zeros where nothing
 between the ends could mistake bytes for another protocol (TLS, loopback):
 
-    text            one JSON header with a `type`, as on the daemon's socket; `closed`: the data is over; `over`: all is
+    text            one JSON header with a `type`, as on the daemon's socket; `closed`: the data is over, of a `channel` that
+                    a client names: nobody reads it; `over`: all is
     binary          a byte that names the channel (0 data, 1 stdout, 2 stderr), and a piece of that channel
     pong, 8 bytes   unsolicited: "I have passed on N bytes"
     ping            answered by a pong with the same text; ours have none
@@ -18,7 +19,8 @@ filled with bytes that nobody takes, and a `kill` behind them arrives.
 Headers stand for descriptors that travel on the daemon's socket: `bytes` in a `request` or an `answer` announces so many
 bytes in channel 0 right after it, a spool or a file; `certificates_text` in an opening message is that file's text.
 `terminal` with `size` (rows, columns), ahead of a call, asks for a pseudo terminal at the server, whose text comes in
-channel 1, or gives it another size.
+channel 1, or gives it another size. A `shell` and an `exec` have stdin in channel 0; with `terminal` in the opening
+message they have one from the beginning. The stream of a `dial` that was cut off ends with `over`, and without `closed`.
 """
 
 from __future__ import annotations

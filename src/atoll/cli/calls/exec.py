@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from atoll.cli import hosts
-from atoll.cli.programs.shell import run_on_own_terminal
-from atoll.host.exec import execute
-from atoll.host.local import LocalHost
+from atoll.cli.programs.shell import run_on_own_streams, run_on_own_terminal
 
 
 def exec_(call: str, /, *command: str) -> int:
@@ -22,12 +20,9 @@ def exec_(call: str, /, *command: str) -> int:
     command: str
         A program and its arguments; without it a shell.
     """
-
     host = hosts.chosen()
-    hosts.check_opens_shells(host, "atoll exec --host local CALL")
-    assert isinstance(host, LocalHost)
 
     def run(descriptors: tuple[int, int, int], terminal: bool, on_start: Callable[[], None]) -> int:
-        return execute(host.settings, call, command, descriptors, terminal=terminal, on_start=on_start)
+        return host.run_command(call, command, descriptors, terminal=terminal, on_start=on_start)
 
-    return run_on_own_terminal(run)
+    return run_on_own_streams(run) if hosts.server_of(host) is not None else run_on_own_terminal(run)

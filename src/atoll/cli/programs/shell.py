@@ -1,7 +1,7 @@
 """`atoll shell [FILE.py::FUNC]`: a shell where the function would run.
 
 On a terminal the shell gets a pseudo terminal of its own, otherwise pipes; their other ends are copied to and from the
-caller's. The caller's own descriptors are never in a sandbox: whoever holds one can open its file or terminal anew, for
+caller's. A server makes them itself. The caller's own descriptors are never in a sandbox: whoever holds one can open its file or terminal anew, for
 reading and for writing, through `/proc/self/fd`.
 """
 
@@ -32,7 +32,6 @@ def shell(target: str = "", /) -> int:
     """
     function = program.described(target) if target else isolated(_nothing)
     host = function.options.host or hosts.chosen()
-    hosts.check_opens_shells(host, f"atoll shell --host local {target}".rstrip())
     spec = function.lease_spec(pickled=False)
 
     def run(descriptors: Descriptors, terminal: bool, on_start: Callable[[], None]) -> int:
@@ -44,7 +43,31 @@ def shell(target: str = "", /) -> int:
 
             return host.run_shell(spec, descriptors, terminal=terminal, on_progress=tell, on_start=start)
 
-    return run_on_own_terminal(run)
+    return run_on_own_streams(run) if hosts.server_of(host) is not None else run_on_own_terminal(run)
+
+
+def run_on_own_streams(run: Run) -> int:
+    """Run a shell or a command of a server, whose output and input pass through the caller's own descriptors.
+
+    Args:
+        run: see `run_on_own_terminal`; without `termios`, as on Windows, it gets no terminal.
+    """
+    for descriptor in range(3):
+        _open_if_closed(descriptor)
+    own = (0, 1, 2)
+    try:
+        import termios
+        import tty
+
+        before = termios.tcgetattr(0) if os.isatty(0) and os.isatty(1) else None
+    except ImportError:
+        before = None
+    if before is None:
+        return run(own, False, lambda: None)
+    try:
+        return run(own, True, lambda: tty.setraw(0, termios.TCSANOW))  # keeps input that was typed meanwhile
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def run_on_own_terminal(run: Run) -> int:

@@ -19,25 +19,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll import errors
+from atoll.host.remote import patience
+from atoll.host.remote.patience import PING_SECONDS, SILENT_SECONDS
 from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
 from atoll.host.remote.sockets import Stream
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.line import DATA, DRAINS, WINDOW, Line, resume_text
 from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
 
-RETRY_SECONDS = 20.0
-"""Seconds for a lost connection to be mended."""
-FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.05, 2.0
-"""Pauses between attempts, each twice the last one."""
-PING_SECONDS = 15.0
-"""Seconds of silence after which the connection is kept in use."""
-SILENT_SECONDS = 45.0
-"""Seconds of silence after which it counts as lost: the server answers pings."""
 DIRECT_BYTES = 64 << 10
 """Bytes of a piece from which on it is read into its place."""
 KEPT_BYTES = 16 << 10
 """Bytes of answers that a server may keep for the line until the next call acknowledges them."""
-TELL_SECONDS = 1.0
+TELL_SECONDS = ROOM_SECONDS = 1.0
 
 
 class LineClient:
@@ -66,8 +60,9 @@ class LineClient:
     ) -> None:
         self.control: deque[dict[str, Any]] = deque()
         """Headers that have come."""
-        self.data_over = False
-        self.over = False
+        self.data_over = self.over = False
+        self.whole = False
+        """The data has ended in order."""
         self.reason: errors.AtollError | None = None
         """The reason of the line's end, where the server has refused to go on."""
         self._server = server
@@ -77,6 +72,7 @@ class LineClient:
         self._printed = printed
         self._line = Line(client=True, hidden=server.hides)
         self._lock = threading.RLock()
+        self._room: threading.Condition | None = None
         self.closed = False
         self._closing = threading.Event()
         self._later: deque[dict[str, Any]] = deque()
@@ -90,8 +86,7 @@ class LineClient:
 
     def _open(self, opening: dict[str, Any]) -> None:
         pieces = self._line.say(opening)
-        end = time.monotonic() + (RETRY_SECONDS if self._server.reached else 0.0)
-        wait = FIRST_WAIT_SECONDS
+        attempts = patience.Attempts(self._closing, patience.seconds() if self._server.reached else 0.0)
         while True:
             try:
                 self._use(self._server.open_line())
@@ -102,12 +97,8 @@ class LineClient:
                     raise error from None
             except (OSError, http.client.HTTPException) as failed:
                 error = failed
-                if isinstance(failed, ssl.SSLCertVerificationError):
-                    end = 0.0
-            if time.monotonic() + wait > end:
+            if isinstance(error, ssl.SSLCertVerificationError) or not attempts.wait():
                 raise self._server.unreachable(error) from error
-            time.sleep(wait)
-            wait = min(2 * wait, MOST_WAIT_SECONDS)
         with contextlib.suppress(OSError):
             self._write(pieces)
 
@@ -125,16 +116,12 @@ class LineClient:
         Raises:
             ChannelClosed: the line is over.
         """
-        self._drop()
-        end = time.monotonic() + RETRY_SECONDS
-        wait = FIRST_WAIT_SECONDS
-        while not self.closed and not self.over:
-            left = end - time.monotonic()
+        _close_all(self._held)
+        attempts = patience.Attempts(self._closing, patience.seconds())
+        while not self.closed and not self.over and attempts.left > 0:
             try:
-                if left <= 0:
-                    break
                 upgraded = self._server.open_line(
-                    min(CONNECT_SECONDS, left), resume_text(self._session, self._line.received)
+                    min(CONNECT_SECONDS, attempts.left), resume_text(self._session, self._line.received)
                 )
                 pieces = self._line.resume(upgraded.taken)
                 self._use(upgraded)
@@ -148,18 +135,14 @@ class LineClient:
                     self.reason = None if refused.status == 410 else refused.error
                     break
             except LineError:
-                self._drop()
+                _close_all(self._held)
                 break
             except (OSError, http.client.HTTPException):
-                self._drop()
-            if self._closing.wait(wait):
+                _close_all(self._held)
+            if not attempts.wait():
                 break
-            wait = min(2 * wait, MOST_WAIT_SECONDS)
         self.over = True
         raise ChannelClosed("the connection to the server was lost") from why
-
-    def _drop(self) -> None:
-        _close_all(self._held)
 
     def lost(self) -> errors.AtollError:
         """Return the error of work that the line's end has cut off."""
@@ -172,6 +155,13 @@ class LineClient:
     def _write(self, pieces: Sequence[Any]) -> None:
         """Write pieces; with the lock held. Raises `OSError`."""
         self._stream().write(pieces)
+
+    def _put(self, pieces: Sequence[Any]) -> None:
+        """Write pieces; with the lock held. A connection that is lost is mended by the thread that receives."""
+        try:
+            self._write(pieces)
+        except OSError:
+            self._lose()
 
     def _stream(self) -> Stream:
         if not self._held:
@@ -195,11 +185,7 @@ class LineClient:
             return
         try:
             while self._later:
-                pieces = self._line.say(self._later.popleft())
-                try:
-                    self._write(pieces)
-                except OSError:
-                    self._lose()
+                self._put(self._line.say(self._later.popleft()))
         finally:
             self._lock.release()
 
@@ -227,10 +213,23 @@ class LineClient:
             written = line.send(DATA, piece)
             if line.untold > KEPT_BYTES:
                 written.insert(0, line.acknowledgement())
-            try:
-                self._write(written)
-            except OSError:
-                self._lose()
+            self._put(written)
+
+    def offer(self, piece: bytes) -> None:
+        """Send a piece from another thread than the one that receives, which makes the room in the window.
+
+        Args:
+            piece: `PIECE` bytes at most.
+
+        Raises:
+            ChannelClosed: the line is over.
+        """
+        room = self._room = self._room or threading.Condition()
+        with room:
+            while self._line.full:
+                self._check()
+                room.wait(ROOM_SECONDS)  # a line that ends elsewhere tells nobody
+        self._send(piece)
 
     def settle(self) -> None:
         """Acknowledge what has come, where that lets the server forget much."""
@@ -263,16 +262,19 @@ class LineClient:
                     self._write([self._line.acknowledgement()])
             except LineError as error:
                 self.over = True
-                self._drop()
+                _close_all(self._held)
                 self.reason = errors.ProtocolMismatch(
                     f"{self._server.shown} does not keep to the protocol: {error}", hint="upgrade the older side"
                 )
                 raise ChannelClosed(str(error)) from error
             except OSError as error:
                 if not mends:
-                    self._drop()
+                    _close_all(self._held)
                     raise ChannelClosed("the connection was lost") from error
                 self._mend(error)
+        if self._room is not None and not self._line.full:
+            with self._room:
+                self._room.notify_all()
         return True
 
     def _receive(self) -> None:
@@ -306,7 +308,7 @@ class LineClient:
                     self._printed(kind, bytes(value))
             elif kind == CONTROL:
                 if value["type"] == "closed":
-                    self.data_over = True
+                    self.whole = self.data_over = True
                 elif value["type"] == "over":
                     self.over = self.data_over = True
                 else:
@@ -325,10 +327,7 @@ class LineClient:
                 self._lose()
             elif now - max(self.heard, self._pinged) >= PING_SECONDS - 1:
                 self._pinged = now
-                try:
-                    self._write([self._line.ping()])
-                except OSError:
-                    self._lose()
+                self._put([self._line.ping()])
 
     def alive(self, seconds: float) -> bool:
         """Return whether the server answers now."""
@@ -385,7 +384,7 @@ class LineClient:
         with self._lock:
             for stream in self._held:
                 stream.finish()
-            self._drop()
+            _close_all(self._held)
 
     def forget(self) -> None:
         """In a forked child: close the copy of the parent's connection, and say nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atoll import credentials, errors, settings
@@ -18,6 +18,8 @@ from atoll.model.specs import LeaseSpec
 from atoll.wire import nested
 
 if TYPE_CHECKING:
+    import socket
+
     from atoll.host.storage_channels import WarmStorage
 
 _VARIABLES = (
@@ -101,10 +103,14 @@ class Host(PooledHost):
         return travelling.spec_for(self, spec)
 
     def _ask_for(self, message: dict[str, Any], index: Iterable[tuple[str, str]]) -> RemoteLink:
+        return RemoteLink(self.server, self._with_certificates(message, index))
+
+    @staticmethod
+    def _with_certificates(message: dict[str, Any], index: Iterable[tuple[str, str]]) -> dict[str, Any]:
         digest = dict(index).get("certificates")
-        if digest:
-            message = {**message, "certificates": digest, "certificates_text": index_settings.certificates(digest)}
-        return RemoteLink(self.server, message)
+        if not digest:
+            return message
+        return {**message, "certificates": digest, "certificates_text": index_settings.certificates(digest)}
 
     def _ended_while_waiting(self) -> DaemonEnded:
         return DaemonEnded(
@@ -157,10 +163,45 @@ class Host(PooledHost):
             self._warm.forget()
         super().forget()
 
-    def run_shell(self, *_arguments: Any, **_options: Any) -> int:
-        """Refuse: a server opens no shells yet."""
-        raise errors.ResourcesUnavailable(
-            f"{self.server.shown} opens no shells", hint="run the command in a function: `subprocess.run(...)`"
+    def dial(self, worker: str, port: int) -> socket.socket:
+        """See `contract.Host.dial`."""
+        from atoll.host.remote.dialled import dial  # for few
+
+        return dial(self.server, worker, port)
+
+    def run_shell(
+        self,
+        spec: LeaseSpec,
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_progress: Callable[[str], None],
+        on_start: Callable[[], None],
+    ) -> int:
+        """See `contract.Host.run_shell`."""
+        from atoll.host.remote import commands  # for the command line alone
+
+        travels = self.travelling(spec)
+        message = self._with_certificates({"type": "shell", "spec": travels.to_data()}, travels.environment.index)
+        return commands.run(
+            self.server, message, descriptors, terminal=terminal, on_progress=on_progress, on_start=on_start
+        )
+
+    def run_command(
+        self,
+        call: str,
+        command: Sequence[str],
+        descriptors: tuple[int, int, int],
+        *,
+        terminal: bool,
+        on_start: Callable[[], None],
+    ) -> int:
+        """See `contract.Host.run_command`."""
+        from atoll.host.remote import commands  # as above
+
+        message = {"type": "exec", "call": call, "command": list(command)}
+        return commands.run(
+            self.server, message, descriptors, terminal=terminal, on_progress=lambda _: None, on_start=on_start
         )
 
 

@@ -52,22 +52,23 @@ def freeze(session: Session) -> None:
     session.busy = True
     if session.task is not None:
         session.task.cancel()
-    if session.data is not None:
-        session.data.freeze()
-    if session.outputs is not None:
-        session.outputs.hold(hold=True)
+    if session.ends.data is not None:
+        session.ends.data.freeze()
+    if session.ends.outputs is not None:
+        session.ends.outputs.hold(hold=True)
 
 
 def pack(session: Session) -> dict[str, int]:
     """Return a session's descriptors by name: `state` is the caller's to close, the others are the session's."""
     counts, kept = session.line.state()
-    data, outputs = session.data, session.outputs
+    ends = session.ends
+    data, outputs = ends.data, ends.outputs
     unsent = list(data.unsent) if data is not None else list(session.early.pieces)
     found: dict[str, int] = {}
     if session.control is not None and not session.over and not session.control_over:
         found["control"] = session.control.fileno()
     if data is not None and not data.closed:
-        found["data"] = data.socket.fileno()
+        found["data"] = data.fileno()
     if outputs is not None and not session.over:
         found |= {_PIPES[channel]: descriptor for channel, descriptor in outputs.pipes.items()}
         if outputs.tape_descriptor >= 0:
@@ -82,14 +83,15 @@ def pack(session: Session) -> dict[str, int]:
         "line": counts,
         "kept": [(channel, len(piece)) for channel, piece in kept],
         "unsent": [len(piece) for piece in unsent],
-        "up": session.up.state(),
-        "down": session.down.state(),
+        "up": ends.up.state(),
+        "down": ends.down.state(),
+        "input_over": session.input_over,
         "over": session.over,
         "control_over": session.control_over,
         "had_data": data is not None,
         "calls": list(outputs.calls) if outputs is not None else [],
         "tape": outputs.tape_state() if outputs is not None else [],
-        "counted": [session.calls, session.bytes_up, session.bytes_down],
+        "counted": [ends.calls, session.bytes_up, session.bytes_down],
     }
     text = json.dumps(state).encode() + b"\n"
     return {"state": sealed_file.make(text, *(piece for _, piece in kept), *unsent), **found}
@@ -143,24 +145,23 @@ def _fill(session: Session, state: dict[str, Any], rest: memoryview, left: deque
     session.line.restore(state["line"], kept)
     session.kind = state["kind"]
     session.over, session.control_over = state["over"], state["control_over"]
-    session.up.restore(state["up"])
-    session.down.restore(state["down"])
-    session.calls, session.bytes_up, session.bytes_down = state["counted"]
+    session.input_over = state["input_over"]
+    session.ends.up.restore(state["up"])
+    session.ends.down.restore(state["down"])
+    session.ends.calls, session.bytes_up, session.bytes_down = state["counted"]
     if "control" in ends:
         session.control = AsyncChannel(socket.socket(fileno=ends["control"]))
-    if "data" in ends:
-        pipes = {channel: ends[name] for channel, name in _PIPES.items() if name in ends}
-        session.connect_ends(ends["data"], pipes)
-        if session.outputs is not None:
-            session.outputs.calls.extend(state["calls"])
-            if "tape" in ends:
-                session.outputs.restore_tape(ends["tape"], state["tape"])
-        assert session.data is not None
-        for piece in unsent:
-            session.data.write(piece)
-    elif not state["had_data"]:
+    if not state["had_data"]:
         for piece in unsent:
             session.early.keep(piece)
+    elif not session.over:
+        pipes = {channel: ends[name] for channel, name in _PIPES.items() if name in ends}
+        session.relay(lambda: session.ends.restore(ends.get("data", -1), pipes, unsent))
+        outputs = session.ends.outputs
+        if outputs is not None:
+            outputs.calls.extend(state["calls"])
+            if "tape" in ends:
+                outputs.restore_tape(ends["tape"], state["tape"])
     session.go_on()
 
 

@@ -34,19 +34,19 @@ class Outputs:
     Args:
         pipes: stdout and stderr by their channels, 1 and 2, and a terminal; owned from here on.
         send: takes the channel, 1 or 2, and bytes that were printed.
-        give_tape: hands a tape's descriptor to the node.
+        give_tape: hands a tape's descriptor to the node; None for a command, whose output is no call's.
     """
 
     def __init__(
-        self, pipes: Mapping[int, int], send: Callable[[int, bytes], None], give_tape: Callable[[int], None]
+        self, pipes: Mapping[int, int], send: Callable[[int, bytes], None], give_tape: Callable[[int], None] | None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.pipes = dict(pipes)
         self._send = send
         self._give_tape = give_tape
         self._tape: TapeWriter | None = None
-        self._can_keep = True
-        self._shown = TERMINAL in self.pipes
+        self._can_keep = give_tape is not None
+        self._shown = TERMINAL in self.pipes or give_tape is None
         self.tape_descriptor = -1
         """Of the tape's memory, for a handover."""
         self._reads = False
@@ -96,7 +96,7 @@ class Outputs:
         self._send(STDOUT if channel == TERMINAL else channel, data)
 
     def _keep(self, data: bytes) -> None:
-        if self._tape is None and self._can_keep:
+        if self._tape is None and self._can_keep and self._give_tape is not None:
             self._can_keep = False
             with contextlib.suppress(OSError):
                 tape = TapeWriter()
@@ -137,6 +137,11 @@ class Outputs:
             self.calls.popleft()
         if self._tape is not None:
             self._tape.end()
+
+    def end(self, channel: int) -> None:
+        """Read one of the pipes no further."""
+        if channel in self.pipes:
+            self._close(channel)
 
     def _close(self, channel: int) -> None:
         descriptor = self.pipes.pop(channel)

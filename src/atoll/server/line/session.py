@@ -1,7 +1,8 @@
 """One line's session: the server's end of a line, and the connection of the node that it is relayed to.
 
 Theory of operation. A session outlives its WebSockets. Towards the node it is an ordinary client that asks in the name
-of a user: it sends the line's first header as its opening message, and gets for a lease the worker's socket and pipes.
+of a user: it sends the line's first header as its opening message, and gets for a lease the worker's socket and pipes. For
+a shell or command it gives the node one end of each stream, and keeps the other.
 Towards the client it keeps what is not acknowledged (`wire.line`). Past the window it stops reading worker and pipes, so
 that the function waits; and it acknowledges nothing while the worker does not take what has come, so that the client
 waits. Nothing is unpickled, and payloads are not copied.
@@ -15,21 +16,22 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from atoll import errors
 from atoll.server.line.beside import Spool, read_size, send_file, take_certificates
 from atoll.server.line.early import Early
-from atoll.server.line.frames import Follower, answers, call_of
-from atoll.server.line.outputs import Outputs
+from atoll.server.line.ends import Ends
 from atoll.server.line.shares import Bytes
 from atoll.server.line.socket_end import SocketEnd
+from atoll.server.line.streams import open_streams
 from atoll.server.line.terms import (
     ADOPTED_SECONDS,
     BUSY_BYTES,
+    COMMANDS,
     GRACE_SECONDS,
+    HALVES,
     KINDS,
     LAST_SECONDS,
     LATER,
@@ -41,7 +43,7 @@ from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.frames import FrameError, Message, encode
+from atoll.wire.frames import FrameError, Message
 from atoll.wire.line import DATA, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
 
@@ -65,9 +67,8 @@ class Session:
         self.line = Line(client=False)
         self.kind = ""
         self.control: AsyncChannel | None = None
-        self.data: SocketEnd | None = None
-        self.outputs: Outputs | None = None
-        self.calls = self.bytes_up = self.bytes_down = 0
+        self.ends = Ends(self)
+        self.bytes_up = self.bytes_down = 0
         self._node = node
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -76,7 +77,8 @@ class Session:
         self._held = False
         self._room: asyncio.Event | None = None
         self.early = Early(shares, principal.user)
-        self.up, self.down = Follower(), Follower()
+        self.input_over = False
+        """The client sends no more data."""
         self.control_over = self.over = self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
@@ -159,7 +161,7 @@ class Session:
 
     def acknowledge(self, least: int = 0) -> None:
         """Acknowledge bytes that the worker takes, if there are more than `least`."""
-        waiting = self.data.unsent_bytes if self.data is not None else self.early.size
+        waiting = self.ends.waiting_bytes + self.early.size
         if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
@@ -167,33 +169,37 @@ class Session:
         size = header.pop("bytes", 0)
         if self.kind:
             if header["type"] == "terminal":
-                self._show(read_size(header.get("size")))
-            elif self.control is not None and header["type"] in LATER:
-                self._post({"type": header["type"]})
+                self.ends.show(read_size(header.get("size")))
+            elif header["type"] == "closed" and self.kind in HALVES:
+                self._close_half(header.get("channel", DATA))
+            elif header["type"] in LATER and self.kind == "lease":
+                self.post({"type": header["type"]})
             return
         self.kind = kind = header["type"]
         if kind not in KINDS:
             self.kind = "refused"
             self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))
             return
+        if size and kind != "request":
+            raise LineError("a request alone has bytes beside it")
         if size:
             self.early.spool = Spool(header, size)
         else:
             self.task = self._loop.create_task(self._run(header, []))
 
-    def _show(self, size: tuple[int, int] | None) -> None:
-        """Give the worker a terminal, or the terminal a size; a call without one prints to its pipes."""
-        if size is None or self.outputs is None or self.data is None:
+    def _close_half(self, channel: Any) -> None:
+        """Note that the client sends no more, or takes no more of an output."""
+        if channel != DATA:
+            self.ends.close_output(channel)
             return
-        with contextlib.suppress(OSError):
-            inner = self.outputs.show(*size)
-            if inner >= 0:
-                self.data.hand(b"".join(encode({"type": "terminal"})), inner)
+        self.input_over = True
+        if self.ends.data is not None:
+            self.ends.data.finish()
 
     def _take_data(self, piece: Any) -> None:
-        if self.data is not None:
-            self._pass_up(piece)
-        elif self.over:
+        if self.ends.data is not None:
+            self.ends.write(piece)
+        elif self.over or self.input_over:
             return
         elif not self.kind:
             raise LineError("a line begins with a header")
@@ -206,15 +212,6 @@ class Session:
             if spool is not None:
                 self.task = self._loop.create_task(self._run(spool.header, [spool.seal()]))
 
-    def _pass_up(self, piece: Any) -> None:
-        assert self.data is not None
-        if self.outputs is not None:
-            for header in self.up.feed(piece):
-                if call := call_of(header):
-                    self.calls += 1
-                    self.outputs.calls.append(call)
-        self.data.write(piece)
-
     # --- the node's side ---------------------------------------------------------------------------------------------
 
     async def _run(self, opening: dict[str, Any], descriptors: list[int]) -> None:
@@ -223,6 +220,10 @@ class Session:
         descriptors = [*take_certificates(opening), *descriptors]
         try:
             try:
+                if self.kind in COMMANDS:
+                    streams = open_streams(opening)
+                    descriptors += streams.theirs
+                    self.relay(lambda: self.ends.run(streams.input, streams.outputs))
                 self.control = await self._node.connect(self.principal, opening, descriptors)
             finally:
                 for descriptor in descriptors:
@@ -247,10 +248,10 @@ class Session:
         except (ChannelClosed, FrameError):
             pass
         control.close()
-        if self.data is None or self.data.closed:
+        self.control_over = True
+        if self.ends.data is None or self.ends.data.closed or self.kind in COMMANDS:
             self._finish()
         elif self.kind != "dial":  # the worker's last bytes may still come
-            self.control_over = True
             self._last = self._loop.call_later(LAST_SECONDS, self._finish)
 
     async def _handle(self, message: Message) -> None:
@@ -259,49 +260,50 @@ class Session:
         if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
             data, *pipes = control.take_descriptors(count)
             self._say(header)
-            self.connect_ends(data, dict(enumerate(pipes, 1)))
+            self.relay(lambda: self.ends.connect(data, dict(enumerate(pipes, 1))))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)
             self.busy = True
             await send_file(header, descriptor, self._say, self._send_data, self._wait_room)
             self.busy = False
         else:
+            if self.kind in COMMANDS:  # what it has printed comes before its status
+                self.ends.drain()
             self._say(header)
 
-    def connect_ends(self, data: int, pipes: dict[int, int]) -> None:
-        """Relay the worker's or peer's socket, and the worker's pipes."""
-        sock = socket.socket(fileno=data)
-        self.data = SocketEnd(sock, self._from_worker, self._data_over, self.acknowledge)
-        if self.kind == "lease":
-            self.outputs = Outputs(pipes, self.send, self._give_tape)
+    def relay(self, begin: Callable[[], None]) -> None:
+        """Begin to relay to ends, with what has come before them."""
+        begin()
         for piece in self.early.release():
-            self._pass_up(piece)
+            self.ends.write(piece)
+        if self.input_over and self.ends.data is not None:
+            self.ends.data.finish()
         self._held = True
         self._balance()
 
-    def _give_tape(self, descriptor: int) -> None:
-        self._post({"type": "tape"}, [descriptor])
-
-    def _post(self, header: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    def post(self, header: dict[str, Any], descriptors: list[int] | None = None) -> None:
         """Send the node a message; a node that is gone gets none."""
         if self.control is not None:
             with contextlib.suppress(ChannelClosed):
                 self.control.post(header, descriptors or ())
 
-    def _from_worker(self, data: bytes) -> None:
-        outputs = self.outputs
-        if outputs is not None:
-            outputs.drain()
-            for header in self.down.feed(data):
-                if answers(header):
-                    outputs.answered()
-        self.send(DATA, data)
+    def taken(self) -> None:
+        """See `ends.Owner.taken`."""
+        self.acknowledge()
+        self._finish_dial()
 
-    def _data_over(self) -> None:
-        if self.outputs is not None:
-            self.outputs.drain()
-        self._say({"type": "closed"})
-        if self.kind == "dial" or self.control_over:
+    def data_over(self, *, lost: bool) -> None:
+        """See `ends.Owner.data_over`; a stream that was cut off has no `closed`."""
+        if not (lost and self.kind == "dial"):
+            self._say({"type": "closed"})
+        if self.kind != "dial" and self.control_over:
+            self._finish()
+        self._finish_dial()
+
+    def _finish_dial(self) -> None:
+        """End the line of a port's socket over which nothing goes any more in either direction."""
+        data = self.ends.data
+        if isinstance(data, SocketEnd) and self.kind == "dial" and (data.closed or (data.read_over and data.written)):
             self._finish()
 
     # --- to the client -----------------------------------------------------------------------------------------------
@@ -333,8 +335,7 @@ class Session:
             return
         if self._last is not None:
             self._last.cancel()
-        if self.outputs is not None:
-            self.outputs.drain()
+        self.ends.drain()
         self._say({"type": "over"})
         self.over = True
         self._close_ends()
@@ -347,10 +348,7 @@ class Session:
         if held == self._held:
             return
         self._held = held
-        if self.data is not None:
-            self.data.hold(hold=held)
-        if self.outputs is not None:
-            self.outputs.hold(hold=held)
+        self.ends.hold(hold=held)
         if self._room is not None and not held:
             self._room.set()
 
@@ -393,8 +391,5 @@ class Session:
             self._timer = None
 
     def _close_ends(self) -> None:
-        if self.data is not None:
-            self.data.close()
-        if self.outputs is not None:
-            self.outputs.close()
+        self.ends.close()
         self.early.drop()

@@ -107,7 +107,7 @@ class Sessions:
         self._of_user[user] -= 1
         if not self._of_user[user]:
             del self._of_user[user]
-        self.calls += session.calls
+        self.calls += session.ends.calls
         self.bytes_up += session.bytes_up
         self.bytes_down += session.bytes_down
 
@@ -168,4 +168,4 @@ class Sessions:
 
 def _held_bytes(session: Session) -> int:
     """Return the bytes in memory that client or worker have not taken, beside the early ones."""
-    return session.line.unacknowledged + (session.data.unsent_bytes if session.data is not None else 0)
+    return session.line.unacknowledged + session.ends.waiting_bytes

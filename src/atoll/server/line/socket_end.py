@@ -1,18 +1,14 @@
-"""A socket that is relayed: read while it is wanted, written without waiting, and handed over with what is unsent.
-
-The event loop's own transports would hold unsent bytes that nobody can take out again, as a handover must.
-"""
+"""A socket that is relayed: read while it is wanted, written without waiting, and handed over with what is unsent."""
 
 from __future__ import annotations
 
 import array
-import asyncio
 import os
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from atoll.server.line.sender import Sender
 from atoll.wire.websocket import PIECE
 
 
@@ -22,14 +18,15 @@ class _Handed(bytes):
     descriptor = -1
 
 
-class SocketEnd:
-    """The server's end of a worker's or storage peer's socket.
+class SocketEnd(Sender):
+    """The server's end of the socket of a worker, a storage peer, or a port in a sandbox.
 
     Args:
         sock: owned from here on.
         on_data: takes at most `PIECE` bytes that came.
         on_end: is told once that nothing more comes.
-        on_room: is told when all unsent bytes have been taken.
+        on_room: see `Sender`.
+        halves: the socket is written to although its peer sends nothing more, until `finish`.
     """
 
     def __init__(
@@ -38,20 +35,27 @@ class SocketEnd:
         on_data: Callable[[bytes], None],
         on_end: Callable[[], None],
         on_room: Callable[[], None],
+        *,
+        halves: bool = False,
     ) -> None:
+        super().__init__(on_room)
         sock.setblocking(False)
         self.socket = sock
-        self._loop = asyncio.get_running_loop()
-        self._on_data, self._on_end, self._on_room = on_data, on_end, on_room
-        self.unsent: deque[Any] = deque()
-        self.unsent_bytes = 0
-        self.closed = False
+        self._on_data, self._on_end = on_data, on_end
+        self._halves = halves
+        self.read_over = False
+        """Nothing more comes, and the socket is not closed."""
+        self.lost = False
+        """The peer has gone without an end of its bytes."""
         self._reads = False
-        self._broken = False
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self.socket.fileno()
 
     def hold(self, *, hold: bool) -> None:
         """Stop reading, or go on."""
-        if hold != self._reads or self.closed:
+        if hold != self._reads or self.closed or self.read_over:
             return
         self._reads = not hold
         if hold:
@@ -65,31 +69,17 @@ class SocketEnd:
         except BlockingIOError:
             return
         except OSError:
+            self.lost = True
             data = b""
         if data:
             self._on_data(data)
+            return
+        if self._halves and not self.lost:
+            self.hold(hold=True)
+            self.read_over = True
         else:
             self.close()
-            self._on_end()
-
-    def write(self, data: Any) -> None:
-        """Send bytes, now or later; a peer that is gone gets none."""
-        if self.closed or self._broken:
-            return
-        if not self.unsent:
-            try:
-                count = self.socket.send(data)
-            except BlockingIOError:
-                count = 0
-            except OSError:
-                self._broken = True
-                return
-            if count == len(data):
-                return
-            data = memoryview(data)[count:]
-            self._loop.add_writer(self.socket.fileno(), self._flush)
-        self.unsent.append(data)
-        self.unsent_bytes += len(data)
+        self._on_end()
 
     def hand(self, data: bytes, descriptor: int) -> None:
         """Send bytes with a descriptor, which is owned from here on."""
@@ -111,46 +101,21 @@ class SocketEnd:
         os.close(piece.descriptor)
         return count
 
-    def _flush(self) -> None:
-        unsent = self.unsent
-        while unsent:
-            piece = unsent[0]
-            try:
-                count = self._send(piece)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._broken = True
-                self._forget()
-                break
-            self.unsent_bytes -= count
-            if count < len(piece):
-                unsent[0] = memoryview(bytes(piece) if type(piece) is _Handed else piece)[count:]
-                return
-            unsent.popleft()
-        self._loop.remove_writer(self.socket.fileno())
-        self._on_room()
+    def _break(self) -> None:
+        super()._break()
+        if self._halves and not self.closed:
+            self.lost = True
+            self.close()
+            self._on_end()
 
-    def freeze(self) -> None:
-        """Read and write no more; the socket and the unsent bytes stay."""
-        self.hold(hold=True)
-        if self.unsent and not self.closed:
-            self._loop.remove_writer(self.socket.fileno())
+    def _finish(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
 
-    def close(self) -> None:
-        """Close the socket."""
-        if self.closed:
-            return
-        self.hold(hold=True)
-        self.closed = True
-        if self.unsent:
-            self._loop.remove_writer(self.socket.fileno())
-            self._forget()
+    def _close(self) -> None:
         self.socket.close()
 
     def _forget(self) -> None:
         for piece in self.unsent:
             if type(piece) is _Handed:
                 os.close(piece.descriptor)
-        self.unsent.clear()
-        self.unsent_bytes = 0
+        super()._forget()

@@ -20,8 +20,12 @@ BUSY_BYTES = 1 << 20
 """Bytes that wait for the worker, beyond which nothing is acknowledged."""
 UNACKNOWLEDGED_BYTES = WINDOW // 4
 
-KINDS = {"lease": 3, "storage": 1, "dial": 1, "request": 0}
+KINDS = {"lease": 3, "storage": 1, "dial": 1, "request": 0, "shell": 0, "exec": 0}
 """The opening messages that lines carry, with the number of descriptors that `granted` brings."""
+COMMANDS = {"shell", "exec"}
+"""Those for which the node gets the descriptors: streams of a command."""
+HALVES = {*COMMANDS, "dial"}
+"""Those whose client may end its own data, and go on with what comes."""
 LATER = {"kill", "cancel", "withdrawn"}
 """Headers of a client after its first, which a lease knows."""
 
