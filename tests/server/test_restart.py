@@ -124,8 +124,8 @@ def across(restarted: Server) -> Iterator[Across]:
         command = stack.enter_context(_command(restarted, running.request.call.id, "python", "-c", _ECHO))
         script = "cat; printf ' and all'; until test -e /data/running; do sleep 0.05; done; exit 9"
         stdin_over = stack.enter_context(_command(restarted, running.request.call.id, "sh", "-c", script))
-        for one in (command, stdin_over):
-            stack.callback(one.kill)
+        for program in (command, stdin_over):
+            stack.callback(program.kill)
         assert command.stdout is not None
         assert command.stdout.readline() == b"listens\n"
         assert stdin_over.stdin is not None
