@@ -81,7 +81,10 @@ def test_a_running_call_is_seen_and_reached_by_its_user_alone(users: Users) -> N
             host.run_command(row["call"], ["true"], (0, 1, 2), terminal=False, on_start=pytest.fail)
         with pytest.raises(errors.WorkerDied):
             host.dial(worker, 80)
-    assert users.ann.run_command(row["call"], ["sh", "-c", "exit 4"], (0, 1, 2), terminal=False, on_start=lambda: None) == 4
+    assert (
+        users.ann.run_command(row["call"], ["sh", "-c", "exit 4"], (0, 1, 2), terminal=False, on_start=lambda: None)
+        == 4
+    )
     with pytest.raises(errors.PortUnreachable):
         users.ann.dial(worker, 80)
     (users.settings.volumes_directory / "u-ann" / "data" / "go").touch()
