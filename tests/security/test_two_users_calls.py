@@ -309,6 +309,7 @@ def kill_all() -> str:
 def test_detached_calls_of_a_user_are_bounded_and_run_no_command_of_the_owners(users: Users, tmp_path: Path) -> None:
     """A quarter of the disk for detached calls is one user's, and the command that tells of ends is the owner's."""
     from atoll.daemon.detached import requests
+    from atoll.detached.rows import Row
     from atoll.detached.store import Store
     from atoll.settings import DetachedSettings
 
@@ -316,9 +317,9 @@ def test_detached_calls_of_a_user_are_bounded_and_run_no_command_of_the_owners(u
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(requests, "MOST_WAITING", 1)
             with pytest.raises(errors.DetachedFull, match="no room for 2 more"):
-                requests._check_share(store, "u-bob", 2, 10, 1 << 20)
+                requests._check_share(store, Row("", "u-bob", spool_bytes=10), 2, 1 << 20)
         with pytest.raises(errors.DetachedFull):
-            requests._check_share(store, "u-bob", 1, 2 << 20, 1 << 20)
+            requests._check_share(store, Row("", "u-bob", spool_bytes=2 << 20), 1, 1 << 20)
     job = on(users.bob, double, on_done="notify").spawn(4)
     assert job.result() == 8
     (row,) = [one for one in users.bob.request("detached.list", {})["calls"] if one["call"] == job.id]

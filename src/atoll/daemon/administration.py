@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from typing import Any
 
 from atoll import errors, process
 from atoll.daemon import leasing
 from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
+from atoll.detached.batches import MOST_AT_ONCE
+from atoll.detached.store import Store
 
 log = logging.getLogger("atoll.administration")
 
@@ -80,7 +83,7 @@ async def _removed(services: Services, user: str, keep: bool) -> str:
 
     await _cancel_detached(services, user)
     async with services.engine.quiet(user, end_calls):
-        await asyncio.to_thread(services.secrets.remove, user)
+        await services.secrets.threads.run(user, partial(services.secrets.remove, user))
         services.node.quotas.forget(user)
         kept = await _put_aside(services, user, keep)
     with contextlib.suppress(errors.StateUnusable):
@@ -90,13 +93,18 @@ async def _removed(services: Services, user: str, keep: bool) -> str:
 
 
 async def _cancel_detached(services: Services, user: str) -> None:
-    rows = await services.detached.ask(lambda store: store.listed(user, states=("waiting", "running")))
-    ended = await services.detached.ask(lambda store: store.cancel_all([row.call for row in rows]))
-    for row in ended:
-        services.detached.record(row)
-    for row in rows:
-        services.detached.cancel(row.call, row.revision)
-    services.detached.wake_all()
+    while True:
+        rows = await services.detached.ask(
+            lambda store: store.listed(user, states=("waiting", "running"), limit=MOST_AT_ONCE)
+        )
+        wanted = [row.call for row in rows if not row.unwanted]
+        if not wanted:
+            return
+        ended = await services.detached.ask(partial(Store.cancel_all, calls=wanted))
+        for row in ended:
+            services.detached.record(row)
+        services.detached.cancel(rows)
+        services.detached.wake_all()
 
 
 async def _put_aside(services: Services, user: str, keep: bool) -> str:

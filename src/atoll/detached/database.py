@@ -35,7 +35,7 @@ CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
 CREATE INDEX IF NOT EXISTS calls_by_bundle ON calls (bundle, bundle_bytes) WHERE bundle != '';
 CREATE INDEX IF NOT EXISTS calls_by_template ON calls (template, template_bytes) WHERE template != '';
 """
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls"  # noqa: S608 - names of our own fields
 
 
 class Database:
@@ -117,7 +117,7 @@ class Database:
 
     def rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
         with self.lock, self.translated():
-            return [Row(*row) for row in self.connection.execute(f"{_SELECT} {rest}", values)]
+            return [Row(*row) for row in self.connection.execute(f"{SELECT} {rest}", values)]
 
     def change(self, changes: str, test: str, values: Sequence[Any]) -> int:
         """Change rows; return how many."""

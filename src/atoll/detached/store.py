@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from atoll import errors
-from atoll.detached.batches import CANCELLED, CANCELLED_AND_LOST, used_by_all
+from atoll.detached import batches
+from atoll.detached.batches import CANCELLED_AND_LOST, MOST_AT_ONCE, RELEASED, used_by_all
 from atoll.detached.bundles import Bundle, Bundles
 from atoll.detached.database import COLUMNS, changed
 from atoll.detached.needed_spools import NEEDED, freed, freed_templates
@@ -24,7 +25,6 @@ from atoll.detached.rows import Row
 from atoll.settings import DetachedSettings
 
 MOST_LISTED = 100_000
-_RELEASED = "bundle = CASE WHEN batch = '' OR ? = 'ok' THEN '' ELSE bundle END"
 _ENDED = "ended = (SELECT coalesce(max(ended), 0) + 1 FROM calls)"
 LOST = errors.CallLost(
     "the daemon ended while the call ran; how far it came is not known",
@@ -47,7 +47,12 @@ class Store(Bundles):
     # --- accept -----------------------------------------------------------------------------------------------------
 
     def accept(
-        self, rows: Sequence[Row], fill: Callable[[BinaryIO], None], size_bytes: int, bundle: Bundle | None = None
+        self,
+        rows: Sequence[Row],
+        fill: Callable[[BinaryIO], None],
+        size_bytes: int,
+        bundle: Bundle | None = None,
+        check_share: Callable[[], None] = lambda: None,
     ) -> None:
         """Keep calls: afterwards they are on the disk, whatever happens. The same calls again change nothing.
 
@@ -56,6 +61,7 @@ class Store(Bundles):
             fill: writes the spool's file.
             size_bytes: of the spool.
             bundle: the modules that the rows name.
+            check_share: raises where their user may have no more; calls that are kept already need no room.
 
         Raises:
             DetachedFull: there is no room for them.
@@ -67,6 +73,7 @@ class Store(Bundles):
             if known[0].user != first.user or known[0].asked != first.asked:
                 raise ValueError("a call has the id of another one")
             return
+        check_share()
         self.check_room(size_bytes + self.missing_bytes(bundle))
         with self.translated():
             self.files.write("spools", first.spool, fill)
@@ -190,7 +197,7 @@ class Store(Bundles):
 
         Its spool counts no more from that instant on, unless somebody needs it; then its files go.
         """
-        changes += f", {_RELEASED}"
+        changes += f", {RELEASED}"
         with self.transaction() as connection:
             before = connection.execute("SELECT spool, bundle FROM calls WHERE call = ?", (call,)).fetchone()
             if before is None or changed(connection, changes, f"call = ? AND {test}", (*values, outcome, call)) != 1:
@@ -297,23 +304,7 @@ class Store(Bundles):
 
     def cancel_all(self, calls: Sequence[str]) -> list[Row]:
         """End those of some calls that were not sent, and mark those that run, at once; return the rows of the former."""
-        values = (json.dumps(CANCELLED.to_data()), time.time(), "cancelled")
-        changes = f"state = 'finished', outcome = 'cancelled', error = ?, ended_at = ?, {_ENDED}, {_RELEASED}"
-        done, bundles, spools = [], set[str](), set[str]()
-        with self.transaction() as connection:
-            for call in calls:
-                found = connection.execute("SELECT bundle, spool FROM calls WHERE call = ?", (call,)).fetchone()
-                if changed(connection, changes, "call = ? AND state = 'waiting'", (*values, call)):
-                    done.append(call)
-                    bundles.add(found[0])
-                    spools.add(found[1])
-                else:
-                    changed(connection, "unwanted = 1", "call = ? AND state = 'running' AND unwanted = 0", (call,))
-            unneeded = freed(connection, spools)
-        ended = [now for call in done for now in self.rows("WHERE call = ?", (call,))]
-        self.files.remove("spools", *unneeded)
-        self.release(bundles)
-        return ended
+        return batches.cancel_all(self, calls)
 
     def renew(
         self,
@@ -389,7 +380,9 @@ class Store(Bundles):
     def expire(self) -> None:
         """Remove finished calls that are older than they are kept, and files without a row."""
         oldest = time.time() - self._options.keep_days * 86400
-        self.forget(self.rows("WHERE state = 'finished' AND ended_at < ?", (oldest,)))
+        test = "WHERE state = 'finished' AND ended_at < ? LIMIT ?"
+        while self.forget(self.rows(test, (oldest, MOST_AT_ONCE))) == MOST_AT_ONCE:
+            pass
         with self.lock, self.translated():
             calls = [row[0] for row in self.connection.execute("SELECT call FROM calls")]
             found = self.connection.execute(NEEDED)

@@ -281,7 +281,8 @@ class Keeper:
                 case "look":
                     self._looked = True
                 case "cancel":
-                    stopped = [one for one in self._attempts.values() if _is_meant(one.row, message)]
+                    revisions = message["calls"]
+                    stopped = [one for one in self._attempts.values() if _is_meant(one.row, revisions)]
                 case "leave":
                     self._leaving = self._looked = True
                     for attempt in self._attempts.values() if message.get("at_once") else ():
@@ -302,10 +303,14 @@ def _most_at_a_time() -> int:
     return min(max(most, LEAST_AT_A_TIME), AT_A_TIME)
 
 
-def _is_meant(row: Row, message: dict[str, Any]) -> bool:
-    """Return whether a cancellation is of this row: an item that was resumed since then is another call to its user."""
-    resumed = not row.attempts and row.revision > int(message.get("revision", 0))
-    return row.call == message.get("call") and not resumed
+def _is_meant(row: Row, revisions: dict[str, int]) -> bool:
+    """Return whether a cancellation is of this row: an item that was resumed since then is another call to its user.
+
+    Args:
+        revisions: of the cancelled calls.
+    """
+    revision = revisions.get(row.call)
+    return revision is not None and (row.attempts > 0 or row.revision <= revision)
 
 
 def _take_turn(lock: int, daemon: Channel) -> None:

@@ -33,8 +33,11 @@ from atoll.sandbox.network.networks import Networks
 from atoll.sandbox.network.outbound_network import read_uplink
 from atoll.sandbox.policy import Policy
 from atoll.settings import EnvironmentsSettings
+from atoll.work_threads import WorkThreads
 
 LOOK_SECONDS = 0.1
+THREADS = 8
+"""Looks at disks and names of hosts at a time, one of each user: packages decide how long they take."""
 GONE_LOOKS, GONE_POLL_SECONDS = 1000, 0.01
 """Looks for the processes of an ended build, which may be in the middle of a write, and seconds between two of them."""
 
@@ -68,6 +71,7 @@ class Builds:
         self._networks = networks
         self._limits = limits
         self._policy = policy
+        self._threads = WorkThreads("builds", THREADS)
 
     def confinement(self, identity: Identity) -> Confinement:
         """Return the confinement of commands of this builder."""
@@ -157,7 +161,9 @@ class Builds:
                 if used > disk.limit_bytes:
                     raise _over("disk", "build_disk_bytes", f"{disk.limit_bytes >> 20} MiB", f"{used >> 20} MiB")
             elif disk is not None and counting is None and disk.is_due():
-                counting = asyncio.ensure_future(asyncio.to_thread(disk.used_bytes, limit.pids()))
+                counting = asyncio.ensure_future(
+                    self._threads.run(user_of_builds.get(), partial(disk.used_bytes, limit.pids()))
+                )
             if finished and counting is None:
                 return running.result()
             if time.monotonic() > deadline:
@@ -169,7 +175,7 @@ class Builds:
         """Return the network of a command in which code of packages runs."""
         proxies = [f"://{value}" for name, value in environment.items() if name.lower().endswith("_proxy")]
         hosts = {match for text in (*texts, *proxies) for match in _HOST.findall(text)}
-        if await asyncio.to_thread(_are_near, hosts):
+        if await self._threads.run(user_of_builds.get(), partial(_are_near, hosts)):
             return "host"
         with contextlib.suppress(AtollError):  # none can be made here
             return await self._networks.policy("outbound", lambda _: None)

@@ -18,6 +18,7 @@ import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import PEER
 from atoll.wire.channel import Channel, ChannelClosed, Socket, pair
 from atoll.wire.frames import FrameError
+from atoll.work_threads import WorkThreads
 
 log = logging.getLogger("atoll.storage_peers")
 
@@ -84,6 +86,7 @@ class StoragePeers:
         self._pauses = pauses
         self._quota_sheet = quota_sheet
         self._helpers: set[asyncio.Task[None]] = set()
+        self._threads = WorkThreads("collection", 2)
 
     def close(self) -> None:
         """Release the compiled packages; all peers have ended."""
@@ -190,7 +193,7 @@ class StoragePeers:
             async with self.open(user, client=DAEMON) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)), 0)
                 try:
-                    return await asyncio.to_thread(_collect, channel, before_ns)
+                    return await self._threads.run(user, partial(_collect, channel, before_ns))
                 finally:
                     with contextlib.suppress(OSError):
                         channel.socket.shutdown(socket.SHUT_RDWR)  # ends the thread's wait after a cancellation

@@ -28,10 +28,13 @@ from atoll.process import run
 from atoll.sandbox import programs
 from atoll.sandbox.limits.memory_watchdog import children, started_at
 from atoll.settings import Settings
+from atoll.work_threads import WorkThreads
 
 PROBE_BYTES = 32 << 20
 PROBE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
+THREADS = 4
+"""Directories that are counted or removed at a time: functions decide how long that takes."""
 PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"
 """Directories of the programs that make and mount a file system."""
 
@@ -56,10 +59,12 @@ class TmpDisk:
     Args:
         source: the directory that is shown as `/tmp`.
         size_bytes: the most that it may hold.
+        threads: count and remove a directory.
         prepare: a program and its arguments that mounts it and becomes another; empty for a counted directory.
     """
 
-    def __init__(self, source: Path, size_bytes: int, prepare: tuple[str, ...] = ()) -> None:
+    def __init__(self, source: Path, size_bytes: int, threads: WorkThreads, prepare: tuple[str, ...] = ()) -> None:
+        self._threads = threads
         self.source = source
         self.prepare = prepare
         self.failure: errors.AtollError | None = None
@@ -81,13 +86,13 @@ class TmpDisk:
                     await asyncio.wait_for(self._closed.wait(), LOOK_SECONDS)
                 if self._closed.is_set() or not disk.is_due():
                     continue
-                used = await asyncio.to_thread(disk.used_bytes, _below(pid()))
+                used = await self._threads.run(str(self.source), lambda: disk.used_bytes(_below(pid())))
                 if used > self._size_bytes:
                     self.failure = _full(self._size_bytes, used)
                     await kill()
         finally:
             disk.stop()
-            await asyncio.to_thread(remove_tree, self.source)
+            await self._threads.run(str(self.source), lambda: remove_tree(self.source))
 
     def close(self) -> None:
         """Let it go; its sandbox has ended."""
@@ -108,6 +113,7 @@ class TmpDisks:
         self._owner = f"{os.getpid()}-{started_at(os.getpid())}"
         self._mounts: bool | None = None
         self._watches: set[asyncio.Task[None]] = set()
+        self._threads = WorkThreads("disks", THREADS)
 
     async def check(self, size_bytes: int) -> None:
         """Find out whether a `/tmp` of this size can be made; 0 for one in memory.
@@ -153,14 +159,14 @@ class TmpDisks:
         source = self._directory / f"{self._owner}-{next(self._numbers)}"
         source.mkdir(mode=0o700, parents=True)
         source.chmod(0o1777)  # the directory above it is closed to others
-        return TmpDisk(source, size_bytes)
+        return TmpDisk(source, size_bytes, self._threads)
 
     def _mounted(self, size_bytes: int, owner: str) -> TmpDisk:
         self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
         image = self._directory / f"{self._owner}-{next(self._numbers)}"
         line = [programs.find_unshare(), "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _MOUNT, "sh"]
         line += [PROGRAMS, str(image), str(_with_tables(size_bytes)), str(self._place), owner]
-        return TmpDisk(self._place, size_bytes, tuple(line))
+        return TmpDisk(self._place, size_bytes, self._threads, tuple(line))
 
     def watch(self, disk: TmpDisk | None, pid: Callable[[], int], kill: Callable[[], Awaitable[None]]) -> None:
         """Watch over a sandbox's `/tmp` until it is closed."""

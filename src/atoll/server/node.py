@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from atoll import __version__, errors
@@ -16,6 +17,7 @@ from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import CLIENT, Bounds
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import MAX_HEADER_BYTES, FrameError
+from atoll.work_threads import WorkThreads
 
 MOST_OF_USER = 128
 """Requests of one user that wait for the node at a time, but for those of lines."""
@@ -37,6 +39,7 @@ class Node:
     def __init__(self, options: Settings) -> None:
         self.options = options
         self._waiting: Counter[str] = Counter()
+        self._threads = WorkThreads("node", 1)
 
     def open(self, principal: Principal | None, message: dict[str, Any], descriptors: Sequence[int] = ()) -> Channel:
         """Return a connection past the greeting, with its opening message sent.
@@ -70,7 +73,7 @@ class Node:
             try:
                 channel = AsyncChannel(daemon_socket.connect(self.options), bounds)
             except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-                await asyncio.to_thread(daemon_start.start, self.options)
+                await self._threads.run("", partial(daemon_start.start, self.options))
                 continue
             try:
                 channel.post({"type": "hello", "version": __version__, "purpose": ""})
@@ -90,7 +93,7 @@ class Node:
             channel.close()
             if reply.type == "failed":
                 raise errors.from_data(reply.header.get("error") or {})
-            await asyncio.to_thread(daemon_start.replace, self.options)
+            await self._threads.run("", partial(daemon_start.replace, self.options))
         raise errors.HostUnreachable("the node does not answer", hint="try again in a while")
 
     async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,23 @@ from typing import Any, TypeVar
 
 from atoll import errors, process, settings
 from atoll.detached.database import FILE
-from atoll.detached.rows import Row
+from atoll.detached.rows import OWNER, Row
 from atoll.detached.store import LOST, Store
 from atoll.model.records import CallRecord
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import FrameError
+from atoll.work_threads import WorkThreads
 
 log = logging.getLogger("atoll.detached")
 
 MOST_PAUSE_SECONDS = 60.0
 LEAVE_SECONDS = 2.0
 """Seconds that the keeper has to write the last outcomes when the daemon ends."""
+
+THREADS = 4
+"""Questions to the store at a time, one of each user."""
 
 T = TypeVar("T")
 
@@ -60,7 +64,8 @@ class Detached:
         self._opening = asyncio.Lock()
         self._keeper: process.Child | None = None
         self._channel: AsyncChannel | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._threads = WorkThreads("detached", THREADS)
         self._waiters: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._pause_seconds = 0.0
         self._leaving = False
@@ -94,15 +99,18 @@ class Detached:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def whole(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work to its end, also where the client that has asked for it goes away."""
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work to its end, also where the client that has asked for it goes away; return its result."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def ask(self, question: Callable[[Store], T]) -> T:
+    async def ask(self, question: Callable[[Store], T], user: str = OWNER) -> T:
         """Ask the store, in a thread.
+
+        Args:
+            user: whose turn it takes.
 
         Raises:
             AtollError: as the store.
@@ -111,7 +119,7 @@ class Detached:
             if self._store is None:
                 directory = self.options.detached_directory
                 self._store = await asyncio.to_thread(Store, directory, self.options.detached)
-        return await asyncio.to_thread(question, self._store)
+        return await self._threads.run(user, partial(question, self._store))
 
     async def any(self) -> bool:
         """Return whether anybody has made a detached call here."""
@@ -146,11 +154,11 @@ class Detached:
         elif self._keeper is None:
             self._begin_keeper()
 
-    def cancel(self, call: str, revision: int) -> None:
-        """Have the keeper end a call that runs, unless it is resumed meanwhile and has another revision."""
-        if self._channel is not None:
+    def cancel(self, rows: Sequence[Row]) -> None:
+        """Have the keeper end calls that run, unless they are resumed meanwhile and have another revision."""
+        if self._channel is not None and rows:
             with contextlib.suppress(ChannelClosed):
-                self._channel.post({"type": "cancel", "call": call, "revision": revision})
+                self._channel.post({"type": "cancel", "calls": {row.call: row.revision for row in rows}})
 
     # --- the keeper -------------------------------------------------------------------------------------------------
 
@@ -303,5 +311,6 @@ class Detached:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._threads.close)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 from atoll import errors
 from atoll.daemon.detached.calls import Detached
 from atoll.detached.batches import batches as batches_of
-from atoll.detached.batches import held_by
+from atoll.detached.batches import cancel_some, finished, held_by
 from atoll.detached.bundles import Bundle
 from atoll.detached.files import new_name
 from atoll.detached.rows import OWNER, STATES, Row
 from atoll.detached.store import MOST_LISTED, Store
-from atoll.model.spool import Spool, is_id, modules_digest
+from atoll.model.spool import MOST_CALLS, Spool, is_id, modules_digest
 from atoll.wire import sealed_file
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.channel import ChannelClosed
@@ -54,7 +54,8 @@ async def send(channel: AsyncChannel, answer: Answer) -> None:
 async def handle(detached: Detached, user: str, name: str, arguments: dict[str, Any], channel: AsyncChannel) -> Answer:
     """Perform a request.
 
-    - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, their ids.
+    - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, the ids of the first
+      `MOST_ITEMS`.
     - `detached.show` (`call`): gives `call`, the row.
     - `detached.list` (`states`, `limit` if given): gives `calls`, the rows, newest first.
     - `detached.batches` (`start`, `limit` if given): gives `batches` whose ids begin so, newest first, with their counts.
@@ -91,29 +92,27 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
         limit = arguments.get("limit", MOST_LISTED)
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
-        rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit))
+        rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit), user)
         return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "batches":
         start, most = arguments.get("start", ""), arguments.get("limit", MOST_BATCHES)
         if not isinstance(start, str) or type(most) is not int or not 0 <= most <= MOST_BATCHES:
             raise ValueError(f"`batches` has a text `start` and a `limit` from 0 to {MOST_BATCHES}")
-        batches = await detached.ask(lambda store: batches_of(store, user, start, most))
+        batches = await detached.ask(lambda store: batches_of(store, user, start, most), user)
         return {"batches": [one.to_data() for one in batches]}, None
     if verb == "items":
         kind, after = str(arguments.get("kind")), arguments.get("after")
         if kind not in ("all", "failed", "ended") or type(after) is not int:
             raise ValueError("`items` has a `kind` and a number `after`")
         batch = _id(arguments, "batch")
-        rows = await detached.ask(lambda store: store.items(user, batch, kind, after, MOST_ITEMS))
+        rows = await detached.ask(lambda store: store.items(user, batch, kind, after, MOST_ITEMS), user)
         return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "counts":
         return await _counts(detached, user, arguments), None
     if verb == "renew":
         return {"calls": await _renew(detached, user, arguments, take)}, None
     if verb in ("cancel", "forget"):
-        rows = await _named(detached, user, arguments)
-        count = await (cancel(detached, rows) if verb == "cancel" else detached.ask(lambda store: store.forget(rows)))
-        return {"calls": count}, None
+        return {"calls": await _cancel_or_forget(detached, user, verb, arguments)}, None
     if verb == "wait":
         return {"call": shown(detached, await _wait(detached, user, arguments))}, None
     if verb in ("show", "result", "output"):
@@ -121,7 +120,7 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
         folder = {"result": "results", "output": "outputs"}.get(verb)
         descriptor = None
         if folder is not None:
-            descriptor = await detached.ask(lambda store: store.files.open(folder, row.call))
+            descriptor = await detached.ask(lambda store: store.files.open(folder, row.call), user)
         return {"call": shown(detached, row)}, descriptor
     raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
 
@@ -137,22 +136,19 @@ async def _find(detached: Detached, user: str, arguments: dict[str, Any]) -> Row
     start = arguments.get("call")
     if not isinstance(start, str) or not start or len(start) > 200:
         raise ValueError("`call` must be an id or its beginning")
-    return await detached.ask(lambda store: store.find(user, start))
+    return await detached.ask(lambda store: store.find(user, start), user)
 
 
-async def _again(detached: Detached, row: Row) -> Row:
-    """Return a row as it is now."""
-    return next(iter(await detached.ask(lambda store: store.rows("WHERE call = ?", (row.call,)))), row)
-
-
-async def _named(detached: Detached, user: str, arguments: dict[str, Any]) -> list[Row]:
+async def _cancel_or_forget(detached: Detached, user: str, verb: str, arguments: dict[str, Any]) -> int:
     if not arguments.get("batch"):
-        return [await _find(detached, user, arguments)]
+        row = await _find(detached, user, arguments)
+        if verb == "cancel":
+            return await cancel(detached, row)
+        return await detached.ask(lambda store: store.forget([row]), user)
     batch = _id(arguments, "batch")
-    rows = await detached.ask(lambda store: store.listed(user, batch=batch))
-    if not rows:
+    if not await detached.ask(lambda store: store.counts(user, batch), user):
         raise _no_batch(batch)
-    return rows
+    return await detached.whole((_cancel_batch if verb == "cancel" else _forget_batch)(detached, user, batch))
 
 
 def _no_batch(batch: str) -> errors.CallUnknown:
@@ -178,12 +174,12 @@ def shown(detached: Detached, row: Row) -> dict[str, Any]:
 async def _accept(detached: Detached, user: str, spool: str, descriptor: int) -> dict[str, Any]:
     try:
         calls = await detached.ask(
-            lambda store: _keep(store, user, spool, descriptor, detached.options.detached.max_bytes)
+            lambda store: _keep(store, user, spool, descriptor, detached.options.detached.max_bytes), user
         )
     finally:
         os.close(descriptor)
     detached.look()
-    return {"calls": calls}
+    return {"calls": calls[:MOST_ITEMS]}
 
 
 def _keep(store: Store, user: str, name: str, descriptor: int, most_bytes: int) -> list[str]:
@@ -191,8 +187,7 @@ def _keep(store: Store, user: str, name: str, descriptor: int, most_bytes: int) 
     spool, like, bundle = _read(user, name, descriptor)
     if not spool.calls:
         raise ValueError("the spool has no calls")
-    if user != OWNER:
-        _check_share(store, user, len(spool.calls), like.spool_bytes + like.bundle_bytes, most_bytes // SHARE)
+    share = partial(_check_share, store, like, len(spool.calls), most_bytes // SHARE)
     now = time.time()
     rows = [
         replace(
@@ -206,17 +201,20 @@ def _keep(store: Store, user: str, name: str, descriptor: int, most_bytes: int) 
         )
         for place, one in enumerate(spool.calls)
     ]
-    store.accept(rows, partial(_copy, descriptor, 0, like.spool_bytes), like.spool_bytes, bundle)
+    store.accept(rows, partial(_copy, descriptor, 0, like.spool_bytes), like.spool_bytes, bundle, share)
     return [row.call for row in rows]
 
 
-def _check_share(store: Store, user: str, calls: int, size_bytes: int, most_bytes: int) -> None:
+def _check_share(store: Store, like: Row, calls: int, most_bytes: int) -> None:
     """Refuse a user of a server more than their share of detached calls.
 
     Raises:
         DetachedFull: they have as many, or as large ones, as they may.
     """
-    waiting, held = held_by(store, user)
+    if like.user == OWNER:
+        return
+    size_bytes = like.spool_bytes + like.bundle_bytes
+    waiting, held = held_by(store, like.user)
     if waiting + calls > MOST_WAITING or held + size_bytes > most_bytes:
         raise errors.DetachedFull(
             f"this user's {waiting} detached calls without an outcome, and all files of theirs with {held >> 20} MiB, leave "
@@ -275,14 +273,14 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
         name, (descriptor,) = _id(arguments, "spool"), take(1)
         most_bytes = detached.options.detached.max_bytes
         try:
-            _, like, bundle = await asyncio.to_thread(_read, user, name, descriptor)
+            _, like, bundle = await detached.ask(lambda _: _read(user, name, descriptor), user)
             fill = partial(_copy, descriptor, 0, like.spool_bytes)
-            renewed = await detached.ask(lambda store: _renew_by(store, batch, like, fill, bundle, most_bytes))
+            renewed = await detached.ask(lambda store: _renew_by(store, batch, like, fill, bundle, most_bytes), user)
         finally:
             os.close(descriptor)
     else:
         request = _id(arguments, "request") if "request" in arguments else ""
-        renewed = await detached.ask(lambda store: store.renew(user, batch, request=request))
+        renewed = await detached.ask(lambda store: store.renew(user, batch, request=request), user)
     if renewed:
         detached.look()
         detached.wake_all()
@@ -292,8 +290,7 @@ async def _renew(detached: Detached, user: str, arguments: dict[str, Any], take:
 def _renew_by(
     store: Store, batch: str, like: Row, fill: Callable[[BinaryIO], None], bundle: Bundle | None, most_bytes: int
 ) -> int:
-    if like.user != OWNER:
-        _check_share(store, like.user, 0, like.spool_bytes + like.bundle_bytes, most_bytes // SHARE)
+    _check_share(store, like, 0, most_bytes // SHARE)
     return store.renew(like.user, batch, like, fill, bundle)
 
 
@@ -330,7 +327,7 @@ async def _counts(detached: Detached, user: str, arguments: dict[str, Any]) -> d
     while True:
         waiter = detached.waiter(batch)
         try:
-            counts = await detached.ask(lambda store: store.counts(user, batch))
+            counts = await detached.ask(lambda store: store.counts(user, batch), user)
             if not counts:
                 raise _no_batch(batch)
             finished = sum(counts.values()) - sum(counts.get(state, 0) for state in ("waiting", "running"))
@@ -343,20 +340,57 @@ async def _counts(detached: Detached, user: str, arguments: dict[str, Any]) -> d
         await asyncio.sleep(min(SETTLE_SECONDS, max(deadline - time.monotonic(), 0.0)))
 
 
-async def cancel(detached: Detached, rows: Sequence[Row]) -> int:
-    """Cancel calls, waiting and running ones, all or none, also where the client ends; return how many had no outcome."""
-    left = [row for row in rows if row.state != "finished"]
-    await detached.whole(_cancel(detached, left))
-    return len(left)
+# --- ends -------------------------------------------------------------------------------------------------------------
 
 
-async def _cancel(detached: Detached, rows: Sequence[Row]) -> None:
-    ended = await detached.ask(partial(Store.cancel_all, calls=[row.call for row in rows]))
-    now = {row.call for row in ended}
+async def cancel(detached: Detached, row: Row) -> int:
+    """Cancel a call, waiting or running, also where the client ends; return 1, or 0 for one that had its outcome."""
+    if row.state == "finished":
+        return 0
+
+    def end(store: Store) -> tuple[list[Row], list[Row]]:
+        ended = store.cancel_all([row.call])
+        return ended, [] if ended else store.rows("WHERE call = ?", (row.call,))  # it has begun since it was read
+
+    async def work() -> int:
+        _told(detached, row.batch, *await detached.ask(end, row.user))
+        return 1
+
+    return await detached.whole(work())
+
+
+async def cancel_batch(detached: Detached, user: str, batch: str) -> int:
+    """Cancel a batch, also where the client ends; return how many calls had no outcome."""
+    return await detached.whole(_cancel_batch(detached, user, batch))
+
+
+async def _cancel_batch(detached: Detached, user: str, batch: str) -> int:
+    below, count = MOST_CALLS + 1, 0
+    while below:
+        began = time.monotonic()
+        some = partial(cancel_some, user=user, batch=batch, below=below)
+        ended, running, below = await detached.ask(some, user)
+        _told(detached, batch, ended, running)
+        count += len(ended) + len(running)
+        await asyncio.sleep(time.monotonic() - began)  # half of the store's time is others'
+    return count
+
+
+def _told(detached: Detached, batch: str, ended: Sequence[Row], running: Sequence[Row]) -> None:
+    """Tell the keeper, and those who wait, of calls that were cancelled."""
     for row in ended:
         detached.record(row)
-    for row in rows:
-        # one that is not among them has begun since it was read, or ended
-        current = row if row.call in now else await _again(detached, row)
-        detached.cancel(row.call, current.revision)
-    detached.wake(*{name for row in rows for name in (row.call, row.batch)})
+    detached.cancel([*ended, *running])
+    detached.wake(batch, *(row.call for row in (*ended, *running)))
+
+
+async def _forget_batch(detached: Detached, user: str, batch: str) -> int:
+    after, count = -1, 0
+    while True:
+        began = time.monotonic()
+        rows = await detached.ask(partial(finished, user=user, batch=batch, after=after), user)
+        if not rows:
+            return count
+        after = rows[-1].number
+        count += await detached.ask(partial(Store.forget, rows=rows), user)
+        await asyncio.sleep(time.monotonic() - began)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from atoll.daemon.detached import requests
 from atoll.daemon.detached.calls import Detached
 from atoll.daemon.detached.requests import cancel, shown
 from atoll.daemon.records.requests import LEAST_CHARACTERS
@@ -25,7 +26,7 @@ async def merged(detached: Detached, user: str, rows: list[dict[str, Any]]) -> l
     """Return rows of calls that are not over, with those of detached calls that only the store knows."""
     if not detached.busy:
         return rows
-    found = await detached.ask(lambda store: store.listed(user, states=("waiting", "running"), limit=MOST_ROWS))
+    found = await detached.ask(lambda store: store.listed(user, states=("waiting", "running"), limit=MOST_ROWS), user)
     kept = {row.call: row for row in reversed(found)}
     known = {row["call"] for row in rows}
     marked = [{**row, "detached": True} if row["call"] in kept else row for row in rows]
@@ -57,7 +58,7 @@ async def find(detached: Detached, user: str, start: str) -> Row | None:
     if not await detached.any():
         return None
     try:
-        found = await detached.ask(lambda store: store.find(user, start))
+        found = await detached.ask(lambda store: store.find(user, start), user)
     except CallUnknown:
         return None
     return found if len(start) >= LEAST_CHARACTERS or found.call == start else None
@@ -70,7 +71,7 @@ async def unfinished(detached: Detached, row: Row) -> dict[str, Any]:
 
 async def over(detached: Detached, row: Row) -> dict[str, Any]:
     """Return the answer to `calls.show` and `calls.output` about a finished call that has no record."""
-    size, text = await detached.ask(lambda store: _output(store, row.call))
+    size, text = await detached.ask(lambda store: _output(store, row.call), row.user)
     output = {"printed_bytes": size, "output": text.decode("utf-8", "replace")}
     return {"calls": [{**row.record().to_data(), **output}], "children": []}
 
@@ -89,12 +90,12 @@ async def cancel_batch(detached: Detached, user: str, start: str) -> dict[str, A
     """Cancel the batch whose id is `start` or begins so; return what it was, None where there is none, or more than one."""
     if not await detached.any():
         return None
-    found = await detached.ask(lambda store: batches(store, user, start, 3))
+    found = await detached.ask(lambda store: batches(store, user, start, 3), user)
     found = [one for one in found if one.batch == start] or found
     if len(found) != 1 or len(start) < LEAST_CHARACTERS:
         return None
     (batch,) = found
-    count = await cancel(detached, await detached.ask(lambda store: store.listed(user, batch=batch.batch)))
+    count = await requests.cancel_batch(detached, user, batch.batch)
     seconds = max(time.time() - batch.queued_at, 0.0)
     about = {"call": batch.batch, "function": batch.function, "calls": count, "seconds": seconds}
     return {**about, "state": "batch", "grace_seconds": 0.0, "ended": True}
@@ -104,7 +105,9 @@ async def ends(detached: Detached, row: Row, seconds: float) -> bool:
     """Wait for the end of a call that runs; return whether it has come in time."""
     deadline = time.monotonic() + seconds
     while True:
-        found = await detached.ask(lambda store: store.rows("WHERE call = ? AND state = 'running'", (row.call,)))
+        found = await detached.ask(
+            lambda store: store.rows("WHERE call = ? AND state = 'running'", (row.call,)), row.user
+        )
         if not found:
             return True
         if time.monotonic() > deadline:
@@ -114,4 +117,4 @@ async def ends(detached: Detached, row: Row, seconds: float) -> bool:
 
 async def cancelled(detached: Detached, row: Row) -> bool:
     """Cancel a call; return whether it had no outcome."""
-    return await cancel(detached, [row]) > 0
+    return await cancel(detached, row) > 0

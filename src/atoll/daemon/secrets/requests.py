@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from atoll import errors
@@ -45,10 +45,10 @@ async def handle(
     """
     user = caller.user
     if name == "secrets.list":
-        return {"secrets": await asyncio.to_thread(store.list, user)}
+        return {"secrets": await store.threads.run(user, partial(store.list, user))}
     if name == "secrets.set":
         try:
-            await asyncio.to_thread(store.set, user, arguments.get("name"), arguments.get("value"))
+            await store.threads.run(user, partial(store.set, user, arguments.get("name"), arguments.get("value")))
         except ValueError as error:
             raise errors.ResourcesUnavailable(
                 f"the secret is not set: {error}", hint="see `atoll secrets --help`"
@@ -57,7 +57,7 @@ async def handle(
         log.info("secret_set user=%s name=%s", user, arguments["name"])
         return {}
     if name == "secrets.delete":
-        if not await asyncio.to_thread(store.delete, user, arguments.get("name")):
+        if not await store.threads.run(user, partial(store.delete, user, arguments.get("name"))):
             raise unknown([str(arguments.get("name"))[:200]])
         engine.renew_workers(user)
         log.info("secret_deleted user=%s name=%s", user, arguments["name"])
@@ -66,8 +66,8 @@ async def handle(
         if not caller.may_administer:
             raise errors.ResourcesUnavailable(f"`{name}` is for administrators", hint="ask the machine's owner")
         if name == "secrets.rotate":
-            return {"values": await asyncio.to_thread(store.rotate)}
-        await asyncio.to_thread(store.remove, str(arguments.get("user")))
+            return {"values": await store.threads.run(user, store.rotate)}
+        await store.threads.run(user, partial(store.remove, str(arguments.get("user"))))
         return {}
     raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
 
@@ -86,7 +86,7 @@ async def added(store: SecretStore, engine: Engine, caller: Asker, spec: LeaseSp
     elif not store.exist(caller.user):
         found = NONE
     else:
-        found = await asyncio.to_thread(store.values, caller.user)
+        found = await store.threads.run(caller.user, partial(store.values, caller.user))
     return replace(spec, secret_values=_chosen(found, spec)) if found.pairs or spec.secrets else spec
 
 

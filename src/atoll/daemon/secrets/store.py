@@ -32,11 +32,16 @@ from atoll.model.secret_values import (
     sealed,
 )
 from atoll.settings import Settings
+from atoll.work_threads import WorkThreads
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NONCE_BYTES = 12
 
 Rows = dict[str, dict[str, Any]]
+
+
+THREADS = 4
+"""Reads and writes at a time, one of each user: the key may come from a command."""
 
 
 class SecretStore:
@@ -50,6 +55,7 @@ class SecretStore:
         self._options = options
         self._read: dict[str, tuple[tuple[int, ...], SecretValues]] = {}
         self._keys: tuple[object, Keys] | None = None
+        self.threads = WorkThreads("secrets", THREADS)
 
     @property
     def directory(self) -> Path:

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from atoll import errors
@@ -23,6 +24,7 @@ from atoll.model.quota import WARN_PER_CENT, Quota
 from atoll.node.quotas import kernel
 from atoll.node.quotas.kernel import PROJECT, KernelQuota
 from atoll.storage.files.usage_walk import measure
+from atoll.work_threads import WorkThreads
 
 log = logging.getLogger("atoll.quotas")
 
@@ -38,6 +40,8 @@ SHEET_BYTES = 512
 REST = 20.0
 """Times the last walk's duration that pass before the next one."""
 MOST = 1 << 60
+THREADS = 4
+"""Volumes that are measured at a time."""
 
 
 class Quotas:
@@ -60,6 +64,7 @@ class Quotas:
         self._due: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self._walks: dict[str, asyncio.Task[Quota]] = {}
+        self._threads = WorkThreads("quotas", THREADS)
         self._warned: dict[str, int] = {}
         self._sheets: dict[str, tuple[int, int]] = {}
 
@@ -87,7 +92,7 @@ class Quotas:
             self._warned.pop(user, None)
             self._tell(user)
         if bytes_ or files or self.mechanism is not None:
-            await asyncio.to_thread(self._enforce, user, bytes_, files)
+            await self._threads.run(user, partial(self._enforce, user, bytes_, files))
         self._due.pop(user, None)
         return await self.usage(user)
 
@@ -135,7 +140,7 @@ class Quotas:
             bytes_, files = self.limits(user)
             return Quota(bytes_, files, kind=self._kind(user), measured_at=time.time())
         if self.mechanism is not None:
-            return await asyncio.to_thread(self._asked, user, self.mechanism)
+            return await self._threads.run(user, partial(self._asked, user, self.mechanism))
         if time.monotonic() < self._due.get(user, 0.0) and user in self._found:
             return self._with_limits(user, self._found[user])
         return await asyncio.shield(self._walk(user))
@@ -165,7 +170,7 @@ class Quotas:
 
     async def _measured(self, user: str) -> Quota:
         try:
-            found = await asyncio.to_thread(measure, self._volumes / user, MEASURE_SECONDS)
+            found = await self._threads.run(user, partial(measure, self._volumes / user, MEASURE_SECONDS))
         except OSError as error:
             raise errors.StateUnusable(
                 f"the volume of `{user}` cannot be measured: {error.strerror}", hint="check its directory"

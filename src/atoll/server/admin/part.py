@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,7 +19,10 @@ from atoll.server.accounts.routes import accounts_of, administrator_of
 from atoll.server.admin import audit_log, nodes
 from atoll.server.state import ServerState
 from atoll.server.typed import typed
+from atoll.work_threads import WorkThreads
 
+THREADS = 8
+"""Acts at the node at a time, one for each user whom they are about: the removal of a volume may take minutes."""
 _log = logging.getLogger("atoll.server")
 
 
@@ -82,16 +86,17 @@ class AtNode:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self.threads = WorkThreads("administration", THREADS)
 
     async def removed(self, user: UserFacts, *, keep: bool) -> RemovedUser:
         """End a removed user's calls, and put the volume aside or remove it."""
-        kept = await asyncio.to_thread(nodes.remove_user, self._state.node, user.id, keep=keep)
+        kept = await self.threads.run(user.id, partial(nodes.remove_user, self._state.node, user.id, keep=keep))
         facts = {name: getattr(user, name) for name in UserFacts.__struct_fields__}
         return RemovedUser(**facts, volume="kept" if kept else "removed")
 
     async def limited(self, user: UserFacts) -> None:
         """Set a user's quotas of bytes and files at the node."""
-        await asyncio.to_thread(nodes.set_quota, self._state.node, user)
+        await self.threads.run(user.id, partial(nodes.set_quota, self._state.node, user))
 
 
 async def _tell_all(state: ServerState) -> None:

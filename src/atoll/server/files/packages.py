@@ -6,13 +6,15 @@ A package is kept below the state directory, in a directory of its user, and is 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,6 +25,7 @@ from atoll.environments.asked.uploaded import KEY, WHEEL, of_user
 from atoll.server.files.failures import Refused, answering
 from atoll.server.files.transfers import transfers_of
 from atoll.server.state import ServerState, principal_of, state_of
+from atoll.work_threads import WorkThreads
 
 PREFIX = "/v1/packages"
 MOST_BYTES = 1 << 30
@@ -30,10 +33,16 @@ MOST_BYTES = 1 << 30
 MOST_OF_USER = 4 << 30
 MOST_NAMES = 1000
 """Packages of one directory."""
+THREADS = 4
+"""Reads and writes of packages at a time, one of each user."""
+
+T = TypeVar("T")
+Beside = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 def install(state: ServerState) -> None:
     """Add the routes."""
+    state.parts["package_threads"] = WorkThreads("packages", THREADS)
     state.routes.append(Route(PREFIX + "/{key}/{name}", answering(_serve), methods=["GET", "PUT"]))
     state.body_bytes[PREFIX + "/"] = MOST_BYTES
 
@@ -46,23 +55,32 @@ async def _serve(request: Request) -> Response:
         raise Refused(400, "bad_package", "the address names no wheel by its digest", "upgrade the client")
     home = state_of(request).node.options.home
     path = of_user(home, principal.user) / key / name
+    threads: WorkThreads = state_of(request).parts["package_threads"]
+
+    def beside(work: Callable[[], T]) -> Awaitable[T]:
+        return threads.run(principal.user, work)
+
     if request.method == "GET":
-        return JSONResponse({"present": await asyncio.to_thread(_touched, path)})
+        return JSONResponse({"present": await beside(partial(_touched, path))})
     async with transfers_of(request).opened(principal):
-        await _receive(request, path, of_user(home, principal.user))
+        await _receive(request, path, of_user(home, principal.user), beside)
     return JSONResponse({"present": True}, 201)
 
 
-async def _receive(request: Request, path: Path, user: Path) -> None:
-    """Write a body to its path, whole and checked, or nothing."""
+async def _receive(request: Request, path: Path, user: Path, beside: Beside) -> None:
+    """Write a body to its path, whole and checked, or nothing.
+
+    Args:
+        beside: does work in a thread.
+    """
     expected = request.headers.get("atoll-sha256", "")
     if not KEY.fullmatch(expected):
         raise Refused(400, "no_digest", "the package comes without its digest", "send `Atoll-Sha256`")
-    await asyncio.to_thread(_prepare, path.parent, user)
+    await beside(partial(_prepare, path.parent, user))
     temporary = user / f".new-{secrets.token_hex(8)}"
     digest, size = hashlib.sha256(), 0
     try:
-        file = await asyncio.to_thread(open, temporary, "xb")
+        file: BinaryIO = await beside(partial(open, temporary, "xb"))
         with file:
             async for chunk in request.stream():
                 size += len(chunk)
@@ -71,11 +89,11 @@ async def _receive(request: Request, path: Path, user: Path) -> None:
                         f"a package may have {MOST_BYTES >> 20} MiB", hint="put large files below `/data`"
                     )
                 digest.update(chunk)
-                await asyncio.to_thread(file.write, chunk)
+                await beside(partial(file.write, chunk))
         if digest.hexdigest() != expected:
             raise Refused(400, "wrong_digest", "the package has another digest than announced", "send it again")
-        await asyncio.to_thread(_place, temporary, path)
-        await asyncio.to_thread(_trim, user, path.parent)
+        await beside(partial(_place, temporary, path))
+        await beside(partial(_trim, user, path.parent))
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from atoll.server.node import Node
 from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed
 from atoll.server.usage import gathering, sums
+from atoll.work_threads import WorkThreads
 
 _log = logging.getLogger("atoll.server")
 
@@ -58,7 +60,7 @@ class Usage:
     def __init__(self, database: Database, node: Node) -> None:
         self._database = database
         self._node = node
-        self._turn = asyncio.Lock()
+        self._threads = WorkThreads("usage", 1)
 
     async def gather(self) -> None:
         """Add all that the node has recorded since the last time.
@@ -66,8 +68,7 @@ class Usage:
         Raises:
             AtollError: the node or the database does not answer.
         """
-        async with self._turn:
-            await asyncio.to_thread(gathering.gather, self._database, self._node)
+        await self._threads.run("", partial(gathering.gather, self._database, self._node))
 
     @contextlib.asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
