@@ -431,8 +431,8 @@ def test_attempts_are_counted_by_key_and_by_network() -> None:
     for number in range(3):
         limiter.failed(source(f"2001:db8:0:1::{number:x}"))
     with pytest.raises(errors.NotAuthorized):
-        limiter.failed(source("2001:db8:0:1:ffff::1"))
-    limiter.failed(source("2001:db8:0:2::1"))
+        limiter.failed(source("2001:db8:0:ff:ffff::1"))
+    limiter.failed(source("2001:db8:0:100::1"))
     assert source("::ffff:192.0.2.1") == source("192.0.2.1")
 
 

@@ -58,7 +58,7 @@ def test_one_source_has_a_share_of_the_connections() -> None:
     connections = Connections(8)
     left = [connections.enter(f"2001:db8::{number}") for number in range(3)]
     assert [one is not None for one in left] == [True, True, False]
-    assert connections.enter("2001:db8:0:1::1") is not None
+    assert connections.enter("2001:db8:0:100::1") is not None
     assert connections.enter("10.0.0.1") is not None
     assert left[0] is not None
     left[0]()

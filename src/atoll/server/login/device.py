@@ -2,8 +2,9 @@
 
 Theory of operation. The program gets a token of this server's and never the issuer's device code. It asks as often as
 it likes: the issuer is asked at its interval, which grows by 5 s when it says `slow_down` (RFC 8628, 3.5), and one
-question at a time, so that two cannot make two keys. The table is bounded, over all and by address, and lives in
-memory: a server that restarts forgets logins under way, and people begin again.
+question at a time, so that two cannot make two keys. The table is bounded, over all, by address and by its
+wider networks, so that no owner of many addresses keeps everybody else from logging in. It lives in memory: a server
+that restarts forgets logins under way, and people begin again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sqlalchemy import Connection
 from atoll import errors
 from atoll.server.accounts import rows
 from atoll.server.accounts.accounts import Accounts
-from atoll.server.accounts.limiter import Limiter, source
+from atoll.server.accounts.limiter import Limiter, ranges, source
 from atoll.server.accounts.names import check_alias
 from atoll.server.login import people
 from atoll.server.login.options import is_safe
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_LOGINS = 1000
 MOST_OF_ADDRESS = 20
+MOST_OF_RANGES = (80, 250)
+"""Logins under way of a site's and of a provider's network; see `limiter.ranges`."""
 MOST_SECONDS = 1800.0
 SLOWER_SECONDS = 5.0
 _PURPOSE = b"atoll device"
@@ -45,7 +48,7 @@ class Begun:
         address: of the issuer's page; `complete` has the code in it.
         interval: seconds between two questions to the issuer.
         next_at, ends_at: of the clock: the earliest next question; the end of the login.
-        source: the bucket of the client's address.
+        sources: the buckets of the client's address, the narrowest first.
         alias: of the key to make.
         is_asked: a question to the issuer is under way.
     """
@@ -57,7 +60,7 @@ class Begun:
     interval: float
     next_at: float
     ends_at: float
-    source: str
+    sources: tuple[str, ...]
     alias: str
     is_asked: bool = False
 
@@ -70,6 +73,7 @@ class DeviceLogins:
         self._accounts = accounts
         self._clock = clock
         self._logins: dict[bytes, Begun] = {}
+        self._beginning: list[tuple[str, ...]] = []
         self._begins = Limiter(attempts=MOST_OF_ADDRESS, refill_seconds=15.0)
 
     async def begin(self, address: str, alias: str = "") -> tuple[str, Begun]:
@@ -84,16 +88,16 @@ class DeviceLogins:
             CallerError: the alias is none.
         """
         alias = check_alias(alias)
-        bucket = source(address)
-        self._begins.failed(bucket)
+        sources = (source(address), *ranges(address))
+        self._begins.failed(sources[0])
         now = self._clock()
         self._logins = {key: login for key, login in self._logins.items() if login.ends_at > now}
-        mine = sum(login.source == bucket for login in self._logins.values())
-        if len(self._logins) >= MOST_LOGINS or mine >= MOST_OF_ADDRESS:
-            raise errors.NotAuthorized(
-                "too many logins are under way", hint="try again in a minute", status=429, retry_after=60
-            )
-        found = await self.issuer.begin()
+        self._check_room(sources)
+        self._beginning.append(sources)
+        try:
+            found = await self.issuer.begin()
+        finally:
+            self._beginning.remove(sources)
         page = str(found["verification_uri"])
         if not is_safe(page):
             raise errors.HostUnreachable("the issuer's page has no https", hint="tell the operator")
@@ -107,12 +111,21 @@ class DeviceLogins:
             interval=interval,
             next_at=now + interval,
             ends_at=now + min(MOST_SECONDS, max(10.0, _number(found.get("expires_in"), 600.0))),
-            source=bucket,
+            sources=sources,
             alias=alias or "login",
         )
         token = secrets.token_urlsafe(32)
         self._logins[self._accounts.pepper.digest(_PURPOSE, token)] = begun
         return token, begun
+
+    def _check_room(self, sources: tuple[str, ...]) -> None:
+        """Refuse one login too many; those that the issuer is asked to begin count as well."""
+        under_way = [*(login.sources for login in self._logins.values()), *self._beginning]
+        bounds = zip(sources, (MOST_OF_ADDRESS, *MOST_OF_RANGES), strict=True)
+        if len(under_way) >= MOST_LOGINS or any(sum(name in one for one in under_way) >= most for name, most in bounds):
+            raise errors.NotAuthorized(
+                "too many logins are under way", hint="try again in a minute", status=429, retry_after=60
+            )
 
     def seconds_left(self, begun: Begun) -> float:
         """Return the seconds until a login ends."""
