@@ -23,6 +23,7 @@ from atoll.server.accounts.direct import Direct
 from atoll.server.accounts.limiter import ATTEMPTS, Limiter, source
 from atoll.server.accounts.sessions import COOKIE
 from atoll.server.database.tables import keys, page_sessions
+from atoll.server.pages import guard
 from atoll.server.principal import ADMIN, API, Principal
 
 from ..server.process import Server, running
@@ -346,6 +347,54 @@ def test_a_cookie_is_of_no_use_to_another_site(server: Server) -> None:
         assert status(server, own | {"Cookie": wrong}) == 401, wrong
     _revoke_here(server)(key)
     assert status(server, own) == 401
+
+
+def test_no_key_outlives_the_one_that_has_made_it(server: Server) -> None:
+    """By the API and by the page, for its user and for one that it adds: it ends with the key that asks, or before."""
+    with Direct(server.home.path) as direct:
+        user = direct.add_user(NewUser("leaving", operator=True, key=False)).user.id
+        key = direct.make_key(user, NewKey(ADMIN, expires_seconds=1000))
+    assert key.expires is not None
+
+    def ask(body: dict[str, Any], path: str = "/v1/keys", by: MadeKey = key) -> Any:
+        found = server.ask("POST", path, json.dumps(body).encode(), with_key(by))
+        assert found[0] == 201
+        return found[1]
+
+    child = ask({"scope": ADMIN})
+    assert child["expires"] == key.expires
+    assert ask({"expires_seconds": 100_000})["expires"] == key.expires
+    assert time.time() < ask({"expires_seconds": 50})["expires"] < key.expires
+    assert ask({}, by=MadeKey(child["id"], child["secret"], ADMIN, "", None))["expires"] == key.expires
+    assert ask({"name": "added-by-leaving"}, "/v1/users")["key"]["expires"] == key.expires
+    cookie = asyncio.run(_session(server.home.path, Principal(user, "leaving", key.id, ADMIN)))
+    form = {"Cookie": f"{COOKIE}={cookie}", "Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    token = guard.form_token(cookie)
+    fields = {"Content-Type": "application/x-www-form-urlencoded", **form}
+    assert server.ask("POST", "/keys", f"token={token}&alias=page&days=365".encode(), fields)[0] == 200
+    listed = server.ask("GET", "/v1/keys", headers=with_key(key))[1]["keys"]
+    assert {one["expires"] for one in listed if one["alias"] == "page"} == {key.expires}
+
+
+async def _session(home: Path, principal: Principal) -> str:
+    accounts = Accounts(home)
+    try:
+        return await accounts.sessions.open(principal)
+    finally:
+        accounts.close()
+
+
+def test_a_key_that_ends_while_it_asks_makes_none(tmp_path: Path) -> None:
+    """Its end comes first, or its new key: no key of a maker that nobody knows is made."""
+    tmp_path.chmod(0o700)
+    accounts = Accounts(tmp_path)
+    try:
+        with accounts.database.writing() as connection:
+            user = rows.add_user(connection, "ada")
+        with accounts.database.writing() as connection, pytest.raises(errors.NotAuthorized):
+            rows.add_key(connection, accounts.pepper, user, scope=API, maker="gone")
+    finally:
+        accounts.close()
 
 
 def test_a_session_of_the_page_ends_with_the_key_that_expires(server: Server) -> None:

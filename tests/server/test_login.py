@@ -25,7 +25,7 @@ from atoll.server.accounts import rows
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.bodies import NewUser
 from atoll.server.accounts.direct import Direct
-from atoll.server.login import identity, people
+from atoll.server.login import device, identity, people
 from atoll.server.login.device import MOST_OF_ADDRESS, DeviceLogins
 from atoll.server.login.issuer import Issuer
 from atoll.server.login.options import LoginOptions, is_safe, load
@@ -382,20 +382,22 @@ def test_logins_are_bounded_and_end(fake: FakeIssuer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("addresses", "most", "other"),
     [
-        ("2001:db8:{:x}00::1", 250, "2001:db9::1"),  # a provider's customers, each with a network of its own
-        ("2001:db8:0:{:x}00::1", 80, "2001:db8:1::1"),  # a customer with a /48
-        ("2001:db8:0:{:x}::1", 20, "2001:db8:0:100::1"),  # one with a /56
-        ("198.51.{}.7", 250, "203.0.113.7"),
-        ("198.51.100.{}", 80, "198.51.101.1"),
+        ("2001:db8:{:x}00::1", 8, "2001:db9::1"),  # a provider's customers, each with a network of its own
+        ("2001:db8:0:{:x}00::1", 4, "2001:db8:1::1"),  # a customer with a /48
+        ("2001:db8:0:{:x}::1", 2, "2001:db8:0:100::1"),  # one with a /56
+        ("198.51.{}.7", 8, "203.0.113.7"),
+        ("198.51.100.{}", 4, "198.51.101.1"),
     ],
 )
 def test_no_owner_of_many_addresses_stops_the_logins_of_others(
-    fake: FakeIssuer, tmp_path: Path, addresses: str, most: int, other: str
+    fake: FakeIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, addresses: str, most: int, other: str
 ) -> None:
     """Logins under way, those that are just begun at once included, are bounded for each network around an address."""
+    monkeypatch.setattr(device, "MOST_OF_ADDRESS", 2)
+    monkeypatch.setattr(device, "MOST_OF_RANGES", (4, 8))
 
     async def scenario(logins: DeviceLogins, _clock: Clock, _accounts: Accounts) -> None:
-        begins = (logins.begin(addresses.format(number)) for number in range(256))
+        begins = (logins.begin(addresses.format(number)) for number in range(16))
         ended = await asyncio.gather(*begins, return_exceptions=True)
         refused = [one for one in ended if isinstance(one, errors.NotAuthorized)]
         assert len(ended) - len(refused) == most

@@ -22,7 +22,9 @@ def added_user(connection: Connection, pepper: Pepper, actor: Principal, asked: 
     )
     if asked.subject:
         rows.link(connection, user, asked.issuer, asked.subject)
-    key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first")) if asked.key else None
+    key = None
+    if asked.key:
+        key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first", maker=actor.key))
     audit(connection, actor, "user.add", user.id, {"name": user.name, "operator": user.operator})
     return bodies.AddedUser(bodies.user_facts(user), key)
 

@@ -93,7 +93,7 @@ async def list_keys(request: Request) -> bodies.Keys:
 
 
 async def make_key(request: Request, asked: bodies.NewKey) -> bodies.MadeKey:
-    """Make a key of the caller's; its secret is shown this once."""
+    """Make a key of the caller's; its secret is shown this once. It expires with the key that asks, at the latest."""
     principal = await _owner_of(request)
     accounts = accounts_of(request)
     key, secret = await accounts.database.run(
@@ -104,6 +104,7 @@ async def make_key(request: Request, asked: bodies.NewKey) -> bodies.MadeKey:
             scope=asked.scope,
             alias=asked.alias,
             seconds=asked.expires_seconds,
+            maker=principal.key,
         )
     )
     return bodies.made_key(key, secret)

@@ -173,15 +173,24 @@ def link(connection: Connection, user: User, issuer: str, subject: str) -> None:
 
 
 def add_key(
-    connection: Connection, pepper: Pepper, user: User, *, scope: str, alias: str = "", seconds: float = 0
+    connection: Connection,
+    pepper: Pepper,
+    user: User,
+    *,
+    scope: str,
+    alias: str = "",
+    seconds: float = 0,
+    maker: str = "",
 ) -> tuple[Key, str]:
     """Add a key of a user; return it and its secret, which is kept nowhere.
 
     Args:
         seconds: until it expires; 0 for never.
+        maker: the id of the key that asks, which the new one does not outlive; empty for none.
 
     Raises:
         CallerError: the scope or the alias is none, or the user has `MOST_KEYS` keys.
+        NotAuthorized: the key that asks has ended meanwhile.
     """
     if scope not in (ADMIN, API):
         raise errors.CallerError(f"`{cell(scope, 60)}` is no scope of a key", hint="choose `ADMIN` or `API`")
@@ -191,7 +200,13 @@ def add_key(
     connection.execute(keys.delete().where(keys.c.user == user.id, keys.c.expires < now))
     if (connection.execute(select(func.count()).where(keys.c.user == user.id)).scalar() or 0) >= MOST_KEYS:
         raise errors.CallerError(f"a user has at most {MOST_KEYS} keys", hint="revoke one: `atoll key revoke ID`")
-    expires = now + seconds if seconds else None
+    ends = [now + seconds] if seconds else []
+    if maker:
+        made = connection.execute(select(keys.c.expires).where(keys.c.id == maker)).first()
+        if made is None:
+            raise errors.NotAuthorized("the key has ended", hint="run `atoll auth login`")
+        ends += [made.expires] if made.expires is not None else []
+    expires = min(ends, default=None)
     key = Key(pepper.new_key_id(), user.id, scope, names.check_alias(alias), now, None, expires)
     secret = new_secret()
     connection.execute(keys.insert().values(digest=pepper.digest(KEY_PURPOSE, secret), **vars(key)))

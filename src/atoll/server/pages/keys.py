@@ -68,6 +68,7 @@ async def make(visit: Visit) -> Response:
             scope=scope,
             alias=visit.form.get("alias", ""),
             seconds=days * 86400,
+            maker=visit.user.key,
         )
     )
     return await listed(visit, made)
