@@ -29,7 +29,7 @@ class Logins:
     async def begin(self, _address: str, alias: str) -> tuple[str, Begun]:
         """Begin it."""
         page = "https://id.example/device"
-        return "token-of-login", Begun("code", "ABCD-<b>", page, "", 5.0, 0.0, 99.0, "", alias)
+        return "token-of-login", Begun("code", "ABCD-<b>", page, "", 5.0, 0.0, 99.0, (), alias)
 
     async def poll(self, token: str, _address: str) -> Any:
         """Return the key at the second question."""
