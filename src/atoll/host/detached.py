@@ -127,7 +127,9 @@ def _request_server(
     for _ in range(ATTEMPTS):
         try:
             return Answer(*detached_calls.ask(host.server, message, pieces, deadline), grows=False)
-        except ChannelClosed:
+        except ChannelClosed as error:
+            if error.reason is not None:
+                raise error.reason from error
             time.sleep(PAUSE_SECONDS)
     raise errors.HostUnreachable(f"the connection to {host.server.shown} was lost again and again", hint="try again")
 

@@ -277,7 +277,7 @@ def answer_of(
                 case "failed":
                     raise errors.from_data(header.get("error") or {})
     except ChannelClosed as error:
-        raise errors.HostUnreachable(ended, hint="try again") from error
+        raise error.reason or errors.HostUnreachable(ended, hint="try again") from error
     finally:
         asking.close()
 

@@ -14,9 +14,12 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Header, Message, encode
+
+if TYPE_CHECKING:
+    from atoll.errors import AtollError
 
 Socket = _socket.socket
 """The type of the channels' sockets; `socket.socket` is a subclass of it."""
@@ -38,7 +41,15 @@ _SO_PASSCRED, _SO_PASSPIDFD = 16, 76  # <asm-generic/socket.h>; the second from 
 
 
 class ChannelClosed(ConnectionError):
-    """The peer has closed the channel, or it broke in the middle of a frame."""
+    """The peer has closed the channel, or it broke in the middle of a frame.
+
+    Args:
+        reason: the caller's error, where the other end has given one.
+    """
+
+    def __init__(self, message: str = "", reason: AtollError | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def write_pieces(sock: Socket, pieces: list[Any]) -> None:

@@ -8,7 +8,8 @@ between the ends could mistake bytes for another protocol (TLS, loopback):
     binary          a byte that names the channel (0 data, 1 stdout, 2 stderr), and a piece of that channel
     pong, 8 bytes   unsolicited: "I have passed on N bytes"
     ping            answered by a pong with the same text; ours have none
-    close           the clean end of the line, not of a connection alone; 1012: the server drains, resume elsewhere
+    close           the clean end of the line, not of a connection alone; 1012: the server drains, resume elsewhere; 4401:
+                    the key is not valid any more
 
 Each end counts the bytes that it has received, of binary messages as they come, of text when it is whole. It keeps what it
 has sent until the other end has it. A new connection begins with both counts, in the headers of the upgrade, and with what
@@ -63,6 +64,8 @@ HEADER_PRICE = 50
 DATA, STDOUT, STDERR = 0, 1, 2
 DRAINS = 1012
 """The code of a close after which the client comes back."""
+KEY_ENDED = 4401
+"""The code of a close because the client's key is not valid any more."""
 
 _COPIED_BYTES = 32 << 10
 """Pieces up to this size are written together with their heads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from atoll.cli.programs.program import TargetError
 from atoll.credentials import Credentials
 from atoll.host.local import LocalHost
 from atoll.terminal_text import printable
+
+LOOK_SECONDS = 1.0
+"""Seconds in which a server has noticed that keys have ended, and has told their programs, before the node ends calls."""
 
 
 class Place(Protocol):
@@ -100,6 +104,8 @@ class Here:
 
     def remove_user(self, name: str, *, keep: bool) -> dict[str, Any]:
         gone = self._direct.remove_user(name)
+        if (self._node.settings.run_directory / "server.json").exists():
+            time.sleep(LOOK_SECONDS)
         kept = self._node.request("users.remove", {"user": gone.id, "keep": keep})["kept"]
         return {**_data(gone), "volume": "kept" if kept else "removed"}
 

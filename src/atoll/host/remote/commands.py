@@ -68,7 +68,7 @@ def run(
                 line.tell({"type": "terminal", "size": size})
             if not line.control:
                 if line.over:
-                    raise ChannelClosed("the line is over")
+                    raise ChannelClosed("the line is over", line.reason)
                 line.pump(LOOK_MILLISECONDS if terminal else None)
     except ChannelClosed as error:
         raise _lost(line, server, begun=begun) from error

@@ -73,7 +73,7 @@ class _Received:
             return None
         while self._size < size:
             if line.over:
-                raise ChannelClosed("the line ended in the middle of an answer")
+                raise ChannelClosed("the line ended in the middle of an answer", line.reason)
             line.pump(None)
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=0)

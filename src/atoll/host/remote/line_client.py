@@ -24,7 +24,7 @@ from atoll.host.remote.patience import PING_SECONDS, SILENT_SECONDS
 from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
 from atoll.host.remote.sockets import Stream
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.line import DATA, DRAINS, WINDOW, Line, resume_text
+from atoll.wire.line import DATA, DRAINS, KEY_ENDED, WINDOW, Line, resume_text
 from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
 
 DIRECT_BYTES = 64 << 10
@@ -142,7 +142,7 @@ class LineClient:
             if not attempts.wait():
                 break
         self.over = True
-        raise ChannelClosed("the connection to the server was lost") from why
+        raise ChannelClosed("the connection to the server was lost", self.reason) from why
 
     def lost(self) -> errors.AtollError:
         """Return the error of work that the line's end has cut off."""
@@ -175,7 +175,7 @@ class LineClient:
 
     def _check(self) -> None:
         if self.over or self.closed:
-            raise ChannelClosed("the line is over")
+            raise ChannelClosed("the line is over", self.reason)
 
     def tell(self, header: dict[str, Any]) -> None:
         """Send a header; from any thread. While the connection is mended, the mending sends it."""
@@ -266,7 +266,7 @@ class LineClient:
                 self.reason = errors.ProtocolMismatch(
                     f"{self._server.shown} does not keep to the protocol: {error}", hint="upgrade the older side"
                 )
-                raise ChannelClosed(str(error)) from error
+                raise ChannelClosed(str(error), self.reason) from error
             except OSError as error:
                 if not mends:
                     _close_all(self._held)
@@ -318,6 +318,7 @@ class LineClient:
             elif kind == CLOSE:
                 if value != DRAINS:
                     self.over = self.data_over = True
+                    self.reason = self._server.key_ended() if value == KEY_ENDED else self.reason
                 raise ConnectionResetError("the server has closed the connection")
 
     def _keep_in_use(self) -> None:
@@ -351,7 +352,7 @@ class LineClient:
         end = None if milliseconds is None else time.monotonic() + milliseconds / 1000
         while not self.control:
             if self.over:
-                raise ChannelClosed("the line is over")
+                raise ChannelClosed("the line is over", self.reason)
             left = None if end is None else 1000 * (end - time.monotonic())
             if left is not None and left < 0:
                 return None

@@ -182,9 +182,13 @@ class RemoteLink:
 
     def lost(self) -> errors.AtollError:
         """See `Link.lost`."""
-        if self._line.reason is not None:
-            return self._line.reason
         found = self._line.lost()
+        if isinstance(found, errors.NotAuthorized):
+            return errors.NotAuthorized(
+                f"{found.message}; call {self._call} has ended", hint=found.hint, **found.details, call=self._call
+            )
+        if self._line.reason is not None:
+            return found
         return type(found)(
             f"{found.message}: call {self._call} may have run, and is not made again by itself",
             hint=f"`atoll calls show {self._call}` says what became of it; call again",

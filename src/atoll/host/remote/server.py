@@ -155,6 +155,14 @@ class Server:
             f"cannot reach {self.shown}{way}: {printable(str(error))}", hint="check the address and the network"
         )
 
+    def key_ended(self) -> errors.NotAuthorized:
+        """Return the error of work that the end of the key has cut off."""
+        return errors.NotAuthorized(
+            f"the key for {self.shown} is not valid any more: it was revoked or has expired, or its user was removed",
+            hint=f"run `atoll auth login --host {printable(self.url)}`, or ask the operator of the server for a key",
+            status=401,
+        )
+
     def open_line(self, seconds: float = CONNECT_SECONDS, resumed: str = "") -> Upgraded:
         """Return a WebSocket for a line.
 

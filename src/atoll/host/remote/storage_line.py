@@ -82,7 +82,7 @@ class StorageLine:
         if self._fault is not None:
             raise self._fault
         if self._line.data_over or self._line.over:
-            raise ChannelClosed("the peer has closed the channel")
+            raise ChannelClosed("the peer has closed the channel", self._line.reason)
         return self._line.pump(milliseconds)
 
     @property

@@ -367,8 +367,8 @@ class Session:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """Release the lease or peer, and everything that belongs to the line."""
+    def end(self, code: int = 1000) -> None:
+        """Release the lease or peer, and everything that belongs to the line; the client gets the code."""
         if self.ended:
             return
         self.ended = True
@@ -382,7 +382,7 @@ class Session:
         self._close_ends()
         wire, self._wire = self._wire, None
         if wire is not None:
-            wire.end(1000)
+            wire.end(code)
         self._on_end(self)
 
     def _stop_timer(self) -> None:

@@ -16,6 +16,7 @@ from atoll.server.line.session import Session
 from atoll.server.line.shares import Bytes, may_open
 from atoll.server.node import Node
 from atoll.server.principal import Principal
+from atoll.wire.line import KEY_ENDED
 
 MOST_OF_USER = 2048
 """Lines of one user at a time: leases, requests and storage channels."""
@@ -115,7 +116,7 @@ class Sessions:
         """End the sessions of a user, or of one of the user's keys: it was revoked."""
         for session in self.all():
             if session.principal.user == user and key in ("", session.principal.key):
-                session.end()
+                session.end(KEY_ENDED)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

@@ -152,18 +152,26 @@ class Connection:
         try:
             self.channel.send(header, buffers)
         except (ChannelClosed, OSError) as error:
-            raise HostUnreachable("the storage peer has gone", hint="try again; see `atoll logs`") from error
+            raise _reason(error) or HostUnreachable(
+                "the storage peer has gone", hint="try again; see `atoll logs`"
+            ) from error
 
     def receive(self, where: str) -> Message:
         """Return the next message, and raise the error that it reports."""
         try:
             message = self.channel.receive()
         except (ChannelClosed, OSError) as error:
-            raise HostUnreachable("the storage peer ended before it answered", hint="see `atoll logs`") from error
+            raise _reason(error) or HostUnreachable(
+                "the storage peer ended before it answered", hint="see `atoll logs`"
+            ) from error
         if message.type == "error":
             below = message.header.get("below")
             raise _named(error_of(message), f"{where}/{below}".lstrip("/") if isinstance(below, str) else where)
         return message
+
+
+def _reason(error: OSError) -> AtollError | None:
+    return error.reason if isinstance(error, ChannelClosed) else None
 
 
 class Requests(ABC):

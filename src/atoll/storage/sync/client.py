@@ -320,7 +320,7 @@ class _Conversation:
             message = self._channel.receive()
         except ChannelClosed as error:
             self._open = False
-            raise _gone(unanswered=not self._heard) from error
+            raise error.reason or _gone(unanswered=not self._heard) from error
         self._heard = True
         if message.type == "error":
             if self._open:
