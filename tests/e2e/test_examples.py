@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import Home
+from ..waiting import until
 
 pytestmark = pytest.mark.as_user
 
@@ -96,7 +98,13 @@ def test_a_cached_function_computes_once(atoll_home: Home, tmp_path: Path, impor
     assert [line for line in lines if line.startswith("computing")] == [f"computing for {size}" for size in (4, 3, 5)]
     predictions = [line for line in lines if line.startswith("predict")]
     assert [line.split()[-1] for line in predictions] == ["6", "3", "6", "3", "10"]
+    until(lambda: [one["state"] for one in _workers(atoll_home)] == ["idle"])  # the daemon has seen the program's end
     assert run_example(atoll_home, tmp_path, "cached_functions.py", imported).splitlines() == predictions
+
+
+def _workers(home: Home) -> list[dict[str, str]]:
+    workers: list[dict[str, str]] = json.loads(home.atoll("status", "--json").stdout)["workers"]
+    return workers
 
 
 @pytest.mark.parametrize("imported", IMPORTS)
