@@ -75,6 +75,10 @@ def restore(source: Path, /, *, home: Path | None = None, database: str = "") ->
     found = backups.restore(
         source.absolute(), place, lambda: _open(place, database, make=True), lambda line: echo(line, error=True)
     )
+    from atoll.server.database.address import address_of, remember
+
+    if address := address_of(place, database):
+        remember(place, address)  # else the server would begin with a database of its own
     echo(f"restored {len(found['volumes'])} volumes of {date(found['made_at'])} into {place}")
     return 0
 

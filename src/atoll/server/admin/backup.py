@@ -2,38 +2,38 @@
 
 Theory of operation. A backup is a directory of its own, the owner's alone, or the same in one `.tar`: all tables as lines
 of JSON, read in one transaction; the files that keys and ids are in; the records of calls; and each volume, copied from a
-snapshot that is taken for it. The manifest is written last, with the digests of all but the volumes: a directory without
-one is no backup. Whoever reads a backup can act as the server: it has the pepper, and the key of secrets unless that
+snapshot that is taken for it. The manifest is written last, with the digests of all but the volumes, and the number of
+files and bytes of these: a directory without one is no backup, and neither is one of which a part is missing. Restoration
+writes the pepper last: a state directory without it has no server's accounts, so a half one serves nobody. Whoever reads a backup can act as the server: it has the pepper, and the key of secrets unless that
 is kept elsewhere.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Integer, LargeBinary, Table, func, select, text
-
 from atoll import __version__, errors, process
 from atoll.server.accounts.audit import MACHINE, audit
+from atoll.server.admin import table_dump
 from atoll.server.database import schema
 from atoll.server.database.database import Database
-from atoll.server.database.tables import metadata
 from atoll.server.node import Node
 from atoll.server.principal import Principal
-from atoll.server.usage import tables as _usage  # noqa: F401 - their tables are a part of the metadata
 from atoll.storage.client.volume import VolumeClient
 from atoll.wire.channel import Channel
 
@@ -41,7 +41,8 @@ MANIFEST, DUMP = "manifest.json", "database.jsonl"
 FILES = ("server/pepper", "server-key", "identities.json", "quotas.json", "settings.toml", "environments/.secret")
 """Files of the state directory that a backup has, besides those below `secrets/`."""
 COPY_SECONDS = 86400.0
-_BINARY = "base64"
+PEPPER = "server/pepper"
+_SNAPSHOT = re.compile(r"atoll-backup-[0-9a-f]{12}")
 
 Tell = Callable[[str], None]
 
@@ -58,15 +59,31 @@ def back_up(node: Node, database: Database, target: Path, tell: Tell) -> dict[st
     """
     if target.exists():
         raise errors.StateUnusable(f"`{target}` is there already", hint="give a new name for each backup")
-    if target.suffix != ".tar":
-        return _into(node, database, target, tell)
+    with _only_one(node.options.home):
+        return _packed(node, database, target, tell) if target.suffix == ".tar" else _into(node, database, target, tell)
+
+
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Hold the lock of the one backup under way: snapshots of earlier ones, which were killed, are nobody's then."""
+    with open(home / "server" / "backup.lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.StateUnusable(f"a backup of `{home}` is under way", hint="wait for its end") from None
+        yield
+
+
+def _packed(node: Node, database: Database, target: Path, tell: Tell) -> dict[str, Any]:
     partial = target.with_name(f".{target.name}-{os.urandom(4).hex()}")
     packed = partial.with_name(f"{partial.name}.tar")
     try:
         manifest = _into(node, database, partial, tell)
         packed.touch(0o600)
         _run(["tar", "--numeric-owner", "--sparse", "--xattrs", "-C", str(partial), "-cf", str(packed), "."])
+        _sync(packed)
         os.rename(packed, target)
+        _sync(target.parent)
         return manifest
     finally:
         packed.unlink(missing_ok=True)
@@ -77,7 +94,10 @@ def _into(node: Node, database: Database, target: Path, tell: Tell) -> dict[str,
     home = node.options.home
     try:
         target.mkdir(mode=0o700, parents=False)
-        digests = {DUMP: _dump(database, target / DUMP)}
+    except OSError as error:
+        raise _not_made(error) from error
+    try:
+        digests = {DUMP: table_dump.dump(database, target / DUMP)}
         tell("database")
         for name, path in _files(home):
             digests[name] = _copy_file(path, target / name)
@@ -98,16 +118,32 @@ def _into(node: Node, database: Database, target: Path, tell: Tell) -> dict[str,
             "digests": digests,
             "volumes": volumes,
         }
+        _run(["sync", "-f", "--", str(target)])  # what the manifest promises is on the disk before it
         _write(target / MANIFEST, json.dumps(manifest, indent=1).encode())
-    except OSError as error:
-        if isinstance(error, errors.AtollError):
-            raise
-        raise errors.StateUnusable(
-            f"the backup cannot be made: {error}", hint="remove what is there of it, and make room"
-        ) from error
+        _sync(target)
+    except BaseException as error:
+        _remove(target)
+        if isinstance(error, OSError) and not isinstance(error, errors.AtollError):
+            raise _not_made(error) from error
+        raise
     with database.writing() as connection:
         audit(connection, MACHINE, "backup.make", str(target)[-256:], {"volumes": len(volumes)})
     return manifest
+
+
+def _not_made(error: OSError) -> errors.AtollError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.DiskFull(f"the backup cannot be made: {error}", hint="make room, or choose another disk")
+    return errors.StateUnusable(f"the backup cannot be made: {error}", hint="choose another directory")
+
+
+def _sync(path: Path) -> None:
+    """Have a file or directory on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _files(home: Path) -> Iterator[tuple[str, Path]]:
@@ -162,20 +198,35 @@ def _digest(path: Path) -> str:
 def _copy_volume(node: Node, source: Path, target: Path) -> dict[str, Any]:
     """Copy a volume from a snapshot; from its present state where the user's quota has no room for one."""
     owner = None if source.name == "local" else Principal(source.name, source.name)
+    note: dict[str, Any] = {"snapshot": True}
     with _client(node, owner) as client:
-        name, note = f"backup-{os.urandom(6).hex()}", {"snapshot": True}
+        for one in client.snapshots():
+            if _SNAPSHOT.fullmatch(one.name):  # of a backup that was killed
+                client.remove_snapshot(one.name)
+        name = f"atoll-backup-{os.urandom(6).hex()}"
         tree = source / "snapshots" / "trees" / name
         try:
             client.snapshot(name)
         except (errors.QuotaExceeded, errors.DiskFull):
-            note, tree = {"snapshot": False}, source / "data"
+            note["snapshot"], tree = False, source / "data"
         try:
             target.mkdir(mode=0o700, parents=True)
             _run(["cp", "-a", "--reflink=auto", "--", str(tree), str(target / "data")])
         finally:
             if note["snapshot"]:
                 client.remove_snapshot(name)
-    return note
+    return note | _extent(target / "data")
+
+
+def _extent(directory: Path) -> dict[str, int]:
+    """Return how many entries a directory has with all below it, and the bytes of its files."""
+    entries = size = 0
+    for place, directories, files in os.walk(directory):
+        entries += len(directories) + len(files)
+        for name in files:
+            found = os.lstat(os.path.join(place, name))
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return {"entries": entries, "bytes": size}
 
 
 @contextlib.contextmanager
@@ -204,68 +255,6 @@ def _run(command: list[str]) -> None:
 def _remove(path: Path) -> None:
     with contextlib.suppress(errors.StateUnusable):
         _run(["rm", "-rf", "--one-file-system", "--", str(path)])
-
-
-# --- the tables -------------------------------------------------------------------------------------------------------
-
-
-def _dump(database: Database, path: Path) -> str:
-    """Write all rows of all tables as lines of JSON, from one state of the database; return the digest."""
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file, database.reading() as connection:
-        if database.is_postgresql:
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        for table in metadata.sorted_tables:
-            for row in connection.execute(select(table)):
-                line = json.dumps({"table": table.name, "row": _encoded(dict(row._mapping))}).encode() + b"\n"
-                file.write(line)
-                digest.update(line)
-        file.flush()
-        os.fsync(descriptor)
-    return digest.hexdigest()
-
-
-def _encoded(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {_BINARY: base64.b64encode(value).decode()} if isinstance(value, bytes) else value
-        for name, value in row.items()
-    }
-
-
-def _decoded(table: Table, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: base64.b64decode(value[_BINARY])
-        if isinstance(table.c[name].type, LargeBinary) and value is not None
-        else value
-        for name, value in row.items()
-    }
-
-
-def _load(database: Database, path: Path) -> int:
-    """Insert the rows of a dump into empty tables, all or none; return their number."""
-    count = 0
-    with database.writing() as connection, open(path, "rb") as file:
-        for table in metadata.sorted_tables:
-            if connection.execute(select(func.count()).select_from(table)).scalar():
-                raise errors.StateUnusable(
-                    f"the database has rows already, in `{table.name}`", hint="restore into a fresh one"
-                )
-        for line in file:
-            data = json.loads(line)
-            table = metadata.tables[data["table"]]
-            connection.execute(table.insert().values(**_decoded(table, data["row"])))
-            count += 1
-        if database.is_postgresql:  # their numbers were given, and the next one follows them
-            for table in metadata.sorted_tables:
-                for column in table.primary_key.columns:
-                    if column.autoincrement is True and isinstance(column.type, Integer):
-                        last = connection.execute(select(func.max(column))).scalar()
-                        if last is not None:
-                            name = func.pg_get_serial_sequence(table.name, column.name)
-                            connection.execute(select(func.setval(name, last)))
-        audit(connection, MACHINE, "backup.restore", str(path.parent)[-256:], {"rows": count})
-    return count
 
 
 # --- restoration ------------------------------------------------------------------------------------------------------
@@ -302,13 +291,6 @@ def _from(source: Path, home: Path, open_database: Callable[[], Database], tell:
         )
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        for name in manifest["digests"]:
-            if name != DUMP:
-                _copy_file(source / name, home / name)
-        tell("keys, options and records")
-        with contextlib.closing(open_database()) as database:
-            rows = _load(database, source / DUMP)
-        tell(f"database, {rows} rows")
         (home / "volumes").mkdir(mode=0o711)
         for user in manifest["volumes"]:
             (home / "volumes" / user).mkdir(mode=0o700)
@@ -320,6 +302,17 @@ def _from(source: Path, home: Path, open_database: Callable[[], Database], tell:
                 os.chown(data.parent, found.st_uid, found.st_gid)
             data.parent.chmod(0o700)
             tell(f"volume {user}")
+        for name in manifest["digests"]:
+            if name not in (DUMP, PEPPER):
+                _copy_file(source / name, home / name)
+        tell("options and records")
+        with contextlib.closing(open_database()) as database:
+            rows = table_dump.load(database, source / DUMP)
+        tell(f"database, {rows} rows")
+        _run(["sync", "-f", "--", str(home)])
+        _copy_file(source / PEPPER, home / PEPPER)
+        _sync((home / PEPPER).parent)
+        tell("keys")
     except OSError as error:
         if isinstance(error, errors.AtollError):
             raise
@@ -337,7 +330,13 @@ def checked(source: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((source / MANIFEST).read_bytes())
         digests: dict[str, str] = manifest["digests"]
         damaged = [name for name in digests if ".." in name or _digest(source / name) != digests[name]]
-        damaged += [user for user in manifest["volumes"] if not (source / "volumes" / user / "data").is_dir()]
+        if PEPPER not in digests:
+            raise ValueError("no pepper")
+        for user, note in manifest["volumes"].items():
+            data = source / "volumes" / user / "data"
+            known = {name: note[name] for name in ("entries", "bytes") if name in note}
+            if not data.is_dir() or (known and _extent(data) != known):
+                damaged.append(f"volume {user}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.StateUnusable(
             f"`{source}` is no whole backup: {type(error).__name__}",
