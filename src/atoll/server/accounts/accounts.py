@@ -28,6 +28,7 @@ from atoll.server.accounts.tokens import Pepper, read_pepper
 from atoll.server.database.database import Database
 from atoll.server.database.tables import keys, users
 from atoll.server.principal import Principal
+from atoll.server.process.background import in_background
 
 T = TypeVar("T")
 
@@ -109,13 +110,10 @@ class Accounts:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Watch for ends of keys while the context is open, and write down uses; the database is closed after it."""
-        task = asyncio.create_task(self._watch())
         try:
-            yield
+            async with in_background(self._watch):
+                yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
             with contextlib.suppress(errors.AtollError):
                 await self.write_used(at_least=0.0)
             self.close()

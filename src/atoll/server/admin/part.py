@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from atoll.server.accounts import rows
 from atoll.server.accounts.bodies import RemovedUser, UserFacts, user_facts
 from atoll.server.accounts.routes import accounts_of, administrator_of
 from atoll.server.admin import audit_log, nodes
+from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 from atoll.server.typed import typed
 from atoll.work_threads import WorkThreads
@@ -68,13 +68,8 @@ def install(state: ServerState) -> None:
 
     @contextlib.asynccontextmanager
     async def telling() -> AsyncIterator[None]:
-        task = asyncio.create_task(_tell_all(state))
-        try:
+        async with in_background(partial(_tell_all, state)):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     state.parts["at_node"] = AtNode(state)
     state.lifespan.append(telling)

@@ -16,6 +16,7 @@ from atoll.server.line.session import Session
 from atoll.server.line.shares import Bytes, may_open
 from atoll.server.node import Node
 from atoll.server.principal import Principal
+from atoll.server.process.background import in_background
 from atoll.wire.line import KEY_ENDED
 
 MOST_OF_USER = 2048
@@ -122,11 +123,10 @@ class Sessions:
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context is open, with the sessions of the server before; then hand them to the next one."""
         self.adopted = await handover.adopt(self._node.options, self._add)
-        task = asyncio.ensure_future(self._settle())
         try:
-            yield
+            async with in_background(self._settle):
+                yield
         finally:
-            task.cancel()
             await handover.give(self._node.options, self.all())
             for session in self.all():
                 session.end()

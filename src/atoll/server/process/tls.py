@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from atoll import errors
+from atoll.server.process.background import in_background
 
 log = logging.getLogger("atoll.server")
 
@@ -69,11 +70,10 @@ class Certificates:
         """Renew it when the files change, and at SIGHUP, while the context is open."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self.renew)
-        task = asyncio.ensure_future(self._watch())
         try:
-            yield
+            async with in_background(self._watch):
+                yield
         finally:
-            task.cancel()
             loop.remove_signal_handler(signal.SIGHUP)
 
     async def _watch(self) -> None:

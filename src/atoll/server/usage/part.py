@@ -16,6 +16,7 @@ from atoll import errors
 from atoll.server.accounts.routes import insufficient
 from atoll.server.database.database import Database
 from atoll.server.node import Node
+from atoll.server.process.background import in_background
 from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed
 from atoll.server.usage import gathering, sums
@@ -73,13 +74,8 @@ class Usage:
     @contextlib.asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
         """Gather in the background while the context is open."""
-        task = asyncio.create_task(self._run())
-        try:
+        async with in_background(self._run):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         while True:
