@@ -17,7 +17,7 @@ POWER_CUTS ?= 3000
 FUZZ_TARGETS ?= frames plain result exception lease agent worker nested peer answer tape
 PYTEST ?=
 TESTS ?= tests
-WORKERS ?= 2
+WORKERS ?= 4
 DOCS_PORT ?= 8000
 export SOAK
 
@@ -65,10 +65,11 @@ check: $(VENV)/.installed ## format, lint, types, layers
 format: $(VENV)/.installed ## mend what ruff can mend
 	@$(BIN)/ruff check --fix; $(BIN)/ruff format
 
+# Tests wait about half of their time: for timeouts, disks and programs. Hence more processes than a small machine has cores.
 # The last lines are those of pytest, of the last suite that ran; the first failure does not hide the second.
 # The plain user runs the tests whose result depends on the user alone (marker `as_user`).
 .PHONY: test
-test: $(VENV)/.installed ## the test suite in WORKERS=2 processes; root repeats the user's part as a plain user (SOAK=1: long forms)
+test: $(VENV)/.installed ## the test suite in WORKERS=4 processes; root repeats the user's part as a plain user (SOAK=1: long forms)
 	@status=0; $(MAKE) test-here || status=1; \
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) test-user || status=1; fi; exit $$status
 
@@ -79,7 +80,7 @@ screens: $(VENV)/.installed ## write the images in docs/screens anew, from progr
 .PHONY: test-here
 test-here: $(VENV)/.installed ## the test suite as the calling user
 	@echo "== the test suite as $$(id -un 2>/dev/null || id -u)"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(TESTS)
 
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
