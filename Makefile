@@ -19,6 +19,7 @@ PYTEST ?=
 TESTS ?= tests
 WORKERS ?= 4
 DOCS_PORT ?= 8000
+AS_USER := as_user$(if $(filter-out 0,$(SOAK)),, and not once)
 export SOAK
 
 .PHONY: help
@@ -84,7 +85,7 @@ test-here: $(VENV)/.installed ## the test suite as the calling user
 
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
-	@.ci/as-plain-user test-here PYTEST='-m as_user $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)'
+	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)'
 
 .PHONY: docs
 docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too

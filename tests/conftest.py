@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import library
 from .leaks import Holdings
 from .long_modules import PLACES
+from .waiting import ended
 
 if TYPE_CHECKING:
     from .environments import Machine
 
 ROOT = Path(__file__).parents[1]
 GONE_SECONDS = 60.0
+STOP_SECONDS = 5.0
 UNCHECKED = {"test_conda.py", "test_daemon.py", "test_examples.py", "test_kinds.py", "test_other_pythons.py"}
 """End-to-end modules that the leak check has not been run on yet; `LEAKS=1` checks them too."""
 
@@ -102,11 +106,14 @@ class Home:
         return left
 
     def stop(self) -> None:
-        """Stop the daemon if there is one."""
+        """Stop the daemon if there is one: by a signal, and by the command one that does not listen to it."""
         pid = self.daemon_pid()
-        if pid is None:
+        if pid is None or pid not in self.processes():
             return
-        self.atoll("stop", check=False)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        if not ended(pid, STOP_SECONDS):
+            self.atoll("stop", check=False)
 
 
 _UNPACKED = ROOT / ".venv" / "tools" / "root" / "usr" / "bin"
@@ -128,10 +135,16 @@ needs_outbound = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def own_home() -> Iterator[Home]:
-    """Make a state directory, whose daemon has ended with all its processes at the end of the context."""
+def own_home(*, library_there: bool = True) -> Iterator[Home]:
+    """Make a state directory, whose daemon has ended with all its processes at the end of the context.
+
+    Args:
+        library_there: the daemon finds the files that sandboxes mount, as after an earlier one; else it makes them.
+    """
     path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
     home = Home(path)
+    if library_there:
+        library.put(path)
     try:
         yield home
         home.stop()
@@ -222,6 +235,11 @@ def _leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     request.node.funcargs.clear()  # values of fixtures that have ended
     if not request.node.stash.get(_failed, False) and (leaked := before.leaked()):
         pytest.fail(f"the test leaks\n{leaked}", pytrace=False)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the library that state directories of this run have shared."""
+    library.remove()
 
 
 @pytest.hookimpl(trylast=True)

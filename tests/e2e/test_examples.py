@@ -15,7 +15,8 @@ from ..waiting import until
 pytestmark = pytest.mark.as_user
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-IMPORTS = ("atoll", "fal_serverless")
+NAMES = ("atoll", "fal_serverless")
+IMPORTS = ("atoll", pytest.param("fal_serverless", marks=pytest.mark.once))
 
 
 def run_example(home: Home, tmp_path: Path, name: str, imported: str, timeout_seconds: float = 100.0) -> str:
@@ -171,12 +172,13 @@ def test_a_mirror_follows_its_source(atoll_home: Home, tmp_path: Path, imported:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.timeout(900)
 def test_network_is_trained_once(shared_home: Home, tmp_path: Path) -> None:
     """A TensorFlow model is trained by the first call ever, and restored from `/data` by all later ones."""
     said = re.compile(r"(first|second) call: (trained|restored) in (\d+\.\d+) s, accuracy (\d\.\d+)")
     runs = [
-        said.findall(run_example(shared_home, tmp_path, "neural_network.py", imported, 800.0)) for imported in IMPORTS
+        said.findall(run_example(shared_home, tmp_path, "neural_network.py", imported, 800.0)) for imported in NAMES
     ]
     assert [[(call, how) for call, how, *_ in run] for run in runs] == [
         [("first", "trained"), ("second", "restored")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from atoll import __version__
 from atoll.cli import init, main
 from atoll.sdk.display import mode
 
-from ..conftest import Home
+from ..conftest import Home, own_home
 from ..environments import Machine
 from ..waiting import until
+
+
+@pytest.fixture
+def atoll_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A state directory as a first user has it, without the files that other tests share."""
+    with own_home(library_there=False) as home:
+        monkeypatch.setenv("ATOLL_HOME", str(home.path))
+        yield home
 
 
 def test_the_first_program_runs_at_once(atoll_home: Home, machine: Machine, tmp_path: Path) -> None:

@@ -130,8 +130,20 @@ assert datasets.Dataset.from_parquet("atoll://programs/datasets.parquet")[999]["
 
 @pytest.mark.parametrize(
     "program",
-    [PANDAS, DASK, ZARR, ARROW, POLARS, DUCKDB, DATASETS],
-    ids=["pandas", "dask", "zarr", "arrow", "polars", "duckdb", "datasets"],
+    [
+        pytest.param(PANDAS, id="pandas"),
+        *(
+            pytest.param(program, id=name, marks=pytest.mark.once)
+            for name, program in [
+                ("dask", DASK),
+                ("zarr", ZARR),
+                ("arrow", ARROW),
+                ("polars", POLARS),
+                ("duckdb", DUCKDB),
+                ("datasets", DATASETS),
+            ]
+        ),
+    ],
 )
 def test_programs_write_and_read(shared_home: Home, tmp_path: Path, program: str) -> None:
     """Programs that know fsspec only write to the volume and read from it."""

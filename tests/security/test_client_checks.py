@@ -483,7 +483,7 @@ def test_a_daemon_does_not_begin_with_planted_directories(atoll_home: Home, name
     """The code of agents is mounted in sandboxes; a daemon refuses to start where another user can change it."""
     atoll_home.path.chmod(0o755)
     path = atoll_home.path / name
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     os.chown(path, OTHER, OTHER)
     with pytest.raises(errors.StateUnusable, match=f"`{path}` belongs to the user"):
         daemon_start.start(settings.load(atoll_home.path))
