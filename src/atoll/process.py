@@ -328,8 +328,11 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def run_here(argv: Sequence[str], *, timeout_seconds: float) -> Completed:
-    """Run a tool of the caller's own to its end, with the caller's environment; for clients, on every platform.
+def run_here(argv: Sequence[str], *, timeout_seconds: float, environment: Mapping[str, str] | None = None) -> Completed:
+    """Run a tool of the caller's own to its end; for clients, on every platform.
+
+    Args:
+        environment: by default the caller's.
 
     Raises:
         OSError: it cannot be started.
@@ -343,6 +346,7 @@ def run_here(argv: Sequence[str], *, timeout_seconds: float) -> Completed:
             stderr=subprocess.STDOUT,
             timeout=timeout_seconds,
             check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"`{argv[0]}` took longer than {timeout_seconds:.0f} s") from error

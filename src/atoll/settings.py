@@ -16,20 +16,28 @@ from typing import Any
 
 from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.users_settings import UsersSettings
 
 _INDEX_NAMES = (
     "UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_INDEX_STRATEGY "
     "UV_KEYRING_PROVIDER UV_OFFLINE UV_NATIVE_TLS UV_SYSTEM_CERTS UV_INSECURE_HOST UV_HTTP_TIMEOUT "
-    "UV_EXCLUDE_NEWER UV_PRERELEASE UV_CONFIG_FILE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS SSL_CERT_FILE "
-    "SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy "
+    "UV_EXCLUDE_NEWER UV_PRERELEASE UV_CONFIG_FILE PIP_CONFIG_FILE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy "
     "no_proxy NETRC CONDA_OVERRIDE_CUDA CONDA_OVERRIDE_GLIBC CONDA_OVERRIDE_ARCHSPEC UV_PYTHON_DOWNLOADS "
     "UV_PYTHON_INSTALL_MIRROR UV_PYTHON_DOWNLOADS_JSON_URL"
 )
 INDEX_VARIABLES = tuple(_INDEX_NAMES.split())
 """The variables of the caller that decide where packages come from and how that connection is trusted."""
 
-INDEX_FILE_VARIABLES = ("UV_CONFIG_FILE", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+INDEX_FILE_VARIABLES = (
+    "UV_CONFIG_FILE",
+    "PIP_CONFIG_FILE",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+)
 """Those that name a file of the caller: its content is sent, never its path."""
 
 
@@ -93,26 +101,6 @@ class RecordsSettings:
 
     keep_days: float = 30.0
     max_bytes: int = 256 << 20
-
-
-@dataclass(frozen=True)
-class EnvironmentsSettings:
-    """Rules for building environments.
-
-    Args:
-        functions_use_credentials: whether a function's own requests may install what only the credentials of the
-            program's indexes and proxies let in.
-        build_memory_bytes: memory of one build's processes together; 0 means three quarters of the machine.
-        build_processes: processes and threads of one build.
-        build_seconds: wall time of one step of a build; 0 for no limit.
-        build_disk_bytes: files that one build may write; 0 means three quarters of the free space when it starts.
-    """
-
-    functions_use_credentials: bool = False
-    build_memory_bytes: int = 0
-    build_processes: int = 4096
-    build_seconds: float = 4 * 3600.0
-    build_disk_bytes: int = 0
 
 
 @dataclass(frozen=True)

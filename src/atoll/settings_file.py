@@ -44,6 +44,10 @@ NEVER_ZERO = (
 )
 """Options for which 0 does not mean that Atoll chooses."""
 
+PLACES = ("environments.users_index_url", "environments.users_extra_index_urls", "environments.users_find_links")
+"""Options with places of packages. Code of packages could read credentials in them."""
+
+_PLACE = re.compile(r"https?://[^\s,/@?#]+(/[^\s,@?#]*)?|file:///[^\s,@?#]*|/[^\0\n]*")
 _HEADING = re.compile(r"\s*\[\s*([\w.\"' -]+?)\s*\]\s*(#.*)?")
 _OPTION = re.compile(r"\s*([\w.\"'-]+)\s*=")
 
@@ -101,6 +105,10 @@ class _Reader:
         least, zero = LEAST.get(full, 0), full not in NEVER_ZERO
         if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
             wanted = f"must be {_wanted(want, least, zero=zero)}, is `{_shown(value)}`"
+            raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
+        places = [value] if isinstance(value, str) and value else value if isinstance(value, list) else []
+        if full in PLACES and not all(map(_PLACE.fullmatch, places)):
+            wanted = "must name packages by `https://…` or `file:///…` without credentials, or by absolute paths"
             raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
 
     def _refusal(self, name: str, option: str, text: str, hint: str) -> StateUnusable:

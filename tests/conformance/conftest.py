@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 import pytest
 
 from atoll import Host, IsolatedFunction, LocalHost, isolated
-from atoll.host import index_settings
 
 from ..conftest import needs_outbound
 from ..server.process import Server, running
@@ -78,12 +77,8 @@ class Place:
 
     def isolated(self, function: Callable[P, R], **options: Any) -> IsolatedFunction[P, R]:
         """Return the function, isolated on this host; skips where a server cannot have what it needs."""
-        if not self.here:
-            if options.get("mounts") or options.get("network") == "host":
-                pytest.skip("a server's functions have neither directories nor the network of its machine")
-            packages = [one for one in options.get("requirements", ()) if one != "fal-serverless"]
-            if (packages or options.get("kind") == "conda") and _packages_are_files():
-                pytest.skip("this machine's packages are in directories, which a server does not take")
+        if not self.here and (options.get("mounts") or options.get("network") == "host"):
+            pytest.skip("a server's functions have neither directories nor the network of its machine")
         made: IsolatedFunction[P, R] = isolated(host=self.host, **options)(function)
         return made
 
@@ -108,10 +103,6 @@ class Place:
                 run.kill()
 
 
-def _packages_are_files() -> bool:
-    return any("file:" in value or value.startswith("/") for _, value in index_settings.collect(["a"]))
-
-
 @pytest.fixture(scope="session")
 def conformance_server() -> Iterator[Server]:
     """A server of its own, over TLS by an authority that was made for it."""
@@ -129,7 +120,7 @@ def place(request: pytest.FixtureRequest) -> Place:
         variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}
         made = Place(
             Host(server.url, key_id=key_id, key_secret=key_secret, ca_file=str(server.ca_file)),
-            {**variables, "ATOLL_CA_FILE": str(server.ca_file)},
+            {**variables, "ATOLL_CA_FILE": str(server.ca_file), **server.client_variables},
             here=False,
         )
     else:
@@ -137,3 +128,11 @@ def place(request: pytest.FixtureRequest) -> Place:
         made = Place(LocalHost(home), {"ATOLL_HOME": str(home)})
     made.isolated(int)()  # what a host says once, it has said
     return made
+
+
+@pytest.fixture(autouse=True)
+def _packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a server's packages from its own index, also where those of this machine are in directories."""
+    if "place" in request.fixturenames and not request.getfixturevalue("place").here:
+        for name, value in request.getfixturevalue("conformance_server").client_variables.items():
+            monkeypatch.setenv(name, value)

@@ -19,9 +19,10 @@ import pytest
 from atoll import errors
 from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.node.builds import Builds
 from atoll.node.node import Node
-from atoll.settings import EnvironmentsSettings, SandboxSettings, Settings
+from atoll.settings import SandboxSettings, Settings
 
 from ..conftest import find_tool
 from ..environments import Machine
@@ -171,6 +172,22 @@ def test_a_build_that_takes_too_much_is_ended_and_says_so(
     if kind == "memory":
         machine.sdist("delta")
         assert build(machine, **{setting: value}).path.is_dir(), "the next build works"
+
+
+def test_a_wheel_that_unpacks_to_more_than_it_may_is_ended_and_leaves_nothing(tmp_path: Path) -> None:
+    """A small file with large contents meets the same limit as a build's code, and no part of it is kept."""
+    machine = Machine(tmp_path)
+    with (
+        zipfile.ZipFile(machine.wheel("delta"), "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("bomb", "w") as bomb,
+    ):
+        for _ in range(1024):
+            bomb.write(bytes(1 << 20))
+    with pytest.raises(EnvironmentBuildError, match="used more disk than it may: limit"):
+        build(machine, build_seconds=90.0, build_disk_bytes=50 << 20)
+    assert machine.work() == []
+    kept = sum(path.lstat().st_size for path in machine.home.rglob("*") if path.is_file())
+    assert kept < 10 << 20
 
 
 def shows(pid: str, path: Path) -> bool:

@@ -160,6 +160,8 @@ def test_no_interpreter_that_another_user_names_is_run(tmp_path: Path) -> None:
         EnvironmentSpec("conda", packages=("x",), pip=("/root/package",)),
         EnvironmentSpec(requirements=("x",), index=(("UV_FIND_LINKS", "/root/wheels"),)),
         EnvironmentSpec(requirements=("x",), index=(("PIP_INDEX_URL", "file:///root/mirror"),)),
+        EnvironmentSpec(requirements=("x",), index=(("uv.toml", 'find-links = ["/root/wheels"]'),)),
+        EnvironmentSpec(requirements=("x",), index=(("uv.toml", '[[index]]\nurl = "file:///root/mirror"'),)),
     ],
 )
 def test_no_path_that_another_user_names_is_opened(spec: EnvironmentSpec) -> None:

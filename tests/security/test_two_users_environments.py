@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.environments.stores import Stores, UserEnvironments
 from atoll.errors import EnvironmentBuildError
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
 from atoll.sandbox.policy import confine
@@ -27,7 +29,9 @@ class Two:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.uids: list[int] = []
-        stores = Stores(machine.settings.environments_directory, self._confinement, machine.identities.builder)
+        stores = self.stores = Stores(
+            machine.settings.environments_directory, self._confinement, machine.identities.builder
+        )
         self.ann, self.bob = (stores.of(user, asyncio.Semaphore(2)) for user in ("u-ann", "u-bob"))
 
     def _confinement(self, identity: Identity) -> Any:
@@ -113,6 +117,25 @@ def test_what_credentials_let_in_serves_nobody_else(two: Two) -> None:
     if os.geteuid() == 0:
         owners = {user: (caches / user / ".cache").stat().st_uid for user in ("u-ann", "u-bob")}
         assert owners["u-ann"] != owners["u-bob"]
+
+
+def test_the_operators_index_is_everybodys_and_no_request_names_its_place(two: Two, tmp_path: Path) -> None:
+    """Users who name no index share what comes from the operator's directory, also one that is private to the operator."""
+    two.machine.wheel("alpha")
+    two.machine.wheels.chmod(0o755)
+    plain = two.machine.spec("alpha", index={"UV_OFFLINE": ""})
+    two.stores.apply(
+        EnvironmentsSettings(users_find_links=(str(two.machine.wheels),), users_index_url=f"{tmp_path}/no")
+    )
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no").chmod(0o755)
+    shared = ensure(two.ann, plain)
+    assert shared.directory.parent.name == "shared"
+    assert ensure(two.bob, plain).directory == shared.directory
+    with pytest.raises(EnvironmentBuildError):  # an index of one's own is asked in place of it
+        ensure(two.bob, two.machine.spec("alpha", "--no-index", index={}))
+    two.stores.apply(EnvironmentsSettings())
+    assert asyncio.run(two.ann._shared.built(plain)) is None, "another index is another environment"
 
 
 def test_nobody_decides_what_others_import_ahead(two: Two) -> None:

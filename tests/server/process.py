@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atoll.cli.server import machine_packages
+
 from ..conftest import Home, own_home
 from ..waiting import PATIENCE_SECONDS, until
 from .certificates import Authority
@@ -92,6 +94,7 @@ class Server:
         authority: has issued its certificate.
         options: further arguments of `atoll server`.
         tls: False for plain HTTP.
+        client_variables: of programs whose packages come from the server's index where this machine's are directories.
     """
 
     home: Home
@@ -101,6 +104,7 @@ class Server:
     port: int = 0
     process: Supervised = field(default_factory=Supervised)
     environment: dict[str, str] = field(default_factory=dict)
+    client_variables: dict[str, str] = field(default_factory=dict)
     _key: tuple[str, str] | None = None
 
     @property
@@ -210,11 +214,11 @@ def running(*options: str, tls: bool = True, share_network: bool = False, **envi
     """
     with own_home() as home, tempfile.TemporaryDirectory(prefix="atoll-tls-") as directory:
         share_uid = os.geteuid() != 0  # else a node of a plain user serves one user
-        settings = {"share_uid": share_uid, "share_network": share_network}
-        if any(settings.values()):
-            lines = [f"{name} = {str(value).lower()}" for name, value in settings.items()]
-            (home.path / "settings.toml").write_text("\n".join(["[users]", *lines, ""]))
+        packages = machine_packages.read(Path(directory))
+        lines = ["[users]", f"share_uid = {str(share_uid).lower()}", f"share_network = {str(share_network).lower()}"]
+        (home.path / "settings.toml").write_text("\n".join([*lines, "[environments]", packages.options]))
         server = Server(home, Authority(Path(directory)), options, tls, environment=environment)
+        server.client_variables = packages.variables
         try:
             server.start()
             yield server

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
 import re
+import stat
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -464,7 +468,7 @@ def test_forms_upload_make_and_remove(bob: Visitor) -> None:
 
 
 def test_uploads_need_token_and_bounds(bob: Visitor) -> None:
-    """An upload without its token, with a path as a name, or of too many bytes is refused, and nothing is kept."""
+    """An upload without its token or with it behind a file, with a path as a name or cut off is refused; nothing is kept."""
     token = bob.token("/files/")
     for given, files, status in (
         ("", {"x": b"x"}, 403),
@@ -474,10 +478,51 @@ def test_uploads_need_token_and_bounds(bob: Visitor) -> None:
     ):
         body, kind = multipart(given, files)
         assert bob.ask("POST", "/files/", body, content_type=kind).status == status, files
-    large = bob.ask(
-        "POST", "/files/", None, content_type="multipart/form-data; boundary=mark", content_length="999999999999"
-    )
-    assert large.status == 413
+    body, kind = multipart(token, {"x": b"x"})
+    first, second = body.split(b"--mark\r\n")[1:]
+    late = b"--mark\r\n" + second.removesuffix(b"--mark--\r\n") + b"--mark\r\n" + first + b"--mark--\r\n"
+    assert bob.ask("POST", "/files/", late, content_type=kind).status == 403
+    for torn in (body[:-20], b"", b"--mark\r\n", body.replace(b"mark", b"other"), b"\0" * 100):
+        assert bob.ask("POST", "/files/", torn, content_type=kind).status in (400, 403), torn
+    assert bob.ask("POST", "/files/", body, content_type="multipart/form-data").status in (400, 403)
+    assert "Your volume is empty" in bob.get("/files/").text
+
+
+def large_files(pid: int) -> list[str]:
+    """Return the files without a name, of more than 1 MiB, that a process has open."""
+    found = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            place, status = os.readlink(one), one.stat()
+            if stat.S_ISREG(status.st_mode) and not status.st_nlink and status.st_size > 1 << 20:
+                found.append(place)
+    return found
+
+
+def staged(page: PageServer) -> int:
+    """Return the bytes of large files that are on their way into the volume of `bob`."""
+    sizes = []
+    for one in (page.home.path / "volumes" / "u-bob" / "staging").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(one.lstat().st_size)
+    return sum(size for size in sizes if size > 1 << 20)
+
+
+def test_a_form_that_is_cut_off_leaves_nothing(page: PageServer, bob: Visitor) -> None:
+    """What a form sends goes to its volume as it comes, and to no other file; cut off, it is gone."""
+    body, kind = multipart(bob.token("/files/"), {"large": b"x" * (48 << 20)})
+    cookies = "; ".join(f"{name}={value}" for name, value in bob.cookies.items())
+    headers = {
+        "Content-Type": kind,
+        "Content-Length": str(len(body)),
+        "Cookie": cookies,
+        "Sec-Fetch-Site": "same-origin",
+    }
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", page.server.port, timeout=60)) as connection:
+        connection.request("POST", "/files/", body[: 40 << 20], headers)
+        until(lambda: staged(page) > 16 << 20)
+        assert not large_files(page.server.pid)
+    until(lambda: not staged(page))
     assert "Your volume is empty" in bob.get("/files/").text
 
 

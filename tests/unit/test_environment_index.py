@@ -14,9 +14,11 @@ import pytest
 from atoll import file_stamp, settings
 from atoll.environments.asked import index
 from atoll.environments.asked.index import Index
+from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex, of_settings
 from atoll.environments.asked.requirements import parse
 from atoll.errors import EnvironmentBuildError
 from atoll.host import index_settings
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Bind
 
 
@@ -36,7 +38,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def gather(
-    place: Path, variables: dict[str, str] | None = None, *entries: str, files: dict[str, str] | None = None
+    place: Path,
+    variables: dict[str, str] | None = None,
+    *entries: str,
+    files: dict[str, str] | None = None,
+    operator: OperatorIndex = NO_INDEX,
 ) -> Index:
     for name, text in (files or {}).items():
         path = place / name
@@ -46,7 +52,8 @@ def gather(
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
         sent = index_settings.collect(["x", *entries])
-    return index.read(dict(sent), parse(["x", *entries]), keyed, index_settings.certificates)
+    asked = parse(["x", *entries])
+    return index.read(dict(sent), asked, keyed, index_settings.certificates, operator=operator)
 
 
 def test_variables_of_pip_count_where_uv_has_none(place: Path) -> None:
@@ -248,3 +255,64 @@ def test_a_program_sends_its_settings_for_the_functions_that_its_function_calls(
     variables = {**os.environ, "UV_CONFIG_FILE": str(tmp_path / "uv.toml")}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_a_file_that_is_named_for_pip_comes_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PIP_CONFIG_FILE` outranks the other files, an empty option of it too; `/dev/null` is pip's way to read none."""
+    files = {"config/pip/pip.conf": "[global]\nindex-url = https://p.example\nfind-links = https://l.example\n"}
+    named = place / "named.conf"
+    named.write_text("[global]\nindex-url = https://n.example\nfind-links =\n")
+    found = gather(place, {"PIP_CONFIG_FILE": str(named)}, files=files)
+    assert found.variables["UV_DEFAULT_INDEX"] == "https://n.example"
+    assert "UV_FIND_LINKS" not in found.variables
+    assert "UV_DEFAULT_INDEX" not in gather(place, {"PIP_CONFIG_FILE": os.devnull}).variables
+    assert gather(place).variables["UV_DEFAULT_INDEX"] == "https://p.example"
+
+
+OPERATOR = OperatorIndex("https://lab.example", ("https://more.example",), ("file:///srv/wheels",))
+
+
+def test_the_operators_index_takes_the_place_of_pypi(place: Path) -> None:
+    """A user who names none gets it; a user's further indexes and directories come first, with the user's strategy."""
+    found = gather(place, operator=OPERATOR)
+    assert found.variables["UV_DEFAULT_INDEX"] == "https://lab.example"
+    assert found.variables["UV_INDEX"] == "https://more.example"
+    assert found.variables["UV_FIND_LINKS"] == "file:///srv/wheels"
+    assert "UV_INDEX_STRATEGY" not in found.variables, "the first index that has a package gives it"
+    assert found.facts != gather(place).facts
+    both = gather(place, {"UV_INDEX": "https://own.example"}, "--find-links https://l.example", operator=OPERATOR)
+    assert both.variables["UV_INDEX"] == "https://own.example https://more.example"
+    assert both.variables["UV_FIND_LINKS"] == "https://l.example,file:///srv/wheels"
+
+
+@pytest.mark.parametrize(
+    ("variables", "entries", "text"),
+    [
+        ({"UV_DEFAULT_INDEX": "https://u.example"}, (), ""),
+        ({"PIP_INDEX_URL": "https://u.example"}, (), ""),
+        ({}, ("--index-url https://u.example",), ""),
+        ({}, ("--no-index",), ""),
+        ({}, (), 'index-url = "https://u.example"'),
+        ({}, (), '[[index]]\nurl = "https://u.example"\ndefault = true'),
+        ({}, (), "[pip]\nno-index = true"),
+    ],
+)
+def test_a_default_index_of_ones_own_replaces_the_operators(
+    place: Path, variables: dict[str, str], entries: tuple[str, ...], text: str
+) -> None:
+    """Whoever names a default index, or none, has packages of nowhere else."""
+    files = {"config/uv/uv.toml": text} if text else None
+    found = gather(place, variables, *entries, files=files, operator=OPERATOR)
+    assert "lab.example" not in str(found.variables)
+    assert "more.example" not in str(found.variables)
+    assert "wheels" not in str(found.variables)
+
+
+def test_directories_of_the_operator_are_read_only_in_builds(tmp_path: Path) -> None:
+    """A directory is an address, whatever characters its name has, and the builder sees it."""
+    directory = tmp_path / "a b,c"
+    directory.mkdir()
+    operator = of_settings(EnvironmentsSettings(users_find_links=(str(directory),)))
+    assert operator.links == (f"file://{tmp_path}/a%20b%2Cc",)
+    found = index.read({}, parse(["x"]), keyed, lambda _: "", operator=operator)
+    assert found.binds == (Bind(str(directory), str(directory)),)

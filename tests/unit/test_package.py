@@ -86,7 +86,7 @@ LATE_LIBRARIES = {
     "pyarrow": {"atoll.payload.plain.arrays_tables"},
     "yaml": {"atoll.sdk.conda_options"},
     "_atoll_yaml": {"atoll.sdk.conda_options"},
-    "uv": {"atoll.host.remote.local_packages"},
+    "uv": {"atoll.host.remote.local_wheels"},
 }
 
 
@@ -200,7 +200,7 @@ KNOWN_TO_ONE = {
     "cryptography": {"atoll.server", "atoll.daemon.secrets.store"},
     "markupsafe": {"atoll.server"},
     **LATE_LIBRARIES,
-    "uv": {"atoll.environments", "atoll.cli.doctor", "atoll.host.remote.local_packages"},
+    "uv": {"atoll.environments", "atoll.cli.doctor", "atoll.host.remote.local_wheels"},
 }
 """Which modules may know an outside thing; a package's name stands for all below it."""
 

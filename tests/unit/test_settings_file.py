@@ -39,6 +39,33 @@ def test_a_useless_value_is_refused(tmp_path: Path, text: str, words: str) -> No
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "good"),
+    [
+        ("users_index_url", "https://lab.example/simple", True),
+        ("users_index_url", "file:///srv/index/simple", True),
+        ("users_index_url", "", True),
+        ("users_extra_index_urls", ["http://lab.example:8080", "/srv/a b/simple"], True),
+        ("users_index_url", "https://me:pw@lab.example/simple", False),
+        ("users_index_url", "https://lab.example/simple?token=x", False),
+        ("users_index_url", "https://a.example https://b.example", False),
+        ("users_index_url", "ftp://lab.example", False),
+        ("users_find_links", ["wheels"], False),
+        ("users_find_links", ["/srv/wheels", "file://host/wheels"], False),
+    ],
+)
+def test_places_of_packages_are_addresses_without_credentials(
+    tmp_path: Path, option: str, value: str | list[str], good: bool
+) -> None:
+    """A server's users choose the code that some builds run, so credentials of the operator's are refused."""
+    (tmp_path / "settings.toml").write_text(f"[environments]\n{option} = {json.dumps(value)}\n")
+    if good:
+        settings.load(tmp_path)
+        return
+    with pytest.raises(StateUnusable, match=f"`environments.{option}` must name packages by"):
+        settings.load(tmp_path)
+
+
 def test_zero_means_that_atoll_chooses(tmp_path: Path) -> None:
     """0 is taken where the reference says that it means the default, and small useful values are."""
     (tmp_path / "settings.toml").write_text("[pool]\nslots = 0\nworker_memory_bytes = 0\ndaemon_idle_seconds = 0.5\n")

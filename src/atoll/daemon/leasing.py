@@ -309,7 +309,7 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
         spec = replace(spec, index=credentials.refuse_host_paths(spec.index, needed=needed))
     if uploads is not None:
         found = uploaded.resolved(uploads, uploaded.of_user(services.settings.home, caller.user))
-        spec = replace(spec, requirements=spec.requirements + found.requirements, pip=spec.pip + found.pip)
+        spec = uploaded.joined(spec, found)
     return spec
 
 
@@ -344,6 +344,11 @@ def _within_parent(services: Services, spec: EnvironmentSpec, outer: Environment
     """
     version = spec.python_version or outer.python_version
     spec = replace(spec, interpreter=outer.interpreter, index=outer.index, python_version=version)
+    if (local := dict(outer.index).get(credentials.LOCAL)) and (spec.requirements or spec.pip) and spec != outer:
+        raise errors.EnvironmentBuildError(
+            f"an index setting of the program names a place of its machine ({local}), which its functions do not have",
+            hint="leave the setting out, or give the calling function a requirement: directories are uploaded with it",
+        )
     allowed = services.settings.environments.functions_use_credentials and not recipes.names_addresses(spec)
     if spec == outer or allowed:
         return spec

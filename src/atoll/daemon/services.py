@@ -66,7 +66,7 @@ class Services:
         """Take over options that need no restart."""
         self.settings = options
         self.recorder.options = options.records
-        self.node.apply(options.environments)
+        self.node.apply(options)
         self.detached.options = options
 
     @property

@@ -3,6 +3,7 @@
 Theory of operation. Users share an environment only where nothing of the request decides where its packages come from,
 and no code of a package has run while it was built: wheels of the default index. A user's other environments are below
 a directory of their own, with caches, locked versions and a builder's uid of their own, and the user is in their keys.
+The default index is the operator's, if there is one.
 So nobody gets packages that another's credentials, index or build have brought. A plain user never removes or renews
 what all share: an upgrade gives the user an environment of their own.
 """
@@ -14,13 +15,16 @@ import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from atoll.environments.build.recipes import EVERYBODY, KeptFor
+from atoll.environments.asked import operator_index
+from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex
+from atoll.environments.build.recipes import KeptFor
 from atoll.environments.build.workshop import Confinement, NotForEverybody
 from atoll.environments.built import locks
 from atoll.environments.built.preloads import SHARED, USERS
 from atoll.environments.built.records import Environment, EnvironmentRecord
 from atoll.environments.store import EnvironmentStore, Progress, Removed, silent
 from atoll.errors import EnvironmentBuildError
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Identity
 from atoll.model.specs import EnvironmentSpec
 
@@ -40,6 +44,8 @@ class Stores:
         confinement: Callable[[Identity], Confinement],
         builder: Callable[[str], Identity],
     ) -> None:
+        self.operator = NO_INDEX
+        """The index of users who name none."""
         self._directory = directory
         self._confinement = confinement
         self._builder = builder
@@ -66,11 +72,18 @@ class Stores:
             turns: bounds the user's builds at a time.
         """
         if user not in self._users:
-            shared = self._store(self._directory / SHARED, "", EVERYBODY)
-            own = self._store(self._directory / USERS / user, user, KeptFor(user))
+            shared = self._store(self._directory / SHARED, "", KeptFor(everybody=True, operator=self._operator))
+            own = self._store(self._directory / USERS / user, user, KeptFor(user, operator=self._operator))
             own.certificates_of(self.owner)
             self._users[user] = UserEnvironments(own, shared, turns)
         return self._users[user]
+
+    def apply(self, options: EnvironmentsSettings) -> None:
+        """Build by other rules from now on."""
+        self.operator = operator_index.of_settings(options)
+
+    def _operator(self) -> OperatorIndex:
+        return self.operator
 
     def hold(self, environment: Environment) -> locks.Lock:
         """See `EnvironmentStore.hold`."""

@@ -32,7 +32,7 @@ _COMMENTED_BYTES = 8 << 20
 _CERTIFICATE = r"(?s)-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----.*?-----END \1-----"
 _ADDRESS = r"://[^\s\"',]+"
 """Compiled where one is needed: few callers have these files."""
-_PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", "PIP_FIND_LINKS": "find-links"}
+PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", "PIP_FIND_LINKS": "find-links"}
 """pip's variables and the options of its files with the same meaning."""
 
 _read: dict[str, tuple[Stamp, str]] = {}
@@ -60,11 +60,11 @@ def collect(requirements: Iterable[str], *, for_calls: bool = False) -> tuple[tu
     given = files["UV_CONFIG_FILE"]
     uv = _first([given] if given else [f"{configuration}/uv/uv.toml", f"{SYSTEM}/uv/uv.toml"])
     pip: dict[str, str] = {}
-    if not uv:
-        pip = _pip(
-            *(_text(f"{path}/pip.conf", MAX_FILE_BYTES) for path in (SYSTEM, f"{home}/.pip", f"{configuration}/pip"))
-        )
-    for variable, option in _PIP.items():
+    if not uv and files["PIP_CONFIG_FILE"] != os.devnull:  # pip's own way to read none
+        paths = [f"{path}/pip.conf" for path in (SYSTEM, f"{home}/.pip", f"{configuration}/pip")]
+        paths += [files["PIP_CONFIG_FILE"]] if files["PIP_CONFIG_FILE"] else []
+        pip = _pip(*(_text(path, MAX_FILE_BYTES) for path in paths))
+    for variable, option in PIP.items():
         if pip.get(option) and variable not in found:
             found[variable] = pip[option]
     contents = {

@@ -22,6 +22,7 @@ from typing import Any
 
 from atoll.environments.build.workshop import Confinement
 from atoll.errors import AtollError, EnvironmentBuildError
+from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Bind, Identity
 from atoll.node.build_disk import BuildDisk
 from atoll.process import Completed, Group
@@ -32,7 +33,6 @@ from atoll.sandbox.network import firewall
 from atoll.sandbox.network.networks import Networks
 from atoll.sandbox.network.outbound_network import read_uplink
 from atoll.sandbox.policy import Policy
-from atoll.settings import EnvironmentsSettings
 from atoll.work_threads import WorkThreads
 
 LOOK_SECONDS = 0.1

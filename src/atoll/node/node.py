@@ -37,7 +37,7 @@ from atoll.sandbox.network.networks import Networks, group_of
 from atoll.sandbox.network.outbound_network import Network
 from atoll.sandbox.network.outbound_sandbox import OutboundSandbox
 from atoll.sandbox.policy import HOME, Policy, confine
-from atoll.settings import EnvironmentsSettings, Settings
+from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 from atoll.wire.bounds import AGENT
 from atoll.wire.channel import pair
@@ -146,6 +146,7 @@ class Node:
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
         self._builds = Builds(options.environments, self._launcher, self._networks, self.limits, self._policy_of_build)
         self.stores = Stores(options.environments_directory, self._builds.confinement, self._identities.builder)
+        self.apply(options)
         self.environments = self.stores.owner
         self.pauses = Pauses()
         self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
@@ -156,9 +157,10 @@ class Node:
         self._closing: set[asyncio.Task[None]] = set()
         self.tmp_disks = TmpDisks(options)
 
-    def apply(self, options: EnvironmentsSettings) -> None:
+    def apply(self, options: Settings) -> None:
         """Build by other rules from now on."""
-        self._builds.options = options
+        self._builds.options = options.environments
+        self.stores.apply(options.environments)
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from atoll import credentials, errors, process, settings
+from atoll.cli.server import machine_packages
 from atoll.cli.terminal import echo
 from atoll.server.accounts import bodies
 from atoll.server.accounts.direct import Direct
@@ -39,8 +40,13 @@ def demo(programs: Sequence[Path]) -> int:
     with contextlib.ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="atoll-demo-", dir="/tmp"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
+        packages = machine_packages.read(home)
+        if packages.options:
+            (home / "settings.toml").write_text(f"[environments]\n{packages.options}")
         options = settings.load(home)
-        variables = stack.enter_context(serving(options))
+        variables = {**stack.enter_context(serving(options)), **packages.variables}
+        if packages.places:
+            echo(f"    (its packages come from {', '.join(packages.places)}, too)", flush=True)
         if not programs:
             echo("in another terminal, until you interrupt this one:", flush=True)
             for name, value in variables.items():
@@ -49,9 +55,6 @@ def demo(programs: Sequence[Path]) -> int:
                 signal.pause()
             return 0
         environment = settings.environment_with(variables)
-        for name in [name for name, value in settings.index_variables().items() if _names_a_path(value)]:
-            echo(f"without `{name}`: a server reads no path of its clients", flush=True)
-            del environment[name]
         for program in programs:
             echo(f"=== {program}", flush=True)
             began = time.monotonic()
@@ -60,10 +63,6 @@ def demo(programs: Sequence[Path]) -> int:
                 return status
             echo(f"    ({time.monotonic() - began:.1f} s)", flush=True)
     return 0
-
-
-def _names_a_path(value: str) -> bool:
-    return any(part.startswith("file:") for part in value.split())
 
 
 @contextlib.contextmanager

@@ -23,8 +23,12 @@ Pairs = tuple[tuple[str, str], ...]
 WITHHELD = "withheld"
 """The name of the pair that `without_credentials` adds, so that a failed build's hint can tell of them."""
 
+LOCAL = "local"
+"""The name of the pair of a program whose settings name a place of its machine, which no server reads."""
+
 _PYTHONS = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
-_INDEX = re.compile(r"(UV|PIP)_(.*_)?(INDEX|INDEX_URL|LINKS)")
+INDEX = re.compile(r"(UV|PIP)_(.*_)?(INDEX|INDEX_URL|LINKS)")
+"""The variables with addresses of packages."""
 
 _NOT_FOR_BUILDS = frozenset(
     {
@@ -113,7 +117,9 @@ def refuse_host_paths(pairs: Pairs, *, needed: bool) -> Pairs:
     """
     kept = []
     for name, text in pairs:
-        named = _local_path(text) if _INDEX.fullmatch(name) else ""
+        named = _local_path(text) if INDEX.fullmatch(name) else ""
+        if name == "uv.toml":
+            named = next((local for one in indexes_of(toml(text), explicit=False) if (local := _local_path(one))), "")
         if named and needed:
             raise EnvironmentBuildError(
                 f"`{name}` names the local path `{redact(named)[:200]}`, which is not for this user",
@@ -199,13 +205,18 @@ def _words(text: str) -> Iterator[str]:
             yield word
 
 
-def indexes_of(configuration: Mapping[str, Any]) -> list[str]:
-    """Return the addresses that a `uv.toml` takes packages from."""
+def indexes_of(configuration: Mapping[str, Any], *, explicit: bool = True) -> list[str]:
+    """Return the addresses that a `uv.toml` takes packages from.
+
+    Args:
+        explicit: those too that only packages take which ask for them by name; here none does.
+    """
     found: list[str] = []
     for table in (configuration, configuration.get("pip")):
         if isinstance(table, dict):
             values = [table.get("index-url"), *_list(table.get("extra-index-url")), *_list(table.get("find-links"))]
-            values += [index.get("url") for index in _list(table.get("index")) if isinstance(index, dict)]
+            indexes = [one for one in _list(table.get("index")) if isinstance(one, dict)]
+            values += [one.get("url") for one in indexes if explicit or one.get("explicit") is not True]
             found += [value for value in values if isinstance(value, str)]
     return found
 

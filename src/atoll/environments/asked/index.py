@@ -34,6 +34,7 @@ from atoll.environments.asked.credentials import (
     shown_proxy,
     toml,
 )
+from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex, is_replaced
 from atoll.environments.asked.redaction import redact, secrets_in, without_query
 from atoll.environments.asked.requirements import Requirements
 from atoll.model.mounts import Bind
@@ -104,6 +105,7 @@ def read(
     keyed: Keyed,
     certificates: Callable[[str], str],
     credentials: Iterable[str] = (),
+    operator: OperatorIndex = NO_INDEX,
 ) -> Index:
     """Gather the caller's settings.
 
@@ -112,6 +114,7 @@ def read(
         requirements: their options come first.
         certificates: gives the text of certificates by their digest, empty where it is not here.
         credentials: other texts of the request that hold some.
+        operator: counts where the caller names no default index.
 
     Raises:
         EnvironmentBuildError: the configuration of uv cannot be read.
@@ -132,13 +135,16 @@ def read(
     if extra and not settings.get("UV_INDEX") and not settings.get("UV_EXTRA_INDEX_URL"):
         # pip's options keep pip's meaning: all indexes are searched as one, and the best version wins
         result.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    uv_file = settings.get("uv.toml", "")
+    uv = toml(uv_file)
+    if operator != NO_INDEX and not is_replaced(settings, requirements, uv):
+        default = [operator.default] if operator.default else []
+        extra, links = [*extra, *operator.extra], [*links, *operator.links]
     extra, links = list(dict.fromkeys(extra)), list(dict.fromkeys(links))
 
     for name, value in (("UV_DEFAULT_INDEX", default), ("UV_INDEX", extra), ("UV_FIND_LINKS", links)):
         if value:
             result[name] = ("," if name == "UV_FIND_LINKS" else " ").join(value)
-    uv_file = settings.get("uv.toml", "")
-    uv = toml(uv_file)
     hosts = [host_of(address) for address in (*default, *extra, *links, *indexes_of(uv))]
     hosts += [host_of(package) for package in requirements.packages]
     netrc = netrc_of(settings.get("netrc", ""), hosts)

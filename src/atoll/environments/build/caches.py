@@ -20,17 +20,34 @@ from pathlib import Path
 from atoll.environments.build.workshop import CACHES, Workshop
 from atoll.environments.built import locks
 from atoll.environments.built.records import make_directory
+from atoll.environments.built.removal import remove_tree
 
 KEPT = 8
 KEPT_DAYS = 30.0
 """How many caches of other ways are kept, and for how many days without use."""
 
+_UNFINISHED = ".tmp"
+"""Beginning of the names in uv's cache of what is not complete; uv itself removes it, unless it is killed."""
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def within(tool: str, name: str) -> str:
     """Return where a tool's cache is in the workshop; an empty name is the ordinary way's."""
     return f"fetched/{name}/{tool}" if name else tool
+
+
+def _sweep(cache: Path, lock_path: Path) -> None:
+    """Remove what uv unpacks before it is complete, unless a build uses the cache: as much as a disk may hold."""
+    lock = locks.try_lock(lock_path, exclusive=True)
+    if lock is None:
+        return
+    with lock, contextlib.suppress(FileNotFoundError), os.scandir(cache) as found:
+        for entry in found:
+            if entry.name.startswith(_UNFINISHED):
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(Path(entry.path))
+                else:
+                    os.unlink(entry.path)
 
 
 class Caches:
@@ -61,17 +78,22 @@ class Caches:
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[None]:
-        """Keep a way's caches from being removed while the context is open; they are made if they are not there."""
-        if not name:
-            yield
-            return
-        with await locks.wait_shared(self._lock_path(f"cache-{name}")):
-            directory = self._directory / name
-            for path in (directory, *(directory / tool for tool in CACHES)):
-                make_directory(path, exist_ok=True)
-                self._workshop.own(path)
-            os.utime(directory)
-            yield
+        """Keep a way's caches from being removed while the context is open; they are made if they are not there.
+
+        Afterwards the parts are removed that a command which was ended has left, once no build uses the cache.
+        """
+        lock_path = self._lock_path(f"cache-{name or 'ordinary'}")
+        try:
+            with await locks.wait_shared(lock_path):
+                if name:
+                    directory = self._directory / name
+                    for path in (directory, *(directory / tool for tool in CACHES)):
+                        make_directory(path, exist_ok=True)
+                        self._workshop.own(path)
+                    os.utime(directory)
+                yield
+        finally:
+            await asyncio.shield(asyncio.to_thread(_sweep, self._workshop.directory / within("uv", name), lock_path))
 
     async def collect(self, kept: int = KEPT) -> None:
         """Remove caches of other ways that are old or too many, unless a build uses them."""

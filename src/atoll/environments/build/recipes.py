@@ -8,13 +8,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from atoll.environments.asked import credentials, index, key, local_sources, reading, requirements
 from atoll.environments.asked.certificates import Certificates
 from atoll.environments.asked.index import Index
+from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex
 from atoll.environments.asked.redaction import redact
 from atoll.environments.asked.requirements import Requirements
 from atoll.environments.build import lockfile
@@ -46,13 +47,15 @@ class KeptFor:
     Args:
         user: one user of a server, in whose keys this id is; empty for the machine's owner.
         everybody: all users of a server: wheels of the default index alone, and no code of packages runs.
+        operator: returns the index of users who name none.
     """
 
     user: str = ""
     everybody: bool = False
+    operator: Callable[[], OperatorIndex] = field(default=lambda: NO_INDEX, compare=False)
 
 
-OWNER, EVERYBODY = KeptFor(), KeptFor(everybody=True)
+OWNER = KeptFor()
 
 
 class Recipe(Protocol):
@@ -203,7 +206,8 @@ class Recipes:
         return digest({"key": found, "user": self._kept_for.user, "everybody": self._kept_for.everybody})
 
     def _index(self, sent: dict[str, str], parsed: Requirements, also: Iterable[str] = ()) -> Index:
-        return index.read(sent, parsed, self._shelf.keyed, self.certificates.text, also)
+        operator = NO_INDEX if parsed.empty else self._kept_for.operator()
+        return index.read(sent, parsed, self._shelf.keyed, self.certificates.text, also, operator)
 
     def prepare(self) -> None:
         """Make the directories of packages that are kept for further builds."""
@@ -243,8 +247,10 @@ def _for_everybody(spec: EnvironmentSpec, parsed: Requirements) -> bool:
     return all(name in _CHOOSING or not text for name, text in spec.index)
 
 
-_CHOOSING = frozenset({"UV_EXCLUDE_NEWER", "UV_PRERELEASE", "UV_INDEX_STRATEGY", "UV_HTTP_TIMEOUT", *_VIRTUAL})
-"""Settings that choose among the packages of the default index."""
+_CHOOSING = frozenset(
+    {"UV_EXCLUDE_NEWER", "UV_PRERELEASE", "UV_INDEX_STRATEGY", "UV_HTTP_TIMEOUT", credentials.LOCAL, *_VIRTUAL}
+)
+"""Settings that choose among the packages of the default index, or say nothing of packages."""
 
 
 def read_conda(spec: EnvironmentSpec) -> CondaRequirements:

@@ -235,13 +235,10 @@ class Server:
         if not 200 <= answer.status < 300:
             raise self._refusal(answer.status, found, data[:MOST_ERROR_BYTES])
         self.reached = True
-        try:
-            return json.loads(data) if data else None
-        except (ValueError, RecursionError):
-            raise self._stranger("its answer is not JSON") from None
+        return self._json(data)
 
-    def put(self, path: str, body: BinaryIO, size: int, headers: dict[str, str]) -> None:
-        """Upload a file.
+    def put(self, path: str, body: BinaryIO | bytes, size: int) -> Any:
+        """Upload a file; return the JSON value of the answer.
 
         Raises:
             AtollError: the server answers so, or cannot be reached.
@@ -250,18 +247,25 @@ class Server:
             connection = self._connect(CONNECT_SECONDS)
             try:
                 connection.sock.settimeout(None)
-                sent = {**self._headers(), "Content-Length": str(size), **headers}
+                sent = {**self._headers(), "Content-Length": str(size)}
                 connection.request("PUT", self._path + path, body, sent)
                 answer = connection.getresponse()
-                data = answer.read(MOST_ERROR_BYTES)
+                data = answer.read(MOST_ANSWER_BYTES + 1)
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException, ssl.SSLError) as error:
             raise self.unreachable(error) from error
         if not 200 <= answer.status < 300:
             found = {name.lower(): text for name, text in answer.getheaders()}
-            raise self._refusal(answer.status, found, data)
+            raise self._refusal(answer.status, found, data[:MOST_ERROR_BYTES])
         self.reached = True
+        return self._json(data)
+
+    def _json(self, data: bytes) -> Any:
+        try:
+            return json.loads(data) if data else None
+        except (ValueError, RecursionError):
+            raise self._stranger("its answer is not JSON") from None
 
     def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> errors.AtollError:
         """Return the error that an answer other than success describes."""

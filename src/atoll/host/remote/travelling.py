@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from typing import Any
 
 from atoll import errors
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
-
-_LISTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "UV_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL")
-_PATH = re.compile(r"([\w.-]+=)?(file:|/|\.{1,2}/|~|[A-Za-z]:[\\/])")
 
 
 def spec_for(host: Any, spec: LeaseSpec) -> LeaseSpec:
@@ -29,25 +25,24 @@ def spec_for(host: Any, spec: LeaseSpec) -> LeaseSpec:
 
 
 def environment_for(host: Any, spec: EnvironmentSpec) -> EnvironmentSpec:
-    """Return an environment for a server: the caller's minor version of Python, by number."""
+    """Return an environment for a server: the caller's minor version of Python, by number, and uploads for paths.
+
+    Raises:
+        EnvironmentBuildError: it names a place of packages on this machine that cannot be uploaded.
+    """
     version = spec.python_version or "{}.{}".format(*sys.version_info)
-    found = replace(spec, interpreter="", python_version=version, index=_without_paths(spec.index))
-    if not found.requirements and not found.pip:
-        return found
-    from atoll.host.remote import local_packages  # for requirements alone
+    found = replace(spec, python_version=version)
+    if found.names_packages:
+        from atoll.host.remote import local_packages  # for requirements alone
 
-    return local_packages.uploaded(host, found) if local_packages.has_any(found) else found
+        found = local_packages.uploaded(host, found) if local_packages.has_any(found) else found
+    if found.index:
+        from atoll.host.remote import local_indexes  # as above
 
-
-def _without_paths(index: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return index settings without this machine's directories: a server has other packages there, if any."""
-    kept = []
-    for name, value in index:
-        if name in _LISTS:
-            value = " ".join(entry for entry in value.split() if not _PATH.match(entry))
-        if value:
-            kept.append((name, value))
-    return tuple(kept)
+        needed = bool(found.requirements or found.pip)
+        index = local_indexes.travelling(host, found.index, version) if needed else local_indexes.left_out(found.index)
+        found = replace(found, index=index)
+    return replace(found, interpreter="")
 
 
 def environment_data(host: Any, data: dict[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,18 @@ async def upload(lent: Lent, path: str, request: Request) -> Response:
         raise Refused(400, "upload_unnamed", "a part of a file has no upload to belong to", "add `?upload=NAME`")
     found = await _found(lent, path)
     header = {"type": "write", "path": path, "mode": None, **await _conditions(request, found)}
-    answer = await _converse(lent, path, request, header)
+    answer = await _converse(lent, path, _batches(request), header)
     return _answer(path, status_in(answer), created=found is None)
+
+
+async def write(lent: Lent, path: str, batches: AsyncGenerator[list[bytes], None]) -> None:
+    """Replace a file by contents that come, whole and durably, or leave it as it is.
+
+    Raises:
+        OSError, AtollError: the file cannot be written; it is as before.
+    """
+    header = {"type": "write", "path": path, "mode": None, "match": None, "absent": False}
+    await _converse(lent, path, batches, header)
 
 
 async def upload_part(lent: Lent, path: str, request: Request, name: str) -> Response:
@@ -66,7 +76,7 @@ async def upload_part(lent: Lent, path: str, request: Request, name: str) -> Res
     found = await _found(lent, path)
     conditions = await _conditions(request, found)
     header = {"type": "upload", "path": path, "upload": name, "first": first, "total": total, **conditions}
-    answer = await _converse(lent, path, request, header)
+    answer = await _converse(lent, path, _batches(request), header)
     if "status" in answer.header:
         return _answer(path, status_in(answer), created=found is None)
     received = int(answer.header["received"])
@@ -139,12 +149,14 @@ def _mismatch() -> Refused:
     return Refused(412, "precondition_failed", "the file has another version", hint)
 
 
-async def _converse(lent: Lent, path: str, request: Request, header: dict[str, Any]) -> Message:
-    """Send a request's body to the peer, and return the peer's answer."""
+async def _converse(
+    lent: Lent, path: str, content: AsyncGenerator[list[bytes], None], header: dict[str, Any]
+) -> Message:
+    """Send contents to the peer, and return the peer's answer."""
     connection = lent.connection
     sending = asyncio.ensure_future(lent.call(connection.request, header, []))
     try:
-        async with contextlib.aclosing(_batches(request)) as batches:
+        async with contextlib.aclosing(content) as batches:
             async for batch in batches:
                 await sending
                 sending = asyncio.ensure_future(lent.call(_send, lent, path, batch))

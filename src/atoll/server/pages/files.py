@@ -14,6 +14,8 @@ from starlette.routing import BaseRoute
 from atoll import errors
 from atoll.server.files import paths
 from atoll.server.files.peers import Lent, Peers
+from atoll.server.files.transfers import transfers_of
+from atoll.server.files.upload import write
 from atoll.server.pages import previews, upload
 from atoll.server.pages.visit import Visit, route
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Status
@@ -98,7 +100,6 @@ async def _directory(visit: Visit, lent: Lent, path: str) -> Response:
         upload=paths.address(path, directory=True) or f"{paths.PREFIX}/",
         first=f"{address}" if after else "",
         more=f"{address}?after={paths.encoded(names[-1])}" if len(found) > ROWS else "",
-        most=upload.MOST_BYTES,
     )
 
 
@@ -146,9 +147,12 @@ async def change(visit: Visit) -> Response:
     path = path_of(visit)
     peers: Peers = visit.state.parts["files"]
     if visit.request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with upload.received(visit.request) as files, peers.lent(visit.user) as lent:
-            for name, content in files:
-                await lent.call(lent.volume.write, f"{path}/{name}" if path else name, upload.pieces(content))
+        files = upload.FormFiles(visit.request)
+        name = await files.next()
+        async with transfers_of(visit.request).opened(visit.user), peers.lent(visit.user) as lent:
+            while name is not None:
+                await write(lent, f"{path}/{name}" if path else name, files.batches())
+                name = await files.next()
         return visit.go(page_of(path), "uploaded")
     form = await upload.read_form(visit.request)
     async with peers.lent(visit.user) as lent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atoll.server.files.routes import MOST_BODY_BYTES
 from atoll.server.pages import (
     admin,
     asset_routes,
@@ -13,7 +14,6 @@ from atoll.server.pages import (
     live,
     login,
     secrets,
-    upload,
     usage,
     visit,
 )
@@ -23,7 +23,7 @@ from atoll.server.state import ServerState
 def install(state: ServerState) -> None:
     """Add the page to a server."""
     state.parts["error_page"] = visit.http_error
-    state.body_bytes["/files"] = upload.MOST_BYTES + (1 << 20)
+    state.body_bytes["/files"] = MOST_BODY_BYTES
     live.install(state)
     for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin):
         state.routes += part.routes()

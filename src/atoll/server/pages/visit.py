@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -159,6 +159,8 @@ def route(path: str, handler: Handler, *, method: str = "GET", public: bool = Fa
             return failed(visit, _of_file(error))
         except ValueError as error:
             return failed(visit, errors.CallerError(str(error)), 400)
+        except ClientDisconnect:
+            raise  # nobody reads an answer
         except Exception:
             _log.exception("page_failed path=%s", request.url.path)
             return failed(visit, errors.InternalError("the server failed at this page", hint="see its log"), 500)
