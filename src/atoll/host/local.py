@@ -22,8 +22,6 @@ from atoll.wire.channel import Channel, ChannelClosed
 if TYPE_CHECKING:
     import socket
 
-    from atoll.host.storage_channels import WarmStorage
-
 
 class LocalHost(PooledHost):
     """Runs functions on this machine; inside a sandbox, on the machine that the sandbox is on.
@@ -38,7 +36,6 @@ class LocalHost(PooledHost):
         super().__init__()
         self._home = os.fspath(home) if home is not None else None
         self._settings: Settings | None = None
-        self._warm: WarmStorage | None = None
 
     def __repr__(self) -> str:
         return "local" if self._home is None else f"LocalHost({self._home!r})"
@@ -98,11 +95,9 @@ class LocalHost(PooledHost):
         """See `contract.Host.open_storage`."""
         import socket
 
-        from atoll.host.storage_channels import StorageChannel, WarmStorage
+        from atoll.host.storage_channels import StorageChannel
 
-        if self._warm is None:
-            self._warm = WarmStorage()
-        warm = self._warm.take(str(self.settings.home))
+        warm: Channel | None = self._rested_storage()
         if warm is not None:
             return warm
         control = daemon_start.open_connection(self.settings, {"type": "storage"})
@@ -119,12 +114,9 @@ class LocalHost(PooledHost):
             raise
         return StorageChannel(socket.socket(fileno=descriptor), control)
 
-    def keep_storage(self, channel: Channel) -> None:
-        """See `contract.Host.keep_storage`."""
-        if self._warm is None:
-            channel.close()
-        else:
-            self._warm.keep(str(self.settings.home), channel)
+    @property
+    def _storage_of(self) -> str:
+        return str(self.settings.home)
 
     def run_shell(
         self,
@@ -171,18 +163,6 @@ class LocalHost(PooledHost):
         message = {"type": "request", "name": name, "arguments": arguments}
         channel = daemon_start.control_connection(self.settings, message, greeting_seconds)
         return None if channel is None else answer_of(LocalAsking(channel))
-
-    def close(self) -> None:
-        """Give the idle leases and storage channels back; later calls ask for new ones."""
-        super().close()
-        if self._warm is not None:
-            self._warm.close()
-
-    def forget(self) -> None:
-        """In a forked child: drop the parent's leases, which stay the parent's."""
-        if self._warm is not None:
-            self._warm.forget()
-        super().forget()
 
 
 local = LocalHost()

@@ -26,6 +26,7 @@ from atoll.wire.frames import Message
 
 if TYPE_CHECKING:
     from atoll.host.link import Asking
+    from atoll.host.storage_channels import WarmStorage
 
 MOST_REVOKED = 25
 """Leases under which a call is tried. No worker gives a new lease up before its first call, so more than
@@ -40,6 +41,7 @@ class PooledHost(abc.ABC):
         self._token = os.urandom(8).hex()
         self._latest = ""  # the id of a call of this process
         self._all: weakref.WeakSet[WorkerLease] = weakref.WeakSet()
+        self._warm: WarmStorage | None = None
         _hosts[id(self)] = self
 
     def run(
@@ -209,12 +211,36 @@ class PooledHost(abc.ABC):
         """Return the error of a call that waited for a lease when the connection ended."""
         return DaemonEnded("the daemon ended while the call waited", hint="call again")
 
+    @property
+    @abc.abstractmethod
+    def _storage_of(self) -> str:
+        """Whose `/data` this is, by a name that says the place as well: idle channels serve no other."""
+
+    def _rested_storage(self) -> Any:
+        """Return a storage channel that waits for its next client; None where there is none."""
+        from atoll.host.storage_channels import WarmStorage  # for `/data` alone
+
+        if self._warm is None:
+            self._warm = WarmStorage()
+        return self._warm.take(self._storage_of)
+
+    def keep_storage(self, channel: Any) -> None:
+        """See `contract.Host.keep_storage`."""
+        if self._warm is None:
+            channel.close()
+        else:
+            self._warm.keep(self._storage_of, channel)
+
     def close(self) -> None:
         """Give the idle leases and storage channels back; later calls ask for new ones."""
         self._leases.close()
+        if self._warm is not None:
+            self._warm.close()
 
     def forget(self) -> None:
-        """In a forked child: drop the parent's leases, which stay the parent's."""
+        """In a forked child: drop the parent's leases and channels, which stay the parent's."""
+        if self._warm is not None:
+            self._warm.forget()
         self._leases = Leases()
         self._token = os.urandom(8).hex()
         for lease in list(self._all):

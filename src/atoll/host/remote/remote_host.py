@@ -20,7 +20,6 @@ from atoll.wire import nested
 if TYPE_CHECKING:
     import socket
 
-    from atoll.host.storage_channels import WarmStorage
 
 _VARIABLES = (
     *(b"ATOLL_HOST", b"ATOLL_KEY_ID", b"ATOLL_KEY_SECRET", b"ATOLL_CA_FILE"),
@@ -52,7 +51,6 @@ class Host(PooledHost):
         _made[self._number] = self
         self._server: Server | None = None
         self._found_by: Any = None
-        self._warm: WarmStorage | None = None
 
     def __repr__(self) -> str:
         return f"Host({self._url!r})" if self._url else "cloud"
@@ -138,30 +136,12 @@ class Host(PooledHost):
     def open_storage(self) -> Any:
         """See `contract.Host.open_storage`."""
         from atoll.host.remote.storage_line import StorageLine  # for `/data` alone
-        from atoll.host.storage_channels import WarmStorage
 
-        if self._warm is None:
-            self._warm = WarmStorage()
-        return self._warm.take(self.identity) or StorageLine(self.server)
+        return self._rested_storage() or StorageLine(self.server)
 
-    def keep_storage(self, channel: Any) -> None:
-        """See `contract.Host.keep_storage`."""
-        if self._warm is None:
-            channel.close()
-        else:
-            self._warm.keep(self.identity, channel)
-
-    def close(self) -> None:
-        """See `PooledHost.close`."""
-        super().close()
-        if self._warm is not None:
-            self._warm.close()
-
-    def forget(self) -> None:
-        """See `PooledHost.forget`."""
-        if self._warm is not None:
-            self._warm.forget()
-        super().forget()
+    @property
+    def _storage_of(self) -> str:
+        return self.identity
 
     def dial(self, worker: str, port: int) -> socket.socket:
         """See `contract.Host.dial`."""
