@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from atoll.server.line.terms import MOST_PARTS
 
 from .process import Server
 from .raw_line import Refused, connect, upgrade
@@ -153,3 +157,14 @@ def test_metrics_are_for_operators(server: Server) -> None:
         b"atoll_lines_opened_total",
     ):
         assert name in text, name
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [([[]] * MOST_PARTS, "parts"), (int("9" * 641), "digits")], ids=["parts", "digits"]
+)
+def test_bodies_that_take_long_to_read_are_refused(server: Server, value: Any, reason: str) -> None:
+    """JSON of very many values, or of numbers of very many digits, is the caller's mistake."""
+    status, answer = server.ask("POST", "/v1/requests/status", json.dumps({"x": value}).encode())
+    assert (status, answer["error"]["code"]) == (400, "caller_error")
+    assert reason in answer["error"]["message"]
+    assert server.ask("POST", "/v1/requests/status", b"{}")[0] == 200

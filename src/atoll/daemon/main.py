@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atoll import __version__, errors, settings
+from atoll.daemon import request_arguments
 from atoll.daemon.control import Connection
 from atoll.daemon.leasing import Caller, owner
 from atoll.daemon.services import Services
@@ -248,6 +249,7 @@ def main() -> int:
 
     try:
         os.umask(0o077)
+        sys.set_int_max_str_digits(request_arguments.MOST_DIGITS)
         descriptors.raise_own()
         asyncio.run(run())
     except Exception as error:

@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import os
 import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import uvicorn
 
 from atoll import settings
 from atoll.daemon import shared_uid
+from atoll.daemon.request_arguments import MOST_DIGITS
 from atoll.host import daemon_start
 from atoll.sandbox.limits import descriptors
 from atoll.server import addresses, http, logs, upgrade
@@ -41,6 +43,7 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         HostUnreachable: the address cannot be had, or there is no node.
     """
     os.umask(0o077)
+    sys.set_int_max_str_digits(MOST_DIGITS)
     logs.set_up()
     descriptors.raise_own()
     addresses.check_proxies(options.trusted_proxies)

@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll import errors
+from atoll.server.line.terms import MOST_PARTS
 from atoll.server.state import ServerState, principal_of, state_of
+from atoll.wire.line import parts_of
 
 T = TypeVar("T")
 
@@ -68,6 +70,8 @@ def read_object(body: bytes) -> dict[str, Any]:
         ProtocolMismatch: it is something else.
     """
     try:
+        if parts_of(body) > MOST_PARTS:
+            raise ValueError(f"it has more than {MOST_PARTS} parts")
         value = json.loads(body.decode("utf-8")) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise errors.CallerError(f"the body is not JSON: {error}", hint="send a JSON object") from error

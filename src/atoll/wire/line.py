@@ -81,11 +81,20 @@ class Line:
         client: this end is the client, whose messages are masked.
         hidden: the client's mask is a real one; see the module.
         control_bytes: the most of one text that is received.
+        control_parts: the most parts of one, as `parts_of` counts them; 0 for no bound.
     """
 
-    def __init__(self, *, client: bool, hidden: bool = False, control_bytes: int = CONTROL_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        client: bool,
+        hidden: bool = False,
+        control_bytes: int = CONTROL_BYTES,
+        control_parts: int = 0,
+    ) -> None:
         self.hidden = hidden
         self.control_bytes = control_bytes
+        self._control_parts = control_parts
         self.received = 0
         """Bytes that have come, which this end names when it resumes."""
         self._client = client
@@ -188,6 +197,8 @@ class Line:
             elif kind == CONTROL:
                 self.received += len(value)
                 self.price += HEADER_PRICE
+                if self._control_parts and parts_of(value) > self._control_parts:
+                    raise LineError(f"a text has more than {self._control_parts} parts")
                 again = True
             elif kind == PING:
                 pings += 1
@@ -204,6 +215,11 @@ class Line:
         if not again:
             return events
         return [(kind, header_of(value) if kind == CONTROL else value) for kind, value in events if kind != PONG]
+
+    @property
+    def gathering_bytes(self) -> int:
+        """Bytes in memory of a text that has not come whole."""
+        return self._reader.gathering_bytes
 
     def due(self, channel: int) -> int:
         """Return how many bytes of this channel come next and need no unmasking: for whoever reads them into their place."""
@@ -283,6 +299,11 @@ def text_of(header: dict[str, Any]) -> bytes:
     if len(text) > CONTROL_BYTES:
         raise FrameError(f"a header of {len(text)} bytes is over the limit of {CONTROL_BYTES}")
     return text
+
+
+def parts_of(text: bytes) -> int:
+    """Return the most values that a JSON text may have: the time to read it goes by them, not by its bytes."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def header_of(text: bytes) -> dict[str, Any]:

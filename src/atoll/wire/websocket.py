@@ -89,6 +89,11 @@ class Reader:
         self._text = bytearray()
         self._short = bytearray()
 
+    @property
+    def gathering_bytes(self) -> int:
+        """Bytes of a text that has not come whole."""
+        return len(self._text)
+
     def due(self, channel: int) -> int:
         """See `line.Line.due`."""
         if self._channel != channel or self._code != BINARY_CODE or self._key or self._rest:

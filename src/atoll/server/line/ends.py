@@ -5,8 +5,10 @@ Payloads are not copied, and nothing is unpickled: of a worker's stream, headers
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from atoll.server.line.frames import Follower, answers, call_of
@@ -42,10 +44,14 @@ class Ends:
 
     Args:
         owner: the session.
+        pay: takes the price of frames that were followed; returns the seconds to wait before the next (`paces`).
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, pay: Callable[[int], float]) -> None:
         self._owner = owner
+        self._pay = pay
+        self._held = False
+        self._resting: asyncio.TimerHandle | None = None
         self.data: Sender | None = None
         self.outputs: Outputs | None = None
         self.up, self.down = Follower(), Follower()
@@ -94,10 +100,12 @@ class Ends:
         """Pass bytes of the client on."""
         assert self.data is not None
         if self.outputs is not None and self._owner.kind not in COMMANDS:
-            for header in self.up.feed(piece):
+            headers = self.up.feed(piece)
+            self._pay(len(headers))  # the connection waits
+            for header in headers:
                 if call := call_of(header):
                     self.calls += 1
-                    self.outputs.calls.append(call)
+                    self.outputs.begun(call)
         self.data.write(piece)
 
     def show(self, size: tuple[int, int] | None) -> None:
@@ -117,10 +125,18 @@ class Ends:
         outputs = self.outputs
         if outputs is not None:
             outputs.drain()
-            for header in self.down.feed(data):
+            headers = self.down.feed(data)
+            for header in headers:
                 if answers(header):
                     outputs.answered()
+            if (seconds := self._pay(len(headers))) and self._resting is None:
+                self._resting = asyncio.get_running_loop().call_later(seconds, self._rested)
+                self._read_or_hold()
         self._owner.send(DATA, data)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read_or_hold()
 
     def _socket_over(self) -> None:
         assert isinstance(self.data, SocketEnd)
@@ -138,14 +154,31 @@ class Ends:
             self.outputs.end(channel)
 
     def hold(self, *, hold: bool) -> None:
-        """Stop reading, or go on."""
+        """Stop reading, or go on, unless frames came faster than the user's pace."""
+        self._held = hold
+        self._read_or_hold()
+
+    def _read_or_hold(self) -> None:
+        hold = self._held or self._resting is not None
         if self.data is not None:
             self.data.hold(hold=hold)
         if self.outputs is not None:
             self.outputs.hold(hold=hold)
 
+    def freeze(self) -> None:
+        """Read and write no more; sockets and unsent bytes stay."""
+        self._stop_resting()
+        if self.data is not None:
+            self.data.freeze()
+
+    def _stop_resting(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
     def close(self) -> None:
         """Close them."""
+        self._stop_resting()
         if self.data is not None:
             self.data.close()
         if self.outputs is not None:

@@ -15,6 +15,11 @@ from atoll.wire.frames import MAGIC, MAX_BUFFERS, MAX_HEADER_BYTES, PREFIX
 
 LOOK_BYTES = 8 << 10
 """The beginning of a header, which has its type and mostly the call's id."""
+MOST_FRAMES = 4000
+"""Frames that are followed in one piece, which then have 65 bytes on average: the loop waits for their headers.
+
+Clients and workers send larger ones. Beyond it no more are followed: the stream goes on, and output is in no record.
+"""
 _MOST_ID = 200
 _CALL = re.compile(rb'"call":"([^"\\]{1,200})"')
 _LAST_CALL = re.compile(rb',"call":"([\w.-]{1,200})","at":[\d.e+-]+}')
@@ -39,6 +44,9 @@ class Follower:
             return [header]
         found: list[bytes] = []
         while at < size and not self._lost:
+            if len(found) >= MOST_FRAMES:
+                self._lost = True
+                return []
             if self._left:
                 step = min(self._left, size - at)
                 self._left -= step

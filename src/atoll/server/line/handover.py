@@ -21,6 +21,7 @@ from atoll import errors
 from atoll.host import daemon_start
 from atoll.server.line.outputs import TERMINAL
 from atoll.server.line.session import Session
+from atoll.server.line.terms import LATER_BYTES
 from atoll.server.principal import Principal
 from atoll.settings import Settings
 from atoll.wire import sealed_file
@@ -52,8 +53,7 @@ def freeze(session: Session) -> None:
     session.busy = True
     if session.task is not None:
         session.task.cancel()
-    if session.ends.data is not None:
-        session.ends.data.freeze()
+    session.ends.freeze()
     if session.ends.outputs is not None:
         session.ends.outputs.hold(hold=True)
 
@@ -144,6 +144,8 @@ def _fill(session: Session, state: dict[str, Any], rest: memoryview, left: deque
         at += size
     session.line.restore(state["line"], kept)
     session.kind = state["kind"]
+    if session.kind:
+        session.line.control_bytes = LATER_BYTES
     session.over, session.control_over = state["over"], state["control_over"]
     session.input_over = state["input_over"]
     session.ends.up.restore(state["up"])

@@ -23,7 +23,7 @@ from atoll import errors
 from atoll.server.line.beside import Spool, read_size, send_file, take_certificates
 from atoll.server.line.early import Early
 from atoll.server.line.ends import Ends
-from atoll.server.line.shares import Bytes
+from atoll.server.line.shares import Bounds
 from atoll.server.line.socket_end import SocketEnd
 from atoll.server.line.streams import open_streams
 from atoll.server.line.terms import (
@@ -35,6 +35,8 @@ from atoll.server.line.terms import (
     KINDS,
     LAST_SECONDS,
     LATER,
+    LATER_BYTES,
+    MOST_PARTS,
     OVER_SECONDS,
     UNACKNOWLEDGED_BYTES,
     Wire,
@@ -58,16 +60,16 @@ class Session:
         id: a secret that the client resumes by.
         principal: the user in whose name it asks, with the key that the line was opened with.
         on_end: is told once, when the session is over.
-        shares: count the bytes that it holds of its user.
+        bounds: of its user's bytes and messages.
     """
 
-    def __init__(self, id: str, principal: Principal, node: Node, on_end: OnEnd, shares: Bytes) -> None:  # noqa: A002 - as in the header
+    def __init__(self, id: str, principal: Principal, node: Node, on_end: OnEnd, bounds: Bounds) -> None:  # noqa: A002 - as in the header
         self.id = id
         self.principal = principal
-        self.line = Line(client=False)
+        self.line = Line(client=False, control_parts=MOST_PARTS)
         self.kind = ""
         self.control: AsyncChannel | None = None
-        self.ends = Ends(self)
+        self.ends = Ends(self, lambda count: bounds.paces.pay(principal.user, count))
         self.bytes_up = self.bytes_down = 0
         self._node = node
         self._on_end = on_end
@@ -76,7 +78,7 @@ class Session:
         self._congested = False
         self._held = False
         self._room: asyncio.Event | None = None
-        self.early = Early(shares, principal.user)
+        self.early = Early(bounds.shares, principal.user)
         self.input_over = False
         """The client sends no more data."""
         self.control_over = self.over = self.ended = False
@@ -155,6 +157,7 @@ class Session:
                 return
             else:
                 raise LineError("a client has nothing to send on this channel")
+        self.early.gather(self.line.gathering_bytes)
         self.acknowledge(UNACKNOWLEDGED_BYTES)
         if self._held:
             self._balance()
@@ -176,6 +179,7 @@ class Session:
                 self.post({"type": header["type"]})
             return
         self.kind = kind = header["type"]
+        self.line.control_bytes = LATER_BYTES
         if kind not in KINDS:
             self.kind = "refused"
             self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))

@@ -13,7 +13,7 @@ from atoll import errors
 from atoll.server.line import handover
 from atoll.server.line.paces import Paces
 from atoll.server.line.session import Session
-from atoll.server.line.shares import Bytes, may_open
+from atoll.server.line.shares import Bounds, Bytes, may_open
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
@@ -84,7 +84,7 @@ class Sessions:
         return self._add(secrets.token_urlsafe(24), principal)
 
     def _add(self, name: str, principal: Principal) -> Session:
-        session = Session(name, principal, self._node, self._forget, self._shares)
+        session = Session(name, principal, self._node, self._forget, Bounds(self._shares, self.paces))
         self._sessions[name] = session
         self._opening.add(session)
         self._of_user[principal.user] += 1

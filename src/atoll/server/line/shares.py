@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import NamedTuple
+
+from atoll.server.line.paces import Paces
 
 PART = 8
 """The part of the machine's memory that sessions may hold."""
@@ -42,6 +45,13 @@ class Bytes:
         self._of_user[user] -= count
         if self._of_user[user] <= 0:
             del self._of_user[user]
+
+
+class Bounds(NamedTuple):
+    """The bounds of users over all sessions."""
+
+    shares: Bytes
+    paces: Paces
 
 
 def may_open(own: int, all_lines: int, most: int) -> bool:

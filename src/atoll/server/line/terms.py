@@ -8,6 +8,12 @@ from atoll.wire.line import WINDOW
 
 OPENING_SECONDS = 30.0
 """Seconds for a line's opening message to come, and for the next of the bytes beside it."""
+LEAST_RATE = 16 << 10
+"""Bytes a second beside an opening message, past `OPENING_SECONDS`: a client that sends less is ended."""
+LATER_BYTES = 64 << 10
+"""The most of a text after the first, which has certificates and requirements."""
+MOST_PARTS = 40_000
+"""Parts of a JSON text of a client (`wire.line.parts_of`): it is read on the loop, where all others wait for it."""
 GRACE_SECONDS = 10.0
 """Seconds for a client to come back after a loss of its connection."""
 ADOPTED_SECONDS = 30.0
