@@ -118,7 +118,7 @@ async def _slow() -> None:
         session.early._loop = cast("Any", SimpleNamespace(time=lambda: now))
         wire = _Wire(session)
         wire.say({"type": "request", "name": "x", "arguments": {}, "bytes": 256 << 20})
-        for _ in range(6):
+        for _ in range(3):
             now += PIECE / LEAST_RATE
             session.feed(wire, b"".join(bytes(one) for one in wire.line.send(DATA, bytes(PIECE))))
             assert session.early.until > now + OPENING_SECONDS / 2
