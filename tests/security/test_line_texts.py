@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from atoll.server.line import outputs
-from atoll.server.line.ends import Ends, Owner
+from atoll.server.line.ends import FREE_FRAMES, Ends, Owner
 from atoll.server.line.frames import MOST_FRAMES, Follower
 from atoll.server.line.outputs import Outputs
 from atoll.server.line.session import Session
@@ -172,20 +172,20 @@ def test_frames_of_a_worker_are_paid_by_its_user() -> None:
         theirs.sendall(TINY)
         for _ in range(20):
             await asyncio.sleep(0)
-        assert (b"".join(got), prices) == (TINY * 100, [100])
+        assert (b"".join(got), prices) == (TINY * 100, [100 - FREE_FRAMES])
         ends.hold(hold=True)
         ends.hold(hold=False)  # as when the client takes more
         for _ in range(20):
             await asyncio.sleep(0)
-        assert prices == [100]
+        assert prices == [100 - FREE_FRAMES]
         assert ends._resting is not None
         ends._resting.cancel()
         came.clear()
         ends._rested()
         await asyncio.wait_for(came.wait(), 30)
-        assert prices == [100, 1]
-        ends.write(TINY * 3)
-        assert prices == [100, 1, 3]
+        assert prices == [100 - FREE_FRAMES, 0]
+        ends.write(TINY * 30)
+        assert prices == [100 - FREE_FRAMES, 0, 30 - FREE_FRAMES]
         ends.close()
         theirs.close()
 

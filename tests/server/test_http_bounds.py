@@ -82,8 +82,11 @@ def test_large_bodies_are_refused(server: Server) -> None:
     status, value = server.ask("POST", "/v1/requests/status", body)
     assert status == 413
     assert "bytes" in value["error"]["message"]
+    fields = "".join(f"{name}: {value}\r\n" for name, value in server.headers().items())
+    with connect(server) as raw:  # before a byte of it comes
+        raw.sendall(f"POST /v1/requests/status HTTP/1.1\r\nHost: a\r\n{fields}Content-Length: 2000000\r\n\r\n".encode())
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
     with connect(server) as raw:
-        fields = "".join(f"{name}: {value}\r\n" for name, value in server.headers().items())
         raw.sendall(
             f"POST /v1/requests/status HTTP/1.1\r\nHost: a\r\n{fields}Transfer-Encoding: chunked\r\n\r\n".encode()
         )

@@ -20,6 +20,9 @@ from atoll.server.line.terms import COMMANDS
 from atoll.wire.frames import encode
 from atoll.wire.line import DATA, STDERR, STDOUT
 
+FREE_FRAMES = 8
+"""Frames of one piece whose price is in that of the piece: a call has one each way."""
+
 
 class Owner(Protocol):
     """The session, as its ends call back."""
@@ -101,7 +104,7 @@ class Ends:
         assert self.data is not None
         if self.outputs is not None and self._owner.kind not in COMMANDS:
             headers = self.up.feed(piece)
-            self._pay(len(headers))  # the connection waits
+            self._pay(max(len(headers) - FREE_FRAMES, 0))  # the connection waits
             for header in headers:
                 if call := call_of(header):
                     self.calls += 1
@@ -129,7 +132,7 @@ class Ends:
             for header in headers:
                 if answers(header):
                     outputs.answered()
-            if (seconds := self._pay(len(headers))) and self._resting is None:
+            if (seconds := self._pay(max(len(headers) - FREE_FRAMES, 0))) and self._resting is None:
                 self._resting = asyncio.get_running_loop().call_later(seconds, self._rested)
                 self._read_or_hold()
         self._owner.send(DATA, data)
