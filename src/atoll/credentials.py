@@ -18,7 +18,7 @@ import re
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,12 +43,14 @@ class Credentials:
         url: such as `https://lab.example:8443`, without a slash at the end.
         key_id, key_secret: the halves of the key.
         ca_file: a file of certificates to trust in place of the system's; empty for the system's.
+        reached: this user has logged in at the address, which a server has answered.
     """
 
     url: str
     key_id: str
     key_secret: str
     ca_file: str = ""
+    reached: bool = field(default=False, compare=False)
 
     def __repr__(self) -> str:  # the secret is in no traceback and no log
         return f"Credentials(url={self.url!r}, key_id={self.key_id!r})"
@@ -86,7 +88,11 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
             if address:  # the file is not needed, so its mistakes do not matter
                 return Credentials(address, key, secret, trusted)
             default = _login("")
-            return None if default is None else Credentials(default.url, key, secret, trusted or default.ca_file)
+            return (
+                None
+                if default is None
+                else Credentials(default.url, key, secret, trusted or default.ca_file, reached=True)
+            )
     stored = _login(address)
     if stored is None:
         if not address:
@@ -94,7 +100,7 @@ def find(url: str = "", key_id: str = "", key_secret: str = "", ca_file: str = "
         raise NotAuthorized(
             f"no key for `{printable(address)}` is known", hint=f"run `atoll auth login --host {printable(address)}`"
         )
-    return Credentials(stored.url, stored.key_id, stored.key_secret, trusted or stored.ca_file)
+    return Credentials(stored.url, stored.key_id, stored.key_secret, trusted or stored.ca_file, reached=True)
 
 
 def named(url: str = "") -> str:

@@ -212,6 +212,31 @@ def test_each_failure_to_connect_names_the_next_step(server: Server, tmp_path: A
     assert "no machine is called" in refusal(host).message
 
 
+def test_a_proxy_without_its_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that changes nothing is made until the server is there; one that may have arrived is made once."""
+    monkeypatch.setenv(patience.VARIABLE, "60")
+    gone, there = b"HTTP/1.1 502 Bad Gateway\r\n", b"HTTP/1.1 200 OK\r\n"
+    answers = [gone, gone, there, gone]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    head = connection.recv(65536)
+                    if b"\r\n\r\n{}" not in head:
+                        connection.recv(65536)
+                    connection.sendall(answer + b"content-length: 2\r\n\r\n{}")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        host = Host(f"http://127.0.0.1:{listener.getsockname()[1]}", key_id="a", key_secret="b")
+        assert host.request("status", {}) == {}
+        with pytest.raises(errors.HostUnreachable, match="the proxy does not reach the server"):
+            host.request("secrets.delete", {})
+        thread.join(60)
+
+
 def port_of_plain() -> int:
     """Return the port of a server without TLS, which goes on until the process ends."""
     with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from atoll import Host
+from atoll import Host, credentials
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -218,6 +219,70 @@ def test_adopted_lines_end_with_their_client(across: Across) -> None:
     across.abandoned.close()
     with pytest.raises(Refused):
         across.abandoned.resume()
+
+
+_WAITS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from atoll import Volume, cloud, isolated
+
+sys.stdin.readline()
+with ThreadPoolExecutor() as pool:
+    call = pool.submit(isolated(host=cloud)(len), "abc")
+    files = pool.submit(Volume(cloud).listdir)
+    status = pool.submit(cloud.request, "status", {})
+    print(call.result(), "running" in files.result(), "workers" in status.result())
+"""
+
+
+def test_clients_wait_while_a_server_restarts(
+    restarted: Server, across: Across, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program at an address of a login waits with its call, files and request, and says so in one line."""
+    assert across
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    key_id, key_secret = restarted.key
+    credentials.store(credentials.Credentials(restarted.url, key_id, key_secret, str(restarted.ca_file)))
+    program = [sys.executable, "-c", _WAITS]
+    restarted.end()
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdin is not None
+        assert run.stderr is not None
+        run.stdin.write("\n")
+        run.stdin.flush()
+        line = run.stderr.readline()
+        restarted.start()
+        out, more = run.communicate(timeout=120)
+    assert line.startswith(f"atoll: `{restarted.url}` does not answer, as while it restarts: trying for up to 2"), line
+    assert (run.returncode, out, more) == (0, "3 True True\n", "")
+
+
+def test_a_first_contact_does_not_wait(
+    restarted: Server, across: Across, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that there is a server at an address of variables alone; with `ATOLL_RETRY_SECONDS` they do."""
+    assert across
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    key = {"ATOLL_KEY_ID": "id", "ATOLL_KEY_SECRET": "secret"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"https://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())", "status"]
+
+    def said(**more: str) -> str:
+        named = {"ATOLL_HOST": url, **key, **more}
+        done = subprocess.run(
+            command, env={**os.environ, **named}, check=False, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    assert said().startswith(f"error: nothing listens at `{url}`\n")
+    first, second, _ = said(ATOLL_RETRY_SECONDS="3").splitlines()
+    assert re.fullmatch(rf"atoll: `{url}` does not answer, as while it restarts: trying for up to [012] s", first)
+    assert second == f"error: nothing listens at `{url}`"
+    assert said(ATOLL_HOST="https://no.such.host.invalid", ATOLL_RETRY_SECONDS="60").startswith("error: no machine")
 
 
 def test_a_killed_server_ends_its_calls(restarted: Server) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ssl
 import threading
 import time
 import weakref
@@ -19,7 +18,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atoll import errors
-from atoll.host.remote import patience
 from atoll.host.remote.patience import PING_SECONDS, SILENT_SECONDS
 from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
 from atoll.host.remote.sockets import Stream
@@ -86,19 +84,13 @@ class LineClient:
 
     def _open(self, opening: dict[str, Any]) -> None:
         pieces = self._line.say(opening)
-        attempts = patience.Attempts(self._closing, patience.seconds() if self._server.reached else 0.0)
+        attempts = self._server.attempts(self._closing)
         while True:
             try:
                 self._use(self._server.open_line())
                 break
-            except Refused as refused:
-                error: Exception = refused.error
-                if not refused.passes:
-                    raise error from None
-            except (OSError, http.client.HTTPException) as failed:
-                error = failed
-            if isinstance(error, ssl.SSLCertVerificationError) or not attempts.wait():
-                raise self._server.unreachable(error) from error
+            except (Refused, OSError, http.client.HTTPException) as error:
+                self._server.wait_after(error, attempts)
         with contextlib.suppress(OSError):
             self._write(pieces)
 
@@ -117,7 +109,7 @@ class LineClient:
             ChannelClosed: the line is over.
         """
         _close_all(self._held)
-        attempts = patience.Attempts(self._closing, patience.seconds())
+        attempts = self._server.attempts(self._closing)
         while not self.closed and not self.over and attempts.left > 0:
             try:
                 upgraded = self._server.open_line(
@@ -139,7 +131,7 @@ class LineClient:
                 break
             except (OSError, http.client.HTTPException):
                 _close_all(self._held)
-            if not attempts.wait():
+            if not attempts.wait("has lost the connection"):
                 break
         self.over = True
         raise ChannelClosed("the connection to the server was lost", self.reason) from why

@@ -1,7 +1,9 @@
-"""Patience with a server that does not answer: attempts to connect, with pauses, for a bounded time."""
+"""Patience with a server that may be restarting: attempts to connect, with pauses, for a bounded time."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
 
@@ -9,13 +11,20 @@ from atoll import settings
 
 VARIABLE = "ATOLL_RETRY_SECONDS"
 DEFAULT_SECONDS = 30.0
-"""Seconds for a server to come back, as after a restart or an upgrade; `ATOLL_RETRY_SECONDS` has another number."""
+"""Seconds for a server to come back; `ATOLL_RETRY_SECONDS` has another number."""
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.05, 2.0
 """Pauses between attempts, each twice the last one."""
+QUIET_SECONDS = 1.0
+"""Seconds of waiting before the person is told."""
 PING_SECONDS = 15.0
 """Seconds of silence after which a connection is kept in use."""
 SILENT_SECONDS = 45.0
 """Seconds of silence after which it counts as lost: the server answers pings."""
+READING = {
+    *("status", "calls.running", "calls.list", "calls.show", "calls.output", "calls.stacks", "calls.usage"),
+    *("environments.list", "environments.show", "secrets.list", "volume.quota"),
+}
+"""Requests that change nothing: they may be made again although the first one may have arrived."""
 
 
 def seconds() -> float:
@@ -26,17 +35,47 @@ def seconds() -> float:
         return DEFAULT_SECONDS
 
 
+def is_asked_for() -> bool:
+    """Return whether the variable is set: then the first contact has patience, too."""
+    return bool(settings.variable(VARIABLE))
+
+
+class Outage:
+    """The time in which one server cannot be reached, for all that wait for it: the person is told once.
+
+    Args:
+        shown: the address for messages.
+    """
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+        self._told = False
+
+    def tell(self, why: str, left: float) -> None:
+        """Tell the person that this program waits."""
+        if not self._told:
+            self._told = True
+            _print(f"{self._shown} {why}: trying for up to {left:.0f} s")
+
+    def ends(self) -> None:
+        """Note that the server answers."""
+        self._told = False
+
+
 class Attempts:
     """The attempts of one thread to connect.
 
     Args:
-        closing: ends them.
+        outage: of the server.
         most_seconds: for all of them.
+        closing: ends them.
     """
 
-    def __init__(self, closing: threading.Event, most_seconds: float) -> None:
-        self._closing = closing
-        self._end = time.monotonic() + most_seconds
+    def __init__(self, outage: Outage, most_seconds: float, closing: threading.Event | None = None) -> None:
+        self._outage = outage
+        self._closing = closing or threading.Event()
+        self._began = time.monotonic()
+        self._end = self._began + most_seconds
         self._pause = FIRST_WAIT_SECONDS
 
     @property
@@ -44,9 +83,25 @@ class Attempts:
         """The seconds that are left."""
         return self._end - time.monotonic()
 
-    def wait(self) -> bool:
-        """Wait for the next attempt; return False where there is none."""
-        if self.left < self._pause or self._closing.wait(self._pause):
+    def wait(self, why: str) -> bool:
+        """Wait for the next attempt; return False where there is none.
+
+        Args:
+            why: the failure of the last one in words, behind the server's address.
+        """
+        left = self.left
+        if left <= 0 or self._closing.is_set():
+            return False
+        if time.monotonic() - self._began >= QUIET_SECONDS:
+            self._outage.tell(why, left)
+        if self._closing.wait(min(self._pause, left)):
             return False
         self._pause = min(2 * self._pause, MOST_WAIT_SECONDS)
         return True
+
+
+def _print(line: str) -> None:
+    """Print a line for the person; the display's line about waiting calls, where there is one, makes room."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"atoll: {line}", file=sys.stderr, flush=True)

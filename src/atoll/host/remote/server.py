@@ -9,13 +9,14 @@ import os
 import re
 import socket
 import ssl
+import threading
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from atoll import __version__, errors
 from atoll.credentials import Credentials
-from atoll.host.remote import proxies
+from atoll.host.remote import patience, proxies
 from atoll.terminal_text import printable
 from atoll.wire import line, websocket
 
@@ -73,7 +74,8 @@ class Server:
         self._path = parts.path.rstrip("/")
         self._found = found
         self.reached = False
-        """True once a connection was made: later failures may pass."""
+        """True once it has answered this program."""
+        self._outage = patience.Outage(self.shown)
 
     @property
     def shown(self) -> str:
@@ -122,6 +124,31 @@ class Server:
             connection.close()
             raise
         return connection
+
+    def attempts(self, closing: threading.Event | None = None) -> patience.Attempts:
+        """Return the attempts to connect: one where nothing says that there is such a server."""
+        known = self.reached or self._found.reached or patience.is_asked_for()
+        return patience.Attempts(self._outage, patience.seconds() if known else 0.0, closing)
+
+    def wait_after(self, error: Exception, attempts: patience.Attempts) -> None:
+        """Wait for the next attempt to connect, where a failure may pass: nothing has been sent.
+
+        Raises:
+            AtollError: it does not pass, or the time is over.
+        """
+        if isinstance(error, Refused):
+            if not error.passes or not attempts.wait("refuses for now" if error.status == 429 else "is not ready"):
+                raise error.error from None
+            return
+        lasts = isinstance(error, ssl.SSLCertVerificationError)
+        if not self.reached:  # a name, a network or a kind of server that may be wrong
+            lasts = lasts or not isinstance(error, ConnectionRefusedError | ConnectionResetError)
+        if lasts or not attempts.wait("does not answer, as while it restarts"):
+            raise self.unreachable(error) from error
+
+    def _answers(self) -> None:
+        self.reached = True
+        self._outage.ends()
 
     def unreachable(self, error: Exception) -> errors.AtollError:
         """Return the named error for a failed connection."""
@@ -201,11 +228,23 @@ class Server:
             except (KeyError, ValueError):
                 raise Refused(status, self._stranger("it names no session")) from None
             sock.setblocking(False)
-            self.reached = True
+            self._answers()
             return Upgraded(sock, session, taken, rest)
         except BaseException:
             sock.close()
             raise
+
+    def _connected(self, attempts: patience.Attempts, seconds: float) -> http.client.HTTPConnection:
+        """Return an open connection, or wait for a server that restarts.
+
+        Raises:
+            AtollError: it cannot be reached.
+        """
+        while True:
+            try:
+                return self._connect(seconds)
+            except (OSError, http.client.HTTPException) as error:
+                self.wait_after(error, attempts)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -220,21 +259,30 @@ class Server:
         """
         body = None if value is None else json.dumps(value).encode()
         headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
-        try:
-            connection = self._connect(seconds or CONNECT_SECONDS)
+        attempts = self.attempts() if seconds is None else patience.Attempts(self._outage, 0.0)
+        again = method == "GET" or path.rpartition("/")[2] in patience.READING
+        while True:
+            connection = self._connected(attempts, seconds or CONNECT_SECONDS)
             try:
                 connection.sock.settimeout(seconds)
                 connection.request(method, self._path + path, body, headers)
                 answer = connection.getresponse()
                 data = answer.read(MOST_ANSWER_BYTES + 1)
+            except (OSError, http.client.HTTPException) as error:
+                if not again:
+                    raise self.unreachable(error) from error
+                self.wait_after(error, attempts)
+                continue
             finally:
                 connection.close()
-        except (OSError, http.client.HTTPException, ssl.SSLError) as error:
-            raise self.unreachable(error) from error
-        found = {name.lower(): text for name, text in answer.getheaders()}
-        if not 200 <= answer.status < 300:
-            raise self._refusal(answer.status, found, data[:MOST_ERROR_BYTES])
-        self.reached = True
+            if 200 <= answer.status < 300:
+                break
+            found = {name.lower(): text for name, text in answer.getheaders()}
+            refused = Refused(answer.status, self._refusal(answer.status, found, data[:MOST_ERROR_BYTES]))
+            if not again or _described(data) is not None:
+                raise refused.error
+            self.wait_after(refused, attempts)  # a proxy does not reach the server behind it
+        self._answers()
         return self._json(data)
 
     def put(self, path: str, body: BinaryIO | bytes, size: int) -> Any:
@@ -243,8 +291,8 @@ class Server:
         Raises:
             AtollError: the server answers so, or cannot be reached.
         """
+        connection = self._connected(self.attempts(), CONNECT_SECONDS)
         try:
-            connection = self._connect(CONNECT_SECONDS)
             try:
                 connection.sock.settimeout(None)
                 sent = {**self._headers(), "Content-Length": str(size)}
@@ -258,7 +306,7 @@ class Server:
         if not 200 <= answer.status < 300:
             found = {name.lower(): text for name, text in answer.getheaders()}
             raise self._refusal(answer.status, found, data[:MOST_ERROR_BYTES])
-        self.reached = True
+        self._answers()
         return self._json(data)
 
     def _json(self, data: bytes) -> Any:
@@ -269,11 +317,8 @@ class Server:
 
     def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> errors.AtollError:
         """Return the error that an answer other than success describes."""
-        try:
-            data = json.loads(body)["error"]
-            return errors.from_data(data)
-        except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
-            pass
+        if (described := _described(body)) is not None:
+            return described
         if status in (502, 503, 504):
             return errors.HostUnreachable(
                 f"{self.shown} answers {status}: the proxy does not reach the server behind it",
@@ -291,6 +336,14 @@ class Server:
             f"{self.shown} is no Atoll server, or too old a one: {why}",
             hint="check the address, and have the server upgraded",
         )
+
+
+def _described(body: bytes) -> errors.AtollError | None:
+    """Return the error that a server has described; None for the answer of anything else."""
+    try:
+        return errors.from_data(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        return None
 
 
 def _read_head(sock: Any) -> tuple[int, dict[str, str], bytes]:
