@@ -170,6 +170,27 @@ def test_lists_of_a_spec_are_bounded(more: dict[str, Any]) -> None:
         LeaseSpec.from_data({**SPEC.to_data(), **more})
 
 
+@pytest.mark.parametrize("part", [[], {}, 1, {"a": 1}])
+def test_a_message_with_very_many_values_is_not_read(part: Any) -> None:
+    """A function's message has at most so many, whatever its bytes; one of many texts with few values is read."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        channel = AsyncChannel(theirs, NESTED)
+        sender = Channel(ours)
+        try:
+            sender.send({"type": "lease", "spec": ["x" * 100] * 1000})
+            assert (await channel.receive()).type == "lease"
+            threading.Thread(target=sender.send, args=({"x": [part] * NESTED.header_parts},), daemon=True).start()
+            with pytest.raises(FrameError, match="parts"):
+                await channel.receive()
+        finally:
+            channel.close()
+            sender.close()
+
+    asyncio.run(main())
+
+
 def test_a_message_over_the_bound_is_refused_by_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both the honest client, before it sends, and the daemon name the sizes."""
 

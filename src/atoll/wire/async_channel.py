@@ -33,7 +33,9 @@ class _ControlChannel(Channel):
     def __init__(self, sock: Socket, bounds: Bounds) -> None:
         super().__init__(sock)
         self.receive_flags |= socket.MSG_DONTWAIT
-        self._decoder = Decoder(0, max_header_bytes=bounds.header_bytes, scratch_bytes=SCRATCH_BYTES)
+        self._decoder = Decoder(
+            0, max_header_bytes=bounds.header_bytes, max_header_parts=bounds.header_parts, scratch_bytes=SCRATCH_BYTES
+        )
 
     def reserve(self, take: Callable[[int], bool]) -> None:
         self._decoder.reserve = take

@@ -21,12 +21,14 @@ class Bounds(NamedTuple):
         header_bytes: the most of one message.
         queue_bytes: the most that may wait for a peer that does not read.
         rate, burst: see `Pace`; 0 for no pace.
+        header_parts: the most parts of one message (`frames.parts_of`); 0 for no bound.
     """
 
     header_bytes: int
     queue_bytes: int
     rate: float = 0.0
     burst: float = 0.0
+    header_parts: int = 0
 
     def pace(self, above: Pace | None = None) -> Pace:
         """Return a new pace of a peer of this kind."""
@@ -70,7 +72,7 @@ class Pace:
 CLIENT = Bounds(2 << 20, 16 << 20)
 """Programs of the owner: requirements of 1 MiB and variables of 128 KiB (`model.specs`), as JSON."""
 
-NESTED = Bounds(256 << 10, 64 << 10, rate=2000, burst=4000)
+NESTED = Bounds(256 << 10, 64 << 10, rate=2000, burst=4000, header_parts=20_000)
 """Code in a worker; the connections of one worker share one pace."""
 
 AGENT = Bounds(1 << 20, 16 << 20, rate=5000, burst=10_000)

@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from atoll.wire.frames import FrameError
+from atoll.wire.frames import FrameError, parts_of
 from atoll.wire.websocket import (
     BINARY_CODE,
     CLOSE_CODE,
@@ -299,11 +299,6 @@ def text_of(header: dict[str, Any]) -> bytes:
     if len(text) > CONTROL_BYTES:
         raise FrameError(f"a header of {len(text)} bytes is over the limit of {CONTROL_BYTES}")
     return text
-
-
-def parts_of(text: bytes) -> int:
-    """Return the most values that a JSON text may have: the time to read it goes by them, not by its bytes."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def header_of(text: bytes) -> dict[str, Any]:
