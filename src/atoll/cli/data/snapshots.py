@@ -140,7 +140,7 @@ def restore(
     dry_run: bool
         Only print the changes, as `diff` does: from the present state to the snapshot.
     """
-    from atoll.host.local import local
+    from atoll.cli import hosts
     from atoll.storage.snapshots.values import check_name
 
     if dry_run:
@@ -149,7 +149,7 @@ def restore(
         return 0
     if not yes and is_answerable() and not _may_restore(name):
         return 1
-    answer: dict[str, Any] = local.request("volume.restore", {"name": check_name(name), "wait": wait}, _tell)
+    answer: dict[str, Any] = hosts.chosen().request("volume.restore", {"name": check_name(name), "wait": wait}, _tell)
     if answer.get("kept"):
         echo(answer["kept"])
     return 0

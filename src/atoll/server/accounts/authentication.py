@@ -12,7 +12,6 @@ import hmac
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, select
 
@@ -151,10 +150,15 @@ def cookie_of(header: str) -> str:
     return values[0] if len(values) == 1 and values[0].isascii() and len(values[0]) <= 200 else ""
 
 
+def is_own(origin: str, host: str) -> bool:
+    """Return whether the header `Origin` names the server that the header `Host` names."""
+    return origin.lower() in (f"https://{host}".lower(), f"http://{host}".lower())
+
+
 def _check_site(headers: dict[str, str]) -> None:
     """Refuse a request with a cookie that another site's page may have made: browsers say where it comes from."""
     site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "")
-    own = not origin or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    own = not origin or is_own(origin, headers.get("host", ""))
     if not own or not (site in ("same-origin", "none") or (not site and origin)):
         raise errors.NotAuthorized(
             "the request comes from another site", hint="open this server's page and do it there", status=403

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import formatdate, parsedate_to_datetime
 
 from atoll.storage.files.tree import Status, version_of
@@ -12,8 +12,8 @@ from atoll.storage.files.tree import Status, version_of
 MOST_RANGES = 16
 """Ranges of one request; more are answered with the whole file, as the RFC allows."""
 
-_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
-_RANGE = re.compile(r"\s*(\d{0,19})\s*-\s*(\d{0,19})\s*")
+_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_RANGE = re.compile(r"(\d{0,19})[ \t]*+-[ \t]*+(\d{0,19})")  # possessive: a client's blanks are passed over once
 
 Piece = tuple[int, int]
 """Offset and length of a part of a file, in bytes."""
@@ -37,14 +37,23 @@ def tags(header: str) -> list[str] | None:
     """Return the strong tags of `If-Match` or `If-None-Match`, without quotes; None for `*`. Weak ones lose `W/`."""
     if header.strip() == "*":
         return None
-    return [found[1] for found in _TAG.findall(header)]
+    return [tag for _, tag in _entries(header)]
 
 
 def strong_tags(header: str) -> list[str] | None:
     """Return the tags of `If-Match` that can match, which weak ones cannot; None for `*`."""
     if header.strip() == "*":
         return None
-    return [tag for weak, tag in _TAG.findall(header) if not weak]
+    return [tag for weak, tag in _entries(header) if not weak]
+
+
+def _entries(header: str) -> Iterator[tuple[bool, str]]:
+    """Give each tag of a list with whether it is weak; what is no tag is left out. A tag may have commas in it."""
+    end = 0
+    for match in _TAG.finditer(header):
+        if not header[end : match.start()].strip(" \t,"):
+            yield match[1] is not None, match[2]
+        end = match.end()
 
 
 def seconds_of(header: str) -> int | None:
@@ -101,7 +110,7 @@ def wanted_pieces(headers: Mapping[str, str], status: Status) -> list[Piece] | N
     if len(parts) > MOST_RANGES:
         return None
     for part in parts:
-        match = _RANGE.fullmatch(part)
+        match = _RANGE.fullmatch(part.strip(" \t"))
         if match is None or match.groups() == ("", ""):
             return None
         piece = _piece(match[1], match[2], status.size)

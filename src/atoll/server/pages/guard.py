@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from atoll import errors
+from atoll.server.accounts.authentication import is_own
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; media-src 'self'; "
@@ -45,7 +45,7 @@ def check_site(request: Request) -> None:
     """
     site, origin = request.headers.get("sec-fetch-site", ""), request.headers.get("origin", "")
     reads = request.method in SAFE_METHODS
-    if origin and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+    if origin and not is_own(origin, request.headers.get("host", "")):
         raise _foreign()
     if site == "same-origin" or (site == "none" and reads):
         return

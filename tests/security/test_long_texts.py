@@ -1,0 +1,53 @@
+"""Long texts of a client in one line: what reads them reads them once, so that nobody else waits for it.
+
+A reader that goes over a text again for each of its characters takes hours for these, and the test's own limit ends it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from atoll.server.accounts.authentication import is_own
+from atoll.server.files import conditions
+from atoll.server.pages import rendering
+from atoll.storage.files.tree import Status
+
+LONG = 1 << 20
+STATUS = Status(kind="f", size=10, mtime_ns=1, ctime_ns=2, inode=3, mode=0o600)
+
+
+@pytest.mark.parametrize(
+    "text", [" " * LONG, f"x{' ' * LONG}x", "\t" * LONG, ", " * LONG, '"' * LONG, "W/" * LONG, "x" * LONG]
+)
+def test_tags_are_read_once(text: str) -> None:
+    """A list of tags holds those that are in it, whatever stands around them."""
+    assert set(conditions.tags(f'{text},"a"') or ()) <= {"a", ""}
+    assert set(conditions.strong_tags(f'"a",{text}') or ()) <= {"a", ""}
+
+
+@pytest.mark.parametrize(
+    "text", [" " * LONG, "1" * LONG, "-" * LONG, "1-" * LONG, f"1{' ' * LONG}x", f"{' ' * LONG}1-{' ' * LONG}x"]
+)
+def test_ranges_are_read_once(text: str) -> None:
+    """What is no range is answered with the whole file."""
+    assert conditions.wanted_pieces({"range": f"bytes={text}"}, STATUS) is None
+
+
+@pytest.mark.parametrize("text", ["x" * LONG, "\r" * LONG, "x\r\n" * LONG, "\x1b[" * LONG, f"{'x' * LONG}\r"])
+def test_output_is_read_once(text: str) -> None:
+    """A function prints what it likes."""
+    assert len(rendering.output_text(text)) <= 4 * len(text)
+
+
+def test_lines_that_were_overwritten_end_as_they_did() -> None:
+    """The page shows what a terminal would."""
+    assert rendering.output_text("10 %\r20 %\r30 %\nnext\r\n  1\r  2\r") == "30 %\nnext\n  2\n"
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://]", "https://a:b:c", "null", "//lab.example", "https://lab.example.evil"]
+)
+def test_an_odd_origin_is_another_site(origin: str) -> None:
+    """A header that is no address of a site is refused as one of another, and is no fault of the server."""
+    assert not is_own(origin, "lab.example")
+    assert is_own("https://LAB.example", "lab.example")
