@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import pytest
+
 from atoll.server.http import Connections
+from atoll.server.line.connection import Connection
 from atoll.server.line.paces import BURST_PIECES, PIECES_A_SECOND, Paces
 from atoll.wire.line import HEADER_PRICE, Line
+from atoll.wire.websocket import LineError
 
 from .process import Server
 from .raw_line import RawLine
@@ -29,6 +38,54 @@ def test_headers_cost_more_than_pieces() -> None:
     assert server.price == 1
     server.feed(b"".join(client.say({"type": "kill"})))
     assert server.price == 1 + HEADER_PRICE
+
+
+def test_each_part_of_a_message_has_its_price() -> None:
+    """Frames that complete no message cost as much as those that do; a message has a bounded number of them."""
+    server = Line(client=False)
+    part = b"\x00\x80" + bytes(4)
+    assert server.feed(b"\x01\x81" + bytes(4) + b"{" + 1000 * part) == []
+    assert server.price == 1001
+    assert server.feed(10 * part) == []
+    assert server.price == 10
+    with pytest.raises(LineError, match="parts"):
+        server.feed(100 * part)
+
+
+def test_lines_of_a_user_in_debt_are_not_read() -> None:
+    """What comes on another line of the user waits as well, in order, and is counted; another user's is read."""
+
+    async def serve() -> None:
+        read: list[tuple[str, bytes]] = []
+        paces, whole = Paces(), asyncio.Event()
+
+        def connection(user: str, price: int) -> tuple[Connection, SimpleNamespace]:
+            def feed(_wire: Any, data: bytes) -> None:
+                read.append((user, data))
+                if data == b"3":
+                    whole.set()
+
+            session = SimpleNamespace(
+                feed=feed, unread=0, line=SimpleNamespace(price=price), principal=SimpleNamespace(user=user)
+            )
+            sessions = SimpleNamespace(paces=paces, unsettled=mock.Mock())
+            return Connection(
+                cast("Any", session), cast("Any", sessions), mock.Mock(is_closing=lambda: False), set()
+            ), session
+
+        (flood, _), (second, waiting), (other, _) = (connection(*one) for one in (("a", 24_000), ("a", 1), ("b", 1)))
+        flood.data_received(b"1")
+        second.data_received(b"22")
+        second.data_received(b"3")
+        other.data_received(b"4")
+        assert read == [("a", b"1"), ("b", b"4")]
+        assert waiting.unread == 3
+        async with asyncio.timeout(60):
+            await whole.wait()
+        assert read[2:] == [("a", b"22"), ("a", b"3")]
+        assert waiting.unread == 0
+
+    asyncio.run(serve())
 
 
 def test_the_last_of_many_pings_is_answered() -> None:

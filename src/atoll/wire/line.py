@@ -188,7 +188,8 @@ class Line:
             LineError: see there.
         """
         events = self._reader.feed(data, self.control_bytes)
-        self.price = len(events)
+        self.price = max(len(events), self._reader.frames)  # a part that completes nothing was read, too
+        self._reader.frames = 0
         again = False
         pings = 0
         for kind, value in events:

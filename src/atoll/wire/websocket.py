@@ -18,6 +18,8 @@ CONTROL, PING, CLOSE, PONG = -1, -2, -3, -4
 """Kinds of events besides the channels: a text, the texts of a ping and of a pong, the code of a close (0 for none)."""
 MAX_SHORT_BYTES = 125
 """The most of a ping, pong or close."""
+MOST_PARTS = 1024
+"""Frames of one message. No client of Atoll's divides one; a proxy may."""
 _NO_MASK = b"\0\0\0\0"
 _VIEWED_BYTES = 16 << 10
 """Input above this size is not copied when it is cut."""
@@ -64,14 +66,14 @@ def binary(channel: int, piece: Any, *, client: bool) -> bytes:
 
 
 class Reader:
-    """The receiving half of one connection; `messages` counts those that were whole.
+    """The receiving half of one connection; `messages` counts those that were whole, `frames` their parts and all others.
 
     Args:
         masked: the other end is a client.
     """
 
     def __init__(self, *, masked: bool) -> None:
-        self.messages = 0
+        self.messages = self.frames = 0
         self._masked = 0x80 if masked else 0
         self._rest = b""
         """The beginning of a head."""
@@ -83,6 +85,7 @@ class Reader:
         """The code of a message whose last frame has not come."""
         self._size = 0
         """Bytes of that message so far."""
+        self._parts = 0
         self._channel = -1
         self._key = b""
         self._position = 0
@@ -205,6 +208,7 @@ class Reader:
             if self._key == _NO_MASK:
                 self._key = b""
         self._code, self._last, self._left = code, last, size
+        self.frames += 1
         return head
 
     def _begin_part(self, code: int, size: int, control_bytes: int) -> None:
@@ -213,9 +217,12 @@ class Reader:
             if not self._open:
                 raise LineError("a message goes on that has not begun")
         elif code in {TEXT_CODE, BINARY_CODE} and not self._open:
-            self._open, self._size, self._channel = code, 0, -1
+            self._open, self._size, self._parts, self._channel = code, 0, 0, -1
         else:
             raise LineError("a message begins within another, or is of an unknown kind")
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise LineError(f"a message has more than {MOST_PARTS} parts")
         self._size += size
         most = control_bytes if self._open == TEXT_CODE else PIECE + 1
         if self._size > most:

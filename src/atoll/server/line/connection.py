@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import Any
 
 from atoll.server.line.session import Session
@@ -41,13 +42,24 @@ class Connection(asyncio.Protocol):
         self._ending = False
         self._resting: asyncio.TimerHandle | None = None
         self._congested = False
+        self._early = deque[bytes]()
+        """What came while the user's messages had to wait."""
         server_connections.add(self)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """Give bytes to the session."""
+        """Give bytes to the session, unless the user's messages, on all lines, have to wait."""
         if self._ending:
             return
+        seconds = self._sessions.paces.debt(self._session.principal.user)
+        if seconds or self._early:
+            self._early.append(data)
+            self._session.unread += len(data)
+            self._rest(seconds)
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         try:
             self._session.feed(self, data)
         except LineError:
@@ -61,12 +73,24 @@ class Connection(asyncio.Protocol):
             return
         self._sessions.unsettled.add(self._session)
         seconds = self._sessions.paces.pay(self._session.principal.user, self._session.line.price)
-        if seconds and self._resting is None:
+        if seconds:
+            self._rest(seconds)
+
+    def _rest(self, seconds: float) -> None:
+        if self._resting is None:
             self._resting = self._loop.call_later(seconds, self._rested)
             self._read()
 
     def _rested(self) -> None:
         self._resting = None
+        while self._early and self._resting is None and not self._ending:
+            seconds = self._sessions.paces.debt(self._session.principal.user)
+            if seconds:  # other lines of the user were read meanwhile
+                self._rest(seconds)
+                return
+            data = self._early.popleft()
+            self._session.unread -= len(data)
+            self._take(data)
         self._read()
 
     def _read(self) -> None:
@@ -88,6 +112,8 @@ class Connection(asyncio.Protocol):
         if self._resting is not None:
             self._resting.cancel()
         self._server_connections.discard(self)
+        self._session.unread -= sum(map(len, self._early))
+        self._early.clear()
         self._session.detach(self)
 
     def pause_writing(self) -> None:

@@ -24,6 +24,10 @@ class Paces:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def debt(self, user: str) -> float:
+        """Return the seconds to wait before any message of a user is read."""
+        return self.pay(user, 0) if user in self._buckets else 0.0
+
     def pay(self, user: str, price: int) -> float:
         """Take tokens for messages that have come; return the seconds to wait before the next are read."""
         now = self._clock()

@@ -87,6 +87,8 @@ class Session:
         self.task: asyncio.Task[None] | None = None
         self.busy = False
         """A step is half done that cannot go on in another process."""
+        self.unread = 0
+        """Bytes of its connection that wait for the user's pace."""
 
     # --- the client's side -------------------------------------------------------------------------------------------
 

@@ -20,7 +20,9 @@ _PLACE = Path(__file__).parent
 ASSETS = _PLACE / "assets"
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _COLOURS = re.compile(r"\x1b\[[0-9;]{0,40}m")
-_OVERWRITTEN = re.compile(r"^[^\n]*\r(?!\n|$)", re.MULTILINE)  # tried at the start of lines alone: a long one is read once
+_OVERWRITTEN = re.compile(
+    r"^[^\n]*\r(?!\n|$)", re.MULTILINE
+)  # tried at the start of lines alone: a long one is read once
 
 
 def output_text(text: str) -> str:
