@@ -17,7 +17,7 @@ from starlette.routing import Route
 from atoll import errors
 from atoll.server.line.terms import MOST_PARTS
 from atoll.server.state import ServerState, principal_of, state_of
-from atoll.wire.frames import parts_of
+from atoll.wire.bounds import parts_of
 
 T = TypeVar("T")
 

@@ -21,6 +21,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from atoll.wire.bounds import parts_of
+
 VERSION = 1
 MAGIC = b"AT"
 PREFIX = struct.Struct("!2sBBII")
@@ -71,11 +73,6 @@ class HeaderTooLarge(FrameError):
         super().__init__(f"a header of {size_bytes} bytes with {buffers} buffers is over the limit of {most_bytes}")
         self.size_bytes = size_bytes
         self.most_bytes = most_bytes
-
-
-def parts_of(text: bytes) -> int:
-    """Return the most values that a JSON text may have: the time to read it goes by them, not by its bytes."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 class Rope:

@@ -32,7 +32,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from atoll.wire.frames import FrameError, parts_of
+from atoll.wire.bounds import parts_of
+from atoll.wire.frames import FrameError
 from atoll.wire.websocket import (
     BINARY_CODE,
     CLOSE_CODE,

@@ -13,7 +13,7 @@ LEAST_RATE = 16 << 10
 LATER_BYTES = 64 << 10
 """The most of a text after the first, which has certificates and requirements."""
 MOST_PARTS = 40_000
-"""Parts of a JSON text of a client (`wire.frames.parts_of`): it is read on the loop, where all others wait for it."""
+"""Parts of a JSON text of a client (`wire.bounds.parts_of`): it is read on the loop, where all others wait for it."""
 GRACE_SECONDS = 10.0
 """Seconds for a client to come back after a loss of its connection."""
 ADOPTED_SECONDS = 30.0
