@@ -6,9 +6,10 @@ send. A peer that sends faster than its pace is not read for a while: the kernel
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TOKEN_BYTES = 4096
 """Bytes that count like one more message."""
@@ -17,6 +18,23 @@ TOKEN_BYTES = 4096
 def parts_of(text: bytes) -> int:
     """Return the most values that a JSON text may have: the time to read it goes by them, not by its bytes."""
     return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def object_of(text: bytes, most_parts: int = 0) -> dict[str, Any]:
+    """Return the JSON object of a text.
+
+    Args:
+        most_parts: as `parts_of` counts them; 0 for no bound.
+
+    Raises:
+        ValueError, RecursionError: it has another value, or more parts.
+    """
+    if most_parts and parts_of(text) > most_parts:
+        raise ValueError(f"it has more than {most_parts} parts")
+    value = json.loads(text.decode("utf-8", "surrogatepass"))
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
 
 
 class Bounds(NamedTuple):

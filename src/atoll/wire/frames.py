@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from atoll.wire.bounds import parts_of
+from atoll.wire.bounds import object_of
 
 VERSION = 1
 MAGIC = b"AT"
@@ -351,15 +351,10 @@ class Decoder:
             return False
         text = bytes(self._view[self._start : self._start + self._header_bytes])
         self._start += self._header_bytes
-        if self._max_header_parts and parts_of(text) > self._max_header_parts:
-            raise FrameError(f"a header has more than {self._max_header_parts} parts")
         try:
-            header = json.loads(text.decode("utf-8", "surrogatepass"))
+            self._header = object_of(text, self._max_header_parts)
         except (ValueError, RecursionError) as error:
             raise FrameError(f"the header is not JSON: {error}") from error
-        if not isinstance(header, dict):
-            raise FrameError("the header is not an object")
-        self._header = header
         self._buffers = []
         if self._flags & NEW_RING:
             self.new_rings += 1
