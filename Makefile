@@ -21,6 +21,8 @@ WORKERS ?= 4
 DOCS_PORT ?= 8000
 AS_USER := as_user$(if $(filter-out 0,$(SOAK)),, and not once)
 export SOAK
+# Bytecode is kept: otherwise each of the thousands of processes that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## this list
