@@ -136,6 +136,11 @@ def test_the_operators_index_is_everybodys_and_no_request_names_its_place(two: T
         ensure(two.bob, two.machine.spec("alpha", "--no-index", index={}))
     two.stores.apply(EnvironmentsSettings())
     assert asyncio.run(two.ann._shared.built(plain)) is None, "another index is another environment"
+    two.stores.apply(EnvironmentsSettings(users_extra_index_urls=(f"{tmp_path}/not-mounted",)))
+    with pytest.raises(
+        EnvironmentBuildError, match="not-mounted` is not there"
+    ):  # never from the next index in silence
+        ensure(two.bob, plain)
 
 
 def test_nobody_decides_what_others_import_ahead(two: Two) -> None:

@@ -35,9 +35,14 @@ def described(server: Server) -> dict[str, Any]:
 def test_all_routes_are_described(own: Server) -> None:
     """Each has an operation with a summary; errors have one form."""
     found = described(own)
-    assert {"/healthz", "/v1/line", "/v1/openapi.json", "/v1/requests/{name}", "/v1/files/{rest}"} <= set(
-        found["paths"]
-    )
+    assert {
+        "/healthz",
+        "/v1/line",
+        "/v1/openapi.json",
+        "/v1/requests/{name}",
+        "/v1/files/{rest}",
+        "/v1/packages/{key}",
+    } <= set(found["paths"])
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             assert operation["summary"], f"{method} {path}"

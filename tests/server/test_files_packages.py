@@ -105,12 +105,12 @@ PROGRAM = """
 import atoll, atoll.errors
 
 @atoll.isolated(requirements=[
-    "-r own.txt", "./packages/dot", "-e ./packages/editable", "file:FILE", "named @ file:NAMED", "./dist/one-1.0-py3-none-any.whl",
+    "-r own.txt", "./packages/dot", "-e ./packages/editable", "-e .", "file:FILE", "named @ file:NAMED", "./dist/one-1.0-py3-none-any.whl",
     "two", "three", "four", "five", "--no-index", "--find-links=./links",
 ])
 def words():
     import importlib
-    names = "dot editable file named one two three four five six".split()
+    names = "dot editable whole file named one two three four five six".split()
     return [importlib.import_module(name).WORD for name in names]
 
 @atoll.isolated
@@ -137,22 +137,23 @@ def test_a_programs_packages_are_used_there(server: Server, tmp_path: Path) -> N
 
     Two directories come from variables and a `pip.conf`; a source distribution in one is built on the server.
     """
+    project = tree(tmp_path / "project", "whole")
     for name in ("dot", "editable", "file", "named"):
-        tree(tmp_path / "packages" / name, name)
-    wheel(tmp_path / "dist", "one", "WORD = 'one'\n")
-    wheel(tmp_path / "links", "two", "WORD = 'two'\n", "Requires-Dist: five\n")
-    sdist(tmp_path / "links", "three", tmp_path / "made" / "three")
-    wheel(tmp_path / "variable", "four", "WORD = 'four'\n")
-    wheel(tmp_path / "configured", "five", "WORD = 'five'\n")
-    wheel(tmp_path / "configured", "six", "WORD = 'six'\n")
-    (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'configured'}\n")
-    (tmp_path / "own.txt").write_text(f"six\n--find-links {tmp_path / 'configured'}\n")
-    program = tmp_path / "program.py"
-    text = PROGRAM.replace("FILE", str(tmp_path / "packages" / "file")).replace("NAMED", f"//{tmp_path}/packages/named")
+        tree(project / "packages" / name, name)
+    wheel(project / "dist", "one", "WORD = 'one'\n")
+    wheel(project / "links", "two", "WORD = 'two'\n", "Requires-Dist: five\n")
+    sdist(project / "links", "three", project / "made" / "three")
+    wheel(project / "variable", "four", "WORD = 'four'\n")
+    wheel(project / "configured", "five", "WORD = 'five'\n")
+    wheel(project / "configured", "six", "WORD = 'six'\n")
+    (project / "pip.conf").write_text(f"[global]\nfind-links = {project / 'configured'}\n")
+    (project / "own.txt").write_text(f"six\n--find-links {project / 'configured'}\n")
+    program = project / "program.py"
+    text = PROGRAM.replace("FILE", str(project / "packages" / "file")).replace("NAMED", f"//{project}/packages/named")
     program.write_text(text)
     key_id, secret = server.key
     login = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
-    variables = {"PIP_FIND_LINKS": str(tmp_path / "variable"), "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    variables = {"PIP_FIND_LINKS": str(project / "variable"), "PIP_CONFIG_FILE": str(project / "pip.conf")}
     done = subprocess.run(
         [sys.executable, str(program)],
         env={**os.environ, **login, **variables, "ATOLL_CA_FILE": str(server.ca_file)},
@@ -164,7 +165,7 @@ def test_a_programs_packages_are_used_there(server: Server, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "dot editable file named one two three four five six",
+        "dot editable project file named one two three four five six",
         "refused True",
         "four",
     ]

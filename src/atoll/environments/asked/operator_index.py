@@ -1,4 +1,4 @@
-"""The operator's index: where packages of a server's users come from, in place of PyPI. Pure.
+"""The operator's index: where packages of a server's users come from, in place of PyPI.
 
 A user who names a default index, or none at all (`--no-index`), has that instead; further indexes and directories of a
 user come before the operator's. Users share environments of it, as those of PyPI. It holds no credentials: code of
@@ -7,10 +7,11 @@ packages, which users choose, runs in some builds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from atoll.environments.asked.requirements import Requirements
 from atoll.model.environments_settings import EnvironmentsSettings
@@ -44,6 +45,15 @@ def of_settings(options: EnvironmentsSettings) -> OperatorIndex:
 
 def _address(text: str) -> str:
     return f"file://{quote(text)}" if text.startswith("/") else text
+
+
+def missing(operator: OperatorIndex) -> str:
+    """Return the first directory that is not there; empty where all are."""
+    for address in (operator.default, *operator.extra, *operator.links):
+        path = unquote(urlsplit(address).path) if address.startswith("file:") else ""
+        if path and not os.path.isdir(path):
+            return path
+    return ""
 
 
 def is_replaced(settings: Mapping[str, str], requirements: Requirements, configuration: Mapping[str, Any]) -> bool:

@@ -9,10 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from atoll.environments.asked import credentials, index, key, local_sources, reading, requirements
+from atoll.environments.asked import credentials, index, key, local_sources, operator_index, reading, requirements
 from atoll.environments.asked.certificates import Certificates
 from atoll.environments.asked.index import Index
 from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex
@@ -146,7 +147,7 @@ class Recipes:
         if self._kept_for.everybody and not _for_everybody(spec, parsed):
             raise NotForEverybody("an environment with packages of other places is its user's own")
         python = await self._pythons.find(spec, log, nested=nested)
-        contents, sources = await _contents(parsed), self._index(dict(spec.index), parsed)
+        contents, sources = await _contents(parsed), await self._index(dict(spec.index), parsed)
         found = self._named(key.key(spec.kind, parsed, python, index=sources.facts, contents=contents))
         constraints = (*parsed.constraints, *lockfile.constraints(self._pins(found)))
         request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
@@ -161,7 +162,7 @@ class Recipes:
         wanted = read_conda(spec)
         sent = {name: text for name, text in spec.index if not wanted.pip.empty or _reaches(name)}
         own = [text for text in (*wanted.packages, *wanted.channels) if conda_packages.cleaned(text) != text]
-        contents, sources = await _contents(wanted.pip), self._index(sent, wanted.pip, own)
+        contents, sources = await _contents(wanted.pip), await self._index(sent, wanted.pip, own)
         if wanted.local_channels:  # a channel of the network could name the digests of their archives
             local = digest({"cache": sources.cache, "channels": sorted(wanted.local_channels)})
             sources = replace(sources, cache=local)
@@ -205,9 +206,15 @@ class Recipes:
             return found
         return digest({"key": found, "user": self._kept_for.user, "everybody": self._kept_for.everybody})
 
-    def _index(self, sent: dict[str, str], parsed: Requirements, also: Iterable[str] = ()) -> Index:
+    async def _index(self, sent: dict[str, str], parsed: Requirements, also: Iterable[str] = ()) -> Index:
         operator = NO_INDEX if parsed.empty else self._kept_for.operator()
-        return index.read(sent, parsed, self._shelf.keyed, self.certificates.text, also, operator)
+        read = partial(index.read, sent, parsed, self._shelf.keyed, self.certificates.text, also, operator)
+        if operator == NO_INDEX:
+            return read()
+        absent = await asyncio.to_thread(operator_index.missing, operator)  # on a file server, perhaps
+        if absent:  # uv would take the packages from the next index
+            raise EnvironmentBuildError(f"the operator's index `{absent}` is not there", hint="ask the operator")
+        return await asyncio.to_thread(read)
 
     def prepare(self) -> None:
         """Make the directories of packages that are kept for further builds."""

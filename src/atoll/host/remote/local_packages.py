@@ -117,7 +117,7 @@ def index_refused(source: str, path: str) -> EnvironmentBuildError:
     Args:
         source: the setting or option that names it.
     """
-    pip = " (pip reads no file with `PIP_CONFIG_FILE=/dev/null`)" if source.startswith("PIP_") else ""
+    pip = f" (pip reads no file with `PIP_CONFIG_FILE={os.devnull}`)" if source.startswith("PIP_") else ""
     return EnvironmentBuildError(
         f"`{source}` names `{printable(path)[:300]}`, an index on this machine, which a server cannot read",
         hint="name the packages with `--find-links DIRECTORY`, which are uploaded, or use the server's own index: leave "

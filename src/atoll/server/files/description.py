@@ -1,4 +1,4 @@
-"""The operations on files, as the API's description has them."""
+"""The operations on files and packages, as the API's description has them."""
 
 from __future__ import annotations
 
@@ -70,5 +70,28 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         "summary": "Remove a file or an empty directory.",
         "parameters": [_flag("recursive", "with all that is below it"), _UPLOAD],
         "responses": _answers(204),
+    },
+}
+
+_PRESENT = {"200": {"description": "whether it is there", "content": {"application/json": {"schema": {}}}}}
+PACKAGE_OPERATIONS: dict[str, dict[str, Any]] = {
+    "get": {"summary": "Tell whether a package is there.", "responses": {**_PRESENT, "default": _FAILURE}},
+    "put": {
+        "summary": "Upload a wheel or a source distribution, for environments of one's own.",
+        "description": "`key` is its SHA-256 in hexadecimal digits, `name` that of its build.",
+        "requestBody": {"required": True, "content": _BINARY},
+        "responses": _answers(201),
+    },
+}
+DIRECTORY_OPERATIONS: dict[str, dict[str, Any]] = {
+    "get": {
+        "summary": "Tell whether a directory of packages is there.",
+        "responses": {**_PRESENT, "default": _FAILURE},
+    },
+    "put": {
+        "summary": "Make a directory of packages that are there; the answer names those that are missing.",
+        "description": "The body has a line `DIGEST NAME` for each package, and `key` is its SHA-256.",
+        "requestBody": {"required": True, "content": {"text/plain": {"schema": {"type": "string"}}}},
+        "responses": _answers(201, 202),
     },
 }

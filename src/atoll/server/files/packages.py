@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from atoll import errors
 from atoll.environments.asked.uploaded import KEY, MOST_BYTES, MOST_NAMES, PACKAGE, of_user
+from atoll.server.files.description import DIRECTORY_OPERATIONS, PACKAGE_OPERATIONS
 from atoll.server.files.failures import Refused, answering
 from atoll.server.files.transfers import transfers_of
 from atoll.server.state import ServerState, principal_of
@@ -62,8 +63,13 @@ def install(state: ServerState) -> None:
     """Add the routes, and remove what a server that was killed has left of uploads."""
     packages = Packages(state.node.options.home)
     packages.sweep()
-    state.routes.append(Route(PREFIX + "/{key}/{name}", answering(packages.serve), methods=["GET", "PUT"]))
-    state.routes.append(Route(PREFIX + "/{key}", answering(packages.serve_directory), methods=["GET", "PUT"]))
+    for path, serve, described in (
+        ("/{key}/{name}", packages.serve, PACKAGE_OPERATIONS),
+        ("/{key}", packages.serve_directory, DIRECTORY_OPERATIONS),
+    ):
+        endpoint = answering(serve)
+        endpoint.described = described  # type: ignore[attr-defined]
+        state.routes.append(Route(PREFIX + path, endpoint, methods=["GET", "PUT"]))
     state.body_bytes[PREFIX + "/"] = MOST_BYTES
 
 
