@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from fsspec.tests import abstract
 
+from atoll import Host, local
 from atoll.fsspec import DirectoryFileSystem, VolumeFileSystem
 
 from ..volumes import ThreadHost
@@ -135,11 +136,17 @@ class TestDirectoryOpen(DirectoryFixtures, abstract.AbstractOpenTests):  # type:
         ("/", "/data"),
         ("", "/data"),
         (["a", "atoll://b"], ["/data/a", "/data/b"]),
+        ("atoll://ada@lab.example/a/b", "/data/a/b"),
+        ("atoll://ada@lab.example:8443//data", "/data/data"),
+        ("atoll://ada@lab.example", "/data"),
+        ("atoll:///data/ada@lab.example/b", "/data/ada@lab.example/b"),
+        ("ada@lab.example/b", "/data/ada@lab.example/b"),
     ],
 )
 def test_spellings(path: Any, stripped: Any) -> None:
-    """Every spelling of a path is the one that functions use."""
+    """Every spelling of a path is the one that functions use, outside of functions and inside."""
     assert VolumeFileSystem._strip_protocol(path) == stripped
+    assert DirectoryFileSystem._strip_protocol(path) == stripped
 
 
 @pytest.mark.parametrize("path", ["atoll:///etc/passwd", "a/../b", "/etc"])
@@ -147,6 +154,26 @@ def test_paths_that_lead_out(path: str) -> None:
     """Nothing outside of the volume can be named."""
     with pytest.raises(ValueError, match=r"below|\.\."):
         VolumeFileSystem._strip_protocol(path)
+
+
+def test_an_address_names_a_server(host: ThreadHost) -> None:
+    """User and host come from the address; a password, another server's `host` and a `Volume` have no place there."""
+    named = VolumeFileSystem._get_kwargs_from_urls("atoll://ada@lab.example:8443/a")
+    assert named == {"user": "ada", "server": "lab.example:8443"}
+    assert VolumeFileSystem._get_kwargs_from_urls("atoll://a/b@c") == {}
+    fs = fsspec.filesystem("atoll", **named)
+    assert fs.host == Host("https://lab.example:8443")
+    assert fs.unstrip_protocol("/data/a/b") == "atoll://ada@lab.example:8443/a/b"
+    assert DirectoryFileSystem(**named).unstrip_protocol("/data/a") == "atoll://a"
+    assert fsspec.filesystem("atoll", host="https://lab.example").host == Host("https://lab.example")
+    assert fsspec.filesystem("atoll", host="local").host == local
+    with pytest.raises(ValueError, match="no password"):
+        fsspec.filesystem("atoll", user="ada:secret", server="lab.example")
+    for other in (Host("https://other.example", key_id="id", key_secret="secret"), host):
+        with pytest.raises(ValueError, match=r"names `ada@lab.example:8443`, and `host` is"):
+            fsspec.filesystem("atoll", host=other, **named)
+    with pytest.raises(ValueError, match="names a server, and a volume has its own"):
+        VolumeFileSystem(host=host).volume.exists("atoll://ada@lab.example/a")
 
 
 def test_names_go_back_to_addresses(fs: Any) -> None:

@@ -1,6 +1,7 @@
 """`atoll://`: the volume as a file system for programs that use fsspec (pandas, Dask, Zarr, datasets, …).
 
 `atoll://a/b` is `/data/a/b`, and so is `atoll:///data/a/b`; names are given as functions know them (`/data/a/b`).
+`atoll://USER@HOST/a/b` is that of USER at a server, and `atoll:///data/USER@HOST/b` a directory of such a name.
 Installing Atoll registers it; inside functions it is registered too, and there it works on `/data` itself.
 """
 

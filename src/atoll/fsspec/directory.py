@@ -23,13 +23,13 @@ class DirectoryFileSystem(Names, LocalFileSystem):  # type: ignore[misc]
     """The same inside a function, where `/data` is a directory.
 
     Args:
-        host: without effect: the volume is that of the function.
+        host, user, server: without effect: the volume is that of the function.
     """
 
     local_file = False
 
-    def __init__(self, host: Any = None, **options: Any) -> None:
-        LocalFileSystem.__init__(self, auto_mkdir=True, host=host, **options)
+    def __init__(self, host: Any = None, user: str = "", server: str = "", **options: Any) -> None:
+        LocalFileSystem.__init__(self, auto_mkdir=True, host=host, user=user, server=server, **options)
 
     @property
     def fsid(self) -> str:

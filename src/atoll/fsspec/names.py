@@ -8,7 +8,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
-from atoll.storage.protocol.connection import ROOT, absolute, volume_path
+from atoll.storage.protocol.connection import ROOT, absolute, split_server, volume_path
 
 PROTOCOL = "atoll"
 
@@ -18,18 +18,25 @@ class Names(AbstractFileSystem):  # type: ignore[misc]
 
     protocol = PROTOCOL
     root_marker = ROOT
+    _place = ""
+    """`USER@HOST/` where the address of the file system has it."""
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: Any) -> dict[str, str]:
+        user, server, _ = split_server(stringify_path(path))
+        return {"user": user, "server": server} if server else {}
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(one) for one in path]
-        text = stringify_path(path)
+        text = split_server(stringify_path(path))[2]
         for prefix in (f"{PROTOCOL}://", f"{PROTOCOL}::"):
             text = text.removeprefix(prefix)
         return absolute(volume_path(text)) if text.strip("/") else ROOT
 
     def unstrip_protocol(self, name: str) -> str:
-        return f"{PROTOCOL}://{volume_path(self._strip_protocol(name))}"
+        return f"{PROTOCOL}://{self._place}{volume_path(self._strip_protocol(name))}"
 
     @classmethod
     def _parent(cls, path: Any) -> str:

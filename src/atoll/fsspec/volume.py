@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import trailing_sep
 
+from atoll.fsspec import servers
 from atoll.fsspec.names import PROTOCOL, Names
 from atoll.sdk.data.file import open_file
 from atoll.sdk.data.glob import has_magic
@@ -51,16 +52,25 @@ class VolumeFileSystem(Names):
     volume do not travel. Errors are those of `Volume`.
 
     Args:
-        host: whose volume; the local host's by default.
+        host: whose volume: a host, the address of a server, or `local`; the default host's without it.
+        user, server: those of an address `atoll://USER@HOST/…`.
+
+    Raises:
+        ValueError: `host` and the address name different servers.
+        NotAuthorized: with the first use: no key for the server is known, or the user is called otherwise there.
     """
 
-    def __init__(self, host: Host | None = None, **options: Any) -> None:
-        super().__init__(host=host, **options)
-        self.host = host
+    def __init__(self, host: Host | str | None = None, user: str = "", server: str = "", **options: Any) -> None:
+        super().__init__(host=host, user=user, server=server, **options)
+        self.host = servers.host_for(host, server, user)
+        self._user = user
+        self._place = f"{user}@{server}/" if server else ""
 
     @property
     def volume(self) -> Volume:
         """The volume of this process for the host."""
+        if self._user:
+            servers.check_user(self.host, self._user)
         return _volume(self.host)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -23,17 +24,20 @@ MOST_ERRNO = 4096
 ROOT = "/data"
 ADDRESS = "atoll://"
 """The prefix of a path for fsspec: `atoll://a/b` and `atoll:///data/a/b` are `/data/a/b`."""
+_SERVER = re.compile(r"atoll://([^/@]+)@([^/@]+)(?=/|$)")
 
 
 def volume_path(path: AnyPath) -> str:
     """Return a path of the volume, or an `atoll://` address, relative to the root, which itself is the empty text.
 
     Raises:
-        ValueError: the path is not below `/data`, or has `..` or NUL.
+        ValueError: the path is not below `/data`, or has `..` or NUL; or the address names a server.
     """
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError("a path on a volume is text")
+    if split_server(text)[0]:
+        raise ValueError(f"`{printable(text)}` names a server, and a volume has its own: leave out user and host")
     text = text.removeprefix(ADDRESS)
     parts = _parts(text)
     if text.startswith("/"):
@@ -41,6 +45,14 @@ def volume_path(path: AnyPath) -> str:
             raise ValueError(f"`{printable(text)}` is not below `{ROOT}`")
         parts = parts[1:]
     return "/".join(parts)
+
+
+def split_server(address: str) -> tuple[str, str, str]:
+    """Return user and server of an address `atoll://USER@HOST/…`, and the address without them; empty for none."""
+    found = _SERVER.match(address)
+    if found is None:
+        return "", "", address
+    return found[1], found[2], f"{ADDRESS}{address[found.end() :].lstrip('/')}"
 
 
 def _parts(path: str) -> list[str]:
