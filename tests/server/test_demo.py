@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..conftest import ROOT, Home, needs_outbound
+import pytest
+
+from ..conftest import ROOT, Home
 
 PROGRAM = f"""
 import sys
@@ -24,7 +26,7 @@ raise SystemExit(7 if os.environ["ATOLL_HOST"] else 0)
 """
 
 
-@needs_outbound
+@pytest.mark.as_user
 def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> None:
     """The functions of the first examples run on a server of its own; a program that fails ends it with its status.
 

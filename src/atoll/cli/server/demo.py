@@ -22,6 +22,8 @@ from atoll.server.accounts.direct import Direct
 from atoll.settings import Settings
 
 USER = "demo"
+SETTINGS = "[users]\nshare_network = true\n"
+"""The one user is who calls, so functions have this machine's network as on `local`: no `pasta` is needed."""
 START_SECONDS = 60.0
 END_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -41,8 +43,8 @@ def demo(programs: Sequence[Path]) -> int:
         home = Path(tempfile.mkdtemp(prefix="atoll-demo-", dir="/tmp"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         packages = machine_packages.read(home)
-        if packages.options:
-            (home / "settings.toml").write_text(f"[environments]\n{packages.options}")
+        own_index = f"[environments]\n{packages.options}" if packages.options else ""
+        (home / "settings.toml").write_text(SETTINGS + own_index)
         options = settings.load(home)
         variables = {**stack.enter_context(serving(options)), **packages.variables}
         if packages.places:
