@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,12 @@ def test_commands_name_the_state_they_change(
     assert not (tmp_path / "copy").exists()
     assert run(["users", "add", "ada"]) == 0
     assert f"to `{other}` (no server has run there yet)" in capsys.readouterr().err
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    (other / "run").mkdir(mode=0o700, exist_ok=True)
+    (other / "run" / "server.json").write_text(json.dumps({"pid": ended.pid, "url": "https://lab.example"}))
+    assert run(["users", "add", "bob"]) == 0
+    assert f"to `{other}` (no server runs there now)" in capsys.readouterr().err
 
 
 def test_commands_take_the_state_directory(

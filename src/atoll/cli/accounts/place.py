@@ -229,6 +229,8 @@ def _here(home: Path, database: str, *, make: bool) -> Iterator[Place]:
 def _served(home: Path) -> str:
     """Return where the server of a state directory listens."""
     try:
-        return printable(str(json.loads((home / "run" / "server.json").read_bytes())["url"]))
+        found = json.loads((home / "run" / "server.json").read_bytes())
+        os.kill(int(found["pid"]), 0)  # the file of a server that was killed is still there
+        return printable(str(found["url"]))
     except (OSError, ValueError, KeyError, TypeError):
         return "no server runs there now"
