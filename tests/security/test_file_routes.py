@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gzip
 import hashlib
 import json
 import os
@@ -281,6 +282,15 @@ def test_nobody_without_a_key(server: Server, method: str) -> None:
     for headers in ({}, {"Authorization": "Key x:y"}, {"Cookie": "session=x"}):
         assert ask(server, method, "/v1/files/inside", None, headers)[0] == 401
     assert ask(server, "GET", "/v1/files/inside")[2] == b"inside"
+
+
+def test_encoded_bodies_are_refused(server: Server) -> None:
+    """A body that would have to be unpacked, such as a bomb, is neither unpacked nor kept."""
+    bomb = gzip.compress(bytes(1 << 20))
+    for name in ("gzip", "deflate", "br", "identity, gzip"):
+        status, _, body = ask(server, "PUT", "/v1/files/bomb", bomb, {**server.headers(), "Content-Encoding": name})
+        assert (status, json.loads(body)["error"]["code"]) == (415, "content_encoding")
+    assert ask(server, "GET", "/v1/files/bomb")[0] == 404
 
 
 def test_special_files_are_not_opened(server: Server) -> None:

@@ -133,6 +133,15 @@ def test_upgrades_that_are_refused(server: Server, raw: socket.socket, headers: 
     assert b'"code":' in caught.value.body
 
 
+@pytest.mark.parametrize("code", [1, 2], ids=["text", "binary"])
+def test_oversized_messages_end_their_line(server: Server, raw: socket.socket, code: int) -> None:
+    """One whose head announces more than may be ends its line, before its bytes come; others are answered."""
+    upgrade(raw, server.headers())
+    raw.sendall(bytes((0x80 | code, 0xFF)) + (1 << 40).to_bytes(8, "big") + bytes(4))
+    assert _rest(raw)[-2:] == (1002).to_bytes(2, "big")
+    assert server.ask("POST", "/v1/requests/status", b"{}")[0] == 200
+
+
 def test_other_places_take_no_upgrade(server: Server, raw: socket.socket) -> None:
     """A WebSocket is for lines alone."""
     with pytest.raises(Refused) as caught:
