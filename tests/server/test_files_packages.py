@@ -253,6 +253,22 @@ def test_forged_names_of_uploads_name_nothing(entry: str) -> None:
         uploaded.split(EnvironmentSpec(requirements=(entry,)))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("UV_FIND_LINKS", "atoll-upload:../../x"),
+        ("UV_FIND_LINKS", f"https://a.example,atoll-upload:{'0' * 64}/x.whl"),
+        ("PIP_FIND_LINKS", f"atoll-upload:{'0' * 63}"),
+        ("PIP_INDEX_URL", f"atoll-upload:{'0' * 64}"),
+        ("uv.toml", f'find-links = ["atoll-upload:{"0" * 64}"]'),
+    ],
+)
+def test_forged_settings_of_uploads_name_nothing(name: str, text: str) -> None:
+    """A setting names uploads in the form of a client alone, and where directories may be."""
+    with pytest.raises(EnvironmentBuildError, match="names no upload"):
+        uploaded.split(EnvironmentSpec(requirements=("x",), index=((name, text),)))
+
+
 def test_an_upload_that_is_gone_says_so(tmp_path: Path) -> None:
     """An entry whose file is no longer there is an error with the next step."""
     spec = EnvironmentSpec(requirements=(f"atoll-upload:{'0' * 64}/x-1-py3-none-any.whl",))
