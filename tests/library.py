@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from atoll.node import mounted_files
@@ -18,7 +19,8 @@ def _made() -> Path:
     old = os.umask(0o022)
     try:
         library = mounted_files.prepare(directory / "agents")
-        asyncio.run(mounted_files.compile_rest(library))
+        with ThreadPoolExecutor(1) as thread:  # a browser's test has a loop that runs
+            thread.submit(asyncio.run, mounted_files.compile_rest(library)).result()
     finally:
         os.umask(old)
     return directory
