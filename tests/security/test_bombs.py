@@ -13,6 +13,8 @@ from atoll.storage.content.compression import MAX_CONTENT_BYTES, decompressed
 SIZE = 32 << 20
 BOMB = zstandard.ZstdCompressor().compress(bytes(SIZE))
 UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(SIZE))
+HUGE = b"\x28\xb5\x2f\xfd\xe0" + (1 << 45).to_bytes(8, "little")
+"""The head of a frame that claims more than any memory."""
 
 
 def test_the_content_of_a_sync_comes_back_as_it_was() -> None:
@@ -27,6 +29,7 @@ def test_the_content_of_a_sync_comes_back_as_it_was() -> None:
         (BOMB, SIZE - 1),
         (BOMB, MAX_CONTENT_BYTES + 1),
         (BOMB, 1 << 60),
+        (HUGE, 1 << 45),
         (BOMB, -1),
         (BOMB, "10"),
         (BOMB, True),

@@ -53,8 +53,15 @@ def test_a_flood_of_stderr_takes_few_turns_of_the_daemon(tmp_path: Path, monkeyp
     assert log.stat().st_size == stderr_log.MAX_LOGGED_BYTES
 
 
-def test_a_build_that_prints_lines_without_end_is_not_read_line_by_line() -> None:
-    """After a bounded number of lines the output is neither split nor cleaned; its end is kept all the same."""
+def test_a_build_that_prints_lines_without_end_is_not_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a bounded number of lines the output is neither split nor cleaned, and read with rests; its end is kept."""
+    sleep, rests = asyncio.sleep, list[float]()
+
+    async def counted(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", counted)
     lines = 5 * process.MAX_LINES
     passed = 0
 
@@ -66,3 +73,5 @@ def test_a_build_that_prints_lines_without_end_is_not_read_line_by_line() -> Non
     done = asyncio.run(process.run(command, env={"PATH": os.defpath}, on_line=count))
     assert done.output.endswith("y\nend\n")
     assert 0 < passed <= process.MAX_LINES
+    assert rests
+    assert set(rests) == {process.PAUSE_SECONDS}
