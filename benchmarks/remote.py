@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable
@@ -69,13 +70,16 @@ def measure_proxy(variables: dict[str, str], front: Front | None, rounds: int) -
     if front is None:
         return []
     there = isolated(host=host_of(variables, front), keep_alive=600)(add)
-    calls, by_http = Samples("warm remote call, nginx, TLS"), Samples("echo, the same nginx")
+    calls = Samples("warm remote call, nginx, TLS")
+    by_http, by_httpx = Samples("echo, http.client, the same nginx"), Samples("echo, httpx, the same nginx")
     echo = Echo(front.address, front.authority)
-    for counts in turns(rounds, "through nginx"):
-        timed(lambda: there(1, 2), calls, BLOCK, counts=counts)
-        timed(lambda: echo.call(BODY), by_http, BLOCK, counts=counts)
+    with httpx.Client(verify=ssl.create_default_context(cafile=front.authority)) as client:
+        for counts in turns(rounds, "through nginx"):
+            timed(lambda: there(1, 2), calls, BLOCK, counts=counts)
+            timed(lambda: echo.call(BODY), by_http, BLOCK, counts=counts)
+            timed(lambda: client.post(f"{front.address}/echo", content=BODY).content, by_httpx, BLOCK, counts=counts)
     echo.close()
-    return [Comparison(calls, by_http, aim=0.7)]
+    return [Comparison(calls, peer, aim=0.7) for peer in (by_httpx, by_http)]
 
 
 def measure_map(remote: Host, local: LocalHost, rounds: int, items: int) -> list[Row]:
@@ -101,6 +105,7 @@ def host_of(variables: dict[str, str], front: Front | None = None) -> Host:
 def main() -> int:
     parser = command_line("Measure calls and files on a server.", 20)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 256], help="at once, for the rates")
     options = parser.parse_args()
     tiny, only = options.tiny, set(options.only)
     rounds = 1 if tiny else max(1, options.rounds)
@@ -118,39 +123,40 @@ def main() -> int:
         _write_noise(file, 4 if tiny else 1024 if "download" in only else 64)
         there = settings.load(place / "server")
         there.home.mkdir(mode=0o700)
+        (there.home / "settings.toml").write_text("[pool]\nslots = 300\nmax_workers = 300\n")  # one for each client
         variables = stack.enter_context(serving(there))
         address = variables["ATOLL_HOST"]
-        bare = stack.enter_context(bare_echo(file))
+        bare, echo_process = stack.enter_context(bare_echo(file))
         front = stack.enter_context(nginx(place, bare, address))
         remote, local = host_of(variables), LocalHost(place / "local")
         isolated(host=remote)(abs)(-1)  # starts the node
         server, node = (
             int(json.loads((there.run_directory / name).read_text())["pid"]) for name in ("server.json", "daemon.json")
         )
-        cores = len(os.sched_getaffinity(0))
         parts: dict[str, Callable[[], list[Row]]] = {
             "calls": lambda: measure_warm(remote, local, bare, rounds),
             "proxy": lambda: measure_proxy(variables, front, rounds),
             "rates": lambda: measure_rate(
-                variables, bare, [1] if tiny else [1, 16, 256], few, 0.2 if tiny else 1.0, cores
+                variables, server, (bare, echo_process), [1] if tiny else options.clients, few, 0.2 if tiny else 1.0
             ),
             "map": lambda: measure_map(remote, local, few, 50 if tiny else 10_000),
             "large": lambda: measure_large(remote, local, bare, server, few, (1 if tiny else 64) * MIB),
             "connections": lambda: measure_connections(
                 address, there, (server, node), 10 if tiny else 1000, 50 if tiny else 10_000, heads=not tiny
             ),
-            "sync": lambda: measure_sync(place, host_of(variables, front), local, min(few, 3), 50 if tiny else 10_000),
-            "download": lambda: measure_download(variables, bare, front, file, place, min(few, 3)),
+            "sync": lambda: measure_sync(place, host_of(variables, front), local, min(few, 2), 50 if tiny else 10_000),
+            "download": lambda: measure_download(variables, bare, front, file, place, min(few, 2)),
         }
         for name, measure in parts.items():
             if name in only:
                 rows += measure()
     notes = [
         f"{rounds} rounds of {BLOCK} calls each after one that is not counted; what is compared takes turns in each.",
-        f"Rates, maps and large values {few} rounds, directories and files {min(few, 3)}.",
+        f"Rates, maps and large values {few} rounds, directories and files {min(few, 2)}.",
         "Echo: a POST with 64 bytes to Starlette on uvicorn with httptools and uvloop, over one connection.",
         "A remote call is whole: pickled, relayed, made by a worker in its sandbox, and back; all on this machine.",
-        "Clients at once are threads of at most 4 processes, each with a worker of its own. Memory is resident memory.",
+        "Clients at once are threads of at most 4 processes, each with a worker of its own, all on these processors;",
+        "relayed or echoed by a processor: calls by the time that processors worked for the server. Memory is resident.",
         "A sync to the server is durable, through nginx with TLS where it is here; rsync is not durable.",
     ]
     if front is None:

@@ -21,6 +21,10 @@ from atoll.settings import Settings
 OF_ADDRESS = 2000
 """Connections from one address of loopback: the server bounds those of each."""
 DESCRIPTORS = 65_536
+SPARE = 50
+"""Connections besides those that are idle; the server takes half as many as it may have descriptors."""
+AT_A_TIME = 100
+"""Connections whose first requests are under way at a time."""
 SLOW_HEADS = 200
 LARGE_HEADS = 50
 HEAD_BYTES = 1 << 20
@@ -86,11 +90,14 @@ def measure_connections(
             client.get(f"{address}/v1/whoami", headers={"Authorization": f"Key {key.id}:{key.secret}"})
     say(f"{most:,} idle connections")
     before = memory_of(server)
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 500
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - SPARE
     with _connections(address, min(most, room)) as opened:
-        for connection in opened:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n")
-        answered = sum(b"200 OK" in text for text in _answers(opened, ANSWER_SECONDS))
+        answered = 0
+        for first in range(0, len(opened), AT_A_TIME):
+            some = opened[first : first + AT_A_TIME]
+            for connection in some:
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n")
+            answered += sum(b"200 OK" in text for text in _answers(some, ANSWER_SECONDS))
         grown = (memory_of(server) - before) * 1024 / len(opened)
         whole = memory_of(*pids)
         samples, alone = Samples(f"/healthz beside {answered:,} idle connections"), Samples("/healthz alone")

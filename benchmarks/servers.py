@@ -109,11 +109,11 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def bare_echo(file: Path) -> Iterator[str]:
-    """Run a bare Starlette endpoint; give its address."""
+def bare_echo(file: Path) -> Iterator[tuple[str, int]]:
+    """Run a bare Starlette endpoint; give its address and process."""
     port = free_port()
-    with running([sys.executable, "-c", ECHO, str(port), str(file)], port):
-        yield f"http://127.0.0.1:{port}"
+    with running([sys.executable, "-c", ECHO, str(port), str(file)], port) as process:
+        yield f"http://127.0.0.1:{port}", process.pid
 
 
 def find_program(name: str) -> str | None:
@@ -261,3 +261,12 @@ def memory_of(*pids: int) -> float:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             pages += int(file.read().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def cpu_of(pid: int) -> float:
+    """Return the seconds that processors have worked for a process."""
+    nanoseconds = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            nanoseconds += int((task / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9

@@ -7,7 +7,6 @@ rename between its parts would fail.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -55,7 +54,7 @@ class KernelQuota(NamedTuple):
         """
         blocks = -(-bytes_ // 1024)
         data = _DQBLK.pack(blocks, 0, 0, files, 0, 0, 0, 0, _LIMITS)
-        _quotactl(_Q_SETQUOTA, self.kind, self.device, number, ctypes.create_string_buffer(data, _DQBLK.size))
+        _quotactl(_Q_SETQUOTA, self.kind, self.device, number, data)
 
     def used(self, number: int) -> Figures:
         """Return the use of a uid or project.
@@ -63,23 +62,26 @@ class KernelQuota(NamedTuple):
         Raises:
             OSError: the kernel does not tell.
         """
-        buffer = ctypes.create_string_buffer(_DQBLK.size)
         try:
-            _quotactl(_Q_GETQUOTA, self.kind, self.device, number, buffer)
+            data = _quotactl(_Q_GETQUOTA, self.kind, self.device, number, bytes(_DQBLK.size))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESRCH) and self.kind == PROJECT:
                 return Figures(0, 0)  # XFS knows no project without files
             raise
-        found = _DQBLK.unpack(buffer.raw)
+        found = _DQBLK.unpack(data)
         return Figures(found[2], found[5])
 
 
-def _quotactl(command: int, kind: int, device: str, number: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
+def _quotactl(command: int, kind: int, device: str, number: int, data: bytes) -> bytes:
+    import ctypes  # a node of one user, whose start somebody waits for, has no quotas
+
+    buffer = ctypes.create_string_buffer(data, len(data))
     libc = ctypes.CDLL(None, use_errno=True)
     word = ctypes.c_int(ctypes.c_uint32((command << 8) | kind).value)
     if libc.quotactl(word, os.fsencode(device), ctypes.c_int(ctypes.c_uint32(number).value), buffer) < 0:
         number_of_error = ctypes.get_errno()
         raise OSError(number_of_error, os.strerror(number_of_error))
+    return buffer.raw
 
 
 def find(directory: Path, mountinfo: str | None = None) -> KernelQuota | None:
