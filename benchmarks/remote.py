@@ -123,7 +123,6 @@ def main() -> int:
         _write_noise(file, 4 if tiny else 1024 if "download" in only else 64)
         there = settings.load(place / "server")
         there.home.mkdir(mode=0o700)
-        (there.home / "settings.toml").write_text("[pool]\nslots = 300\nmax_workers = 300\n")  # one for each client
         variables = stack.enter_context(serving(there))
         address = variables["ATOLL_HOST"]
         bare, echo_process = stack.enter_context(bare_echo(file))
@@ -136,8 +135,8 @@ def main() -> int:
         parts: dict[str, Callable[[], list[Row]]] = {
             "calls": lambda: measure_warm(remote, local, bare, rounds),
             "proxy": lambda: measure_proxy(variables, front, rounds),
-            "rates": lambda: measure_rate(
-                variables, server, (bare, echo_process), [1] if tiny else options.clients, few, 0.2 if tiny else 1.0
+            "rates": lambda: _rates(
+                place, (bare, echo_process), [1] if tiny else options.clients, few, 0.2 if tiny else 1.0
             ),
             "map": lambda: measure_map(remote, local, few, 50 if tiny else 10_000),
             "large": lambda: measure_large(remote, local, bare, server, few, (1 if tiny else 64) * MIB),
@@ -150,19 +149,29 @@ def main() -> int:
         for name, measure in parts.items():
             if name in only:
                 rows += measure()
-    notes = [
-        f"{rounds} rounds of {BLOCK} calls each after one that is not counted; what is compared takes turns in each.",
-        f"Rates, maps and large values {few} rounds, directories and files {min(few, 2)}.",
-        "Echo: a POST with 64 bytes to Starlette on uvicorn with httptools and uvloop, over one connection.",
-        "A remote call is whole: pickled, relayed, made by a worker in its sandbox, and back; all on this machine.",
-        "Clients at once are threads of at most 4 processes, each with a worker of its own, all on these processors;",
-        "relayed or echoed by a processor: calls by the time that processors worked for the server. Memory is resident.",
-        "A sync to the server is durable, through nginx with TLS where it is here; rsync is not durable.",
-    ]
-    if front is None:
-        notes.append("nginx is not here: its rows are missing, and syncs go without TLS.")
-    notes.append("A ratio is Atoll's median by the peer's; of rates it is the other way about.")
-    return finish(rows, notes, options)
+        notes = [
+            f"{rounds} rounds of {BLOCK} calls each after one that is not counted; what is compared takes turns in each.",
+            f"Rates, maps and large values {few} rounds, directories and files {min(few, 2)}.",
+            "Echo: a POST with 64 bytes to Starlette on uvicorn with httptools and uvloop, over one connection.",
+            "A remote call is whole: pickled, relayed, made by a worker in its sandbox, and back; all on this machine.",
+            "Clients at once are threads of at most 4 processes, each with a worker of its own, all on these processors;",
+            "relayed or echoed by a processor: calls by the time that processors worked for the server. Memory is resident.",
+            "A sync to the server is durable, through nginx with TLS where it is here; rsync is not durable.",
+        ]
+        if front is None:
+            notes.append("nginx is not here: its rows are missing, and syncs go without TLS.")
+        notes.append("A ratio is Atoll's median by the peer's; of rates it is the other way about.")
+        return finish(rows, notes, options)
+
+
+def _rates(place: Path, bare: tuple[str, int], clients: list[int], rounds: int, seconds: float) -> list[Row]:
+    """Calls a second, on a server whose node has a slot for each client."""
+    options = settings.load(place / "many")
+    options.home.mkdir(mode=0o700)
+    (options.home / "settings.toml").write_text("[pool]\nslots = 300\nmax_workers = 300\n")
+    with serving(options) as variables:
+        server = int(json.loads((options.run_directory / "server.json").read_text())["pid"])
+        return measure_rate(variables, server, bare, clients, rounds, seconds)
 
 
 def _write_noise(file: Path, size: int) -> None:
