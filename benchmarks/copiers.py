@@ -30,7 +30,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def find_tool(name: str) -> str | None:
     """Return the path of a program: the machine's, of this virtual environment, or what `.ci/tools` has unpacked."""
-    places = [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent), str(TOOLS / "bin")]
+    # First what the machine lacked: the suite has the same programs on PATH without the libraries that they need.
+    places = [str(TOOLS / "bin"), os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]
     return shutil.which(name, path=os.pathsep.join(places))
 
 

@@ -9,7 +9,10 @@ import pytest
 from ..conftest import Home
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = {"copiers.py", "disk.py", "million.py", "peers.py", "servers.py", "snapshotting.py", "table.py", "trees.py"}
+PARTS = {
+    *("copiers.py", "disk.py", "million.py", "peers.py", "servers.py", "snapshotting.py", "table.py", "trees.py"),
+    *("remote_bytes.py", "remote_connections.py", "remote_rates.py"),
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name not in PARTS))
