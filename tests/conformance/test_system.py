@@ -109,8 +109,8 @@ def test_processes_of_two_sandboxes_have_different_numbers(place: Place) -> None
 
     place.isolated(clean)()
     options = {"requirements": ["lmdb==1.6.2"]}
-    first = place.isolated(read, network="none", **options).submit("first", "second")
-    second = place.isolated(read, network="host", **options).submit("second", "first")
+    apart, beside = (place.isolated(read, network=network, **options) for network in ("none", "host"))
+    first, second = apart.submit("first", "second"), beside.submit("second", "first")
     (one, found), (other, also) = first.result(200), second.result(200)
     place.isolated(clean)()
     assert (found, also) == (b"written", b"written")
@@ -149,11 +149,12 @@ def test_a_second_postgresql_on_one_directory_is_refused(place: Place) -> None:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
     place.isolated(clean)()
+    beside = place.isolated(serve, network="host")  # a place without it skips before anything runs
     first = place.isolated(serve, network="none").submit("first", "second")
     place.isolated(wait_for_file, network="host")("/data/conformance-postgresql-first")
-    refused, text = place.isolated(serve, network="host")("second", "")
+    refused, text = beside("second", "")
     running, _ = first.result(120)
-    again, log = place.isolated(serve, network="host")("third", "")
+    again, log = beside("third", "")
     place.isolated(clean)()
     assert (refused, running) == (1, None), text
     assert "still in use" in text

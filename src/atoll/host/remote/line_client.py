@@ -96,7 +96,8 @@ class LineClient:
 
     def _use(self, upgraded: Upgraded) -> None:
         """Go on over a new connection."""
-        self._held[:] = [Stream(upgraded.socket, self._line.close())]
+        _close_all(self._held)  # one that the server has closed at once
+        self._held.append(Stream(upgraded.socket, self._line.close()))
         self._session = upgraded.session
         self.heard = time.monotonic()
         if upgraded.rest:
@@ -131,7 +132,7 @@ class LineClient:
                 break
             except (OSError, http.client.HTTPException):
                 _close_all(self._held)
-            if not attempts.wait("has lost the connection"):
+            if not attempts.wait("does not answer, as while it restarts"):
                 break
         self.over = True
         raise ChannelClosed("the connection to the server was lost", self.reason) from why
