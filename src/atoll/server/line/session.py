@@ -75,8 +75,7 @@ class Session:
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
-        self._congested = False
-        self._held = False
+        self._congested = self._held = False
         self._room: asyncio.Event | None = None
         self.early = Early(bounds.shares, principal.user)
         self.input_over = False
