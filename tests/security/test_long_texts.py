@@ -5,9 +5,13 @@ A reader that goes over a text again for each of its characters takes hours for 
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from atoll.server.accounts.authentication import is_own
+import atoll
+from atoll.server.accounts.authentication import cookie_of, is_own
 from atoll.server.files import conditions
 from atoll.server.pages import rendering
 from atoll.storage.files.tree import Status
@@ -51,3 +55,21 @@ def test_an_odd_origin_is_another_site(origin: str) -> None:
     """A header that is no address of a site is refused as one of another, and is no fault of the server."""
     assert not is_own(origin, "lab.example")
     assert is_own("https://LAB.example", "lab.example")
+
+
+@pytest.mark.parametrize(
+    "text", ['\\"' * LONG, '"' * LONG, "\\012" * LONG, ";" * LONG, "a=b;" * LONG, "atoll_form=" * LONG]
+)
+@pytest.mark.parametrize("bytes_", [16_000, LONG])
+def test_cookies_are_read_once(text: str, bytes_: int) -> None:
+    """Another program's cookie is no work for the server, and a quoted value is none that it has made."""
+    assert cookie_of(f'other="{text[:bytes_]}"; atoll_form=abc', "atoll_form") in ("abc", "")
+    assert cookie_of(f'atoll_form="{text[:bytes_]}"', "atoll_form") == ""
+    assert cookie_of("atoll_session=x; atoll_form=abc", "atoll_form") == "abc"
+
+
+def test_pages_read_cookies_by_this_reader_alone() -> None:
+    """Another reader, as that of `request.cookies`, takes seconds for the quoted value of a stranger."""
+    readers = re.compile(r"\.cookies\b|http\.cookies|cookie_parser|SimpleCookie")
+    modules = (Path(atoll.__file__).parent / "server").rglob("*.py")
+    assert [path.name for path in modules if readers.search(path.read_text("utf-8"))] == []

@@ -52,7 +52,7 @@ async def begin(visit: Visit) -> Response:
 
 async def check(visit: Visit) -> Response:
     """Ask whether the person has confirmed, and begin a session then."""
-    token = visit.request.cookies.get(COOKIE, "")[:100]
+    token = sessions.cookie_of(visit.request, COOKIE)[:100]
     found = await _logins(visit).poll(token, _address(visit))
     if isinstance(found, float):
         address = visit.form.get("address", "")
@@ -67,7 +67,7 @@ async def check(visit: Visit) -> Response:
 
 
 def _shown(visit: Visit, code: str, address: str, seconds: float) -> Response:
-    secret = visit.request.cookies.get(sessions.FORM_COOKIE, "")
+    secret = sessions.cookie_of(visit.request, sessions.FORM_COOKIE)
     if not secret:
         raise errors.NotAuthorized("the login is not known", hint="begin again", status=403)
     return visit.page(

@@ -31,7 +31,7 @@ async def show(visit: Visit) -> Response:
 
 
 def _form(visit: Visit, error: errors.AtollError | None = None, back: str = "") -> Response:
-    secret = visit.request.cookies.get(sessions.FORM_COOKIE, "") or secrets.token_urlsafe(24)
+    secret = sessions.cookie_of(visit.request, sessions.FORM_COOKIE) or secrets.token_urlsafe(24)
     response = visit.page(
         "login.html",
         status=error.status if isinstance(error, errors.NotAuthorized) else 200,

@@ -39,9 +39,9 @@ def sessions_of(state: ServerState) -> Sessions:
     return found
 
 
-def cookie_of(connection: HTTPConnection) -> str:
-    """Return the value of a browser's session cookie; empty for none."""
-    return _cookie_of(connection.headers.get("cookie", ""))
+def cookie_of(connection: HTTPConnection, name: str = COOKIE) -> str:
+    """Return the value of a browser's cookie, the session's if no other is named; empty for none."""
+    return _cookie_of(connection.headers.get("cookie", ""), name)
 
 
 def set_session(connection: HTTPConnection, response: Response, value: str) -> None:

@@ -251,5 +251,5 @@ def check_form_token(request: Request, token: str) -> None:
         NotAuthorized: the token is not that of the session.
     """
     before = request.url.path == LOGIN or request.url.path.startswith(LOGIN + "/")
-    secret = request.cookies.get(sessions.FORM_COOKIE, "") if before else sessions.cookie_of(request)
+    secret = sessions.cookie_of(request, sessions.FORM_COOKIE) if before else sessions.cookie_of(request)
     guard.check_token(secret, token)
