@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 import pytest
 
+from atoll.server import requests
 from atoll.server.http import Connections
 from atoll.server.line.connection import Connection
-from atoll.server.line.paces import BURST_PIECES, PIECES_A_SECOND, Paces
-from atoll.wire.line import HEADER_PRICE, Line
+from atoll.server.node import Node
+from atoll.server.paces import BURST_PIECES, PIECES_A_SECOND, Paces
+from atoll.server.principal import Principal
+from atoll.settings import Settings
+from atoll.wire.line import BYTES_OF_PIECE, HEADER_PRICE, PARTS_OF_PIECE, Line
 from atoll.wire.websocket import LineError
 
 from .process import Server
@@ -38,6 +44,41 @@ def test_headers_cost_more_than_pieces() -> None:
     assert server.price == 1
     server.feed(b"".join(client.say({"type": "kill"})))
     assert server.price == 1 + HEADER_PRICE
+    server.feed(b"".join(client.say({"type": "kill", "x": [[]] * 4000})))
+    assert server.price >= 8000 // PARTS_OF_PIECE  # each of them is read, checked and written again
+    server.feed(b"".join(client.say({"type": "kill", "x": "y" * 65_536})))
+    assert server.price >= 65_536 // BYTES_OF_PIECE
+
+
+def test_requests_of_a_user_pay_for_their_parts_in_turn() -> None:
+    """Bodies of many values are read at the user's pace, also many at a time; another user's are not held up."""
+    many = json.dumps({"a": [[]] * 19_000}).encode()
+
+    async def asked() -> None:
+        node = Node(Settings(Path("/nowhere")))
+        read: list[str] = []
+
+        async def ask(principal: Principal, _name: str, _arguments: object) -> dict[str, object]:
+            read.append(principal.user)
+            return {}
+
+        with mock.patch.object(node, "ask_counted", ask):
+            bob, ada = (Principal(name, name, "key", "", operator=False) for name in ("bob", "ada"))
+            waiting = [asyncio.ensure_future(requests._ask(node, bob, "status", many)) for _ in range(64)]
+            await asyncio.sleep(0)
+            burst = len(read)
+            assert 0 < burst <= BURST_PIECES // (38_000 // PARTS_OF_PIECE) + 1
+            await requests._ask(node, ada, "status", b"{}")
+            assert read[burst:] == ["ada"]
+            assert node.paces.debt("bob") > 0 == node.paces.debt("ada")
+            done, _ = await asyncio.wait(waiting[:burst])
+            assert all(one.result() == {} for one in done)
+            await waiting[burst]  # goes on by itself
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(asked())
 
 
 def test_each_part_of_a_message_has_its_price() -> None:

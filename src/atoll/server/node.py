@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll import __version__, errors
 from atoll.host import daemon_socket, daemon_start
+from atoll.server.paces import Paces
 from atoll.server.principal import ADMIN, Principal
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
@@ -39,6 +40,8 @@ class Node:
     def __init__(self, options: Settings) -> None:
         self.options = options
         self._waiting: Counter[str] = Counter()
+        self.paces = Paces()
+        """Of all that a user sends to be passed on: requests and lines."""
         self._threads = WorkThreads("node", 1)
 
     def open(self, principal: Principal | None, message: dict[str, Any], descriptors: Sequence[int] = ()) -> Channel:
@@ -103,26 +106,34 @@ class Node:
             NotAuthorized: the user has as many requests under way as may be, status 429.
             AtollError: as the node answers.
         """
+        with self.counted(principal):
+            return await self.ask_counted(principal, name, arguments)
+
+    async def ask_counted(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """As `ask`, for a request that is `counted`."""
         message = {"type": "request", "name": name, "arguments": arguments}
-        with self._counted(principal):
-            channel = await self.connect(principal, message, bounds=_ANSWERS)
-            try:
-                while True:
-                    header = (await channel.receive()).header
-                    match header.get("type"):
-                        case "answer":
-                            value = header.get("value")
-                            return value if isinstance(value, dict) else {}
-                        case "failed":
-                            raise errors.from_data(header.get("error") or {})
-            except (ChannelClosed, FrameError) as error:
-                raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
-            finally:
-                channel.close()
+        channel = await self.connect(principal, message, bounds=_ANSWERS)
+        try:
+            while True:
+                header = (await channel.receive()).header
+                match header.get("type"):
+                    case "answer":
+                        value = header.get("value")
+                        return value if isinstance(value, dict) else {}
+                    case "failed":
+                        raise errors.from_data(header.get("error") or {})
+        except (ChannelClosed, FrameError) as error:
+            raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
+        finally:
+            channel.close()
 
     @contextlib.contextmanager
-    def _counted(self, principal: Principal | None) -> Iterator[None]:
-        """Count a user's request while the context is open."""
+    def counted(self, principal: Principal | None) -> Iterator[None]:
+        """Count a user's request while the context is open.
+
+        Raises:
+            NotAuthorized: the user has as many as may be, status 429.
+        """
         user = principal.user if principal is not None else ""
         if user and self._waiting[user] >= MOST_OF_USER:
             raise errors.NotAuthorized(

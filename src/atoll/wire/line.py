@@ -62,6 +62,8 @@ MOST_PINGS = 16
 """Pings of one read that are all answered; RFC 6455 asks for the answer to the last one."""
 HEADER_PRICE = 50
 """The price of a header in that of a piece: it is read as JSON, and may be passed on to another process."""
+PARTS_OF_PIECE, BYTES_OF_PIECE = 8, 2048
+"""Parts, and bytes, of a JSON text that cost as much as a piece: server and node read, check and write each of them."""
 DATA, STDOUT, STDERR = 0, 1, 2
 DRAINS = 1012
 """The code of a close after which the client comes back."""
@@ -198,8 +200,9 @@ class Line:
                 self.received += len(value)
             elif kind == CONTROL:
                 self.received += len(value)
-                self.price += HEADER_PRICE
-                if self._control_parts and parts_of(value) > self._control_parts:
+                parts = parts_of(value)
+                self.price += price_of(parts, len(value))
+                if self._control_parts and parts > self._control_parts:
                     raise LineError(f"a text has more than {self._control_parts} parts")
                 again = True
             elif kind == PING:
@@ -289,6 +292,16 @@ class Line:
             size = len(piece)
             yield self.frame(channel, piece[count - at :] if at < count else piece)
             at += size
+
+
+def price_of(parts: int, size: int) -> int:
+    """Return the price of a JSON text in that of a piece.
+
+    Args:
+        parts: as `parts_of` counts them.
+        size: in bytes.
+    """
+    return HEADER_PRICE + parts // PARTS_OF_PIECE + size // BYTES_OF_PIECE
 
 
 def text_of(header: dict[str, Any]) -> bytes:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 
 from atoll import errors
 from atoll.server.line import handover
-from atoll.server.line.paces import Paces
 from atoll.server.line.session import Session
 from atoll.server.line.shares import Bounds, Bytes, may_open
 from atoll.server.node import Node
@@ -41,7 +40,7 @@ class Sessions:
         self._most = most
         self._sessions: dict[str, Session] = {}
         self._of_user: Counter[str] = Counter()
-        self.paces = Paces()
+        self.paces = node.paces
         self._shares = Bytes()
         self._opening: set[Session] = set()
         self.unsettled: set[Session] = set()

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from typing import NamedTuple
 
-from atoll.server.line.paces import Paces
+from atoll.server.paces import Paces
 
 PART = 8
 """The part of the machine's memory that sessions may hold."""

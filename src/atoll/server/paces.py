@@ -1,7 +1,8 @@
-"""The pace of a user's messages over all lines: one who floods the server with small ones waits alone."""
+"""The pace of a user's messages over all lines, and of requests: one who floods the server with them waits alone."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,3 +38,9 @@ class Paces:
         if len(self._buckets) > MOST_REMEMBERED:
             self._buckets.popitem(last=False)
         return max(0.0, -tokens / PIECES_A_SECOND)
+
+    async def afford(self, user: str, price: int) -> None:
+        """Wait until a user is in no debt, then take tokens; of a user's requests that wait, one at a time goes on."""
+        while seconds := self.debt(user):  # noqa: ASYNC110 - tokens come with time alone
+            await asyncio.sleep(seconds)
+        self.pay(user, price)
