@@ -175,7 +175,7 @@ class Connection:
             log.warning("worker_sent_no_frames id=%s error=%s", worker, error)
 
     async def _fail(self, error: dict[str, Any]) -> None:
-        error = requests.shown(self._services, self._caller, error)
+        error = requests.shown_failure(self._services, self._caller, error)
         with contextlib.suppress(ChannelClosed):
             try:
                 await self._channel.send({"type": "failed", "error": error})

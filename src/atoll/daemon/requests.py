@@ -103,6 +103,15 @@ def shown(services: Services, caller: Caller, value: T) -> T:
     return found
 
 
+def shown_failure(services: Services, caller: Caller, error: dict[str, Any]) -> dict[str, Any]:
+    """Return an error as its caller may see it; a user of a server is told to tell its operator what the machine lacks."""
+    found = shown(services, caller, error)
+    if not caller.remote or found.get("code") != errors.SandboxUnavailable.code:
+        return found
+    hint = f"tell the server's operator: {found['hint']}" if found.get("hint") else "tell the server's operator"
+    return {**found, "message": f"the server's machine is not ready: {found.get('message', '')}", "hint": hint}
+
+
 def _without_paths(value: Any, shown: Callable[[str], str]) -> Any:
     """Return a part of an answer that names no files of the machine."""
     if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -12,6 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from atoll import errors
 from atoll.server.state import ServerState
+
+log = logging.getLogger("atoll.server")
 
 _STATUSES: dict[type[errors.AtollError], int] = {
     errors.CallUnknown: 404,
@@ -34,9 +37,12 @@ def status_of(error: errors.AtollError) -> int:
     return next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
 
 
-async def _failed(_request: Request, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.AtollError)
     status = status_of(error)
+    if isinstance(error, errors.SandboxUnavailable):  # the operator's to mend, whom nobody else may tell
+        fields = {"user": request.scope.get("atoll.user", ""), "cause": error.message[:500], "hint": error.hint[:500]}
+        log.warning("machine_not_ready", extra={"fields": fields})
     headers = {"WWW-Authenticate": "Key"} if status == 401 else {}
     if status == 429 and "retry_after" in error.details:
         headers["Retry-After"] = str(error.details["retry_after"])

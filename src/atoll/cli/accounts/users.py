@@ -15,7 +15,7 @@ from atoll.cli.confirmation import Yes, confirmed
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json, print_table, size
 from atoll.cli.terminal import echo
-from atoll.terminal_text import printable
+from atoll.terminal_text import cell, printable
 
 app = cyclopts.App(
     name="users",
@@ -84,6 +84,8 @@ def add(
         print_json(added)
         return 0
     echo(f"added the user {added['user']['name']} to {where}", error=True)
+    for line in added.get("warnings", ()):  # an older server has none
+        echo(f"warning: {cell(str(line), 400)}", error=True)
     if added["key"]:
         show_key(added["key"])
     return 0

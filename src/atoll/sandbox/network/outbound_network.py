@@ -29,7 +29,7 @@ from atoll.sandbox import programs
 from atoll.sandbox.identity import Identities
 from atoll.sandbox.launch import Launcher, Sandbox
 from atoll.sandbox.machine import SyntheticFile
-from atoll.sandbox.network import firewall, namespace_keeper
+from atoll.sandbox.network import firewall, namespace_keeper, prerequisites
 from atoll.sandbox.policy import PRIVATE, VAR, Policy, beneath, confine
 from atoll.settings import Settings
 
@@ -40,7 +40,7 @@ that a function may reach; the machine's own resolver may listen on its loopback
 
 _KEEPER = "/opt/atoll/namespace_keeper.py"
 _PROGRAM = "/opt/atoll/pasta"
-_TUN = "/dev/net/tun"
+_TUN = prerequisites.DEVICE
 # Nothing is forwarded into the network or to the machine's loopback, and its gateway is not another name of the machine.
 _PASTA = (
     *("--foreground", "--config-net", "--ns-ifname", "tap0", "--no-map-gw", "--dns-forward", RESOLVER),
@@ -284,19 +284,8 @@ class NetworkMaker:
         Raises:
             SandboxUnavailable: there is none.
         """
-        try:
-            found = os.stat(_TUN)
-        except OSError:
-            raise SandboxUnavailable(
-                f"there is no `{_TUN}`, which network `outbound` needs",
-                hint="run `sudo modprobe tun`; for a container, add `--device /dev/net/tun`",
-            ) from None
+        found = prerequisites.check_device()
         if os.geteuid() != 0:
-            if not os.access(_TUN, os.R_OK | os.W_OK):
-                raise SandboxUnavailable(
-                    f"`{_TUN}`, which network `outbound` needs, is closed to plain users",
-                    hint=f"run `sudo chmod 666 {_TUN}`, as most distributions have it",
-                )
             return _TUN
         if found.st_mode & 0o006 == 0o006:
             return _TUN

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from atoll.server.accounts import bodies, rows
+from atoll.server.accounts import bodies, rows, separation
 from atoll.server.accounts.audit import audit
 from atoll.server.accounts.tokens import Pepper
 from atoll.server.principal import ADMIN, Principal
+from atoll.settings import Settings
 
 
-def added_user(connection: Connection, pepper: Pepper, actor: Principal, asked: bodies.NewUser) -> bodies.AddedUser:
-    """Add a user in a transaction."""
+def added_user(
+    connection: Connection, pepper: Pepper, actor: Principal, asked: bodies.NewUser, options: Settings
+) -> bodies.AddedUser:
+    """Add a user in a transaction, with warnings of means that the machine lacks to keep several apart."""
     user = rows.add_user(
         connection,
         asked.name,
@@ -26,7 +29,8 @@ def added_user(connection: Connection, pepper: Pepper, actor: Principal, asked: 
     if asked.key:
         key = bodies.made_key(*rows.add_key(connection, pepper, user, scope=ADMIN, alias="first", maker=actor.key))
     audit(connection, actor, "user.add", user.id, {"name": user.name, "operator": user.operator})
-    return bodies.AddedUser(bodies.user_facts(user), key)
+    count = len(rows.all_users(connection))
+    return bodies.AddedUser(bodies.user_facts(user), key, separation.warnings(options, count) if count > 1 else [])
 
 
 def removed_user(connection: Connection, actor: Principal, name: str) -> bodies.UserFacts:

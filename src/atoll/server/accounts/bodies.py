@@ -88,10 +88,15 @@ class RemovedUser(UserFacts, frozen=True):
 
 
 class AddedUser(msgspec.Struct, frozen=True):
-    """A user that was added, with a first key where one was asked for."""
+    """A user that was added, with a first key where one was asked for.
+
+    Args:
+        warnings: lines for the operator: means that the server lacks to serve this user beside the others.
+    """
 
     user: UserFacts
     key: MadeKey | None
+    warnings: list[str] = []
 
 
 class Users(msgspec.Struct, frozen=True):

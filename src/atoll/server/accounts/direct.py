@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atoll import settings
 from atoll.server.accounts import bodies, rows
 from atoll.server.accounts.acts import added_user, changed_quota, removed_user
 from atoll.server.accounts.audit import MACHINE, audit
@@ -54,7 +55,7 @@ class Direct:
     def add_user(self, asked: bodies.NewUser) -> bodies.AddedUser:
         """Add a user."""
         with self._database.writing() as connection:
-            return added_user(connection, self._pepper, MACHINE, asked)
+            return added_user(connection, self._pepper, MACHINE, asked, settings.load(self._home))
 
     def remove_user(self, name: str) -> bodies.UserFacts:
         """Remove a user; the volume is left."""

@@ -7,6 +7,7 @@ import shlex
 
 from atoll import settings
 from atoll.daemon import shared_uid
+from atoll.server.accounts import separation
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.routes import routes
 from atoll.server.database.address import address_of, remember
@@ -43,13 +44,10 @@ def install(state: ServerState) -> None:
     state.routes += routes()
     state.lifespan.append(accounts.watching)
     count = accounts.count_users()
+    separation.check(state.node.options, count)
     if os.geteuid() != 0 and shared_uid.allowed(state.node.options):
         state.notices.append("warning: a plain user runs this server, so the functions of all users have one host uid")
-    elif os.geteuid() != 0 and count > 1:
-        state.notices.append(
-            f"warning: {count} users, and a server of a plain user serves one: run it as root, or with "
-            "`--share-uid-between-users`"
-        )
+    state.notices += [f"warning: {line}" for line in separation.warnings(state.node.options, count)]
     if not count:
         place = "" if home == settings.default_home() else f" --home {shlex.quote(str(home))}"
         state.notices.append(

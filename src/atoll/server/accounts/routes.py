@@ -140,9 +140,9 @@ async def list_users(request: Request) -> bodies.Users:
 async def add_user(request: Request, asked: bodies.NewUser) -> bodies.AddedUser:
     """Add a user, with a first key of the scope ADMIN unless that is not wanted; for operators."""
     principal = await administrator_of(request)
-    accounts = accounts_of(request)
+    accounts, options = accounts_of(request), state_of(request).node.options
     added = await accounts.database.run(
-        lambda connection: acts.added_user(connection, accounts.pepper, principal, asked)
+        lambda connection: acts.added_user(connection, accounts.pepper, principal, asked, options)
     )
     if asked.volume_bytes or asked.volume_files:
         await at_node(request).limited(added.user)

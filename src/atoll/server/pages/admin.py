@@ -56,7 +56,7 @@ async def add(visit: Visit) -> Response:
     accounts = accounts_of(visit)
     asked = bodies.NewUser(visit.form.get("name", "").strip()[:64], operator=visit.form.get("operator") == "yes")
     made = await accounts.database.run(
-        lambda connection: acts.added_user(connection, accounts.pepper, visit.user, asked)
+        lambda connection: acts.added_user(connection, accounts.pepper, visit.user, asked, visit.state.node.options)
     )
     return await shown(visit, made)
 
