@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atoll.server.line.frames import Follower, answers, call_of
-from atoll.wire.frames import encode
+from atoll.wire.frames import MAGIC, MAX_BUFFERS, PREFIX, encode
 
 FRAMES = [
     ({"type": "sources"}, [b"x" * 5000]),
@@ -59,3 +59,16 @@ def test_answers_end_a_call(kind: str, expected: bool) -> None:
     """A worker's `result`, `error` and `exiting` end a call; an item does not."""
     (header,) = Follower().feed(bytes(encode({"type": kind, "call": "c"})[0]))
     assert answers(header) is expected
+
+
+def test_a_long_table_is_gathered_in_place() -> None:
+    """Each byte behind the beginning of a table of lengths is added to it: nothing that has come is copied again."""
+    table = PREFIX.pack(MAGIC, 1, 0, 10, MAX_BUFFERS) + bytes(8 * MAX_BUFFERS - 50_000)
+    follower = Follower()
+    follower.feed(table)
+    kept = follower._head
+    for _ in range(1000):
+        follower.feed(b"\0")
+    assert follower._head is kept
+    assert follower.feed(bytes(49_000) + b'{"type":"x"}'[:10]) == [b'{"type":"x']
+    assert not follower._head

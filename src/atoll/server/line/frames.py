@@ -31,8 +31,8 @@ class Follower:
     """Follows one direction of a stream of frames."""
 
     def __init__(self) -> None:
-        self._head = b""
-        """The beginning of a frame that has come in pieces."""
+        self._head = bytearray()
+        """The beginning of a frame that has come in pieces; it grows in place, as a table of lengths has 512 KiB."""
         self._left = 0
         """Bytes of the present frame that are of no interest."""
         self._lost = False
@@ -53,10 +53,13 @@ class Follower:
                 at += step
                 continue
             if self._head:
-                joined = self._head + bytes(data[at : at + self._lacking()])
-                at += len(joined) - len(self._head)
-                self._head = b""
-                self._begin(joined, 0, len(joined), found)
+                lacking = self._lacking()
+                piece = data[at : at + lacking]
+                self._head += piece
+                at += len(piece)
+                if len(piece) == lacking:
+                    joined, self._head = self._head, bytearray()
+                    self._begin(joined, 0, len(joined), found)
             else:
                 at += self._begin(data, at, size, found)
         return found
@@ -72,7 +75,7 @@ class Follower:
             self._lost = True
             return end - at
         if end - at < needed:
-            self._head = bytes(data[at:end])
+            self._head = bytearray(data[at:end])
             return end - at
         _, _, _, header, count = PREFIX.unpack_from(data, at)
         first = PREFIX.size + 8 * count
@@ -88,7 +91,7 @@ class Follower:
 
     def restore(self, state: list[Any]) -> None:
         """Go on where another follower has stopped."""
-        self._head, self._left, self._lost = bytes.fromhex(state[0]), int(state[1]), bool(state[2])
+        self._head, self._left, self._lost = bytearray.fromhex(state[0]), int(state[1]), bool(state[2])
 
 
 def _whole(data: Any, size: int) -> bytes:
