@@ -122,8 +122,12 @@ def address_of(text: str) -> str:
     Raises:
         ValueError: it is none, or has a name, a password, a query or a fragment.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"the address of a server is a text, is `{printable(repr(text)[:80])}`")
     given = text.strip()
     wrong = f"`{printable(text)}` is no address of a server; one is `https://lab.example`"
+    if not given.isascii() and given.isprintable():
+        raise ValueError(f"{wrong}; a name has ASCII letters: another is written as in DNS, `xn--…`")
     if not given.isascii() or not given.isprintable() or " " in given:
         raise ValueError(wrong)
     try:
@@ -139,6 +143,12 @@ def address_of(text: str) -> str:
         raise ValueError(wrong)
     usual = {"https": 443, "http": 80}[parts.scheme]
     return f"{parts.scheme}://{host}{'' if port in (None, usual) else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def address_hint(url: str, otherwise: str) -> str:
+    """Return the hint for an address at which no server answers: without its path, one may."""
+    path = urlsplit(url).path
+    return f"leave `{printable(path)}` out of the address" if path else otherwise
 
 
 def _fal_address() -> str:

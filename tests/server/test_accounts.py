@@ -140,6 +140,18 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
     assert atoll("key", "revoke", theirs)[0] == 0
     assert theirs not in atoll("key", "list", "--user", "cat")[1]
     assert bob["id"] in atoll("users", "remove", "bob", "--yes")[2]
+    made = atoll("key", "generate", "--scope", "API")[1]
+    status, _, told = atoll("auth", "login", "--host", server.url, typed=made)  # as printed, with the known authority
+    assert status == 0, told
+    assert "scope API" in atoll("auth", "whoami")[1]
+    assert atoll(*login, typed=":".join(server.key))[0] == 0
+    assert atoll("auth", "logout")[0] == 0
+    known = atoll("auth", "login", "--host", server.url, typed=made, ATOLL_CA_FILE=str(server.ca_file))
+    assert known[0] == 0, known[2]
+    for path in ("/foo", "/foo/bar"):
+        told = atoll("auth", "login", "--host", server.url + path, *login[4:], typed=":".join(server.key))[2]
+        assert "answers 404 as no server of Atoll does" in told
+        assert f"leave `{path}` out" in told
     plain = server.url.replace("https", "http")
     assert f"`{server.url}`" in atoll("auth", "login", "--host", plain, typed=":".join(server.key))[2]
     assert atoll("auth", "logout")[0] == 0

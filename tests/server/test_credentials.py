@@ -245,5 +245,12 @@ def test_addresses_have_one_form(given: str, expected: str) -> None:
 )
 def test_what_is_no_address_is_refused(given: str) -> None:
     """Other schemes, names with passwords, control characters and look-alikes of letters are no address."""
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="no address") as caught:
         credentials.address_of(given)
+    assert ("xn--" in str(caught.value)) == (not given.isascii())
+
+
+def test_a_number_is_no_address() -> None:
+    """Another type than a text is named as such."""
+    with pytest.raises(TypeError, match="the address of a server is a text, is `5`"):
+        credentials.address_of(5)  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from atoll import Host, errors, isolated
+from atoll.cli.accounts import client
+from atoll.credentials import Credentials
 from atoll.host.remote import patience
 from atoll.host.remote.server import Server as Reached
 
@@ -196,7 +198,19 @@ def test_each_failure_to_connect_names_the_next_step(server: Server, tmp_path: A
     assert isinstance(found, errors.NotAuthorized)
     assert server.key[1] not in str(found)
     key = {"key_id": "a", "key_secret": "b"}
-    assert "TLS" in refusal(Host(f"https://127.0.0.1:{port_of_plain()}", **key)).message
+    plain = refusal(Host(f"https://127.0.0.1:{port_of_plain()}", **key))
+    assert "TLS" in plain.message
+    assert "`http://127.0.0.1:" in plain.hint
+    named = Host(f"{server.url}/foo", key_id=server.key[0], key_secret=server.key[1], ca_file=str(server.ca_file))
+    refused = [refusal(named)]
+    with pytest.raises(errors.HostUnreachable) as caught:
+        named.request("status", {})
+    for found in (*refused, caught.value):
+        assert "no Atoll server" in found.message
+        assert found.hint == "leave `/foo` out of the address"
+    with pytest.raises(errors.HostUnreachable, match="does not speak TLS") as caught:
+        client.ask(Credentials(f"https://127.0.0.1:{port_of_plain()}", "a", "b"), "GET", "/v1/whoami")
+    assert "`http://127.0.0.1:" in caught.value.hint
     for answer, text in {
         b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno": "no Atoll server",
         b"SSH-2.0-OpenSSH_9\r\n": "cannot reach",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import re
 import sys
 from typing import Annotated
 
 import cyclopts
 
-from atoll import credentials, errors
+from atoll import credentials, errors, settings
 from atoll.cli.accounts.client import ask, part
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo
@@ -39,12 +40,13 @@ def login(*, host: str = "", key: str = "", ca_file: str = "", alias: str = "") 
     key: str
         The key as ID:SECRET; `-` asks for it, or reads it from the standard input.
     ca_file: str
-        Certificates to trust for this server, in PEM.
+        Certificates to trust for this server, in PEM; default: ATOLL_CA_FILE, or those of the last login there.
     alias: str
         Note beside the key that a login by browser makes.
     """
     url = _address(host)
-    server = Credentials(url, "", "", _absolute(ca_file))
+    known = next((one.ca_file for one in credentials.logins() if one.url == url), "")
+    server = Credentials(url, "", "", _absolute(ca_file or settings.variable("ATOLL_CA_FILE")) or known)
     if url.startswith("http://") and not _is_loopback(url):
         echo("warning: without https the key can be read on its way", error=True)
     if not key:
@@ -54,7 +56,7 @@ def login(*, host: str = "", key: str = "", ca_file: str = "", alias: str = "") 
     else:
         made = None
     if made is None:
-        key_id, _, secret = (_ask_key() if key in ("", "-") else key).strip().partition(":")
+        key_id, secret = _halves(_ask_key() if key in ("", "-") else key)
         credentials.check_key(key_id, secret)
         made = Credentials(url, key_id, secret, server.ca_file)
     found = ask(made, "GET", "/v1/whoami")
@@ -121,8 +123,27 @@ def _address(host: str) -> str:
 
 def _ask_key() -> str:
     if sys.stdin is not None and not sys.stdin.isatty():
-        return sys.stdin.readline(1024)
-    return getpass.getpass("key (ID:SECRET, not shown): ", sys.stderr)
+        text = sys.stdin.readline(1024)
+        return text + (sys.stdin.readline(1024) if _VARIABLE.match(text) else "")
+    text = getpass.getpass("key (ID:SECRET, not shown): ", sys.stderr)
+    if not _VARIABLE.match(text):
+        return text
+    return f"{text}\n{getpass.getpass('the second line (not shown): ', sys.stderr)}"  # a terminal gives one at a time
+
+
+_VARIABLE = re.compile(r"\s*(?:export )?[A-Z]+_KEY_(ID|SECRET)=")
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Return id and secret of a key as `ID:SECRET`, or as the variables that make them."""
+    if not _VARIABLE.match(text):
+        key_id, _, secret = text.strip().partition(":")
+        return key_id, secret
+    found: dict[str, str] = {}
+    for one in text.replace(";", "\n").splitlines():
+        if match := _VARIABLE.match(one):
+            found[match[1]] = one[match.end() :].strip().strip("'\"")
+    return found.get("ID", ""), found.get("SECRET", "")
 
 
 def _absolute(path: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from atoll import errors
-from atoll.credentials import Credentials
+from atoll.credentials import Credentials, address_hint
+from atoll.host.remote.server import tls_failure
 from atoll.terminal_text import cell, printable
 
 SECONDS = 60.0
@@ -40,11 +41,8 @@ def ask(
         connection.request(method, parts.path + path, json.dumps(body).encode() if body is not None else None, headers)
         answer = connection.getresponse()
         data = answer.read(MOST_ANSWER_BYTES + 1)
-    except ssl.SSLCertVerificationError as error:
-        raise errors.HostUnreachable(
-            f"the certificate of `{printable(server.url)}` is not trusted: {error.verify_message}",
-            hint="give the certificates that it is issued by: `atoll auth login --ca-file FILE`",
-        ) from error
+    except ssl.SSLError as error:
+        raise tls_failure(server.url, error, "`atoll auth login --ca-file FILE`") from error
     except (OSError, http.client.HTTPException) as error:
         raise errors.HostUnreachable(
             f"`{printable(server.url)}` does not answer: {cell(str(error), 200)}",
@@ -58,12 +56,14 @@ def ask(
         value = json.loads(data)
         if not isinstance(value, dict):
             raise ValueError("it is no object")
+        if answer.status == 404 and value["error"]["code"] == "http":
+            raise ValueError("there is no such route")
         if answer.status >= 400:
             raise errors.from_data(dict(value["error"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise errors.HostUnreachable(
             f"`{printable(server.url)}` answers {answer.status} as no server of Atoll does",
-            hint="look at the address, and at proxies before the server",
+            hint=address_hint(server.url, "look at the address, and at proxies before the server"),
         ) from error
     return value
 

@@ -149,3 +149,4 @@ def show_key(key: dict[str, Any]) -> None:
     echo(f"a key of the scope {key['scope']}, which is shown this once:", error=True, flush=True)
     echo(f"export {prefix}_KEY_ID='{key['id']}'")
     echo(f"export {prefix}_KEY_SECRET='{key['secret']}'", flush=True)
+    echo("paste both lines where `atoll auth login` asks for the key, or set them", error=True)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from atoll import __version__, errors
-from atoll.credentials import Credentials
+from atoll.credentials import Credentials, address_hint
 from atoll.host.remote import patience, proxies
 from atoll.terminal_text import printable
 from atoll.wire import line, websocket
@@ -156,16 +156,8 @@ class Server:
         way = "" if proxy is None else f" by the proxy `{proxy.host}:{proxy.port}`"
         if isinstance(error, errors.AtollError):
             return error
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return errors.HostUnreachable(
-                f"the certificate of {self.shown} is not one that this machine trusts: {error.verify_message}",
-                hint="name the authority's file: `ca_file=` or `SSL_CERT_FILE`; nothing was sent",
-            )
         if isinstance(error, ssl.SSLError):
-            return errors.HostUnreachable(
-                f"{self.shown} does not speak TLS as expected: {error.reason or error}",
-                hint="check the address: a server without TLS has one with `http://`",
-            )
+            return tls_failure(self.url, error)
         if isinstance(error, socket.gaierror):
             return errors.HostUnreachable(
                 f"no machine is called `{printable(self.host)}`{way}", hint="check the address and the network"
@@ -317,7 +309,10 @@ class Server:
 
     def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> errors.AtollError:
         """Return the error that an answer other than success describes."""
-        if (described := _described(body)) is not None:
+        described = _described(body)
+        if status == 404 and self._path and isinstance(described, errors.ProtocolMismatch):
+            described = None  # a server's word for a path at which it has no lines
+        if described is not None:
             return described
         if status in (502, 503, 504):
             return errors.HostUnreachable(
@@ -334,14 +329,37 @@ class Server:
     def _stranger(self, why: str) -> errors.AtollError:
         return errors.HostUnreachable(
             f"{self.shown} is no Atoll server, or too old a one: {why}",
-            hint="check the address, and have the server upgraded",
+            hint=address_hint(self.url, "check the address, and have the server upgraded"),
         )
+
+
+def tls_failure(
+    url: str, error: ssl.SSLError, name_file: str = "`ca_file=` or `SSL_CERT_FILE`"
+) -> errors.HostUnreachable:
+    """Return the named error for TLS that an address does not speak, or not as somebody whom this machine trusts.
+
+    Args:
+        name_file: the way to name the certificates of an authority.
+    """
+    shown = f"`{printable(url)}`"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return errors.HostUnreachable(
+            f"the certificate of {shown} is not one that this machine trusts: {error.verify_message}",
+            hint=f"name the authority's file: {name_file}; nothing was sent",
+        )
+    return errors.HostUnreachable(
+        f"{shown} does not speak TLS as expected: {error.reason or error}",
+        hint=f"check the address: a server without TLS has one with `http://`, such as `http{printable(url)[5:]}`",
+    )
 
 
 def _described(body: bytes) -> errors.AtollError | None:
     """Return the error that a server has described; None for the answer of anything else."""
     try:
-        return errors.from_data(json.loads(body)["error"])
+        error = json.loads(body)["error"]
+        if error["code"] == "http" and error["message"] == "Not Found":  # of no route of a server
+            return None
+        return errors.from_data(error)
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         return None
 
