@@ -38,6 +38,8 @@ MOST_BYTES = 64 << 20
 SETTLE_SECONDS = 2.0
 """Seconds that sessions have to finish a step that cannot be handed over."""
 NODE_SECONDS = 10.0
+BATCH = 64
+"""Sessions whose descriptors are duplicated at a time: the process may have few to spare."""
 _PIPES = {STDOUT: "stdout", STDERR: "stderr", TERMINAL: "terminal"}
 
 
@@ -51,6 +53,7 @@ def movable(session: Session) -> bool:
 def freeze(session: Session) -> None:
     """Have a session read and write no more here."""
     session.busy = True
+    session.stop_timers()
     if session.task is not None:
         session.task.cancel()
     session.ends.freeze()
@@ -59,7 +62,13 @@ def freeze(session: Session) -> None:
 
 
 def pack(session: Session) -> dict[str, int]:
-    """Return a session's descriptors by name: `state` is the caller's to close, the others are the session's."""
+    """Return a session's descriptors by name, all of them the caller's to close.
+
+    They are duplicates: a session that ends before they are sent frees numbers that other sockets may get.
+
+    Raises:
+        OSError: there are no more descriptors.
+    """
     counts, kept = session.line.state()
     ends = session.ends
     data, outputs = ends.data, ends.outputs
@@ -94,7 +103,14 @@ def pack(session: Session) -> dict[str, int]:
         "counted": [ends.calls, session.bytes_up, session.bytes_down],
     }
     text = json.dumps(state).encode() + b"\n"
-    return {"state": sealed_file.make(text, *(piece for _, piece in kept), *unsent), **found}
+    with contextlib.ExitStack() as undone:
+        made = {"state": sealed_file.make(text, *(piece for _, piece in kept), *unsent)}
+        undone.callback(os.close, made["state"])
+        for name, descriptor in found.items():
+            made[name] = os.dup(descriptor)
+            undone.callback(os.close, made[name])
+        undone.pop_all()
+    return made
 
 
 def unpack(descriptors: list[int], make: Any) -> Session:
@@ -173,38 +189,62 @@ async def give(options: Settings, sessions: list[Session]) -> int:
     Those that cannot be handed over stay; the caller ends them.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
-    while not all(movable(session) for session in sessions) and time.monotonic() < deadline:  # noqa: ASYNC110 - their steps have no event
+    while not all(one.ended or movable(one) for one in sessions) and time.monotonic() < deadline:  # noqa: ASYNC110 - their steps have no event
         await asyncio.sleep(0.02)
     chosen = [session for session in sessions if movable(session)]
     if not chosen:
         return 0
     for session in chosen:
         freeze(session)
-    packed = [(session, pack(session)) for session in chosen]
     try:
-        count = await asyncio.to_thread(_send, options, [list(found.values()) for _, found in packed])
+        count = await _give(options, chosen)
     except (errors.AtollError, ChannelClosed, FrameError, OSError) as error:
         log.warning("lines_not_handed_over", extra={"fields": {"error": str(error)}})
         return 0
-    finally:
-        for _, found in packed:
-            os.close(found["state"])
     log.info("lines_handed_over", extra={"fields": {"count": count}})
     return count
 
 
-def _send(options: Settings, lines: list[list[int]]) -> int:
-    channel = daemon_start.control_connection(options, {"type": "handover"})
+async def _give(options: Settings, sessions: list[Session]) -> int:
+    channel = await asyncio.to_thread(daemon_start.control_connection, options, {"type": "handover"})
     if channel is None:
         return 0
     try:
         channel.socket.settimeout(NODE_SECONDS)
-        for descriptors in lines:
-            channel.send({"type": "line", "descriptors": len(descriptors)}, descriptors=descriptors)
-        channel.send({"type": "done"})
-        return int(_answer(channel)["kept"])
+        for start in range(0, len(sessions), BATCH):
+            packed = _pack_all(sessions[start : start + BATCH])
+            try:
+                await asyncio.to_thread(_send, channel, packed)
+            finally:
+                for descriptors in packed:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+        return await asyncio.to_thread(_finish, channel)
     finally:
         channel.close()
+
+
+def _pack_all(sessions: list[Session]) -> list[list[int]]:
+    """Return the descriptors of those sessions that have not ended and can be packed: one that cannot costs no other."""
+    packed = []
+    for session in sessions:
+        if session.ended:
+            continue
+        try:
+            packed.append(list(pack(session).values()))
+        except OSError as error:
+            log.warning("line_not_handed_over", extra={"fields": {"error": str(error)}})
+    return packed
+
+
+def _send(channel: Channel, lines: list[list[int]]) -> None:
+    for descriptors in lines:
+        channel.send({"type": "line", "descriptors": len(descriptors)}, descriptors=descriptors)
+
+
+def _finish(channel: Channel) -> int:
+    channel.send({"type": "done"})
+    return int(_answer(channel)["kept"])
 
 
 def _answer(channel: Channel) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class Session:
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)
             self.busy = True
-            await send_file(header, descriptor, self._say, self._send_data, self._wait_room)
+            await send_file(header, descriptor, self._say, lambda piece: self.send(DATA, piece), self._wait_room)
             self.busy = False
         else:
             if self.kind in COMMANDS:  # what it has printed comes before its status
@@ -321,9 +321,6 @@ class Session:
             self._wire.write(pieces)
         if self.line.full is not self._held:
             self._balance()
-
-    def _send_data(self, piece: bytes) -> None:
-        self.send(DATA, piece)
 
     def _say(self, header: dict[str, Any]) -> None:
         pieces = self.line.say(header)
@@ -377,9 +374,7 @@ class Session:
         if self.ended:
             return
         self.ended = True
-        self._stop_timer()
-        if self._last is not None:
-            self._last.cancel()
+        self.stop_timers()
         if self.task is not None:
             self.task.cancel()
         if self.control is not None:
@@ -390,10 +385,15 @@ class Session:
             wire.end(code)
         self._on_end(self)
 
+    def stop_timers(self) -> None:
+        """Have nothing end by the passing of time."""
+        self._stop_timer()
+        if self._last is not None:
+            self._last.cancel()
+
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def _close_ends(self) -> None:
         self.ends.close()
