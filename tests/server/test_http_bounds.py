@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -97,6 +98,42 @@ def test_large_bodies_are_refused(server: Server) -> None:
         except OSError:
             return
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def _chunked(headers: dict[str, str], trailers: str) -> bytes:
+    """Return a request whose body comes in chunks."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"POST /v1/requests/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n{fields}"
+    )
+    return f"{head}\r\n2\r\n{{}}\r\n0\r\n{trailers}".encode()
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    """A field behind a body's chunks gives no key and no name to its request, whose answer it leaves alone."""
+    key = server.headers()["Authorization"]
+    with connect(server) as raw:
+        raw.sendall(_chunked({}, f"Authorization: {key}\r\n\r\n"))
+        assert _rest(raw).startswith(b"HTTP/1.1 401 ")
+    with connect(server) as raw:
+        raw.sendall(_chunked(server.headers(), "X-Request-Id: trailing\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"))
+        answer = _rest(raw)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"trailing" not in answer
+
+
+@pytest.mark.parametrize("piece", ["X: " + "y" * 4000 + "\r\n", "y" * 4000], ids=["many", "endless"])
+def test_large_trailers_are_refused(server: Server, piece: str) -> None:
+    """Trailers are bounded as heads are, whole or without an end."""
+    with connect(server) as raw:
+        raw.sendall(_chunked(server.headers(), "X: "))
+        raw.settimeout(0.05)
+        for _ in range(40):
+            raw.sendall(piece.encode())
+            with contextlib.suppress(TimeoutError):
+                assert raw.recv(65536).startswith(b"HTTP/1.1 431 ")
+                return
+    pytest.fail("the server takes trailers without an end")
 
 
 def test_floods_of_pipelined_requests_are_cut(raw: socket.socket) -> None:

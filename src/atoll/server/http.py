@@ -124,6 +124,8 @@ class Http(HttpToolsProtocol):
         self._in_head = self._in_body = False
         self._too_large = False
         self._discarded = 0
+        self._had_body = False
+        self._quiet_bytes = 0
         self._body_bytes, self._body_began = 0, 0.0
         self._leave = self.bounds.enter(self.client[0] if self.client is not None else "")
         self.deadline = self.loop.time() + IDLE_SECONDS
@@ -155,6 +157,7 @@ class Http(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         began_in_head = self._in_head
+        self._had_body = False
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -165,6 +168,11 @@ class Http(HttpToolsProtocol):
                 self.send_400_response("")
                 return
         if self._in_body:
+            self._quiet_bytes = 0 if self._had_body else self._quiet_bytes + len(data)
+            if self._quiet_bytes > HEAD_BYTES:  # the parser keeps a trailer until it is whole
+                self._too_large = True
+                self.send_400_response("")
+                return
             self._bound_body(len(data))
         if len(self.pipeline) > PIPELINED:
             self.transport.abort()
@@ -193,8 +201,10 @@ class Http(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
+        """Take a header; a trailer is dropped: it comes behind what the programs on the way have looked at."""
         self._count(len(name) + len(value))
+        if not self._in_head:
+            return
         if len(self.headers) >= HEAD_FIELDS:
             self._count(HEAD_BYTES)
         super().on_header(name, value)
@@ -219,12 +229,14 @@ class Http(HttpToolsProtocol):
             if has_body or self.parser.get_method() != b"GET":
                 raise ValueError("an upgrade is a GET without a body")
         self._in_head, self._in_body = False, True
+        self._quiet_bytes = 0
         self._body_bytes, self._body_began = 0, self.loop.time()
         self.deadline = self._body_began + BODY_SECONDS
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body; of one that was refused some is read, so that its sender sees the answer."""
+        self._had_body = True
         if self.cycle.response_complete:
             self._discarded += len(body)
             if self._discarded > DISCARDED_BYTES:
