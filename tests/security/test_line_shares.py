@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from atoll import errors
+from atoll.server.line.early import Early
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
 from atoll.server.line.shares import Bytes
+from atoll.server.line.socket_end import SocketEnd
 from atoll.server.line.terms import OPENING_SECONDS
 from atoll.server.node import Node
 from atoll.server.principal import Principal
@@ -108,10 +112,21 @@ async def _unread() -> None:
     async with _sessions() as sessions:
         small, large, others = (sessions.open(who) for who in (BOB, BOB, ANN))
         small.send(DATA, bytes(PIECE))
-        others.send(DATA, bytes(SHARE))
+        others.send(DATA, bytes(SHARE - PIECE))
         large.send(DATA, bytes(SHARE))
         sessions._end_hoards()
         assert (small.ended, large.ended, others.ended) == (False, True, False)
+
+
+async def _unread_tiny() -> None:
+    """Unread pieces of one byte count with the memory that they take."""
+    async with _sessions() as sessions:
+        tiny, others = sessions.open(BOB), sessions.open(ANN)
+        for _ in range(SHARE // 100):
+            tiny.send(DATA, b"x")
+        others.send(DATA, bytes(SHARE // 100))
+        sessions._end_hoards()
+        assert (tiny.ended, others.ended) == (True, False)
 
 
 def _open_all(sessions: Sessions, who: Principal) -> None:
@@ -130,7 +145,57 @@ async def _lines() -> None:
         sessions.open(Principal("eve", "eve", "key", "", operator=False))
 
 
-@pytest.mark.parametrize("check", [_announced, _unopened, _unread, _lines], ids=lambda check: check.__name__[1:])
+@pytest.mark.parametrize(
+    "check", [_announced, _unopened, _unread, _unread_tiny, _lines], ids=lambda check: check.__name__[1:]
+)
 def test_a_users_lines_leave_room_for_others(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """See the docstring of each check."""
     asyncio.run(check())
+
+
+def _tiny(number: int) -> bytes:
+    return b"%c" % (number % 251)
+
+
+def _views(number: int) -> memoryview:
+    """Return a small part of what came at once; the rest was for others."""
+    return memoryview(bytes((number % 251,)) * (256 << 10))[:4096]
+
+
+@contextlib.asynccontextmanager
+async def _early() -> AsyncIterator[tuple[Callable[[Any], object], Callable[[], bytes]]]:
+    made = Early(Bytes(1 << 30), "bob")
+    yield made.take, lambda: b"".join(made.release())
+
+
+@contextlib.asynccontextmanager
+async def _unsent() -> AsyncIterator[tuple[Callable[[Any], object], Callable[[], bytes]]]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        end = SocketEnd(ours, lambda _data: None, lambda: None, lambda: None)
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while ours.send(bytes(1 << 16)):
+                pass
+        yield end.write, lambda: b"".join(end.unsent)
+        end.close()
+
+
+async def _keep(place: Any, cut: Callable[[int], Any], count: int) -> None:
+    async with place() as (keep, kept):
+        whole = b"".join(bytes(cut(number)) for number in range(count))
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                keep(cut(number))
+            assert tracemalloc.get_traced_memory()[0] < 2 * len(whole) + (64 << 10)
+        finally:
+            tracemalloc.stop()
+        assert kept() == whole
+
+
+@pytest.mark.parametrize("place", [_early, _unsent], ids=["early", "unsent"])
+@pytest.mark.parametrize(("cut", "count"), [(_tiny, 50_000), (_views, 200)], ids=["one byte", "parts of reads"])
+def test_waiting_pieces_take_the_memory_of_their_bytes(place: Any, cut: Callable[[int], Any], count: int) -> None:
+    """However a client cuts its bytes, those that wait take about as much memory as is counted for them."""
+    asyncio.run(_keep(place, cut, count))

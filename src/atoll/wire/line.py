@@ -58,6 +58,8 @@ CONTROL_BYTES = 4 << 20
 """The most of one text; the first of a line has certificates and requirements."""
 MESSAGE_COST = 512
 """Bytes that a message counts for the window beside its own: many tiny ones fill memory too."""
+PIECE_COST = 128
+"""Bytes of memory that a kept piece takes beside its own, at most."""
 MOST_PINGS = 16
 """Pings of one read that are all answered; RFC 6455 asks for the answer to the last one."""
 HEADER_PRICE = 50
@@ -129,6 +131,11 @@ class Line:
     def unacknowledged(self) -> int:
         """Bytes that the other end has not passed on, as far as is known."""
         return self._end - self._acknowledged
+
+    @property
+    def kept_bytes(self) -> int:
+        """About the memory that they take: tiny pieces more than their bytes."""
+        return self.unacknowledged + PIECE_COST * len(self._kept)
 
     def keep(self, channel: int, piece: Any) -> None:
         """Keep a piece until the other end has it; where there is a connection, send its `frame` too.

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from atoll import errors
+from atoll.server.line import sender
 from atoll.server.line.beside import Spool
 from atoll.server.line.shares import Bytes
 from atoll.server.line.terms import LEAST_RATE, OPENING_SECONDS
@@ -79,7 +80,7 @@ class Early:
 
     def keep(self, piece: Any) -> None:
         """Keep data that is counted already, or was by another process."""
-        self.pieces.append(piece)
+        sender.keep(self.pieces, piece)
         self.size += len(piece)
 
     def release(self) -> list[Any]:

@@ -9,8 +9,27 @@ import abc
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from typing import Any
+
+JOINED_BYTES = 4 << 10
+"""Pieces up to this size become one: each has some 100 bytes of memory beside its own."""
+VIEWED_PART = 4
+"""A view of less than one of so many parts of its bytes is copied: all of them stay in memory with it."""
+
+
+def keep(pieces: MutableSequence[Any], piece: Any) -> None:
+    """Append bytes in a form whose memory is in proportion to their number, however a client has cut them."""
+    size = len(piece)
+    if size < JOINED_BYTES:
+        if pieces and type(pieces[-1]) is bytes and len(pieces[-1]) + size <= JOINED_BYTES:
+            pieces[-1] += bytes(piece)
+        else:
+            pieces.append(bytes(piece))
+    elif type(piece) is memoryview and VIEWED_PART * size < memoryview(piece.obj).nbytes:
+        pieces.append(bytes(piece))
+    else:
+        pieces.append(piece)
 
 
 class Sender(abc.ABC):
@@ -66,7 +85,7 @@ class Sender(abc.ABC):
                 return
             data = memoryview(data)[count:]
             self._loop.add_writer(self.fileno(), self._flush)
-        self.unsent.append(data)
+        keep(self.unsent, data)
         self.unsent_bytes += len(data)
 
     def _flush(self) -> None:

@@ -168,4 +168,4 @@ class Sessions:
 
 def _held_bytes(session: Session) -> int:
     """Return the bytes in memory that client or worker have not taken, beside the early ones."""
-    return session.unread + session.line.unacknowledged + session.ends.waiting_bytes
+    return session.unread + session.line.kept_bytes + session.ends.waiting_bytes
