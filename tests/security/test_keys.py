@@ -20,8 +20,9 @@ from atoll.server.accounts import rows, tokens
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.bodies import MadeKey, NewKey, NewUser
 from atoll.server.accounts.direct import Direct
-from atoll.server.accounts.limiter import ATTEMPTS, Limiter, source
+from atoll.server.accounts.limiter import ATTEMPTS, Limiter
 from atoll.server.accounts.sessions import COOKIE
+from atoll.server.addresses import source
 from atoll.server.database.tables import keys, page_sessions
 from atoll.server.pages import guard
 from atoll.server.principal import ADMIN, API, Principal

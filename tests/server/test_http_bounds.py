@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from atoll.server.http import Connections, bound
 from atoll.server.line.terms import MOST_PARTS
+from atoll.server.process.handshake import secured
 
+from .certificates import Authority
 from .process import Server
 from .raw_line import Refused, connect, upgrade
 
@@ -217,3 +225,37 @@ def test_bodies_that_take_long_to_read_are_refused(server: Server, value: Any, r
     assert (status, answer["error"]["code"]) == (400, "caller_error")
     assert reason in answer["error"]["message"]
     assert server.ask("POST", "/v1/requests/status", b"{}")[0] == 200
+
+
+def test_handshakes_count_as_connections(tmp_path: Path) -> None:
+    """Connections that say nothing take their source's share alone, and their time is that of a request's head."""
+    certificate, key = Authority(tmp_path).issue("server")
+    bounds, context = Connections(8), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    state = ServerState()
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(lambda *_: None, log_config=None)
+        config.load()
+        begin = secured(bound(bounds), context)
+        server = await loop.create_server(
+            lambda: begin(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        silent = [await asyncio.open_connection(*server.sockets[0].getsockname()) for _ in range(8)]
+        async with asyncio.timeout(60):
+            while bounds.refused < 6:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        assert len(bounds) == len(state.connections) == 2
+        assert bounds.enter("10.0.0.1") is not None
+        for one in list(state.connections):
+            one.shutdown()
+        async with asyncio.timeout(60):
+            while len(bounds) > 1:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        assert not state.connections
+        for _, writer in silent:
+            writer.close()
+        server.close()
+
+    asyncio.run(serve())

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from atoll.server import addresses
-from atoll.server.accounts.limiter import source
+from atoll.server.addresses import source
 
 HEAD_BYTES = 64 << 10
 HEAD_FIELDS = 200
@@ -116,6 +116,8 @@ class Http(HttpToolsProtocol):
     """An HTTP/1.1 connection within bounds; `bound` makes the class for a server."""
 
     bounds: Connections
+    entered: Callable[[], None] | None = None
+    """Counts the connection no longer, where it has been counted already."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless there are too many."""
@@ -127,9 +129,10 @@ class Http(HttpToolsProtocol):
         self._had_body = False
         self._quiet_bytes = 0
         self._body_bytes, self._body_began = 0, 0.0
-        self._leave = self.bounds.enter(self.client[0] if self.client is not None else "")
+        if self.entered is None:
+            self.entered = self.bounds.enter(self.client[0] if self.client is not None else "")
         self.deadline = self.loop.time() + IDLE_SECONDS
-        if self._leave is None:
+        if self.entered is None:
             self.connections.discard(self)
             self.transport.abort()
             return
@@ -137,19 +140,20 @@ class Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._forget()
+        self.leave()
         super().connection_lost(exc)
         self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
 
-    def _forget(self) -> None:
+    def leave(self) -> None:
+        """Count the connection no longer."""
         self.bounds.watched.discard(self)
-        if self._leave is not None:
-            self._leave()
-            self._leave = None
+        if self.entered is not None:
+            self.entered()
+            self.entered = None
 
     def handle_websocket_upgrade(self) -> None:
         """Leave the connection to another protocol."""
-        self._forget()
+        self.leave()
         super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:

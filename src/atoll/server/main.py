@@ -24,7 +24,7 @@ from atoll.server.edge import Edge
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.parts import PARTS
-from atoll.server.process import listening, lock
+from atoll.server.process import handshake, listening, lock
 from atoll.server.process.tls import Certificates
 from atoll.server.state import ServerState
 
@@ -88,14 +88,14 @@ def _is_loopback(host: str) -> bool:
 
 def _config(state: ServerState) -> uvicorn.Config:
     options = state.options
-    tls: dict[str, Any] = {}
+    protocol: Any = http.bound(state.parts["connections"])
     if options.certificate is not None and options.key is not None:
         certificates = Certificates(options.certificate, options.key)
         state.lifespan.append(certificates.watching)
-        tls["ssl_context_factory"] = lambda _config, _default: certificates.context
+        protocol = handshake.secured(protocol, certificates.context)
     return uvicorn.Config(
         Edge(make_app(state), state, state.parts["metrics"].observe),
-        http=http.bound(state.parts["connections"]),
+        http=protocol,
         ws=upgrade.bound(state, state.parts["sessions"]),
         lifespan="on",
         log_config=None,
@@ -104,7 +104,6 @@ def _config(state: ServerState) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        **tls,
     )
 
 

@@ -17,6 +17,8 @@ from atoll.host.remote import farewells
 SEND_SECONDS = 30.0
 """Seconds for the network to take bytes."""
 READ_BYTES = 256 << 10
+MOST_UNREAD = 64
+"""Reads of a connection that is about to be closed."""
 _BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -110,16 +112,18 @@ class Stream:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of TLS would make it a plain socket
 
     def finish(self) -> None:
-        """Say farewell and close; unread bytes would have the kernel cut the connection before that arrives."""
+        """Say farewell and close."""
         with contextlib.suppress(OSError):
             self._socket.send(self._farewell)
-            while self.read():
-                pass
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; unread bytes would have the kernel cut it before the last that was sent arrives."""
         _all.discard(self)
+        with contextlib.suppress(OSError):
+            for _ in range(MOST_UNREAD):
+                if not self.read():
+                    break
         with contextlib.suppress(OSError):
             self._socket.close()
 

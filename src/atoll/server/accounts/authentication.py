@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from atoll import errors
-from atoll.server.accounts.limiter import Limiter, source
+from atoll.server.accounts.limiter import Limiter
 from atoll.server.accounts.rows import KEY_PURPOSE, MARK
 from atoll.server.accounts.sessions import COOKIE, PageSessions
 from atoll.server.accounts.tokens import Pepper, read_key
+from atoll.server.addresses import source
 from atoll.server.database.database import Database
 from atoll.server.database.tables import keys, users
 from atoll.server.principal import Principal

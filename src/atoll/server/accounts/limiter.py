@@ -9,7 +9,6 @@ which the full ones are.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -73,24 +72,3 @@ class Limiter:
         while len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return wait
-
-
-def source(address: str) -> str:
-    """Return the bucket of an address: its own for IPv4, its /56 for IPv6, where one person has so many."""
-    return f"address {_network(address, 32, 56)}"
-
-
-def ranges(address: str) -> tuple[str, ...]:
-    """Return the wider networks of an address, the narrowest first: a site's, and a provider's."""
-    return tuple(f"range {_network(address, *bits)}" for bits in ((24, 48), (16, 32)))
-
-
-def _network(address: str, bits_4: int, bits_6: int) -> str:
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:64]
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    bits = bits_4 if found.version == 4 else bits_6
-    return str(ipaddress.ip_network((found, bits), strict=False))

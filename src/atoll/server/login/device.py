@@ -20,8 +20,9 @@ from sqlalchemy import Connection
 from atoll import errors
 from atoll.server.accounts import rows
 from atoll.server.accounts.accounts import Accounts
-from atoll.server.accounts.limiter import Limiter, ranges, source
+from atoll.server.accounts.limiter import Limiter
 from atoll.server.accounts.names import check_alias
+from atoll.server.addresses import ranges, source
 from atoll.server.login import people
 from atoll.server.login.options import is_safe
 from atoll.server.principal import ADMIN
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 MOST_LOGINS = 1000
 MOST_OF_ADDRESS = 20
 MOST_OF_RANGES = (80, 250)
-"""Logins under way of a site's and of a provider's network; see `limiter.ranges`."""
+"""Logins under way of a site's and of a provider's network; see `addresses.ranges`."""
 MOST_SECONDS = 1800.0
 SLOWER_SECONDS = 5.0
 _PURPOSE = b"atoll device"
