@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -112,12 +113,18 @@ async def _list(lent: Lent, path: str, query: dict[str, str]) -> Response:
     after = query.get("after", "")
     found = await lent.call(lent.volume.page, path, after, int(most))
     above = path + "/" if path else ""
-    entries = [_entry(name, above + name, status) for name, status in found.items()]
-    answer: dict[str, Any] = {"path": absolute(shown(path)), "entries": entries}
-    if len(found) >= int(most):
-        last = max(found)
-        answer["next"] = f"{address(path, directory=True)}?list&limit={most}&after={encoded(last)}"
-    return JSONResponse(answer, headers=_listing_headers())
+
+    def body() -> bytes:
+        answer: dict[str, Any] = {"path": absolute(shown(path))}
+        if len(found) >= int(most):
+            last = max(found)
+            answer["next"] = f"{address(path, directory=True)}?list&limit={most}&after={encoded(last)}"
+        # One by one: other threads run between them alone.
+        entries = ",".join(json.dumps(_entry(name, above + name, status)) for name, status in found.items())
+        return f'{json.dumps(answer)[:-1]}, "entries": [{entries}]}}'.encode()
+
+    whole = await lent.call(body)  # 10,000 long names take the loop's time of hundreds of requests
+    return Response(whole, headers=_listing_headers(), media_type="application/json")
 
 
 def _entry(name: str, path: str, status: Status) -> dict[str, Any]:
