@@ -96,7 +96,7 @@ class RecordsSettings:
 
     Args:
         keep_days: for how long; 0 keeps nothing.
-        max_bytes: the most that records and outputs take on the disk; the oldest go first.
+        max_bytes: the most that records and outputs take on the disk; the oldest of the users with the most go first.
     """
 
     keep_days: float = 30.0

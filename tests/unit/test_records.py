@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,37 @@ def test_records_are_bounded_by_age_and_size(tmp_path: Path) -> None:
     assert "c-99-9" in left
     database.close()
     assert (tmp_path / FILE).stat().st_size <= 310_000
+
+
+def test_records_of_one_user_make_no_room_for_another(tmp_path: Path) -> None:
+    """Whoever has many calls and much output loses their own oldest; those of others stay, also where they are older."""
+    database = Database(tmp_path)
+    calls = [replace(record(f"a-{one}", message="m" * 100), user="ann") for one in range(50)]
+    database.write(calls, [("a-0", "ann", "w", 20_000, os.urandom(20_000))])
+    for number in range(100):
+        many = [record(f"c-{number}-{one}", message="m" * 500) for one in range(10)]
+        database.write(many, [(f"c-{number}-0", "u", "w", 5000, os.urandom(5000))])
+    database.prune(time.time() - 3600, 300_000)
+    assert database.used_bytes() <= 300_000
+    assert {one.call for one in database.list("ann", {}, 10_000)} == {one.call for one in calls}
+    assert database.output("ann", "a-0", "w")[0] == 20_000
+    left = [one.call for one in database.list("u", {}, 10_000)]
+    assert left[0] == "c-99-9"
+    assert "c-0-0" not in left
+    database.close()
+
+
+def test_records_of_many_users_fit_as_well(tmp_path: Path) -> None:
+    """Users who have as much as one another each lose their oldest."""
+    database = Database(tmp_path)
+    for number in range(20):
+        database.write(replace(record(f"{user}-{number}", message="m" * 500), user=f"u{user}") for user in range(100))
+    database.prune(time.time() - 3600, 300_000)
+    assert database.used_bytes() <= 300_000
+    for user in range(100):
+        left = [one.call for one in database.list(f"u{user}", {}, 100)]
+        assert left[:3] == [f"{user}-{number}" for number in (19, 18, 17)]
+    database.close()
 
 
 @pytest.mark.parametrize("content", [b"this is no database" * 1000, b"", "cut"])

@@ -46,6 +46,15 @@ CREATE TABLE IF NOT EXISTS generation (name TEXT NOT NULL);
 INSERT INTO generation SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT 1 FROM generation);
 """
 
+_ROW_BYTES = 256
+"""Bytes of a row beside its texts, with its places in the indexes."""
+_SIZES = f"""
+SELECT user, sum(size) FROM (
+    SELECT user, {_ROW_BYTES} + length(tail) AS size FROM outputs
+    UNION ALL SELECT user, {_ROW_BYTES} + length(message) AS size FROM calls
+) GROUP BY user
+"""  # noqa: S608 - our own number
+
 Output = tuple[str, str, str, int, bytes]
 """The output of a call: call, user, worker, bytes in all, and the last of them."""
 
@@ -113,7 +122,8 @@ class Database:
     def prune(self, oldest: float, most_bytes: int) -> None:
         """Remove records older than `oldest` (seconds since the epoch), then the oldest until the rest fits.
 
-        The last record stays: numbers are never given again.
+        These are the oldest of the users with the most bytes, so nobody's records make room for another's many. The last
+        record stays: numbers are never given again.
         """
         last = "SELECT max(id) FROM calls"
         with self._transaction():
@@ -123,12 +133,25 @@ class Database:
             if self.used_bytes() <= most_bytes:
                 break
             with self._transaction():
-                for table in ("outputs", "calls"):
-                    self._connection.execute(
-                        f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT "  # noqa: S608
-                        f"(SELECT count(*) / 5 + 1 FROM {table})) AND id < (SELECT max(id) FROM {table})"
-                    )
+                self._remove_oldest()
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page
+
+    def _remove_oldest(self) -> None:
+        """Remove about a fifth of all bytes: what each user has beyond the level that leaves four fifths."""
+        sizes = dict(self._connection.execute(_SIZES).fetchall())
+        level = _level(list(sizes.values()), 0.8 * sum(sizes.values()))
+        self._connection.execute("CREATE TEMP TABLE IF NOT EXISTS shares (user TEXT PRIMARY KEY, share REAL NOT NULL)")
+        self._connection.execute("DELETE FROM shares")
+        self._connection.executemany(
+            "INSERT INTO shares VALUES (?, ?)", [(user, level / size) for user, size in sizes.items() if size > level]
+        )
+        for table in ("outputs", "calls"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE id IN (SELECT id FROM ("  # noqa: S608 - our own words
+                "SELECT id, share, row_number() OVER (PARTITION BY user ORDER BY id DESC) AS place, "
+                f"count(*) OVER (PARTITION BY user) AS rows FROM {table} JOIN shares USING (user)"
+                f") WHERE place > rows * share) AND id < (SELECT max(id) FROM {table})"
+            )
 
     def used_bytes(self) -> int:
         """Return how much of the file is in use."""
@@ -209,6 +232,17 @@ class Database:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _level(sizes: Sequence[int], most: float) -> float:
+    """Return the level to which the largest sizes are cut, so that all are `most` together."""
+    left = most
+    for place, size in enumerate(sorted(sizes)):
+        level = left / (len(sizes) - place)
+        if size > level:
+            return level
+        left -= size
+    return math.inf
 
 
 def set_aside(directory: Path) -> None:
