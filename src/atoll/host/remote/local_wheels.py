@@ -64,14 +64,12 @@ def _built(source: Path, kept: Path, entry: str, spec: EnvironmentSpec) -> Path:
         package = _run(uv, source, Path(directory), spec, "--wheel")
         if not fits(package.name, spec.python_version):
             package.unlink()
-            package = _run(uv, source, Path(directory), spec, "--sdist") if source.is_dir() else source
+            if source.is_dir():
+                package = _run(uv, source, Path(directory), spec, "--sdist")
+            else:
+                package = Path(shutil.copy(source, directory))
         kept.mkdir(exist_ok=True)
-        place = kept / package.name
-        if package == source:
-            shutil.copyfile(source, place)
-        else:
-            package.replace(place)
-        return place
+        return package.replace(kept / package.name)  # whole, or not there
 
 
 def _run(uv: str, source: Path, directory: Path, spec: EnvironmentSpec, kind: str) -> Path:
