@@ -226,6 +226,22 @@ def test_each_failure_to_connect_names_the_next_step(server: Server, tmp_path: A
     assert "no machine is called" in refusal(host).message
 
 
+def test_an_upload_that_is_refused_early_names_the_reason(server: Server) -> None:
+    """The answer counts, not the connection that broke while the body was on its way."""
+    body = bytes(32 << 20)
+    full = (
+        b'HTTP/1.1 507 Insufficient Storage\r\nconnection: close\r\n\r\n{"error": {"code": "disk_full", '
+        b'"message": "the server\'s disk is full", "hint": "ask its operator", "details": {}}}'
+    )
+    with answering(full) as port:
+        reached = Reached(Credentials(f"http://127.0.0.1:{port}", "a", "b"))
+        with pytest.raises(errors.DiskFull, match="the server's disk is full"):
+            reached.put("/v1/packages/x/y.whl", body, len(body))
+    reached = Reached(Credentials(server.url, server.key[0], "x" * 43, str(server.ca_file)))
+    with pytest.raises(errors.NotAuthorized, match="the key is not valid"):
+        reached.put(f"/v1/packages/{'0' * 64}/y-1-py3-none-any.whl", body, len(body))
+
+
 def test_a_proxy_without_its_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that changes nothing is made until the server is there; one that may have arrived is made once."""
     monkeypatch.setenv(patience.VARIABLE, "60")

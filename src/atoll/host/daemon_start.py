@@ -51,6 +51,7 @@ def open_connection(
         raise errors.HostUnreachable(
             "functions run on this machine only where it is Linux", hint='give a server: `host=Host("https://…")`'
         )
+    other = ""
     for _ in range(ATTEMPTS):
         try:
             channel = Channel(daemon_socket.connect(options))
@@ -69,11 +70,23 @@ def open_connection(
         if reply.get("type") == "welcome":
             return channel
         if reply.get("type") == "mismatch":
+            other = str(reply.get("version", ""))
             replace(options)
             continue
         raise errors.from_data(reply.get("error") or {})
+    if other:
+        raise other_version(other)
     raise errors.HostUnreachable(
         "the daemon does not answer", hint=f"run `atoll stop`, then see `{options.logs_directory / 'daemon.log'}`"
+    )
+
+
+def other_version(version: str) -> errors.ProtocolMismatch:
+    """Return the error for a daemon that is of another version whenever it is started: the package was changed."""
+    return errors.ProtocolMismatch(
+        f"the installed package is atoll {version[:40]}, and this process is still {__version__}",
+        hint="start it again: the package was changed while it ran",
+        version=version[:40],
     )
 
 

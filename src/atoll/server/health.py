@@ -28,9 +28,17 @@ async def _alive(_request: Request) -> Response:
 
 async def _ready(request: Request) -> Response:
     """Tell whether the node answers."""
-    node = state_of(request).node
+    return await readiness(state_of(request))
+
+
+async def readiness(state: ServerState) -> Response:
+    """Return the answer of `/readyz`."""
+    node = state.node
     try:
         await asyncio.wait_for(node.ask(None, "capacity", {}), READY_SECONDS)
+    except errors.HostUnreachable as error:
+        named = error.message if "node_version" in error.details else "the node does not answer"
+        return JSONResponse({"status": named}, 503)
     except (errors.AtollError, TimeoutError, OSError):
         return JSONResponse({"status": "the node does not answer"}, 503)
     return JSONResponse({"status": "ok"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from atoll.wire.bounds import CLIENT, Bounds
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.frames import MAX_HEADER_BYTES, FrameError
 from atoll.work_threads import WorkThreads
+
+_log = logging.getLogger("atoll.server")
 
 MOST_OF_USER = 128
 """Requests of one user that wait for the node at a time, but for those of lines."""
@@ -40,6 +43,7 @@ class Node:
     def __init__(self, options: Settings) -> None:
         self.options = options
         self._waiting: Counter[str] = Counter()
+        self._other = ""
         self.paces = Paces()
         """Of all that a user sends to be passed on: requests and lines."""
         self._threads = WorkThreads("node", 1)
@@ -54,7 +58,15 @@ class Node:
             HostUnreachable, StateUnusable, StateUntrusted, DiskFull: there is no node.
         """
         named = message if principal is None else _in_name(principal, message)
-        return daemon_start.open_connection(self.options, named, descriptors)
+        if self._other:
+            raise _other_version(self._other)
+        try:
+            return daemon_start.open_connection(self.options, named, descriptors)
+        except errors.ProtocolMismatch as error:
+            if "version" not in error.details:
+                raise
+            self._note_version(error.details["version"])
+            raise _other_version(self._other) from error
 
     async def connect(
         self,
@@ -72,6 +84,7 @@ class Node:
             As `open`.
         """
         named = message if principal is None else _in_name(principal, message)
+        other = ""
         for _ in range(daemon_start.ATTEMPTS):
             try:
                 channel = AsyncChannel(daemon_socket.connect(self.options), bounds)
@@ -92,12 +105,25 @@ class Node:
                 channel.close()
                 raise
             if reply.type == "welcome":
+                self._other = ""
                 return channel
             channel.close()
             if reply.type == "failed":
                 raise errors.from_data(reply.header.get("error") or {})
+            other = str(reply.header.get("version", ""))
+            if other == self._other:
+                break
             await self._threads.run("", partial(daemon_start.replace, self.options))
+        if other:
+            self._note_version(other)
+            raise _other_version(other)
         raise errors.HostUnreachable("the node does not answer", hint="try again in a while")
+
+    def _note_version(self, version: str) -> None:
+        """Note the version of the installed package: no node of this server's own can be started any more."""
+        if version != self._other:
+            self._other = version
+            _log.error("node_of_another_version", extra={"fields": {"node": version, "server": __version__}})
 
     async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Send a request that is no call, and return its answer; a cancelled one ends at the node as well.
@@ -177,6 +203,14 @@ class Node:
             raise errors.HostUnreachable("the node ended before it answered", hint="try again") from error
         finally:
             channel.close()
+
+
+def _other_version(version: str) -> errors.HostUnreachable:
+    return errors.HostUnreachable(
+        f"the node is atoll {version[:40]}, and this server is still {__version__}",
+        hint="have the operator restart the server: its package was upgraded while it ran",
+        node_version=version[:40],
+    )
 
 
 def _in_name(principal: Principal, message: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -288,7 +289,10 @@ class Server:
             try:
                 connection.sock.settimeout(None)
                 sent = {**self._headers(), "Content-Length": str(size)}
-                connection.request("PUT", self._path + path, body, sent)
+                with contextlib.suppress(
+                    ConnectionError, ssl.SSLError
+                ):  # one that refuses early closes: its answer counts
+                    connection.request("PUT", self._path + path, body, sent)
                 answer = connection.getresponse()
                 data = answer.read(MOST_ANSWER_BYTES + 1)
             finally:
@@ -336,11 +340,7 @@ class Server:
 def tls_failure(
     url: str, error: ssl.SSLError, name_file: str = "`ca_file=` or `SSL_CERT_FILE`"
 ) -> errors.HostUnreachable:
-    """Return the named error for TLS that an address does not speak, or not as somebody whom this machine trusts.
-
-    Args:
-        name_file: the way to name the certificates of an authority.
-    """
+    """Return the named error for TLS that fails; the hint has the way to name the certificates of an authority."""
     shown = f"`{printable(url)}`"
     if isinstance(error, ssl.SSLCertVerificationError):
         return errors.HostUnreachable(
