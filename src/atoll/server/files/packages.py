@@ -35,6 +35,7 @@ from atoll.environments.asked.uploaded import KEY, MOST_BYTES, MOST_NAMES, PACKA
 from atoll.server.files.description import DIRECTORY_OPERATIONS, PACKAGE_OPERATIONS
 from atoll.server.files.failures import Refused, answering
 from atoll.server.files.transfers import transfers_of
+from atoll.server.files.upload import body_of
 from atoll.server.state import ServerState, principal_of
 from atoll.work_threads import WorkThreads
 
@@ -51,8 +52,6 @@ MOST_AT_A_TIME = 3
 """Uploads of one user: the bytes of those that are not complete are bounded by it."""
 WAIT_SECONDS = 60.0
 """Seconds that an upload waits for its turn."""
-SILENT_SECONDS = 120.0
-"""The longest pause of a client that uploads."""
 _NEW = ".new-"
 _LINE = re.compile(rf"({KEY.pattern}) ({PACKAGE.pattern})")
 
@@ -198,15 +197,8 @@ async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
         QuotaExceeded: it is larger.
         Refused: the client is silent for too long.
     """
-    size, chunks = 0, request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                chunk = await anext(chunks, None)
-        except TimeoutError:
-            raise Refused(408, "upload_silent", "the upload paused for too long", "send it again") from None
-        if chunk is None:
-            return
+    size = 0
+    async for chunk in body_of(request):
         size += len(chunk)
         if size > most:
             raise errors.QuotaExceeded(

@@ -216,15 +216,13 @@ def _send(lent: Lent, path: str, batch: list[bytes]) -> None:
             raise _Answered(error) from error
 
 
-async def _batches(request: Request) -> AsyncGenerator[list[bytes], None]:
-    """Yield the body in lists of about `BATCH_BYTES`.
+async def body_of(request: Request) -> AsyncGenerator[bytes, None]:
+    """Yield the body as it comes.
 
     Raises:
         ClientDisconnect: the client has gone.
         Refused: it is silent for too long.
     """
-    batch: list[bytes] = []
-    size = 0
     chunks = request.stream()
     while True:
         try:
@@ -233,7 +231,19 @@ async def _batches(request: Request) -> AsyncGenerator[list[bytes], None]:
         except TimeoutError:
             raise Refused(408, "upload_silent", "the upload paused for too long", "send it again") from None
         if chunk is None:
-            break
+            return
+        yield chunk
+
+
+async def _batches(request: Request) -> AsyncGenerator[list[bytes], None]:
+    """Yield the body in lists of about `BATCH_BYTES`.
+
+    Raises:
+        ClientDisconnect, Refused: as `body_of`.
+    """
+    batch: list[bytes] = []
+    size = 0
+    async for chunk in body_of(request):
         if chunk:
             batch.append(chunk)
             size += len(chunk)
