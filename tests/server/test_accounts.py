@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from atoll import errors
 from atoll.cli.main import run
 from atoll.server.accounts import rows
 from atoll.server.accounts.accounts import Accounts
@@ -199,6 +200,40 @@ def test_the_time_of_a_keys_last_use_is_written_once_a_minute(tmp_path: Path, mo
             await ask_after(5)
             await accounts.write_used(at_least=0)
             assert used() == now[0]
+        finally:
+            accounts.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_a_key_that_ends_while_it_is_looked_up_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """What a revocation overtakes, in this process or another, is looked up again: no line begins by a key that ended."""
+    tmp_path.chmod(0o700)
+
+    async def scenario() -> None:
+        accounts = Accounts(tmp_path)
+        try:
+            with accounts.database.writing() as connection:
+                user = rows.add_user(connection, "ada")
+                key, secret = rows.add_key(connection, accounts.pepper, user, scope="API")
+            run = accounts.database.run
+
+            async def overtaken(function: Any, **options: Any) -> Any:
+                found = await run(function, **options)
+                monkeypatch.undo()
+                if place == "here":
+                    await accounts.change(lambda connection: rows.revoke(connection, key.id))
+                else:
+                    with Direct(tmp_path) as direct:
+                        direct.revoke_key(key.id)
+                return found
+
+            monkeypatch.setattr(accounts.database, "run", overtaken)
+            with pytest.raises(errors.NotAuthorized):
+                await accounts.authenticate({"authorization": f"Key {key.id}:{secret}"}, "192.0.2.1")
         finally:
             accounts.close()
 

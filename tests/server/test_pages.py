@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from atoll.server.pages import files as file_pages
 from atoll.server.pages import guard, previews, rendering
+from atoll.storage.files.tree import FILE
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -396,6 +402,25 @@ def test_directories_are_listed_in_parts(ada: Visitor, volume: Path) -> None:
     more = re.search(r'href="(/files/many\?after=[^"]+)"', first.text)
     assert more is not None
     assert "0200" in visible(ada.get(unescape(more[1])).text)
+
+
+def test_previews_are_made_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A content that takes long to make readable holds up no other request: a thread does it."""
+    threads = []
+
+    def of_content(name: str, content: bytes, size: int) -> previews.Preview:
+        threads.append(threading.current_thread())
+        assert (name, content, size) == ("b.txt", b"text", 4)
+        return previews.Preview("text", "text")
+
+    monkeypatch.setattr(previews, "of_content", of_content)
+    visit: Any = SimpleNamespace(page=lambda template, **values: (template, values["preview"].text))
+    lent: Any = SimpleNamespace(call=asyncio.to_thread, volume=SimpleNamespace(read_bytes=lambda *_: b"text"))
+    status: Any = SimpleNamespace(kind=FILE, size=4, mtime_ns=0, target="")
+    shown: Any = asyncio.run(file_pages._file(visit, lent, "a/b.txt", status))
+    assert shown == ("file.html", "text")
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_previews(ada: Visitor, volume: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -33,6 +34,12 @@ def test_requests_reach_the_node(server: Server) -> None:
     status, value = server.ask("POST", "/v1/requests/status", json.dumps({}).encode())
     assert status == 200
     assert "capacity" in value
+
+
+def test_the_server_writes_no_core_file(server: Server) -> None:
+    """A crash leaves no keys and secrets on the disk: the hard limit of core files is 0."""
+    limits = Path(f"/proc/{server.pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
 
 
 def test_requests_without_a_key_are_refused(server: Server) -> None:

@@ -43,6 +43,7 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         HostUnreachable: the address cannot be had, or there is no node.
     """
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would have keys and secrets in it
     sys.set_int_max_str_digits(MOST_DIGITS)
     logs.set_up()
     descriptors.raise_own()

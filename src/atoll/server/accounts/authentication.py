@@ -11,7 +11,9 @@ from __future__ import annotations
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -25,7 +27,11 @@ from atoll.server.database.database import Database
 from atoll.server.database.tables import keys, users
 from atoll.server.principal import Principal
 
+T = TypeVar("T")
+
 MOST_REMEMBERED = 10_000
+MOST_LOOKS = 8
+"""Times that a key is looked up while others end one after the other."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Authenticator:
         self._sessions = sessions
         self.limiter = limiter
         self._mark: object = None
+        self._ends = 0
+        """How often this process has ended a key or user."""
         self._known: OrderedDict[str, Known] = OrderedDict()
         self.used: dict[str, float] = {}
         """When each key was used last, for those that were since `take_used`."""
@@ -110,24 +118,39 @@ class Authenticator:
             self._mark = mark
         found = self._known.get(key_id)
         if found is None:
-            found = await self._database.run(lambda connection: look_up(connection, key_id), writes=False)
+            found = await self._settled(
+                lambda: self._database.run(lambda connection: look_up(connection, key_id), writes=False)
+            )
             if found is not None and self._mark == mark:  # what was looked up before a revocation is not remembered
                 self._known[key_id] = found
                 if len(self._known) > MOST_REMEMBERED:
                     self._known.popitem(last=False)
         return found
 
+    async def _settled(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what a question finds when no key or user has ended meanwhile.
+
+        Who is served from then on is among those that the watch tells of the next end.
+        """
+        for _ in range(MOST_LOOKS):
+            mark, ends = self._database.mark(MARK), self._ends
+            found = await ask()
+            if (self._database.mark(MARK), self._ends) == (mark, ends):
+                break
+        return found
+
     def forget_all(self) -> None:
         """Look every key up again: one has changed."""
         self._known.clear()
         self._mark = None
+        self._ends += 1
 
     async def _by_cookie(self, headers: dict[str, str], address: str) -> Principal:
         cookie = cookie_of(headers.get("cookie", ""))
         if not cookie:
             raise errors.NotAuthorized("the request has no key", hint="run `atoll auth login --host URL`")
         _check_site(headers)
-        found = await self._sessions.find(cookie)
+        found = await self._settled(lambda: self._sessions.find(cookie))
         if found is None:
             raise self._refused(address, "")
         return found

@@ -18,6 +18,7 @@ from atoll.server.files.transfers import transfers_of
 from atoll.server.files.upload import write
 from atoll.server.pages import previews, upload
 from atoll.server.pages.visit import Visit, route
+from atoll.storage.client.volume import VolumeClient
 from atoll.storage.files.tree import DIRECTORY, FILE, SYMLINK, Status
 
 ROWS = 200
@@ -124,14 +125,19 @@ def _trail(path: str) -> list[tuple[str, str]]:
     return [(paths.shown(part), page_of("/".join(parts[: number + 1]))) for number, part in enumerate(parts)]
 
 
+def _preview(volume: VolumeClient, path: str, size: int) -> previews.Preview:
+    """Return the preview of a file's content; takes up to a second, in a thread."""
+    content = volume.read_bytes(path, 0, previews.MOST_BYTES)
+    return previews.of_content(path.rpartition("/")[2], content, size)
+
+
 async def _file(visit: Visit, lent: Lent, path: str, status: Status) -> Response:
     name = path.rpartition("/")[2]
+    preview: previews.Preview | None
     if status.kind != FILE:
         preview = previews.Preview("none", reason="This is neither a file nor a directory.")
     else:
-        preview = previews.of_media(name, status.size) or previews.of_content(
-            name, await lent.call(lent.volume.read_bytes, path, 0, previews.MOST_BYTES), status.size
-        )
+        preview = previews.of_media(name, status.size) or await lent.call(_preview, lent.volume, path, status.size)
     return visit.page(
         "file.html",
         row=_row(path, status),
