@@ -132,7 +132,10 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
     assert atoll("users", "add", "bob", "--no-key", "--workers", "3")[0] == 0
     (bob,) = [user for user in json.loads(atoll("users", "list", "--json")[1]) if user["name"] == "bob"]
     assert (bob["workers"], bob["operator"]) == (3, False)
-    assert atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "0")[1] == "bob: volume 10.0 GiB\n"
+    assert (
+        atoll("users", "set-quota", "bob", "--volume", "10GiB", "--workers", "1")[1]
+        == "bob: volume 10.0 GiB, 1 worker\n"
+    )
     assert atoll("users", "remove", "bob")[0] == 2
     assert "no user is called `nobody`" in atoll("users", "remove", "nobody")[2]
     theirs = json.loads(atoll("users", "add", "cat", "--json")[1])["key"]["id"]
@@ -155,7 +158,11 @@ def test_the_command_line_logs_in_and_handles_keys(server: Server, atoll: Shell)
         assert f"leave `{path}` out" in told
     plain = server.url.replace("https", "http")
     assert f"`{server.url}`" in atoll("auth", "login", "--host", plain, typed=":".join(server.key))[2]
-    assert atoll("auth", "logout")[0] == 0
+    status, _, told = atoll("auth", "logout")
+    assert (status, "another key ends it: `atoll key revoke " in told) == (0, True)
+    told = atoll("key", "list", ATOLL_HOME=str(server.home.path))[2]
+    assert "has keys of all users" in told
+    assert "`--user NAME`" in told
     assert "not logged in" in atoll("auth", "whoami")[2]
 
 

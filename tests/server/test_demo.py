@@ -26,6 +26,13 @@ raise SystemExit(7 if os.environ["ATOLL_HOST"] else 0)
 """
 
 
+def test_a_demonstration_takes_no_other_options(atoll_home: Home) -> None:
+    """An address, a state directory or certificates beside `--demo` are wrong usage, and nothing starts."""
+    for options in (("--listen", "0.0.0.0:9999"), ("--home", "/nowhere"), ("--share-uid-between-users",)):
+        done = atoll_home.atoll("server", "--demo", *options, check=False)
+        assert (done.returncode, "leave the other options out" in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.as_user
 def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> None:
     """The functions of the first examples run on a server of its own; a program that fails ends it with its status.

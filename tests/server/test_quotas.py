@@ -339,3 +339,12 @@ def test_quotas_of_the_kernel_in_a_linux_of_its_own(tmp_path: Path) -> None:
             assert (one["found"], one["large"], one["many"]) == (found, refusal, refusal)
             assert 19 * MIB < one["used"] <= 20 * MIB
             assert (one["named"], one["removed"], one["files"], one["lifted"]) == ("QuotaExceeded", 0, 200, 0)
+
+
+def test_a_volume_without_a_quota_says_so_once(
+    atoll_home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`atoll data usage` has one line then."""
+    monkeypatch.setenv("ATOLL_HOST", "local")
+    assert run(["data", "usage"]) == 0
+    assert capfd.readouterr().out.count("no quota") == 1

@@ -83,11 +83,17 @@ def test_the_command_line_sets_lists_and_deletes(
     status, listed = atoll("list", "--json")
     assert [one["name"] for one in json.loads(listed)] == ["A_TOKEN", "B_TOKEN"]
     assert VALUE not in listed + atoll("list")[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    status, said = atoll("set", "B_TOKEN")
+    assert (status, "no value on standard input" in said) == (2, True)
+    status, said = atoll("set", "B_TOKEN", "shown-to-all")
+    assert (status, "shown-to-all" in said, "which others can read" in said) == (2, False, True)
     assert on(host, variables)("A_TOKEN", "B_TOKEN")[:2] == [VALUE + "\n", VALUE]
     capfd.readouterr()  # the call may say how limits are kept
     assert atoll("delete", "A_TOKEN") == (0, "deleted A_TOKEN\n")
     status, said = atoll("delete", "A_TOKEN")
-    assert (status, "no secret `A_TOKEN`" in said) == (1, True)
+    assert (status, "no secret `A_TOKEN`" in said, "secrets set" in said) == (1, True, False)
+    assert atoll("delete", "B_TOKEN", "C_TOKEN")[1].startswith("deleted B_TOKEN\n")
     status, said = atoll("set", "LD_PRELOAD")
     assert (status, "owns" in said) == (2, True)
 

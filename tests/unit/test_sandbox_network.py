@@ -107,6 +107,8 @@ def test_a_call_from_inside_is_at_most_as_open() -> None:
                 with pytest.raises(ResourcesUnavailable, match=f"network `{outer}` cannot call one with"):
                     within(asked, outer)
     assert [within("", outer) for outer in ("none", "outbound", "host")] == ["none", "outbound", ""]
+    with pytest.raises(ResourcesUnavailable, match="functions on a server have at most network `outbound`, not `host`"):
+        within("host", "outbound", inside=False)
 
 
 def test_a_configured_program_is_taken_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,8 @@ def _value(name: str, path: Path | None) -> str:
 
         return getpass(f"value of {name}: ")
     text = sys.stdin.buffer.read(MOST_VALUE_BYTES + 2).decode()
+    if not text:  # as of a command that failed
+        raise ValueError("there is no value on standard input; a line without text is an empty one")
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -102,16 +104,20 @@ def list_(*, json: bool = False, host: str = "") -> int:
 
 
 @app.command
-def delete(name: str, /, *, host: str = "") -> int:
-    """Delete a secret; calls that run keep it to their end.
+def delete(name: str, /, *more: str, host: str = "") -> int:
+    """Delete secrets; calls that run keep them to their end.
 
     Parameters
     ----------
     name: str
         The variable's name.
+    more: str
+        Further ones.
     host: str
         Address of a server, or `local`; default: the server that you are logged in to, else `local`.
     """
-    _chosen(host).request("secrets.delete", {"name": name})
-    echo(f"deleted {name}")
+    chosen = _chosen(host)
+    for one in (name, *more):
+        chosen.request("secrets.delete", {"name": one})
+        echo(f"deleted {one}")
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.columns import Column, print_fitted
+from atoll.cli.confirmation import counted
 from atoll.cli.settings_state import settings_lines
 from atoll.cli.tables import print_json, size
 from atoll.cli.terminal import echo
@@ -106,7 +107,7 @@ def _server_lines(found: dict[str, Any], now: float) -> Iterator[str]:
     yield f"user     {server.get('name')} (key {server.get('key')}, scope {server.get('scope')}{rights})"
     yield f"machine  {machine(found['capacity'])}"
     most = (found.get("limits") or {}).get("workers")
-    calls = f"{most} calls at a time" if most else "no limit of calls"
+    calls = f"{counted(most, 'call')} at a time" if most else "no limit of calls"
     quota = Quota.from_data(found["quota"])
     yield f"limits   {calls} \u00b7 /data: {'' if quota.complete else 'at least '}{quota.text()}"
     yield f"workers  {len(found['workers'])}"

@@ -247,7 +247,7 @@ def checked(services: Services, caller: Caller, spec: LeaseSpec) -> LeaseSpec:
     trusted = spec.trusted and (caller.parent is None or services.engine.is_trusted(caller.parent))
     network = spec.network
     if caller.nested or caller.network != "host":
-        network = within(network, _outer_network(services, caller))
+        network = within(network, _outer_network(services, caller), inside=caller.nested)
     grace_seconds = min(spec.grace_seconds, MOST_NESTED_GRACE_SECONDS) if caller.nested else spec.grace_seconds
     return replace(spec, environment=environment, network=network, trusted=trusted, grace_seconds=grace_seconds)
 

@@ -14,6 +14,7 @@ from atoll.cli.accounts.client import ask, part
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo
 from atoll.credentials import Credentials
+from atoll.terminal_text import printable
 
 app = cyclopts.App(
     name="auth",
@@ -106,7 +107,11 @@ def logout(*, host: str = "", revoke: Annotated[bool, Flag] = False) -> int:
     if revoke:
         ask(known[0], "DELETE", f"/v1/keys/{part(known[0].key_id)}")
     credentials.forget(known[0].url)
-    more = "" if revoke else "; the key is still valid: `atoll key revoke` ends it"
+    more = (
+        ""
+        if revoke
+        else f"; the key is still valid, and another key ends it: `atoll key revoke {printable(known[0].key_id)}`"
+    )
     echo(f"logged out of {known[0].url}{more}", error=True)
     return 0
 

@@ -203,6 +203,11 @@ def opened(
     if login is not None:
         yield Remote(login)
         return
+    if server and has_accounts(place):
+        raise errors.HostUnreachable(
+            f"no server is named, and `{printable(str(place))}` has keys of all users",
+            hint="say whose: `--user NAME`, or to revoke one `--here`; or run `atoll auth login --host URL`",
+        )
     if not here:
         raise errors.HostUnreachable(
             f"no server is named, and none has run in `{printable(str(place))}`",

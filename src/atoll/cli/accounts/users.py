@@ -11,7 +11,7 @@ import cyclopts
 from atoll import errors
 from atoll.cli.accounts.keys import show_key
 from atoll.cli.accounts.place import opened
-from atoll.cli.confirmation import Yes, confirmed
+from atoll.cli.confirmation import Yes, confirmed, counted
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json, print_table, size
 from atoll.cli.terminal import echo
@@ -218,8 +218,8 @@ def set_quota(
         user = place.set_quota(name, {quota: value for quota, value in given.items() if value is not None})
     limits = [
         f"volume {size(user['volume_bytes'])}" if user["volume_bytes"] else "",
-        f"{user['volume_files']:,} files" if user["volume_files"] else "",
-        f"{user['workers']} workers" if user["workers"] else "",
+        counted(user["volume_files"], "file") if user["volume_files"] else "",
+        counted(user["workers"], "worker") if user["workers"] else "",
     ]
     echo(f"{user['name']}: {', '.join(filter(None, limits)) or 'no quotas'}", error=sys.stdout is None)
     return 0

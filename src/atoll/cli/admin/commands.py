@@ -13,6 +13,7 @@ import cyclopts
 from atoll import credentials, errors, settings
 from atoll.cli.accounts.client import ask
 from atoll.cli.accounts.place import check_accounts, check_one_place, has_accounts, home_of
+from atoll.cli.confirmation import counted
 from atoll.cli.tables import date, print_json, print_table
 from atoll.cli.terminal import echo
 from atoll.host.local import LocalHost
@@ -52,7 +53,7 @@ def backup(target: Path, /, *, home: Path | None = None, database: str = "") -> 
     check_accounts(place)  # else a job with another ATOLL_HOME backs up nothing, for ever
     with _open(place, database) as opened:
         found = back_up(Node(settings.load(place)), opened, target.absolute(), lambda line: echo(line, error=True))
-    echo(f"backed up {len(found['volumes'])} volumes to {target}")
+    echo(f"backed up {counted(len(found['volumes']), 'volume')} to {target}")
     return 0
 
 

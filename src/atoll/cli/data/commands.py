@@ -230,7 +230,8 @@ def usage(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> 
         print_json(quota.to_data())
         return 0
     echo(("" if quota.complete else "at least ") + quota.text() + (f" ({quota.per_cent}%)" if quota.per_cent else ""))
-    echo(_ENFORCED[quota.kind])
+    if quota.kind in _ENFORCED:
+        echo(_ENFORCED[quota.kind])
     return 0
 
 
@@ -238,7 +239,6 @@ _ENFORCED = {
     "user": "enforced by the file system, for the user's host uid",
     "project": "enforced by the file system, for the volume's project",
     "measured": "measured from time to time: the file system has no quotas",
-    "none": "no quota",
 }
 
 

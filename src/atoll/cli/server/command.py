@@ -11,10 +11,12 @@ from atoll import errors
 from atoll.cli.tables import wrong_usage
 from atoll.cli.terminal import echo
 
+LISTEN = "127.0.0.1:8080"
+
 
 def server(
     *programs: Path,
-    listen: str = "127.0.0.1:8080",
+    listen: str = LISTEN,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     home: Path | None = None,
@@ -52,6 +54,9 @@ def server(
     """
     if programs and not demo:
         return wrong_usage("programs are for `--demo`")
+    given = (listen != LISTEN, tls_cert, tls_key, home, trusted_proxy, metrics, database, share_uid_between_users)
+    if demo and any(given):
+        return wrong_usage("`--demo` chooses its own address and state directory: leave the other options out")
     missing = next((program for program in programs if not program.is_file()), None)
     if missing is not None:
         return wrong_usage(f"there is no file `{missing}`")

@@ -58,7 +58,7 @@ async def handle(
         return {}
     if name == "secrets.delete":
         if not await store.threads.run(user, partial(store.delete, user, arguments.get("name"))):
-            raise unknown([str(arguments.get("name"))[:200]])
+            raise unknown([str(arguments.get("name"))[:200]], "see `atoll secrets list`")
         engine.renew_workers(user)
         log.info("secret_deleted user=%s name=%s", user, arguments["name"])
         return {}
@@ -99,9 +99,9 @@ def _chosen(found: SecretValues, spec: LeaseSpec) -> SecretValues:
     return found.only(spec.secrets)
 
 
-def unknown(names: list[str]) -> errors.SecretUnknown:
+def unknown(names: list[str], hint: str = "") -> errors.SecretUnknown:
     """Return the error for secrets that a user does not have."""
     listed = ", ".join(f"`{name}`" for name in names)
     return errors.SecretUnknown(
-        f"there is no secret {listed}", hint=f"`atoll secrets set {names[0]}`, or see `atoll secrets list`"
+        f"there is no secret {listed}", hint=hint or f"`atoll secrets set {names[0]}`, or see `atoll secrets list`"
     )

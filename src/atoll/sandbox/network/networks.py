@@ -30,18 +30,24 @@ FAILED_SECONDS = 30.0
 """Seconds before a network is tried again after a failure."""
 
 
-def within(asked: str, outer: str) -> str:
-    """Return the policy of a call that is made from inside a sandbox: at most as open as the sandbox's own.
+def within(asked: str, outer: str, *, inside: bool = True) -> str:
+    """Return the policy of a call that is made from inside a sandbox, or on a server: at most as open as its caller's.
 
     Args:
         asked: the policy that the call names; empty for none: then the sandbox's own, unless that is `host`.
-        outer: the sandbox's policy.
+        outer: the sandbox's policy, or the most open one of a server's user.
+        inside: whether a function asks; else it is a program of a server's user.
 
     Raises:
         ResourcesUnavailable: the call names a policy that is more open.
     """
     if not asked:
         return "" if outer == "host" else outer
+    if NETWORKS.index(asked) > NETWORKS.index(outer) and not inside:
+        raise ResourcesUnavailable(
+            f"functions on a server have at most network `{outer}`, not `{asked}`",
+            hint=f'leave `network` out, or give `network="{outer}"`',
+        )
     if NETWORKS.index(asked) > NETWORKS.index(outer):
         raise ResourcesUnavailable(
             f"a function with network `{outer}` cannot call one with network `{asked}`, which would let it out",

@@ -339,7 +339,7 @@ def checked(source: Path) -> dict[str, Any]:
                 damaged.append(f"volume {user}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.StateUnusable(
-            f"`{source}` is no whole backup: {type(error).__name__}",
+            f"`{source}` is no whole backup: {type(error).__name__ if source.exists() else 'there is no such file'}",
             hint="give a directory or .tar of `atoll admin backup`",
         ) from error
     if damaged:
