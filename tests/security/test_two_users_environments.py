@@ -153,3 +153,25 @@ def test_nobody_decides_what_others_import_ahead(two: Two) -> None:
     preloads.write(place["u-ann"], preloads.Preloads(("alpha",)), trusted=True)
     assert preloads.read(place["u-ann"], trusted=True).modules == ("alpha",)
     assert preloads.read(place["u-bob"], trusted=True).modules == ()
+
+
+def test_a_removed_user_leaves_no_environments(two: Two) -> None:
+    """A build under way ends first; another user's environments and logs stay."""
+    two.machine.sdist("delta", "    import time; time.sleep(0.5); note = 'x'")
+    spec = two.spec("delta")
+    bob = ensure(two.bob, spec)
+    directory = two.machine.settings.environments_directory
+
+    async def removed() -> None:
+        building = asyncio.ensure_future(two.ann.ensure(spec))
+        while two.ann._built.is_set():  # noqa: ASYNC110 - the build has no event for its begin
+            await asyncio.sleep(0.01)
+        await two.stores.remove("u-ann", 60)
+        assert building.done()
+        await building
+
+    asyncio.run(removed())
+    assert not (directory / "users" / "u-ann").exists()
+    assert not (directory.parent / "logs" / "u-ann").exists()
+    assert (directory.parent / "logs" / "u-bob").exists()
+    assert bob.directory.exists()

@@ -71,12 +71,16 @@ def test_a_removed_user_leaves_nothing_that_runs(server: Server, volume: str) ->
     assert server.ask("PUT", "/v1/files/note.txt", file, headers(gone))[0] in (200, 201, 204)
     directory = server.home.path / "volumes" / user
     assert (directory / "data" / "note.txt").read_bytes() == file
+    nothing = {"kind": "virtualenv", "requirements": ["missing-package", "--no-index"]}
+    assert ask(server, "environments.lock", gone, environment=nothing)[1]["error"]["code"] == "environment_build"
+    assert len(list((server.home.path / "environments" / "users").glob(user))) == 1
     status, answer = server.ask("DELETE", f"/v1/users/{name}?volume={volume}")
     assert (status, answer["volume"]) == (200, "kept" if volume == "keep" else "removed")
     assert ask(server, "secrets.list", gone)[0] == 401
     assert not directory.exists()
     assert not (server.home.path / "secrets" / f"{user}.json").exists()
     assert user not in (server.home.path / "quotas.json").read_text() if volume == "keep" else True
+    assert [path for path in server.home.path.rglob(f"{user}*") if "removed" not in path.parts] == []
     kept = list((server.home.path / "removed").glob(f"{user}-*"))
     assert [(path / "data" / "note.txt").read_bytes() for path in kept] == ([file] if volume == "keep" else [])
     again = server.add_user(NewUser(name))

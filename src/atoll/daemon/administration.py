@@ -22,7 +22,7 @@ log = logging.getLogger("atoll.administration")
 REQUESTS = ("calls.export", "users.remove")
 MOST_EXPORTED = 10_000
 KILL_SECONDS = 15.0
-"""Seconds that a removed user's calls have to end, past their own grace."""
+"""Seconds that a removed user's calls have to end, past their own grace; and builds."""
 
 
 async def handle(services: Services, caller: Caller, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
 
     - `calls.export` (`generation`, `after`, `limit`): the figures of calls of all users past a record's number, as
       `records`, and the `generation` of the file of records; records of another generation begin at its first.
-    - `users.remove` (`user`; `keep`): ends a user's calls, forgets secrets and quota, and puts the volume aside, below
-      `removed/`, or removes it; gives `kept`, its new place, empty for none.
+    - `users.remove` (`user`; `keep`): ends a user's calls, forgets secrets and quota, removes environments and logs of
+      builds, and puts the volume aside, below `removed/`, or removes it; gives `kept`, its new place, empty for none.
 
     Raises:
         ResourcesUnavailable: it is not for this caller.
@@ -85,6 +85,7 @@ async def _removed(services: Services, user: str, keep: bool) -> str:
     async with services.engine.quiet(user, end_calls):
         await services.secrets.threads.run(user, partial(services.secrets.remove, user))
         services.node.quotas.forget(user)
+        await services.node.stores.remove(user, KILL_SECONDS)
         kept = await _put_aside(services, user, keep)
     with contextlib.suppress(errors.StateUnusable):
         await asyncio.wrap_future(services.recorder.ask(lambda database: database.forget(user)))

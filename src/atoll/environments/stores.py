@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from atoll.environments.asked import operator_index
@@ -22,6 +22,7 @@ from atoll.environments.build.workshop import Confinement, NotForEverybody
 from atoll.environments.built import locks
 from atoll.environments.built.preloads import SHARED, USERS
 from atoll.environments.built.records import Environment, EnvironmentRecord
+from atoll.environments.built.removal import remove_tree
 from atoll.environments.store import EnvironmentStore, Progress, Removed, silent
 from atoll.errors import EnvironmentBuildError
 from atoll.model.environments_settings import EnvironmentsSettings
@@ -78,6 +79,18 @@ class Stores:
             self._users[user] = UserEnvironments(own, shared, turns)
         return self._users[user]
 
+    async def remove(self, user: str, seconds: float) -> None:
+        """Remove a user's environments, caches and logs; the user is gone.
+
+        Args:
+            seconds: for builds to end, which go on no longer than somebody waits for them.
+        """
+        found = self._users.get(user)
+        if found is not None:
+            await found.wait_built(seconds)
+        for directory in (self._directory / USERS, self._directory.parent / "logs"):
+            await asyncio.to_thread(remove_tree, directory / user)
+
     def apply(self, options: EnvironmentsSettings) -> None:
         """Build by other rules from now on."""
         self.operator = operator_index.of_settings(options)
@@ -97,34 +110,57 @@ class UserEnvironments:
         self._own = own
         self._shared = shared
         self._turns = turns
+        self._building = 0
+        self._built = asyncio.Event()
+        self._built.set()
+
+    @contextlib.contextmanager
+    def _work(self) -> Iterator[None]:
+        """Count a request that builds, or waits for its turn."""
+        self._building += 1
+        self._built.clear()
+        try:
+            yield
+        finally:
+            self._building -= 1
+            if not self._building:
+                self._built.set()
+
+    async def wait_built(self, seconds: float) -> None:
+        """Wait until no build of the user is under way, or for some seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._built.wait(), seconds)
 
     async def ensure(
         self, spec: EnvironmentSpec, progress: Progress = silent, *, nested: bool = False, worker: str = ""
     ) -> Environment:
         """See `EnvironmentStore.ensure`."""
-        found = await self._own.built(spec)
-        if found is not None:
-            return found
-        with contextlib.suppress(NotForEverybody):
-            found = await self._shared.built(spec)
+        with self._work():
+            found = await self._own.built(spec)
             if found is not None:
                 return found
+            with contextlib.suppress(NotForEverybody):
+                found = await self._shared.built(spec)
+                if found is not None:
+                    return found
+                async with self._turns:
+                    return await self._shared.ensure(spec, progress, nested=nested, worker=worker)
             async with self._turns:
-                return await self._shared.ensure(spec, progress, nested=nested, worker=worker)
-        async with self._turns:
-            return await self._own.ensure(spec, progress, nested=nested, worker=worker)
+                return await self._own.ensure(spec, progress, nested=nested, worker=worker)
 
     async def upgrade(self, spec: EnvironmentSpec, progress: Progress = silent) -> tuple[Environment, bool]:
         """See `EnvironmentStore.upgrade`; the result is the user's own."""
-        async with self._turns:
-            return await self._own.upgrade(spec, progress)
+        with self._work():
+            async with self._turns:
+                return await self._own.upgrade(spec, progress)
 
     async def lock(self, spec: EnvironmentSpec, progress: Progress = silent) -> str:
         """See `EnvironmentStore.lock`."""
-        environment = await self.ensure(spec, progress)
-        store = self._shared if environment.directory.parent == self._shared.directory else self._own
-        async with self._turns:
-            return await store.lock(spec, progress)
+        with self._work():
+            environment = await self.ensure(spec, progress)
+            store = self._shared if environment.directory.parent == self._shared.directory else self._own
+            async with self._turns:
+                return await store.lock(spec, progress)
 
     def list(self) -> list[EnvironmentRecord]:
         """Return the user's own environments and those that all share, the most recently used first."""
