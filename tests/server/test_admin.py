@@ -234,7 +234,7 @@ def backed_up(server: Server) -> Iterator[tuple[Path, AddedUser]]:
     assert server.ask("PUT", "/v1/files/below/note.txt", b"kept", headers(user))[0] in (200, 201, 204)
     place = Path(tempfile.mkdtemp(prefix="atoll-backup-", dir="/tmp"))
     done = server.home.atoll("admin", "backup", str(place / "first"))
-    assert "volumes" in done.stdout
+    assert "backed up" in done.stdout
     yield place / "first", user
     shutil.rmtree(place)
 
@@ -307,6 +307,7 @@ def test_a_backup_in_one_file(server: Server, backed_up: tuple[Path, AddedUser],
         server.home.atoll("admin", "backup", str(target))
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
         assert os.listdir(place) == ["all.tar"]
+        assert server.ask("GET", "/v1/audit?act=backup.make")[1]["acts"][0]["target"] == str(target)
         fresh.atoll("admin", "restore", str(target))
     assert (fresh.path / "server" / "pepper").exists()
     assert not list(server.home.path.glob("volumes/*/snapshots/trees/backup-*"))

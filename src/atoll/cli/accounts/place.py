@@ -107,7 +107,7 @@ class Here:
         if (self._node.settings.run_directory / "server.json").exists():
             time.sleep(LOOK_SECONDS)
         kept = self._node.request("users.remove", {"user": gone.id, "keep": keep})["kept"]
-        return {**_data(gone), "volume": "kept" if kept else "removed"}
+        return {**_data(gone), "volume": "kept" if kept else "" if keep else "removed"}
 
     def set_quota(self, name: str, quotas: dict[str, Any]) -> dict[str, Any]:
         from atoll.server.accounts.bodies import Quotas

@@ -174,7 +174,8 @@ def remove(
         if not yes and not confirmed([], costs, "remove the user?", replaceable=False):
             return 1
         gone = place.remove_user(name, keep=not delete_volume)
-    echo(f"removed the user {gone['name']}; the volume `{gone['id']}` is {gone['volume']}", error=True)
+    volume = f"the volume `{gone['id']}` is {gone['volume']}" if gone["volume"] else "there was no volume"
+    echo(f"removed the user {gone['name']}; {volume}", error=True)
     return 0
 
 

@@ -60,7 +60,11 @@ def back_up(node: Node, database: Database, target: Path, tell: Tell) -> dict[st
     if target.exists():
         raise errors.StateUnusable(f"`{target}` is there already", hint="give a new name for each backup")
     with _only_one(node.options.home):
-        return _packed(node, database, target, tell) if target.suffix == ".tar" else _into(node, database, target, tell)
+        make = _packed if target.suffix == ".tar" else _into
+        manifest = make(node, database, target, tell)
+        with database.writing() as connection:
+            audit(connection, MACHINE, "backup.make", str(target)[-256:], {"volumes": len(manifest["volumes"])})
+        return manifest
 
 
 @contextlib.contextmanager
@@ -126,8 +130,6 @@ def _into(node: Node, database: Database, target: Path, tell: Tell) -> dict[str,
         if isinstance(error, OSError) and not isinstance(error, errors.AtollError):
             raise _not_made(error) from error
         raise
-    with database.writing() as connection:
-        audit(connection, MACHINE, "backup.make", str(target)[-256:], {"volumes": len(volumes)})
     return manifest
 
 

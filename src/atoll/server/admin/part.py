@@ -87,7 +87,7 @@ class AtNode:
         """End a removed user's calls, and put the volume aside or remove it."""
         kept = await self.threads.run(user.id, partial(nodes.remove_user, self._state.node, user.id, keep=keep))
         facts = {name: getattr(user, name) for name in UserFacts.__struct_fields__}
-        return RemovedUser(**facts, volume="kept" if kept else "removed")
+        return RemovedUser(**facts, volume="kept" if kept else "" if keep else "removed")
 
     async def limited(self, user: UserFacts) -> None:
         """Set a user's quotas of bytes and files at the node."""

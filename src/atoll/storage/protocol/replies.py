@@ -77,6 +77,7 @@ _VERBS = {
     "pread": "read",
     "pwrite": "write",
     "scan": "read",
+    "snapshots": "look at snapshots",
     "stat": "look",
 }
 """The words for requests in messages, where these differ from the request's name."""
