@@ -13,6 +13,7 @@ import pytest
 
 from atoll import cached, errors, isolated
 from tests.conftest import Home
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
@@ -193,3 +194,38 @@ def test_an_edit_of_the_calling_function_keeps_what_was_computed(atoll_home: Hom
     assert run(2, "\n\n    return compute(number) + 2") == "8\n"
     assert run(5, "return compute(number)") == "computed\n15\n"
     assert run(2, "return compute(number)") == "6\n"
+
+
+LEAVING = """
+import os, sys, time
+from atoll import cached, isolated
+
+
+class Slow:
+    @property
+    def __spec__(self):
+        time.sleep(1)
+
+
+@cached
+def token():
+    return os.urandom(8).hex()
+
+
+@isolated(keep_alive=60)
+def answer(name):
+    sys.modules[name] = Slow()  # the worker looks at new modules when it has answered
+    return token()
+
+
+print(answer(sys.argv[1]))
+"""
+
+
+def test_a_caller_that_leaves_with_the_answer_leaves_the_worker(atoll_home: Home, tmp_path: Path) -> None:
+    """A worker that is not done with a call's end, since the machine is busy, goes on for the next program."""
+    program = tmp_path / "leaving.py"
+    program.write_text(LEAVING)
+    first = atoll_home.python(str(program), "first").stdout
+    until(lambda: '"state": "idle"' in atoll_home.atoll("status", "--json").stdout)
+    assert atoll_home.python(str(program), "second").stdout == first

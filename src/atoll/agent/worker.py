@@ -287,6 +287,7 @@ class Worker:
         output.point_again()  # before a large answer opens descriptors, which could get the numbers of closed ones
         nested.call = ""
         wall = self._meter.end(answer, pieces)
+        self._words[BUSY] = 0  # a caller that leaves with the answer must not have the worker ended for the rest
         data.send(answer, pieces)
         # The project's modules, and what `setup_function` made, are not searched.
         if wall < BRIEF_SECONDS and not self._sources and not self._prepared:
