@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -50,16 +51,21 @@ class Outage:
     def __init__(self, shown: str) -> None:
         self._shown = shown
         self._told = False
+        self._ended = -math.inf
 
-    def tell(self, why: str, left: float) -> None:
-        """Tell the person that this program waits."""
-        if not self._told:
+    def tell(self, why: str, left: float, tried: float) -> None:
+        """Tell the person that this program waits.
+
+        Args:
+            tried: when the attempt began that has failed: one of before the outage's end is of the one that was told of.
+        """
+        if not self._told and tried > self._ended:
             self._told = True
             _print(f"{self._shown} {why}: trying for up to {left:.0f} s")
 
     def ends(self) -> None:
         """Note that the server answers."""
-        self._told = False
+        self._told, self._ended = False, time.monotonic()
 
 
 class Attempts:
@@ -76,6 +82,7 @@ class Attempts:
         self._closing = closing or threading.Event()
         self._began = time.monotonic()
         self._end = self._began + most_seconds
+        self._tried = self._began
         self._pause = FIRST_WAIT_SECONDS
 
     @property
@@ -93,10 +100,11 @@ class Attempts:
         if left <= 0 or self._closing.is_set():
             return False
         if time.monotonic() - self._began >= QUIET_SECONDS:
-            self._outage.tell(why, left)
+            self._outage.tell(why, left, self._tried)
         if self._closing.wait(min(self._pause, left)):
             return False
         self._pause = min(2 * self._pause, MOST_WAIT_SECONDS)
+        self._tried = time.monotonic()
         return True
 
 
