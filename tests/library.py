@@ -29,6 +29,7 @@ def _made() -> Path:
 def put(home: Path) -> None:
     """Give a fresh state directory the library, as an earlier daemon would have left it; its files are hard links."""
     shutil.copytree(_made() / "agents", home / "agents", copy_function=os.link)
+    (home / "agents").chmod(0o700)
 
 
 def remove() -> None:

@@ -24,7 +24,6 @@ from atoll.node.builds import Builds
 from atoll.node.node import Node
 from atoll.settings import SandboxSettings, Settings
 
-from ..conftest import find_tool
 from ..environments import Machine
 
 pytestmark = [pytest.mark.as_user]
@@ -241,7 +240,7 @@ def test_where_no_outbound_network_can_be_made_a_build_has_the_machines(monkeypa
 
 def test_code_of_a_package_reaches_no_service_of_the_machine(tmp_path: Path) -> None:
     """A `setup.py` that connects to a port of the machine's loopback is refused; `pasta` may lie in `/var/tmp`."""
-    found = find_tool("pasta")
+    found = shutil.which("pasta")
     if found is None or not os.path.exists("/dev/net/tun"):
         pytest.skip("needs `pasta` and `/dev/net/tun`")
     machine = Machine(tmp_path)

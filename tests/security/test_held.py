@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from atoll import isolated
-from tests.conftest import Home, find_tool
+from tests.conftest import Home
 
 from ..sandbox.conftest import Someone, someone
 from ..sandbox.test_network import run
@@ -405,7 +406,7 @@ sys.stdin.read()
 
 def test_an_outbound_sandbox_forges_no_packets(someone: Someone) -> None:
     """Source routes, raw packets, multicast, broadcast and other marks are refused; no abstract socket is seen."""
-    pasta = find_tool("pasta")
+    pasta = shutil.which("pasta")
     if pasta is None:
         pytest.skip("`pasta` is not installed")
     found = run(someone, programs={"pasta": pasta}, **{"try": FORGE}, listen=SILENT, addresses=[])

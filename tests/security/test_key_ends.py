@@ -16,6 +16,7 @@ from atoll.server.accounts.bodies import MadeKey, NewKey
 from atoll.server.accounts.direct import Direct
 from atoll.server.line.connection import Connection
 from atoll.server.line.outputs import Outputs
+from atoll.server.paces import Paces
 from atoll.wire.line import STDERR, STDOUT
 
 from ..server.process import Server, running
@@ -163,6 +164,7 @@ def test_an_unknown_failure_ends_its_session(caplog: pytest.LogCaptureFixture) -
             feed=feed,
             end=lambda: done.append("session"),
             line=SimpleNamespace(close=lambda code: done.append(str(code))),
+            principal=SimpleNamespace(user="u"),
         )
         transport = SimpleNamespace(
             set_write_buffer_limits=lambda **_: None,
@@ -170,7 +172,9 @@ def test_an_unknown_failure_ends_its_session(caplog: pytest.LogCaptureFixture) -
             close=lambda: done.append("closed"),
             abort=lambda: None,
         )
-        Connection(cast("Any", session), cast("Any", None), cast("Any", transport), set()).data_received(b"x")
+        Connection(
+            cast("Any", session), cast("Any", SimpleNamespace(paces=Paces())), cast("Any", transport), set()
+        ).data_received(b"x")
         return done
 
     assert asyncio.run(main()) == ["1011", "closed", "session"]

@@ -342,17 +342,17 @@ def hostile_function() -> None:
 def test_a_hostile_function_shows_nothing_but_text(shared_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """Names, claims, errors and files of a real function are clean in every command that shows them."""
     hostile_function.__name__ = hostile_function.__qualname__ = f"f{TITLE}\nFORGED"
-    with pytest.raises(Exception, match="msg"):
-        isolated(hostile_function)()
-    isolated(claim)([f"c{TITLE}", f"n{TITLE}\nFORGED", CLEAR], ["error", f"T{TITLE}\nFORGED", f"m{TITLE}\nFORGED"])
-    capsys.readouterr()
 
     def recorded() -> list[dict[str, Any]]:
-        records = json.loads(piped("calls", "list", "--json"))
-        return [record for record in records if TITLE in record["function"]]
+        """Make both calls, and return their records; some are left out where other tests have just made very many."""
+        with pytest.raises(Exception, match="msg"):
+            isolated(hostile_function)()
+        isolated(claim)([f"c{TITLE}", f"n{TITLE}\nFORGED", CLEAR], ["error", f"T{TITLE}\nFORGED", f"m{TITLE}\nFORGED"])
+        records = [one for one in json.loads(piped("calls", "list", "--json")) if TITLE in one["function"]]
+        return records if {record["function"][0] for record in records} == {"f", "n"} else []
 
-    found = until(lambda: records if len(records := recorded()) == 2 else [])
-    assert {record["function"][0] for record in found} == {"f", "n"}
+    found = until(recorded)
+    capsys.readouterr()
     assert any(record["call"].startswith(f"c{TITLE}-") for record in found)
     commands = [
         ["calls", "list"],
@@ -465,8 +465,8 @@ PRINTING = {
     "sdk/data/sync.py",
 }
 PRINTING |= {"sdk/data/download.py", "storage/protocol/progress.py", "cli/main.py", "cli/programs/shell.py"}
-PRINTING |= {"cli/columns.py", "cli/calls/top_view.py", "cli/completion_values.py"}
-"""Modules that write to a terminal: each escapes (`sdk/data/sync.py` prints a plan's escaped lines; `cli/programs/shell.py` is a
+PRINTING |= {"host/remote/patience.py", "cli/columns.py", "cli/calls/top_view.py", "cli/completion_values.py"}
+"""Modules that write to a terminal: each escapes (`sdk/data/sync.py` prints a plan's escaped lines; `host/remote/patience.py` prints addresses that were checked; `cli/programs/shell.py` is a
 terminal itself; `cli/main.py` opens `/dev/null` for closed streams; `cli/completion_values.py` leaves out what it would have to
 escape)."""
 OTHERS = {"environments/build/conda_program.py", "sandbox/seccomp.py", "node/selftest.py"}

@@ -83,7 +83,8 @@ def list_(
         names = names_of_users(hosts.chosen())
         arguments |= {"user": user_named(names, user)} if user else {"all": True}
     live = [] if outcome else unfinished(function=function, since=arguments.get("since", 0.0), everybody=bool(names))
-    live = [row for row in live if row["user"] == arguments.get("user", row["user"])]
+    if "user" in arguments:
+        live = [row for row in live if row["user"] == arguments["user"]]
     over = [] if running else hosts.ask("calls.list", arguments)["calls"]
     if names:
         live, over = (

@@ -120,11 +120,15 @@ async def _list(lent: Lent, path: str, query: dict[str, str]) -> Response:
             last = max(found)
             answer["next"] = f"{address(path, directory=True)}?list&limit={most}&after={encoded(last)}"
         # One by one: other threads run between them alone.
-        entries = ",".join(json.dumps(_entry(name, above + name, status)) for name, status in found.items())
-        return f'{json.dumps(answer)[:-1]}, "entries": [{entries}]}}'.encode()
+        entries = ",".join(_json(_entry(name, above + name, status)) for name, status in found.items())
+        return f'{_json(answer)[:-1]},"entries":[{entries}]}}'.encode()
 
     whole = await lent.call(body)  # 10,000 long names take the loop's time of hundreds of requests
     return Response(whole, headers=_listing_headers(), media_type="application/json")
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _entry(name: str, path: str, status: Status) -> dict[str, Any]:
