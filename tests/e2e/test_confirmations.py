@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from ..conftest import Home
 from ..environments import Machine
 from ..waiting import PATIENCE_SECONDS
 
+AGAIN_SECONDS = 20.0
+"""Seconds after which a person presses Ctrl-C again."""
 PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
 
@@ -38,7 +41,10 @@ def typed(home: Home, *arguments: str, answer: str = "", until: str = "[y/N] ") 
         os.close(theirs)
         shown = ""
         try:
+            interrupted = False
             while True:
+                if interrupted and not select.select([ours], [], [], AGAIN_SECONDS)[0]:
+                    run.send_signal(signal.SIGINT)  # the first one came just before the read, which does not see it
                 try:
                     data = os.read(ours, 65536).decode()
                 except OSError:  # all others have closed it
@@ -49,6 +55,7 @@ def typed(home: Home, *arguments: str, answer: str = "", until: str = "[y/N] ") 
                 if answer and until in shown:
                     if answer == "^C":
                         run.send_signal(signal.SIGINT)
+                        interrupted = True
                     else:
                         os.write(ours, answer.encode())
                     answer = ""
