@@ -67,7 +67,8 @@ class Home:
             timeout=timeout_seconds,
             check=False,
         )
-        assert not check or done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        failed = done.returncode != 0 and not arrow_aborted(done)
+        assert not check or not failed, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def atoll(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -120,6 +121,14 @@ _UNPACKED = ROOT / ".venv" / "tools" / "root" / "usr" / "bin"
 _PATH = os.environ.get("PATH", os.defpath).removesuffix(f"{os.pathsep}{_UNPACKED}")
 if shutil.which("pasta", path=_PATH) is None and os.access(_UNPACKED / "pasta", os.X_OK):
     os.environ["PATH"] = f"{_PATH}{os.pathsep}{_UNPACKED}"  # from `.ci/tools`: a carrier cannot use the wrapper beside
+
+
+def arrow_aborted(done: subprocess.CompletedProcess[str]) -> bool:
+    """Return whether Arrow's threads have aborted a program that had come to its end, as they do now and then.
+
+    They outlive a read of a Python file (apache/arrow 34314, 50482); what the program has printed is there.
+    """
+    return done.returncode == -signal.SIGABRT and done.stderr.endswith("terminate called without an active exception\n")
 
 
 def find_tool(name: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, Home
+from ..conftest import ROOT, Home, arrow_aborted
 from ..waiting import soak
 from .blocks import (
     Group,
@@ -52,20 +51,12 @@ def run_python(group: Group, home: Home, directory: Path, name: str) -> None:
     program.write_text(text)
     done = run([sys.executable, str(program)], home, directory)
     fails = "fails" in group.blocks[-1].directives
-    failed = done.returncode != 0 and not _arrow_aborted(done)
+    failed = done.returncode != 0 and not arrow_aborted(done)
     assert failed == fails, f"{group.first}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     printed = done.stdout.split(f"{MARK}\n")
     for index, block in group.outputs.items():
         shown = done.stderr if "stderr" in block.directives else printed[index]
         assert matches(block.text, shown), f"{block}: the page shows\n{block.text}\nprinted was\n{shown}\n{done.stderr}"
-
-
-def _arrow_aborted(done: subprocess.CompletedProcess[str]) -> bool:
-    """Return whether Arrow's threads have aborted a program that had come to its end, as they do now and then.
-
-    They outlive a read of a Python file (apache/arrow 34314, 50482); what the program has printed is compared all the same.
-    """
-    return done.returncode == -signal.SIGABRT and done.stderr.endswith("terminate called without an active exception\n")
 
 
 def run_console(group: Group, home: Home, directory: Path) -> None:

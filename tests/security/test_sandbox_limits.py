@@ -58,15 +58,19 @@ class Attack:
     def said(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
-    async def outcome(self) -> str:
-        """Wait until the code has said something or is dead; return its words."""
+    async def outcome(self, *, held_is_over: bool = True) -> str:
+        """Wait until the code has said something or is dead; return its words.
+
+        Args:
+            held_is_over: a sandbox that holds everything would not be ended at the next look.
+        """
         ended = asyncio.ensure_future(self.sandbox.failure())
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while not self.said and not ended.done():
+                while not ended.done() and (not self.said or not (held_is_over or self.said.startswith("refused"))):
                     self.node.limits.poll()
                     await asyncio.sleep(POLL_SECONDS)
-                return self.said or "dead"
+                return self.said if self.said and (held_is_over or not ended.done()) else "dead"
         finally:
             ended.cancel()
 
@@ -128,7 +132,7 @@ def test_code_in_the_agent_cannot_start_more_processes_than_the_allowance(
 
     async def main() -> str:
         async with attack(tmp_path, monkeypatch, 0, 1000) as made:
-            return await made.outcome()
+            return await made.outcome(held_is_over=False)
 
     assert asyncio.run(main()).startswith(("refused after", "dead"))
 
