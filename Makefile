@@ -19,6 +19,7 @@ PYTEST ?=
 TESTS ?= tests
 WORKERS ?= 4
 DOCS_PORT ?= 8000
+AGAIN ?=
 AS_USER := as_user$(if $(filter-out 0,$(SOAK)),, and not once)
 export SOAK
 # Bytecode is kept: otherwise each of the thousands of processes that tests start would compile all that it imports.
@@ -81,13 +82,15 @@ screens: $(VENV)/.installed ## write the images in docs/screens anew, from progr
 	@SCREENS=1 $(BIN)/python -m pytest -q tests/e2e/test_screens.py
 
 .PHONY: test-here
-test-here: $(VENV)/.installed ## the test suite as the calling user
+test-here: $(VENV)/.installed ## the test suite as the calling user (AGAIN=1: tests that failed are run once more, alone)
 	@echo "== the test suite as $$(id -un 2>/dev/null || id -u)"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(TESTS) || { \
+	status=$$?; [ -n '$(AGAIN)' ] || exit $$status; echo "== once more, by themselves: those that failed"; \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(PYTEST) $(TESTS); }
 
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
-	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)'
+	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)' AGAIN='$(AGAIN)'
 
 .PHONY: docs
 docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too
