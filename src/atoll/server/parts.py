@@ -6,13 +6,14 @@ It
 - appends its routes to `state.routes`; the first fitting route answers,
 - puts objects that other parts use into `state.parts`, by name,
 - appends to `state.lifespan` a function that returns an asynchronous context manager: open while the server serves,
-  entered in order before the first request, left in reverse after the last one; tasks in the background live there,
+  entered in order before the first request, left in reverse after the last one; work in the background lives there
+  (`process.background.in_background`),
 - sets `state.body_bytes["/v1/files/"]`, say, where bodies may be larger than 1 MiB,
 - may replace `state.authenticate`, as accounts do.
 
 Handlers find their user by `principal_of(request)` and raise `AtollError`s, which `app` answers as JSON. Blocking work
-belongs in `asyncio.to_thread`. Who serves a user beyond one
-request adds a `Holder` to `state.parts["accounts"].holders`, and is told when the key is revoked.
+that a user can make long has threads of its kind (`atoll.work_threads`). Who serves a user beyond one request adds a
+`Holder` to `state.parts["accounts"].holders`, and is told when the key is revoked.
 """
 
 from __future__ import annotations
