@@ -1,0 +1,1 @@
+"""Several machines behind one server: their links, the placement of lines, and who starts their processes."""
