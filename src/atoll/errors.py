@@ -218,8 +218,7 @@ class SyncError(CallerError, OSError):
 
     code = "sync"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class SourceNotFound(SyncError, FileNotFoundError):
@@ -238,8 +237,7 @@ class SnapshotError(CallerError, OSError):
 
     code = "snapshot"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class VolumeBusy(CallerError, OSError):
@@ -247,8 +245,7 @@ class VolumeBusy(CallerError, OSError):
 
     code = "volume_busy"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
     @property
     def calls(self) -> list[dict[str, str]]:
@@ -262,8 +259,7 @@ class PortUnreachable(CallerError, ConnectionError):
 
     code = "port_unreachable"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class QuotaExceeded(CallerError, OSError):
@@ -271,8 +267,7 @@ class QuotaExceeded(CallerError, OSError):
 
     code = "quota_exceeded"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class DownloadError(CallerError, OSError):
@@ -286,8 +281,7 @@ class DownloadError(CallerError, OSError):
         status = self.details.get("status")
         return None if status is None else int(status)
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class ChecksumMismatch(DownloadError):
@@ -326,8 +320,7 @@ class DiskFull(OperatorError, OSError):
 
     code = "disk_full"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class StateUnusable(OperatorError, OSError):
@@ -335,8 +328,13 @@ class StateUnusable(OperatorError, OSError):
 
     code = "state_unusable"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
+
+
+class VolumesUnavailable(StateUnusable):
+    """The shared file system that carries `/data` is not there, does not answer, or is not safe to use."""
+
+    code = "volumes_unavailable"
 
 
 class StateUntrusted(StateUnusable):
@@ -361,8 +359,7 @@ class HostUnreachable(OperatorError, ConnectionError):
 
     code = "host_unreachable"
 
-    def __str__(self) -> str:
-        return AtollError.__str__(self)
+    __str__ = AtollError.__str__
 
 
 class ProtocolMismatch(OperatorError):

@@ -389,6 +389,11 @@ def kind_of(path: str | int) -> str:
         os.close(descriptor)
 
 
+def unmount(point: str, *, lazily: bool) -> None:
+    """Unmount a path: lazily, when nothing has it open any more, or by force, whereupon waiting requests fail."""
+    _call("umount2", os.fsencode(point), 2 if lazily else 1, filename=point)  # MNT_DETACH, MNT_FORCE
+
+
 def is_network(kind: str) -> bool:
     """Whether a type of file system is, or may be, served by another machine, which changes files unseen."""
     return kind in _NETWORK_KINDS or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE_KINDS)

@@ -17,6 +17,7 @@ from typing import Any
 from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
 from atoll.model.environments_settings import EnvironmentsSettings
+from atoll.model.storage_settings import StorageSettings
 from atoll.model.users_settings import UsersSettings
 
 _INDEX_NAMES = (
@@ -165,6 +166,7 @@ class Settings:
     notifications: NotificationsSettings = field(default_factory=NotificationsSettings)
     secrets: SecretsSettings = field(default_factory=SecretsSettings)
     users: UsersSettings = field(default_factory=UsersSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
     mistake: str = ""
     """The message for a file that is not read, so that all options have their defaults; see `usable`."""
 
@@ -200,7 +202,7 @@ class Settings:
     @property
     def volumes_directory(self) -> Path:
         """One directory per user; see `storage.volume`."""
-        return self.home / "volumes"
+        return self.storage.root(self.home) / "volumes"
 
     @property
     def agents_directory(self) -> Path:
@@ -220,6 +222,7 @@ GROUPS: Mapping[str, type[Any]] = {
     "notifications": NotificationsSettings,
     "secrets": SecretsSettings,
     "users": UsersSettings,
+    "storage": StorageSettings,
 }
 """The tables of `settings.toml`."""
 
@@ -321,7 +324,7 @@ def check_state(options: Settings) -> None:
             options.records_directory,
             options.detached_directory,
             options.environments_directory,
-            options.volumes_directory,
+            options.home / "volumes",  # a shared file system is checked when it is mounted
             options.agents_directory,
         ):
             with contextlib.suppress(FileNotFoundError), home.enter(directory.name) as found:

@@ -30,6 +30,8 @@ LEAST = {
     "detached.output_bytes": 1 << 12,
     "sandbox.first_uid": 1000,
     "sandbox.uid_count": 2,
+    "storage.trash_days": 1,
+    "storage.cache_bytes": 64 << 20,
 }
 """The smallest values, besides 0, with which a function can run at all."""
 
@@ -41,8 +43,15 @@ NEVER_ZERO = (
     "detached.max_bytes",
     "detached.call_bytes",
     "detached.output_bytes",
+    "storage.trash_days",
 )
 """Options for which 0 does not mean that Atoll chooses."""
+
+CHOICES = {
+    "storage.filesystem": ("own", "path", "juicefs"),
+    "storage.objects": ("file", "s3", "minio"),
+}
+"""Options with a few values."""
 
 PLACES = ("environments.users_index_url", "environments.users_extra_index_urls", "environments.users_find_links")
 """Options with places of packages. Code of packages could read credentials in them."""
@@ -94,7 +103,11 @@ class _Reader:
                     f"`{self._path}`{where} has an unknown option `{name}.{_shown(option)}`", hint=_known(option, known)
                 )
             self._check(name, option, getattr(defaults, option), value)
-        return cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in data.items()})
+        made = cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in data.items()})
+        if (mistake := getattr(made, "mistake", None)) is not None:
+            option, text, hint = mistake
+            raise self._refusal(name, option, text, hint)
+        return made
 
     def _check(self, name: str, option: str, default: Any, value: Any) -> None:
         want, full = type(default), f"{name}.{option}"
@@ -105,6 +118,9 @@ class _Reader:
         least, zero = LEAST.get(full, 0), full not in NEVER_ZERO
         if not fits or (want in (int, float) and not ((zero and value == 0) or least <= value < MOST)):
             wanted = f"must be {_wanted(want, least, zero=zero)}, is `{_shown(value)}`"
+            raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
+        if full in CHOICES and value not in CHOICES[full]:
+            wanted = f"must be one of {', '.join(CHOICES[full])}, is `{_shown(value)}`"
             raise self._refusal(name, option, wanted, "mend the value, or remove it for the default")
         places = [value] if isinstance(value, str) and value else value if isinstance(value, list) else []
         if full in PLACES and not all(map(_PLACE.fullmatch, places)):

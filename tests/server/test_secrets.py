@@ -20,7 +20,7 @@ from atoll.daemon.secrets import keys
 from atoll.daemon.secrets.store import SecretStore
 from atoll.model.secret_values import MOST_BYTES, check_name, sealed
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
-from atoll.node.node import CACHE_VARIABLES
+from atoll.node.function_variables import CACHE_VARIABLES
 from atoll.server.accounts.bodies import NewUser
 from atoll.settings import SecretsSettings, Settings
 from tests.conftest import Home, needs_outbound, own_home

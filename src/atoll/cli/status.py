@@ -79,6 +79,10 @@ def heading(found: dict[str, Any], now: float) -> Iterator[str]:
     since = rows.duration(max(now - daemon["started_at"], 0.0))
     yield f"daemon   {daemon['pid']}, version {daemon['version']}, since {since}, state in {daemon['home']}"
     yield f"machine  {machine(found['capacity'])}"
+    shared = daemon.get("volumes") or {}
+    if shared.get("filesystem", "own") != "own":
+        works = "in order" if shared["works"] else shared["detail"]
+        yield f"volumes  shared, {shared.get('kind') or shared['filesystem']}: {works}"
     yield from settings_lines(daemon)
 
 

@@ -16,6 +16,7 @@ from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
 from atoll.detached.batches import MOST_AT_ONCE
 from atoll.detached.store import Store
+from atoll.model.storage_settings import REMOVED
 
 log = logging.getLogger("atoll.administration")
 
@@ -111,7 +112,8 @@ async def _cancel_detached(services: Services, user: str) -> None:
 async def _put_aside(services: Services, user: str, keep: bool) -> str:
     """Take the volume out of the users' directory, in one step; then remove it, unless it is to be kept."""
     home = services.settings.home
-    volume, place = services.settings.volumes_directory / user, home / "removed"
+    volumes = services.settings.volumes_directory
+    volume, place = volumes / user, volumes.with_name(REMOVED)  # one file system
     await process.run(
         ["rm", "-rf", "--", str(home / "uploads" / user)], env={"PATH": os.defpath}
     )  # packages for builds

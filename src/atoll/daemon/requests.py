@@ -142,6 +142,7 @@ async def _status(services: Services, caller: Caller) -> dict[str, Any]:
             "started_at": services.started_at,
             "waiting": services.engine.waiting(user),
             "settings": {} if caller.remote else services.settings_watch.facts(),  # it names files of the machine
+            "volumes": {} if caller.remote else services.node.data.facts(),
         },
         "sandboxes": sandboxes,
         "workers": workers,

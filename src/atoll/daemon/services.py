@@ -79,6 +79,7 @@ class Services:
         for work in (self.engine.watch(), self.outputs.watch(), self.housekeeping.watch(self.look_seconds)):
             self._tasks.append(asyncio.ensure_future(work))
         self._tasks.append(asyncio.ensure_future(self.settings_watch.watch(lambda: self.look_seconds)))
+        self._tasks.append(asyncio.ensure_future(self.node.data.watch(self.node.lose_volumes)))
 
     def prepare(self) -> None:
         """Begin the work that the first call need not wait for."""

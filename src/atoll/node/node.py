@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakSet
 
 from atoll import errors
 from atoll.environments.built import locks
@@ -21,8 +22,11 @@ from atoll.node import mounted_files, volumes
 from atoll.node.builds import Builds
 from atoll.node.capacity import Machine
 from atoll.node.freezing import Pauses
+from atoll.node.function_variables import CACHE_VARIABLES
 from atoll.node.mounted_files import LIBRARY
 from atoll.node.quotas.quotas import Quotas
+from atoll.node.shared.data import SharedData
+from atoll.node.shell_program import SHELL
 from atoll.node.start_files import start_files
 from atoll.node.stderr_log import logged_stderr
 from atoll.node.storage_peers import StoragePeers
@@ -45,36 +49,6 @@ from atoll.wire.channel import pair
 log = logging.getLogger("atoll.node")
 
 ENVIRONMENT = "/opt/atoll/env"
-CACHE_VARIABLES = {
-    "XDG_CACHE_HOME": "/data/.cache",
-    "HF_HOME": "/data/.cache/huggingface",
-    "TORCH_HOME": "/data/.cache/torch",
-    "KERAS_HOME": "/data/.cache/keras",
-    "NLTK_DATA": "/data/.cache/nltk",
-    "TFHUB_CACHE_DIR": "/data/.cache/tfhub",
-    "SENTENCE_TRANSFORMERS_HOME": "/data/.cache/sentence_transformers",
-    "MPLCONFIGDIR": "/data/.cache/matplotlib",
-    "PIP_CACHE_DIR": "/data/.cache/pip",
-    "UV_CACHE_DIR": "/data/.cache/uv",
-    "TRITON_CACHE_DIR": "/data/.cache/triton",
-    "TORCHINDUCTOR_CACHE_DIR": "/data/.cache/torchinductor",
-}
-"""Directories of libraries' downloads and compiled code, on the volume so that the next call finds them."""
-
-_SHELL = """
-import fcntl, json, os, sys, termios
-if sys.argv[1]:
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.environ.update(json.loads(sys.argv[2]))
-os.umask(0o022)
-os.makedirs(os.environ["XDG_RUNTIME_DIR"], 0o700, exist_ok=True)
-os.environ.setdefault("TERM", "xterm-256color")
-os.environ["PS1"] = r"(atoll) \\w \\$ "
-shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
-os.execv(shell, [shell, "--norc", "--noprofile"] if shell.endswith("bash") else [shell])
-"""
-"""Takes the terminal and becomes a shell; run by the environment's own Python."""
 
 
 class NodeSandbox:
@@ -97,6 +71,7 @@ class NodeSandbox:
         self._sandbox = sandbox
         self._hold = hold
         self._failed = failed
+        self._lost: errors.AtollError | None = None
 
     @property
     def pid(self) -> int:
@@ -112,10 +87,15 @@ class NodeSandbox:
         if self._sandbox is not None:
             await self._sandbox.kill()
 
+    async def lose(self, error: errors.AtollError) -> None:
+        """End every process of the sandbox, for a reason that its calls end with."""
+        self._lost = self._lost or error
+        await self.kill()
+
     async def failure(self) -> errors.AtollError | None:
-        """Wait for the end; return why the sandbox could not be made, if it could not."""
-        if self._sandbox is None:
-            return self._failed
+        """Wait for the end; return why the sandbox could not be made or was lost, if so."""
+        if self._sandbox is None or self._lost is not None:
+            return self._lost or self._failed
         failed = await self._sandbox.failure()
         return self._disk.failure if self._disk is not None and self._disk.failure is not None else failed
 
@@ -138,6 +118,7 @@ class Node:
 
     def __init__(self, options: Settings) -> None:
         self._settings = options
+        self.data = SharedData(options)
         self._launcher = Launcher(options)
         self._identities = Identities(options)
         self._networks = Networks(options, self._launcher, self._identities)
@@ -155,6 +136,7 @@ class Node:
         self.storage_peers = StoragePeers(options, self._launcher, self.volume, library, self.pauses, sheet, group)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
+        self._live: WeakSet[NodeSandbox] = WeakSet()
         self.tmp_disks = TmpDisks(options)
 
     def apply(self, options: Settings) -> None:
@@ -164,6 +146,7 @@ class Node:
 
     def volume(self, user: str) -> tuple[Path, Identity]:
         """Return the directory of a user's volume and its owner; made if it is not there."""
+        self.data.check()
         identity = self._identities.user(user)
         directory = self._settings.volumes_directory / user
         volumes.prepare(directory, identity)
@@ -178,8 +161,14 @@ class Node:
                 os.fchown(descriptor, identity.uid, identity.gid)
 
     def users(self) -> list[str]:
-        """Return the users with a volume here."""
+        """Return the users with a volume here; nobody while a shared file system does not answer."""
+        if self.data.is_shared:  # its directories are not looked at each second
+            return [] if self.data.problem is not None else sorted(self._users)
         return [user for user in self._users if (self._settings.volumes_directory / user).is_dir()]
+
+    async def lose_volumes(self, error: errors.AtollError) -> None:
+        """End all sandboxes and storage peers, whose `/data` is gone for good; their calls end with the error."""
+        await asyncio.gather(*(one.lose(error) for one in list(self._live)), self.storage_peers.end_all())
 
     async def settle(self) -> None:
         """Compile and remove mounted files; the first call need not wait for either."""
@@ -196,6 +185,7 @@ class Node:
         self.limits.close()
         os.close(self._library_hold)
         self.storage_peers.close()
+        self.data.close()
 
     def expect_network(self, asked: str, user: str, *, trusted: bool) -> None:
         """See `sandbox.network.Networks.expect`."""
@@ -291,6 +281,7 @@ class Node:
             disk = self.tmp_disks.make(key.disk_bytes, self._identities.user(key.user))
             made = NodeSandbox(channel, self._launch(key, launch, theirs.close), hold, None, limit, closed, disk)
             self.tmp_disks.watch(disk, lambda: made.pid, made.kill)
+            self._live.add(made)
             return made
         except errors.AtollError as error:
             failed = error
@@ -354,7 +345,7 @@ class Node:
 
         The caller closes its own.
         """
-        command = environment.command("-c", _SHELL, "terminal" if terminal else "", json.dumps(dict(variables)))
+        command = environment.command("-c", SHELL, "terminal" if terminal else "", json.dumps(dict(variables)))
         stdin, stdout, stderr = own = [os.dup(descriptor) for descriptor in descriptors]
         limit = self.limits.sandbox(user=key.user)
         terms = self.machine.allot("")

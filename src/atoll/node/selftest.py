@@ -21,6 +21,7 @@ from atoll import linux
 from atoll.errors import AtollError
 from atoll.model.findings import Finding
 from atoll.node.promises import policy_for, try_promises
+from atoll.node.shared import data as shared_data
 from atoll.process import check
 from atoll.sandbox import gpus, pid_ranges, programs
 from atoll.sandbox.causes import explain
@@ -52,6 +53,7 @@ print(json.dumps({
 async def examine(settings: Settings) -> list[Finding]:
     """Try every ability of this machine; takes about a second, leaves nothing behind but `ATOLL_HOME`."""
     found = _state(settings.home)
+    found += shared_data.findings(settings)
     found += _namespaces(settings)
     found += await _confinement(settings)
     found += await try_promises(settings)

@@ -87,6 +87,7 @@ class StoragePeers:
         self._quota_sheet = quota_sheet
         self._helpers: set[asyncio.Task[None]] = set()
         self._threads = WorkThreads("collection", 2)
+        self._open: set[Sandbox] = set()
 
     def close(self) -> None:
         """Release the compiled packages; all peers have ended."""
@@ -104,15 +105,21 @@ class StoragePeers:
         ours, theirs = pair()
         try:
             sandbox = await self._start(user, theirs, client)
+            self._open.add(sandbox)
             watch = asyncio.ensure_future(_set_at_end(sandbox, ended)) if ended is not None else None
             try:
                 yield ours.fileno()
             finally:
                 if watch is not None:
                     watch.cancel()
+                self._open.discard(sandbox)
                 await sandbox.kill()
         finally:
             ours.close()
+
+    async def end_all(self) -> None:
+        """End all peers: their clients ask for others."""
+        await asyncio.gather(*(sandbox.kill() for sandbox in list(self._open)))
 
     async def _start(self, user: str, end: Socket, client: str) -> Sandbox:
         volume, identity = self._volume(user)

@@ -37,6 +37,7 @@ for _name, _where, _summary in (
     ("diff", "snapshots:diff", "Show how a snapshot differs from a later one, or from now."),
     ("restore", "snapshots:restore", "Put a snapshot back in its directory's place."),
     ("rm-snapshot", "snapshots:rm_snapshot", "Remove snapshots."),
+    ("filesystem", "filesystem:app", "Prepare a file system that machines share, and look at it."),
 ):
     app.command(f"atoll.cli.data.{_where}", name=_name, help=_summary)
 
