@@ -16,9 +16,9 @@ from typing import Any
 
 from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
-from atoll.model.environments_settings import EnvironmentsSettings
-from atoll.model.storage_settings import StorageSettings
-from atoll.model.users_settings import UsersSettings
+from atoll.model.options.environments import EnvironmentsSettings
+from atoll.model.options.storage import StorageSettings
+from atoll.model.options.users import UsersSettings
 
 _INDEX_NAMES = (
     "UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_INDEX_STRATEGY "

@@ -19,7 +19,7 @@ import pytest
 from atoll import errors
 from atoll.environments.built.records import Environment
 from atoll.errors import EnvironmentBuildError
-from atoll.model.environments_settings import EnvironmentsSettings
+from atoll.model.options.environments import EnvironmentsSettings
 from atoll.node.builds import Builds
 from atoll.node.node import Node
 from atoll.settings import SandboxSettings, Settings

@@ -25,7 +25,7 @@ from atoll.environments.build.recipes import Recipe
 from atoll.environments.built import interpreter
 from atoll.environments.built.interpreter import Interpreter
 from atoll.errors import EnvironmentBuildError
-from atoll.model.environments_settings import EnvironmentsSettings
+from atoll.model.options.environments import EnvironmentsSettings
 from atoll.model.specs import EnvironmentSpec
 from atoll.settings import INDEX_VARIABLES, Settings
 from tests.conftest import Home, find_tool

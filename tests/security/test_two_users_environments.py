@@ -14,8 +14,8 @@ from atoll.environments.build import recipes
 from atoll.environments.built.records import Environment
 from atoll.environments.stores import Stores, UserEnvironments
 from atoll.errors import EnvironmentBuildError
-from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Identity
+from atoll.model.options.environments import EnvironmentsSettings
 from atoll.model.specs import EnvironmentSpec
 from atoll.sandbox.policy import confine
 from tests.environments import Machine, serve

@@ -18,8 +18,8 @@ from atoll.environments.asked.operator_index import NO_INDEX, OperatorIndex, of_
 from atoll.environments.asked.requirements import parse
 from atoll.errors import EnvironmentBuildError
 from atoll.host import index_settings
-from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Bind
+from atoll.model.options.environments import EnvironmentsSettings
 
 
 def keyed(text: str) -> str:

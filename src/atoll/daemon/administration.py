@@ -16,7 +16,7 @@ from atoll.daemon.leasing import Caller
 from atoll.daemon.services import Services
 from atoll.detached.batches import MOST_AT_ONCE
 from atoll.detached.store import Store
-from atoll.model.storage_settings import REMOVED
+from atoll.model.options.storage import REMOVED
 
 log = logging.getLogger("atoll.administration")
 

@@ -19,7 +19,7 @@ from atoll import errors
 from atoll.daemon import shared_uid
 from atoll.engine.actions import WHOLE, Share
 from atoll.environments.asked.reading import Readings
-from atoll.model.users_settings import UsersSettings
+from atoll.model.options.users import UsersSettings
 from atoll.sandbox import programs
 from atoll.settings import Settings
 

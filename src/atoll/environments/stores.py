@@ -25,8 +25,8 @@ from atoll.environments.built.records import Environment, EnvironmentRecord
 from atoll.environments.built.removal import remove_tree
 from atoll.environments.store import EnvironmentStore, Progress, Removed, silent
 from atoll.errors import EnvironmentBuildError
-from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Identity
+from atoll.model.options.environments import EnvironmentsSettings
 from atoll.model.specs import EnvironmentSpec
 
 

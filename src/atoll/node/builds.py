@@ -22,8 +22,8 @@ from typing import Any
 
 from atoll.environments.build.workshop import Confinement
 from atoll.errors import AtollError, EnvironmentBuildError
-from atoll.model.environments_settings import EnvironmentsSettings
 from atoll.model.mounts import Bind, Identity
+from atoll.model.options.environments import EnvironmentsSettings
 from atoll.node.build_disk import BuildDisk
 from atoll.process import Completed, Group
 from atoll.sandbox.launch import Launcher

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from atoll.environments.asked.requirements import Requirements
-from atoll.model.environments_settings import EnvironmentsSettings
+from atoll.model.options.environments import EnvironmentsSettings
 
 _DEFAULTS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 

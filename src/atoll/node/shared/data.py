@@ -18,7 +18,7 @@ from typing import Any
 
 from atoll import errors, linux, ownership
 from atoll.model.findings import Finding
-from atoll.model.storage_settings import JUICEFS
+from atoll.model.options.storage import JUICEFS
 from atoll.node.shared import marker
 from atoll.node.shared.mount_hold import MountHold, mount_state, unavailable
 from atoll.settings import Settings

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors, ownership, process
-from atoll.model.storage_settings import StorageSettings
+from atoll.model.options.storage import StorageSettings
 
 KIND = "fuse.juicefs"
 LEAST_TRASH_DAYS = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atoll import errors, ownership, process
-from atoll.model.storage_settings import JUICEFS
+from atoll.model.options.storage import JUICEFS
 from atoll.node.shared import juicefs, marker
 from atoll.node.shared.data import findings, linux_kind
 from atoll.node.shared.mount_hold import MountHold

@@ -1,0 +1,1 @@
+"""Groups of options of `settings.toml` that have a module each."""
