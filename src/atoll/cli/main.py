@@ -38,6 +38,8 @@ _COMMANDS = (
     ("key", "accounts.keys:app", "Make, list and revoke keys of a server."),
     ("users", "accounts.users:app", "Add, list and remove users of a server."),
     ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
+    ("nodes", "nodes.commands:app", "List, drain and remove the machines of a server; make tokens for new ones."),
+    ("node", "nodes.node:app", "Join this machine to a server, and run it as a node of that one."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )
 

@@ -11,6 +11,10 @@ from atoll import errors
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>[0-9]{1,5})")
 
 
+MACHINES, RAY = "machines", "ray"
+"""Engines of a server."""
+
+
 @dataclass(frozen=True)
 class Address:
     """A host and a port to listen on; port 0 for any free one."""
@@ -48,6 +52,10 @@ class ServerOptions:
         metrics: an address of its own for `/metrics`; None serves it to operators alone.
         database: the address of the accounts' database; empty for the state directory's own.
         share_uid: the consent that several users of a plain user's server share its host uid.
+        engine: who says which machines there are and how much of each may be used: `machines`, all that have joined, or
+            `ray`, those of a Ray cluster.
+        ray_address: of the Ray cluster's head, `HOST:PORT`; empty to start one on this machine.
+        local_node: calls are placed on the server's own machine, too.
     """
 
     home: Path | None = None
@@ -58,3 +66,6 @@ class ServerOptions:
     metrics: Address | None = None
     database: str = ""
     share_uid: bool = False
+    engine: str = MACHINES
+    ray_address: str = ""
+    local_node: bool = True

@@ -24,12 +24,14 @@ from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
 from atoll.server.login import part as login
+from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
 from atoll.server.usage import part as usage
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
     accounts.install,
+    nodes.install,
     description.install,
     login.install,
     usage.install,

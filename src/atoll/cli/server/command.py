@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cyclopts
 
@@ -24,6 +24,9 @@ def server(
     metrics: str = "",
     database: str = "",
     share_uid_between_users: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    engine: Literal["machines", "ray"] = "machines",
+    ray_address: str = "",
+    no_local: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     demo: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Serve functions and `/data` of many users over HTTP, until interrupted.
@@ -49,14 +52,23 @@ def server(
         state directory.
     share_uid_between_users: bool
         Serve several users although a plain user runs the server: their functions share this user's host uid.
+    engine: str
+        Who says which machines there are: `machines` for all that join by a token of `atoll nodes token`, `ray` for those
+        of a Ray cluster.
+    ray_address: str
+        With `--engine ray`: address of the cluster's head, as HOST:PORT; default: a head is started on this machine.
+    no_local: bool
+        Run no calls on this machine, only on those that have joined.
     demo: bool
         Serve on loopback with a new state directory and one user; all of it goes with the end.
     """
     if programs and not demo:
         return wrong_usage("programs are for `--demo`")
     given = (listen != LISTEN, tls_cert, tls_key, home, trusted_proxy, metrics, database, share_uid_between_users)
-    if demo and any(given):
+    if demo and (any(given) or engine != "machines" or no_local):
         return wrong_usage("`--demo` chooses its own address and state directory: leave the other options out")
+    if ray_address and engine != "ray":
+        return wrong_usage("`--ray-address` is for `--engine ray`")
     missing = next((program for program in programs if not program.is_file()), None)
     if missing is not None:
         return wrong_usage(f"there is no file `{missing}`")
@@ -81,5 +93,8 @@ def server(
         metrics=address(metrics) if metrics else None,
         database=database,
         share_uid=share_uid_between_users,
+        engine=engine,
+        ray_address=ray_address,
+        local_node=not no_local,
     )
     return main.run(options, lambda line: echo(line, flush=True))

@@ -1,0 +1,141 @@
+"""Live figures of nodes, beside their accounts: of each link as the cluster's part has it, and of the server's own node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from atoll import __version__, errors, ownership, settings
+from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
+from atoll.server.nodes.bodies import Free, NodeRow, plain_row
+from atoll.server.nodes.rows import NodeAccount
+from atoll.server.process.background import in_background
+from atoll.server.state import ServerState
+
+ASK_SECONDS = 5.0
+SHARE_SECONDS = 2.0
+SHARED_FILE = "nodes.json"
+"""In `run/`, the owner's alone: what the command line on this machine shows, which has no key to ask the server with."""
+MOST_SHARED_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class LiveNode:
+    """A node with a link.
+
+    Args:
+        name: of the node.
+        facts: as it said when it linked.
+        load: its last word about itself; None before the first.
+        silent_seconds: since its last word.
+        lines: clients' lines that go there.
+        linked: its link is open; False while only its lease runs on.
+    """
+
+    name: str
+    facts: NodeFacts
+    load: NodeLoad | None = None
+    silent_seconds: float = 0.0
+    lines: int = 0
+    linked: bool = True
+
+
+class Cluster(Protocol):
+    """The part `cluster` of a server, as this one asks it."""
+
+    def rows(self) -> Sequence[LiveNode]:
+        """Return all nodes that have a link, the server's own left out."""
+        ...
+
+
+async def rows_of(state: ServerState, accounts: Sequence[NodeAccount]) -> list[NodeRow]:
+    """Return rows of nodes with what is known of them now."""
+    cluster: Cluster | None = state.parts.get("cluster")
+    linked = {one.name: one for one in cluster.rows()} if cluster is not None else {}
+    return [await _own(state, node) if node.name == LOCAL else _row(node, linked.get(node.name)) for node in accounts]
+
+
+def _row(node: NodeAccount, live: LiveNode | None) -> NodeRow:
+    if live is None:
+        return plain_row(node)
+    facts, load = live.facts, live.load
+    given: dict[str, Any] = {
+        "linked": live.linked,
+        "version": facts.version,
+        "seen": time.time() - live.silent_seconds,
+        "has": Free(facts.millicores, facts.memory_bytes, len(facts.gpus)),
+        "gpus": list(facts.gpus),
+        "volumes": facts.volumes,
+        "lines": live.lines,
+    }
+    if load is not None:
+        given |= {"free": Free(load.millicores, load.memory_bytes, load.gpus)}
+        given |= {"running": load.running, "waiting": load.waiting}
+    return _with(plain_row(node), given)
+
+
+async def _own(state: ServerState, node: NodeAccount) -> NodeRow:
+    """Return the row of the server's own node, as its daemon answers."""
+    try:
+        found = await asyncio.wait_for(state.node.ask(None, "status", {}), ASK_SECONDS)
+    except (errors.AtollError, TimeoutError, OSError):
+        return _with(plain_row(node), {"version": __version__})
+    capacity, calls = found["capacity"], [one.get("state") for one in found["calls"]]
+    has, free = capacity["machine"], capacity["free"]
+    return _with(
+        plain_row(node),
+        {
+            "linked": True,
+            "version": str(found["daemon"]["version"]),
+            "seen": time.time(),
+            "has": Free(round(1000 * has["cpus"]), has["memory_bytes"], len(has["gpus"])),
+            "free": Free(round(1000 * free["cpus"]), free["memory_bytes"], free["gpus"]),
+            "gpus": [str(one["name"]) for one in has["gpus"]],
+            "running": calls.count("running"),
+            "waiting": len(calls) - calls.count("running"),
+        },
+    )
+
+
+def _with(row: NodeRow, given: Mapping[str, Any]) -> NodeRow:
+    return msgspec.structs.replace(row, **given)
+
+
+@contextlib.asynccontextmanager
+async def sharing(state: ServerState) -> AsyncIterator[None]:
+    """Share rows of the nodes with the command line on this machine while the context is open, if others have joined."""
+    file = state.node.options.run_directory / SHARED_FILE
+
+    async def share() -> None:
+        while True:
+            known = state.parts["nodes"].known()
+            if len(known) > 1:
+                rows = await rows_of(state, known)
+                temporary = file.with_name(f".{SHARED_FILE}")
+                temporary.write_bytes(msgspec.json.encode(rows))
+                temporary.replace(file)
+            await asyncio.sleep(SHARE_SECONDS)
+
+    try:
+        async with in_background(share):
+            yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def shared(home: Path) -> list[NodeRow]:
+    """Return rows of nodes that a running server has shared just now; none if it has not."""
+    file = settings.load(home).run_directory / SHARED_FILE
+    try:
+        if time.time() - file.stat().st_mtime > 5 * SHARE_SECONDS + ASK_SECONDS:
+            return []
+        return msgspec.json.decode(ownership.read(file, MOST_SHARED_BYTES), type=list[NodeRow])
+    except (OSError, msgspec.MsgspecError):
+        return []
