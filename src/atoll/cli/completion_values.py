@@ -246,6 +246,12 @@ def _keys(word: str, _: str) -> Values:
         yield key, about.strip()
 
 
+def _nodes(_word: str, _: str) -> Values:
+    """Give the nodes of that server."""
+    query = "SELECT name, state FROM nodes WHERE state != 'removed' ORDER BY name"
+    yield from ((name, state) for name, state in _rows("server/server.db", query, ()))
+
+
 def _rows(file: str, query: str, values: tuple[str, ...]) -> list[tuple[str, ...]]:
     import sqlite3  # for calls alone
 
@@ -288,4 +294,5 @@ _KINDS: dict[str, Callable[[str, str], Values]] = {
     "machine-type": _machine_types,
     "user": _users,
     "key": _keys,
+    "node": _nodes,
 }

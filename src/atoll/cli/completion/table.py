@@ -50,6 +50,11 @@ _OF_COMMAND = {
     ("users remove", "name"): "user",
     ("users set-quota", "name"): "user",
     ("key revoke", "key"): "key",
+    ("node join", "url"): NOTHING,
+    ("nodes drain", "name"): "node",
+    ("nodes cordon", "name"): "node",
+    ("nodes uncordon", "name"): "node",
+    ("nodes remove", "name"): "node",
 }
 """Kinds of positional values, by name, and for commands where the name says too little."""
 
@@ -67,6 +72,8 @@ _OPTION = {
     "--tls-key": FILE,
     "--home": DIRECTORY,
     "--from-file": FILE,
+    "--engine": "=machines ray",
+    "--token-file": FILE,
     "--by": "=function day user outcome environment",
 }
 

@@ -48,7 +48,7 @@ def join(
     /,
     *,
     token: str = "",
-    token_file: Path | None = None,
+    token_file: Annotated[Path | None, cyclopts.Parameter(allow_leading_hyphen=True)] = None,
     name: str = "",
     label: Annotated[list[str] | None, Flag] = None,
     ca_file: Path | None = None,

@@ -14,6 +14,7 @@ from atoll.cli.accounts import client
 from atoll.cli.accounts.client import ask
 from atoll.cli.accounts.place import check_accounts, check_one_place, has_accounts, home_of
 from atoll.credentials import Credentials
+from atoll.host.local import LocalHost
 from atoll.terminal_text import printable
 
 ACTS = {"drain": "draining", "cordon": "cordoned", "uncordon": "active", "remove": "removed"}
@@ -70,11 +71,13 @@ class Here:
 
     def __init__(self, direct: Any, home: Path) -> None:
         self._direct = direct
+        self._home = home
         self.name = f"`{printable(str(home))}`"
         self.url = _url(home)
 
     def list_nodes(self) -> list[dict[str, Any]]:
-        return list(_data(self._direct.list_nodes())["nodes"])
+        status = LocalHost(self._home).request_running("status", {})
+        return list(_data(self._direct.list_nodes(status))["nodes"])
 
     def make_token(self, asked: dict[str, Any]) -> dict[str, Any]:
         from atoll.server.nodes.bodies import NewToken

@@ -57,6 +57,8 @@ def state(one: dict[str, Any]) -> str:
     """Return the state of a node, in a word or two."""
     if one["linked"]:
         return str(one["state"])
+    if one["name"] == "local":
+        return "no daemon runs" if one["state"] == "active" else str(one["state"])
     lost = "never linked" if one["seen"] is None else "not linked"
     return lost if one["state"] == "active" else f"{one['state']}, {lost}"
 

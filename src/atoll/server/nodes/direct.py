@@ -5,13 +5,15 @@ A running server notices changes by the database's marks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from atoll.server.accounts.audit import MACHINE
 from atoll.server.accounts.tokens import read_pepper
+from atoll.server.cluster.contract import LOCAL
 from atoll.server.database.database import Database
 from atoll.server.nodes import acts, bodies, live, rows
 
@@ -41,12 +43,19 @@ class DirectNodes:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def list_nodes(self) -> bodies.NodeRows:
-        """Return all nodes; with live figures where the server has shared some just now."""
+    def list_nodes(self, status: Mapping[str, Any] | None) -> bodies.NodeRows:
+        """Return all nodes; with live figures where the server has shared some just now.
+
+        Args:
+            status: of this machine's daemon; None if none runs.
+        """
         with self._database.reading() as connection:
             found = rows.all_nodes(connection)
         shared = {one.id: one for one in live.shared(self._home)}
-        return bodies.NodeRows([_joined(bodies.plain_row(node), shared.get(node.id)) for node in found])
+        plain = [_joined(bodies.plain_row(node), shared.get(node.id)) for node in found]
+        if status is not None:
+            plain = [live.own_row(row, status) if row.name == LOCAL else row for row in plain]
+        return bodies.NodeRows(plain)
 
     def make_token(self, asked: bodies.NewToken) -> bodies.MadeToken:
         """Make a token to join."""

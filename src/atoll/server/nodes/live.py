@@ -87,13 +87,18 @@ async def _own(state: ServerState, node: NodeAccount) -> NodeRow:
         found = await asyncio.wait_for(state.node.ask(None, "status", {}), ASK_SECONDS)
     except (errors.AtollError, TimeoutError, OSError):
         return _with(plain_row(node), {"version": __version__})
-    capacity, calls = found["capacity"], [one.get("state") for one in found["calls"]]
+    return own_row(plain_row(node), found)
+
+
+def own_row(row: NodeRow, status: Mapping[str, Any]) -> NodeRow:
+    """Return the row of the server's own node with the figures of its daemon's `status`."""
+    capacity, calls = status["capacity"], [one.get("state") for one in status["calls"]]
     has, free = capacity["machine"], capacity["free"]
     return _with(
-        plain_row(node),
+        row,
         {
             "linked": True,
-            "version": str(found["daemon"]["version"]),
+            "version": str(status["daemon"]["version"]),
             "seen": time.time(),
             "has": Free(round(1000 * has["cpus"]), has["memory_bytes"], len(has["gpus"])),
             "free": Free(round(1000 * free["cpus"]), free["memory_bytes"], free["gpus"]),
