@@ -189,16 +189,34 @@ def atoll_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         yield home
 
 
+@dataclass(frozen=True)
+class AwayHome(Home):
+    """A state directory whose programs have a server as their default host."""
+
+    variables: Mapping[str, str]
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        return super().environment({**self.variables, **(more or {})})
+
+
 @pytest.fixture(scope="session")
 def _session_home() -> Iterator[Home]:
-    with own_home() as home:
-        yield home
+    if os.environ.get("ATOLL_CONFORMANCE") != "cluster":
+        with own_home() as home:
+            yield home
+        return
+    from .cluster.cluster import cluster
+
+    with own_home() as home, cluster() as made, made.client.entered():
+        yield AwayHome(home.path, made.variables)
 
 
 @pytest.fixture
 def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
     """One state directory for all tests that do not mind each other's environments, daemon and volume."""
-    monkeypatch.setenv("ATOLL_HOME", str(_session_home.path))
+    for name, value in _session_home.environment().items():
+        if os.environ.get(name) != value:
+            monkeypatch.setenv(name, value)
     return _session_home
 
 

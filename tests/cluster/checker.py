@@ -4,7 +4,8 @@
 2. An answer is that of an execution of this call, which came to its end and was the last.
 3. A call runs once, and with `retries` at most so often again.
 4. Executions of one call never overlap: the last write of one is before the first write of the next, on any node.
-5. No write follows the outcome: who has heard of an end may use the files.
+5. No write follows the outcome: who has heard of an end may use the files. Only an error of `spawn` itself, before there
+   is a handle, leaves open whether the call runs.
 6. No write follows a lost lease: a node that hears nothing of its server has ended its calls before these are given up.
 """
 
@@ -67,8 +68,9 @@ def _of_executions(made: Made, executions: list[Execution]) -> Iterator[str]:
         if earlier.last >= later.first:
             over = earlier.last - later.first
             yield f"{made.token} ({made.kind}): wrote on {earlier.node} for {over:.3f} s while it ran on {later.node}"
-    if made.outcomes and executions:
-        late = max(one.last for one in executions) - min(one.at for one in made.outcomes)
+    ends = [one.at for one in made.outcomes if not one.may_run]
+    if ends and executions:
+        late = max(one.last for one in executions) - min(ends)
         if late > WRITTEN_SECONDS:
             yield f"{made.token} ({made.kind}): wrote {late:.3f} s after its end, {made.outcomes[0]}"
 

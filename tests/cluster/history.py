@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 DONE = "done"
@@ -46,12 +46,19 @@ class Outcome:
         execution: the one whose answer it is; empty for an error.
         error: name of the error's type, empty for an answer.
         told: the error's text, or `wrong` with what is wrong in the answer.
+        may_run: the error says nothing about an end: a call that was to outlive its program may have been taken.
     """
 
     at: float
     execution: str = ""
     error: str = ""
     told: str = ""
+    may_run: bool = False
+
+    @property
+    def is_answer(self) -> bool:
+        """Return whether it is an answer; that of a sync has no execution."""
+        return not self.error and not self.told
 
 
 @dataclass(frozen=True)
@@ -131,8 +138,8 @@ def read_calls(logs: Iterable[Path]) -> dict[str, Made]:
                 calls[row["token"]] = Made(row["token"], row["kind"], row["at"], row.get("retries", 0))
             else:
                 made = calls[row["token"]]
-                told = Outcome(row["at"], row.get("execution", ""), row.get("error", ""), row.get("told", ""))
-                calls[made.token] = Made(made.token, made.kind, made.at, made.retries, (*made.outcomes, told))
+                told = Outcome(**{name: value for name, value in row.items() if name not in {"what", "token"}})
+                calls[made.token] = replace(made, outcomes=(*made.outcomes, told))
     return calls
 
 

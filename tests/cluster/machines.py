@@ -200,7 +200,7 @@ class Machine:
     def kill(self) -> None:
         """Kill all its processes but the first at once; its cable is cut before, so that nobody hears of it."""
         self.cut()
-        self.run("sh", "-c", "kill -9 -1 || true")
+        self.run("sh", "-c", "kill -9 -1 2> /dev/null || true")
         until(lambda: not self.processes())
         self.forget()
 

@@ -32,6 +32,9 @@ HONEST = {
     "an answer that was lost": history(RAN, made=failed("HostUnreachable")),
     "ran again after a kill": history(KILLED, AGAIN, made=RETRIED),
     "a sync's own error": history(made=replace(failed("SyncError"), kind="sync")),
+    "may have been submitted": history(
+        RAN, made=replace(MADE, outcomes=(Outcome(1.1, error="HostUnreachable", may_run=True),))
+    ),
     "nested": history(RAN, Execution("c.1", "e3", "one", 1.2, 1.8)),
     "ended by the lease": history(
         replace(KILLED, last=1.5 + FENCED_SECONDS - 0.1),

@@ -16,12 +16,12 @@ import pytest
 from atoll import Host, IsolatedFunction, LocalHost, isolated
 
 from ..conftest import needs_outbound
-from ..server.process import Server, running
+from ..server.process import Server, on_cluster, running
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PLACES = ("local", "remote")
+PLACES = ("cluster",) if on_cluster() else ("local", "remote")
 """One name for each kind of host; `place` makes it."""
 SAME_WORKERS = {
     *("test_arrays", "test_cached", "test_callables", "test_plain_data", "test_surroundings", "test_system"),
@@ -107,14 +107,14 @@ class Place:
 def conformance_server() -> Iterator[Server]:
     """A server of its own, over TLS by an authority that was made for it."""
     closed = bool(needs_outbound.args[0])  # the network of a server's functions cannot be made
-    with running(share_network=closed) as server:
+    with running(share_network=closed) as server:  # with `ATOLL_CONFORMANCE=cluster` one with nodes behind it
         yield server
 
 
 @pytest.fixture(scope="session", params=PLACES)
 def place(request: pytest.FixtureRequest) -> Place:
     """A host that all tests of the suite share: they leave each other's files in `/data` alone."""
-    if request.param == "remote":
+    if request.param != "local":
         server: Server = request.getfixturevalue("conformance_server")
         key_id, key_secret = server.key
         variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": key_secret}

@@ -205,13 +205,27 @@ class Server:
             connection.close()
 
 
+def on_cluster() -> bool:
+    """Return whether servers of the tests have their functions on other machines (`ATOLL_CONFORMANCE=cluster`)."""
+    return os.environ.get("ATOLL_CONFORMANCE") == "cluster"
+
+
 @contextlib.contextmanager
 def running(*options: str, tls: bool = True, share_network: bool = False, **environment: str) -> Iterator[Server]:
     """Run a server in a fresh state directory; it and its node have ended at the end of the context.
 
+    With `ATOLL_CONFORMANCE=cluster` its functions run on two other machines, and this thread is on a third one.
+
     Args:
         share_network: functions of its only user have the machine's network.
     """
+    if on_cluster():
+        from ..cluster.cluster import cluster
+
+        with cluster(share_network=share_network, options=options, environment=environment) as made:
+            with made.client.entered():
+                yield made.head
+        return
     with own_home() as home, tempfile.TemporaryDirectory(prefix="atoll-tls-") as directory:
         share_uid = os.geteuid() != 0  # else a node of a plain user serves one user
         packages = machine_packages.read(Path(directory))

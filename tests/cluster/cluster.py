@@ -1,0 +1,285 @@
+"""A server on one machine, its nodes on others, and clients on one more: what fails is asked for by name.
+
+All machines share `/data` by a directory of this one. The server's own machine runs no functions unless it is asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atoll.cli.server import machine_packages
+
+from ..conftest import Home, own_home
+from ..server.certificates import Authority
+from ..server.machines import COMMAND
+from ..server.process import Server
+from ..waiting import until
+from .history import Outage
+from .machines import Machine, Program, network
+
+PORT = 8443
+_MARKED = ("/usr/games", "/usr/src", "/usr/local/games", "/usr/local/src", "/usr/local/etc")
+"""Directories that sandboxes see; a machine's own file system is mounted over the first that exists."""
+
+
+def mark(machine: Machine) -> str:
+    """Write the machine's name to where its functions find it; return that path."""
+    directory = next(path for path in _MARKED if os.path.isdir(path))
+    machine.run("mount", "-t", "tmpfs", "tmpfs", directory)
+    machine.run("sh", "-c", f"chmod 755 {directory}; echo {machine.name} > {directory}/machine")
+    return f"{directory}/machine"
+
+
+class Head(Server):
+    """The server, on a machine of its own."""
+
+    machine: Machine
+    program: Program | None = None
+
+    @property
+    def url(self) -> str:
+        """The address on the machines' network."""
+        return f"https://{self.machine.address}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process, as the test process sees it; 0 for none."""
+        return self.program.pid if self.program is not None else 0
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        directory = self.authority.ca_file.parent
+        certificate, key = directory / "server.pem", directory / "server.key"
+        if not key.exists():
+            self.authority.issue("server", self.machine.address, "127.0.0.1")
+        described = self.home.path / "run" / "server.json"
+        described.unlink(missing_ok=True)
+        arguments = ["server", "--listen", f"{self.machine.address}:{self.port}"]
+        arguments += ["--tls-cert", str(certificate), "--tls-key", str(key), *self.options]
+        command = [sys.executable, "-c", COMMAND, *arguments]
+        program = self.machine.start(command, self.home.environment(self.environment), self.log)
+        self.program = program
+        until(lambda: described.exists() or not program.runs)
+        assert program.runs, self.log.read_text()[-3000:]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal, and return its status."""
+        program, self.program = self.program, None
+        return 0 if program is None else program.end(number)
+
+    def connection(self) -> http.client.HTTPConnection:
+        """Return a connection that the caller closes, from a thread that has entered a machine's network."""
+        return http.client.HTTPSConnection(self.machine.address, self.port, timeout=60, context=self.context())
+
+
+@dataclass
+class Node:
+    """A machine that has joined.
+
+    Args:
+        home: its state directory.
+        member: the process in front of its daemon.
+    """
+
+    machine: Machine
+    home: Home
+    member: Program | None = None
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def log(self) -> Path:
+        """The file of its member's stderr."""
+        return self.home.path / "member.log"
+
+    def daemon(self) -> int | None:
+        """Return the daemon's process as the test process sees it, None where none runs."""
+        inner = self.home.daemon_pid()
+        return None if inner is None else self.machine.outer(inner)
+
+    def start(self, *arguments: str) -> None:
+        """Start its member."""
+        command = [sys.executable, "-c", COMMAND, "node", *arguments]
+        self.member = self.machine.start(command, self.home.environment(), self.log)
+
+
+@dataclass
+class Cluster:
+    """A server and its nodes.
+
+    Args:
+        client: a machine for programs that make calls.
+        shared: the directory that carries `/data` on all machines.
+        mark: a path that functions read: the name of their machine.
+    """
+
+    head: Head
+    client: Machine
+    shared: Path
+    mark: str
+    nodes: dict[str, Node] = field(default_factory=dict)
+    outages: list[Outage] = field(default_factory=list)
+    """Those that are over."""
+    _cut: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Variables of programs that call."""
+        key_id, secret = self.head.key
+        found = {"ATOLL_HOST": self.head.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
+        return {**found, "ATOLL_CA_FILE": str(self.head.ca_file), **self.head.client_variables}
+
+    def volume(self) -> Path:
+        """Return the volume of the operator."""
+        volumes = [path / "data" for path in (self.shared / "volumes").iterdir() if (path / "data").is_dir()]
+        assert len(volumes) == 1, volumes
+        return volumes[0]
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def partition(self, name: str) -> None:
+        """Drop all packets from and to a node."""
+        self.nodes[name].machine.cut()
+        self._cut[name] = time.monotonic()  # the last word cannot be later
+
+    def heal(self, name: str) -> None:
+        """Let packets pass again."""
+        self.outages.append(Outage(name, self._cut.pop(name), time.monotonic()))
+        self.nodes[name].machine.join()
+
+    def kill(self, name: str) -> None:
+        """Kill all processes of a node at once, as a power cut does; it starts again with `start`."""
+        node = self.nodes[name]
+        node.machine.kill()
+        node.member = None
+
+    def start(self, name: str) -> None:
+        """Start a node's member again; it links by itself."""
+        node = self.nodes[name]
+        node.machine.join()
+        node.start("run")
+
+    @staticmethod
+    def send(pid: int, number: int) -> None:
+        """Send a signal to a process that may have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def restart_head(self, number: int = signal.SIGTERM) -> None:
+        """End the server by a signal, and start it again."""
+        self.head.end(number)
+        self.head.start()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the server's rows of its nodes."""
+        with self.client.entered():
+            status, body = self.head.ask("GET", "/v1/nodes")
+        assert status == 200, body
+        rows: list[dict[str, Any]] = body["nodes"] if isinstance(body, dict) else body
+        return rows
+
+    def wait_linked(self, *names: str) -> None:
+        """Wait until the server has a link of each of these nodes, of all by default."""
+
+        def linked() -> bool:
+            found = {row["name"] for row in self.rows() if row["linked"]}
+            for node in self.nodes.values():
+                assert node.member is None or node.member.runs, node.log.read_text()[-3000:]
+            return found >= set(names or self.nodes)
+
+        until(linked)
+
+    def end(self) -> None:
+        """End members, daemons and the server in order; afterwards no machine has a process."""
+        for name in tuple(self._cut):
+            self.heal(name)
+        for node in self.nodes.values():
+            if node.member is not None and node.member.runs:
+                assert node.member.end() in (0, -signal.SIGTERM), node.log.read_text()[-3000:]
+            self._end_daemon(node.home, node.machine)
+            until(lambda machine=node.machine: not machine.processes())  # type: ignore[misc]
+        if self.head.program is not None:
+            assert self.head.end() in (0, -signal.SIGTERM), self.head.log.read_text()[-3000:]
+        self._end_daemon(self.head.home, self.head.machine)
+        until(lambda: not self.head.machine.processes())
+
+    def _end_daemon(self, home: Home, machine: Machine) -> None:
+        inner = home.daemon_pid()
+        if inner is not None and (pid := machine.outer(inner)) is not None:
+            self.send(pid, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def cluster(
+    nodes: Sequence[str] = ("one", "two"),
+    *,
+    local: bool = False,
+    share_network: bool = False,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Cluster]:
+    """Run a server with nodes that have joined it; each process has ended at the end of the context.
+
+    Args:
+        nodes: names of the machines beside the server's.
+        local: the server's own machine runs functions, too.
+        options, environment: further ones of `atoll server`.
+    """
+    with contextlib.ExitStack() as stack:
+        switch = stack.enter_context(network())
+        files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-cluster-", dir="/tmp")))
+        files.chmod(0o755)
+        shared = files / "shared"
+        shared.mkdir(mode=0o755)
+        packages = machine_packages.read(files)
+        lines = ["[users]", f"share_network = {str(share_network).lower()}"]
+        lines += ["[storage]", 'filesystem = "path"', f"path = {json.dumps(str(shared))}"]
+        lines += ["[environments]", packages.options]
+
+        def home() -> Home:
+            made = stack.enter_context(own_home())
+            (made.path / "settings.toml").write_text("\n".join(lines))
+            return made
+
+        where = switch.machine("head")
+        head = Head(home(), Authority(files), [*options, *([] if local else ["--no-local"])], port=PORT)
+        head.machine = where
+        head.environment = dict(environment or {})
+        head.home.atoll("data", "filesystem", "init")
+        head.client_variables = packages.variables
+        made = Cluster(head, switch.machine("client"), shared, mark(where))
+        head.start()
+        token = _token(head, len(nodes)) if nodes else ""
+        for name in nodes:
+            machine = switch.machine(name)
+            mark(machine)
+            made.nodes[name] = node = Node(machine, home())
+            arguments = ["--token", token, "--name", name, "--ca-file", str(head.ca_file)]
+            node.start("join", head.url, *arguments)
+        if nodes:
+            made.wait_linked()
+        yield made
+        made.end()
+        for place in (head.home, *(node.home for node in made.nodes.values())):
+            for log in place.path.glob("*.log"):
+                assert "Traceback" not in (text := log.read_text()), text[-5000:]
+
+
+def _token(head: Head, uses: int) -> str:
+    """Return a token for some machines, as the command line on the server's machine gives it."""
+    done = head.home.atoll("nodes", "token", "--uses", str(uses), "--json")
+    token: str = json.loads(done.stdout)["token"]
+    return token
