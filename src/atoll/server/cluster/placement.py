@@ -1,0 +1,401 @@
+"""The placement, which assigns nodes to wishes: a pure state machine without clock or I/O.
+
+Theory of operation. Events (`join`, `load`, `ask`, `over`, ...) change the state and return the places that follow from it.
+Time is an argument. A node says its room from time to time; placements since then are subtracted (`node_room`).
+
+- Of the nodes with room a wish gets the one where a sandbox of the same use was given back last, then the last one that
+  has such a sandbox, then one that has built its environment; the latter two only if they have nearly as much room as the
+  best. Else it gets the one with the most room after it. Wishes without GPUs come last to nodes with GPUs, and wishes
+  with GPUs are packed (`kinds`).
+- Wishes without room wait. Users take turns by their placed cores for their weight (`placement_queue`).
+- The first wish of a kind waits for one node in particular: the node is *held*. A wish that comes later in turn gets
+  nothing there of what the first one lacks there; so it drains. After each `PATIENCE_SECONDS` one more node is held, and
+  then for everybody, whatever the turns: a large wish gets in as soon as the calls on one held node have ended.
+- A placed wish counts for its user until it is over. It takes room until the node's figures hold it, and no longer.
+- A wish that no node can ever hold has a `refusal`, and is not to be asked. Nodes that are away for less than
+  `AWAY_SECONDS`, or are expected, count as if they were there.
+
+Where another scheduler owns the machines, its shares are asked for each choice. A node whose share is full is not asked
+again for this kind before the shares change, or a placed wish on it is over. Nothing is kept free for a wish that lacks
+a share: the other scheduler decides who has it next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
+from atoll.server.cluster.kinds import Kind, key_of
+from atoll.server.cluster.node_room import NodeRoom
+from atoll.server.cluster.placement_queue import Rank, User, Waiting
+from atoll.server.cluster.refusals import Away, reason_of, refusal_of
+from atoll.server.cluster.warmth import Warmth
+
+PATIENCE_SECONDS = 30.0
+"""Waiting time after which a wish's held node is held for everybody, and after which one more is held each time."""
+MOST_HELD = 16
+"""Nodes that are held for one kind."""
+MOST_KINDS = 32
+"""Kinds that are kept although nothing of them waits."""
+MOST_EXACT = 24
+"""Kinds above which further functions with numbers of their own share kinds, by sizes that are rounded up."""
+MOST_TOLD = 1000
+"""Waiting wishes that shares are told of."""
+TELL_SECONDS = 1.0
+"""Seconds between two times that they are."""
+_Turn = tuple[bool, float, float, int]
+
+
+class _Placed(NamedTuple):
+    wish: Wish
+    node: NodeRoom
+    number: int
+
+
+class _Wait(NamedTuple):
+    user: User
+    kind: Kind
+
+
+class Placement:
+    """The state of one cluster; see the module's theory of operation.
+
+    Args:
+        shares: of another scheduler, if one owns the machines.
+    """
+
+    def __init__(self, shares: Shares | None = None) -> None:
+        self._shares = shares
+        self._nodes: dict[str, NodeRoom] = {}
+        self._away = Away()
+        self._kinds: dict[Any, Kind] = {}
+        self._lines: dict[Kind, None] = {}  # kinds of which something waits
+        self._users: dict[str, User] = {}
+        self._waits: dict[str, _Wait] = {}
+        self._placed: dict[str, _Placed] = {}
+        self._warmth = Warmth()
+        self._count = 0
+        self._turns = 0
+        self._now = 0.0
+        self._told = float("-inf")
+        self._telling = False
+
+    # --- queries --------------------------------------------------------------------------------------------------
+
+    def position(self, wish_id: str) -> int:
+        """Return how many of its user's wishes wait before this one, or -1 when it does not wait."""
+        found = self._waits.get(wish_id)
+        return -1 if found is None else found.user.position(found.kind.line, wish_id)
+
+    def reason(self, wish_id: str) -> str:
+        """Return why a wish waits, in one line that names no other user; empty when it does not wait."""
+        found = self._waits.get(wish_id)
+        if found is None:
+            return ""
+        return reason_of(found.kind, self.position(wish_id), [one.facts for one in self._nodes.values()])
+
+    def waiting(self) -> Sequence[Wish]:
+        """Return the wishes that wait, in the order in which they came."""
+        return [wait.user.lines[wait.kind.line][name].wish for name, wait in self._waits.items()]
+
+    def refusal(self, wish: Wish) -> str:
+        """Return why no node can ever hold a wish, in one line; empty where one can."""
+        if self._shares is not None:
+            return self._shares.refusal(wish)
+        return refusal_of(wish, [one.facts for one in self._nodes.values()], self._away.known(self._now))
+
+    def refused(self) -> list[tuple[Wish, str]]:
+        """Return wishes that wait although no node can hold them any more, with the reason: to be withdrawn."""
+        found = []
+        for kind in self._lines:
+            first = kind.line.first()
+            if first is not None and not kind.capable and (text := self.refusal(first[2].wish)):
+                found += [(one.wish, text) for user in kind.line.users for one in user.lines[kind.line].values()]
+        return found
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Return a row for each node, for people."""
+        return [node.row() for node in self._nodes.values()]
+
+    # --- events of nodes ------------------------------------------------------------------------------------------
+
+    def expect(self, facts: NodeFacts, now: float) -> None:
+        """A node was there when the server last ran: it counts as one that is away."""
+        self._pass(now)
+        self._away.add(facts, now)
+
+    def join(self, facts: NodeFacts, now: float) -> list[Place]:
+        """A node is there, or is there anew; it has room from its first figures on."""
+        self.leave(facts.name, now)
+        self._away.discard(facts.name)
+        node = self._nodes[facts.name] = NodeRoom(facts, now)
+        for kind in self._kinds.values():
+            kind.join(node)
+        return self._serve()
+
+    def leave(self, node: str, now: float) -> list[Place]:
+        """A node's link is gone. Its placed wishes count for their users until they are over."""
+        self._pass(now)
+        found = self._nodes.pop(node, None)
+        if found is None:
+            return []
+        self._away.add(found.facts, now)
+        self._shut_off(found)
+        return self._serve()
+
+    def accept(self, node: str, accepting: bool, now: float) -> list[Place]:
+        """A node takes new wishes, or none (it is cordoned, or drained)."""
+        self._pass(now)
+        found = self._nodes.get(node)
+        if found is None or found.accepting == accepting:
+            return []
+        found.accepting = accepting
+        if accepting:
+            for kind in self._kinds.values():
+                kind.join(found)
+        else:
+            self._shut_off(found)
+        return self._serve()
+
+    def load(self, node: str, load: NodeLoad, now: float) -> list[Place]:
+        """A node has said its figures."""
+        self._pass(now)
+        found = self._nodes.get(node)
+        if found is None or not found.hear(load, now):
+            return []
+        self._refresh(found)
+        return self._serve()
+
+    def look(self, now: float) -> list[Place]:
+        """Shares have changed, or time has passed; to be called every second or so while something waits."""
+        self._pass(now)
+        for kind in self._kinds.values():
+            if kind.shut:
+                kind.open_up()
+        return self._serve()
+
+    # --- events of wishes -----------------------------------------------------------------------------------------
+
+    def ask(self, wish: Wish, now: float) -> list[Place]:
+        """A line needs a node. One that no node can hold now waits; ask for its `refusal` first.
+
+        Raises:
+            ValueError: a wish with this id waits or is placed.
+        """
+        self._pass(now)
+        if wish.id in self._waits or wish.id in self._placed:
+            raise ValueError(f"wish `{wish.id}` was asked twice")
+        kind = self._kind(wish)
+        user = self._users.get(wish.user)
+        if user is None:
+            user = self._users[wish.user] = User()
+        user.weight = wish.weight if wish.weight > 0 else 1.0
+        self._count += 1
+        if not user.waiting:
+            self._turns += 1
+            user.turn = self._turns
+        if kind not in self._lines and kind.where:
+            node = self._choose(kind, wish, (True, *user.rank(self._count)))
+            if node is not None:
+                return [self._place(wish, user, kind, node)]
+        user.add(kind.line, wish, self._count, now)
+        self._waits[wish.id] = _Wait(user, kind)
+        kind.line.enter(user)
+        self._lines[kind] = None
+        return self._serve()
+
+    def withdraw(self, wish_id: str, now: float) -> list[Place]:
+        """A line needs no node any more; one that is placed is over."""
+        if wish_id not in self._waits:
+            return self.over(wish_id, now)
+        self._pass(now)
+        wait = self._waits[wish_id]
+        wish = self._take_out(wish_id, wait).wish
+        wait.kind.line.enter(wait.user)
+        self._forget(wish.user, wait.user)
+        return self._serve()
+
+    def over(self, wish_id: str, now: float) -> list[Place]:
+        """The line of a placed wish is over."""
+        self._pass(now)
+        placed = self._placed.pop(wish_id, None)
+        if placed is None:
+            return []
+        wish, node, number = placed
+        user = self._users[wish.user]
+        user.uncount(wish)
+        user.changed()
+        self._forget(wish.user, user)
+        if self._shares is not None:
+            self._shares.given_back(Place(wish, node.facts.name))
+            for kind in self._kinds.values():
+                kind.open_up(node)
+        if self._nodes.get(node.facts.name) is node:
+            self._warmth.given_back(wish, node)
+            if node.take_back(number):
+                self._refresh(node)
+        return self._serve() if self._lines else []
+
+    # --- kinds and users ------------------------------------------------------------------------------------------
+
+    def _pass(self, now: float) -> None:
+        self._now = max(self._now, now)
+
+    def _kind(self, wish: Wish) -> Kind:
+        if len(self._kinds) < MOST_EXACT or key_of(wish, exact=True) in self._kinds:
+            return self._kind_of(wish, exact=True)
+        kind = self._kind_of(wish, exact=False)
+        if kind.is_rounded and not kind.capable:
+            return self._kind_of(wish, exact=True)  # rounded up, it would be too large for every node
+        return kind
+
+    def _kind_of(self, wish: Wish, *, exact: bool) -> Kind:
+        key = key_of(wish, exact=exact)
+        kind = self._kinds.pop(key, None)
+        if kind is None:
+            kind = Kind(key)
+            for node in self._nodes.values():
+                if node.accepting:
+                    kind.join(node)
+            if len(self._kinds) >= MOST_KINDS + len(self._lines):
+                del self._kinds[next(name for name, one in self._kinds.items() if one not in self._lines)]
+        self._kinds[key] = kind
+        return kind
+
+    def _forget(self, name: str, user: User) -> None:
+        if user.idle:
+            del self._users[name]
+
+    def _take_out(self, wish_id: str, wait: _Wait) -> Waiting:
+        del self._waits[wish_id]
+        return wait.user.remove(wait.kind.line, wish_id)
+
+    # --- nodes ----------------------------------------------------------------------------------------------------
+
+    def _refresh(self, node: NodeRoom) -> None:
+        for kind in self._kinds.values():
+            kind.refresh(node)
+
+    def _shut_off(self, node: NodeRoom) -> None:
+        """Place nothing more on a node, and hold it for nobody."""
+        for kind in self._kinds.values():
+            kind.leave(node)
+        for kind in [one for one in self._lines if one.is_rounded and not one.capable]:
+            self._regroup(kind)
+
+    def _regroup(self, kind: Kind) -> None:
+        """Let wishes wait as they are that are too large for every node only because they were rounded up."""
+        for name, wait in [(name, wait) for name, wait in self._waits.items() if wait.kind is kind]:
+            user = wait.user
+            found = user.remove(kind.line, name)
+            exact = self._kind_of(found.wish, exact=True)
+            user.add(exact.line, found.wish, found.number, found.since)
+            self._waits[name] = _Wait(user, exact)
+            self._lines[exact] = None
+            kind.line.enter(user)
+            exact.line.enter(user)
+
+    # --- placing --------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> list[Place]:
+        """Place what has room, in turn."""
+        places: list[Place] = []
+        while self._lines:
+            turns = []
+            for kind in list(self._lines):
+                first = kind.line.first()
+                if first is None:
+                    self._close(kind)
+                else:
+                    turns.append((self._turn_of(first[0], first[2]), kind, first[1], first[2].wish))
+            turns.sort(key=_turn)
+            for turn, kind, user, wish in turns:
+                node = self._choose(kind, wish, turn) if kind.where else None
+                if node is not None:
+                    self._take_out(wish.id, self._waits[wish.id])
+                    self._turns += 1
+                    user.turn = self._turns
+                    kind.line.enter(user)
+                    places.append(self._place(wish, user, kind, node))
+                    break
+                self._hold(kind)
+            else:
+                break
+        if self._shares is not None:
+            self._tell(self._shares)
+        return places
+
+    def _turn_of(self, rank: Rank, waiting: Waiting) -> _Turn:
+        """Return the turn of a kind's first wish: patience that has ended goes before all shares."""
+        if self._now - waiting.since >= PATIENCE_SECONDS:
+            return False, waiting.since, 0.0, waiting.number
+        return True, *rank
+
+    def _close(self, kind: Kind) -> None:
+        del self._lines[kind]
+        for node in kind.hold_none():
+            self._refresh(node)
+
+    def _hold(self, kind: Kind) -> None:
+        """Hold as many nodes for a kind as its first wish has waited for."""
+        first = kind.line.first()
+        assert first is not None
+        waited = self._now - first[2].since
+        if len(kind.held) > waited // PATIENCE_SECONDS:
+            return
+        node = kind.hold_more(min(1 + int(waited // PATIENCE_SECONDS), MOST_HELD))
+        if node is not None:
+            self._refresh(node)
+
+    def _choose(self, kind: Kind, wish: Wish, turn: _Turn) -> NodeRoom | None:
+        """Return the best node that has room for a wish, and may give it."""
+        for node in self._warmth.nodes(kind, wish):
+            if self._may(node, kind, wish, turn):
+                return node
+        best = kind.best
+        if best is None or self._may(best, kind, wish, turn):
+            return best
+        for node in kind.in_order():
+            if self._may(node, kind, wish, turn):
+                return node
+        return None
+
+    def _may(self, node: NodeRoom, kind: Kind, wish: Wish, turn: _Turn) -> bool:
+        """Return whether a node with room may give it to a wish: others before it in turn, and its share, allow it."""
+        if node.holders:
+            for other in self._lines:
+                if other is not kind and node in other.held and other.waits_for(node, kind):
+                    first = other.line.first()
+                    if first is not None and self._turn_of(first[0], first[2]) < turn:
+                        return False
+        if self._shares is not None and not self._shares.room(node.facts.name, wish):
+            kind.shut_out(node)
+            return False
+        return True
+
+    def _place(self, wish: Wish, user: User, kind: Kind, node: NodeRoom) -> Place:
+        self._placed[wish.id] = _Placed(wish, node, node.place(wish, self._now))
+        user.count(wish)
+        user.changed()
+        kind.chosen(node)
+        self._refresh(node)
+        self._warmth.placed(wish, node)
+        place = Place(wish, node.facts.name)
+        if self._shares is not None:
+            self._shares.taken(place)
+        return place
+
+    def _tell(self, shares: Shares) -> None:
+        """Tell the shares what waits, at most once a second; that nothing does, at once."""
+        if (self._waits and self._now - self._told >= TELL_SECONDS) or (self._telling and not self._waits):
+            self._told = self._now
+            self._telling = bool(self._waits)
+            shares.wanted(
+                [wait.user.lines[wait.kind.line][name].wish for name, wait in islice(self._waits.items(), MOST_TOLD)]
+            )
+
+
+def _turn(entry: tuple[_Turn, Kind, User, Wish]) -> _Turn:
+    return entry[0]

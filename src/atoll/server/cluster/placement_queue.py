@@ -1,0 +1,150 @@
+"""The users whose wishes wait, and the order of their turns. Pure.
+
+Theory of operation. The next to be served is the first wish of the user who has the fewest placed cores for their
+weight; of users with as many, of the one who has waited longest since the last turn. A user's wishes of one kind keep
+their order. Each kind (`kinds`) has a heap of its users; a user's change puts new entries on the heaps of the kinds that
+the user waits in, and old entries are known by their version.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from typing import NamedTuple
+
+from atoll.server.cluster.contract import Wish
+
+_BLOCK = 1024
+_LEAST_MILLICORES = 1
+"""Placed cores of a wish that takes none, so that no user goes first for ever."""
+
+
+class Waiting(NamedTuple):
+    """A wish that waits.
+
+    Args:
+        number: in the order in which wishes came.
+        place: in the order of its user's.
+    """
+
+    wish: Wish
+    number: int
+    place: int
+    since: float
+
+
+Rank = tuple[float, float, int]
+"""A user's placed cores for their weight, since which turn the user waits, and the number of the wish."""
+
+
+class User:
+    """One user: placed cores, and what waits.
+
+    Args:
+        lines: what waits, by kind.
+        turn: since which the user waits.
+    """
+
+    __slots__ = ("_before", "_count", "lines", "placed", "turn", "version", "waiting", "weight")
+
+    def __init__(self) -> None:
+        self.lines: dict[Line, OrderedDict[str, Waiting]] = {}
+        self.placed = 0
+        self.turn = 0
+        self.version = 0
+        self.waiting = 0
+        self.weight = 1.0
+        self._count = 0
+        self._before: dict[int, int] = {}  # block of places -> bits of those that wait
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is placed and nothing waits: the user can be forgotten."""
+        return not (self.placed or self.waiting)
+
+    def add(self, line: Line, wish: Wish, number: int, now: float) -> None:
+        """Put a wish at the end of the user's line."""
+        waiting = Waiting(wish, number, self._count, now)
+        block, bit = divmod(self._count, _BLOCK)
+        self._before[block] = self._before.get(block, 0) | 1 << bit
+        self._count += 1
+        self.waiting += 1
+        self.lines.setdefault(line, OrderedDict())[wish.id] = waiting
+
+    def remove(self, line: Line, wish_id: str) -> Waiting:
+        """Take a wish out."""
+        own = self.lines[line]
+        found = own.pop(wish_id)
+        if not own:
+            del self.lines[line]
+        block, bit = divmod(found.place, _BLOCK)
+        self._before[block] &= ~(1 << bit)
+        if not self._before[block]:
+            del self._before[block]
+        self.waiting -= 1
+        return found
+
+    def position(self, line: Line, wish_id: str) -> int:
+        """Return how many of the user's wishes wait before one."""
+        block, bit = divmod(self.lines[line][wish_id].place, _BLOCK)
+        before = sum(bits.bit_count() for number, bits in self._before.items() if number < block)
+        return before + (self._before[block] & (1 << bit) - 1).bit_count()
+
+    def rank(self, number: int) -> Rank:
+        """Return the turn of a wish of this user with that number."""
+        return self.placed / self.weight, self.turn, number
+
+    def changed(self) -> None:
+        """Enter the user's new turn wherever the user waits."""
+        self.version += 1
+        for line in self.lines:
+            line.enter(self)
+
+    def count(self, wish: Wish) -> None:
+        """Count a wish as placed."""
+        self.placed += wish.millicores or _LEAST_MILLICORES
+
+    def uncount(self, wish: Wish) -> None:
+        """No longer count a wish as placed."""
+        self.placed -= wish.millicores or _LEAST_MILLICORES
+
+
+class Line:
+    """The wishes of one kind that wait, by turns of their users."""
+
+    def __init__(self) -> None:
+        self.users: dict[User, None] = {}
+        self._heap: list[tuple[float, int, int, int, User]] = []
+
+    def enter(self, user: User) -> None:
+        """Note a user's turn, or that there is none."""
+        own = user.lines.get(self)
+        if own is None:
+            self.users.pop(user, None)
+            if not self.users:
+                self._heap.clear()
+            return
+        self.users[user] = None
+        number = next(iter(own.values())).number
+        heapq.heappush(self._heap, (user.placed / user.weight, user.turn, number, user.version, user))
+        if len(self._heap) > 4 * len(self.users) + 64:
+            self._heap = [entry for entry in self._heap if self._counts(entry)]
+            heapq.heapify(self._heap)
+
+    def first(self) -> tuple[Rank, User, Waiting] | None:
+        """Return the wish that is next, its user and its turn; None when none waits."""
+        heap = self._heap
+        while heap:
+            entry = heap[0]
+            if self._counts(entry):
+                user = entry[4]
+                return entry[:3], user, next(iter(user.lines[self].values()))
+            heapq.heappop(heap)
+        return None
+
+    def _counts(self, entry: tuple[float, int, int, int, User]) -> bool:
+        _, _, number, version, user = entry
+        if version != user.version:
+            return False
+        own = user.lines.get(self)
+        return own is not None and next(iter(own.values())).number == number
