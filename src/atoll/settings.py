@@ -16,6 +16,7 @@ from typing import Any
 
 from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
+from atoll.model.options.cluster import ClusterSettings
 from atoll.model.options.environments import EnvironmentsSettings
 from atoll.model.options.storage import StorageSettings
 from atoll.model.options.users import UsersSettings
@@ -166,6 +167,7 @@ class Settings:
     notifications: NotificationsSettings = field(default_factory=NotificationsSettings)
     secrets: SecretsSettings = field(default_factory=SecretsSettings)
     users: UsersSettings = field(default_factory=UsersSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     mistake: str = ""
     """The message for a file that is not read, so that all options have their defaults; see `usable`."""
@@ -222,6 +224,7 @@ GROUPS: Mapping[str, type[Any]] = {
     "notifications": NotificationsSettings,
     "secrets": SecretsSettings,
     "users": UsersSettings,
+    "cluster": ClusterSettings,
     "storage": StorageSettings,
 }
 """The tables of `settings.toml`."""

@@ -279,7 +279,7 @@ def test_every_argument_has_a_kind() -> None:
     """Each positional value of each command is known to the table, so that a new one is not forgotten."""
     commands = table.commands(command_table())
     plain = {one.path for one in commands if one.positional[:1] == (table.NOTHING,)}
-    assert plain <= {"data snapshot", "users add", "secrets set", "secrets delete", "node join"}
+    assert plain <= {"data snapshot", "users add", "secrets set", "secrets delete", "node join", "nodes add"}
     assert {one.path for one in commands} >= {"", "run", "data", "data rm", "env prune", "completion"}
     kinds = {kind for one in commands for kind in (*one.positional, *(kind for _, kind in one.takes))}
     assert {

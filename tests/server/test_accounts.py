@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
-import os
 import re
 import sqlite3
 import sys
@@ -17,7 +15,6 @@ from typing import Any
 import pytest
 
 from atoll import errors
-from atoll.cli.main import run
 from atoll.server.accounts import rows
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.bodies import NewUser
@@ -26,6 +23,7 @@ from atoll.server.accounts.direct import Direct
 from ..waiting import until
 from . import postgresql
 from .process import Server, running
+from .shell import Shell
 
 
 def headers(key: dict[str, Any]) -> dict[str, str]:
@@ -82,27 +80,6 @@ def test_operators_revoke_keys_of_others(server: Server, ada: dict[str, str]) ->
     assert server.ask("DELETE", f"/v1/keys/{made['id']}")[0] == 200
     assert server.ask("GET", "/v1/whoami", headers=headers(made))[0] == 401
     assert server.ask("GET", "/v1/audit?act=key.revoke")[1]["acts"][0]["target"] == made["id"]
-
-
-class Shell:
-    """The command line in this process, with nothing of the test's own environment that names a server."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        for name in list(os.environ):
-            if name.startswith(("ATOLL_", "FAL_")):
-                monkeypatch.delenv(name)
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
-        monkeypatch.setenv("ATOLL_HOME", str(directory / "home"))
-
-    def __call__(self, *arguments: str, typed: str = "", **variables: str) -> tuple[int, str, str]:
-        """Return status, output and errors of a command."""
-        with self.monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.StringIO(typed))
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            status = run(list(arguments))
-        return status, *self.capsys.readouterr()
 
 
 @pytest.fixture

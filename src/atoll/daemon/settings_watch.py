@@ -19,7 +19,7 @@ from atoll.settings import GROUPS, Settings
 
 log = logging.getLogger("atoll.settings")
 
-LIVE = ("records", "environments", "notifications", "secrets")
+LIVE = ("records", "environments", "notifications", "secrets", "cluster")
 """Groups whose options are taken over at once, all of them."""
 LIVE_OPTIONS = ("pool.daemon_idle_seconds",)
 """Such options of other groups."""

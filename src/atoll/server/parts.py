@@ -23,6 +23,7 @@ from collections.abc import Callable
 from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
+from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
@@ -42,4 +43,5 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     requests.install,
     files.install,
     pages.install,
+    fleets.install,
 )

@@ -51,6 +51,7 @@ _OF_COMMAND = {
     ("users set-quota", "name"): "user",
     ("key revoke", "key"): "key",
     ("node join", "url"): NOTHING,
+    ("nodes add", "machines"): NOTHING,
     ("nodes drain", "name"): "node",
     ("nodes cordon", "name"): "node",
     ("nodes uncordon", "name"): "node",

@@ -103,6 +103,53 @@ def list_(*, json: Annotated[bool, Flag] = False, host: str = "", home: Path | N
 
 
 @app.command
+def add(
+    *machines: str,
+    name: str = "",
+    label: Annotated[list[str] | None, Flag] = None,
+    url: str = "",
+    ca_file: Path | None = None,
+    command: str = "",
+    home_there: str = "",
+    host: str = "",
+    home: Path | None = None,
+    database: str = "",
+) -> int:
+    """Have machines join over ssh, by your own keys; each needs `atoll` installed, and runs its node in the background.
+
+    Parameters
+    ----------
+    machines: str
+        Names for ssh, such as user@gpu2; default: `cluster.machines` in the server's settings.toml.
+    name: str
+        What the server calls the machine, if there is one; default: its host name.
+    label: list[str]
+        A label for placement, such as zone=lab-2; may be given again.
+    url: str
+        Address of the server as those machines reach it.
+    ca_file: Path
+        Certificates that they trust in place of their system's; the file is sent along.
+    command: str
+        The program `atoll` there; default: as their PATH finds it.
+    home_there: str
+        State directory there; default: as ATOLL_HOME says there.
+    host: str
+        Address of the server.
+    home: Path
+        State directory of the server on this machine; default: as ATOLL_HOME says.
+    database: str
+        Address of the database.
+    """
+    from atoll.cli.nodes.ssh import add_all
+
+    if name and len(machines) != 1:
+        raise TargetError("`--name` is for one machine")
+    given = {"ca_file": "" if ca_file is None else str(ca_file), "command": command, "home": home_there}
+    with opened(host, database, home) as place:
+        return add_all(place, machines, name=name, labels=labels_of(label), url=url, given=given)
+
+
+@app.command
 def drain(
     name: str,
     /,

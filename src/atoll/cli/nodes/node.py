@@ -19,7 +19,7 @@ import cyclopts
 from atoll import credentials, errors, settings
 from atoll.cli.accounts.place import has_accounts, home_of
 from atoll.cli.confirmation import Yes, confirmed
-from atoll.cli.nodes.values import labels_of, machine_name, token_of
+from atoll.cli.nodes.values import certificates_of, labels_of, machine_name, token_of
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo
@@ -51,7 +51,7 @@ def join(
     token_file: Annotated[Path | None, cyclopts.Parameter(allow_leading_hyphen=True)] = None,
     name: str = "",
     label: Annotated[list[str] | None, Flag] = None,
-    ca_file: Path | None = None,
+    ca_file: Annotated[Path | None, cyclopts.Parameter(allow_leading_hyphen=True)] = None,
     replace: Annotated[bool, Flag] = False,
     no_run: Annotated[bool, Flag] = False,
     detach: Annotated[bool, Flag] = False,
@@ -74,7 +74,7 @@ def join(
     label: list[str]
         A label for placement, such as zone=lab-2; may be given again.
     ca_file: Path
-        Certificates to trust in place of the system's, in PEM.
+        Certificates to trust in place of the system's, in PEM; `-` for the rest of the standard input.
     replace: bool
         Take the place of a node of this name, or of the server that this machine has joined before.
     no_run: bool
@@ -97,7 +97,7 @@ def join(
         secret,
         name or machine_name(),
         labels=labels_of(label),
-        ca_file="" if ca_file is None else str(ca_file.absolute()),
+        ca_file=certificates_of(ca_file, place),
         replace=replace,
     )
     joined.write(place, found)

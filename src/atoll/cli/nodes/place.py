@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ from atoll.cli.accounts.client import ask
 from atoll.cli.accounts.place import check_accounts, check_one_place, has_accounts, home_of
 from atoll.credentials import Credentials
 from atoll.host.local import LocalHost
+from atoll.model.options.cluster import ClusterSettings
 from atoll.terminal_text import printable
 
 ACTS = {"drain": "draining", "cordon": "cordoned", "uncordon": "active", "remove": "removed"}
@@ -28,6 +27,10 @@ class Place(Protocol):
     """A server's address, or the state directory."""
     url: str
     """The address at which machines join; empty where no server runs."""
+    ca_file: str
+    """Certificates that they trust in place of their system's; empty for those."""
+    options: ClusterSettings
+    """How machines are reached over ssh."""
 
     def list_nodes(self) -> list[dict[str, Any]]: ...
 
@@ -44,6 +47,8 @@ class Remote:
     def __init__(self, server: Credentials) -> None:
         self._server = server
         self.name = self.url = server.url
+        self.ca_file = server.ca_file
+        self.options = ClusterSettings()
 
     def list_nodes(self) -> list[dict[str, Any]]:
         return list(ask(self._server, "GET", "/v1/nodes")["nodes"])
@@ -67,13 +72,16 @@ class Here:
     Args:
         direct: the open accounts of nodes; `atoll.server` is imported only where it is needed.
         home: the state directory.
+        url: of its server as other machines may know it; empty where none runs.
     """
 
-    def __init__(self, direct: Any, home: Path) -> None:
+    def __init__(self, direct: Any, home: Path, url: str) -> None:
         self._direct = direct
         self._home = home
         self.name = f"`{printable(str(home))}`"
-        self.url = _url(home)
+        self.options = settings.load(home).cluster
+        self.url = self.options.url or url
+        self.ca_file = self.options.ca_file
 
     def list_nodes(self) -> list[dict[str, Any]]:
         status = LocalHost(self._home).request_running("status", {})
@@ -97,17 +105,6 @@ def _data(value: Any) -> dict[str, Any]:
     return plain(value)
 
 
-def _url(home: Path) -> str:
-    """Return the address of the server of a state directory, as other machines may know it; empty where none runs."""
-    try:
-        url = str(json.loads((home / "run" / "server.json").read_bytes())["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    for every in ("//0.0.0.0:", "//[::]:"):
-        url = url.replace(every, f"//{platform.node() or 'localhost'}:")
-    return url
-
-
 @contextlib.contextmanager
 def opened(host: str, database: str = "", home: Path | None = None) -> Iterator[Place]:
     """Open the nodes to use: at the address, else this machine's, else of the server that one is logged in to.
@@ -127,8 +124,8 @@ def opened(host: str, database: str = "", home: Path | None = None) -> Iterator[
     place = home_of(home)
     if home is not None or (not host and (database or has_accounts(place))):
         check_accounts(place)
-        with _direct(place, database) as direct:
-            yield Here(direct, place)
+        with _here(place, database) as found:
+            yield found
         return
     login = credentials.find(host)
     if login is None:
@@ -139,12 +136,15 @@ def opened(host: str, database: str = "", home: Path | None = None) -> Iterator[
     yield Remote(login)
 
 
-def _direct(home: Path, database: str) -> Any:
+@contextlib.contextmanager
+def _here(home: Path, database: str) -> Iterator[Place]:
     try:
         from atoll.server.database.address import address_of
         from atoll.server.nodes.direct import DirectNodes
+        from atoll.server.process.lock import url_for_machines
     except ImportError as error:
         raise errors.StateUnusable(
             f"a server's accounts need packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
-    return DirectNodes(home, address_of(home, database))
+    with DirectNodes(home, address_of(home, database)) as direct:
+        yield Here(direct, home, url_for_machines(home / "run"))

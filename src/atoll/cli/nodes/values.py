@@ -14,6 +14,7 @@ from atoll.terminal_text import printable
 
 VARIABLE = "ATOLL_JOIN_TOKEN"
 MOST_TOKEN_BYTES = 4096
+MOST_CERTIFICATES = 512 << 10
 
 
 def labels_of(given: Sequence[str] | None) -> dict[str, str]:
@@ -71,3 +72,18 @@ def machine_name() -> str:
     """Return this machine's name as one for a node; empty if it has none that can be made into one."""
     first = platform.node().partition(".")[0].lower()
     return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]+", "-", first)).strip("-")[:63].strip("-")
+
+
+def certificates_of(file: Path | None, home: Path) -> str:
+    """Return the path of the certificates to trust; with `-` they are what is left of the standard input, and are kept.
+
+    Raises:
+        StateUnusable, StateUntrusted: they cannot be kept.
+    """
+    if file is None:
+        return ""
+    if str(file) != "-":
+        return str(file.absolute())
+    from atoll.server.member import joined
+
+    return str(joined.write_certificates(home, sys.stdin.read(MOST_CERTIFICATES).encode()))

@@ -26,6 +26,7 @@ from atoll.server import versions
 from atoll.terminal_text import printable
 
 DIRECTORY, FILE, LOCK_FILE, LOG_FILE = "node", "joined.json", "run.lock", "node.log"
+CERTIFICATES_FILE = "server-ca.pem"
 MOST_BYTES = 64 << 10
 SECONDS = 30.0
 """Seconds that the server may take to answer a node's request."""
@@ -186,18 +187,32 @@ def write(home: Path, joined: Joined) -> None:
     Raises:
         StateUntrusted, StateUnusable: the state directory cannot be used.
     """
-    temporary = f".{FILE}-{secrets.token_hex(8)}"
+    _write(home, FILE, json.dumps({**asdict(joined), "labels": dict(joined.labels)}, indent=2).encode())
+
+
+def write_certificates(home: Path, data: bytes) -> Path:
+    """Keep the certificates that a machine trusts for its server, and return their file.
+
+    Raises:
+        StateUntrusted, StateUnusable: as `write`.
+    """
+    _write(home, CERTIFICATES_FILE, data)
+    return home / DIRECTORY / CERTIFICATES_FILE
+
+
+def _write(home: Path, name: str, data: bytes) -> None:
+    temporary, place = f".{name}-{secrets.token_hex(8)}", home / DIRECTORY / name
     try:
         with ownership.directory(home / DIRECTORY, make=True) as directory:
-            with open(directory.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
+            with open(directory.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 os.fchmod(file.fileno(), 0o600)
-                json.dump({**asdict(joined), "labels": dict(joined.labels)}, file, indent=2)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(home / DIRECTORY / temporary, path(home))
+            os.replace(place.with_name(temporary), place)
     except OSError as error:
         raise errors.StateUnusable(
-            f"cannot write `{printable(str(path(home)))}`: {error.strerror}", hint="look at the directory"
+            f"cannot write `{printable(str(place))}`: {error.strerror}", hint="look at the directory"
         ) from error
 
 

@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 from atoll import __version__, errors, ownership
 from atoll.settings import Settings
@@ -41,6 +43,17 @@ def describe(options: Settings, url: str) -> None:
     temporary = path.with_name(f"{NAME}.{os.getpid()}")
     temporary.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "url": url}))
     temporary.replace(path)
+
+
+def url_for_machines(run_directory: Path) -> str:
+    """Return the address of a running server as other machines may know it; empty where none runs."""
+    try:
+        url = str(json.loads((run_directory / NAME).read_bytes())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    for every in ("//0.0.0.0:", "//[::]:"):
+        url = url.replace(every, f"//{platform.node() or 'localhost'}:")
+    return url
 
 
 def forget(options: Settings) -> None:
