@@ -193,7 +193,7 @@ def test_the_table_says_what_is_free_of_each_machine() -> None:
     )
     assert rows == [
         ("gpu-1", "active", "2.5 of 8", "1.0 GiB of 64.0 GiB", "1 of 2", "3", "0", "now", "shared", "1", "zone=a"),
-        ("gpu-2", "draining, not linked", "2.5 of 8", "1.0 GiB of 64.0 GiB", "1 of 2", "3", "0", "2 min ago", "shared", "1", ""),
+        ("gpu-2", "draining, not linked", "2.5 of 8", "1.0 GiB of 64.0 GiB", "1 of 2", "3", "0", "2 min 00 s ago", "shared", "1", ""),
         ("new", "never linked", "", "", "", "", "", "never", "", "1", ""),
     ]  # fmt: skip
 
