@@ -2,7 +2,9 @@
 
 A daemon of a plain user confines everything as that user. A daemon of root gives each user a host uid of its own,
 for good, from a range that belongs to nobody else: the first of the range builds environments, the others are
-assigned in the order in which users appear and are kept in `ATOLL_HOME/identities.json`.
+assigned in the order in which users appear and are kept in `ATOLL_HOME/identities.json`. Where machines share the volumes,
+users have the same uid on all of them (`shared_uids`), and each machine takes those that own nothing on a volume (names
+with `@`) from the end of its range.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from atoll.errors import SandboxUnavailable, StateUnusable
 from atoll.model.mounts import Identity
+from atoll.sandbox.shared_uids import SharedUids
 from atoll.settings import Settings
 
 PREFERRED_UID = 1_879_100_000
@@ -29,13 +32,16 @@ class Identities:
     """Assign host ids to users; several processes may do so at the same time.
 
     Raises:
-        SandboxUnavailable: root has no range of host uids here (from `user` and `builder`).
+        SandboxUnavailable: root has no range of host uids here, or it does not hold that which the user has on other
+            machines (from `user` and `builder`).
+        VolumesUnavailable: the shared file system does not tell the user's uid (from `user`).
         StateUnusable: the file of assignments cannot be read or written (from `user`).
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._path = settings.home / "identities.json"
+        self._shared = SharedUids(settings.storage.root(settings.home)) if settings.storage.is_shared else None
+        self._path = settings.home / ("identities.json" if self._shared is None else "identities-of-machine.json")
         self._known: dict[str, int] = {}
         self._span: range | None = None
 
@@ -71,20 +77,36 @@ class Identities:
         return self._span
 
     def _assign(self, name: str) -> int:
+        if self._shared is not None and not name.startswith("@"):
+            return self._assign_shared(self._shared, name)
         with _locked(self._path.with_name("identities.lock")):
             assigned = self._read()
             span = self._range()
             if assigned.get(name) in span:
                 return assigned[name]
             taken = set(assigned.values()) | {self.builder().uid}
-            uid = next((uid for uid in span if uid not in taken and not _exists(uid)), None)
+            order = span if self._shared is None else reversed(span)
+            uid = next((uid for uid in order if uid not in taken and not _exists(uid)), None)
             if uid is None:
-                raise SandboxUnavailable(
-                    f"all {len(span)} host uids of {span.start} to {span.stop - 1} belong to users already",
-                    hint="give a larger `sandbox.uid_count` in `settings.toml`",
-                )
+                raise _exhausted(span)
             self._write(assigned | {name: uid})
             return uid
+
+    def _assign_shared(self, shared: SharedUids, name: str) -> int:
+        """Return a user's uid on all machines, after a check that it is free for functions on this one."""
+        span, own = self._range(), {*self._read().values(), self.builder().uid}
+        uid = shared.assign(name, (uid for uid in span if uid not in own and not _exists(uid)))
+        if uid is None:
+            raise _exhausted(span)
+        if uid not in span or uid in own or _exists(uid):
+            reason = "is not in this one's range" if uid not in span else "belongs to somebody else on this one"
+            raise SandboxUnavailable(
+                f"the user `{name}` has the host uid {uid} on the machines that share `/data`, which {reason}: "
+                f"{span.start} to {span.stop - 1}",
+                hint="give the same `sandbox.first_uid` and `sandbox.uid_count` in `settings.toml` of all machines, a "
+                "range without accounts",
+            )
+        return uid
 
     def _read(self) -> dict[str, int]:
         try:
@@ -148,6 +170,13 @@ def find_range(
     raise SandboxUnavailable(
         "root has no range of host uids for functions here",
         hint="add `root:1879100000:65536` to `/etc/subuid`, or run Atoll as a plain user",
+    )
+
+
+def _exhausted(span: range) -> SandboxUnavailable:
+    return SandboxUnavailable(
+        f"all {len(span)} host uids of {span.start} to {span.stop - 1} belong to users already",
+        hint="give a larger `sandbox.uid_count` in `settings.toml`",
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -29,7 +28,7 @@ from atoll.storage.volume.locate import OPEN_DIRECTORY, Place, locate
 from atoll.storage.volume.locks import RestoreLock
 from atoll.storage.volume.removal import remove_tree
 from atoll.storage.volume.root import VolumeRoot
-from atoll.storage.volume.staging import new_file, new_name
+from atoll.storage.volume.staging import has_name, hold, new_file, new_name
 from atoll.wire.channel import Channel
 
 REPORT_SECONDS = 0.1
@@ -122,8 +121,8 @@ class Copies:
         os.mkdir(name, 0o700, dir_fd=staging)
         top = os.open(name, OPEN_DIRECTORY, dir_fd=staging)
         try:
-            fcntl.flock(top, fcntl.LOCK_EX)  # while it is held, no peer takes the tree for a leftover
-            if not os.fstat(top).st_nlink:
+            hold(top)
+            if not has_name(staging, name, top):
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # a peer has, just now
             with opened(place) as source:
                 TreeCopy(self._rules).run(source, top)

@@ -19,7 +19,9 @@ from atoll.storage.volume.locks import holding, holding_target
 from atoll.storage.volume.removal import Pace, Slowly, remove_tree
 from atoll.storage.volume.root import VolumeRoot
 from atoll.storage.volume.staging import (
+    ABANDONED_SECONDS,
     KINDS,
+    NO_LOCKS,
     NOTE,
     QUIET_SECONDS,
     Reclaim,
@@ -173,7 +175,12 @@ def _throw_away_unlocked(volume: VolumeRoot, kind: str, name: str) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(name, _READ, dir_fd=volume.staging)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    _discard_old(volume, name, ABANDONED_SECONDS)
+                raise
             trash = new_name("trash")
             move(volume.staging, name, volume.staging, trash)
             if kind == "file":

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import select
+import time
 from collections.abc import Callable, Iterator
 
+from atoll import linux
 from atoll.storage.volume.root import VolumeRoot
+from atoll.storage.volume.staging import GONE, has_name
 from atoll.wire.channel import Channel, ChannelClosed
 
 _POLL_MS = 50
 _EXCHANGE = "restore"
+_TRIES, _TRY_SECONDS = 200, 0.005
 
 
 @contextlib.contextmanager
@@ -36,7 +41,7 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
     try:
         while True:
             if descriptor < 0:
-                descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+                descriptor = _opened(directory, name)
             try:
                 fcntl.flock(descriptor, operation)
             except BlockingIOError:
@@ -44,19 +49,47 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
                     yield False
                     return
                 continue
-            if os.fstat(descriptor).st_nlink:
+            if has_name(directory, name, descriptor):
                 break
             os.close(descriptor)  # the last holder has removed the file: its name means another one now
             descriptor = -1
         try:
             yield True
         finally:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(name, dir_fd=directory)
+            if name != _EXCHANGE or not _is_shared(directory):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=directory)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _opened(directory: int, name: str) -> int:
+    """Open a lock's file, made if it is missing, also while another machine removes it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    for _ in range(_TRIES):
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            failed = error
+            time.sleep(_TRY_SECONDS)
+    raise failed
+
+
+@functools.cache
+def _shares(_device: int, directory: int) -> bool:
+    return linux.is_network(linux.kind_of(directory))
+
+
+def _is_shared(directory: int) -> bool:
+    """Return whether other machines may have the file system; each removed file would stay in JuiceFS's trash."""
+    return _shares(os.fstat(directory).st_dev, directory)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import json
 import os
 import secrets
@@ -35,6 +36,10 @@ UPLOAD_SECONDS = 7 * 24 * 3600.0
 """Seconds for which an unfinished upload is kept."""
 KEPT_SECONDS = 90 * 24 * 3600.0
 """Seconds for which an unused index is kept."""
+GONE = frozenset({errno.ENOENT, errno.EPERM, errno.ESTALE})
+"""Error numbers for a file that another machine removes while it is opened: JuiceFS opens nothing in its trash."""
+NO_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Error numbers of a file system that does not lock directories, or files that are open to be read alone."""
 _MAX_JSON_BYTES = 1 << 30
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -137,9 +142,41 @@ def create_file(staging: int) -> tuple[str, int]:
     while True:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=staging)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
+        if has_name(staging, name, descriptor):
             return name, descriptor
         os.close(descriptor)  # a peer has removed it before it was locked
+
+
+def has_name(directory: int, name: str, descriptor: int) -> bool:
+    """Return whether a name still leads to an open file or directory.
+
+    A count of links does not tell: JuiceFS keeps one of each removed file in its trash. The name is opened, since that
+    alone asks the server of a network file system.
+    """
+    try:
+        found = os.open(name, _READ | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return False
+    try:
+        return os.path.samestat(os.fstat(found), os.fstat(descriptor))
+    finally:
+        os.close(found)
+
+
+def hold(directory: int) -> None:
+    """Hold the `flock` of an open directory, so that no cleanup takes it for a leftover while its writer lives.
+
+    Network file systems may lock files only: there a leftover is known by its age (`sync.cleanup`).
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""`/data` on many machines: real mounts of JuiceFS, and daemons that share it."""
