@@ -4,8 +4,8 @@ Theory of operation. Wishes of one size and with the same demands are of one kin
 rounded up. For each kind, a
 node is in the bucket of how many of it fit there (exact for few, in half doublings for more), and an integer has a bit
 for each bucket that is not empty: the fullest and the emptiest are its lowest and its highest bit. Buckets are rings: a
-node that is chosen goes to the end. So a decision costs the same with any number of nodes, and a change of a node
-costs one look for each kind.
+node that is chosen goes to the end. So a decision costs the same with any number of nodes. A node that has changed is
+looked at by a kind when that is used next.
 
 Bits of nodes with GPUs are below those of nodes without, so that wishes without GPUs come last to them. Wishes with GPUs
 take the node where the fewest fit. Lowest are nodes that another kind's first wish waits for (*held*).
@@ -14,7 +14,7 @@ take the node where the fewest fit. Lowest are nodes that another kind's first w
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from atoll.server.cluster.contract import NodeFacts, Wish
 from atoll.server.cluster.node_room import NodeRoom
@@ -24,22 +24,22 @@ from atoll.server.cluster.sizes import TYPES, Size, rounded
 _TIER = 21
 _HELD = (1 << _TIER) - 1
 _MANY = 1 << 20
+_MOST_STALE = 16
+_BUCKETS = [
+    count if count < 8 else 2 * count.bit_length() + (count >> count.bit_length() - 2 & 1) for count in range(512)
+]
 
 NUMBERS = "-"
 """Instead of a type: the function has numbers of its own; they are rounded up."""
 EXACT = "="
 """The same, not rounded."""
 
-KindKey = tuple[str, Size, str, tuple[tuple[str, str], ...]]
+KindKey = tuple[str, int, int, int, str, tuple[tuple[str, str], ...]]
 
-
-def key_of(wish: Wish, *, exact: bool = False) -> KindKey:
-    """Return which kind a wish is of: its type, or its size, rounded up unless it is to be exact."""
-    size = Size(wish.millicores, wish.memory_bytes, wish.gpus)
-    labels = tuple(sorted(wish.labels.items())) if wish.labels else ()
-    if TYPES.get(wish.machine_type) == size:
-        return wish.machine_type, size, wish.volumes, labels
-    return (EXACT, size, wish.volumes, labels) if exact else (NUMBERS, rounded(size), wish.volumes, labels)
+MOST_EXACT = 24
+"""Kinds above which further functions with numbers of their own share kinds, by sizes that are rounded up."""
+MOST_KINDS = 32
+"""Kinds that are kept although nothing of them waits."""
 
 
 class Kind:
@@ -48,13 +48,15 @@ class Kind:
     Args:
         capable: nodes that are accepting and hold it when they are empty, in the order in which they joined.
         held: nodes that its first wish waits for.
+        used: when, as a count of uses of kinds.
         shut: nodes whose share holds no more of it, until shares change.
         where: nodes with room, and their buckets.
     """
 
     def __init__(self, key: KindKey) -> None:
-        self.type, self.size, self.volumes, self.labels = key
-        self.key = key
+        self.type, *size, self.volumes, self.labels = key
+        self.size = Size(*size)
+        self.used = 0
         self.line = Line()
         self.capable: list[NodeRoom] = []
         self.held: list[NodeRoom] = []
@@ -62,7 +64,9 @@ class Kind:
         self.where: dict[NodeRoom, int] = {}
         self._whole = 0
         self._cut = self._is_cut
-        self._nodes: dict[NodeRoom, None] = {}
+        self._nodes: dict[NodeRoom, None] = {}  # those with the volumes and labels that it demands
+        self._needs: dict[NodeRoom, Size] = {}  # what it takes there, of those that are capable
+        self._stale: set[NodeRoom] = set()
         self._bits = 0
         self._buckets: list[OrderedDict[NodeRoom, None]] = [OrderedDict() for _ in range(3 * _TIER)]
         self._turn = 0
@@ -77,10 +81,8 @@ class Kind:
         self._whole += self.fits_whole(node.total)
         if self._cut != self._is_cut:
             self._sort_out()
-            return
-        if self.fits_ever(node.total):
-            self.capable.append(node)
-        self.refresh(node)
+        else:
+            self._take_in(node)
 
     def leave(self, node: NodeRoom) -> None:
         """A node is gone, or accepts no more."""
@@ -89,29 +91,43 @@ class Kind:
         del self._nodes[node]
         self._whole -= self.fits_whole(node.total)
         self.shut.discard(node)
+        self._stale.discard(node)
         if node in self.held:
             self.held.remove(node)
             node.holders -= 1
         self._move(node, 0)
+        if self._needs.pop(node, None) is not None:
+            self.capable.remove(node)
         if self._cut != self._is_cut:
             self._sort_out()
-        elif node in self.capable:
-            self.capable.remove(node)
-
-    @property
-    def _is_cut(self) -> bool:
-        """A type is cut down to machines only where no machine has it whole; numbers never are."""
-        return not self._whole and self.type not in (NUMBERS, EXACT)
 
     @property
     def is_rounded(self) -> bool:
         """The size may be larger than that of its wishes."""
         return self.type == NUMBERS
 
+    @property
+    def _is_cut(self) -> bool:
+        """A type is cut down to machines only where no machine has it whole; numbers never are."""
+        return not self._whole and self.type not in (NUMBERS, EXACT)
+
     def _sort_out(self) -> None:
         self._cut = self._is_cut
-        self.capable = [one for one in self._nodes if self.fits_ever(one.total)]
+        for node in self.capable:
+            self._move(node, 0)
+        self.capable.clear()
+        self._needs.clear()
         for node in self._nodes:
+            self._take_in(node)
+
+    def _take_in(self, node: NodeRoom) -> None:
+        """Note what one of this kind takes of a node, if the node can hold it at all."""
+        size, total = self.size, node.total
+        if self._cut:
+            size = Size(min(size[0], total[0]), min(size[1], total[1]), size[2])
+        if all(mine <= has for mine, has in zip(size, total, strict=True)):
+            self._needs[node] = size
+            self.capable.append(node)
             self.refresh(node)
 
     def allows(self, facts: NodeFacts) -> bool:
@@ -122,48 +138,43 @@ class Kind:
 
     def fits_whole(self, total: Size) -> bool:
         """Return whether an empty node of that size holds one."""
-        mine = self.size
-        return mine[0] <= total[0] and mine[1] <= total[1] and mine[2] <= total[2]
+        return all(mine <= has for mine, has in zip(self.size, total, strict=True))
 
-    def fits_ever(self, total: Size) -> bool:
-        """Return whether an empty node of that size holds one, perhaps cut down to it."""
-        return self.size.gpus <= total.gpus if self._cut else self.fits_whole(total)
+    def touch(self, node: NodeRoom) -> None:
+        """Note that a node's room has changed: it is looked at when the kind is used, or when many have changed."""
+        stale = self._stale
+        stale.add(node)
+        if len(stale) > _MOST_STALE:
+            self.refresh(stale.pop())
+
+    def settle(self) -> None:
+        """Look at the nodes that have changed; before any choice."""
+        while self._stale:
+            self.refresh(self._stale.pop())
 
     def refresh(self, node: NodeRoom) -> None:
         """Put a node into the bucket of its present room."""
-        if node not in self._nodes:
+        needs = self._needs.get(node)
+        if needs is None or node.load is None:
             return
-        count = 0 if node in self.shut else self.count(node)
-        if count <= 0:
-            self._move(node, 0)
-            return
-        if count < 8:
-            step = count
-        else:
-            bits = count.bit_length()
-            step = min(2 * bits + (count >> bits - 2 & 1), _TIER - 1)
-        if node.holders > (node in self.held):
-            self._move(node, step)
-        else:
-            self._move(node, step + (_TIER if self.size.gpus or node.total.gpus else 2 * _TIER))
-
-    def count(self, node: NodeRoom) -> int:
-        """Return how many of this kind a node has room for now."""
-        millicores, memory, gpus = self.size
-        if self._cut:
-            millicores, memory = min(millicores, node.total.millicores), min(memory, node.total.memory_bytes)
-        elif not self.fits_whole(node.total):
-            return 0
-        if node.load is None:
-            return 0
+        millicores, memory, gpus = needs
         count = node.fits.get(self.type, _MANY)
-        if count is not _MANY:
-            count -= node.unseen_types[self.type]
-        if millicores:
-            count = min(count, node.millicores // millicores)
-        if memory:
-            count = min(count, node.memory_bytes // memory)
-        return min(count, node.gpus // gpus) if gpus else count
+        if count != _MANY:
+            count -= node.unseen_types.get(self.type, 0)
+        # Plain comparisons: this is done for each kind, for each change of a node.
+        if millicores and (fit := node.millicores // millicores) < count:
+            count = fit
+        if memory and (fit := node.memory_bytes // memory) < count:
+            count = fit
+        if gpus and (fit := node.gpus // gpus) < count:
+            count = fit
+        bucket = 0
+        if count > 0 and not (self.shut and node in self.shut):
+            bucket = _BUCKETS[count] if count < len(_BUCKETS) else _TIER - 1
+            if not (node.holders and node.holders > (node in self.held)):
+                bucket += _TIER if gpus or node.total[2] else 2 * _TIER
+        if self.where.get(node, 0) != bucket:
+            self._move(node, bucket)
 
     def _move(self, node: NodeRoom, bucket: int) -> None:
         old = self.where.get(node, 0)
@@ -255,10 +266,8 @@ class Kind:
         """Return whether this kind, for which a node is held, waits for something there that the other would take."""
         if node in self.shut:
             return False
-        millicores, memory, gpus = self.size
-        if self._cut:
-            millicores, memory = min(millicores, node.total.millicores), min(memory, node.total.memory_bytes)
-        lacks = (node.millicores < millicores, node.memory_bytes < memory, node.gpus < gpus)
+        needs = self._needs.get(node, self.size)
+        lacks = (node.millicores < needs[0], node.memory_bytes < needs[1], node.gpus < needs[2])
         if not any(lacks):  # it lacks a worker of its type, or is next
             return any(other.size)
         return any(lack and takes for lack, takes in zip(lacks, other.size, strict=True))
@@ -266,3 +275,62 @@ class Kind:
 
 SAMPLE = 8
 """Nodes of which the best is held."""
+
+
+class Kinds:
+    """All kinds, of which those that were not used for longest go when there are many.
+
+    Args:
+        nodes: those that have joined; looked at, never changed.
+    """
+
+    def __init__(self, nodes: Mapping[str, NodeRoom]) -> None:
+        self._nodes = nodes
+        self._kinds: dict[KindKey, Kind] = {}
+        self._uses = 0
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._kinds.values())
+
+    def of(self, wish: Wish) -> Kind:
+        """Return the kind of a wish."""
+        labels = tuple(sorted(wish.labels.items())) if wish.labels else ()
+        size = wish.millicores, wish.memory_bytes, wish.gpus
+        name = wish.machine_type if TYPES.get(wish.machine_type) == size else EXACT
+        key: KindKey = (name, *size, wish.volumes, labels)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._new(key)
+        self._uses += 1
+        kind.used = self._uses
+        return kind
+
+    def exact(self, wish: Wish) -> Kind:
+        """Return the kind of a wish that is too large for every node only because it was rounded up."""
+        labels = tuple(sorted(wish.labels.items()))
+        return self._find((EXACT, wish.millicores, wish.memory_bytes, wish.gpus, wish.volumes, labels))
+
+    def touch(self, node: NodeRoom) -> None:
+        """Note that a node's room has changed."""
+        for kind in self._kinds.values():
+            kind.touch(node)
+
+    def _new(self, key: KindKey) -> Kind:
+        name, *size, volumes, labels = key
+        if name != EXACT or len(self._kinds) < MOST_EXACT:
+            return self._find(key)
+        kind = self._find((NUMBERS, *rounded(Size(*size)), volumes, labels))
+        return kind if kind.capable else self._find(key)
+
+    def _find(self, key: KindKey) -> Kind:
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = Kind(key)
+            for node in self._nodes.values():
+                if node.accepting:
+                    kind.join(node)
+            idle = [(one.used, name) for name, one in self._kinds.items() if not (one.line.users or one.held)]
+            if len(idle) >= MOST_KINDS:
+                del self._kinds[min(idle)[1]]
+            self._kinds[key] = kind
+        return kind

@@ -8,7 +8,6 @@ client had gone) would be unseen for ever, so one that is older than `SETTLED_SE
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ class NodeRoom:
         self.placed = 0
         self.millicores = self.memory_bytes = self.gpus = 0
         self.fits: dict[str, int] = {}
-        self.unseen_types: Counter[str] = Counter()
+        self.unseen_types: dict[str, int] = {}
         self.holders = 0
         self._given = 0
         self._offset = 0
@@ -132,7 +131,7 @@ class NodeRoom:
         self.millicores -= times * min(wish.millicores, self.total.millicores)
         self.memory_bytes -= times * min(wish.memory_bytes, self.total.memory_bytes)
         self.gpus -= times * wish.gpus
-        self.unseen_types[wish.machine_type] += times
+        self.unseen_types[wish.machine_type] = self.unseen_types.get(wish.machine_type, 0) + times
 
     def _see(self, taken: int, now: float) -> None:
         """Forget the placements that these figures hold."""

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
-from atoll.server.cluster.kinds import Kind, key_of
+from atoll.server.cluster.kinds import Kind, Kinds
 from atoll.server.cluster.node_room import NodeRoom
 from atoll.server.cluster.placement_queue import Rank, User, Waiting
 from atoll.server.cluster.refusals import Away, reason_of, refusal_of
@@ -37,10 +37,6 @@ PATIENCE_SECONDS = 30.0
 """Waiting time after which a wish's held node is held for everybody, and after which one more is held each time."""
 MOST_HELD = 16
 """Nodes that are held for one kind."""
-MOST_KINDS = 32
-"""Kinds that are kept although nothing of them waits."""
-MOST_EXACT = 24
-"""Kinds above which further functions with numbers of their own share kinds, by sizes that are rounded up."""
 MOST_TOLD = 1000
 """Waiting wishes that shares are told of."""
 TELL_SECONDS = 1.0
@@ -70,7 +66,7 @@ class Placement:
         self._shares = shares
         self._nodes: dict[str, NodeRoom] = {}
         self._away = Away()
-        self._kinds: dict[Any, Kind] = {}
+        self._kinds = Kinds(self._nodes)
         self._lines: dict[Kind, None] = {}  # kinds of which something waits
         self._users: dict[str, User] = {}
         self._waits: dict[str, _Wait] = {}
@@ -131,7 +127,7 @@ class Placement:
         self.leave(facts.name, now)
         self._away.discard(facts.name)
         node = self._nodes[facts.name] = NodeRoom(facts, now)
-        for kind in self._kinds.values():
+        for kind in self._kinds:
             kind.join(node)
         return self._serve()
 
@@ -153,7 +149,7 @@ class Placement:
             return []
         found.accepting = accepting
         if accepting:
-            for kind in self._kinds.values():
+            for kind in self._kinds:
                 kind.join(found)
         else:
             self._shut_off(found)
@@ -165,13 +161,13 @@ class Placement:
         found = self._nodes.get(node)
         if found is None or not found.hear(load, now):
             return []
-        self._refresh(found)
+        self._kinds.touch(found)
         return self._serve()
 
     def look(self, now: float) -> list[Place]:
         """Shares have changed, or time has passed; to be called every second or so while something waits."""
         self._pass(now)
-        for kind in self._kinds.values():
+        for kind in self._kinds:
             if kind.shut:
                 kind.open_up()
         return self._serve()
@@ -187,7 +183,7 @@ class Placement:
         self._pass(now)
         if wish.id in self._waits or wish.id in self._placed:
             raise ValueError(f"wish `{wish.id}` was asked twice")
-        kind = self._kind(wish)
+        kind = self._kinds.of(wish)
         user = self._users.get(wish.user)
         if user is None:
             user = self._users[wish.user] = User()
@@ -196,7 +192,7 @@ class Placement:
         if not user.waiting:
             self._turns += 1
             user.turn = self._turns
-        if kind not in self._lines and kind.where:
+        if kind not in self._lines:
             node = self._choose(kind, wish, (True, *user.rank(self._count)))
             if node is not None:
                 return [self._place(wish, user, kind, node)]
@@ -230,39 +226,18 @@ class Placement:
         self._forget(wish.user, user)
         if self._shares is not None:
             self._shares.given_back(Place(wish, node.facts.name))
-            for kind in self._kinds.values():
+            for kind in self._kinds:
                 kind.open_up(node)
         if self._nodes.get(node.facts.name) is node:
             self._warmth.given_back(wish, node)
             if node.take_back(number):
-                self._refresh(node)
+                self._kinds.touch(node)
         return self._serve() if self._lines else []
 
     # --- kinds and users ------------------------------------------------------------------------------------------
 
     def _pass(self, now: float) -> None:
         self._now = max(self._now, now)
-
-    def _kind(self, wish: Wish) -> Kind:
-        if len(self._kinds) < MOST_EXACT or key_of(wish, exact=True) in self._kinds:
-            return self._kind_of(wish, exact=True)
-        kind = self._kind_of(wish, exact=False)
-        if kind.is_rounded and not kind.capable:
-            return self._kind_of(wish, exact=True)  # rounded up, it would be too large for every node
-        return kind
-
-    def _kind_of(self, wish: Wish, *, exact: bool) -> Kind:
-        key = key_of(wish, exact=exact)
-        kind = self._kinds.pop(key, None)
-        if kind is None:
-            kind = Kind(key)
-            for node in self._nodes.values():
-                if node.accepting:
-                    kind.join(node)
-            if len(self._kinds) >= MOST_KINDS + len(self._lines):
-                del self._kinds[next(name for name, one in self._kinds.items() if one not in self._lines)]
-        self._kinds[key] = kind
-        return kind
 
     def _forget(self, name: str, user: User) -> None:
         if user.idle:
@@ -274,13 +249,9 @@ class Placement:
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 
-    def _refresh(self, node: NodeRoom) -> None:
-        for kind in self._kinds.values():
-            kind.refresh(node)
-
     def _shut_off(self, node: NodeRoom) -> None:
         """Place nothing more on a node, and hold it for nobody."""
-        for kind in self._kinds.values():
+        for kind in self._kinds:
             kind.leave(node)
         for kind in [one for one in self._lines if one.is_rounded and not one.capable]:
             self._regroup(kind)
@@ -290,7 +261,7 @@ class Placement:
         for name, wait in [(name, wait) for name, wait in self._waits.items() if wait.kind is kind]:
             user = wait.user
             found = user.remove(kind.line, name)
-            exact = self._kind_of(found.wish, exact=True)
+            exact = self._kinds.exact(found.wish)
             user.add(exact.line, found.wish, found.number, found.since)
             self._waits[name] = _Wait(user, exact)
             self._lines[exact] = None
@@ -312,7 +283,7 @@ class Placement:
                     turns.append((self._turn_of(first[0], first[2]), kind, first[1], first[2].wish))
             turns.sort(key=_turn)
             for turn, kind, user, wish in turns:
-                node = self._choose(kind, wish, turn) if kind.where else None
+                node = self._choose(kind, wish, turn)
                 if node is not None:
                     self._take_out(wish.id, self._waits[wish.id])
                     self._turns += 1
@@ -336,7 +307,7 @@ class Placement:
     def _close(self, kind: Kind) -> None:
         del self._lines[kind]
         for node in kind.hold_none():
-            self._refresh(node)
+            self._kinds.touch(node)
 
     def _hold(self, kind: Kind) -> None:
         """Hold as many nodes for a kind as its first wish has waited for."""
@@ -347,10 +318,13 @@ class Placement:
             return
         node = kind.hold_more(min(1 + int(waited // PATIENCE_SECONDS), MOST_HELD))
         if node is not None:
-            self._refresh(node)
+            self._kinds.touch(node)
 
     def _choose(self, kind: Kind, wish: Wish, turn: _Turn) -> NodeRoom | None:
         """Return the best node that has room for a wish, and may give it."""
+        kind.settle()
+        if not kind.where:
+            return None
         for node in self._warmth.nodes(kind, wish):
             if self._may(node, kind, wish, turn):
                 return node
@@ -380,7 +354,7 @@ class Placement:
         user.count(wish)
         user.changed()
         kind.chosen(node)
-        self._refresh(node)
+        self._kinds.touch(node)
         self._warmth.placed(wish, node)
         place = Place(wish, node.facts.name)
         if self._shares is not None:
