@@ -25,6 +25,7 @@ from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.parts import PARTS
 from atoll.server.process import handshake, listening, lock
+from atoll.server.process.loop import loop_factory
 from atoll.server.process.tls import Certificates
 from atoll.server.state import ServerState
 
@@ -73,7 +74,7 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
         server = listening.Server(_config(state), ready)
         gc.freeze()  # the modules stay: no collection looks at them again
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(server.serve(sockets=[listener]))
         finally:
             lock.forget(node_options)
@@ -106,12 +107,3 @@ def _config(state: ServerState) -> uvicorn.Config:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # half as fast without
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

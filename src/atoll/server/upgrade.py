@@ -19,8 +19,15 @@ from atoll import errors
 from atoll.server import versions
 from atoll.server.addresses import client_address
 from atoll.server.app import status_of
+from atoll.server.cluster.arrival import Arrival, ArrivalConnection
+from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.handing import Handing
+from atoll.server.cluster.link import Link, Spare
+from atoll.server.cluster.messages import LINE_PATH, LINK_PATH
 from atoll.server.line.connection import Connection
+from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
+from atoll.server.principal import Principal
 from atoll.server.state import ServerState
 from atoll.wire import line, websocket
 from atoll.wire.websocket import LineError
@@ -36,6 +43,8 @@ class Upgrade(asyncio.Protocol):
 
     state: ServerState
     sessions: Sessions
+    cluster: Cluster
+    handing: Handing
 
     def __init__(  # the arguments that uvicorn gives
         self,
@@ -44,6 +53,7 @@ class Upgrade(asyncio.Protocol):
         app_state: dict[str, Any],  # noqa: ARG002
     ) -> None:
         self._connections: set[Any] = server_state.connections
+        self.handing.connections = self._connections
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
 
@@ -84,7 +94,10 @@ class Upgrade(asyncio.Protocol):
             self._refuse(500, errors.InternalError("the server failed", hint="see the server's log").to_data())
 
     async def _upgrade(self, target: str, headers: dict[str, str]) -> None:
-        if target.partition("?")[0] != PATH:
+        if (path := target.partition("?")[0]) in (LINK_PATH, LINE_PATH):
+            await self._link(path, headers)
+            return
+        if path != PATH:
             self._refuse(404, errors.ProtocolMismatch("no line is served here", hint=f"use `{PATH}`").to_data())
             return
         version = versions.agreed(headers.get(versions.HEADER, ""))
@@ -104,27 +117,56 @@ class Upgrade(asyncio.Protocol):
         headers.pop("cookie", None)
         principal = await self.state.authenticate(headers, address)
         resumed = headers.get("atoll-resume", "")
-        count = 0
+        reply = _Reply(key, version, offers="sec-websocket-protocol" in headers)
         if resumed:
-            name, count = line.read_resume(resumed)
-            session = self.sessions.find(name, principal)
-            if session is None:
-                gone = errors.HostUnreachable("the server has no such line any more", hint="call again")
-                self._refuse(410, gone.to_data())
-                return
+            await self._resume(principal, reply, *line.read_resume(resumed))
+        elif self.cluster.alone:
+            self._attach(self.sessions.open(principal), reply, 0, new=True)
         else:
-            session = self.sessions.open(principal)
+            self._arrive(self.handing.arrive(principal), reply, 0, new=True)
+
+    async def _resume(self, principal: Principal, reply: _Reply, name: str, count: int) -> None:
+        if (session := self.sessions.find(name, principal)) is not None:
+            self._attach(session, reply, count)
+        elif (arrival := self.cluster.find_arrival(name, principal)) is not None:
+            self._arrive(arrival, reply, count)
+        elif (held := self.cluster.find(name, principal)) is not None:
+            link = self.cluster.links.get(held.node)
+            if link is None:
+                raise errors.HostUnreachable(
+                    f"the machine `{held.node}` does not answer", hint="try again: it may come back with this call"
+                )
+            found = await self.handing.resume(link, name, count)
+            if found is None:
+                self._refuse_unknown()
+                return
+            node, taken, early = found
+            if self._transport.is_closing():
+                node.abort()
+                return
+            self._transport.write(reply.head(name, taken))
+            if early:
+                self._transport.write(early)
+            self._connections.discard(self)
+            self.handing.join(self._transport, node)
+        elif self.cluster.may_come_back():
+            raise errors.HostUnreachable(
+                "the server has just begun, and waits for its machines", hint="try again in a while"
+            )
+        else:
+            self._refuse_unknown()
+
+    def _refuse_unknown(self) -> None:
+        gone = errors.HostUnreachable("the server has no such line any more", hint="call again")
+        self._refuse(410, gone.to_data())
+
+    def _attach(self, session: Session, reply: _Reply, count: int, *, new: bool = False) -> None:
+        """Have a session of this process use the connection."""
         if self._transport.is_closing():
-            if not resumed:
+            if new:
                 session.end()
             return
-        self._transport.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            + f"sec-websocket-accept: {websocket.accepted(key)}\r\n".encode()
-            + (f"sec-websocket-protocol: {line.PROTOCOL}\r\n".encode() if "sec-websocket-protocol" in headers else b"")
-            + f"atoll-protocol: {version}\r\natoll-session: {session.id}\r\n".encode()
-            + f"atoll-taken: {session.line.received}\r\n\r\n".encode()
-        )
+        self._transport.write(reply.head(session.id, session.line.received))
         connection = Connection(session, self.sessions, self._transport, self._connections)
         self._connections.discard(self)
         self._transport.set_protocol(connection)
@@ -133,6 +175,50 @@ class Upgrade(asyncio.Protocol):
         except LineError:
             connection.end(1002)
             session.end()
+
+    def _arrive(self, arrival: Arrival, reply: _Reply, count: int, *, new: bool = False) -> None:
+        """Have a line without a node use the connection."""
+        if self._transport.is_closing():
+            if new:
+                arrival.end()
+            return
+        self._transport.write(reply.head(arrival.id, arrival.line.received))
+        connection = ArrivalConnection(arrival, self._transport, self._connections, self.sessions.paces)
+        self._connections.discard(self)
+        self._transport.set_protocol(connection)
+        try:
+            arrival.attach(connection, count)
+        except LineError:
+            arrival.end(1002)
+
+    async def _link(self, path: str, headers: dict[str, str]) -> None:
+        """Take a connection of a node."""
+        key = headers.get("sec-websocket-key", "")
+        peer = self._transport.get_extra_info("peername")
+        address = client_address(peer, headers.get("x-forwarded-for", ""), self.state.options.trusted_proxies)
+        nodes = self.state.parts.get("nodes")
+        if nodes is None or not 16 <= len(key) <= 64:
+            raise errors.NotAuthorized("this server takes no machines", hint="upgrade the server")
+        account = await nodes.authenticate(headers, address)
+        link = self.cluster.links.get(account.name)
+        if path == LINE_PATH and (link is None or link.account != account.id):
+            raise errors.HostUnreachable("this machine has no link", hint="the link comes before its lines")
+        if self._transport.is_closing():
+            return
+        self._transport.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            + f"sec-websocket-accept: {websocket.accepted(key)}\r\n\r\n".encode()
+        )
+        self._connections.discard(self)
+        if path == LINK_PATH:
+            self._transport.set_protocol(
+                Link(account.id, account.name, self.cluster, self._transport, self._connections)
+            )
+        else:
+            assert link is not None
+            spare = Spare(link, self._transport, self._connections)
+            self._transport.set_protocol(spare)
+            link.add(spare)
 
     def _refuse(self, status: int, error: dict[str, Any]) -> None:
         if self._transport.is_closing():
@@ -148,9 +234,35 @@ class Upgrade(asyncio.Protocol):
         asyncio.get_running_loop().call_later(1.0, self._transport.abort)  # see `Connection.end`
 
 
+class _Reply:
+    """The head of the answer to a line's upgrade.
+
+    Args:
+        key: the client's, of the handshake.
+        version: of the protocol that both sides speak.
+        offers: the client has offered subprotocols.
+    """
+
+    def __init__(self, key: str, version: int, *, offers: bool) -> None:
+        self._key, self._version, self._offers = key, version, offers
+
+    def head(self, session: str, taken: int) -> bytes:
+        """Return the answer for a session, of which so many bytes of the client are here."""
+        return (
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            + f"sec-websocket-accept: {websocket.accepted(self._key)}\r\n".encode()
+            + (f"sec-websocket-protocol: {line.PROTOCOL}\r\n".encode() if self._offers else b"")
+            + f"atoll-protocol: {self._version}\r\natoll-session: {session}\r\n".encode()
+            + f"atoll-taken: {taken}\r\n\r\n".encode()
+        )
+
+
 def bound(state: ServerState, sessions: Sessions) -> type[Upgrade]:
     """Return the protocol's class for one server."""
-    return type("BoundUpgrade", (Upgrade,), {"state": state, "sessions": sessions})
+    cluster, handing = state.parts["cluster"], state.parts["handing"]
+    return type(
+        "BoundUpgrade", (Upgrade,), {"state": state, "sessions": sessions, "cluster": cluster, "handing": handing}
+    )
 
 
 def _parse(head: bytes) -> tuple[str, dict[str, str]]:

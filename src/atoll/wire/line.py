@@ -233,6 +233,11 @@ class Line:
         """Bytes in memory of a text that has not come whole."""
         return self._reader.gathering_bytes
 
+    @property
+    def between(self) -> bool:
+        """True if no message is half received on the connection."""
+        return self._reader.between
+
     def due(self, channel: int) -> int:
         """Return how many bytes of this channel come next and need no unmasking: for whoever reads them into their place."""
         return self._reader.due(channel)

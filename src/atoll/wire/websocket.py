@@ -97,6 +97,11 @@ class Reader:
         """Bytes of a text that has not come whole."""
         return len(self._text)
 
+    @property
+    def between(self) -> bool:
+        """See `line.Line.between`."""
+        return self._left < 0 and not self._open and not self._rest
+
     def due(self, channel: int) -> int:
         """See `line.Line.due`."""
         if self._channel != channel or self._code != BINARY_CODE or self._key or self._rest:

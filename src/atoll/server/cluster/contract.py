@@ -65,6 +65,27 @@ class NodeLoad:
 
 
 @dataclass(frozen=True)
+class LiveNode:
+    """A node with a link.
+
+    Args:
+        name: of the node.
+        facts: as it said when it linked.
+        load: its last word about itself; None before the first.
+        silent_seconds: since its last word.
+        lines: clients' lines that go there.
+        linked: its link is open; False while only its lease runs on.
+    """
+
+    name: str
+    facts: NodeFacts
+    load: NodeLoad | None = None
+    silent_seconds: float = 0.0
+    lines: int = 0
+    linked: bool = True
+
+
+@dataclass(frozen=True)
 class Wish:
     """A line that needs a place.
 

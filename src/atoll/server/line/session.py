@@ -71,8 +71,7 @@ class Session:
         self.control: AsyncChannel | None = None
         self.ends = Ends(self, lambda count: bounds.paces.pay(principal.user, count))
         self.bytes_up = self.bytes_down = 0
-        self._node = node
-        self._on_end = on_end
+        self._node, self._on_end, self._suffix = node, on_end, bounds.suffix
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
         self._congested = self._held = False
@@ -96,16 +95,16 @@ class Session:
         """True while there is a connection."""
         return self._wire is not None
 
-    def attach(self, wire: Wire, count: int) -> None:
+    def attach(self, wire: Wire, count: int | None) -> None:
         """Go on over a new connection; an older one is cut off.
 
         Args:
-            count: the bytes that the client has received.
+            count: the bytes that the client has received; None where it has all, or they are on their way.
 
         Raises:
             LineError: it cannot have.
         """
-        first = self.line.resume(count)
+        first = () if count is None else self.line.resume(count)
         old, self._wire = self._wire, wire
         if old is not None:
             old.end(0)
@@ -147,9 +146,9 @@ class Session:
         self.bytes_up += len(data)
         for kind, value in self.line.feed(data):
             if kind == DATA:
-                self._take_data(value)
+                self.take_data(value)
             elif kind == CONTROL:
-                self._take_header(value)
+                self.take_header(value)
             elif kind == PING:
                 wire.write([self.line.pong(value)])
             elif kind == CLOSE:
@@ -169,7 +168,7 @@ class Session:
         if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
-    def _take_header(self, header: dict[str, Any]) -> None:
+    def take_header(self, header: dict[str, Any]) -> None:
         size = header.pop("bytes", 0)
         if self.kind:
             if header["type"] == "terminal":
@@ -201,7 +200,7 @@ class Session:
         if self.ends.data is not None:
             self.ends.data.finish()
 
-    def _take_data(self, piece: Any) -> None:
+    def take_data(self, piece: Any) -> None:
         if self.ends.data is not None:
             self.ends.write(piece)
         elif self.over or self.input_over:
@@ -264,7 +263,7 @@ class Session:
         assert control is not None
         if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
             data, *pipes = control.take_descriptors(count)
-            self._say(header)
+            self._say({**header, "worker": f"{header['worker']}{self._suffix}"} if self._suffix else header)
             self.relay(lambda: self.ends.connect(data, dict(enumerate(pipes, 1))))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)

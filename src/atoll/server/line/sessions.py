@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from atoll import errors
 from atoll.server.line import handover
@@ -33,10 +33,13 @@ class Sessions:
     Args:
         node: that they are relayed to.
         most: of all users together.
+        suffix: see `shares.Bounds`.
     """
 
-    def __init__(self, node: Node, most: int = 1 << 16) -> None:
-        self._node = node
+    def __init__(self, node: Node, most: int = 1 << 16, suffix: str = "") -> None:
+        self._node, self._suffix = node, suffix
+        self.on_end: list[Callable[[Session], None]] = []
+        """Told of each session that is over."""
         self._most = most
         self._sessions: dict[str, Session] = {}
         self._of_user: Counter[str] = Counter()
@@ -80,10 +83,16 @@ class Sessions:
                 f"the server has {self._most} open lines, the most that it can", hint="try again in a while"
             )
         self.opened += 1
-        return self._add(secrets.token_urlsafe(24), principal)
+        return self.take(secrets.token_urlsafe(24), principal)
 
-    def _add(self, name: str, principal: Principal) -> Session:
-        session = Session(name, principal, self._node, self._forget, Bounds(self._shares, self.paces))
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds of all sessions here."""
+        return Bounds(self._shares, self.paces, self._suffix)
+
+    def take(self, name: str, principal: Principal) -> Session:
+        """Return a new session of this id, past the checks of `open`."""
+        session = Session(name, principal, self._node, self._forget, self.bounds)
         self._sessions[name] = session
         self._opening.add(session)
         self._of_user[principal.user] += 1
@@ -99,6 +108,12 @@ class Sessions:
         self.resumed += 1
         return found
 
+    def by_id(self, name: str) -> Session | None:
+        """Return the session of this id, for a server that has checked whose it is."""
+        found = self._sessions.get(name)
+        self.resumed += found is not None
+        return found
+
     def _forget(self, session: Session) -> None:
         if self._sessions.pop(session.id, None) is None:
             return
@@ -111,6 +126,8 @@ class Sessions:
         self.calls += session.ends.calls
         self.bytes_up += session.bytes_up
         self.bytes_down += session.bytes_down
+        for tell in self.on_end:
+            tell(session)
 
     def end_of(self, user: str, key: str = "") -> None:
         """End the sessions of a user, or of one of the user's keys: it was revoked."""
@@ -121,7 +138,7 @@ class Sessions:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context is open, with the sessions of the server before; then hand them to the next one."""
-        self.adopted = await handover.adopt(self._node.options, self._add)
+        self.adopted = await handover.adopt(self._node.options, self.take)
         try:
             async with in_background(self._settle):
                 yield

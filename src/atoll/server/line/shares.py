@@ -48,10 +48,15 @@ class Bytes:
 
 
 class Bounds(NamedTuple):
-    """The bounds of users over all sessions."""
+    """The bounds of users over all sessions of one process.
+
+    Args:
+        suffix: for names of workers, so that a later line about one finds its machine.
+    """
 
     shares: Bytes
     paces: Paces
+    suffix: str = ""
 
 
 def may_open(own: int, all_lines: int, most: int) -> bool:

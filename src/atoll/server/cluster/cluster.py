@@ -1,0 +1,371 @@
+"""The machines behind one server: links, sessions of their nodes, and the place of each line.
+
+Theory of operation. A server whose own node is its only one serves lines itself, as before. With others each new line is
+an `Arrival` until it has a place; then it is handed to a session of this process, or of a node. Of a node's sessions this
+process knows ids and users, so that a client's connection finds them again; a node that links anew says which it has.
+
+A node that is silent is away. Its sessions are kept for `LOST_SECONDS` after its last word: their clients are told to
+try again, and hear of the loss only when the node's own lease is over and its sandboxes are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, Protocol
+
+from atoll import errors
+from atoll.server.cluster.arrival import Arrival
+from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad, Place, Shares, Wish
+from atoll.server.cluster.link import Link
+from atoll.server.cluster.placement import Placement
+from atoll.server.line.sessions import MOST_OF_USER
+from atoll.server.principal import Principal
+from atoll.server.process.background import in_background
+from atoll.server.state import ServerState
+
+log = logging.getLogger("atoll.cluster")
+
+LOOK_SECONDS = 0.5
+POSITION_SECONDS = 0.5
+
+
+class Held(NamedTuple):
+    """A session of a node.
+
+    Args:
+        node: its name.
+        user, key: who has opened it.
+        wish: the placed wish; empty where it has none of this process.
+    """
+
+    node: str
+    user: str
+    key: str
+    wish: str
+
+
+class Account(Protocol):
+    """A node's account, as its part tells of changes."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+
+
+class Cluster:
+    """The machines of one server.
+
+    Args:
+        state: of the server.
+        local: whether the server's own machine runs functions.
+    """
+
+    def __init__(self, state: ServerState, *, local: bool = True) -> None:
+        self.state = state
+        self.local = local
+        self.server = secrets.token_hex(8)
+        """Names this process."""
+        self.links: dict[str, Link] = {}
+        self.facts: dict[str, NodeFacts] = {}
+        """Of the nodes that are placed on, the own one among them."""
+        self.sessions: dict[str, Held] = {}
+        self.arrivals: dict[str, Arrival] = {}
+        self.placement = Placement(None)
+        self.volumes = ""
+        """Identity of the file system that all nodes share; empty where each has its own."""
+        self._lines: Counter[str] = Counter()
+        self._waiting: dict[str, asyncio.Future[str]] = {}
+        self._away: dict[str, float] = {}
+        """Nodes without a link, and until when their sessions are kept."""
+        self._accepting: dict[str, bool] = {}
+        self._expected: dict[str, float] = {}
+        """Sessions may still come with nodes that this process has not heard of."""
+
+    # --- queries -----------------------------------------------------------------------------------------------------
+
+    @property
+    def alone(self) -> bool:
+        """True if the server's own node is the only one, and no session of another one is left."""
+        return self.local and not (self.links or self.sessions or self._away)
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return user and key of each line that is a node's or has none yet."""
+        arriving = {(one.principal.user, one.principal.key) for one in self.arrivals.values()}
+        return arriving | {(one.user, one.key) for one in self.sessions.values()}
+
+    def find(self, session: str, principal: Principal) -> Held | None:
+        """Return a session of a node, if the same key has opened it."""
+        found = self.sessions.get(session)
+        if found is None or found.user != principal.user:
+            return None
+        return found if secrets.compare_digest(found.key.encode(), principal.key.encode()) else None
+
+    def find_arrival(self, session: str, principal: Principal) -> Arrival | None:
+        """Return a line that has no node yet, if the same key has opened it."""
+        found = self.arrivals.get(session)
+        if found is None or found.principal.user != principal.user:
+            return None
+        return found if secrets.compare_digest(found.principal.key.encode(), principal.key.encode()) else None
+
+    def may_come_back(self) -> bool:
+        """Return whether a session that is unknown here may be one of a node that has not linked yet."""
+        now = asyncio.get_running_loop().time()
+        return any(until > now for until in self._expected.values())
+
+    def rows(self) -> list[LiveNode]:
+        """Return the nodes that have a link, or had one just now; the own one is not among them."""
+        now = self._now()
+        lines = Counter(held.node for held in self.sessions.values())
+        found = []
+        for name, link in self.links.items():
+            load = link.load if link.told else None
+            found.append(LiveNode(name, self.facts[name], load, now - link.heard_at, lines[name]))
+        for name, until in self._away.items():
+            if name in self.facts:
+                silent = now - until + LOST_SECONDS
+                found.append(LiveNode(name, self.facts[name], None, silent, lines[name], linked=False))
+        return found
+
+    def largest(self) -> NodeFacts | None:
+        """Return the facts of the node with the most memory."""
+        return max(self.facts.values(), key=lambda one: one.memory_bytes, default=None)
+
+    def volumes_of(self, user: str) -> str:  # noqa: ARG002 - one file system for all users
+        """Return the identity of the file system that carries a user's `/data`; empty where any node will do."""
+        return self.volumes
+
+    def node_of_data(self, user: str) -> str:  # noqa: ARG002 - as above
+        """Return a node that serves `/data`: the own one, or one that has said a word lately.
+
+        Raises:
+            HostUnreachable: there is none.
+        """
+        if self.local:
+            return LOCAL
+        linked = [name for name, facts in self.facts.items() if name in self.links and facts.volumes == self.volumes]
+        if not linked:
+            raise errors.HostUnreachable("no machine is there", hint="see `atoll nodes list`")
+        return min(linked, key=lambda name: self.links[name].load.running)
+
+    # --- machines ----------------------------------------------------------------------------------------------------
+
+    def use(self, shares: Shares) -> None:
+        """Place within shares that another scheduler gives."""
+        self.placement = Placement(shares)
+        shares.on_change = lambda: self._settle(self.placement.look(self._now()))
+
+    def join_local(self, facts: NodeFacts) -> None:
+        """Take the server's own machine."""
+        self.facts[LOCAL] = facts
+        self._settle(self.placement.join(facts, self._now()))
+
+    def hear_local(self, load: NodeLoad) -> None:
+        """Take the load of the server's own machine."""
+        self._settle(self.placement.load(LOCAL, load, self._now()))
+
+    def joined(self, link: Link, sessions: list[dict[str, Any]]) -> None:
+        """See `link.Owner.joined`."""
+        name, facts = link.name, link.facts
+        assert facts is not None
+        old = self.links.get(name)
+        self.links[name] = link
+        if old is not None and old is not link:
+            old.close()
+        known = {session: held.wish for session, held in self.sessions.items() if held.node == name}
+        said = {str(row["id"]): row for row in sessions}
+        for session in known.keys() - said.keys():
+            self._drop(session)
+        for session, row in said.items():
+            if session not in known:
+                self._hold(session, Held(name, str(row["user"]), str(row["key"]), ""))
+        self._away.pop(name, None)
+        self._expected.pop(name, None)
+        self.facts[name] = facts
+        self._settle(self.placement.join(facts, self._now()))
+        self._settle(self.placement.accept(name, self._accepting.get(name, True), self._now()))
+        log.info("node_linked", extra={"fields": {"node": name, "sessions": len(said), "version": facts.version}})
+
+    def heard(self, link: Link) -> None:
+        """See `link.Owner.heard`."""
+        if self.links.get(link.name) is link:
+            self._settle(self.placement.load(link.name, link.load, self._now()))
+
+    def session_over(self, link: Link, session: str) -> None:
+        """See `link.Owner.session_over`."""
+        held = self.sessions.get(session)
+        if held is not None and held.node == link.name:
+            self._drop(session)
+
+    def needed(self, link: Link, message: dict[str, Any]) -> None:
+        """See `link.Owner.needed`."""
+        error = errors.ProtocolMismatch(f"no request `{str(message.get('name'))[:40]}`", hint="upgrade the server")
+        link.say({"type": "met", "id": message.get("id"), "error": error.to_data()})
+
+    def away(self, link: Link) -> None:
+        """See `link.Owner.away`."""
+        if self.links.get(link.name) is not link:
+            return
+        del self.links[link.name]
+        self._away[link.name] = link.heard_at + LOST_SECONDS
+        self._settle(self.placement.leave(link.name, self._now()))
+        log.warning("node_away", extra={"fields": {"node": link.name}})
+
+    def account_changed(self, account: Account) -> None:
+        """Heed a node's account: a removed one has no link, a cordoned or draining one gets no new lines."""
+        if account.state == "removed":
+            if (link := self.links.get(account.name)) is not None and link.account == account.id:
+                link.close()
+            return
+        if account.name != LOCAL and account.name not in self.links:  # it had joined before this process began
+            self._expected.setdefault(account.name, self._now() + LOST_SECONDS)
+        accepting = account.state == "active"
+        self._accepting[account.name] = accepting
+        self._settle(self.placement.accept(account.name, accepting, self._now()))
+        if (link := self.links.get(account.name)) is not None:
+            link.say({"type": "accept", "accepting": accepting})
+
+    def _look(self) -> None:
+        now = self._now()
+        for name, link in tuple(self.links.items()):
+            if now - link.heard_at > LOST_SECONDS:
+                log.warning("node_silent", extra={"fields": {"node": name}})
+                link.close()
+        for name, until in tuple(self._away.items()):
+            if until < now:
+                self._lose(name)
+        self._settle(self.placement.look(now))
+
+    def _lose(self, name: str) -> None:
+        del self._away[name]
+        self.facts.pop(name, None)
+        lost = [session for session, held in self.sessions.items() if held.node == name]
+        for session in lost:
+            self._drop(session)
+        log.warning("node_lost", extra={"fields": {"node": name, "sessions": len(lost)}})
+
+    # --- lines -------------------------------------------------------------------------------------------------------
+
+    def check_room(self, principal: Principal) -> None:
+        """Refuse one line too many of a user.
+
+        Raises:
+            NotAuthorized: status 429.
+        """
+        if self._lines[principal.user] >= MOST_OF_USER:
+            raise errors.NotAuthorized(
+                f"`{principal.name}` has {MOST_OF_USER} open lines, the most for one user",
+                hint="end programs that hold leases, or call less at a time",
+                status=429,
+            )
+
+    def add(self, arrival: Arrival) -> None:
+        """Keep a line that has no node yet."""
+        self.arrivals[arrival.id] = arrival
+        self._lines[arrival.principal.user] += 1
+
+    def forget(self, arrival: Arrival) -> None:
+        """Keep a line no longer that has ended, or has a node."""
+        if self.arrivals.pop(arrival.id, None) is not None:
+            self._count_less(arrival.principal.user)
+
+    def hold(self, arrival: Arrival, node: str, wish: str) -> None:
+        """Note that a line is a session of a node from here on."""
+        self.links[node].given += 1
+        principal = arrival.principal
+        self._hold(arrival.id, Held(node, principal.user, principal.key, wish))
+
+    def _hold(self, session: str, held: Held) -> None:
+        self.sessions[session] = held
+        self._lines[held.user] += 1
+
+    def _drop(self, session: str) -> None:
+        held = self.sessions.pop(session)
+        self._count_less(held.user)
+        if held.wish:
+            self.over(held.wish)
+
+    def _count_less(self, user: str) -> None:
+        self._lines[user] -= 1
+        if self._lines[user] <= 0:
+            del self._lines[user]
+
+    def end_of(self, user: str, key: str = "") -> None:
+        """End the lines of a user, or of one of the user's keys, wherever they are."""
+        for arrival in tuple(self.arrivals.values()):
+            if arrival.principal.user == user and key in ("", arrival.principal.key):
+                arrival.end(4401)
+        for link in self.links.values():
+            link.say({"type": "end", "user": user, "key": key})
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    async def place(self, wish: Wish, arrival: Arrival) -> str:
+        """Return the node for a wish; the client is told why it waits.
+
+        Raises:
+            ResourcesUnavailable: no machine can ever hold it.
+        """
+        if reason := self.placement.refusal(wish):
+            raise errors.ResourcesUnavailable(reason, hint="ask for less, or add a machine: `atoll nodes list`")
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[wish.id] = future
+        try:
+            self._settle(self.placement.ask(wish, self._now()))
+            told = None
+            while not future.done():
+                await asyncio.wait({future}, timeout=POSITION_SECONDS)
+                said = max(self.placement.position(wish.id), 0), self.placement.reason(wish.id)
+                if not future.done() and said != told and said[1]:
+                    told = said
+                    arrival.say({"type": "waiting", "position": said[0], "reason": said[1]})
+            return future.result()
+        except asyncio.CancelledError:
+            placed = future.done() and not future.cancelled()
+            change = self.placement.over if placed else self.placement.withdraw
+            self._settle(change(wish.id, self._now()))
+            raise
+        finally:
+            del self._waiting[wish.id]
+
+    def over(self, wish: str) -> None:
+        """Note that a placed wish is over."""
+        self._settle(self.placement.over(wish, self._now()))
+
+    def _settle(self, places: list[Place]) -> None:
+        while places:
+            more: list[Place] = []
+            for place in places:
+                future = self._waiting.get(place.wish.id)
+                if future is None or future.done():
+                    more += self.placement.over(place.wish.id, self._now())
+                else:
+                    future.set_result(place.node)
+            places = more
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Look after the machines while the context is open."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                self._look()
+
+        async with in_background(look):
+            yield
+        for arrival in tuple(self.arrivals.values()):
+            arrival.end(1012)

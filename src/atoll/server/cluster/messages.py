@@ -1,0 +1,105 @@
+"""Messages between a server and its nodes: JSON objects, one a line, on links and at the beginning of connections for lines.
+
+A link carries, from the member to the server:
+
+    hello       `facts`, `sessions` (rows of `id`, `user`, `key`), `versions`
+    load        `number`, `load`: a `NodeLoad`; the server answers with `beat`
+    answer      `id`, and `value` or `error`, of an `ask`
+    over        `session`: it has ended
+    need        `id`, `name`, `arguments`: a request of the node's to the server, answered by `met`
+
+and to the member:
+
+    welcome     `server`: changes with each process of it; `name`
+    beat        `number` of the `load` that it acknowledges
+    dial        `count`: so many more connections are wanted
+    ask         `id`, `principal` (None for the server itself), `name`, `arguments`
+    unask       `id`: nobody waits for the answer
+    end         `user`, `key`: of lines that end, since the key did
+    accept      `accepting`: False while the node is cordoned or drains
+    met         `id`, and `value` or `error`
+
+A connection for lines begins with `open` or `resume`, on which bytes of a client's WebSocket follow. See `preamble`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from atoll.server.principal import Principal
+
+LINK_PATH, LINE_PATH = "/v1/nodes/link", "/v1/nodes/line"
+PROTOCOL = "atoll-node.1"
+MOST_BYTES = 64 << 20
+"""The most of one message: answers about many calls, and the sessions of a node."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class MessageError(Exception):
+    """The other side sends something else than messages."""
+
+
+class Messages:
+    """The receiving half of a stream of messages."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take bytes; return the messages that they complete.
+
+        Raises:
+            MessageError: they are none.
+        """
+        *lines, rest = data.split(b"\n")
+        found = []
+        for line in lines:
+            whole = b"".join((*self._parts, line)) if self._parts else line
+            self._parts, self._size = [], 0
+            found.append(read(whole))
+        if rest:
+            self._parts.append(rest)
+            self._size += len(rest)
+            if self._size > MOST_BYTES:
+                raise MessageError(f"a message has more than {MOST_BYTES} bytes")
+        return found
+
+
+def write(message: dict[str, Any]) -> bytes:
+    """Return a message as bytes."""
+    return _encode(message).encode() + b"\n"
+
+
+def read(line: bytes) -> dict[str, Any]:
+    """Return the message in a line.
+
+    Raises:
+        MessageError: there is none.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"no message: {error}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise MessageError("a message is an object with a `type`")
+    return message
+
+
+def principal_data(principal: Principal) -> list[Any]:
+    """Return a user as a message has one."""
+    return [
+        *(principal.user, principal.name, principal.key, principal.scope, principal.operator, principal.workers),
+    ]
+
+
+def read_principal(data: Any) -> Principal:
+    """Return the user of a message.
+
+    Raises:
+        MessageError: it names none.
+    """
+    if not isinstance(data, list) or len(data) != 6:
+        raise MessageError("a message names no user")
+    return Principal(*data)

@@ -1,0 +1,58 @@
+"""The part of several machines: `state.parts["cluster"]` and `["handing"]`, and the server's own node as one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from atoll import __version__, errors
+from atoll.server.cluster import own_node
+from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.handing import Handing
+from atoll.server.process.background import in_background
+from atoll.server.state import ServerState
+
+log = logging.getLogger("atoll.cluster")
+
+LOOK_SECONDS = 1.0
+
+
+def install(state: ServerState) -> None:
+    """Add the cluster, which the upgrade of connections and the routes of nodes use."""
+    cluster = Cluster(state, local=state.options.local_node)
+    state.parts["cluster"] = cluster
+    state.parts["handing"] = handing = Handing(cluster, state.parts["sessions"])
+    state.lifespan.append(cluster.serving)
+    if (nodes := state.parts.get("nodes")) is not None:
+        nodes.on_change.append(cluster.account_changed)
+
+    @contextlib.asynccontextmanager
+    async def watching() -> AsyncIterator[None]:
+        async with in_background(lambda: _watch(state, cluster, handing)):
+            yield
+
+    if cluster.local:
+        state.lifespan.append(watching)
+
+
+async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None:
+    """Keep the placement's figures of the own node right, while there are others."""
+    known = False
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if cluster.alone:
+            continue
+        given = handing.given
+        try:
+            answer: dict[str, Any] = await state.node.ask(None, "capacity", {})
+        except errors.AtollError as error:
+            log.warning("own_node_not_asked", extra={"fields": {"error": error.message[:200]}})
+            continue
+        if not known:
+            cluster.join_local(own_node.facts(answer, state.node.options, __version__))
+            known, given = True, 0
+            handing.given = 0
+        cluster.hear_local(own_node.load(answer, given))

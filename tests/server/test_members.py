@@ -1,0 +1,206 @@
+"""Calls on machines that have joined a server: placed, resumed, and never made twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import Host, errors, isolated
+from atoll.cli.server import machine_packages  # noqa: F401 - its import is slow, and not a test's time
+
+from ..conftest import needs_outbound
+from ..waiting import until
+from .functions import Leased
+from .members import Member, cluster
+from .process import Server
+from .raw_line import RawLine
+
+pytestmark = needs_outbound
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[tuple[Server, dict[str, Member]]]:
+    """A server that runs nothing itself, and two machines."""
+    with cluster("one", "two") as found:
+        yield found
+
+
+@pytest.fixture
+def server(machines: tuple[Server, dict[str, Member]]) -> Server:
+    """The server of the machines."""
+    return machines[0]
+
+
+@pytest.fixture
+def host(server: Server, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The server as a program's host."""
+    for name, value in server.client_variables.items():
+        monkeypatch.setenv(name, value)
+    return Host(server.url, key_id=server.key[0], key_secret=server.key[1], ca_file=str(server.ca_file))
+
+
+def _add(a: int, b: int) -> int:
+    print("adding")
+    return a + b
+
+
+def _count(count: int) -> Iterator[int]:
+    for number in range(count):
+        yield number
+
+
+def _turned(data: bytes) -> bytes:
+    return data[::-1]
+
+
+def _wait_for_file(name: str) -> int:
+    """Wait until there is a file in `/data`; return how often this function has run."""
+    with open(f"/data/{name}.runs", "a") as file:
+        file.write("x")
+    while not os.path.exists(f"/data/{name}"):
+        time.sleep(0.01)
+    return os.path.getsize(f"/data/{name}.runs")
+
+
+def _volume(member: Member) -> Path | None:
+    """Return the only volume's `/data` of a machine; None where nothing has run."""
+    found = list((member.home.path / "volumes").glob("*/data"))
+    return found[0] if found else None
+
+
+def _runs_at(machines: dict[str, Member], name: str) -> tuple[Member, Path]:
+    """Wait until a machine runs `_wait_for_file`, and return it with its volume."""
+
+    def found() -> tuple[Member, Path] | None:
+        for member in machines.values():
+            volume = _volume(member)
+            if volume is not None and (volume / f"{name}.runs").exists():
+                return member, volume
+        return None
+
+    return until(found)
+
+
+class Called(threading.Thread):
+    """A call in a thread of its own."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__()
+        self._function, self._args = function, args
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self._function(*self._args)
+        except BaseException as error:
+            self.error = error
+
+    def result(self) -> Any:
+        """Wait for its end; return its value, or raise its error."""
+        self.join(120)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def test_calls_generators_and_large_values_pass_through(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+    """The server passes bytes of a machine's calls on: values, output, items, megabytes."""
+    assert isolated(host=host)(_add)(2, 3) == 5
+    assert "adding" in capfd.readouterr().out
+    assert list(isolated(host=host)(_count)(5)) == list(range(5))
+    data = os.urandom(9 << 20)
+    assert isolated(host=host)(_turned)(data) == data[::-1]
+    assert list(isolated(host=host)(abs).map(range(-20, 0))) == list(range(20, 0, -1))
+
+
+def test_an_error_keeps_its_type(host: Host) -> None:
+    """A function's exception comes back from another machine as from one's own."""
+    with pytest.raises(ZeroDivisionError):
+        isolated(host=host)(_divide)(1)
+
+
+def _divide(number: int) -> float:
+    return number / 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["told to end", "killed"])
+def test_a_call_outlives_the_server(
+    machines: tuple[Server, dict[str, Member]], host: Host, number: signal.Signals
+) -> None:
+    """A call goes on at its machine while the server is away, and its answer comes when it is back: once."""
+    server, members = machines
+    name = f"server-{number}"
+    call = Called(isolated(host=host)(_wait_for_file), name)
+    _, volume = _runs_at(members, name)
+    server.end(number)
+    server.start()
+    (volume / name).touch()
+    assert call.result() == 1
+
+
+def test_a_call_outlives_an_orderly_end_of_its_member(machines: tuple[Server, dict[str, Member]], host: Host) -> None:
+    """A member that ends in order hands its lines to its daemon, and the next one goes on with them."""
+    _, members = machines
+    call = Called(isolated(host=host)(_wait_for_file), "member")
+    member, volume = _runs_at(members, "member")
+    assert member.end() == 0
+    member.start()
+    (volume / "member").touch()
+    assert call.result() == 1
+
+
+def test_a_call_of_a_killed_member_has_ended_before_its_client_hears_of_it(
+    machines: tuple[Server, dict[str, Member]], host: Host
+) -> None:
+    """The next member ends what the killed one has left, before the server tells a client that its call is lost."""
+    _, members = machines
+    call = Called(isolated(host=host)(_beats), "killed")
+    member, volume = _runs_at(members, "killed")
+    member.end(signal.SIGKILL)
+    member.start()
+    with pytest.raises((errors.HostUnreachable, errors.WorkerDied)):
+        call.result()
+    beats = volume / "killed.runs"
+    size = beats.stat().st_size
+    time.sleep(0.3)
+    assert beats.stat().st_size == size
+    assert isolated(host=host)(_add)(1, 1) == 2
+
+
+def _beats(name: str) -> None:
+    with open(f"/data/{name}.runs", "ab", buffering=0) as file:
+        while True:
+            file.write(b"x")
+            time.sleep(0.01)
+
+
+def test_a_port_in_a_sandbox_is_dialled_at_its_machine(server: Server) -> None:
+    """The name of a worker says on which machine it is."""
+    leased = Leased(server, _add, 1, 2)
+    try:
+        assert leased.worker.rpartition("@")[2] in {"one", "two"}
+        leased.start()
+        assert leased.answer() == 3
+    finally:
+        leased.line.close()
+
+
+def test_a_revoked_key_ends_lines_at_their_machines(machines: tuple[Server, dict[str, Member]]) -> None:
+    """A line at a machine ends with its key, as one at the server does."""
+    server, _ = machines
+    status, made = server.ask("POST", "/v1/keys", b'{"alias": "short"}')
+    assert status == 201, made
+    line = RawLine(server, {"type": "storage"}, key=(made["id"], made["secret"]))
+    line.header("granted")
+    status, _ = server.ask("DELETE", f"/v1/keys/{made['id']}")
+    assert status == 200
+    assert line.closed() == 4401
