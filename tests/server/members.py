@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,29 +28,33 @@ class Member:
     home: Home
     name: str
     process: Supervised = field(default_factory=Supervised)
+    _seen: int = 0
 
     @property
     def log(self) -> Path:
         """The file of its stderr."""
         return self.home.path / "member.log"
 
-    def start(self, *arguments: str) -> None:
-        """Start it, and wait until it is linked."""
-        seen = self.log.stat().st_size if self.log.exists() else 0
-        environment = self.home.environment({"ATOLL_CA_FILE": str(self.server.ca_file)})
-        command = [sys.executable, "-c", _PROGRAM, "node", *(arguments or ("run",))]
-        self.process.start(command, environment, self.log)
+    def begin(self, *arguments: str) -> None:
+        """Start it."""
+        self._seen = self.log.stat().st_size if self.log.exists() else 0
+        command = [sys.executable, "-c", _PROGRAM, "node", *arguments]
+        self.process.start(command, self.home.environment(), self.log)
+
+    def wait(self) -> None:
+        """Wait until it is linked."""
 
         def linked() -> bool:
-            text = self.log.read_text()[seen:]
+            text = self.log.read_text()[self._seen :]
             assert self.process.runs, text
             return "linked to" in text
 
         until(linked)
 
-    def join(self, token: str) -> None:
-        """Join by a token, and run."""
-        self.start("join", self.server.url, "--token", token, "--name", self.name)
+    def start(self) -> None:
+        """Start it again, and wait until it is linked."""
+        self.begin("run")
+        self.wait()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal, and return its status; its daemon stays."""
@@ -71,7 +74,11 @@ def joined(server: Server, *names: str) -> Iterator[dict[str, Member]]:
             stack.callback(_end, member)
             status, answer = server.ask("POST", "/v1/nodes/tokens", b"{}")
             assert status == 201, answer
-            member.join(answer["token"])
+            member.begin(
+                "join", server.url, "--token", answer["token"], "--name", name, "--ca-file", str(server.ca_file)
+            )
+        for member in found.values():
+            member.wait()
         yield found
 
 
@@ -88,8 +95,3 @@ def cluster(*names: str, options: tuple[str, ...] = ("--no-local",)) -> Iterator
     """Run a server and members of it."""
     with running(*options) as server, joined(server, *names) as found:
         yield server, found
-
-
-def separates() -> bool:
-    """Return whether this user can keep several users apart."""
-    return os.geteuid() == 0

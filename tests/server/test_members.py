@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from atoll import Host, errors, isolated
-from atoll.cli.server import machine_packages  # noqa: F401 - its import is slow, and not a test's time
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -52,8 +51,7 @@ def _add(a: int, b: int) -> int:
 
 
 def _count(count: int) -> Iterator[int]:
-    for number in range(count):
-        yield number
+    yield from range(count)
 
 
 def _turned(data: bytes) -> bytes:
@@ -85,7 +83,9 @@ def _runs_at(machines: dict[str, Member], name: str) -> tuple[Member, Path]:
                 return member, volume
         return None
 
-    return until(found)
+    place = until(found)
+    assert place is not None
+    return place
 
 
 class Called(threading.Thread):
@@ -199,8 +199,11 @@ def test_a_revoked_key_ends_lines_at_their_machines(machines: tuple[Server, dict
     server, _ = machines
     status, made = server.ask("POST", "/v1/keys", b'{"alias": "short"}')
     assert status == 201, made
-    line = RawLine(server, {"type": "storage"}, key=(made["id"], made["secret"]))
+    line = RawLine(server, {"type": "storage"}, key=f"{made['id']}:{made['secret']}")
     line.header("granted")
     status, _ = server.ask("DELETE", f"/v1/keys/{made['id']}")
     assert status == 200
-    assert line.closed() == 4401
+    while line.closed < 0:
+        line.pump()
+    assert line.closed == 4401
+    line.drop()

@@ -22,13 +22,15 @@ class Lines:
 
     def held(self) -> set[tuple[str, str]]:
         """Return user and key of each line."""
-        sessions = self._state.parts.get("sessions")
-        found = () if sessions is None else sessions.all()
-        return {(session.principal.user, session.principal.key) for session in found}
+        parts = self._state.parts
+        found = parts["sessions"].all() if "sessions" in parts else ()
+        elsewhere: set[tuple[str, str]] = parts["cluster"].held() if "cluster" in parts else set()
+        return {(session.principal.user, session.principal.key) for session in found} | elsewhere
 
     def end_of(self, user: str, key: str) -> None:
         """End the lines of a key."""
-        self._state.parts["sessions"].end_of(user, key)
+        for holder in ("sessions", "cluster"):
+            self._state.parts[holder].end_of(user, key)
 
 
 def install(state: ServerState) -> None:

@@ -27,6 +27,7 @@ from atoll.server.line.sessions import MOST_OF_USER
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
+from atoll.wire.line import DRAINS, KEY_ENDED
 
 log = logging.getLogger("atoll.cluster")
 
@@ -301,7 +302,7 @@ class Cluster:
         """End the lines of a user, or of one of the user's keys, wherever they are."""
         for arrival in tuple(self.arrivals.values()):
             if arrival.principal.user == user and key in ("", arrival.principal.key):
-                arrival.end(4401)
+                arrival.end(KEY_ENDED)
         for link in self.links.values():
             link.say({"type": "end", "user": user, "key": key})
 
@@ -368,4 +369,4 @@ class Cluster:
         async with in_background(look):
             yield
         for arrival in tuple(self.arrivals.values()):
-            arrival.end(1012)
+            arrival.end(DRAINS)

@@ -263,7 +263,7 @@ class Session:
         assert control is not None
         if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
             data, *pipes = control.take_descriptors(count)
-            self._say({**header, "worker": f"{header['worker']}{self._suffix}"} if self._suffix else header)
+            self._say({**header, "worker": f"{header['worker']}{self._suffix}"} if "worker" in header else header)
             self.relay(lambda: self.ends.connect(data, dict(enumerate(pipes, 1))))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)

@@ -17,6 +17,7 @@ from atoll import __version__, errors
 from atoll.server.cluster import own_node
 from atoll.server.cluster.contract import BEAT_SECONDS
 from atoll.server.cluster.messages import LINE_PATH, LINK_PATH
+from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
 from atoll.server.member.dialling import Address, dial
@@ -49,6 +50,7 @@ class Member:
         self.sessions = Sessions(node, most, f"@{name}")
         self.sessions.on_end.append(self._session_over)
         self._link: NodeLink | None = None
+        self._connections: set[Connection] = set()
         self._spares: set[SpareLine] = set()
         self._dialling: set[asyncio.Task[None]] = set()
         self._leases: set[str] = set()
@@ -75,6 +77,8 @@ class Member:
                     task.cancel()
                 if self._link is not None:
                     self._link.close()
+                for connection in tuple(self._connections):  # clients come back, and the next process has their lines
+                    connection.shutdown()
 
     # --- the link ----------------------------------------------------------------------------------------------------
 
@@ -135,7 +139,9 @@ class Member:
             _, made = await dial(
                 self._address,
                 LINE_PATH,
-                lambda transport: SpareLine(transport, self.sessions, self._opened, self._spares.discard),
+                lambda transport: SpareLine(
+                    transport, self.sessions, self._connections, self._opened, self._spares.discard
+                ),
             )
         except (errors.AtollError, OSError, TimeoutError) as error:
             log.info("line_not_dialled", extra={"fields": {"error": str(error)[:200]}})

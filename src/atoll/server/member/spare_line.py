@@ -27,6 +27,7 @@ class SpareLine(asyncio.Protocol):
 
     Args:
         sessions: of this process.
+        connections: those that have a line, which are told to shut down.
         opened: is told of a session that begins, and of its first header's type.
         on_end: is told when this connection waits no longer.
     """
@@ -35,11 +36,12 @@ class SpareLine(asyncio.Protocol):
         self,
         transport: asyncio.Transport,
         sessions: Sessions,
+        connections: set[Any],
         opened: Callable[[Session, str], None],
         on_end: Callable[[SpareLine], None],
     ) -> None:
         self.transport = transport
-        self._sessions, self._opened, self._on_end = sessions, opened, on_end
+        self._sessions, self._connections, self._opened, self._on_end = sessions, connections, opened, on_end
         self.used = False
         """It waits no longer."""
         self._data = bytearray()
@@ -105,7 +107,7 @@ class SpareLine(asyncio.Protocol):
             connection.data_received(rest)
 
     def _attach(self, session: Session, count: int | None) -> Connection:
-        connection = Connection(session, self._sessions, self.transport, set())
+        connection = Connection(session, self._sessions, self.transport, self._connections)
         self.transport.set_protocol(connection)
         try:
             session.attach(connection, count)

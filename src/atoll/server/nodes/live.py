@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from atoll import __version__, errors, ownership, settings
-from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
+from atoll.server.cluster.contract import LOCAL, LiveNode
 from atoll.server.nodes.bodies import Free, NodeRow, plain_row
 from atoll.server.nodes.rows import NodeAccount
 from atoll.server.process.background import in_background
@@ -24,27 +23,6 @@ SHARE_SECONDS = 2.0
 SHARED_FILE = "nodes.json"
 """In `run/`, the owner's alone: what the command line on this machine shows, which has no key to ask the server with."""
 MOST_SHARED_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class LiveNode:
-    """A node with a link.
-
-    Args:
-        name: of the node.
-        facts: as it said when it linked.
-        load: its last word about itself; None before the first.
-        silent_seconds: since its last word.
-        lines: clients' lines that go there.
-        linked: its link is open; False while only its lease runs on.
-    """
-
-    name: str
-    facts: NodeFacts
-    load: NodeLoad | None = None
-    silent_seconds: float = 0.0
-    lines: int = 0
-    linked: bool = True
 
 
 class Cluster(Protocol):
