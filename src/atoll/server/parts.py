@@ -23,11 +23,8 @@ from collections.abc import Callable
 from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
-<<<<<<< HEAD
-from atoll.server.fleets import part as fleets
-=======
 from atoll.server.cluster import part as cluster
->>>>>>> 70dfed3 (WIP: links, arrivals, members)
+from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
