@@ -34,6 +34,8 @@ import pytest
 
 from ..waiting import PATIENCE_SECONDS, until
 
+CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
+"""Where the kernel has control groups of version 1, those that limit processors."""
 NETWORK, SWITCH = "10.79.0", "10.79.0.254"
 _FIRST_PROCESS = """
 import signal, sys
@@ -121,19 +123,20 @@ class Machine:
         address: on the switch's network.
         first: its first process.
         switch: the switch's first process.
-        cpus: numbers of the processors that its programs use; empty for all.
+        group: a control group that its programs are in; None where they are not limited.
     """
 
     name: str
     address: str
     first: int
     switch: int
-    cpus: Sequence[int] = ()
+    group: Path | None = None
     _programs: list[Program] = field(default_factory=list)
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command line of a program on this machine."""
-        limits = ["taskset", "-c", ",".join(map(str, self.cpus))] if self.cpus else []
+        enter = 'echo 0 > "$0/cgroup.procs" && exec "$@"'
+        limits = ["sh", "-c", enter, str(self.group)] if self.group is not None else []
         return ["nsenter", f"--target={self.first}", "--net", "--mount", "--uts", "--pid", *limits, *arguments]
 
     def run(self, *arguments: str) -> None:
@@ -266,10 +269,15 @@ class Switch:
         """Run `ip` on the switch."""
         subprocess.run(["nsenter", f"--net=/proc/{self.first}/ns/net", "ip", *arguments], check=True)
 
-    def machine(self, name: str, cpus: Sequence[int] = ()) -> Machine:
-        """Plug a new machine in."""
+    def machine(self, name: str, cpus: float = 0.0) -> Machine:
+        """Plug a new machine in.
+
+        Args:
+            cpus: processors that all its programs have together, such as 0.5; 0 for no limit.
+        """
+        group = self._stack.enter_context(_group(f"atoll-{os.getpid()}-{name}", cpus)) if cpus else None
         first = self._stack.enter_context(_held("--net", "--mount", "--uts", "--pid", "--mount-proc"))
-        made = Machine(name, f"{NETWORK}.{next(self._numbers)}", first, self.first, cpus)
+        made = Machine(name, f"{NETWORK}.{next(self._numbers)}", first, self.first, group)
         self._stack.callback(made.kill)
         cable = ["link", "add", "name", made._plug, "type", "veth", "peer", "name", "cable", "netns", str(first)]
         self.ip(*cable)
@@ -284,6 +292,20 @@ class Switch:
             made.run("ip", *arguments.split())
         made.join()
         return made
+
+
+@contextlib.contextmanager
+def _group(name: str, cpus: float) -> Iterator[Path]:
+    """Make a control group (version 1) with so many processors."""
+    directory = CPU_GROUPS / name
+    directory.mkdir()
+    try:
+        (directory / "cpu.cfs_quota_us").write_text(str(round(cpus * 100_000)))
+        yield directory
+    finally:
+        until(lambda: not (directory / "cgroup.procs").read_text())
+        for below, _, _ in os.walk(directory, topdown=False):
+            os.rmdir(below)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ..waiting import until
-from .machines import Machine, Switch, network
+from .machines import CPU_GROUPS, Machine, Switch, network
 
 pytestmark = pytest.mark.root
 
@@ -136,6 +136,21 @@ def test_mounts_and_addresses_are_the_machines_own(machines: tuple[Machine, Mach
     with machines[0].entered():
         assert "cable" in Path("/proc/thread-self/net/dev").read_text()
     assert "cable" not in Path("/proc/thread-self/net/dev").read_text()
+
+
+@pytest.mark.skipif(not (CPU_GROUPS / "cpu.shares").exists(), reason="no control groups of version 1")
+def test_a_machine_may_have_a_part_of_a_processor(tmp_path: Path) -> None:
+    """All its programs are in a group with a quota, those of a nested process namespace included; the group goes with it."""
+    with network() as switch:
+        machine = switch.machine("small", cpus=0.5)
+        nested = "import subprocess; print(); subprocess.run(['unshare', '--pid', '--fork', 'sleep', '600'])"
+        start(machine, nested, tmp_path)
+        group = machine.group
+        assert group is not None
+        assert (group / "cpu.cfs_quota_us").read_text() == "50000\n"
+        until(lambda: len(machine.processes()) == 3)
+        assert sorted(map(int, (group / "cgroup.procs").read_text().split())) == sorted(machine.processes())
+    assert not group.exists()
 
 
 def test_machines_end_with_a_test_that_is_killed(tmp_path: Path) -> None:
