@@ -1,4 +1,4 @@
-"""The unit of systemd and the container's recipe in `deploy/`."""
+"""The units of systemd and the container's recipe in `deploy/`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ sync; echo o > /proc/sysrq-trigger; sleep 5
 """
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["atoll.service", "atoll-node.service"])
+def test_systemd_takes_the_unit(tmp_path: Path, name: str) -> None:
     """`systemd-analyze verify` finds nothing; one before 254 alone does not know `DelegateSubgroup=`."""
     program = find_tool("systemd-analyze")
     if program is None:
         pytest.skip("needs `systemd-analyze`")
-    text = (ROOT / "deploy" / "atoll.service").read_text()
-    unit = tmp_path / "atoll.service"
+    text = (ROOT / "deploy" / name).read_text()
+    unit = tmp_path / name
     unit.write_text(text.replace("/opt/atoll/bin/atoll ", "/bin/true "))  # it wants programs that are there
     done = subprocess.run([program, "verify", str(unit)], capture_output=True, text=True, check=False, timeout=120)
-    told = [line for line in done.stderr.splitlines() if "atoll.service" in line and "DelegateSubgroup" not in line]
+    told = [line for line in done.stderr.splitlines() if name in line and "DelegateSubgroup" not in line]
     assert (done.returncode, told) == (0, []), done.stderr
 
 

@@ -22,7 +22,7 @@ from atoll.cli.confirmation import Yes, confirmed
 from atoll.cli.nodes.values import certificates_of, labels_of, machine_name, token_of
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
-from atoll.cli.terminal import echo
+from atoll.cli.terminal import echo, echo_lines
 from atoll.host.remote.proxies import is_loopback
 from atoll.server.member import joined
 from atoll.terminal_text import printable
@@ -39,6 +39,8 @@ Flag = cyclopts.Parameter(negative="")
 STOP_SECONDS, START_SECONDS = 60.0, 30.0
 """Seconds in which a node that is told to end in order has ended, and in which one that is started runs."""
 LOOK_SECONDS = 0.1
+REFUSED_STATUS = 3
+"""Exit status of a node that its server does not know any more: to start it again cannot help."""
 _PROGRAM = "from atoll.cli.main import main; main()"
 
 
@@ -160,7 +162,7 @@ def status(*, json: Annotated[bool, Flag] = False, home: Path | None = None) -> 
 
 @app.command
 def stop(*, home: Path | None = None) -> int:
-    """End the process that runs this machine's node, in order: what runs there is ended, and it stays a node.
+    """End the process that runs this machine's node, in order. Its calls end 10 s later unless it runs again by then.
 
     Parameters
     ----------
@@ -238,7 +240,13 @@ def _run(home: Path) -> int:
             f"a node needs packages that are not installed: {error}", hint="pip install 'atoll[server]'"
         ) from error
     with joined.only_one(home):
-        return int(main.run(home, lambda line: echo(line, flush=True)))
+        try:
+            return int(main.run(home, lambda line: echo(line, flush=True)))
+        except errors.NotAuthorized as error:
+            if error.status == 429:  # passes with time
+                raise
+            echo_lines(f"error: {error}", error=True)
+            return REFUSED_STATUS
 
 
 def _detached(home: Path) -> int:
