@@ -28,6 +28,14 @@ from .process import Server
 NOBODY = {"Atoll-Protocol": "1"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nodes_go(server: Server) -> Iterator[None]:
+    """Leave the server without the nodes of this module."""
+    yield
+    for one in server.ask("GET", "/v1/nodes")[1]["nodes"]:
+        server.ask("DELETE", f"/v1/nodes/{one['name']}")
+
+
 def post(server: Server, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     return server.ask("POST", path, json.dumps(body).encode(), headers)
 
@@ -139,6 +147,9 @@ def test_keys_and_credentials_of_nodes_open_nothing_of_each_other(server: Server
     scoped = {"Authorization": f"Key {weak['id']}:{weak['secret']}", "Atoll-Protocol": "1"}
     own = joined(server, "honest")
     pair = own["Authorization"].partition(" ")[2]
+    machines = server.ask("GET", "/v1/machines", headers=plain)[1]["machines"]
+    assert machines[0]["name"] == "local"
+    assert server.ask("GET", "/v1/machines", headers=own)[0] == 401
     for headers, status in ((plain, 403), (scoped, 403), (own, 401), (NOBODY, 401)):
         assert server.ask("GET", "/v1/nodes", headers=headers)[0] == status
         assert server.ask("DELETE", "/v1/nodes/honest", headers=headers)[0] == status

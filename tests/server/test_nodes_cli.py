@@ -53,6 +53,11 @@ def test_a_machine_joins_with_one_command(server: Server, atoll: Shell, tmp_path
     assert heading.split()[:2] == ["node", "state"]
     assert re.match(r"local +active +\S+ of \S+ ", local)
     assert any(re.match(r"lab-1 +never linked +never ", line) for line in rows)
+    out = atoll("status")[1]
+    assert re.search(r"^machine  local  \S+ of \S+ cores free .*\nmachine  lab-1  not linked\n", out, re.MULTILINE), (
+        out
+    )
+    assert [one["name"] for one in json.loads(atoll("status", "--json")[1])["nodes"]] == ["local", "lab-1"]
     assert atoll("nodes", "cordon", "lab-1")[2] == "`lab-1` takes no new calls\n"
     assert "`lab-1` is empty" in atoll("nodes", "drain", "lab-1", "--wait")[2]
     assert atoll("node", "status", *place)[1].endswith("state    draining, not linked\n")

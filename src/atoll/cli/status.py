@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from atoll import errors
 from atoll.cli import hosts
 from atoll.cli.calls import rows
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.confirmation import counted
+from atoll.cli.nodes.table import free_line
 from atoll.cli.settings_state import settings_lines
 from atoll.cli.tables import print_json, size
 from atoll.cli.terminal import echo
@@ -46,7 +48,7 @@ def status(*, json: bool = False) -> int:
     ----------
     json: bool
         Print an object with `daemon`, `capacity`, `calls`, `sandboxes` and `workers`; of a server also with `server`, its
-        address and your user there, `limits` and `quota`.
+        address and your user there, `limits`, `quota`, and `nodes`, its machines if it has several.
     """
     host = hosts.chosen()
     found = hosts.ask_running("status", {}, host)
@@ -96,10 +98,20 @@ def _own(found: dict[str, Any], host: Host) -> dict[str, Any]:
         **found,
         "server": {"url": host.server.url, **me},  # type: ignore[attr-defined]
         "quota": host.request("volume.quota", {}),
+        "nodes": _machines(host),
         "calls": [one for one in found["calls"] if one["user"] == user],
         "sandboxes": sandboxes,
         "workers": [one for one in found["workers"] if one["sandbox"] in names],
     }
+
+
+def _machines(host: Host) -> list[dict[str, Any]]:
+    """Return the machines of a server, if it has several; none of an older server."""
+    try:
+        found = list(host.server.ask("GET", "/v1/machines")["machines"])  # type: ignore[attr-defined]
+    except (errors.AtollError, KeyError, TypeError):
+        return []
+    return found if len(found) > 1 else []
 
 
 def _server_lines(found: dict[str, Any], now: float) -> Iterator[str]:
@@ -109,7 +121,12 @@ def _server_lines(found: dict[str, Any], now: float) -> Iterator[str]:
     rights = ", operator" if server.get("operator") else ""
     yield f"server   {server['url']}, version {version}{older}, since {rows.duration(max(now - daemon['started_at'], 0.0))}"
     yield f"user     {server.get('name')} (key {server.get('key')}, scope {server.get('scope')}{rights})"
-    yield f"machine  {machine(found['capacity'])}"
+    if found["nodes"]:
+        width = max(len(one["name"]) for one in found["nodes"])
+        for one in found["nodes"]:
+            yield f"machine  {one['name'].ljust(width)}  {free_line(one)}"
+    else:
+        yield f"machine  {machine(found['capacity'])}"
     most = (found.get("limits") or {}).get("workers")
     calls = f"{counted(most, 'call')} at a time" if most else "no limit of calls"
     quota = Quota.from_data(found["quota"])

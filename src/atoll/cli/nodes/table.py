@@ -59,7 +59,7 @@ def state(one: dict[str, Any]) -> str:
         return str(one["state"])
     if one["name"] == "local":
         return "no daemon runs" if one["state"] == "active" else str(one["state"])
-    lost = "never linked" if one["seen"] is None else "not linked"
+    lost = "never linked" if one.get("seen", 0.0) is None else "not linked"
     return lost if one["state"] == "active" else f"{one['state']}, {lost}"
 
 

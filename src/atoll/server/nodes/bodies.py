@@ -120,6 +120,30 @@ class NodeRows(msgspec.Struct, frozen=True):
     version: str = __version__
 
 
+class Machine(msgspec.Struct, frozen=True):
+    """A machine as every user may see it; see `NodeRow`."""
+
+    name: str
+    state: str
+    linked: bool
+    has: Free | None
+    free: Free | None
+    gpus: list[str]
+    running: int | None
+    waiting: int | None
+
+
+class Machines(msgspec.Struct, frozen=True):
+    """The machines that run functions: the server's own first, then by name."""
+
+    machines: list[Machine]
+
+
+def machine(row: NodeRow) -> Machine:
+    """Return those parts of a node's row that every user may see."""
+    return Machine(**{name: getattr(row, name) for name in Machine.__struct_fields__})
+
+
 def plain_row(node: NodeAccount) -> NodeRow:
     """Return a node's row by its account alone: nothing is known of it now."""
     return NodeRow(

@@ -8,10 +8,11 @@ from starlette.routing import BaseRoute
 
 from atoll.server import versions
 from atoll.server.accounts.routes import administrator_of
+from atoll.server.cluster.contract import LOCAL
 from atoll.server.nodes import acts, bodies, live, rows
 from atoll.server.nodes.accounts import Nodes
 from atoll.server.principal import Principal
-from atoll.server.state import state_of
+from atoll.server.state import principal_of, state_of
 from atoll.server.typed import typed
 
 
@@ -19,6 +20,7 @@ def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
         typed("/v1/nodes", "GET", list_nodes, answer=bodies.NodeRows),
+        typed("/v1/machines", "GET", list_machines, answer=bodies.Machines),
         typed("/v1/nodes/join", "POST", join, body=bodies.Join, answer=bodies.Joined, status=201, public=True),
         typed("/v1/nodes/tokens", "POST", make_token, body=bodies.NewToken, answer=bodies.MadeToken, status=201),
         typed("/v1/nodes/tokens", "DELETE", revoke_tokens, answer=bodies.RevokedTokens),
@@ -47,6 +49,14 @@ async def list_nodes(request: Request) -> bodies.NodeRows:
     nodes = nodes_of(request)
     await nodes.tell()
     return bodies.NodeRows(await live.rows_of(state_of(request), nodes.known()))
+
+
+async def list_machines(request: Request) -> bodies.Machines:
+    """List the machines that run functions, with what is free of each; for every user."""
+    await principal_of(request)
+    state = state_of(request)
+    known = [node for node in nodes_of(request).known() if state.options.local_node or node.name != LOCAL]
+    return bodies.Machines([bodies.machine(row) for row in await live.rows_of(state, known)])
 
 
 async def join(request: Request, asked: bodies.Join) -> bodies.Joined:
