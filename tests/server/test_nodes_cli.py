@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shlex
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atoll import errors
 from atoll.cli.nodes import table, values
+from atoll.model.options.cluster import ClusterSettings
+from atoll.server.fleets.ssh import SshFleet
 from atoll.server.member import joined
 
+from ..conftest import own_home
+from ..waiting import until
+from . import sshd
 from .process import Server
 from .shell import Shell
 
@@ -54,9 +62,7 @@ def test_a_machine_joins_with_one_command(server: Server, atoll: Shell, tmp_path
     assert re.match(r"local +active +\S+ of \S+ ", local)
     assert any(re.match(r"lab-1 +never linked +never ", line) for line in rows)
     out = atoll("status")[1]
-    assert re.search(r"^machine  local  \S+ of \S+ cores free .*\nmachine  lab-1  not linked\n", out, re.MULTILINE), (
-        out
-    )
+    assert re.search(r"^machine  local  \S+ of \S+ cores free .*\nmachine  lab-1  not linked\n", out, re.MULTILINE), out
     assert [one["name"] for one in json.loads(atoll("status", "--json")[1])["nodes"]] == ["local", "lab-1"]
     assert atoll("nodes", "cordon", "lab-1")[2] == "`lab-1` takes no new calls\n"
     assert "`lab-1` is empty" in atoll("nodes", "drain", "lab-1", "--wait")[2]
@@ -208,3 +214,46 @@ def test_the_host_name_becomes_a_nodes_name(monkeypatch: pytest.MonkeyPatch) -> 
     for host, name in (("GPU_2.lab.example", "gpu-2"), ("-a--b-", "a-b"), ("x" * 80, "x" * 63), ("\u00fc", "")):
         monkeypatch.setattr("platform.node", lambda host=host: host)
         assert values.machine_name() == name
+
+
+def test_a_machine_joins_over_ssh(
+    server: Server, atoll: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command has a machine join by the user's own ssh; again it starts the same node, and reasons of failures are told."""
+    with sshd.running(tmp_path / "ssh") as client, own_home() as there:
+        (tmp_path / "bin").mkdir()
+        wrapper = tmp_path / "bin" / "ssh"
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+        program = shlex.join([sys.executable, "-P", "-c", "from atoll.cli.main import main; main()"])
+        add = ["nodes", "add", "127.0.0.1", "--name", "far", "--home-there", str(there.path)]
+        add += ["--ca-file", str(server.ca_file)]
+
+        def row() -> dict[str, Any]:
+            return next(one for one in json.loads(atoll("nodes", "list", "--json")[1]) if one["name"] == "far")
+
+        status, _, told = atoll(*add, "--command", "/no/such/atoll")
+        assert (status, "there is no `/no/such/atoll`" in told, "pip install" in told) == (1, True, True)
+        options = ClusterSettings(("127.0.0.1",), command=program, home=str(there.path), ssh=("ssh",))
+        fleet = SshFleet(options)
+        assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "dead", "node": ""}]
+        try:
+            status, _, told = atoll(*add, "--command", program)
+            assert (status, told) == (0, "`127.0.0.1` has joined, and runs its node\n")
+            until(lambda: row()["linked"])
+            first = row()
+            assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "alive", "node": "far"}]
+            asyncio.run(fleet.stop("127.0.0.1"))
+            assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "dead", "node": "far"}]
+            assert atoll(*add, "--command", program)[0] == 0
+            until(lambda: row()["linked"])
+            assert row()["id"] == first["id"]
+            assert atoll("nodes", "remove", "far", "--yes")[0] == 0
+            assert atoll(*add, "--command", program)[0] == 0
+            assert row()["id"] != first["id"]
+        finally:
+            asyncio.run(fleet.stop("127.0.0.1"))
+        assert atoll("node", "leave", "--yes", "--home", str(there.path))[0] == 0
+    (row_after,) = asyncio.run(fleet.machines())
+    assert (row_after["state"], "cannot reach `127.0.0.1`" in row_after["reason"]) == ("unknown", True)

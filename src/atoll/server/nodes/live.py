@@ -91,6 +91,16 @@ def _with(row: NodeRow, given: Mapping[str, Any]) -> NodeRow:
     return msgspec.structs.replace(row, **given)
 
 
+def _note(state: ServerState, accounts: Sequence[NodeAccount]) -> None:
+    """Note the last words of linked nodes, and facts that have changed, for the database."""
+    cluster: Cluster | None = state.parts.get("cluster")
+    live = {one.name: one for one in cluster.rows() if one.linked} if cluster is not None else {}
+    for node in accounts:
+        if (found := live.get(node.name)) is not None:
+            said = msgspec.to_builtins(found.facts)
+            state.parts["nodes"].heard(node.id, said if {**node.facts, **said} != node.facts else None)
+
+
 @contextlib.asynccontextmanager
 async def sharing(state: ServerState) -> AsyncIterator[None]:
     """Share rows of the nodes with the command line on this machine while the context is open, if others have joined."""
@@ -99,6 +109,7 @@ async def sharing(state: ServerState) -> AsyncIterator[None]:
     async def share() -> None:
         while True:
             known = state.parts["nodes"].known()
+            _note(state, known)
             if len(known) > 1:
                 rows = await rows_of(state, known)
                 temporary = file.with_name(f".{SHARED_FILE}")
