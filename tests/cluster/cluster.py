@@ -255,7 +255,9 @@ def cluster(
             return made
 
         where = switch.machine("head")
-        head = Head(home(), Authority(files), [*options, *([] if local else ["--no-local"])], port=PORT)
+        options = [*options, *([] if local else ["--no-local"])]
+        nothing: Any = None  # a machine has its program
+        head = Head(home(), Authority(files), options, port=PORT, process=nothing)
         head.machine = where
         head.environment = dict(environment or {})
         head.home.atoll("data", "filesystem", "init")

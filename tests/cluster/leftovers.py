@@ -8,12 +8,12 @@ from pathlib import Path
 from atoll.sandbox.limits.cgroups import name_for
 
 from .cluster import Cluster, Node
-from .machines import Machine
 
 
-def mounts(machine: Machine) -> list[str]:
-    """Return the mount points of a machine."""
-    return [line.split()[4] for line in Path(f"/proc/{machine.first}/mountinfo").read_text().splitlines()]
+def mounts(node: Node) -> list[str]:
+    """Return the mount points of a node below its state directory."""
+    lines = Path(f"/proc/{node.machine.first}/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if str(node.home.path) in line]
 
 
 def groups(home: Path) -> list[Path]:
@@ -43,4 +43,4 @@ def sandboxes(node: Node) -> list[int]:
 
 def sessions(cluster: Cluster) -> int:
     """Return how many lines the server knows of, on all its nodes."""
-    return sum(int(row["lines"]) for row in cluster.rows())
+    return sum(int(row["lines"]) for row in cluster.rows() if row["name"] in cluster.nodes)
