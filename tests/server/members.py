@@ -93,5 +93,5 @@ def _end(member: Member) -> None:
 @contextlib.contextmanager
 def cluster(*names: str, options: tuple[str, ...] = ("--no-local",)) -> Iterator[tuple[Server, dict[str, Member]]]:
     """Run a server and members of it."""
-    with running(*options) as server, joined(server, *names) as found:
+    with running(*options, own_data=True) as server, joined(server, *names) as found:
         yield server, found

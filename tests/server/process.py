@@ -211,13 +211,16 @@ def on_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def running(*options: str, tls: bool = True, share_network: bool = False, **environment: str) -> Iterator[Server]:
+def running(
+    *options: str, tls: bool = True, share_network: bool = False, own_data: bool = False, **environment: str
+) -> Iterator[Server]:
     """Run a server in a fresh state directory; it and its node have ended at the end of the context.
 
     With `ATOLL_CONFORMANCE=cluster` its functions run on two other machines, and this thread is on a third one.
 
     Args:
         share_network: functions of its only user have the machine's network.
+        own_data: machines that join need not share `/data`.
     """
     if on_cluster():
         from ..cluster.cluster import cluster
@@ -230,7 +233,8 @@ def running(*options: str, tls: bool = True, share_network: bool = False, **envi
         share_uid = os.geteuid() != 0  # else a node of a plain user serves one user
         packages = machine_packages.read(Path(directory))
         lines = ["[users]", f"share_uid = {str(share_uid).lower()}", f"share_network = {str(share_network).lower()}"]
-        (home.path / "settings.toml").write_text("\n".join([*lines, "[environments]", packages.options]))
+        own = ["[cluster]", "own_data = true"] if own_data else []
+        (home.path / "settings.toml").write_text("\n".join([*lines, *own, "[environments]", packages.options]))
         server = Server(home, Authority(Path(directory)), options, tls, environment=environment)
         server.client_variables = packages.variables
         try:

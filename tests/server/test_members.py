@@ -17,8 +17,8 @@ from atoll import Host, errors, isolated
 from ..conftest import needs_outbound
 from ..waiting import until
 from .functions import Leased
-from .members import Member, cluster
-from .process import Server
+from .members import Member, cluster, joined
+from .process import Server, running
 from .raw_line import RawLine
 
 pytestmark = needs_outbound
@@ -207,3 +207,13 @@ def test_a_revoked_key_ends_lines_at_their_machines(machines: tuple[Server, dict
         line.pump()
     assert line.closed == 4401
     line.drop()
+
+
+def test_a_machine_with_a_disk_of_its_own_is_placed_on_by_consent_only() -> None:
+    """A user's `/data` is the same wherever a call runs: a machine that does not share it gets none, and says why."""
+    with running() as server, joined(server, "apart") as members:
+        until(lambda: "no calls are placed on `apart`" in members["apart"].log.read_text())
+        for _ in range(3):
+            leased = Leased(server, _add, 1, 2, env={"NUMBER": os.urandom(4).hex()})
+            assert "@" not in leased.worker
+            leased.line.close()

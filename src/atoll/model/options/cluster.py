@@ -1,4 +1,4 @@
-"""The options `cluster` of `settings.toml`: the machines that a server starts as its nodes over ssh."""
+"""The options `cluster` of `settings.toml`: the machines of a server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class ClusterSettings:
         command: the program `atoll` there.
         home: the state directory there; empty as its ATOLL_HOME says.
         ssh: the program and arguments that come before the name of the machine; keys are those of the user who runs it.
+        own_data: consent that machines which do not share `/data` run functions, too: a user's files there are others.
     """
 
     machines: tuple[str, ...] = ()
@@ -25,3 +26,4 @@ class ClusterSettings:
     command: str = "atoll"
     home: str = ""
     ssh: tuple[str, ...] = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+    own_data: bool = False

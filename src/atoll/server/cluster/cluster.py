@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Protocol
 
 from atoll import errors
+from atoll.server.cluster import own_node
 from atoll.server.cluster.arrival import Arrival
 from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad, Place, Shares, Wish
 from atoll.server.cluster.link import Link
@@ -80,8 +81,9 @@ class Cluster:
         self.sessions: dict[str, Held] = {}
         self.arrivals: dict[str, Arrival] = {}
         self.placement = Placement(None)
-        self.volumes = ""
-        """Identity of the file system that all nodes share; empty where each has its own."""
+        options = state.node.options
+        self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
+        """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
         self._lines: Counter[str] = Counter()
         self._waiting: dict[str, asyncio.Future[str]] = {}
         self._away: dict[str, float] = {}
@@ -139,10 +141,6 @@ class Cluster:
         """Return the facts of the node with the most memory."""
         return max(self.facts.values(), key=lambda one: one.memory_bytes, default=None)
 
-    def volumes_of(self, user: str) -> str:  # noqa: ARG002 - one file system for all users
-        """Return the identity of the file system that carries a user's `/data`; empty where any node will do."""
-        return self.volumes
-
     def node_of_data(self, user: str) -> str:  # noqa: ARG002 - as above
         """Return a node that serves `/data`: the own one, or one that has said a word lately.
 
@@ -151,7 +149,7 @@ class Cluster:
         """
         if self.local:
             return LOCAL
-        linked = [name for name, facts in self.facts.items() if name in self.links and facts.volumes == self.volumes]
+        linked = [name for name in self.links if self.volumes in ("", self.facts[name].volumes)]
         if not linked:
             raise errors.HostUnreachable("no machine is there", hint="see `atoll nodes list`")
         return min(linked, key=lambda name: self.links[name].load.running)
@@ -166,13 +164,14 @@ class Cluster:
     def join_local(self, facts: NodeFacts) -> None:
         """Take the server's own machine."""
         self.facts[LOCAL] = facts
+        self._choose_volumes(facts)
         self._settle(self.placement.join(facts, self._now()))
 
     def hear_local(self, load: NodeLoad) -> None:
         """Take the load of the server's own machine."""
         self._settle(self.placement.load(LOCAL, load, self._now()))
 
-    def joined(self, link: Link, sessions: list[dict[str, Any]]) -> None:
+    def joined(self, link: Link, sessions: list[dict[str, Any]]) -> str:
         """See `link.Owner.joined`."""
         name, facts = link.name, link.facts
         assert facts is not None
@@ -193,6 +192,21 @@ class Cluster:
         self._settle(self.placement.join(facts, self._now()))
         self._settle(self.placement.accept(name, self._accepting.get(name, True), self._now()))
         log.info("node_linked", extra={"fields": {"node": name, "sessions": len(said), "version": facts.version}})
+        return self._choose_volumes(facts)
+
+    def _choose_volumes(self, facts: NodeFacts) -> str:
+        """Decide which file system carries everybody's `/data`; return why a node is not placed on, or nothing."""
+        if self.state.node.options.cluster.own_data:
+            return ""
+        if LOCAL in self.facts or not self.volumes:  # without a machine of the server's own the first one decides
+            self.volumes = self.facts.get(LOCAL, facts).volumes
+        if self.volumes in (facts.volumes, own_node.UNKNOWN):
+            return ""
+        log.warning("node_apart", extra={"fields": {"node": facts.name}})
+        return (
+            f"no calls are placed on `{facts.name}`: it does not share the disk of `/data` with the server's other machines;"
+            " give it the same `[storage]` in `settings.toml`, or set `own_data = true` below `[cluster]` at the server"
+        )
 
     def heard(self, link: Link) -> None:
         """See `link.Owner.heard`."""

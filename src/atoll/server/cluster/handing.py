@@ -65,9 +65,10 @@ class Handing:
         assert header is not None
         if header["type"] in {"lease", "shell"}:
             for attempt in range(ATTEMPTS):
-                volumes = cluster.volumes_of(arrival.principal.user)
                 name = f"{arrival.id[:12]}-{attempt}"
-                wish = wishes.wish_of(name, arrival.principal.user, header.get("spec"), cluster.largest(), volumes)
+                wish = wishes.wish_of(
+                    name, arrival.principal.user, header.get("spec"), cluster.largest(), cluster.volumes
+                )
                 node = await cluster.place(wish, arrival)
                 try:
                     if await self._hand(arrival, node, name):

@@ -34,8 +34,8 @@ class Owner(Protocol):
 
     server: str
 
-    def joined(self, link: Link, sessions: list[dict[str, Any]]) -> None:
-        """Take a node that has said what it is."""
+    def joined(self, link: Link, sessions: list[dict[str, Any]]) -> str:
+        """Take a node that has said what it is; return a line for its operator, or nothing."""
 
     def heard(self, link: Link) -> None:
         """Take a node's word about its load."""
@@ -201,8 +201,8 @@ class Link(asyncio.Protocol):
                 raise MessageError("a link begins with `hello`")
             self.facts = NodeFacts(**{**message["facts"], "name": self.name, "gpus": tuple(message["facts"]["gpus"])})
             self._timer.cancel()
-            self.say({"type": "welcome", "server": self._owner.server, "name": self.name})
-            self._owner.joined(self, message["sessions"])
+            notice = self._owner.joined(self, message["sessions"])
+            self.say({"type": "welcome", "server": self._owner.server, "name": self.name, "notice": notice})
             return
         self.heard_at = self._loop.time()
         if kind == "load":

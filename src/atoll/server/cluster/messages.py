@@ -10,7 +10,7 @@ A link carries, from the member to the server:
 
 and to the member:
 
-    welcome     `server`: changes with each process of it; `name`
+    welcome     `server`: changes with each process of it; `name`; `notice`: a line for the node's operator, or empty
     beat        `number` of the `load` that it acknowledges
     dial        `count`: so many more connections are wanted
     ask         `id`, `principal` (None for the server itself), `name`, `arguments`

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atoll.node.shared import marker
 from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
 from atoll.settings import Settings
 
+UNKNOWN = "unknown"
+"""Stands for the identity of a file system that cannot be read yet."""
+OWN = "own:"
+"""The beginning of the identity of a machine's own disk, which no other machine has."""
+
 
 def facts(
-    answer: Mapping[str, Any],
-    options: Settings,  # noqa: ARG001
-    version: str,
-    name: str = LOCAL,
-    labels: Mapping[str, str] | None = None,
+    answer: Mapping[str, Any], volumes: str, version: str, name: str = LOCAL, labels: Mapping[str, str] | None = None
 ) -> NodeFacts:
-    """Return the facts of a node, from its daemon's answer to `capacity`."""
+    """Return the facts of a node, from its daemon's answer to `capacity`.
+
+    Args:
+        volumes: identity of the file system that carries `/data`.
+    """
     machine = answer["machine"]
     return NodeFacts(
         name,
@@ -25,7 +31,7 @@ def facts(
         machine["memory_bytes"],
         tuple(gpu["name"] for gpu in machine["gpus"]),
         dict(labels or {}),
-        "",
+        volumes,
     )
 
 
@@ -38,3 +44,17 @@ def load(answer: Mapping[str, Any], taken: int) -> NodeLoad:
     free = answer["free"]
     fits = {row["name"]: row["fits_now"] for row in answer["types"]}
     return NodeLoad(taken, fits, int(free["cpus"] * 1000), free["memory_bytes"], free["gpus"])
+
+
+def volumes_of(options: Settings, name: str = LOCAL) -> str:
+    """Return the identity of the file system that carries this machine's volumes; blocks while it is asked.
+
+    Raises:
+        VolumesUnavailable: it cannot be read.
+    """
+    return marker.identity(options) or f"{OWN}{name}"
+
+
+def expected_volumes(options: Settings) -> str:
+    """Return the identity that this machine's volumes will have; one that no machine has while it cannot be read yet."""
+    return f"{OWN}{LOCAL}" if not options.storage.is_shared else UNKNOWN

@@ -52,7 +52,12 @@ async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None
             log.warning("own_node_not_asked", extra={"fields": {"error": error.message[:200]}})
             continue
         if not known:
-            cluster.join_local(own_node.facts(answer, state.node.options, __version__))
+            try:
+                volumes = await asyncio.to_thread(own_node.volumes_of, state.node.options)
+            except errors.AtollError as error:
+                log.warning("own_volumes_unknown", extra={"fields": {"error": error.message[:200]}})
+                continue
+            cluster.join_local(own_node.facts(answer, volumes, __version__))
             known, given = True, 0
             handing.given = 0
         cluster.hear_local(own_node.load(answer, given))

@@ -24,6 +24,7 @@ from atoll.server.member.dialling import Address, dial
 from atoll.server.member.node_link import NodeLink, clock
 from atoll.server.member.spare_line import SpareLine
 from atoll.server.node import Node
+from atoll.terminal_text import printable
 
 log = logging.getLogger("atoll.member")
 
@@ -102,7 +103,8 @@ class Member:
 
     async def _dial_link(self) -> NodeLink:
         answer = await self._node.ask(None, "capacity", {})
-        facts = own_node.facts(answer, self._node.options, __version__, self._name, self._labels)
+        volumes = await asyncio.to_thread(own_node.volumes_of, self._node.options, self._name)
+        facts = own_node.facts(answer, volumes, __version__, self._name, self._labels)
         _, made = await dial(
             self._address,
             LINK_PATH,
@@ -111,13 +113,15 @@ class Member:
         assert isinstance(made, NodeLink)
         return made
 
-    def welcomed(self, link: NodeLink) -> None:
+    def welcomed(self, link: NodeLink, notice: str) -> None:
         """See `node_link.Owner.welcomed`."""
         self._link = link
         self._leases.clear()
         self._changed.set()
         self.wanted(SPARES)
         self._tell(f"linked to {self._address.url} as `{self._name}`")
+        if notice:
+            self._tell(f"warning: {printable(notice)}")
         log.info("linked", extra={"fields": {"server": self._address.url, "name": self._name}})
 
     def lost(self, link: NodeLink) -> None:

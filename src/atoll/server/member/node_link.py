@@ -29,8 +29,8 @@ def clock() -> float:
 class Owner(Protocol):
     """The member, as its link calls back."""
 
-    def welcomed(self, link: NodeLink) -> None:
-        """Note that the server has taken this node."""
+    def welcomed(self, link: NodeLink, notice: str) -> None:
+        """Note that the server has taken this node; a notice is for its operator."""
 
     def leased(self, until: float) -> None:
         """Note until when, by `clock`, the node may run calls."""
@@ -138,7 +138,7 @@ class NodeLink(asyncio.Protocol):
                 if future is not None and not future.done():
                     future.set_result(message)
             case "welcome":
-                self._owner.welcomed(self)
+                self._owner.welcomed(self, str(message.get("notice", "")))
             case _:  # of a newer server
                 pass
 
