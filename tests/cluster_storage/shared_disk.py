@@ -96,10 +96,9 @@ def mounted(metadata: str, *options: str) -> Iterator[Path]:
         until(lambda: linux.kind_of(str(point)) == juicefs.KIND)
         yield point
     finally:
-        program.send_signal(signal.SIGTERM)
+        clear(point)
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(20)
-        clear(point)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
         program.wait()

@@ -359,6 +359,7 @@ def test_on_juicefs_snapshots_are_clones(tmp_path: Path, monkeypatch: pytest.Mon
                 if process.poll() is not None or time.monotonic() > deadline:
                     pytest.skip("JuiceFS cannot be mounted here")
                 time.sleep(0.05)
+            mount.chmod(0o711)  # JuiceFS makes its root for everybody
             home = Home(mount / "home")
             home.path.mkdir(mode=0o711)
             monkeypatch.setenv("ATOLL_HOME", str(home.path))

@@ -87,7 +87,8 @@ async def _removed(services: Services, user: str, keep: bool) -> str:
         await services.secrets.threads.run(user, partial(services.secrets.remove, user))
         services.node.quotas.forget(user)
         await services.node.stores.remove(user, KILL_SECONDS)
-        kept = await _put_aside(services, user, keep)
+        async with services.node.data.presence.alone(user):
+            kept = await _put_aside(services, user, keep)
     with contextlib.suppress(errors.StateUnusable):
         await asyncio.wrap_future(services.recorder.ask(lambda database: database.forget(user)))
     log.info("user_removed user=%s kept=%s", user, kept)

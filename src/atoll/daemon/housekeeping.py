@@ -1,7 +1,7 @@
 """Housekeeping of volumes: removes trees that syncs have replaced, as soon as nothing can have them open.
 
 A sandbox or a shell may work in a directory after a sync has replaced it. So a replaced tree is removed only when every
-sandbox and shell of its user was started later.
+sandbox and shell of its user, on every machine that shares the volume, was started later.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from atoll import errors
 from atoll.engine.contract import Engine
 from atoll.node.node import Node
 
@@ -116,6 +117,13 @@ class Housekeeping:
     async def _remove_replaced(self, user: str) -> None:
         volume = self._volume(user)
         alive = [*volume.shells, self._engine.oldest_sandbox(user) or time.time()]
-        before = min(alive) - (0.0 if self._is_idle(user) else CLOCK_SECONDS)
+        data = self._node.data
+        with contextlib.suppress(errors.VolumesUnavailable):
+            elsewhere = await data.presence.since(user, min(alive))
+            before = min(*alive, elsewhere or math.inf)
+            before -= 0.0 if self._is_idle(user) and not data.is_shared else CLOCK_SECONDS
+            await self._collect_before(user, before)
+
+    async def _collect_before(self, user: str, before: float) -> None:
         if await self._node.storage_peers.collect(user, int(before * 1e9)):
-            volume.made_room_at = time.monotonic()
+            self._volume(user).made_room_at = time.monotonic()

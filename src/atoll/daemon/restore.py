@@ -54,7 +54,8 @@ async def handle(
 
     Raises:
         SnapshotError: there is no such snapshot, or it is just being removed.
-        VolumeBusy: calls run and `wait` is not set; or another restore is under way, or a daemon of another version.
+        VolumeBusy: calls run and `wait` is not set; or another restore is under way, a daemon of another version, or
+            another machine that shares the volume has sandboxes.
         DiskFull, QuotaExceeded, StateUnusable: the volume cannot take it; nothing has changed.
     """
     if name == "volume.make_room":
@@ -89,11 +90,12 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
             while not committed:
                 await _answer(channel, name, ("ready",), progress)
                 started = time.monotonic()
-                async with services.engine.quiet(user, busy):
+                async with services.engine.quiet(user, busy), contextlib.AsyncExitStack() as held:
                     while services.housekeeping.open_shells(user):
                         await busy()
                         await asyncio.sleep(0.1)
                     _refuse_if_shared(services)
+                    await held.enter_async_context(services.node.data.presence.alone(user))
                     # An exchange that has begun is finished, also when the client goes away.
                     committed = True
                     exchange = asyncio.ensure_future(_exchange(channel, name, progress))

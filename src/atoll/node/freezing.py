@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 from atoll.sandbox.limits.freezing import Freezer
 from atoll.sandbox.limits.sandbox_limit import SandboxLimit
@@ -34,10 +35,30 @@ _LOOK_SECONDS = 0.001
 _LONG_SECONDS = 0.1
 
 
-class Pauses:
-    """The pauses of all users; to be used from the event loop's own thread."""
+@contextlib.asynccontextmanager
+async def _nowhere_else(_: str) -> AsyncIterator[bool]:
+    yield True
 
-    def __init__(self) -> None:
+
+class Pauses:
+    """The pauses of all users; to be used from the event loop's own thread.
+
+    Args:
+        elsewhere: holds a user's sandboxes on other machines that share the volume while its context is open; gives
+            whether nothing of theirs runs there.
+        on_last: is told when a user's last sandbox has ended.
+
+    Attributes:
+        elsewhere: see above.
+    """
+
+    def __init__(
+        self,
+        elsewhere: Callable[[str], AbstractAsyncContextManager[bool]] = _nowhere_else,
+        on_last: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self.elsewhere = elsewhere
+        self._on_last = on_last
         self._limits: dict[str, set[SandboxLimit]] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._paces: dict[str, Pace] = {}
@@ -58,6 +79,7 @@ class Pauses:
         limits.discard(limit)
         if not limits:
             self._limits.pop(user, None)
+            self._on_last(user)
 
     def stops(self, user: str, pid: int) -> bool:
         """Return whether a process is stopped by a pause, and not by itself."""
@@ -68,8 +90,8 @@ class Pauses:
         try:
             while True:
                 await _expect(channel, "freeze")
-                async with self._turn(user), self._paused(user) as whole:
-                    await channel.send({"type": "frozen", "whole": whole})
+                async with self._turn(user), self.elsewhere(user) as alone, self._paused(user) as whole:
+                    await channel.send({"type": "frozen", "whole": whole and alone})
                     thawed = False
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(MOST_SECONDS):

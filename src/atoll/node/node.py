@@ -129,7 +129,8 @@ class Node:
         self.stores = Stores(options.environments_directory, self._builds.confinement, self._identities.builder)
         self.apply(options)
         self.environments = self.stores.owner
-        self.pauses = Pauses()
+        presence = self.data.presence
+        self.pauses = Pauses(presence.held_elsewhere, presence.leave)
         self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
         sheet, library = self.quotas.sheet, self._library
         group = self.limits.peers
@@ -311,6 +312,7 @@ class Node:
         disk: TmpDisk | None = None,
     ) -> Policy:
         volume, identity = self.volume(key.user)
+        self.data.presence.enter(key.user)
         binds = [
             Bind(str(self._library), LIBRARY),
             Bind(str(environment.path), ENVIRONMENT),

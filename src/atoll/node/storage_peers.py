@@ -195,7 +195,8 @@ class StoragePeers:
         """
         staging = self._settings.volumes_directory / user / "staging"
         with contextlib.suppress(errors.AtollError, OSError):
-            if self.used_by_others() or not worth_collecting(staging, before_ns):
+            worth = partial(worth_collecting, staging, before_ns)
+            if self.used_by_others() or not await self._threads.run(user, worth):
                 return 0
             async with self.open(user, client=DAEMON) as descriptor:
                 channel = Channel(socket.socket(fileno=os.dup(descriptor)), 0)

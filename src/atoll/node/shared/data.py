@@ -3,12 +3,14 @@
 Theory of operation. On a machine's own disk there is nothing to do. On a shared one a thread looks at the root every
 `LOOK_SECONDS`. While no look has succeeded for `SILENT_SECONDS`, or the last one failed, whoever needs a volume is
 refused with the reason, before anything of the daemon's touches the file system. When JuiceFS was mounted anew, sandboxes
-still have the dead mount at `/data`, so all of them are ended.
+still have the dead mount at `/data`, and when its process was started anew, programs have lost the locks that they hold:
+so all sandboxes are ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -19,8 +21,9 @@ from typing import Any
 from atoll import errors, linux, ownership
 from atoll.model.findings import Finding
 from atoll.model.options.storage import JUICEFS
-from atoll.node.shared import marker
+from atoll.node.shared import juicefs, marker
 from atoll.node.shared.mount_hold import MountHold, mount_state, unavailable
+from atoll.node.shared.presence import Presence
 from atoll.settings import Settings
 from atoll.work_threads import WorkThreads
 
@@ -49,10 +52,11 @@ class SharedData:
         self.is_shared = options.storage.is_shared
         self.identity = ""
         self._mount = MountHold(options)
-        self._device = 0
+        self._session: tuple[int, int] = (0, 0)
         self._problem: errors.VolumesUnavailable | None = None
         self._answered = time.monotonic()
         self._threads = WorkThreads("shared-data", 1)
+        self.presence = Presence(self.root if self.is_shared else None)
         if not self.is_shared:
             return
         try:
@@ -60,7 +64,7 @@ class SharedData:
                 self._mount.take()
             ownership.check(self.root)
             self.identity = marker.check(options).id
-            self._device = os.stat(self.root).st_dev
+            self._session = self._look()
         except BaseException:
             self.close()
             raise
@@ -95,7 +99,7 @@ class SharedData:
             if self._storage.filesystem == JUICEFS:
                 self._mount.keep()
             try:
-                device = await self._threads.run("", self._look)
+                session = await self._threads.run("", self._look)
             except OSError as error:
                 text = error.message if isinstance(error, errors.AtollError) else error.strerror or repr(error)
                 if self._problem is None:
@@ -103,21 +107,28 @@ class SharedData:
                 self._problem = unavailable(self.root, text)
                 continue
             self._answered = time.monotonic()
-            if device != self._device:
-                lost = unavailable(self.root, "it was lost, and has been mounted again")
-                log.warning("volumes_mounted_again root=%s", self.root)
-                self._device = device
+            if session != self._session:
+                lost = unavailable(self.root, "it was lost with all locks, and has been mounted again")
+                log.warning("volumes_mounted_again root=%s session=%s", self.root, session)
+                self._session = session
                 await on_lost(lost)
             elif self._problem is not None:
                 log.info("volumes_back root=%s", self.root)
             self._problem = None
 
-    def _look(self) -> int:
-        """Return the number of the file system, after a look at its marker."""
+    def _look(self) -> tuple[int, int]:
+        """Return the numbers of the mount and of its session, after a look at its marker.
+
+        JuiceFS starts its process anew under the same mount, in another session: the locks of the first one are lost.
+        """
         found = marker.read(self.root)
         if found.id != self.identity:
             raise OSError(116, "another file system was mounted in its place")
-        return os.stat(self.root).st_dev
+        session = 0
+        if self._storage.filesystem == JUICEFS:
+            with contextlib.suppress(ValueError):
+                session = int(juicefs.live_facts(self.root)["Meta"]["Sid"])
+        return os.stat(self.root).st_dev, session
 
     def facts(self) -> dict[str, Any]:
         """Return the state as JSON-compatible data, for `atoll status`."""
@@ -134,6 +145,7 @@ class SharedData:
 
     def close(self) -> None:
         """Let the mount go; the keeper unmounts it when no daemon of this state directory has it."""
+        self.presence.close()
         self._mount.release()
 
 

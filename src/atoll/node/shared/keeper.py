@@ -138,14 +138,15 @@ class Keeper:
         return any(one.point == str(self._point) for one in _mounts())
 
     async def _unmount(self, child: process.Child | None) -> None:
-        """Unmount in order where that works, by force where not, and end the process."""
-        if child is not None and child.running:
-            child.signal(15)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.wait(), END_SECONDS)
+        """Unmount, and let JuiceFS write what it holds and end.
+
+        By force at once: other namespaces have copies of the mount, for which JuiceFS would wait in vain.
+        """
         clear(self._point)
         if child is not None and child.running:
-            await child.kill()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), END_SECONDS)
+            await child.stop(END_SECONDS)
 
     def _is_unwanted(self) -> bool:
         """Return whether no daemon lives; then none begins to use the mount before this process has ended."""

@@ -1,0 +1,210 @@
+"""Two machines with daemons of their own share every user's `/data`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import errors, isolated, settings
+from atoll.host.local import LocalHost
+from atoll.node.shared.marker import identity
+from atoll.node.shared.mount_hold import mount_state
+from atoll.sdk.data.sync import sync_dir
+from atoll.sdk.data.volume import Volume
+from atoll.storage.snapshots.values import JUICEFS
+
+from ..leaks import release_idle
+from ..waiting import PATIENCE_SECONDS, ended, until
+from .shared_disk import Disk, Machine
+
+
+@pytest.fixture
+def hosts(machines: tuple[Machine, Machine]) -> Iterator[tuple[LocalHost, LocalHost]]:
+    """The hosts of both machines."""
+    one, other = (LocalHost(machine.path) for machine in machines)
+    yield one, other
+    release_idle()
+
+
+def on(host: LocalHost, function: Any, **options: Any) -> Any:
+    """Return a function that runs on a host."""
+    return isolated(host=host, **options)(function)
+
+
+def write(path: str, text: str) -> tuple[int, int]:
+    """Write a file; return uid and inode."""
+    with open(path, "w") as file:
+        file.write(text)
+    found = os.stat(path)
+    return found.st_uid, found.st_ino
+
+
+def read(path: str) -> tuple[str, int, int]:
+    """Read a file; return uid and inode too."""
+    with open(path) as file:
+        text = file.read()
+    found = os.stat(path)
+    return text, found.st_uid, found.st_ino
+
+
+def read_in(directory: int, name: str) -> str:
+    """Read a small file of an open directory."""
+    descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)
+    try:
+        return os.read(descriptor, 1000).decode()
+    finally:
+        os.close(descriptor)
+
+
+def read_pairs(path: str) -> int:
+    """Read two files of each version of a tree until the last has come; return how many versions were seen."""
+    import os
+
+    seen = set()
+    while not os.path.exists("/data/go"):
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            names = sorted(os.listdir(directory))
+            pair = {read_in(directory, name) for name in names}
+        except FileNotFoundError:  # the whole tree was replaced and removed meanwhile
+            continue
+        finally:
+            os.close(directory)
+        assert len(pair) == 1, pair
+        assert len(names) == 40, names
+        seen |= pair
+    return len(seen)
+
+
+def wait_for(path: str) -> str:
+    """Wait until a file exists, and read it."""
+    import time
+
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    with open(path) as file:
+        return file.read()
+
+
+def test_a_function_reads_what_one_on_another_machine_wrote(
+    hosts: tuple[LocalHost, LocalHost], machines: tuple[Machine, Machine]
+) -> None:
+    """A file that is closed on one machine is read on the other at once, with one owner, and replaced likewise."""
+    one, other = hosts
+    for number in range(5):
+        uid, inode = on(one, write)("/data/note.txt", f"version {number}")
+        assert on(other, read)("/data/note.txt") == (f"version {number}", uid, inode)
+    assert on(other, write)("/data/note.txt", "back")[0] == uid
+    assert on(one, read)("/data/note.txt")[0] == "back"
+    first, second = (identity(settings.load(machine.path)) for machine in machines)
+    assert first == second != ""
+    state = json.loads(machines[0].atoll("data", "filesystem", "status", "--json").stdout)
+    assert (state["works"], state["identity"], state["kind"]) == (True, first, "fuse.juicefs")
+
+
+def test_a_sync_on_one_machine_is_seen_whole_on_the_other(hosts: tuple[LocalHost, LocalHost], tmp_path: Path) -> None:
+    """A function that reads on one machine while the other syncs finds old or new trees, never a mixture."""
+    one, other = hosts
+    source = tmp_path / "tree"
+    source.mkdir()
+
+    def make(version: int) -> None:
+        for number in range(40):
+            (source / f"f{number:02}").write_text(f"version {version}")
+
+    make(0)
+    sync_dir(source, "/data/tree", host=one)
+    reading = on(other, read_pairs).submit("/data/tree")
+    for version in range(1, 6):
+        make(version)
+        sync_dir(source, "/data/tree", host=one)
+    on(one, write)("/data/go", "")
+    assert reading.result(PATIENCE_SECONDS) >= 1
+    assert on(other, read)("/data/tree/f00")[0] == "version 5"
+    Volume(one).remove("/data/go")
+
+
+def test_a_snapshot_is_restored_when_no_machine_uses_the_volume(
+    hosts: tuple[LocalHost, LocalHost], machines: tuple[Machine, Machine]
+) -> None:
+    """A restore is refused while another machine has sandboxes, by that machine's name, and works when they are gone."""
+    one, other = hosts
+    Volume(one).write_text("/data/kept/file", "before")
+    snapshot = Volume(one).snapshot("first", "/data/kept")
+    assert snapshot.way == JUICEFS
+    Volume(other).write_text("/data/kept/file", "after")
+    waiting = on(other, wait_for).submit("/data/kept/go")
+    until(lambda: list((machines[0].root / "use" / "local").glob("????????????????")))
+    with pytest.raises(errors.VolumeBusy, match="use the volume") as refused:
+        Volume(one).restore("first")
+    assert refused.value.details["hosts"] == [os.uname().nodename]
+    Volume(one).write_text("/data/kept/go", "now")
+    assert waiting.result(PATIENCE_SECONDS) == "now"
+    release_idle()
+    machines[1].stop()
+    Volume(one).restore("first")
+    assert Volume(other).read_text("/data/kept/file") == "before"
+
+
+def test_a_mount_that_dies_is_named_and_mounted_again(
+    hosts: tuple[LocalHost, LocalHost], machines: tuple[Machine, Machine]
+) -> None:
+    """After a SIGKILL of all of JuiceFS, calls fail by name until it is mounted again, and then work."""
+    one, other = hosts
+    on(one, write)("/data/note.txt", "before")
+    waiting = on(one, wait_for).submit("/data/never")
+    until(lambda: list((machines[0].root / "use" / "local").glob("????????????????")))
+    state = mount_state(settings.load(machines[0].path))
+    program = state["program"]
+    os.killpg(program, signal.SIGKILL)
+    with pytest.raises((errors.WorkerDied, OSError)):  # the function's own error, or the end of its sandbox
+        waiting.result(PATIENCE_SECONDS)
+    until(lambda: mount_state(settings.load(machines[0].path))["mounts"] > state["mounts"])
+
+    def works() -> bool:
+        with contextlib.suppress(OSError):
+            return bool(on(one, read)("/data/note.txt")[0] == "before")
+        return False
+
+    until(works)
+    assert "in order" in machines[0].atoll("status").stdout
+    assert on(other, read)("/data/note.txt")[0] == "before"
+
+
+def test_leftovers_of_a_daemon_are_removed_when_it_is_dead(
+    hosts: tuple[LocalHost, LocalHost], machines: tuple[Machine, Machine]
+) -> None:
+    """A daemon that was killed leaves no mount and no hold on a volume: the other's restore removes its mark."""
+    one, other = hosts
+    Volume(one).write_text("/data/kept/file", "before")
+    Volume(one).snapshot("second", "/data/kept")
+    on(other, read)("/data/kept/file")
+    release_idle()
+    machines[0].stop()
+    pid = machines[1].daemon_pid()
+    assert pid is not None
+    marks = Path("use", "local")
+    until(lambda: (machines[1].root / marks).exists())
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid)
+    assert machines[1].wait_processes() == []
+    assert not machines[1].root.joinpath("volumes").exists()
+    Volume(one).restore("second")
+    assert sorted(os.listdir(machines[0].root / marks)) == ["gate"]
+
+
+def test_a_machine_without_the_file_system_runs_nothing(disk: Disk, tmp_path: Path) -> None:
+    """A directory without a marker is not used: a disk that is not mounted is no empty volume."""
+    (tmp_path / "settings.toml").write_text(f'[storage]\nfilesystem = "path"\npath = "{tmp_path / "shared"}"\n')
+    (tmp_path / "shared").mkdir()
+    with pytest.raises(errors.VolumesUnavailable, match="never prepared"):
+        on(LocalHost(tmp_path), time.time)()
+    assert os.listdir(tmp_path / "shared") == []
