@@ -16,7 +16,8 @@ import pytest
 
 from atoll import errors, isolated
 from atoll.sandbox.limits.limits import Limits
-from atoll.settings import Settings
+from atoll.server.node import Node
+from atoll.settings import Settings, load
 
 from ..conftest import Home
 from ..waiting import until
@@ -265,6 +266,30 @@ def test_gpus_are_assigned_to_one_call_at_a_time(atoll_home: Home) -> None:
     for gpu in ("nvidia0", "nvidia1"):
         times = sorted((begin, end) for names, _, begin, end in answers if names == [gpu])
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(times)), gpu
+
+
+def test_an_allowance_names_the_gpus_that_workers_get(atoll_home: Home) -> None:
+    """A warm worker on another GPU ends, a new call gets the one that is named, and waits where there is none."""
+    with fake_gpus(atoll_home, 2) as paths:
+        node = Node(load(atoll_home.path))
+
+        @isolated(machine_type="GPU-T4", keep_alive=600)
+        def seen(directory: str) -> list[str]:
+            return sorted(name for name in os.listdir(directory) if name.startswith("nvidia"))
+
+        directory = os.path.dirname(paths[0])
+        assert seen(directory) == ["nvidia0"]
+        told = node.open(None, {"type": "watch_load"})
+        assert told.receive().header["load"]["fits"]["GPU-T4"] == 1
+        assert node.request(None, "allowance", {"gpus": [1]})["gpus"] == 1
+        until(lambda: told.receive().header["load"]["running"] == 0)
+        assert seen(directory) == ["nvidia1"]
+        assert node.request(None, "allowance", {"millicores": 0, "gpus": []})["fits"]["GPU-T4"] == 0
+        waiting = seen.submit(directory)
+        until(lambda: node.request(None, "load", {})["waiting"] == 1)
+        node.request(None, "allowance", {"gpus": ["nvidia0"]})
+        assert waiting.result(60) == ["nvidia0"]
+        told.close()
 
 
 def test_an_idle_worker_gives_its_gpu_to_another_function(atoll_home: Home) -> None:

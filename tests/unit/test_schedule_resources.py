@@ -20,7 +20,7 @@ from atoll.engine.actions import (
     Request,
 )
 from atoll.engine.schedule import Schedule
-from atoll.model.resources import Bounds, Needs
+from atoll.model.resources import Allowance, Bounds, Needs
 from atoll.model.specs import SandboxKey, WorkerKey
 
 GPUS = ("g0", "g1")
@@ -430,3 +430,86 @@ def test_every_request_is_answered_and_nothing_is_given_twice(
     while world.step(moment):
         moment += 1
     assert sorted(world.answered) == sorted(world.requests)
+
+
+def test_a_smaller_allowance_lets_calls_end_and_begins_nothing_beyond_it() -> None:
+    """Calls that run keep what they have; the next one begins only when all of them fit, and waits for more else."""
+    schedule = Schedule(Bounds(4, 16, 16, 100))
+    first, second = (grant(schedule.ask(request(name, "large"))) for name in ("r1", "r2"))
+    assert not schedule.allow(1.0, Allowance(2000, 8))
+    assert not grants(schedule.ask(request("r3", "small")))
+    actions = finish(schedule, first)
+    assert not grants(actions)
+    assert EndWorker(first.worker) in actions
+    assert not grants(schedule.worker_ended(1.0, first.worker)), "the other has all of the cores still"
+    assert not grants(finish(schedule, second)), "a warm worker keeps its memory"
+    assert grants(schedule.worker_ended(1.0, second.worker)) == ["r3"]
+    assert not grants(schedule.ask(request("r4", "wide"))), "the whole machine has room for it, so it waits"
+    assert not refusals(schedule.allow(2.0, Allowance(0, 0)))
+    schedule.withdraw("r3")
+    assert grants(schedule.allow(3.0, None)) == []
+    assert schedule.position("r4") == 0
+
+
+def test_idle_workers_beyond_the_allowance_end() -> None:
+    """Those with other GPUs end with their sandboxes, and those whose memory is too much; a busy one after its call."""
+    schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))
+    idle, busy = (grant(schedule.ask(request(name, "gpu", key=name))) for name in ("r1", "r2"))
+    finish(schedule, idle)
+    actions = schedule.allow(2.0, Allowance(8000, 100, ("g1",)))
+    assert EndWorker(idle.worker) in actions
+    assert any(isinstance(action, EndSandbox) for action in actions)
+    actions = schedule.allow(3.0, Allowance(8000, 100, ("g0",)))
+    assert actions == [Reclaim(busy.worker, busy.epoch)]
+    actions = schedule.ask(request("r3", "gpu", key="r1"))
+    assert not grants(actions), "the process that is ending may still use the GPU"
+    assert grants(schedule.worker_ended(4.0, idle.worker)) == ["r3"]
+    assert EndWorker(busy.worker) in finish(schedule, busy)
+    other = grant(schedule.ask(request("r4", "hoard")))
+    finish(schedule, other, 5.0)
+    assert EndWorker(other.worker) in schedule.allow(6.0, Allowance(8000, 5, ("g0",)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32))
+def test_nothing_begins_beyond_an_allowance(seed: int) -> None:
+    """Whatever happens in which order: a new worker is within the allowance, and all are served when it is the whole."""
+    rng, schedule, running, count = random.Random(seed), Schedule(Bounds(4, 6, 5, 12, GPUS)), dict[str, Grant](), 0
+    ended: list[str] = []
+
+    def take(actions: list[Action]) -> None:
+        allowed, ledger = schedule.ledger.allowed, schedule.ledger
+        for action in actions:
+            match action:
+                case Grant():
+                    running[action.request] = action
+                    assert ledger.millicores() <= allowed.millicores
+                case ForkWorker():
+                    assert set(action.key.sandbox.gpus) <= set(allowed.gpus)
+                    assert (
+                        not KINDS[action.key.machine_type].memory_bytes
+                        or ledger.reserved_bytes() <= allowed.memory_bytes
+                    )
+                case EndWorker():
+                    ended.append(action.worker)
+
+    for now in range(60):
+        match rng.randrange(4):
+            case 0:
+                gpus = tuple(gpu for gpu in GPUS if rng.random() < 0.6)
+                take(schedule.allow(now, Allowance(rng.choice([0, 1000, 4000]), rng.choice([0, 6, 12]), gpus)))
+            case 1 if running:
+                found = running.pop(rng.choice(sorted(running)))
+                take(finish(schedule, found, now))
+            case 2 if ended:
+                take(schedule.worker_ended(now, ended.pop()))
+            case _:
+                count += 1
+                take(schedule.ask(request(f"r{count}", rng.choice(["small", "gpu", "pair", "card", "xs"])), now))
+    take(schedule.allow(99, None))
+    for now in range(100, 400):
+        if running:
+            take(finish(schedule, running.pop(min(running)), now))
+        while ended:
+            take(schedule.worker_ended(now, ended.pop()))
+    assert not schedule.waiting

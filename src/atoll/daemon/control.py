@@ -137,10 +137,9 @@ class Connection:
                 return self._shell(claims.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
             case "exec":
                 return self._exec(message)
-            case "handover" | "adopt" as kind:
-                leasing.check_owner(self._caller, "hand lines over")
-                lines = self._services.handover
-                return lines.take(self._channel) if kind == "handover" else lines.give(self._channel)
+            case "handover" | "adopt" | "watch_load" as kind:
+                leasing.check_owner(self._caller, "serve others here")
+                return self._services.stream(kind, self._channel)
             case "dial":
                 return self._dial(message.get("worker"), message.get("port"))
             case "request":
@@ -152,6 +151,7 @@ class Connection:
         """Serve the caller in whose name the owner, or the keeper, asks."""
         self._caller, users = caller, self._services.users
         if caller.remote:
+            self._services.joined.fence.check()
             users.admit(caller.user, caller.limits, owner)
             self._caller = replace(caller, network=users.network())
             self._held.enter_context(users.connection(caller.user))
@@ -199,12 +199,15 @@ class Connection:
         """Run `work` to its end, or cancel it when the client closes the connection."""
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._channel.receive())
+        fence = self._services.joined.fence
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            with fence.ends(task) if self._caller.remote else contextlib.nullcontext():
+                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.cancelled():
+                fence.check()
             if task.done():
                 return task.result()
-            _check_withdrawn(gone.result())
-            raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
+            raise _out_of_turn(gone.result())
         finally:
             for one in (task, gone):
                 one.cancel()
@@ -263,8 +266,7 @@ class Connection:
             while not lease.granted.done():
                 await asyncio.wait({lease.granted, gone}, timeout=POSITION_SECONDS, return_when="FIRST_COMPLETED")
                 if gone.done():
-                    _check_withdrawn(gone.result())
-                    raise errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
+                    raise _out_of_turn(gone.result())
                 said = max(lease.position(), 0), lease.reason()
                 unread = self._caller.nested and self._channel.queued_bytes  # as for other lines
                 if said[1] and said != told and not lease.granted.done() and not unread:
@@ -318,7 +320,7 @@ class Connection:
         ):
             await self._channel.send({"type": "granted"}, [descriptor])
             with contextlib.suppress(ChannelClosed):  # the client leaves, or the peer has idled for long enough
-                await self._until_gone(_wait(ended))
+                await self._until_gone(ended.wait())
 
     async def _dial(self, worker: object, port: object) -> None:
         """Send the client a socket that is connected to a port inside a sandbox."""
@@ -383,13 +385,10 @@ class Connection:
             self._leave(name == "stop")
 
 
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-def _check_withdrawn(message: Message) -> None:
+def _out_of_turn(message: Message) -> Exception:
     if message.type == "withdrawn":
-        raise Withdrawn("the client has got another lease meanwhile")
+        return Withdrawn("the client has got another lease meanwhile")
+    return errors.ProtocolMismatch("the client spoke out of turn", hint="upgrade the older side")
 
 
 def _too_large(error: HeaderTooLarge) -> dict[str, Any]:

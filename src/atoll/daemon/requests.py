@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from atoll import __version__, errors
 from atoll.daemon import administration, call_requests, leasing, restore
+from atoll.daemon.joined import part as joined
 from atoll.daemon.leasing import Caller
 from atoll.daemon.secrets import requests as secrets
 from atoll.daemon.services import Services
@@ -53,6 +54,11 @@ async def answer(
         return {"grace_seconds": services.engine.longest_grace_seconds(), "detached": left}
     if name in administration.REQUESTS:
         return await administration.handle(services, caller, name, arguments)
+    if name in joined.REQUESTS:
+        leasing.check_owner(caller, f"ask for `{name}`")
+        if caller.remote:
+            raise errors.ResourcesUnavailable(f"`{name}` is for the server itself", hint="see `atoll nodes`")
+        return await services.joined.answer(name, arguments)
     if name.startswith("calls."):
         return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("secrets."):

@@ -9,12 +9,13 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from atoll.daemon.detached.calls import Detached
 from atoll.daemon.handover import Handover
 from atoll.daemon.housekeeping import Housekeeping
+from atoll.daemon.joined.part import STREAMS, Joined
 from atoll.daemon.records.recorder import Recorder
 from atoll.daemon.records.tapes import Outputs
 from atoll.daemon.running_calls import RunningCalls
@@ -27,6 +28,7 @@ from atoll.engine.contract import Connect, Engine
 from atoll.engine.pool import Pool
 from atoll.node.node import Node
 from atoll.settings import Settings
+from atoll.wire.async_channel import AsyncChannel
 
 
 class Services:
@@ -50,6 +52,7 @@ class Services:
         self.outputs = Outputs(self.recorder)
         self.detached = Detached(options, serve, self.recorder.add)
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.detached.report)
+        self.joined = Joined(self.engine, self.node, options.run_directory / "joined")
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()
@@ -86,11 +89,18 @@ class Services:
         self._tasks.append(asyncio.ensure_future(self.node.settle()))
         self.detached.start()
 
+    def stream(self, kind: str, channel: AsyncChannel) -> Coroutine[Any, Any, None]:
+        """Return the work of a stream of the owner's server or member, by its opening message."""
+        if kind in STREAMS:
+            return self.joined.serve(kind, channel)
+        return self.handover.take(channel) if kind == "handover" else self.handover.give(channel)
+
     async def close_engine(self) -> None:
         """End the work in the background and every sandbox; connections that hold leases then end."""
         for task in self._tasks:
             task.cancel()
         self.handover.close()
+        self.joined.close()
         self.detached.leave(at_once=True)
         await self.engine.close()
         await self.detached.close()

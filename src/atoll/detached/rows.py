@@ -6,14 +6,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from atoll.model import mounts
 from atoll.model.records import CallRecord
 from atoll.model.spool import RetryRule
 
 STATES = ("waiting", "running", "finished")
 """A call waits until it is sent to a worker; it runs until its outcome is known."""
 
-OWNER = "local"
-"""The user who owns the machine's daemon; all others are users of a server."""
+OWNER = mounts.OWNER
 
 _LEFT_OUT = {
     *("user", "spool", "place", "template", "identity", "max_concurrency", "retries", "error"),

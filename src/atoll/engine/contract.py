@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from atoll import errors
 from atoll.engine.accounts import Opener
 from atoll.engine.actions import WHOLE, Share
 from atoll.environments.built.records import Environment
+from atoll.model.resources import Allowance
 from atoll.model.secret_values import SecretValues
 from atoll.model.specs import EnvironmentSpec, LeaseSpec
 
@@ -219,6 +221,14 @@ class Engine(Protocol):
     def renew_workers(self, user: str) -> None:
         """End the user's idle workers, and each busy one when its call is over: its variables have changed."""
 
+    def give_up(self, users: Callable[[str], bool], error: errors.AtollError, ended: errors.AtollError) -> None:
+        """End the leases of users whose sandboxes are being killed from outside.
+
+        Args:
+            error: of those that wait.
+            ended: of those that were granted.
+        """
+
     def is_quiet(self, user: str) -> bool:
         """Return whether `quiet` holds the user's calls."""
 
@@ -253,6 +263,19 @@ class Engine(Protocol):
     def capacity(self) -> dict[str, Any]:
         """Return what functions may use here, what of it is free, and how many workers of each machine type fit now:
         see `free_shares`."""
+
+    def load(self) -> dict[str, Any]:
+        """Return what a server's placement needs to know now, as `server.cluster.contract.NodeLoad` without `taken`."""
+
+    def changes(self) -> AbstractContextManager[asyncio.Event]:
+        """Give an event that is set whenever `load` may have changed, while the context is open."""
+
+    def allow(self, allowance: Allowance | None) -> None:
+        """Use no more than a part of the machine from now on; None for all of it.
+
+        Calls that run go on, and nothing new begins beyond it. Idle workers beyond it end, and sandboxes with other
+        GPUs when their calls are over.
+        """
 
     def oldest_sandbox(self, user: str) -> float | None:
         """Return when the user's oldest live sandbox was started, in seconds since the epoch; None without any."""

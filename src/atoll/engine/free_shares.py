@@ -24,9 +24,10 @@ def free_shares(capacity: Capacity, ledger: Ledger) -> dict[str, Any]:
     busy = [one for one in ledger.workers.values() if one.request is not None] + list(ledger.dying.values())
     taken = {gpu for one in busy for gpu in one.gpus}
     products = dict(capacity.cards)
-    gpus = [{"name": products.get(name, "") or name, "free": name not in taken} for name in ledger.bounds.gpus]
-    millicores = max(0, ledger.bounds.slots * 1000 - ledger.millicores())
-    memory = max(0, capacity.memory_bytes - sum(one.needs.memory_bytes for one in busy))
+    gpus = [{"name": products.get(name, "") or name, "free": name not in taken} for name in ledger.allowed.gpus]
+    millicores = max(0, ledger.allowed.millicores - ledger.millicores())
+    allowed_bytes = min(capacity.memory_bytes, ledger.allowed.memory_bytes)
+    memory = max(0, allowed_bytes - sum(one.needs.memory_bytes for one in busy))
     workers = max(0, ledger.bounds.workers - len(busy))
     free_gpus = sum(gpu["free"] is True for gpu in gpus)
     largest = {largest_type(capacity), largest_type(capacity, with_gpus=True)}
@@ -60,4 +61,18 @@ def free_shares(capacity: Capacity, ledger: Ledger) -> dict[str, Any]:
         "machine": {"cpus": capacity.millicores / 1000, "memory_bytes": capacity.memory_bytes, "gpus": gpus},
         "free": {"cpus": millicores / 1000, "memory_bytes": memory, "gpus": free_gpus},
         "types": types,
+    }
+
+
+def load(capacity: Capacity, ledger: Ledger, waiting: int) -> dict[str, Any]:
+    """Return a node's load as its server takes it: `fits` by machine type, what is free, `running` and `waiting`."""
+    shares = free_shares(capacity, ledger)
+    free = shares["free"]
+    return {
+        "fits": {row["name"]: row["fits_now"] for row in shares["types"]},
+        "millicores": round(free["cpus"] * 1000),
+        "memory_bytes": free["memory_bytes"],
+        "gpus": free["gpus"],
+        "running": sum(one.request is not None for one in ledger.workers.values()),
+        "waiting": waiting,
     }

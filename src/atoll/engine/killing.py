@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from atoll import errors
 from atoll.agent.process.end import GRACE_SECONDS
 from atoll.engine.pool_state import PoolState, PoolWorker
 
@@ -84,6 +85,15 @@ class Killing:
         for worker in workers:
             self.end(worker)
         await _wait_ended(workers, END_SECONDS)
+
+    def give_up(self, users: Callable[[str], bool], error: errors.AtollError, ended: errors.AtollError) -> None:
+        """End the leases of users whose sandboxes are being killed; see `contract.Engine`."""
+        for worker in list(self._state.workers.values()):
+            if users(worker.key.sandbox.user):
+                self._state.end_lease(worker, ended)
+        for lease in list(self._state.leases.values()):
+            if users(lease.user) and not lease.granted.done():
+                lease.granted.set_exception(error)
 
     def _check_end(self, worker: PoolWorker) -> None:
         if self._state.workers.get(worker.id) is worker:

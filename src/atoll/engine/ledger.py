@@ -10,6 +10,9 @@ Theory of operation. Four things are shared out:
 - *Places.* The bounds of workers and sandboxes; idle ones give way.
 - *Concurrency.* Leases of one function, where it has a bound, and those of one user, likewise.
 
+The machine may be allowed to functions in part only (`allow`). What is in use beyond that is left alone, and nothing
+new begins until it is within. A request that fits the whole machine waits for the allowance to grow.
+
 A deadlock is found by simulation: calls that wait for nothing end, their shares are free, requests that then fit are
 served and end, and so on. A request that is never served in it never will be.
 """
@@ -22,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from atoll.engine.actions import Request
-from atoll.model.resources import Bounds, Needs
+from atoll.model.resources import Allowance, Bounds, Needs
 from atoll.model.specs import SandboxKey, WorkerKey
 
 
@@ -113,7 +116,19 @@ class Ledger:
         self.sandboxes: dict[str, SandboxState] = {}
         self.dying: dict[str, Worker] = {}
         """Workers that were ended and whose processes may still hold memory and GPUs."""
-        self._memory_bytes = bounds.memory_bytes or sys.maxsize
+        self._most_memory_bytes = bounds.memory_bytes or sys.maxsize
+        self.allow(None)
+
+    def allow(self, allowance: Allowance | None) -> None:
+        """Bound what is in use at a time to a part of the machine; None for all of it."""
+        bounds = self.bounds
+        whole = Allowance(bounds.slots * 1000, self._most_memory_bytes, bounds.gpus)
+        asked = allowance or whole
+        self.allowed = Allowance(
+            min(asked.millicores, whole.millicores),
+            min(asked.memory_bytes, whole.memory_bytes),
+            tuple(gpu for gpu in bounds.gpus if gpu in asked.gpus),
+        )
 
     # --- computing time -------------------------------------------------------------------------------------------
 
@@ -154,11 +169,26 @@ class Ledger:
     def free_gpus(self, cards: Collection[str] = ()) -> list[str]:
         """Return the GPUs that belong to no process, of `cards` or of all."""
         taken = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
-        return [gpu for gpu in cards or self.bounds.gpus if gpu not in taken]
+        return [gpu for gpu in cards or self.allowed.gpus if gpu in self.allowed.gpus and gpu not in taken]
+
+    def outside(self) -> list[SandboxState]:
+        """Return the sandboxes with GPUs that are not allowed."""
+        return [one for one in self.sandboxes.values() if not set(one.key.gpus) <= set(self.allowed.gpus)]
+
+    def excess(self) -> list[Worker]:
+        """Return the idle workers to end so that no more memory is reserved than allowed, or as little as may be."""
+        chosen: list[Worker] = []
+        over = sum(one.needs.memory_bytes for one in self.workers.values()) - self.allowed.memory_bytes
+        for one in self.idle_workers() if over > 0 else ():
+            if over > 0 and one.needs.memory_bytes:
+                over -= one.needs.memory_bytes
+                chosen.append(one)
+        return chosen
 
     def gpus_for(self, request: Request) -> tuple[str, ...]:
         """Return the GPUs that will do for a request; none if it needs none."""
-        return (request.needs.cards or self.bounds.gpus) if request.needs.gpus else ()
+        fitting = request.needs.cards or self.bounds.gpus
+        return tuple(gpu for gpu in fitting if gpu in self.allowed.gpus) if request.needs.gpus else ()
 
     def holders(self, identity: str) -> list[Worker]:
         """Return the workers with a lease of a function."""
@@ -209,7 +239,7 @@ class Ledger:
         """Return the resource that an empty machine lacks for the request."""
         if request.needs.gpus > len(request.needs.cards or self.bounds.gpus):
             return Lack.GPUS
-        if request.needs.memory_bytes > self._memory_bytes:
+        if request.needs.memory_bytes > self._most_memory_bytes:
             return Lack.MEMORY
         return Lack.CPU if request.needs.millicores > self.bounds.slots * 1000 else None
 
@@ -220,12 +250,12 @@ class Ledger:
             found.add(Lack.CONCURRENCY)
         if self.is_capped(request):
             found.add(Lack.SHARE)
-        if self.millicores(request) > self.bounds.slots * 1000:
+        if self.millicores(request) > self.allowed.millicores:
             found.add(Lack.CPU)
         if self.warm(request.key) is not None:
             return found
         needs, bounds = request.needs, self.bounds
-        if needs.memory_bytes and self.reserved_bytes() + needs.memory_bytes > self._memory_bytes:
+        if needs.memory_bytes and self.reserved_bytes() + needs.memory_bytes > self.allowed.memory_bytes:
             found.add(Lack.MEMORY)
         if needs.gpus and len(self.free_gpus(needs.cards)) < needs.gpus:
             found.add(Lack.GPUS)
@@ -241,11 +271,11 @@ class Ledger:
         when those that are dying will do."""
         idle, dying = self.idle_workers(), list(self.dying.values())
         if lack is Lack.MEMORY:
-            missing = self.reserved_bytes() + request.needs.memory_bytes - self._memory_bytes
+            missing = self.reserved_bytes() + request.needs.memory_bytes - self.allowed.memory_bytes
             sizes = {one.id: one.needs.memory_bytes for one in (*idle, *dying)}
         else:
             missing = request.needs.gpus - len(self.free_gpus(request.needs.cards))
-            fitting = request.needs.cards or self.bounds.gpus
+            fitting = self.gpus_for(request)
             sizes = {one.id: sum(gpu in fitting for gpu in one.gpus) for one in (*idle, *dying)}
         missing -= sum(sizes[one.id] for one in dying)
         chosen: list[Worker] = []
@@ -289,7 +319,7 @@ class Ledger:
             if len(same) >= request.max_concurrency:
                 return Lack.CONCURRENCY
         reserved = sum(one.needs.memory_bytes for one in holders)
-        if needs.memory_bytes and reserved + needs.memory_bytes > self._memory_bytes:
+        if needs.memory_bytes and reserved + needs.memory_bytes > self._most_memory_bytes:
             return Lack.MEMORY
         fitting = needs.cards or bounds.gpus
         held = sum(gpu in fitting for one in holders for gpu in one.gpus)

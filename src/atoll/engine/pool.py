@@ -34,10 +34,9 @@ from atoll.engine.actions import (
 from atoll.engine.agent_requests import AgentRequests
 from atoll.engine.call_claims import Place
 from atoll.engine.contract import Connect, Rows, RunningCall
-from atoll.engine.free_shares import free_shares
 from atoll.engine.holders import Holders
 from atoll.engine.pool_messages import Messages, is_limited_first
-from atoll.engine.pool_requests import WorkerFacts, request_of
+from atoll.engine.pool_requests import MachineFacts, WorkerFacts, request_of
 from atoll.engine.pool_state import HeldRequests, Lease, PoolSandbox, PoolState, PoolWorker
 from atoll.engine.schedule import Schedule
 from atoll.environments.built.records import Environment
@@ -66,7 +65,7 @@ MAX_WORKER_DESCRIPTORS = 32
 """Descriptors of a worker that may wait for their messages; each message has one at most."""
 
 
-class Pool(WorkerFacts):
+class Pool(WorkerFacts, MachineFacts):
     """Grants workers to leases; see `contract.Engine`.
 
     Args:
@@ -81,6 +80,7 @@ class Pool(WorkerFacts):
         self._node = node
         self._schedule = Schedule(node.machine.bounds())
         self._state = PoolState()
+        self._changes = set()
         self._messages = Messages(self._state, self._schedule, self._perform, node, on_record, on_connect)
         self._held = HeldRequests()
         self._holders = Holders(self._state, self._messages.usage)
@@ -92,14 +92,8 @@ class Pool(WorkerFacts):
     def idle(self) -> bool:
         return self._schedule.idle and not self._state.sandboxes
 
-    def capacity(self) -> dict[str, Any]:
-        return free_shares(self._node.machine.capacity, self._schedule.ledger)
-
     def oldest_sandbox(self, user: str) -> float | None:
         return min((one.started_at for one in self._state.sandboxes_of(user)), default=None)
-
-    def waiting(self, user: str | None = None) -> int:
-        return self._schedule.waiting_of(user)
 
     def ask(
         self,
@@ -113,7 +107,7 @@ class Pool(WorkerFacts):
     ) -> Lease:
         needs = self._node.machine.allot(spec.machine_type, spec.numbers).needs
         self._count += 1
-        lease = Lease(f"l{self._count}", spec, self, nested=parent is not None, relayed=relayed)
+        lease = Lease(f"l{self._count}", spec, self, nested=parent is not None, relayed=relayed, user=user)
         self._state.leases[lease.id] = lease
         self._state.environments[environment.key] = environment
         request = request_of(lease.id, user, spec, environment.key, needs, parent=parent, client=client, share=share)
@@ -123,6 +117,9 @@ class Pool(WorkerFacts):
 
     def _ask(self, request: Request) -> None:
         self._perform(self._schedule.ask(request, time.monotonic()))
+
+    def give_up(self, users: Callable[[str], bool], error: errors.AtollError, ended: errors.AtollError) -> None:
+        self._messages.ends.give_up(users, error, ended)
 
     def renew_workers(self, user: str) -> None:
         for worker in self._state.workers_of(user):
@@ -267,6 +264,7 @@ class Pool(WorkerFacts):
                             errors.ResourcesUnavailable(f"the call can never start: {action.reason}", hint=action.hint)
                         )
         self._schedule_tick()
+        self.note_change()
 
     def _release(self, worker: PoolWorker, epoch: int) -> None:
         """Take a lease from a worker; later, kill a worker that has not left it, and end its sandbox."""

@@ -3,12 +3,21 @@ worker whose code asks, within which its requests stay."""
 
 from __future__ import annotations
 
-from atoll.engine.actions import WHOLE, Request, Share
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from atoll.engine import free_shares
+from atoll.engine.actions import WHOLE, Action, Request, Share
 from atoll.engine.pool_state import Lease, PoolState
+from atoll.engine.schedule import Schedule
 from atoll.model import secret_values
-from atoll.model.resources import Needs
+from atoll.model.resources import Allowance, Needs
 from atoll.model.secret_values import SecretValues
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
+from atoll.node.node import Node
 
 
 def request_of(
@@ -85,3 +94,38 @@ class WorkerFacts:
     def secrets_of(self, worker: str) -> SecretValues:
         known = self._state.workers.get(worker)
         return known.key.secrets if known is not None else secret_values.NONE
+
+
+class MachineFacts:
+    """The part of an engine that knows the machine as a whole: its free shares, and how much of it may be used."""
+
+    _node: Node
+    _schedule: Schedule
+    _perform: Callable[[list[Action]], None]
+    _changes: set[asyncio.Event]
+
+    def capacity(self) -> dict[str, Any]:
+        return free_shares.free_shares(self._node.machine.capacity, self._schedule.ledger)
+
+    def load(self) -> dict[str, Any]:
+        return free_shares.load(self._node.machine.capacity, self._schedule.ledger, self.waiting())
+
+    def waiting(self, user: str | None = None) -> int:
+        return self._schedule.waiting_of(user)
+
+    def allow(self, allowance: Allowance | None) -> None:
+        self._perform(self._schedule.allow(time.monotonic(), allowance))
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._changes.add(event)
+        try:
+            yield event
+        finally:
+            self._changes.discard(event)
+
+    def note_change(self) -> None:
+        """Wake those who watch for changes."""
+        for event in self._changes:
+            event.set()

@@ -57,6 +57,7 @@ class Lease:
     fresh: bool = True
     nested: bool = False
     relayed: bool = False
+    user: str = ""
     first_call: str = ""
     maker: str | None = ""
     first_recorded: bool = False

@@ -44,7 +44,7 @@ from atoll.engine.fairness.turns import BothTurns
 from atoll.engine.fairness.waiting_line import WaitingLine
 from atoll.engine.ledger import REASONS, Lack, Ledger, SandboxState, Worker
 from atoll.engine.waits import Queue, Wait, explain, first_in_turn
-from atoll.model.resources import Bounds
+from atoll.model.resources import Allowance, Bounds
 from atoll.model.specs import WorkerKey
 
 
@@ -174,7 +174,7 @@ class Schedule:
         if known.spent and not ends:
             self._forget_worker(known)
             return [EndWorker(worker), *self._place()]
-        return self._place()
+        return self._end_excess() + self._place()
 
     def worker_paused(self, worker: str, epoch: int, *, paused: bool) -> list[Action]:
         """A worker's generator waits for who takes its items, or goes on: then it has its core again at once."""
@@ -205,6 +205,14 @@ class Schedule:
             return []
         known.spent = True
         return [] if known.children else self.worker_idle(now, worker, epoch, ends=True)
+
+    def allow(self, now: float, allowance: Allowance | None) -> list[Action]:
+        """Another part of the machine may be used: what is idle beyond it ends, and what is busy with its call."""
+        self.ledger.allow(allowance)
+        actions = self._end_excess()
+        for sandbox in self.ledger.outside():
+            actions += self.sandbox_worn(now, sandbox.id)
+        return actions + self.tick(now) + self._place()
 
     def worker_ended(self, now: float, worker: str, *, expired: bool = False) -> list[Action]:
         """A worker's process is gone; `expired` when its keep-alive had passed."""
@@ -343,6 +351,12 @@ class Schedule:
             for worker in self.ledger.surplus(request, lack):
                 self._forget_worker(worker)
                 actions.append(EndWorker(worker.id))
+
+    def _end_excess(self) -> list[Action]:
+        excess = self.ledger.excess()
+        for worker in excess:
+            self._forget_worker(worker)
+        return [EndWorker(worker.id) for worker in excess]
 
     def _fork(self, request: Request, actions: list[Action]) -> Worker:
         if len(self._workers) >= self._bounds.workers:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+OWNER = "local"
+"""The user who owns the machine's daemon; all others are users of a server."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Identity:
     Args:
         uid, gid: never 0.
         name: the login name that the sandbox's `passwd` gives.
+        served: it works for a user of a server, and ends with the node's lease (`sandbox.fence`).
     """
 
     uid: int
     gid: int
     name: str = "user"
+    served: bool = field(default=False, compare=False)

@@ -34,6 +34,20 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """The part of a machine that functions may use at present, where another scheduler owns the machine.
+
+    Args:
+        millicores, memory_bytes: of all functions together.
+        gpus: names of the GPUs that workers may have.
+    """
+
+    millicores: int
+    memory_bytes: int
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Needs:
     """A worker's share of the machine.
 

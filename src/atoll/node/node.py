@@ -119,13 +119,13 @@ class Node:
     def __init__(self, options: Settings) -> None:
         self._settings = options
         self.data = SharedData(options)
-        self._launcher = Launcher(options)
+        self.launcher = Launcher(options)
         self._identities = Identities(options)
-        self._networks = Networks(options, self._launcher, self._identities)
+        self._networks = Networks(options, self.launcher, self._identities)
         self.limits = Limits(options)
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
-        self._builds = Builds(options.environments, self._launcher, self._networks, self.limits, self._policy_of_build)
+        self._builds = Builds(options.environments, self.launcher, self._networks, self.limits, self._policy_of_build)
         self.stores = Stores(options.environments_directory, self._builds.confinement, self._identities.builder)
         self.apply(options)
         self.environments = self.stores.owner
@@ -134,7 +134,7 @@ class Node:
         self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
         sheet, library = self.quotas.sheet, self._library
         group = self.limits.peers
-        self.storage_peers = StoragePeers(options, self._launcher, self.volume, library, self.pauses, sheet, group)
+        self.storage_peers = StoragePeers(options, self.launcher, self.volume, library, self.pauses, sheet, group)
         self._users = volumes.users(options.volumes_directory)
         self._closing: set[asyncio.Task[None]] = set()
         self._live: WeakSet[NodeSandbox] = WeakSet()
@@ -219,7 +219,7 @@ class Node:
         options = self._settings.sandbox
         policy = confine(
             command,
-            machine=self._launcher.machine,
+            machine=self.launcher.machine,
             identity=identity,
             binds=binds,
             environment=tuple(environment.items()),
@@ -265,7 +265,7 @@ class Node:
             policy = self._function_policy(key, environment, command, {}, files, disk)
             enter = network.enter if network else ()
             with logged_stderr(self._settings.logs_directory / "sandboxes.log") as stderr:
-                started = self._launcher.launch(
+                started = self.launcher.launch(
                     policy, enter=enter, descriptors=[theirs.fileno()], stderr=stderr, group=limit
                 )
             self.pauses.add(key.user, limit)
@@ -357,7 +357,7 @@ class Node:
             files = network.files if network else ()
             policy = self._function_policy(key, environment, command, {"PYTHONPATH": LIBRARY}, files)
             enter = network.enter if network else ()
-            started = self._launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr, group=limit)
+            started = self.launcher.launch(policy, enter=enter, stdin=stdin, stdout=stdout, stderr=stderr, group=limit)
             self.pauses.add(key.user, limit)
             return started
 
@@ -387,7 +387,7 @@ class Node:
         """Return the variables that every function finds."""
         return {
             **CACHE_VARIABLES,
-            "PATH": f"{ENVIRONMENT}/bin:{self._launcher.machine.search_path}",
+            "PATH": f"{ENVIRONMENT}/bin:{self.launcher.machine.search_path}",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }

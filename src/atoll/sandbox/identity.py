@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from atoll.errors import SandboxUnavailable, StateUnusable
-from atoll.model.mounts import Identity
+from atoll.model.mounts import OWNER, Identity
 from atoll.sandbox.shared_uids import SharedUids
 from atoll.settings import Settings
 
@@ -56,15 +56,18 @@ class Identities:
 
     def carrier(self) -> Identity:
         """Return who serves outbound networks; as root, nobody who runs functions or builds (see `network`)."""
-        return self.user("@network")
+        return self._of("@network", served=False)
 
     def user(self, name: str) -> Identity:
         """Return who runs the functions of the user `name`; the same at every call, also after a restart."""
+        return self._of(name, served=name != OWNER)
+
+    def _of(self, name: str, *, served: bool) -> Identity:
         if os.geteuid() != 0:
-            return Identity(os.getuid(), os.getgid())
+            return Identity(os.getuid(), os.getgid(), served=served)
         if name not in self._known:
             self._known[name] = self._assign(name)
-        return _identity(self._known[name])
+        return Identity(self._known[name], self._known[name], served=served)
 
     def _range(self) -> range:
         if self._span is None:

@@ -24,6 +24,7 @@ from atoll.errors import SandboxUnavailable
 from atoll.process import Child, Completed, Group, run
 from atoll.sandbox import bwrap, programs, seccomp
 from atoll.sandbox.causes import explain
+from atoll.sandbox.fence import Fence, refusal
 from atoll.sandbox.ipc_namespaces import IpcNamespaces, Namespace
 from atoll.sandbox.machine import Machine, read, read_hosts
 from atoll.sandbox.orphans import OrphanPipe
@@ -205,6 +206,19 @@ class Launcher:
             raise explain(done.output, as_root=os.geteuid() == 0, bwrap=self._bwrap)
         return done
 
+    @property
+    def fence(self) -> Fence:
+        """The fence of its served sandboxes."""
+        return self._orphan_pipe.fence
+
+    def move_fence(self, until: float | None) -> None:
+        """Let served sandboxes run until another moment; None for no bound."""
+        self._orphan_pipe.move_fence(until)
+
+    async def end_served(self) -> int:
+        """End all served sandboxes and wait until they are gone; return how many there were."""
+        return await self._orphan_pipe.end_served()
+
     def abandon(self) -> None:
         """Have the orphan killer end all sandboxes, as if this process had ended; nothing can be launched any more."""
         self._orphan_pipe.close()
@@ -212,10 +226,12 @@ class Launcher:
     @contextlib.contextmanager
     def _reporting(self, policy: Policy) -> Iterator[tuple[Report, int, int]]:
         """Give a report, the descriptor that bubblewrap writes it to, and its gate; an error closes the report."""
+        if policy.identity.served and self._orphan_pipe.fence.passed:
+            raise refusal()
         self._orphan_pipe.ensure_killer()
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            report = Report(read, gate := make_gate(), self._orphan_pipe)
+            report = Report(read, gate := make_gate(), self._orphan_pipe, served=policy.identity.served)
             self._own_pids(policy, report)
             try:
                 yield report, write, gate

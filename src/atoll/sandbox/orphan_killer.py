@@ -6,6 +6,13 @@ Landlock. So the launcher sends this process two pidfds of each sandbox: bubblew
 any code runs in the sandbox. Whatever a sandbox does with its own descriptors, these stay valid: with pid 1 the kernel
 ends all processes of the namespace.
 
+It also keeps the fence (`fence`), which the launcher names: when that moment passes, it kills the sandboxes of a
+server's users, and those that it hears of later, until another moment is named. So a launcher that is stopped or hangs
+lets nothing run on.
+
+Messages: one byte and what it needs. `w` and `f` come with pidfds, of any sandbox and of one behind the fence; `u` with
+the moment, as a double; `n` for none.
+
 The launcher's end is the end of a socket whose other end only the launcher has. Nothing in a sandbox holds either, and
 a socket cannot be opened through `/proc`. Then all pidfds are killed by, and paused groups thawed. A sandbox that was being made may have a pid 1
 that has not been reported yet: every bubblewrap also inherits a pipe, which pid 1 keeps (`--sync-fd`) and the command
@@ -22,8 +29,13 @@ import contextlib
 import os
 import select
 import signal
+import struct
 import sys
 import time
+
+TYPE_CHECKING = False  # `typing` takes long to import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 QUIET_SECONDS = 0.4
 """Seconds without a holder until there can be none: a scan may miss a process that was just cloned."""
@@ -35,6 +47,9 @@ MESSAGE_DESCRIPTORS = 250
 """Descriptors that one message may carry; the kernel takes 253 (SCM_MAX_FD)."""
 
 _POLL_SECONDS = 0.05
+
+LOOK_MILLISECONDS = 200
+"""The longest wait while there is a fence: the kernel's waits do not count the time of a suspended machine."""
 
 
 def holds(pid: int | str, pipe: str) -> bool:
@@ -75,11 +90,11 @@ def sweep(pipe: str) -> int:
     return sum(end(int(name), pipe) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
 
 
-def receive(channel: _socket.socket) -> list[int] | None:
-    """Return the descriptors of one message; None after the last one."""
+def receive(channel: _socket.socket) -> tuple[bytes, list[int]] | None:
+    """Return one message and its descriptors; None after the last one."""
     try:
         space = _socket.CMSG_SPACE(4 * MESSAGE_DESCRIPTORS)
-        data, parts, _flags, _address = channel.recvmsg(1, space, _socket.MSG_CMSG_CLOEXEC)
+        data, parts, _flags, _address = channel.recvmsg(16, space, _socket.MSG_CMSG_CLOEXEC)
     except OSError:
         return None
     if not data:
@@ -88,7 +103,42 @@ def receive(channel: _socket.socket) -> list[int] | None:
     for level, kind, content in parts:
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
-    return list(found)
+    return data, list(found)
+
+
+def kill(pidfds: Iterable[int]) -> None:
+    """Kill processes, paused ones too; those that have ended are left alone."""
+    for one in pidfds:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(one, signal.SIGKILL)
+        thaw(one)
+
+
+class Keeping:
+    """The fence as the orphan killer keeps it."""
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+        self.fenced: set[int] = set()
+
+    def take(self, message: bytes, received: list[int]) -> None:
+        """Take a message of the launcher."""
+        match message[:1]:
+            case b"f":
+                self.fenced.update(received)
+            case b"u":
+                self.until = struct.unpack("<d", message[1:9])[0]
+            case b"n":
+                self.until = None
+
+    def look(self) -> float | None:
+        """Kill what is behind a fence that has passed; return the milliseconds until the next look, None for none."""
+        if self.until is None:
+            return None
+        left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
+        if left <= 0:
+            kill(self.fenced)
+        return min(max(left, _POLL_SECONDS if left <= 0 else 0.0) * 1000 + 1, LOOK_MILLISECONDS)
 
 
 def hold(channel: _socket.socket) -> set[int]:
@@ -96,19 +146,22 @@ def hold(channel: _socket.socket) -> set[int]:
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     held: set[int] = set()
+    keeping = Keeping()
     while True:
-        for descriptor, _ in poll.poll():
+        for descriptor, _ in poll.poll(keeping.look()):
             if descriptor != channel.fileno():
                 poll.unregister(descriptor)
                 held.discard(descriptor)
+                keeping.fenced.discard(descriptor)
                 os.close(descriptor)
                 continue
             received = receive(channel)
             if received is None:
                 return held
-            for one in received:
+            for one in received[1]:
                 poll.register(one, select.POLLIN)
-            held.update(received)
+            held.update(received[1])
+            keeping.take(*received)
 
 
 def thaw(pidfd: int) -> None:
@@ -138,10 +191,7 @@ def thaw(pidfd: int) -> None:
 def main(pipe: int, channel: int) -> None:
     """Wait for the launcher's end, then kill what it has launched until nothing is left."""
     name = os.readlink(f"/proc/self/fd/{pipe}")
-    for descriptor in hold(_socket.socket(fileno=channel)):
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        thaw(descriptor)
+    kill(hold(_socket.socket(fileno=channel)))
     started = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < QUIET_SECONDS and now - started < GIVE_UP_SECONDS:
         if sweep(name):

@@ -8,13 +8,15 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from atoll.process import start_detached
 from atoll.sandbox import orphan_killer
+from atoll.sandbox.fence import Fence
 
 AGAIN_SECONDS = 0.2
 """Seconds between two starts of an orphan killer that ends at once."""
@@ -35,14 +37,16 @@ class OrphanPipe:
         self.descriptor, write = os.pipe2(os.O_CLOEXEC)
         os.close(write)
         self.name = os.readlink(f"/proc/self/fd/{self.descriptor}")
-        self._watched: set[int] = set()
+        self.fence = Fence()
+        self._watched: dict[int, bool] = {}
+        self._gone = asyncio.Event()
         self._killer = _Killer(self.descriptor)
         self._finalizer = weakref.finalize(self, _close, self.descriptor, self._killer)
 
     def ensure_killer(self) -> None:
         """Start another orphan killer if the last one was killed, now and for as long as the running loop runs."""
         if self._killer.ended():
-            self._killer.start(self._watched)
+            self._killer.start(self._watched, self.fence)
         weak = weakref.WeakMethod(self._killer_ended)
         self._killer.listen(lambda: (found := weak()) and found())
 
@@ -55,17 +59,46 @@ class OrphanPipe:
         weak = weakref.WeakMethod(self.ensure_killer)
         asyncio.get_running_loop().call_later(wait, lambda: (found := weak()) and found())
 
-    def watch(self, pidfd: int) -> None:
-        """Have a process killed when this one has ended, until `forget`; the caller keeps the descriptor open."""
-        self._watched.add(pidfd)
-        if not self._killer.send([pidfd]):
-            self._killer.kill()  # it does not read, or has ended: its successor gets all
-            self._killer.start(self._watched)
-            self.ensure_killer()
+    def watch(self, pidfd: int, *, served: bool = False) -> None:
+        """Have a process killed when this one has ended, until `forget`; the caller keeps the descriptor open.
+
+        Args:
+            served: it is behind the fence.
+        """
+        self._watched[pidfd] = served
+        if not self._killer.send([pidfd], served=served):
+            self._replace_killer()
 
     def forget(self, pidfd: int) -> None:
         """Forget a process that has ended; the caller closes the descriptor. The orphan killer sees the end itself."""
-        self._watched.discard(pidfd)
+        if self._watched.pop(pidfd, False):
+            self._gone.set()
+
+    def move_fence(self, until: float | None) -> None:
+        """Name another moment for the fence, here and to the orphan killer; None for none."""
+        self.fence.until = until
+        if not self._killer.tell(self.fence):
+            self._replace_killer()
+
+    async def end_served(self) -> int:
+        """Kill what is behind the fence and wait until all of it is gone; return how many processes that were.
+
+        Whatever starts meanwhile is killed as well while the fence has passed.
+        """
+        seen: set[int] = set()
+        while served := {one for one, is_served in self._watched.items() if is_served}:
+            seen |= served
+            self._gone.clear()
+            orphan_killer.kill(served)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), AGAIN_SECONDS)
+        return len(seen)
+
+    def _replace_killer(self) -> None:
+        """Start another orphan killer in place of one that does not read, or has ended: it gets all."""
+        self._killer.kill()
+        self._killer.start(self._watched, self.fence)
+        self.ensure_killer()
 
     def close(self) -> None:
         """Have the orphan killer end all sandboxes, as if this process had ended."""
@@ -87,9 +120,9 @@ class _Killer:
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.start(())
+        self.start({}, Fence())
 
-    def start(self, watched: Iterable[int]) -> None:
+    def start(self, watched: Mapping[int, bool], fence: Fence) -> None:
         """Start it; what it needs to know waits in its socket before it runs."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -105,15 +138,25 @@ class _Killer:
         self._channel = ours
         self._pidfd = os.pidfd_open(self.pid)
         self.started = time.monotonic()
-        numbers = sorted(watched)
-        for first in range(0, len(numbers), orphan_killer.MESSAGE_DESCRIPTORS):
-            self.send(numbers[first : first + orphan_killer.MESSAGE_DESCRIPTORS])
+        if fence.until is not None:
+            self.tell(fence)
+        for served in (True, False):
+            numbers = sorted(pidfd for pidfd, is_served in watched.items() if is_served is served)
+            for first in range(0, len(numbers), orphan_killer.MESSAGE_DESCRIPTORS):
+                self.send(numbers[first : first + orphan_killer.MESSAGE_DESCRIPTORS], served=served)
 
-    def send(self, descriptors: list[int]) -> bool:
+    def send(self, descriptors: list[int], *, served: bool) -> bool:
         """Send copies of descriptors; return whether they were taken."""
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        return self._send(b"f" if served else b"w", rights)
+
+    def tell(self, fence: Fence) -> bool:
+        """Send the moment of the fence; return whether it was taken."""
+        return self._send(b"n" if fence.until is None else b"u" + struct.pack("<d", fence.until), [])
+
+    def _send(self, message: bytes, rights: list[tuple[int, int, array.array[int]]]) -> bool:
         try:
-            self._channel.sendmsg([b"w"], [rights], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._channel.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True

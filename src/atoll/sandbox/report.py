@@ -45,9 +45,11 @@ class Report:
         descriptor: the read end of the status pipe; owned by the report from now on, as the gate is.
         gate: where bubblewrap waits.
         orphan_pipe: held by pid 1 of the sandbox.
+        served: the sandbox is behind the fence.
     """
 
-    def __init__(self, descriptor: int, gate: int, orphan_pipe: OrphanPipe) -> None:
+    def __init__(self, descriptor: int, gate: int, orphan_pipe: OrphanPipe, *, served: bool = False) -> None:
+        self._served = served
         self.prepare: Callable[[int], Coroutine[Any, Any, None]] | None = None
         """What is done, with the host's number of pid 1, before the gate is opened; None for nothing."""
         self.at_end: list[Callable[[], None]] = []
@@ -104,7 +106,7 @@ class Report:
                 return
             self._first = descriptor
             descriptors.limit(pid)  # before any code runs there
-            self._orphan_pipe.watch(descriptor)
+            self._orphan_pipe.watch(descriptor, served=self._served)
             self._loop.add_reader(descriptor, self._first_ended)
             self.known.set_result(None)
             if self.prepare is None:
@@ -114,6 +116,8 @@ class Report:
                 self._preparing.add_done_callback(lambda _: self._open_gate())
 
     def _open_gate(self) -> None:
+        if self._served and self._orphan_pipe.fence.passed:
+            self.kill()
         if not self._ending and self._descriptor >= 0:
             os.write(self._gate, b"1")
 

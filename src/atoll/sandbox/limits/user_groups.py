@@ -13,11 +13,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from atoll.model import mounts
 from atoll.process import Process, Start
 from atoll.sandbox.limits import births, cgroups, group_files
 from atoll.sandbox.limits.cgroups import Place
 
-OWNER = "local"
+OWNER = mounts.OWNER
 """The machine's owner, whose sandboxes are in no group of a user."""
 
 PEERS = "peers"
