@@ -40,6 +40,7 @@ class OrphanPipe:
         self.fence = Fence()
         self._watched: dict[int, bool] = {}
         self._gone = asyncio.Event()
+        self._fenced = 0  # ended since the fence has passed
         self._killer = _Killer(self.descriptor)
         self._finalizer = weakref.finalize(self, _close, self.descriptor, self._killer)
 
@@ -73,6 +74,7 @@ class OrphanPipe:
         """Forget a process that has ended; the caller closes the descriptor. The orphan killer sees the end itself."""
         if self._watched.pop(pidfd, False):
             self._gone.set()
+            self._fenced += self.fence.passed
 
     def move_fence(self, until: float | None) -> None:
         """Name another moment for the fence, here and to the orphan killer; None for none."""
@@ -81,18 +83,17 @@ class OrphanPipe:
             self._replace_killer()
 
     async def end_served(self) -> int:
-        """Kill what is behind the fence and wait until all of it is gone; return how many processes that were.
+        """Kill what is behind the fence and wait until all of it is gone; return how many sandboxes the fence has ended.
 
         Whatever starts meanwhile is killed as well while the fence has passed.
         """
-        seen: set[int] = set()
         while served := {one for one, is_served in self._watched.items() if is_served}:
-            seen |= served
             self._gone.clear()
             orphan_killer.kill(served)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), AGAIN_SECONDS)
-        return len(seen)
+        ended, self._fenced = self._fenced, 0
+        return ended
 
     def _replace_killer(self) -> None:
         """Start another orphan killer in place of one that does not read, or has ended: it gets all."""
