@@ -19,7 +19,7 @@ from ..waiting import until
 from .functions import Leased
 from .members import Member, cluster, joined
 from .process import Server, running
-from .raw_line import RawLine
+from .raw_line import RawLine, Refused
 
 pytestmark = needs_outbound
 
@@ -181,6 +181,45 @@ def _beats(name: str) -> None:
         while True:
             file.write(b"x")
             time.sleep(0.01)
+
+
+def _beats_through_interruptions(name: str) -> None:
+    """Write on for a second after the interruption, as a function with a grace may."""
+    until = None
+    with open(f"/data/{name}.runs", "ab", buffering=0) as file:
+        while until is None or time.monotonic() < until:
+            try:
+                file.write(b"x")
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                until = time.monotonic() + 1.5
+
+
+def test_a_client_that_was_away_for_too_long_hears_of_it_when_its_call_is_over(
+    machines: tuple[Server, dict[str, Member]],
+) -> None:
+    """A call whose client is lost is ended in order first: the client could make it again elsewhere."""
+    server, members = machines
+    leased = Leased(server, _beats_through_interruptions, "away", grace=10)
+    leased.start()
+    _, volume = _runs_at(members, "away")
+    leased.line.drop()
+    beats = volume / "away.runs"
+    statuses = []
+    time.sleep(10.2)
+    while not statuses or statuses[-1] != 410:
+        try:
+            leased.line.resume()
+        except Refused as refused:
+            statuses.append(refused.status)
+            time.sleep(0.1)
+        else:  # the grace of the line has not passed yet
+            leased.line.drop()
+            time.sleep(10.2)
+    size = beats.stat().st_size
+    assert statuses[0] == 503
+    time.sleep(0.2)
+    assert beats.stat().st_size == size
 
 
 def test_a_port_in_a_sandbox_is_dialled_at_its_machine(server: Server) -> None:

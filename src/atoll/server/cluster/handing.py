@@ -19,7 +19,7 @@ from atoll.server.line.beginning import begin
 from atoll.server.line.connection import Connection
 from atoll.server.line.early import Early
 from atoll.server.line.session import Session
-from atoll.server.line.sessions import Sessions
+from atoll.server.line.sessions import Sessions, ending
 from atoll.server.line.shares import Bounds
 from atoll.server.principal import Principal
 
@@ -166,7 +166,7 @@ class Handing:
         """Return a node's connection that goes on with a session, the node's count, and its first bytes; None if gone.
 
         Raises:
-            HostUnreachable: the node does not answer.
+            HostUnreachable: the node does not answer, or the call is just being ended.
         """
         spare = await link.connection()
         try:
@@ -176,5 +176,7 @@ class Handing:
             raise link.unreachable() from None
         if message["type"] != "taken":
             spare.transport.abort()
+            if message["type"] == "ending":
+                raise ending()
             return None
         return spare.taken(), int(message["count"]), message["early"]

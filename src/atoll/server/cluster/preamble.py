@@ -2,7 +2,7 @@
 
 `open` has the session's `id`, its `principal`, the state of the line (`counts`, sizes of `kept` pieces), the client's
 first `header`, and the sizes of `early` pieces of data; the bytes of both follow. `resume` has the `session`, and the
-`count` of the client; the node answers `taken` with its `count`, or `gone`. Bytes of the WebSocket come next, both ways.
+`count` of the client; the node answers `taken` with its `count`, `gone`, or `ending` (later `gone`). Bytes of the WebSocket come next, both ways.
 """
 
 from __future__ import annotations

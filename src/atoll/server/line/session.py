@@ -14,33 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 from atoll import errors
+from atoll.server.line import terms
 from atoll.server.line.beside import Spool, read_size, send_file, take_certificates
 from atoll.server.line.early import Early
 from atoll.server.line.ends import Ends
+from atoll.server.line.failures import failure_of
 from atoll.server.line.shares import Bounds
 from atoll.server.line.socket_end import SocketEnd
 from atoll.server.line.streams import open_streams
-from atoll.server.line.terms import (
-    ADOPTED_SECONDS,
-    BUSY_BYTES,
-    COMMANDS,
-    GRACE_SECONDS,
-    HALVES,
-    KINDS,
-    LAST_SECONDS,
-    LATER,
-    LATER_BYTES,
-    MOST_PARTS,
-    OVER_SECONDS,
-    UNACKNOWLEDGED_BYTES,
-    Wire,
-)
+from atoll.server.line.terms import Wire
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.wire.async_channel import AsyncChannel
@@ -49,7 +36,6 @@ from atoll.wire.frames import FrameError, Message
 from atoll.wire.line import DATA, Line
 from atoll.wire.websocket import CLOSE, CONTROL, PING, LineError
 
-log = logging.getLogger("atoll.lines")
 OnEnd = Callable[["Session"], None]
 
 
@@ -66,7 +52,7 @@ class Session:
     def __init__(self, id: str, principal: Principal, node: Node, on_end: OnEnd, bounds: Bounds) -> None:  # noqa: A002 - as in the header
         self.id = id
         self.principal = principal
-        self.line = Line(client=False, control_parts=MOST_PARTS)
+        self.line = Line(client=False, control_parts=terms.MOST_PARTS)
         self.kind = ""
         self.control: AsyncChannel | None = None
         self.ends = Ends(self, lambda count: bounds.paces.pay(principal.user, count))
@@ -79,7 +65,7 @@ class Session:
         self.early = Early(bounds.shares, principal.user)
         self.input_over = False
         """The client sends no more data."""
-        self.control_over = self.over = self.ended = False
+        self.control_over = self.over = self.ended = self.expired = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
@@ -115,7 +101,7 @@ class Session:
         self.acknowledge()
         self._balance()
         if self.over:
-            self._timer = self._loop.call_later(OVER_SECONDS, self.end)
+            self._timer = self._loop.call_later(terms.OVER_SECONDS, self.end)
 
     def detach(self, wire: Wire) -> None:
         """Note that a connection was lost without `close`."""
@@ -127,7 +113,7 @@ class Session:
         if self.over and not self.line.unacknowledged:
             self.end()
             return
-        self._timer = self._loop.call_later(GRACE_SECONDS, self.end)
+        self._timer = self._loop.call_later(terms.GRACE_SECONDS, self._expire)
         self._balance()
 
     def congest(self, *, congested: bool) -> None:
@@ -158,14 +144,14 @@ class Session:
             else:
                 raise LineError("a client has nothing to send on this channel")
         self.early.gather(self.line.gathering_bytes)
-        self.acknowledge(UNACKNOWLEDGED_BYTES)
+        self.acknowledge(terms.UNACKNOWLEDGED_BYTES)
         if self._held:
             self._balance()
 
     def acknowledge(self, least: int = 0) -> None:
         """Acknowledge bytes that the worker takes, if there are more than `least`."""
         waiting = self.ends.waiting_bytes + self.early.size
-        if self._wire is not None and waiting <= BUSY_BYTES and (text := self.line.acknowledgement(least)):
+        if self._wire is not None and waiting <= terms.BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
     def take_header(self, header: dict[str, Any]) -> None:
@@ -173,14 +159,14 @@ class Session:
         if self.kind:
             if header["type"] == "terminal":
                 self.ends.show(read_size(header.get("size")))
-            elif header["type"] == "closed" and self.kind in HALVES:
+            elif header["type"] == "closed" and self.kind in terms.HALVES:
                 self._close_half(header.get("channel", DATA))
-            elif header["type"] in LATER and self.kind == "lease":
+            elif header["type"] in terms.LATER and self.kind == "lease":
                 self.post({"type": header["type"]})
             return
         self.kind = kind = header["type"]
-        self.line.control_bytes = LATER_BYTES
-        if kind not in KINDS:
+        self.line.control_bytes = terms.LATER_BYTES
+        if kind not in terms.KINDS:
             self.kind = "refused"
             self._fail(errors.ProtocolMismatch(f"a line cannot carry `{kind[:40]}`", hint="upgrade the server"))
             return
@@ -224,7 +210,7 @@ class Session:
         descriptors = [*take_certificates(opening), *descriptors]
         try:
             try:
-                if self.kind in COMMANDS:
+                if self.kind in terms.COMMANDS:
                     streams = open_streams(opening)
                     descriptors += streams.theirs
                     self.relay(lambda: self.ends.run(streams.input, streams.outputs))
@@ -234,13 +220,8 @@ class Session:
                     os.close(descriptor)
             self.busy = False
             await self.listen()
-        except errors.AtollError as error:
-            self._fail(error)
-        except OSError as error:
-            self._fail(errors.HostUnreachable(f"cannot reach the node: {error}", hint="try again in a while"))
-        except Exception:
-            log.exception("session_failed")
-            self._fail(errors.InternalError("the server failed", hint="please report it with the server's log"))
+        except Exception as error:
+            self._fail(failure_of(error))
 
     async def listen(self) -> None:
         """Pass the node's messages on until there are no more."""
@@ -253,15 +234,15 @@ class Session:
             pass
         control.close()
         self.control_over = True
-        if self.ends.data is None or self.ends.data.closed or self.kind in COMMANDS:
+        if self.ends.data is None or self.ends.data.closed or self.kind in terms.COMMANDS:
             self._finish()
         elif self.kind != "dial":  # the worker's last bytes may still come
-            self._last = self._loop.call_later(LAST_SECONDS, self._finish)
+            self._last = self._loop.call_later(terms.LAST_SECONDS, self._finish)
 
     async def _handle(self, message: Message) -> None:
         header, control = message.header, self.control
         assert control is not None
-        if message.type == "granted" and (count := KINDS.get(self.kind, 0)):
+        if message.type == "granted" and (count := terms.KINDS.get(self.kind, 0)):
             data, *pipes = control.take_descriptors(count)
             self._say({**header, "worker": f"{header['worker']}{self._suffix}"} if "worker" in header else header)
             self.relay(lambda: self.ends.connect(data, dict(enumerate(pipes, 1))))
@@ -270,8 +251,10 @@ class Session:
             self.busy = True
             await send_file(header, descriptor, self._say, lambda piece: self.send(DATA, piece), self._wait_room)
             self.busy = False
+        elif self.expired and message.type == "ended":
+            self.end()
         else:
-            if self.kind in COMMANDS:  # what it has printed comes before its status
+            if self.kind in terms.COMMANDS:  # what it has printed comes before its status
                 self.ends.drain()
             self._say(header)
 
@@ -341,7 +324,7 @@ class Session:
         self.over = True
         self._close_ends()
         if self._wire is not None:
-            self._timer = self._loop.call_later(OVER_SECONDS, self.end)
+            self._timer = self._loop.call_later(terms.OVER_SECONDS, self.end)
 
     def _balance(self) -> None:
         """Read worker and pipes only while the client takes what comes."""
@@ -364,7 +347,7 @@ class Session:
         """Begin in this process, with the ends that another one had; the client has its grace to come."""
         if self.control is not None:
             self.task = self._loop.create_task(self.listen())
-        self._timer = self._loop.call_later(ADOPTED_SECONDS, self.end)
+        self._timer = self._loop.call_later(terms.ADOPTED_SECONDS, self._expire)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -383,6 +366,15 @@ class Session:
         if wire is not None:
             wire.end(code)
         self._on_end(self)
+
+    def _expire(self) -> None:
+        """End a line whose client has not come back; nobody hears so before its call is over, which could be made again."""
+        if self.kind != "lease" or self.control_over or self.ends.outputs is None or not self.ends.outputs.calls:
+            self.end()
+            return
+        self.expired = True
+        self.post({"type": "cancel"})
+        self._timer = self._loop.call_later(terms.EXPIRED_SECONDS, self.end)
 
     def stop_timers(self) -> None:
         """Have nothing end by the passing of time."""

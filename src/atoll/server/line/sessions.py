@@ -99,12 +99,18 @@ class Sessions:
         return session
 
     def find(self, name: str, principal: Principal) -> Session | None:
-        """Return the session of this id, if the same key has opened it."""
+        """Return the session of this id, if the same key has opened it.
+
+        Raises:
+            HostUnreachable: the client has been away for too long, and its call is just being ended.
+        """
         found = self._sessions.get(name)
         if found is None or found.principal.user != principal.user:
             return None
         if not hmac.compare_digest(found.principal.key.encode(), principal.key.encode()):
             return None
+        if found.expired:
+            raise ending()
         self.resumed += 1
         return found
 
@@ -186,3 +192,8 @@ class Sessions:
 def _held_bytes(session: Session) -> int:
     """Return the bytes in memory that client or worker have not taken, beside the early ones."""
     return session.unread + session.line.kept_bytes + session.ends.waiting_bytes
+
+
+def ending() -> errors.HostUnreachable:
+    """Return the error for a client that comes back while its call is being ended: it hears more when that is over."""
+    return errors.HostUnreachable("the call ends, since its client was away for too long", hint="try again in a while")

@@ -16,6 +16,8 @@ MOST_PARTS = 40_000
 """Parts of a JSON text of a client (`wire.bounds.parts_of`): it is read on the loop, where all others wait for it."""
 GRACE_SECONDS = 10.0
 """Seconds for a client to come back after a loss of its connection."""
+EXPIRED_SECONDS = 3600.0
+"""The most that a call may take to end after its client has not come back: its own grace is shorter."""
 ADOPTED_SECONDS = 30.0
 """Seconds for a client to come back after a restart of the server."""
 OVER_SECONDS = 60.0

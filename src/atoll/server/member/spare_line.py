@@ -97,8 +97,8 @@ class SpareLine(asyncio.Protocol):
 
     def _resume(self, name: str, count: int, rest: bytes) -> None:
         session = self._sessions.by_id(name)
-        if session is None:
-            self.transport.write(write({"type": "gone"}))
+        if session is None or session.expired:
+            self.transport.write(write({"type": "gone" if session is None else "ending"}))
             self.transport.close()
             return
         self.transport.write(write({"type": "taken", "count": session.line.received}))
