@@ -205,7 +205,7 @@ def test_a_client_that_was_away_for_too_long_hears_of_it_when_its_call_is_over(
     _, volume = _runs_at(members, "away")
     leased.line.drop()
     beats = volume / "away.runs"
-    statuses = []
+    statuses: list[int] = []
     time.sleep(10.2)
     while not statuses or statuses[-1] != 410:
         try:
