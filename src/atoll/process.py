@@ -319,6 +319,29 @@ def run_beside(argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> int:
     return subprocess.call(list(argv), env=dict(env), cwd=cwd)
 
 
+def converse(argv: Sequence[str], *, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program of the caller's whose standard input and output are pipes; its errors go to the caller's.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return subprocess.Popen(list(argv), env=dict(env), stdin=PIPE, stdout=PIPE, start_new_session=True)
+
+
+def end_conversation(program: subprocess.Popen[bytes], seconds: float) -> None:
+    """Close a program's input, wait for its end, and kill it after so many seconds."""
+    for stream in (program.stdin, program.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    try:
+        program.wait(seconds)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
 def is_stopped(pid: int) -> bool:
     """Return whether a signal has stopped a process; False when it has ended."""
     try:

@@ -39,7 +39,15 @@ SHORT = 48
 """Characters of the detail of an ability that works; `--json` has all."""
 
 
-def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+def doctor(
+    *,
+    json: bool = False,
+    data: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    peer: str = "",
+    as_peer: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    path: str = "",
+    peer_path: str = "",
+) -> int:
     """Try the abilities of this machine that Atoll needs, with a fix for each missing one.
 
     Parameters
@@ -48,7 +56,20 @@ def doctor(*, json: bool = False, data: Annotated[bool, cyclopts.Parameter(negat
         Print one JSON object: `ok`, and `abilities` with `name`, `needed`, `works`, `detail`, `loses`, `fix`.
     data
         Test the file system under /data instead: the promises of /data, and the limits of network file systems.
+    peer
+        With `--data`: test the shared file system between this machine and another, where this command starts `atoll`,
+        such as `ssh gpu2`.
+    as_peer
+        With `--data`: be the other machine of such a test, on standard input and output.
+    path
+        The shared directory, where `settings.toml` does not name it yet.
+    peer_path
+        The same on the other machine; by default as here.
     """
+    if as_peer or peer:
+        from atoll.cli.data.peers import compare, serve
+
+        return serve(path) if as_peer else _tell_peer(compare(peer, path, peer_path), json=json)
     tell_local("these are the abilities")
     if data:
         return _data(json=json)
@@ -94,6 +115,15 @@ def _data(*, json: bool) -> int:
     with VolumeClient(local.open_storage()) as client:
         found = client.selftest()
     return _tell(found, json=json, subject="`/data`")
+
+
+def _tell_peer(found: Sequence[Finding], *, json: bool) -> int:
+    from atoll.storage.selftest.peer_checks import conclusion
+
+    status = _tell(found, json=json, subject="`/data` on both machines")
+    if not json:
+        echo(conclusion(list(found)))
+    return status
 
 
 def _tell(found: Sequence[Finding], *, json: bool, subject: str) -> int:

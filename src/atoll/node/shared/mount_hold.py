@@ -37,6 +37,10 @@ class MountHold:
         Raises:
             VolumesUnavailable: it cannot be mounted.
         """
+        with ownership.directory(self._options.home, make=True) as home:
+            for name in ("logs", "run"):
+                with home.enter(name, make=True):
+                    pass
         run, until = self._options.run_directory, time.monotonic() + MOUNT_SECONDS
         self._hold = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while True:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atoll import errors, ownership, process
+from atoll import errors, process
 from atoll.model.options.storage import JUICEFS
 from atoll.node.shared import juicefs, marker
 from atoll.node.shared.data import findings, linux_kind
@@ -31,10 +31,6 @@ def prepare(options: Settings) -> Prepared:
         VolumesUnavailable: it cannot be made, mounted or written.
     """
     storage, root = options.storage, options.storage.root(options.home)
-    with ownership.directory(options.home, make=True) as home:
-        for name in ("logs", "run"):
-            with home.enter(name, make=True):
-                pass
     hold = MountHold(options)
     try:
         if storage.filesystem == JUICEFS:
@@ -44,6 +40,7 @@ def prepare(options: Settings) -> Prepared:
             raise errors.VolumesUnavailable(
                 f"`{root}` is no directory here", hint="mount the shared file system, and make the directory on it"
             )
+        options.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = marker.create(root)
         options.volumes_directory.mkdir(mode=0o711, exist_ok=True)
         marker.check(options)
