@@ -9,16 +9,23 @@ import re
 import shlex
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from atoll import errors
 from atoll.cli.nodes import table, values
 from atoll.model.options.cluster import ClusterSettings
+from atoll.server.accounts.accounts import Accounts
+from atoll.server.fleets.part import start_all
 from atoll.server.fleets.ssh import SshFleet
 from atoll.server.member import joined
+from atoll.server.nodes.accounts import Nodes
+from atoll.server.state import ServerState
+from atoll.settings import load
 
 from ..conftest import own_home
 from ..waiting import until
@@ -216,6 +223,17 @@ def test_the_host_name_becomes_a_nodes_name(monkeypatch: pytest.MonkeyPatch) -> 
         assert values.machine_name() == name
 
 
+async def as_a_server_does(server: Server, options: ClusterSettings) -> None:
+    """Start the machines of the settings, as a server does when it begins."""
+    accounts = Accounts(server.home.path)
+    try:
+        settings = replace(load(server.home.path), cluster=options)
+        state = ServerState(cast("Any", SimpleNamespace(options=settings)), parts={"nodes": Nodes(accounts)})
+        await start_all(state)
+    finally:
+        accounts.close()
+
+
 def test_a_machine_joins_over_ssh(
     server: Server, atoll: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,8 +268,10 @@ def test_a_machine_joins_over_ssh(
             until(lambda: row()["linked"])
             assert row()["id"] == first["id"]
             assert atoll("nodes", "remove", "far", "--yes")[0] == 0
-            assert atoll(*add, "--command", program)[0] == 0
-            assert row()["id"] != first["id"]
+            until(lambda: not joined.running(there.path))
+            asyncio.run(as_a_server_does(server, replace(options, ca_file=str(server.ca_file))))
+            own = joined.need(there.path)
+            assert (own.name, own.node != first["id"]) == (values.machine_name(), True)
         finally:
             asyncio.run(fleet.stop("127.0.0.1"))
         assert atoll("node", "leave", "--yes", "--home", str(there.path))[0] == 0
