@@ -9,6 +9,7 @@ from typing import Any
 from atoll.cli.calls.rows import duration
 from atoll.cli.columns import Column, print_fitted
 from atoll.cli.tables import size
+from atoll.cli.terminal import echo
 
 NODES = (
     Column("node"),
@@ -28,13 +29,21 @@ RECENT_SECONDS = 3.0
 
 
 def print_nodes(found: Sequence[dict[str, Any]]) -> None:
-    """Print a table of nodes: free of total."""
+    """Print a table of nodes: free of total; and why some have no calls."""
     print_fitted(NODES, cells(found, time.time()))
+    apart = [f"`{one['name']}`" for one in found if one.get("apart")]
+    if apart:
+        echo(
+            f"no calls are placed on {', '.join(apart)}: not the same /data as the others; see `[storage]`, or "
+            "`own_data` below `[cluster]`, in settings.toml",
+            error=True,
+        )
 
 
 def cells(found: Sequence[dict[str, Any]], now: float) -> list[tuple[str, ...]]:
     """Return a row of the table for each node."""
-    shared = {one["volumes"] for one in found if one["volumes"]}
+    shared = {one["volumes"] for one in found} - {""}
+    shared -= {volumes for volumes in shared if volumes.startswith("own:")}
     return [
         (
             one["name"],
@@ -56,7 +65,7 @@ def cells(found: Sequence[dict[str, Any]], now: float) -> list[tuple[str, ...]]:
 def state(one: dict[str, Any]) -> str:
     """Return the state of a node, in a word or two."""
     if one["linked"]:
-        return str(one["state"])
+        return "apart" if one.get("apart") and one["state"] == "active" else str(one["state"])
     if one["name"] == "local":
         return "no daemon runs" if one["state"] == "active" else str(one["state"])
     lost = "never linked" if one.get("seen", 0.0) is None else "not linked"
@@ -93,6 +102,6 @@ def _heard(seen: float | None, now: float) -> str:
 
 
 def _volumes(one: dict[str, Any], shared: set[str]) -> str:
-    if not one["volumes"]:
-        return "own disk" if one["linked"] else ""
+    if not one["volumes"] or one["volumes"].startswith("own:"):
+        return "own disk" if one["volumes"] else ""
     return "shared" if len(shared) == 1 else f"shared ({one['volumes'][:12]})"

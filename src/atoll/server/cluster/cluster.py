@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Protocol
 
@@ -78,6 +78,8 @@ class Cluster:
         self.links: dict[str, Link] = {}
         self.facts: dict[str, NodeFacts] = {}
         """Of the nodes that are placed on, the own one among them."""
+        self.carried: defaultdict[str, set[Any]] = defaultdict(set)
+        """Spliced connections of nodes, by their accounts: they may outlive a link."""
         self.sessions: dict[str, Held] = {}
         self.arrivals: dict[str, Arrival] = {}
         self.placement = Placement(None)
@@ -238,6 +240,8 @@ class Cluster:
         if account.state == "removed":
             if (link := self.links.get(account.name)) is not None and link.account == account.id:
                 link.close()
+            for one in tuple(self.carried.pop(account.id, ())):  # it may be a machine that no longer does as it is told
+                one.shutdown()
             return
         if account.name != LOCAL and account.name not in self.links:  # it had joined before this process began
             self._expected.setdefault(account.name, self._now() + LOST_SECONDS)

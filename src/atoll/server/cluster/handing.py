@@ -133,12 +133,12 @@ class Handing:
         if client is None:
             spare.taken().close()
         else:
-            self.join(client, spare.taken())
+            self.join(client, spare.taken(), link)
         return True
 
-    def join(self, client: asyncio.Transport, node: asyncio.Transport) -> None:
+    def join(self, client: asyncio.Transport, node: asyncio.Transport, link: Link) -> None:
         """Splice a client's connection with a node's."""
-        splice(client, node, self.connections)
+        splice(client, node, self.connections, self._cluster.carried[link.account])
 
     def _hand_to_session(self, arrival: Arrival, wish: str) -> None:
         header, pieces, closed = arrival.header, arrival.early.release(), arrival.closed
@@ -174,6 +174,9 @@ class Handing:
         except (ConnectionError, TimeoutError):
             spare.transport.abort()
             raise link.unreachable() from None
+        if link.over:
+            spare.transport.abort()
+            raise link.unreachable()
         if message["type"] != "taken":
             spare.transport.abort()
             if message["type"] == "ending":

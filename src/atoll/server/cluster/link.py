@@ -179,7 +179,8 @@ class Link(asyncio.Protocol):
         self._transport.abort()
 
     def close(self) -> None:
-        """End the link."""
+        """End the link: nothing is given to its node from here on."""
+        self.over = True
         self._transport.abort()
 
     def _check_hello(self) -> None:

@@ -13,18 +13,17 @@ class Half(asyncio.Protocol):
     """One side of a splice; `splice` makes both.
 
     Args:
-        connections: uvicorn's, which it tells to shut down; the node's side is not among them.
+        connections: the set that it belongs to while it is open.
     """
 
     other: Half
 
-    def __init__(self, transport: asyncio.Transport, connections: set[Any] | None) -> None:
+    def __init__(self, transport: asyncio.Transport, connections: set[Any]) -> None:
         self.transport = transport
         self._connections = connections
         self._write = transport.write
         transport.set_write_buffer_limits(high=WRITE_BYTES)
-        if connections is not None:
-            connections.add(self)
+        connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
@@ -46,8 +45,7 @@ class Half(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """End the other side, behind the bytes that are on their way."""
-        if self._connections is not None:
-            self._connections.discard(self)
+        self._connections.discard(self)
         self.other.transport.close()
 
     def shutdown(self) -> None:
@@ -55,13 +53,14 @@ class Half(asyncio.Protocol):
         self.transport.abort()
 
 
-def splice(client: asyncio.Transport, node: asyncio.Transport, connections: set[Any]) -> None:
+def splice(client: asyncio.Transport, node: asyncio.Transport, connections: set[Any], of_node: set[Any]) -> None:
     """Join two connections.
 
     Args:
         connections: uvicorn's, which it tells to shut down.
+        of_node: those to the node, which end when it is removed.
     """
-    first, second = Half(client, connections), Half(node, None)
+    first, second = Half(client, connections), Half(node, of_node)
     first.other, second.other = second, first
     client.set_protocol(first)
     node.set_protocol(second)

@@ -90,7 +90,8 @@ class NodeRow(msgspec.Struct, frozen=True):
         created, joined, seen: of its name, of its credentials, of its last word; `seen` is null before the first one.
         has, free: the machine, and what of it is free; null while nothing is known.
         gpus: names of its devices.
-        volumes: identity of the file system of `/data`; empty for its own disk.
+        volumes: identity of the file system of `/data`; begins with `own:` for its own disk, empty while it is not known.
+        apart: no calls are placed there, since it does not share `/data` with the others.
         running, waiting: calls that run there, and that wait there; null while nothing is known.
         lines: clients' lines that go there.
     """
@@ -108,6 +109,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     free: Free | None = None
     gpus: list[str] = []
     volumes: str = ""
+    apart: bool = False
     running: int | None = None
     waiting: int | None = None
     lines: int | None = None
@@ -129,6 +131,7 @@ class Machine(msgspec.Struct, frozen=True):
     has: Free | None
     free: Free | None
     gpus: list[str]
+    apart: bool
     running: int | None
     waiting: int | None
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from atoll import __version__, errors, ownership, settings
-from atoll.server.cluster.contract import LOCAL, LiveNode
+from atoll.server.cluster.contract import LOCAL, LiveNode, NodeFacts
 from atoll.server.nodes.bodies import Free, NodeRow, plain_row
 from atoll.server.nodes.rows import NodeAccount
 from atoll.server.process.background import in_background
@@ -28,6 +28,10 @@ MOST_SHARED_BYTES = 16 << 20
 class Cluster(Protocol):
     """The part `cluster` of a server, as this one asks it."""
 
+    volumes: str
+    """Identity of the file system that carries `/data`; empty where it may be any."""
+    facts: Mapping[str, NodeFacts]
+
     def rows(self) -> Sequence[LiveNode]:
         """Return all nodes that have a link, the server's own left out."""
         ...
@@ -37,7 +41,16 @@ async def rows_of(state: ServerState, accounts: Sequence[NodeAccount]) -> list[N
     """Return rows of nodes with what is known of them now."""
     cluster: Cluster | None = state.parts.get("cluster")
     linked = {one.name: one for one in cluster.rows()} if cluster is not None else {}
-    return [await _own(state, node) if node.name == LOCAL else _row(node, linked.get(node.name)) for node in accounts]
+    found = [await _own(state, node) if node.name == LOCAL else _row(node, linked.get(node.name)) for node in accounts]
+    if cluster is None:
+        return found
+    own = cluster.facts.get(LOCAL)
+    if own is not None:
+        found = [_with(row, {"volumes": own.volumes}) if row.name == LOCAL else row for row in found]
+    return [
+        _with(row, {"apart": row.linked and bool(row.volumes) and cluster.volumes not in ("", row.volumes)})
+        for row in found
+    ]
 
 
 def _row(node: NodeAccount, live: LiveNode | None) -> NodeRow:
