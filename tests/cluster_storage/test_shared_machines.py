@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from atoll.sdk.data.volume import Volume
 from atoll.storage.snapshots.values import JUICEFS
 
 from ..leaks import release_idle
-from ..waiting import PATIENCE_SECONDS, ended, until
+from ..waiting import PATIENCE_SECONDS, ended, soak, until
 from .shared_disk import Disk, Machine
 
 
@@ -208,3 +209,47 @@ def test_a_machine_without_the_file_system_runs_nothing(disk: Disk, tmp_path: Pa
     with pytest.raises(errors.VolumesUnavailable, match="never prepared"):
         on(LocalHost(tmp_path), time.time)()
     assert os.listdir(tmp_path / "shared") == []
+
+
+def fill(path: str, size: int) -> str:
+    """Write a file in pieces until it is large enough, or the file system refuses; return the error's name."""
+    import errno
+
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(size >> 20):
+                file.write(os.urandom(1 << 20))
+                os.fsync(file.fileno())
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def test_a_quota_holds_on_all_machines(hosts: tuple[LocalHost, LocalHost]) -> None:
+    """A quota that is set on one machine refuses writes on the other, to functions and by name to clients."""
+    one, other = hosts
+    found = one.request("quotas.set", {"user": "local", "bytes": 4 << 20, "files": 0})
+    assert (found["bytes"], found["kind"]) == (4 << 20, "juicefs")
+    try:
+        until(lambda: on(other, fill)("/data/large", 8 << 20) == "EDQUOT")  # JuiceFS tells its mounts in seconds
+        with Volume(other) as volume, pytest.raises(errors.QuotaExceeded, match=r"of 4\.0 MiB"):
+            volume.write_bytes("/data/more", os.urandom(8 << 20))
+        Volume(other).remove("/data/large")
+    finally:
+        one.request("quotas.set", {"user": "local", "bytes": 0, "files": 0})
+    if soak(short=False, long=True):
+        until(lambda: on(other, fill)("/data/large", 8 << 20) == "")
+
+
+def test_machines_are_compared_by_their_settings(machines: tuple[Machine, Machine]) -> None:
+    """The command mounts what the settings name on both sides, tells its conclusion, and leaves no mount."""
+    one, other = machines
+    release_idle()
+    for machine in machines:
+        machine.stop()
+        assert machine.wait_processes() == []
+    peer = f"env ATOLL_HOME={other.path} {Path(sys.executable).with_name('atoll')}"
+    done = one.atoll("doctor", "--data", "--peer", peer)
+    assert "everything that `/data` on both machines needs works" in done.stdout
+    assert "in one step" in done.stdout
+    assert one.wait_processes() == other.wait_processes() == []

@@ -18,7 +18,8 @@ class Quota:
     Args:
         bytes, files: the limits; 0 for none.
         used_bytes, used_files: the use.
-        kind: `user` or `project` where the kernel enforces it, `measured` where Atoll looks, `none` without limits.
+        kind: `user` or `project` where the kernel enforces it, `juicefs` where JuiceFS does, `measured` where Atoll
+            looks, `none` without limits.
         complete: False where the volume was too large to measure all of it: then it holds more.
         measured_at: when the use was taken, in seconds since the epoch; 0 for never.
     """

@@ -131,7 +131,7 @@ class Node:
         self.environments = self.stores.owner
         presence = self.data.presence
         self.pauses = Pauses(presence.held_elsewhere, presence.leave)
-        self.quotas = Quotas(options.home, options.volumes_directory, self.volume)
+        self.quotas = Quotas(options.home, options.volumes_directory, self.volume, options.storage)
         sheet, library = self.quotas.sheet, self._library
         group = self.limits.peers
         self.storage_peers = StoragePeers(options, self.launcher, self.volume, library, self.pauses, sheet, group)

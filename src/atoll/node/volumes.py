@@ -18,9 +18,10 @@ from pathlib import Path
 from atoll import errors
 from atoll.model.mounts import Bind, Identity
 from atoll.sandbox.identity import give
+from atoll.storage.volume.locks import EXCHANGE
 
 SNAPSHOTS = "/data/.snapshots"
-_PARTS = ("", "data", "staging", "snapshots", "snapshots/trees")
+_PARTS = ("", "data", "staging", "staging/locks", "snapshots", "snapshots/trees")
 
 
 def users(directory: Path) -> set[str]:
@@ -49,6 +50,17 @@ def prepare(directory: Path, identity: Identity) -> None:
         raise errors.StateUnusable(
             f"cannot prepare the volume at `{directory}`: {error}", hint="mend the directory's permissions"
         ) from error
+
+
+def make_lock(directory: Path, identity: Identity) -> None:
+    """Make the lock that every change of a prepared volume needs, before its file system may refuse new files.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    lock = directory / "staging" / "locks" / EXCHANGE
+    os.close(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    give(lock, identity, 0o600)
 
 
 def binds(directory: Path) -> list[Bind]:

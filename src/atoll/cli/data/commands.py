@@ -240,6 +240,7 @@ _ENFORCED = {
     "user": "enforced by the file system, for the user's host uid",
     "project": "enforced by the file system, for the volume's project",
     "measured": "measured from time to time: the file system has no quotas",
+    "juicefs": "enforced by JuiceFS, on all machines together",
 }
 
 

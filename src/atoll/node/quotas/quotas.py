@@ -1,9 +1,10 @@
 """Quotas of the users' volumes on this machine.
 
-Theory of operation. Limits are in `quotas.json` of the state directory. Where the volumes' file system has user quotas,
+Theory of operation. Limits are in `quotas.json` of the state directory, or beside the volumes on JuiceFS. Where the volumes' file system has user quotas,
 and each user a host uid, or project quotas, the kernel counts and refuses. Elsewhere the daemon walks through a volume
 that has a limit, in a thread and for `MEASURE_SECONDS` at most; between two walks at least twenty times as long passes.
-Then calls of a user who is over are refused, and storage peers refuse what adds; what removes is always served.
+Then calls of a user who is over are refused, and storage peers refuse what adds; what removes is always served. JuiceFS
+counts and refuses itself, for all machines together; a walk tells the use.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +22,12 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.model.mounts import Identity
+from atoll.model.options.storage import JUICEFS, StorageSettings
 from atoll.model.quota import WARN_PER_CENT, Quota
+from atoll.node import volumes
 from atoll.node.quotas import kernel
 from atoll.node.quotas.kernel import PROJECT, KernelQuota
+from atoll.node.shared import juicefs
 from atoll.storage.files.usage_walk import measure
 from atoll.work_threads import WorkThreads
 
@@ -40,6 +45,8 @@ SHEET_BYTES = 512
 REST = 20.0
 """Times the last walk's duration that pass before the next one."""
 MOST = 1 << 60
+AGAIN_SECONDS = 5.0
+"""Seconds between two looks at limits that other machines may set."""
 THREADS = 4
 """Volumes that are measured at a time."""
 
@@ -51,10 +58,20 @@ class Quotas:
         home: the state directory.
         volumes: the directory of all volumes.
         volume: returns a user's volume, made if it is not there, and its owner.
+        storage: the options of the volumes' file system.
     """
 
-    def __init__(self, home: Path, volumes: Path, volume: Callable[[str], tuple[Path, Identity]]) -> None:
-        self._path = home / FILE
+    def __init__(
+        self,
+        home: Path,
+        volumes: Path,
+        volume: Callable[[str], tuple[Path, Identity]],
+        storage: StorageSettings | None = None,
+    ) -> None:
+        self._juicefs = storage if storage is not None and storage.filesystem == JUICEFS else None
+        self._path = (home if self._juicefs is None else volumes.parent) / FILE
+        self._stamp: tuple[int, int] | None = None
+        self._read_again_at = 0.0
         self._volumes = volumes
         self._volume = volume
         self._limits = self._read()
@@ -83,6 +100,7 @@ class Quotas:
         """
         if not (type(bytes_) is int and type(files) is int and 0 <= bytes_ < MOST and 0 <= files < MOST):
             raise ValueError("quotas are numbers of bytes and files, 0 for none")
+        self._refresh(seconds=0.0)
         if self.limits(user) != (bytes_, files):
             limits = {**self._limits, user: (bytes_, files)}
             if not (bytes_ or files):
@@ -91,7 +109,7 @@ class Quotas:
             self._limits = limits
             self._warned.pop(user, None)
             self._tell(user)
-        if bytes_ or files or self.mechanism is not None:
+        if bytes_ or files or self.mechanism is not None or self._juicefs is not None:
             await self._threads.run(user, partial(self._enforce, user, bytes_, files))
         self._due.pop(user, None)
         return await self.usage(user)
@@ -118,6 +136,8 @@ class Quotas:
         return self._kernel
 
     def _enforce(self, user: str, bytes_: int, files: int) -> None:
+        if self._juicefs is not None:
+            self._tell_juicefs(self._juicefs, user, bytes_, files)
         mechanism = self.mechanism
         if mechanism is None:
             return
@@ -132,10 +152,24 @@ class Quotas:
                 hint="see `docs/server/quotas.md`; without quotas of the file system they are measured",
             ) from error
 
+    def _tell_juicefs(self, storage: StorageSettings, user: str, bytes_: int, files: int) -> None:
+        directory, identity = self._volume(user)
+        try:
+            volumes.make_lock(directory, identity)
+            juicefs.set_quota(storage, f"/{directory.parent.name}/{directory.name}", bytes_, files)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            if isinstance(error, errors.AtollError):
+                raise
+            raise errors.StateUnusable(
+                f"the quota of `{user}` cannot be set on JuiceFS: {getattr(error, 'strerror', '') or error}",
+                hint="see `docs/server/shared-data.md`; `juicefs quota list METADATA` shows them",
+            ) from error
+
     # --- use --------------------------------------------------------------------------------------------------------
 
     async def usage(self, user: str) -> Quota:
         """Return a user's quota with its use as it is now: by the kernel, else by a walk if the last one is old."""
+        self._refresh()
         if not (self._volumes / user).is_dir():
             bytes_, files = self.limits(user)
             return Quota(bytes_, files, kind=self._kind(user), measured_at=time.time())
@@ -148,6 +182,8 @@ class Quotas:
     def _kind(self, user: str) -> str:
         if self.mechanism is not None:
             return kernel.NAMES[self.mechanism.kind]
+        if self._juicefs is not None and user in self._limits:
+            return JUICEFS
         return "measured" if user in self._limits else "none"
 
     def _asked(self, user: str, mechanism: KernelQuota) -> Quota:
@@ -193,6 +229,7 @@ class Quotas:
         Raises:
             QuotaExceeded: nothing more fits, and nothing but this check would say so.
         """
+        self._refresh()
         if user not in self._limits:
             return
         quota: Quota | None = None
@@ -216,6 +253,7 @@ class Quotas:
 
     def sheet(self, user: str) -> int:
         """Return the descriptor of the file with a user's quota, which the user's storage peers have open to read."""
+        self._refresh()
         if user not in self._sheets:
             writable = os.memfd_create("atoll-quota", os.MFD_CLOEXEC)
             os.fchmod(writable, 0o600)  # else a peer's uid could open it again to write
@@ -237,6 +275,19 @@ class Quotas:
         for descriptors in self._sheets.values():
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _refresh(self, seconds: float = AGAIN_SECONDS) -> None:
+        """Read limits again that another machine has set, if the last look is so old."""
+        if self._juicefs is None or time.monotonic() < self._read_again_at - AGAIN_SECONDS + seconds:
+            return
+        self._read_again_at = time.monotonic() + AGAIN_SECONDS
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self._path)
+            if (found.st_mtime_ns, found.st_ino) != self._stamp:
+                self._stamp = found.st_mtime_ns, found.st_ino
+                self._limits = self._read()
+                for user in self._sheets:
+                    self._tell(user)
 
     # --- the file ---------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from atoll.storage.volume.staging import GONE, has_name
 from atoll.wire.channel import Channel, ChannelClosed
 
 _POLL_MS = 50
-_EXCHANGE = "restore"
+EXCHANGE = "restore"
+"""The lock between requests and restores. On a shared file system its file stays, so that a volume without any room can be
+emptied."""
 _TRIES, _TRY_SECONDS = 200, 0.005
 
 
@@ -56,7 +58,7 @@ def holding(directory: int, name: str, *, exclusive: bool, wait: Callable[[], bo
         try:
             yield True
         finally:
-            if name != _EXCHANGE or not _is_shared(directory):
+            if name != EXCHANGE or not _is_shared(directory):
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(name, dir_fd=directory)
@@ -184,7 +186,7 @@ class RestoreLock:
         Raises:
             ChannelClosed: the client went while it waited.
         """
-        with holding(self._volume.locks, _EXCHANGE, exclusive=False, wait=self._wait):
+        with holding(self._volume.locks, EXCHANGE, exclusive=False, wait=self._wait):
             self.refresh()
             yield
 
@@ -194,4 +196,4 @@ class RestoreLock:
         """Hold a target's locks and this one exclusively; gives whether they are held."""
         with contextlib.ExitStack() as stack:
             held = stack.enter_context(holding_target(volume.locks, path, wait=wait))
-            yield held and stack.enter_context(holding(volume.locks, _EXCHANGE, exclusive=True, wait=wait))
+            yield held and stack.enter_context(holding(volume.locks, EXCHANGE, exclusive=True, wait=wait))

@@ -39,8 +39,9 @@ class VolumeRoot:
     def __init__(self, path: str) -> None:
         try:
             for name, mode in _PARTS.items():
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(f"{path}/{name}", mode)
+                if not os.path.isdir(f"{path}/{name}"):  # over its quota JuiceFS makes nothing, not even this
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(f"{path}/{name}", mode)
             self.data = os.open(f"{path}/data", OPEN_DIRECTORY)
             self.staging = os.open(f"{path}/staging", OPEN_DIRECTORY)
             self.locks = os.open(f"{path}/staging/locks", OPEN_DIRECTORY)
