@@ -50,6 +50,7 @@ class Kind:
         held: nodes that its first wish waits for.
         used: when, as a count of uses of kinds.
         shut: nodes whose share holds no more of it, until shares change.
+        stuck: nodes have room, but all keep it for others; until some room changes.
         where: nodes with room, and their buckets.
     """
 
@@ -57,6 +58,7 @@ class Kind:
         self.type, *size, self.volumes, self.labels = key
         self.size = Size(*size)
         self.used = 0
+        self.stuck = False
         self.line = Line()
         self.capable: list[NodeRoom] = []
         self.held: list[NodeRoom] = []
@@ -147,10 +149,12 @@ class Kind:
         if len(stale) > _MOST_STALE:
             self.refresh(stale.pop())
 
-    def settle(self) -> None:
-        """Look at the nodes that have changed; before any choice."""
+    @property
+    def has_room(self) -> bool:
+        """Some node has room; looks at those that have changed, so it comes before any choice."""
         while self._stale:
             self.refresh(self._stale.pop())
+        return self._bits > 0
 
     def refresh(self, node: NodeRoom) -> None:
         """Put a node into the bucket of its present room."""
@@ -186,6 +190,7 @@ class Kind:
             if not nodes:
                 self._bits &= ~(1 << old)
         if bucket:
+            self.stuck = False
             self._buckets[bucket][node] = None
             self._bits |= 1 << bucket
             self.where[node] = bucket

@@ -68,6 +68,7 @@ class Placement:
         self._away = Away()
         self._kinds = Kinds(self._nodes)
         self._lines: dict[Kind, None] = {}  # kinds of which something waits
+        self._holders: dict[NodeRoom, list[Kind]] = {}
         self._users: dict[str, User] = {}
         self._waits: dict[str, _Wait] = {}
         self._placed: dict[str, _Placed] = {}
@@ -106,8 +107,7 @@ class Placement:
         """Return wishes that wait although no node can hold them any more, with the reason: to be withdrawn."""
         found = []
         for kind in self._lines:
-            first = kind.line.first()
-            if first is not None and not kind.capable and (text := self.refusal(first[2].wish)):
+            if not kind.capable and (text := self.refusal(kind.line.first()[2].wish)):
                 found += [(one.wish, text) for user in kind.line.users for one in user.lines[kind.line].values()]
         return found
 
@@ -170,6 +170,9 @@ class Placement:
         for kind in self._kinds:
             if kind.shut:
                 kind.open_up()
+        for kind in self._lines:
+            kind.stuck = False
+            self._hold(kind)
         return self._serve()
 
     # --- events of wishes -----------------------------------------------------------------------------------------
@@ -199,7 +202,10 @@ class Placement:
         user.add(kind.line, wish, self._count, now)
         self._waits[wish.id] = _Wait(user, kind)
         kind.line.enter(user)
+        if kind in self._lines and kind.line.users[user][2] != self._count:
+            return []  # an earlier wish of its user is before it, so nothing differs
         self._lines[kind] = None
+        kind.stuck = False
         return self._serve()
 
     def withdraw(self, wish_id: str, now: float) -> list[Place]:
@@ -232,7 +238,7 @@ class Placement:
             self._warmth.given_back(wish, node)
             if node.take_back(number):
                 self._kinds.touch(node)
-        return self._serve() if self._lines else []
+        return self._serve()
 
     # --- kinds and users ------------------------------------------------------------------------------------------
 
@@ -253,6 +259,7 @@ class Placement:
         """Place nothing more on a node, and hold it for nobody."""
         for kind in self._kinds:
             kind.leave(node)
+        self._holders.pop(node, None)
         for kind in [one for one in self._lines if one.is_rounded and not one.capable]:
             self._regroup(kind)
 
@@ -276,11 +283,13 @@ class Placement:
         while self._lines:
             turns = []
             for kind in list(self._lines):
-                first = kind.line.first()
-                if first is None:
+                if not kind.line.users:
                     self._close(kind)
-                else:
-                    turns.append((self._turn_of(first[0], first[2]), kind, first[1], first[2].wish))
+                elif kind.has_room and not kind.stuck:
+                    rank, user, waiting = kind.line.first()
+                    turns.append((self._turn_of(rank, waiting), kind, user, waiting.wish))
+                elif not kind.held:
+                    self._hold(kind)
             turns.sort(key=_turn)
             for turn, kind, user, wish in turns:
                 node = self._choose(kind, wish, turn)
@@ -291,7 +300,9 @@ class Placement:
                     kind.line.enter(user)
                     places.append(self._place(wish, user, kind, node))
                     break
-                self._hold(kind)
+                kind.stuck = True
+                if not kind.held:
+                    self._hold(kind)
             else:
                 break
         if self._shares is not None:
@@ -307,23 +318,20 @@ class Placement:
     def _close(self, kind: Kind) -> None:
         del self._lines[kind]
         for node in kind.hold_none():
+            self._holders[node].remove(kind)
             self._kinds.touch(node)
 
     def _hold(self, kind: Kind) -> None:
         """Hold as many nodes for a kind as its first wish has waited for."""
-        first = kind.line.first()
-        assert first is not None
-        waited = self._now - first[2].since
-        if len(kind.held) > waited // PATIENCE_SECONDS:
-            return
+        waited = self._now - kind.line.first()[2].since
         node = kind.hold_more(min(1 + int(waited // PATIENCE_SECONDS), MOST_HELD))
         if node is not None:
+            self._holders.setdefault(node, []).append(kind)
             self._kinds.touch(node)
 
     def _choose(self, kind: Kind, wish: Wish, turn: _Turn) -> NodeRoom | None:
         """Return the best node that has room for a wish, and may give it."""
-        kind.settle()
-        if not kind.where:
+        if not kind.has_room:
             return None
         for node in self._warmth.nodes(kind, wish):
             if self._may(node, kind, wish, turn):
@@ -338,12 +346,11 @@ class Placement:
 
     def _may(self, node: NodeRoom, kind: Kind, wish: Wish, turn: _Turn) -> bool:
         """Return whether a node with room may give it to a wish: others before it in turn, and its share, allow it."""
-        if node.holders:
-            for other in self._lines:
-                if other is not kind and node in other.held and other.waits_for(node, kind):
-                    first = other.line.first()
-                    if first is not None and self._turn_of(first[0], first[2]) < turn:
-                        return False
+        for other in self._holders.get(node, ()):
+            if other is not kind and other.line.users and other.waits_for(node, kind):
+                rank, _, waiting = other.line.first()
+                if self._turn_of(rank, waiting) < turn:
+                    return False
         if self._shares is not None and not self._shares.room(node.facts.name, wish):
             kind.shut_out(node)
             return False

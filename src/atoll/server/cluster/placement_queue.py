@@ -15,6 +15,7 @@ from typing import NamedTuple
 from atoll.server.cluster.contract import Wish
 
 _BLOCK = 1024
+_MOST_STALE = 64
 _LEAST_MILLICORES = 1
 """Placed cores of a wish that takes none, so that no user goes first for ever."""
 
@@ -35,6 +36,10 @@ class Waiting(NamedTuple):
 
 Rank = tuple[float, float, int]
 """A user's placed cores for their weight, since which turn the user waits, and the number of the wish."""
+
+
+_Entry = tuple[float, int, int, int, "User"]
+"""A rank, the user's version, and the user."""
 
 
 class User:
@@ -95,10 +100,10 @@ class User:
         return self.placed / self.weight, self.turn, number
 
     def changed(self) -> None:
-        """Enter the user's new turn wherever the user waits."""
+        """Note that the user's turn has changed, wherever the user waits."""
         self.version += 1
         for line in self.lines:
-            line.enter(self)
+            line.touch(self)
 
     def count(self, wish: Wish) -> None:
         """Count a wish as placed."""
@@ -113,38 +118,45 @@ class Line:
     """The wishes of one kind that wait, by turns of their users."""
 
     def __init__(self) -> None:
-        self.users: dict[User, None] = {}
-        self._heap: list[tuple[float, int, int, int, User]] = []
+        self.users: dict[User, _Entry] = {}  # the one entry of each that counts
+        self._heap: list[_Entry] = []
+        self._stale: set[User] = set()
+
+    def touch(self, user: User) -> None:
+        """Note that a user's turn has changed: it is entered when somebody is to be served, or when many have changed."""
+        stale = self._stale
+        stale.add(user)
+        if len(stale) > _MOST_STALE:
+            self.enter(stale.pop())
 
     def enter(self, user: User) -> None:
         """Note a user's turn, or that there is none."""
+        self._stale.discard(user)
         own = user.lines.get(self)
         if own is None:
             self.users.pop(user, None)
             if not self.users:
                 self._heap.clear()
             return
-        self.users[user] = None
         number = next(iter(own.values())).number
-        heapq.heappush(self._heap, (user.placed / user.weight, user.turn, number, user.version, user))
-        if len(self._heap) > 4 * len(self.users) + 64:
-            self._heap = [entry for entry in self._heap if self._counts(entry)]
+        old = self.users.get(user)
+        if old is not None and old[2] == number and old[3] == user.version:
+            return
+        entry = (user.placed / user.weight, user.turn, number, user.version, user)
+        self.users[user] = entry
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self.users) + 64:
+            self._heap = list(self.users.values())
             heapq.heapify(self._heap)
 
-    def first(self) -> tuple[Rank, User, Waiting] | None:
-        """Return the wish that is next, its user and its turn; None when none waits."""
+    def first(self) -> tuple[Rank, User, Waiting]:
+        """Return the wish that is next, its user and its turn; some wish must wait."""
+        while self._stale:
+            self.enter(next(iter(self._stale)))
         heap = self._heap
-        while heap:
+        while True:
             entry = heap[0]
-            if self._counts(entry):
-                user = entry[4]
+            user = entry[4]
+            if self.users.get(user) is entry:
                 return entry[:3], user, next(iter(user.lines[self].values()))
             heapq.heappop(heap)
-        return None
-
-    def _counts(self, entry: tuple[float, int, int, int, User]) -> bool:
-        _, _, number, version, user = entry
-        if version != user.version:
-            return False
-        own = user.lines.get(self)
-        return own is not None and next(iter(own.values())).number == number
