@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 
 from atoll.server.cluster.contract import NodeFacts, Wish
 from atoll.server.cluster.node_room import NodeRoom
-from atoll.server.cluster.placement_queue import Line
+from atoll.server.cluster.placement_queue import NO_TURN, Line, Turn
 from atoll.server.cluster.sizes import TYPES, Size, rounded
 
 _TIER = 21
@@ -50,6 +50,7 @@ class Kind:
         held: nodes that its first wish waits for.
         used: when, as a count of uses of kinds.
         shut: nodes whose share holds no more of it, until shares change.
+        turn: of its first wish, when that was looked at last.
         stuck: nodes have room, but all keep it for others; until some room changes.
         where: nodes with room, and their buckets.
     """
@@ -59,6 +60,7 @@ class Kind:
         self.size = Size(*size)
         self.used = 0
         self.stuck = False
+        self.turn: Turn = NO_TURN
         self.line = Line()
         self.capable: list[NodeRoom] = []
         self.held: list[NodeRoom] = []
@@ -144,6 +146,9 @@ class Kind:
 
     def touch(self, node: NodeRoom) -> None:
         """Note that a node's room has changed: it is looked at when the kind is used, or when many have changed."""
+        needs = self._needs.get(node)
+        if needs is None or (node.millicores < needs[0] and node not in self.where):
+            return  # as on most changes of a node that is full: there is no room, and there was none
         stale = self._stale
         stale.add(node)
         if len(stale) > _MOST_STALE:

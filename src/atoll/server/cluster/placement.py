@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
 from atoll.server.cluster.kinds import Kind, Kinds
 from atoll.server.cluster.node_room import NodeRoom
-from atoll.server.cluster.placement_queue import Rank, User, Waiting
+from atoll.server.cluster.placement_queue import Turn, User, Waiting
 from atoll.server.cluster.refusals import Away, reason_of, refusal_of
 from atoll.server.cluster.warmth import Warmth
 
@@ -41,7 +41,6 @@ MOST_TOLD = 1000
 """Waiting wishes that shares are told of."""
 TELL_SECONDS = 1.0
 """Seconds between two times that they are."""
-_Turn = tuple[bool, float, float, int]
 
 
 class _Placed(NamedTuple):
@@ -228,7 +227,6 @@ class Placement:
         wish, node, number = placed
         user = self._users[wish.user]
         user.uncount(wish)
-        user.changed()
         self._forget(wish.user, user)
         if self._shares is not None:
             self._shares.given_back(Place(wish, node.facts.name))
@@ -280,40 +278,52 @@ class Placement:
     def _serve(self) -> list[Place]:
         """Place what has room, in turn."""
         places: list[Place] = []
-        while self._lines:
+        closed = bool(self._lines)
+        while closed:  # a kind that waits no more gives up the nodes that were held for it
+            closed = False
+            for kind in [one for one in self._lines if not one.line.users]:
+                self._close(kind)
             turns = []
-            for kind in list(self._lines):
-                if not kind.line.users:
-                    self._close(kind)
-                elif kind.has_room and not kind.stuck:
-                    rank, user, waiting = kind.line.first()
-                    turns.append((self._turn_of(rank, waiting), kind, user, waiting.wish))
+            for kind in self._lines:
+                if kind.has_room and not kind.stuck:
+                    turns.append(self._first(kind))
                 elif not kind.held:
                     self._hold(kind)
-            turns.sort(key=_turn)
-            for turn, kind, user, wish in turns:
-                node = self._choose(kind, wish, turn)
-                if node is not None:
-                    self._take_out(wish.id, self._waits[wish.id])
-                    self._turns += 1
-                    user.turn = self._turns
-                    kind.line.enter(user)
-                    places.append(self._place(wish, user, kind, node))
-                    break
-                kind.stuck = True
-                if not kind.held:
-                    self._hold(kind)
-            else:
-                break
+            while turns:
+                if len(turns) > 1:
+                    turns.sort(key=_turn, reverse=True)
+                turn, kind, user, waiting = turns.pop()
+                node = self._choose(kind, waiting.wish, turn)
+                if node is None:
+                    kind.stuck = kind.has_room
+                    if not kind.held:
+                        self._hold(kind)
+                    continue
+                places.append(self._serve_one(waiting.wish, user, kind, node))
+                turns = [self._first(entry[1]) if entry[2] is user else entry for entry in turns]
+                if not kind.line.users:
+                    closed = True
+                elif kind.has_room:
+                    turns.append(self._first(kind))
         if self._shares is not None:
             self._tell(self._shares)
         return places
 
-    def _turn_of(self, rank: Rank, waiting: Waiting) -> _Turn:
-        """Return the turn of a kind's first wish: patience that has ended goes before all shares."""
+    def _serve_one(self, wish: Wish, user: User, kind: Kind, node: NodeRoom) -> Place:
+        self._take_out(wish.id, self._waits[wish.id])
+        self._turns += 1
+        user.turn = self._turns
+        kind.line.enter(user)
+        return self._place(wish, user, kind, node)
+
+    def _first(self, kind: Kind) -> tuple[Turn, Kind, User, Waiting]:
+        """Return a kind's first wish and its turn: patience that has ended goes before all shares."""
+        rank, user, waiting = kind.line.first()
         if self._now - waiting.since >= PATIENCE_SECONDS:
-            return False, waiting.since, 0.0, waiting.number
-        return True, *rank
+            kind.turn = False, waiting.since, 0.0, waiting.number
+        else:
+            kind.turn = True, *rank
+        return kind.turn, kind, user, waiting
 
     def _close(self, kind: Kind) -> None:
         del self._lines[kind]
@@ -323,13 +333,13 @@ class Placement:
 
     def _hold(self, kind: Kind) -> None:
         """Hold as many nodes for a kind as its first wish has waited for."""
-        waited = self._now - kind.line.first()[2].since
+        waited = self._now - self._first(kind)[3].since
         node = kind.hold_more(min(1 + int(waited // PATIENCE_SECONDS), MOST_HELD))
         if node is not None:
             self._holders.setdefault(node, []).append(kind)
             self._kinds.touch(node)
 
-    def _choose(self, kind: Kind, wish: Wish, turn: _Turn) -> NodeRoom | None:
+    def _choose(self, kind: Kind, wish: Wish, turn: Turn) -> NodeRoom | None:
         """Return the best node that has room for a wish, and may give it."""
         if not kind.has_room:
             return None
@@ -344,13 +354,11 @@ class Placement:
                 return node
         return None
 
-    def _may(self, node: NodeRoom, kind: Kind, wish: Wish, turn: _Turn) -> bool:
+    def _may(self, node: NodeRoom, kind: Kind, wish: Wish, turn: Turn) -> bool:
         """Return whether a node with room may give it to a wish: others before it in turn, and its share, allow it."""
         for other in self._holders.get(node, ()):
-            if other is not kind and other.line.users and other.waits_for(node, kind):
-                rank, _, waiting = other.line.first()
-                if self._turn_of(rank, waiting) < turn:
-                    return False
+            if other is not kind and other.turn < turn and other.line.users and other.waits_for(node, kind):
+                return False
         if self._shares is not None and not self._shares.room(node.facts.name, wish):
             kind.shut_out(node)
             return False
@@ -359,7 +367,6 @@ class Placement:
     def _place(self, wish: Wish, user: User, kind: Kind, node: NodeRoom) -> Place:
         self._placed[wish.id] = _Placed(wish, node, node.place(wish, self._now))
         user.count(wish)
-        user.changed()
         kind.chosen(node)
         self._kinds.touch(node)
         self._warmth.placed(wish, node)
@@ -378,5 +385,5 @@ class Placement:
             )
 
 
-def _turn(entry: tuple[_Turn, Kind, User, Wish]) -> _Turn:
+def _turn(entry: tuple[Turn, Kind, User, Waiting]) -> Turn:
     return entry[0]

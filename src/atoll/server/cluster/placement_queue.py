@@ -2,8 +2,8 @@
 
 Theory of operation. The next to be served is the first wish of the user who has the fewest placed cores for their
 weight; of users with as many, of the one who has waited longest since the last turn. A user's wishes of one kind keep
-their order. Each kind (`kinds`) has a heap of its users; a user's change puts new entries on the heaps of the kinds that
-the user waits in, and old entries are known by their version.
+their order. Each kind (`kinds`) has a heap of its users; a user whose turn has come nearer gets a new
+entry there before the next one is served; one whose turn is later is seen when the entry comes up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import NamedTuple
 from atoll.server.cluster.contract import Wish
 
 _BLOCK = 1024
-_MOST_STALE = 64
+_PRECISION = 5
+"""Digits of a binary number: a user's share within a sixteenth, so that it seldom changes."""
+_MOST_STALE = 512
 _LEAST_MILLICORES = 1
 """Placed cores of a wish that takes none, so that no user goes first for ever."""
 
@@ -34,11 +36,15 @@ class Waiting(NamedTuple):
     since: float
 
 
-Rank = tuple[float, float, int]
+Rank = tuple[int, int, int]
 """A user's placed cores for their weight, since which turn the user waits, and the number of the wish."""
 
 
-_Entry = tuple[float, int, int, int, "User"]
+Turn = tuple[bool, float, float, int]
+"""Whether patience has not ended, and then a rank; or since when the wish waits."""
+NO_TURN: Turn = (True, float("inf"), 0.0, 0)
+
+_Entry = tuple[int, int, int, int, "User"]
 """A rank, the user's version, and the user."""
 
 
@@ -47,14 +53,16 @@ class User:
 
     Args:
         lines: what waits, by kind.
+        share: placed thousandths of cores for the weight, to five digits of a binary number.
         turn: since which the user waits.
     """
 
-    __slots__ = ("_before", "_count", "lines", "placed", "turn", "version", "waiting", "weight")
+    __slots__ = ("_before", "_count", "lines", "placed", "share", "turn", "version", "waiting", "weight")
 
     def __init__(self) -> None:
         self.lines: dict[Line, OrderedDict[str, Waiting]] = {}
         self.placed = 0
+        self.share = 0
         self.turn = 0
         self.version = 0
         self.waiting = 0
@@ -97,21 +105,31 @@ class User:
 
     def rank(self, number: int) -> Rank:
         """Return the turn of a wish of this user with that number."""
-        return self.placed / self.weight, self.turn, number
-
-    def changed(self) -> None:
-        """Note that the user's turn has changed, wherever the user waits."""
-        self.version += 1
-        for line in self.lines:
-            line.touch(self)
+        return self.share, self.turn, number
 
     def count(self, wish: Wish) -> None:
-        """Count a wish as placed."""
+        """Count a wish as placed: the user comes later in turn, which lines see when it would be served."""
         self.placed += wish.millicores or _LEAST_MILLICORES
+        self._weigh()
 
     def uncount(self, wish: Wish) -> None:
-        """No longer count a wish as placed."""
+        """No longer count a wish as placed: the user comes earlier in turn."""
         self.placed -= wish.millicores or _LEAST_MILLICORES
+        if self._weigh():
+            for line in self.lines:
+                line.touch(self)
+
+    def _weigh(self) -> bool:
+        """Find the share anew; return whether it differs."""
+        share = int(self.placed / self.weight)
+        spare = share.bit_length() - _PRECISION
+        if spare > 0:
+            share = share >> spare << spare
+        if share == self.share:
+            return False
+        self.share = share
+        self.version += 1
+        return True
 
 
 class Line:
@@ -142,7 +160,7 @@ class Line:
         old = self.users.get(user)
         if old is not None and old[2] == number and old[3] == user.version:
             return
-        entry = (user.placed / user.weight, user.turn, number, user.version, user)
+        entry = (user.share, user.turn, number, user.version, user)
         self.users[user] = entry
         heapq.heappush(self._heap, entry)
         if len(self._heap) > 2 * len(self.users) + 64:
@@ -157,6 +175,9 @@ class Line:
         while True:
             entry = heap[0]
             user = entry[4]
-            if self.users.get(user) is entry:
+            if self.users.get(user) is not entry:
+                heapq.heappop(heap)
+            elif entry[3] != user.version:
+                self.enter(user)
+            else:
                 return entry[:3], user, next(iter(user.lines[self].values()))
-            heapq.heappop(heap)
