@@ -19,11 +19,11 @@ from atoll import errors
 from atoll.server import versions
 from atoll.server.addresses import client_address
 from atoll.server.app import status_of
-from atoll.server.cluster.arrival import Arrival, ArrivalConnection
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.handing import Handing
-from atoll.server.cluster.link import Link, Spare
-from atoll.server.cluster.messages import LINE_PATH, LINK_PATH
+from atoll.server.cluster.links.arrival import Arrival, ArrivalConnection
+from atoll.server.cluster.links.link import Link, Spare
+from atoll.server.cluster.links.messages import LINE_PATH, LINK_PATH
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions

@@ -15,15 +15,16 @@ import contextlib
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
 from atoll import errors
 from atoll.server.cluster import own_node
-from atoll.server.cluster.arrival import Arrival
-from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad, Place, Shares, Wish
-from atoll.server.cluster.link import Link
-from atoll.server.cluster.placement import Placement
+from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad
+from atoll.server.cluster.links.arrival import Arrival
+from atoll.server.cluster.links.link import Link
+from atoll.server.cluster.places import Places
 from atoll.server.line.sessions import MOST_OF_USER
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
@@ -33,7 +34,6 @@ from atoll.wire.line import DRAINS, KEY_ENDED
 log = logging.getLogger("atoll.cluster")
 
 LOOK_SECONDS = 0.5
-POSITION_SECONDS = 0.5
 
 
 class Held(NamedTuple):
@@ -60,6 +60,10 @@ class Account(Protocol):
     def name(self) -> str: ...
     @property
     def state(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
 
 
 class Cluster:
@@ -82,12 +86,13 @@ class Cluster:
         """Spliced connections of nodes, by their accounts: they may outlive a link."""
         self.sessions: dict[str, Held] = {}
         self.arrivals: dict[str, Arrival] = {}
-        self.placement = Placement(None)
+        self.places = Places()
+        self.others = asyncio.Event()
+        """Set from the first link of another machine on."""
         options = state.node.options
         self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
         """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
         self._lines: Counter[str] = Counter()
-        self._waiting: dict[str, asyncio.Future[str]] = {}
         self._away: dict[str, float] = {}
         """Nodes without a link, and until when their sessions are kept."""
         self._accepting: dict[str, bool] = {}
@@ -158,20 +163,19 @@ class Cluster:
 
     # --- machines ----------------------------------------------------------------------------------------------------
 
-    def use(self, shares: Shares) -> None:
-        """Place within shares that another scheduler gives."""
-        self.placement = Placement(shares)
-        shares.on_change = lambda: self._settle(self.placement.look(self._now()))
-
     def join_local(self, facts: NodeFacts) -> None:
         """Take the server's own machine."""
-        self.facts[LOCAL] = facts
         self._choose_volumes(facts)
-        self._settle(self.placement.join(facts, self._now()))
+        self._join(facts)
+
+    def _join(self, facts: NodeFacts) -> None:
+        """Place on a node from here on, if its account has it take calls."""
+        self.facts[facts.name] = facts
+        self.places.join(facts, accepting=self._accepting.get(facts.name, True))
 
     def hear_local(self, load: NodeLoad) -> None:
         """Take the load of the server's own machine."""
-        self._settle(self.placement.load(LOCAL, load, self._now()))
+        self.places.load(LOCAL, load)
 
     def joined(self, link: Link, sessions: list[dict[str, Any]]) -> str:
         """See `link.Owner.joined`."""
@@ -190,9 +194,10 @@ class Cluster:
                 self._hold(session, Held(name, str(row["user"]), str(row["key"]), ""))
         self._away.pop(name, None)
         self._expected.pop(name, None)
-        self.facts[name] = facts
-        self._settle(self.placement.join(facts, self._now()))
-        self._settle(self.placement.accept(name, self._accepting.get(name, True), self._now()))
+        self._join(facts)
+        if self.local and LOCAL not in self.facts:  # its facts are asked for just now: nothing is refused before
+            self.places.expect(NodeFacts(LOCAL, "", 1 << 40, 1 << 60, ("any",) * 64, {}, self.volumes))
+        self.others.set()
         log.info("node_linked", extra={"fields": {"node": name, "sessions": len(said), "version": facts.version}})
         return self._choose_volumes(facts)
 
@@ -200,8 +205,8 @@ class Cluster:
         """Decide which file system carries everybody's `/data`; return why a node is not placed on, or nothing."""
         if self.state.node.options.cluster.own_data:
             return ""
-        if LOCAL in self.facts or not self.volumes:  # without a machine of the server's own the first one decides
-            self.volumes = self.facts.get(LOCAL, facts).volumes
+        if facts.name == LOCAL or not self.volumes:  # without a machine of the server's own the first one decides
+            self.volumes = facts.volumes
         if self.volumes in (facts.volumes, own_node.UNKNOWN):
             return ""
         log.warning("node_apart", extra={"fields": {"node": facts.name}})
@@ -213,7 +218,7 @@ class Cluster:
     def heard(self, link: Link) -> None:
         """See `link.Owner.heard`."""
         if self.links.get(link.name) is link:
-            self._settle(self.placement.load(link.name, link.load, self._now()))
+            self.places.load(link.name, link.load)
 
     def session_over(self, link: Link, session: str) -> None:
         """See `link.Owner.session_over`."""
@@ -232,7 +237,7 @@ class Cluster:
             return
         del self.links[link.name]
         self._away[link.name] = link.heard_at + LOST_SECONDS
-        self._settle(self.placement.leave(link.name, self._now()))
+        self.places.leave(link.name)
         log.warning("node_away", extra={"fields": {"node": link.name}})
 
     def account_changed(self, account: Account) -> None:
@@ -245,11 +250,19 @@ class Cluster:
             return
         if account.name != LOCAL and account.name not in self.links:  # it had joined before this process began
             self._expected.setdefault(account.name, self._now() + LOST_SECONDS)
+            self._expect(account)
         accepting = account.state == "active"
         self._accepting[account.name] = accepting
-        self._settle(self.placement.accept(account.name, accepting, self._now()))
+        self.places.accept(account.name, accepting=accepting)
         if (link := self.links.get(account.name)) is not None:
             link.say({"type": "accept", "accepting": accepting})
+
+    def _expect(self, account: Account) -> None:
+        """Have placement count a node as away: what it alone could hold is not refused at once."""
+        known = {field.name for field in fields(NodeFacts)} & set(account.facts)
+        with contextlib.suppress(TypeError, ValueError):
+            facts = NodeFacts(**{**{name: account.facts[name] for name in known}, "name": account.name})
+            self.places.expect(replace(facts, gpus=tuple(facts.gpus), labels=dict(account.labels)))
 
     def _look(self) -> None:
         now = self._now()
@@ -260,7 +273,7 @@ class Cluster:
         for name, until in tuple(self._away.items()):
             if until < now:
                 self._lose(name)
-        self._settle(self.placement.look(now))
+        self.places.look()
 
     def _lose(self, name: str) -> None:
         del self._away[name]
@@ -309,7 +322,7 @@ class Cluster:
         held = self.sessions.pop(session)
         self._count_less(held.user)
         if held.wish:
-            self.over(held.wish)
+            self.places.over(held.wish)
 
     def _count_less(self, user: str) -> None:
         self._lines[user] -= 1
@@ -323,51 +336,6 @@ class Cluster:
                 arrival.end(KEY_ENDED)
         for link in self.links.values():
             link.say({"type": "end", "user": user, "key": key})
-
-    # --- places ------------------------------------------------------------------------------------------------------
-
-    async def place(self, wish: Wish, arrival: Arrival) -> str:
-        """Return the node for a wish; the client is told why it waits.
-
-        Raises:
-            ResourcesUnavailable: no machine can ever hold it.
-        """
-        if reason := self.placement.refusal(wish):
-            raise errors.ResourcesUnavailable(reason, hint="ask for less, or add a machine: `atoll nodes list`")
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting[wish.id] = future
-        try:
-            self._settle(self.placement.ask(wish, self._now()))
-            told = None
-            while not future.done():
-                await asyncio.wait({future}, timeout=POSITION_SECONDS)
-                said = max(self.placement.position(wish.id), 0), self.placement.reason(wish.id)
-                if not future.done() and said != told and said[1]:
-                    told = said
-                    arrival.say({"type": "waiting", "position": said[0], "reason": said[1]})
-            return future.result()
-        except asyncio.CancelledError:
-            placed = future.done() and not future.cancelled()
-            change = self.placement.over if placed else self.placement.withdraw
-            self._settle(change(wish.id, self._now()))
-            raise
-        finally:
-            del self._waiting[wish.id]
-
-    def over(self, wish: str) -> None:
-        """Note that a placed wish is over."""
-        self._settle(self.placement.over(wish, self._now()))
-
-    def _settle(self, places: list[Place]) -> None:
-        while places:
-            more: list[Place] = []
-            for place in places:
-                future = self._waiting.get(place.wish.id)
-                if future is None or future.done():
-                    more += self.placement.over(place.wish.id, self._now())
-                else:
-                    future.set_result(place.node)
-            places = more
 
     @staticmethod
     def _now() -> float:

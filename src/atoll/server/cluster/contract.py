@@ -159,3 +159,16 @@ class Shares(Protocol):
 
     on_change: Callable[[], None]
     """Is called when a share has changed: waiting wishes are looked at again."""
+
+
+class SharesOfNodes(Shares, Protocol):
+    """Shares that are told of nodes."""
+
+    def joined(self, facts: NodeFacts) -> None:
+        """Note that a node has joined."""
+
+    def left(self, node: str) -> None:
+        """Note that a node is gone."""
+
+    def open(self, node: str, *, takes_new: bool) -> None:
+        """Note whether a node takes new calls: one that is drained or cordoned does not."""

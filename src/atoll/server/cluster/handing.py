@@ -9,12 +9,12 @@ from typing import Any
 
 from atoll import errors
 from atoll.server.cluster import wishes
-from atoll.server.cluster.arrival import Arrival
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL
-from atoll.server.cluster.link import Link
-from atoll.server.cluster.preamble import Opening, write_opening
-from atoll.server.cluster.splice import splice
+from atoll.server.cluster.links.arrival import Arrival
+from atoll.server.cluster.links.link import Link
+from atoll.server.cluster.links.preamble import Opening, write_opening
+from atoll.server.cluster.links.splice import splice
 from atoll.server.line.beginning import begin
 from atoll.server.line.connection import Connection
 from atoll.server.line.early import Early
@@ -69,14 +69,14 @@ class Handing:
                 wish = wishes.wish_of(
                     name, arrival.principal.user, header.get("spec"), cluster.largest(), cluster.volumes
                 )
-                node = await cluster.place(wish, arrival)
+                node = await cluster.places.place(wish, arrival)
                 try:
                     if await self._hand(arrival, node, name):
                         return
                 except BaseException:
-                    cluster.over(name)
+                    cluster.places.over(name)
                     raise
-                cluster.over(name)
+                cluster.places.over(name)
             raise self._no_node()
         if header["type"] == "request" and self.answer is not None and not header.get("bytes"):
             value = await self.answer(arrival.principal, header)
@@ -160,7 +160,7 @@ class Handing:
 
     def _session_over(self, session: Session) -> None:
         if wish := self._wishes.pop(session.id, ""):
-            self._cluster.over(wish)
+            self._cluster.places.over(wish)
 
     async def resume(self, link: Link, session: str, count: int) -> tuple[asyncio.Transport, int, bytes] | None:
         """Return a node's connection that goes on with a session, the node's count, and its first bytes; None if gone.

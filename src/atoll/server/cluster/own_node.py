@@ -1,4 +1,4 @@
-"""Facts and load of this machine's node, from the answers of its daemon; for the server's own node and for members."""
+"""Facts of this machine's node, from the answers of its daemon; for the server's own node and for members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.node.shared import marker
-from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
+from atoll.server.cluster.contract import LOCAL, NodeFacts
 from atoll.settings import Settings
 
 UNKNOWN = "unknown"
@@ -33,17 +33,6 @@ def facts(
         dict(labels or {}),
         volumes,
     )
-
-
-def load(answer: Mapping[str, Any], taken: int) -> NodeLoad:
-    """Return the load of a node, from its daemon's answer to `capacity`.
-
-    Args:
-        taken: leases that it was given before it answered.
-    """
-    free = answer["free"]
-    fits = {row["name"]: row["fits_now"] for row in answer["types"]}
-    return NodeLoad(taken, fits, int(free["cpus"] * 1000), free["memory_bytes"], free["gpus"])
 
 
 def volumes_of(options: Settings, name: str = LOCAL) -> str:

@@ -11,9 +11,12 @@ from typing import Any
 from atoll import __version__, errors
 from atoll.server.cluster import own_node
 from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.contract import LOCAL, NodeLoad
 from atoll.server.cluster.handing import Handing
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError
 
 log = logging.getLogger("atoll.cluster")
 
@@ -40,24 +43,27 @@ def install(state: ServerState) -> None:
 
 async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None:
     """Keep the placement's figures of the own node right, while there are others."""
-    known = False
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        if cluster.alone:
-            continue
-        given = handing.given
+        await cluster.others.wait()
         try:
-            answer: dict[str, Any] = await state.node.ask(None, "capacity", {})
-        except errors.AtollError as error:
-            log.warning("own_node_not_asked", extra={"fields": {"error": error.message[:200]}})
-            continue
-        if not known:
-            try:
+            if LOCAL not in cluster.facts:
+                answer: dict[str, Any] = await state.node.ask(None, "capacity", {})
                 volumes = await asyncio.to_thread(own_node.volumes_of, state.node.options)
-            except errors.AtollError as error:
-                log.warning("own_volumes_unknown", extra={"fields": {"error": error.message[:200]}})
-                continue
-            cluster.join_local(own_node.facts(answer, volumes, __version__))
-            known, given = True, 0
-            handing.given = 0
-        cluster.hear_local(own_node.load(answer, given))
+                handing.given = 0
+                cluster.join_local(own_node.facts(answer, volumes, __version__))
+            await _hear(state, cluster, handing)
+        except (errors.AtollError, ChannelClosed, FrameError, OSError) as error:
+            log.warning("own_node_not_asked", extra={"fields": {"error": str(error)[:200]}})
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _hear(state: ServerState, cluster: Cluster, handing: Handing) -> None:
+    """Pass the own node's load on, until its daemon ends."""
+    channel = await state.node.connect(None, {"type": "watch_load"})
+    try:
+        while True:
+            given = handing.given
+            load = (await channel.receive()).header["load"]
+            cluster.hear_local(NodeLoad(**{**load, "taken": given}))
+    finally:
+        channel.close()

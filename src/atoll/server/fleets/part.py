@@ -14,6 +14,7 @@ from atoll.server.nodes import acts, bodies
 from atoll.server.nodes.accounts import Nodes
 from atoll.server.process import lock
 from atoll.server.process.background import in_background
+from atoll.server.ray import installing as ray
 from atoll.server.state import ServerState
 
 AGAIN_SECONDS = 60.0
@@ -24,6 +25,11 @@ _log = logging.getLogger("atoll.server")
 
 def install(state: ServerState) -> None:
     """Add the part, after that of nodes."""
+
+    async def invite() -> tuple[str, str]:
+        return await address(state), await _token(state.parts["nodes"])
+
+    ray.install(state, invite)
     if not state.node.options.cluster.machines:
         return
 
@@ -38,11 +44,17 @@ def install(state: ServerState) -> None:
 async def start_all(state: ServerState) -> None:
     """Start all machines, each again after a while until it has begun; those that have joined already run again."""
     options, nodes = state.node.options.cluster, state.parts["nodes"]
-    run = state.node.options.run_directory
-    while not (url := options.url or lock.url_for_machines(run)):  # noqa: ASYNC110 - parts begin before the server listens
-        await asyncio.sleep(LISTENS_SECONDS)
+    url = await address(state)
     fleet = SshFleet(options, Start(url, lambda: _token(nodes)))
     await asyncio.gather(*(_start(fleet, machine) for machine in options.machines))
+
+
+async def address(state: ServerState) -> str:
+    """Return the server's address for its machines, when it listens."""
+    options = state.node.options
+    while not (url := options.cluster.url or lock.url_for_machines(options.run_directory)):  # noqa: ASYNC110 - parts begin before
+        await asyncio.sleep(LISTENS_SECONDS)
+    return url
 
 
 async def _start(fleet: SshFleet, machine: str) -> None:

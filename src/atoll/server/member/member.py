@@ -11,12 +11,12 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 from atoll import __version__, errors
 from atoll.server.cluster import own_node
-from atoll.server.cluster.contract import BEAT_SECONDS
-from atoll.server.cluster.messages import LINE_PATH, LINK_PATH
+from atoll.server.cluster.contract import BEAT_SECONDS, LEASE_SECONDS, NodeLoad
+from atoll.server.cluster.links.messages import LINE_PATH, LINK_PATH
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
@@ -25,6 +25,8 @@ from atoll.server.member.node_link import NodeLink, clock
 from atoll.server.member.spare_line import SpareLine
 from atoll.server.node import Node
 from atoll.terminal_text import printable
+from atoll.wire.channel import ChannelClosed
+from atoll.wire.frames import FrameError
 
 log = logging.getLogger("atoll.member")
 
@@ -33,7 +35,8 @@ SPARES = 4
 MOST_DIALLING = 64
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.1, 3.0
 """Pauses between attempts to link."""
-STOP_SECONDS = 5.0
+PAUSE_SECONDS = 0.02
+"""Seconds between two words, at least."""
 
 
 class Member:
@@ -55,7 +58,8 @@ class Member:
         self._spares: set[SpareLine] = set()
         self._dialling: set[asyncio.Task[None]] = set()
         self._leases: set[str] = set()
-        self._until = 0.0
+        self._load: NodeLoad | None = None
+        self._until = self._kept_until = clock()
         self._changed = asyncio.Event()
         self._fences = asyncio.Event()
 
@@ -63,8 +67,9 @@ class Member:
         """Serve until told to stop."""
         async with self.sessions.serving():
             if not self.sessions.adopted:  # whatever runs here is of a process that was killed
-                await self._fence(0.0)
-            tasks = [asyncio.create_task(work()) for work in (self._stay_linked, self._say_load, self._keep_lease)]
+                await self._node.ask(None, "fence", {"until": clock()})
+            works = (self._stay_linked, self._watch_load, self._say_load, self._keep_lease)
+            tasks = [asyncio.create_task(work()) for work in works]
             waits = asyncio.create_task(stop.wait())
             try:
                 done, _ = await asyncio.wait({*tasks, waits}, return_when=asyncio.FIRST_COMPLETED)
@@ -170,20 +175,35 @@ class Member:
         self._changed.set()
 
     async def _say_load(self) -> None:
+        """Give the server a word each `BEAT_SECONDS`, and after each change; none while the daemon does not answer."""
+        known: NodeLink | None = None
+        taken = 0  # before the last pause: what came since may not be in the figures
         while True:
-            link = self._link
-            if link is not None and not link.over:
-                taken = link.taken
-                try:
-                    answer = await self._node.ask(None, "capacity", {})
-                    link.tell_load(own_node.load(answer, taken))
-                except errors.AtollError as error:  # no word is a word: this node cannot serve
-                    log.warning("no_load", extra={"fields": {"error": error.message[:200]}})
+            link, load = self._link, self._load
+            if link is not None and not link.over and load is not None and self._daemon_keeps_lease():
+                link.tell_load(replace(load, taken=taken if link is known else 0))
+            known, taken = link, 0 if link is None else link.taken
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_SECONDS):
                     await self._changed.wait()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _watch_load(self) -> None:
+        """Hear from the daemon how the machine fares."""
+        while True:
+            try:
+                channel = await self._node.connect(None, {"type": "watch_load"})
+                try:
+                    while True:
+                        self._load = NodeLoad(**(await channel.receive()).header["load"])
+                        self._changed.set()
+                finally:
+                    channel.close()
+            except (errors.AtollError, ChannelClosed, FrameError, OSError) as error:
+                log.warning("no_load", extra={"fields": {"error": str(error)[:200]}})
+            self._load = None
+            await asyncio.sleep(BEAT_SECONDS)
 
     # --- the lease ---------------------------------------------------------------------------------------------------
 
@@ -193,18 +213,18 @@ class Member:
             self._until = until
             self._fences.set()
 
+    def _daemon_keeps_lease(self) -> bool:
+        """Return whether the daemon has been told of the lease lately: one that hangs is to be given up by the server."""
+        return self._until - self._kept_until < LEASE_SECONDS
+
     async def _keep_lease(self) -> None:
         """Tell the daemon of each renewal."""
         while True:
             await self._fences.wait()
             self._fences.clear()
-            await self._fence(max(self._until - clock(), 0.0))
-
-    async def _fence(self, seconds: float) -> None:
-        arguments: dict[str, Any] = {"seconds": seconds}
-        try:
-            await self._node.ask(None, "fence", arguments)
-        except errors.ProtocolMismatch:
-            log.warning("no_fence")
-        except errors.AtollError as error:
-            log.warning("lease_not_told", extra={"fields": {"error": error.message[:200]}})
+            until = self._until
+            try:
+                await self._node.ask(None, "fence", {"until": until})
+                self._kept_until = until
+            except errors.AtollError as error:
+                log.warning("lease_not_told", extra={"fields": {"error": error.message[:200]}})

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.server.cluster.contract import LEASE_SECONDS, NodeFacts, NodeLoad
-from atoll.server.cluster.messages import MessageError, Messages, read_principal, write
+from atoll.server.cluster.links.messages import MessageError, Messages, read_principal, write
 from atoll.server.line.sessions import Sessions
 from atoll.server.node import Node
 

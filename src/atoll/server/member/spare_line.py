@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from atoll.server.cluster.messages import MessageError, read, write
-from atoll.server.cluster.preamble import blob_size, read_opening
+from atoll.server.cluster.links.messages import MessageError, read, write
+from atoll.server.cluster.links.preamble import blob_size, read_opening
 from atoll.server.line.beginning import begin
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session

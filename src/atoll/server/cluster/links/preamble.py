@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from atoll.server.cluster.messages import MessageError, principal_data, read_principal, write
+from atoll.server.cluster.links.messages import MessageError, principal_data, read_principal, write
 from atoll.server.principal import Principal
 from atoll.wire.line import WINDOW
 from atoll.wire.websocket import PIECE

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.server.cluster.contract import NodeFacts, NodeLoad
-from atoll.server.cluster.messages import MessageError, Messages, principal_data, write
+from atoll.server.cluster.links.messages import MessageError, Messages, principal_data, write
 from atoll.server.principal import Principal
 
 log = logging.getLogger("atoll.cluster")

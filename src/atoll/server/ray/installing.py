@@ -1,0 +1,53 @@
+"""The part of the engine `ray`: its shares and fleet in the cluster of a running server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.contract import LOCAL
+from atoll.server.options import RAY
+from atoll.server.ray.fleet import Invitation
+from atoll.server.ray.part import RayOptions, open_engine
+from atoll.server.ray.shares import Share
+from atoll.server.state import ServerState
+
+Invite = Callable[[], Awaitable[tuple[str, str]]]
+"""Makes an address of the server and a token for one machine."""
+
+
+def install(state: ServerState, invite: Invite) -> None:
+    """Add the part, behind that of the cluster, where the server has this engine."""
+    if state.options.engine != RAY:
+        return
+    cluster: Cluster = state.parts["cluster"]
+
+    async def invitation() -> Invitation:
+        return Invitation(*await invite())
+
+    async def keep_to(node: str, share: Share) -> bool:
+        """Have a node keep to its share of the machine."""
+        given: dict[str, Any] = {**asdict(share), "gpus": list(share.gpus)}
+        link = cluster.links.get(node)
+        if node == LOCAL:
+            await state.node.ask(None, "allowance", given)
+        elif link is not None:
+            await link.ask(None, "allowance", given)
+        else:
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def serving() -> AsyncIterator[None]:
+        options = RayOptions(address=state.options.ray_address or "auto")
+        log = state.node.options.logs_directory / "ray-driver.log"
+        async with open_engine(options, invite=invitation, log=log) as (shares, fleet):
+            shares.keep_to = keep_to
+            cluster.places.use(shares)
+            state.parts["fleet"] = fleet
+            yield
+
+    state.lifespan.append(serving)
