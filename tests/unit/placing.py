@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Wish
 from atoll.server.cluster.placement import Placement
-from atoll.server.cluster.sizes import TYPES, Size
+from atoll.server.cluster.placing.sizes import TYPES, Size
 
 GIB = 1 << 30
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from atoll.server.cluster.contract import NodeLoad, Place, Shares, Wish
-from atoll.server.cluster.kinds import MOST_EXACT
-from atoll.server.cluster.node_room import SETTLED_SECONDS
 from atoll.server.cluster.placement import PATIENCE_SECONDS, Placement
-from atoll.server.cluster.refusals import AWAY_SECONDS
-from atoll.server.cluster.sizes import size_of
+from atoll.server.cluster.placing.kinds import MOST_EXACT
+from atoll.server.cluster.placing.node_room import SETTLED_SECONDS
+from atoll.server.cluster.placing.refusals import AWAY_SECONDS
+from atoll.server.cluster.placing.sizes import size_of
 from tests.unit.placing import GIB, Cluster, Machine, wish
 
 # --- which node ---------------------------------------------------------------------------------------------------------

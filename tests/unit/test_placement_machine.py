@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from atoll.server.cluster.node_room import SETTLED_SECONDS
+from atoll.server.cluster.placing.node_room import SETTLED_SECONDS
 from tests.unit.placing import GIB, Cluster, Machine, wish
 from tests.waiting import soak
 

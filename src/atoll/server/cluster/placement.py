@@ -1,13 +1,13 @@
 """The placement, which assigns nodes to wishes: a pure state machine without clock or I/O.
 
 Theory of operation. Events (`join`, `load`, `ask`, `over`, ...) change the state and return the places that follow from it.
-Time is an argument. A node says its room from time to time; placements since then are subtracted (`node_room`).
+Time is an argument. A node says its room from time to time; placements since then are subtracted (`placing.node_room`).
 
 - Of the nodes with room a wish gets the one where a sandbox of the same use was given back last, then the last one that
   has such a sandbox, then one that has built its environment; the latter two only if they have nearly as much room as the
   best. Else it gets the one with the most room after it. Wishes without GPUs come last to nodes with GPUs, and wishes
-  with GPUs are packed (`kinds`).
-- Wishes without room wait. Users take turns by their placed cores for their weight (`placement_queue`).
+  with GPUs are packed (`placing.kinds`).
+- Wishes without room wait. Users take turns by their placed cores for their weight (`placing.queue`).
 - The first wish of a kind waits for one node in particular: the node is *held*. A wish that comes later in turn gets
   nothing there of what the first one lacks there; so it drains. After each `PATIENCE_SECONDS` one more node is held, and
   then for everybody, whatever the turns: a large wish gets in as soon as the calls on one held node have ended.
@@ -27,11 +27,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
-from atoll.server.cluster.kinds import Kind, Kinds
-from atoll.server.cluster.node_room import NodeRoom
-from atoll.server.cluster.placement_queue import Turn, User, Waiting
-from atoll.server.cluster.refusals import Away, reason_of, refusal_of
-from atoll.server.cluster.warmth import Warmth
+from atoll.server.cluster.placing.kinds import Kind, Kinds
+from atoll.server.cluster.placing.node_room import NodeRoom
+from atoll.server.cluster.placing.queue import Turn, User, Waiting
+from atoll.server.cluster.placing.refusals import Away, reason_of, refusal_of
+from atoll.server.cluster.placing.warmth import Warmth
 
 PATIENCE_SECONDS = 30.0
 """Waiting time after which a wish's held node is held for everybody, and after which one more is held each time."""

@@ -17,9 +17,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 from atoll.server.cluster.contract import NodeFacts, Wish
-from atoll.server.cluster.node_room import NodeRoom
-from atoll.server.cluster.placement_queue import NO_TURN, Line, Turn
-from atoll.server.cluster.sizes import TYPES, Size, rounded
+from atoll.server.cluster.placing.node_room import NodeRoom
+from atoll.server.cluster.placing.queue import NO_TURN, Line, Turn
+from atoll.server.cluster.placing.sizes import TYPES, Size, rounded
 
 _TIER = 21
 _HELD = (1 << _TIER) - 1

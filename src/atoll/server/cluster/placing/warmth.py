@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from atoll.server.cluster.affinity import Affinity
 from atoll.server.cluster.contract import Wish
-from atoll.server.cluster.kinds import Kind
-from atoll.server.cluster.node_room import NodeRoom
+from atoll.server.cluster.placing.affinity import Affinity
+from atoll.server.cluster.placing.kinds import Kind
+from atoll.server.cluster.placing.node_room import NodeRoom
 
 _NEAR_WARM = 4
 _NEAR_BUILT = 8

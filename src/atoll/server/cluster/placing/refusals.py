@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from atoll.server.cluster.contract import NodeFacts, Wish
-from atoll.server.cluster.kinds import Kind
-from atoll.server.cluster.sizes import TYPES, Size
+from atoll.server.cluster.placing.kinds import Kind
+from atoll.server.cluster.placing.sizes import TYPES, Size
 
 AWAY_SECONDS = 60.0
 """How long a node that has left, or is expected, counts as one that can hold wishes."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Wish
-from atoll.server.cluster.sizes import TYPES, Size
+from atoll.server.cluster.placing.sizes import TYPES, Size
 
 SETTLED_SECONDS = 5.0
 """Seconds after a placement from which a node's figures hold it, whatever the counts say."""

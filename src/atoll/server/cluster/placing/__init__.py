@@ -1,0 +1,1 @@
+"""The parts of placement: rooms of nodes, kinds of wishes, the queue, warmth, and reasons that users see. Pure."""
