@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atoll import Host, isolated
 from atoll.cli.nodes.node import REFUSED_STATUS
 
 from ..conftest import needs_outbound
-from ..waiting import until
+from ..waiting import PATIENCE_SECONDS, until
 from .functions import Leased
 from .members import Member, cluster
 from .process import Server
@@ -24,13 +30,88 @@ pytestmark = needs_outbound
 
 @pytest.fixture(scope="module")
 def solo() -> Iterator[tuple[Server, Member]]:
-    """A server that runs nothing itself, and one machine."""
-    with cluster("solo") as (server, members):
+    """A server, and one machine beside its own; each has a `/data` of its own."""
+    with cluster("solo", options=()) as (server, members):
         yield server, members["solo"]
+
+
+@pytest.fixture
+def host(solo: tuple[Server, Member], monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The server as a program's host."""
+    server, _ = solo
+    for name, value in server.client_variables.items():
+        monkeypatch.setenv(name, value)
+    return Host(server.url, key_id=server.key[0], key_secret=server.key[1], ca_file=str(server.ca_file))
 
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def wait_for(name: str) -> int:
+    """Wait until there is a file in `/data`; return how often this function has run."""
+    with open(f"/data/{name}.runs", "a") as file:
+        file.write("x")
+    while not os.path.exists(f"/data/{name}"):
+        time.sleep(0.01)
+    return os.path.getsize(f"/data/{name}.runs")
+
+
+def touch(name: str) -> None:
+    open(f"/data/{name}", "w").close()
+
+
+def place(solo: tuple[Server, Member], name: str) -> tuple[str, Path] | None:
+    """Return the machine that has a file in a `/data`, and that directory; None if none has it."""
+    server, member = solo
+    for machine, home in (("local", server.home), ("solo", member.home)):
+        for data in (home.path / "volumes").glob("*/data"):
+            if (data / name).exists():
+                return machine, data
+    return None
+
+
+def atoll(server: Server, *arguments: str) -> subprocess.Popen[str]:
+    """Begin a command of the server's operator."""
+    variables = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": server.key[0], "ATOLL_KEY_SECRET": server.key[1]}
+    environment = {**server.home.environment(), **variables, "ATOLL_CA_FILE": str(server.ca_file)}
+    program = [sys.executable, "-c", "from atoll.cli.main import main; main()", *arguments]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_drained_machine_finishes_its_calls_and_gets_no_others(solo: tuple[Server, Member], host: Host) -> None:
+    """`drain --wait` ends when the last call has; a program with a warm worker there goes on with one elsewhere."""
+    server, _ = solo
+    warm = isolated(host=host, keep_alive=600)(touch)
+    warm("first")
+    found = place(solo, "first")
+    assert found is not None
+    first = found[0]
+    other = "solo" if first == "local" else "local"
+    for machine in (first, other):
+        with ThreadPoolExecutor(1) as threads:
+            name = f"runs-at-{machine}"
+            call = threads.submit(isolated(host=host)(wait_for), name)
+            at = until(partial(place, solo, f"{name}.runs"))
+            assert at is not None
+            drain = atoll(server, "nodes", "drain", at[0], "--wait")
+            with drain:
+                assert drain.stderr is not None
+                assert drain.stderr.readline() == f"`{at[0]}` takes no new calls\n"
+                line = drain.stderr.readline()
+                while ": 1 running, 0 waiting" not in line:  # the warm worker may be there, too, for a moment
+                    assert line.startswith(f"`{at[0]}`: "), line
+                    line = drain.stderr.readline()
+                assert drain.poll() is None
+                (at[1] / name).touch()
+                assert call.result(PATIENCE_SECONDS) == 1
+                assert drain.stderr.read().endswith("is empty: it can be stopped, upgraded or removed\n")
+            assert drain.returncode == 0
+            warm(f"after-{machine}")
+            after = place(solo, f"after-{machine}")
+            assert after is not None
+            assert after[0] == ("solo" if at[0] == "local" else "local")
+        assert server.ask("POST", f"/v1/nodes/{at[0]}/uncordon")[0] == 200
 
 
 def row(server: Server) -> dict[str, Any]:
@@ -48,9 +129,18 @@ def connections(member: Member, server: Server) -> int:
     )
 
 
-def test_figures_of_a_machine_are_told(solo: tuple[Server, Member]) -> None:
+@pytest.fixture
+def only_there(solo: tuple[Server, Member]) -> Iterator[tuple[Server, Member]]:
+    """The same, with calls on the machine alone."""
+    server, _ = solo
+    assert server.ask("POST", "/v1/nodes/local/cordon")[0] == 200
+    yield solo
+    assert server.ask("POST", "/v1/nodes/local/uncordon")[0] == 200
+
+
+def test_figures_of_a_machine_are_told(only_there: tuple[Server, Member]) -> None:
     """Operators see a linked machine with its size, what is free, and its lines; the owner of the server's directory, too."""
-    server, member = solo
+    server, member = only_there
     leased = Leased(server, add, 1, 2)
     try:
         found = until(lambda: found if (found := row(server))["free"] and found["lines"] else None)
@@ -71,9 +161,9 @@ def test_figures_of_a_machine_are_told(solo: tuple[Server, Member]) -> None:
     assert member.process.runs
 
 
-def test_a_removed_machine_is_cut_off(solo: tuple[Server, Member]) -> None:
+def test_a_removed_machine_is_cut_off(only_there: tuple[Server, Member]) -> None:
     """The link and the lines of a removed machine end at once, also if it no longer does as it is told; later it ends itself."""
-    server, member = solo
+    server, member = only_there
     leased = Leased(server, add, 1, 2)
     try:
         assert leased.call() == 3

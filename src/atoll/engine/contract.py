@@ -218,8 +218,12 @@ class Engine(Protocol):
     def secrets_of(self, worker: str) -> SecretValues:
         """Return the secrets that a worker has: nested calls have no others; none for a worker that is gone."""
 
-    def renew_workers(self, user: str) -> None:
-        """End the user's idle workers, and each busy one when its call is over: its variables have changed."""
+    def renew_workers(self, user: str | None) -> None:
+        """End the idle workers of a user, or of all, and each busy one when its call is over.
+
+        For changed variables, and for nodes that are to be empty. One whose call waits for a nested one gives its lease up
+        only when it is asked again.
+        """
 
     def give_up(self, users: Callable[[str], bool], error: errors.AtollError, ended: errors.AtollError) -> None:
         """End the leases of users whose sandboxes are being killed from outside.

@@ -121,7 +121,7 @@ class Pool(WorkerFacts, MachineFacts):
     def give_up(self, users: Callable[[str], bool], error: errors.AtollError, ended: errors.AtollError) -> None:
         self._messages.ends.give_up(users, error, ended)
 
-    def renew_workers(self, user: str) -> None:
+    def renew_workers(self, user: str | None) -> None:
         for worker in self._state.workers_of(user):
             self._perform(self._schedule.worker_spent(worker.id))
 

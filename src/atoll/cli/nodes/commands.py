@@ -274,7 +274,7 @@ def _wait(place: Place, name: str) -> None:
             return
         if not (running or waiting):
             return
-        text = f"{counted(running or 0, 'call')} run, {waiting or 0} wait"
+        text = f"{running or 0} running, {waiting or 0} waiting"
         text += f", {counted(lines, 'line')} open" if lines else ""
         if text != told:
             echo(f"`{name}`: {text}", error=True)

@@ -1,6 +1,7 @@
 """The requests and streams of the owner's member process, which has joined this machine to a server.
 
-Requests: `fence` (see `fence.NodeFence.move`), `load` (see `load`), and `allowance`: how much of the machine may be used,
+Requests: `fence` (see `fence.NodeFence.move`), `load` (see `load`), `vacate`: idle workers end, and busy ones when their
+calls are over, so that clients ask for leases anew; and `allowance`: how much of the machine may be used,
 as `millicores`, `memory_bytes` and `gpus`, a list of names or numbers of its GPUs; a member that is absent or None is
 not bounded. An allowance lasts until the next one, or the daemon's end. Streams, by their opening messages:
 `watch_load`.
@@ -20,7 +21,7 @@ from atoll.model.resources import Allowance
 from atoll.node.node import Node
 from atoll.wire.async_channel import AsyncChannel
 
-REQUESTS = ("fence", "allowance", "load")
+REQUESTS = ("fence", "allowance", "load", "vacate")
 STREAMS = ("watch_load",)
 
 
@@ -47,6 +48,8 @@ class Joined:
                 return await self.fence.move(arguments)
             case "allowance":
                 self._engine.allow(self._allowance(arguments))
+            case "vacate":
+                self._engine.renew_workers(None)
         return self._engine.load()
 
     def serve(self, _kind: str, channel: AsyncChannel) -> Coroutine[Any, Any, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from atoll.server.nodes import live, rows
+from atoll.server.nodes import live, rows, vacating
 from atoll.server.nodes.accounts import Nodes
 from atoll.server.nodes.routes import routes
 from atoll.server.state import ServerState
@@ -18,4 +18,4 @@ def install(state: ServerState) -> None:
     nodes = Nodes(accounts)
     state.parts["nodes"] = nodes
     state.routes += routes()
-    state.lifespan += [nodes.watching, partial(live.sharing, state)]
+    state.lifespan += [nodes.watching, partial(live.sharing, state), partial(vacating.vacating, state)]
