@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import re
 import stat
@@ -645,6 +646,29 @@ def test_the_server_is_for_operators(page: PageServer, ada: Visitor, bob: Visito
     assert carol.get("/").status == 303
     assert carol.post("/login", {"token": carol.token("/login"), "key": found[1]}).status == 401
     assert ada.post("/admin/users/remove", {"token": ada.token("/admin"), "name": "carol"}).status == 303
+
+
+def test_machines_are_shown_to_operators_who_drain_them(page: PageServer, ada: Visitor, bob: Visitor) -> None:
+    """A server with several machines lists them: a machine that has joined and does not answer is away."""
+    assert 'id="machines-title"' not in ada.get("/admin").text
+    key = {"Authorization": f"Key {page.keys['ada']}"}
+    status, made = page.server.ask("POST", "/v1/nodes/tokens", b"{}", key)
+    assert status == 201
+    joins = json.dumps({"token": made["token"], "name": "gpu-2"}).encode()
+    assert page.server.ask("POST", "/v1/nodes/join", joins, {})[0] == 201
+    try:
+        text = visible(ada.get("/admin").text)
+        assert "gpu-2" in text
+        assert "away" in text
+        drained = ada.post("/admin/machines/drain", {"token": ada.token("/admin"), "name": "gpu-2"})
+        assert drained.headers["location"] == "/admin?done=drained"
+        _, nodes = page.server.ask("GET", "/v1/nodes", None, key)
+        assert {node["name"]: node["state"] for node in nodes["nodes"]} == {"local": "active", "gpu-2": "draining"}
+        assert ada.post("/admin/machines/uncordon", {"token": ada.token("/admin"), "name": "gpu-2"}).status == 303
+        for act in ("drain", "uncordon"):
+            assert bob.post(f"/admin/machines/{act}", {"token": bob.token("/"), "name": "gpu-2"}).status == 403
+    finally:
+        page.server.ask("DELETE", "/v1/nodes/gpu-2", None, key)
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 
 from atoll.server.accounts import acts, bodies, rows
 from atoll.server.pages.keys import accounts_of
+from atoll.server.pages.machines import machines_of
 from atoll.server.pages.visit import Visit, forbidden, route
 
 MOST_ROWS = 200
@@ -42,6 +43,7 @@ async def shown(visit: Visit, added: bodies.AddedUser | None = None) -> Response
         names={user.id: user.name for user in users},
         running={user.id: sum(call["user"] == user.id for call in calls) for user in users},
         node=status,
+        machines=await machines_of(visit),
         calls=calls[:MOST_ROWS],
         count=len(calls),
         added=added,

@@ -13,6 +13,7 @@ from atoll.server.pages import (
     keys,
     live,
     login,
+    machines,
     secrets,
     usage,
     visit,
@@ -25,5 +26,5 @@ def install(state: ServerState) -> None:
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = MOST_BODY_BYTES
     live.install(state)
-    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin):
+    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin, machines):
         state.routes += part.routes()
