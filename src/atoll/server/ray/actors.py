@@ -231,7 +231,9 @@ class Actors:
 
 
 def _future(reference: Any) -> asyncio.Future[Any]:
-    return asyncio.wrap_future(reference.future())
+    found = asyncio.wrap_future(reference.future())
+    found.add_done_callback(lambda one: one.cancelled() or one.exception())  # some are asked and not waited for
+    return found
 
 
 def _why(error: BaseException) -> str:

@@ -60,11 +60,13 @@ class Driver:
             AtollError: the cluster cannot be used.
         """
         await self._call(self._connect)
+        checking = asyncio.ensure_future(asyncio.to_thread(self._check_open))
         cluster = await self._call(Cluster)
         found = await self._actors.find()
         facts = await self._call(cluster.look, self._actors.waiting())
         self._facts = facts
         local = await self._call(lambda: ray.get_runtime_context().get_node_id())
+        await checking
         self._tell(event="ready", local=local, **found)
         self._tell(event="cluster", **facts)
         looking = asyncio.ensure_future(self._keep_looking(cluster))
@@ -90,6 +92,8 @@ class Driver:
                 f"there is no Ray cluster at `{self._options['address']}`: {_first_line(error)}",
                 hint="start this machine's Ray node with `ray start`, and see that `RAY_AUTH_TOKEN` is the cluster's",
             ) from error
+
+    def _check_open(self) -> None:
         if not self._options.get("open") and not _asks_for_token() and not _is_own():
             raise errors.StateUntrusted(
                 f"the Ray cluster at `{self._options['address']}` takes commands from anyone who reaches it",
@@ -158,7 +162,10 @@ async def _main(options: dict[str, Any]) -> int:
     def tell(**message: Any) -> None:
         data = messages.line(message)
         while data:
-            data = data[os.write(out, data) :]
+            try:
+                data = data[os.write(out, data) :]
+            except BrokenPipeError:  # the server is gone
+                os._exit(1)
 
     try:
         await Driver(options, tell).run(orders)

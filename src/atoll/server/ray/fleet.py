@@ -66,6 +66,7 @@ class RayFleet:
     Args:
         send: sends a message to the driver.
         invite: makes an invitation.
+        program: `atoll` on the machines; that word stands for the installation that Ray's workers there have.
         home: state directory of a node; `{name}` in it stands for the node's name.
         rest_seconds: that a machine of an autoscaler may be empty before its process is ended.
     """
@@ -76,6 +77,7 @@ class RayFleet:
         send: Callable[..., None],
         invite: Callable[[], Awaitable[Invitation]],
         *,
+        program: Sequence[str],
         home: str,
         rest_seconds: float,
     ) -> None:
@@ -83,6 +85,7 @@ class RayFleet:
         self._ledger = shares.ledger
         self._send = send
         self._invite = invite
+        self._program = tuple(program)
         self._home = home
         self._rest_seconds = rest_seconds
         self._machines: dict[str, _Machine] = {}
@@ -112,10 +115,10 @@ class RayFleet:
             home=self._home.format(name=name),
             env={"ATOLL_JOIN_TOKEN": invitation.token},
             join=[
-                *("atoll", "node", "join", invitation.url, "--name", name, "--replace", "--no-run"),
+                *(*self._program, "node", "join", invitation.url, "--name", name, "--replace", "--no-run"),
                 *(word for key, value in sorted(labels.items()) for word in ("--label", f"{key}={value}")),
             ],
-            argv=["atoll", "node", "run"],
+            argv=[*self._program, "node", "run"],
         )
         known.began = asyncio.get_running_loop().time()
 

@@ -46,6 +46,7 @@ class RayOptions:
         node_address: this machine's address in the cluster, where it has several.
         namespace: of the actors; two servers in one cluster have different ones.
         open: the consent to a cluster that takes commands without a token.
+        program: `atoll` on the machines; that word stands for the installation that Ray's workers there have.
         home: state directory of the nodes; `{name}` in it stands for a node's name.
         orphan_seconds: after which actors that no server asks for end by themselves, with all that runs there.
         rest_seconds: after which an empty machine's process ends, where an autoscaler removes idle machines.
@@ -57,6 +58,7 @@ class RayOptions:
     node_address: str = ""
     namespace: str = "atoll"
     open: bool = False
+    program: Sequence[str] = ("atoll",)
     home: str = "/var/lib/atoll-node"
     orphan_seconds: float = 600.0
     rest_seconds: float = 60.0
@@ -89,7 +91,9 @@ async def open_engine(
         supervisor.send(**message)
 
     shares = RayShares(options.rules, send, options.types)
-    fleet = RayFleet(shares, send, invite, home=options.home, rest_seconds=options.rest_seconds)
+    fleet = RayFleet(
+        shares, send, invite, program=options.program, home=options.home, rest_seconds=options.rest_seconds
+    )
 
     def hear(message: dict[str, object]) -> None:
         fleet.hear(message)

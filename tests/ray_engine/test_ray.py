@@ -1,0 +1,26 @@
+"""The engine `ray` on a cluster of three nodes: its own, `a` with two GPUs, `b`; each scene leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import stage
+from .stage import Stage
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Stage]:
+    with stage.opened() as opened:
+        local = f"--node-ip-address={stage.ADDRESS}"
+        opened.start_head("--num-cpus=1", local, f"--system-config={stage.QUICK_CHECKS}")
+        opened.start_node("--num-cpus=4", "--num-gpus=2", "--memory=1000000000", "--labels=zone=a")
+        opened.start_node("--num-cpus=2", "--labels=zone=b", '--resources={"b": 1}')
+        yield opened
+
+
+@pytest.mark.parametrize("scene", ["lends", "shares_fairly", "survives", "watches", "loses"])
+def test_scenes(cluster: Stage, scene: str) -> None:
+    """A server's dealings with Ray come out as the scene says; see `scenes`."""
+    cluster.play(scene)
