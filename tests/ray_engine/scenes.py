@@ -24,7 +24,7 @@ from atoll.server.ray.settling import Rules
 from atoll.server.ray.shares import RayShares, Share
 
 STAGE = Path(os.environ["STAGE"])
-ADDRESS = "127.0.0.1:6379"
+ADDRESS = os.environ.get("ADDRESS", "127.0.0.1:6379")
 PATIENCE_SECONDS = 60.0
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_atoll.py")))
 CARDS = ("nvidia0", "nvidia1")
@@ -284,6 +284,7 @@ async def grows() -> None:
         wish = Wish("1", "u", millicores=2000)
         assert shares.refusal(wish) == ""
         assert len(shares.ledger.nodes) == 1
+        assert shares.ledger.scales
         shares.wanted([wish])
         await until(lambda: len(shares.ledger.nodes) == 2, "no machine was added")
         new = next(node for node in shares.ledger.nodes if node != shares.ledger.ray_of(LOCAL))

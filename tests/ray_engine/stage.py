@@ -74,9 +74,9 @@ class Stage:
         assert done.returncode == 0, f"{argv}\n{done.stdout[-6000:]}\n{self._driver_log()}"
         return done.stdout
 
-    def play(self, scene: str) -> None:
+    def play(self, scene: str, variables: Mapping[str, str] | None = None) -> None:
         """Play a scene."""
-        self.run(sys.executable, "-X", "dev", "-W", "ignore", str(HERE / "scenes.py"), scene)
+        self.run(sys.executable, "-W", "ignore", str(HERE / "scenes.py"), scene, variables=variables)
 
     def start_head(self, *options: str, variables: Mapping[str, str] | None = None) -> None:
         """Start the head node of a cluster."""
@@ -103,6 +103,14 @@ class Stage:
         assert self._first.stdout is not None
         self._first.stdout.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def ray_directory() -> str:
+    """Return the directory of Ray's package."""
+    found = importlib.util.find_spec("ray")
+    assert found is not None
+    assert found.origin is not None
+    return str(Path(found.origin).parent)
 
 
 @contextlib.contextmanager
