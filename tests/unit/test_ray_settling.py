@@ -30,7 +30,9 @@ class World:
 
     def see(self) -> list[str]:
         labels = {"ray-a": {"zone": "1"}, "ray-b": {"zone": "2"}}
-        return self.ledger.see(RayNode(id, id, self.totals[id], free, labels[id]) for ray, free in self.free.items())
+        return self.ledger.see(
+            RayNode(ray, ray, self.totals[ray], free, labels[ray]) for ray, free in self.free.items()
+        )
 
     def settle(self, seconds: float = 0.0) -> None:
         self.now += seconds
@@ -116,6 +118,10 @@ def test_idle_holders_go_back_after_a_while() -> None:
     assert len(world.of(HELD)) == 1
     world.ledger.give(place)
     world.settle(11.0)
+    world.ledger.take(place)
+    world.ledger.give(place)
+    world.settle(11.0)
+    assert len(world.of(HELD)) == 1
     world.settle(11.0)
     assert world.of(HELD) == []
     assert world.free == world.totals
