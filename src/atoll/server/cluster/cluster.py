@@ -93,8 +93,8 @@ class Cluster:
         self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
         """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
         self._lines: Counter[str] = Counter()
-        self._away: dict[str, float] = {}
-        """Nodes without a link, and until when their sessions are kept."""
+        self._away: dict[str, tuple[float, str]] = {}
+        """Nodes without a link: until when their sessions are kept, and their accounts."""
         self._accepting: dict[str, bool] = {}
         self._expected: dict[str, float] = {}
         """Sessions may still come with nodes that this process has not heard of."""
@@ -138,7 +138,7 @@ class Cluster:
         for name, link in self.links.items():
             load = link.load if link.told else None
             found.append(LiveNode(name, self.facts[name], load, now - link.heard_at, lines[name]))
-        for name, until in self._away.items():
+        for name, (until, _) in self._away.items():
             if name in self.facts:
                 silent = now - until + LOST_SECONDS
                 found.append(LiveNode(name, self.facts[name], None, silent, lines[name], linked=False))
@@ -190,7 +190,7 @@ class Cluster:
         for session in known.keys() - said.keys():
             self._drop(session)
         for session, row in said.items():
-            if session not in known:
+            if session not in self.sessions:  # one of another node's stays there
                 self._hold(session, Held(name, str(row["user"]), str(row["key"]), ""))
         self._away.pop(name, None)
         self._expected.pop(name, None)
@@ -236,7 +236,7 @@ class Cluster:
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
-        self._away[link.name] = link.heard_at + LOST_SECONDS
+        self._away[link.name] = link.heard_at + LOST_SECONDS, link.account
         self.places.leave(link.name)
         log.warning("node_away", extra={"fields": {"node": link.name}})
 
@@ -245,8 +245,7 @@ class Cluster:
         if account.state == "removed":
             if (link := self.links.get(account.name)) is not None and link.account == account.id:
                 link.close()
-            for one in tuple(self.carried.pop(account.id, ())):  # it may be a machine that no longer does as it is told
-                one.shutdown()
+            self._cut_off(account.id)  # it may be a machine that no longer does as it is told
             return
         if account.name != LOCAL and account.name not in self.links:  # it had joined before this process began
             self._expected.setdefault(account.name, self._now() + LOST_SECONDS)
@@ -270,14 +269,20 @@ class Cluster:
             if now - link.heard_at > LOST_SECONDS:
                 log.warning("node_silent", extra={"fields": {"node": name}})
                 link.close()
-        for name, until in tuple(self._away.items()):
+        for name, (until, _) in tuple(self._away.items()):
             if until < now:
                 self._lose(name)
         self.places.look()
 
+    def _cut_off(self, account: str) -> None:
+        """End the spliced connections of a node: their clients come back, and hear what became of their lines."""
+        for one in tuple(self.carried.pop(account, ())):
+            one.shutdown()
+
     def _lose(self, name: str) -> None:
-        del self._away[name]
+        _, account = self._away.pop(name)
         self.facts.pop(name, None)
+        self._cut_off(account)
         lost = [session for session, held in self.sessions.items() if held.node == name]
         for session in lost:
             self._drop(session)

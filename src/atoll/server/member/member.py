@@ -149,7 +149,7 @@ class Member:
                 self._address,
                 LINE_PATH,
                 lambda transport: SpareLine(
-                    transport, self.sessions, self._connections, self._opened, self._spares.discard
+                    transport, self.sessions, self._connections, self._opened, self._spare_over
                 ),
             )
         except (errors.AtollError, OSError, TimeoutError) as error:
@@ -158,6 +158,12 @@ class Member:
         assert isinstance(made, SpareLine)
         if not made.used:
             self._spares.add(made)
+
+    def _spare_over(self, spare: SpareLine) -> None:
+        """Dial another connection for one that has waited for too long; the server asks for those that it uses."""
+        self._spares.discard(spare)
+        if not spare.taken and self._link is not None:
+            self.wanted(1)
 
     # --- load --------------------------------------------------------------------------------------------------------
 

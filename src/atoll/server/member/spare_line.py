@@ -42,8 +42,8 @@ class SpareLine(asyncio.Protocol):
     ) -> None:
         self.transport = transport
         self._sessions, self._connections, self._opened, self._on_end = sessions, connections, opened, on_end
-        self.used = False
-        """It waits no longer."""
+        self.used = self.taken = False
+        """It waits no longer; it has a line."""
         self._data = bytearray()
         self._message: dict[str, Any] | None = None
         self._size = 0
@@ -73,7 +73,7 @@ class SpareLine(asyncio.Protocol):
 
     def _begin(self, message: dict[str, Any]) -> None:
         self._timer.cancel()
-        self.used = True
+        self.used = self.taken = True
         blob, rest = bytes(self._data[: self._size]), bytes(self._data[self._size :])
         self._data.clear()
         self._on_end(self)
@@ -123,5 +123,6 @@ class SpareLine(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Wait no longer."""
         self._timer.cancel()
-        self.used = True
-        self._on_end(self)
+        if not self.used:
+            self.used = True
+            self._on_end(self)

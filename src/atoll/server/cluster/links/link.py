@@ -16,7 +16,14 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.server.cluster.contract import NodeFacts, NodeLoad
-from atoll.server.cluster.links.messages import MessageError, Messages, principal_data, write
+from atoll.server.cluster.links.messages import (
+    MessageError,
+    Messages,
+    principal_data,
+    read_facts,
+    read_load,
+    write,
+)
 from atoll.server.principal import Principal
 
 log = logging.getLogger("atoll.cluster")
@@ -200,14 +207,14 @@ class Link(asyncio.Protocol):
         if self.facts is None:
             if kind != "hello":
                 raise MessageError("a link begins with `hello`")
-            self.facts = NodeFacts(**{**message["facts"], "name": self.name, "gpus": tuple(message["facts"]["gpus"])})
+            self.facts = read_facts({**message["facts"], "name": self.name})
             self._timer.cancel()
             notice = self._owner.joined(self, message["sessions"])
             self.say({"type": "welcome", "server": self._owner.server, "name": self.name, "notice": notice})
             return
         self.heard_at = self._loop.time()
         if kind == "load":
-            self.load, self.told = NodeLoad(**message["load"]), True
+            self.load, self.told = read_load(message["load"]), True
             self.say({"type": "beat", "number": message["number"]})
             self._owner.heard(self)
         elif kind == "answer":

@@ -25,14 +25,20 @@ A connection for lines begins with `open` or `resume`, on which bytes of a clien
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
+
+from atoll.server.cluster.contract import NodeFacts, NodeLoad
 from atoll.server.principal import Principal
 
 LINK_PATH, LINE_PATH = "/v1/nodes/link", "/v1/nodes/line"
 PROTOCOL = "atoll-node.1"
 MOST_BYTES = 64 << 20
 """The most of one message: answers about many calls, and the sessions of a node."""
+MOST_NAMES = 1024
+"""GPUs, labels and machine types of one node."""
+T = TypeVar("T")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -103,3 +109,34 @@ def read_principal(data: Any) -> Principal:
     if not isinstance(data, list) or len(data) != 6:
         raise MessageError("a message names no user")
     return Principal(*data)
+
+
+def read_facts(data: Any) -> NodeFacts:
+    """Return the facts in a node's message.
+
+    Raises:
+        MessageError: they are none, or too large.
+    """
+    facts = _converted(data, NodeFacts)
+    if max(len(facts.gpus), len(facts.labels)) > MOST_NAMES or not 0 <= facts.millicores < 1 << 50:
+        raise MessageError("the facts of a node are out of bounds")
+    return facts
+
+
+def read_load(data: Any) -> NodeLoad:
+    """Return the load in a node's message.
+
+    Raises:
+        MessageError: it is none.
+    """
+    load = _converted(data, NodeLoad)
+    if len(load.fits) > MOST_NAMES:
+        raise MessageError("the load of a node is out of bounds")
+    return load
+
+
+def _converted(data: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise MessageError(str(error)) from error
