@@ -164,6 +164,15 @@ def test_the_owner_of_the_state_directory_needs_no_key(server: Server, atoll: Sh
     assert (acts[0]["actor_name"], acts[0]["details"]) == ("machine", {"name": "local"})
 
 
+def test_no_server_runs_where_a_node_of_another_has_run() -> None:
+    """A state directory that has served another server's users serves no others: calls of theirs may be left there."""
+    with own_home() as there:
+        (there.path / "run").mkdir(mode=0o700, exist_ok=True)
+        (there.path / "run" / "joined").touch(mode=0o600)
+        done = there.atoll("server", "--listen", "127.0.0.1:0", check=False)
+    assert (done.returncode, "of a node of another server" in done.stderr) == (1, True), done.stderr
+
+
 def test_one_process_runs_a_node(tmp_path: Path) -> None:
     """The lock of a node's process is held by one at a time, names its pid, and is nobody's after a kill."""
     tmp_path.chmod(0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,14 +17,19 @@ from typing import Any
 
 import pytest
 
-from atoll import Host, isolated
+from atoll import Host, errors, isolated
 from atoll.cli.nodes.node import REFUSED_STATUS
+from atoll.server import versions
+from atoll.server.cluster.links.messages import LINE_PATH
+from atoll.server.member import joined as joined_file
+from atoll.server.member.dialling import Address, dial
 
 from ..conftest import needs_outbound
 from ..waiting import PATIENCE_SECONDS, until
 from .functions import Leased
 from .members import Member, cluster
 from .process import Server
+from .test_remote_host import connect_proxy
 
 pytestmark = needs_outbound
 
@@ -161,8 +167,38 @@ def test_figures_of_a_machine_are_told(only_there: tuple[Server, Member]) -> Non
     assert member.process.runs
 
 
+def test_a_machine_behind_a_proxy_links_through_it(
+    only_there: tuple[Server, Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member dials by the proxy that the environment names, and says its versions; the server refuses unknown ones by name."""
+    server, member = only_there
+    monkeypatch.setattr("atoll.host.remote.proxies.is_loopback", lambda host: False)
+    own = joined_file.need(member.home.path)
+    address = Address(own.url, own.authorization, own.ca_file)
+
+    class Connected(asyncio.Protocol):
+        """Sends nothing."""
+
+    async def link() -> None:
+        transport, _ = await dial(address, LINE_PATH, lambda _transport: Connected())
+        transport.abort()
+
+    with connect_proxy() as (port, heads):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        asyncio.run(link())
+        assert [head.split()[:2] for head in heads] == [["CONNECT", f"127.0.0.1:{server.port}"]]
+        monkeypatch.setattr(versions, "NODE_LOWEST", 2)
+        monkeypatch.setattr(versions, "NODE_HIGHEST", 3)
+        with pytest.raises(errors.ProtocolMismatch, match="the node 2 to 3") as caught:
+            asyncio.run(link())
+        assert caught.value.hint == "upgrade atoll on the server"
+
+
 def test_a_removed_machine_is_cut_off(only_there: tuple[Server, Member]) -> None:
-    """The link and the lines of a removed machine end at once, also if it no longer does as it is told; later it ends itself."""
+    """The link and the lines of a removed machine end at once, also if it no longer does as it is told.
+
+    Once it hears of it, it ends what runs there, and itself.
+    """
     server, member = only_there
     leased = Leased(server, add, 1, 2)
     try:
@@ -176,6 +212,7 @@ def test_a_removed_machine_is_cut_off(only_there: tuple[Server, Member]) -> None
         leased.line.close()
     until(lambda: not member.process.runs)
     assert member.end() == REFUSED_STATUS
+    assert json.loads(member.home.atoll("status", "--json").stdout)["sandboxes"] == []
     text = member.log.read_text()
     assert "was removed from this server" in text
     assert "`atoll node join` here" in text

@@ -199,6 +199,7 @@ class Upgrade(asyncio.Protocol):
         nodes = self.state.parts.get("nodes")
         if nodes is None or not 16 <= len(key) <= 64:
             raise errors.NotAuthorized("this server takes no machines", hint="upgrade the server")
+        versions.node_agreed(headers.get(versions.NODE_HEADER, ""))
         account = await nodes.authenticate(headers, address)
         link = self.cluster.links.get(account.name)
         if path == LINE_PATH and (link is None or link.account != account.id):

@@ -23,6 +23,7 @@ from atoll.cli.nodes.values import certificates_of, labels_of, machine_name, tok
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import date, print_json
 from atoll.cli.terminal import echo, echo_lines
+from atoll.host.local import LocalHost
 from atoll.host.remote.proxies import is_loopback
 from atoll.server.member import joined
 from atoll.terminal_text import printable
@@ -202,6 +203,7 @@ def leave(*, force: Annotated[bool, Flag] = False, yes: Yes = False, home: Path 
         echo(f"warning: {error.message}", error=True)
         echo(f"on the server: `atoll nodes remove {found.name}`", error=True)
     _stop(place)
+    _end_calls(place)
     joined.forget(place)
     echo(f"left {printable(found.url)}", error=True)
     return 0
@@ -245,6 +247,7 @@ def _run(home: Path) -> int:
         except errors.NotAuthorized as error:
             if error.status == 429:  # passes with time
                 raise
+            _end_calls(home)
             echo_lines(f"error: {error}", error=True)
             return REFUSED_STATUS
 
@@ -291,6 +294,12 @@ def _stop(home: Path) -> bool:
             return True
         time.sleep(LOOK_SECONDS)
     raise errors.StateUnusable(f"the node (pid {pid}) does not end", hint=f"look at it, and end it: `kill -9 {pid}`")
+
+
+def _end_calls(home: Path) -> None:
+    """End what runs here for the users of a server that does not know this node any more: nobody waits for its lease."""
+    with contextlib.suppress(errors.AtollError):
+        LocalHost(home).request_running("fence", {"seconds": 0})
 
 
 def _option(home: Path) -> str:

@@ -1,6 +1,6 @@
 """Connections that a member dials: a WebSocket's handshake with the node's credentials, then bytes of its own.
 
-They go straight to the server: a node has no proxy. TLS is checked as a client's is.
+TLS is checked as a client's is, and the way leads by the proxy that the environment names, as a client's does.
 """
 
 from __future__ import annotations
@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.client
 import json
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from atoll import errors
+from atoll.host.remote import proxies
+from atoll.server import versions
 from atoll.wire import websocket
 
 HEAD_SECONDS = 15.0
@@ -77,7 +81,7 @@ async def dial(
     async with asyncio.timeout(HEAD_SECONDS):
         server_name = address.host if address.secure else None
         transport, head = await loop.create_connection(
-            _Head, address.host, address.port, ssl=address.context, server_hostname=server_name
+            _Head, ssl=address.context, server_hostname=server_name, **await _way(address)
         )
         try:
             key = base64.b64encode(os.urandom(16)).decode()
@@ -88,6 +92,7 @@ async def dial(
                 "Sec-WebSocket-Version": "13",
                 "Sec-WebSocket-Key": key,
                 "Authorization": address.credentials,
+                "Atoll-Node-Protocol": f"{versions.NODE_LOWEST}-{versions.NODE_HIGHEST}",
             }
             text = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
             transport.write(f"GET {address.path}{path} HTTP/1.1\r\n{text}\r\n".encode("ascii"))
@@ -102,6 +107,33 @@ async def dial(
     if rest:
         protocol.data_received(rest)
     return transport, protocol
+
+
+async def _way(address: Address) -> dict[str, Any]:
+    """Return the server's host and port; behind a proxy a socket that leads there.
+
+    Raises:
+        OSError: the proxy cannot be reached, or refuses.
+    """
+    proxy = proxies.proxy_of(address.host, address.port, secure=address.secure)
+    if proxy is None:
+        return {"host": address.host, "port": address.port}
+
+    def connect() -> socket.socket:
+        connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=HEAD_SECONDS)
+        connection.set_tunnel(address.host, address.port, proxy.headers)
+        try:
+            connection.connect()
+        except http.client.HTTPException as error:
+            connection.close()
+            raise ConnectionError(f"the proxy does not answer as one: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        connection.sock.setblocking(False)
+        return connection.sock
+
+    return {"sock": await asyncio.to_thread(connect)}
 
 
 def _check(data: bytes, key: str, transport: asyncio.Transport) -> bytes:
