@@ -17,6 +17,7 @@ from atoll.server.line.connection import Connection
 from atoll.server.node import Node
 from atoll.server.paces import BURST_PIECES, PIECES_A_SECOND, Paces
 from atoll.server.principal import Principal
+from atoll.server.state import ServerState
 from atoll.settings import Settings
 from atoll.wire.line import BYTES_OF_PIECE, HEADER_PRICE, PARTS_OF_PIECE, Line
 from atoll.wire.websocket import LineError
@@ -57,6 +58,7 @@ def test_requests_of_a_user_pay_for_their_parts_in_turn() -> None:
     async def asked() -> None:
         node, now = Node(Settings(Path("/nowhere"))), 0.0
         node.paces = Paces(lambda: now)
+        state = ServerState(node)
         read: list[str] = []
 
         async def ask(principal: Principal, _name: str, _arguments: object) -> dict[str, object]:
@@ -65,11 +67,11 @@ def test_requests_of_a_user_pay_for_their_parts_in_turn() -> None:
 
         with mock.patch.object(node, "ask_counted", ask):
             bob, ada = (Principal(name, name, "key", "", operator=False) for name in ("bob", "ada"))
-            waiting = [asyncio.ensure_future(requests._ask(node, bob, "status", many)) for _ in range(64)]
+            waiting = [asyncio.ensure_future(requests._ask(state, bob, "status", many)) for _ in range(64)]
             await asyncio.sleep(0)
             burst = len(read)
             assert 0 < burst <= BURST_PIECES // (38_000 // PARTS_OF_PIECE) + 1 < len(waiting)
-            await requests._ask(node, ada, "status", b"{}")
+            await requests._ask(state, ada, "status", b"{}")
             assert read[burst:] == ["ada"]
             assert node.paces.debt("bob") > 0 == node.paces.debt("ada")
             done, _ = await asyncio.wait(waiting[:burst])

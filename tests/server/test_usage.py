@@ -110,7 +110,7 @@ def test_numbers_are_never_given_again(database: Database, node: Any) -> None:
     assert read(database)[0]["calls"] == 3
     other = Node(Path(node.records._connection.execute("PRAGMA database_list").fetchone()[2]).parent / "new")
     other.records.write([record("ann")])
-    gathering.gather(database, other)  # type: ignore[arg-type]
+    gathering.gather(database, other)
     other.records.close()
     assert read(database)[0]["calls"] == 4
 

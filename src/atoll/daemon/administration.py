@@ -13,6 +13,7 @@ from typing import Any
 from atoll import errors, process
 from atoll.daemon import leasing
 from atoll.daemon.leasing import Caller
+from atoll.daemon.secrets import copies
 from atoll.daemon.services import Services
 from atoll.detached.batches import MOST_AT_ONCE
 from atoll.detached.store import Store
@@ -20,7 +21,7 @@ from atoll.model.options.storage import REMOVED
 
 log = logging.getLogger("atoll.administration")
 
-REQUESTS = ("calls.export", "users.remove")
+REQUESTS = ("calls.export", "users.remove", "secrets.copy", "secrets.take")
 MOST_EXPORTED = 10_000
 KILL_SECONDS = 15.0
 """Seconds that a removed user's calls have to end, past their own grace; and builds."""
@@ -33,6 +34,8 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
       `records`, and the `generation` of the file of records; records of another generation begin at its first.
     - `users.remove` (`user`; `keep`): ends a user's calls, forgets secrets and quota, removes environments and logs of
       builds, and puts the volume aside, below `removed/`, or removes it; gives `kept`, its new place, empty for none.
+    - `secrets.copy`: gives the values of all users' secrets, `users`, for a server that copies them to its other machines.
+    - `secrets.take` (`digest`; `users` if given): see `secrets.copies.take`.
 
     Raises:
         ResourcesUnavailable: it is not for this caller.
@@ -46,6 +49,10 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
         )
     if name == "calls.export":
         return await _exported(services, arguments)
+    if name == "secrets.copy":
+        return {"users": await services.secrets.threads.run("", partial(services.secrets.copied, caller.user))}
+    if name == "secrets.take":
+        return await copies.take(services.secrets, services.engine, caller.user, arguments)
     user, keep = arguments.get("user"), arguments.get("keep", True)
     if not isinstance(user, str) or not isinstance(keep, bool) or user == caller.user:
         raise ValueError("`user` is a user of the server, `keep` true or false")

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS calls (
 _INDEXES = """
 CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
 CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
+CREATE INDEX IF NOT EXISTS calls_by_request ON calls (request) WHERE request != '';
 CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
 CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
 CREATE INDEX IF NOT EXISTS calls_by_bundle ON calls (bundle, bundle_bytes) WHERE bundle != '';

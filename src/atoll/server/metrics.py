@@ -63,7 +63,7 @@ class Metrics:
     async def text(self) -> bytes:
         """Return the figures as Prometheus reads them."""
         try:
-            asked = self._state.node.ask(None, "status", {})
+            asked = self._state.asks.ask(None, "status", {})
             self._node = await asyncio.wait_for(asked, NODE_SECONDS)
         except (errors.AtollError, TimeoutError, OSError):
             self._node = None

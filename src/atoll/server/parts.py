@@ -26,6 +26,7 @@ from atoll.server.admin import part as admin
 from atoll.server.cluster import part as cluster
 from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
+from atoll.server.machines import part as machines
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
 from atoll.server.state import ServerState
@@ -42,6 +43,7 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     metrics.install,
     line.install,
     cluster.install,
+    machines.install,
     requests.install,
     files.install,
     pages.install,

@@ -16,7 +16,6 @@ from starlette.routing import Route
 
 from atoll import errors
 from atoll.server.line.terms import MOST_PARTS
-from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState, principal_of, state_of
 from atoll.wire.bounds import parts_of
@@ -35,16 +34,17 @@ def install(state: ServerState) -> None:
 
 async def _answer(request: Request) -> Response:
     """Ask the node, in the name of the key's user; arguments and answer are JSON objects that depend on the name."""
-    principal, node = await principal_of(request), state_of(request).node
+    principal, state = await principal_of(request), state_of(request)
+    node = state.node
     with node.counted(principal):  # before the body, which is memory
-        asked = _ask(node, principal, request.path_params["name"], await request.body())
+        asked = _ask(state, principal, request.path_params["name"], await request.body())
         return JSONResponse(await while_connected(request, asked))
 
 
-async def _ask(node: Node, principal: Principal, name: str, body: bytes) -> dict[str, Any]:
+async def _ask(state: ServerState, principal: Principal, name: str, body: bytes) -> dict[str, Any]:
     """Ask the node at the user's pace: reading costs server and node by the parts of the body."""
-    await node.paces.afford(principal.user, price_of(min(parts_of(body), MOST_PARTS), len(body)))
-    return await node.ask_counted(principal, name, read_object(body))
+    await state.node.paces.afford(principal.user, price_of(min(parts_of(body), MOST_PARTS), len(body)))
+    return await state.asks.ask_counted(principal, name, read_object(body))
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

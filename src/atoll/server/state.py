@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll import errors
 from atoll.server.node import Node
@@ -26,6 +26,18 @@ Raises `errors.NotAuthorized`, which answers 401, 403 or 429.
 async def refuse(_headers: dict[str, str], _address: str) -> Principal:
     """Know nobody: the authentication of a server without the part of accounts."""
     raise errors.NotAuthorized("this server knows no keys", hint="see `atoll users --help`")
+
+
+class Answers(Protocol):
+    """Who answers requests that are no calls; see `server.node.Node`."""
+
+    async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request in a user's name, or the server's own."""
+        ...
+
+    async def ask_counted(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """As `ask`, for a request that is counted."""
+        ...
 
 
 @dataclass
@@ -51,6 +63,11 @@ class ServerState:
     body_bytes: dict[str, int] = field(default_factory=lambda: {"/": 1 << 20})
     notices: list[str] = field(default_factory=list)
     options: ServerOptions = field(default_factory=ServerOptions)
+    asks: Answers = field(init=False)
+    """Answers requests that are no calls: the node, or all machines where there are several."""
+
+    def __post_init__(self) -> None:
+        self.asks = self.node
 
 
 def state_of(connection: HTTPConnection) -> ServerState:

@@ -56,6 +56,7 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
 
     - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, the ids of the first
       `MOST_ITEMS`.
+    - `detached.accepted` (`spool`): gives `calls`, an id if this spool was accepted.
     - `detached.show` (`call`): gives `call`, the row.
     - `detached.list` (`states`, `limit` if given): gives `calls`, the rows, newest first.
     - `detached.batches` (`start`, `limit` if given): gives `batches` whose ids begin so, newest first, with their counts.
@@ -79,10 +80,13 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
         CallUnknown: this user has no such call.
         DetachedFull, DiskFull, StateUnusable: as the store.
     """
-    take = channel.take_descriptors
-    verb = name.partition(".")[2]
+    take, verb = channel.take_descriptors, name.partition(".")[2]
     if detached.leaving and verb in ("accept", "renew"):
         raise ChannelClosed("another daemon takes this one's place")  # the client asks that one
+    if verb == "accepted":
+        asked = user, _id(arguments, "spool")
+        rows = await detached.ask(lambda store: store.rows("WHERE user = ? AND request = ? LIMIT 1", asked), user)
+        return {"calls": [row.call for row in rows]}, None
     if verb == "accept":
         return await _accept(detached, user, _id(arguments, "spool"), take(1)[0]), None
     if verb == "list":

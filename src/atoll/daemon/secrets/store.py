@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,36 @@ class SecretStore:
         with self._locked():
             self._path(user).unlink(missing_ok=True)
             self._read.pop(user, None)
+
+    def copied(self, owner: str) -> dict[str, dict[str, str]]:
+        """Return the values of all users but the owner.
+
+        Raises:
+            StateUnusable: they cannot be read or decrypted.
+        """
+        names = sorted(path.name.removesuffix(".json") for path in self.directory.glob("[!.]*.json"))
+        found = {name: dict(self.values(name).pairs) for name in names if name != owner}
+        return {name: values for name, values in found.items() if values}
+
+    def take(self, users: dict[str, dict[str, str]], owner: str) -> Sequence[str]:
+        """Have these values in place of those of all users but the owner; return the users whose values have changed.
+
+        Raises:
+            ValueError: a name or a value cannot be one.
+            StateUnusable: they cannot be kept.
+        """
+        changed = []
+        have = self.copied(owner)
+        for user in sorted({*have, *users}):
+            old, new = have.get(user, {}), users.get(user, {})
+            if old == new:
+                continue
+            changed.append(user)
+            with self._locked():
+                kept = {name: row for name, row in self._rows(user).items() if old.get(name) == new.get(name)}
+                fresh = {check_name(name): check_value(value) for name, value in new.items() if name not in kept}
+                self._write(user, kept | {name: self._encrypted(user, name, text) for name, text in fresh.items()})
+        return changed
 
     def rotate(self) -> int:
         """Encrypt everything with a new key, or with the first one of the operator's command; return the number of values.

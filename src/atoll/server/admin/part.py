@@ -16,6 +16,7 @@ from atoll.server.accounts import rows
 from atoll.server.accounts.bodies import RemovedUser, UserFacts, user_facts
 from atoll.server.accounts.routes import accounts_of, administrator_of
 from atoll.server.admin import audit_log, nodes
+from atoll.server.machines.blocking import Blocking
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 from atoll.server.typed import typed
@@ -85,13 +86,15 @@ class AtNode:
 
     async def removed(self, user: UserFacts, *, keep: bool) -> RemovedUser:
         """End a removed user's calls, and put the volume aside or remove it."""
-        kept = await self.threads.run(user.id, partial(nodes.remove_user, self._state.node, user.id, keep=keep))
+        kept = await self.threads.run(
+            user.id, partial(nodes.remove_user, Blocking(self._state.asks), user.id, keep=keep)
+        )
         facts = {name: getattr(user, name) for name in UserFacts.__struct_fields__}
         return RemovedUser(**facts, volume="kept" if kept else "" if keep else "removed")
 
     async def limited(self, user: UserFacts) -> None:
         """Set a user's quotas of bytes and files at the node."""
-        await self.threads.run(user.id, partial(nodes.set_quota, self._state.node, user))
+        await self.threads.run(user.id, partial(nodes.set_quota, Blocking(self._state.asks), user))
 
 
 async def _tell_all(state: ServerState) -> None:

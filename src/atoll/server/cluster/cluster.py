@@ -15,7 +15,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -98,6 +98,11 @@ class Cluster:
         self._accepting: dict[str, bool] = {}
         self._expected: dict[str, float] = {}
         """Sessions may still come with nodes that this process has not heard of."""
+        self.on_join: Callable[[Link], None] | None = None
+        """Is told of each node that links; it gets no calls until `ready`."""
+        self._unready: set[str] = set()
+        self.away_names: Callable[[], Sequence[str]] = lambda: tuple(self._away)
+        """Returns the machines that belong to the server and have no link."""
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
@@ -195,11 +200,25 @@ class Cluster:
         self._away.pop(name, None)
         self._expected.pop(name, None)
         self._join(facts)
+        if self.on_join is not None:
+            self._unready.add(name)
+            self.on_join(link)
+            self._accept(name)
         if self.local and LOCAL not in self.facts:  # its facts are asked for just now: nothing is refused before
             self.places.expect(NodeFacts(LOCAL, "", 1 << 40, 1 << 60, ("any",) * 64, {}, self.volumes))
         self.others.set()
         log.info("node_linked", extra={"fields": {"node": name, "sessions": len(said), "version": facts.version}})
         return self._choose_volumes(facts)
+
+    def ready(self, link: Link) -> None:
+        """Let a node have calls that has linked and is up to date."""
+        if self.links.get(link.name) is link:
+            self._unready.discard(link.name)
+            self._accept(link.name)
+
+    def _accept(self, name: str) -> None:
+        accepting = self._accepting.get(name, True) and name not in self._unready
+        self.places.accept(name, accepting=accepting)
 
     def _choose_volumes(self, facts: NodeFacts) -> str:
         """Decide which file system carries everybody's `/data`; return why a node is not placed on, or nothing."""
@@ -252,7 +271,7 @@ class Cluster:
             self._expect(account)
         accepting = account.state == "active"
         self._accepting[account.name] = accepting
-        self.places.accept(account.name, accepting=accepting)
+        self._accept(account.name)
         if (link := self.links.get(account.name)) is not None:
             link.say({"type": "accept", "accepting": accepting})
 

@@ -89,7 +89,7 @@ class Visit:
         principal = self.user if own else None
         if not own and not self.user.may_administer:
             raise forbidden()
-        return await self.state.node.ask(principal, name, arguments)
+        return await self.state.asks.ask(principal, name, arguments)
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page made of a template."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from atoll.server.database.database import Database
-from atoll.server.node import Node
 from atoll.server.usage import sums
 
 BATCH = 5000
+
+
+class Node(Protocol):
+    """Who has records: `server.node.Node`, or a machine behind `machines.blocking.Blocking`."""
+
+    def request(self, principal: None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request of the server's own."""
+        ...
 
 
 def gather(database: Database, node: Node) -> None:

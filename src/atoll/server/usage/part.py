@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -14,8 +14,10 @@ from starlette.requests import Request
 
 from atoll import errors
 from atoll.server.accounts.routes import insufficient
+from atoll.server.cluster.contract import LOCAL
 from atoll.server.database.database import Database
-from atoll.server.node import Node
+from atoll.server.machines.asks import Asks
+from atoll.server.machines.blocking import Blocking
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed
@@ -55,21 +57,28 @@ class Usage:
 
     Args:
         database: has the sums.
-        node: has the records.
+        nodes: returns those that have records, by name.
     """
 
-    def __init__(self, database: Database, node: Node) -> None:
+    def __init__(self, database: Database, nodes: Callable[[], Mapping[str, Asks]]) -> None:
         self._database = database
-        self._node = node
+        self._nodes = nodes
         self._threads = WorkThreads("usage", 1)
 
     async def gather(self) -> None:
-        """Add all that the node has recorded since the last time.
+        """Add all that the nodes have recorded since the last time.
 
         Raises:
-            AtollError: the node or the database does not answer.
+            AtollError: a node or the database does not answer; the others' records are added.
         """
-        await self._threads.run("", partial(gathering.gather, self._database, self._node))
+        failed: errors.AtollError | None = None
+        for node in self._nodes().values():
+            try:
+                await self._threads.run("", partial(gathering.gather, self._database, Blocking(node)))
+            except errors.AtollError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     @contextlib.asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
@@ -112,7 +121,12 @@ async def read(request: Request) -> UsageAnswer:
 
 def install(state: ServerState) -> None:
     """Add the part: `state.parts["usage"]`, and the route."""
-    part = Usage(state.parts["accounts"].database, state.node)
+
+    def nodes() -> Mapping[str, Asks]:
+        machines = state.parts.get("machines")
+        return {LOCAL: state.node} if machines is None else machines.nodes()
+
+    part = Usage(state.parts["accounts"].database, nodes)
     state.parts["usage"] = part
     state.lifespan.append(part.gathering)
     state.routes.append(typed("/v1/usage", "GET", read, answer=UsageAnswer))

@@ -1,0 +1,1 @@
+"""Requests that are no calls, where a server has several machines: merged, sent to the one that knows, or to all."""

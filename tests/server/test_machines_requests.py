@@ -1,0 +1,311 @@
+"""Requests of a server with several machines: two real nodes in two state directories, without members between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import errors, settings
+from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
+from atoll.server.machines.asks import Asks
+from atoll.server.machines.copies import Copies
+from atoll.server.machines.finding import Finding
+from atoll.server.machines.machines import Machines
+from atoll.server.node import Node
+from atoll.server.principal import ADMIN, Principal
+
+from ..conftest import Home, own_home
+
+ANN, BOB = (Principal(name, name, scope=ADMIN) for name in ("ann", "bob"))
+PROGRAM = """
+import sys
+from atoll import isolated
+@isolated(requirements=[])
+def one(number):
+    print("said", number)
+    return number
+print(one(int(sys.argv[1])), one.spawn(2).result())
+"""
+
+
+class Linked:
+    """A node behind a link that may be cut."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.load, self.cut = node, NodeLoad(), False
+        self.asked: list[str] = []
+
+    async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(name)
+        if self.cut:
+            raise errors.HostUnreachable("the machine does not answer", hint="try again")
+        return await self.node.ask(principal, name, arguments)
+
+
+class Two:
+    """A server with its own node and another one, as links and placement show them."""
+
+    def __init__(self, own: Node, other: Node, file: Path) -> None:
+        self.local, self.alone, self.linked = True, False, Linked(other)
+        self.own = own
+        self.facts = {name: NodeFacts(name, millicores=2000) for name in (LOCAL, "b")}
+        self.copies = Copies(own, file, self._quotas)
+        self.machines = Machines(own, self, self.copies)
+
+    async def _quotas(self) -> list[dict[str, Any]]:
+        return []
+
+    @property
+    def links(self) -> dict[str, Linked]:
+        return {} if self.linked.cut else {"b": self.linked}
+
+    def away_names(self) -> Sequence[str]:
+        return ["b"] if self.linked.cut else []
+
+    def node_of_data(self, user: str) -> str:
+        return LOCAL
+
+    async def ask(self, name: str, arguments: dict[str, Any] | None = None, who: Principal | None = ANN) -> Any:
+        return await self.machines.ask(who, name, arguments or {})
+
+
+@pytest.fixture(scope="module")
+def homes() -> Iterator[tuple[Home, Home]]:
+    """Two state directories with daemons; each owner has made a call and a detached one."""
+    with own_home() as own, own_home() as other:
+        for number, home in enumerate((own, other)):
+            (home.path / "settings.toml").write_text("[users]\nshare_uid = true\n[pool]\nslots = 2\n")
+            program = home.path / "program.py"
+            program.write_text(PROGRAM)
+            assert home.python(str(program), str(number)).stdout == f"said {number}\n{number} 2\n"
+        yield own, other
+
+
+@pytest.fixture
+def two(homes: tuple[Home, Home], tmp_path: Path) -> Two:
+    own, other = (Node(settings.load(home.path)) for home in homes)
+    return Two(own, other, tmp_path / "missed.json")
+
+
+def test_lists_and_sums_are_of_all_machines(two: Two) -> None:
+    """Rows name their machines, pages are those of the whole list, sums are sums; one that is away is named."""
+
+    async def scenario() -> None:
+        status = await two.ask("status", who=None)
+        assert status["capacity"]["machine"]["cpus"] == 4
+        assert await two.ask("capacity", who=None) | {"types": 0} == status["capacity"] | {"types": 0}
+        calls = (await two.ask("calls.list", {}, None))["calls"]
+        assert [row["queued_at"] for row in calls] == sorted((row["queued_at"] for row in calls), reverse=True)
+        assert [row["node"] for row in calls] == ["b", "b", LOCAL, LOCAL]
+        assert calls[0]["sandbox"].endswith("@b")
+        assert not calls[-1]["sandbox"].endswith("@b")
+        for offset in range(4):
+            page = await two.ask("calls.list", {"limit": 1, "offset": offset}, None)
+            assert page["calls"] == [calls[offset]]
+        usage = (await two.ask("calls.usage", {"since": 0.0}, None))["usage"]
+        assert sum(row["calls"] for row in usage) == 4
+        assert len({(row["function"], row["day"], row["environment"], row["outcome"]) for row in usage}) == len(usage)
+        found = (await two.ask("detached.list", {}, None))["calls"]
+        assert [row["node"] for row in found] == ["b", LOCAL]
+        environments = (await two.ask("environments.list", {}, None))["environments"]
+        assert sorted(environments[0]["nodes"]) == ["b", LOCAL]
+        assert (await two.ask("detached.batches", {}, None))["batches"] == []
+        assert (await two.ask("calls.running", {"all": True}, None))["calls"] == []
+        two.linked.cut = True
+        answer = await two.ask("calls.list", {}, None)
+        assert (answer["away"], [row["node"] for row in answer["calls"]]) == (["b"], [LOCAL, LOCAL])
+
+    asyncio.run(scenario())
+
+
+def test_calls_are_found_wherever_they_are(two: Two) -> None:
+    """By id and its beginning, the machine is remembered; an unknown id has the usual error, an away machine its own."""
+
+    async def scenario() -> None:
+        machines, finder = two.machines, two.machines.find
+        calls = (await two.ask("calls.list", {}, None))["calls"]
+        for row in calls:
+            shown = await two.ask("calls.show", {"call": row["call"]}, None)
+            assert {one["node"] for one in shown["calls"]} == {row["node"]}
+        (detached,) = [row for row in (await two.ask("detached.list", {}, None))["calls"] if row["node"] == "b"]
+        header = {"type": "request", "name": "detached.wait", "arguments": {"call": detached["call"][:12]}}
+        owner: Any = None
+        assert await machines.answer(owner, header) is None
+        assert await finder(owner, header) == "b"
+        two.linked.asked.clear()
+        assert await finder(owner, {**header, "arguments": {"call": detached["call"]}}) == "b"
+        assert not two.linked.asked, "it is remembered"
+        with pytest.raises(errors.ResourcesUnavailable, match="no call has an id that begins with `nothing`"):
+            await two.ask("calls.show", {"call": "nothing"}, None)
+        with pytest.raises(errors.CallUnknown):
+            await finder(owner, {**header, "arguments": {"call": "nothing"}})
+        key = (await two.ask("environments.list", {}, None))["environments"][0]["key"]
+        assert (await two.ask("environments.show", {"key": key}, None))["environment"]["key"] == key
+        with pytest.raises(errors.EnvironmentBuildError, match="`nothing` names no environment"):
+            await two.ask("environments.show", {"key": "nothing"}, None)
+        output = await two.ask("calls.output", {"call": calls[0]["call"]}, None)
+        assert output["calls"][0]["output"].startswith("said")
+        two.linked.cut = True
+        for name in (detached["call"], "nothing"):
+            with pytest.raises(errors.HostUnreachable, match="`b` is away, and may have"):
+                await finder(owner, {**header, "arguments": {"call": name}})
+        with pytest.raises(errors.ResourcesUnavailable) as caught:
+            await two.ask("calls.show", {"call": "nothing"}, None)
+        assert caught.value.hint == "b may know it, and is away: try again later"
+
+    asyncio.run(scenario())
+
+
+def test_a_spool_goes_to_the_machine_with_the_least_to_do_and_stays_there(two: Two, homes: tuple[Home, Home]) -> None:
+    """The other one, where the own is full; the same spool again goes to the machine that has it."""
+
+    async def scenario() -> None:
+        header = {"type": "request", "name": "detached.accept", "bytes": 1, "arguments": {"spool": "0" * 32}}
+        owner: Any = None
+        assert await two.machines.find(owner, header) == LOCAL
+        two.facts[LOCAL] = NodeFacts(LOCAL, millicores=100)
+        two.facts["b"] = NodeFacts("b", millicores=100_000)
+        with contextlib.ExitStack() as stack:
+            lease = {"type": "lease", "spec": _spec(homes[0])}
+            channel = await two.own.connect(None, lease)
+            stack.callback(channel.close)
+            while (await channel.receive()).type != "granted":
+                pass
+            channel.drop_descriptors()
+            assert await two.machines.find(owner, header) == "b"
+
+    asyncio.run(scenario())
+
+
+def _spec(home: Home) -> dict[str, Any]:
+    from atoll.model.specs import EnvironmentSpec, LeaseSpec
+
+    assert home
+    return LeaseSpec(EnvironmentSpec(), network="none").to_data()
+
+
+def test_secrets_are_copied_and_made_up_for(two: Two) -> None:
+    """A change reaches every machine at once, or when it comes back; lists are the own node's; others' are left alone."""
+
+    async def names(node: Node, who: Principal) -> list[str]:
+        return [row["name"] for row in (await node.ask(who, "secrets.list", {}))["secrets"]]
+
+    async def scenario() -> None:
+        await two.ask("secrets.set", {"name": "TOKEN", "value": "hidden"})
+        await two.ask("secrets.set", {"name": "OTHER", "value": "x"}, BOB)
+        assert await names(two.linked.node, ANN) == ["TOKEN"]
+        values = await two.linked.node.ask(None, "secrets.copy", {})
+        assert values == {"users": {"ann": {"TOKEN": "hidden"}, "bob": {"OTHER": "x"}}}
+        two.linked.cut = True
+        answer = await two.ask("secrets.set", {"name": "TOKEN", "value": "newer"})
+        assert answer == {"away": ["b"]}
+        await two.ask("secrets.delete", {"name": "OTHER"}, BOB)
+        assert await names(two.linked.node, BOB) == ["OTHER"]
+        two.linked.cut = False
+        await two.copies.join("b", two.linked)
+        assert await two.linked.node.ask(None, "secrets.copy", {}) == {"users": {"ann": {"TOKEN": "newer"}}}
+        two.linked.asked.clear()
+        await two.copies.join("b", two.linked)
+        assert two.linked.asked == ["secrets.take"], "the digest alone"
+        assert (await two.ask("secrets.list"))["secrets"][0]["name"] == "TOKEN"
+        with pytest.raises(errors.ResourcesUnavailable):
+            await two.linked.node.ask(ANN, "secrets.copy", {})
+        for wrong in ({"digest": "", "users": {"local": {}}}, {"digest": "", "users": {"ann": 1}}):
+            with pytest.raises(errors.ProtocolMismatch):
+                await two.linked.node.ask(None, "secrets.take", wrong)
+
+    asyncio.run(scenario())
+
+
+def test_a_removal_waits_for_a_machine_that_is_away(two: Two) -> None:
+    """It is made up for when the machine links, once, also after a restart of the server."""
+
+    async def scenario() -> None:
+        await two.ask("secrets.set", {"name": "TOKEN", "value": "hidden"})
+        two.linked.cut = True
+        assert await two.ask("users.remove", {"user": "ann", "keep": False}, None) == {"kept": "", "away": ["b"]}
+        missed = json.loads((two.copies._file).read_text())
+        assert missed == {"b": [["users.remove", {"user": "ann", "keep": False}]]}
+        two.linked.cut = False
+        again = Copies(two.own, two.copies._file, two._quotas)
+        await again.join("b", two.linked)
+        assert two.linked.asked[-2:] == ["users.remove", "secrets.take"]
+        assert (await two.linked.node.ask(ANN, "secrets.list", {}))["secrets"] == []
+        two.linked.asked.clear()
+        await again.join("b", two.linked)
+        assert two.linked.asked == ["secrets.take"]
+
+    asyncio.run(scenario())
+
+
+class _Answers:
+    def __init__(self, answer: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+        self._answer = answer
+
+    async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        assert principal is None
+        return await self._answer(name, arguments)
+
+
+def test_the_beginning_of_two_ids_on_two_machines_is_neither(two: Two) -> None:
+    """It is refused with both; a whole id is found although another one begins with it."""
+
+    def having(call: str) -> Asks:
+        async def answer(_: str, asked: dict[str, Any]) -> dict[str, Any]:
+            if not call.startswith(asked["call"]):
+                raise errors.ResourcesUnavailable("no call", hint="")
+            return {"calls": [{"call": call}], "children": []}
+
+        return _Answers(answer)
+
+    async def scenario() -> None:
+        finding = Finding(lambda: {"a": having("abcd-1"), "b": having("abcd-12")}, list)
+        with pytest.raises(errors.ResourcesUnavailable, match="more than one call"):
+            await finding.call(None, "abcd")
+        assert await finding.call(None, "abcd-1") == "a"
+        assert await finding.call(None, "abcd-12") == "b"
+
+    asyncio.run(scenario())
+
+
+def test_long_lists_are_merged_by_pages() -> None:
+    """A part far behind is taken from pages of every machine, which give at most so many rows at a time."""
+    asked: list[tuple[int, int]] = []
+
+    def having(first: int) -> Asks:
+        async def answer(_: str, wanted: dict[str, Any]) -> dict[str, Any]:
+            asked.append((wanted["offset"], wanted["limit"]))
+            assert wanted["limit"] <= 1000
+            rows = [{"call": f"{number}", "queued_at": -float(number)} for number in range(first, 4000, 2)]
+            return {"calls": rows[wanted["offset"] : wanted["offset"] + wanted["limit"]]}
+
+        return _Answers(answer)
+
+    class Fake(Two):
+        def __init__(self) -> None:
+            self.local, self.alone = True, False
+            self.facts = {}
+            own: Any = having(0)
+            own.ask_counted = own.ask
+            self.machines = Machines(own, self, None)  # type: ignore[arg-type]
+            self.other: Any = having(1)
+
+        @property
+        def links(self) -> dict[str, Any]:
+            return {"b": self.other}
+
+        def away_names(self) -> Sequence[str]:
+            return []
+
+    async def scenario() -> None:
+        found = await Fake().machines.ask(None, "calls.list", {"offset": 1500, "limit": 3})
+        assert [row["call"] for row in found["calls"]] == ["1500", "1501", "1502"]
+        assert sorted(asked) == [(0, 1000), (0, 1000), (1000, 503), (1000, 503)]
+
+    asyncio.run(scenario())
