@@ -176,7 +176,10 @@ class Cluster:
     def _join(self, facts: NodeFacts) -> None:
         """Place on a node from here on, if its account has it take calls."""
         self.facts[facts.name] = facts
-        self.places.join(facts, accepting=self._accepting.get(facts.name, True))
+        self.places.join(facts, accepting=self._accepts(facts.name))
+
+    def _accepts(self, name: str) -> bool:
+        return self._accepting.get(name, True) and name not in self._unready
 
     def hear_local(self, load: NodeLoad) -> None:
         """Take the load of the server's own machine."""
@@ -199,11 +202,10 @@ class Cluster:
                 self._hold(session, Held(name, str(row["user"]), str(row["key"]), ""))
         self._away.pop(name, None)
         self._expected.pop(name, None)
-        self._join(facts)
         if self.on_join is not None:
             self._unready.add(name)
             self.on_join(link)
-            self._accept(name)
+        self._join(facts)
         if self.local and LOCAL not in self.facts:  # its facts are asked for just now: nothing is refused before
             self.places.expect(NodeFacts(LOCAL, "", 1 << 40, 1 << 60, ("any",) * 64, {}, self.volumes))
         self.others.set()
@@ -214,11 +216,7 @@ class Cluster:
         """Let a node have calls that has linked and is up to date."""
         if self.links.get(link.name) is link:
             self._unready.discard(link.name)
-            self._accept(link.name)
-
-    def _accept(self, name: str) -> None:
-        accepting = self._accepting.get(name, True) and name not in self._unready
-        self.places.accept(name, accepting=accepting)
+            self.places.accept(link.name, accepting=self._accepts(link.name))
 
     def _choose_volumes(self, facts: NodeFacts) -> str:
         """Decide which file system carries everybody's `/data`; return why a node is not placed on, or nothing."""
@@ -271,7 +269,7 @@ class Cluster:
             self._expect(account)
         accepting = account.state == "active"
         self._accepting[account.name] = accepting
-        self._accept(account.name)
+        self.places.accept(account.name, accepting=self._accepts(account.name))
         if (link := self.links.get(account.name)) is not None:
             link.say({"type": "accept", "accepting": accepting})
 
