@@ -26,7 +26,7 @@ from ..server.machines import COMMAND
 from ..server.process import Server
 from ..waiting import until
 from .history import Outage
-from .machines import Machine, Program, network
+from .machines import Machine, Program, Switch, network
 
 PORT = 8443
 _MARKED = ("/usr/games", "/usr/src", "/usr/local/games", "/usr/local/src", "/usr/local/etc")
@@ -127,6 +127,7 @@ class Cluster:
     """
 
     head: Head
+    switch: Switch
     client: Machine
     shared: Path
     mark: str
@@ -230,6 +231,9 @@ def cluster(
     share_network: bool = False,
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    cpus: float = 0.0,
+    switch: Switch | None = None,
 ) -> Iterator[Cluster]:
     """Run a server with nodes that have joined it; each process has ended at the end of the context.
 
@@ -237,9 +241,12 @@ def cluster(
         nodes: names of the machines beside the server's.
         local: the server's own machine runs functions, too.
         options, environment: further ones of `atoll server`.
+        settings: further lines of `settings.toml` on all machines.
+        cpus: processors of each node; 0 for no limit.
+        switch: a network that exists already.
     """
     with contextlib.ExitStack() as stack:
-        switch = stack.enter_context(network())
+        switch = switch or stack.enter_context(network())
         files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-cluster-", dir="/tmp")))
         files.chmod(0o755)
         shared = files / "shared"
@@ -247,7 +254,7 @@ def cluster(
         packages = machine_packages.read(files)
         lines = ["[users]", f"share_network = {str(share_network).lower()}"]
         lines += ["[storage]", 'filesystem = "path"', f"path = {json.dumps(str(shared))}"]
-        lines += ["[environments]", packages.options]
+        lines += ["[environments]", packages.options, *settings]
 
         def home() -> Home:
             made = stack.enter_context(own_home())
@@ -262,11 +269,11 @@ def cluster(
         head.environment = dict(environment or {})
         head.home.atoll("data", "filesystem", "init")
         head.client_variables = packages.variables
-        made = Cluster(head, switch.machine("client"), shared, mark(where))
+        made = Cluster(head, switch, switch.machine("client"), shared, mark(where))
         head.start()
         token = _token(head, len(nodes)) if nodes else ""
         for name in nodes:
-            machine = switch.machine(name)
+            machine = switch.machine(name, cpus)
             mark(machine)
             made.nodes[name] = node = Node(machine, home())
             arguments = ["--token", token, "--name", name, "--ca-file", str(head.ca_file)]

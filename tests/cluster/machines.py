@@ -50,12 +50,12 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def skip_unless_possible() -> None:
-    """Skip, by name, where this user or machine cannot make machines."""
+def skip_reason() -> str:
+    """Return why this user or machine cannot make machines; empty where it can."""
     if os.geteuid() != 0:
-        pytest.skip("needs root: machines are namespaces")
-    if missing := [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]:
-        pytest.skip(f"`{'` and `'.join(missing)}` not installed")
+        return "needs root: machines are namespaces"
+    missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
+    return f"`{'` and `'.join(missing)}` not installed" if missing else ""
 
 
 @contextlib.contextmanager
@@ -311,7 +311,8 @@ def _group(name: str, cpus: float) -> Iterator[Path]:
 @contextlib.contextmanager
 def network() -> Iterator[Switch]:
     """Make a network without machines; all of them have ended with the context."""
-    skip_unless_possible()
+    if reason := skip_reason():
+        pytest.skip(reason)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(_held("--net", "--pid", "--mount", "--mount-proc"))
         switch = Switch(first, stack)
