@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from atoll.server.cluster.contract import LOST_SECONDS
+
 from ..conftest import needs_outbound
 from ..waiting import soak, until
 from . import leftovers
 from .checker import check, longest_after
 from .cluster import Cluster, cluster
 from .history import History, read_executions
-from .workload import Load, load
+from .workload import KINDS, LONG, Load, load
 
 pytestmark = [pytest.mark.root, needs_outbound]
 
@@ -25,7 +27,10 @@ ROUNDS = 3, 50
 """Faults: as is, and with `SOAK`."""
 FIRST = ("kill of a daemon", "restart of the server", "partition")
 """The first faults; the further ones are drawn."""
-CLIENTS, THREADS = 2, 3
+CLIENTS = [(3, KINDS), (3, KINDS), (2, LONG)]
+"""Threads and kinds of calls of each client."""
+SLOTS = 6
+"""Calls at a time on each node: those of all clients, also while one node is away."""
 
 
 def _member_killed(made: Cluster, name: str, chance: random.Random) -> None:
@@ -50,7 +55,7 @@ def _machine_killed(made: Cluster, name: str, chance: random.Random) -> None:
 
 def _partition(made: Cluster, name: str, chance: random.Random) -> None:
     made.partition(name)
-    time.sleep(soak(0.5, 3 + chance.random() * 22))
+    time.sleep(soak(LOST_SECONDS + 1, 3 + chance.random() * 22))
     made.heal(name)
 
 
@@ -90,9 +95,19 @@ FAULTS: dict[str, Callable[[Cluster, str, random.Random], None]] = {
 }
 
 
+def _node_of_long_call(made: Cluster) -> str:
+    """Return a node that runs a call of the client of long ones; empty for none."""
+    client = str(len(CLIENTS) - 1)
+    running = [one for one in read_executions(made.volume() / "writes") if not one.complete and one.token[0] == client]
+    latest = max(running, key=lambda one: one.last, default=None)
+    return latest.node if latest is not None and latest.last > time.monotonic() - 1 else ""
+
+
 def fail(made: Cluster, clients: Load, fault: str, chance: random.Random) -> None:
     """Have something fail under load, and wait until it works again: calls that began afterwards are answered."""
     name = chance.choice(sorted(made.nodes))
+    if fault == "partition":  # of a node that has a call to end
+        name = until(lambda: _node_of_long_call(made))
     print(f"{time.monotonic():.3f} {fault}: {name}", flush=True)
     FAULTS[fault](made, name, chance)
     made.wait_linked()
@@ -105,9 +120,9 @@ def test_whatever_fails_each_call_has_one_outcome_and_writes_end_with_it(tmp_pat
     seed = random.SystemRandom().randrange(1 << 30)
     chance = random.Random(seed)
     failed = Counter[str]()
-    with cluster() as made:
-        with load(made.client, tmp_path / "load", made.variables, made.mark, seed, CLIENTS, THREADS) as clients:
-            clients.wait_answers(0.0, CLIENTS * THREADS)
+    with cluster(settings=["[pool]", f"slots = {SLOTS}"]) as made:
+        with load(made, tmp_path / "load", seed, CLIENTS) as clients:
+            clients.wait_answers(0.0, 6)
             for number in range(soak(*ROUNDS)):
                 fault = FIRST[number] if number < len(FIRST) else chance.choice(sorted(FAULTS))
                 time.sleep(chance.random() * soak(0.3, 3.0))  # somewhere in a call: no event names the place

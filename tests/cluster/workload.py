@@ -10,15 +10,17 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..waiting import PATIENCE_SECONDS, until
+from .cluster import Cluster
 from .history import Made, read_calls
-from .machines import Machine
 
 KINDS = ("plain", "again", "generator", "map", "spawn", "sync", "nested")
+LONG = ("long", "long again")
+"""Calls that outlast a lease: a node that loses it has to end them."""
 
 PROGRAM = '''
 import itertools, json, os, random, sys, threading, time, uuid
@@ -45,6 +47,8 @@ def writes(token, lines):
     os.makedirs("/data/writes", exist_ok=True)
     file = os.open(f"/data/writes/{token}+{execution}+{node}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
     for number in range(lines):
+        if number and os.path.exists("/data/ending"):
+            break
         os.write(file, f"{time.monotonic_ns()}\\n".encode())
         os.fsync(file)
         yield number
@@ -100,9 +104,9 @@ class Wrong(Exception):
 
 
 def one(token, lines, kind):
-    if kind == "plain":
+    if kind in {"plain", "long"}:
         return plain(token, lines)
-    if kind == "again":
+    if kind in {"again", "long again"}:
         return again(token, lines)
     if kind == "nested":
         return outer(token, lines)
@@ -186,12 +190,13 @@ def run(thread):
     for number in itertools.count():
         if ending.is_set():
             return
-        kind, lines = chance.choice(kinds), chance.choice((3, 10, 40, 150))
+        kind = chance.choice(kinds)
+        lines = 1600 if kind.startswith("long") else chance.choice((3, 10, 40, 150))
         tokens = [f"{name}-{thread}-{number}"]
         if kind == "map":
             tokens = [f"{tokens[0]}-{item}" for item in range(6)]
         for token in tokens:
-            note("begin", token, kind=kind, retries=2 if kind == "again" else 0)
+            note("begin", token, kind=kind, retries=2 if "again" in kind else 0)
         if kind == "map":
             good = batch(tokens, lines // 2)
         else:
@@ -240,42 +245,39 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(
-    machine: Machine,
-    directory: Path,
-    variables: Mapping[str, str],
-    mark: str,
-    seed: int,
-    clients: int,
-    threads: int,
-    kinds: Sequence[str] = KINDS,
-) -> Iterator[Load]:
-    """Run clients on a machine; each has ended by itself, with an outcome for each call, when the context ends."""
+def load(made: Cluster, directory: Path, seed: int, clients: Sequence[tuple[int, Sequence[str]]]) -> Iterator[Load]:
+    """Run clients on their machine; each has ended by itself, with an outcome for each call, when the context ends.
+
+    Args:
+        clients: for each its threads, which make one call at a time, and the kinds of their calls.
+    """
     directory.mkdir()
     program = directory / "client.py"
-    program.write_text(PROGRAM.replace("MARK", repr(mark)))
-    made = Load([directory / f"client-{number}.log" for number in range(clients)])
+    program.write_text(PROGRAM.replace("MARK", repr(made.mark)))
+    found = Load([directory / f"client-{number}.log" for number in range(len(clients))])
     try:
-        for number, log in enumerate(made.logs):
+        for number, (threads, kinds) in enumerate(clients):
+            log = found.logs[number]
             arguments = [str(program), str(number), str(log), str(threads), str(seed), ",".join(kinds)]
             with open(log.with_suffix(".out"), "wb") as output:
                 started = subprocess.Popen(
-                    machine.command(sys.executable, *arguments),
+                    made.client.command(sys.executable, *arguments),
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **variables},
+                    env={**os.environ, **made.variables},
                     cwd=directory,
                 )
-            made._programs.append(started)
-        yield made
-        for one in made._programs:
+            found._programs.append(started)
+        yield found
+        for one in found._programs:
             assert one.stdin is not None
             one.stdin.close()
-        for one in made._programs:
-            assert one.wait(PATIENCE_SECONDS) == 0, made.logs[0].with_suffix(".out").read_text()[-2000:]
+        (made.volume() / "ending").touch()
+        for one, log in zip(found._programs, found.logs, strict=True):
+            assert one.wait(PATIENCE_SECONDS) == 0, log.with_suffix(".out").read_text()[-2000:]
     finally:
-        for one in made._programs:
+        for one in found._programs:
             one.kill()
             one.wait()
             if one.stdin is not None:
