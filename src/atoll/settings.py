@@ -18,6 +18,7 @@ from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
 from atoll.model.options.cluster import ClusterSettings
 from atoll.model.options.environments import EnvironmentsSettings
+from atoll.model.options.ray import RaySettings
 from atoll.model.options.storage import StorageSettings
 from atoll.model.options.users import UsersSettings
 
@@ -169,6 +170,7 @@ class Settings:
     users: UsersSettings = field(default_factory=UsersSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
     mistake: str = ""
     """The message for a file that is not read, so that all options have their defaults; see `usable`."""
 
@@ -226,6 +228,7 @@ GROUPS: Mapping[str, type[Any]] = {
     "users": UsersSettings,
     "cluster": ClusterSettings,
     "storage": StorageSettings,
+    "ray": RaySettings,
 }
 """The tables of `settings.toml`."""
 

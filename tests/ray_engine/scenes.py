@@ -19,7 +19,8 @@ from atoll.server.cluster.contract import LOCAL, NodeFacts, Place, Wish
 from atoll.server.ray.amounts import Amount
 from atoll.server.ray.fleet import Invitation, RayFleet
 from atoll.server.ray.ledger import NodeType
-from atoll.server.ray.part import RayOptions, open_engine
+from atoll.server.ray.options import RayOptions
+from atoll.server.ray.part import open_engine
 from atoll.server.ray.settling import Rules
 from atoll.server.ray.shares import RayShares, Share
 

@@ -11,7 +11,8 @@ from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL
 from atoll.server.options import RAY
 from atoll.server.ray.fleet import Invitation
-from atoll.server.ray.part import RayOptions, open_engine
+from atoll.server.ray.options import read
+from atoll.server.ray.part import open_engine
 from atoll.server.ray.shares import Share
 from atoll.server.state import ServerState
 
@@ -42,7 +43,7 @@ def install(state: ServerState, invite: Invite) -> None:
 
     @contextlib.asynccontextmanager
     async def serving() -> AsyncIterator[None]:
-        options = RayOptions(address=state.options.ray_address or "auto")
+        options = read(state.node.options.ray, state.options.ray_address or "auto")
         log = state.node.options.logs_directory / "ray-driver.log"
         async with open_engine(options, invite=invitation, log=log) as (shares, fleet):
             shares.keep_to = keep_to

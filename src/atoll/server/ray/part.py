@@ -22,48 +22,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from atoll import errors
 from atoll.server.process.background import in_background
 from atoll.server.ray.fleet import Invitation, RayFleet
-from atoll.server.ray.ledger import NodeType
-from atoll.server.ray.settling import Rules
+from atoll.server.ray.options import RayOptions
 from atoll.server.ray.shares import RayShares
 from atoll.server.ray.supervise import Supervisor
 
 READY_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """How a server uses a Ray cluster.
-
-    Args:
-        address: of the cluster's head, `HOST:PORT`; `auto` for the one that this machine's Ray node belongs to.
-        node_address: this machine's address in the cluster, where it has several.
-        namespace: of the actors; two servers in one cluster have different ones.
-        open: the consent to a cluster that takes commands without a token.
-        program: `atoll` on the machines; that word stands for the installation that Ray's workers there have.
-        home: state directory of the nodes; `{name}` in it stands for a node's name.
-        orphan_seconds: after which actors that no server asks for end by themselves, with all that runs there.
-        rest_seconds: after which an empty machine's process ends, where an autoscaler removes idle machines.
-        types: machines that the autoscaler can add, so that wishes larger than all of them are refused.
-        rules: how much is held without a call.
-    """
-
-    address: str = "auto"
-    node_address: str = ""
-    namespace: str = "atoll"
-    open: bool = False
-    program: Sequence[str] = ("atoll",)
-    home: str = "/var/lib/atoll-node"
-    orphan_seconds: float = 600.0
-    rest_seconds: float = 60.0
-    types: Sequence[NodeType] = ()
-    rules: Rules = field(default_factory=Rules)
 
 
 @contextlib.asynccontextmanager
