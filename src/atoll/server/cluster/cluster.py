@@ -88,7 +88,7 @@ class Cluster:
         self.arrivals: dict[str, Arrival] = {}
         self.places = Places()
         self.others = asyncio.Event()
-        """Set from the first link of another machine on."""
+        """Set when another machine links."""
         options = state.node.options
         self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
         """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
@@ -108,8 +108,8 @@ class Cluster:
 
     @property
     def alone(self) -> bool:
-        """True if the server's own node is the only one, and no session of another one is left."""
-        return self.local and not (self.links or self.sessions or self._away)
+        """True if the server's own node is the only one, with all of its machine, and no session of another is left."""
+        return self.local and self.places.shares is None and not (self.links or self.sessions or self._away)
 
     def held(self) -> set[tuple[str, str]]:
         """Return user and key of each line that is a node's or has none yet."""

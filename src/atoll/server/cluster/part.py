@@ -44,7 +44,11 @@ def install(state: ServerState) -> None:
 async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None:
     """Keep the placement's figures of the own node right, while there are others."""
     while True:
-        await cluster.others.wait()
+        if cluster.alone:
+            cluster.others.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(cluster.others.wait(), LOOK_SECONDS)
+            continue
         try:
             if LOCAL not in cluster.facts:
                 answer: dict[str, Any] = await state.node.ask(None, "capacity", {})
