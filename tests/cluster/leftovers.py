@@ -12,7 +12,7 @@ from .cluster import Cluster, Node
 
 def mounts(node: Node) -> list[str]:
     """Return the mount points of a node below its state directory."""
-    lines = Path(f"/proc/{node.machine.first}/mountinfo").read_text().splitlines()
+    lines = Path(f"/proc/{node.machine.first.pid}/mountinfo").read_text().splitlines()
     return [line.split()[4] for line in lines if str(node.home.path) in line]
 
 

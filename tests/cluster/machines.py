@@ -22,6 +22,7 @@ import ctypes
 import fcntl
 import itertools
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -58,17 +59,53 @@ def skip_reason() -> str:
     return f"`{'` and `'.join(missing)}` not installed" if missing else ""
 
 
+class First:
+    """The first process of namespaces: its id is used only while it is alive, since it may be another's afterwards.
+
+    Args:
+        pid: as the test process sees it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._descriptor = os.pidfd_open(pid)
+        self.processes = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        """Names the namespace of its processes."""
+        assert self.processes != os.stat("/proc/self/ns/pid").st_ino
+
+    @property
+    def alive(self) -> bool:
+        """True until it has ended, and all processes with it."""
+        return not select.select([self._descriptor], [], [], 0)[0]
+
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        if not self.alive:
+            raise ProcessLookupError("the machine has ended")
+        return self._pid
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self._descriptor)
+
+
 @contextlib.contextmanager
-def _held(*namespaces: str) -> Iterator[int]:
-    """Make namespaces, and give the process id of the first process in them."""
+def _held(*namespaces: str) -> Iterator[First]:
+    """Make namespaces, and give the first process in them."""
     command = ["unshare", *namespaces, "--fork", "--kill-child", "--propagation", "private"]
     command += [sys.executable, "-c", _FIRST_PROCESS]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as above:
         assert above.stdout is not None
         try:
             assert above.stdout.readline() == b"ready\n"
-            (first,) = _children(above.pid)
-            yield first
+            (pid,) = _children(above.pid)
+            with contextlib.closing(First(pid)) as first:
+                yield first
         finally:
             above.kill()  # with it the first process, and with that all others
 
@@ -128,8 +165,8 @@ class Machine:
 
     name: str
     address: str
-    first: int
-    switch: int
+    first: First
+    switch: First
     group: Path | None = None
     _programs: list[Program] = field(default_factory=list)
 
@@ -137,7 +174,7 @@ class Machine:
         """Return the command line of a program on this machine."""
         enter = 'echo 0 > "$0/cgroup.procs" && exec "$@"'
         limits = ["sh", "-c", enter, str(self.group)] if self.group is not None else []
-        return ["nsenter", f"--target={self.first}", "--net", "--mount", "--uts", "--pid", *limits, *arguments]
+        return ["nsenter", f"--target={self.first.pid}", "--net", "--mount", "--uts", "--pid", *limits, *arguments]
 
     def run(self, *arguments: str) -> None:
         """Run a program of the system to its end."""
@@ -170,9 +207,10 @@ class Machine:
 
     def processes(self) -> list[int]:
         """Return all its processes but the first, sandboxes included, as the test process sees them."""
-        own = os.stat(f"/proc/{self.first}/ns/pid").st_ino
+        if not self.first.alive:
+            return []
         pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-        return [pid for pid in pids if pid != self.first and _is_in(pid, own)]
+        return [pid for pid in pids if pid != self.first.pid and _is_in(pid, self.first.processes)]
 
     def outer(self, pid: int) -> int | None:
         """Return the process id here of one that the machine knows by another; None where it has ended."""
@@ -193,7 +231,7 @@ class Machine:
         self._port("master", "bridge")
 
     def _port(self, *arguments: str) -> None:
-        command = ["nsenter", f"--net=/proc/{self.switch}/ns/net", "ip", "link", "set", "dev", self._plug]
+        command = ["nsenter", f"--net=/proc/{self.switch.pid}/ns/net", "ip", "link", "set", "dev", self._plug]
         subprocess.run([*command, *arguments], check=True)
 
     @property
@@ -201,11 +239,22 @@ class Machine:
         return f"port{self.address.rpartition('.')[2]}"
 
     def kill(self) -> None:
-        """Kill all its processes but the first at once; its cable is cut before, so that nobody hears of it."""
+        """Kill all its processes but the first; its cable is cut before, so that nobody hears of it."""
         self.cut()
-        self.run("sh", "-c", "kill -9 -1 2> /dev/null || true")
-        until(lambda: not self.processes())
+        while found := self.processes():
+            for pid in found:
+                self._kill(pid)
         self.forget()
+
+    def _kill(self, pid: int) -> None:
+        """Kill one of its processes, or nothing: an id that it has no more may be another machine's."""
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                if _is_in(pid, self.first.processes):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
 
     def forget(self) -> None:
         """Wait for programs that have been killed."""
@@ -218,7 +267,7 @@ class Machine:
         """Use its network in this thread, and in those that it starts meanwhile."""
         before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _enter_network(Path(f"/proc/{self.first}/ns/net"))
+            _enter_network(Path(f"/proc/{self.first.pid}/ns/net"))
             yield
         finally:
             _enter_network(Path(f"/proc/self/fd/{before}"))
@@ -260,14 +309,14 @@ class Switch:
         stack: ends machines when the network ends.
     """
 
-    def __init__(self, first: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, first: First, stack: contextlib.ExitStack) -> None:
         self.first = first
         self._stack = stack
         self._numbers = itertools.count(1)
 
     def ip(self, *arguments: str) -> None:
         """Run `ip` on the switch."""
-        subprocess.run(["nsenter", f"--net=/proc/{self.first}/ns/net", "ip", *arguments], check=True)
+        subprocess.run(["nsenter", f"--net=/proc/{self.first.pid}/ns/net", "ip", *arguments], check=True)
 
     def machine(self, name: str, cpus: float = 0.0) -> Machine:
         """Plug a new machine in.
@@ -279,7 +328,7 @@ class Switch:
         first = self._stack.enter_context(_held("--net", "--mount", "--uts", "--pid", "--mount-proc"))
         made = Machine(name, f"{NETWORK}.{next(self._numbers)}", first, self.first, group)
         self._stack.callback(made.kill)
-        cable = ["link", "add", "name", made._plug, "type", "veth", "peer", "name", "cable", "netns", str(first)]
+        cable = ["link", "add", "name", made._plug, "type", "veth", "peer", "name", "cable", "netns", str(first.pid)]
         self.ip(*cable)
         self.ip("link", "set", "dev", made._plug, "up")
         made.run("hostname", name)

@@ -162,7 +162,7 @@ with network() as switch:
     machine = switch.machine("alone")
     from pathlib import Path
     one = machine.start(["sleep", "600"], os.environ, Path({str(tmp_path / "log")!r}))
-    print(one.pid, machine.first, switch.first, flush=True)
+    print(one.pid, machine.first.pid, switch.first.pid, flush=True)
     sys.stdin.read()
 """
     command = [sys.executable, "-c", program]
