@@ -437,6 +437,7 @@ def test_a_smaller_allowance_lets_calls_end_and_begins_nothing_beyond_it() -> No
     schedule = Schedule(Bounds(4, 16, 16, 100))
     first, second = (grant(schedule.ask(request(name, "large"))) for name in ("r1", "r2"))
     assert not schedule.allow(1.0, Allowance(2000, 8))
+    assert not schedule.ledger.within_allowance
     assert not grants(schedule.ask(request("r3", "small")))
     actions = finish(schedule, first)
     assert not grants(actions)
@@ -444,6 +445,7 @@ def test_a_smaller_allowance_lets_calls_end_and_begins_nothing_beyond_it() -> No
     assert not grants(schedule.worker_ended(1.0, first.worker)), "the other has all of the cores still"
     assert not grants(finish(schedule, second)), "a warm worker keeps its memory"
     assert grants(schedule.worker_ended(1.0, second.worker)) == ["r3"]
+    assert schedule.ledger.within_allowance
     assert not grants(schedule.ask(request("r4", "wide"))), "the whole machine has room for it, so it waits"
     assert not refusals(schedule.allow(2.0, Allowance(0, 0)))
     schedule.withdraw("r3")

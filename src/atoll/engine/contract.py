@@ -274,8 +274,8 @@ class Engine(Protocol):
     def changes(self) -> AbstractContextManager[asyncio.Event]:
         """Give an event that is set whenever `load` may have changed, while the context is open."""
 
-    def allow(self, allowance: Allowance | None) -> None:
-        """Use no more than a part of the machine from now on; None for all of it.
+    def allow(self, allowance: Allowance | None) -> bool:
+        """Use no more than a part of the machine from now on, None for all of it; return whether it is so already.
 
         Calls that run go on, and nothing new begins beyond it. Idle workers beyond it end, and sandboxes with other
         GPUs when their calls are over.

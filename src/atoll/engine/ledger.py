@@ -130,6 +130,17 @@ class Ledger:
             tuple(gpu for gpu in bounds.gpus if gpu in asked.gpus),
         )
 
+    @property
+    def within_allowance(self) -> bool:
+        """True if no more is in use than `allow` has named: what a larger allowance let begin has ended."""
+        used = {gpu for one in (*self.workers.values(), *self.dying.values()) for gpu in one.gpus}
+        allowed = self.allowed
+        return (
+            self.millicores() <= allowed.millicores
+            and self.reserved_bytes() <= allowed.memory_bytes
+            and used <= set(allowed.gpus)
+        )
+
     # --- computing time -------------------------------------------------------------------------------------------
 
     def millicores(self, more: Request | None = None, among: Collection[str] | None = None) -> int:

@@ -113,8 +113,9 @@ class MachineFacts:
     def waiting(self, user: str | None = None) -> int:
         return self._schedule.waiting_of(user)
 
-    def allow(self, allowance: Allowance | None) -> None:
+    def allow(self, allowance: Allowance | None) -> bool:
         self._perform(self._schedule.allow(time.monotonic(), allowance))
+        return self._schedule.ledger.within_allowance
 
     @contextlib.contextmanager
     def changes(self) -> Iterator[asyncio.Event]:

@@ -3,7 +3,8 @@
 Requests: `fence` (see `fence.NodeFence.move`), `load` (see `load`), `vacate`: idle workers end, and busy ones when their
 calls are over, so that clients ask for leases anew; and `allowance`: how much of the machine may be used,
 as `millicores`, `memory_bytes` and `gpus`, a list of names or numbers of its GPUs; a member that is absent or None is
-not bounded. An allowance lasts until the next one, or the daemon's end. Streams, by their opening messages:
+not bounded. An allowance lasts until the next one, or the daemon's end;
+the answer says whether no more is in use (`within`). Streams, by their opening messages:
 `watch_load`.
 """
 
@@ -47,7 +48,8 @@ class Joined:
             case "fence":
                 return await self.fence.move(arguments)
             case "allowance":
-                self._engine.allow(self._allowance(arguments))
+                within = self._engine.allow(self._allowance(arguments))
+                return {**self._engine.load(), "within": within}
             case "vacate":
                 self._engine.renew_workers(None)
         return self._engine.load()

@@ -69,6 +69,7 @@ class RayFleet:
         program: `atoll` on the machines; that word stands for the installation that Ray's workers there have.
         home: state directory of a node; `{name}` in it stands for the node's name.
         rest_seconds: that a machine of an autoscaler may be empty before its process is ended.
+        local: the driver's machine is the server's own node, and needs no process.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class RayFleet:
         program: Sequence[str],
         home: str,
         rest_seconds: float,
+        local: bool = True,
     ) -> None:
+        self._has_local = local
         self._shares = shares
         self._ledger = shares.ledger
         self._send = send
@@ -146,7 +149,7 @@ class RayFleet:
         """Take a message of the driver's."""
         match message["event"]:
             case "ready":
-                self._local, self._connected = message["local"], True
+                self._local, self._connected = message["local"] if self._has_local else "", True
                 for known in self._machines.values():
                     known.report = None
                 for node, report in message["machines"].items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL
@@ -15,6 +15,15 @@ from atoll.server.ray.options import read
 from atoll.server.ray.part import open_engine
 from atoll.server.ray.shares import Share
 from atoll.server.state import ServerState
+
+
+class Asked(Protocol):
+    """A machine that takes requests of the server's own."""
+
+    async def ask(self, principal: None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request."""
+        ...
+
 
 Invite = Callable[[], Awaitable[tuple[str, str]]]
 """Makes an address of the server and a token for one machine."""
@@ -30,22 +39,18 @@ def install(state: ServerState, invite: Invite) -> None:
         return Invitation(*await invite())
 
     async def keep_to(node: str, share: Share) -> bool:
-        """Have a node keep to its share of the machine."""
-        given: dict[str, Any] = {**asdict(share), "gpus": list(share.gpus)}
-        link = cluster.links.get(node)
-        if node == LOCAL:
-            await state.node.ask(None, "allowance", given)
-        elif link is not None:
-            await link.ask(None, "allowance", given)
-        else:
+        """Have a node keep to its share of the machine; return whether it does so already."""
+        asked: Asked | None = state.node if node == LOCAL else cluster.links.get(node)
+        if asked is None:
             return False
-        return True
+        answer = await asked.ask(None, "allowance", {**asdict(share), "gpus": list(share.gpus)})
+        return bool(answer.get("within"))
 
     @contextlib.asynccontextmanager
     async def serving() -> AsyncIterator[None]:
         options = read(state.node.options.ray, state.options.ray_address or "auto")
         log = state.node.options.logs_directory / "ray-driver.log"
-        async with open_engine(options, invite=invitation, log=log) as (shares, fleet):
+        async with open_engine(options, invite=invitation, log=log, local=cluster.local) as (shares, fleet):
             shares.keep_to = keep_to
             cluster.places.use(shares)
             state.parts["fleet"] = fleet

@@ -37,7 +37,7 @@ READY_SECONDS = 20.0
 
 @contextlib.asynccontextmanager
 async def open_engine(
-    options: RayOptions, *, invite: Callable[[], Awaitable[Invitation]], log: Path
+    options: RayOptions, *, invite: Callable[[], Awaitable[Invitation]], log: Path, local: bool = True
 ) -> AsyncIterator[tuple[RayShares, RayFleet]]:
     """Connect to the cluster, and keep a process on each of its machines while the context is open.
 
@@ -47,6 +47,7 @@ async def open_engine(
     Args:
         invite: makes an invitation for one machine.
         log: file that takes what the driver prints.
+        local: the server's own machine is a node without a process of the fleet's.
 
     Raises:
         StateUnusable: Ray is not installed here.
@@ -61,7 +62,7 @@ async def open_engine(
 
     shares = RayShares(options.rules, send, options.types)
     fleet = RayFleet(
-        shares, send, invite, program=options.program, home=options.home, rest_seconds=options.rest_seconds
+        shares, send, invite, program=options.program, home=options.home, rest_seconds=options.rest_seconds, local=local
     )
 
     def hear(message: dict[str, object]) -> None:
