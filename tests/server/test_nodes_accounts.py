@@ -164,6 +164,21 @@ def test_keys_and_credentials_of_nodes_open_nothing_of_each_other(server: Server
         assert server.ask("GET", "/v1/nodes/self", headers=headers)[0] == 401
         assert server.ask("DELETE", "/v1/nodes/self", headers=headers)[0] == 401
     assert server.ask("GET", "/v1/nodes/self", headers=own)[1]["state"] == "active"
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "x" * 24,
+    }
+    for path, headers in (
+        ("/v1/nodes/link", server.headers()),
+        ("/v1/nodes/line", server.headers()),
+        ("/v1/nodes/link", {**own, "Authorization": f"Node {pair}x"}),
+        ("/v1/line", own),
+        ("/v1/line", {**own, "Authorization": f"Key {pair}"}),
+    ):
+        status, answer = server.ask("GET", path, headers={**headers, **upgrade})
+        assert (status, answer["error"]["code"]) == (401, "not_authorized"), path
 
 
 def test_a_node_of_another_protocol_is_told_which_side_to_upgrade(server: Server) -> None:

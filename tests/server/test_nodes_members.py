@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import atoll as atoll_package
 from atoll import Host, errors, isolated
 from atoll.cli.nodes.node import REFUSED_STATUS
 from atoll.server import versions
@@ -118,6 +121,53 @@ def test_a_drained_machine_finishes_its_calls_and_gets_no_others(solo: tuple[Ser
             assert after is not None
             assert after[0] == ("solo" if at[0] == "local" else "local")
         assert server.ask("POST", f"/v1/nodes/{at[0]}/uncordon")[0] == 200
+
+
+def test_an_upgrade_machine_by_machine_ends_no_call(
+    solo: tuple[Server, Member], host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drained, started with another version and given calls again, a machine serves on; a program that calls sees nothing."""
+    server, member = solo
+    over = threading.Event()
+
+    def calls() -> int:
+        count, function = 0, isolated(host=host)(add)
+        while not over.is_set():
+            assert function(count, 1) == count + 1
+            count += 1
+        return count
+
+    newer = shutil.copytree(
+        Path(atoll_package.__file__).parent, tmp_path / "atoll", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    text = (newer / "__init__.py").read_text()
+    (newer / "__init__.py").write_text(
+        text.replace(f'__version__ = "{atoll_package.__version__}"', '__version__ = "9.9.9"')
+    )
+    with ThreadPoolExecutor(2) as threads:
+        counts = [threads.submit(calls) for _ in range(2)]
+        try:
+            before = member.home.daemon_pid()
+            with atoll(server, "nodes", "drain", "solo", "--wait") as drain:
+                assert drain.wait(PATIENCE_SECONDS) == 0
+                assert drain.stderr is not None
+                assert "is empty" in drain.stderr.read()
+            assert member.end() == 0
+            with monkeypatch.context() as patch:
+                patch.setenv("PYTHONPATH", str(tmp_path))
+                member.start()
+            assert member.home.daemon_pid() != before
+            assert (row(server)["state"], row(server)["version"]) == ("draining", "9.9.9")
+            assert server.ask("POST", "/v1/nodes/solo/uncordon")[0] == 200
+            with atoll(server, "nodes", "drain", "local", "--wait") as drain:  # so that it serves
+                assert drain.wait(PATIENCE_SECONDS) == 0
+                assert drain.stderr is not None
+                assert "is empty" in drain.stderr.read()
+            until(lambda: row(server)["running"])
+        finally:
+            over.set()
+            server.ask("POST", "/v1/nodes/local/uncordon")
+        assert min(count.result(PATIENCE_SECONDS) for count in counts) > 0
 
 
 def row(server: Server) -> dict[str, Any]:
