@@ -43,13 +43,15 @@ class Actors:
         self._tell = tell
         self._call = call
         self._holders: dict[str, Any] = {}
-        self._waiting: dict[str, dict[str, float]] = {}
+        self._wanted: dict[str, dict[str, float]] = {}
+        """Resources of the holders that there shall be."""
+        self._held = set[str]()
         self._machines: dict[str, Any] = {}
         self._tasks = set[asyncio.Task[None]]()
 
     def waiting(self) -> list[dict[str, float]]:
         """Return the resources of holders that wait."""
-        return list(self._waiting.values())
+        return [resources for name, resources in self._wanted.items() if name not in self._held]
 
     async def find(self) -> dict[str, Any]:
         """Take over the actors of an earlier driver; return facts of holders and reports of machines, by name."""
@@ -90,6 +92,7 @@ class Actors:
 
     def hold(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         """Have exactly these holders: ask for those that are missing, give the others back."""
+        self._wanted = {name: amounts.of_data(wish).resources() for name, wish in wanted.items()}
         for name in [name for name in self._holders if name not in wanted]:
             self._attend(self._release(self._holders.pop(name)))
         for name, wish in wanted.items():
@@ -98,11 +101,9 @@ class Actors:
                 self._attend(self._make_holder(name, wish))
 
     async def _make_holder(self, name: str, wish: Mapping[str, Any]) -> None:
-        self._waiting[name] = amounts.of_data(wish).resources()
         try:
             actor = await self._call(self._create_holder, name, wish)
         except Exception as error:
-            self._waiting.pop(name, None)
             self._holders.pop(name, None)
             _log.warning("holder.refused holder=%s", name, exc_info=True)
             self._tell(event="over", holder=name, why=_why(error))
@@ -141,16 +142,18 @@ class Actors:
     async def _watch_holder(self, name: str, actor: Any, facts: Mapping[str, Any] | None) -> None:
         self._holders[name] = actor
         try:
-            if facts is None:
-                facts = await _future(actor.facts.remote())
-                self._tell(event="held", holder=name, facts=facts)
-            self._waiting.pop(name, None)
             while True:
-                await _future(actor.wait.remote(self._options["orphan_seconds"] / 4))
+                try:
+                    if facts is None:
+                        facts = await _future(actor.facts.remote())
+                        self._tell(event="held", holder=name, facts=facts)
+                    self._held.add(name)
+                    await _future(actor.wait.remote(self._options["orphan_seconds"] / 4))
+                except ray.exceptions.ActorUnavailableError:  # it does not answer, and may live
+                    await asyncio.sleep(AGAIN_SECONDS)
         except ray.exceptions.RayError as error:
             why = _why(error)
-        finally:
-            self._waiting.pop(name, None)
+        self._held.discard(name)
         if self._holders.get(name) is actor:
             del self._holders[name]
             _log.warning("holder.lost holder=%s why=%s", name, why)

@@ -48,11 +48,13 @@ class _Machine:
     stopped: an operator ended its process.
     resting: it was empty for long.
     report: of its actor; None while there is none.
+    joined: its node has been there.
     """
 
     stopped: bool = False
     resting: bool = False
     report: Mapping[str, Any] | None = None
+    joined: bool = False
     starting: bool = False
     again_at: float = 0.0
     pause: float = AGAIN_SECONDS
@@ -217,12 +219,10 @@ class RayFleet:
             if wanted and known.report is None and not known.starting and now >= known.again_at:
                 known.starting, known.empty_since = True, now
                 self._attend(self._start(node.id, known))
-            late = bool(known.report and known.began) and now - known.began > JOIN_SECONDS
-            if late and not self._ledger.node_of(node.id) and node.id not in self._ledger.unfit:
-                self._ledger.unfit.add(node.id)
-                lines = (known.report or {}).get("lines", ())
-                fields = {"machine": node.id, "cause": " ".join(lines[-2:])[:300]}
-                _log.warning("ray.machine_not_joined", extra={"fields": fields})
+            if self._ledger.node_of(node.id):
+                known.joined, known.began = True, now
+            elif known.report and known.began and now - known.began > JOIN_SECONDS:
+                self._not_joined(node.id, known)
 
     async def _start(self, machine: str, known: _Machine) -> None:
         try:
@@ -238,13 +238,27 @@ class RayFleet:
             known.starting = False
             known.again_at = asyncio.get_running_loop().time() + known.pause
 
+    def _not_joined(self, machine: str, known: _Machine) -> None:
+        """Ask for nothing more on a machine that does not join; one that never has begins anew, since its token expires."""
+        known.began = 0.0
+        self._ledger.unfit.add(machine)
+        fields = {"machine": machine, "cause": " ".join((known.report or {}).get("lines", ())[-2:])[:300]}
+        _log.warning("ray.machine_not_joined", extra={"fields": fields})
+        if not known.joined:
+            self._attend(self._end(machine))
+
     async def _rest(self, machine: str) -> None:
         _log.info("ray.machine_rests", extra={"fields": {"machine": machine}})
+        if not await self._end(machine):
+            self._machines[machine].resting = False
+
+    async def _end(self, machine: str) -> bool:
         try:
             await self._ask(do="stop", node=machine)
         except errors.AtollError as error:
             _log.warning("ray.machine_not_stopped", extra={"fields": {"machine": machine, "cause": error.message}})
-            self._machines[machine].resting = False
+            return False
+        return True
 
     def _attend(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
