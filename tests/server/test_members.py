@@ -256,3 +256,39 @@ def test_a_machine_with_a_disk_of_its_own_is_placed_on_by_consent_only() -> None
             leased = Leased(server, _add, 1, 2, env={"NUMBER": os.urandom(4).hex()})
             assert "@" not in leased.worker
             leased.line.close()
+
+
+def _token() -> str:
+    return os.environ["MEMBERS_TOKEN"]
+
+
+def _fails_at(number: int) -> int:
+    return 10 // number
+
+
+def test_requests_are_answered_for_all_machines(machines: tuple[Server, dict[str, Member]], host: Host) -> None:
+    """Secrets are everywhere, detached calls and batches are found again, lists and sums have each machine's part."""
+    host.request("secrets.set", {"name": "MEMBERS_TOKEN", "value": "hidden"})
+    assert isolated(host=host, keep_alive=0)(_token)() == "hidden"
+    handles = [isolated(host=host)(_add).spawn(number, 1) for number in range(4)]
+    assert [handle.result(60) for handle in handles] == [1, 2, 3, 4]
+    batch = isolated(host=host)(_fails_at).spawn_map([1, 2, 0])
+    until(lambda: batch.counts().get("error") == 1 and batch.counts().get("ok") == 2)
+    assert [row["batch"] for row in host.request("detached.batches", {})["batches"]] == [batch.id]
+    rows = host.request("calls.list", {"limit": 100})["calls"]
+    assert {handle.id for handle in handles} <= {row["call"] for row in rows}
+    assert {row["node"] for row in rows} == {"one", "two"}
+    shown = host.request("calls.show", {"call": handles[0].id[:14]})
+    assert shown["calls"][0]["call"] == handles[0].id
+    status = host.request("status", {})
+    assert status["capacity"]["machine"]["cpus"] == 2 * (os.cpu_count() or 1)
+    assert "away" not in status
+    machines[1]["two"].end()
+    try:
+        assert host.request("calls.list", {})["away"] == ["two"]
+        host.request("secrets.delete", {"name": "MEMBERS_TOKEN"})
+    finally:
+        machines[1]["two"].start()
+    for _ in range(4):
+        with pytest.raises(KeyError):
+            isolated(host=host, keep_alive=0)(_token)()
