@@ -54,6 +54,7 @@ class Two:
     def __init__(self, own: Node, other: Node, file: Path) -> None:
         self.local, self.alone, self.linked = True, False, Linked(other)
         self.own = own
+        self.volumes = ""
         self.facts = {name: NodeFacts(name, millicores=2000) for name in (LOCAL, "b")}
         self.copies = Copies(own, file, self._quotas)
         self.machines = Machines(own, self, self.copies)
@@ -67,6 +68,12 @@ class Two:
 
     def away_names(self) -> Sequence[str]:
         return ["b"] if self.linked.cut else []
+
+    def accepts(self, name: str) -> bool:
+        return name != "closed"
+
+    def largest(self) -> NodeFacts | None:
+        return None
 
     def node_of_data(self, user: str) -> str:
         return LOCAL
@@ -169,8 +176,9 @@ def test_a_spool_goes_to_the_machine_with_the_least_to_do_and_stays_there(two: T
         header = {"type": "request", "name": "detached.accept", "bytes": 1, "arguments": {"spool": "0" * 32}}
         owner: Any = None
         assert await two.machines.find(owner, header) == LOCAL
-        two.facts[LOCAL] = NodeFacts(LOCAL, millicores=100)
-        two.facts["b"] = NodeFacts("b", millicores=100_000)
+        two.facts["b"] = NodeFacts("b", millicores=2000, memory_bytes=1 << 40, gpus=("nvidia0",))
+        needs = {"machine_type": "GPU", "numbers": {"gpus": -1}}
+        assert await two.machines.find(owner, {**header, "arguments": {"spool": "1" * 32, "needs": needs}}) == "b"
         with contextlib.ExitStack() as stack:
             lease = {"type": "lease", "spec": _spec(homes[0])}
             channel = await two.own.connect(None, lease)

@@ -101,7 +101,15 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     Args:
         batch: the id of their batch; empty for a call that is in none.
     """
-    return detached.accept(function.host, batch or new_secret_id(), _pieces(function, requests, batch))
+    pieces = _pieces(function, requests, batch)
+    return detached.accept(
+        function.host, batch or new_secret_id(), pieces, _needs(requests[0].spec) if requests else {}
+    )
+
+
+def _needs(spec: LeaseSpec) -> dict[str, Any]:
+    """Return what a server with several machines needs to know to choose one."""
+    return {"machine_type": spec.machine_type, "numbers": spec.numbers._asdict()}
 
 
 def _pieces(

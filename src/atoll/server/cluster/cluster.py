@@ -176,9 +176,10 @@ class Cluster:
     def _join(self, facts: NodeFacts) -> None:
         """Place on a node from here on, if its account has it take calls."""
         self.facts[facts.name] = facts
-        self.places.join(facts, accepting=self._accepts(facts.name))
+        self.places.join(facts, accepting=self.accepts(facts.name))
 
-    def _accepts(self, name: str) -> bool:
+    def accepts(self, name: str) -> bool:
+        """Return whether a node gets calls: its account has it take some, and it is up to date."""
         return self._accepting.get(name, True) and name not in self._unready
 
     def hear_local(self, load: NodeLoad) -> None:
@@ -216,7 +217,7 @@ class Cluster:
         """Let a node have calls that has linked and is up to date."""
         if self.links.get(link.name) is link:
             self._unready.discard(link.name)
-            self.places.accept(link.name, accepting=self._accepts(link.name))
+            self.places.accept(link.name, accepting=self.accepts(link.name))
 
     def _choose_volumes(self, facts: NodeFacts) -> str:
         """Decide which file system carries everybody's `/data`; return why a node is not placed on, or nothing."""
@@ -269,7 +270,7 @@ class Cluster:
             self._expect(account)
         accepting = account.state == "active"
         self._accepting[account.name] = accepting
-        self.places.accept(account.name, accepting=self._accepts(account.name))
+        self.places.accept(account.name, accepting=self.accepts(account.name))
         if (link := self.links.get(account.name)) is not None:
             link.say({"type": "accept", "accepting": accepting})
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.daemon.request_arguments import MOST_ROWS
-from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
+from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad, Wish
+from atoll.server.cluster.wishes import wish_of
 from atoll.server.machines import merging
 from atoll.server.machines.asks import Answers, Asks, Failures, asked_of_all
 from atoll.server.machines.copies import Copies
@@ -51,6 +52,7 @@ class Cluster(Protocol):
     """The machines as links and placement know them (`server.cluster.cluster.Cluster`)."""
 
     local: bool
+    volumes: str
 
     @property
     def links(self) -> Mapping[str, Link]: ...
@@ -63,6 +65,8 @@ class Cluster(Protocol):
         ...
 
     def node_of_data(self, user: str) -> str: ...
+    def accepts(self, name: str) -> bool: ...
+    def largest(self) -> NodeFacts | None: ...
 
 
 class OwnNode(Asks, Protocol):
@@ -163,22 +167,26 @@ class Machines:
         group, _, verb = name.partition(".")
         if group == "detached":
             if verb == "accept":
-                return await self._for_spool(principal, arguments.get("spool"))
+                return await self._for_spool(principal, arguments.get("spool"), arguments.get("needs"))
             if verb in OF_DETACHED and not arguments.get("batch"):
                 return await self._finding.detached(principal, arguments.get("call"))
             return await self._finding.batch(principal, arguments.get("batch"))
         return self._cluster.node_of_data(principal.user if principal is not None else "")
 
-    async def _for_spool(self, principal: Principal | None, spool: Any) -> str:
-        """Return the machine that has a spool, or else one for a new one."""
-        nodes = self.nodes()
+    async def _for_spool(self, principal: Principal | None, spool: Any, needs: Any) -> str:
+        """Return the machine that has a spool, or else one for a new one: of those with room for its function if empty."""
+        user = principal.user if principal is not None else ""
+        nodes, cluster = self.nodes(), self._cluster
         answers, _ = await asked_of_all(nodes, principal, "detached.accepted", {"spool": spool})
         for node, answer in answers.items():
             if answer["calls"]:
                 return node
-        loads, _ = await asked_of_all({node: nodes[node] for node in answers}, None, "load", {})
-        wanted = self._cluster.node_of_data(principal.user if principal is not None else "")
-        return min(loads, key=lambda node: (self._pressure(node, loads[node]), node != LOCAL), default=wanted)
+        wish = wish_of("", user, needs, cluster.largest(), cluster.volumes)
+        fitting = [node for node in answers if cluster.accepts(node) and _holds(cluster.facts.get(node), wish)]
+        loads, _ = await asked_of_all({node: nodes[node] for node in fitting}, None, "load", {})
+        if not loads:
+            return cluster.node_of_data(user)  # which says why it cannot
+        return min(loads, key=lambda node: (self._pressure(node, loads[node]), node != LOCAL))
 
     def _pressure(self, node: str, load: Mapping[str, Any]) -> float:
         facts = self._cluster.facts.get(node)
@@ -243,6 +251,14 @@ class Machines:
     def _with_away(self, answer: dict[str, Any], failures: Failures) -> dict[str, Any]:
         away = sorted({*failures, *self._cluster.away_names()})
         return {**answer, "away": away} if away else answer
+
+
+def _holds(facts: NodeFacts | None, wish: Wish) -> bool:
+    """Return whether a machine that runs nothing has room for a wish."""
+    if facts is None or (wish.volumes and facts.volumes != wish.volumes):
+        return False
+    has = facts.millicores, facts.memory_bytes, len(facts.gpus)
+    return all(mine <= one for mine, one in zip((wish.millicores, wish.memory_bytes, wish.gpus), has, strict=True))
 
 
 def _first(failures: Failures) -> errors.AtollError:
