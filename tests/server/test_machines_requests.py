@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from atoll.server.node import Node
 from atoll.server.principal import ADMIN, Principal
 
 from ..conftest import Home, own_home
+from ..waiting import until
 
 ANN, BOB = (Principal(name, name, scope=ADMIN) for name in ("ann", "bob"))
 PROGRAM = """
@@ -82,6 +84,10 @@ class Two:
         return await self.machines.ask(who, name, arguments or {})
 
 
+def _has_records(node: Node, count: int) -> bool:
+    return len(node.request(None, "calls.list", {})["calls"]) == count
+
+
 @pytest.fixture(scope="module")
 def homes() -> Iterator[tuple[Home, Home]]:
     """Two state directories with daemons; each owner has made a call and a detached one."""
@@ -91,6 +97,8 @@ def homes() -> Iterator[tuple[Home, Home]]:
             program = home.path / "program.py"
             program.write_text(PROGRAM)
             assert home.python(str(program), str(number)).stdout == f"said {number}\n{number} 2\n"
+            node = Node(settings.load(home.path))
+            until(partial(_has_records, node, 2))
         yield own, other
 
 

@@ -44,7 +44,9 @@ def request(host: Any, name: str, arguments: dict[str, Any], *, timeout: float |
     return _request(host, name, arguments, None, timeout)
 
 
-def accept(host: Any, spool: str, pieces: Callable[[], Iterable[Any]], needs: dict[str, Any]) -> list[str]:
+def accept(
+    host: Any, spool: str, pieces: Callable[[], Iterable[Any]], needs: dict[str, Any] | None = None
+) -> list[str]:
     """Have the daemon keep the calls of a spool; return their ids.
 
     When this returns, the calls are on the disk. The same spool may be sent again.
@@ -55,7 +57,7 @@ def accept(host: Any, spool: str, pieces: Callable[[], Iterable[Any]], needs: di
     Raises:
         DetachedFull, DiskFull, StateUnusable: nothing was kept.
     """
-    return [str(call) for call in _send(host, "detached.accept", {"spool": spool, "needs": needs}, pieces)]
+    return [str(call) for call in _send(host, "detached.accept", {"spool": spool, "needs": needs or {}}, pieces)]
 
 
 def renew(host: Any, spool: str, batch: str, pieces: Callable[[], Iterable[Any]]) -> int:
