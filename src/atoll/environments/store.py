@@ -27,7 +27,9 @@ from atoll.environments.build.recipes import OWNER, KeptFor, Recipe, Recipes
 from atoll.environments.build.workshop import Confinement, Workshop
 from atoll.environments.built import directory as shelf
 from atoll.environments.built import locks, records
-from atoll.environments.built.directory import translated, write_text
+from atoll.environments.built.directory import translated
+from atoll.environments.built.files import write_text
+from atoll.environments.built.pins import OtherVersions
 from atoll.environments.built.records import Environment, EnvironmentRecord, make_directory
 from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, EnvironmentBuildError, StateUnusable
@@ -40,8 +42,7 @@ Progress = Callable[[str], None]
 NESTED_BUILDS = 2
 """Builds at a time that the code of one worker asks for; its further ones wait."""
 
-_RECENT = 64
-_RECENT_SECONDS = 1.0
+_RECENT, _RECENT_SECONDS = 64, 1.0
 """Number of specs, and seconds, for which a key is remembered without reading the index's configuration again."""
 
 
@@ -76,6 +77,7 @@ class EnvironmentStore:
         builder_identity: user and group of the commands, and owner of the environments.
         logs: where build logs are kept.
         kept_for: see `recipes.KeptFor`.
+        shared_pins: see `Shelf`.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class EnvironmentStore:
         *,
         logs: Path | None = None,
         kept_for: KeptFor = OWNER,
+        shared_pins: Path | None = None,
     ) -> None:
         self.directory = directory
         self._logs = directory.parent / "logs" if logs is None else logs
         self._workshop = Workshop(directory / ".cache", confinement, builder_identity)
-        self._shelf = shelf.Shelf(directory, self._workshop.directory / "work")
+        self._shelf = shelf.Shelf(directory, self._workshop.directory / "work", shared_pins)
         self._recipes = Recipes(self._workshop, self._shelf, kept_for)
         self._builds: dict[str, _Build] = {}
         self._recent: dict[EnvironmentSpec, tuple[float, Recipe]] = {}
@@ -137,7 +140,10 @@ class EnvironmentStore:
             current = self._shelf.current(recipe.key)
             if current is None or current in self._builds:  # complete, and its builder has not let go of it yet
                 async with self._turn(worker if recipe.key not in self._builds else ""):
-                    return await self._join(current or recipe.key, recipe, progress)
+                    with contextlib.suppress(OtherVersions):
+                        return await self._join(current or recipe.key, recipe, progress)
+                    recipe = await self._recipes.read(spec, progress, nested=nested)
+                    return await self._join(recipe.key, recipe, progress)
             self._shelf.touch(current)
             if not recipe.volatile:
                 now = time.monotonic()
@@ -178,8 +184,7 @@ class EnvironmentStore:
         """
         with translated(self.directory):
             environment = await self.ensure(spec, progress)
-            path = environment.directory / "requirements.lock"
-            text = path.read_text("utf-8")
+            text = (path := environment.directory / "requirements.lock").read_text("utf-8")
             recipe = await self._recipes.read(spec, progress)
             name = f"lock-{environment.key}"
             with await locks.wait_exclusive(self._shelf.lock_path(name), lambda: None):
@@ -296,7 +301,7 @@ class EnvironmentStore:
             ended = BuildProgress(name[:8], "built", packages=packages, size_bytes=size, seconds=seconds)
             note(BuildLine(f"Built environment {name[:8]} in {seconds:.1f} s", ended))
             shutil.copyfile(self._logs / f"environment-{name}.log", directory / "build.log")
-            write_text(self._shelf.pins_path(recipe.key), text)
+            self._shelf.pins.keep(recipe.key, text, renewed=bool(instead_of))
         record = EnvironmentRecord(
             key=name,
             kind=recipe.kind,
@@ -310,8 +315,6 @@ class EnvironmentStore:
         )
         records.write(directory, record)
         return self._environment(name, recipe)
-
-    # --- using --------------------------------------------------------------------------------------------------
 
     def hold(self, environment: Environment) -> locks.Lock:
         """Keep the environment from being removed until the returned lock is released.
@@ -350,8 +353,6 @@ class EnvironmentStore:
         """Return `build.log` or `requirements.lock` of an environment, empty where it has none."""
         return self._shelf.text(name, file)
 
-    # --- removing -----------------------------------------------------------------------------------------------
-
     async def prune(
         self, *, unused_seconds: float = 0.0, dry_run: bool = False, only: Collection[str] | None = None
     ) -> Removed:
@@ -364,8 +365,7 @@ class EnvironmentStore:
         """
         with translated(self.directory):
             self.prepare()
-            removed: list[EnvironmentRecord] = []
-            in_use: list[EnvironmentRecord] = []
+            removed, in_use = list[EnvironmentRecord](), list[EnvironmentRecord]()
             for record in self.list():
                 if only is not None and record.key not in only:
                     continue

@@ -37,6 +37,7 @@ class Stores:
         directory: `ATOLL_HOME/environments`, the owner's.
         confinement: returns how a builder's commands are run.
         builder: returns the identity that builds for the owner (empty), or for a user.
+        shared_pins: versions of all machines that share a file system; None where this one shares nothing.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Stores:
         directory: Path,
         confinement: Callable[[Identity], Confinement],
         builder: Callable[[str], Identity],
+        shared_pins: Path | None = None,
     ) -> None:
+        self._shared_pins = shared_pins
         self.operator = NO_INDEX
         """The index of users who name none."""
         self._directory = directory
@@ -63,6 +66,7 @@ class Stores:
                 identity,
                 logs=self._directory.parent / "logs" / user if user else self._directory.parent / "logs",
                 kept_for=kept_for,
+                shared_pins=self._shared_pins,
             )
         return self._made[directory]
 

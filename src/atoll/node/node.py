@@ -126,7 +126,8 @@ class Node:
         self.machine = Machine(options.pool, self.limits)
         self._library, self._library_hold = mounted_files.hold(options.agents_directory)
         self._builds = Builds(options.environments, self.launcher, self._networks, self.limits, self._policy_of_build)
-        self.stores = Stores(options.environments_directory, self._builds.confinement, self._identities.builder)
+        confinement, pins = self._builds.confinement, self.data.root / "pins" if self.data.is_shared else None
+        self.stores = Stores(options.environments_directory, confinement, self._identities.builder, pins)
         self.apply(options)
         self.environments = self.stores.owner
         presence = self.data.presence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import sys
@@ -226,9 +225,7 @@ class Recipes:
         await self._caches.collect()
 
     def _pins(self, found: str) -> str:
-        with contextlib.suppress(FileNotFoundError):
-            return self._shelf.pins_path(found).read_text("utf-8")
-        return ""
+        return self._shelf.pins.read(found)
 
     def cache_directories(self) -> tuple[Path, ...]:
         """Return the directories that `clear_caches` empties."""

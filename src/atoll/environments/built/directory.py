@@ -18,6 +18,7 @@ from pathlib import Path
 
 from atoll.blake2 import blake2b
 from atoll.environments.built import locks, records
+from atoll.environments.built.pins import Pins
 from atoll.environments.built.records import EnvironmentRecord
 from atoll.environments.built.removal import remove_tree
 from atoll.errors import AtollError, DiskFull, EnvironmentBuildError, InternalError, StateUnusable
@@ -32,10 +33,12 @@ class Shelf:
     Args:
         directory: holds one directory per environment, and `.locks`, `.pins`, `.cache`.
         work: where environments are built, one directory per name.
+        shared_pins: versions that all machines are held to; None where this one shares nothing.
     """
 
-    def __init__(self, directory: Path, work: Path) -> None:
+    def __init__(self, directory: Path, work: Path, shared_pins: Path | None = None) -> None:
         self.directory = directory
+        self.pins = Pins(directory / ".pins", shared_pins)
         self._work = work
         self._secret = b""
 
@@ -46,10 +49,6 @@ class Shelf:
     def lock_path(self, name: str) -> Path:
         """Return the lock file of the environment `name`."""
         return self.directory / ".locks" / name
-
-    def pins_path(self, found: str) -> Path:
-        """Return the file with the versions that the environments of a key are held to."""
-        return self.directory / ".pins" / found
 
     def keyed(self, text: str) -> str:
         """Return a digest of a text that nobody can guess from it: it is keyed with a secret of this directory."""
@@ -246,10 +245,3 @@ def translated(directory: Path) -> Iterator[None]:
         ) from error
     except (UnicodeDecodeError, shutil.Error) as error:
         raise InternalError(f"building an environment failed: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole, or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, "utf-8")
-    temporary.rename(path)
