@@ -84,14 +84,20 @@ class Home:
             return None
 
     def processes(self) -> list[int]:
-        """Return the processes that were started with this directory or that see a part of it as a mount."""
+        """Return the processes that were started with this directory, or that see a part of it as a mount of their own.
+
+        What is mounted for this process, too, all see: none of them is known by that.
+        """
         found = []
+        ours = os.stat("/proc/self/ns/mnt").st_ino
         for name in filter(str.isdigit, os.listdir("/proc")):
-            for place in ("cmdline", "mountinfo"):
-                with contextlib.suppress(OSError):
-                    if str(self.path).encode() in Path("/proc", name, place).read_bytes():
-                        found.append(int(name))
-                        break
+            with contextlib.suppress(OSError):
+                place = Path("/proc", name)
+                known = [(place / "cmdline").read_bytes()]
+                if (place / "ns/mnt").stat().st_ino != ours:
+                    known.append((place / "mountinfo").read_bytes())
+                if any(str(self.path).encode() in text for text in known):
+                    found.append(int(name))
         return [pid for pid in found if pid != os.getpid()]
 
     def wait_processes(self, seconds: float = GONE_SECONDS) -> list[int]:
