@@ -58,7 +58,10 @@ async def answer(
         leasing.check_owner(caller, f"ask for `{name}`")
         if caller.remote:
             raise errors.ResourcesUnavailable(f"`{name}` is for the server itself", hint="see `atoll nodes`")
-        return await services.joined.answer(name, arguments)
+        found = await services.joined.answer(name, arguments)
+        if name == "vacate":
+            found["detached"] = sum((await services.detached.left()).values())
+        return found
     if name.startswith("calls."):
         return await call_requests.handle(services, caller, name, arguments)
     if name.startswith("secrets."):

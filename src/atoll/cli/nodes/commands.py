@@ -29,6 +29,8 @@ app = cyclopts.App(
 
 Flag = cyclopts.Parameter(negative="")
 LOOK_SECONDS = 1.0
+LOCAL = "local"
+"""The server's own machine."""
 
 
 @app.command
@@ -254,28 +256,44 @@ def remove(name: str, /, *, yes: Yes = False, host: str = "", home: Path | None 
 
 
 def _row(place: Place, name: str) -> dict[str, Any]:
-    found = next((node for node in place.list_nodes() if name in (node["name"], node["id"])), None)
+    return _found(place.list_nodes(), name)
+
+
+def _found(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found = next((node for node in rows if name in (node["name"], node["id"])), None)
     if found is None:
         raise errors.CallerError(f"no node is called `{printable(name)}`", hint="see `atoll nodes list`")
     return found
 
 
 def _wait(place: Place, name: str) -> None:
-    """Wait until the calls of a node are over, and tell of each change."""
+    """Wait until the calls of a node are over, and tell of each change.
+
+    Raises:
+        CallerError: it takes calls again, or is the only machine.
+    """
     told = ""
     while True:
-        row = _row(place, name)
+        rows = place.list_nodes()
+        row = _found(rows, name)
         if row["state"] == "active":
-            raise TargetError(f"`{name}` takes calls again: somebody has given it some")
-        running, waiting, lines = row["running"], row["waiting"], row["lines"]
+            raise errors.CallerError(
+                f"`{name}` takes calls again: another operator has given it some", hint="see `atoll admin audit`"
+            )
         if not row["linked"]:
-            if name != "local":
+            if name != LOCAL:
                 echo(f"`{name}` is not linked, so nothing of this server runs there", error=True)
             return
-        if not (running or waiting):
+        if name == LOCAL and not any(one["linked"] and one["name"] != LOCAL for one in rows):
+            raise errors.CallerError(
+                "no other machine is linked, so the server's own still takes all calls",
+                hint="have one join first: `atoll nodes token`",
+            )
+        running, waiting, detached = row["running"] or 0, row["waiting"] or 0, row["detached"]
+        if detached == 0 and not (running or waiting):
             return
-        text = f"{running or 0} running, {waiting or 0} waiting"
-        text += f", {counted(lines, 'line')} open" if lines else ""
+        text = f"{running} running, {waiting} waiting"
+        text += f", {counted(detached, 'detached call')} left" if detached else ""
         if text != told:
             echo(f"`{name}`: {text}", error=True)
             told = text

@@ -1,7 +1,7 @@
 """The requests and streams of the owner's member process, which has joined this machine to a server.
 
 Requests: `fence` (see `fence.NodeFence.move`), `load` (see `load`), `vacate`: idle workers end, and busy ones when their
-calls are over, so that clients ask for leases anew; and `allowance`: how much of the machine may be used,
+calls are over, so that clients ask for leases anew, and `detached` tells how many detached calls are left; and `allowance`: how much of the machine may be used,
 as `millicores`, `memory_bytes` and `gpus`, a list of names or numbers of its GPUs; a member that is absent or None is
 not bounded. An allowance lasts until the next one, or the daemon's end;
 the answer says whether no more is in use (`within`). Streams, by their opening messages:

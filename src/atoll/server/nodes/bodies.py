@@ -94,6 +94,7 @@ class NodeRow(msgspec.Struct, frozen=True):
         apart: no calls are placed there, since it does not share `/data` with the others.
         running, waiting: calls that run there, and that wait there; null while nothing is known.
         lines: clients' lines that go there.
+        detached: detached calls that are left there, of a node that takes no new calls; null while nothing is known.
     """
 
     id: str
@@ -113,6 +114,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     running: int | None = None
     waiting: int | None = None
     lines: int | None = None
+    detached: int | None = None
 
 
 class NodeRows(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from atoll import __version__, errors, ownership, settings
 from atoll.server.cluster.contract import LOCAL, LiveNode, NodeFacts
 from atoll.server.nodes.bodies import Free, NodeRow, plain_row
 from atoll.server.nodes.rows import NodeAccount
+from atoll.server.nodes.vacating import VACATED
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 
@@ -47,6 +48,8 @@ async def rows_of(state: ServerState, accounts: Sequence[NodeAccount]) -> list[N
     own = cluster.facts.get(LOCAL)
     if own is not None:
         found = [_with(row, {"volumes": own.volumes}) if row.name == LOCAL else row for row in found]
+    left = state.parts.get(VACATED, {})
+    found = [_with(row, {"detached": left.get(row.name)}) for row in found]
     return [
         _with(row, {"apart": row.linked and bool(row.volumes) and cluster.volumes not in ("", row.volumes)})
         for row in found

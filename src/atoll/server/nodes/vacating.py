@@ -20,6 +20,8 @@ from atoll.server.state import ServerState
 
 AGAIN_SECONDS = 1.0
 ASK_SECONDS = 5.0
+VACATED = "vacated"
+"""The part with numbers of detached calls that are left on machines that take no new calls, by their names."""
 _log = logging.getLogger("atoll.server")
 
 
@@ -34,7 +36,8 @@ async def vacating(state: ServerState) -> AsyncIterator[None]:
     async def look() -> None:
         while True:
             closed = [node.name for node in state.parts["nodes"].known() if not node.takes_calls]
-            await asyncio.gather(*(_vacate(state, name) for name in closed))
+            found = await asyncio.gather(*(_vacate(state, name) for name in closed))
+            state.parts[VACATED] = dict(zip(closed, found, strict=True))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_SECONDS if closed else None):
                     await changed.wait()
@@ -45,18 +48,18 @@ async def vacating(state: ServerState) -> AsyncIterator[None]:
         yield
 
 
-async def _vacate(state: ServerState, name: str) -> None:
+async def _vacate(state: ServerState, name: str) -> int | None:
+    """Have a machine give up its leases; return how many detached calls are left there, None where nobody can tell."""
     cluster: Cluster = state.parts["cluster"]
     if name == LOCAL and cluster.alone:  # it serves all lines then, whatever its state is
-        return
+        return None
     link = cluster.links.get(name)
     if name != LOCAL and link is None:
-        return
+        return None
     try:
         async with asyncio.timeout(ASK_SECONDS):
-            if link is None:
-                await state.node.ask(None, "vacate", {})
-            else:
-                await link.ask(None, "vacate", {})
+            asked = state.node if link is None else link
+            return int((await asked.ask(None, "vacate", {}))["detached"])
     except (errors.AtollError, TimeoutError) as error:
         _log.info("node_not_vacated", extra={"fields": {"node": name, "error": str(error)[:200]}})
+        return None
