@@ -88,39 +88,38 @@ def atoll(server: Server, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_drained_machine_finishes_its_calls_and_gets_no_others(solo: tuple[Server, Member], host: Host) -> None:
+@pytest.mark.parametrize("kind", ["waited for", "detached"])
+def test_a_drained_machine_finishes_its_calls_and_gets_no_others(
+    solo: tuple[Server, Member], host: Host, kind: str
+) -> None:
     """`drain --wait` ends when the last call has; a program with a warm worker there goes on with one elsewhere."""
     server, _ = solo
-    warm = isolated(host=host, keep_alive=600)(touch)
-    warm("first")
-    found = place(solo, "first")
-    assert found is not None
-    first = found[0]
-    other = "solo" if first == "local" else "local"
-    for machine in (first, other):
-        with ThreadPoolExecutor(1) as threads:
-            name = f"runs-at-{machine}"
-            call = threads.submit(isolated(host=host)(wait_for), name)
-            at = until(partial(place, solo, f"{name}.runs"))
-            assert at is not None
-            drain = atoll(server, "nodes", "drain", at[0], "--wait")
-            with drain:
-                assert drain.stderr is not None
-                assert drain.stderr.readline() == f"`{at[0]}` takes no new calls\n"
-                line = drain.stderr.readline()
-                while ": 1 running, 0 waiting" not in line:  # the warm worker may be there, too, for a moment
-                    assert line.startswith(f"`{at[0]}`: "), line
-                    line = drain.stderr.readline()
-                assert drain.poll() is None
-                (at[1] / name).touch()
-                assert call.result(PATIENCE_SECONDS) == 1
-                assert drain.stderr.read().endswith("is empty: it can be stopped, upgraded or removed\n")
-            assert drain.returncode == 0
-            warm(f"after-{machine}")
-            after = place(solo, f"after-{machine}")
-            assert after is not None
-            assert after[0] == ("solo" if at[0] == "local" else "local")
-        assert server.ask("POST", f"/v1/nodes/{at[0]}/uncordon")[0] == 200
+    name, warm, function = f"runs-{kind[0]}", isolated(host=host, keep_alive=600)(touch), isolated(host=host)(wait_for)
+    call = function.submit(name) if kind == "waited for" else function.spawn(name)
+    at = until(partial(place, solo, f"{name}.runs"))
+    assert at is not None
+    server.ask("POST", f"/v1/nodes/{'solo' if at[0] == 'local' else 'local'}/cordon")
+    warm(f"before-{name}")
+    assert (at[1] / f"before-{name}").exists()
+    server.ask("POST", f"/v1/nodes/{'solo' if at[0] == 'local' else 'local'}/uncordon")
+    with atoll(server, "nodes", "drain", at[0], "--wait") as drain:
+        assert drain.stderr is not None
+        assert drain.stderr.readline() == f"`{at[0]}` takes no new calls\n"
+        shown = ": 1 running, 0 waiting" + (", 1 detached call left" if kind == "detached" else "")
+        while not (line := drain.stderr.readline()).endswith(
+            f"{shown}\n"
+        ):  # the warm worker is there, too, for a moment
+            assert line.startswith(f"`{at[0]}`: "), line
+        assert drain.poll() is None
+        (at[1] / name).touch()
+        assert call.result(PATIENCE_SECONDS) == 1
+        assert drain.stderr.read().endswith("is empty: it can be stopped, upgraded or removed\n")
+    assert drain.returncode == 0
+    warm(f"after-{name}")
+    after = place(solo, f"after-{name}")
+    assert after is not None
+    assert after[0] == ("solo" if at[0] == "local" else "local")
+    assert server.ask("POST", f"/v1/nodes/{at[0]}/uncordon")[0] == 200
 
 
 def test_an_upgrade_machine_by_machine_ends_no_call(
