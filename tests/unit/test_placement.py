@@ -30,7 +30,9 @@ def test_a_sandbox_of_the_same_use_is_taken_again() -> None:
     first = cluster.ask(wish("0", warm="w"))
     cluster.ask(wish("1", warm="other", millicores=0))
     cluster.over("0")
+    assert cluster.placement.preferred(wish("2", warm="w")) == first
     assert cluster.ask(wish("2", warm="w")) == first
+    assert cluster.placement.preferred(wish("3", warm="unknown", built="unknown")) == ""
 
 
 def test_a_built_environment_is_used_until_its_node_is_nearly_full() -> None:

@@ -110,6 +110,12 @@ class Placement:
                 found += [(one.wish, text) for user in kind.line.users for one in user.lines[kind.line].values()]
         return found
 
+    def preferred(self, wish: Wish) -> str:
+        """Return the node that is best for a waiting wish once it has room: where it is warm; empty for none."""
+        kind = self._kinds.of(wish)
+        node = next((one for one in self._warmth.known(wish) if one in kind.capable), None)
+        return node.facts.name if node is not None else ""
+
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return a row for each node, for people."""
         return [node.row() for node in self._nodes.values()]

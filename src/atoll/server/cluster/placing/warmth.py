@@ -40,6 +40,12 @@ class Warmth:
                 if node in where and kind.near_best(node, _NEAR_BUILT):
                     yield node
 
+    def known(self, wish: Wish) -> Iterator[NodeRoom]:
+        """Yield the nodes that are warm for a wish, with or without room, the warmest first."""
+        for affinity, digest in ((self._idle, wish.warm), (self._recent, wish.warm), (self._built, wish.built)):
+            if digest:
+                yield from reversed(affinity.nodes(digest))
+
     def placed(self, wish: Wish, node: NodeRoom) -> None:
         """A wish has a node: an idle sandbox there is idle no more."""
         if wish.warm:
