@@ -107,6 +107,7 @@ class Result:
         cold: calls with a new sandbox.
         unbuilt: calls whose environment the machine did not have.
         large: waits of calls of the type `L` or with a GPU.
+        never: calls that wait at the end.
     """
 
     name: str
@@ -160,10 +161,9 @@ class Simulation:
                 if (policy_look := getattr(self.policy, "look", None)) is not None:
                     self._send(policy_look(call.at), call.at)
             self._arrive(call, call.at)
-        waiting = [one for one in self._calls.values() if self._warm_up <= one.at]
         running_now = {number for _, _, _, number in self._events}
         self.result.never = sum(
-            1 for number, one in self._calls.items() if number not in running_now and one in waiting
+            one.at >= self._warm_up and number not in running_now for number, one in self._calls.items()
         )
         self.result.costs = self.policy.costs
         return self.result

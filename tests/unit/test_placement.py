@@ -35,6 +35,15 @@ def test_a_sandbox_of_the_same_use_is_taken_again() -> None:
     assert cluster.placement.preferred(wish("3", warm="unknown", built="unknown")) == ""
 
 
+def test_the_sandbox_that_was_given_back_last_is_used_first() -> None:
+    """Not the one that was taken last: its memory is in caches, and others may end."""
+    cluster = Cluster(Machine("a", 1), Machine("b", 1))
+    first, second = cluster.ask(wish("0", warm="w")), cluster.ask(wish("1", warm="w"))
+    cluster.over("1")
+    cluster.over("0")
+    assert [cluster.ask(wish("2", warm="w")), cluster.ask(wish("3", warm="w"))] == [first, second]
+
+
 def test_a_built_environment_is_used_until_its_node_is_nearly_full() -> None:
     """A node that has the environment is better than one with more room, within bounds."""
     cluster = Cluster(Machine("a", 64, 999), Machine("b", 64, 999))
@@ -156,6 +165,14 @@ def test_placements_count_until_the_figures_hold_them() -> None:
     assert cluster.over("0") == ["1"]
 
 
+def test_a_placement_that_is_over_before_it_arrives_makes_room_at_once() -> None:
+    """The node's figures never held it, so the next one need not wait for them."""
+    cluster = Cluster(Machine("a", 1))
+    cluster.ask(wish("0"))
+    assert not cluster.ask(wish("1"))
+    assert cluster.over("0", say=False) == ["1"]
+
+
 def test_a_session_that_never_arrives_costs_no_room_for_long() -> None:
     """Its client had gone: the counts of server and node differ by one from then on, and the room is there again."""
     cluster = Cluster(Machine("a", 1))
@@ -271,6 +288,19 @@ def test_a_wish_that_waits_for_a_gpu_holds_up_no_others() -> None:
     assert not cluster.ask(wish("g2", "bob", "GPU-T4"))
     assert cluster.over("g0") == []
     assert cluster.over("g1") == ["both"]
+
+
+def test_a_held_node_is_the_last_that_others_get() -> None:
+    """One that waits for memory leaves the cores of its node to others, but better keeps them too."""
+    cluster = Cluster(Machine("a", 64, 8), Machine("b", 4, 8))
+    for name in ("0", "1"):
+        cluster.ask(wish(name, memory_bytes=8 * GIB))
+    assert not cluster.ask(wish("large", memory_bytes=8 * GIB))
+    (held,) = [row["node"] for row in cluster.placement.nodes() if row["held"]]
+    (other,) = {"a", "b"} - {held}
+    cores = cluster.machines[other].size.millicores // 1000 - 1
+    assert [cluster.ask(wish(f"s{number}")) for number in range(cores)] == [other] * cores
+    assert cluster.ask(wish("more")) == held
 
 
 def test_patience_ends_however_few_cores_the_others_have() -> None:
