@@ -349,12 +349,13 @@ class Placement:
         """Return the best node that has room for a wish, and may give it."""
         if not kind.has_room:
             return None
-        for node in self._warmth.nodes(kind, wish):
-            if self._may(node, kind, wish, turn):
-                return node
-        best = kind.best
-        if best is None or self._may(best, kind, wish, turn):
-            return best
+        if kind.has_own_room:
+            for node in self._warmth.nodes(kind, wish):
+                if self._may(node, kind, wish, turn):
+                    return node
+            best = kind.best
+            if best is None or self._may(best, kind, wish, turn):
+                return best
         for node in kind.in_order():
             if self._may(node, kind, wish, turn):
                 return node

@@ -57,11 +57,11 @@ class Affinity(Generic[N]):
     def discard(self, digest: str, node: N) -> None:
         """Take the latest use of a node back, where there is one."""
         known = self._nodes.get(digest)
-        if known is None or node not in known:
+        if known is None:
             return
         if known[-1] is node:
             known.pop()
-        else:
+        elif node in known:
             known.remove(node)
         if not known:
             del self._nodes[digest]

@@ -205,6 +205,11 @@ class Kind:
     # --- choice ---------------------------------------------------------------------------------------------------
 
     @property
+    def has_own_room(self) -> bool:
+        """Some node has room that is kept for no other kind."""
+        return self._bits > _HELD
+
+    @property
     def best(self) -> NodeRoom | None:
         """The first of `in_order`."""
         return next(iter(self._buckets[self._first(self._bits)])) if self._bits else None
@@ -277,10 +282,22 @@ class Kind:
         if node in self.shut:
             return False
         needs = self._needs.get(node, self.size)
-        lacks = (node.millicores < needs[0], node.memory_bytes < needs[1], node.gpus < needs[2])
-        if not any(lacks):  # it lacks a worker of its type, or is next
-            return any(other.size)
-        return any(lack and takes for lack, takes in zip(lacks, other.size, strict=True))
+        mine = other.size
+        lacks = False
+        if node.millicores < needs[0]:
+            if mine[0]:
+                return True
+            lacks = True
+        if node.memory_bytes < needs[1]:
+            if mine[1]:
+                return True
+            lacks = True
+        if node.gpus < needs[2]:
+            if mine[2]:
+                return True
+            lacks = True
+        # Else it lacks a worker of its type, or is next: then it waits for anything.
+        return not lacks and any(mine)
 
 
 SAMPLE = 8

@@ -9,6 +9,8 @@ from atoll.server.cluster.placing.affinity import Affinity
 from atoll.server.cluster.placing.kinds import Kind
 from atoll.server.cluster.placing.node_room import NodeRoom
 
+MOST_IDLE = 64
+"""Idle sandboxes of one digest that are remembered."""
 _NEAR_WARM = 4
 _NEAR_BUILT = 8
 """Buckets of room below the best: a quarter of it, and a sixteenth."""
@@ -18,7 +20,7 @@ class Warmth:
     """The nodes where sandboxes were given back, where they were used last, and where environments were built."""
 
     def __init__(self) -> None:
-        self._idle: Affinity[NodeRoom] = Affinity()
+        self._idle: Affinity[NodeRoom] = Affinity(each=MOST_IDLE)
         self._recent: Affinity[NodeRoom] = Affinity(each=1)
         self._built: Affinity[NodeRoom] = Affinity()
 
