@@ -53,6 +53,7 @@ def install(state: ServerState, invite: Invite) -> None:
         async with open_engine(options, invite=invitation, log=log, local=cluster.local) as (shares, fleet):
             shares.keep_to = keep_to
             cluster.places.use(shares)
+            shares.preferred = cluster.places.placement.preferred
             state.parts["fleet"] = fleet
             yield
 
