@@ -264,13 +264,11 @@ def test_a_machine_joins_over_ssh(
         assert (status, "there is no `/no/such/atoll`" in told, "pip install" in told) == (1, True, True)
         options = ClusterSettings(("127.0.0.1",), command=program, home=str(there.path), ssh=("ssh",))
         fleet = SshFleet(options)
-        assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "dead", "node": ""}]
         try:
             status, _, told = atoll(*add, "--command", program)
             assert (status, told) == (0, "`127.0.0.1` has joined, and runs its node\n")
             until(lambda: row()["linked"])
             first = row()
-            assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "alive", "node": "far"}]
             asyncio.run(fleet.stop("127.0.0.1"))
             assert asyncio.run(fleet.machines()) == [{"machine": "127.0.0.1", "state": "dead", "node": "far"}]
             assert atoll(*add, "--command", program)[0] == 0

@@ -294,7 +294,7 @@ def _wait(place: Place, name: str) -> None:
             return
         text = f"{running} running, {waiting} waiting"
         text += f", {counted(detached, 'detached call')} left" if detached else ""
-        if text != told:
+        if text != told and (running or waiting or detached):
             echo(f"`{name}`: {text}", error=True)
             told = text
         time.sleep(LOOK_SECONDS)

@@ -37,8 +37,8 @@ app = cyclopts.App(
 )
 
 Flag = cyclopts.Parameter(negative="")
-STOP_SECONDS, START_SECONDS = 60.0, 30.0
-"""Seconds in which a node that is told to end in order has ended, and in which one that is started runs."""
+STOP_SECONDS, START_SECONDS, LINK_SECONDS = 60.0, 30.0, 15.0
+"""Seconds in which a node that is told to end in order has ended, in which one that is started runs, and has a link."""
 LOOK_SECONDS = 0.1
 REFUSED_STATUS = 3
 """Exit status of a node that its server does not know any more: to start it again cannot help."""
@@ -268,7 +268,7 @@ def _detached(home: Path) -> int:
         for _ in range(int(START_SECONDS / LOOK_SECONDS)):
             if joined.running(home) == child.pid:
                 echo(f"runs in the background (pid {child.pid}), with the log {path}", error=True)
-                return 0
+                return _wait_for_link(home)
             if child.poll() is not None:
                 break
             time.sleep(LOOK_SECONDS)
@@ -276,6 +276,22 @@ def _detached(home: Path) -> int:
             written.seek(began)
             told = written.read(4096).decode(errors="replace").strip()
     raise errors.StateUnusable(f"the node does not start: {printable(told)}", hint=f"see {path}")
+
+
+def _wait_for_link(home: Path) -> int:
+    """Wait until the server has a link of the node, and return 0; a line says so if it takes long."""
+    found = joined.need(home)
+    for _ in range(int(LINK_SECONDS / LOOK_SECONDS)):
+        if not joined.running(home):
+            break
+        with contextlib.suppress(errors.AtollError):
+            if joined.row(found)["linked"]:
+                return 0
+        time.sleep(LOOK_SECONDS)
+    else:
+        echo("warning: it has no link yet, and goes on trying; see its log", error=True)
+        return 0
+    raise errors.StateUnusable("the node has ended", hint="see its log")
 
 
 def _stop(home: Path) -> bool:
