@@ -78,6 +78,16 @@ def test_migrations_make_the_tables_that_the_code_knows(database: Database) -> N
         assert compare_metadata(context, tables.metadata) == []
 
 
+def test_a_backup_has_every_table() -> None:
+    """The program that writes a backup knows all tables, also where nothing else has imported them."""
+    code = "from atoll.server.admin import table_dump as dump\nprint(*sorted(dump.metadata.tables))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for module in pkgutil.walk_packages(atoll.server.__path__, "atoll.server."):
+        if module.name.endswith(".tables"):
+            importlib.import_module(module.name)
+    assert done.stdout.split() == sorted(tables.metadata.tables)
+
+
 def test_migrations_are_one_row() -> None:
     """The numbers of the migrations have no gap and no fork, for Atoll and for alembic's own commands."""
     config = Config()
