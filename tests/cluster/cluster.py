@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from atoll.cli.server import machine_packages
 
+from ..cluster_storage import shared_disk
 from ..conftest import Home, own_home
 from ..server.certificates import Authority
 from ..server.machines import COMMAND
@@ -132,6 +135,8 @@ class Cluster:
     shared: Path
     mark: str
     nodes: dict[str, Node] = field(default_factory=dict)
+    has_packages: bool = True
+    """Whether the machines find packages: those of directories of this one."""
     outages: list[Outage] = field(default_factory=list)
     """Those that are over."""
     _cut: dict[str, float] = field(default_factory=dict)
@@ -192,6 +197,13 @@ class Cluster:
         rows: list[dict[str, Any]] = body["nodes"] if isinstance(body, dict) else body
         return rows
 
+    def use_only(self, *names: str) -> None:
+        """Have new calls placed on some nodes alone, from a thread that has entered the clients' network."""
+        for name in self.nodes:
+            act = "uncordon" if name in names else "cordon"
+            status, body = self.head.ask("POST", f"/v1/nodes/{name}/{act}")
+            assert status == 200, body
+
     def wait_linked(self, *names: str) -> None:
         """Wait until the server has a link of each of these nodes, of all by default."""
 
@@ -234,6 +246,7 @@ def cluster(
     settings: Sequence[str] = (),
     cpus: float = 0.0,
     switch: Switch | None = None,
+    data: str = "",
 ) -> Iterator[Cluster]:
     """Run a server with nodes that have joined it; each process has ended at the end of the context.
 
@@ -244,17 +257,19 @@ def cluster(
         settings: further lines of `settings.toml` on all machines.
         cpus: processors of each node; 0 for no limit.
         switch: a network that exists already.
+        data: what carries `/data`: `path`, a directory of this machine below, or `juicefs`, which each machine mounts;
+            by default what `ATOLL_CLUSTER_DATA` says, else `path`.
     """
     with contextlib.ExitStack() as stack:
         switch = switch or stack.enter_context(network())
         files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-cluster-", dir="/tmp")))
         files.chmod(0o755)
-        shared = files / "shared"
-        shared.mkdir(mode=0o755)
+        shared, lines = stack.enter_context(_disk(data or os.environ.get("ATOLL_CLUSTER_DATA", "path"), files))
         packages = machine_packages.read(files)
-        lines = ["[users]", f"share_network = {str(share_network).lower()}"]
-        lines += ["[storage]", 'filesystem = "path"', f"path = {json.dumps(str(shared))}"]
-        lines += ["[environments]", packages.options, *settings]
+        lines += ["[users]", f"share_network = {str(share_network).lower()}"]
+        first = json.dumps(next(iter(packages.places), ""))  # nothing leads out of the machines' network
+        index = packages.options.replace('users_index_url = ""', f"users_index_url = {first}")
+        lines += ["[environments]", index, *settings]
 
         def home() -> Home:
             made = stack.enter_context(own_home())
@@ -285,6 +300,20 @@ def cluster(
         for place in (head.home, *(node.home for node in made.nodes.values())):
             for log in place.path.glob("*.log"):
                 assert "Traceback" not in (text := log.read_text()), text[-5000:]
+
+
+@contextlib.contextmanager
+def _disk(data: str, files: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Give the directory that carries the volumes, as the test process has it, and the settings of each machine."""
+    if data == "juicefs":
+        if reason := shared_disk.why_not():
+            pytest.skip(reason)
+        with shared_disk.made() as disk, disk.mounted() as point:
+            yield point, disk.settings.splitlines()
+        return
+    shared = files / "shared"
+    shared.mkdir(mode=0o755)
+    yield shared, ["[storage]", 'filesystem = "path"', f"path = {json.dumps(str(shared))}"]
 
 
 def _token(head: Head, uses: int) -> str:
