@@ -60,7 +60,7 @@ async def open_engine(
     def send(**message: object) -> None:
         supervisor.send(**message)
 
-    shares = RayShares(options.rules, send, options.types)
+    shares = RayShares(options.rules, send, options.types, local=local)
     fleet = RayFleet(
         shares, send, invite, program=options.program, home=options.home, rest_seconds=options.rest_seconds, local=local
     )

@@ -48,13 +48,17 @@ class RayShares:
     Args:
         send: sends a message to the driver.
         types: machines that the autoscaler can add, beside those that Ray says.
+        local: the server's own node is on the driver's machine.
     """
 
-    def __init__(self, rules: Rules, send: Callable[..., None], types: Sequence[NodeType] = ()) -> None:
+    def __init__(
+        self, rules: Rules, send: Callable[..., None], types: Sequence[NodeType] = (), *, local: bool = True
+    ) -> None:
         self.ledger = Ledger()
         self._settling = Settling(self.ledger, rules)
         self._send = send
         self._types = tuple(types)
+        self._has_local = local
         self._timer: asyncio.TimerHandle | None = None
         self._sent: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -137,7 +141,7 @@ class RayShares:
     def _take_over(self, local: str, found: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Compare with what a new driver has found; holders of an earlier server are taken over."""
         self._local = local
-        if not self.ledger.ray_of(LOCAL):
+        if self._has_local and self.ledger.ray_of(LOCAL) != local:
             self.ledger.joined(LOCAL, local)
         for name, holder in list(self.ledger.holders.items()):
             if name not in found and holder.state == HELD:
@@ -239,12 +243,14 @@ class RayShares:
             told = share
             kept = share is None or await self._kept(node, share)
             for holder in leaving:
-                if holder.state == LEAVING and kept:
+                if kept:
                     self.ledger.drop(holder.name)
                 else:
                     self.ledger.keep(holder.name, self._now())
             self._send_holders()
             if not kept:
+                if leaving:  # it has the larger one again
+                    await self._kept(node, self.share(node))
                 return
 
     async def _kept(self, node: str, share: Share) -> bool:
