@@ -274,6 +274,34 @@ async def pids_of(home: Path, before: list[int]) -> list[int]:
     return found()
 
 
+async def restarts_head() -> None:
+    """A killed head that has kept its state comes back: holders and members are the same, shares stay meanwhile."""
+    async with engine(rules={"idle_seconds": 3600.0}) as (shares, _):
+        join(shares, "a")
+        wish = Wish("1", "u", gpus=1)
+        shares.wanted([wish])
+        await until(lambda: shares.room("a", wish), "no room")
+        shares.wanted([])
+        before, members = holders(), await pids_of(await home_of(machine(shares, "a")), [])
+        (first,) = {*processes(b"raylet/raylet")} - {*processes(b"raylet/raylet", b"plasma_store.")}
+        for pid in [first, *processes(b"gcs_server"), *processes(b"monitor.py")]:
+            os.kill(pid, signal.SIGKILL)
+        shares.taken(Place(wish, "a"))
+        assert not shares.room("a", wish)
+        shares.given_back(Place(wish, "a"))
+        # Beside nodes of the same cluster `ray start --head` refuses: processes of its own hide them.
+        head = f"ray start --head {os.environ['HEAD']} && sleep infinity"
+        inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", head]
+        nowhere = subprocess.DEVNULL
+        with subprocess.Popen(inside, stdin=nowhere, stdout=nowhere, stderr=nowhere) as program:  # noqa: ASYNC220
+            later = Wish("2", "u", labels={"zone": "a"})
+            shares.wanted([later])
+            await until(lambda: shares.share("a").millicores == 2000, "nothing is lent after the head's restart")
+            assert before < holders()
+            assert all(Path(f"/proc/{pid}").exists() for pid in members)
+            program.kill()
+
+
 async def grows() -> None:
     """Demand that waits has the autoscaler add a machine, on which it finds its place; an idle one goes again."""
     with contextlib.suppress(errors.StateUntrusted):
@@ -297,7 +325,7 @@ async def grows() -> None:
         await until(lambda: len(shares.ledger.nodes) == 1, "the idle machine stays")
 
 
-SCENES = (lends, shares_fairly, survives, loses, watches, grows)
+SCENES = (lends, shares_fairly, survives, loses, watches, restarts_head, grows)
 
 if __name__ == "__main__":
     asyncio.run(next(scene for scene in SCENES if scene.__name__ == sys.argv[1])())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ..waiting import soak
 from . import stage
 from .stage import Stage
 
@@ -24,3 +25,21 @@ def cluster() -> Iterator[Stage]:
 def test_scenes(cluster: Stage, scene: str) -> None:
     """A server's dealings with Ray come out as the scene says; see `scenes`."""
     cluster.play(scene)
+
+
+@pytest.mark.skipif(not soak(0, 1), reason="takes a minute; SOAK=1 runs it")
+def test_a_head_that_is_started_again() -> None:
+    """A head with its state on a disk is started again under a server; see the scene."""
+    options = [
+        "--num-cpus=0",
+        f"--port={stage.PORT}",
+        f"--node-ip-address={stage.ADDRESS}",
+        "--include-dashboard=false",
+    ]
+    with stage.opened(
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": stage.TOKEN, "RAY_gcs_storage": "rocksdb"}
+    ) as opened:
+        kept = {"RAY_gcs_storage_path": str(opened.directory / "kept")}
+        opened.start_head(*options, variables=kept)
+        opened.start_node("--num-cpus=4", "--num-gpus=1", "--labels=zone=a")
+        opened.play("restarts_head", variables={**kept, "HEAD": " ".join(options)})
