@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atoll import errors, settings
+from atoll import errors, isolated, settings
 from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
 from atoll.server.machines.asks import Asks
 from atoll.server.machines.copies import Copies
@@ -22,6 +23,7 @@ from atoll.server.node import Node
 from atoll.server.principal import ADMIN, Principal
 
 from ..conftest import Home, own_home
+from ..leaks import release_idle
 from ..waiting import until
 
 ANN, BOB = (Principal(name, name, scope=ADMIN) for name in ("ann", "bob"))
@@ -325,3 +327,48 @@ def test_long_lists_are_merged_by_pages() -> None:
         assert sorted(asked) == [(0, 1000), (0, 1000), (1000, 503), (1000, 503)]
 
     asyncio.run(scenario())
+
+
+def _adds(name: str) -> None:
+    import os
+    import time
+
+    while not os.path.exists(f"/data/{name}.stop"):
+        with open(f"/data/{name}", "a") as file:
+            file.write("x")
+        time.sleep(0.005)
+
+
+def test_a_node_holds_a_user_for_another_machine(homes: tuple[Home, Home], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's runs until the last of several holds is released, or is over by itself; idle ones are ended."""
+    monkeypatch.setenv("ATOLL_HOME", str(homes[0].path))
+    node, path = Node(settings.load(homes[0].path)), homes[0].path / "volumes" / "local" / "data" / "held"
+
+    def ask(name: str, **arguments: Any) -> dict[str, Any]:
+        return node.request(None, name, {"user": "local", **arguments})
+
+    def grows() -> bool:
+        size = path.stat().st_size
+        return bool(until(lambda: path.stat().st_size > size))
+
+    call = isolated(keep_alive=600)(_adds).submit("held")
+    until(path.exists)
+    assert ask("clear") == {"whole": False}
+    assert ask("hold", id="a", seconds=5.0) == ask("hold", id="b", seconds=5.0) == {"whole": True}
+    size = path.stat().st_size
+    ask("release", id="a")
+    ask("release", id="nothing")
+    time.sleep(0.1)
+    assert path.stat().st_size == size
+    ask("release", id="b")
+    assert grows()
+    assert ask("hold", id="c", seconds=0.05) == {"whole": True}
+    assert grows()
+    for wrong in ({"id": "d", "seconds": 60.0}, {"id": "", "seconds": 1.0}, {"id": "d", "seconds": "x"}):
+        with pytest.raises(errors.ProtocolMismatch):
+            ask("hold", **wrong)
+    path.with_name("held.stop").touch()
+    call.result(60)
+    release_idle()
+    assert ask("clear") == {"whole": True}
+    assert node.request(None, "status", {})["sandboxes"] == []

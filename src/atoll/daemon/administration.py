@@ -23,6 +23,7 @@ log = logging.getLogger("atoll.administration")
 
 REQUESTS = ("calls.export", "users.remove", "secrets.copy", "secrets.take")
 MOST_EXPORTED = 10_000
+AGAIN_SECONDS = 0.2
 KILL_SECONDS = 15.0
 """Seconds that a removed user's calls have to end, past their own grace; and builds."""
 
@@ -94,8 +95,7 @@ async def _removed(services: Services, user: str, keep: bool) -> str:
         await services.secrets.threads.run(user, partial(services.secrets.remove, user))
         services.node.quotas.forget(user)
         await services.node.stores.remove(user, KILL_SECONDS)
-        async with services.node.data.presence.alone(user):
-            kept = await _put_aside(services, user, keep)
+        kept = await _put_aside_alone(services, user, keep)
     with contextlib.suppress(errors.StateUnusable):
         await asyncio.wrap_future(services.recorder.ask(lambda database: database.forget(user)))
     log.info("user_removed user=%s kept=%s", user, kept)
@@ -115,6 +115,19 @@ async def _cancel_detached(services: Services, user: str) -> None:
             services.detached.record(row)
         services.detached.cancel(rows)
         services.detached.wake_all()
+
+
+async def _put_aside_alone(services: Services, user: str, keep: bool) -> str:
+    """As `_put_aside`, as soon as other machines that share the volume have ended the user's calls as well."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while True:
+        try:
+            async with services.node.data.presence.alone(user):
+                return await _put_aside(services, user, keep)
+        except errors.VolumeBusy:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def _put_aside(services: Services, user: str, keep: bool) -> str:

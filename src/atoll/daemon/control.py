@@ -137,7 +137,7 @@ class Connection:
                 return self._shell(claims.read_spec(message.get("spec")), terminal=message.get("terminal") is True)
             case "exec":
                 return self._exec(message)
-            case "handover" | "adopt" | "watch_load" as kind:
+            case "handover" | "adopt" | "watch_load" | "watch_holds" as kind:
                 leasing.check_owner(self._caller, "serve others here")
                 return self._services.stream(kind, self._channel)
             case "dial":

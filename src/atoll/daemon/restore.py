@@ -95,6 +95,7 @@ async def _restore(services: Services, user: str, name: str, wait: bool, progres
                         await busy()
                         await asyncio.sleep(0.1)
                     _refuse_if_shared(services)
+                    await services.joined.holds.clear_elsewhere(user)
                     await held.enter_async_context(services.node.data.presence.alone(user))
                     # An exchange that has begun is finished, also when the client goes away.
                     committed = True

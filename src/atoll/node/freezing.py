@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -64,6 +65,7 @@ class Pauses:
         self._paces: dict[str, Pace] = {}
         self._held: dict[str, list[Freezer]] = {}
         self._patience: dict[str, float] = {}
+        self._holders: Counter[str] = Counter()
 
     def add(self, user: str, limit: SandboxLimit) -> None:
         """Add a sandbox that has just been started; it joins a pause of its user."""
@@ -85,12 +87,16 @@ class Pauses:
         """Return whether a process is stopped by a pause, and not by itself."""
         return any(freezer.stops(pid) for freezer in self._held.get(user, ()))
 
+    def charge(self, user: str, seconds: float) -> None:
+        """Count a pause that another machine has asked for: later ones of this machine wait for it."""
+        self._paces.setdefault(user, Pace(SHARE, MOST_SECONDS)).take(seconds)
+
     async def serve(self, user: str, channel: AsyncChannel) -> None:
         """Make the pauses that a peer asks for, until it closes the channel."""
         try:
             while True:
                 await _expect(channel, "freeze")
-                async with self._turn(user), self.elsewhere(user) as alone, self._paused(user) as whole:
+                async with self._turn(user), self.elsewhere(user) as alone, self.paused(user) as whole:
                     await channel.send({"type": "frozen", "whole": whole and alone})
                     thawed = False
                     with contextlib.suppress(TimeoutError):
@@ -120,14 +126,17 @@ class Pauses:
                 pace.take(time.monotonic() - began)
 
     @contextlib.asynccontextmanager
-    async def _paused(self, user: str) -> AsyncIterator[bool]:
-        """Pause the user's sandboxes; gives whether none of their processes runs."""
+    async def paused(self, user: str) -> AsyncIterator[bool]:
+        """Pause the user's sandboxes; gives whether none of their processes runs. Several such contexts may be open."""
         patience, whole = self._patience.pop(user, FREEZING_SECONDS), True
         began = time.monotonic()
-        held = self._held[user] = [limit.freezer() for limit in self._limits.get(user, ())]
-        try:
-            for freezer in held:
+        self._holders[user] += 1
+        if user not in self._held:
+            self._held[user] = [limit.freezer() for limit in self._limits.get(user, ())]
+            for freezer in self._held[user]:
                 freezer.freeze()
+        held = self._held[user]
+        try:
             while not all(freezer.is_frozen() for freezer in held):
                 passed = time.monotonic() - began
                 if passed > patience:
@@ -138,9 +147,11 @@ class Pauses:
                 await asyncio.sleep(_LOOK_SECONDS if passed > _LOOK_SECONDS else 0)
             yield whole
         finally:
-            del self._held[user]
-            for freezer in held:
-                freezer.thaw()
+            self._holders[user] -= 1
+            if not self._holders[user]:
+                del self._held[user], self._holders[user]
+                for freezer in held:
+                    freezer.thaw()
             if (passed := time.monotonic() - began) > _LONG_SECONDS:
                 log.info("long_pause user=%s seconds=%.3f", user, passed)
 

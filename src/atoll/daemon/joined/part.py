@@ -5,7 +5,7 @@ calls are over, so that clients ask for leases anew, and `detached` tells how ma
 as `millicores`, `memory_bytes` and `gpus`, a list of names or numbers of its GPUs; a member that is absent or None is
 not bounded. An allowance lasts until the next one, or the daemon's end;
 the answer says whether no more is in use (`within`). Streams, by their opening messages:
-`watch_load`.
+`watch_load`, and `watch_holds` (see `holds`, which also has the requests `hold`, `release` and `clear`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 
 from atoll.daemon.joined import load
 from atoll.daemon.joined.fence import NodeFence
+from atoll.daemon.joined.holds import Holds
 from atoll.engine.contract import Engine
 from atoll.model.resources import Allowance
 from atoll.node.node import Node
 from atoll.wire.async_channel import AsyncChannel
 
-REQUESTS = ("fence", "allowance", "load", "vacate")
-STREAMS = ("watch_load",)
+HOLDS = ("hold", "release", "clear")
+REQUESTS = ("fence", "allowance", "load", "vacate", *HOLDS)
+STREAMS = ("watch_load", "watch_holds")
 
 
 class Joined:
@@ -37,6 +39,7 @@ class Joined:
         self._engine = engine
         self._node = node
         self.fence = NodeFence(engine, node.launcher, file)
+        self.holds = Holds(engine, node.pauses)
 
     async def answer(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of the owner's.
@@ -44,6 +47,8 @@ class Joined:
         Raises:
             ValueError: an argument is malformed.
         """
+        if name in HOLDS:
+            return await self.holds.answer(name, arguments)
         match name:
             case "fence":
                 return await self.fence.move(arguments)
@@ -54,13 +59,16 @@ class Joined:
                 self._engine.renew_workers(None)
         return self._engine.load()
 
-    def serve(self, _kind: str, channel: AsyncChannel) -> Coroutine[Any, Any, None]:
+    def serve(self, kind: str, channel: AsyncChannel) -> Coroutine[Any, Any, None]:
         """Return the work of a stream of the owner's."""
+        if kind == "watch_holds":
+            return self.holds.watch(channel)
         return load.watch(self._engine, channel)
 
     def close(self) -> None:
-        """Keep the fence no more."""
+        """Keep the fence no more, and hold nobody."""
         self.fence.close()
+        self.holds.close()
 
     def _allowance(self, arguments: dict[str, Any]) -> Allowance:
         names, asked = self._node.machine.gpus.names, arguments.get("gpus")

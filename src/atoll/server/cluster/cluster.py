@@ -101,6 +101,8 @@ class Cluster:
         self.on_join: Callable[[Link], None] | None = None
         """Is told of each node that links; it gets no calls until `ready`."""
         self._unready: set[str] = set()
+        self.on_need: Callable[[Link, dict[str, Any]], None] | None = None
+        """Is told what nodes ask of the server."""
         self.away_names: Callable[[], Sequence[str]] = lambda: tuple(self._away)
         """Returns the machines that belong to the server and have no link."""
 
@@ -246,8 +248,12 @@ class Cluster:
 
     def needed(self, link: Link, message: dict[str, Any]) -> None:
         """See `link.Owner.needed`."""
-        error = errors.ProtocolMismatch(f"no request `{str(message.get('name'))[:40]}`", hint="upgrade the server")
-        link.say({"type": "met", "id": message.get("id"), "error": error.to_data()})
+        if self.on_need is not None:
+            self.on_need(link, message)
+
+    def doubtful_names(self) -> Sequence[str]:
+        """Return the nodes that have no link and may run something still."""
+        return tuple(self._away)
 
     def away(self, link: Link) -> None:
         """See `link.Owner.away`."""

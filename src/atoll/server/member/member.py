@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from atoll import __version__, errors
 from atoll.server.cluster import own_node
@@ -20,6 +21,7 @@ from atoll.server.cluster.links.messages import LINE_PATH, LINK_PATH
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
+from atoll.server.machines.holds import relay
 from atoll.server.member.dialling import Address, dial
 from atoll.server.member.node_link import NodeLink, clock
 from atoll.server.member.spare_line import SpareLine
@@ -68,7 +70,7 @@ class Member:
         async with self.sessions.serving():
             if not self.sessions.adopted:  # whatever runs here is of a process that was killed
                 await self._node.ask(None, "fence", {"until": clock()})
-            works = (self._stay_linked, self._watch_load, self._say_load, self._keep_lease)
+            works = (self._stay_linked, self._watch_load, self._say_load, self._keep_lease, self._relay_holds)
             tasks = [asyncio.create_task(work()) for work in works]
             waits = asyncio.create_task(stop.wait())
             try:
@@ -210,6 +212,15 @@ class Member:
                 log.warning("no_load", extra={"fields": {"error": str(error)[:200]}})
             self._load = None
             await asyncio.sleep(BEAT_SECONDS)
+
+    async def _relay_holds(self) -> None:
+        """Pass on what the daemon needs of other machines for the switch of a sync."""
+        await relay(self._node, self._need)
+
+    async def _need(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._link is None:
+            raise errors.HostUnreachable("the server does not answer", hint="try again in a while")
+        return await self._link.need(name, arguments)
 
     # --- the lease ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,83 @@
+"""The work in the background for a server's machines: bringing those up to date that link, and holds for their syncs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
+from typing import Any
+
+from atoll import errors
+from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.contract import LOCAL
+from atoll.server.cluster.links.link import Link
+from atoll.server.machines.copies import Copies
+from atoll.server.machines.holds import Connects, Holds, relay
+
+log = logging.getLogger("atoll.machines")
+
+AGAIN_SECONDS = 5.0
+"""Seconds between two attempts to bring a machine up to date; it gets no calls before."""
+LOOK_SECONDS = 1.0
+
+
+class Upkeep:
+    """Does what machines need of the server.
+
+    Args:
+        own: the server's own node.
+    """
+
+    def __init__(self, cluster: Cluster, own: Connects, copies: Copies, holds: Holds) -> None:
+        self._cluster, self._own, self._copies, self._holds = cluster, own, copies, holds
+        self._tasks: set[asyncio.Task[None]] = set()
+        cluster.on_join, cluster.on_need = self._joined, self._needed
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Work while the context is open."""
+        if self._cluster.local:
+            self._begin(self._own_holds())
+        try:
+            yield
+        finally:
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _joined(self, link: Link) -> None:
+        self._begin(self._prepare(link))
+
+    async def _prepare(self, link: Link) -> None:
+        while not link.over:
+            try:
+                await self._copies.join(link.name, link)
+            except errors.AtollError as error:
+                log.warning("node_not_up_to_date", extra={"fields": {"node": link.name, "error": error.message[:200]}})
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                self._cluster.ready(link)
+                return
+
+    def _needed(self, link: Link, message: dict[str, Any]) -> None:
+        self._begin(self._meet(link, message))
+
+    async def _meet(self, link: Link, message: dict[str, Any]) -> None:
+        try:
+            value = await self._holds.need(link.name, str(message["name"]), dict(message["arguments"]))
+            link.say({"type": "met", "id": message["id"], "value": value})
+        except errors.AtollError as error:
+            link.say({"type": "met", "id": message["id"], "error": error.to_data()})
+
+    async def _own_holds(self) -> None:
+        """Hear from the own node's daemon what it needs, once there are others: it could not leave by itself before."""
+        while self._cluster.alone:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(LOOK_SECONDS)
+        await relay(self._own, partial(self._holds.need, LOCAL))
