@@ -203,7 +203,7 @@ def draw(place: Path, results: dict[float, list[Result]], costs: dict[int, Costs
                 for event in ("a call comes", "a call ends")
             ]
             + [("figures come", [(nodes, one.at("a machine says its figures", 0.5)) for nodes, one in costs.items()])],
-            most=AIM_MICROSECONDS,
+            most=1.5 * AIM_MICROSECONDS,
         ),
     }
     load, found = list(results.items())[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -114,6 +114,36 @@ def test_a_node_that_is_drained_gets_nothing_more() -> None:
     assert not cluster.ask(wish("1"))
     assert cluster.placement.reason("1") == "the machines that can hold it are being drained"
     assert cluster.note(cluster.placement.accept("a", True, 0.0)) == ["1"]
+
+
+def test_a_node_that_joins_anew_loses_no_place() -> None:
+    """Its old link was not noticed as lost: a wish that it held up is placed elsewhere, and is told of."""
+    cluster = Cluster(Machine("a", 4, 8), Machine("b", 4, 8))
+    for name in ("0", "1"):
+        cluster.ask(wish(name, memory_bytes=8 * GIB))
+    cluster.ask(wish("2", memory_bytes=8 * GIB))
+    (held,) = [row["node"] for row in cluster.placement.nodes() if row["held"]]
+    cluster.over(next(name for name, node in cluster.where.items() if node != held), say=False)
+    cluster.join(cluster.machines[held])
+    assert {one.id for one in cluster.placement.waiting()} | set(cluster.where) >= {"2"}
+
+
+def test_shares_that_change_while_they_are_told_are_looked_at_again() -> None:
+    """A scheduler may answer at once; each wish has one place all the same."""
+    share = Share(1)
+    cluster = Cluster(Machine("a", 64), Machine("b", 64), placement=Placement(share))
+    for number in range(4):
+        cluster.ask(wish(f"w{number}", f"user {number}"))
+    nested: list[Place] = []
+
+    def more() -> None:
+        share.most = 2
+        nested.extend(cluster.placement.look(1.0))
+
+    share.on_taken = more
+    cluster.over("w0")
+    assert not nested
+    assert set(cluster.where) == {"w1", "w2", "w3"}
 
 
 def test_wishes_wait_for_a_node_that_is_away_for_a_moment() -> None:
@@ -360,6 +390,7 @@ class Share(Shares):
 
     def __init__(self, most: int) -> None:
         self.on_change = lambda: None
+        self.on_taken: Callable[[], object] = lambda: None
         self.most = most
         self.used: Counter[str] = Counter()
         self.told: list[list[str]] = []
@@ -371,6 +402,7 @@ class Share(Shares):
 
     def taken(self, place: Place) -> None:
         self.used[place.node] += 1
+        self.on_taken()
 
     def given_back(self, place: Place) -> None:
         self.used[place.node] -= 1

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
@@ -77,6 +78,7 @@ class Placement:
         self._now = 0.0
         self._told = float("-inf")
         self._telling = False
+        self._serving = self._again = False
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class Placement:
         found = self._waits.get(wish_id)
         if found is None:
             return ""
-        return reason_of(found.kind, self.position(wish_id), [one.facts for one in self._nodes.values()])
+        return reason_of(found.kind, self.position(wish_id), (one.facts for one in self._nodes.values()))
 
     def waiting(self) -> Sequence[Wish]:
         """Return the wishes that wait, in the order in which they came."""
@@ -113,7 +115,7 @@ class Placement:
     def preferred(self, wish: Wish) -> str:
         """Return the node that is best for a waiting wish once it has room: where it is warm; empty for none."""
         kind = self._kinds.of(wish)
-        node = next((one for one in self._warmth.known(wish) if one in kind.capable), None)
+        node = next((one for one in self._warmth.known(wish) if kind.is_capable(one)), None)
         return node.facts.name if node is not None else ""
 
     def nodes(self) -> list[Mapping[str, Any]]:
@@ -129,12 +131,12 @@ class Placement:
 
     def join(self, facts: NodeFacts, now: float) -> list[Place]:
         """A node is there, or is there anew; it has room from its first figures on."""
-        self.leave(facts.name, now)
+        places = self.leave(facts.name, now)
         self._away.discard(facts.name)
         node = self._nodes[facts.name] = NodeRoom(facts, now)
         for kind in self._kinds:
             kind.join(node)
-        return self._serve()
+        return places + self._serve()
 
     def leave(self, node: str, now: float) -> list[Place]:
         """A node's link is gone. Its placed wishes count for their users until they are over."""
@@ -177,7 +179,8 @@ class Placement:
                 kind.open_up()
         for kind in self._lines:
             kind.stuck = False
-            self._hold(kind)
+            if kind.line.users:
+                self._hold(kind)
         return self._serve()
 
     # --- events of wishes -----------------------------------------------------------------------------------------
@@ -221,7 +224,8 @@ class Placement:
         wait = self._waits[wish_id]
         wish = self._take_out(wish_id, wait).wish
         wait.kind.line.enter(wait.user)
-        self._forget(wish.user, wait.user)
+        if wait.user.idle:
+            del self._users[wish.user]
         return self._serve()
 
     def over(self, wish_id: str, now: float) -> list[Place]:
@@ -233,7 +237,8 @@ class Placement:
         wish, node, number = placed
         user = self._users[wish.user]
         user.uncount(wish)
-        self._forget(wish.user, user)
+        if user.idle:
+            del self._users[wish.user]
         if self._shares is not None:
             self._shares.given_back(Place(wish, node.facts.name))
             for kind in self._kinds:
@@ -248,10 +253,6 @@ class Placement:
 
     def _pass(self, now: float) -> None:
         self._now = max(self._now, now)
-
-    def _forget(self, name: str, user: User) -> None:
-        if user.idle:
-            del self._users[name]
 
     def _take_out(self, wish_id: str, wait: _Wait) -> Waiting:
         del self._waits[wish_id]
@@ -283,37 +284,44 @@ class Placement:
 
     def _serve(self) -> list[Place]:
         """Place what has room, in turn."""
+        if self._serving:  # shares that have changed while they were told: the one that serves looks again
+            self._again = True
+            return []
         places: list[Place] = []
-        closed = bool(self._lines)
-        while closed:  # a kind that waits no more gives up the nodes that were held for it
-            closed = False
-            for kind in [one for one in self._lines if not one.line.users]:
-                self._close(kind)
-            turns = []
-            for kind in self._lines:
-                if kind.has_room and not kind.stuck:
-                    turns.append(self._first(kind))
-                elif not kind.held:
-                    self._hold(kind)
-            while turns:
-                if len(turns) > 1:
-                    turns.sort(key=_turn, reverse=True)
-                turn, kind, user, waiting = turns.pop()
-                node = self._choose(kind, waiting.wish, turn)
-                if node is None:
-                    kind.stuck = kind.has_room
-                    if not kind.held:
-                        self._hold(kind)
-                    continue
-                places.append(self._serve_one(waiting.wish, user, kind, node))
-                turns = [self._first(entry[1]) if entry[2] is user else entry for entry in turns]
-                if not kind.line.users:
-                    closed = True
-                elif kind.has_room:
-                    turns.append(self._first(kind))
+        self._serving = self._again = True
+        while self._again and self._lines:
+            self._again = False
+            self._serve_round(places)
+        self._serving = False
         if self._shares is not None:
             self._tell(self._shares)
         return places
+
+    def _serve_round(self, places: list[Place]) -> None:
+        for kind in [one for one in self._lines if not one.line.users]:
+            self._close(kind)
+        turns = []
+        for kind in self._lines:
+            if kind.has_room and not kind.stuck:
+                turns.append(self._first(kind))
+            elif not kind.held:
+                self._hold(kind)
+        while turns:
+            if len(turns) > 1:
+                turns.sort(key=itemgetter(0), reverse=True)
+            turn, kind, user, waiting = turns.pop()
+            node = self._choose(kind, waiting.wish, turn)
+            if node is None:
+                kind.stuck = kind.has_room
+                if not kind.held:
+                    self._hold(kind)
+                continue
+            places.append(self._serve_one(waiting.wish, user, kind, node))
+            turns = [self._first(entry[1]) if entry[2] is user else entry for entry in turns]
+            if not kind.line.users:
+                self._again = True  # it waits no more, and gives up the nodes that were held for it
+            elif kind.has_room:
+                turns.append(self._first(kind))
 
     def _serve_one(self, wish: Wish, user: User, kind: Kind, node: NodeRoom) -> Place:
         self._take_out(wish.id, self._waits[wish.id])
@@ -390,7 +398,3 @@ class Placement:
             shares.wanted(
                 [wait.user.lines[wait.kind.line][name].wish for name, wait in islice(self._waits.items(), MOST_TOLD)]
             )
-
-
-def _turn(entry: tuple[Turn, Kind, User, Waiting]) -> Turn:
-    return entry[0]

@@ -64,13 +64,13 @@ class Kind:
         self.line = Line()
         self.capable: list[NodeRoom] = []
         self.held: list[NodeRoom] = []
-        self.shut: set[NodeRoom] = set()
+        self.shut: dict[NodeRoom, None] = {}
         self.where: dict[NodeRoom, int] = {}
         self._whole = 0
         self._cut = self._is_cut
         self._nodes: dict[NodeRoom, None] = {}  # those with the volumes and labels that it demands
         self._needs: dict[NodeRoom, Size] = {}  # what it takes there, of those that are capable
-        self._stale: set[NodeRoom] = set()
+        self._stale: dict[NodeRoom, None] = {}  # no set: its order would be another one each time
         self._bits = 0
         self._buckets: list[OrderedDict[NodeRoom, None]] = [OrderedDict() for _ in range(3 * _TIER)]
         self._turn = 0
@@ -94,8 +94,8 @@ class Kind:
             return
         del self._nodes[node]
         self._whole -= self.fits_whole(node.total)
-        self.shut.discard(node)
-        self._stale.discard(node)
+        self.shut.pop(node, None)
+        self._stale.pop(node, None)
         if node in self.held:
             self.held.remove(node)
             node.holders -= 1
@@ -134,6 +134,10 @@ class Kind:
             self.capable.append(node)
             self.refresh(node)
 
+    def is_capable(self, node: NodeRoom) -> bool:
+        """Return whether a node accepts and holds one when it is empty."""
+        return node in self._needs
+
     def allows(self, facts: NodeFacts) -> bool:
         """Return whether a node has the volumes and the labels that the kind demands."""
         if self.volumes and facts.volumes != self.volumes:
@@ -150,15 +154,15 @@ class Kind:
         if needs is None or (node.millicores < needs[0] and node not in self.where):
             return  # as on most changes of a node that is full: there is no room, and there was none
         stale = self._stale
-        stale.add(node)
+        stale[node] = None
         if len(stale) > _MOST_STALE:
-            self.refresh(stale.pop())
+            self.refresh(stale.popitem()[0])
 
     @property
     def has_room(self) -> bool:
         """Some node has room; looks at those that have changed, so it comes before any choice."""
         while self._stale:
-            self.refresh(self._stale.pop())
+            self.refresh(self._stale.popitem()[0])
         return self._bits > 0
 
     def refresh(self, node: NodeRoom) -> None:
@@ -240,14 +244,14 @@ class Kind:
 
     def shut_out(self, node: NodeRoom) -> None:
         """Note that a node's share holds no more of this kind."""
-        self.shut.add(node)
+        self.shut[node] = None
         self._move(node, 0)
 
     def open_up(self, node: NodeRoom | None = None) -> None:
         """Look at shares again, of one node or of all."""
         opened = [one for one in self.shut if node is None or one is node]
-        self.shut.difference_update(opened)
         for one in opened:
+            del self.shut[one]
             self.refresh(one)
 
     # --- waiting for a node ---------------------------------------------------------------------------------------

@@ -138,18 +138,18 @@ class Line:
     def __init__(self) -> None:
         self.users: dict[User, _Entry] = {}  # the one entry of each that counts
         self._heap: list[_Entry] = []
-        self._stale: set[User] = set()
+        self._stale: dict[User, None] = {}
 
     def touch(self, user: User) -> None:
         """Note that a user's turn has changed: it is entered when somebody is to be served, or when many have changed."""
         stale = self._stale
-        stale.add(user)
+        stale[user] = None
         if len(stale) > _MOST_STALE:
-            self.enter(stale.pop())
+            self.enter(user)
 
     def enter(self, user: User) -> None:
         """Note a user's turn, or that there is none."""
-        self._stale.discard(user)
+        self._stale.pop(user, None)
         own = user.lines.get(self)
         if own is None:
             self.users.pop(user, None)
@@ -170,7 +170,7 @@ class Line:
     def first(self) -> tuple[Rank, User, Waiting]:
         """Return the wish that is next, its user and its turn; some wish must wait."""
         while self._stale:
-            self.enter(next(iter(self._stale)))
+            self.enter(self._stale.popitem()[0])
         heap = self._heap
         while True:
             entry = heap[0]
