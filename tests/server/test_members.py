@@ -266,7 +266,9 @@ def _fails_at(number: int) -> int:
     return 10 // number
 
 
-def test_requests_are_answered_for_all_machines(machines: tuple[Server, dict[str, Member]], host: Host) -> None:
+def test_requests_are_answered_for_all_machines(
+    server: Server, machines: tuple[Server, dict[str, Member]], host: Host
+) -> None:
     """Secrets are everywhere, detached calls and batches are found again, lists and sums have each machine's part."""
     host.request("secrets.set", {"name": "MEMBERS_TOKEN", "value": "hidden"})
     assert isolated(host=host, keep_alive=0)(_token)() == "hidden"
@@ -286,6 +288,9 @@ def test_requests_are_answered_for_all_machines(machines: tuple[Server, dict[str
     machines[1]["two"].end()
     try:
         assert host.request("calls.list", {})["away"] == ["two"]
+        key = {"ATOLL_KEY_ID": server.key[0], "ATOLL_KEY_SECRET": server.key[1], "ATOLL_CA_FILE": str(server.ca_file)}
+        done = server.home.atoll("calls", "list", env={"ATOLL_HOST": server.url, **key})
+        assert "note: the machine `two` is away: what it has is not shown\n" in done.stderr
         host.request("secrets.delete", {"name": "MEMBERS_TOKEN"})
     finally:
         machines[1]["two"].start()

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
+from atoll.terminal_text import printable
 
 if TYPE_CHECKING:
     from atoll.host.contract import Host
@@ -20,6 +22,8 @@ COMMANDS = (
 """Commands that take `--host`."""
 _BEFORE_TARGET = ("exec", "run")
 """Those whose further options are of a command or a function."""
+
+_told: set[str] = set()
 
 
 def take_option(arguments: list[str]) -> list[str]:
@@ -64,8 +68,24 @@ def server_of(host: Any) -> Server | None:
 
 
 def ask(name: str, arguments: dict[str, Any], host: Host | None = None) -> dict[str, Any]:
-    """Return the answer of the host to a request."""
-    return (host or chosen()).request(name, arguments)
+    """Return the answer of the host to a request; a line on standard error names machines that have no part in it."""
+    found = (host or chosen()).request(name, arguments)
+    tell_away(found, "what it has is not shown")
+    return found
+
+
+def tell_away(answer: Mapping[str, Any], means: str) -> None:
+    """Print on standard error the machines of a server that are away, if an answer names any; once for each command.
+
+    Args:
+        means: the consequence, about one machine.
+    """
+    from atoll.cli.terminal import echo
+
+    for name in answer.get("away", ()):
+        if name not in _told:
+            _told.add(name)
+            echo(f"note: the machine `{printable(str(name))}` is away: {means}", error=True)
 
 
 def ask_running(name: str, arguments: dict[str, Any], host: Host | None = None) -> dict[str, Any] | None:

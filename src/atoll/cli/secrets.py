@@ -26,6 +26,9 @@ app = cyclopts.App(
     help_format="plaintext",
 )
 
+LATER = "it hears of this when it comes back"
+"""The consequence for a machine of a server that is away."""
+
 
 def _chosen(host: str) -> Host:
     """Return the host of an address; by default that of the other commands."""
@@ -61,7 +64,7 @@ def set_(
         raise TargetError("the value is not UTF-8", hint="encode it, for example with `base64`") from None
     except ValueError as error:
         raise TargetError(str(error), hint="see `atoll secrets set --help`") from None
-    _chosen(host).request("secrets.set", {"name": name, "value": value})
+    hosts.tell_away(_chosen(host).request("secrets.set", {"name": name, "value": value}), LATER)
     echo(f"set {name}")
     return 0
 
@@ -118,6 +121,6 @@ def delete(name: str, /, *more: str, host: str = "") -> int:
     """
     chosen = _chosen(host)
     for one in (name, *more):
-        chosen.request("secrets.delete", {"name": one})
+        hosts.tell_away(chosen.request("secrets.delete", {"name": one}), LATER)
         echo(f"deleted {one}")
     return 0

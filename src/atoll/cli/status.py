@@ -54,6 +54,7 @@ def status(*, json: bool = False) -> int:
     found = hosts.ask_running("status", {}, host)
     if found is not None and hosts.server_of(host) is not None:
         found = _own(found, host)
+    hosts.tell_away(found or {}, "what it has is not shown")
     if json:
         print_json(found or NOTHING)
         return 0
