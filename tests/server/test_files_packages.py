@@ -21,7 +21,7 @@ from atoll.host.remote import package_directories, package_uploads, travelling
 from atoll.host.remote.remote_host import Host
 from atoll.model.specs import EnvironmentSpec
 from atoll.server.files import packages
-from atoll.settings import INDEX_VARIABLES
+from atoll.settings import INDEX_VARIABLES, Settings
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -477,9 +477,13 @@ def test_what_a_killed_server_has_left_of_uploads_goes(tmp_path: Path) -> None:
     (user / ".new-directory" / "a-1.zip").write_bytes(b"a")
     (user / ".new-file").write_bytes(b"a")
     (user / ("0" * 64)).mkdir()
-    packages.Packages(tmp_path).sweep()
+
+    async def never() -> None:
+        raise AssertionError
+
+    packages.Packages(Settings(tmp_path), never).sweep()
     assert os.listdir(user) == ["0" * 64]
-    packages.Packages(tmp_path / "nothing").sweep()
+    packages.Packages(Settings(tmp_path / "nothing"), never).sweep()
 
 
 def test_a_name_that_its_wheel_does_not_have_is_no_package(host: Host, tmp_path: Path) -> None:

@@ -58,13 +58,15 @@ class Two:
     def __init__(self, own: Node, other: Node, file: Path) -> None:
         self.local, self.alone, self.linked = True, False, Linked(other)
         self.own = own
-        self.volumes = ""
         self.facts = {name: NodeFacts(name, millicores=2000) for name in (LOCAL, "b")}
         self.copies = Copies(own, file, self._quotas)
         self.machines = Machines(own, self, self.copies)
 
     async def _quotas(self) -> list[dict[str, Any]]:
         return []
+
+    def volumes_for(self, spec: Any) -> str:
+        return ""
 
     @property
     def links(self) -> dict[str, Linked]:

@@ -17,6 +17,7 @@ from atoll.daemon.secrets import copies
 from atoll.daemon.services import Services
 from atoll.detached.batches import MOST_AT_ONCE
 from atoll.detached.store import Store
+from atoll.environments.asked import uploaded
 from atoll.model.options.storage import REMOVED
 
 log = logging.getLogger("atoll.administration")
@@ -132,12 +133,10 @@ async def _put_aside_alone(services: Services, user: str, keep: bool) -> str:
 
 async def _put_aside(services: Services, user: str, keep: bool) -> str:
     """Take the volume out of the users' directory, in one step; then remove it, unless it is to be kept."""
-    home = services.settings.home
+    uploads = uploaded.of_user(services.settings, user)
     volumes = services.settings.volumes_directory
     volume, place = volumes / user, volumes.with_name(REMOVED)  # one file system
-    await process.run(
-        ["rm", "-rf", "--", str(home / "uploads" / user)], env={"PATH": os.defpath}
-    )  # packages for builds
+    await process.run(["rm", "-rf", "--", str(uploads)], env={"PATH": os.defpath})  # packages for builds
     if not volume.exists():
         return ""
     target = place / f"{user}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"

@@ -308,7 +308,7 @@ def checked_environment(services: Services, caller: Caller, spec: EnvironmentSpe
         needed = bool(spec.requirements or spec.packages or spec.pip)
         spec = replace(spec, index=credentials.refuse_host_paths(spec.index, needed=needed))
     if uploads is not None:
-        found = uploaded.resolved(uploads, uploaded.of_user(services.settings.home, caller.user))
+        found = uploaded.resolved(uploads, uploaded.of_user(services.settings, caller.user))
         spec = uploaded.joined(spec, found)
     return spec
 

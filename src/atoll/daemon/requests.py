@@ -108,7 +108,7 @@ def shown(services: Services, caller: Caller, value: T) -> T:
     """Return an answer, error or line as its caller may see it: for a user of a server without files of the machine."""
     if not caller.remote:
         return value
-    found: T = _without_paths(value, lambda text: uploaded.shown(text, services.settings.home, caller.user))
+    found: T = _without_paths(value, lambda text: uploaded.shown(text, services.settings, caller.user))
     return found
 
 

@@ -5,8 +5,8 @@
     UV_FIND_LINKS=atoll-upload:KEY                                  the same, as a setting of indexes
 
 KEY is the SHA-256 of a file, or of a directory's list. A user's uploads are in a directory of the user's own, so that an
-entry names nobody else's. An environment with such an entry has local paths or links, and so is its user's own
-(`build.recipes`).
+entry names nobody else's. It is beside the volumes: machines that share these find it, too. An environment with such an
+entry has local paths or links, and so is its user's own (`build.recipes`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from atoll.errors import EnvironmentBuildError
 from atoll.model.specs import EnvironmentSpec
+from atoll.settings import Settings
 
 SCHEME = "atoll-upload:"
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -38,9 +39,14 @@ _LINKS = re.compile(rf"--find-links {SCHEME}(?P<key>{KEY.pattern})")
 _WORD = re.compile(rf"{SCHEME}(?P<key>{KEY.pattern})")
 
 
-def of_user(home: Path, user: str) -> Path:
-    """Return the directory of a user's uploads."""
-    return home / "uploads" / user
+def of_user(settings: Settings, user: str) -> Path:
+    """Return the directory of a user's uploads, beside the volumes."""
+    return all_of(settings) / user
+
+
+def all_of(settings: Settings) -> Path:
+    """Return the directory of all users' uploads."""
+    return settings.storage.root(settings.home) / "uploads"
 
 
 def names_uploads(spec: EnvironmentSpec) -> bool:
@@ -95,9 +101,9 @@ def joined(spec: EnvironmentSpec, uploads: EnvironmentSpec) -> EnvironmentSpec:
     return replace(spec, requirements=requirements, pip=pip, index=tuple(sorted(index.items())))
 
 
-def shown(text: str, home: Path, user: str) -> str:
+def shown(text: str, settings: Settings, user: str) -> str:
     """Return a text for the user, with names of uploads in place of their paths on the server."""
-    place = str(of_user(home, user))
+    place = str(of_user(settings, user))
     if place not in text:
         return text
     return re.sub(rf"(file://)?{re.escape(place)}/({KEY.pattern}/(?={PACKAGE.pattern}))?", "", text)
@@ -131,6 +137,7 @@ def _existing(path: Path, name: str) -> Path:
         os.utime(path)  # the oldest are removed first
     except OSError as error:
         raise EnvironmentBuildError(
-            f"the upload of `{name}` is no longer on the server", hint="start the program again: it sends the file"
+            f"the upload of `{name}` is no longer on the server",
+            hint="start the program again: it sends the file",
         ) from error
     return path

@@ -25,6 +25,7 @@ from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFac
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.places import Places
+from atoll.server.cluster.wishes import names_uploads
 from atoll.server.line.sessions import MOST_OF_USER
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
@@ -112,6 +113,16 @@ class Cluster:
     def alone(self) -> bool:
         """True if the server's own node is the only one, with all of its machine, and no session of another is left."""
         return self.local and self.places.shares is None and not (self.links or self.sessions or self._away)
+
+    def volumes_for(self, spec: Any) -> str:
+        """Return the file system that the machine for a lease's spec must have; empty for any.
+
+        Packages that its user has uploaded are on the server's machine, and on those that share its disk.
+        """
+        if not self.state.node.options.cluster.own_data or not names_uploads(spec):
+            return self.volumes
+        own = self.facts.get(LOCAL)
+        return own.volumes if own is not None else f"{own_node.OWN}{LOCAL}"
 
     def held(self) -> set[tuple[str, str]]:
         """Return user and key of each line that is a node's or has none yet."""

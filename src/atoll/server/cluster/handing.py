@@ -67,7 +67,11 @@ class Handing:
             for attempt in range(ATTEMPTS):
                 name = f"{arrival.id[:12]}-{attempt}"
                 wish = wishes.wish_of(
-                    name, arrival.principal.user, header.get("spec"), cluster.largest(), cluster.volumes
+                    name,
+                    arrival.principal.user,
+                    header.get("spec"),
+                    cluster.largest(),
+                    cluster.volumes_for(header.get("spec")),
                 )
                 node = await cluster.places.place(wish, arrival)
                 try:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any
 
+from atoll.environments.asked.uploaded import SCHEME
 from atoll.model.machine_types import MACHINE_TYPES
 from atoll.server.cluster.contract import NodeFacts, Wish
 
@@ -55,6 +56,11 @@ def wish_of(id: str, user: str, spec: Any, largest: NodeFacts | None, volumes: s
         built,
         volumes,
     )
+
+
+def names_uploads(spec: Any) -> bool:
+    """Return whether a lease's environment names packages that its user has uploaded."""
+    return SCHEME in _encode(spec.get("environment") if isinstance(spec, dict) else None)
 
 
 def _number(value: Any, other: int) -> int:

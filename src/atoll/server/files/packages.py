@@ -4,8 +4,8 @@
     GET, PUT /v1/packages/KEY           a directory: a list of lines `DIGEST NAME` whose SHA-256 is KEY
 
 A file is named by its content, so what is at a name is what the name says. A directory consists of files that have been
-sent before; the answer to its list names those that are missing. Packages are kept below the state directory, in a
-directory of their user, and are read by the node for builds (`environments.asked.uploaded`). They are no part of
+sent before; the answer to its list names those that are missing. Packages are kept beside the volumes, in a directory of
+their user, and are read by the node for builds (`environments.asked.uploaded`). They are no part of
 `/data`, and no function sees them. Past a bound the oldest go.
 """
 
@@ -20,7 +20,7 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,12 +31,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll import errors
-from atoll.environments.asked.uploaded import KEY, MOST_BYTES, MOST_NAMES, PACKAGE, of_user
+from atoll.environments.asked.uploaded import KEY, MOST_BYTES, MOST_NAMES, PACKAGE, all_of, of_user
+from atoll.node.shared import marker
 from atoll.server.files.description import DIRECTORY_OPERATIONS, PACKAGE_OPERATIONS
 from atoll.server.files.failures import Refused, answering
 from atoll.server.files.transfers import transfers_of
 from atoll.server.files.upload import body_of
 from atoll.server.state import ServerState, principal_of
+from atoll.settings import Settings
 from atoll.work_threads import WorkThreads
 
 PREFIX = "/v1/packages"
@@ -60,7 +62,7 @@ T = TypeVar("T")
 
 def install(state: ServerState) -> None:
     """Add the routes, and remove what a server that was killed has left of uploads."""
-    packages = Packages(state.node.options.home)
+    packages = Packages(state.node.options, partial(state.node.ask, None, "capacity", {}))
     packages.sweep()
     for path, serve, described in (
         ("/{key}/{name}", packages.serve, PACKAGE_OPERATIONS),
@@ -76,18 +78,19 @@ class Packages:
     """The packages of all users of one server.
 
     Args:
-        home: the state directory.
+        options: of the server's machine.
+        mount: returns once its node runs, which mounts a shared file system.
     """
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, options: Settings, mount: Callable[[], Awaitable[object]]) -> None:
+        self._options, self._mount = options, mount
         self._turns = WeakValueDictionary[str, asyncio.Semaphore]()
         self._threads = WorkThreads("packages", THREADS)
 
     def sweep(self) -> None:
         """Remove files and directories that are not complete; nobody uploads."""
         with contextlib.suppress(FileNotFoundError):
-            for left in (self._home / "uploads").glob(f"*/{_NEW}*"):
+            for left in all_of(self._options).glob(f"*/{_NEW}*"):
                 _remove(left)
 
     async def serve(self, request: Request) -> Response:
@@ -96,11 +99,11 @@ class Packages:
         key, name = request.path_params["key"], request.path_params["name"]
         if not KEY.fullmatch(key) or not PACKAGE.fullmatch(name):
             raise Refused(400, "bad_package", "the address names no package by its digest", "upgrade the client")
-        user = of_user(self._home, principal.user)
+        user = await self._directory(principal.user)
         if request.method == "GET":
             return JSONResponse({"present": await self._on_disk(principal.user, _touched, user / key / name)})
         async with self._place(principal.user), transfers_of(request).opened(principal):
-            await self._receive(request, principal.user, key, name)
+            await self._receive(request, principal.user, user, key, name)
         return JSONResponse({"present": True}, 201)
 
     async def serve_directory(self, request: Request) -> Response:
@@ -109,13 +112,27 @@ class Packages:
         key = request.path_params["key"]
         if not KEY.fullmatch(key):
             raise Refused(400, "bad_package", "the address names no directory by its digest", "upgrade the client")
-        user = of_user(self._home, principal.user)
+        user = await self._directory(principal.user)
         if request.method == "GET":
             return JSONResponse({"present": await self._on_disk(principal.user, _touched, user / key)})
         async with self._place(principal.user), transfers_of(request).opened(principal):
             text = b"".join([chunk async for chunk in _chunks(request, MOST_LIST_BYTES)])
             missing = await self._on_disk(principal.user, _link, user, key, _read_list(key, text))
         return JSONResponse({"present": not missing, "missing": missing}, 202 if missing else 201)
+
+    async def _directory(self, user: str) -> Path:
+        """Return the directory of a user's packages.
+
+        Raises:
+            VolumesUnavailable: its file system is not mounted.
+        """
+        if self._options.storage.is_shared:
+            try:
+                await self._on_disk(user, marker.identity, self._options)
+            except errors.VolumesUnavailable:
+                await self._mount()
+                await self._on_disk(user, marker.identity, self._options)
+        return of_user(self._options, user)
 
     @contextlib.asynccontextmanager
     async def _place(self, user: str) -> AsyncIterator[None]:
@@ -133,9 +150,8 @@ class Packages:
         finally:
             turns.release()
 
-    async def _receive(self, request: Request, user: str, key: str, name: str) -> None:
+    async def _receive(self, request: Request, user: str, directory: Path, key: str, name: str) -> None:
         """Write a body to its path, whole and checked, or nothing."""
-        directory = of_user(self._home, user)
         await self._on_disk(user, _prepare, directory)
         temporary = directory / f"{_NEW}{secrets.token_hex(8)}"
         digest = hashlib.sha256()
@@ -208,7 +224,8 @@ async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
 
 
 def _prepare(user: Path) -> None:
-    user.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (user.parent, user):
+        directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync(file: object) -> None:
