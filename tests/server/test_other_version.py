@@ -43,3 +43,18 @@ def test_a_program_is_told_that_its_package_was_changed(atoll_home: Home, monkey
     with pytest.raises(errors.ProtocolMismatch, match=text) as caught:
         daemon_start.open_connection(settings.load(atoll_home.path))
     assert "start it again" in caught.value.hint
+
+
+def test_a_daemon_of_this_version_is_not_replaced(atoll_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that find an older daemon the first replaces it; the others leave the new one alone."""
+    options = settings.load(atoll_home.path)
+    daemon_start.start(options)
+    pid = atoll_home.daemon_pid()
+    daemon_start.replace(options)
+    daemon_start.open_connection(options).close()
+    assert atoll_home.daemon_pid() == pid
+    monkeypatch.setattr(daemon_start, "__version__", "0.0.1")
+    daemon_start.replace(options)
+    monkeypatch.undo()
+    daemon_start.open_connection(options).close()
+    assert atoll_home.daemon_pid() != pid

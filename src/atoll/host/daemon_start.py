@@ -170,13 +170,23 @@ def control_connection(options: Settings, message: dict[str, Any], seconds: floa
 
 
 def replace(options: Settings) -> None:
-    """Have a daemon of another version take no new clients; it ends with its last one."""
-    channel = control_connection(options, {"type": "request", "name": "drain", "arguments": {}})
-    if channel is None:
+    """Have a daemon of another version take no new clients; it ends with its last one.
+
+    One of this version stays: it has taken the place of the other, for somebody who was faster.
+    """
+    try:
+        channel = Channel(daemon_socket.connect(options))
+    except errors.StateUntrusted:
+        raise
+    except OSError:
         return
-    with contextlib.suppress(ChannelClosed, FrameError):
-        channel.receive()
-        with contextlib.suppress(ChannelClosed):
+    reply = _greet(channel, purpose="control")
+    if reply is None or reply.get("type") != "welcome":
+        return
+    if reply.get("version") != __version__:
+        with contextlib.suppress(ChannelClosed, FrameError):
+            channel.send({"type": "request", "name": "drain", "arguments": {}})
+            channel.receive()
             channel.receive()  # its end: by then the socket is free
     channel.close()
 

@@ -29,6 +29,8 @@ app = cyclopts.App(
 
 Flag = cyclopts.Parameter(negative="")
 LOOK_SECONDS = 1.0
+EMPTY_LOOKS = 2
+"""Looks in a row that find no call: one that was placed just before may not be in the figures yet."""
 LOCAL = "local"
 """The server's own machine."""
 
@@ -272,7 +274,7 @@ def _wait(place: Place, name: str) -> None:
     Raises:
         CallerError: it takes calls again, or is the only machine.
     """
-    told = ""
+    told, empty = "", 0
     while True:
         rows = place.list_nodes()
         row = _found(rows, name)
@@ -290,7 +292,8 @@ def _wait(place: Place, name: str) -> None:
                 hint="have one join first: `atoll nodes token`",
             )
         running, waiting, detached = row["running"] or 0, row["waiting"] or 0, row["detached"]
-        if detached == 0 and not (running or waiting):
+        empty = empty + 1 if detached == 0 and not (running or waiting) else 0
+        if empty == EMPTY_LOOKS:
             return
         text = f"{running} running, {waiting} waiting"
         text += f", {counted(detached, 'detached call')} left" if detached else ""

@@ -59,7 +59,8 @@ async def _vacate(state: ServerState, name: str) -> int | None:
     try:
         async with asyncio.timeout(ASK_SECONDS):
             asked = state.node if link is None else link
-            return int((await asked.ask(None, "vacate", {}))["detached"])
+            found = (await asked.ask(None, "vacate", {})).get("detached")
+        return found if isinstance(found, int) else None
     except (errors.AtollError, TimeoutError) as error:
         _log.info("node_not_vacated", extra={"fields": {"node": name, "error": str(error)[:200]}})
         return None
