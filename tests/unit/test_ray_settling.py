@@ -180,6 +180,44 @@ def test_a_turn_ends_when_others_wait(seconds: float, kept: int) -> None:
     assert len(world.of(ASKED)) == 1 - kept
 
 
+def test_a_large_holder_is_given_back_though_small_calls_use_it() -> None:
+    """While others wait, nothing more is placed in a holder whose turn is over, until it is free and goes back."""
+    world = World(turn_seconds=10.0)
+    world.ask(wish("1", 4))
+    world.lend()
+    places = [world.place("a", wish(str(number), 1)) for number in range(2, 5)]
+    world.ask(wish("9", 1))
+    world.ledger.others_wait = True
+    world.settle(20.0)
+    for place in places:
+        assert not world.ledger.room("a", wish("9", 1))
+        world.ledger.give(place)
+        world.settle()
+    assert world.of(HELD) == []
+    world.ledger.others_wait = False
+    world.settle()
+    assert [one.amount for one in world.of(ASKED)] == [CORE]
+
+
+def test_free_holders_make_room_for_one_of_another_size() -> None:
+    """A holder that waits at Ray gets what own free ones have, warm ones too; else it would wait for itself."""
+    world = World(warm={CORE: 1}, idle_seconds=3600.0)
+    world.settle()
+    world.lend()
+    assert len(world.of(HELD)) == 2
+    world.ask(wish("1", 4))
+    world.lend()
+    assert not world.ledger.room("a", wish("1", 4))
+    assert world.settling.next_due() is not None
+    world.settle(1.0)
+    world.lend()
+    assert world.ledger.room("a", wish("1", 4))
+    world.ask()
+    world.settle()
+    world.lend()
+    assert world.ledger.share("b") == CORE
+
+
 def test_lost_holders_are_asked_for_again_where_their_calls_run() -> None:
     """Calls go on when their holder ends; the same amount is asked for on that machine, and nothing more is placed."""
     world = World()

@@ -94,6 +94,8 @@ class Ledger:
         self._on: dict[str, dict[str, Holder]] = {}
         """Holders whose resources count, by Ray node."""
         self._sums: dict[tuple[str, bool], Amount] = {}
+        self.closed: set[tuple[str, bool]] = set()
+        """Where nothing more is placed, since other programs wait and Atoll's turn is over; see `settling`."""
         self.unfit: set[str] = set()
         """Ray nodes where no Atoll node starts."""
         self.waiting: tuple[tuple[Wish, str], ...] = ()
@@ -178,7 +180,8 @@ class Ledger:
         if amount == NOTHING:
             return True
         ray = self.ray_of(node)
-        return bool(ray) and self.free(ray, with_gpus=amount.gpus > 0).covers(amount)
+        key = ray, amount.gpus > 0
+        return bool(ray) and key not in self.closed and self.free(ray, with_gpus=key[1]).covers(amount)
 
     def take(self, place: Place) -> None:
         """Note a placement, once for each wish."""

@@ -19,6 +19,8 @@ from atoll.server.ray.amounts import NOTHING, Amount
 from atoll.server.ray.ledger import ASKED, Holder, Ledger
 
 PREFIX = "atoll-holder-"
+HUNGRY_SECONDS = 0.5
+"""Seconds that an own holder waits at Ray before free ones of other sizes make room for it."""
 PINNED_SECONDS = 5.0
 """Seconds for which a warm holder may wait at Ray: on a machine that is full it is demand that nobody can meet."""
 UNJOINED_SECONDS = 60.0
@@ -50,10 +52,12 @@ class Settling:
         self._ledger = ledger
         self._rules = rules
         self._now = 0.0
+        self._pressed = False
 
     def settle(self, now: float) -> None:
         """Bring the holders up to date: ask, withdraw, and mark those that leave."""
         self._now = now
+        self._pressed = self._ledger.others_wait or self._is_hungry()
         spare = {name: one for name, one in self._ledger.holders.items() if one.state == ASKED}
         left = {
             (ray, with_gpus): self._ledger.free(ray, with_gpus=with_gpus)
@@ -81,7 +85,8 @@ class Settling:
 
     def _cover_waiting(self, left: dict[tuple[str, bool], Amount], spare: dict[str, Holder]) -> None:
         asked = sum(one.state == ASKED for one in self._ledger.holders.values()) - len(spare)
-        some = [key for key, free in left.items() if free.millicores > 0 or free.memory_bytes > 0 or free.gpus > 0]
+        some = [key for key, free in left.items() if max(free.millicores, free.memory_bytes, free.gpus) > 0]
+        some = [key for key in some if key not in self._ledger.closed]
         unfit: dict[str, frozenset[str]] = {}
         for wish, preferred in self._ledger.waiting[:LOOKED_AT]:
             amount = amounts.of_wish(wish)
@@ -114,7 +119,7 @@ class Settling:
                 self._ask(amount, preferred=preferred, labels=dict(wish.labels), besides=besides)
 
     def _keep_warm(self, left: dict[tuple[str, bool], Amount], spare: dict[str, Holder]) -> None:
-        if self._ledger.others_wait:
+        if self._pressed:
             return
         for ray, node in self._ledger.nodes.items():
             # A machine that holds something is never idle for an autoscaler, so an idle one has no warm holders then.
@@ -138,6 +143,7 @@ class Settling:
 
     def _give_back(self, left: dict[tuple[str, bool], Amount]) -> None:
         """Mark free holders that nobody needs; `left` is what neither calls, wishes nor the warm pool need."""
+        self._ledger.closed.clear()
         for key, free in left.items():
             ray, with_gpus = key
             counted = sorted(self._ledger.counted(ray, with_gpus=with_gpus), key=lambda one: one.since)
@@ -145,25 +151,34 @@ class Settling:
                 continue  # its node is about to join, for the first time or again, and tells then what runs there
             now_free = self._ledger.free(ray, with_gpus=with_gpus)
             over = self._now - self._ledger.windows.get(key, self._now) >= self._rules.idle_seconds
-            surplus = free if self._ledger.others_wait else free.least(self._ledger.lowest.get(key, NOTHING))
+            surplus = free if self._pressed else free.least(self._ledger.lowest.get(key, NOTHING))
             if over:
                 self._ledger.begin_window(key, self._now)
             for holder in counted:
                 turn_over = self._ledger.others_wait and self._now - holder.since >= self._rules.turn_seconds
-                unneeded = surplus.covers(holder.amount) and (self._ledger.others_wait or over)
+                unneeded = surplus.covers(holder.amount) and (self._pressed or over)
                 if (turn_over and now_free.covers(holder.amount)) or unneeded:
                     self._ledger.leave(holder)
                     surplus -= holder.amount
                     now_free -= holder.amount
+                elif turn_over:
+                    self._ledger.closed.add(key)  # until it is free: small calls would keep a large holder for ever
 
     def next_due(self) -> float | None:
         """Return when `settle` has to look again though nothing happened; None when it has not."""
-        due = []
+        due = [one.since + HUNGRY_SECONDS for one in self._waiting_at_ray() if one.since + HUNGRY_SECONDS > self._now]
         for key, since in self._ledger.windows.items():
             free = self._ledger.free(key[0], with_gpus=key[1])
             if any(free.covers(one.amount) for one in self._ledger.counted(key[0], with_gpus=key[1])):
                 due.append(since + self._rules.idle_seconds)
         return min(due) if due else None
+
+    def _waiting_at_ray(self) -> list[Holder]:
+        return [one for one in self._ledger.holders.values() if one.state == ASKED and not one.pinned]
+
+    def _is_hungry(self) -> bool:
+        """Return whether an own holder waits at Ray, perhaps for what own free ones have."""
+        return any(self._now - one.since >= HUNGRY_SECONDS for one in self._waiting_at_ray())
 
     def _is_open(self, ray: str) -> bool:
         member = self._ledger.members.get(self._ledger.node_of(ray))
