@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,11 +12,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from atoll import Host, Volume, errors, isolated, settings
+from atoll.daemon.joined.fence import NodeFence
 from atoll.sandbox import fence
 from atoll.server.accounts.bodies import NewUser
 from atoll.server.node import Node
@@ -217,3 +219,47 @@ def test_a_daemon_that_starts_later_waits_for_its_first_moment(joined: Joined) -
     assert kept.result(60) == 1
     joined.fence()
     assert isolated(host=joined.host)(_one)() == 1
+
+
+class _Launcher:
+    """A launcher without sandboxes."""
+
+    def __init__(self) -> None:
+        self.fence = fence.Fence()
+        self.ended = asyncio.Event()
+
+    def move_fence(self, until: float | None) -> None:
+        self.fence.until = until
+
+    async def end_served(self) -> int:
+        self.ended.set()
+        return 0
+
+
+class _Engine:
+    def give_up(self, *_: Any) -> None:
+        """Have nothing to give up."""
+
+
+def test_a_daemon_that_drains_beside_another_one_learns_of_renewals(tmp_path: Path) -> None:
+    """The moment that the other was told last is in a file; it ends what it has when that has passed."""
+
+    async def scenario() -> None:
+        engine: Any = _Engine()
+        old, new = (_Launcher() for _ in range(2))
+        drains = NodeFence(engine, cast("Any", old), tmp_path / "joined")
+        moment = fence.now() + 1.0
+        await drains.move({"until": moment})
+        told = NodeFence(engine, cast("Any", new), tmp_path / "joined")
+        assert new.fence.passed, "it has not been told yet"
+        await told.move({"until": moment + 2.0})
+        await asyncio.wait_for(old.ended.wait(), 60)
+        assert fence.now() >= moment + 2.0
+        assert old.fence.until == pytest.approx(moment + 2.0)
+        await told.move({})
+        assert new.fence.until is None
+        assert not (tmp_path / "joined").exists()
+        for one in (drains, told):
+            one.close()
+
+    asyncio.run(scenario())

@@ -216,12 +216,15 @@ def test_secrets_are_copied_and_made_up_for(two: Two) -> None:
     async def names(node: Node, who: Principal) -> list[str]:
         return [row["name"] for row in (await node.ask(who, "secrets.list", {}))["secrets"]]
 
+    async def copied(node: Node) -> dict[str, dict[str, str]]:
+        users = (await node.ask(None, "secrets.copy", {}))["digests"]
+        return {user: (await node.ask(None, "secrets.copy", {"user": user}))["values"] for user in users}
+
     async def scenario() -> None:
         await two.ask("secrets.set", {"name": "TOKEN", "value": "hidden"})
         await two.ask("secrets.set", {"name": "OTHER", "value": "x"}, BOB)
         assert await names(two.linked.node, ANN) == ["TOKEN"]
-        values = await two.linked.node.ask(None, "secrets.copy", {})
-        assert values == {"users": {"ann": {"TOKEN": "hidden"}, "bob": {"OTHER": "x"}}}
+        assert await copied(two.linked.node) == {"ann": {"TOKEN": "hidden"}, "bob": {"OTHER": "x"}}
         two.linked.cut = True
         answer = await two.ask("secrets.set", {"name": "TOKEN", "value": "newer"})
         assert answer == {"away": ["b"]}
@@ -229,14 +232,18 @@ def test_secrets_are_copied_and_made_up_for(two: Two) -> None:
         assert await names(two.linked.node, BOB) == ["OTHER"]
         two.linked.cut = False
         await two.copies.join("b", two.linked)
-        assert await two.linked.node.ask(None, "secrets.copy", {}) == {"users": {"ann": {"TOKEN": "newer"}}}
+        assert await copied(two.linked.node) == {"ann": {"TOKEN": "newer"}}
         two.linked.asked.clear()
         await two.copies.join("b", two.linked)
-        assert two.linked.asked == ["secrets.take"], "the digest alone"
+        assert two.linked.asked == ["secrets.take"], "the digests alone"
         assert (await two.ask("secrets.list"))["secrets"][0]["name"] == "TOKEN"
         with pytest.raises(errors.ResourcesUnavailable):
             await two.linked.node.ask(ANN, "secrets.copy", {})
-        for wrong in ({"digest": "", "users": {"local": {}}}, {"digest": "", "users": {"ann": 1}}):
+        for wrong in (
+            {"user": "local", "values": {}},
+            {"user": "ann", "values": 1},
+            {"user": "ann", "values": {"1": "x"}},
+        ):
             with pytest.raises(errors.ProtocolMismatch):
                 await two.linked.node.ask(None, "secrets.take", wrong)
 

@@ -36,8 +36,7 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
       `records`, and the `generation` of the file of records; records of another generation begin at its first.
     - `users.remove` (`user`; `keep`): ends a user's calls, forgets secrets and quota, removes environments and logs of
       builds, and puts the volume aside, below `removed/`, or removes it; gives `kept`, its new place, empty for none.
-    - `secrets.copy`: gives the values of all users' secrets, `users`, for a server that copies them to its other machines.
-    - `secrets.take` (`digest`; `users` if given): see `secrets.copies.take`.
+    - `secrets.copy`, `secrets.take`: copies of secrets for a server's other machines; see `secrets.copies`.
 
     Raises:
         ResourcesUnavailable: it is not for this caller.
@@ -52,7 +51,7 @@ async def handle(services: Services, caller: Caller, name: str, arguments: dict[
     if name == "calls.export":
         return await _exported(services, arguments)
     if name == "secrets.copy":
-        return {"users": await services.secrets.threads.run("", partial(services.secrets.copied, caller.user))}
+        return await copies.give(services.secrets, caller.user, arguments)
     if name == "secrets.take":
         return await copies.take(services.secrets, services.engine, caller.user, arguments)
     user, keep = arguments.get("user"), arguments.get("keep", True)

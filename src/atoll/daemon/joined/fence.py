@@ -4,7 +4,8 @@ The owner's member process names the moment until which calls of the server's us
 passes, the daemon ends their leases, requests, storage peers, shells and builds, and kills their sandboxes; the orphan
 killer does the last by itself. Requests of theirs are refused until another moment is named, and that is answered only
 when everything from before is gone. A file tells a daemon that starts later that its machine has joined: it runs nothing
-of the server's users, and makes none of their detached calls, before the first moment is named.
+of the server's users, and makes none of their detached calls, before the first moment is named. The file has the latest
+moment: a daemon of another version, which drains beside the one that the member knows, reads it there in time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ MOST_SECONDS = 3600.0
 """The longest time that a lease may last."""
 LOOK_SECONDS = 1.0
 """The longest sleep of the timer, whose clock does not count the time of a suspended machine."""
+LEAST_SECONDS = 0.05
+NEAR_SECONDS = 5.0
+"""Seconds before the fence from which on its file is read: another daemon may have been told a later moment."""
 
 
 class NodeFence:
@@ -90,8 +94,8 @@ class NodeFence:
         ended = await self._end() if self._launcher.fence.passed else 0
         if until is None:
             self._file.unlink(missing_ok=True)
-        elif not self.joined:
-            self._file.touch(mode=0o600)
+        else:
+            self._file.write_text(f"{until:.6f}")
         self._launcher.move_fence(until)
         self._watch()
         if self._launcher.fence.passed:
@@ -109,13 +113,24 @@ class NodeFence:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        left = self._launcher.fence.remaining_seconds
+        left = self._remaining_seconds()
         if left is None:
             return
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(min(left, LOOK_SECONDS), self._watch)
+            pause = min(left / 2, LOOK_SECONDS) if left > LEAST_SECONDS else left
+            self._timer = asyncio.get_running_loop().call_later(pause, self._watch)
         elif self._ending is None:
             self._ending = asyncio.ensure_future(self._end_served())
+
+    def _remaining_seconds(self) -> float | None:
+        left = self._launcher.fence.remaining_seconds
+        if left is not None and 0 < left < NEAR_SECONDS:
+            with contextlib.suppress(OSError, ValueError):  # it is just being written
+                told = float(self._file.read_text())
+                if fence.now() + left < told <= fence.now() + MOST_SECONDS:
+                    self._launcher.move_fence(told)
+                    return self._launcher.fence.remaining_seconds
+        return left
 
     async def _end(self) -> int:
         """Wait until everything behind the fence is gone; return how many sandboxes there were."""

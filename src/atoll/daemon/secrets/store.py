@@ -131,35 +131,22 @@ class SecretStore:
             self._path(user).unlink(missing_ok=True)
             self._read.pop(user, None)
 
-    def copied(self, owner: str) -> dict[str, dict[str, str]]:
-        """Return the values of all users but the owner.
+    def users(self) -> Sequence[str]:
+        """Return the users who may have secrets."""
+        return sorted(path.name.removesuffix(".json") for path in self.directory.glob("[!.]*.json"))
 
-        Raises:
-            StateUnusable: they cannot be read or decrypted.
-        """
-        names = sorted(path.name.removesuffix(".json") for path in self.directory.glob("[!.]*.json"))
-        found = {name: dict(self.values(name).pairs) for name in names if name != owner}
-        return {name: values for name, values in found.items() if values}
-
-    def take(self, users: dict[str, dict[str, str]], owner: str) -> Sequence[str]:
-        """Have these values in place of those of all users but the owner; return the users whose values have changed.
+    def take(self, user: str, values: dict[str, str]) -> None:
+        """Have these values in place of all that a user has.
 
         Raises:
             ValueError: a name or a value cannot be one.
             StateUnusable: they cannot be kept.
         """
-        changed = []
-        have = self.copied(owner)
-        for user in sorted({*have, *users}):
-            old, new = have.get(user, {}), users.get(user, {})
-            if old == new:
-                continue
-            changed.append(user)
-            with self._locked():
-                kept = {name: row for name, row in self._rows(user).items() if old.get(name) == new.get(name)}
-                fresh = {check_name(name): check_value(value) for name, value in new.items() if name not in kept}
-                self._write(user, kept | {name: self._encrypted(user, name, text) for name, text in fresh.items()})
-        return changed
+        old = dict(self.values(user).pairs)
+        with self._locked():
+            kept = {name: row for name, row in self._rows(user).items() if old.get(name) == values.get(name)}
+            fresh = {check_name(name): check_value(value) for name, value in values.items() if name not in kept}
+            self._write(user, kept | {name: self._encrypted(user, name, text) for name, text in fresh.items()})
 
     def rotate(self) -> int:
         """Encrypt everything with a new key, or with the first one of the operator's command; return the number of values.

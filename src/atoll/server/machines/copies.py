@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors
-from atoll.daemon.secrets.copies import digest_of
 from atoll.server.machines.asks import Asks, Failures, asked_of_all
 
 FILE = "machines-missed.json"
@@ -62,12 +61,14 @@ class Copies:
         """
         if not nodes:
             return {}
-        users = (await self._own.ask(None, "secrets.copy", {}))["users"]
-        digest = digest_of(users)
-        answers, failures = await asked_of_all(nodes, None, "secrets.take", {"digest": digest})
-        others = {name: nodes[name] for name, answer in answers.items() if not answer["same"]}
-        _, more = await asked_of_all(others, None, "secrets.take", {"digest": digest, "users": users})
-        return {**failures, **more}
+        digests = (await self._own.ask(None, "secrets.copy", {}))["digests"]
+        answers, failures = await asked_of_all(nodes, None, "secrets.take", {"digests": digests})
+        for user in sorted({user for answer in answers.values() for user in answer["differ"]}):
+            values = (await self._own.ask(None, "secrets.copy", {"user": user}))["values"]
+            wanting = {name: nodes[name] for name, answer in answers.items() if user in answer["differ"]}
+            _, failed = await asked_of_all(wanting, None, "secrets.take", {"user": user, "values": values})
+            failures |= failed
+        return failures
 
     # --- requests that machines have missed --------------------------------------------------------------------------
 
