@@ -86,6 +86,7 @@ def main() -> None:
         python = place / "first" / "bin" / "python"
         run(find_uv_bin(), "pip", "install", "--quiet", "--cache-dir", place / "uv", "--python", python, *PACKAGES)
         for number in range(rounds):
+            told = {name: len(one.seconds) for name, one in samples.items()}
             say(f"round {number + 1} of {rounds}")
             own = place / f"own-{number}"
             drop_caches()
@@ -104,6 +105,7 @@ def main() -> None:
                 for name in ("shared: first import", "shared: import"):
                     with samples[name].time():
                         run(place / "mount" / "env" / "bin" / "python", "-c", IMPORTS)
+            say(", ".join(f"{name} {one.seconds[told[name]]:.2f} s" for name, one in samples.items()))
     for name in names:
         median = sorted(samples[name].seconds)[rounds // 2]
         print(f"{name:<22}{median:8.2f} s")

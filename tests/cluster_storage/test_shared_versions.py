@@ -53,9 +53,9 @@ def test_a_machine_builds_the_versions_of_the_first_one(machine: Machine, monkey
 
     read, asked = Pins.read, list[str]()
 
-    def late(self: Pins, found: str) -> str:  # the first machine is done after this one has looked
+    async def late(self: Pins, found: str) -> str:  # the first machine is done after this one has looked
         asked.append(found)
-        return "" if len(asked) == 1 else read(self, found)
+        return "" if len(asked) == 1 else await read(self, found)
 
     monkeypatch.setattr(Pins, "read", late)
     environment = built(machine, store(machine, "third"))
@@ -79,6 +79,6 @@ def test_a_shared_file_system_that_is_gone_holds_no_build_up(tmp_path: Path) -> 
     """Without the shared directory a machine keeps its own versions."""
     (tmp_path / "own").mkdir()
     pins = Pins(tmp_path / "own", tmp_path / "gone" / "pins")
-    assert pins.read("key") == ""
+    assert asyncio.run(pins.read("key")) == ""
     pins.keep("key", "thing==1\n", renewed=False)
-    assert pins.read("key") == "thing==1\n"
+    assert asyncio.run(pins.read("key")) == "thing==1\n"

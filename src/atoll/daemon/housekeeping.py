@@ -97,7 +97,8 @@ class Housekeeping:
             volume.was_used = True
         due = now >= volume.collect_at or (idle and volume.was_used)
         if not due and now >= volume.collect_at - COLLECT_SECONDS + COLLECT_FULL_SECONDS:
-            due = self._node.storage_peers.is_disk_nearly_full()
+            data = self._node.data
+            due = data.nearly_full if data.is_shared else self._node.storage_peers.is_disk_nearly_full()
         if not due or (volume.collecting is not None and not volume.collecting.done()):
             return
         if idle:

@@ -187,6 +187,7 @@ class Node:
         self.limits.close()
         os.close(self._library_hold)
         self.storage_peers.close()
+        await self.data.presence.close()
         self.data.close()
 
     def expect_network(self, asked: str, user: str, *, trusted: bool) -> None:

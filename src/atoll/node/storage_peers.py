@@ -122,7 +122,7 @@ class StoragePeers:
         await asyncio.gather(*(sandbox.kill() for sandbox in list(self._open)))
 
     async def _start(self, user: str, end: Socket, client: str) -> Sandbox:
-        volume, identity = self._volume(user)
+        volume, identity = await asyncio.to_thread(self._volume, user)  # a shared file system may not answer
         if self._interpreter is None:
             self._interpreter = await probe(getattr(sys, "_base_executable", None) or sys.executable)
         if self._native is None:

@@ -148,7 +148,8 @@ class Recipes:
         python = await self._pythons.find(spec, log, nested=nested)
         contents, sources = await _contents(parsed), await self._index(dict(spec.index), parsed)
         found = self._named(key.key(spec.kind, parsed, python, index=sources.facts, contents=contents))
-        constraints = (*parsed.constraints, *lockfile.constraints(self._pins(found)))
+        pins = "" if parsed.empty else await self._shelf.pins.read(found)
+        constraints = (*parsed.constraints, *lockfile.constraints(pins))
         request = Request(found, parsed, python, sources, constraints, **_rights(spec, nested))
         if self._kept_for.everybody:
             request = replace(request, for_everybody=True)
@@ -179,7 +180,7 @@ class Recipes:
             )
         )
         found = self._named(found)
-        pinned, on_top = conda_packages.pinned(self._pins(found))
+        pinned, on_top = conda_packages.pinned(await self._shelf.pins.read(found))
         inner = conda.inner_python(python)
         request = Request(
             found, wanted.pip, inner, sources, (*wanted.pip.constraints, *on_top), **_rights(spec, nested)
@@ -223,9 +224,6 @@ class Recipes:
     async def collect(self) -> None:
         """Remove packages that are kept for further builds and that nobody has asked for in a while."""
         await self._caches.collect()
-
-    def _pins(self, found: str) -> str:
-        return self._shelf.pins.read(found)
 
     def cache_directories(self) -> tuple[Path, ...]:
         """Return the directories that `clear_caches` empties."""

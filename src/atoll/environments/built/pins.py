@@ -6,12 +6,17 @@ an environment makes the shared file; others build from it. Only `upgrade` repla
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
+from functools import partial
 from pathlib import Path
 
 from atoll.environments.built.files import write_text
+from atoll.work_threads import WorkThreads
+
+READ_SECONDS = 5.0
 
 
 class OtherVersions(Exception):
@@ -29,13 +34,15 @@ class Pins:
     def __init__(self, directory: Path, shared: Path | None = None) -> None:
         self._directory = directory
         self._shared = shared
+        self._threads = WorkThreads("pins", 2)
 
-    def read(self, found: str) -> str:
+    async def read(self, found: str) -> str:
         """Return the lock that the environments of a key are held to; empty for none."""
-        for directory in (self._directory, self._shared):
-            if directory is not None:
-                with contextlib.suppress(OSError):  # a shared file system that is gone holds no build up
-                    return (directory / found).read_text("utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            return (self._directory / found).read_text("utf-8")
+        if self._shared is not None:  # one that is gone, or does not answer, holds no build up for long
+            with contextlib.suppress(OSError, TimeoutError):
+                return await asyncio.wait_for(self._threads.run("", partial(_read, self._shared / found)), READ_SECONDS)
         return ""
 
     def keep(self, found: str, text: str, *, renewed: bool) -> None:
@@ -71,3 +78,7 @@ class Pins:
             return (shared / found).read_text("utf-8")
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8")

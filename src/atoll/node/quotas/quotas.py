@@ -100,7 +100,7 @@ class Quotas:
         """
         if not (type(bytes_) is int and type(files) is int and 0 <= bytes_ < MOST and 0 <= files < MOST):
             raise ValueError("quotas are numbers of bytes and files, 0 for none")
-        self._refresh(seconds=0.0)
+        await self._refresh(seconds=0.0)
         if self.limits(user) != (bytes_, files):
             limits = {**self._limits, user: (bytes_, files)}
             if not (bytes_ or files):
@@ -169,8 +169,8 @@ class Quotas:
 
     async def usage(self, user: str) -> Quota:
         """Return a user's quota with its use as it is now: by the kernel, else by a walk if the last one is old."""
-        self._refresh()
-        if not (self._volumes / user).is_dir():
+        await self._refresh()
+        if not await self._threads.run(user, (self._volumes / user).is_dir):
             bytes_, files = self.limits(user)
             return Quota(bytes_, files, kind=self._kind(user), measured_at=time.time())
         if self.mechanism is not None:
@@ -229,7 +229,7 @@ class Quotas:
         Raises:
             QuotaExceeded: nothing more fits, and nothing but this check would say so.
         """
-        self._refresh()
+        await self._refresh()
         if user not in self._limits:
             return
         quota: Quota | None = None
@@ -253,7 +253,6 @@ class Quotas:
 
     def sheet(self, user: str) -> int:
         """Return the descriptor of the file with a user's quota, which the user's storage peers have open to read."""
-        self._refresh()
         if user not in self._sheets:
             writable = os.memfd_create("atoll-quota", os.MFD_CLOEXEC)
             os.fchmod(writable, 0o600)  # else a peer's uid could open it again to write
@@ -276,16 +275,23 @@ class Quotas:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _refresh(self, seconds: float = AGAIN_SECONDS) -> None:
-        """Read limits again that another machine has set, if the last look is so old."""
+    async def _refresh(self, seconds: float = AGAIN_SECONDS) -> None:
+        """Read limits again that another machine has set, if the last look is so old; a slow look is not waited for."""
         if self._juicefs is None or time.monotonic() < self._read_again_at - AGAIN_SECONDS + seconds:
             return
         self._read_again_at = time.monotonic() + AGAIN_SECONDS
-        with contextlib.suppress(FileNotFoundError):
+
+        def look() -> dict[str, tuple[int, int]] | None:
             found = os.stat(self._path)
-            if (found.st_mtime_ns, found.st_ino) != self._stamp:
-                self._stamp = found.st_mtime_ns, found.st_ino
-                self._limits = self._read()
+            if (found.st_mtime_ns, found.st_ino) == self._stamp:
+                return None
+            self._stamp = found.st_mtime_ns, found.st_ino
+            return self._read()
+
+        with contextlib.suppress(OSError, TimeoutError):
+            limits = await asyncio.wait_for(self._threads.run("", look), FIRST_SECONDS)
+            if limits is not None:
+                self._limits = limits
                 for user in self._sheets:
                     self._tell(user)
 

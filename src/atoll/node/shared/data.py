@@ -1,7 +1,7 @@
 """The daemon's hold on the file system that carries the volumes: there when the daemon starts, watched while it lives.
 
 Theory of operation. On a machine's own disk there is nothing to do. On a shared one a thread looks at the root every
-`LOOK_SECONDS`. While no look has succeeded for `SILENT_SECONDS`, or the last one failed, whoever needs a volume is
+`LOOK_SECONDS`; the event loop itself touches the file system only to start a sandbox. While no look has succeeded for `SILENT_SECONDS`, or the last one failed, whoever needs a volume is
 refused with the reason, before anything of the daemon's touches the file system. When JuiceFS was mounted anew, sandboxes
 still have the dead mount at `/data`, and when its process was started anew, programs have lost the locks that they hold:
 so all sandboxes are ended.
@@ -25,12 +25,13 @@ from atoll.node.shared import juicefs, marker
 from atoll.node.shared.mount_hold import MountHold, mount_state, unavailable
 from atoll.node.shared.presence import Presence
 from atoll.settings import Settings
+from atoll.storage.volume.removal import nearly_full
 from atoll.work_threads import WorkThreads
 
 log = logging.getLogger("atoll.data")
 
 LOOK_SECONDS = 1.0
-SILENT_SECONDS = 10.0
+SILENT_SECONDS = 5.0
 """Seconds without an answer after which the file system counts as gone; a slow one answers later than that, too."""
 
 
@@ -53,6 +54,8 @@ class SharedData:
         self.identity = ""
         self._mount = MountHold(options)
         self._session: tuple[int, int] = (0, 0)
+        self.nearly_full = False
+        """Whether free space matters more than pace, at the last look."""
         self._problem: errors.VolumesUnavailable | None = None
         self._answered = time.monotonic()
         self._threads = WorkThreads("shared-data", 1)
@@ -128,6 +131,7 @@ class SharedData:
         if self._storage.filesystem == JUICEFS:
             with contextlib.suppress(ValueError):
                 session = int(juicefs.live_facts(self.root)["Meta"]["Sid"])
+        self.nearly_full = nearly_full(os.statvfs(self.root))
         return os.stat(self.root).st_dev, session
 
     def facts(self) -> dict[str, Any]:
@@ -145,7 +149,6 @@ class SharedData:
 
     def close(self) -> None:
         """Let the mount go; the keeper unmounts it when no daemon of this state directory has it."""
-        self.presence.close()
         self._mount.release()
 
 

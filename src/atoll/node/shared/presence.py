@@ -1,6 +1,6 @@
 """The use of volumes by the sandboxes of every machine that shares them.
 
-Theory of operation. While a daemon has sandboxes of a user it holds the `flock` of a file `use/USER/DAEMON`, which says
+Theory of operation. While a daemon has sandboxes of a user it holds the `flock` of a file `use/USER/DAEMON-N`, which says
 since when; whoever gets that lock knows that the daemon is gone, and removes the file. To begin, a daemon holds
 `use/USER/gate` shared for an instant. Who needs the volume without functions, to restore a snapshot, holds the gate
 exclusively and looks for files of others: so no sandbox begins anywhere meanwhile. Trees that a sync has replaced are
@@ -18,6 +18,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -49,7 +50,9 @@ class Presence:
     def __init__(self, root: Path | None) -> None:
         self._root = root
         self._name = secrets.token_hex(8)
-        self._held: dict[str, int] = {}
+        self._held: dict[str, tuple[Path, int]] = {}
+        self._count = 0
+        self._leaving: set[asyncio.Future[None]] = set()
         self._since: dict[str, float] = {}
         self._threads = WorkThreads("presence", 2)
 
@@ -68,9 +71,11 @@ class Presence:
             gate = os.open(directory / GATE, _OPEN, 0o600)
             try:
                 fcntl.flock(gate, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                held = os.open(directory / self._name, _OPEN, 0o600)
+                self._count += 1
+                path = directory / f"{self._name}-{self._count}"
+                held = os.open(path, _OPEN, 0o600)
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._held[user] = held
+                self._held[user] = path, held
                 self._tell(user, time.time())
             finally:
                 _close(gate)
@@ -82,17 +87,16 @@ class Presence:
             raise _unavailable(self._root, error) from error
 
     def leave(self, user: str) -> None:
-        """Tell that the last sandbox of a user has ended here."""
-        held = self._held.pop(user, -1)
+        """Tell that the last sandbox of a user has ended here; soon, since the file system may not answer."""
         self._since.pop(user, None)
-        if held >= 0:
-            with contextlib.suppress(OSError):
-                (self._directory(user) / self._name).unlink()
-            _close(held)
+        if user in self._held:
+            leaving = asyncio.ensure_future(self._threads.run(user, partial(_leave, *self._held.pop(user))))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     def _tell(self, user: str, since: float) -> None:
         text = json.dumps({"host": socket.gethostname(), "since": since}).encode()
-        os.pwrite(self._held[user], text.ljust(256), 0)
+        os.pwrite(self._held[user][1], text.ljust(256), 0)
         self._since[user] = since
 
     async def since(self, user: str, oldest: float) -> float | None:
@@ -128,7 +132,7 @@ class Presence:
         except OSError as error:
             raise _unavailable(self._root, error) from error
         for name in names:
-            if name in (GATE, self._name):
+            if name == GATE or name.startswith(self._name):
                 continue
             with contextlib.suppress(FileNotFoundError, PermissionError):  # it has just been removed
                 found = _read(directory / name)
@@ -181,14 +185,22 @@ class Presence:
             alone = False
         yield alone
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Tell that nothing runs here any more; all sandboxes have ended."""
         for user in list(self._held):
             self.leave(user)
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=GATE_SECONDS)
 
     def _directory(self, user: str) -> Path:
         assert self._root is not None
         return self._root / "use" / quote(user, safe="")
+
+
+def _leave(path: Path, held: int) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+    _close(held)
 
 
 def _read(path: Path) -> Use | None:
