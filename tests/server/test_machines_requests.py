@@ -56,9 +56,10 @@ class Two:
     """A server with its own node and another one, as links and placement show them."""
 
     def __init__(self, own: Node, other: Node, file: Path) -> None:
+        self.closed, self.volumes = "", ""
         self.local, self.alone, self.linked = True, False, Linked(other)
         self.own = own
-        self.facts = {name: NodeFacts(name, millicores=2000) for name in (LOCAL, "b")}
+        self.facts = {name: NodeFacts(name, millicores=2000, volumes="disk" * (name == LOCAL)) for name in (LOCAL, "b")}
         self.copies = Copies(own, file, self._quotas)
         self.machines = Machines(own, self, self.copies)
 
@@ -66,7 +67,7 @@ class Two:
         return []
 
     def volumes_for(self, spec: Any) -> str:
-        return ""
+        return self.volumes
 
     @property
     def links(self) -> dict[str, Linked]:
@@ -75,8 +76,10 @@ class Two:
     def away_names(self) -> Sequence[str]:
         return ["b"] if self.linked.cut else []
 
+    missing_names = away_names
+
     def accepts(self, name: str) -> bool:
-        return name != "closed"
+        return name != self.closed
 
     def largest(self) -> NodeFacts | None:
         return self.facts["b"]
@@ -119,6 +122,9 @@ def test_lists_and_sums_are_of_all_machines(two: Two) -> None:
         status = await two.ask("status", who=None)
         assert status["capacity"]["machine"]["cpus"] == 4
         assert await two.ask("capacity", who=None) | {"types": 0} == status["capacity"] | {"types": 0}
+        for two.closed, two.volumes in (("b", ""), ("", "disk")):  # a machine that gets no calls has no room for any
+            assert (await two.ask("capacity", who=None))["machine"]["cpus"] == 2
+        two.volumes = ""
         calls = (await two.ask("calls.list", {}, None))["calls"]
         assert [row["queued_at"] for row in calls] == sorted((row["queued_at"] for row in calls), reverse=True)
         assert [row["node"] for row in calls] == ["b", "b", LOCAL, LOCAL]
@@ -329,6 +335,8 @@ def test_long_lists_are_merged_by_pages() -> None:
 
         def away_names(self) -> Sequence[str]:
             return []
+
+        missing_names = away_names
 
     async def scenario() -> None:
         found = await Fake().machines.ask(None, "calls.list", {"offset": 1500, "limit": 3})

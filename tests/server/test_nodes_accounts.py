@@ -261,7 +261,9 @@ def test_those_who_hold_links_are_told(tmp_path: Path) -> None:
                 if len(told) == 2:
                     break
                 await asyncio.sleep(0.05)
+            assert not nodes.has_run(first.node)
             nodes.heard(first.node.id, {"version": "2"})
+            assert nodes.has_run(first.node)
             await nodes.change(
                 lambda connection: rows.admit(connection, nodes.pepper, "one", facts={}, labels={}, replace=True)
             )

@@ -39,7 +39,7 @@ def atoll(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     """The command line of an operator who is logged in; state directories of tests are the owner's alone."""
     tmp_path.chmod(0o700)
     shell = Shell(tmp_path, monkeypatch, capsys)
-    login = ("auth", "login", "--host", server.url, "--ca-file", str(server.ca_file))
+    login = ("auth", "login", "--host", server.url, "--ca-file", str(server.ca_file), "--key", "-")
     assert shell(*login, typed=":".join(server.key))[0] == 0
     return shell
 
@@ -71,6 +71,7 @@ def test_a_machine_joins_with_one_command(server: Server, atoll: Shell, tmp_path
     out = atoll("status")[1]
     assert re.search(r"^machine  local  \S+ of \S+ cores free .*\nmachine  lab-1  not linked\n", out, re.MULTILINE), out
     assert [one["name"] for one in json.loads(atoll("status", "--json")[1])["nodes"]] == ["local", "lab-1"]
+    assert "`lab-1` is away" not in atoll("calls", "list")[2]  # it has never run any
     assert atoll("nodes", "cordon", "lab-1")[2] == "`lab-1` takes no new calls\n"
     assert "`lab-1` is empty" in atoll("nodes", "drain", "lab-1", "--wait")[2]
     assert atoll("node", "status", *place)[1].endswith("state    draining, not linked\n")
@@ -111,6 +112,7 @@ def test_mistakes_are_named_with_the_next_step(server: Server, atoll: Shell, tmp
     place = ("--home", str(tmp_path / "node"))
     join = ("node", "join", server.url, *place)
     wrong = "\x1b[31m\u202ename"
+    token = re.findall(r"atoll-join-\S+", atoll("nodes", "token")[1])[0]
     cases = [
         (join, 2, "no token is given"),
         ((*join, "--token", "x", "--token-file", "y"), 2, "do not go together"),
@@ -128,7 +130,10 @@ def test_mistakes_are_named_with_the_next_step(server: Server, atoll: Shell, tmp
         (("node", "status", *place), 1, "has joined no server"),
         (("nodes", "remove", wrong, "--yes"), 1, "no node is called"),
         (("nodes", "drain", wrong), 1, "no node is called"),
-        (("nodes", "remove", "local", "--yes"), 1, "is always there"),
+        (("nodes", "remove", "local"), 1, "is always there"),
+        (("nodes", "token", "--hours", "0"), 1, "more than 0 hours"),
+        ((*join[:-1], "/proc/none", "--token", token, "--ca-file", str(server.ca_file)), 1, "cannot write below"),
+        (("node", "join", server.url.replace("https", "http"), "--token", "x", *place), 1, "begins with `https://`"),
         (("nodes", "token", "--uses", "0"), 1, "1 to 1000 uses"),
         (("nodes", "token", "--hours", "9999"), 1, "at most 30 days"),
         (("nodes", "add"), 2, "no machine is named"),
@@ -142,6 +147,9 @@ def test_mistakes_are_named_with_the_next_step(server: Server, atoll: Shell, tmp
         assert all(line.isprintable() for line in told.splitlines()), arguments
         assert status == 2 or "\nhint: " in told, (arguments, told)
     assert not (tmp_path / "node" / "node" / "joined.json").exists()
+    unused = (*join, "--token", token, "--ca-file", str(server.ca_file), "--name", "lab-9", "--no-run")
+    assert atoll(*unused)[0] == 0
+    assert atoll("nodes", "remove", "lab-9", "--yes")[0] == 0
     key = json.loads(atoll("key", "generate", "--json")[1])
     weak = {"ATOLL_KEY_ID": key["id"], "ATOLL_KEY_SECRET": key["secret"]}
     for act in (("list",), ("token",), ("drain", "local"), ("remove", "local", "--yes")):

@@ -24,11 +24,12 @@ app = cyclopts.App(
     result_action="return_value",
 )
 
+_Key = cyclopts.Parameter(allow_leading_hyphen=True)  # `-`
 Flag = cyclopts.Parameter(negative="")
 
 
 @app.command
-def login(*, host: str = "", key: str = "", ca_file: str = "", alias: str = "") -> int:
+def login(*, host: str = "", key: Annotated[str, _Key] = "", ca_file: str = "", alias: str = "") -> int:
     """Log in to a server, and keep its key in a file that you alone can read.
 
     Without `--key` the server's issuer of identities is asked in the browser where it has one; else the key is asked

@@ -250,7 +250,8 @@ def remove(name: str, /, *, yes: Yes = False, host: str = "", home: Path | None 
         costs = [f"`{row['name']}` joins again by a new token alone"]
         if running:
             costs.append(f"{counted(running, 'call')} that run there end; `atoll nodes drain --wait` lets them finish")
-        if not yes and not confirmed([], costs, "remove the node?", replaceable=False):
+        asks = not yes and row["name"] != LOCAL  # which the server refuses to remove
+        if asks and not confirmed([], costs, "remove the node?", replaceable=False):
             return 1
         gone = place.change(row["name"], "remove")
     echo(f"removed the node `{gone['name']}`", error=True)

@@ -93,6 +93,7 @@ def join(
     secret = token_of(token, token_file)
     address = credentials.address_of(url)
     _check_place(place, replace=replace)
+    joined.prepare(place)
     if urlsplit(address).scheme == "http" and not is_loopback(urlsplit(address).hostname or ""):
         echo("warning: without TLS, the node's credentials and all data can be read on the way", error=True)
     found = joined.join(

@@ -85,6 +85,8 @@ def free_line(one: dict[str, Any]) -> str:
         parts.append(f"{free['gpus']} of {has['gpus']} GPUs free")
     if one["state"] != "active":
         parts.insert(0, str(one["state"]))
+    elif one.get("apart"):
+        parts.insert(0, "gets no calls: does not share /data")
     return " \u00b7 ".join(parts)
 
 

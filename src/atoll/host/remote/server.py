@@ -171,9 +171,10 @@ class Server:
             return errors.HostUnreachable(
                 f"{self.shown} does not answer{way}", hint="check the network, and that a firewall lets you through"
             )
-        return errors.HostUnreachable(
-            f"cannot reach {self.shown}{way}: {printable(str(error))}", hint="check the address and the network"
-        )
+        hint = "check the address and the network"
+        if not self.secure and isinstance(error, http.client.RemoteDisconnected | http.client.BadStatusLine):
+            hint = "if the server speaks TLS, its address begins with `https://`"
+        return errors.HostUnreachable(f"cannot reach {self.shown}{way}: {printable(str(error))}", hint=hint)
 
     def key_ended(self) -> errors.NotAuthorized:
         """Return the error of work that the end of the key has cut off."""

@@ -106,6 +106,8 @@ class Cluster:
         """Is told what nodes ask of the server."""
         self.away_names: Callable[[], Sequence[str]] = lambda: tuple(self._away)
         """Returns the machines that belong to the server and have no link."""
+        self.missing_names: Callable[[], Sequence[str]] = self.away_names
+        """Returns those of them that have run, and so may have calls."""
 
     # --- queries -----------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,10 @@ class Cluster(Protocol):
         """Return the names of machines that belong to the server and have no link."""
         ...
 
+    def missing_names(self) -> Sequence[str]:
+        """Return those of them that have run, and so may have calls."""
+        ...
+
     def node_of_data(self, user: str) -> str: ...
     def volumes_for(self, spec: Any) -> str: ...
     def accepts(self, name: str) -> bool: ...
@@ -96,7 +100,7 @@ class Machines:
 
     def __init__(self, own: OwnNode, cluster: Cluster, copies: Copies) -> None:
         self._own, self._cluster, self._copies = _Uncounted(own), cluster, copies
-        self._finding = Finding(self.nodes, cluster.away_names)
+        self._finding = Finding(self.nodes, cluster.missing_names)
 
     def nodes(self) -> dict[str, Asks]:
         """Return the machines that are there, the server's own first."""
@@ -203,7 +207,17 @@ class Machines:
             answers, failures = await asked_of_all(self.nodes(), principal, name, arguments)
         if not answers:
             raise _first(failures)
-        return self._with_away(merging.MERGED[name](answers, arguments), failures)
+        answer = merging.MERGED[name](answers, arguments)
+        if name in ("status", "capacity"):  # room is where calls may go
+            room = {node: one for node, one in answers.items() if self._gets_calls(node)} or answers
+            given = merging.MERGED[name](room, arguments)
+            answer = {**answer, "capacity": given["capacity"]} if name == "status" else given
+        return self._with_away(answer, failures)
+
+    def _gets_calls(self, node: str) -> bool:
+        facts = self._cluster.facts.get(node)
+        shares = facts is not None and self._cluster.volumes_for(None) in ("", facts.volumes)
+        return shares and self._cluster.accepts(node)
 
     def _rows(self, principal: Principal | None, arguments: Mapping[str, Any]) -> int:
         limit = arguments.get("limit", 50)
@@ -249,7 +263,7 @@ class Machines:
         return self._with_away(answer, failures)
 
     def _with_away(self, answer: dict[str, Any], failures: Failures) -> dict[str, Any]:
-        away = sorted({*failures, *self._cluster.away_names()})
+        away = sorted({*failures, *self._cluster.missing_names()})
         return {**answer, "away": away} if away else answer
 
 

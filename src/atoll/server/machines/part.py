@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from atoll.server.accounts import rows
@@ -12,6 +13,7 @@ from atoll.server.machines.copies import FILE, Copies
 from atoll.server.machines.holds import Holds
 from atoll.server.machines.machines import Machines
 from atoll.server.machines.upkeep import Upkeep
+from atoll.server.nodes.accounts import Nodes
 from atoll.server.state import ServerState
 
 
@@ -29,13 +31,14 @@ def install(state: ServerState) -> None:
             if user.volume_bytes or user.volume_files
         ]
 
-    def away() -> list[str]:
-        known = state.parts["nodes"].known() if "nodes" in state.parts else ()
+    def away(*, unused: bool = True) -> list[str]:
+        nodes: Nodes | None = state.parts.get("nodes")
+        known = [one for one in nodes.known() if unused or nodes.has_run(one)] if nodes is not None else []
         names = [one.name for one in known if one.state != "removed"]
         return [name for name in names if name != LOCAL and name not in cluster.links]
 
     copies = Copies(state.node, state.node.options.home / FILE, quotas)
-    cluster.away_names = away
+    cluster.away_names, cluster.missing_names = away, partial(away, unused=False)
     state.asks = state.parts["machines"] = machines = Machines(state.node, cluster, copies)
     handing.answer, handing.find = machines.answer, machines.find
 

@@ -181,6 +181,24 @@ def need(home: Path) -> Joined:
     return found
 
 
+def prepare(home: Path) -> None:
+    """Make the directory of the credentials, before a token is used up for them.
+
+    Raises:
+        StateUntrusted, StateUnusable: the state directory cannot be used.
+    """
+    try:
+        with ownership.directory(home / DIRECTORY, make=True) as directory:
+            name = f".{FILE}-{secrets.token_hex(8)}"
+            os.close(directory.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            (home / DIRECTORY / name).unlink()
+    except OSError as error:
+        raise errors.StateUnusable(
+            f"cannot write below `{printable(str(home))}`: {error.strerror}",
+            hint="give another directory: `--home DIRECTORY`, or ATOLL_HOME",
+        ) from error
+
+
 def write(home: Path, joined: Joined) -> None:
     """Keep what a machine needs to run as a node, in place of what was kept before.
 

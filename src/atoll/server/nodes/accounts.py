@@ -53,6 +53,7 @@ class Nodes:
         self._told: dict[str, NodeAccount] = {}
         self._telling = asyncio.Lock()
         self._seen: dict[str, float] = {}
+        self._heard: set[str] = set()
         self._facts: dict[str, Mapping[str, Any]] = {}
         self.on_change: list[Callable[[NodeAccount], None]] = []
         """Each is called with a node that has joined or changed its state; with `removed`, its links are to end."""
@@ -60,6 +61,10 @@ class Nodes:
     def known(self) -> list[NodeAccount]:
         """Return the nodes as they were told last: the server's own first, then by name."""
         return list(self._told.values())
+
+    def has_run(self, node: NodeAccount) -> bool:
+        """Return whether a node was ever heard of after it had joined."""
+        return node.seen is not None or node.id in self._heard
 
     async def authenticate(self, headers: Mapping[str, str], address: str) -> NodeAccount:
         """Return the node of a request, by `Authorization: Node ID:SECRET`.
@@ -168,6 +173,7 @@ class Nodes:
     def heard(self, node_id: str, facts: Mapping[str, Any] | None = None) -> None:
         """Note that a node's word has come just now, with its facts where it said them; written down in a while."""
         self._seen[node_id] = time.time()
+        self._heard.add(node_id)
         if facts is not None:
             self._facts[node_id] = facts
 

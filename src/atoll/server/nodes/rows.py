@@ -86,7 +86,9 @@ def add_token(
     """
     if not 1 <= uses <= MOST_USES:
         raise errors.CallerError(f"a token has 1 to {MOST_USES} uses", hint="make several tokens for more nodes")
-    if not 0 < seconds <= MOST_TOKEN_SECONDS:
+    if seconds <= 0:
+        raise errors.CallerError("a token is valid for more than 0 hours", hint="give some: `--hours 1`")
+    if not seconds <= MOST_TOKEN_SECONDS:
         raise errors.CallerError("a token expires after at most 30 days", hint="give fewer hours: `--hours 24`")
     now = time.time()
     connection.execute(node_tokens.delete().where(node_tokens.c.expires < now - 86400))
