@@ -41,7 +41,7 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each test once on a server, but for `SLOW`, and of `SAME_WORKERS` one; with `SOAK=1` all with all values."""
+    """Run each test once on a server or cluster, but for `SLOW`, and of `SAME_WORKERS` one; with `SOAK=1` all with all values."""
     if os.environ.get("SOAK"):
         return
     seen = set[str]()
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out: list[pytest.Item] = []
     for item in items:
         call = getattr(item, "callspec", None)
-        if item.path.parent != Path(__file__).parent or call is None or call.params.get("place") != "remote":
+        if item.path.parent != Path(__file__).parent or call is None or call.params.get("place") == "local":
             kept.append(item)
             continue
         name = item.path.stem if item.path.stem in SAME_WORKERS else item.nodeid.partition("[")[0]
