@@ -136,9 +136,7 @@ def test_an_upgrade_machine_by_machine_ends_no_call(
             count += 1
         return count
 
-    newer = shutil.copytree(
-        Path(atoll_package.__file__).parent, tmp_path / "atoll", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    newer = shutil.copytree(Path(atoll_package.__file__).parent, tmp_path / "atoll")
     text = (newer / "__init__.py").read_text()
     (newer / "__init__.py").write_text(
         text.replace(f'__version__ = "{atoll_package.__version__}"', '__version__ = "9.9.9"')

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,10 @@ from atoll.host import daemon_start
 from atoll.server import health, node
 from atoll.server.node import Node
 from atoll.server.state import ServerState
+from atoll.wire.async_channel import AsyncChannel
 
 from ..conftest import Home
+from ..waiting import PATIENCE_SECONDS
 
 
 def test_a_server_names_the_version_of_its_node(
@@ -34,6 +39,27 @@ def test_a_server_names_the_version_of_its_node(
         found.request(None, "capacity", {})
     assert atoll_home.daemon_pid() == pid
     assert len(caplog.records) == 1
+
+
+def test_an_answer_that_is_faster_than_the_rest_of_a_message_counts(
+    atoll_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that refuses the greeting, and has gone before the message behind it is sent, is of another version."""
+    post = AsyncChannel.post
+
+    def late(self: AsyncChannel, header: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        if header["type"] != "hello":
+            gone = select.poll()
+            gone.register(self._channel.fileno(), 0)  # for the end alone
+            assert gone.poll(1000 * PATIENCE_SECONDS)
+        post(self, header, descriptors)
+
+    options = settings.load(atoll_home.path)
+    daemon_start.start(options)
+    monkeypatch.setattr(AsyncChannel, "post", late)
+    monkeypatch.setattr(node, "__version__", "0.0.1")
+    with pytest.raises(errors.HostUnreachable, match=f"the node is atoll {__version__}"):
+        asyncio.run(Node(options).ask(None, "capacity", {}))
 
 
 def test_a_program_is_told_that_its_package_was_changed(atoll_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

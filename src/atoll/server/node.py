@@ -92,8 +92,11 @@ class Node:
                 await self._threads.run("", partial(daemon_start.start, self.options))
                 continue
             try:
-                channel.post({"type": "hello", "version": __version__, "purpose": ""})
-                channel.post(named, descriptors)
+                with contextlib.suppress(
+                    ChannelClosed
+                ):  # it may have answered the greeting, and gone before the rest is sent
+                    channel.post({"type": "hello", "version": __version__, "purpose": ""})
+                    channel.post(named, descriptors)
                 reply = await asyncio.wait_for(channel.receive(), daemon_start.GREETING_SECONDS)
             except ChannelClosed:  # it was just leaving
                 channel.close()
