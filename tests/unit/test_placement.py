@@ -146,6 +146,19 @@ def test_shares_that_change_while_they_are_told_are_looked_at_again() -> None:
     assert set(cluster.where) == {"w1", "w2", "w3"}
 
 
+def test_a_wish_may_be_withdrawn_while_another_one_is_served() -> None:
+    """Shares that are told of a place may have a server refuse the next wish; the rest is served."""
+    share = Share(1)
+    cluster = Cluster(Machine("a", 64), placement=Placement(share))
+    for number, cores in enumerate((1, 1, 2, 3)):
+        cluster.ask(wish(f"w{number}", f"user {number}", millicores=1000 * cores))
+    share.on_taken = lambda: cluster.placement.withdraw("w2", 1.0)
+    share.most = 3
+    cluster.note(cluster.placement.look(1.0))
+    assert set(cluster.where) == {"w0", "w1", "w3"}
+    assert not cluster.placement.waiting()
+
+
 def test_wishes_wait_for_a_node_that_is_away_for_a_moment() -> None:
     """It is not refused until the node has been away for long; then it is to be withdrawn."""
     cluster = Cluster(Machine("plain"), Machine("gpu", gpus=1, cores=8, memory=64))

@@ -221,8 +221,8 @@ class Placement:
         if wish_id not in self._waits:
             return self.over(wish_id, now)
         self._pass(now)
-        wait = self._waits[wish_id]
-        wish = self._take_out(wish_id, wait).wish
+        wait = self._waits.pop(wish_id)
+        wish = wait.user.remove(wait.kind.line, wish_id).wish
         wait.kind.line.enter(wait.user)
         if wait.user.idle:
             del self._users[wish.user]
@@ -253,10 +253,6 @@ class Placement:
 
     def _pass(self, now: float) -> None:
         self._now = max(self._now, now)
-
-    def _take_out(self, wish_id: str, wait: _Wait) -> Waiting:
-        del self._waits[wish_id]
-        return wait.user.remove(wait.kind.line, wish_id)
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 
@@ -310,6 +306,9 @@ class Placement:
             if len(turns) > 1:
                 turns.sort(key=itemgetter(0), reverse=True)
             turn, kind, user, waiting = turns.pop()
+            if waiting.wish.id not in self._waits:  # it was withdrawn when shares were told of another one
+                self._again = True
+                continue
             node = self._choose(kind, waiting.wish, turn)
             if node is None:
                 kind.stuck = kind.has_room
@@ -317,14 +316,15 @@ class Placement:
                     self._hold(kind)
                 continue
             places.append(self._serve_one(waiting.wish, user, kind, node))
-            turns = [self._first(entry[1]) if entry[2] is user else entry for entry in turns]
+            turns = [self._first(one[1]) if one[2] is user else one for one in turns if one[1].line.users]
             if not kind.line.users:
                 self._again = True  # it waits no more, and gives up the nodes that were held for it
             elif kind.has_room:
                 turns.append(self._first(kind))
 
     def _serve_one(self, wish: Wish, user: User, kind: Kind, node: NodeRoom) -> Place:
-        self._take_out(wish.id, self._waits[wish.id])
+        del self._waits[wish.id]
+        user.remove(kind.line, wish.id)
         self._turns += 1
         user.turn = self._turns
         kind.line.enter(user)
