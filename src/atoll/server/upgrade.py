@@ -148,7 +148,7 @@ class Upgrade(asyncio.Protocol):
             if early:
                 self._transport.write(early)
             self._connections.discard(self)
-            self.handing.join(self._transport, node, link)
+            self.handing.join(name, self._transport, node, link)
         elif self.cluster.may_come_back():
             raise errors.HostUnreachable(
                 "the server has just begun, and waits for its machines", hint="try again in a while"

@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
 from atoll import errors
@@ -24,9 +24,10 @@ from atoll.server.cluster import own_node
 from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.links.link import Link
+from atoll.server.cluster.links.messages import MessageError, read_facts
+from atoll.server.cluster.links.splice import Half
 from atoll.server.cluster.places import Places
 from atoll.server.cluster.wishes import names_uploads
-from atoll.server.line.sessions import MOST_OF_USER
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
@@ -35,6 +36,8 @@ from atoll.wire.line import DRAINS, KEY_ENDED
 log = logging.getLogger("atoll.cluster")
 
 LOOK_SECONDS = 0.5
+BEFORE = "{} (before)"
+"""The name of a machine whose name another machine has now, while its lease may run on."""
 
 
 class Held(NamedTuple):
@@ -50,6 +53,14 @@ class Held(NamedTuple):
     user: str
     key: str
     wish: str
+
+
+class _Away(NamedTuple):
+    """A node without a link: until when its sessions are kept, its account, and its machine as it names itself."""
+
+    until: float
+    account: str
+    machine: str
 
 
 class Account(Protocol):
@@ -86,6 +97,8 @@ class Cluster:
         self.carried: defaultdict[str, set[Any]] = defaultdict(set)
         """Spliced connections of nodes, by their accounts: they may outlive a link."""
         self.sessions: dict[str, Held] = {}
+        self.spliced: dict[str, Half] = {}
+        """The last connections of sessions, to their nodes."""
         self.arrivals: dict[str, Arrival] = {}
         self.places = Places()
         self.others = asyncio.Event()
@@ -94,8 +107,8 @@ class Cluster:
         self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
         """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
         self._lines: Counter[str] = Counter()
-        self._away: dict[str, tuple[float, str]] = {}
-        """Nodes without a link: until when their sessions are kept, and their accounts."""
+        self._away: dict[str, _Away] = {}
+        """Nodes without a link."""
         self._accepting: dict[str, bool] = {}
         self._expected: dict[str, float] = {}
         """Sessions may still come with nodes that this process has not heard of."""
@@ -147,7 +160,7 @@ class Cluster:
 
     def may_come_back(self) -> bool:
         """Return whether a session that is unknown here may be one of a node that has not linked yet."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         return any(until > now for until in self._expected.values())
 
     def rows(self) -> list[LiveNode]:
@@ -158,9 +171,9 @@ class Cluster:
         for name, link in self.links.items():
             load = link.load if link.told else None
             found.append(LiveNode(name, self.facts[name], load, now - link.heard_at, lines[name]))
-        for name, (until, _) in self._away.items():
+        for name, was in self._away.items():
             if name in self.facts:
-                silent = now - until + LOST_SECONDS
+                silent = now - was.until + LOST_SECONDS
                 found.append(LiveNode(name, self.facts[name], None, silent, lines[name], linked=False))
         return found
 
@@ -209,14 +222,23 @@ class Cluster:
         self.links[name] = link
         if old is not None and old is not link:
             old.close()
-        known = {session: held.wish for session, held in self.sessions.items() if held.node == name}
-        said = {str(row["id"]): row for row in sessions}
-        for session in known.keys() - said.keys():
-            self._drop(session)
-        for session, row in said.items():
-            if session not in self.sessions:  # one of another node's stays there
-                self._hold(session, Held(name, str(row["user"]), str(row["key"]), ""))
-        self._away.pop(name, None)
+        before, was = BEFORE.format(name), self._away.pop(name, None)
+        if old is not None and old is not link:
+            was = _Away(old.heard_at + LOST_SECONDS, old.account, old.machine)
+        said = {str(row["id"]): (str(row["user"]), str(row["key"])) for row in sessions}
+        gone = [one for one, held in self.sessions.items() if held.node == name and one not in said]
+        for session in gone:
+            if was is None or was.machine == link.machine:  # it has ended them
+                self._drop(session)
+            else:  # the other machine's lease runs on
+                self.sessions[session] = self.sessions[session]._replace(node=before)
+                self._away[before] = _Away(was.until, "", was.machine)
+        for session, (user, key) in said.items():
+            held = self.sessions.get(session)
+            if held is None:
+                self._hold(session, Held(name, user, key, ""))
+            elif held.node == before:
+                self.sessions[session] = held._replace(node=name)
         self._expected.pop(name, None)
         if self.on_join is not None:
             self._unready.add(name)
@@ -273,7 +295,7 @@ class Cluster:
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
-        self._away[link.name] = link.heard_at + LOST_SECONDS, link.account
+        self._away[link.name] = _Away(link.heard_at + LOST_SECONDS, link.account, link.machine)
         self.places.leave(link.name)
         log.warning("node_away", extra={"fields": {"node": link.name}})
 
@@ -295,10 +317,8 @@ class Cluster:
 
     def _expect(self, account: Account) -> None:
         """Have placement count a node as away: what it alone could hold is not refused at once."""
-        known = {field.name for field in fields(NodeFacts)} & set(account.facts)
-        with contextlib.suppress(TypeError, ValueError):
-            facts = NodeFacts(**{**{name: account.facts[name] for name in known}, "name": account.name})
-            self.places.expect(replace(facts, gpus=tuple(facts.gpus), labels=dict(account.labels)))
+        with contextlib.suppress(MessageError):  # they are the machine's own claims
+            self.places.expect(read_facts({**account.facts, "name": account.name, "labels": dict(account.labels)}))
 
     def _look(self) -> None:
         now = self._now()
@@ -306,8 +326,8 @@ class Cluster:
             if now - link.heard_at > LOST_SECONDS:
                 log.warning("node_silent", extra={"fields": {"node": name}})
                 link.close()
-        for name, (until, _) in tuple(self._away.items()):
-            if until < now:
+        for name, was in tuple(self._away.items()):
+            if was.until < now:
                 self._lose(name)
         self.places.look()
 
@@ -317,7 +337,7 @@ class Cluster:
             one.shutdown()
 
     def _lose(self, name: str) -> None:
-        _, account = self._away.pop(name)
+        account = self._away.pop(name).account
         self.facts.pop(name, None)
         self._cut_off(account)
         lost = [session for session, held in self.sessions.items() if held.node == name]
@@ -327,18 +347,9 @@ class Cluster:
 
     # --- lines -------------------------------------------------------------------------------------------------------
 
-    def check_room(self, principal: Principal) -> None:
-        """Refuse one line too many of a user.
-
-        Raises:
-            NotAuthorized: status 429.
-        """
-        if self._lines[principal.user] >= MOST_OF_USER:
-            raise errors.NotAuthorized(
-                f"`{principal.name}` has {MOST_OF_USER} open lines, the most for one user",
-                hint="end programs that hold leases, or call less at a time",
-                status=429,
-            )
+    def lines_of(self, user: str) -> int:
+        """Return how many lines of a user are nodes' or have none yet."""
+        return self._lines[user]
 
     def add(self, arrival: Arrival) -> None:
         """Keep a line that has no node yet."""
@@ -362,6 +373,8 @@ class Cluster:
 
     def _drop(self, session: str) -> None:
         held = self.sessions.pop(session)
+        if (half := self.spliced.pop(session, None)) is not None:
+            half.end_soon()
         self._count_less(held.user)
         if held.wish:
             self.places.over(held.wish)
@@ -381,7 +394,7 @@ class Cluster:
 
     @staticmethod
     def _now() -> float:
-        return asyncio.get_running_loop().time()
+        return time.monotonic()
 
     # --- life --------------------------------------------------------------------------------------------------------
 

@@ -16,15 +16,19 @@ from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.links.preamble import Opening, write_opening
 from atoll.server.cluster.links.splice import splice
 from atoll.server.line.beginning import begin
-from atoll.server.line.connection import Connection
+from atoll.server.line.connection import PROTOCOL_ERROR, Connection
 from atoll.server.line.early import Early
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions, ending
 from atoll.server.line.shares import Bounds
 from atoll.server.principal import Principal
+from atoll.wire.websocket import LineError
 
 ATTEMPTS = 3
 """Nodes that are tried for one line: each of the others went away when it was given the line."""
+
+PASSED_ON = 6
+"""So many lines that are passed on take as many descriptors as one that this process serves."""
 
 Finder = Callable[[Principal, dict[str, Any]], Awaitable[str]]
 """Finds the node for a header of a kind other than `lease`."""
@@ -52,8 +56,11 @@ class Handing:
 
         Raises:
             NotAuthorized: the user has as many as may be, status 429.
+            HostUnreachable: all users together have.
         """
-        self._cluster.check_room(principal)
+        cluster = self._cluster
+        passed_on = (len(cluster.arrivals) + len(cluster.sessions)) // PASSED_ON
+        self._sessions.check_room(principal, cluster.lines_of(principal.user), passed_on)
         bounds: Bounds = self._sessions.bounds
         early = Early(bounds.shares, principal.user)
         arrival = Arrival(secrets.token_urlsafe(24), principal, early, self._place, self._cluster.forget)
@@ -123,26 +130,37 @@ class Handing:
             spare = await link.connection()
         except errors.HostUnreachable:
             return False
-        attached = await arrival.boundary()
-        if spare.transport.is_closing() or link.over:
-            return False
-        counts, kept = arrival.line.state()
-        assert arrival.header is not None
-        header = {**arrival.header, **({"input_over": True} if arrival.closed else {})}
-        opening = Opening(arrival.id, arrival.principal, counts, kept, header, list(arrival.early.pieces), attached)
-        spare.transport.writelines(write_opening(opening))
+        try:
+            attached = await arrival.boundary()
+            if spare.transport.is_closing() or link.over:
+                spare.transport.abort()
+                return False
+            counts, kept = arrival.line.state()
+            assert arrival.header is not None
+            header = {**arrival.header, **({"input_over": True} if arrival.closed else {})}
+            opening = Opening(arrival.id, arrival.principal, counts, kept, header, list(arrival.early.pieces), attached)
+            written = write_opening(opening)
+        except BaseException:
+            spare.transport.abort()  # the node dials another one
+            raise
+        spare.transport.writelines(written)
         self._cluster.hold(arrival, node, wish)
         client = arrival.moved()
         self._cluster.forget(arrival)
         if client is None:
             spare.taken().close()
         else:
-            self.join(client, spare.taken(), link)
+            self.join(arrival.id, client, spare.taken(), link)
         return True
 
-    def join(self, client: asyncio.Transport, node: asyncio.Transport, link: Link) -> None:
+    def join(self, session: str, client: asyncio.Transport, node: asyncio.Transport, link: Link) -> None:
         """Splice a client's connection with a node's."""
-        splice(client, node, self.connections, self._cluster.carried[link.account])
+        cluster = self._cluster
+        made = splice(client, node, self.connections, cluster.carried[link.account])
+        if session in cluster.sessions:
+            cluster.spliced[session] = made
+        else:  # it has just ended
+            made.end_soon()
 
     def _hand_to_session(self, arrival: Arrival, wish: str) -> None:
         header, pieces, closed = arrival.header, arrival.early.release(), arrival.closed
@@ -160,7 +178,10 @@ class Handing:
             connection = Connection(session, self._sessions, client, self.connections)
             client.set_protocol(connection)
             session.attach(connection, None)
-        begin(session, header, pieces, closed=closed)
+        try:
+            begin(session, header, pieces, closed=closed)
+        except LineError:  # found here since only a session knows all of the protocol
+            session.end(PROTOCOL_ERROR)
 
     def _session_over(self, session: Session) -> None:
         if wish := self._wishes.pop(session.id, ""):
@@ -178,6 +199,9 @@ class Handing:
         except (ConnectionError, TimeoutError):
             spare.transport.abort()
             raise link.unreachable() from None
+        except BaseException:  # the client has gone
+            spare.transport.abort()
+            raise
         if link.over:
             spare.transport.abort()
             raise link.unreachable()
@@ -185,5 +209,6 @@ class Handing:
             spare.transport.abort()
             if message["type"] == "ending":
                 raise ending()
+            self._cluster.session_over(link, session)
             return None
         return spare.taken(), int(message["count"]), message["early"]

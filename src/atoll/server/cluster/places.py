@@ -87,7 +87,7 @@ class Places:
                     told = said
                     arrival.say({"type": "waiting", "position": said[0], "reason": said[1]})
             return future.result()
-        except asyncio.CancelledError:
+        except BaseException:
             placed = future.done() and not future.cancelled() and future.exception() is None
             change = self.placement.over if placed else self.placement.withdraw
             self._settle(change(wish.id, _now()))

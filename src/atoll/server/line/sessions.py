@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import secrets
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 
 from atoll import errors
@@ -20,6 +20,7 @@ from atoll.wire.line import KEY_ENDED
 
 MOST_OF_USER = 2048
 """Lines of one user at a time: leases, requests and storage channels."""
+MOST_GONE = 65536
 SETTLE_SECONDS = 1.0
 """Seconds after which what has come is acknowledged on a line where nothing more comes."""
 
@@ -46,6 +47,8 @@ class Sessions:
         self.paces = node.paces
         self._shares = Bytes()
         self._opening: set[Session] = set()
+        self.gone: OrderedDict[str, None] = OrderedDict()
+        """Ids whose clients were told that there is no such session: an opening of theirs may still be on its way."""
         self.unsettled: set[Session] = set()
         """Those that got bytes since the last look."""
         self._looks = 0
@@ -67,23 +70,35 @@ class Sessions:
             NotAuthorized: the user has as many as may be, status 429.
             HostUnreachable: all users together have.
         """
-        own = self._of_user[principal.user]
-        room = may_open(own, len(self._sessions), self._most) or len(self._sessions) >= self._most
+        self.check_room(principal)
+        self.opened += 1
+        return self.take(secrets.token_urlsafe(24), principal)
+
+    def check_room(self, principal: Principal, own: int = 0, all_lines: int = 0) -> None:
+        """Refuse a line too many.
+
+        Args:
+            own, all_lines: lines elsewhere that count as well, of the user and of all.
+
+        Raises:
+            As `open`.
+        """
+        own += self._of_user[principal.user]
+        all_lines += len(self._sessions)
+        room = may_open(own, all_lines, self._most) or all_lines >= self._most
         if own >= MOST_OF_USER or not room:
             self.refused += 1
             raise errors.NotAuthorized(
                 f"`{principal.name}` has {own} open lines, the most for one user"
-                + ("" if room else f" while all together have {len(self._sessions)} of {self._most}"),
+                + ("" if room else f" while all together have {all_lines} of {self._most}"),
                 hint="end programs that hold leases, or call less at a time",
                 status=429,
             )
-        if len(self._sessions) >= self._most:
+        if all_lines >= self._most:
             self.refused += 1
             raise errors.HostUnreachable(
                 f"the server has {self._most} open lines, the most that it can", hint="try again in a while"
             )
-        self.opened += 1
-        return self.take(secrets.token_urlsafe(24), principal)
 
     @property
     def bounds(self) -> Bounds:
@@ -115,9 +130,13 @@ class Sessions:
         return found
 
     def by_id(self, name: str) -> Session | None:
-        """Return the session of this id, for a server that has checked whose it is."""
+        """Return the session of this id, for a server that has checked whose it is; it must not begin once it was gone."""
         found = self._sessions.get(name)
         self.resumed += found is not None
+        if found is None:
+            self.gone[name] = None
+            if len(self.gone) > MOST_GONE:
+                self.gone.popitem(last=False)
         return found
 
     def _forget(self, session: Session) -> None:

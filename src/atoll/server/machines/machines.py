@@ -207,12 +207,34 @@ class Machines:
             answers, failures = await asked_of_all(self.nodes(), principal, name, arguments)
         if not answers:
             raise _first(failures)
+        try:
+            return self._with_away(self._joined(name, answers, arguments), failures)
+        except Exception:  # a machine answers as none does: the others are shown without it
+            sound = {node: answer for node, answer in answers.items() if self._is_sound(node, name, answer, arguments)}
+            if not sound or len(sound) == len(answers):
+                raise
+        odd = errors.ProtocolMismatch("a machine answers as none does", hint="upgrade it")
+        failures |= dict.fromkeys(answers.keys() - sound, odd)
+        return self._with_away(self._joined(name, sound, arguments), failures)
+
+    def _joined(self, name: str, answers: Answers, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answers as one."""
         answer = merging.MERGED[name](answers, arguments)
-        if name in ("status", "capacity"):  # room is where calls may go
-            room = {node: one for node, one in answers.items() if self._gets_calls(node)} or answers
-            given = merging.MERGED[name](room, arguments)
-            answer = {**answer, "capacity": given["capacity"]} if name == "status" else given
-        return self._with_away(answer, failures)
+        if name not in ("status", "capacity"):
+            return answer
+        room = {node: one for node, one in answers.items() if self._gets_calls(node)} or answers  # where calls may go
+        given = merging.MERGED[name](room, arguments)
+        return {**answer, "capacity": given["capacity"]} if name == "status" else given
+
+    @staticmethod
+    def _is_sound(node: str, name: str, answer: dict[str, Any], arguments: Mapping[str, Any]) -> bool:
+        try:
+            merging.MERGED[name]({node: answer}, arguments)
+        except Exception as error:
+            fields = {"node": node, "request": name, "error": repr(error)[:200]}
+            log.warning("answer_not_understood", extra={"fields": fields})
+            return False
+        return True
 
     def _gets_calls(self, node: str) -> bool:
         facts = self._cluster.facts.get(node)

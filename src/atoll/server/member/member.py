@@ -34,7 +34,8 @@ log = logging.getLogger("atoll.member")
 
 SPARES = 4
 """Connections that wait for lines."""
-MOST_DIALLING = 64
+MOST_DIALLING, MOST_TO_DIAL = 64, 65536
+"""Connections that are dialled at a time, and those that may wait for that."""
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.1, 3.0
 """Pauses between attempts to link."""
 PAUSE_SECONDS = 0.02
@@ -59,6 +60,8 @@ class Member:
         self._connections: set[Connection] = set()
         self._spares: set[SpareLine] = set()
         self._dialling: set[asyncio.Task[None]] = set()
+        self._to_dial = 0
+        """Connections that the server wants, and that wait for others to be dialled."""
         self._leases: set[str] = set()
         self._load: NodeLoad | None = None
         self._until = self._kept_until = clock()
@@ -135,15 +138,26 @@ class Member:
         """See `node_link.Owner.lost`: lines that stand by have no use any more."""
         if self._link is link:
             self._link = None
+            self._to_dial = 0
         for spare in tuple(self._spares):
             spare.transport.abort()
 
     def wanted(self, count: int) -> None:
         """See `node_link.Owner.wanted`."""
-        for _ in range(min(count, MOST_DIALLING - len(self._dialling))):
+        self._to_dial = min(self._to_dial + count, MOST_TO_DIAL)
+        self._dial_more()
+
+    def _dial_more(self) -> None:
+        while self._to_dial and len(self._dialling) < MOST_DIALLING:
+            self._to_dial -= 1
             task = asyncio.get_running_loop().create_task(self._dial_line())
             self._dialling.add(task)
-            task.add_done_callback(self._dialling.discard)
+            task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dialling.discard(task)
+        if not task.cancelled():
+            self._dial_more()
 
     async def _dial_line(self) -> None:
         try:
@@ -164,7 +178,7 @@ class Member:
     def _spare_over(self, spare: SpareLine) -> None:
         """Dial another connection for one that has waited for too long; the server asks for those that it uses."""
         self._spares.discard(spare)
-        if not spare.taken and self._link is not None:
+        if not spare.taken and self._link is not None and len(self._spares) < SPARES:
             self.wanted(1)
 
     # --- load --------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import OrderedDict
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 from atoll import errors
@@ -24,6 +26,16 @@ MOST_SENT = 64
 def clock() -> float:
     """Return seconds that only rise, also while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _machine(home: Path) -> str:
+    """Return a name of this machine's run and state directory: what ran for them before is over when they link again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space, place = os.stat("/proc/self/ns/pid"), os.stat(home)
+    except OSError:
+        return ""
+    return f"{boot} {space.st_ino} {place.st_dev}:{place.st_ino}"
 
 
 class Owner(Protocol):
@@ -68,7 +80,8 @@ class NodeLink(asyncio.Protocol):
             for one in sessions.all()
             if not one.ended
         ]
-        self.say({"type": "hello", "facts": asdict(facts), "sessions": known, "versions": "1"})
+        machine = _machine(node.options.home)
+        self.say({"type": "hello", "facts": asdict(facts), "sessions": known, "versions": "1", "machine": machine})
 
     def say(self, message: dict[str, Any]) -> None:
         """Send a message; a link that is over sends none."""

@@ -17,7 +17,8 @@ from atoll.wire.websocket import LineError
 
 log = logging.getLogger("atoll.member")
 
-MOST_PREAMBLE = 8 << 20
+MOST_PREAMBLE = 32 << 20
+"""The most of the server's message: the client's first header, of which each character may take six times its bytes."""
 IDLE_SECONDS = 600.0
 """Seconds after which an unused connection is dialled anew: what is between may have forgotten it."""
 
@@ -81,6 +82,8 @@ class SpareLine(asyncio.Protocol):
             self._resume(message["session"], message["count"], rest)
             return
         opening = read_opening(message, blob)
+        if opening.id in self._sessions.gone:
+            raise MessageError("a line whose client was told that it is gone")
         session = self._sessions.take(opening.id, opening.principal)
         session.line.restore(opening.counts, opening.kept)
         header = dict(opening.header)

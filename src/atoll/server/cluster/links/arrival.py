@@ -94,6 +94,8 @@ class Arrival:
             LineError: it does not speak the line's protocol.
         """
         for kind, value in self.line.feed(data):
+            if self._moved:  # what comes behind the end belongs to nobody
+                return
             if kind == CONTROL:
                 self._take_header(value)
             elif kind == DATA:
@@ -105,8 +107,9 @@ class Arrival:
                 return
             else:
                 raise LineError("a client has nothing to send on this channel")
-        self.early.gather(self.line.gathering_bytes)
-        self._settle()
+        if not self._moved:
+            self.early.gather(self.line.gathering_bytes)
+            self._settle()
 
     def _take_header(self, header: dict[str, Any]) -> None:
         if self.header is None:
@@ -158,6 +161,7 @@ class Arrival:
         self.say(header)
         self.say({"type": "over"})
         self._over = True
+        self._give_up()
         self.early.drop()
         self._timer.cancel()
         self._timer = self._loop.call_later(OVER_SECONDS if self.connection is not None else GRACE_SECONDS, self.end)
@@ -205,12 +209,16 @@ class Arrival:
         self._moved = True
         self._timer.cancel()
         self.early.drop()
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
+        self._give_up()
         if self.connection is not None:
             self.connection.close(code)
             self.connection = None
         self._on_end(self)
+
+    def _give_up(self) -> None:
+        """Look for a place no longer."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
 
 
 class ArrivalConnection(asyncio.Protocol):
@@ -223,22 +231,46 @@ class ArrivalConnection(asyncio.Protocol):
     def __init__(self, arrival: Arrival, transport: asyncio.Transport, connections: set[Any], paces: Paces) -> None:
         self._arrival, self._transport, self._connections = arrival, transport, connections
         self._paces = paces
+        self._resting: asyncio.TimerHandle | None = None
+        self._congested = False
         connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Give bytes to the arrival."""
+        """Give bytes to the arrival; TLS may bring some after the connection's end, or after another one took its place."""
         arrival = self._arrival
+        if arrival.connection is not self:
+            return
         try:
             arrival.feed(data)
         except LineError:
             arrival.end(PROTOCOL_ERROR)
             return
         if arrival.connection is self and (seconds := self._paces.pay(arrival.principal.user, arrival.line.price)):
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(seconds, self._rested)
+            if self._resting is not None:
+                self._resting.cancel()
+            self._resting = asyncio.get_running_loop().call_later(seconds, self._rested)
+            self._read()
 
     def _rested(self) -> None:
-        if not self._transport.is_closing():
+        self._resting = None
+        self._read()
+
+    def pause_writing(self) -> None:
+        """Read no more of a client that takes no answers."""
+        self._congested = True
+        self._read()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        self._congested = False
+        self._read()
+
+    def _read(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._congested or self._resting is not None:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
     def eof_received(self) -> bool:
@@ -271,6 +303,11 @@ class ArrivalConnection(asyncio.Protocol):
         self._transport.abort()
 
     def let_go(self) -> asyncio.Transport:
-        """Return the transport: another protocol takes it."""
+        """Return the transport, which is read: another protocol takes it, and minds its user's pace."""
         self._connections.discard(self)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         return self._transport

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -32,6 +33,9 @@ HELLO_SECONDS = 10.0
 DIAL_SECONDS = 10.0
 """Seconds for a node to dial a connection that is wanted."""
 WRITE_BYTES = 8 << 20
+MOST_NAME = 256
+MOST_SPARES = 1024
+"""Connections of one node that wait for lines."""
 MOST_ASKED = 4096
 """Requests to one node that wait for their answers."""
 
@@ -136,12 +140,15 @@ class Link(asyncio.Protocol):
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self.facts: NodeFacts | None = None
+        self.machine = ""
+        """Of its process, as it names itself: another one may have the same credentials."""
         self.load = NodeLoad()
         self.told = False
         self.given = 0
         """Lines that the node was given over this link."""
-        self.heard_at = self._loop.time()
+        self.heard_at = time.monotonic()  # the loop's time is that of its last turn: a lease could outlast it
         self.over = False
+        self._congested = False
         self._timer = self._loop.call_later(HELLO_SECONDS, self._check_hello)
         connections.add(self)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
@@ -181,6 +188,18 @@ class Link(asyncio.Protocol):
             spare.transport.abort()
         self._owner.away(self)
 
+    def pause_writing(self) -> None:
+        """Hear no more of a node that takes no words: it counts as silent in a while."""
+        self._congested = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Hear on."""
+        self._congested = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def shutdown(self) -> None:
         """End with the server: the node dials again."""
         self._transport.abort()
@@ -207,12 +226,13 @@ class Link(asyncio.Protocol):
         if self.facts is None:
             if kind != "hello":
                 raise MessageError("a link begins with `hello`")
+            self.machine = str(message.get("machine", ""))[:MOST_NAME]
             self.facts = read_facts({**message["facts"], "name": self.name})
             self._timer.cancel()
             notice = self._owner.joined(self, message["sessions"])
             self.say({"type": "welcome", "server": self._owner.server, "name": self.name, "notice": notice})
             return
-        self.heard_at = self._loop.time()
+        self.heard_at = time.monotonic()
         if kind == "load":
             self.load, self.told = read_load(message["load"]), True
             self.say({"type": "beat", "number": message["number"]})
@@ -240,7 +260,7 @@ class Link(asyncio.Protocol):
             HostUnreachable: it has no link any more, or too much waits for it.
             AtollError: as the node answers.
         """
-        if self.over or len(self._asked) >= MOST_ASKED:
+        if self.over or self._congested or len(self._asked) >= MOST_ASKED:
             raise self.unreachable()
         self._number += 1
         number = self._number
@@ -267,6 +287,9 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_result(spare)
                 return
+        if len(self._spares) >= MOST_SPARES:
+            spare.transport.abort()
+            return
         self._spares.append(spare)
 
     def spare_lost(self, spare: Spare) -> None:

@@ -2,7 +2,8 @@
 
 A link carries, from the member to the server:
 
-    hello       `facts`, `sessions` (rows of `id`, `user`, `key`), `versions`
+    hello       `facts`, `sessions` (rows of `id`, `user`, `key`), `versions`, `machine`: the same for all processes of one
+                state directory until the machine starts anew
     load        `number`, `load`: a `NodeLoad`; the server answers with `beat`
     answer      `id`, and `value` or `error`, of an `ask`
     over        `session`: it has ended
@@ -118,7 +119,8 @@ def read_facts(data: Any) -> NodeFacts:
         MessageError: they are none, or too large.
     """
     facts = _converted(data, NodeFacts)
-    if max(len(facts.gpus), len(facts.labels)) > MOST_NAMES or not 0 <= facts.millicores < 1 << 50:
+    numbers = facts.millicores, facts.memory_bytes
+    if max(len(facts.gpus), len(facts.labels)) > MOST_NAMES or not all(0 <= one < 1 << 60 for one in numbers):
         raise MessageError("the facts of a node are out of bounds")
     return facts
 

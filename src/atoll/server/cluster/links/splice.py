@@ -7,6 +7,8 @@ from typing import Any
 
 WRITE_BYTES = 1 << 20
 """Unsent bytes of one side, beyond which the other side is not read."""
+LAST_SECONDS = 10.0
+"""Seconds for the bytes that are on their way when the other side has ended: a client that reads nothing holds no more."""
 
 
 class Half(asyncio.Protocol):
@@ -46,15 +48,23 @@ class Half(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """End the other side, behind the bytes that are on their way."""
         self._connections.discard(self)
-        self.other.transport.close()
+        transport = self.other.transport
+        transport.close()
+        if self.other in self.other._connections:
+            asyncio.get_running_loop().call_later(LAST_SECONDS, transport.abort)
+
+    def end_soon(self) -> None:
+        """End both sides in a while: while one is not read, nobody hears that the other has ended."""
+        if self in self._connections:
+            asyncio.get_running_loop().call_later(LAST_SECONDS, self.transport.abort)
 
     def shutdown(self) -> None:
         """End with the server: the client comes back, and the node keeps the session for it."""
         self.transport.abort()
 
 
-def splice(client: asyncio.Transport, node: asyncio.Transport, connections: set[Any], of_node: set[Any]) -> None:
-    """Join two connections.
+def splice(client: asyncio.Transport, node: asyncio.Transport, connections: set[Any], of_node: set[Any]) -> Half:
+    """Join two connections; return the node's side.
 
     Args:
         connections: uvicorn's, which it tells to shut down.
@@ -67,3 +77,4 @@ def splice(client: asyncio.Transport, node: asyncio.Transport, connections: set[
     node.resume_reading()
     if client.is_closing():  # nobody tells the protocol that it has just got
         node.abort()
+    return second
