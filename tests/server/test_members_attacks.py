@@ -362,7 +362,8 @@ def test_junk_on_a_link_ends_it_alone(server: Server) -> None:
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 while link.recv(65536):
                     pass
-    for hello in ({"facts": []}, {"facts": {"millicores": -1}}, {"facts": {}, "sessions": [1]}, {}):
+    hellos: list[dict[str, Any]] = [{"facts": []}, {"facts": {"millicores": -1}}, {"facts": {}, "sessions": [1]}, {}]
+    for hello in hellos:
         with contextlib.closing(machine.dial()) as link:
             link.sendall(write({"type": "hello", "sessions": [], **hello}))
             with contextlib.suppress(ConnectionError, ssl.SSLError):

@@ -16,12 +16,13 @@ import logging
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from atoll import errors
 from atoll.server.cluster import own_node
 from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad
+from atoll.server.cluster.held import Account, Away, Held
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.links.messages import MessageError, read_facts
@@ -38,44 +39,6 @@ log = logging.getLogger("atoll.cluster")
 LOOK_SECONDS = 0.5
 BEFORE = "{} (before)"
 """The name of a machine whose name another machine has now, while its lease may run on."""
-
-
-class Held(NamedTuple):
-    """A session of a node.
-
-    Args:
-        node: its name.
-        user, key: who has opened it.
-        wish: the placed wish; empty where it has none of this process.
-    """
-
-    node: str
-    user: str
-    key: str
-    wish: str
-
-
-class _Away(NamedTuple):
-    """A node without a link: until when its sessions are kept, its account, and its machine as it names itself."""
-
-    until: float
-    account: str
-    machine: str
-
-
-class Account(Protocol):
-    """A node's account, as its part tells of changes."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
 
 
 class Cluster:
@@ -107,7 +70,7 @@ class Cluster:
         self.volumes = "" if options.cluster.own_data or not local else own_node.expected_volumes(options)
         """Identity of the file system that carries `/data`; empty where it may be any, or is not known yet."""
         self._lines: Counter[str] = Counter()
-        self._away: dict[str, _Away] = {}
+        self._away: dict[str, Away] = {}
         """Nodes without a link."""
         self._accepting: dict[str, bool] = {}
         self._expected: dict[str, float] = {}
@@ -224,7 +187,7 @@ class Cluster:
             old.close()
         before, was = BEFORE.format(name), self._away.pop(name, None)
         if old is not None and old is not link:
-            was = _Away(old.heard_at + LOST_SECONDS, old.account, old.machine)
+            was = Away(old.heard_at + LOST_SECONDS, old.account, old.machine)
         said = {str(row["id"]): (str(row["user"]), str(row["key"])) for row in sessions}
         gone = [one for one, held in self.sessions.items() if held.node == name and one not in said]
         for session in gone:
@@ -232,7 +195,7 @@ class Cluster:
                 self._drop(session)
             else:  # the other machine's lease runs on
                 self.sessions[session] = self.sessions[session]._replace(node=before)
-                self._away[before] = _Away(was.until, "", was.machine)
+                self._away[before] = Away(was.until, "", was.machine)
         for session, (user, key) in said.items():
             held = self.sessions.get(session)
             if held is None:
@@ -295,7 +258,7 @@ class Cluster:
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
-        self._away[link.name] = _Away(link.heard_at + LOST_SECONDS, link.account, link.machine)
+        self._away[link.name] = Away(link.heard_at + LOST_SECONDS, link.account, link.machine)
         self.places.leave(link.name)
         log.warning("node_away", extra={"fields": {"node": link.name}})
 
