@@ -159,15 +159,17 @@ def test_a_call_outlives_an_orderly_end_of_its_member(machines: tuple[Server, di
 
 
 def test_a_call_of_a_killed_member_has_ended_before_its_client_hears_of_it(
-    machines: tuple[Server, dict[str, Member]], host: Host
+    machines: tuple[Server, dict[str, Member]], host: Host, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The next member ends what the killed one has left, before the server tells a client that its call is lost."""
     _, members = machines
     call = Called(isolated(host=host)(_beats), "killed")
     member, volume = _runs_at(members, "killed")
     member.end(signal.SIGKILL)
+    silent = f"the machine `{member.name}` does not answer"
+    until(lambda: f"says that {silent}: trying for up to" in capfd.readouterr().err)
     member.start()
-    with pytest.raises((errors.HostUnreachable, errors.WorkerDied)):
+    with pytest.raises(errors.HostUnreachable, match=f"cannot be resumed, since {silent}: call .* may have run"):
         call.result()
     beats = volume / "killed.runs"
     size = beats.stat().st_size

@@ -62,6 +62,7 @@ class LineClient:
         self.whole = False
         """The data has ended in order."""
         self.reason: errors.AtollError | None = None
+        self._said = ""  # by a server that could not resume the line for now
         """The reason of the line's end, where the server has refused to go on."""
         self._server = server
         self._take = take
@@ -110,7 +111,7 @@ class LineClient:
             ChannelClosed: the line is over.
         """
         _close_all(self._held)
-        attempts = self._server.attempts(self._closing)
+        attempts, said = self._server.attempts(self._closing), ""
         while not self.closed and not self.over and attempts.left > 0:
             try:
                 upgraded = self._server.open_line(
@@ -125,22 +126,25 @@ class LineClient:
                 return
             except Refused as refused:
                 if not refused.passes:
-                    self.reason = None if refused.status == 410 else refused.error
+                    self.reason, self._said = (None, said) if refused.status == 410 else (refused.error, "")
                     break
+                said = refused.error.message
             except LineError:
                 _close_all(self._held)
                 break
             except (OSError, http.client.HTTPException):
                 _close_all(self._held)
-            if not attempts.wait("does not answer, as while it restarts"):
+                said = ""
+            if not attempts.wait(f"says that {said}" if said else "does not answer, as while it restarts"):
                 break
         self.over = True
         raise ChannelClosed("the connection to the server was lost", self.reason) from why
 
     def lost(self) -> errors.AtollError:
         """Return the error of work that the line's end has cut off."""
+        why = f", since {self._said}" if self._said else ""
         return self.reason or errors.HostUnreachable(
-            f"the connection to {self._server.shown} was lost and cannot be resumed", hint="call again"
+            f"the connection to {self._server.shown} was lost and cannot be resumed{why}", hint="call again"
         )
 
     # --- sending -----------------------------------------------------------------------------------------------------
