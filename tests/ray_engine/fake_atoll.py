@@ -20,6 +20,8 @@ if sys.argv[2] == "join":
     with (home / "joins").open("a") as file:
         file.write(json.dumps(sys.argv[1:]) + "\n")
     sys.exit(0)
+if (home / "removed").exists():
+    sys.exit(3)
 (home / "environment.json").write_text(json.dumps(dict(os.environ)))
 daemon = subprocess.Popen(["sleep", "infinity"], start_new_session=True)
 (home / "pids").write_text(f"{os.getpid()} {daemon.pid}")

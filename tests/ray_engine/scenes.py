@@ -253,6 +253,14 @@ async def watches() -> None:
         assert len((home / "joins").read_text().splitlines()) == 1
         await fleet.stop(node)
         assert not any(Path(f"/proc/{pid}").exists() for pid in third)
+        await fleet.start(node)
+        fourth = await pids_of(home, third)
+        (home / "removed").touch()  # the server has removed the node: its process ends with status 3
+        os.kill(fourth[0], signal.SIGKILL)
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in fourth), "a removed node lives")
+        while "stopped" not in [row["process"] for row in await fleet.machines()]:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        (home / "removed").unlink()
 
 
 async def home_of(node: str) -> Path:

@@ -25,6 +25,8 @@ LOOK_SECONDS = 1.0
 JOIN_SECONDS = 120.0
 """Seconds that a machine's process has to join; after that nothing more is asked for on its Ray node until it has."""
 NAME_LENGTH = 63
+REMOVED = 3
+"""Exit status of a node that the server knows no more: an operator has removed it, and it stays out."""
 
 _log = logging.getLogger("atoll.server")
 
@@ -157,7 +159,11 @@ class RayFleet:
                 for node, report in message["machines"].items():
                     self._machines.setdefault(node, _Machine()).report = report or {"state": "unknown"}
             case "machine":
-                self._machines.setdefault(message["node"], _Machine()).report = message["report"]
+                known = self._machines.setdefault(message["node"], _Machine())
+                known.report = message["report"]
+                if known.report and known.report.get("status") == REMOVED and not known.stopped:
+                    known.stopped = True
+                    self._attend(self._end(message["node"]))
             case "answer":
                 self._answered(message["ask"], message["error"])
             case "gone":

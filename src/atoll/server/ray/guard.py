@@ -36,12 +36,17 @@ LOOK_SECONDS = 0.05
 LOCK, JOINED = "ray-guard.lock", "ray-node"
 """Files in the state directory: held by its one guard; the Ray node as which it has joined."""
 
+_own = set[int]()
+"""Children that are waited for by what started them."""
+
 
 def main() -> None:
     """Run: `python -m atoll.server.ray.guard DESCRIPTOR`; the first line is an order, as `machine.Machine` has it."""
     if os.fork():
         os._exit(0)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
+    with contextlib.suppress(OSError):  # Ray has the kernel kill its workers first; a machine's daemon is none of them
+        Path("/proc/self/oom_score_adj").write_text("0")
     asyncio.run(_run(socket.socket(fileno=int(sys.argv[1]))))
 
 
@@ -99,6 +104,7 @@ async def _run_once(argv: list[str], order: dict[str, Any], tell: Callable[..., 
     except OSError as error:
         tell(line=f"cannot start `{argv[0]}`: {error.strerror}")
         return -1
+    _own.add(child.pid)
     tell(state="running", pid=child.pid, exits=exits)
     assert child.stdout is not None
     lines = asyncio.StreamReader(limit=1 << 16)
@@ -107,7 +113,9 @@ async def _run_once(argv: list[str], order: dict[str, Any], tell: Callable[..., 
     )
     passing = asyncio.ensure_future(_pass_lines(lines, tell))
     try:
-        return await child.wait()
+        status = await child.wait()
+        _own.discard(child.pid)
+        return status
     finally:
         passing.cancel()
         transport.close()
@@ -162,10 +170,11 @@ def _children() -> list[int]:
 
 
 def _reap_orphans() -> None:
-    """Wait for children that have ended; `process.Child` learns of its own by a pidfd, and counts a lost status as 0."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    """Wait for adopted children that have ended; that of `process.Child` is waited for by that, which needs its status."""
+    for pid in _children():
+        if pid not in _own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 if __name__ == "__main__":
