@@ -307,7 +307,7 @@ class Placement:
                 turns.sort(key=itemgetter(0), reverse=True)
             turn, kind, user, waiting = turns.pop()
             if waiting.wish.id not in self._waits:  # it was withdrawn when shares were told of another one
-                self._again = True
+                turns.append(self._first(kind))
                 continue
             node = self._choose(kind, waiting.wish, turn)
             if node is None:
