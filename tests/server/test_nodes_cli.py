@@ -81,6 +81,9 @@ def test_a_machine_joins_with_one_command(server: Server, atoll: Shell, tmp_path
     assert atoll("nodes", "remove", "lab-1", "--yes")[2] == "removed the node `lab-1`\n"
     status, _, told = atoll("node", "status", *place)
     assert (status, "was removed from this server" in told, "atoll nodes token" in told) == (1, True, True)
+    again = re.findall(r"atoll-join-\S+", atoll("nodes", "token")[1])[0]
+    assert atoll("node", "join", server.url, "--token", again, *more)[2].startswith("joined ")  # as the hint says
+    assert atoll("nodes", "remove", "lab-1", "--yes")[0] == 0
     status, _, told = atoll("node", "leave", "--yes", *place)
     assert (status, "it is forgotten here, too" in told) == (0, True)
     assert "has joined no server" in atoll("node", "run", *place)[2]

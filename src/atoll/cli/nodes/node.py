@@ -225,7 +225,7 @@ def _check_place(home: Path, *, replace: bool) -> None:
             hint="join from another machine, or give another `--home`",
         )
     before = joined.read(home)
-    if before is not None and not replace:
+    if before is not None and not replace and not joined.is_removed(before):
         raise errors.StateUnusable(
             f"this machine has joined {printable(before.url)} as `{before.name}`",
             hint="run it: `atoll node run`; or leave that server first: `atoll node leave`; or give `--replace`",

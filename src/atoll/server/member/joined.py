@@ -30,6 +30,8 @@ CERTIFICATES_FILE = "server-ca.pem"
 MOST_BYTES = 64 << 10
 SECONDS = 30.0
 """Seconds that the server may take to answer a node's request."""
+LOOK_SECONDS = 5.0
+"""Seconds for a question whose answer is not needed."""
 JOIN_HINT = "`atoll nodes token` on the server gives a token: `atoll node join URL --token TOKEN`"
 
 
@@ -126,6 +128,18 @@ def row(joined: Joined) -> dict[str, Any]:
     """
     found: dict[str, Any] = joined.server.ask("GET", "/v1/nodes/self", seconds=SECONDS)
     return found
+
+
+def is_removed(joined: Joined) -> bool:
+    """Return whether the server says that it does not know this node any more."""
+    server = NodeServer(_Node(joined.url, joined.node, joined.secret, joined.ca_file))
+    try:
+        server.ask("GET", "/v1/nodes/self", seconds=LOOK_SECONDS)
+    except errors.NotAuthorized as error:
+        return error.status in (401, 403)
+    except errors.AtollError:
+        pass
+    return False
 
 
 def leave(joined: Joined) -> None:
