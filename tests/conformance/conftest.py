@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out: list[pytest.Item] = []
     for item in items:
         call = getattr(item, "callspec", None)
-        if item.path.parent != Path(__file__).parent or call is None or call.params.get("place") == "local":
+        if item.path.parent != Path(__file__).parent or call is None or call.params.get("place", "local") == "local":
             kept.append(item)
             continue
         name = item.path.stem if item.path.stem in SAME_WORKERS else item.nodeid.partition("[")[0]
