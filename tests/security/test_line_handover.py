@@ -14,7 +14,7 @@ import pytest
 
 from atoll.daemon.handover import Handover
 from atoll.host import daemon_start
-from atoll.server.line import handover, session
+from atoll.server.line import handover, terms
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
 from atoll.server.node import Node
@@ -79,7 +79,7 @@ async def _handed_over(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
         channel = AsyncChannel(theirs)
         taking = loop.create_task(kept.take(channel))
         if moment == "grace":
-            monkeypatch.setattr(session, "GRACE_SECONDS", 0.0)
+            monkeypatch.setattr(terms, "GRACE_SECONDS", 0.0)
             _lose(bad)
         try:
             assert await handover.give(OPTIONS, sessions.all()) == 2

@@ -19,14 +19,18 @@ import pytest
 
 from atoll import errors, settings
 from atoll.server.cluster.cluster import Cluster
+from atoll.server.cluster.contract import NodeFacts, NodeLoad
 from atoll.server.cluster.handing import Handing
 from atoll.server.cluster.links import splice
 from atoll.server.cluster.links.arrival import Arrival, ArrivalConnection
 from atoll.server.cluster.links.messages import write
 from atoll.server.cluster.links.preamble import Opening, write_opening
+from atoll.server.line import handover
 from atoll.server.line.early import Early
 from atoll.server.line.sessions import MOST_OF_USER, Sessions
 from atoll.server.line.shares import Bytes
+from atoll.server.member import node_link
+from atoll.server.member.node_link import NodeLink
 from atoll.server.member.spare_line import SpareLine
 from atoll.server.node import Node
 from atoll.server.paces import Paces
@@ -423,3 +427,44 @@ def test_odd_answers_of_a_machine_are_left_out(server: Server, value: Any) -> No
     line.close()
     link.close()
     machine.remove()
+
+
+def test_a_line_whose_call_is_being_ended_stays_so_over_a_restart(tmp_path: Path) -> None:
+    """The next process tells a client that comes back no more than the one before: its call is not over yet."""
+
+    async def check() -> None:
+        sessions, later = (Sessions(Node(settings.load(tmp_path))) for _ in range(2))
+        asker = Principal("ann", "ann", "key", workers=3)
+        session = sessions.take("away" * 5, asker)
+        session.kind, session.expired = "lease", True
+        adopted = handover.unpack(list(handover.pack(session).values()), later.take)
+        assert adopted.principal == asker
+        with pytest.raises(errors.HostUnreachable, match="the call ends"):
+            later.find(session.id, asker)
+        for one in (session, adopted):
+            one.end()
+
+    asyncio.run(check())
+
+
+def test_a_link_whose_server_is_silent_is_dialled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member does not wait for TCP to notice a cut."""
+
+    async def check() -> None:
+        owner = SimpleNamespace(lost=lambda _: None)
+        node = Node(settings.load(tmp_path))
+        links: list[NodeLink] = []
+
+        def make(transport: asyncio.Transport) -> NodeLink:
+            links.append(NodeLink(transport, node, Sessions(node), NodeFacts("a"), cast("Any", owner)))
+            return links[0]
+
+        far, transport = await _wrapped(make)
+        links[0].tell_load(NodeLoad())
+        assert not transport.is_closing()
+        monkeypatch.setattr(node_link, "LOST_SECONDS", -1.0)
+        links[0].tell_load(NodeLoad())
+        await asyncio.wait_for(links[0].lost, 10)
+        far.close()
+
+    asyncio.run(check())

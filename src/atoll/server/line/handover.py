@@ -87,7 +87,9 @@ def pack(session: Session) -> dict[str, int]:
         "version": VERSION,
         "id": session.id,
         "principal": [principal.user, principal.name, principal.key, principal.scope, principal.operator],
+        "workers": principal.workers,
         "kind": session.kind,
+        "expired": session.expired,
         "ends": list(found),
         "line": counts,
         "kept": [(channel, len(piece)) for channel, piece in kept],
@@ -133,7 +135,7 @@ def unpack(descriptors: list[int], make: Any) -> Session:
         if len(state["ends"]) != len(left):
             raise ValueError("a session without its ends")
         user, name, key, scope, operator = state["principal"]
-        session: Session = make(state["id"], Principal(user, name, key, scope, operator))
+        session: Session = make(state["id"], Principal(user, name, key, scope, operator, state.get("workers", 0)))
         try:
             _fill(session, state, memoryview(rest), left)
         except BaseException:
@@ -163,7 +165,7 @@ def _fill(session: Session, state: dict[str, Any], rest: memoryview, left: deque
     if session.kind:
         session.line.control_bytes = LATER_BYTES
     session.over, session.control_over = state["over"], state["control_over"]
-    session.input_over = state["input_over"]
+    session.input_over, session.expired = state["input_over"], state.get("expired", False)
     session.ends.up.restore(state["up"])
     session.ends.down.restore(state["down"])
     session.ends.calls, session.bytes_up, session.bytes_down = state["counted"]

@@ -347,7 +347,10 @@ class Session:
         """Begin in this process, with the ends that another one had; the client has its grace to come."""
         if self.control is not None:
             self.task = self._loop.create_task(self.listen())
-        self._timer = self._loop.call_later(terms.ADOPTED_SECONDS, self._expire)
+        if self.expired:  # its call is being ended, and its client hears so until it has
+            self._timer = self._loop.call_later(terms.EXPIRED_SECONDS, self.end)
+        else:
+            self._timer = self._loop.call_later(terms.ADOPTED_SECONDS, self._expire)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atoll import errors
-from atoll.server.cluster.contract import LEASE_SECONDS, NodeFacts, NodeLoad
+from atoll.server.cluster.contract import LEASE_SECONDS, LOST_SECONDS, NodeFacts, NodeLoad
 from atoll.server.cluster.links.messages import MessageError, Messages, read_principal, write
 from atoll.server.line.sessions import Sessions
 from atoll.server.node import Node
@@ -72,6 +72,7 @@ class NodeLink(asyncio.Protocol):
         self._asked: dict[int, asyncio.Task[None]] = {}
         self._needs: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.over = False
+        self._heard_at = clock()
         self.taken = 0
         """Placed lines that came over this link."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -89,7 +90,13 @@ class NodeLink(asyncio.Protocol):
             self._transport.write(write(message))
 
     def tell_load(self, load: NodeLoad) -> None:
-        """Say how the node fares; the answer renews its lease from now on."""
+        """Say how the node fares; the answer renews its lease from now on.
+
+        A server that is silent for long is dialled anew: behind a cut that has healed TCP would be silent for minutes.
+        """
+        if clock() - self._heard_at > LOST_SECONDS:
+            self.close()
+            return
         self._number += 1
         self._sent[self._number] = clock()
         if len(self._sent) > MOST_SENT:
@@ -119,6 +126,7 @@ class NodeLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take messages of the server."""
+        self._heard_at = clock()
         try:
             for message in self._messages.feed(data):
                 self._take(message)
