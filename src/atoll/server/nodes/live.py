@@ -39,7 +39,8 @@ class Cluster(Protocol):
 
 
 async def rows_of(state: ServerState, accounts: Sequence[NodeAccount]) -> list[NodeRow]:
-    """Return rows of nodes with what is known of them now."""
+    """Return rows of nodes with what is known of them now; without the server's own if it runs no functions."""
+    accounts = [node for node in accounts if state.options.local_node or node.name != LOCAL]
     cluster: Cluster | None = state.parts.get("cluster")
     linked = {one.name: one for one in cluster.rows()} if cluster is not None else {}
     found = [await _own(state, node) if node.name == LOCAL else _row(node, linked.get(node.name)) for node in accounts]

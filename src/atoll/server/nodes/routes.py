@@ -8,7 +8,6 @@ from starlette.routing import BaseRoute
 
 from atoll.server import versions
 from atoll.server.accounts.routes import administrator_of
-from atoll.server.cluster.contract import LOCAL
 from atoll.server.nodes import acts, bodies, live, rows
 from atoll.server.nodes.accounts import Nodes
 from atoll.server.principal import Principal
@@ -54,9 +53,8 @@ async def list_nodes(request: Request) -> bodies.NodeRows:
 async def list_machines(request: Request) -> bodies.Machines:
     """List the machines that run functions, with what is free of each; for every user."""
     await principal_of(request)
-    state = state_of(request)
-    known = [node for node in nodes_of(request).known() if state.options.local_node or node.name != LOCAL]
-    return bodies.Machines([bodies.machine(row) for row in await live.rows_of(state, known)])
+    found = await live.rows_of(state_of(request), nodes_of(request).known())
+    return bodies.Machines([bodies.machine(row) for row in found])
 
 
 async def join(request: Request, asked: bodies.Join) -> bodies.Joined:
