@@ -18,10 +18,15 @@ import pytest
 
 from atoll import Host, Volume, errors, isolated, settings
 from atoll.daemon.joined.fence import NodeFence
+from atoll.model.mounts import Bind
 from atoll.sandbox import fence
+from atoll.sandbox.identity import Identities
+from atoll.sandbox.launch import Launcher
+from atoll.sandbox.policy import confine
 from atoll.server.accounts.bodies import NewUser
 from atoll.server.node import Node
 from atoll.server.principal import Principal
+from atoll.settings import Settings
 
 from ..conftest import needs_outbound
 from ..waiting import ended, until
@@ -248,18 +253,57 @@ def test_a_daemon_that_drains_beside_another_one_learns_of_renewals(tmp_path: Pa
         engine: Any = _Engine()
         old, new = (_Launcher() for _ in range(2))
         drains = NodeFence(engine, cast("Any", old), tmp_path / "joined")
-        moment = fence.now() + 1.0
+        moment = fence.now() + 0.3
         await drains.move({"until": moment})
         told = NodeFence(engine, cast("Any", new), tmp_path / "joined")
         assert new.fence.passed, "it has not been told yet"
-        await told.move({"until": moment + 2.0})
+        await told.move({"until": moment + 0.5})
         await asyncio.wait_for(old.ended.wait(), 60)
-        assert fence.now() >= moment + 2.0
-        assert old.fence.until == pytest.approx(moment + 2.0)
+        assert fence.now() >= moment + 0.5
+        assert old.fence.until == pytest.approx(moment + 0.5)
         await told.move({})
         assert new.fence.until is None
         assert not (tmp_path / "joined").exists()
         for one in (drains, told):
             one.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_a_sandbox_that_is_being_made_does_not_begin_after_the_fence(tmp_path: Path, *, passes: bool) -> None:
+    """Its gate stays closed, whatever the orphan killer does meanwhile; no other one is started."""
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+
+    async def scenario() -> None:
+        options = Settings(tmp_path)
+        launcher, identity = Launcher(options), Identities(options).user("someone")
+        command = ["sh", "-c", "echo written > /out/file"]
+        policy = confine(
+            command,
+            machine=launcher.machine,
+            identity=identity,
+            binds=[Bind(str(out), "/out", writable=True)],
+            environment=(),
+            workdir="/",
+            own_pids=True,
+        )
+        launcher._orphan_pipe._killer.tell = lambda _: True  # type: ignore[assignment]  # it knows of no fence
+
+        async def begin(_pid: int, _place: int) -> None:
+            if passes:
+                launcher.move_fence(fence.now())
+
+        launcher._pid_ranges.begin = begin  # type: ignore[assignment]
+        launcher.move_fence(fence.now() + 600)
+        sandbox = launcher.launch(policy)
+        await sandbox.wait()
+        assert (out / "file").exists() is not passes
+        if passes:
+            with pytest.raises(errors.HostUnreachable):
+                launcher.launch(policy)
+        launcher.abandon()
 
     asyncio.run(scenario())
