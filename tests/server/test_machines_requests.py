@@ -44,11 +44,14 @@ class Linked:
     def __init__(self, node: Node) -> None:
         self.node, self.load, self.cut = node, NodeLoad(), False
         self.asked: list[str] = []
+        self.accepted = ""
 
     async def ask(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(name)
         if self.cut:
             raise errors.HostUnreachable("the machine does not answer", hint="try again")
+        if name == "detached.accepted" and arguments["spool"] == self.accepted:
+            return {"calls": ["one"]}
         return await self.node.ask(principal, name, arguments)
 
 
@@ -205,6 +208,11 @@ def test_a_spool_goes_to_the_machine_with_the_least_to_do_and_stays_there(two: T
                 pass
             channel.drop_descriptors()
             assert await two.machines.find(owner, header) == "b"
+        two.facts.clear()  # of no machine that fits
+        found = Linked(two.own)
+        found.accepted = "0" * 32
+        two.linked = found
+        assert await two.machines.find(owner, header) == "b"
 
     asyncio.run(scenario())
 

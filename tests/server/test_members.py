@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from atoll import Host, errors, isolated
+from atoll import Host, errors, isolated, settings
+from atoll.server.node import Node
+from atoll.server.principal import Principal
 
 from ..conftest import needs_outbound
 from ..waiting import until
@@ -278,6 +280,10 @@ def test_requests_are_answered_for_all_machines(
     assert [handle.result(60) for handle in handles] == [1, 2, 3, 4]
     batch = isolated(host=host)(_fails_at).spawn_map([1, 2, 0])
     until(lambda: batch.counts().get("error") == 1 and batch.counts().get("ok") == 2)
+    nodes = [Node(settings.load(member.home.path)) for member in machines[1].values()]
+    (user,) = {row["user"] for row in host.request("calls.list", {})["calls"]}
+    kept = [node.request(Principal(user, "x"), "detached.accepted", {"spool": batch.id})["calls"] for node in nodes]
+    assert sorted(map(len, kept)) == [0, 1]
     assert [row["batch"] for row in host.request("detached.batches", {})["batches"]] == [batch.id]
     rows = host.request("calls.list", {"limit": 100})["calls"]
     assert {handle.id for handle in handles} <= {row["call"] for row in rows}
