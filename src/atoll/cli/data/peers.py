@@ -10,7 +10,6 @@ from pathlib import Path
 
 from atoll import errors, settings
 from atoll.model.findings import Finding
-from atoll.model.options.storage import JUICEFS
 
 
 def compare(peer: str, path: str, peer_path: str) -> list[Finding]:
@@ -48,8 +47,7 @@ def serve(path: str) -> int:
 @contextlib.contextmanager
 def _root(path: str) -> Iterator[Path]:
     """Give the root of the shared file system, which is mounted while the context is open."""
-    from atoll.node.shared import marker
-    from atoll.node.shared.mount_hold import MountHold
+    from atoll.node.shared.preparation import mounted
 
     if path:
         yield Path(path)
@@ -60,11 +58,5 @@ def _root(path: str) -> Iterator[Path]:
             "`settings.toml` names no shared file system: `/data` is on this machine's disk",
             hint="set `storage.filesystem`, or name a directory with `--path`; see docs/server/shared-data.md",
         )
-    hold = MountHold(options)
-    try:
-        if options.storage.filesystem == JUICEFS:
-            hold.take()
-        marker.check(options)
-        yield options.storage.root(options.home)
-    finally:
-        hold.release()
+    with mounted(options) as root:
+        yield root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,24 @@ def prepare(options: Settings) -> Prepared:
         if isinstance(error, errors.AtollError):
             raise
         raise errors.VolumesUnavailable(f"`{root}` cannot be prepared: {error}", hint="see the message") from error
+    finally:
+        hold.release()
+
+
+@contextlib.contextmanager
+def mounted(options: Settings) -> Iterator[Path]:
+    """Give the directory above all volumes, which is mounted and checked while the context is open.
+
+    Raises:
+        VolumesUnavailable: the shared file system is not there, or not the one that this machine has used.
+    """
+    hold = MountHold(options)
+    try:
+        if options.storage.filesystem == JUICEFS:
+            hold.take()
+        if options.storage.is_shared:
+            marker.check(options)
+        yield options.storage.root(options.home)
     finally:
         hold.release()
 

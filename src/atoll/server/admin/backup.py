@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from atoll import __version__, errors, process
+from atoll import __version__, errors, process, settings
+from atoll.node.shared import preparation
 from atoll.server.accounts.audit import MACHINE, audit
 from atoll.server.admin import table_dump
 from atoll.server.database import schema
@@ -110,10 +111,11 @@ def _into(node: Node, database: Database, target: Path, tell: Tell) -> dict[str,
             digests["records/calls.db"] = _copy_database(home / "records" / "calls.db", target / "records" / "calls.db")
             tell("records of calls")
         volumes = {}
-        for directory in sorted((home / "volumes").glob("*")):
-            if directory.is_dir() and not directory.is_symlink():
-                volumes[directory.name] = _copy_volume(node, directory, target / "volumes" / directory.name)
-                tell(f"volume {directory.name}")
+        with preparation.mounted(node.options) as root:
+            for directory in sorted((root / "volumes").glob("*")):
+                if directory.is_dir() and not directory.is_symlink():
+                    volumes[directory.name] = _copy_volume(node, directory, target / "volumes" / directory.name)
+                    tell(f"volume {directory.name}")
         manifest = {
             "version": 1,
             "atoll": __version__,
@@ -315,6 +317,8 @@ def _from(source: Path, home: Path, open_database: Callable[[], Database], tell:
         _copy_file(source / PEPPER, home / PEPPER)
         _sync((home / PEPPER).parent)
         tell("keys")
+        if settings.usable(home).storage.is_shared:
+            tell(f"volumes are in {home / 'volumes'}: copy them to the shared file system that `settings.toml` names")
     except OSError as error:
         if isinstance(error, errors.AtollError):
             raise
