@@ -140,10 +140,6 @@ class Cluster:
                 found.append(LiveNode(name, self.facts[name], None, silent, lines[name], linked=False))
         return found
 
-    def largest(self) -> NodeFacts | None:
-        """Return the facts of the node with the most memory."""
-        return max(self.facts.values(), key=lambda one: one.memory_bytes, default=None)
-
     def node_of_data(self, user: str) -> str:  # noqa: ARG002 - as above
         """Return a node that serves `/data`: the own one, or one that has said a word lately.
 

@@ -77,7 +77,6 @@ class Handing:
                     name,
                     arrival.principal.user,
                     header.get("spec"),
-                    cluster.largest(),
                     cluster.volumes_for(header.get("spec")),
                 )
                 node = await cluster.places.place(wish, arrival)

@@ -12,30 +12,26 @@ from typing import Any
 
 from atoll.environments.asked.uploaded import SCHEME
 from atoll.model.machine_types import MACHINE_TYPES
-from atoll.server.cluster.contract import NodeFacts, Wish
+from atoll.server.cluster.contract import Wish
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 _WARM = ("env", "network", "mounts", "preload", "trusted", "numbers", "secrets")
 """Parts of a spec, beside its environment, that decide which sandbox can serve it."""
 
 
-def wish_of(id: str, user: str, spec: Any, largest: NodeFacts | None, volumes: str) -> Wish:  # noqa: A002 - as in the header
+def wish_of(id: str, user: str, spec: Any, volumes: str) -> Wish:  # noqa: A002 - as in the header
     """Return the wish of a lease's spec.
 
     Args:
         id: of the line.
-        largest: the node with the most memory: a type asks for at most what a machine has.
         volumes: the file system that its node must have.
     """
-    found = spec if isinstance(spec, dict) else {}
+    found: dict[str, Any] = spec if isinstance(spec, dict) else {}
     name = found.get("machine_type")
     kind = MACHINE_TYPES.get(name) if isinstance(name, str) else None
     millicores = 1000 if kind is None else int(kind.cpu * 1000)
     memory = 0 if kind is None else kind.memory_bytes
     gpus = 0 if kind is None else kind.gpus
-    if largest is not None and kind is not None:
-        millicores = min(millicores, largest.millicores or millicores)
-        memory = min(memory, largest.memory_bytes or memory)
     numbers = found.get("numbers")
     if isinstance(numbers, dict):  # these are never taken down
         millicores = _number(numbers.get("millicores"), millicores)

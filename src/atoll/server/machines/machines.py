@@ -70,7 +70,6 @@ class Cluster(Protocol):
     def node_of_data(self, user: str) -> str: ...
     def volumes_for(self, spec: Any) -> str: ...
     def accepts(self, name: str) -> bool: ...
-    def largest(self) -> NodeFacts | None: ...
 
 
 class OwnNode(Asks, Protocol):
@@ -185,7 +184,7 @@ class Machines:
         for node, answer in answers.items():
             if answer["calls"]:
                 return node
-        wish = wish_of("", user, needs, cluster.largest(), cluster.volumes_for(needs))
+        wish = wish_of("", user, needs, cluster.volumes_for(needs))
         fitting = [node for node in answers if cluster.accepts(node) and _holds(cluster.facts.get(node), wish)]
         loads, _ = await asked_of_all({node: nodes[node] for node in fitting}, None, "load", {})
         if not loads:

@@ -1,16 +1,21 @@
-"""The page of the server itself, for operators: users, machine, queue."""
+"""The page of the server itself, for operators: users, machines, queue."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+from sqlalchemy import Connection
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from atoll.server.accounts import acts, bodies, rows
+from atoll.server.nodes import acts as node_acts
+from atoll.server.nodes import bodies as node_bodies
+from atoll.server.nodes import live
+from atoll.server.nodes import rows as node_rows
+from atoll.server.nodes.accounts import Nodes
 from atoll.server.pages.keys import accounts_of
-from atoll.server.pages.machines import machines_of
 from atoll.server.pages.visit import Visit, forbidden, route
 
 MOST_ROWS = 200
@@ -23,6 +28,8 @@ def routes() -> list[BaseRoute]:
         route("/admin/users", add, method="POST"),
         route("/admin/users/remove", remove, method="POST"),
         route("/admin/users/revoke", revoke, method="POST"),
+        route("/admin/machines/drain", drain, method="POST"),
+        route("/admin/machines/uncordon", uncordon, method="POST"),
     ]
 
 
@@ -80,3 +87,33 @@ async def revoke(visit: Visit) -> Response:
     name = visit.form.get("name", "")
     await accounts_of(visit).change(lambda connection: acts.revoked_keys(connection, visit.user, name))
     return visit.go("/admin", "revoked")
+
+
+async def machines_of(visit: Visit) -> list[node_bodies.NodeRow]:
+    """Return a row for each machine; none where the server has its own one alone."""
+    nodes: Nodes = visit.state.parts["nodes"]
+    known = nodes.known()
+    return await live.rows_of(visit.state, known) if len(known) > 1 else []
+
+
+async def drain(visit: Visit) -> Response:
+    """Give a machine no new calls."""
+    return await _turned(visit, node_rows.DRAINING, "node.drain", "drained")
+
+
+async def uncordon(visit: Visit) -> Response:
+    """Give a machine calls again."""
+    return await _turned(visit, node_rows.ACTIVE, "node.uncordon", "uncordoned")
+
+
+async def _turned(visit: Visit, state: str, act: str, done: str) -> Response:
+    if not visit.user.may_administer:
+        raise forbidden()
+    nodes: Nodes = visit.state.parts["nodes"]
+    name = visit.form.get("name", "")
+
+    def change(connection: Connection) -> node_bodies.NodeRow:
+        return node_acts.changed(connection, visit.user, name, state, act)
+
+    await nodes.change(change)
+    return visit.go("/admin", done)

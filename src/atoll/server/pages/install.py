@@ -13,7 +13,6 @@ from atoll.server.pages import (
     keys,
     live,
     login,
-    machines,
     secrets,
     usage,
     visit,
@@ -26,5 +25,5 @@ def install(state: ServerState) -> None:
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = MOST_BODY_BYTES
     live.install(state)
-    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin, machines):
+    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin):
         state.routes += part.routes()
