@@ -123,11 +123,11 @@ class Machine(Home):
 
 
 @contextlib.contextmanager
-def machine(disk: Disk) -> Iterator[Machine]:
-    """Make a state directory on a disk; its daemon, keeper and mount are gone at the end."""
+def machine(disk: Disk, options: str = "") -> Iterator[Machine]:
+    """Make a state directory on a disk, or with other settings; its daemon, keeper and mount are gone at the end."""
     home = Machine(Path(tempfile.mkdtemp(prefix="atoll-machine-", dir="/tmp")))
     library.put(home.path)
-    (home.path / "settings.toml").write_text(disk.settings)
+    (home.path / "settings.toml").write_text(options or disk.settings)
     try:
         yield home
         home.stop()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from atoll import errors, isolated, settings
 from atoll.host.local import LocalHost
+from atoll.node.shared import juicefs
 from atoll.node.shared.marker import identity
 from atoll.node.shared.mount_hold import mount_state
 from atoll.sdk.data.sync import sync_dir
@@ -24,6 +26,7 @@ from atoll.storage.snapshots.values import JUICEFS
 
 from ..leaks import release_idle
 from ..waiting import PATIENCE_SECONDS, ended, soak, until
+from . import shared_disk
 from .shared_disk import Disk, Machine
 
 
@@ -200,6 +203,29 @@ def test_leftovers_of_a_daemon_are_removed_when_it_is_dead(
     assert not machines[1].root.joinpath("volumes").exists()
     Volume(one).restore("second")
     assert sorted(os.listdir(machines[0].root / marks)) == ["gate"]
+
+
+def test_a_path_is_shared_by_machines_that_mount_it(disk: Disk) -> None:
+    """Daemons on a shared path, mounted by somebody else, share volumes as those that mount it themselves."""
+    with disk.mounted() as one, disk.mounted() as other:
+        options = ['[storage]\nfilesystem = "path"\npath = "' + str(mount / "lab") + '"\n' for mount in (one, other)]
+        (one / "lab").mkdir()
+        with shared_disk.machine(disk, options[0]) as here, shared_disk.machine(disk, options[1]) as there:
+            here.atoll("data", "filesystem", "init")
+            uid, inode = on(LocalHost(here.path), write)("/data/note.txt", "shared")
+            assert on(LocalHost(there.path), read)("/data/note.txt") == ("shared", uid, inode)
+            release_idle()
+
+
+def test_a_file_system_that_could_lose_data_is_refused(disk: Disk) -> None:
+    """JuiceFS that keeps removed contents for 0 days is not used, and the error says why and what to do."""
+    with shared_disk.made() as own, shared_disk.machine(own) as machine:
+        machine.atoll("data", "filesystem", "init")
+        line = [juicefs.find_program(), "config", own.metadata, "--trash-days", "0", "--yes"]
+        subprocess.run(line, check=True, capture_output=True)
+        with pytest.raises(errors.VolumesUnavailable, match="has lost data") as refused:
+            on(LocalHost(machine.path), time.time)()
+        assert "--trash-days 1" in refused.value.hint
 
 
 def test_a_machine_without_the_file_system_runs_nothing(disk: Disk, tmp_path: Path) -> None:

@@ -129,8 +129,10 @@ class SharedData:
             raise OSError(116, "another file system was mounted in its place")
         session = 0
         if self._storage.filesystem == JUICEFS:
-            with contextlib.suppress(ValueError):
-                session = int(juicefs.live_facts(self.root)["Meta"]["Sid"])
+            with contextlib.suppress(ValueError, KeyError):
+                facts = juicefs.live_facts(self.root)
+                session = int(facts["Meta"]["Sid"])
+                juicefs.check_facts(facts)  # somebody may change it while it is mounted
         self.nearly_full = nearly_full(os.statvfs(self.root))
         return os.stat(self.root).st_dev, session
 
