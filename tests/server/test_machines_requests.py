@@ -59,7 +59,7 @@ class Two:
     """A server with its own node and another one, as links and placement show them."""
 
     def __init__(self, own: Node, other: Node, file: Path) -> None:
-        self.closed, self.volumes = "", ""
+        self.closed, self.volumes, self.arrivals = "", "", dict[str, Any]()
         self.local, self.alone, self.linked = True, False, Linked(other)
         self.own = own
         self.facts = {name: NodeFacts(name, millicores=2000, volumes="disk" * (name == LOCAL)) for name in (LOCAL, "b")}
@@ -331,7 +331,7 @@ def test_long_lists_are_merged_by_pages() -> None:
     class Fake(Two):
         def __init__(self) -> None:
             self.local, self.alone = True, False
-            self.facts = {}
+            self.facts, self.arrivals = {}, {}
             own: Any = having(0)
             own.ask_counted = own.ask
             self.machines = Machines(own, self, None)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,27 @@ def test_requests_are_answered_for_all_machines(
     for _ in range(4):
         with pytest.raises(KeyError):
             isolated(host=host, keep_alive=0)(_token)()
+
+
+def test_calls_that_wait_for_a_machine_are_listed_and_cancelled(
+    machines: tuple[Server, dict[str, Member]], host: Host
+) -> None:
+    """A call that no machine takes for now is among those that wait, with the reason, and ends by `atoll cancel`."""
+    server, _ = machines
+    for name in ("one", "two"):
+        assert server.ask("POST", f"/v1/nodes/{name}/cordon")[0] == 200
+    try:
+        function = isolated(host=host, env={"WAITS": "1"})(_add)
+        with ThreadPoolExecutor(1) as threads:
+            future = threads.submit(function, 1, 2)
+            (row,) = until(lambda: [one for one in host.request("calls.running", {})["calls"] if one["detail"]])
+            assert (row["function"], row["state"], row["worker"]) == ("_add", "waiting", "")
+            status = host.request("status", {})
+            assert (status["calls"], status["daemon"]["waiting"]) == ([row], 1)
+            assert host.request("calls.cancel", {"call": row["call"][:8]})["call"] == row["call"]
+            with pytest.raises(errors.CallCancelled):
+                future.result()
+    finally:
+        for name in ("one", "two"):
+            server.ask("POST", f"/v1/nodes/{name}/uncordon")
+    assert isolated(host=host, env={"WAITS": "1"})(_add)(1, 2) == 3

@@ -84,7 +84,7 @@ class Places:
                 await asyncio.wait({future}, timeout=POSITION_SECONDS)
                 said = max(self.placement.position(wish.id), 0), self.placement.reason(wish.id)
                 if not future.done() and said != told and said[1]:
-                    told = said
+                    told = arrival.waits = said
                     arrival.say({"type": "waiting", "position": said[0], "reason": said[1]})
             return future.result()
         except BaseException:

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 from atoll import errors
 from atoll.daemon.request_arguments import MOST_ROWS
+from atoll.server.cluster import waiting
 from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad, Wish
+from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.wishes import wish_of
 from atoll.server.machines import merging
 from atoll.server.machines.asks import Answers, Asks, Failures, asked_of_all
@@ -55,6 +57,8 @@ class Cluster(Protocol):
 
     @property
     def links(self) -> Mapping[str, Link]: ...
+    @property
+    def arrivals(self) -> Mapping[str, Arrival]: ...
     @property
     def facts(self) -> Mapping[str, NodeFacts]: ...
     @property
@@ -119,9 +123,14 @@ class Machines:
         if name.startswith("secrets.") and name not in EVERYWHERE:
             return await self._secrets(principal, name, arguments)
         if name in merging.MERGED:
-            return await self._merged(principal, name, arguments)
+            answer = await self._merged(principal, name, arguments)
+            return self._with_waiting(principal, name, arguments, answer)
         if name in EVERYWHERE:
             return await self._everywhere(principal, name, arguments)
+        if name == "calls.cancel" and (
+            done := waiting.cancel(self._cluster.arrivals.values(), principal, arguments.get("call"))
+        ):
+            return done
         node = await self._node_for(principal, name, arguments)
         return merging.placed(node, await self._of(node).ask(principal, name, arguments))
 
@@ -215,6 +224,18 @@ class Machines:
         odd = errors.ProtocolMismatch("a machine answers as none does", hint="upgrade it")
         failures |= dict.fromkeys(answers.keys() - sound, odd)
         return self._with_away(self._joined(name, sound, arguments), failures)
+
+    def _with_waiting(
+        self, principal: Principal | None, name: str, arguments: dict[str, Any], answer: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return an answer with the calls that wait for a machine."""
+        if name not in ("status", "calls.running"):
+            return answer
+        of_all = principal is None or (principal.may_administer and arguments.get("all", True) is True)
+        rows = waiting.rows(self._cluster.arrivals.values(), None if principal is None or of_all else principal.user)
+        if rows and name == "status":
+            answer["daemon"]["waiting"] += len(rows)
+        return {**answer, "calls": [*answer["calls"], *rows]}
 
     def _joined(self, name: str, answers: Answers, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answers as one."""

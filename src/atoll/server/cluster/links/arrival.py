@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -49,6 +50,9 @@ class Arrival:
         self.id, self.principal, self.early = id, principal, early
         self.line = Line(client=False, control_parts=MOST_PARTS)
         self.header: dict[str, Any] | None = None
+        self.since = time.time()
+        self.waits = -1, ""
+        """Its place among those that wait for a machine, and the reason, as the client was told last."""
         self.closed = False
         """The client has said that it sends no more data."""
         self.connection: ArrivalConnection | None = None
@@ -149,6 +153,11 @@ class Arrival:
     def say(self, header: dict[str, Any]) -> None:
         """Send a header, or keep it until there is a connection."""
         self.write(self.line.say(header))
+
+    @property
+    def over(self) -> bool:
+        """True if it has its last header, or is a node's."""
+        return self._over or self._moved
 
     def fail(self, error: errors.AtollError) -> None:
         """Tell the client why it gets no more."""
