@@ -18,6 +18,8 @@ from typing import Any, cast
 import pytest
 
 from atoll import errors, settings
+from atoll.daemon.joined.fence import NodeFence
+from atoll.sandbox import fence
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import NodeFacts, NodeLoad
 from atoll.server.cluster.handing import Handing
@@ -466,5 +468,35 @@ def test_a_link_whose_server_is_silent_is_dialled_anew(tmp_path: Path, monkeypat
         links[0].tell_load(NodeLoad())
         await asyncio.wait_for(links[0].lost, 10)
         far.close()
+
+    asyncio.run(check())
+
+
+def test_a_fence_whose_end_has_failed_is_moved_all_the_same(tmp_path: Path) -> None:
+    """What could not be ended once is ended by the next attempt; before that no other moment counts."""
+
+    class Ends:
+        """An orphan killer that has died once."""
+
+        def __init__(self) -> None:
+            self.fence, self.attempts = fence.Fence(), 0
+
+        def move_fence(self, until: float | None) -> None:
+            self.fence.until = until
+
+        async def end_served(self) -> int:
+            self.attempts += 1
+            if self.attempts == 1:
+                raise OSError("it has gone")
+            return 2
+
+    async def check() -> None:
+        launcher, engine = Ends(), SimpleNamespace(give_up=lambda *_: None)
+        found = NodeFence(cast("Any", engine), cast("Any", launcher), tmp_path / "joined")
+        with pytest.raises(OSError, match="gone"):
+            await found.move({"seconds": -1.0})
+        assert (await found.move({"seconds": 5.0}))["ended"] == 2
+        assert not launcher.fence.passed
+        found.close()
 
     asyncio.run(check())

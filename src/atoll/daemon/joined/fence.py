@@ -136,9 +136,12 @@ class NodeFence:
         """Wait until everything behind the fence is gone; return how many sandboxes there were."""
         if self._ending is None:
             self._ending = asyncio.ensure_future(self._end_served())
-        ended = await asyncio.shield(self._ending)
-        self._ending = None
-        return ended
+        ending = self._ending
+        try:
+            return await asyncio.shield(ending)
+        finally:
+            if ending.done() and self._ending is ending:  # one that has failed is tried again by who asks next
+                self._ending = None
 
     async def _end_served(self) -> int:
         log.warning("fence_passed")
