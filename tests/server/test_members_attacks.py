@@ -20,6 +20,7 @@ import pytest
 from atoll import errors, settings
 from atoll.daemon.joined.fence import NodeFence
 from atoll.sandbox import fence
+from atoll.server.cluster import waiting
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import NodeFacts, NodeLoad
 from atoll.server.cluster.handing import Handing
@@ -498,5 +499,21 @@ def test_a_fence_whose_end_has_failed_is_moved_all_the_same(tmp_path: Path) -> N
         assert (await found.move({"seconds": 5.0}))["ended"] == 2
         assert not launcher.fence.passed
         found.close()
+
+    asyncio.run(check())
+
+
+def test_the_row_of_a_call_that_waits_can_be_written_whatever_its_client_says() -> None:
+    """Texts that are none in UTF-8 would break the operator's page."""
+
+    async def check() -> None:
+        arrival = Arrival("a" * 20, ANN, Early(Bytes(), "ann"), _never, lambda _: None)
+        said = {"call": "0123456789abcdef", "at": float("inf"), "parent": ""}
+        for spec in ({"function": "\ud800", "machine_type": "\udfff"}, {"function": [], "machine_type": {"a": 1}}):
+            arrival.header = {"type": "lease", "for": said, "spec": spec}
+            (row,) = waiting.rows([arrival], None)
+            assert json.dumps(row, ensure_ascii=False).encode()
+            assert row["function"] == row["machine_type"] == ""
+        arrival.end()
 
     asyncio.run(check())

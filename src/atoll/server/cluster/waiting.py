@@ -8,6 +8,7 @@ from typing import Any
 
 from atoll import errors
 from atoll.daemon.claims import read_claim
+from atoll.daemon.request_arguments import is_text
 from atoll.daemon.running_calls import EMPTY, MOST_ROWS, MOST_TEXT
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.principal import Principal
@@ -34,17 +35,22 @@ def row_of(arrival: Arrival) -> dict[str, Any] | None:
     return {
         **EMPTY,
         "call": call,
-        "function": str(spec.get("function", ""))[:MOST_TEXT],
+        "function": _text(spec.get("function")),
         "state": "waiting",
         "since": arrival.since,
         "queued_at": at if 0 < at <= now else arrival.since,
         "position": arrival.waits[0],
         "detail": arrival.waits[1][:MOST_TEXT],
-        "machine_type": str(spec.get("machine_type", ""))[:MOST_TEXT],
+        "machine_type": _text(spec.get("machine_type")),
         "parent": parent,
         "user": arrival.principal.user,
         "node": "",
     }
+
+
+def _text(value: Any) -> str:
+    """Return a client's text, if it is one that answers can have."""
+    return str(value)[:MOST_TEXT] if is_text(value) else ""
 
 
 def cancel(arrivals: Iterable[Arrival], principal: Principal | None, start: Any) -> dict[str, Any] | None:
