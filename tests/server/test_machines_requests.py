@@ -217,6 +217,23 @@ def test_a_spool_goes_to_the_machine_with_the_least_to_do_and_stays_there(two: T
     asyncio.run(scenario())
 
 
+def test_a_spool_that_is_sent_again_is_placed_anew_only_where_no_machine_may_have_it(two: Two) -> None:
+    """While one is away that may have it, the caller hears so: on another one the call would run twice."""
+
+    async def scenario() -> None:
+        again = {"spool": "0" * 32, "again": True}
+        header = {"type": "request", "name": "detached.accept", "bytes": 1, "arguments": again}
+        owner: Any = None
+        two.linked.cut = True
+        with pytest.raises(errors.HostUnreachable, match="may have taken"):
+            await two.machines.find(owner, header)
+        assert await two.machines.find(owner, {**header, "arguments": {"spool": "0" * 32}}) == LOCAL
+        two.linked.cut = False
+        assert await two.machines.find(owner, header) == LOCAL
+
+    asyncio.run(scenario())
+
+
 def _spec(home: Home) -> dict[str, Any]:
     from atoll.model.specs import EnvironmentSpec, LeaseSpec
 

@@ -129,7 +129,9 @@ def _request_server(
 ) -> Answer:
     from atoll.host.remote import detached_calls  # for servers alone
 
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        if attempt and pieces is not None:  # the spool may have arrived: only one machine may have it
+            message = {**message, "arguments": {**message["arguments"], "again": True}}
         try:
             return Answer(*detached_calls.ask(host.server, message, pieces, deadline), grows=False)
         except ChannelClosed as error:

@@ -179,20 +179,30 @@ class Machines:
         group, _, verb = name.partition(".")
         if group == "detached":
             if verb == "accept":
-                return await self._for_spool(principal, arguments.get("spool"), arguments.get("needs"))
+                return await self._for_spool(principal, arguments)
             if verb in OF_DETACHED and not arguments.get("batch"):
                 return await self._finding.detached(principal, arguments.get("call"))
             return await self._finding.batch(principal, arguments.get("batch"))
         return self._cluster.node_of_data(principal.user if principal is not None else "")
 
-    async def _for_spool(self, principal: Principal | None, spool: Any, needs: Any) -> str:
-        """Return the machine that has a spool, or else one for a new one: of those with room for its function if empty."""
-        user = principal.user if principal is not None else ""
+    async def _for_spool(self, principal: Principal | None, arguments: dict[str, Any]) -> str:
+        """Return the machine that has a spool, or else one for a new one: of those with room for its function if empty.
+
+        Raises:
+            HostUnreachable: the spool is sent `again`, and a machine that may have it is away.
+        """
+        user, needs = principal.user if principal is not None else "", arguments.get("needs")
         nodes, cluster = self.nodes(), self._cluster
-        answers, _ = await asked_of_all(nodes, principal, "detached.accepted", {"spool": spool})
+        question = {"spool": arguments.get("spool")}
+        answers, failures = await asked_of_all(nodes, principal, "detached.accepted", question)
         for node, answer in answers.items():
             if answer["calls"]:
                 return node
+        if arguments.get("again") is True and (missing := sorted({*failures, *cluster.missing_names()})):
+            raise errors.HostUnreachable(
+                f"{', '.join(f'`{node}`' for node in missing)} is away, and may have taken the call already",
+                hint="before you submit it again, look for it with `atoll calls list` when the machine is back",
+            )
         wish = wish_of("", user, needs, cluster.volumes_for(needs))
         fitting = [node for node in answers if cluster.accepts(node) and _holds(cluster.facts.get(node), wish)]
         loads, _ = await asked_of_all({node: nodes[node] for node in fitting}, None, "load", {})
