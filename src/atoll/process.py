@@ -314,6 +314,13 @@ def start_detached(argv: Sequence[str], *, env: Mapping[str, str], descriptors: 
     return process.pid
 
 
+def start_session(argv: Sequence[str], *, log: int) -> subprocess.Popen[bytes]:
+    """Start a program of the caller's environment in a session of its own, whose output goes to a file."""
+    return subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", close_fds=True
+    )
+
+
 def run_beside(argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> int:
     """Run a program of the caller's to its end, on the caller's own streams; return its status."""
     return subprocess.call(list(argv), env=dict(env), cwd=cwd)

@@ -84,9 +84,6 @@ class Two:
     def accepts(self, name: str) -> bool:
         return name != self.closed
 
-    def largest(self) -> NodeFacts | None:
-        return self.facts["b"]
-
     def node_of_data(self, user: str) -> str:
         return LOCAL
 

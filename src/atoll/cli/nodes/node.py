@@ -7,7 +7,6 @@ import importlib
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 import cyclopts
 
-from atoll import credentials, errors, settings
+from atoll import credentials, errors, process, settings
 from atoll.cli.accounts.place import has_accounts, home_of
 from atoll.cli.confirmation import Yes, confirmed
 from atoll.cli.nodes.values import certificates_of, labels_of, machine_name, token_of
@@ -257,14 +256,8 @@ def _detached(home: Path) -> int:
     """Run the node in a process of its own session, whose output goes to a file; return when it runs or has failed."""
     with joined.open_log(home) as log:
         began = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, "node", "run", "--home", str(home)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
+        command = [sys.executable, "-P", "-c", _PROGRAM, "node", "run", "--home", str(home)]
+        child = process.start_session(command, log=log.fileno())
         path = printable(log.name)
         for _ in range(int(START_SECONDS / LOOK_SECONDS)):
             if joined.running(home) == child.pid:

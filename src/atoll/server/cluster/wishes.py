@@ -13,6 +13,7 @@ from typing import Any
 from atoll.environments.asked.uploaded import SCHEME
 from atoll.model.machine_types import MACHINE_TYPES
 from atoll.server.cluster.contract import Wish
+from atoll.server.cluster.placing.sizes import TYPES
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 _WARM = ("env", "network", "mounts", "preload", "trusted", "numbers", "secrets")
@@ -44,7 +45,7 @@ def wish_of(id: str, user: str, spec: Any, volumes: str) -> Wish:  # noqa: A002 
     return Wish(
         id,
         user,
-        kind.name if kind is not None and not isinstance(numbers, dict) else "",
+        kind.name if kind is not None and TYPES[kind.name] == (millicores, memory, gpus) else "",
         max(millicores, 1),
         max(memory, 0),
         max(gpus, 0),

@@ -21,6 +21,7 @@ from atoll.daemon.request_arguments import MOST_ROWS
 from atoll.server.cluster import waiting
 from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad, Wish
 from atoll.server.cluster.links.arrival import Arrival
+from atoll.server.cluster.placing.refusals import refusal_of
 from atoll.server.cluster.wishes import wish_of
 from atoll.server.machines import merging
 from atoll.server.machines.asks import Answers, Asks, Failures, asked_of_all
@@ -204,7 +205,9 @@ class Machines:
                 hint="before you submit it again, look for it with `atoll calls list` when the machine is back",
             )
         wish = wish_of("", user, needs, cluster.volumes_for(needs))
-        fitting = [node for node in answers if cluster.accepts(node) and _holds(cluster.facts.get(node), wish)]
+        known = {node: cluster.facts[node] for node in answers if cluster.accepts(node) and node in cluster.facts}
+        whole = [node for node, facts in known.items() if _holds(facts, wish)]
+        fitting = whole or [node for node, facts in known.items() if not refusal_of(wish, [facts], ())]
         loads, _ = await asked_of_all({node: nodes[node] for node in fitting}, None, "load", {})
         if not loads:
             return cluster.node_of_data(user)  # which says why it cannot
@@ -319,9 +322,9 @@ class Machines:
         return {**answer, "away": away} if away else answer
 
 
-def _holds(facts: NodeFacts | None, wish: Wish) -> bool:
-    """Return whether a machine that runs nothing has room for a wish."""
-    if facts is None or (wish.volumes and facts.volumes != wish.volumes):
+def _holds(facts: NodeFacts, wish: Wish) -> bool:
+    """Return whether a machine that runs nothing has room for a wish, its type not cut down."""
+    if wish.volumes and facts.volumes != wish.volumes:
         return False
     has = facts.millicores, facts.memory_bytes, len(facts.gpus)
     return all(mine <= one for mine, one in zip((wish.millicores, wish.memory_bytes, wish.gpus), has, strict=True))
