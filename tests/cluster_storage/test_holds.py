@@ -78,8 +78,11 @@ def test_functions_on_other_machines_are_held_for_a_switch(
         for name in ("one", f"new-{number}", f"and-{number}"):  # several names, so that the whole tree is switched
             (source / name).write_text(str(number))
         sync_dir(source, "/data/tree", host=one, exclude=["kept"])
-        return capfd.readouterr().err
+        printed = capfd.readouterr().err
+        unheld.append(UNHELD in printed)
+        return printed
 
+    unheld = list[bool]()
     sync(0)
     isolated(host=one)(Path.mkdir)(Path("/data/tree/kept"))
     call = isolated(host=other)(add_files).submit("/data/tree/kept", "/data/stop")
@@ -95,7 +98,7 @@ def test_functions_on_other_machines_are_held_for_a_switch(
         there = isolated(host=one)(_count)("/data/tree/kept")
         release_idle()
     assert count > 10
-    assert there >= count - 1, "one at most was being written while nobody held it"
+    assert there >= count - sum(unheld), "one at most was being written at each switch for which nobody held it"
 
 
 def _count(directory: str) -> int:
