@@ -246,8 +246,9 @@ class Cluster:
             self.on_need(link, message)
 
     def doubtful_names(self) -> Sequence[str]:
-        """Return the nodes that have no link and may run something still."""
-        return tuple(self._away)
+        """Return the nodes that have no link and may run something still, some by leases of a process before this one."""
+        now = self._now()
+        return *self._away, *(name for name, until in self._expected.items() if until > now)
 
     def away(self, link: Link) -> None:
         """See `link.Owner.away`."""

@@ -75,7 +75,7 @@ class Holds:
     async def _all(self, nodes: Mapping[str, Asks], name: str, arguments: dict[str, Any], seconds: float) -> bool:
         doubtful = list(self._doubtful())
         answers, failures = await asked_of_all(nodes, None, name, arguments, seconds)
-        whole = not doubtful and not failures and all(answer["whole"] for answer in answers.values())
+        whole = not doubtful and not failures and all(answer.get("whole") is True for answer in answers.values())
         if not whole:
             log.info("not_held", extra={"fields": {"nodes": [*doubtful, *failures]}})
         return whole

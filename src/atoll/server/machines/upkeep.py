@@ -59,8 +59,8 @@ class Upkeep:
         while not link.over:
             try:
                 await self._copies.join(link.name, link)
-            except errors.AtollError as error:
-                log.warning("node_not_up_to_date", extra={"fields": {"node": link.name, "error": error.message[:200]}})
+            except (errors.AtollError, LookupError, TypeError, ValueError) as error:  # or it answers as none does
+                log.warning("node_not_up_to_date", extra={"fields": {"node": link.name, "error": str(error)[:200]}})
                 await asyncio.sleep(AGAIN_SECONDS)
             else:
                 self._cluster.ready(link)
@@ -74,7 +74,10 @@ class Upkeep:
             value = await self._holds.need(link.name, str(message["name"]), dict(message["arguments"]))
             link.say({"type": "met", "id": message["id"], "value": value})
         except errors.AtollError as error:
-            link.say({"type": "met", "id": message["id"], "error": error.to_data()})
+            link.say({"type": "met", "id": message.get("id"), "error": error.to_data()})
+        except (LookupError, TypeError, ValueError) as error:
+            odd = errors.ProtocolMismatch(f"no such request: {error!r}"[:200], hint="upgrade the older side")
+            link.say({"type": "met", "id": message.get("id"), "error": odd.to_data()})
 
     async def _own_holds(self) -> None:
         """Hear from the own node's daemon what it needs, once there are others: it could not leave by itself before."""
