@@ -80,5 +80,8 @@ def test_a_shared_file_system_that_is_gone_holds_no_build_up(tmp_path: Path) -> 
     (tmp_path / "own").mkdir()
     pins = Pins(tmp_path / "own", tmp_path / "gone" / "pins")
     assert asyncio.run(pins.read("key")) == ""
+    threads = pins._threads._executor
+    assert threads is not None
+    threads.shutdown()  # a daemon's live as long as it
     pins.keep("key", "thing==1\n", renewed=False)
     assert asyncio.run(pins.read("key")) == "thing==1\n"
