@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,6 +207,74 @@ async def survives() -> None:
         await until(lambda: not holders(), "holders live")
 
 
+async def serves() -> None:
+    """A server runs a program's calls on the cluster's machines, which it has join by itself."""
+    await stop_machines()
+    STAGE.chmod(0o755)  # functions have uids of their own
+    home, key = STAGE / "server", {}
+    home.mkdir(mode=0o700)
+    (home / "settings.toml").write_text(
+        f'[cluster]\nown_data = true\nurl = "{SERVER}"\n[ray]\nhome = "{STAGE}/real-{{name}}"\nidle_seconds = 1.0\n'
+    )
+    (STAGE / "program.py").write_text(PROGRAM)
+    atoll = [sys.executable, "-W", "ignore", "-c", "from atoll.cli.main import main; main()"]
+    options = ["--engine", "ray", "--ray-address", ADDRESS, "--no-local", "--listen", SERVER.removeprefix("http://")]
+    with (STAGE / "server.log").open("w") as log:
+        server = subprocess.Popen([*atoll, "server", *options, "--home", str(home)], stdout=log, stderr=log)  # noqa: ASYNC220
+    try:
+        await until(lambda: "listening on" in (STAGE / "server.log").read_text(), "no server")
+        added = await said_by([*atoll, "users", "add", "ada", "--operator", "--home", str(home)])
+        key = dict(re.findall(r"(ATOLL_KEY_\w+)='([^']+)'", added))
+        printed = await said_by(
+            [sys.executable, str(STAGE / "program.py")],
+            {**key, "ATOLL_HOST": SERVER, "ATOLL_HOME": str(STAGE / "client")},
+        )
+        assert printed.splitlines()[-1] == "[0, 1, 4, 9] 25", printed
+        listed = json.loads(await said_by([*atoll, "nodes", "list", "--json", "--home", str(home)]))
+        assert {node["labels"].get("zone") for node in listed} >= {"a", "b"}, listed
+    finally:
+        server.terminate()
+        server.wait()
+    await stop_machines()
+    assert not processes(b"node\0run")
+
+
+SERVER = "http://127.0.0.1:8080"
+PROGRAM = """
+from atoll import cloud, isolated
+
+
+@isolated(requirements=[], network="none")
+def square(number):
+    return number * number
+
+
+@isolated(requirements=[], network="none", machine_type="XS")
+def small(number):
+    return number * number
+
+
+print(list(square.on(cloud).map(range(4))), small.on(cloud)(5))
+"""
+
+
+async def said_by(argv: list[str], variables: dict[str, str] | None = None) -> str:
+    """Run a program to its end; return what it printed."""
+    program = await asyncio.create_subprocess_exec(
+        *argv, env={**os.environ, **(variables or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output = (await program.communicate())[0].decode()
+    assert program.returncode == 0, output
+    return output
+
+
+async def stop_machines() -> None:
+    """End the processes of all machines."""
+    async with engine() as (_, fleet):
+        for row in await fleet.machines():
+            await fleet.stop(row["machine"])
+
+
 async def loses() -> None:
     """A machine's end is the end of its holders and of all that its actor started; both are noted."""
     async with engine() as (shares, fleet):
@@ -333,7 +402,7 @@ async def grows() -> None:
         await until(lambda: len(shares.ledger.nodes) == 1, "the idle machine stays")
 
 
-SCENES = (lends, shares_fairly, survives, loses, watches, restarts_head, grows)
+SCENES = (lends, shares_fairly, survives, watches, serves, loses, restarts_head, grows)
 
 if __name__ == "__main__":
     asyncio.run(next(scene for scene in SCENES if scene.__name__ == sys.argv[1])())

@@ -44,9 +44,12 @@ class Stage:
             "STAGE": str(self.directory),
             **variables,
         }
+        own_users = (
+            [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        )  # root's node gives users uids of their own
         self._first = subprocess.Popen(
             [
-                *("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--mount-proc"),
+                *("unshare", *own_users, "--net", "--mount", "--pid", "--fork", "--mount-proc"),
                 *("--kill-child=SIGKILL", "bash", "-c", _FIRST),
             ],
             env=self._environment,
@@ -57,7 +60,7 @@ class Stage:
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == b"ready\n"
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text().split()
-        self._inside = ["nsenter", "--target", children[0], "--user", "--net", "--mount", "--pid"]
+        self._inside = ["nsenter", "--target", children[0], *own_users[:1], "--net", "--mount", "--pid"]
 
     def run(self, *argv: str, variables: Mapping[str, str] | None = None) -> str:
         """Run a program on the stage; return its output."""
