@@ -51,7 +51,8 @@ class Driver:
         self._thread = ThreadPoolExecutor(1, "ray")
         self._actors = Actors(options, tell, self._call)
         self._facts: dict[str, Any] = {}
-        self._look = asyncio.Event()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks = set[asyncio.Task[None]]()
 
     async def run(self, orders: asyncio.StreamReader) -> None:
         """Connect, and serve the server until it says no more.
@@ -71,7 +72,7 @@ class Driver:
         self._tell(event="cluster", **facts)
         looking = asyncio.ensure_future(self._keep_looking(cluster))
         async for data in orders:
-            await self._obey(messages.parse(data))
+            self._obey(messages.parse(data))
         looking.cancel()
 
     async def _call(self, function: Callable[..., _Found], *arguments: Any) -> _Found:
@@ -101,21 +102,28 @@ class Driver:
                 path=str(self._options["address"]),
             )
 
-    async def _obey(self, message: dict[str, Any]) -> None:
-        match message.get("do"):
-            case "hold":
-                self._actors.hold(message["holders"])
-            case "start" | "stop" as what:
-                error = None
-                try:
-                    await (self._actors.start(message) if what == "start" else self._actors.stop(message["node"]))
-                except Exception as failure:
-                    _log.warning("machine.%s_failed node=%s", what, message["node"], exc_info=True)
-                    error = errors.HostUnreachable(
-                        f"Ray did not {what} the process of machine `{message['node'][:12]}`: {_first_line(failure)}",
-                        hint="see `ray status`, and the driver's log",
-                    ).to_data()
-                self._tell(event="answer", ask=message["ask"], error=error)
+    def _obey(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "hold":
+            self._actors.hold(message["holders"])
+        else:
+            task = asyncio.ensure_future(self._change_machine(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _change_machine(self, message: dict[str, Any]) -> None:
+        """Start or stop a machine's process, one after the other for one machine: an end takes its time."""
+        node, what = message["node"], message["do"]
+        error = None
+        try:
+            async with self._locks.setdefault(node, asyncio.Lock()):
+                await (self._actors.start(message) if what == "start" else self._actors.stop(node))
+        except Exception as failure:
+            _log.warning("machine.%s_failed node=%s", what, node, exc_info=True)
+            error = errors.HostUnreachable(
+                f"Ray did not {what} the process of machine `{node[:12]}`: {_first_line(failure)}",
+                hint="see `ray status`, and the driver's log",
+            ).to_data()
+        self._tell(event="answer", ask=message["ask"], error=error)
 
     async def _keep_looking(self, cluster: Cluster) -> None:
         while True:
