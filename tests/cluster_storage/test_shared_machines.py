@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from atoll import errors, isolated, settings
+from atoll.cli.data import filesystem
 from atoll.host.local import LocalHost
 from atoll.node.shared import juicefs
 from atoll.node.shared.marker import identity
@@ -215,6 +216,23 @@ def test_a_path_is_shared_by_machines_that_mount_it(disk: Disk) -> None:
             uid, inode = on(LocalHost(here.path), write)("/data/note.txt", "shared")
             assert on(LocalHost(there.path), read)("/data/note.txt") == ("shared", uid, inode)
             release_idle()
+
+
+def test_volumes_that_stay_on_the_own_disk_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine that has volumes already says that their users see an empty `/data`, until they are there."""
+    home, shared = tmp_path / "home", tmp_path / "shared"
+    (home / "volumes" / "ann").mkdir(parents=True)
+    home.chmod(0o700)
+    shared.mkdir()
+    (home / "settings.toml").write_text(f'[storage]\nfilesystem = "path"\npath = "{shared}"\n')
+    monkeypatch.setenv("ATOLL_HOME", str(home))
+    assert filesystem.init() == 0
+    assert "note: 1 volume in" in capsys.readouterr().err
+    (shared / "volumes" / "ann").mkdir()
+    assert filesystem.init() == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_a_file_system_that_could_lose_data_is_refused(disk: Disk) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import cyclopts
 
 from atoll import settings
+from atoll.cli.confirmation import counted
 from atoll.cli.hosts import tell_local
 from atoll.cli.tables import print_json
 from atoll.cli.terminal import echo
@@ -34,11 +35,18 @@ def init() -> int:
     """
     from atoll.node.shared import preparation
 
-    found = preparation.prepare(_options())
+    options = _options()
+    found = preparation.prepare(options)
     echo(f"prepared: {found.root}, identity {found.identity}")
     echo(
         "on each machine: the same `storage` in `settings.toml`; then `atoll doctor --data --peer` between two of them"
     )
+    if found.left:
+        echo(
+            f"note: {counted(len(found.left), 'volume')} in `{options.home / 'volumes'}` stay on this machine's disk: "
+            "their users see an empty /data until the files are moved, see docs/server/shared-data.md",
+            error=True,
+        )
     return 0
 
 

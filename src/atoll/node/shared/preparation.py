@@ -19,10 +19,17 @@ FORMAT_SECONDS = 60.0
 
 
 class Prepared(NamedTuple):
-    """A prepared file system: its root here, and its identity."""
+    """A prepared file system.
+
+    Args:
+        root: here.
+        identity: of the file system.
+        left: users whose volumes are on this machine's own disk alone.
+    """
 
     root: Path
     identity: str
+    left: tuple[str, ...]
 
 
 def prepare(options: Settings) -> Prepared:
@@ -45,13 +52,18 @@ def prepare(options: Settings) -> Prepared:
         made = marker.create(root)
         options.volumes_directory.mkdir(mode=0o711, exist_ok=True)
         marker.check(options)
-        return Prepared(root, made.id)
+        left = _names(options.home / "volumes") - _names(options.volumes_directory)
+        return Prepared(root, made.id, tuple(sorted(left)))
     except OSError as error:
         if isinstance(error, errors.AtollError):
             raise
         raise errors.VolumesUnavailable(f"`{root}` cannot be prepared: {error}", hint="see the message") from error
     finally:
         hold.release()
+
+
+def _names(directory: Path) -> set[str]:
+    return {one.name for one in directory.iterdir()} if directory.is_dir() else set()
 
 
 @contextlib.contextmanager
