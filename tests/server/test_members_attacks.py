@@ -20,6 +20,7 @@ import pytest
 from atoll import errors, settings
 from atoll.daemon.joined.fence import NodeFence
 from atoll.sandbox import fence
+from atoll.server.accounts.bodies import NewUser
 from atoll.server.cluster import waiting
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import NodeFacts, NodeLoad
@@ -32,6 +33,7 @@ from atoll.server.line import handover
 from atoll.server.line.early import Early
 from atoll.server.line.sessions import MOST_OF_USER, Sessions
 from atoll.server.line.shares import Bytes
+from atoll.server.machines.copies import FILE
 from atoll.server.member import node_link
 from atoll.server.member.node_link import NodeLink
 from atoll.server.member.spare_line import SpareLine
@@ -552,3 +554,17 @@ def test_machines_of_the_process_before_are_in_doubt(tmp_path: Path) -> None:
         assert list(cluster.doubtful_names()) == ["before"]
 
     _run(check)
+
+
+def test_no_user_has_the_server_remove_a_user(server: Server) -> None:
+    """Neither at once nor later: a machine that is away would make it up in the server's own name."""
+    machine = Machine(server, "away")
+    machine.link().close()
+    key = server.add_user(NewUser("eve")).key
+    assert key is not None
+    asked = {"type": "request", "name": "users.remove", "arguments": {"user": user_of(server)}}
+    for line in (RawLine(server, asked), RawLine(server, asked, key=f"{key.id}:{key.secret}")):
+        assert line.header("failed", "answer")["error"]["code"] == "resources_unavailable"
+        line.close()
+    assert not (server.home.path / FILE).exists()
+    machine.remove()

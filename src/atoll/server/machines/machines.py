@@ -41,6 +41,8 @@ EVERYWHERE = {
     "secrets.rotate": merging.rotated,
 }
 """Requests that every machine performs, with the merging of their answers."""
+OF_SERVER = ("users.remove",)
+"""Those of them that the server alone asks for."""
 WITH_PROGRESS = ("environments.build", "environments.lock", "volume.restore", "volume.make_room")
 """Requests that a line hands to their machine whole: their progress is shown."""
 
@@ -295,6 +297,10 @@ class Machines:
         return {node: answer for node, answer in answers.items() if node not in failures}, failures
 
     async def _everywhere(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if name in OF_SERVER and principal is not None:  # a machine that is away makes it up in the server's own name
+            raise errors.ResourcesUnavailable(
+                f"this user cannot ask for `{name}` here", hint="ask the server's operator"
+            )
         nodes = self.nodes()
         answers, failures = await asked_of_all(nodes, principal, name, arguments, None)
         if name == "users.remove":
