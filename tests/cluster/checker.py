@@ -5,7 +5,7 @@
 3. A call runs once, and with `retries` at most so often again.
 4. Executions of one call never overlap: the last write of one is before the first write of the next, on any node.
 5. No write follows the outcome: who has heard of an end may use the files. Only an error of `spawn` itself, before there
-   is a handle, leaves open whether the call runs.
+   is a handle, leaves open whether the call runs, and the other calls of a `map` that has failed have their grace.
 6. No write follows a lost lease: a node that hears nothing of its server has ended its calls before these are given up.
 """
 

@@ -46,7 +46,8 @@ class Outcome:
         execution: the one whose answer it is; empty for an error.
         error: name of the error's type, empty for an answer.
         told: the error's text, or `wrong` with what is wrong in the answer.
-        may_run: the error says nothing about an end: a call that was to outlive its program may have been taken.
+        may_run: the error says nothing about an end: a call that was to outlive its program may have been taken, one of a
+            `map` that failed elsewhere is being cancelled.
     """
 
     at: float

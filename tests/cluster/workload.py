@@ -116,7 +116,7 @@ def one(token, lines, kind):
         except errors.AtollError as error:
             note("end", token, error=type(error).__name__, told=str(error), may_run=True)
             return None
-        return handle.result()
+        return asked_again(handle)
     numbers = itertools.count()
     for item in generator(token, lines):
         if isinstance(item, str):
@@ -124,6 +124,18 @@ def one(token, lines, kind):
         if item != next(numbers):
             raise Wrong(f"item {item}")
     raise Wrong("no last item")
+
+
+def asked_again(handle):
+    """Return the result of a call that outlives what fails: while its machine is away nobody knows it."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return handle.result()
+        except errors.HostUnreachable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def attempt(token, work):
@@ -144,7 +156,7 @@ def attempt(token, work):
 
 
 def batch(tokens, lines):
-    """Make calls by one `map`: those whose answers have not come have the error that ended it."""
+    """Make calls by one `map`: the first without an answer has the error that ended it, the others are cancelled."""
     left = list(tokens)
 
     def work():
@@ -155,7 +167,7 @@ def batch(tokens, lines):
         work()
     except errors.AtollError as error:
         for token in left:
-            note("end", token, error=type(error).__name__, told=str(error))
+            note("end", token, error=type(error).__name__, told=str(error), may_run=token != left[0])
         return False
     except BaseException as error:
         for token in left:
