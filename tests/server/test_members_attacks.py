@@ -568,3 +568,11 @@ def test_no_user_has_the_server_remove_a_user(server: Server) -> None:
         line.close()
     assert not (server.home.path / FILE).exists()
     machine.remove()
+
+
+def test_an_offset_behind_all_calls_costs_nothing(server: Server) -> None:
+    """The server asks machines for no more calls than they have."""
+    line = RawLine(server, {"type": "request", "name": "calls.list", "arguments": {"offset": 10**15, "limit": 5}})
+    assert line.header("answer", "failed")["type"] in {"answer", "failed"}
+    line.close()
+    assert server.ask("GET", "/v1/machines")[0] == 200

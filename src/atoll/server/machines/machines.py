@@ -294,6 +294,8 @@ class Machines:
             for node, answer in found.items():
                 answers.setdefault(node, {"calls": []})["calls"] += answer["calls"]
             nodes = {node: nodes[node] for node, answer in found.items() if len(answer["calls"]) >= count}
+            if not nodes:  # an offset behind all calls
+                break
         return {node: answer for node, answer in answers.items() if node not in failures}, failures
 
     async def _everywhere(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
