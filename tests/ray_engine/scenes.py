@@ -116,6 +116,16 @@ async def lends() -> None:
         await until(lambda: shares.share("a").millicores == 1500, "not where it is warm")
         shares.wanted([])
         await until(lambda: not holders(), "holders live")
+        shares.preferred = lambda _: "b"
+        first, second = Wish("7", "u", millicores=2000), Wish("8", "u", millicores=2000)
+        shares.wanted([first])
+        await until(lambda: shares.room("b", first), "not where it is warm")
+        shares.taken(Place(first, "b"))
+        shares.wanted([second])
+        await until(lambda: shares.room("a", second), "it waits for a machine that is busy")
+        shares.given_back(Place(first, "b"))
+        shares.wanted([])
+        await until(lambda: not holders(), "holders live")
         shares.preferred = lambda _: ""
         one, two = Wish("1", "u", gpus=1, memory_bytes=1 << 28), Wish("2", "u", gpus=1)
         assert not shares.room("a", one)

@@ -131,7 +131,8 @@ class Actors:
         if selector:
             options["label_selector"] = selector  # Ray does not combine it with an affinity
         elif near:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(near, soft=not wish["pinned"])
+            soft = not wish["pinned"]  # alone, `soft` waits for a busy node, and leaves a dead one only
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(near, soft, _spill_on_unavailable=soft)
         try:
             return (
                 ray.remote(Holder).options(**options).remote(amounts.to_data(amount), self._options["orphan_seconds"])
