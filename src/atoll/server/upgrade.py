@@ -138,7 +138,7 @@ class Upgrade(asyncio.Protocol):
                 )
             found = await self.handing.resume(link, name, count)
             if found is None:
-                self._refuse_unknown()
+                self._refuse_unknown(name)
                 return
             node, taken, early = found
             if self._transport.is_closing():
@@ -154,10 +154,12 @@ class Upgrade(asyncio.Protocol):
                 "the server has just begun, and waits for its machines", hint="try again in a while"
             )
         else:
-            self._refuse_unknown()
+            self._refuse_unknown(name)
 
-    def _refuse_unknown(self) -> None:
-        gone = errors.HostUnreachable("the server has no such line any more", hint="call again")
+    def _refuse_unknown(self, session: str) -> None:
+        machine = self.cluster.lost_with.get(session)
+        why = f"the machine `{machine}` was lost" if machine else "the server has no such line any more"
+        gone = errors.HostUnreachable(why, hint="call again")
         self._refuse(410, gone.to_data())
 
     def _attach(self, session: Session, reply: _Reply, count: int, *, new: bool = False) -> None:

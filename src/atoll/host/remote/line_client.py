@@ -126,7 +126,8 @@ class LineClient:
                 return
             except Refused as refused:
                 if not refused.passes:
-                    self.reason, self._said = (None, said) if refused.status == 410 else (refused.error, "")
+                    self.reason = None if refused.status == 410 else refused.error
+                    self._said = said or refused.error.message
                     break
                 said = refused.error.message
             except LineError:

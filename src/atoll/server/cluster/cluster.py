@@ -41,6 +41,10 @@ BEFORE = "{} (before)"
 """The name of a machine whose name another machine has now, while its lease may run on."""
 
 
+MOST_LOST = 10_000
+"""Sessions of lost machines that are remembered."""
+
+
 class Cluster:
     """The machines of one server.
 
@@ -60,6 +64,8 @@ class Cluster:
         self.carried: defaultdict[str, set[Any]] = defaultdict(set)
         """Spliced connections of nodes, by their accounts: they may outlive a link."""
         self.sessions: dict[str, Held] = {}
+        self.lost_with: dict[str, str] = {}
+        """The machines of the latest sessions that were lost with theirs, for who asks for such a session."""
         self.spliced: dict[str, Half] = {}
         """The last connections of sessions, to their nodes."""
         self.arrivals: dict[str, Arrival] = {}
@@ -301,6 +307,7 @@ class Cluster:
         self.facts.pop(name, None)
         self._cut_off(account)
         lost = [session for session, held in self.sessions.items() if held.node == name]
+        self.lost_with = dict([*self.lost_with.items(), *((session, name) for session in lost)][-MOST_LOST:])
         for session in lost:
             self._drop(session)
         log.warning("node_lost", extra={"fields": {"node": name, "sessions": len(lost)}})

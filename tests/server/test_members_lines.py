@@ -1,4 +1,4 @@
-"""Packages that a user uploads are found by the machine that builds with them."""
+"""Lines of machines that have joined: packages that a user uploads are found there, and a lost machine is named."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from atoll.host.remote import package_uploads
 from atoll.node.shared import marker
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL, NodeFacts
+from atoll.server.cluster.held import Away, Held
 from atoll.settings import load
 
 from ..conftest import needs_outbound
@@ -62,3 +63,13 @@ def test_where_machines_share_no_disk_uploads_keep_to_the_one_of_the_server(spec
     assert cluster.volumes_for(spec) == volumes
     cluster.facts[LOCAL] = NodeFacts(LOCAL, "", 1, 1, (), {}, "elsewhere")
     assert cluster.volumes_for(spec) == ("elsewhere" if volumes else "")
+
+
+def test_the_machine_of_a_lost_line_is_known_afterwards() -> None:
+    """Who asks for a line whose machine was lost can be told which one it was."""
+    options = SimpleNamespace(cluster=SimpleNamespace(own_data=True))
+    cluster = Cluster(cast("Any", SimpleNamespace(node=SimpleNamespace(options=options))))
+    cluster.sessions |= {"one": Held("far", "ann", "key", ""), "other": Held("near", "ann", "key", "")}
+    cluster._away["far"] = Away(0.0, "account", "machine")
+    cluster._lose("far")
+    assert (cluster.lost_with, list(cluster.sessions)) == ({"one": "far"}, ["other"])
