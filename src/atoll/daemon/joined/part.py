@@ -24,7 +24,7 @@ from atoll.node.node import Node
 from atoll.wire.async_channel import AsyncChannel
 
 HOLDS = ("hold", "release", "clear")
-REQUESTS = ("fence", "allowance", "load", "vacate", *HOLDS)
+REQUESTS = ("facts", "fence", "allowance", "load", "vacate", *HOLDS)
 STREAMS = ("watch_load", "watch_holds")
 
 
@@ -50,6 +50,8 @@ class Joined:
         if name in HOLDS:
             return await self.holds.answer(name, arguments)
         match name:
+            case "facts":
+                return {**self._engine.capacity(), "volumes": self._node.data.identity}
             case "fence":
                 return await self.fence.move(arguments)
             case "allowance":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atoll.node.shared import marker
 from atoll.server.cluster.contract import LOCAL, NodeFacts
 from atoll.settings import Settings
 
@@ -16,13 +15,9 @@ OWN = "own:"
 
 
 def facts(
-    answer: Mapping[str, Any], volumes: str, version: str, name: str = LOCAL, labels: Mapping[str, str] | None = None
+    answer: Mapping[str, Any], version: str, name: str = LOCAL, labels: Mapping[str, str] | None = None
 ) -> NodeFacts:
-    """Return the facts of a node, from its daemon's answer to `capacity`.
-
-    Args:
-        volumes: identity of the file system that carries `/data`.
-    """
+    """Return the facts of a node, from its daemon's answer to `facts`: also what it uses, whatever the settings say."""
     machine = answer["machine"]
     return NodeFacts(
         name,
@@ -31,17 +26,8 @@ def facts(
         machine["memory_bytes"],
         tuple(gpu["name"] for gpu in machine["gpus"]),
         dict(labels or {}),
-        volumes,
+        answer["volumes"] or f"{OWN}{name}",
     )
-
-
-def volumes_of(options: Settings, name: str = LOCAL) -> str:
-    """Return the identity of the file system that carries this machine's volumes; blocks while it is asked.
-
-    Raises:
-        VolumesUnavailable: it cannot be read.
-    """
-    return marker.identity(options) or f"{OWN}{name}"
 
 
 def expected_volumes(options: Settings) -> str:

@@ -51,10 +51,9 @@ async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None
             continue
         try:
             if LOCAL not in cluster.facts:
-                answer: dict[str, Any] = await state.node.ask(None, "capacity", {})
-                volumes = await asyncio.to_thread(own_node.volumes_of, state.node.options)
+                answer: dict[str, Any] = await state.node.ask(None, "facts", {})
                 handing.given = 0
-                cluster.join_local(own_node.facts(answer, volumes, __version__))
+                cluster.join_local(own_node.facts(answer, __version__))
             await _hear(state, cluster, handing)
         except (errors.AtollError, ChannelClosed, FrameError, OSError) as error:
             log.warning("own_node_not_asked", extra={"fields": {"error": str(error)[:200]}})

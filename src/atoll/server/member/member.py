@@ -16,7 +16,7 @@ from typing import Any
 
 from atoll import __version__, errors
 from atoll.server.cluster import own_node
-from atoll.server.cluster.contract import BEAT_SECONDS, LEASE_SECONDS, NodeLoad
+from atoll.server.cluster.contract import BEAT_SECONDS, LEASE_SECONDS, NodeFacts, NodeLoad
 from atoll.server.cluster.links.messages import LINE_PATH, LINK_PATH
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
@@ -64,6 +64,7 @@ class Member:
         """Connections that the server wants, and that wait for others to be dialled."""
         self._leases: set[str] = set()
         self._load: NodeLoad | None = None
+        self._facts: NodeFacts | None = None
         self._until = self._kept_until = clock()
         self._changed = asyncio.Event()
         self._fences = asyncio.Event()
@@ -112,9 +113,7 @@ class Member:
             pause = min(2 * pause, MOST_WAIT_SECONDS)
 
     async def _dial_link(self) -> NodeLink:
-        answer = await self._node.ask(None, "capacity", {})
-        volumes = await asyncio.to_thread(own_node.volumes_of, self._node.options, self._name)
-        facts = own_node.facts(answer, volumes, __version__, self._name, self._labels)
+        self._facts = facts = await self._ask_facts()
         _, made = await dial(
             self._address,
             LINK_PATH,
@@ -122,6 +121,10 @@ class Member:
         )
         assert isinstance(made, NodeLink)
         return made
+
+    async def _ask_facts(self) -> NodeFacts:
+        answer = await self._node.ask(None, "facts", {})
+        return own_node.facts(answer, __version__, self._name, self._labels)
 
     def welcomed(self, link: NodeLink, notice: str) -> None:
         """See `node_link.Owner.welcomed`."""
@@ -217,6 +220,8 @@ class Member:
             try:
                 channel = await self._node.connect(None, {"type": "watch_load"})
                 try:
+                    if self._link is not None and await self._ask_facts() != self._facts:
+                        self._link.close()  # a daemon with other settings: the server hears of them with the next link
                     while True:
                         self._load = NodeLoad(**(await channel.receive()).header["load"])
                         self._changed.set()
