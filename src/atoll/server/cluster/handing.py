@@ -103,6 +103,8 @@ class Handing:
             if worker:
                 header["worker"] = worker
                 return node
+            if not self._cluster.local:  # each worker of another node has its name
+                raise errors.WorkerDied(f"the worker `{node[:100]}` has ended", hint="call the function again")
             return LOCAL
         if self.find is not None:
             return await self.find(principal, header)
