@@ -54,7 +54,7 @@ class ServerOptions:
         share_uid: the consent that several users of a plain user's server share its host uid.
         engine: who says which machines there are and how much of each may be used: `machines`, all that have joined, or
             `ray`, those of a Ray cluster.
-        ray_address: of the Ray cluster's head, `HOST:PORT`; empty to start one on this machine.
+        ray_address: of the Ray cluster's head, `HOST:PORT`; empty for the cluster of this machine's Ray node.
         local_node: calls are placed on the server's own machine, too.
     """
 

@@ -56,7 +56,7 @@ def server(
         Who says which machines there are: `machines` for all that join by a token of `atoll nodes token`, `ray` for those
         of a Ray cluster.
     ray_address: str
-        With `--engine ray`: address of the cluster's head, as HOST:PORT; default: a head is started on this machine.
+        With `--engine ray`: address of the cluster's head, as HOST:PORT; default: the cluster of this machine's Ray node.
     no_local: bool
         Run no calls on this machine, only on those that have joined.
     demo: bool
