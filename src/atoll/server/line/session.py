@@ -376,6 +376,8 @@ class Session:
             self.end()
             return
         self.expired = True
+        for channel in tuple(self.ends.outputs.pipes):  # a function that prints finds that its reader has gone
+            self.ends.outputs.end(channel)
         self.post({"type": "cancel"})
         self._timer = self._loop.call_later(terms.EXPIRED_SECONDS, self.end)
 
