@@ -140,7 +140,7 @@ def measure_growth(rounds: int, count: int) -> list[Row]:
             for samples, names in ((one, ["one"]), (two, ["one", "two"])):
                 say(f"nodes: round {number} of {rounds}, {len(names)}")
                 made.use_only(*names)
-                list(computing.map([WORK_SECONDS] * 4))
+                list(computing.map([WORK_SECONDS] * 20))  # until each node has a worker
                 with samples.time():
                     list(computing.map([WORK_SECONDS] * count))
                 if number == 0:
