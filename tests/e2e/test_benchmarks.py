@@ -12,7 +12,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {
     *("copiers.py", "disk.py", "million.py", "peers.py", "servers.py", "snapshotting.py", "table.py", "trees.py"),
     *("drawing.py", "machines.py", "policies.py", "workload.py"),
-    *("remote_bytes.py", "remote_connections.py", "remote_rates.py"),
+    *("remote_bytes.py", "remote_connections.py", "remote_rates.py", "ray_tasks.py"),
+    "cluster_environments.py",  # minutes, for decision 48 alone: it has no peers
 }
 
 

@@ -469,7 +469,7 @@ PRINTING |= {"host/remote/patience.py", "cli/columns.py", "cli/calls/top_view.py
 """Modules that write to a terminal: each escapes (`sdk/data/sync.py` prints a plan's escaped lines; `host/remote/patience.py` prints addresses that were checked; `cli/programs/shell.py` is a
 terminal itself; `cli/main.py` opens `/dev/null` for closed streams; `cli/completion_values.py` leaves out what it would have to
 escape)."""
-OTHERS = {"environments/build/conda_program.py", "sandbox/seccomp.py", "node/selftest.py"}
+OTHERS = {"environments/build/conda_program.py", "sandbox/seccomp.py", "node/selftest.py", "cli/data/peers.py"}
 """Programs of their own, whose output another program reads."""
 INSIDE = ("agent/", "payload/")
 """Code inside sandboxes: what it prints is the function's output."""

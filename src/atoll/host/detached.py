@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import time
@@ -12,9 +13,12 @@ from typing import Any, NamedTuple
 from atoll import errors
 from atoll.host import daemon_start
 from atoll.host.local import LocalHost
+from atoll.terminal_text import printable
 from atoll.wire import nested, sealed_file
 from atoll.wire.channel import Channel, ChannelClosed
 
+READING = ("detached.show", "detached.wait", "detached.result", "detached.output", "detached.counts", "detached.items")
+"""Requests that are made again while the machine that has the call is away."""
 ATTEMPTS = 5
 """Trials of a request while daemons end: each request may be made again."""
 PAUSE_SECONDS = 0.1
@@ -129,14 +133,24 @@ def _request_server(
 ) -> Answer:
     from atoll.host.remote import detached_calls  # for servers alone
 
-    for attempt in range(ATTEMPTS):
+    patient: Any = None
+    for attempt in itertools.count():
         if attempt and pieces is not None:  # the spool may have arrived: only one machine may have it
             message = {**message, "arguments": {**message["arguments"], "again": True}}
         try:
             return Answer(*detached_calls.ask(host.server, message, pieces, deadline), grows=False)
+        except errors.HostUnreachable as error:  # its machine is away, and may come back
+            machine = error.details.get("machine")
+            if message["name"] not in READING or not machine:
+                raise
+            patient = patient or host.server.attempts()
+            if not patient.wait(f"says that the machine `{printable(str(machine))}` is away"):
+                raise
         except ChannelClosed as error:
             if error.reason is not None:
                 raise error.reason from error
+            if attempt >= ATTEMPTS:
+                break
             time.sleep(PAUSE_SECONDS)
     raise errors.HostUnreachable(f"the connection to {host.server.shown} was lost again and again", hint="try again")
 

@@ -195,7 +195,7 @@ class TmpDisks:
 def _with_tables(size_bytes: int) -> int:
     """Return the size of a file whose file system has room for `size_bytes`: ext4's tables of inodes take 1/64 of it,
     and it keeps up to 4096 blocks back."""
-    return size_bytes + size_bytes // 60 + min(size_bytes // 40, 17 << 20) + (4 << 20)
+    return size_bytes + size_bytes // 60 + min(size_bytes // 40, 17 << 20) + (8 << 20)
 
 
 def _below(pid: int) -> list[int]:

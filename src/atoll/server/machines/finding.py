@@ -115,5 +115,7 @@ def _first(answers: Mapping[str, Any], failures: Mapping[str, errors.AtollError]
 def _is_away(names: Sequence[str], start: str) -> errors.HostUnreachable:
     machines = ", ".join(f"`{name}`" for name in names) or "every machine"
     return errors.HostUnreachable(
-        f"{machines} is away, and may have `{start[:80]}`", hint="try again in a while, or see `atoll nodes list`"
+        f"{machines} is away, and may have `{start[:80]}`",
+        hint="try again in a while, or see `atoll nodes list`",
+        machine=", ".join(names),
     )
