@@ -20,7 +20,7 @@ KEPT_SECONDS = 3
 pytestmark = [pytest.mark.root, needs_outbound]
 
 
-@pytest.fixture(scope="module", params=soak(("juicefs",), ("juicefs", "path")))
+@pytest.fixture(scope="module", params=soak(("path",), ("path", "juicefs")))
 def made(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes whose `/data` is on a file system of all machines; this thread is on a third one."""
     with cluster(data=request.param) as found, found.client.entered():

@@ -221,6 +221,7 @@ def _services(one: World) -> Any:
         running_calls=RunningCalls(one.engine),
         secrets=SimpleNamespace(exist=lambda _: False),
         users=SimpleNamespace(share=lambda _: WHOLE, serves=lambda _: False),
+        joined=SimpleNamespace(fence=SimpleNamespace(check=nothing)),
     )
 
 

@@ -724,6 +724,7 @@ async def _answer(
         recorder=SimpleNamespace(add=lambda _: None),
         outputs=outputs,
         claimed=Claimed(),
+        joined=SimpleNamespace(fence=SimpleNamespace(check=lambda: None)),
         running_calls=RunningCalls(SimpleNamespace()),
     )
     connection = Connection(services, AsyncChannel(theirs, bounds, pace), caller, lambda _: None)

@@ -221,6 +221,8 @@ def test_a_spool_that_is_sent_again_is_placed_anew_only_where_no_machine_may_hav
         again = {"spool": "0" * 32, "again": True}
         header = {"type": "request", "name": "detached.accept", "bytes": 1, "arguments": again}
         owner: Any = None
+        while (await two.own.ask(None, "load", {}))["running"]:  # noqa: ASYNC110 - of the tests before
+            await asyncio.sleep(0.05)
         two.linked.cut = True
         with pytest.raises(errors.HostUnreachable, match="may have taken"):
             await two.machines.find(owner, header)

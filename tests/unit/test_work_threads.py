@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -78,8 +79,14 @@ def test_slow_acts_at_the_node_leave_the_loops_threads_free(act: str) -> None:
     """However many volumes are removed, quotas set or figures asked for, the server's other blocking work goes on."""
 
     async def work(slow: Slow) -> None:
-        node = cast("Any", SimpleNamespace(request=slow))
-        at_node, usage = AtNode(cast("Any", SimpleNamespace(node=node))), Usage(cast("Any", None), node)
+        own = ThreadPoolExecutor(2)
+
+        async def ask(*_: Any) -> Any:
+            return await asyncio.get_running_loop().run_in_executor(own, slow)
+
+        node = cast("Any", SimpleNamespace(ask=ask))
+        at_node = AtNode(cast("Any", SimpleNamespace(asks=node)))
+        usage = Usage(cast("Any", None), lambda: {"local": node})
         users = [UserFacts(f"u-{number}", "", False, 0.0, 0, 0, 0) for number in range(MANY)]
         acts: dict[str, Callable[[UserFacts], Awaitable[object]]] = {
             "removed": lambda user: at_node.removed(user, keep=True),
@@ -92,5 +99,7 @@ def test_slow_acts_at_the_node_leave_the_loops_threads_free(act: str) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        slow.go.set()
+        await asyncio.to_thread(own.shutdown)
 
     run(work)
