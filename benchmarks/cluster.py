@@ -77,7 +77,7 @@ def host_of(made: Cluster) -> Host:
 def measure_calls(nodes: Host, single: Host, rounds: int) -> list[Row]:
     """Warm calls, whole: pickling, TLS, relay or splice, a worker in its sandbox."""
     ours, peer = Samples("warm call, another node"), Samples("the same, the server's own machine")
-    there, here = (isolated(host=host, keep_alive=600)(add) for host in (nodes, single))
+    there, here = (isolated(host=host, keep_alive=600, local_modules=[])(add) for host in (nodes, single))
     for number in range(rounds + 1):
         say(f"warm calls: round {number} of {rounds}")
         timed(lambda: there(1, 2), ours, BLOCK)
@@ -96,7 +96,7 @@ def measure_new(nodes: Host, single: Host, local: LocalHost, rounds: int) -> lis
     for number in range(rounds + 1):
         say(f"new sandboxes: round {number} of {rounds}")
         for samples, host in everything:
-            passing = isolated(host=host, keep_alive=0, network="none")(add)
+            passing = isolated(host=host, keep_alive=0, network="none", local_modules=[])(add)
             for _ in range(3):
                 _wait_none(host)
                 with samples.time():
@@ -115,7 +115,7 @@ def _wait_none(host: Any) -> None:
 def measure_map(nodes: Host, tasks: RayTasks | None, rounds: int, count: int) -> list[Row]:
     """Many tiny calls over three nodes, beside Ray's tasks over three of its."""
     ours, peer = Samples(f"{count:,} calls, three nodes"), Samples(f"{count:,} Ray tasks, three nodes")
-    absolute = isolated(host=nodes, keep_alive=600)(abs)
+    absolute = isolated(host=nodes, keep_alive=600, local_modules=[])(abs)
     for number in range(rounds + 1):
         say(f"many calls: round {number} of {rounds}")
         with ours.time():
@@ -135,7 +135,7 @@ def measure_growth(rounds: int, count: int) -> list[Row]:
     one, two = Samples("calls of 20 ms, one node"), Samples("calls of 20 ms, two nodes")
     slots = ["[pool]", "slots = 1"]
     with cluster(("one", "two"), share_network=True, cpus=CPUS, settings=slots) as made, made.client.entered():
-        computing = isolated(host=host_of(made), keep_alive=600)(work)
+        computing = isolated(host=host_of(made), keep_alive=600, local_modules=[])(work)
         for number in range(rounds + 1):
             for samples, names in ((one, ["one"]), (two, ["one", "two"])):
                 say(f"nodes: round {number} of {rounds}, {len(names)}")
