@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import Home
+from ..waiting import soak
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {
@@ -15,6 +16,10 @@ PARTS = {
     *("remote_bytes.py", "remote_connections.py", "remote_rates.py", "ray_tasks.py"),
     "cluster_environments.py",  # minutes, for decision 48 alone: it has no peers
 }
+
+
+if not soak(0, 1):
+    PARTS.add("cluster.py")  # a minute
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name not in PARTS))

@@ -24,7 +24,11 @@ def cluster() -> Iterator[Stage]:
         yield opened
 
 
-@pytest.mark.parametrize("scene", ["lends", "shares_fairly", "survives", "watches", SERVES, "loses"])
+LONG = ("shares_fairly", "survives", "loses")
+"""Those of the long form: each takes 20 to 60 s."""
+
+
+@pytest.mark.parametrize("scene", ["lends", "watches", SERVES, *soak((), LONG)])
 def test_scenes(cluster: Stage, scene: str) -> None:
     """A server's dealings with Ray come out as the scene says; see `scenes`."""
     cluster.play(scene)
