@@ -25,7 +25,10 @@ LEAST_TRASH_DAYS = 1
 _CREDENTIALS = ("META_PASSWORD", "ACCESS_KEY", "SECRET_KEY", "SESSION_TOKEN", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY")
 _MOST_BYTES = 1 << 16
 _MEBIBYTE, _GIBIBYTE = 1 << 20, 1 << 30
-_UNCACHED = ("--attr-cache", "0", "--entry-cache", "0", "--dir-entry-cache", "0", "--open-cache", "0")
+_UNCACHED = (
+    *("--attr-cache", "0", "--entry-cache", "0", "--dir-entry-cache", "0", "--open-cache", "0"),
+    *("--skip-dir-mtime", "0"),  # else a directory's time stays for 100 ms after a change, and a sync misses new names
+)
 
 
 def find_program() -> str:
@@ -123,7 +126,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     if any(isinstance(one, int) and one > 0 for one in fuse):
         raise errors.VolumesUnavailable(
             "this JuiceFS is mounted with caches of attributes or names: functions would see old sizes and files",
-            hint="mount it with `--attr-cache 0 --entry-cache 0 --dir-entry-cache 0`",
+            hint="mount it with `--attr-cache 0 --entry-cache 0 --dir-entry-cache 0 --skip-dir-mtime 0`",
         )
 
 
