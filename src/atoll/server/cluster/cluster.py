@@ -278,8 +278,6 @@ class Cluster:
         accepting = account.state == "active"
         self._accepting[account.name] = accepting
         self.places.accept(account.name, accepting=self.accepts(account.name))
-        if (link := self.links.get(account.name)) is not None:
-            link.say({"type": "accept", "accepting": accepting})
 
     def _expect(self, account: Account) -> None:
         """Have placement count a node as away: what it alone could hold is not refused at once."""

@@ -62,7 +62,6 @@ class Member:
         self._dialling: set[asyncio.Task[None]] = set()
         self._to_dial = 0
         """Connections that the server wants, and that wait for others to be dialled."""
-        self._leases: set[str] = set()
         self._load: NodeLoad | None = None
         self._facts: NodeFacts | None = None
         self._until = self._kept_until = clock()
@@ -129,7 +128,6 @@ class Member:
     def welcomed(self, link: NodeLink, notice: str) -> None:
         """See `node_link.Owner.welcomed`."""
         self._link = link
-        self._leases.clear()
         self._changed.set()
         self.wanted(SPARES)
         self._tell(f"linked to {self._address.url} as `{self._name}`")
@@ -186,15 +184,12 @@ class Member:
 
     # --- load --------------------------------------------------------------------------------------------------------
 
-    def _opened(self, session: Session, kind: str) -> None:
-        if kind in {"lease", "shell"}:
-            self._leases.add(session.id)
-            if self._link is not None:
-                self._link.taken += 1
+    def _opened(self, kind: str) -> None:
+        if kind in {"lease", "shell"} and self._link is not None:
+            self._link.taken += 1
         self._changed.set()
 
     def _session_over(self, session: Session) -> None:
-        self._leases.discard(session.id)
         if self._link is not None:
             self._link.say({"type": "over", "session": session.id})
         self._changed.set()

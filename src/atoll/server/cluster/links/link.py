@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from atoll import errors
@@ -321,12 +320,3 @@ class Link(asyncio.Protocol):
         finally:
             with contextlib.suppress(ValueError):
                 self._wanted.remove(future)
-
-
-def answerer(link: Link, message: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Return the function that answers a node's `need`."""
-
-    def answer(found: dict[str, Any]) -> None:
-        link.say({"type": "met", "id": message.get("id"), **found})
-
-    return answer

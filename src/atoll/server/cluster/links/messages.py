@@ -17,7 +17,6 @@ and to the member:
     ask         `id`, `principal` (None for the server itself), `name`, `arguments`
     unask       `id`: nobody waits for the answer
     end         `user`, `key`: of lines that end, since the key did
-    accept      `accepting`: False while the node is cordoned or drains
     met         `id`, and `value` or `error`
 
 A connection for lines begins with `open` or `resume`, on which bytes of a client's WebSocket follow. See `preamble`.
