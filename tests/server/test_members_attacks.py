@@ -353,7 +353,7 @@ def test_a_line_that_was_called_gone_does_not_begin(tmp_path: Path) -> None:
         begun: list[str] = []
 
         def make(transport: asyncio.Transport) -> SpareLine:
-            return SpareLine(transport, sessions, set(), lambda _: begun.append(one.id), lambda _: None)
+            return SpareLine(transport, sessions, set(), lambda one, _: begun.append(one.id), lambda _: None)
 
         far, _ = await _wrapped(make)
         other, _ = await _wrapped(make)

@@ -184,7 +184,7 @@ class Member:
 
     # --- load --------------------------------------------------------------------------------------------------------
 
-    def _opened(self, kind: str) -> None:
+    def _opened(self, _session: Session, kind: str) -> None:
         if kind in {"lease", "shell"} and self._link is not None:
             self._link.taken += 1
         self._changed.set()

@@ -29,7 +29,7 @@ class SpareLine(asyncio.Protocol):
     Args:
         sessions: of this process.
         connections: those that have a line, which are told to shut down.
-        opened: is told of each session that begins, by its first header's type.
+        opened: is told of a session that begins, and of its first header's type.
         on_end: is told when this connection waits no longer.
     """
 
@@ -38,7 +38,7 @@ class SpareLine(asyncio.Protocol):
         transport: asyncio.Transport,
         sessions: Sessions,
         connections: set[Any],
-        opened: Callable[[str], None],
+        opened: Callable[[Session, str], None],
         on_end: Callable[[SpareLine], None],
     ) -> None:
         self.transport = transport
@@ -88,7 +88,7 @@ class SpareLine(asyncio.Protocol):
         session.line.restore(opening.counts, opening.kept)
         header = dict(opening.header)
         closed = header.pop("input_over", False)
-        self._opened(header["type"])
+        self._opened(session, header["type"])
         if opening.attached:
             connection = self._attach(session, None)
         else:
