@@ -21,6 +21,8 @@ WORKERS ?= 4
 DOCS_PORT ?= 8000
 AGAIN ?=
 AS_USER := as_user$(if $(filter-out 0,$(SOAK)),, and not once)
+# The modules with such tests: each process would import all the others, too, to leave their tests out.
+USER_TESTS = $(if $(filter tests,$(TESTS)),$(shell grep -rlE 'mark\.as_user' --include='test_*.py' tests | sort),$(TESTS))
 export SOAK
 # Bytecode is kept: otherwise each of the thousands of processes that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -90,7 +92,7 @@ test-here: $(VENV)/.installed ## the test suite as the calling user (AGAIN=1: te
 
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
-	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(TESTS)' WORKERS='$(WORKERS)' AGAIN='$(AGAIN)'
+	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(USER_TESTS)' WORKERS='$(WORKERS)' AGAIN='$(AGAIN)'
 
 .PHONY: docs
 docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too

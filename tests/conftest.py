@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -273,6 +274,20 @@ def _leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_unconfigure() -> None:
     """Remove the library that state directories of this run have shared."""
     library.remove()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Have the garbage collector leave the tests alone, of which each process has thousands until its end.
+
+    It would go over them again and again, and a process that a test forks would copy them with it.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,29 +17,42 @@ from atoll.server.pages import rendering
 from atoll.storage.files.tree import Status
 
 LONG = 1 << 20
+Pieces = tuple[str, ...]
 STATUS = Status(kind="f", size=10, mtime_ns=1, ctime_ns=2, inode=3, mode=0o600)
 
 
+def long(pieces: Pieces) -> str:
+    """Return a text of pieces of which every second one stands there many times.
+
+    Made by each test: as a parameter it would be held, and be the test's name, in each process of a run.
+    """
+    return "".join(piece * (LONG if place % 2 else 1) for place, piece in enumerate(pieces))
+
+
 @pytest.mark.parametrize(
-    "text", [" " * LONG, f"x{' ' * LONG}x", "\t" * LONG, ", " * LONG, '"' * LONG, "W/" * LONG, "x" * LONG]
+    "pieces", [("", " "), ("x", " ", "x"), ("", "\t"), ("", ", "), ("", '"'), ("", "W/"), ("", "x")], ids=repr
 )
-def test_tags_are_read_once(text: str) -> None:
+def test_tags_are_read_once(pieces: Pieces) -> None:
     """A list of tags holds those that are in it, whatever stands around them."""
+    text = long(pieces)
     assert set(conditions.tags(f'{text},"a"') or ()) <= {"a", ""}
     assert set(conditions.strong_tags(f'"a",{text}') or ()) <= {"a", ""}
 
 
 @pytest.mark.parametrize(
-    "text", [" " * LONG, "1" * LONG, "-" * LONG, "1-" * LONG, f"1{' ' * LONG}x", f"{' ' * LONG}1-{' ' * LONG}x"]
+    "pieces",
+    [("", " "), ("", "1"), ("", "-"), ("", "1-"), ("1", " ", "x"), ("", " ", "1-", " ", "x")],
+    ids=repr,
 )
-def test_ranges_are_read_once(text: str) -> None:
+def test_ranges_are_read_once(pieces: Pieces) -> None:
     """What is no range is answered with the whole file."""
-    assert conditions.wanted_pieces({"range": f"bytes={text}"}, STATUS) is None
+    assert conditions.wanted_pieces({"range": f"bytes={long(pieces)}"}, STATUS) is None
 
 
-@pytest.mark.parametrize("text", ["x" * LONG, "\r" * LONG, "x\r\n" * LONG, "\x1b[" * LONG, f"{'x' * LONG}\r"])
-def test_output_is_read_once(text: str) -> None:
+@pytest.mark.parametrize("pieces", [("", "x"), ("", "\r"), ("", "x\r\n"), ("", "\x1b["), ("", "x", "\r")], ids=repr)
+def test_output_is_read_once(pieces: Pieces) -> None:
     """A function prints what it likes."""
+    text = long(pieces)
     assert len(rendering.output_text(text)) <= 4 * len(text)
 
 
@@ -57,12 +70,11 @@ def test_an_odd_origin_is_another_site(origin: str) -> None:
     assert is_own("https://LAB.example", "lab.example")
 
 
-@pytest.mark.parametrize(
-    "text", ['\\"' * LONG, '"' * LONG, "\\012" * LONG, ";" * LONG, "a=b;" * LONG, "atoll_form=" * LONG]
-)
+@pytest.mark.parametrize("piece", ['\\"', '"', "\\012", ";", "a=b;", "atoll_form="])
 @pytest.mark.parametrize("bytes_", [16_000, LONG])
-def test_cookies_are_read_once(text: str, bytes_: int) -> None:
+def test_cookies_are_read_once(piece: str, bytes_: int) -> None:
     """Another program's cookie is no work for the server, and a quoted value is none that it has made."""
+    text = long(("", piece))
     assert cookie_of(f'other="{text[:bytes_]}"; atoll_form=abc', "atoll_form") in ("abc", "")
     assert cookie_of(f'atoll_form="{text[:bytes_]}"', "atoll_form") == ""
     assert cookie_of("atoll_session=x; atoll_form=abc", "atoll_form") == "abc"

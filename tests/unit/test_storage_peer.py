@@ -122,12 +122,15 @@ def test_symlinks_that_lead_out_are_refused(data: int, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "buffer"),
-    [({"type": "pwrite"}, bytes(65 << 20)), ({"type": "fetch", "path": ""}, b"[" + b"[]," * (20 << 20) + b"[]]")],
+    ("request_", "make"),
+    [
+        ({"type": "pwrite"}, lambda: bytes(65 << 20)),
+        ({"type": "fetch", "path": ""}, lambda: b"[" + b"[]," * (20 << 20) + b"[]]"),
+    ],
     ids=["large", "much"],
 )
 def test_a_function_cannot_have_its_peer_take_the_machines_memory(
-    volume: Path, request_: dict[str, str], buffer: bytes
+    volume: Path, request_: dict[str, str], make: Callable[[], bytes]
 ) -> None:
     """The peer of a function takes messages of bounded size, has bounded memory, and says so before it ends."""
     ours, theirs = socket.socketpair()
@@ -136,7 +139,7 @@ def test_a_function_cannot_have_its_peer_take_the_machines_memory(
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     with contextlib.closing(Channel(ours)) as channel:
         with contextlib.suppress(ChannelClosed):
-            channel.send(request_, [buffer])
+            channel.send(request_, [make()])
         answer = channel.receive().header
     assert answer["error"]["message"].startswith("too much at once for the storage peer")
     assert process.wait() == 1  # its peak cannot be asked for: the kernel counts that of who started it

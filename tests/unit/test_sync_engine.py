@@ -380,33 +380,36 @@ def test_content_that_arrives_damaged_does_not_count(
 
 LARGE = random.Random(3).randbytes(12 << 20)
 MIB = 1 << 20
-EDITS: list[tuple[str, bytes, int]] = [
-    ("a part is inserted", LARGE[: 6 * MIB] + b"new" * 100_000 + LARGE[6 * MIB :], 300_000 + 2 * BLOCK_BYTES),
-    ("a part is removed", LARGE[: 5 * MIB] + LARGE[7 * MIB + 5 :], 2 * BLOCK_BYTES),
-    ("something is put in front", b"front" + LARGE, BLOCK_BYTES),
-    ("something is appended", LARGE + b"end" * 1000, BLOCK_BYTES),
-    ("it is cut off", LARGE[: 7 * MIB + 11], 2 * BLOCK_BYTES),
+EDITS: list[tuple[str, Callable[[], bytes], int]] = [  # made by each test: each process of a run would hold them all
+    ("a part is inserted", lambda: LARGE[: 6 * MIB] + b"new" * 100_000 + LARGE[6 * MIB :], 300_000 + 2 * BLOCK_BYTES),
+    ("a part is removed", lambda: LARGE[: 5 * MIB] + LARGE[7 * MIB + 5 :], 2 * BLOCK_BYTES),
+    ("something is put in front", lambda: b"front" + LARGE, BLOCK_BYTES),
+    ("something is appended", lambda: LARGE + b"end" * 1000, BLOCK_BYTES),
+    ("it is cut off", lambda: LARGE[: 7 * MIB + 11], 2 * BLOCK_BYTES),
     (
         "it is changed in two places",
-        LARGE[:MIB] + b"x" + LARGE[MIB + 1 : 9 * MIB] + b"y" + LARGE[9 * MIB + 1 :],
+        lambda: LARGE[:MIB] + b"x" + LARGE[MIB + 1 : 9 * MIB] + b"y" + LARGE[9 * MIB + 1 :],
         2 * BLOCK_BYTES,
     ),
     (
         "three parts are inserted",
-        LARGE[:MIB] + b"1" + LARGE[MIB : 6 * MIB] + b"22" + LARGE[6 * MIB : 11 * MIB] + b"333" + LARGE[11 * MIB :],
+        lambda: b"".join(
+            (LARGE[:MIB], b"1", LARGE[MIB : 6 * MIB], b"22", LARGE[6 * MIB : 11 * MIB], b"333", LARGE[11 * MIB :])
+        ),
         4 * delta.MAX_CHUNK_BYTES + 2 * BLOCK_BYTES,
     ),
-    ("nothing of it stays", bytes(reversed(LARGE)), len(LARGE)),
+    ("nothing of it stays", lambda: bytes(reversed(LARGE)), len(LARGE)),
 ]
 
 
-@pytest.mark.parametrize(("what", "after", "most"), EDITS, ids=[edit[0] for edit in EDITS])
+@pytest.mark.parametrize(("what", "edit", "most"), EDITS, ids=[edit[0] for edit in EDITS])
 @pytest.mark.parametrize("known", ["index", "no index"])
 def test_of_a_large_file_only_what_changed_travels(
-    tmp_path: Path, what: str, after: bytes, most: int, known: str
+    tmp_path: Path, what: str, edit: Callable[[], bytes], most: int, known: str
 ) -> None:
     """A change of a large file costs what has changed, with the client's index and without."""
     side = Side(tmp_path)
+    after = edit()
     (side.source / "f").write_bytes(LARGE)
     side.sync()
     if known == "no index" and side.index is not None:
