@@ -12,6 +12,7 @@ import pytest
 
 from atoll import errors
 
+from ..waiting import PATIENCE_SECONDS
 from .conftest import Place
 
 pytestmark = pytest.mark.as_user
@@ -100,6 +101,41 @@ def test_max_concurrency_bounds_the_calls_at_a_time(place: Place) -> None:
     function = place.isolated(alone, max_concurrency=1)
     futures = [function.submit(number) for number in range(20)]
     assert [future.result(60) for future in futures] == list(range(20))
+
+
+ALONE = """
+import sys
+from atoll import isolated
+
+@isolated(max_concurrency=1, keep_alive=60)
+def alone(number):
+    import os, time
+    path = "/data/conformance-programs-alone"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.005)
+    os.remove(path)
+    return number
+
+print("ready", flush=True)
+sys.stdin.readline()
+print([future.result(60) for future in [alone.submit(number) for number in range(8)]] == list(range(8)))
+"""
+
+
+def test_max_concurrency_bounds_the_calls_of_all_programs(place: Place, tmp_path: Path) -> None:
+    """Calls of a function that two programs make do not overlap, wherever they run; no idle worker keeps the other out."""
+    with contextlib.ExitStack() as stack:
+        programs = [stack.enter_context(place.program(tmp_path / "alone.py", ALONE)) for _ in range(3)]
+        for one in programs:
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"ready\n"
+        for one in programs:
+            assert one.stdin is not None
+            one.stdin.write(b"\n")
+            one.stdin.flush()
+        for one in programs:
+            printed, said = one.communicate(timeout=PATIENCE_SECONDS)
+            assert printed == b"True\n", said.decode()
 
 
 def test_a_function_that_waits_for_itself_beyond_its_bound_is_refused(place: Place) -> None:

@@ -56,7 +56,7 @@ def accept(
     When this returns, the calls are on the disk. The same spool may be sent again.
 
     Args:
-        needs: `machine_type` and `numbers` of their function, by which a server chooses among its machines.
+        needs: of their function, by which a server chooses among its machines: `machine_type`, `numbers`, its bound.
 
     Raises:
         DetachedFull, DiskFull, StateUnusable: nothing was kept.

@@ -109,7 +109,10 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
 
 def _needs(spec: LeaseSpec) -> dict[str, Any]:
     """Return what a server with several machines needs to know to choose one."""
-    return {"machine_type": spec.machine_type, "numbers": spec.numbers._asdict()}
+    found: dict[str, Any] = {"machine_type": spec.machine_type, "numbers": spec.numbers._asdict()}
+    if spec.max_concurrency:
+        found |= {"max_concurrency": spec.max_concurrency, "identity": spec.identity}
+    return found
 
 
 def _pieces(

@@ -21,13 +21,14 @@ from typing import Any
 
 from atoll import errors
 from atoll.server.cluster import own_node
-from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad
+from atoll.server.cluster.contract import LOCAL, LOST_SECONDS, LiveNode, NodeFacts, NodeLoad, Wish
 from atoll.server.cluster.held import Account, Away, Held
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.links.messages import MessageError, read_facts
 from atoll.server.cluster.links.splice import Half
 from atoll.server.cluster.places import Places
+from atoll.server.cluster.placing.refusals import able
 from atoll.server.cluster.wishes import names_uploads
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
@@ -174,6 +175,10 @@ class Cluster:
     def accepts(self, name: str) -> bool:
         """Return whether a node gets calls: its account has it take some, and it is up to date."""
         return self._accepting.get(name, True) and name not in self._unready
+
+    def able(self, wish: Wish) -> list[str]:
+        """Return the nodes that get calls, or had a link just now, and hold a wish when they are empty."""
+        return able(wish, {name: facts for name, facts in self.facts.items() if self.accepts(name)})
 
     def hear_local(self, load: NodeLoad) -> None:
         """Take the load of the server's own machine."""

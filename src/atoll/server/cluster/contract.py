@@ -99,6 +99,7 @@ class Wish:
         volumes: nodes must share this file system; empty for any.
         labels: that the node must have.
         weight: share of the user beside others.
+        nodes: those of which one must serve it, in order of their names; empty for any.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Wish:
     volumes: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

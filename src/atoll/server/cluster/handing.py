@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from atoll import errors
 from atoll.server.cluster import wishes
+from atoll.server.cluster.bounds import bound_of
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL
 from atoll.server.cluster.links.arrival import Arrival
@@ -71,15 +73,18 @@ class Handing:
         header, cluster = arrival.header, self._cluster
         assert header is not None
         if header["type"] in {"lease", "shell"}:
+            spec: Any = header.get("spec")
+            user = arrival.principal.user
+            bound = bound_of(user, spec)
             for attempt in range(ATTEMPTS):
                 name = f"{arrival.id[:12]}-{attempt}"
-                wish = wishes.wish_of(
-                    name,
-                    arrival.principal.user,
-                    header.get("spec"),
-                    cluster.volumes_for(header.get("spec")),
-                )
-                node = await cluster.places.place(wish, arrival)
+                wish = wishes.wish_of(name, user, spec, cluster.volumes_for(spec))
+                if bound is None:
+                    node = await cluster.places.place(wish, arrival)
+                else:
+                    able = partial(cluster.able, wish)
+                    node, share = await cluster.places.place_bounded(wish, arrival, bound, able)
+                    header["spec"] = {**spec, "max_concurrency": share}  # the part of the bound that the node keeps
                 try:
                     if await self._hand(arrival, node, name):
                         return

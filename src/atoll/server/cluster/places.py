@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from atoll import errors
+from atoll.server.cluster.bounds import Bound, Bounds
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, SharesOfNodes, Wish
 from atoll.server.cluster.links.arrival import Arrival
 from atoll.server.cluster.placement import Placement
@@ -19,6 +22,7 @@ class Places:
     def __init__(self) -> None:
         self.placement = Placement(None)
         self.shares: SharesOfNodes | None = None
+        self.bounds = Bounds()
         self._waiting: dict[str, asyncio.Future[str]] = {}
 
     def use(self, shares: SharesOfNodes) -> None:
@@ -67,8 +71,33 @@ class Places:
 
     # --- lines -------------------------------------------------------------------------------------------------------
 
-    async def place(self, wish: Wish, arrival: Arrival) -> str:
+    async def place_bounded(
+        self, wish: Wish, arrival: Arrival, bound: Bound, nodes: Callable[[], Sequence[str]]
+    ) -> tuple[str, int]:
+        """Return the node for a wish of a bounded function, and how many of its calls that node may make at a time.
+
+        Args:
+            nodes: returns those that can serve it at present.
+
+        Raises:
+            ResourcesUnavailable: as `place`.
+        """
+        while True:
+            allowed = self.bounds.allowed(bound, nodes())
+            node = await self.place(
+                replace(wish, nodes=allowed),
+                arrival,
+                lambda: self.bounds.allowed(bound, nodes()) != allowed,  # noqa: B023 - asked until `place` is over
+            )
+            if node:
+                self.bounds.placed(wish.id, bound, node)
+                return node, self.bounds.shares(bound, nodes()).get(node, 1)
+
+    async def place(self, wish: Wish, arrival: Arrival, is_other: Callable[[], bool] = lambda: False) -> str:
         """Return the node for a wish; the client is told why it waits.
+
+        Args:
+            is_other: returns whether it waits for the wrong nodes; then it waits no more, and has none.
 
         Raises:
             ResourcesUnavailable: no machine can ever hold it.
@@ -82,6 +111,9 @@ class Places:
             told = None
             while not future.done():
                 await asyncio.wait({future}, timeout=POSITION_SECONDS)
+                if not future.done() and is_other():
+                    self._settle(self.placement.withdraw(wish.id, _now()))
+                    return ""
                 said = max(self.placement.position(wish.id), 0), self.placement.reason(wish.id)
                 if not future.done() and said != told and said[1]:
                     told = arrival.waits = said
@@ -97,6 +129,7 @@ class Places:
 
     def over(self, wish: str) -> None:
         """Note that a placed wish is over."""
+        self.bounds.over(wish)
         self._settle(self.placement.over(wish, _now()))
 
     def _settle(self, places: list[Place]) -> None:

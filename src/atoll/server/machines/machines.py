@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from atoll import errors
 from atoll.daemon.request_arguments import MOST_ROWS
 from atoll.server.cluster import waiting
-from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad, Wish
+from atoll.server.cluster.bounds import bound_of, rank
+from atoll.server.cluster.contract import LOCAL, NodeFacts, NodeLoad
 from atoll.server.cluster.links.arrival import Arrival
-from atoll.server.cluster.placing.refusals import refusal_of
+from atoll.server.cluster.placing.refusals import able
 from atoll.server.cluster.wishes import wish_of
 from atoll.server.machines import merging
 from atoll.server.machines.asks import Answers, Asks, Failures, asked_of_all
@@ -208,8 +209,9 @@ class Machines:
             )
         wish = wish_of("", user, needs, cluster.volumes_for(needs))
         known = {node: cluster.facts[node] for node in answers if cluster.accepts(node) and node in cluster.facts}
-        whole = [node for node, facts in known.items() if _holds(facts, wish)]
-        fitting = whole or [node for node, facts in known.items() if not refusal_of(wish, [facts], ())]
+        fitting = able(wish, known)
+        if (bound := bound_of(user, needs)) is not None and fitting:  # one machine keeps the bound of all its calls
+            fitting = [min(fitting, key=lambda node: rank(bound, node))]
         loads, _ = await asked_of_all({node: nodes[node] for node in fitting}, None, "load", {})
         if not loads:
             return cluster.node_of_data(user)  # which says why it cannot
@@ -328,14 +330,6 @@ class Machines:
     def _with_away(self, answer: dict[str, Any], failures: Failures) -> dict[str, Any]:
         away = sorted({*failures, *self._cluster.missing_names()})
         return {**answer, "away": away} if away else answer
-
-
-def _holds(facts: NodeFacts, wish: Wish) -> bool:
-    """Return whether a machine that runs nothing has room for a wish, its type not cut down."""
-    if wish.volumes and facts.volumes != wish.volumes:
-        return False
-    has = facts.millicores, facts.memory_bytes, len(facts.gpus)
-    return all(mine <= one for mine, one in zip((wish.millicores, wish.memory_bytes, wish.gpus), has, strict=True))
 
 
 def _first(failures: Failures) -> errors.AtollError:

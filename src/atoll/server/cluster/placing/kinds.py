@@ -34,7 +34,7 @@ NUMBERS = "-"
 EXACT = "="
 """The same, not rounded."""
 
-KindKey = tuple[str, int, int, int, str, tuple[tuple[str, str], ...]]
+KindKey = tuple[str, int, int, int, str, tuple[tuple[str, str], ...], tuple[str, ...]]
 
 MOST_EXACT = 24
 """Kinds above which further functions with numbers of their own share kinds, by sizes that are rounded up."""
@@ -56,7 +56,7 @@ class Kind:
     """
 
     def __init__(self, key: KindKey) -> None:
-        self.type, *size, self.volumes, self.labels = key
+        self.type, *size, self.volumes, self.labels, self.nodes = key
         self.size = Size(*size)
         self.used = 0
         self.stuck = False
@@ -139,8 +139,8 @@ class Kind:
         return node in self._needs
 
     def allows(self, facts: NodeFacts) -> bool:
-        """Return whether a node has the volumes and the labels that the kind demands."""
-        if self.volumes and facts.volumes != self.volumes:
+        """Return whether a node has the volumes and the labels that the kind demands, and is one of its nodes."""
+        if (self.volumes and facts.volumes != self.volumes) or (self.nodes and facts.name not in self.nodes):
             return False
         return all(facts.labels.get(name) == value for name, value in self.labels)
 
@@ -328,7 +328,7 @@ class Kinds:
         labels = tuple(sorted(wish.labels.items())) if wish.labels else ()
         size = wish.millicores, wish.memory_bytes, wish.gpus
         name = wish.machine_type if TYPES.get(wish.machine_type) == size else EXACT
-        key: KindKey = (name, *size, wish.volumes, labels)
+        key: KindKey = (name, *size, wish.volumes, labels, wish.nodes)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._new(key)
@@ -339,7 +339,7 @@ class Kinds:
     def exact(self, wish: Wish) -> Kind:
         """Return the kind of a wish that is too large for every node only because it was rounded up."""
         labels = tuple(sorted(wish.labels.items()))
-        return self._find((EXACT, wish.millicores, wish.memory_bytes, wish.gpus, wish.volumes, labels))
+        return self._find((EXACT, wish.millicores, wish.memory_bytes, wish.gpus, wish.volumes, labels, wish.nodes))
 
     def touch(self, node: NodeRoom) -> None:
         """Note that a node's room has changed."""
@@ -347,10 +347,10 @@ class Kinds:
             kind.touch(node)
 
     def _new(self, key: KindKey) -> Kind:
-        name, *size, volumes, labels = key
+        name, *size, volumes, labels, nodes = key
         if name != EXACT or len(self._kinds) < MOST_EXACT:
             return self._find(key)
-        kind = self._find((NUMBERS, *rounded(Size(*size)), volumes, labels))
+        kind = self._find((NUMBERS, *rounded(Size(*size)), volumes, labels, nodes))
         return kind if kind.capable else self._find(key)
 
     def _find(self, key: KindKey) -> Kind:

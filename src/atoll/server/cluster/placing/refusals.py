@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from atoll.server.cluster.contract import NodeFacts, Wish
 from atoll.server.cluster.placing.kinds import Kind
@@ -65,6 +65,13 @@ def _within(size: Size, total: Size) -> bool:
     return all(mine <= has for mine, has in zip(size, total, strict=True))
 
 
+def able(wish: Wish, known: Mapping[str, NodeFacts]) -> list[str]:
+    """Return the names of the nodes that hold a wish when they are empty: those that do so without a cut of its type, if any."""
+    size = Size(wish.millicores, wish.memory_bytes, wish.gpus)
+    found = [name for name, facts in known.items() if not refusal_of(wish, [facts], ())]
+    return [name for name in found if _within(size, total_of(known[name]))] or found
+
+
 def reason_of(kind: Kind, before: int, here: Iterable[NodeFacts]) -> str:
     """Return why a wish of this kind waits.
 
@@ -79,6 +86,8 @@ def reason_of(kind: Kind, before: int, here: Iterable[NodeFacts]) -> str:
     place = f"{before:,} of your requests before this one" if before else "this is your next request"
     if kind.shut:
         return f"the share of every machine is used: {place}"
+    if kind.nodes:
+        return f"every machine that serves this function, which has a bound, is full: {place}"
     full = "every GPU that will do is taken" if kind.size.gpus else "every machine is full"
     return f"{full}: {place}"
 
