@@ -34,13 +34,13 @@ class Finding:
             self._known.popitem(last=False)
 
     async def call(self, principal: Principal | None, start: Any) -> str:
-        """Return the machine of a call, running, waiting or over, or of a batch.
+        """Return the machine of a call, running, waiting or over, or of a batch; one that says so where none knows it.
 
         Raises:
-            ResourcesUnavailable: no machine knows one, or several do.
+            ResourcesUnavailable: several machines know one, or none that is there.
             HostUnreachable: the machine that has it is away.
         """
-        return await self._find(principal, start, ("calls.show", "call"), ("detached.counts", "batch"))
+        return await self._find(principal, start, ("calls.show", "call"), ("detached.counts", "batch"), any_says=True)
 
     async def detached(self, principal: Principal | None, start: Any) -> str:
         """Return the machine of a detached call.
@@ -61,7 +61,12 @@ class Finding:
         return _first(answers, failures)
 
     async def _find(
-        self, principal: Principal | None, start: Any, *questions: tuple[str, str], certain: bool = False
+        self,
+        principal: Principal | None,
+        start: Any,
+        *questions: tuple[str, str],
+        certain: bool = False,
+        any_says: bool = False,
     ) -> str:
         nodes, away = self._nodes(), self._away()
         if isinstance(start, str) and (known := self._known.get(start)) is not None:
@@ -77,13 +82,16 @@ class Finding:
                 return self._one(start, {node: _id_of(answer) or str(start) for node, answer in answers.items()})
         silent = [node for node, error in failures.items() if isinstance(error, errors.HostUnreachable)]
         missing = sorted({*away, *silent})
-        raised = next((error for error in failures.values() if not isinstance(error, errors.HostUnreachable)), None)
+        says = [node for node, error in failures.items() if not isinstance(error, errors.HostUnreachable)]
+        raised = failures[says[0]] if says else None
         if missing and (certain or raised is None):
             raise _is_away(missing, str(start))
         if raised is None:
             raise _is_away([], str(start))
         if missing and isinstance(raised, _UNKNOWN):
             raise type(raised)(raised.message, hint=f"{', '.join(missing)} may know it, and is away: try again later")
+        if any_says and isinstance(raised, _UNKNOWN):
+            return says[0]  # in the words for what is asked of it
         raise raised
 
     def _one(self, start: Any, found: dict[str, str]) -> str:
