@@ -282,7 +282,9 @@ def cluster(
         head = Head(home(), Authority(files), options, port=PORT, process=nothing)
         head.machine = where
         head.environment = dict(environment or {})
-        head.home.atoll("data", "filesystem", "init")
+        # There: a mount of this machine's, which outlives the command a little, would be copied to the next machine.
+        init = [sys.executable, "-c", COMMAND, "data", "filesystem", "init"]
+        where.run(*init, environment=head.home.environment())
         head.client_variables = packages.variables
         made = Cluster(head, switch, switch.machine("client"), shared, mark(where))
         head.start()

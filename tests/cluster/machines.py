@@ -176,9 +176,9 @@ class Machine:
         limits = ["sh", "-c", enter, str(self.group)] if self.group is not None else []
         return ["nsenter", f"--target={self.first.pid}", "--net", "--mount", "--uts", "--pid", *limits, *arguments]
 
-    def run(self, *arguments: str) -> None:
-        """Run a program of the system to its end."""
-        subprocess.run(self.command(*arguments), check=True, stdin=subprocess.DEVNULL)
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Run a program to its end."""
+        subprocess.run(self.command(*arguments), check=True, stdin=subprocess.DEVNULL, env=environment)
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path | None = None

@@ -41,8 +41,8 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each test once on a server or cluster, but for `SLOW`, and of `SAME_WORKERS` one; with `SOAK=1` all with all values."""
-    if os.environ.get("SOAK"):
+    """Run each test once on a server, but for `SLOW`, and of `SAME_WORKERS` one; all on a cluster, and with `SOAK=1`."""
+    if os.environ.get("SOAK") or on_cluster():
         return
     seen = set[str]()
     kept: list[pytest.Item] = []
