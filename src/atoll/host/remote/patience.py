@@ -19,6 +19,8 @@ QUIET_SECONDS = 1.0
 """Seconds of waiting before the person is told."""
 PING_SECONDS = 15.0
 """Seconds of silence after which a connection is kept in use."""
+SAME_SECONDS = 5.0
+"""Seconds after an outage in which another failure belongs to it: a server that starts on a busy machine may fail again."""
 SILENT_SECONDS = 45.0
 """Seconds of silence after which it counts as lost: the server answers pings."""
 READING = {
@@ -57,7 +59,8 @@ class Outage:
         """Tell the person that this program waits.
 
         Args:
-            tried: when the attempt began that has failed: one of before the outage's end is of the one that was told of.
+            tried: when the attempt began that has failed: one from before the end of an outage, or from just after that,
+                is of the outage that was told of.
         """
         if not self._told and tried > self._ended:
             self._told = True
@@ -65,7 +68,8 @@ class Outage:
 
     def ends(self) -> None:
         """Note that the server answers."""
-        self._told, self._ended = False, time.monotonic()
+        self._ended = time.monotonic() + (SAME_SECONDS if self._told else 0.0)
+        self._told = False
 
 
 class Attempts:

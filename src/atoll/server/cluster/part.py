@@ -61,12 +61,25 @@ async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None
 
 
 async def _hear(state: ServerState, cluster: Cluster, handing: Handing) -> None:
-    """Pass the own node's load on, until its daemon ends."""
+    """Pass the own node's load on, until its daemon ends.
+
+    A daemon tells its load when that changes. The count of lines given to it is from before that word, so the word may hold
+    more of them; after a quiet moment it holds all that were given before. So it is passed on again then.
+    """
     channel = await state.node.connect(None, {"type": "watch_load"})
+    receiving = asyncio.ensure_future(channel.receive())
+    load: dict[str, Any] = {}
     try:
         while True:
             given = handing.given
-            load = (await channel.receive()).header["load"]
-            cluster.hear_local(NodeLoad(**{**load, "taken": given}))
+            await asyncio.wait({receiving}, timeout=LOOK_SECONDS)
+            if receiving.done():
+                load = receiving.result().header["load"]
+                receiving = asyncio.ensure_future(channel.receive())
+            if load:
+                cluster.hear_local(NodeLoad(**{**load, "taken": given}))
     finally:
+        receiving.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ChannelClosed, FrameError, OSError):
+            await receiving
         channel.close()
