@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import select
@@ -26,11 +27,13 @@ from .long_modules import PLACES
 from .waiting import ended
 
 if TYPE_CHECKING:
+    from .cluster.cluster import Cluster
     from .environments import Machine
 
 ROOT = Path(__file__).parents[1]
 GONE_SECONDS = 60.0
 STOP_SECONDS = 5.0
+_numbers = itertools.count(1)
 UNCHECKED = {"test_conda.py", "test_daemon.py", "test_examples.py", "test_kinds.py", "test_other_pythons.py"}
 """End-to-end modules that the leak check has not been run on yet; `LEAKS=1` checks them too."""
 
@@ -76,6 +79,10 @@ class Home:
         """Run the command line program."""
         code = "import sys; from atoll.cli.main import main; sys.exit(main())"
         return self.python("-c", code, *arguments, **options)
+
+    def in_data(self, name: str) -> Path:
+        """Return the path of a file of the user's `/data`."""
+        return self.path / "volumes" / "local" / "data" / name
 
     def daemon_pid(self) -> int | None:
         """Return the daemon's process id, or None when none has said that it runs."""
@@ -198,12 +205,26 @@ def atoll_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 
 @dataclass(frozen=True)
 class AwayHome(Home):
-    """A state directory whose programs have a server as their default host."""
+    """A state directory whose programs have a server as their default host.
 
+    Args:
+        cluster: the server and its machines.
+        variables: of programs that call.
+    """
+
+    cluster: Cluster
     variables: Mapping[str, str]
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return super().environment({**self.variables, **(more or {})})
+
+    def in_data(self, name: str) -> Path:
+        (found,) = self.cluster.shared.glob(f"volumes/*/data/{name}")
+        return found
+
+    def of_new_user(self, name: str) -> AwayHome:
+        """Return a state directory whose programs are another user's, with an empty `/data`."""
+        return AwayHome(self.path, self.cluster, {**self.variables, **self.cluster.new_user(name)})
 
 
 @pytest.fixture(scope="session")
@@ -215,7 +236,17 @@ def _session_home() -> Iterator[Home]:
     from .cluster.cluster import cluster
 
     with own_home() as home, cluster() as made, made.client.entered():
-        yield AwayHome(home.path, made.variables)
+        yield AwayHome(home.path, made, made.variables)
+
+
+@pytest.fixture
+def fresh_home(request: pytest.FixtureRequest) -> Home:
+    """A state directory whose user has made no call, and has an empty `/data`."""
+    if os.environ.get("ATOLL_CONFORMANCE") != "cluster":
+        home: Home = request.getfixturevalue("atoll_home")
+        return home
+    away: AwayHome = request.getfixturevalue("_session_home")
+    return away.of_new_user(f"user-{next(_numbers)}")
 
 
 @pytest.fixture

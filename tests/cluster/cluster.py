@@ -148,6 +148,14 @@ class Cluster:
         found = {"ATOLL_HOST": self.head.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret}
         return {**found, "ATOLL_CA_FILE": str(self.head.ca_file), **self.head.client_variables}
 
+    def new_user(self, name: str) -> dict[str, str]:
+        """Add a user; return the variables of the key."""
+        from atoll.server.accounts.bodies import NewUser
+
+        added = self.head.add_user(NewUser(name))
+        assert added.key is not None
+        return {"ATOLL_KEY_ID": added.key.id, "ATOLL_KEY_SECRET": added.key.secret}
+
     def volume(self) -> Path:
         """Return the volume of the operator."""
         volumes = [path / "data" for path in (self.shared / "volumes").iterdir() if (path / "data").is_dir()]
@@ -267,9 +275,7 @@ def cluster(
         shared, lines = stack.enter_context(_disk(data or os.environ.get("ATOLL_CLUSTER_DATA", "path"), files))
         packages = machine_packages.read(files)
         lines += ["[users]", f"share_network = {str(share_network).lower()}"]
-        first = json.dumps(next(iter(packages.places), ""))  # nothing leads out of the machines' network
-        index = packages.options.replace('users_index_url = ""', f"users_index_url = {first}")
-        lines += ["[environments]", index, *settings]
+        lines += ["[environments]", _index(packages), *settings]
 
         def home() -> Home:
             made = stack.enter_context(own_home())
@@ -302,6 +308,23 @@ def cluster(
         for place in (head.home, *(node.home for node in made.nodes.values())):
             for log in place.path.glob("*.log"):
                 assert "Traceback" not in (text := log.read_text()), text[-5000:]
+
+
+def _index(packages: machine_packages.MachinePackages) -> str:
+    """Return settings of places of packages, all on this machine: nothing leads out of the machines' network.
+
+    `ATOLL_CLUSTER_PACKAGES` names a directory of further ones.
+    """
+    more = os.environ.get("ATOLL_CLUSTER_PACKAGES", "")
+    options = packages.options or 'users_index_url = ""\nusers_extra_index_urls = []\nusers_find_links = []\n' * bool(
+        more
+    )
+    first = next(iter(packages.places), more)
+    options = options.replace('users_index_url = ""', f"users_index_url = {json.dumps(first)}")
+    if not more:
+        return options
+    kept, found = options.rsplit("users_find_links = ", 1)
+    return f"{kept}users_find_links = {json.dumps([*json.loads(found), more])}\n"
 
 
 @contextlib.contextmanager

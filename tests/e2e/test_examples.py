@@ -37,8 +37,7 @@ def test_preferences_are_kept(shared_home: Home, tmp_path: Path, imported: str) 
         "stored the preferences of user 7 in /data/user_7_preferences.txt",
         "another call reads: hiking, jazz, black tea",
     ]
-    kept = shared_home.path / "volumes" / "local" / "data" / "user_7_preferences.txt"
-    assert kept.read_text() == "hiking, jazz, black tea"
+    assert shared_home.in_data("user_7_preferences.txt").read_text() == "hiking, jazz, black tea"
 
 
 @pytest.mark.parametrize("imported", IMPORTS)
@@ -93,15 +92,15 @@ def test_a_worker_stays_warm(shared_home: Home, tmp_path: Path, imported: str) -
 
 
 @pytest.mark.parametrize("imported", IMPORTS)
-def test_a_cached_function_computes_once(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+def test_a_cached_function_computes_once(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """In the sequence 4, 3, 4, 3, 5 the second 4 and 3 compute nothing; nor does any, in the next run of the program."""
-    lines = run_example(atoll_home, tmp_path, "cached_functions.py", imported).splitlines()
+    lines = run_example(fresh_home, tmp_path, "cached_functions.py", imported).splitlines()
     assert [line for line in lines if line.startswith("computing")] == [f"computing for {size}" for size in (4, 3, 5)]
     predictions = [line for line in lines if line.startswith("predict")]
     assert [line.split()[-1] for line in predictions] == ["6", "3", "6", "3", "10"]
-    until(lambda: {one["state"] for one in _workers(atoll_home)} <= {"idle"})  # the daemon has seen the program's end
-    assert [one["function"] for one in _workers(atoll_home)] == ["predict"]
-    assert run_example(atoll_home, tmp_path, "cached_functions.py", imported).splitlines() == predictions
+    until(lambda: {one["state"] for one in _workers(fresh_home)} <= {"idle"})  # the daemon has seen the program's end
+    assert [one["function"] for one in _workers(fresh_home)] == ["predict"]
+    assert run_example(fresh_home, tmp_path, "cached_functions.py", imported).splitlines() == predictions
 
 
 def _workers(home: Home) -> list[dict[str, str]]:
@@ -131,9 +130,9 @@ def test_the_volume_is_used_from_outside(shared_home: Home, tmp_path: Path, impo
 
 
 @pytest.mark.parametrize("imported", IMPORTS)
-def test_a_snapshot_is_a_way_back(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+def test_a_snapshot_is_a_way_back(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """What an experiment has changed is listed, seen beside what was, and undone."""
-    assert run_example(atoll_home, tmp_path, "snapshots.py", imported).splitlines() == [
+    assert run_example(fresh_home, tmp_path, "snapshots.py", imported).splitlines() == [
         "changed /data/model/weights.txt",
         "then and now, as a function sees them:",
         "  good weights",
@@ -153,9 +152,9 @@ def test_a_download_is_checked_and_stays(shared_home: Home, tmp_path: Path, impo
 
 
 @pytest.mark.parametrize("imported", IMPORTS)
-def test_a_mirror_follows_its_source(atoll_home: Home, tmp_path: Path, imported: str) -> None:
+def test_a_mirror_follows_its_source(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """A dry run says what a sync would do, what is ignored stays away, and what is gone locally goes."""
-    assert run_example(atoll_home, tmp_path, "mirror.py", imported).splitlines() == [
+    assert run_example(fresh_home, tmp_path, "mirror.py", imported).splitlines() == [
         "what would be done:",
         "mkdir   .",
         "send    .atollignore  (6 bytes)",
