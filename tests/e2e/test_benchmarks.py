@@ -1,4 +1,7 @@
-"""The programs in `benchmarks/` run, without what they compare with where that is not installed."""
+"""The programs in `benchmarks/` run, without what they compare with where that is not installed.
+
+That they fit the package is checked by types (`make check`); each is run in the long form.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ PARTS = {
 }
 
 
+LONG = {"calls.py", "cluster.py", "payloads.py", "remote.py", "sync.py"}
+"""Run with `SOAK` alone: they take 10 to 60 seconds, and show as little of the harness that the others have not shown."""
 if not soak(0, 1):
-    PARTS.add("cluster.py")  # a minute
+    PARTS |= LONG
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name not in PARTS))

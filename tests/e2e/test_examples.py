@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import Home
-from ..waiting import until
+from ..waiting import soak, until
 
 pytestmark = pytest.mark.as_user
 
@@ -175,15 +175,18 @@ def test_a_mirror_follows_its_source(fresh_home: Home, tmp_path: Path, imported:
 @pytest.mark.once
 @pytest.mark.timeout(900)
 def test_network_is_trained_once(shared_home: Home, tmp_path: Path) -> None:
-    """A TensorFlow model is trained by the first call ever, and restored from `/data` by all later ones."""
+    """A TensorFlow model is trained by the first call ever, and restored from `/data` by all later ones.
+
+    The later ones are the second of its program and, in the long form, those of another program.
+    """
     said = re.compile(r"(first|second) call: (trained|restored) in (\d+\.\d+) s, accuracy (\d\.\d+)")
     runs = [
-        said.findall(run_example(shared_home, tmp_path, "neural_network.py", imported, 800.0)) for imported in NAMES
+        said.findall(run_example(shared_home, tmp_path, "neural_network.py", imported, 800.0))
+        for imported in NAMES[: soak(1, 2)]
     ]
-    assert [[(call, how) for call, how, *_ in run] for run in runs] == [
-        [("first", "trained"), ("second", "restored")],
-        [("first", "restored"), ("second", "restored")],
-    ]
+    trained, *later = [[(call, how) for call, how, *_ in run] for run in runs]
+    assert trained == [("first", "trained"), ("second", "restored")]
+    assert later == [[("first", "restored"), ("second", "restored")]] * soak(0, 1)
     (*_, accuracy), (*_, restored_accuracy) = runs[0]
     assert float(accuracy) == float(restored_accuracy) > 0.5
 

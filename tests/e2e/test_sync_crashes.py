@@ -38,11 +38,12 @@ from atoll.storage.volume.root import VolumeRoot
 from atoll.wire.channel import Channel
 
 from ..conftest import Home
+from ..lean import Lean
 from ..waiting import soak, until
 from .test_sync import fill, snapshot
 
 MOMENTS = soak(60, 300)
-DAEMONS = 10 if os.geteuid() == 0 else 6
+DAEMONS = soak(6, 20)
 KEPT = ("locks", "index-")
 """What peers keep in staging at rest."""
 
@@ -274,11 +275,17 @@ def _fork(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    """A lab on a fresh volume."""
-    (tmp_path / "volume").mkdir()
-    return Lab(tmp_path / "volume")
+def _lab(place: Path) -> Lab:
+    """Return a lab on a fresh volume."""
+    (place / "volume").mkdir()
+    return Lab(place / "volume")
+
+
+@pytest.fixture(scope="module")
+def lean() -> Iterator[Lean]:
+    """A process that forks peers and clients."""
+    with contextlib.closing(Lean()) as made:
+        yield made
 
 
 def _sources(case: Case, where: Path) -> tuple[Path | None, Path]:
@@ -303,19 +310,25 @@ def _reset(lab: Lab, old: Path | None) -> None:
 WHOLE = ("all is new", "many changes", "no exchange")
 """Cases that die at every step in the short form as well; the others at every second one."""
 EVERY = [
-    pytest.param(case, "peer", 0, 1, id=name)
+    pytest.param(name, "peer", 0, 1, id=name)
     if name in WHOLE
-    else pytest.param(case, "peer", place % 2, soak(2, 1), id=name)
-    for place, (name, case) in enumerate(CASES.items())
+    else pytest.param(name, "peer", place % 2, soak(2, 1), id=name)
+    for place, name in enumerate(CASES)
 ]
-EVERY.append(pytest.param(CASES["many changes"], "client", 0, 1, id="the client, many changes"))
+EVERY.append(pytest.param("many changes", "client", 0, 1, id="the client, many changes"))
 
 
-@pytest.mark.parametrize(("case", "who", "first", "stride"), EVERY)
-def test_killed_at_every_step(case: Case, who: str, first: int, stride: int, lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "who", "first", "stride"), EVERY)
+def test_killed_at_every_step(name: str, who: str, first: int, stride: int, lean: Lean, tmp_path: Path) -> None:
     """A sync that dies at any of its steps, and whose recovery dies at each of its own, leaves the old tree or the new
     one, and the next sync ends equal."""
-    old, new = _sources(case, tmp_path)
+    lean.run(killed_at_every_step, name, who, first, stride, tmp_path)
+
+
+def killed_at_every_step(name: str, who: str, first: int, stride: int, place: Path) -> None:
+    """See the test of this name."""
+    case, lab = CASES[name], _lab(place)
+    old, new = _sources(case, place)
     seen = set[bool]()
     lab.exchange = case.exchange
     for number in range(first * (stride > 1), 200, stride):
@@ -439,9 +452,10 @@ def clean_up(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("options", [SyncOptions(exclude=("out",)), SyncOptions(delete=False)], ids=["out", "kept"])
-def test_what_functions_do_before_a_recovery_stands(lab: Lab, tmp_path: Path, options: SyncOptions) -> None:
+def test_what_functions_do_before_a_recovery_stands(tmp_path: Path, options: SyncOptions) -> None:
     """Names that stay are deleted and replaced (by older files, too) between a crash and its recovery: so they remain,
     and what had come to the old tree before the switch is there."""
+    lab = _lab(tmp_path)
     source = tmp_path / "source"
     _tree(source)
     lab.options = options
@@ -480,10 +494,15 @@ def _wait(pid: int, seconds: float) -> bool:
 
 
 @pytest.mark.timeout(400)
-def test_killed_at_random_moments(lab: Lab, tmp_path: Path) -> None:
+def test_killed_at_random_moments(lean: Lean, tmp_path: Path) -> None:
     """SIGKILL of client or peer at any moment leaves the old tree or the new one, and the next sync ends equal."""
+    lean.run(killed_at_random_moments, tmp_path)
+
+
+def killed_at_random_moments(place: Path) -> None:
+    """See the test of this name."""
     dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
-    killed, switched = _sweep(lab, _random_trees(tmp_path, dice, 1_500_000), dice, MOMENTS * 2 // 3)
+    killed, switched = _sweep(_lab(place), _random_trees(place, dice, 1_500_000), dice, MOMENTS * 2 // 3)
     print(f"{killed} killed, {switched} after the switch")
     assert 0 < switched < killed
 
@@ -491,13 +510,17 @@ def test_killed_at_random_moments(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
-def test_killed_at_random_moments_while_the_disk_fills_up(tmp_path: Path) -> None:
+def test_killed_at_random_moments_while_the_disk_fills_up(lean: Lean, tmp_path: Path) -> None:
     """The same where not everything that dead syncs have left fits on the disk beside the new tree."""
+    lean.run(killed_while_the_disk_fills_up, tmp_path)
+
+
+def killed_while_the_disk_fills_up(place: Path) -> None:
+    """See the test of this name."""
     dice = random.Random(os.environ.get("ATOLL_TEST_SEED"))
-    trees = _random_trees(tmp_path, dice, 600_000)
-    with _mounted(tmp_path / "disk", "3m"):
-        (tmp_path / "disk/volume").mkdir()
-        _sweep(Lab(tmp_path / "disk/volume"), trees, dice, MOMENTS // 3, full=True)
+    trees = _random_trees(place, dice, 600_000)
+    with _mounted(place / "disk", "3m"):
+        _sweep(_lab(place / "disk"), trees, dice, MOMENTS // 3, full=True)
 
 
 SYNC = "import sys; from atoll import sync_dir; print(sync_dir(sys.argv[1], 't'))"
@@ -575,11 +598,16 @@ class _Failing:
         ("names that stay", errno.EDQUOT, 2),
     ],
 )
-def test_an_error_at_every_step(name: str, error: int, stride: int, lab: Lab, tmp_path: Path) -> None:
+def test_an_error_at_every_step(name: str, error: int, stride: int, lean: Lean, tmp_path: Path) -> None:
     """A file system that fails at any step (full, quota, broken, read-only) is an error with a name, after which the
     target is the old tree or the new one, nothing is left behind, and the next sync on the same channel ends equal."""
-    case = CASES[name]
-    old, new = _sources(case, tmp_path)
+    lean.run(an_error_at_every_step, name, error, stride, tmp_path)
+
+
+def an_error_at_every_step(name: str, error: int, stride: int, place: Path) -> None:
+    """See the test of this name."""
+    case, lab = CASES[name], _lab(place)
+    old, new = _sources(case, place)
     assert old is not None
     unharmed = 0
     for number in range(0, 200, stride):
